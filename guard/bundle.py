@@ -1,0 +1,280 @@
+"""A bundle: the directory that passes from offline to serving, and the only thing that does.
+
+Rule 1: a bundle is written whole or not at all, and never changed.
+Rule 2: what is not named in the manifest with its SHA-256 is not part of it; what is named and differs is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.calibration import Calibration
+from guard.errors import BundleError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+DATATYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The wire input of the protected model; one item, without the batch axis."""
+
+    name: str
+    datatype: str  # Open Inference Protocol name, a key of DATATYPES
+    shape: tuple[int, ...]  # [channel, height, width], or [feature]
+    low: tuple[float, ...]  # value box a channel (or one for all), in wire values
+    high: tuple[float, ...]
+    grid: int | None  # steps between low and high that the data sits on; None where it is continuous
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return DATATYPES[self.datatype]
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """Which of the model's outputs is the prediction, and what it holds."""
+
+    name: str
+    kind: str  # logits | probabilities | label
+    classes: int
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The model that the bundle was made for; `fingerprint` changes when a weight does."""
+
+    name: str
+    version: str  # empty: any
+    fingerprint: str
+    input: InputSpec
+    output: OutputSpec
+
+
+@dataclass(frozen=True)
+class ProgramSpec:
+    """One ONNX graph of the cascade: wire input -> `logits` [item, class] and `scores` [item, detector of this program]."""
+
+    name: str
+    file: str
+    detectors: tuple[str, ...]
+    rows: int  # variant rows an item, beside the item itself
+    backwards: int
+    opset: int
+
+    @property
+    def floor(self) -> int:
+        """The least it can cost, in forwards of the model: 1 + backwards + rows."""
+        return 1 + self.backwards + self.rows
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """A detector as the recipe wrote it, and what it asked for."""
+
+    name: str
+    expression: str
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RepairSpec:
+    """A denoiser as an ONNX graph of its own: wire input -> cleaned wire input, same shape and type."""
+
+    name: str
+    file: str
+    expression: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`, field by field."""
+
+    model: ModelSpec
+    programs: tuple[ProgramSpec, ...]
+    detectors: tuple[DetectorSpec, ...]
+    repairs: tuple[RepairSpec, ...]
+    reject_rate: float
+    flag_rate: float
+    recipe: Mapping[str, Any]
+    seed: int
+    made_by: Mapping[str, str]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self, files: Mapping[str, str]) -> str:
+        return json.dumps({**asdict(self), "files": dict(sorted(files.items()))}, indent=2, sort_keys=True) + "\n"
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Manifest:
+        model = raw["model"]
+        inputs, output = model["input"], model["output"]
+        spec = InputSpec(
+            inputs["name"],
+            inputs["datatype"],
+            tuple(inputs["shape"]),
+            tuple(inputs["low"]),
+            tuple(inputs["high"]),
+            inputs["grid"],
+        )
+        if spec.datatype not in DATATYPES:
+            raise BundleError(f"the manifest's input datatype {spec.datatype!r} is none of {', '.join(DATATYPES)}")
+        return Manifest(
+            model=ModelSpec(
+                model["name"],
+                model["version"],
+                model["fingerprint"],
+                spec,
+                OutputSpec(output["name"], output["kind"], int(output["classes"]), tuple(output["labels"])),
+            ),
+            programs=tuple(ProgramSpec(**{**p, "detectors": tuple(p["detectors"])}) for p in raw["programs"]),
+            detectors=tuple(DetectorSpec(d["name"], d["expression"], tuple(d["needs"])) for d in raw["detectors"]),
+            repairs=tuple(RepairSpec(**r) for r in raw["repairs"]),
+            reject_rate=float(raw["reject_rate"]),
+            flag_rate=float(raw["flag_rate"]),
+            recipe=raw["recipe"],
+            seed=int(raw["seed"]),
+            made_by=raw["made_by"],
+            provenance=raw["provenance"],
+            format=int(raw["format"]),
+        )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A few inputs with the readings that this bundle must give for them."""
+
+    images: NDArray[Any]  # [item, ...] wire values
+    logits: NDArray[np.float32]  # [item, class]
+    scores: NDArray[np.float64]  # [item, detector], every program run
+    p_values: NDArray[np.float64]  # [item], as the cascade gives them
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and verified bundle."""
+
+    path: Path
+    manifest: Manifest
+    digest: str  # SHA-256 of manifest.json, hence of everything
+
+    @staticmethod
+    def open(path: str | Path) -> Bundle:
+        """Read and verify every file.
+
+        Raises:
+            BundleError: it is no bundle, was made by another format, or a file is missing, added to, or altered.
+        """
+        root = Path(path)
+        file = root / MANIFEST
+        if not root.is_dir():
+            raise BundleError(f"{root} is not a bundle: no such directory; `guard train --out {root}` makes one")
+        if not file.is_file():
+            raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}")
+        text = file.read_bytes()
+        try:
+            raw = json.loads(text)
+            found = raw["format"]
+            if found != FORMAT:
+                raise BundleError(
+                    f"{root} has bundle format {found!r}; this version of the guard reads format {FORMAT}"
+                )
+            files = {str(name): str(digest) for name, digest in raw.pop("files").items()}
+            manifest = Manifest.from_json(raw)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(
+                f"{file} cannot be read ({type(error).__name__}: {error}); the bundle is damaged or foreign"
+            ) from error
+        verify_files(root, files)
+        named = (
+            [p.file for p in manifest.programs]
+            + [r.file for r in manifest.repairs]
+            + ["calibration.npz", "samples.npz"]
+        )
+        if absent := [name for name in named if name not in files]:
+            raise BundleError(f"{file} does not vouch for {', '.join(absent)}; the bundle is damaged or foreign")
+        return Bundle(root, manifest, hashlib.sha256(text).hexdigest())
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return Calibration.from_arrays(read_npz(self.path / "calibration.npz"))
+
+    @cached_property
+    def samples(self) -> Samples:
+        arrays = read_npz(self.path / "samples.npz")
+        try:
+            return Samples(arrays["images"], arrays["logits"], arrays["scores"], arrays["p_values"])
+        except KeyError as error:
+            raise BundleError(f"samples.npz of {self.path} lacks {error}; train the bundle again") from error
+
+    def repair(self, name: str) -> RepairSpec:
+        """Raises BundleError naming the denoisers that there are."""
+        for spec in self.manifest.repairs:
+            if spec.name == name:
+                return spec
+        have = ", ".join(spec.name for spec in self.manifest.repairs) or "none"
+        raise BundleError(f"the bundle cannot repair by {name!r}; it has: {have}")
+
+
+def verify_files(root: Path, files: Mapping[str, str]) -> None:
+    for name, expected in files.items():
+        file = root / name
+        if Path(name).name != name:
+            raise BundleError(f"the manifest names {name!r}, which lies outside the bundle")
+        if not file.is_file():
+            raise BundleError(f"{file} is missing; the bundle is incomplete")
+        if (found := file_digest(file)) != expected:
+            raise BundleError(f"{file} was altered: SHA-256 is {found[:12]}…, the manifest says {expected[:12]}…")
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz, never unpickled. Raises BundleError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+
+
+def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+    """Write `files` and their manifest beside `path`, then move the whole into place.
+
+    Raises:
+        BundleError: `path` exists; a bundle is immutable.
+    """
+    if path.exists():
+        raise BundleError(f"{path} exists, and a bundle is never changed; name another --out or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        (partial / MANIFEST).write_text(manifest.to_json(digests), encoding="utf-8")
+        partial.chmod(0o755)
+        Bundle.open(partial)
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Bundle.open(path)

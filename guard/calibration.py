@@ -1,0 +1,287 @@
+"""From scores to one risk, and from the risk to a p-value with a promise.
+
+Rule 1: nothing here was fitted on the items that it is calibrated on.
+Rule 2: a risk is an unsaturated real number; only ranks of risks ever reach a threshold.
+Rule 3: more unusual is never less risky: every fused risk rises, or stays, when a score moves further into a tail.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import BundleError, PromiseError
+
+Floats = NDArray[np.float64]
+
+HINGES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # on asinh(z): where the slope of a tail's contribution may change
+JITTER = 1e-9  # below float32 tolerance of any score
+WARN_FACTOR = 10  # a promise resting on fewer than this many clean items above the threshold is thin
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Scores of several detectors -> one risk, looking at both tails of each.
+
+    A score is first placed on a normal scale by the quantiles of clean scores (linear beyond the last knot, so that nothing saturates).
+    Each tail then contributes a rising piecewise linear function of asinh(z); `weights` are its slopes' increments, none negative.
+    """
+
+    knots: Floats  # [detector, knot] clean scores, rising
+    levels: Floats  # [knot] the normal quantiles that the knots stand for
+    weights: Floats  # [detector, tail, hinge], tails are (upper, lower), all >= 0
+    bias: float
+
+    def risk(self, scores: Floats) -> Floats:
+        """[item, detector] -> [item]; log-odds of "attacked" if the weights were fitted on attacks."""
+        fused: Floats = np.einsum("idth,dth->i", self.features(scores), self.weights) + self.bias
+        return fused
+
+    def features(self, scores: Floats) -> Floats:
+        """[item, detector] -> [item, detector, tail, hinge], none negative."""
+        z = np.stack([normal_scale(scores[:, d], self.knots[d], self.levels) for d in range(scores.shape[1])], axis=1)
+        tails = np.arcsinh(np.maximum(np.stack([z, -z], axis=2), 0.0))
+        features: Floats = np.maximum(tails[..., None] - np.asarray(HINGES), 0.0)
+        return features
+
+
+def normal_scale(scores: Floats, knots: Floats, levels: Floats) -> Floats:
+    """Scores [item] on the normal scale of their clean quantiles; beyond the outer knots the line goes on.
+
+    A tie among knots (a discrete score) reads as its middle level.
+    """
+    values, first, count = np.unique(knots, return_index=True, return_counts=True)
+    middle = (levels[first] + levels[first + count - 1]) / 2
+    if values.size == 1:
+        spread = max(abs(float(values[0])), 1.0)
+        return np.asarray(middle[0] + (scores - values[0]) / (1e-3 * spread), dtype=np.float64)
+    inside = np.interp(scores, values, middle)
+    slope_low = (middle[1] - middle[0]) / (values[1] - values[0])
+    slope_high = (middle[-1] - middle[-2]) / (values[-1] - values[-2])
+    below = np.minimum(scores - values[0], 0.0) * slope_low
+    above = np.maximum(scores - values[-1], 0.0) * slope_high
+    return np.asarray(inside + below + above, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where a program leaves the decision to the next one; outside, its own risk decides."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+
+def cascade_risk(level: int, risk: Floats) -> Floats:
+    """One scalar for the whole cascade: everything decided at a higher level is riskier than everything below it.
+
+    Levels, from safe to suspicious: screen below its band 0, interpret 1, screen above its band 2 (each further program nests in between).
+    The squash is strictly monotone in float64, so ranks survive.
+    """
+    squashed: Floats = level + 0.5 + 0.5 * risk / (1.0 + np.abs(risk))
+    return squashed
+
+
+def jitter(images: NDArray[Any]) -> Floats:
+    """A tie-break in [0, JITTER) an item, from the item's own bytes and from nothing else."""
+    raw = [zlib.crc32(np.ascontiguousarray(image).view(np.uint8).data) for image in images]
+    return np.asarray(raw, dtype=np.float64) * (JITTER / 2**32)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Everything between the scores of the programs and a p-value. Read from, and written to, `calibration.npz`."""
+
+    detectors: tuple[str, ...]  # in the order of the programs
+    programs: tuple[int, ...]  # how many of the detectors each program adds
+    fusions: tuple[Fusion, ...]  # one a program, over its own and all earlier detectors
+    bands: tuple[Band, ...]  # one for each program but the last
+    clean_risks: Floats  # [item], in an order that does not depend on the risk
+    clean_scores: Floats  # [item, detector], all programs run on every item
+
+    @property
+    def items(self) -> int:
+        """How many clean items the promise rests on."""
+        return int(self.clean_risks.size)
+
+    def p_value(self, risk: Floats) -> Floats:
+        """Share of clean calibration items at least as risky, the item itself counted: valid for any finite sample."""
+        return rank_p(np.sort(self.clean_risks), risk)
+
+    def request_p_value(self, risk: float, rows: int) -> float:
+        """p-value of the riskiest of `rows` items, against blocks of as many calibration items."""
+        blocks = self.items // rows
+        if blocks == 0:
+            raise PromiseError(
+                f"a request of {rows} rows cannot be calibrated on {self.items} clean items; use rows = 'any' or more clean data"
+            )
+        worst = self.clean_risks[: blocks * rows].reshape(blocks, rows).max(axis=1)
+        return float(rank_p(np.sort(worst), np.asarray([risk]))[0])
+
+    def detector_p_values(self, scores: Floats) -> Floats:
+        """Two-sided p-value [item, detector] of each score among its clean ones; NaN where the detector did not run."""
+        out = np.full(scores.shape, np.nan)
+        for d in range(scores.shape[1]):
+            ran = ~np.isnan(scores[:, d])
+            clean = np.sort(self.clean_scores[:, d])
+            upper = rank_p(clean, scores[ran, d])
+            lower = rank_p(np.sort(-clean), -scores[ran, d])
+            out[ran, d] = np.minimum(1.0, 2 * np.minimum(upper, lower))
+        return out
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {
+            "detectors": np.asarray(self.detectors),
+            "programs": np.asarray(self.programs, dtype=np.int64),
+            "bands": np.asarray([[b.low, b.high] for b in self.bands], dtype=np.float64).reshape(-1, 2),
+            "clean_risks": self.clean_risks,
+            "clean_scores": self.clean_scores,
+        }
+        for i, fusion in enumerate(self.fusions):
+            arrays |= {
+                f"fusion{i}_knots": fusion.knots,
+                f"fusion{i}_levels": fusion.levels,
+                f"fusion{i}_weights": fusion.weights,
+                f"fusion{i}_bias": np.asarray(fusion.bias),
+            }
+        return arrays
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Calibration:
+        """Raises BundleError when a field is missing or the shapes contradict each other."""
+        try:
+            programs = tuple(int(n) for n in arrays["programs"])
+            calibration = Calibration(
+                detectors=tuple(str(name) for name in arrays["detectors"]),
+                programs=programs,
+                fusions=tuple(
+                    Fusion(
+                        knots=arrays[f"fusion{i}_knots"],
+                        levels=arrays[f"fusion{i}_levels"],
+                        weights=arrays[f"fusion{i}_weights"],
+                        bias=float(arrays[f"fusion{i}_bias"]),
+                    )
+                    for i in range(len(programs))
+                ),
+                bands=tuple(Band(float(low), float(high)) for low, high in arrays["bands"]),
+                clean_risks=arrays["clean_risks"],
+                clean_scores=arrays["clean_scores"],
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise BundleError(
+                f"calibration.npz is not one that this version wrote ({error}); train the bundle again"
+            ) from error
+        calibration.verify()
+        return calibration
+
+    def verify(self) -> None:
+        """Raises BundleError when the parts do not fit each other."""
+        seen = 0
+        for fusion, added in zip(self.fusions, self.programs, strict=True):
+            seen += added
+            if fusion.knots.shape[0] != seen or fusion.weights.shape != (seen, 2, len(HINGES)):
+                raise BundleError(
+                    f"calibration.npz holds a fusion of {fusion.knots.shape[0]} detectors where {seen} were expected"
+                )
+            if (fusion.weights < 0).any():
+                raise BundleError("calibration.npz holds a negative weight: a more unusual score would lower the risk")
+        if (
+            seen != len(self.detectors)
+            or self.clean_scores.shape != (self.items, seen)
+            or len(self.bands) != len(self.programs) - 1
+        ):
+            raise BundleError("calibration.npz contradicts itself: detectors, scores and bands do not match")
+
+
+def rank_p(sorted_clean: Floats, values: Floats) -> Floats:
+    """(1 + #{clean >= value}) / (n + 1) for each value, `sorted_clean` rising."""
+    at_least = sorted_clean.size - np.searchsorted(sorted_clean, values, side="left")
+    return np.asarray((1 + at_least) / (sorted_clean.size + 1), dtype=np.float64)
+
+
+def smallest_rate(items: int) -> float:
+    """The smallest false-alarm rate that `items` clean calibration items can promise."""
+    return 1 / (items + 1)
+
+
+def check_promise(rate: float, items: int, *, name: str) -> str | None:
+    """Refuse a rate that cannot be promised; return a warning for one that rests on few items.
+
+    Raises:
+        PromiseError: `rate` is out of (0, 1) or below 1/(items+1); the message says how many clean items it takes.
+    """
+    if not 0 < rate < 1:
+        raise PromiseError(f"{name} = {rate:g} is no rate; it must lie between 0 and 1")
+    if rate < smallest_rate(items):
+        wanted = math.ceil(1 / rate) - 1
+        raise PromiseError(
+            f"{name} = {rate:g} cannot be promised with {items} clean calibration items; it takes {wanted} "
+            f"(the smallest rate here is {smallest_rate(items):.3g})"
+        )
+    if rate < WARN_FACTOR * smallest_rate(items):
+        return f"{name} = {rate:g} rests on {math.floor(rate * (items + 1))} of {items} clean items; the realised rate will vary widely"
+    return None
+
+
+def rejections_band(rate: float, items: int, held_out: int, *, level: float = 0.999) -> tuple[int, int]:
+    """Central band of the number of rejections among `held_out` clean items: BetaBinomial(m, k, n+1-k), k = floor(rate (n+1)).
+
+    Source: Angelopoulos & Bates 2021, arXiv:2107.07511, section 3.2 (their coverage, turned to rejections).
+    """
+    k = math.floor(rate * (items + 1) + 1e-12)
+    if k == 0:
+        return 0, 0
+    tail = (1 - level) / 2
+    cumulative = np.cumsum([math.exp(log_beta_binomial(j, held_out, k, items + 1 - k)) for j in range(held_out + 1)])
+    low = int(np.searchsorted(cumulative, tail, side="left"))
+    high = int(np.searchsorted(cumulative, 1 - tail, side="left"))
+    return low, min(high, held_out)
+
+
+def log_beta_binomial(successes: int, trials: int, a: float, b: float) -> float:
+    choose = math.lgamma(trials + 1) - math.lgamma(successes + 1) - math.lgamma(trials - successes + 1)
+    return choose + log_beta(successes + a, trials - successes + b) - log_beta(a, b)
+
+
+def log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def clean_knots(scores: Floats, count: int = 33) -> tuple[Floats, Floats]:
+    """Quantile knots [detector, knot] of clean scores and the normal levels [knot] that they stand for."""
+    from statistics import NormalDist
+
+    usable = min(count, max(3, scores.shape[0] // 2))
+    shares = (np.arange(usable) + 0.5) / usable
+    levels = np.asarray([NormalDist().inv_cdf(float(share)) for share in shares])
+    return np.quantile(scores, shares, axis=0).T.copy(), levels
+
+
+def unfitted(scores: Floats, *, bias: float = 0.0) -> Fusion:
+    """Fusion without any crafted attack: every tail of every detector weighs the same (a sum of surprises, after Fisher)."""
+    knots, levels = clean_knots(scores)
+    weights = np.zeros((scores.shape[1], 2, len(HINGES)))
+    weights[:, :, 0] = 1.0
+    return Fusion(knots, levels, weights, bias)
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a rate (Wilson 1927): the intervals beside every rate that we print."""
+    if trials == 0:
+        return 0.0, 1.0
+    rate, square = successes / trials, z * z
+    centre = (rate + square / (2 * trials)) / (1 + square / trials)
+    half = z * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials * trials)) / (1 + square / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def auroc(negative: Sequence[float] | Floats, positive: Sequence[float] | Floats) -> float:
+    """Share of (clean, attacked) pairs in which the attacked item is the riskier; ties count half."""
+    clean, attacked = np.sort(np.asarray(negative, dtype=np.float64)), np.asarray(positive, dtype=np.float64)
+    below = np.searchsorted(clean, attacked, side="left") + np.searchsorted(clean, attacked, side="right")
+    return float(below.mean() / (2 * clean.size))

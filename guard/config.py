@@ -1,0 +1,168 @@
+"""`guard.toml` + `GUARD_*` + the command line -> one frozen value.
+
+Rule 1: a setting that we do not know is an error; nothing is dropped in silence.
+Rule 2: the command line beats the environment, the environment beats the file, the file beats the default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from guard.errors import ConfigError
+from guard.policy import Mode, OnFailure, Policy, Rows
+
+PREFIX = "GUARD_"
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """All settings of `guard serve`; each is a key of guard.toml, a GUARD_ variable in capitals, and many are flags."""
+
+    bundle: str = ""  # directory of the bundle
+    upstream: str = ""  # HOST:PORT of the model server that is guarded
+    listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
+    admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback
+    metrics_listen: str = "0.0.0.0:8082"  # Prometheus
+    mode: Mode = "enforce"
+    on_failure: OnFailure = "closed"
+    reject_rate: float | None = None  # share of clean items that may be rejected; None: the bundle's
+    flag_rate: float | None = (
+        None  # share of clean items that may be flagged (rejected ones included); None: the bundle's
+    )
+    rows: Rows = "any"
+    repair: str | None = None  # denoiser through which flagged items are cleaned
+    tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker's gradient
+    allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig"
+    allow_models: tuple[str, ...] = ()  # further model names to pass uninspected
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int | None = None  # of the programs; None: ONNX Runtime's choice
+    max_rows: int = 64  # on the device at once, variant rows counted
+    max_queue_rows: int = 1024  # waiting; beyond that a request is shed
+    timeout_s: float = 30.0  # for a request whose client set no deadline
+    upstream_timeout_s: float = 5.0  # for readiness and metadata calls of the guard's own
+    max_message_bytes: int = 128 * 2**20
+    drain_s: float = 5.0  # not ready, still serving, before the listener closes
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def policy(self, *, reject_rate: float, flag_rate: float) -> Policy:
+        """The operator's policy; the arguments are the bundle's rates, used where no rate is set here."""
+        policy = Policy(
+            reject_rate=reject_rate if self.reject_rate is None else self.reject_rate,
+            flag_rate=flag_rate if self.flag_rate is None else self.flag_rate,
+            mode=self.mode,
+            on_failure=self.on_failure,
+            rows=self.rows,
+            repair=self.repair,
+        )
+        if policy.flag_rate < policy.reject_rate:
+            raise ConfigError(
+                f"flag_rate = {policy.flag_rate:g} is below reject_rate = {policy.reject_rate:g}; "
+                "every rejected item counts as flagged, so it must be at least as large"
+            )
+        return policy
+
+
+def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServeConfig:
+    """Merge the three sources. `flags` whose value is None were not given.
+
+    Raises:
+        ConfigError: names file or variable, key, what was found, what was expected, and the nearest known key.
+    """
+    hints = typing.get_type_hints(ServeConfig)
+    values: dict[str, Any] = {}
+    if file is not None:
+        for key, value in read_toml(file).items():
+            known(key, hints, origin=str(file))
+            values[key] = convert(value, hints[key], where=f"{file}: {key}")
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(PREFIX):
+            continue
+        key = variable.removeprefix(PREFIX).lower()
+        known(key, hints, origin=f"the environment variable {variable}")
+        values[key] = convert(text, hints[key], where=variable)
+    for key, value in flags.items():
+        if value is not None:
+            values[key] = convert(value, hints[key], where=f"--{key.replace('_', '-')}")
+    config = ServeConfig(**values)
+    check(config)
+    return config
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+
+
+def known(key: str, hints: Mapping[str, Any], *, origin: str) -> None:
+    if key not in hints:
+        near = difflib.get_close_matches(key, hints, n=1)
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"known settings: {', '.join(f.name for f in fields(ServeConfig))}"
+        )
+        raise ConfigError(f"{origin}: unknown setting {key!r}; {hint}")
+
+
+def convert(value: Any, hint: Any, *, where: str) -> Any:
+    """`value` as `hint` wants it; text (an environment variable) is parsed."""
+    options = [a for a in get_args(hint) if a is not type(None)] if type(None) in get_args(hint) else [hint]
+    if type(None) in get_args(hint) and value in ("", "none"):
+        return None
+    kind = options[0]
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise ConfigError(f"{where} = {value!r}; wanted one of {', '.join(get_args(kind))}")
+    if get_origin(kind) is tuple:
+        parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
+        if isinstance(parts, (list, tuple)) and all(isinstance(p, str) for p in parts):
+            return tuple(parts)
+        raise ConfigError(f"{where} = {value!r}; wanted a list of names")
+    return convert_scalar(value, kind, where=where)
+
+
+def convert_scalar(value: Any, kind: type, *, where: str) -> Any:
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ("true", "1", "yes", "false", "0", "no"):
+            return str(value).lower() in ("true", "1", "yes")
+        raise ConfigError(f"{where} = {value!r}; wanted true or false")
+    if kind is str and not isinstance(value, str):
+        raise ConfigError(f"{where} = {value!r}; wanted text")
+    if isinstance(value, bool):
+        raise ConfigError(f"{where} = {value!r}; wanted a number")
+    try:
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        wanted = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+        raise ConfigError(f"{where} = {value!r}; wanted {wanted}") from error
+
+
+def check(config: ServeConfig) -> None:
+    for name in ("max_rows", "max_queue_rows", "max_message_bytes", "timeout_s", "upstream_timeout_s"):
+        if getattr(config, name) <= 0:
+            raise ConfigError(f"{name} = {getattr(config, name)}; wanted more than zero")
+    if config.drain_s < 0:
+        raise ConfigError(f"drain_s = {config.drain_s}; wanted zero or more")
+    for name in ("listen", "admin_listen", "metrics_listen", "upstream"):
+        value = getattr(config, name)
+        if value and not split_address(value):
+            raise ConfigError(f"{name} = {value!r}; wanted HOST:PORT")
+
+
+def split_address(text: str) -> tuple[str, int] | None:
+    """HOST:PORT, or None when it is not one."""
+    host, colon, port = text.rpartition(":")
+    return (host, int(port)) if colon and host and port.isdigit() and int(port) < 65536 else None

@@ -1,0 +1,229 @@
+"""A bundle at work: wire inputs -> readings -> risk -> p-value. Evaluation and serving both go through here.
+
+Rule 1: what is evaluated is what is served; there is no second path from an image to a p-value.
+Rule 2: an item's p-value depends on no other item of its batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.bundle import Bundle, ProgramSpec
+from guard.calibration import Calibration, Floats, cascade_risk, jitter
+from guard.errors import BundleError, DataError, DeviceError
+
+Device = Literal["cpu", "cuda"]
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+LOGITS_TOLERANCE = 1e-3  # relative L2 an item, bundle's samples against this machine
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the cascade found out about each item."""
+
+    logits: NDArray[np.float32]  # [item, class]
+    scores: Floats  # [item, detector]; NaN where the detector did not run
+    risk: Floats  # [item]
+    p_value: Floats  # [item]; small is suspicious
+    program: NDArray[np.int64]  # [item] index of the program that decided
+    detector_p: Floats = field(repr=False)  # [item, detector] two-sided; NaN where the detector did not run
+
+    @property
+    def prediction(self) -> NDArray[np.int64]:
+        return np.asarray(self.logits.argmax(axis=1), dtype=np.int64)
+
+    def rows(self, start: int, stop: int) -> Readings:
+        """The readings of some of the items."""
+        part = slice(start, stop)
+        return Readings(
+            self.logits[part],
+            self.scores[part],
+            self.risk[part],
+            self.p_value[part],
+            self.program[part],
+            self.detector_p[part],
+        )
+
+
+class Session:
+    """One ONNX graph, loaded on one device."""
+
+    def __init__(self, path: Path, *, device: Device, threads: int | None) -> None:
+        ort = onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        if device == "cuda" and PROVIDERS["cuda"] not in ort.get_available_providers():
+            raise DeviceError(
+                "device = 'cuda' was asked for, but this ONNX Runtime has no CUDA; install inference-guard[gpu] instead of [cpu]"
+            )
+        wanted: list[Any] = [(PROVIDERS["cuda"], {"use_tf32": "0"})] if device == "cuda" else [PROVIDERS["cpu"]]
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=wanted)
+        except Exception as error:  # onnxruntime raises its own untyped family
+            raise BundleError(f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}") from error
+        if self.session.get_providers()[0] != PROVIDERS[device]:
+            raise DeviceError(
+                f"device = {device!r} was asked for, but ONNX Runtime fell back to {self.session.get_providers()[0]}; "
+                "check the driver, CUDA and cuDNN"
+            )
+        self.input = self.session.get_inputs()[0].name
+
+    def run(self, outputs: Sequence[str], inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        result: list[NDArray[Any]] = self.session.run(list(outputs), {self.input: inputs})
+        return result
+
+
+def onnxruntime() -> Any:
+    """The one installed ONNX Runtime. Raises DeviceError where there is none, or two that overwrote each other."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    have = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            version(name)
+            have.append(name)
+        except PackageNotFoundError:
+            continue
+    if len(have) == 2:
+        raise DeviceError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall both, then install one extra"
+        )
+    if not have:
+        raise DeviceError("ONNX Runtime is not installed; install inference-guard[cpu] or inference-guard[gpu]")
+    import onnxruntime as ort
+
+    return ort
+
+
+class Runtime:
+    """A bundle's programs, loaded and ready to read."""
+
+    def __init__(self, bundle: Bundle, *, device: Device = "cpu", threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.device: Device = device
+        self.calibration = bundle.calibration
+        self.spec = bundle.manifest.model.input
+        self.programs: tuple[ProgramSpec, ...] = bundle.manifest.programs
+        self.sessions = [Session(bundle.path / p.file, device=device, threads=threads) for p in self.programs]
+        self.repairs = {
+            r.name: Session(bundle.path / r.file, device=device, threads=threads) for r in bundle.manifest.repairs
+        }
+        for session, program in zip(self.sessions, self.programs, strict=True):
+            self.verify_graph(session, program)
+
+    def verify_graph(self, session: Session, program: ProgramSpec) -> None:
+        """Raises BundleError when a graph does not take and give what the manifest says."""
+        found = session.session.get_inputs()
+        if len(found) != 1 or list(found[0].shape[1:]) != list(self.spec.shape):
+            raise BundleError(
+                f"{program.file} takes {[list(i.shape) for i in found]}, the manifest says [item, {self.spec.shape}]"
+            )
+        outputs = {o.name for o in session.session.get_outputs()}
+        if missing := {"logits", "scores"} - outputs:
+            raise BundleError(f"{program.file} gives no {', '.join(sorted(missing))}")
+
+    def with_calibration(self, calibration: Calibration) -> Runtime:
+        """The same programs under another calibration."""
+        other = copy.copy(self)
+        other.calibration = calibration
+        return other
+
+    @property
+    def rows_per_item(self) -> int:
+        """Rows that the widest program puts on the device for one item; what the batcher's limit is counted in."""
+        return max(1 + program.rows for program in self.programs)
+
+    def read(self, images: NDArray[Any], *, complete: bool = False) -> Readings:
+        """Run the cascade over wire inputs [item, ...].
+
+        `complete` runs every program on every item, so that all scores are there; risk and p-value are the same either way.
+
+        Raises:
+            DataError: the array's shape or type is not the model's input.
+        """
+        self.check_images(images)
+        count, detectors = len(images), len(self.calibration.detectors)
+        logits = np.zeros((count, self.bundle.manifest.model.output.classes), dtype=np.float32)
+        scores = np.full((count, detectors), np.nan)
+        risk = np.zeros(count)
+        program = np.zeros(count, dtype=np.int64)
+        waiting = np.arange(count)
+        first = 0
+        for index, session in enumerate(self.sessions):
+            last = first + self.calibration.programs[index]
+            rows = np.arange(count) if complete else waiting
+            if rows.size == 0:
+                break
+            found, scored = session.run(("logits", "scores"), images if rows.size == count else images[rows])
+            if index == 0:
+                logits[rows] = found
+            scores[rows, first:last] = scored
+            own = self.calibration.fusions[index].risk(scores[waiting, :last])
+            decided, level = self.decide(index, own)
+            settled = waiting[decided]
+            risk[settled] = cascade_level_risk(level[decided], own[decided])
+            program[settled] = index
+            waiting, first = waiting[~decided], last
+        risk += jitter(images)
+        return Readings(
+            logits, scores, risk, self.calibration.p_value(risk), program, self.calibration.detector_p_values(scores)
+        )
+
+    def decide(self, index: int, risk: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which items program `index` decides, and at which level of the cascade."""
+        last = len(self.programs) - 1
+        if index == last:
+            return np.ones(risk.size, dtype=bool), np.full(risk.size, last)
+        band = self.calibration.bands[index]
+        above, below = risk > band.high, risk < band.low
+        return above | below, np.where(above, 2 * last - index, index)
+
+    def repair(self, images: NDArray[Any], name: str) -> NDArray[Any]:
+        """Wire inputs [item, ...] cleaned by the bundle's denoiser `name`; same shape and type."""
+        self.check_images(images)
+        self.bundle.repair(name)
+        return self.repairs[name].run(("cleaned",), images)[0].astype(self.spec.dtype, copy=False)
+
+    def check_images(self, images: NDArray[Any]) -> None:
+        if images.shape[1:] != self.spec.shape or images.ndim != len(self.spec.shape) + 1:
+            raise DataError(
+                f"inputs have shape {list(images.shape)}; the model takes [item, {', '.join(map(str, self.spec.shape))}]"
+            )
+        if images.dtype != self.spec.dtype:
+            raise DataError(f"inputs are {images.dtype}; the model takes {self.spec.dtype} ({self.spec.datatype})")
+
+    def self_check(self) -> None:
+        """Read the bundle's own samples and compare. Raises BundleError when this machine gives other answers."""
+        samples = self.bundle.samples
+        readings = self.read(samples.images)
+        error = np.linalg.norm(readings.logits - samples.logits, axis=1) / np.maximum(
+            np.linalg.norm(samples.logits, axis=1), 1e-12
+        )
+        if error.max(initial=0.0) > LOGITS_TOLERANCE:
+            raise BundleError(
+                f"self-check: the model's outputs differ from the bundle's samples by {error.max():.1e} on {self.device}"
+            )
+        for rate in (self.bundle.manifest.reject_rate, self.bundle.manifest.flag_rate):
+            flipped = (readings.p_value <= rate) != (samples.p_values <= rate)
+            if flipped.any():
+                raise BundleError(
+                    f"self-check: {int(flipped.sum())} of {len(flipped)} samples got another verdict at {rate:g} on {self.device}"
+                )
+
+
+def cascade_level_risk(level: NDArray[np.int64], risk: Floats) -> Floats:
+    """`cascade_risk` with a level of its own for each item."""
+    out = np.empty(risk.size)
+    for value in np.unique(level):
+        out[level == value] = cascade_risk(int(value), risk[level == value])
+    return out
