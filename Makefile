@@ -1,0 +1,46 @@
+# From a fresh clone and a bare Python >= 3.11: `make demo`, `make test`, `make lint`.
+PYTHON ?= python3
+# The exact version first: an open range takes the registry's newest build and several GB of CUDA packages with it.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test readme lint format side clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## train, guard and attack a small model on this machine (about two minutes)
+	$(BIN)/guard demo
+
+test: $(READY) side  ## every test (the network is used before pytest, never inside it)
+	$(BIN)/python -m pytest
+
+readme: $(READY)  ## run the commands that README.md shows
+	$(BIN)/python -m pytest -m readme tests/test_readme.py
+
+lint: $(READY)  ## format, rules and types; changes nothing
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(READY)  ## rewrite files as `make lint` wants them
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+side: $(READY)  ## build the side environments whose lock changed
+	$(BIN)/python -m tests.side
+
+# Done again when pyproject.toml changes; an environment that is there already is completed, not replaced.
+$(READY): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make needs Python >= 3.11, found " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,offline,dev]'
+	@touch $@
+
+clean:  ## remove everything that make built
+	rm -rf .venv .side build dist demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf *.egg-info
+	find guard tests -name __pycache__ -type d -prune -exec rm -rf {} +

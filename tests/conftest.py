@@ -1,0 +1,106 @@
+"""What holds for every test: no network but loopback, and no skip that CI has not agreed to."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NO_GPU = "no GPU"  # the one reason for a skip that CI accepts
+skipped: pytest.StashKey[list[str]] = pytest.StashKey()
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's top folder."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def side() -> Callable[[str], Path]:
+    """`side("triton")` is the folder of that side environment's programs; it fails, naming the cure, if it is stale."""
+    from tests.side import ready
+
+    return ready
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loopback_only() -> Iterator[None]:
+    """Python sockets of the tests reach this machine only, and pip inside a test looks at no index."""
+
+    def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
+        def connect(self: socket.socket, address: Any) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not is_loopback(address[0]):
+                raise PermissionError(f"tests talk to loopback only, not to {address}")
+            return real(self, address)
+
+        return connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+        patch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+        patch.setenv("PIP_NO_INDEX", "1")
+        patch.setenv("no_proxy", "localhost,127.0.0.1,::1")  # gRPC would ask a proxy for loopback addresses too
+        yield
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[skipped] = []
+    config.pluginmanager.register(SkipRecord(config.stash[skipped]), "skip-record")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not gpu_is_here():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+def gpu_is_here() -> bool:
+    smi = shutil.which("nvidia-smi")
+    return smi is not None and subprocess.run([smi, "-L"], capture_output=True, check=False).returncode == 0
+
+
+class SkipRecord:
+    """Notes where a test or a whole file was skipped for any reason but `no GPU`."""
+
+    def __init__(self, places: list[str]) -> None:
+        self.places = places
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self.note(report)
+
+    def note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            if reason.removeprefix("Skipped: ") != NO_GPU:
+                self.places.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if os.environ.get("CI") == "true" and session.config.stash[skipped] and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if os.environ.get("CI") == "true" and config.stash[skipped]:
+        terminalreporter.section(f"skips that CI does not accept (only {NO_GPU!r} is)")
+        for place in config.stash[skipped]:
+            terminalreporter.line(place)

@@ -1,0 +1,175 @@
+"""Side environments: other people's clients and tools, and installations of ours that have to stand alone.
+
+    python -m tests.side             build those whose lock changed (`make side`)
+    python -m tests.side triton      only this one
+
+Rule 1: an environment holds what its lock says and nothing else: every version pinned, dependencies included.
+Rule 2: only this command uses the network. Inside pytest `ready` answers, or says what to type.
+Rule 3: the stamp is written last, so a build that was interrupted starts over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests import dockerfile
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE = ROOT / ".side"
+LOCKED = ("triton", "stubs", "kubectl", "oldest")  # from tests/side/NAME.txt
+IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
+INSTALLED = "/opt/guard"  # where the image has it
+
+
+class StaleError(RuntimeError):
+    """The environment is missing, or its lock has changed since it was built."""
+
+
+def main(names: list[str]) -> None:
+    """Build what is named, or all that is stale."""
+    unknown = [name for name in names if name not in (*LOCKED, IMAGE)]
+    if unknown:
+        sys.exit(f"unknown side environment {unknown[0]!r}; there are {', '.join((*LOCKED, IMAGE))}")
+    for name in names or (*LOCKED, IMAGE):
+        began = time.monotonic()
+        built = build_image() if name == IMAGE else build_locked(name)
+        print(f"side environment {name}: {f'built in {time.monotonic() - began:.0f} s' if built else 'up to date'}")
+
+
+def ready(name: str) -> Path:
+    """The folder of the environment's programs (python, guard, kubectl, ...).
+
+    The package in `cpu` is installed anew when its sources changed: that needs no network.
+
+    Raises:
+        StaleError: it has to be built first.
+    """
+    if name == IMAGE:
+        replay_image(network=False)
+    elif stamp(name) != locked_key(name):
+        raise StaleError(f".side/{name} is missing or stale; run: make side")
+    return SIDE / name / "bin"
+
+
+def build_locked(name: str) -> bool:
+    """Build `name` from its lock; False when it is up to date."""
+    key = locked_key(name)
+    if stamp(name) == key:
+        return False
+    shutil.rmtree(SIDE / name, ignore_errors=True)
+    run([sys.executable, "-m", "venv", str(SIDE / name)])
+    pip = [str(SIDE / name / "bin" / "python"), "-m", "pip"]
+    run([*pip, "install", "--quiet", "--no-deps", "--requirement", str(lock(name))])
+    run([*pip, "check"])
+    write_stamp(name, key)
+    return True
+
+
+def build_image() -> bool:
+    """Run the RUN instructions of install-cpu from the first whose inputs changed; False when none did."""
+    key = locked_key("wheels")
+    if stamp("wheels") != key:
+        shutil.rmtree(SIDE / "wheels", ignore_errors=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(SIDE / "wheels")]
+        run([*pip, "--requirement", str(lock("wheels"))])
+        write_stamp("wheels", key)
+    return replay_image(network=True)
+
+
+def replay_image(*, network: bool) -> bool:
+    """Run what is not done yet; the steps that install our own package never need the network.
+
+    Raises:
+        StaleError: more than the package has changed, and there is no network.
+    """
+    home = SIDE / IMAGE
+    with tempfile.TemporaryDirectory() as folder:
+        steps = image_steps(Path(folder))
+        done = stamp(IMAGE).split()
+        first = next((n for n, step in enumerate(steps) if done[n : n + 1] != [step.key]), len(steps))
+        if first == len(steps):
+            return False
+        if not steps[first].package:
+            if not network:
+                raise StaleError(f".side/{IMAGE} is missing or stale; run: make side")
+            shutil.rmtree(home, ignore_errors=True)
+            first = 0
+        else:
+            write_stamp(IMAGE, " ".join(step.key for step in steps[:first]))
+        for step in steps[first:]:
+            offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(SIDE / "wheels")} if step.package else {}
+            command = step.command.replace("python -m venv", f"{sys.executable} -m venv")
+            run(["sh", "-ec", command.replace(INSTALLED, str(home))], folder=Path(folder), environment=offline)
+        write_stamp(IMAGE, " ".join(step.key for step in steps))
+    return True
+
+
+@dataclass(frozen=True)
+class Step:
+    """A RUN of the image's installation; its key covers every instruction and copied file up to it."""
+
+    command: str
+    key: str
+    package: bool  # our own sources are there: nothing is fetched any more
+
+
+def image_steps(context: Path) -> list[Step]:
+    """The RUNs of install-cpu, in order; its COPYs are carried out into `context`."""
+    ignore = dockerfile.patterns(ROOT / ".dockerignore")
+    steps: list[Step] = []
+    package = False
+    digest = hashlib.sha256(sys.version.encode())
+    for instruction in dockerfile.read(ROOT / "Dockerfile").lineage("install-cpu"):
+        digest.update(f"{instruction.name} {instruction.text}\n".encode())
+        if instruction.name == "COPY":
+            package |= "guard" in instruction.words
+            for file in dockerfile.copy(instruction, context=ROOT, ignore=ignore, target=context):
+                digest.update(f"{file}\n".encode() + (ROOT / file).read_bytes())
+        elif instruction.name == "RUN":
+            steps.append(Step(instruction.text, digest.hexdigest(), package))
+    return steps
+
+
+def lock(name: str) -> Path:
+    return ROOT / "tests" / "side" / f"{name}.txt"
+
+
+def locked_key(name: str) -> str:
+    return hashlib.sha256(sys.version.encode() + lock(name).read_bytes()).hexdigest()
+
+
+def stamp(name: str) -> str:
+    file = SIDE / name / "side-stamp"
+    return file.read_text("utf-8") if file.exists() else ""
+
+
+def write_stamp(name: str, key: str) -> None:
+    (SIDE / name / "side-stamp").write_text(key, encoding="utf-8")
+
+
+def run(command: list[str], *, folder: Path = ROOT, environment: dict[str, str] | None = None) -> None:
+    """Run it; on failure show all it said and stop."""
+    quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **quiet, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}\nfailed with exit code {done.returncode}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

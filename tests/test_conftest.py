@@ -1,0 +1,44 @@
+"""The rules that hold for every test can themselves fail."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SKIPPING = 'import pytest\n\n@pytest.mark.skip(reason="{reason}")\ndef test_one(): pass\n\ndef test_two(): pass\n'
+WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\n'
+
+
+@pytest.mark.parametrize("text", [SKIPPING, WHOLE_FILE], ids=["test", "file"])
+@pytest.mark.parametrize(
+    ("reason", "ci", "passes"),
+    [("no GPU", "true", True), ("no time", "true", False), ("no time", "", True)],
+    ids=["no-gpu", "in-ci", "at-home"],
+)
+def test_ci_accepts_no_skip_but_for_want_of_a_gpu(
+    *, root: Path, tmp_path: Path, text: str, reason: str, ci: str, passes: bool
+) -> None:
+    (tmp_path / "conftest.py").write_text((root / "tests/conftest.py").read_text("utf-8"), encoding="utf-8")
+    (tmp_path / "test_made_up.py").write_text(text.format(reason=reason), encoding="utf-8")
+    (tmp_path / "test_other.py").write_text("def test_three(): pass\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "CI": ci},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (0 if passes else 1), done.stdout + done.stderr
+    assert ("skips that CI does not accept" in done.stdout) is not passes
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")])
+def test_no_socket_leaves_this_machine(family: socket.AddressFamily, host: str) -> None:
+    with socket.socket(family) as mine, pytest.raises(PermissionError, match="loopback only"):
+        mine.connect((host, 80))
