@@ -1,0 +1,263 @@
+"""Requests wait here until the device is free; then as many as fit go together.
+
+Rule 1: one request's fate never touches another's: the cancelled, the expired and the failing leave their mates alone.
+Rule 2: there is no timer: an idle device takes what is there at once, a busy one finds what arrived meanwhile.
+Rule 3: limits are in rows on the device; load beyond the queue's is shed at the door.
+Rule 4: the dead are dropped before they reach the device.
+
+No sockets and no protocol here; a request is an array, a deadline and somebody who waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import Expired, GuardError, MalformedRequest, Overloaded, Unchecked
+from guard.runtime import Readings
+
+EXPIRED = "the deadline passed while the request waited to be inspected; nothing was forwarded"
+SHUTTING_DOWN = "the guard is shutting down; send the request to another replica"
+
+Read = Callable[[NDArray[Any]], Awaitable[Readings]]
+
+
+class Observer(Protocol):
+    """Whom the batcher tells what it does."""
+
+    def queued(self, rows: int) -> None: ...
+    def batched(self, rows: int) -> None: ...
+    def dropped(self, reason: str) -> None: ...
+    def engine_failed(self) -> None: ...
+    def stage(self, name: str, seconds: float) -> None: ...
+
+
+@dataclass(eq=False)
+class Job:
+    """One request's items, and whoever waits for their readings."""
+
+    images: NDArray[Any]  # [item, ...]
+    deadline: float  # of the batcher's clock
+    arrived: float
+    waiter: asyncio.Future[Readings]
+    found: list[Readings] = field(default_factory=list)
+    started: bool = False
+    expired: bool = False
+
+    def dead(self, now: float) -> str | None:
+        """Why nobody needs the answer any more."""
+        if self.expired or now >= self.deadline:
+            return "expired"
+        if self.waiter.done():
+            return "cancelled" if self.waiter.cancelled() else "failed"
+        return None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a job that goes to the device in one batch; a job of more rows than a batch has several."""
+
+    job: Job
+    start: int
+    stop: int
+
+    @property
+    def items(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def images(self) -> NDArray[Any]:
+        return self.job.images[self.start : self.stop]
+
+
+class Batcher:
+    """The queue in front of one device. `running` is its life; nothing is read outside of it."""
+
+    def __init__(
+        self,
+        read: Read,
+        observer: Observer,
+        *,
+        rows_per_item: int,
+        max_rows: int,
+        max_queue_rows: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.read = read
+        self.observer = observer
+        self.rows_per_item = rows_per_item
+        self.max_items = max(1, max_rows // rows_per_item)
+        self.max_queue_items = max(1, max_queue_rows // rows_per_item)
+        self.clock = clock
+        self.queue: deque[Piece] = deque()
+        self.arrival = asyncio.Event()
+        self.running_task: asyncio.Task[None] | None = None
+        self.busy_since: float | None = None  # when the batch on the device went there
+        self.failures = 0  # batches on which the engine failed
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve the queue; on leaving, whoever still waits is told that he goes unchecked."""
+        task = asyncio.create_task(self.serve(), name="batcher")
+        self.running_task = task
+        try:
+            yield
+        finally:
+            self.running_task = None
+            task.cancel()
+            await asyncio.wait([task])
+            for piece in self.queue:
+                fail(piece.job, Unchecked(SHUTTING_DOWN))
+            self.queue.clear()
+
+    def busy_s(self) -> float:
+        """For how long the device has owed an answer."""
+        return 0.0 if self.busy_since is None else self.clock() - self.busy_since
+
+    @property
+    def waiting_items(self) -> int:
+        return sum(piece.items for piece in self.queue)
+
+    async def submit(self, images: NDArray[Any], deadline: float) -> Readings:
+        """The readings of `images` [item, ...].
+
+        Raises:
+            Overloaded: the queue is full.
+            Expired: `deadline` (of the batcher's clock) passed first.
+            Unchecked: the engine failed on this request.
+            MalformedRequest: it is larger than the queue can ever hold.
+        """
+        job = self.admit(images, deadline)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - self.clock())):
+                return await job.waiter
+        except TimeoutError as error:
+            job.expired = True
+            raise Expired(EXPIRED) from error
+        finally:
+            if job.waiter.cancelled():
+                self.forget_dead()
+                self.observer.queued(self.waiting_items * self.rows_per_item)
+
+    def admit(self, images: NDArray[Any], deadline: float) -> Job:
+        count = len(images)
+        if count > self.max_queue_items:
+            raise MalformedRequest(
+                f"a request of {count} items can never be inspected: the queue holds {self.max_queue_items}; send fewer"
+            )
+        if self.running_task is None:
+            raise Unchecked("the guard is not inspecting: it is starting or shutting down")
+        self.forget_dead()
+        if self.waiting_items + count > self.max_queue_items:
+            raise Overloaded(f"{self.waiting_items} items wait for inspection already; try again later or elsewhere")
+        now = self.clock()
+        job = Job(images, deadline, now, asyncio.get_running_loop().create_future())
+        for start in range(0, count, self.max_items):
+            self.queue.append(Piece(job, start, min(start + self.max_items, count)))
+        self.observer.queued(self.waiting_items * self.rows_per_item)
+        self.arrival.set()
+        return job
+
+    def forget_dead(self) -> None:
+        """Drop whoever nobody waits for, counting each request once."""
+        now = self.clock()
+        reasons = {piece.job: reason for piece in self.queue if (reason := piece.job.dead(now))}
+        if not reasons:
+            return
+        self.queue = deque(piece for piece in self.queue if piece.job not in reasons)
+        for job, reason in reasons.items():
+            if reason != "failed":
+                self.observer.dropped(reason)
+            fail(job, Expired(EXPIRED))
+
+    async def serve(self) -> None:
+        while True:
+            await self.arrival.wait()
+            batch = self.take()
+            if not batch:
+                self.arrival.clear()
+                continue
+            self.busy_since = self.clock()
+            try:
+                await self.run(batch)
+            except asyncio.CancelledError:
+                for piece in batch:
+                    fail(piece.job, Unchecked(SHUTTING_DOWN))
+                raise
+            finally:
+                self.busy_since = None
+
+    def take(self) -> list[Piece]:
+        """The next batch: in order of arrival, without the dead, as many items as the device takes."""
+        self.forget_dead()
+        batch: list[Piece] = []
+        room = self.max_items
+        while self.queue and self.queue[0].items <= room:
+            piece = self.queue.popleft()
+            room -= piece.items
+            batch.append(piece)
+            if not piece.job.started:
+                piece.job.started = True
+                self.observer.stage("queue", self.clock() - piece.job.arrived)
+        self.observer.queued(self.waiting_items * self.rows_per_item)
+        return batch
+
+    async def run(self, batch: list[Piece]) -> None:
+        """Read a batch together; if that fails, each request of it alone, so that only the faulty one does."""
+        images = batch[0].images if len(batch) == 1 else np.concatenate([piece.images for piece in batch])
+        self.observer.batched(len(images) * self.rows_per_item)
+        try:
+            readings = await self.read(images)
+        except Exception as error:  # noqa: BLE001  whatever the engine raises: no request may pass for it, and none may hang
+            self.failures += 1
+            self.observer.engine_failed()
+            if len(batch) == 1:
+                fail(batch[0].job, as_unchecked(error))
+                return
+            for piece in batch:
+                if piece.job.dead(self.clock()) is None:
+                    await self.run([piece])
+            return
+        start = 0
+        for piece in batch:
+            deliver(piece, readings.rows(start, start + piece.items))
+            start += piece.items
+
+
+def deliver(piece: Piece, readings: Readings) -> None:
+    job = piece.job
+    job.found.append(readings)
+    if piece.stop == len(job.images) and not job.waiter.done():
+        job.waiter.set_result(job.found[0] if len(job.found) == 1 else joined(job.found))
+
+
+def fail(job: Job, error: GuardError) -> None:
+    if not job.waiter.done():
+        job.waiter.set_exception(error)
+
+
+def as_unchecked(error: Exception) -> Unchecked:
+    """What the operator reads is in `__cause__`; the client learns only that nobody looked."""
+    unchecked = Unchecked("the guard failed while inspecting this request")
+    unchecked.__cause__ = error
+    return unchecked
+
+
+def joined(parts: list[Readings]) -> Readings:
+    """Readings of consecutive items as one."""
+    return Readings(
+        logits=np.concatenate([part.logits for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+        risk=np.concatenate([part.risk for part in parts]),
+        p_value=np.concatenate([part.p_value for part in parts]),
+        program=np.concatenate([part.program for part in parts]),
+        detector_p=np.concatenate([part.detector_p for part in parts]),
+    )

@@ -1,0 +1,89 @@
+"""One client's call: its id, its deadline, what it is told at the end, and how a failure becomes its gRPC status."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from guard.errors import Expired, GuardError
+from guard.serve.log import Log
+from guard.serve.upstream import Answer, Metadata, end_to_end
+
+UNCHECKED = "unchecked"  # the verdict on what passed uninspected
+DOMAIN = "inference-guard"
+VERDICT, ID = "guard-verdict", "guard-id"
+DETAILS = "grpc-status-details-bin"
+
+
+@dataclass
+class Call:
+    """One gRPC call from its arrival to its answer; `told` and `items` are filled in as they become known."""
+
+    context: Any  # grpc.aio.ServicerContext
+    deadline: float  # of time.monotonic()
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    told: str | None = None  # the verdict, as far as the client may know it
+    items: int = 0
+
+    @staticmethod
+    def of(context: Any, *, timeout_s: float) -> Call:
+        """`timeout_s` holds where the client set no deadline."""
+        remaining = context.time_remaining()
+        return Call(context, time.monotonic() + (timeout_s if remaining is None else remaining))
+
+    def remaining_s(self) -> float:
+        """Raises Expired when there is no time left."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise Expired("the deadline passed before the request could be forwarded; nothing was forwarded")
+        return left
+
+    @property
+    def marks(self) -> Metadata:
+        """The guard's own metadata, for client and upstream alike: neither is told more than the other."""
+        return ((ID, self.id),) if self.told is None else ((ID, self.id), (VERDICT, self.told))
+
+    @property
+    def upward(self) -> Metadata:
+        """Metadata for the upstream: the client's own and our marks."""
+        return (*end_to_end(self.context.invocation_metadata()), *self.marks)
+
+    async def deliver(self, answer: Answer) -> bytes:
+        """The upstream's answer with its metadata and our marks."""
+        if answer.initial:
+            await self.context.send_initial_metadata(answer.initial)
+        self.context.set_trailing_metadata((*answer.trailing, *self.marks))
+        return answer.body
+
+    @asynccontextmanager
+    async def answering(self, log: Log) -> AsyncIterator[None]:
+        """The outermost place: whatever is raised inside becomes this call's gRPC status."""
+        try:
+            yield
+        except GuardError as error:
+            await self.abort(error)
+        except grpc.aio.AioRpcError as error:  # the model server's own status, untouched
+            trailing = (*end_to_end(error.trailing_metadata()), *self.marks)
+            await self.context.abort(error.code(), error.details() or "", trailing)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001  grpc would tell the client the text of it
+            log.error("internal", id=self.id, cause=repr(error))
+            await self.context.abort(grpc.StatusCode.INTERNAL, f"the guard failed; guard-id {self.id}", self.marks)
+
+    async def abort(self, error: GuardError) -> None:
+        """Answer with the error's own status, message and reason."""
+        code = grpc.StatusCode[error.status]
+        detail = AnyMessage()
+        detail.Pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"guard_id": self.id}))
+        status = Status(code=code.value[0], message=str(error), details=[detail])
+        await self.context.abort(code, str(error), (*self.marks, (DETAILS, status.SerializeToString())))

@@ -1,0 +1,95 @@
+"""The bundle's programs at work on a thread of their own, so that the event loop never waits for arithmetic."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.bundle import Bundle
+from guard.errors import BundleError, Unchecked
+from guard.runtime import Device, Readings, Runtime
+
+Answer = TypeVar("Answer")
+
+
+class Engine:
+    """A Runtime behind one thread. It reads nothing before `load` has checked it against the bundle's own samples."""
+
+    def __init__(
+        self, bundle: Bundle, *, device: Device, threads: int | None, stage: Callable[[str, float], None]
+    ) -> None:
+        self.bundle = bundle
+        self.device: Device = device
+        self.threads = threads
+        self.stage = stage
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="program")
+        self.runtime: Runtime | None = None
+
+    async def load(self, *, largest: int) -> None:
+        """Open the programs, run the self-check, and warm up on one item and on `largest` items.
+
+        Raises:
+            BundleError: the programs do not give the answers that the bundle promises.
+            DeviceError: the device that was asked for is not there.
+        """
+        self.runtime = await self.on_thread(lambda: self.open(largest))
+
+    def open(self, largest: int) -> Runtime:
+        runtime = Runtime(self.bundle, device=self.device, threads=self.threads)
+        runtime.self_check()
+        samples = self.bundle.samples.images
+        if len(samples) == 0:
+            raise BundleError(f"{self.bundle.path} has no samples to check the engine on; train the bundle again")
+        for items in (1, largest):
+            images = np.resize(samples, (items, *samples.shape[1:])).astype(samples.dtype, copy=False)
+            runtime.read(images, complete=True)
+            for name in runtime.repairs:
+                runtime.repair(images, name)
+        return runtime
+
+    @property
+    def ready(self) -> bool:
+        return self.runtime is not None
+
+    async def read(self, images: NDArray[Any]) -> Readings:
+        """Readings of wire inputs [item, ...]. Raises Unchecked before `load` is done."""
+        runtime = self.loaded()
+        return await self.on_thread(lambda: self.timed("program", lambda: runtime.read(images)))
+
+    async def read_all(self, images: NDArray[Any]) -> Readings:
+        """As `read`, every detector run on every item."""
+        runtime = self.loaded()
+        return await self.on_thread(lambda: runtime.read(images, complete=True))
+
+    async def check(self) -> None:
+        """Run the bundle's self-check again. Raises whatever is wrong with the device."""
+        await self.on_thread(self.loaded().self_check)
+
+    async def repair(self, images: NDArray[Any], name: str) -> NDArray[Any]:
+        """The images cleaned by the bundle's denoiser `name`."""
+        runtime = self.loaded()
+        return await self.on_thread(lambda: self.timed("repair", lambda: runtime.repair(images, name)))
+
+    def loaded(self) -> Runtime:
+        if self.runtime is None:
+            raise Unchecked("the guard is still loading its programs; try again shortly")
+        return self.runtime
+
+    def timed(self, stage: str, work: Callable[[], Answer]) -> Answer:
+        began = time.monotonic()
+        answer = work()
+        self.stage(stage, time.monotonic() - began)
+        return answer
+
+    async def on_thread(self, work: Callable[[], Answer]) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work)
+
+    def close(self) -> None:
+        """Let the thread end after what it is doing; a hung device is not waited for."""
+        self.thread.shutdown(wait=False, cancel_futures=True)

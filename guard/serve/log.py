@@ -1,0 +1,64 @@
+"""One JSON line an event, for whoever reads the guard's output.
+
+Rule 1: nothing a line says is ever sent to a client; scores and p-values belong here and on the admin listener.
+Rule 2: one line a reject, a flag, an unchecked request or a change of state; none for what simply passed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+Level = Literal["debug", "info", "warning", "error"]
+RANK: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
+
+
+class Log:
+    """Writes JSON lines of at least `level`."""
+
+    def __init__(self, level: Level = "info", stream: TextIO | None = None) -> None:
+        self.level: Level = level
+        self.stream = sys.stderr if stream is None else stream
+        self.lock = threading.Lock()
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self.write("debug", event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.write("info", event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.write("warning", event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self.write("error", event, fields)
+
+    def write(self, level: Level, event: str, fields: dict[str, Any]) -> None:
+        if RANK[level] < RANK[self.level]:
+            return
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": time, "level": level, "event": event, **fields}, default=str)
+        with self.lock:
+            self.stream.write(line + "\n")
+            self.stream.flush()
+
+
+class Bridge(logging.Handler):
+    """Libraries' log records as lines of ours, so that the output stays one format."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self.log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level: Level = "error" if record.levelno >= logging.ERROR else "warning"
+        cause = record.exc_info[1] if record.exc_info else None
+        self.log.write(
+            level,
+            "library",
+            {"logger": record.name, "message": record.getMessage(), "cause": repr(cause) if cause else None},
+        )

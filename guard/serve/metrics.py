@@ -1,0 +1,172 @@
+"""What the guard counts, for Prometheus.
+
+Rule 1: labels are bounded: what the operator configured or the protocol names; everything else is "other".
+Rule 2: names begin with guard_, units are base units, and the registry is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from guard.calibration import Floats
+
+SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+OTHER = "other"
+ACTIONS = (
+    *("pass", "flag", "repair", "reject"),
+    *("would_flag", "would_repair", "would_reject"),  # in modes that do not do it
+    *("unchecked", "refused", "cancelled"),
+)
+
+
+class PValues(Collector):
+    """Histograms of p-values, one a label, filled a request at a time: a loop over items costs too much."""
+
+    def __init__(self, name: str, help_text: str, label: str, values: Sequence[str]) -> None:
+        self.name, self.help_text, self.label = name, help_text, label
+        self.values = tuple(values)
+        self.counts = np.zeros((len(self.values), len(P_VALUES)), dtype=np.int64)  # [value, bucket]
+        self.sums = np.zeros(len(self.values))
+
+    def observe(self, p_values: Floats) -> None:
+        """[item, value]; NaN where a detector did not run is no observation."""
+        for column in range(len(self.values)):
+            seen = p_values[:, column]
+            seen = seen[~np.isnan(seen)]
+            np.add.at(self.counts[column], np.searchsorted(P_VALUES, np.minimum(seen, 1.0), side="left"), 1)
+            self.sums[column] += float(seen.sum())
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self.name, self.help_text, labels=[self.label])
+        for column, value in enumerate(self.values):
+            cumulative = np.cumsum(self.counts[column])
+            buckets = [(str(bound), float(count)) for bound, count in zip(P_VALUES, cumulative, strict=True)]
+            family.add_metric([value], [*buckets, ("+Inf", float(cumulative[-1]))], sum_value=float(self.sums[column]))
+        yield family
+
+    def describe(self) -> Iterable[Metric]:
+        return [HistogramMetricFamily(self.name, self.help_text, labels=[self.label])]
+
+
+class Metrics:
+    """All of the guard's metrics on one registry."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        guarded: str,
+        models: Sequence[str],
+        detectors: Sequence[str],
+        methods: Sequence[str],
+    ) -> None:
+        self.registry = registry
+        self.models = frozenset(models)
+        self.methods = frozenset(methods)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(name, text, labels, registry=registry, buckets=buckets)
+
+        self.requests = counter("guard_requests_total", "ModelInfer requests by what became of them", "model", "action")
+        self.items = counter("guard_items_total", "Items by what was decided for each", "model", "action")
+        self.refused = counter("guard_refused_total", "ModelInfer requests refused without a verdict", "reason")
+        self.unchecked = counter(
+            "guard_unchecked_total", "ModelInfer requests that passed uninspected", "model", "reason"
+        )
+        self.calls = counter("guard_calls_total", "Calls of every other method", "method", "outcome")
+        self.request_seconds = histogram("guard_request_seconds", "ModelInfer, whole", buckets=SECONDS)
+        self.stage_seconds = histogram(
+            "guard_stage_seconds", "decode, queue, program, repair, upstream", "stage", buckets=SECONDS
+        )
+        self.queue_rows = gauge("guard_queue_rows", "Rows waiting for the device")
+        self.batch_rows = histogram("guard_batch_rows", "Rows sent to the device at once", buckets=ROWS)
+        self.dropped_requests = counter(
+            "guard_dropped_total", "Requests dropped from the queue before the device", "reason"
+        )
+        self.engine_failures = counter("guard_engine_failures_total", "Batches on which the engine failed")
+        self.compared = counter(
+            "guard_upstream_compared_items_total", "Items whose upstream prediction was compared", "model"
+        )
+        self.disagreed = counter(
+            "guard_upstream_disagreement_items_total",
+            "Items for which the upstream predicts another class than the bundle",
+            "model",
+        )
+        self.ready = gauge(
+            "guard_ready", "1 while the guard is ready: bundle checked, upstream ready and as the bundle expects"
+        )
+        self.upstream_ready = gauge(
+            "guard_upstream_ready", "1 while the upstream is reachable, ready and as the bundle expects"
+        )
+        self.promised_rate = gauge(
+            "guard_promised_rate", "Share of clean items that may be rejected, or flagged", "action"
+        )
+        self.bundle_info = gauge(
+            "guard_bundle_info", "1; the bundle at work", "digest", "model", "version", "fingerprint"
+        )
+        self.p_values = PValues("guard_p_value", "p-value of each inspected item", "model", [guarded])
+        self.detector_p_values = PValues(
+            "guard_detector_p_value",
+            "p-value of each detector for each inspected item, where it ran",
+            "detector",
+            detectors,
+        )
+        for action in ACTIONS:  # at zero from the start, so that the first one is a rise that an alarm can see
+            self.requests.labels(guarded, action)
+            self.items.labels(guarded, action)
+        for reason in ("unchecked", "overloaded"):
+            self.unchecked.labels(guarded, reason)
+        self.compared.labels(guarded)
+        self.disagreed.labels(guarded)
+        registry.register(self.p_values)
+        registry.register(self.detector_p_values)
+
+    def model(self, name: str) -> str:
+        """The label for a model name that a client sent."""
+        return name if name in self.models else OTHER
+
+    def method(self, name: str) -> str:
+        return name if name in self.methods else OTHER
+
+    def inspected(self, p_values: Floats, detector_p: Floats) -> None:
+        """p-values [item] and [item, detector] of one request."""
+        self.p_values.observe(p_values[:, None])
+        self.detector_p_values.observe(detector_p)
+
+    def predictions(self, model: str, own: NDArray[np.int64], upstream: NDArray[np.int64]) -> int:
+        """Count the items [item] on which bundle and upstream disagree."""
+        different = int((own != upstream).sum())
+        self.compared.labels(self.model(model)).inc(len(own))
+        self.disagreed.labels(self.model(model)).inc(different)
+        return different
+
+    # what the batcher tells
+
+    def queued(self, rows: int) -> None:
+        self.queue_rows.set(rows)
+
+    def batched(self, rows: int) -> None:
+        self.batch_rows.observe(rows)
+
+    def dropped(self, reason: str) -> None:
+        self.dropped_requests.labels(reason).inc()
+
+    def engine_failed(self) -> None:
+        self.engine_failures.inc()
+
+    def stage(self, name: str, seconds: float) -> None:
+        self.stage_seconds.labels(name).observe(seconds)

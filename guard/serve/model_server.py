@@ -1,0 +1,262 @@
+"""A small Open Inference Protocol server over ONNX Runtime: the reference upstream of tests and demo.
+
+It answers raw requests raw and typed ones typed, as MLServer does, and runs each request by itself. It guards nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from guard.errors import GuardError, MalformedRequest, ModelError, UnknownModel
+from guard.runtime import onnxruntime
+from guard.serve.decode import DTYPES, TYPED_FIELD
+from guard.serve.health import Health
+from guard.serve.listener import HEALTH, listening
+from guard.serve.log import Log
+from guard.serve.readiness import Readiness
+from guard.serve.server import event_loop_factory
+from guard.serve.upstream import SERVICE
+from guard.serve.wire.inference_pb2 import (
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelMetadataRequest,
+    ModelMetadataResponse,
+    ModelReadyRequest,
+    ModelReadyResponse,
+    ServerLiveRequest,
+    ServerLiveResponse,
+    ServerMetadataRequest,
+    ServerMetadataResponse,
+    ServerReadyRequest,
+    ServerReadyResponse,
+)
+
+ONNX_TYPES = {  # ONNX Runtime's name -> the protocol's
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(float16)": "FP16",
+    "tensor(uint8)": "UINT8",
+    "tensor(int8)": "INT8",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(bool)": "BOOL",
+}
+MAX_MESSAGE_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output as the model declares it; -1: any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Model:
+    """An ONNX file, loaded."""
+
+    def __init__(self, file: Path, *, name: str | None, version: str, threads: int | None) -> None:
+        """Raises ModelError."""
+        ort = onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if not file.is_file():
+            raise ModelError(f"{file} does not exist; wanted an .onnx file")
+        try:
+            self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises its own untyped family
+            raise ModelError(f"{file} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
+        self.name = file.stem if name is None else name
+        self.version = version
+        self.inputs = [declared(node, file) for node in self.session.get_inputs()]
+        self.outputs = [declared(node, file) for node in self.session.get_outputs()]
+
+    def run(self, request: ModelInferRequest) -> ModelInferResponse:
+        """Raises MalformedRequest."""
+        wanted = [output.name for output in request.outputs] or [output.name for output in self.outputs]
+        if unknown := set(wanted) - {output.name for output in self.outputs}:
+            raise MalformedRequest(f"model {self.name!r} has no output {', '.join(sorted(unknown))}")
+        feed = self.feed(request)
+        try:
+            arrays = self.session.run(wanted, feed)
+        except Exception as error:  # onnxruntime raises its own untyped family
+            raise MalformedRequest(
+                f"model {self.name!r} cannot run on this input: {str(error).splitlines()[0]}"
+            ) from error
+        response = ModelInferResponse(model_name=self.name, model_version=self.version, id=request.id)
+        datatypes = {output.name: output.datatype for output in self.outputs}
+        for name, array in zip(wanted, arrays, strict=True):
+            tensor = response.outputs.add(name=name, datatype=datatypes[name], shape=array.shape)
+            if request.raw_input_contents or datatypes[name] not in TYPED_FIELD:
+                response.raw_output_contents.append(np.ascontiguousarray(array).tobytes())
+            else:
+                getattr(tensor.contents, TYPED_FIELD[datatypes[name]]).extend(array.ravel().tolist())
+        return response
+
+    def feed(self, request: ModelInferRequest) -> dict[str, NDArray[Any]]:
+        raw = list(request.raw_input_contents)
+        if raw and len(raw) != len(request.inputs):
+            raise MalformedRequest(f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs")
+        datatypes = {tensor.name: tensor.datatype for tensor in self.inputs}
+        feed: dict[str, NDArray[Any]] = {}
+        for index, tensor in enumerate(request.inputs):
+            if datatypes.get(tensor.name) != tensor.datatype:
+                raise MalformedRequest(
+                    f"model {self.name!r} takes {datatypes}, not {tensor.name!r} as {tensor.datatype!r}"
+                )
+            dtype = DTYPES[tensor.datatype]
+            if raw:
+                flat = np.frombuffer(raw[index], dtype=np.uint8)
+                flat = flat.view(dtype) if flat.size % dtype.itemsize == 0 else flat[:0]
+            else:
+                flat = np.array(getattr(tensor.contents, TYPED_FIELD[tensor.datatype])).astype(dtype)
+            try:
+                feed[tensor.name] = flat.reshape(tuple(tensor.shape))
+            except ValueError as error:
+                raise MalformedRequest(
+                    f"input {tensor.name!r} has {flat.size} elements for shape {list(tensor.shape)}"
+                ) from error
+        return feed
+
+    def metadata(self) -> ModelMetadataResponse:
+        kind = ModelMetadataResponse.TensorMetadata
+        return ModelMetadataResponse(
+            name=self.name,
+            versions=[self.version] if self.version else [],
+            platform="onnxruntime_onnx",
+            inputs=[kind(name=t.name, datatype=t.datatype, shape=t.shape) for t in self.inputs],
+            outputs=[kind(name=t.name, datatype=t.datatype, shape=t.shape) for t in self.outputs],
+        )
+
+
+def declared(node: Any, file: Path) -> Tensor:
+    if node.type not in ONNX_TYPES:
+        raise ModelError(f"{file}: {node.name} is {node.type}; this server speaks {', '.join(ONNX_TYPES.values())}")
+    return Tensor(node.name, ONNX_TYPES[node.type], tuple(size if isinstance(size, int) else -1 for size in node.shape))
+
+
+class ModelService:
+    """The six methods of the protocol for one model."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+
+    def check(self, name: str, version: str) -> None:
+        if name != self.model.name or (version and version != self.model.version):
+            raise UnknownModel(
+                f"this server has {self.model.name!r} version {self.model.version!r}, not {name!r} version {version!r}"
+            )
+
+    async def server_live(self, request: ServerLiveRequest) -> ServerLiveResponse:  # noqa: ARG002
+        return ServerLiveResponse(live=True)
+
+    async def server_ready(self, request: ServerReadyRequest) -> ServerReadyResponse:  # noqa: ARG002
+        return ServerReadyResponse(ready=True)
+
+    async def server_metadata(self, request: ServerMetadataRequest) -> ServerMetadataResponse:  # noqa: ARG002
+        return ServerMetadataResponse(name="guard model-server", version="1")
+
+    async def model_ready(self, request: ModelReadyRequest) -> ModelReadyResponse:
+        self.check(request.name, request.version)
+        return ModelReadyResponse(ready=True)
+
+    async def model_metadata(self, request: ModelMetadataRequest) -> ModelMetadataResponse:
+        self.check(request.name, request.version)
+        return self.model.metadata()
+
+    async def model_infer(self, request: ModelInferRequest) -> ModelInferResponse:
+        self.check(request.model_name, request.model_version)
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self.model.run, request)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        table: Sequence[tuple[str, Callable[[Any], Awaitable[Any]], Any]] = (
+            ("ServerLive", self.server_live, ServerLiveRequest),
+            ("ServerReady", self.server_ready, ServerReadyRequest),
+            ("ServerMetadata", self.server_metadata, ServerMetadataRequest),
+            ("ModelReady", self.model_ready, ModelReadyRequest),
+            ("ModelMetadata", self.model_metadata, ModelMetadataRequest),
+            ("ModelInfer", self.model_infer, ModelInferRequest),
+        )
+        return grpc.method_handlers_generic_handler(
+            SERVICE, {name: unary(work, request) for name, work, request in table}
+        )
+
+
+def unary(work: Callable[[Any], Awaitable[Any]], request_type: Any) -> Any:
+    """A handler that parses, works, and turns our errors into their gRPC statuses."""
+
+    async def handler(body: bytes, context: Any) -> bytes:
+        try:
+            response = await work(request_type.FromString(body))
+        except DecodeError:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {request_type.DESCRIPTOR.full_name}"
+            )
+        except GuardError as error:
+            await context.abort(grpc.StatusCode[error.status], str(error))
+        else:
+            answer: bytes = response.SerializeToString()
+            return answer
+        raise AssertionError("abort() has raised")
+
+    return grpc.unary_unary_rpc_method_handler(handler)
+
+
+@asynccontextmanager
+async def serving(model: Model, listen: str) -> AsyncIterator[str]:
+    """The model server listens within the block; its address with the port that was really bound. Raises PortError."""
+    service, readiness = ModelService(model), Readiness()
+    readiness.reasons.clear()
+    health = Health(readiness)
+    services = [SERVICE, HEALTH]
+    async with listening(listen, [service.handler()], health, services, max_message_bytes=MAX_MESSAGE_BYTES) as (
+        server,
+        address,
+    ):
+        try:
+            yield address
+        finally:
+            health.close()
+            await server.stop(1.0)
+            service.thread.shutdown(wait=False, cancel_futures=True)
+
+
+def serve_model(
+    file: Path, *, listen: str, name: str | None = None, version: str = "", threads: int | None = None
+) -> None:
+    """Serve `file` until SIGTERM or SIGINT; `name` defaults to the file's.
+
+    Raises:
+        ModelError: the file is no model that ONNX Runtime can run.
+        PortError: `listen` is taken.
+    """
+    model = Model(file, name=name, version=version, threads=threads)
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+        runner.run(serve_until_signal(model, listen))
+
+
+async def serve_until_signal(model: Model, listen: str) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    log = Log()
+    async with serving(model, listen) as address:
+        log.info("listening", inference=address, model=model.name)
+        await stop.wait()
+    log.info("stopped")

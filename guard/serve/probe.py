@@ -1,0 +1,33 @@
+"""Asks a server's grpc.health.v1 whether it serves: exec probes, scripts, and whoever waits for a start."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from guard.errors import NotReadyError
+
+
+def probe(address: str, service: str = "readiness", *, timeout_s: float = 2.0) -> None:
+    """Return if `service` is SERVING at `address`; "" is the liveness of any server.
+
+    Raises:
+        NotReadyError: it is not, is not known there, or nothing answers.
+    """
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            answer = check(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise NotReadyError(
+                f"{address} did not say that it serves {service!r}: {error.code().name}, {error.details()}"
+            ) from error
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise NotReadyError(
+            f"{address} answers: {health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)} for {service!r}"
+        )

@@ -1,0 +1,209 @@
+"""The guarded model server as the guard sees it: calls go through as bytes, and its readiness is watched.
+
+Rule 1: what goes up are the bytes that were handed in; nothing is re-serialized here.
+Rule 2: end-to-end metadata passes both ways, `guard-*` and what belongs to one hop never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from guard.bundle import ModelSpec
+from guard.errors import UpstreamDown
+from guard.serve.wire.inference_pb2 import (
+    ModelMetadataRequest,
+    ModelMetadataResponse,
+    ModelReadyRequest,
+    ModelReadyResponse,
+    ServerReadyRequest,
+    ServerReadyResponse,
+)
+
+SERVICE = "inference.GRPCInferenceService"
+OURS = "guard-"
+ONE_HOP = frozenset(
+    {"user-agent", "te", "content-type", "host", "connection", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding"}
+)
+POLL_READY_S = 1.0  # between checks while all is well; a lost connection is noticed at once
+POLL_DOWN_S = 0.2
+RECONNECT_MS = (
+    50,
+    100,
+    1000,
+)  # minimum, first and largest wait between attempts: a restarted upstream is found within a second
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+def path(method: str) -> str:
+    """The full name of a method of the inference service."""
+    return f"/{SERVICE}/{method}"
+
+
+def end_to_end(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
+    """What concerns the two ends, and neither the connection nor us."""
+    return tuple((key, value) for key, value in metadata or () if key not in ONE_HOP and not key.startswith(OURS))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A unary answer as it came."""
+
+    body: bytes
+    initial: Metadata
+    trailing: Metadata
+
+
+class Upstream:
+    """A channel to the model server; `open` is its life."""
+
+    def __init__(self, channel: grpc.aio.Channel, address: str, model: ModelSpec, *, timeout_s: float) -> None:
+        self.channel = channel
+        self.address = address
+        self.model = model
+        self.timeout_s = timeout_s
+        self.versions: tuple[str, ...] = ()  # of the model, as last told
+        self.doubt = asyncio.Event()
+
+    @staticmethod
+    @asynccontextmanager
+    async def open(
+        address: str, model: ModelSpec, *, max_message_bytes: int, timeout_s: float
+    ) -> AsyncIterator[Upstream]:
+        """Never waits for the model server: it may start after the guard, or go and come back."""
+        shortest, first, longest = RECONNECT_MS
+        options: list[tuple[str, Any]] = [
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.min_reconnect_backoff_ms", shortest),
+            ("grpc.initial_reconnect_backoff_ms", first),
+            ("grpc.max_reconnect_backoff_ms", longest),
+            ("grpc.enable_retries", 0),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            yield Upstream(channel, address, model, timeout_s=timeout_s)
+
+    async def unary(self, method: str, request: bytes, metadata: Metadata, timeout_s: float | None) -> Answer:
+        """One call, bytes in and bytes out.
+
+        Raises:
+            UpstreamDown: the connection failed.
+            grpc.aio.AioRpcError: whatever the model server answered.
+        """
+        start: Any = self.channel.unary_unary(method)  # without serializers: bytes in, bytes out
+        call = start(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
+        try:
+            body: bytes = await call
+        except grpc.aio.AioRpcError as error:
+            raise self.judged(error) from error
+        return Answer(body, end_to_end(await call.initial_metadata()), end_to_end(await call.trailing_metadata()))
+
+    def stream(self, method: str, requests: AsyncIterable[bytes], metadata: Metadata, timeout_s: float | None) -> Any:
+        """An opaque call of any arity."""
+        start: Any = self.channel.stream_stream(method)
+        return start(requests, metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
+
+    def judged(self, error: grpc.aio.AioRpcError) -> Exception:
+        """`error`, or UpstreamDown where the connection is to blame and not the model server's own judgement."""
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return error
+        self.doubt.set()
+        if self.channel.get_state() is grpc.ChannelConnectivity.READY:
+            return error
+        return UpstreamDown("the model server behind the guard cannot be reached; nothing answered this request")
+
+    async def watch(self, say: Callable[[str | None], None]) -> None:
+        """Check for ever, saying after each check why the upstream is not ready (None: it is)."""
+        while True:
+            self.doubt.clear()
+            reason = await self.check()
+            say(reason)
+            await self.pause(ready=reason is None)
+
+    async def pause(self, *, ready: bool) -> None:
+        """Until the next check is due: some time, a failed call, or the loss of the connection."""
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self.doubt.wait())] if ready else []
+        if ready and (state := self.channel.get_state()) is grpc.ChannelConnectivity.READY:
+            waits.append(asyncio.create_task(self.channel.wait_for_state_change(state)))
+        try:
+            if waits:
+                await asyncio.wait(waits, timeout=POLL_READY_S, return_when=asyncio.FIRST_COMPLETED)
+            if not ready or self.doubt.is_set():
+                await asyncio.sleep(POLL_DOWN_S if not ready else 0)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def check(self) -> str | None:
+        """Why the upstream is not ready for this bundle's model; None when it is."""
+        name, version = self.model.name, self.model.version
+        try:
+            server = ServerReadyResponse.FromString(await self.ask("ServerReady", ServerReadyRequest()))
+            if not server.ready:
+                return f"the model server at {self.address} says that it is not ready"
+            model = ModelReadyResponse.FromString(
+                await self.ask("ModelReady", ModelReadyRequest(name=name, version=version))
+            )
+            if not model.ready:
+                return f"the model server at {self.address} says that model {name!r} is not ready"
+            metadata = ModelMetadataResponse.FromString(
+                await self.ask("ModelMetadata", ModelMetadataRequest(name=name, version=version))
+            )
+        except grpc.aio.AioRpcError as error:
+            return self.complaint(error)
+        except UpstreamDown:
+            return f"the model server at {self.address} cannot be reached"
+        except ValueError:
+            return f"the model server at {self.address} does not answer in the Open Inference Protocol"
+        self.versions = tuple(metadata.versions)
+        return mismatch(metadata, self.model)
+
+    async def ask(self, method: str, request: Any) -> bytes:
+        return (await self.unary(path(method), request.SerializeToString(), (), self.timeout_s)).body
+
+    def complaint(self, error: grpc.aio.AioRpcError) -> str:
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"the model server at {self.address} did not answer within {self.timeout_s:g} s"
+        said = f"{error.code().name}, {error.details()}"
+        return f"the model server at {self.address} answered about model {self.model.name!r}: {said}"
+
+
+def mismatch(metadata: ModelMetadataResponse, model: ModelSpec) -> str | None:
+    """How the upstream's model differs from the bundle's; None where nothing tells them apart."""
+    spec, output = model.input, model.output
+    where = f"the upstream's model {model.name!r}"
+    if model.version and metadata.versions and model.version not in metadata.versions:
+        return f"{where} has versions {', '.join(metadata.versions)}; the bundle was made for version {model.version}"
+    if metadata.inputs:
+        names = [tensor.name for tensor in metadata.inputs]
+        if names != [spec.name]:
+            return f"{where} takes inputs {', '.join(names)}; the bundle expects {spec.name} alone"
+        if metadata.inputs[0].datatype != spec.datatype:
+            return f"{where} takes {metadata.inputs[0].datatype}; the bundle expects {spec.datatype}"
+        if not fits(metadata.inputs[0].shape, spec.shape):
+            return f"{where} takes shape {list(metadata.inputs[0].shape)}; the bundle expects {[-1, *spec.shape]}"
+    if metadata.outputs:
+        shapes = {tensor.name: list(tensor.shape) for tensor in metadata.outputs}
+        if output.name not in shapes:
+            return f"{where} gives outputs {', '.join(shapes)}; the bundle expects {output.name}"
+        shape = shapes[output.name]
+        if output.kind != "label" and len(shape) > 1 and shape[-1] not in (-1, output.classes):
+            return f"{where} gives {shape[-1]} classes; the bundle expects {output.classes}"
+    return None
+
+
+def fits(found: Sequence[int], item: tuple[int, ...]) -> bool:
+    """Whether a declared shape [item, ...] (-1: any) can hold such items."""
+    return len(found) == len(item) + 1 and all(
+        size in (-1, wanted) for size, wanted in zip(found[1:], item, strict=True)
+    )

@@ -1,0 +1,93 @@
+"""What tells the upstream's model from the bundle's, and which metadata goes through."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from guard.bundle import InputSpec, ModelSpec, OutputSpec
+from guard.serve.upstream import end_to_end, fits, mismatch
+from guard.serve.wire.inference_pb2 import ModelMetadataResponse
+
+MODEL = ModelSpec("m", "2", "f", InputSpec("x", "FP32", (3, 8, 8), (0.0,), (1.0,), 255), OutputSpec("y", "logits", 10))
+Tensor = ModelMetadataResponse.TensorMetadata
+
+
+def told(**changes: Any) -> ModelMetadataResponse:
+    """Metadata that agree with MODEL, but for `changes`."""
+    inputs = changes.get("inputs", [("x", "FP32", [-1, 3, 8, 8])])
+    outputs = changes.get("outputs", [("y", "FP32", [-1, 10])])
+    return ModelMetadataResponse(
+        name="m",
+        versions=changes.get("versions", ["1", "2"]),
+        inputs=[Tensor(name=n, datatype=d, shape=s) for n, d, s in inputs],
+        outputs=[Tensor(name=n, datatype=d, shape=s) for n, d, s in outputs],
+    )
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        told(),
+        told(versions=[]),
+        told(inputs=[("x", "FP32", [8, 3, -1, -1])]),
+        told(inputs=[], outputs=[]),  # some servers declare nothing
+        told(outputs=[("z", "FP32", [-1, 4]), ("y", "FP32", [-1, -1])]),
+    ],
+    ids=["the same", "no versions", "open sizes", "nothing declared", "one output more"],
+)
+def test_metadata_that_agree_or_say_nothing(metadata: ModelMetadataResponse) -> None:
+    assert mismatch(metadata, MODEL) is None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        (told(versions=["1", "3"]), "version 2"),
+        (told(inputs=[("image", "FP32", [-1, 3, 8, 8])]), "image"),
+        (told(inputs=[("x", "FP32", [-1, 3, 8, 8]), ("mask", "FP32", [-1, 1])]), "x, mask"),
+        (told(inputs=[("x", "UINT8", [-1, 3, 8, 8])]), "UINT8"),
+        (told(inputs=[("x", "FP32", [-1, 8, 8, 3])]), r"\[-1, 8, 8, 3\]"),
+        (told(inputs=[("x", "FP32", [3, 8, 8])]), r"\[3, 8, 8\]"),
+        (told(outputs=[("probabilities", "FP32", [-1, 10])]), "probabilities"),
+        (told(outputs=[("y", "FP32", [-1, 1000])]), "1000 classes"),
+    ],
+    ids=["version", "name", "a second input", "datatype", "layout", "no item axis", "output", "classes"],
+)
+def test_a_difference_is_found_and_named(metadata: ModelMetadataResponse, said: str) -> None:
+    found = mismatch(metadata, MODEL)
+    assert found is not None
+    assert re.search(said, found)
+
+
+def test_fits() -> None:
+    assert fits([-1, 3], (3,))
+    assert not fits([3], (3,))
+    assert not fits([-1, 4], (3,))
+
+
+def test_metadata_of_the_two_ends_pass_and_of_one_hop_do_not() -> None:
+    given = (
+        *(
+            ("traceparent", "00"),
+            ("authorization", "Bearer x"),
+            ("token-bin", b"\x00"),
+            ("grpc-status-details-bin", b"\x01"),
+        ),
+        *(
+            ("user-agent", "grpc-python"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("grpc-timeout", "1S"),
+        ),
+        *(("guard-verdict", "pass"), ("guard-anything", "1")),
+    )
+    assert [key for key, _ in end_to_end(given)] == [
+        "traceparent",
+        "authorization",
+        "token-bin",
+        "grpc-status-details-bin",
+    ]
+    assert end_to_end(None) == ()

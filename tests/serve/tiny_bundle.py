@@ -1,0 +1,236 @@
+"""A real bundle, small enough to make anew in a test: linear classifier, two detectors, a repair. No torch.
+
+    screen:     logits, and `brightness` (the items' mean)
+    interpret:  logits, and `roughness` (mean absolute difference of neighbouring columns)
+    repair:     `steps`: rounds to eighths
+
+Ordinary items are noise around 0.5. A bright item is rejected by `screen`, a striped one by `interpret`.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from guard.bundle import (
+    Bundle,
+    DetectorSpec,
+    InputSpec,
+    Manifest,
+    ModelSpec,
+    OutputSpec,
+    ProgramSpec,
+    RepairSpec,
+    write_bundle,
+)
+from guard.calibration import Band, Calibration, cascade_risk, jitter, unfitted
+from guard.runtime import Runtime
+
+SHAPE = (1, 4, 4)
+CLASSES = 3
+ITEMS = 999
+REJECT_RATE, FLAG_RATE = 0.01, 0.05
+MODEL_NAME = "tiny"
+OPSET = 20
+
+
+def weights() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The classifier's matrix [feature, class] and bias [class]."""
+    generator = np.random.default_rng(7)
+    return generator.standard_normal((16, CLASSES)).astype(np.float32), np.zeros(CLASSES, dtype=np.float32)
+
+
+def clean(items: int, seed: int = 1) -> NDArray[np.float32]:
+    """Ordinary items [item, channel, height, width]."""
+    return np.random.default_rng(seed).normal(0.5, 0.1, (items, *SHAPE)).clip(0, 1).astype(np.float32)
+
+
+def ordinary(items: int = 1, seed: int = 1) -> NDArray[np.float32]:
+    """Items that no promise could ever touch: the calm middle of every detector."""
+    pattern = np.asarray([0.45, 0.55, 0.45, 0.55], dtype=np.float32)
+    images = np.broadcast_to(pattern, (items, *SHAPE)).copy()
+    images += np.random.default_rng(seed).uniform(-0.01, 0.01, images.shape).astype(np.float32)
+    return images.astype(np.float32)
+
+
+def bright(items: int = 1) -> NDArray[np.float32]:
+    """Rejected by `screen`."""
+    return np.full((items, *SHAPE), 0.98, dtype=np.float32) + ordinary(items, seed=3) * np.float32(0.01)
+
+
+def striped(items: int = 1) -> NDArray[np.float32]:
+    """Rejected by `interpret`."""
+    images = ordinary(items)
+    images[..., ::2], images[..., 1::2] = 0.02, 0.98
+    return images
+
+
+def graph(
+    name: str, nodes: list[Any], constants: dict[str, NDArray[Any]], outputs: dict[str, list[Any]], datatype: int
+) -> bytes:
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            name,
+            [helper.make_tensor_value_info("input", datatype, ["item", *SHAPE])],
+            [
+                helper.make_tensor_value_info(output, datatype if output == "cleaned" else TensorProto.FLOAT, shape)
+                for output, shape in outputs.items()
+            ],
+            [numpy_helper.from_array(array, key) for key, array in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=10,
+    )
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def forward(datatype: int) -> tuple[list[Any], dict[str, NDArray[Any]]]:
+    """Nodes from `input` to `unit` (in [0, 1]) and `logits`."""
+    matrix, bias = weights()
+    scale = 255.0 if datatype == TensorProto.UINT8 else 1.0
+    nodes = [
+        helper.make_node("Cast", ["input"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["float", "scale"], ["unit"]),
+        helper.make_node("Flatten", ["unit"], ["flat"], axis=1),
+        helper.make_node("Gemm", ["flat", "matrix", "bias"], ["logits"]),
+    ]
+    return nodes, {"matrix": matrix, "bias": bias, "scale": np.asarray(scale, dtype=np.float32)}
+
+
+def classifier(datatype: int = TensorProto.FLOAT) -> bytes:
+    """The protected model alone, for a model server."""
+    nodes, constants = forward(datatype)
+    return graph("tiny", nodes, constants, {"logits": ["item", CLASSES]}, datatype)
+
+
+def screen(datatype: int) -> bytes:
+    nodes, constants = forward(datatype)
+    nodes.append(helper.make_node("ReduceMean", ["flat", "axis"], ["scores"], keepdims=1))
+    constants["axis"] = np.asarray([1], dtype=np.int64)
+    return graph("screen", nodes, constants, {"logits": ["item", CLASSES], "scores": ["item", 1]}, datatype)
+
+
+def interpret(datatype: int) -> bytes:
+    nodes, constants = forward(datatype)
+    nodes += [
+        helper.make_node("Slice", ["unit", "zero", "three", "last"], ["left"]),
+        helper.make_node("Slice", ["unit", "one", "four", "last"], ["right"]),
+        helper.make_node("Sub", ["right", "left"], ["difference"]),
+        helper.make_node("Abs", ["difference"], ["size"]),
+        helper.make_node("Flatten", ["size"], ["sizes"], axis=1),
+        helper.make_node("ReduceMean", ["sizes", "one"], ["scores"], keepdims=1),
+    ]
+    constants |= {
+        key: np.asarray([value], dtype=np.int64)
+        for key, value in {"zero": 0, "one": 1, "three": 3, "four": 4, "last": 3}.items()
+    }
+    return graph("interpret", nodes, constants, {"logits": ["item", CLASSES], "scores": ["item", 1]}, datatype)
+
+
+def steps(datatype: int) -> bytes:
+    levels = 8.0 if datatype == TensorProto.FLOAT else 8.0 / 255.0
+    nodes = [
+        helper.make_node("Cast", ["input"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "levels"], ["many"]),
+        helper.make_node("Round", ["many"], ["whole"]),
+        helper.make_node("Div", ["whole", "levels"], ["back"]),
+        helper.make_node("Cast", ["back"], ["cleaned"], to=datatype),
+    ]
+    return graph(
+        "steps", nodes, {"levels": np.asarray(levels, dtype=np.float32)}, {"cleaned": ["item", *SHAPE]}, datatype
+    )
+
+
+def npz(**arrays: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def as_wire(images: NDArray[np.float32], datatype: str) -> NDArray[Any]:
+    return np.rint(images * 255).astype(np.uint8) if datatype == "UINT8" else images
+
+
+def python_scores(images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What the programs compute, in numpy: [item, detector]."""
+    brightness = images.reshape(len(images), -1).mean(axis=1)
+    roughness = np.abs(np.diff(images, axis=3)).reshape(len(images), -1).mean(axis=1)
+    return np.stack([brightness, roughness], axis=1).astype(np.float64)
+
+
+def make(
+    path: Path,
+    *,
+    datatype: str = "FP32",
+    version: str = "",
+    reject_rate: float = REJECT_RATE,
+    output_kind: str = "logits",
+) -> Bundle:
+    """Write the bundle at `path`."""
+    code = TensorProto.FLOAT if datatype == "FP32" else TensorProto.UINT8
+    fit, ranks = clean(600, seed=2), clean(ITEMS, seed=3)
+    if datatype == "UINT8":
+        fit, ranks = (as_wire(images, datatype).astype(np.float32) / np.float32(255) for images in (fit, ranks))
+    fusions = (unfitted(python_scores(fit)[:, :1]), unfitted(python_scores(fit)))
+    band = Band(high=float(np.quantile(fusions[0].risk(python_scores(fit)[:, :1]), 0.9995)))
+    scores = python_scores(ranks)
+    screened, full = fusions[0].risk(scores[:, :1]), fusions[1].risk(scores)
+    risks = np.where(screened > band.high, cascade_risk(2, screened), cascade_risk(1, full)) + jitter(
+        as_wire(ranks, datatype)
+    )
+    calibration = Calibration(("brightness", "roughness"), (1, 1), fusions, (band,), risks, scores)
+    low, high = ((0.0,), (255.0,)) if datatype == "UINT8" else ((0.0,), (1.0,))
+    manifest = Manifest(
+        model=ModelSpec(
+            MODEL_NAME,
+            version,
+            "f" * 64,
+            InputSpec("input", datatype, SHAPE, low, high, 255),
+            OutputSpec("logits", output_kind, CLASSES),
+        ),
+        programs=(
+            ProgramSpec("screen", "screen.onnx", ("brightness",), rows=0, backwards=0, opset=OPSET),
+            ProgramSpec("interpret", "interpret.onnx", ("roughness",), rows=1, backwards=0, opset=OPSET),
+        ),
+        detectors=(
+            DetectorSpec("brightness", "brightness()", ("image",)),
+            DetectorSpec("roughness", "roughness()", ("image",)),
+        ),
+        repairs=(RepairSpec("steps", "steps.onnx", "steps(8)"),),
+        reject_rate=reject_rate,
+        flag_rate=FLAG_RATE,
+        recipe={},
+        seed=0,
+        made_by={"guard": "tests"},
+    )
+    files = {
+        "screen.onnx": screen(code),
+        "interpret.onnx": interpret(code),
+        "steps.onnx": steps(code),
+        "calibration.npz": npz(**calibration.to_arrays()),
+    }
+    samples = as_wire(np.concatenate([clean(6, seed=5), bright(1), striped(1)]), datatype)
+    blank = npz(
+        images=samples, logits=np.zeros((8, CLASSES), np.float32), scores=np.zeros((8, 2)), p_values=np.zeros(8)
+    )
+    draft = write_bundle(path.with_name(path.name + ".draft"), manifest, {**files, "samples.npz": blank})
+    readings = Runtime(draft, threads=1).read(samples, complete=True)
+    filled = npz(images=samples, logits=readings.logits, scores=readings.scores, p_values=readings.p_value)
+    return write_bundle(path, manifest, {**files, "samples.npz": filled})
+
+
+def flagged(bundle: Bundle) -> NDArray[Any]:
+    """One item [1, ...] whose p-value lies between the two rates."""
+    runtime = Runtime(bundle, threads=1)
+    images = as_wire(clean(2000, seed=11), runtime.spec.datatype)
+    p = runtime.read(images).p_value
+    chosen = np.flatnonzero((p > 2 * bundle.manifest.reject_rate) & (p < 0.8 * FLAG_RATE))
+    return images[chosen[:1]]
