@@ -1,0 +1,1 @@
+"""Everything that needs torch: from a model and clean data to a bundle."""

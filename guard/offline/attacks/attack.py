@@ -1,0 +1,74 @@
+"""The seam of every attack: a frozen value that prints as the call that makes it.
+
+Rule 1: an attack changes nothing that it is given, nor the model's parameters, their gradients or global randomness.
+Rule 2: what it returns lies in the unit box and, where it has a budget, in the ball around the inputs.
+Rule 3: it promises no success. Whoever calls an item attacked verifies that first (craft.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from numbers import Real
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from guard.errors import ConfigError
+
+Model: TypeAlias = Callable[[Tensor], Tensor]  # unit-space inputs [item, ...] -> logits [item, class]
+Norm = Literal["linf", "l2"]
+Family = Literal["single-step", "high-confidence", "low-confidence"]
+
+
+class Attack(Protocol):
+    """A method with its settings."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def norm(self) -> Norm: ...
+
+    @property
+    def budget(self) -> float | None:
+        """Largest perturbation in unit space and in `norm`; None for attacks that look for the smallest one."""
+        ...
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Unit-space inputs [item, ...] and labels [item] -> attacked inputs, of the same shape."""
+        ...
+
+
+def call_text(attack: Any) -> str:
+    """The call that makes this value; settings that are None were not given."""
+    settings = ((field.name, getattr(attack, field.name)) for field in fields(attack))
+    return f"{attack.name}({', '.join(f'{name}={value!r}' for name, value in settings if value is not None)})"
+
+
+def more_than_zero(attack: Any, *names: str) -> None:
+    """Raises ConfigError for a setting that is not a finite number above zero; None passes."""
+    for name in names:
+        value = getattr(attack, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < float("inf"):
+            raise ConfigError(f"attack {attack.name!r}: {name} = {value!r}; wanted a number above zero")
+
+
+def whole(attack: Any, *names: str) -> None:
+    """Raises ConfigError for a setting that is not a whole number above zero."""
+    for name in names:
+        value = getattr(attack, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"attack {attack.name!r}: {name} = {value!r}; wanted a whole number above zero")
+
+
+def known_norm(attack: Any) -> None:
+    """Raises ConfigError for a norm that there is no ball for."""
+    if attack.norm not in get_args(Norm):
+        raise ConfigError(f"attack {attack.name!r}: norm = {attack.norm!r}; wanted one of {', '.join(get_args(Norm))}")

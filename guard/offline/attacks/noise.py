@@ -1,0 +1,28 @@
+"""Size-matched noise: what an attack did to an item, with everything that the attacker thought of taken out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def shuffled(clean: Tensor, attacked: Tensor, generator: torch.Generator) -> Tensor:
+    """Each item's perturbation, its entries in random places and with random signs.
+
+    So it has the attack's size in every norm, the attack's histogram, and lies on the grid that both arguments lie on:
+    a detector that tells it from the attack has read more than size or file format. Where a sign would leave the unit
+    box the other is taken; an entry over 0.5 may leave it both ways, and is cut.
+
+    Source: the noisy negatives of Lee et al. 2018, arXiv:1807.03888, section 3.1; theirs are Gaussian, matched in L2.
+    """
+    perturbation = (attacked - clean).flatten(1).to(generator.device)
+    order = torch.rand(perturbation.shape, generator=generator, device=generator.device).argsort(dim=1)
+    moved = perturbation.abs().gather(1, order).reshape(clean.shape).to(clean.device)
+    return moved_inside(clean, moved, generator)
+
+
+def moved_inside(clean: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    """Clean items with each entry moved by `amount`: up or down at random, where both ways stay in the unit box."""
+    coin = torch.rand(clean.shape, generator=generator, device=generator.device).to(clean.device) < 0.5
+    up = torch.where(coin, clean + amount <= 1, clean - amount < 0)
+    return torch.where(up, clean + amount, clean - amount).clamp(0, 1)

@@ -1,0 +1,47 @@
+"""The table of attacks, written out. An attack listed here is tested by being listed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.cw import Cw
+from guard.offline.attacks.deepfool import DeepFool
+from guard.offline.attacks.fgsm import Fgsm
+from guard.offline.attacks.pgd import Pgd
+
+ATTACKS: Mapping[str, Callable[..., Attack]] = {
+    "fgsm": Fgsm,
+    "pgd": Pgd,
+    "cw": Cw,
+    "deepfool": DeepFool,
+}
+
+
+def build_attack(name: str, settings: Mapping[str, Any]) -> Attack:
+    """Raises ConfigError for an attack or a setting that does not exist, is missing or out of range."""
+    if name not in ATTACKS:
+        raise ConfigError(f"unknown attack {name!r}; {nearest(name, ATTACKS)}")
+    known = settings_of(name)
+    for setting in settings:
+        if setting not in known:
+            raise ConfigError(f"attack {name!r}: unknown setting {setting!r}; {nearest(setting, known)}")
+    try:
+        return ATTACKS[name](**settings)
+    except TypeError as error:
+        raise ConfigError(f"attack {name!r}: {error}") from error
+
+
+def settings_of(name: str) -> tuple[str, ...]:
+    """The names of an attack's settings, in the order in which it prints them."""
+    attack: Any = ATTACKS[name]
+    return tuple(field.name for field in fields(attack))
+
+
+def nearest(word: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

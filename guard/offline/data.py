@@ -1,0 +1,162 @@
+"""Clean data: who is in which split, and the grid that its values lie on.
+
+Rule 1: an item's split follows from its own content, the seed and the shares alone: never from the other items.
+Duplicates land together, and so do an item's clean, noisy and attacked versions: they carry the hash of the clean one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import ConfigError, DataError
+from guard.offline.attacks.attack import Norm
+
+FINEST = 255  # steps of the finest grid looked for
+NEAR = 1e-4  # in unit space: how far from a grid a value may lie and still be on it
+SAMPLE = 65536  # values by which most grids are ruled out
+SHRINKS = np.linspace(1, 0, 51)
+
+
+class Split(StrEnum):
+    """What an item is for."""
+
+    HEADS = "heads"  # detectors are fitted on it
+    COMBINER = "combiner"  # fusion, ranks and bands
+    CALIBRATE = "calibrate"  # p-values; nothing is fitted on it
+    TEST = "test"  # nothing but the report has seen it
+
+
+# Where the test data is a file of its own.
+SHARES: Mapping[Split, float] = {Split.HEADS: 0.5, Split.COMBINER: 0.2, Split.CALIBRATE: 0.3}
+
+
+def with_test(share: float) -> Mapping[Split, float]:
+    """Shares where a part of the data is to be kept for testing. Raises ConfigError."""
+    if not 0 < share < 1:
+        raise ConfigError(f"test share = {share!r}; wanted a number between 0 and 1")
+    return {Split.TEST: share, **{split: part * (1 - share) for split, part in SHARES.items()}}
+
+
+def content_hash(image: NDArray[Any]) -> str:
+    """SHA-256 (hex) of one item's wire values: dtype, shape and bytes. Raises DataError."""
+    if image.dtype.kind not in "biuf":
+        raise DataError(f"items of dtype {image.dtype} have no content to hash; wanted numbers")
+    values = np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<"))
+    head = f"{values.dtype.name} {list(image.shape)} ".encode()
+    return hashlib.sha256(head + values.tobytes()).hexdigest()
+
+
+def content_hashes(images: NDArray[Any]) -> NDArray[np.str_]:
+    """One hash an item, [item]."""
+    return np.array([content_hash(image) for image in images], dtype="<U64")
+
+
+def assign(hashes: Iterable[str], *, shares: Mapping[Split, float] = SHARES, seed: int = 0) -> dict[str, Split]:
+    """The split of each content.
+
+    Raises:
+        ConfigError: the shares are no division of the whole.
+    """
+    if any(part < 0 for part in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        given = ", ".join(f"{split} {part:g}" for split, part in shares.items())
+        raise ConfigError(f"shares ({given}) are no division of the whole; wanted parts of 1")
+    bounds = np.cumsum(list(shares.values()))
+    names = list(shares)
+    return {one: names[min(int(np.searchsorted(bounds, place(one, seed), "right")), len(names) - 1)] for one in hashes}
+
+
+def place(content: str, seed: int) -> float:
+    """Where in [0, 1) a content falls; uniform over contents, and another place for another seed."""
+    digest = hashlib.sha256(f"split {seed} {content}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def members(hashes: Iterable[str], splits: Mapping[str, Split], *wanted: Split) -> NDArray[np.bool_]:
+    """Which items are in one of the splits wanted, [item].
+
+    Raises:
+        DataError: an item that was never assigned.
+    """
+    found = []
+    for one in hashes:
+        if one not in splits:
+            raise DataError(f"item {one[:12]}… is in no split; assign() has not seen it")
+        found.append(splits[one] in wanted)
+    return np.array(found, dtype=bool)
+
+
+def grid_of(images: NDArray[Any]) -> int | None:
+    """Steps of the grid that all values lie on: 255 for uint8, the fewest that fit for unit-space floats, or None.
+
+    Raises:
+        DataError: neither uint8 nor unit-space floats.
+    """
+    if images.dtype == np.uint8:
+        return FINEST
+    if images.dtype.kind != "f":
+        raise DataError(f"images are {images.dtype}; wanted uint8, or float32 in [0, 1]")
+    if images.size == 0:
+        raise DataError("there are no images to find a grid in")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -NEAR and high <= 1 + NEAR):
+        raise DataError(f"images span [{low:g}, {high:g}]; unit space is [0, 1]")
+    values = images.reshape(-1)
+    sample = np.unique(values[:: max(1, values.size // SAMPLE)])
+    candidates = [steps for steps in range(1, FINEST + 1) if on_grid(sample, steps)]
+    return next((steps for steps in candidates if on_grid(values, steps)), None)
+
+
+def on_grid(images: NDArray[Any], grid: int) -> bool:
+    """Whether every value is a whole number of steps, within rounding."""
+    return bool((np.abs(images - np.rint(images * grid) / grid) <= NEAR).all())
+
+
+def snap(images: NDArray[Any], grid: int | None) -> NDArray[np.float32]:
+    """Unit-space values at their nearest grid points; unchanged where there is no grid."""
+    return np.asarray(images, dtype=np.float32) if grid is None else from_steps(to_steps(images, grid), grid)
+
+
+def to_steps(images: NDArray[Any], grid: int) -> NDArray[np.int64]:
+    return np.rint(np.asarray(images, dtype=np.float64) * grid).astype(np.int64)
+
+
+def from_steps(steps: NDArray[np.int64], grid: int) -> NDArray[np.float32]:
+    """The very floats that dividing an 8-bit image by 255 gives."""
+    return steps.astype(np.float32) / np.float32(grid)
+
+
+def snap_within(
+    images: NDArray[np.float32], clean: NDArray[np.float32], grid: int, budget: float | None, norm: Norm
+) -> NDArray[np.float32]:
+    """Images on the grid, in the unit box, and within `budget` of `clean`, which is on the grid itself.
+
+    In L∞ a perturbation is cut to the whole steps that fit. In L2 rounding can lengthen it: it is then shrunk by 2 % of
+    what it was, and rounded anew, until it fits.
+    """
+    base = to_steps(clean, grid)
+    wanted = np.asarray(images, dtype=np.float64) * grid - base  # in steps, not yet whole
+    if budget is None or norm == "linf":
+        most = grid if budget is None else whole_steps(budget, grid)
+        steps = np.rint(wanted).astype(np.int64).clip(-most, most)
+        return from_steps((base + steps).clip(0, grid), grid)
+    result = base.copy()
+    outside = np.ones(len(base), dtype=bool)
+    for shrink in SHRINKS:
+        tried = (base[outside] + np.rint(shrink * wanted[outside]).astype(np.int64)).clip(0, grid)
+        result[outside] = tried
+        length = np.sqrt(((tried - base[outside]) ** 2).reshape(len(tried), -1).sum(axis=1)) / grid
+        outside[outside] = length > budget * (1 + 1e-6)
+        if not outside.any():
+            break
+    return from_steps(result, grid)
+
+
+def whole_steps(budget: float, grid: int) -> int:
+    """How many grid steps fit into an L∞ budget; 8/255 holds eight steps of 255 whatever it rounds to."""
+    return int(budget * grid + 1e-6)

@@ -1,0 +1,98 @@
+"""The norm ball's laws, for vectors and images, in every norm."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+
+from guard.offline.attacks.attack import Norm
+from guard.offline.attacks.norm_ball import into_reach, per_item, project, sizes, steepest, uniform
+
+every_norm = pytest.mark.parametrize("norm", get_args(Norm))
+every_shape = pytest.mark.parametrize("shape", [(40, 7), (40, 2, 3, 4)], ids=["vectors", "images"])
+
+
+def draw(shape: tuple[int, ...], scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+@every_norm
+@every_shape
+def test_projection_lands_within_the_budget_and_uses_all_of_it(norm, shape):
+    projected = sizes(project(draw(shape, 5.0), 0.3, norm), norm)
+    assert (projected <= 0.3 * (1 + 1e-6)).all()
+    torch.testing.assert_close(projected, torch.full_like(projected, 0.3))
+
+
+@every_norm
+@every_shape
+def test_projection_is_idempotent_bit_for_bit(norm, shape):
+    once = project(draw(shape, 5.0), 0.3, norm)
+    assert torch.equal(project(once, 0.3, norm), once)
+
+
+@every_norm
+@every_shape
+def test_projection_leaves_insiders_alone_and_only_them(norm, shape):
+    inside = draw(shape)
+    inside = 0.29 * inside / per_item(sizes(inside, norm), inside)
+    mixed = torch.cat([inside, 10 * inside])
+    projected = project(mixed, 0.3, norm)
+    assert torch.equal(projected[: len(inside)], inside)
+    assert not torch.equal(projected[len(inside) :], 10 * inside)
+
+
+@every_shape
+def test_l2_projection_keeps_direction(shape):
+    outside = draw(shape, 5.0)
+    projected = project(outside, 0.3, "l2")
+    cosine = torch.nn.functional.cosine_similarity(outside.flatten(1), projected.flatten(1))
+    torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+def test_linf_projection_is_the_nearest_point_of_the_ball():
+    torch.testing.assert_close(
+        project(torch.tensor([[0.5, -0.1, -2.0]]), 0.3, "linf"), torch.tensor([[0.3, -0.1, -0.3]])
+    )
+
+
+@every_norm
+def test_zero_stays_zero(norm):
+    assert torch.equal(project(torch.zeros(2, 5), 0.3, norm), torch.zeros(2, 5))
+    assert torch.equal(steepest(torch.zeros(2, 5), norm), torch.zeros(2, 5))
+
+
+@every_norm
+@every_shape
+@pytest.mark.parametrize("scale", [1.0, 1e-30], ids=["plain", "tiny"])
+def test_steepest_step_has_size_one_and_gains_the_dual_norm(norm, shape, scale):
+    gradient = draw(shape)
+    step = steepest(gradient * scale, norm)
+    torch.testing.assert_close(sizes(step, norm), torch.ones(shape[0]))
+    gained = (step * gradient).flatten(1).sum(dim=1)
+    torch.testing.assert_close(
+        gained, torch.linalg.vector_norm(gradient.flatten(1), ord=1 if norm == "linf" else 2, dim=1)
+    )
+
+
+@every_norm
+@every_shape
+def test_random_perturbations_fill_the_ball(norm, shape):
+    drawn = uniform(torch.zeros(400, *shape[1:]), 0.3, norm, torch.Generator().manual_seed(0))
+    share = sizes(drawn, norm) / 0.3
+    assert (share <= 1 + 1e-6).all()
+    features = drawn[0].numel()  # uniform in the ball: size^features is uniform on [0, 1]
+    assert abs((share**features).mean().item() - 0.5) < 0.06
+    assert drawn.flatten(1).mean(dim=0).abs().max() < 0.06
+
+
+@every_norm
+@every_shape
+def test_reach_is_box_and_ball(norm, shape):
+    centres = torch.rand(shape, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+    reached = into_reach(centres + draw(shape, 5.0), centres, 0.3, norm)
+    assert reached.min() >= 0
+    assert reached.max() <= 1
+    assert (sizes(reached - centres, norm) <= 0.3 + 1e-6).all()

@@ -1,0 +1,186 @@
+"""Every attack's laws, over the table: an attack added there is tested by being listed."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from itertools import product
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Attack, Family, Norm
+from guard.offline.attacks.norm_ball import sizes
+from guard.offline.attacks.table import ATTACKS, build_attack, settings_of
+from tests.offline.attacks.linear import linear, optimum
+
+# How close to the closed-form optimum an attack that looks for the smallest perturbation must come.
+FACTORS = {"cw": 1.1, "deepfool": 1.05}
+
+
+def variants(*, budget: float = 0.1, **settings: Any) -> list[Attack]:
+    """Each attack of the table in each norm that it knows, with those of `settings` that it has."""
+    attacks = []
+    for name in ATTACKS:
+        known = settings_of(name)
+        norms = get_args(Norm) if "norm" in known else (None,)
+        for norm in norms:
+            wanted = {**settings, "budget": budget, "norm": norm}
+            attacks.append(build_attack(name, {k: v for k, v in wanted.items() if k in known and v is not None}))
+    return attacks
+
+
+every_attack = pytest.mark.parametrize("attack", variants(steps=40), ids=repr)
+every_kind = pytest.mark.parametrize("kind", ["images", "vectors"])
+
+
+def network(kind: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A small network in evaluation mode, inputs of which some touch the box, and the network's own labels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "images":
+            layers: list[nn.Module] = [nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4)]
+            inputs = torch.rand(6, 2, 6, 6)
+        else:
+            layers = [nn.Linear(9, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 4)]
+            inputs = torch.rand(6, 9)
+    model = nn.Sequential(*layers).eval()
+    inputs = (inputs * 1.6 - 0.3).clamp(0, 1)
+    with torch.no_grad():
+        return model, inputs, model(inputs).argmax(dim=1)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@every_attack
+@every_kind
+def test_stays_in_the_box_and_the_ball(attack, kind):
+    model, inputs, labels = network(kind)
+    attacked = attack(model, inputs, labels, seeded())
+    assert attacked.shape == inputs.shape
+    assert attacked.dtype == inputs.dtype
+    assert not attacked.requires_grad
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    assert not torch.equal(attacked, inputs)
+    if attack.budget is not None:
+        assert (sizes(attacked - inputs, attack.norm) <= attack.budget + 1e-6).all()
+
+
+@every_attack
+@every_kind
+def test_is_deterministic_given_its_generator(attack, kind):
+    model, inputs, labels = network(kind)
+    first = attack(model, inputs, labels, seeded())
+    torch.rand(3)
+    assert torch.equal(attack(model, inputs, labels, seeded()), first)
+
+
+@every_attack
+@every_kind
+def test_changes_nothing_that_it_was_given(attack, kind):
+    model, inputs, labels = network(kind)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    kept_inputs, kept_labels = inputs.clone(), labels.clone()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch_state, numpy_state = torch.get_rng_state(), pickle.dumps(np.random.get_state())  # noqa: NPY002
+    attack(model, inputs, labels, seeded())
+    assert torch.equal(inputs, kept_inputs)
+    assert torch.equal(labels, kept_labels)
+    assert not inputs.requires_grad
+    assert inputs.grad is None
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(p.grad, torch.ones_like(p)) and p.requires_grad for p in model.parameters())
+    assert not any(part.training for part in model.modules())
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert pickle.dumps(np.random.get_state()) == numpy_state  # noqa: NPY002
+
+
+@every_attack
+def test_works_on_a_frozen_model_inside_no_grad(attack):
+    model, inputs, labels = network("vectors")
+    outside = attack(model, inputs, labels, seeded())
+    model.requires_grad_(False)
+    with torch.no_grad():
+        assert torch.equal(attack(model, inputs, labels, seeded()), outside)
+
+
+@pytest.mark.parametrize("attack", variants(steps=30, random_start=False, budget=0.1), ids=repr)
+@every_kind
+def test_an_item_does_not_depend_on_its_batch_mates(attack, kind):
+    model, inputs, labels = network(kind)
+    model.double()
+    inputs = inputs.double()
+    together = attack(model, inputs, labels, seeded())
+    alone = torch.cat([attack(model, inputs[i : i + 1], labels[i : i + 1], seeded()) for i in range(len(inputs))])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("attack", [a for a in variants() if a.budget is not None], ids=repr)
+def test_budget_just_above_the_optimum_fools_and_just_below_does_not(attack):
+    model, inputs, labels = linear(2)
+    nearest, _ = optimum(model, inputs, labels, attack.norm)
+    for item in range(0, len(inputs), 2):
+        one, label = inputs[item : item + 1], labels[item : item + 1]
+        for share, fooled in ((1.05, True), (0.95, False)):
+            told = dataclasses.replace(attack, budget=share * nearest[item].item())
+            answer = model(told(model, one, label, seeded())).argmax(dim=1)
+            assert (answer != label).item() is fooled, f"{told!r} at {share} of the optimum"
+
+
+@pytest.mark.parametrize(
+    ("attack", "classes"),
+    list(product([a for a in variants() if a.budget is None], (2, 6))),
+    ids=lambda value: repr(value),
+)
+def test_smallest_perturbation_is_close_to_the_optimum(attack, classes):
+    model, inputs, labels = linear(classes)
+    nearest, _ = optimum(model, inputs, labels, attack.norm)
+    attacked = attack(model, inputs, labels, seeded())
+    assert (model(attacked).argmax(dim=1) != labels).all()
+    ratio = sizes(attacked - inputs, attack.norm) / nearest
+    worst = ratio.max() if classes == 2 else ratio.quantile(0.9)  # descent may settle on a class further away
+    assert worst <= FACTORS.get(attack.name, 1.1)
+    assert ratio.min() >= 1 - 1e-4
+
+
+@every_attack
+def test_prints_as_the_call_that_makes_it(attack):
+    assert eval(repr(attack), dict(ATTACKS)) == attack
+    assert repr(attack).startswith(f"{attack.name}(")
+    assert attack.family in get_args(Family)
+    assert ATTACKS[attack.name] is type(attack)
+
+
+@every_attack
+def test_a_setting_out_of_range_is_an_error(attack):
+    for setting in settings_of(attack.name):
+        if setting != "random_start":
+            with pytest.raises(ConfigError, match=setting):
+                dataclasses.replace(attack, **{setting: -1})
+            with pytest.raises(ConfigError, match=setting):
+                dataclasses.replace(attack, **{setting: "three"})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("pdg", {}, "did you mean 'pgd'"),
+        ("jsma", {}, "known: fgsm, pgd"),
+        ("pgd", {"buget": 0.1}, "did you mean 'budget'"),
+        ("pgd", {}, "budget"),
+        ("pgd", {"budget": 0.1, "norm": "l1"}, "wanted one of linf, l2"),
+        ("fgsm", {"budget": float("nan")}, "above zero"),
+        ("cw", {"steps": 2.5}, "whole number"),
+    ],
+)
+def test_what_cannot_be_built_says_why(name, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build_attack(name, settings)

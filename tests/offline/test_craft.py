@@ -1,0 +1,304 @@
+"""Crafted sets: what counts as attacked, what is kept, and what survives an interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from guard.errors import ConfigError, DataError, ModelError
+from guard.offline import craft as crafting
+from guard.offline.attacks.attack import Attack, Norm
+from guard.offline.attacks.cw import Cw
+from guard.offline.attacks.deepfool import DeepFool
+from guard.offline.attacks.fgsm import Fgsm
+from guard.offline.attacks.objective import gap
+from guard.offline.attacks.pgd import Pgd
+from guard.offline.craft import CraftedSet, craft, off_grid
+from guard.offline.data import Split, assign, content_hashes, from_steps, on_grid
+
+GRID = 16
+ATTACKS: tuple[Attack, ...] = (
+    Fgsm(budget=2 / 16),
+    Pgd(budget=2 / 16, steps=6),
+    Pgd(budget=0.5, norm="l2", steps=6),
+    DeepFool(),
+    Cw(steps=30, searches=2),
+)
+every_attack = pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+every_grid = pytest.mark.parametrize("grid", [GRID, None], ids=["on grid", "continuous"])
+
+
+@dataclass(frozen=True)
+class Spoof:
+    """An attack that moves everything by `amount`, whatever it promised, and counts its calls."""
+
+    amount: float
+    budget: float | None = 0.25
+    norm: Norm = "linf"
+    calls: list[int] = dataclasses.field(default_factory=list, repr=False, compare=False)
+
+    name = "spoof"
+    family = "high-confidence"
+
+    def __call__(self, model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        self.calls.append(len(inputs))
+        return inputs + self.amount * torch.rand(inputs.shape, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layers = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5, bias=False))
+    return layers.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def examples(network):
+    """Images on the grid, and labels of which every fifth is not the network's answer."""
+    steps = np.random.default_rng(0).integers(0, GRID + 1, (40, 1, 8, 8))
+    images = from_steps(steps, GRID)
+    labels = network(torch.from_numpy(images)).argmax(dim=1).numpy()
+    labels[::5] = (labels[::5] + 1) % 5
+    return images, labels, content_hashes(images)
+
+
+def run(network, examples, attack: Attack, work: Path, **changes) -> CraftedSet:
+    settings = {"grid": GRID, "fingerprint": "f", "work": work, "seed": 0, "shard_size": 12} | changes
+    return craft(network, *examples, [attack], **settings)[0]
+
+
+def same(one: CraftedSet, other: CraftedSet) -> bool:
+    fields = dataclasses.fields(CraftedSet)
+    return all(np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields)
+
+
+def answers(network, images) -> np.ndarray:
+    return network(torch.tensor(images)).argmax(dim=1).numpy()
+
+
+@every_attack
+@every_grid
+def test_what_counts_as_attacked_verifiably_is(network, examples, attack, grid, tmp_path):
+    images, labels, hashes = examples
+    crafted = run(network, examples, attack, tmp_path, grid=grid)
+    assert len(crafted) > 5
+    assert crafted.tried == 32
+    assert crafted.success_rate == len(crafted) / 32
+    assert (answers(network, crafted.attacked) != crafted.labels).all()
+    logits = network(torch.tensor(crafted.attacked))
+    sure = gap(logits, torch.tensor(crafted.labels)) / logits.norm(dim=1)
+    assert sure.min() > 1.4e-4  # what compile's parity law lets ONNX Runtime answer otherwise
+    assert np.array_equal(answers(network, crafted.attacked), crafted.predictions)
+    assert np.array_equal(answers(network, crafted.clean), crafted.labels)
+    assert (crafted.source % 5 != 0).all()
+    for given, kept in ((images, crafted.clean), (labels, crafted.labels), (hashes, crafted.hashes)):
+        assert np.array_equal(given[crafted.source], kept)
+    assert (crafted.attack, crafted.name, crafted.family) == (repr(attack), attack.name, attack.family)
+
+
+@every_attack
+@every_grid
+def test_attacked_and_noisy_items_lie_in_box_ball_and_on_the_grid(network, examples, attack, grid, tmp_path):
+    crafted = run(network, examples, attack, tmp_path, grid=grid)
+    for images in (crafted.attacked, crafted.noise):
+        assert images.dtype == np.float32
+        assert images.min() >= 0
+        assert images.max() <= 1
+        assert grid is None or on_grid(images, grid)
+    perturbation = crafted.attacked.astype(np.float64) - crafted.clean
+    np.testing.assert_allclose(crafted.l2, np.sqrt((perturbation**2).sum(axis=(1, 2, 3))), rtol=1e-5)
+    np.testing.assert_allclose(crafted.linf, np.abs(perturbation).max(axis=(1, 2, 3)), rtol=1e-5)
+    if attack.budget is not None:
+        size = crafted.linf if attack.norm == "linf" else crafted.l2
+        assert (size <= attack.budget + 1e-6).all()
+
+
+@every_attack
+def test_noise_is_of_the_attacks_size_and_is_not_the_attack(network, examples, attack, tmp_path):
+    crafted = run(network, examples, attack, tmp_path)
+    noise = (crafted.noise.astype(np.float64) - crafted.clean).reshape(len(crafted), -1)
+    small = crafted.linf <= 0.5  # a larger step may find no room on either side
+    assert small.mean() > 0.7
+    np.testing.assert_allclose(np.sqrt((noise**2).sum(axis=1))[small], crafted.l2[small], rtol=1e-5)
+    np.testing.assert_allclose(np.abs(noise).max(axis=1)[small], crafted.linf[small], rtol=1e-5)
+    assert (answers(network, crafted.noise) == crafted.labels).mean() > 0.5
+
+
+def test_an_attack_that_does_nothing_counts_for_nothing(network, examples, tmp_path):
+    crafted = run(network, examples, Spoof(0.0), tmp_path)
+    assert len(crafted) == 0
+    assert crafted.tried == 32
+    assert crafted.success_rate == 0
+    assert crafted.attacked.shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@every_grid
+def test_an_attack_that_leaves_its_ball_is_pulled_back(network, examples, norm, grid, tmp_path):
+    crafted = run(network, examples, Spoof(0.9, budget=0.25 if norm == "linf" else 2.0, norm=norm), tmp_path, grid=grid)
+    assert len(crafted) > 0
+    assert (crafted.linf <= 0.25 + 1e-6).all() if norm == "linf" else (crafted.l2 <= 2 + 1e-5).all()
+
+
+def test_minimal_attacks_survive_snapping_by_stretching(network, examples, tmp_path, monkeypatch):
+    raw = run(network, examples, DeepFool(), tmp_path, grid=None)
+    stretched = run(network, examples, DeepFool(), tmp_path)
+    monkeypatch.setattr(crafting, "STRETCHES", (1.0,))
+    plain = run(network, examples, DeepFool(), tmp_path / "plain")
+    assert raw.success_rate == 1
+    assert stretched.success_rate > max(0.9, plain.success_rate)
+    both = np.isin(stretched.source, plain.source)  # what needed no stretching was not stretched
+    assert np.array_equal(stretched.attacked[both], plain.attacked)
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_any_other_bit_for_bit(network, examples, tmp_path):
+    attack = Spoof(0.25)
+
+    def stop(_: Attack, done: int, total: int) -> None:
+        assert total == 32
+        if done == 24:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(network, examples, attack, tmp_path / "one", progress=stop)
+    assert attack.calls == [12, 12]
+    resumed = run(network, examples, attack, tmp_path / "one")
+    assert attack.calls == [12, 12, 8]
+    whole = run(network, examples, attack, tmp_path / "other")
+    assert same(resumed, whole)
+    assert len(whole) > 0
+    again = run(network, examples, attack, tmp_path / "one")
+    assert len(attack.calls) == 6
+    assert same(again, whole)
+
+
+@pytest.mark.parametrize("change", ["fingerprint", "seed", "grid", "attack", "images", "hashes", "shard_size"])
+def test_nothing_that_an_outcome_follows_from_may_change(network, examples, change, tmp_path):
+    images, labels, hashes = examples
+    attack = Spoof(0.25)
+    run(network, examples, attack, tmp_path)
+    before = len(attack.calls)
+    brighter = images.copy()
+    brighter[:, 0, 0, 0] = 1 - brighter[:, 0, 0, 0]
+    labels_then = np.where(np.arange(40) % 5 == 0, labels, answers(network, brighter))
+    settings = {"fingerprint": "g", "seed": 1, "grid": None, "shard_size": 11}
+    given = {"images": (brighter, labels_then, hashes), "hashes": (images, labels, hashes[::-1].copy())}
+    told = dataclasses.replace(attack, amount=0.26) if change == "attack" else attack
+    run(network, given.get(change, examples), told, tmp_path, **{k: v for k, v in settings.items() if k == change})
+    assert len(attack.calls) >= 2 * before  # nothing was found again
+
+
+def test_the_seed_reaches_the_attack(network, examples, tmp_path):
+    one, other = (run(network, examples, Spoof(0.25), tmp_path, seed=seed) for seed in (0, 1))
+    assert not same(one, other)
+    assert not np.array_equal(one.attacked[:4], other.attacked[:4])
+
+
+def test_a_damaged_shard_is_made_anew_and_nothing_unfinished_is_left(network, examples, tmp_path):
+    attack = Spoof(0.25)
+    whole = run(network, examples, attack, tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 3
+    assert all(file.suffix == ".npz" and not file.name.startswith(".") for file in files)
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    files[1].write_bytes(b"")
+    assert same(run(network, examples, attack, tmp_path), whole)
+    assert len(attack.calls) == 5
+
+
+def test_progress_tells_attack_and_items(network, examples, tmp_path):
+    seen = []
+    attacks = [Fgsm(budget=0.125), Spoof(0.0)]
+    settings = {"grid": GRID, "fingerprint": "f", "work": tmp_path, "seed": 0, "shard_size": 20}
+    sets = craft(network, *examples, attacks, progress=lambda *call: seen.append(call), **settings)
+    assert seen == [(attack, done, 32) for attack in attacks for done in (20, 32)]
+    assert [one.attack for one in sets] == [repr(attack) for attack in attacks]
+
+
+def test_selecting_keeps_clean_and_attacked_versions_of_an_item_in_one_split(network, examples, tmp_path):
+    crafted = run(network, examples, Fgsm(budget=0.125), tmp_path)
+    splits = assign(examples[2])
+    parts = {split: crafted.select(splits, split) for split in Split}
+    assert sum(len(part) for part in parts.values()) == len(crafted)
+    assert sum(part.tried for part in parts.values()) == crafted.tried
+    assert np.isnan(parts[Split.TEST].success_rate)
+    for split, part in parts.items():
+        assert all(splits[one] is split for one in part.hashes)
+        assert np.array_equal(examples[0][part.source], part.clean)
+        assert np.array_equal(answers(network, part.attacked), part.predictions)
+    both = crafted.select(splits, Split.HEADS, Split.COMBINER)
+    assert len(both) == len(parts[Split.HEADS]) + len(parts[Split.COMBINER]) > 0
+
+
+def test_nothing_given_is_changed(network, examples, tmp_path):
+    kept = [array.copy() for array in examples]
+    for array in examples:
+        array.setflags(write=False)
+    run(network, examples, Pgd(budget=0.125, steps=2), tmp_path)
+    assert all(np.array_equal(a, b) for a, b in zip(kept, examples, strict=True))
+
+
+def test_off_grid_is_half_a_step_away_everywhere():
+    clean = from_steps(np.random.default_rng(0).integers(0, 17, (30, 1, 8, 8)), 16)
+    moved = off_grid(clean, 16, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(np.abs(moved - clean), 0.5 / 16, atol=1e-6)
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    inner = (clean > 0) & (clean < 1)
+    assert abs((moved > clean)[inner].mean() - 0.5) < 0.05
+    assert not np.array_equal(moved, off_grid(clean, 16, torch.Generator().manual_seed(1)))
+
+
+def test_a_model_in_training_mode_is_refused(network, examples, tmp_path):
+    with pytest.raises(ModelError, match="training mode"):
+        run(nn.Sequential(network, nn.Dropout()), examples, ATTACKS[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(lambda x: x.flatten(1)[:, :5] * torch.nan, "NaN"), (lambda x: x.sum(), "wanted logits")],
+    ids=["nan", "shape"],
+)
+def test_a_model_without_usable_logits_is_refused(model, message, examples, tmp_path):
+    with pytest.raises(ModelError, match=message):
+        run(model, examples, ATTACKS[0], tmp_path)
+
+
+def bad(images, labels, hashes, name: str):
+    cases = {
+        "too few labels": ((images, labels[1:], hashes), "39 labels"),
+        "none": ((images[:0], labels[:0], hashes[:0]), "0 images"),
+        "float64": ((images.astype(np.float64), labels, hashes), "float64"),
+        "range": ((images * 2 - 1, labels, hashes), r"wanted float32 in \[0, 1\]"),
+        "nan": ((images * np.float32("nan"), labels, hashes), r"wanted float32 in \[0, 1\]"),
+        "grid": ((images * np.float32(0.99), labels, hashes), "not on a grid of 16"),
+        "negative": ((images, labels - 9, hashes), "wanted int64 class numbers"),
+        "large": ((images, labels + 9, hashes), "tells 5 classes apart"),
+        "all wrong": ((images[::5], labels[::5], hashes[::5]), "none of 8 items correctly"),
+    }
+    return cases[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["too few labels", "none", "float64", "range", "nan", "grid", "negative", "large", "all wrong"]
+)
+def test_data_that_cannot_be_attacked_is_refused(network, examples, name, tmp_path):
+    given, message = bad(*examples, name)
+    with pytest.raises(DataError, match=message):
+        run(network, given, ATTACKS[0], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_below_one_step_of_the_grid_is_refused(network, examples, tmp_path):
+    with pytest.raises(ConfigError, match="below one step, 1/16"):
+        run(network, examples, Pgd(budget=8 / 255), tmp_path)
+    assert run(network, examples, Pgd(budget=8 / 255, steps=2), tmp_path, grid=None).tried == 32
+    with pytest.raises(ConfigError, match="shard_size"):
+        run(network, examples, ATTACKS[0], tmp_path, shard_size=0)
