@@ -1,13 +1,14 @@
 """Reads inputs and labels from files: `.npz`, IDX pairs, folders of class folders.
 
-Rule 1: what comes out is in the model's wire values, [item, channel, height, width] or [item, feature]; the files are only read.
+Rule 1: what comes out is in the model's wire values, [item, channel, height, width] or [item, feature]; files are only
+read.
 """
 
 from __future__ import annotations
 
 import gzip
 import struct
-import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import InputSpec
+from guard.bundle import UNREADABLE, InputSpec
 from guard.errors import DataError
 
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -26,9 +27,8 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 class Examples:
     """Inputs as the files hold them, and their labels."""
 
-    images: NDArray[
-        Any
-    ]  # uint8 [item, height, width, channel], float32 [item, channel, height, width] or [item, feature]
+    # uint8 [item, height, width, channel], float32 [item, channel, height, width] or [item, feature]
+    images: NDArray[Any]
     labels: NDArray[np.int64] | None  # [item]
     source: str
 
@@ -86,15 +86,16 @@ def check(examples: Examples) -> None:
 
 def read_npz_examples(file: Path) -> Examples:
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                return Examples(normal_form(archive, str(file)), None, str(file))
-            names = list(archive.files)
+        with file.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return Examples(normal_form(loaded, str(file)), None, str(file))
+            names = list(loaded.files)
             if "images" not in names:
                 raise DataError(f"{file} has arrays {names}; wanted `images` and, for training, `labels`")
-            labels = archive["labels"] if "labels" in names else None
-            images = archive["images"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            labels = loaded["labels"] if "labels" in names else None
+            images = loaded["images"]
+    except UNREADABLE as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if labels is not None and labels.dtype.kind not in "iu":
         raise DataError(f"{file}: labels are {labels.dtype}; wanted whole class numbers")
@@ -131,7 +132,7 @@ def read_idx(file: Path) -> NDArray[Any]:
         shape = struct.unpack(f">{axes}I", raw[4 : 4 + 4 * axes])
         array = np.frombuffer(raw, dtype=IDX_TYPES[kind], offset=4 + 4 * axes)
         return array.reshape(shape).astype(np.dtype(IDX_TYPES[kind]).newbyteorder("="))
-    except (OSError, EOFError, struct.error, ValueError) as error:
+    except (OSError, EOFError, struct.error, ValueError, zlib.error) as error:
         raise DataError(f"{file} cannot be read as IDX: {error}") from error
 
 

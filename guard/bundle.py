@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -27,6 +27,9 @@ from guard.errors import BundleError
 FORMAT = 1
 MANIFEST = "manifest.json"
 DATATYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+
+# What reading a damaged archive may raise; an unknown compression or a password is a RuntimeError.
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """One ONNX graph of the cascade: wire input -> `logits` [item, class] and `scores` [item, detector of this program]."""
+    """One ONNX graph of the cascade: wire input -> `logits` [item, class], `scores` [item, own detector]."""
 
     name: str
     file: str
@@ -147,12 +150,18 @@ class Manifest:
             repairs=tuple(RepairSpec(**r) for r in raw["repairs"]),
             reject_rate=float(raw["reject_rate"]),
             flag_rate=float(raw["flag_rate"]),
-            recipe=raw["recipe"],
+            recipe=mapping(raw["recipe"]),
             seed=int(raw["seed"]),
-            made_by=raw["made_by"],
-            provenance=raw["provenance"],
+            made_by=mapping(raw["made_by"]),
+            provenance=mapping(raw["provenance"]),
             format=int(raw["format"]),
         )
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no object")
+    return value
 
 
 @dataclass(frozen=True)
@@ -232,14 +241,23 @@ class Bundle:
 
 
 def verify_files(root: Path, files: Mapping[str, str]) -> None:
+    """Hidden files are let be: some mounts leave theirs."""
+    for file in sorted(root.iterdir()):
+        if file.is_file() and file.name not in {*files, MANIFEST} and not file.name.startswith("."):
+            raise BundleError(f"{file} is not named in the manifest; a bundle holds nothing else")
     for name, expected in files.items():
-        file = root / name
-        if Path(name).name != name:
-            raise BundleError(f"the manifest names {name!r}, which lies outside the bundle")
+        file = root / plain_name(name)
         if not file.is_file():
             raise BundleError(f"{file} is missing; the bundle is incomplete")
         if (found := file_digest(file)) != expected:
             raise BundleError(f"{file} was altered: SHA-256 is {found[:12]}…, the manifest says {expected[:12]}…")
+
+
+def plain_name(name: str) -> str:
+    """Raises BundleError for a name that leads out of the bundle, or to its manifest."""
+    if Path(name).name != name or name in (".", "..", MANIFEST):
+        raise BundleError(f"{name!r} is no name of a file in a bundle: it lies elsewhere")
+    return name
 
 
 def file_digest(path: Path) -> str:
@@ -250,9 +268,9 @@ def file_digest(path: Path) -> str:
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """Arrays of an .npz, never unpickled. Raises BundleError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
 
 
@@ -268,12 +286,12 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         for name, content in files.items():
-            (partial / name).write_bytes(content)
+            (partial / plain_name(name)).write_bytes(content)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         (partial / MANIFEST).write_text(manifest.to_json(digests), encoding="utf-8")
         partial.chmod(0o755)
         Bundle.open(partial)
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ WARN_FACTOR = 10  # a promise resting on fewer than this many clean items above 
 class Fusion:
     """Scores of several detectors -> one risk, looking at both tails of each.
 
-    A score is first placed on a normal scale by the quantiles of clean scores (linear beyond the last knot, so that nothing saturates).
-    Each tail then contributes a rising piecewise linear function of asinh(z); `weights` are its slopes' increments, none negative.
+    A score is first placed on a normal scale by the quantiles of clean scores (linear beyond the last knot, so that
+    nothing saturates). Each tail then contributes a rising piecewise linear function of asinh(z); `weights` are its
+    slopes' increments, none negative.
     """
 
     knots: Floats  # [detector, knot] clean scores, rising
@@ -45,28 +47,46 @@ class Fusion:
 
     def features(self, scores: Floats) -> Floats:
         """[item, detector] -> [item, detector, tail, hinge], none negative."""
-        z = np.stack([normal_scale(scores[:, d], self.knots[d], self.levels) for d in range(scores.shape[1])], axis=1)
+        z = np.stack([scale.place(scores[:, d]) for d, scale in enumerate(self.scales)], axis=1)
         tails = np.arcsinh(np.maximum(np.stack([z, -z], axis=2), 0.0))
         features: Floats = np.maximum(tails[..., None] - np.asarray(HINGES), 0.0)
         return features
 
+    @cached_property
+    def scales(self) -> tuple[Scale, ...]:
+        return tuple(Scale.through(knots, self.levels) for knots in self.knots)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One detector's normal scale: rising values, their levels, and the slopes beyond the outer ones."""
+
+    values: Floats
+    levels: Floats
+    slopes: tuple[float, float]
+
+    @staticmethod
+    def through(knots: Floats, levels: Floats) -> Scale:
+        """A tie among knots (a discrete score) stands for its middle level."""
+        values, first, count = np.unique(knots, return_index=True, return_counts=True)
+        middle = (levels[first] + levels[first + count - 1]) / 2
+        if values.size == 1:
+            slope = 1.0 / (1e-3 * max(abs(float(values[0])), 1.0))
+            return Scale(values, middle, (slope, slope))
+        rise = np.diff(middle) / np.diff(values)
+        return Scale(values, middle, (float(rise[0]), float(rise[-1])))
+
+    def place(self, scores: Floats) -> Floats:
+        """Scores [item] on the normal scale; beyond the outer knots the line goes on."""
+        inside = np.interp(scores, self.values, self.levels)
+        below = np.minimum(scores - self.values[0], 0.0) * self.slopes[0]
+        above = np.maximum(scores - self.values[-1], 0.0) * self.slopes[1]
+        return np.asarray(inside + below + above, dtype=np.float64)
+
 
 def normal_scale(scores: Floats, knots: Floats, levels: Floats) -> Floats:
-    """Scores [item] on the normal scale of their clean quantiles; beyond the outer knots the line goes on.
-
-    A tie among knots (a discrete score) reads as its middle level.
-    """
-    values, first, count = np.unique(knots, return_index=True, return_counts=True)
-    middle = (levels[first] + levels[first + count - 1]) / 2
-    if values.size == 1:
-        spread = max(abs(float(values[0])), 1.0)
-        return np.asarray(middle[0] + (scores - values[0]) / (1e-3 * spread), dtype=np.float64)
-    inside = np.interp(scores, values, middle)
-    slope_low = (middle[1] - middle[0]) / (values[1] - values[0])
-    slope_high = (middle[-1] - middle[-2]) / (values[-1] - values[-2])
-    below = np.minimum(scores - values[0], 0.0) * slope_low
-    above = np.maximum(scores - values[-1], 0.0) * slope_high
-    return np.asarray(inside + below + above, dtype=np.float64)
+    """Scores [item] on the normal scale of their clean quantiles."""
+    return Scale.through(knots, levels).place(scores)
 
 
 @dataclass(frozen=True)
@@ -77,11 +97,11 @@ class Band:
     high: float = math.inf
 
 
-def cascade_risk(level: int, risk: Floats) -> Floats:
+def cascade_risk(level: int | NDArray[np.int64], risk: Floats) -> Floats:
     """One scalar for the whole cascade: everything decided at a higher level is riskier than everything below it.
 
-    Levels, from safe to suspicious: screen below its band 0, interpret 1, screen above its band 2 (each further program nests in between).
-    The squash is strictly monotone in float64, so ranks survive.
+    Levels, from safe to suspicious: screen below its band 0, interpret 1, screen above its band 2 (each further program
+    nests in between). The squash is strictly monotone in float64, so ranks survive.
     """
     squashed: Floats = level + 0.5 + 0.5 * risk / (1.0 + np.abs(risk))
     return squashed
@@ -109,16 +129,26 @@ class Calibration:
         """How many clean items the promise rests on."""
         return int(self.clean_risks.size)
 
+    @cached_property
+    def sorted_risks(self) -> Floats:
+        return np.sort(self.clean_risks)
+
+    @cached_property
+    def sorted_scores(self) -> Floats:
+        """[detector, item]"""
+        return np.sort(self.clean_scores.T, axis=1)
+
     def p_value(self, risk: Floats) -> Floats:
         """Share of clean calibration items at least as risky, the item itself counted: valid for any finite sample."""
-        return rank_p(np.sort(self.clean_risks), risk)
+        return rank_p(self.sorted_risks, risk)
 
     def request_p_value(self, risk: float, rows: int) -> float:
         """p-value of the riskiest of `rows` items, against blocks of as many calibration items."""
         blocks = self.items // rows
         if blocks == 0:
             raise PromiseError(
-                f"a request of {rows} rows cannot be calibrated on {self.items} clean items; use rows = 'any' or more clean data"
+                f"a request of {rows} rows cannot be calibrated on {self.items} clean items; "
+                "use rows = 'any' or more clean data"
             )
         worst = self.clean_risks[: blocks * rows].reshape(blocks, rows).max(axis=1)
         return float(rank_p(np.sort(worst), np.asarray([risk]))[0])
@@ -128,10 +158,11 @@ class Calibration:
         out = np.full(scores.shape, np.nan)
         for d in range(scores.shape[1]):
             ran = ~np.isnan(scores[:, d])
-            clean = np.sort(self.clean_scores[:, d])
-            upper = rank_p(clean, scores[ran, d])
-            lower = rank_p(np.sort(-clean), -scores[ran, d])
-            out[ran, d] = np.minimum(1.0, 2 * np.minimum(upper, lower))
+            clean = self.sorted_scores[d]
+            at_least = clean.size - np.searchsorted(clean, scores[ran, d], side="left")
+            at_most = np.searchsorted(clean, scores[ran, d], side="right")
+            rarer = np.minimum(at_least, at_most)
+            out[ran, d] = np.minimum(1.0, 2 * (1 + rarer) / (clean.size + 1))
         return out
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -188,6 +219,11 @@ class Calibration:
                 raise BundleError(
                     f"calibration.npz holds a fusion of {fusion.knots.shape[0]} detectors where {seen} were expected"
                 )
+            if fusion.levels.shape != fusion.knots.shape[1:]:
+                raise BundleError("calibration.npz holds a fusion whose knots and levels do not match")
+            numbers = (fusion.knots, fusion.levels, fusion.weights, fusion.bias)
+            if not all(np.isfinite(part).all() for part in numbers):
+                raise BundleError("calibration.npz holds a fusion that is not finite")
             if (fusion.weights < 0).any():
                 raise BundleError("calibration.npz holds a negative weight: a more unusual score would lower the risk")
         if (
@@ -196,6 +232,10 @@ class Calibration:
             or len(self.bands) != len(self.programs) - 1
         ):
             raise BundleError("calibration.npz contradicts itself: detectors, scores and bands do not match")
+        if not (np.isfinite(self.clean_risks).all() and np.isfinite(self.clean_scores).all()):
+            raise BundleError("calibration.npz holds clean risks or scores that are not finite: they have no rank")
+        if any(math.isnan(band.low) or math.isnan(band.high) for band in self.bands):
+            raise BundleError("calibration.npz holds a band without bounds")
 
 
 def rank_p(sorted_clean: Floats, values: Floats) -> Floats:
@@ -224,12 +264,17 @@ def check_promise(rate: float, items: int, *, name: str) -> str | None:
             f"(the smallest rate here is {smallest_rate(items):.3g})"
         )
     if rate < WARN_FACTOR * smallest_rate(items):
-        return f"{name} = {rate:g} rests on {math.floor(rate * (items + 1))} of {items} clean items; the realised rate will vary widely"
+        return (
+            f"{name} = {rate:g} rests on {math.floor(rate * (items + 1))} of {items} clean items; "
+            "the realised rate will vary widely"
+        )
     return None
 
 
 def rejections_band(rate: float, items: int, held_out: int, *, level: float = 0.999) -> tuple[int, int]:
-    """Central band of the number of rejections among `held_out` clean items: BetaBinomial(m, k, n+1-k), k = floor(rate (n+1)).
+    """Central band of the number of rejections among `held_out` clean items.
+
+    BetaBinomial(m, k, n+1-k) with k = floor(rate (n+1)).
 
     Source: Angelopoulos & Bates 2021, arXiv:2107.07511, section 3.2 (their coverage, turned to rejections).
     """
@@ -263,7 +308,10 @@ def clean_knots(scores: Floats, count: int = 33) -> tuple[Floats, Floats]:
 
 
 def unfitted(scores: Floats, *, bias: float = 0.0) -> Fusion:
-    """Fusion without any crafted attack: every tail of every detector weighs the same (a sum of surprises, after Fisher)."""
+    """Fusion without any crafted attack: every tail of every detector weighs the same.
+
+    A sum of surprises, after Fisher.
+    """
     knots, levels = clean_knots(scores)
     weights = np.zeros((scores.shape[1], 2, len(HINGES)))
     weights[:, :, 0] = 1.0

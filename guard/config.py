@@ -29,26 +29,24 @@ class ServeConfig:
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
     admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
-    mode: Mode = "enforce"
-    on_failure: OnFailure = "closed"
+    mode: Mode = "enforce"  # shadow and off change nothing for anybody, flag rejects nothing
+    on_failure: OnFailure = "closed"  # whether a request that cannot be checked passes
     reject_rate: float | None = None  # share of clean items that may be rejected; None: the bundle's
-    flag_rate: float | None = (
-        None  # share of clean items that may be flagged (rejected ones included); None: the bundle's
-    )
-    rows: Rows = "any"
+    flag_rate: float | None = None  # the same for flagged ones, rejected ones included; None: the bundle's
+    rows: Rows = "any"  # whether one rejected item rejects its request, or the request is judged as a whole
     repair: str | None = None  # denoiser through which flagged items are cleaned
     tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker's gradient
     allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig"
     allow_models: tuple[str, ...] = ()  # further model names to pass uninspected
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"  # of the programs; cuda never falls back in silence
     threads: int | None = None  # of the programs; None: ONNX Runtime's choice
     max_rows: int = 64  # on the device at once, variant rows counted
     max_queue_rows: int = 1024  # waiting; beyond that a request is shed
     timeout_s: float = 30.0  # for a request whose client set no deadline
     upstream_timeout_s: float = 5.0  # for readiness and metadata calls of the guard's own
-    max_message_bytes: int = 128 * 2**20
+    max_message_bytes: int = 128 * 2**20  # of a request and of an answer
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
 
     def policy(self, *, reject_rate: float, flag_rate: float) -> Policy:
         """The operator's policy; the arguments are the bundle's rates, used where no rate is set here."""
@@ -144,6 +142,8 @@ def convert_scalar(value: Any, kind: type, *, where: str) -> Any:
     if isinstance(value, bool):
         raise ConfigError(f"{where} = {value!r}; wanted a number")
     try:
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError("not whole")
         return kind(value)
     except (TypeError, ValueError) as error:
         wanted = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
@@ -152,9 +152,11 @@ def convert_scalar(value: Any, kind: type, *, where: str) -> Any:
 
 def check(config: ServeConfig) -> None:
     for name in ("max_rows", "max_queue_rows", "max_message_bytes", "timeout_s", "upstream_timeout_s"):
-        if getattr(config, name) <= 0:
+        if not getattr(config, name) > 0:  # NaN is not
             raise ConfigError(f"{name} = {getattr(config, name)}; wanted more than zero")
-    if config.drain_s < 0:
+    if config.threads is not None and config.threads < 1:
+        raise ConfigError(f"threads = {config.threads}; wanted more than zero")
+    if not config.drain_s >= 0:
         raise ConfigError(f"drain_s = {config.drain_s}; wanted zero or more")
     for name in ("listen", "admin_listen", "metrics_listen", "upstream"):
         value = getattr(config, name)
@@ -165,4 +167,4 @@ def check(config: ServeConfig) -> None:
 def split_address(text: str) -> tuple[str, int] | None:
     """HOST:PORT, or None when it is not one."""
     host, colon, port = text.rpartition(":")
-    return (host, int(port)) if colon and host and port.isdigit() and int(port) < 65536 else None
+    return (host, int(port)) if colon and host and port.isdecimal() and int(port) < 65536 else None

@@ -71,8 +71,8 @@ class Verdict:
 def decide(p_values: Sequence[float], policy: Policy, *, request_p_value: float | None = None) -> Verdict:
     """Judge the items of one request [item].
 
-    `request_p_value` is the p-value of the request's riskiest item against requests of its size; it is needed, and decides for the
-    request as a whole, when `policy.rows` is "request".
+    `request_p_value` is the p-value of the request's riskiest item against requests of its size; it is needed, and
+    decides for the request as a whole, when `policy.rows` is "request".
     """
     items = tuple(policy.judge(p) for p in p_values)
     if policy.rows == "request":

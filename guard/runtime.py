@@ -64,7 +64,8 @@ class Session:
         options.inter_op_num_threads = 1
         if device == "cuda" and PROVIDERS["cuda"] not in ort.get_available_providers():
             raise DeviceError(
-                "device = 'cuda' was asked for, but this ONNX Runtime has no CUDA; install inference-guard[gpu] instead of [cpu]"
+                "device = 'cuda' was asked for, but this ONNX Runtime has no CUDA; "
+                "install inference-guard[gpu] instead of [cpu]"
             )
         wanted: list[Any] = [(PROVIDERS["cuda"], {"use_tf32": "0"})] if device == "cuda" else [PROVIDERS["cpu"]]
         try:
@@ -96,7 +97,8 @@ def onnxruntime() -> Any:
             continue
     if len(have) == 2:
         raise DeviceError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall both, then install one extra"
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "uninstall both, then install one extra"
         )
     if not have:
         raise DeviceError("ONNX Runtime is not installed; install inference-guard[cpu] or inference-guard[gpu]")
@@ -120,6 +122,13 @@ class Runtime:
         }
         for session, program in zip(self.sessions, self.programs, strict=True):
             self.verify_graph(session, program)
+        names = tuple(name for program in self.programs for name in program.detectors)
+        sizes = tuple(len(program.detectors) for program in self.programs)
+        if (names, sizes) != (self.calibration.detectors, self.calibration.programs):
+            raise BundleError(
+                f"calibration.npz ranks {', '.join(self.calibration.detectors)}, "
+                f"the manifest's programs have {', '.join(names)}"
+            )
 
     def verify_graph(self, session: Session, program: ProgramSpec) -> None:
         """Raises BundleError when a graph does not take and give what the manifest says."""
@@ -128,9 +137,13 @@ class Runtime:
             raise BundleError(
                 f"{program.file} takes {[list(i.shape) for i in found]}, the manifest says [item, {self.spec.shape}]"
             )
-        outputs = {o.name for o in session.session.get_outputs()}
-        if missing := {"logits", "scores"} - outputs:
-            raise BundleError(f"{program.file} gives no {', '.join(sorted(missing))}")
+        widths = {o.name: o.shape[-1] for o in session.session.get_outputs()}
+        wanted = {"logits": self.bundle.manifest.model.output.classes, "scores": len(program.detectors)}
+        for name, width in wanted.items():
+            if name not in widths:
+                raise BundleError(f"{program.file} gives no {name}")
+            if widths[name] != width:
+                raise BundleError(f"{program.file} gives {widths[name]} {name} an item, the manifest says {width}")
 
     def with_calibration(self, calibration: Calibration) -> Runtime:
         """The same programs under another calibration."""
@@ -146,7 +159,8 @@ class Runtime:
     def read(self, images: NDArray[Any], *, complete: bool = False) -> Readings:
         """Run the cascade over wire inputs [item, ...].
 
-        `complete` runs every program on every item, so that all scores are there; risk and p-value are the same either way.
+        `complete` runs every program on every item, so that all scores are there; risk and p-value are the same either
+        way.
 
         Raises:
             DataError: the array's shape or type is not the model's input.
@@ -171,7 +185,7 @@ class Runtime:
             own = self.calibration.fusions[index].risk(scores[waiting, :last])
             decided, level = self.decide(index, own)
             settled = waiting[decided]
-            risk[settled] = cascade_level_risk(level[decided], own[decided])
+            risk[settled] = cascade_risk(level[decided], own[decided])
             program[settled] = index
             waiting, first = waiting[~decided], last
         risk += jitter(images)
@@ -197,7 +211,8 @@ class Runtime:
     def check_images(self, images: NDArray[Any]) -> None:
         if images.shape[1:] != self.spec.shape or images.ndim != len(self.spec.shape) + 1:
             raise DataError(
-                f"inputs have shape {list(images.shape)}; the model takes [item, {', '.join(map(str, self.spec.shape))}]"
+                f"inputs have shape {list(images.shape)}; "
+                f"the model takes [item, {', '.join(map(str, self.spec.shape))}]"
             )
         if images.dtype != self.spec.dtype:
             raise DataError(f"inputs are {images.dtype}; the model takes {self.spec.dtype} ({self.spec.datatype})")
@@ -211,19 +226,13 @@ class Runtime:
         )
         if error.max(initial=0.0) > LOGITS_TOLERANCE:
             raise BundleError(
-                f"self-check: the model's outputs differ from the bundle's samples by {error.max():.1e} on {self.device}"
+                f"self-check: the model's outputs differ from the bundle's samples by {error.max():.1e} "
+                f"on {self.device}"
             )
         for rate in (self.bundle.manifest.reject_rate, self.bundle.manifest.flag_rate):
             flipped = (readings.p_value <= rate) != (samples.p_values <= rate)
             if flipped.any():
                 raise BundleError(
-                    f"self-check: {int(flipped.sum())} of {len(flipped)} samples got another verdict at {rate:g} on {self.device}"
+                    f"self-check: {int(flipped.sum())} of {len(flipped)} samples got another verdict at {rate:g} "
+                    f"on {self.device}"
                 )
-
-
-def cascade_level_risk(level: NDArray[np.int64], risk: Floats) -> Floats:
-    """`cascade_risk` with a level of its own for each item."""
-    out = np.empty(risk.size)
-    for value in np.unique(level):
-        out[level == value] = cascade_risk(int(value), risk[level == value])
-    return out

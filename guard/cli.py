@@ -1,0 +1,384 @@
+"""The command line: parses, imports one tower, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guard.errors import ConfigError, GuardError
+
+USAGE_CODE = 2
+INTERRUPTED_CODE = 130
+
+app = typer.Typer(
+    name="guard",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Finds inputs that were crafted to fool a classifier, in front of its model server. Begin with: guard demo",
+    epilog="Every command takes --debug, which shows the traceback of an error.",
+)
+
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Directory that guard train wrote.", show_default=False)
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of ONNX Runtime; the machine's cores unless given.", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is refused where there is none.")]
+
+
+@app.command()
+def demo(
+    *,
+    folder: Annotated[Path, typer.Option(help="Where model, bundle and report are put.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave model server and guard running until Ctrl-C.")] = False,
+) -> None:
+    """The whole story on scikit-learn's digits, offline, in about two minutes on two cores."""
+    from guard.demo import run_demo
+
+    run_demo(folder, seed=seed, keep=keep)
+
+
+@app.command()
+def train(
+    *,
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="A .pt2 file from torch.export, or module:factory.", show_default=False)
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Clean inputs and labels: .npz, IDX, or a folder of class folders.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Where the bundle is written; must not exist.", show_default=False)],
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            help="Held-out inputs for the report; a part of --data is held out unless given.", show_default=False
+        ),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="A recipe that comes with the guard.")] = "standard",
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file of your own.", show_default=False)] = None,
+    reject_rate: Annotated[float, typer.Option(help="Share of clean items that you are willing to lose.")] = 0.01,
+    flag_rate: Annotated[
+        float, typer.Option(help="Share of clean items that may be flagged, rejected ones included.")
+    ] = 0.05,
+    serves: Annotated[
+        str, typer.Option(metavar="NAME[:VERSION]", help="The model name that clients ask for.")
+    ] = "model",
+    input_name: Annotated[
+        str | None, typer.Option(help="Name of the model's input on the wire.", show_default="input")
+    ] = None,
+    output_name: Annotated[
+        str | None, typer.Option(help="Name of the prediction on the wire.", show_default="logits")
+    ] = None,
+    output: Annotated[str, typer.Option(help="What the output holds: logits, probabilities or label.")] = "logits",
+    value_range: Annotated[
+        tuple[float, float], typer.Option("--range", metavar="LOW HIGH", help="Wire values of black and white.")
+    ] = (0.0, 1.0),
+    mean: Annotated[
+        str | None,
+        typer.Option(help="Per channel, as 0.485,0.456,0.406: wire = (pixel - mean) / std.", show_default=False),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Per channel, with --mean.", show_default=False)] = None,
+    repair: Annotated[
+        list[str] | None, typer.Option(help="Denoiser to offer for REPAIR; may be repeated; the recipe's unless given.")
+    ] = None,
+    adaptive_items: Annotated[int, typer.Option(help="Items of the adaptive attack in the report.")] = 50,
+    adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attack in the report.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Craft attacks, fit detectors, calibrate, compile and report. Resumes when started again."""
+    from guard.offline.recipe import load_recipe
+    from guard.offline.train import Job
+    from guard.offline.train import train as run
+
+    low, high = value_box(value_range, mean, std)
+    chosen = load_recipe(preset, recipe)
+    job = Job(
+        model=model,
+        data=data,
+        out=out,
+        recipe=chosen.offering(repair) if repair else chosen,
+        test=test,
+        reject_rate=reject_rate,
+        flag_rate=flag_rate,
+        seed=seed,
+        low=low,
+        high=high,
+        input_name=input_name,
+        output_name=output_name,
+        output=output,
+        serves=serves,
+        adaptive_items=adaptive_items,
+        adaptive_steps=adaptive_steps,
+    )
+    console = make_console()
+    bundle = run(job, stages(console))
+    console.print(f"bundle {bundle.path}, report {bundle.path / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def value_box(
+    value_range: tuple[float, float], mean: str | None, std: str | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Wire values of black and white per channel. Raises ConfigError."""
+    if (mean is None) != (std is None):
+        raise ConfigError("--mean and --std go together; give both or neither")
+    if mean is None or std is None:
+        low, high = value_range
+        if low >= high:
+            raise ConfigError(f"--range {low:g} {high:g}: the first must be below the second")
+        return (low,), (high,)
+    means, deviations = numbers(mean, "--mean"), numbers(std, "--std")
+    if len(means) != len(deviations) or min(deviations) <= 0:
+        raise ConfigError(f"--mean {mean} and --std {std}: wanted as many of each, deviations above zero")
+    pairs = list(zip(means, deviations, strict=True))
+    return tuple(-m / s for m, s in pairs), tuple((1 - m) / s for m, s in pairs)
+
+
+def numbers(text: str, name: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{name} {text!r}: wanted numbers separated by commas") from error
+
+
+@app.command()
+def evaluate(
+    bundle: BundleArgument,
+    *,
+    data: Annotated[
+        Path, typer.Option(help="Clean inputs and labels that the bundle has not seen.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Where report.json and report.html are written.", show_default=False)],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer items and steps; an indication only.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Detection per attack at promised rates, and what an attacker who knows the guard gets through."""
+    from guard.bundle import Bundle
+    from guard.offline.evaluation import evaluate_bundle
+
+    console = make_console()
+    page = evaluate_bundle(Bundle.open(bundle), data, out, quick=quick, seed=seed, stages=stages(console))
+    console.print(f"report {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def score(
+    bundle: BundleArgument,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help=".npz, IDX, picture or folder of class folders.", show_default=False)
+    ],
+    *,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """One JSON line an item: item, prediction, action, p_value, detectors."""
+    from guard.scoring import score_lines
+
+    for line in score_lines(bundle, file, device=device_name(device), threads=threads):
+        typer.echo(line)
+
+
+@app.command()
+def inspect(
+    bundle: BundleArgument,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest as it stands.")] = False,
+) -> None:
+    """What is in a bundle, and what each detector costs."""
+    from guard.bundle import MANIFEST, Bundle
+    from guard.summary import summarise
+
+    opened = Bundle.open(bundle)
+    if as_json:
+        typer.echo((opened.path / MANIFEST).read_text(encoding="utf-8").rstrip())
+    else:
+        typer.echo(summarise(opened))
+
+
+@app.command()
+def bench(
+    bundle: BundleArgument,
+    *,
+    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,32",
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime, on both sides.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Time for the whole measurement.")] = 60.0,
+    device: Device = "cpu",
+    profile: Annotated[bool, typer.Option("--profile", help="Print where each program's time goes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Cost of each program over the bare model and over its floor; latency, throughput."""
+    from guard.bundle import Bundle
+    from guard.offline.bench import run_bench
+
+    sizes = tuple(int(size) for size in numbers(batches, "--batches"))
+    run_bench(
+        Bundle.open(bundle),
+        batches=sizes,
+        threads=threads,
+        seconds=seconds,
+        device=device_name(device),
+        profile=profile,
+        as_json=as_json,
+        console=make_console(),
+    )
+
+
+@app.command()
+def serve(
+    *,
+    bundle: Annotated[str | None, typer.Option(help="Directory that guard train wrote.", show_default=False)] = None,
+    upstream: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The model server to guard.", show_default=False)
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where clients connect.", show_default="0.0.0.0:8081")
+    ] = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Prometheus.", show_default="0.0.0.0:8082")
+    ] = None,
+    admin_listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="guard.v1: Inspect and Describe.", show_default="127.0.0.1:8083"),
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="enforce, flag, shadow or off.", show_default="enforce")] = None,
+    on_failure: Annotated[
+        str | None, typer.Option(help="closed or open: what happens to what cannot be checked.", show_default="closed")
+    ] = None,
+    reject_rate: Annotated[
+        float | None, typer.Option(help="Share of clean items that may be rejected.", show_default="the bundle's")
+    ] = None,
+    flag_rate: Annotated[
+        float | None, typer.Option(help="Share of clean items that may be flagged.", show_default="the bundle's")
+    ] = None,
+    repair: Annotated[
+        str | None, typer.Option(help="Denoiser through which flagged items are cleaned.", show_default=False)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cpu")] = None,
+    threads: Threads = None,
+    config: Annotated[Path | None, typer.Option(help="guard.toml, for all the rest.", show_default=False)] = None,
+) -> None:
+    """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
+    import os
+
+    from guard.config import load_config
+    from guard.serve.server import serve as run
+
+    flags = {
+        "bundle": bundle,
+        "upstream": upstream,
+        "listen": listen,
+        "metrics_listen": metrics_listen,
+        "admin_listen": admin_listen,
+        "mode": mode,
+        "on_failure": on_failure,
+        "reject_rate": reject_rate,
+        "flag_rate": flag_rate,
+        "repair": repair,
+        "device": device,
+        "threads": threads,
+    }
+    run(load_config(config, os.environ, flags))
+
+
+@app.command(name="model-server")
+def model_server(
+    *,
+    model: Annotated[Path, typer.Option(help="An .onnx file.", show_default=False)],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")] = "127.0.0.1:9000",
+    name: Annotated[str | None, typer.Option(help="Model name; the file's unless given.", show_default=False)] = None,
+    threads: Threads = None,
+) -> None:
+    """A small Open Inference Protocol server over ONNX Runtime, to try things out."""
+    from guard.serve.model_server import serve_model
+
+    serve_model(model, listen=listen, name=name, threads=threads)
+
+
+@app.command()
+def probe(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", show_default=False)],
+    *,
+    service: Annotated[str, typer.Option(help="readiness, or empty for liveness.")] = "readiness",
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 2.0,
+) -> None:
+    """Exit code 0 if the guard is healthy, 10 if not: for exec probes and scripts."""
+    from guard.serve.probe import probe as run
+
+    run(address, service, timeout_s=timeout_s)
+
+
+def device_name(text: str) -> Any:
+    """Raises ConfigError."""
+    if text not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {text!r}; wanted cpu or cuda")
+    return text
+
+
+def make_console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def stages(console: Any) -> Any:
+    from guard.offline.progress import Stages
+
+    return Stages(console)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code. Every error of ours is one line on standard error."""
+    debug = "--debug" in arguments
+    try:
+        command = typer.main.get_command(app)
+        result = command.main([a for a in arguments if a != "--debug"], prog_name="guard", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except GuardError as error:
+        return complain(error, str(error), error.exit_code, debug=debug)
+    except ModuleNotFoundError as error:
+        known = {
+            "torch": "offline",
+            "sklearn": "offline",
+            "onnx": "offline",
+            "scipy": "offline",
+            "onnxscript": "offline",
+        }
+        extra = known.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        return complain(
+            error, f"this command needs {error.name}; install inference-guard[cpu,{extra}]", USAGE_CODE, debug=debug
+        )
+    except KeyboardInterrupt:
+        typer.echo("guard: interrupted; what was finished is kept, the same command goes on from there", err=True)
+        return INTERRUPTED_CODE
+    except typer.Exit as error:
+        return int(error.exit_code)
+    except typer.Abort:
+        return INTERRUPTED_CODE
+    except Exception as error:
+        show = getattr(error, "show", None)  # click's usage errors print themselves
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", USAGE_CODE))
+
+
+def complain(error: BaseException, text: str, code: int, *, debug: bool) -> int:
+    if debug:
+        raise error
+    typer.echo(f"guard: {' '.join(text.split())}", err=True)
+    return code
+
+
+def main() -> None:
+    """Console script."""
+    sys.exit(run(sys.argv[1:]))

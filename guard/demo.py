@@ -1,0 +1,330 @@
+"""`guard demo`: a model, a bundle, a model server, a guard, and a client that attacks, all real, all on this machine.
+
+digits ─► train a network ─► guard train ─► model server ◄── guard ◄── client: clean, noise, freshly crafted
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.calibration import wilson
+from guard.errors import GateError, NotReadyError
+
+REJECT_RATE, FLAG_RATE = 0.05, 0.10  # what 1,800 images can promise
+FEWEST_ACCURATE = 0.97
+STRONG = 0.9  # success on the bare model from which an attack is held against the guard
+ADAPTIVE_ITEMS, ADAPTIVE_STEPS = 40, 50
+START_S = 60.0
+PAIRS = 200  # of requests, with and without the guard
+MODEL = "digits"
+
+
+@dataclass(frozen=True)
+class Caught:
+    """What became of one kind of input, counted by the client."""
+
+    name: str
+    tried: int  # clean items that were attacked, or inputs sent
+    verified: int  # sent: those that fool the model, or all
+    rejected: int
+
+    @property
+    def success(self) -> float:
+        return self.verified / self.tried if self.tried else 0.0
+
+    @property
+    def share(self) -> float:
+        return self.rejected / self.verified if self.verified else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.rejected, self.verified)
+
+
+def run_demo(folder: Path, *, seed: int, keep: bool) -> None:
+    """Print the whole story. Raises GateError when the guard does no better than chance."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    started = time.monotonic()
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    inputs = make_bundle(folder, seed, console)
+    with ExitStack() as stack:
+        house = stack.enter_context(servers(folder))
+        console.print(f"\n[bold]Model server on {house.upstream}, guard on {house.guarded}[/bold]")
+        clean, attacks = attack_over_the_wire(house.guarded, inputs, console)
+        compare_latency(house, inputs["clean"], console)
+        show_adaptive(folder / "bundle", console)
+        console.print(f"\nreport   {folder / 'bundle' / 'report.html'}")
+        console.print(f"metrics  http://{house.metrics}/metrics{'' if keep else '  (with --keep)'}")
+        console.print(f"took     {time.monotonic() - started:.0f} s")
+        gate(attacks, clean)
+        if keep:
+            console.print("\nBoth go on running; Ctrl-C ends them.")
+            stack.enter_context(until_interrupted())
+
+
+def make_bundle(folder: Path, seed: int, console: Any) -> dict[str, Any]:
+    """Train the network and its guard; the inputs that the client is going to send."""
+    import torch
+
+    from guard.offline.digits import accuracy, load_digits, network, save_model, train_network
+    from guard.offline.progress import Stages
+    from guard.offline.recipe import load_recipe
+    from guard.offline.threads import choose_threads
+    from guard.offline.train import Job, finish, prepare
+
+    stages = Stages(console)
+    console.print("[bold]A network for scikit-learn's digits, and a guard for it[/bold]")
+    digits = load_digits(seed)
+    choose_threads(network(), torch.from_numpy(digits.seen[:64]))
+    with stages.stage("train the network") as progress:
+        trained = train_network(digits, seed, lambda done, total: progress.items("epochs", done, total))
+        exported, _ = save_model(trained, folder)
+    right = accuracy(trained, digits)
+    console.print(f"  right on {right:.1%} of the {len(digits.unseen)} images it has not seen")
+    if right < FEWEST_ACCURATE:
+        raise GateError(f"the demo's network is right on {right:.1%} of unseen images; wanted {FEWEST_ACCURATE:.0%}")
+    np.savez(folder / "data.npz", images=digits.unseen, labels=digits.unseen_labels)
+    job = Job(
+        model=str(exported),
+        data=folder / "data.npz",
+        out=folder / "bundle",
+        recipe=load_recipe("digits"),
+        reject_rate=REJECT_RATE,
+        flag_rate=FLAG_RATE,
+        seed=seed,
+        serves=MODEL,
+        adaptive_items=ADAPTIVE_ITEMS,
+        adaptive_steps=ADAPTIVE_STEPS,
+    )
+    prepared = prepare(job, stages)
+    finish(job, prepared, stages)
+    with stages.stage("craft fresh attacks") as progress:
+        return fresh_inputs(job, prepared, progress)
+
+
+def fresh_inputs(job: Any, prepared: Any, progress: Any) -> dict[str, Any]:
+    """Clean, noisy and freshly crafted inputs from images that nothing was fitted on."""
+    import torch
+
+    from guard.offline.attacks.attack import Attack
+    from guard.offline.attacks.deepfool import DeepFool
+    from guard.offline.attacks.pgd import Pgd
+    from guard.offline.craft import craft, off_grid
+
+    test, spec = prepared.data.held_out(), prepared.classifier.spec
+    attacks: list[Attack] = [*(Pgd(budget=steps / 16, steps=40) for steps in (1, 2, 4)), DeepFool()]
+    crafted = craft(
+        prepared.classifier.graph,
+        test.images,
+        test.labels,
+        test.hashes,
+        attacks,
+        grid=spec.input.grid,
+        fingerprint=spec.fingerprint,
+        work=job.work / "demo",
+        seed=job.seed + 1,
+        progress=progress.items,
+    )
+    names = ["PGD-40, 1/16", "PGD-40, 2/16", "PGD-40, 4/16", "DeepFool (never trained on)"]
+    return {
+        "clean": test.images,
+        "attacks": dict(zip(names, crafted, strict=True)),
+        "off-grid clean": off_grid(test.images, spec.input.grid, torch.Generator().manual_seed(job.seed)),
+    }
+
+
+@dataclass(frozen=True)
+class House:
+    """Addresses of what runs."""
+
+    upstream: str
+    guarded: str
+    metrics: str
+
+
+@contextmanager
+def servers(folder: Path) -> Iterator[House]:
+    """A model server and a guard before it, as processes on free ports."""
+    from guard.serve.probe import probe
+
+    ports = free_ports(4)
+    upstream, guarded, admin, metrics = (f"127.0.0.1:{port}" for port in ports)
+    with ExitStack() as stack:
+        model = ["model-server", "--model", str(folder / "model.onnx"), "--name", MODEL, "--listen", upstream]
+        sidecar = ["serve", "--bundle", str(folder / "bundle"), "--upstream", upstream, "--listen", guarded]
+        sidecar += ["--admin-listen", admin, "--metrics-listen", metrics]
+        processes = [stack.enter_context(running(words, folder)) for words in (model, sidecar)]
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                probe(guarded)
+                break
+            except NotReadyError:
+                if time.monotonic() > deadline or any(p.poll() is not None for p in processes):
+                    raise
+                time.sleep(0.05)
+        yield House(upstream, guarded, metrics)
+
+
+@contextmanager
+def running(words: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`guard WORDS` as a process, its log in the folder; ended with SIGTERM."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GUARD_")}
+    with (folder / f"{words[0]}.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "guard", *words], stdout=log, stderr=log, env=environment)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def attack_over_the_wire(address: str, inputs: Mapping[str, Any], console: Any) -> tuple[Caught, list[Caught]]:
+    """Send everything through the guard, one item a request, and count what is rejected."""
+    noise = np.concatenate([found.noise for found in inputs["attacks"].values()])
+    with client(address) as infer:
+        calm = [
+            count(infer, name, images)
+            for name, images in (
+                ("clean", inputs["clean"]),
+                ("clean, off the grid", inputs["off-grid clean"]),
+                ("noise, sized as the attacks", noise),
+            )
+        ]
+        attacks = [count(infer, name, found.attacked, found.tried) for name, found in inputs["attacks"].items()]
+    console.print(f"\n{'sent through the guard':<30}{'fools model':>12}{'items':>7}{'rejected':>10}   95 % interval")
+    for row in calm:
+        console.print(line(row, ""))
+    for row in attacks:
+        console.print(line(row, f"{row.success:.0%}"))
+    return calm[0], attacks
+
+
+def line(row: Caught, success: str) -> str:
+    low, high = row.interval
+    return f"{row.name:<30}{success:>12}{row.verified:>7}{row.share:>10.1%}   {low:.1%} to {high:.1%}"
+
+
+def count(
+    infer: Callable[[NDArray[Any]], bool], name: str, images: NDArray[np.float32], tried: int | None = None
+) -> Caught:
+    rejected = sum(not infer(image[None]) for image in images)
+    return Caught(name, len(images) if tried is None else tried, len(images), rejected)
+
+
+@contextmanager
+def client(address: str) -> Iterator[Callable[[NDArray[Any]], bool]]:
+    """A plain gRPC client of the Open Inference Protocol; its call says whether the input passed."""
+    import grpc
+
+    from guard.serve.wire import inference_pb2
+
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=inference_pb2.ModelInferResponse.FromString,
+        )
+
+        def infer(images: NDArray[Any]) -> bool:
+            request = inference_pb2.ModelInferRequest(model_name=MODEL)
+            request.inputs.add(name="input", datatype="FP32", shape=images.shape)
+            request.raw_input_contents.append(np.ascontiguousarray(images, dtype="<f4").tobytes())
+            try:
+                call(request, timeout=30.0)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+                    return False
+                raise
+            return True
+
+        yield infer
+
+
+def compare_latency(house: House, images: NDArray[np.float32], console: Any) -> None:
+    """Single clean items, one at a time, in turn with and without the guard."""
+    with client(house.guarded) as guarded, client(house.upstream) as bare:
+        times: dict[str, list[float]] = {"bare": [], "guarded": []}
+        for i in range(PAIRS):
+            for name, infer in (("bare", bare), ("guarded", guarded)):
+                began = time.perf_counter()
+                infer(images[i % len(images), None])
+                times[name].append(1000 * (time.perf_counter() - began))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    tails = {name: statistics.quantiles(values, n=100)[98] for name, values in times.items()}
+    console.print(
+        f"\nlatency of one item  bare {medians['bare']:.2f} ms (99 %: {tails['bare']:.2f}), "
+        f"guarded {medians['guarded']:.2f} ms (99 %: {tails['guarded']:.2f})"
+    )
+
+
+def show_adaptive(bundle: Path, console: Any) -> None:
+    """The row of the report that matters most."""
+    import json
+
+    report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+    console.print("\nan attacker who knows the guard (from the report):")
+    for row in report["adaptive"]:
+        proven = "" if row["proven"] else "  attack unproven"
+        fooled, passed = row["fooled"]["value"], row["passed_reject"]["value"]
+        console.print(
+            f"  budget {round(16 * row['budget'])}/16: fools the model on {fooled:.0%} of {row['fooled']['items']} "
+            f"items, {passed:.0%} are not rejected{proven}"
+        )
+
+
+def gate(attacks: Sequence[Any], clean: Any) -> None:
+    """Hold the guard to the weakest attack that reliably fools the bare model.
+
+    Raises:
+        GateError: no attack is strong, or the guard rejects no more of it than a coin or its own false alarms would.
+    """
+    strong = [row for row in attacks if row.success >= STRONG]
+    if not strong:
+        raise GateError(f"no attack fools the bare model on {STRONG:.0%} of the items; the demo shows nothing")
+    row = strong[0]
+    low, _ = row.interval
+    _, alarms = clean.interval
+    if low <= max(0.5, alarms):
+        raise GateError(
+            f"{row.name}: the guard rejects {row.share:.0%} of the attacked items (interval from {low:.0%}), and "
+            f"{clean.share:.0%} of the clean ones; that is no better than chance"
+        )
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        yield

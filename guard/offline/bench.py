@@ -1,0 +1,243 @@
+"""`guard bench`: what a bundle's programs cost over the bare model, and over the least that they could cost.
+
+Rule 1: everything is compared with a plain forward of the same graph, on the same threads, in the same rounds.
+Rule 2: an aim that is missed is printed, and with it where the time goes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from guard.bundle import Bundle, DetectorSpec, ProgramSpec
+from guard.errors import BundleError, ConfigError
+from guard.offline.bench_table import tables
+from guard.offline.costs import MODEL, READ, BatchCost, BenchResult, DetectorCost, ProgramCost
+from guard.offline.excerpt import depthwise, excerpt, read_graph, without_detector, write_graph
+from guard.offline.operators import Profile, profile
+from guard.offline.stopwatch import Clock, Laps, race, spread
+from guard.runtime import LOGITS_TOLERANCE, Device, Runtime, Session
+
+SCREEN_FORWARDS, SCREEN_MICROSECONDS = 1.10, 150.0  # a forward-only program's aim: the larger of the two
+OVER_FLOOR, OVER_FLOOR_DEPTHWISE = 1.3, 2.0  # any other program's aim
+Report = Callable[[str], None]
+
+
+def run_bench(
+    bundle: Bundle,
+    *,
+    batches: Sequence[int],
+    threads: int | None,
+    seconds: float,
+    device: Device,
+    profile: bool,
+    as_json: bool,
+    console: Console,
+) -> None:
+    """`guard bench`: measure, and print tables, or one JSON object. Raises GuardError as `bench` does."""
+    with console.status("starting") as status:
+        result = bench(
+            bundle,
+            batches=batches,
+            threads=threads,
+            seconds=seconds,
+            device=device,
+            profiled=profile,
+            report=lambda text: status.update(text),
+        )
+    if as_json:
+        console.out(result.to_json(), end="", highlight=False)
+    else:
+        console.print(tables(result), highlight=False)
+
+
+def bench(
+    bundle: Bundle,
+    *,
+    batches: Sequence[int] = (1, 8, 32),
+    threads: int | None = None,
+    seconds: float = 60.0,
+    device: Device = "cpu",
+    profiled: bool = False,
+    clock: Clock = time.perf_counter_ns,
+    report: Report = lambda _: None,
+) -> BenchResult:
+    """Time a bundle's programs on its own clean samples; about `seconds` in all.
+
+    With one thread `clock` may be `time.thread_time_ns`, which a busy machine disturbs less: work instead of latency.
+
+    Raises:
+        ConfigError: a batch without items.
+        BundleError: it has no samples, or its programs do not fit its manifest.
+        DeviceError: the device is not there.
+    """
+    if not batches or min(batches) < 1:
+        raise ConfigError(f"batches {list(batches)} cannot be timed; name sizes of at least 1, e.g. 1,8,32")
+    if len(bundle.samples.images) == 0:
+        raise BundleError(f"{bundle.path} has no samples to run; train the bundle again")
+    with tempfile.TemporaryDirectory(prefix="guard-bench-") as folder:
+        subject = Subject(bundle, Path(folder), device=device, threads=threads)
+        found = []
+        for items in batches:
+            report(f"batch {items}")
+            found.append(subject.measure(items, seconds / len(batches), clock))
+        wanted = [(batch.items, cost) for batch in found for cost in batch.programs if profiled or not cost.met]
+        profiles = []
+        for items, cost in worst(wanted):
+            report(f"profile of {cost.name} at batch {items}")
+            profiles.append(subject.profile(cost.name, items))
+    return BenchResult(bundle.manifest.model.name, device, threads, reached(bundle), tuple(found), tuple(profiles))
+
+
+def worst(costs: Sequence[tuple[int, ProgramCost]]) -> Iterator[tuple[int, ProgramCost]]:
+    """Of each program, the batch at which it is farthest from its floor; missed aims before others."""
+    for name in dict.fromkeys(cost.name for _, cost in costs):
+        yield max(
+            ((items, cost) for items, cost in costs if cost.name == name),
+            key=lambda found: (not found[1].met, found[1].over_floor.median),
+        )
+
+
+def reached(bundle: Bundle) -> tuple[float, ...]:
+    """Of each program, the share of the clean calibration items that no earlier program decides."""
+    calibration, shares = bundle.calibration, [1.0]
+    waiting = np.ones(calibration.items, dtype=bool)
+    ends = np.cumsum(calibration.programs)
+    for fusion, band, end in zip(calibration.fusions[:-1], calibration.bands, ends[:-1], strict=True):
+        risk = fusion.risk(calibration.clean_scores[:, :end])
+        waiting &= (risk >= band.low) & (risk <= band.high)
+        shares.append(float(waiting.mean()))
+    return tuple(shares)
+
+
+class Subject:
+    """A bundle's programs, its bare model, and each program without each of its detectors, loaded side by side."""
+
+    def __init__(self, bundle: Bundle, folder: Path, *, device: Device, threads: int | None) -> None:
+        self.bundle, self.folder, self.device, self.threads = bundle, folder, device, threads
+        self.runtime = Runtime(bundle, device=device, threads=threads)
+        self.shares = reached(bundle)
+        graphs = {program.name: read_graph(bundle.path / program.file) for program in self.runtime.programs}
+        first = self.runtime.programs[0].name
+        self.limit = OVER_FLOOR_DEPTHWISE if depthwise(graphs[first]) else OVER_FLOOR
+        self.model = self.load("model", excerpt(graphs[first], ("logits",)))
+        self.without = {
+            (program.name, name): self.load(
+                f"{program.name}-without-{name}", without_detector(graphs[program.name], program.detectors, name)
+            )
+            for program in self.runtime.programs
+            for name in program.detectors
+        }
+        self.check_model()
+
+    def load(self, name: str, graph: Any) -> Session:
+        file = write_graph(graph, self.folder / f"{name}.onnx", self.bundle.path)
+        return Session(file, device=self.device, threads=self.threads)
+
+    def check_model(self) -> None:
+        """Raises BundleError where the bare model does not say what the bundle's samples say."""
+        samples = self.bundle.samples
+        (logits,) = self.model.run(("logits",), samples.images)
+        error = np.linalg.norm(logits - samples.logits, axis=1) / np.maximum(
+            np.linalg.norm(samples.logits, axis=1), 1e-12
+        )
+        if error.max() > LOGITS_TOLERANCE:
+            raise BundleError(f"the model alone differs from the bundle's samples by {error.max():.1e}; train it again")
+
+    def images(self, items: int) -> NDArray[Any]:
+        """Clean wire inputs: the bundle's samples, over and over."""
+        samples = self.bundle.samples.images
+        return np.ascontiguousarray(samples[np.arange(items) % len(samples)])
+
+    def contenders(self, items: int) -> Mapping[str, Callable[[], object]]:
+        images = self.images(items)
+
+        def running(session: Session) -> Callable[[], object]:
+            names = {output.name for output in session.session.get_outputs()}
+            wanted = tuple(name for name in ("logits", "scores") if name in names)
+            return lambda: session.run(wanted, images)
+
+        programs = zip(self.runtime.programs, self.runtime.sessions, strict=True)
+        return {
+            MODEL: running(self.model),
+            **{program.name: running(session) for program, session in programs},
+            **{leaner(*key): running(session) for key, session in self.without.items()},
+            READ: lambda: self.runtime.read(images),
+        }
+
+    def measure(self, items: int, seconds: float, clock: Clock) -> BatchCost:
+        laps = race(self.contenders(items), seconds=seconds, clock=clock)
+        forward, read = laps.of(MODEL), laps.of(READ)
+        cascade = sum(share * laps.of(p.name) for share, p in zip(self.shares, self.runtime.programs, strict=True))
+        specs = {detector.name: detector for detector in self.bundle.manifest.detectors}
+        return BatchCost(
+            items=items,
+            rounds=laps.rounds,
+            model=spread(forward),
+            programs=tuple(program_cost(program, laps, self.limit) for program in self.runtime.programs),
+            detectors=tuple(
+                detector_cost(specs[name], program, specs, laps)
+                for program in self.runtime.programs
+                for name in program.detectors
+            ),
+            cascade_microseconds=spread(np.asarray(cascade)),
+            cascade_forwards=spread(np.asarray(cascade / forward)),
+            read_microseconds=spread(read),
+            read_forwards=spread(read / forward),
+        )
+
+    def profile(self, name: str, items: int) -> Profile:
+        (program,) = [program for program in self.runtime.programs if program.name == name]
+        return profile(
+            self.bundle.path / program.file,
+            self.images(items),
+            program=name,
+            detectors=program.detectors,
+            device=self.device,
+            threads=self.threads,
+            folder=self.folder,
+        )
+
+
+def leaner(program: str, detector: str) -> str:
+    return f"{program} without {detector}"
+
+
+def program_cost(program: ProgramSpec, laps: Laps, limit: float) -> ProgramCost:
+    """A forward-only program is judged by what it adds to a forward, any other by its floor; medians decide."""
+    forward, own = laps.of(MODEL), laps.of(program.name)
+    forwards, added = spread(own / forward), spread(own - forward).median
+    over = spread(own / forward / program.floor)
+    if program.floor == 1:
+        met = forwards.median <= SCREEN_FORWARDS or added <= SCREEN_MICROSECONDS
+        aim = f"≤ {SCREEN_FORWARDS:.2f} forwards or +{SCREEN_MICROSECONDS:.0f} µs"
+    else:
+        met, aim = over.median <= limit, f"≤ {limit:g} × floor"
+    return ProgramCost(program.name, program.floor, spread(own), forwards, over, added, aim, met)
+
+
+def detector_cost(
+    detector: DetectorSpec, program: ProgramSpec, specs: Mapping[str, DetectorSpec], laps: Laps
+) -> DetectorCost:
+    saved = laps.of(program.name) - laps.of(leaner(program.name, detector.name))
+    others = {need for name in program.detectors if name != detector.name for need in specs[name].needs}
+    own = set(detector.needs) - others
+    return DetectorCost(
+        name=detector.name,
+        program=program.name,
+        microseconds=spread(saved),
+        forwards=spread(saved / laps.of(MODEL)),
+        at_least=any(is_row(need) for need in own) and any(is_row(need) for need in others),
+    )
+
+
+def is_row(need: str) -> bool:
+    """Whether a need, as the manifest prints it, is met by the pass over variant rows."""
+    return need.startswith("DenoisedLogits(")

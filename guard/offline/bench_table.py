@@ -1,0 +1,110 @@
+"""The result of `guard bench` as tables of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from guard.offline.costs import MODEL, READ, BatchCost, BenchResult, ProgramCost
+from guard.offline.operators import Profile
+from guard.offline.stopwatch import Spread
+
+WIDTH = 80
+SMALLEST_SHARE = 0.01  # of a profile's time, for an operator to have a line of its own
+
+
+def tables(result: BenchResult) -> Group:
+    """Costs, aims and, where there are any, profiles."""
+    threads = {None: "threads as ONNX Runtime likes", 1: "1 thread"}.get(result.threads, f"{result.threads} threads")
+    head = (
+        f"{result.model} on {result.device}, {threads}. All take turns: medians of rounds, [quartiles].\n"
+        "1 forward: the bare model. µs: a call of the whole batch. A detector's\n"
+        "line: what its program would save without it."
+    )
+    parts = [part for batch in result.batches for part in batch_table(batch, result.reached)]
+    return Group(Text(head), *parts, *(profile_table(found) for found in result.profiles), Text(verdict(result)))
+
+
+def batch_table(batch: BatchCost, reached: tuple[float, ...]) -> list[RenderableType]:
+    table = new_table(f"batch {batch.items} ({batch.rounds} rounds)", ("", "forwards", "µs", "items/s", "over floor"))
+
+    def row(name: str, forwards: str, microseconds: Spread, over: str = "", *, last: bool = False) -> None:
+        speed = number(batch.per_second(microseconds))
+        table.add_row(name, forwards, number(microseconds.median), speed, over, end_section=last)
+
+    row(MODEL, "1", batch.model)
+    for cost in batch.programs:
+        over = f"{cost.over_floor.median:.2f} × {cost.floor}" if cost.floor > 1 else ""
+        row(cost.name, ranged(cost.forwards), cost.microseconds, over)
+    row("cascade, clean traffic", ranged(batch.cascade_forwards), batch.cascade_microseconds)
+    row(READ, ranged(batch.read_forwards), batch.read_microseconds, last=True)
+    for found in batch.detectors:
+        mark = "≥ " if found.at_least else ""
+        table.add_row(
+            f"  {found.name}",
+            f"{mark}{ranged(found.forwards, sign='+')}",
+            f"{mark}{number(found.microseconds.median, sign='+')}",
+        )
+    return [Text(), table, Text("\n".join(notes(batch, reached)))]
+
+
+def notes(batch: BatchCost, reached: tuple[float, ...]) -> Iterator[str]:
+    for cost in batch.programs:
+        yield aim_line(cost)
+    for share, cost in zip(reached[1:], batch.programs[1:], strict=True):
+        yield f"{share:.1%} of clean items reach {cost.name}"
+    if batch.busy:
+        yield (
+            f"the machine was busy (quartiles of a plain forward lie {batch.model.relative:.0%} of its median apart):\n"
+            "trust the ratios, not the microseconds"
+        )
+
+
+def aim_line(cost: ProgramCost) -> str:
+    found = f"{cost.forwards.median:.2f} forwards" if cost.floor == 1 else f"{cost.over_floor.median:.2f} × floor"
+    return (
+        f"{cost.name}: aim {cost.aim}: {'met' if cost.met else 'MISSED'} ({found}, {number(cost.added, sign='+')} µs)"
+    )
+
+
+def profile_table(found: Profile) -> RenderableType:
+    """Time by part, and within each part by operator type."""
+    title = f"where {found.program} spends a call of {found.items} (ONNX Runtime's profile)"
+    table = new_table(title, ("", "count", "µs", "share", "forwards"))
+    total, parts = found.microseconds, found.by_part()
+    forward = parts.get("forward", 0.0)
+    for part, spent in parts.items():
+        unit = f"{spent / forward:.2f}" if forward else ""
+        table.add_row(part, "", number(spent), f"{spent / total:.0%}", unit, style="bold")
+        for one in found.operators:
+            if one.part == part and one.microseconds >= SMALLEST_SHARE * total:
+                table.add_row(
+                    f"  {one.kind}", str(one.count), number(one.microseconds), f"{one.microseconds / total:.0%}"
+                )
+    return Group(Text(), table)
+
+
+def new_table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, width=WIDTH, title_justify="left", pad_edge=False)
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+    return table
+
+
+def verdict(result: BenchResult) -> str:
+    if not result.missed:
+        return "\nevery aim is met"
+    return "\naims missed: " + ", ".join(f"{cost.name} at batch {items}" for items, cost in result.missed)
+
+
+def ranged(spread: Spread, *, sign: str = "") -> str:
+    digits = 2 if abs(spread.median) < 10 else 1
+    return f"{spread.median:{sign}.{digits}f} [{spread.low:.{digits}f}–{spread.high:.{digits}f}]"
+
+
+def number(value: float, *, sign: str = "") -> str:
+    return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.1f}"

@@ -1,0 +1,81 @@
+"""What `guard bench` finds out: values, and nothing that measures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from guard.offline.operators import Profile
+from guard.offline.stopwatch import Spread
+from guard.runtime import Device
+
+BUSY = 0.25  # interquartile range of a plain forward, over its median, at which its microseconds tell little
+MODEL, READ = "model alone", "guard, whole read"
+
+
+@dataclass(frozen=True)
+class ProgramCost:
+    """One program of the cascade, in a call of some items."""
+
+    name: str
+    floor: int  # the least it can cost, in forwards: 1 + backwards + rows
+    microseconds: Spread
+    forwards: Spread
+    over_floor: Spread
+    added: float  # microseconds over a plain forward, the median
+    aim: str
+    met: bool
+
+
+@dataclass(frozen=True)
+class DetectorCost:
+    """What its program would cost less without this detector; evidence that another one needs too is not counted."""
+
+    name: str
+    program: str
+    microseconds: Spread
+    forwards: Spread
+    at_least: bool  # its variant rows run in one pass with another detector's, and could not be taken out
+
+
+@dataclass(frozen=True)
+class BatchCost:
+    """All costs of a call of `items` items."""
+
+    items: int
+    rounds: int
+    model: Spread  # microseconds of a plain forward
+    programs: tuple[ProgramCost, ...]
+    detectors: tuple[DetectorCost, ...]
+    cascade_microseconds: Spread  # on clean traffic: each program times the share of items that reaches it
+    cascade_forwards: Spread
+    read_microseconds: Spread  # the runtime's whole answer on clean samples: programs, fusion, ranks
+    read_forwards: Spread
+
+    @property
+    def busy(self) -> bool:
+        return self.model.relative > BUSY
+
+    def per_second(self, microseconds: Spread) -> float:
+        """Items a second."""
+        return self.items * 1e6 / microseconds.median
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `guard bench` found."""
+
+    model: str
+    device: Device
+    threads: int | None
+    reached: tuple[float, ...]  # of each program, the share of clean calibration items that it sees
+    batches: tuple[BatchCost, ...]
+    profiles: tuple[Profile, ...]  # of programs that missed their aim, or of all where asked for
+
+    @property
+    def missed(self) -> tuple[tuple[int, ProgramCost], ...]:
+        """(items, program) for each aim that was missed."""
+        return tuple((batch.items, cost) for batch in self.batches for cost in batch.programs if not cost.met)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"

@@ -1,0 +1,1 @@
+"""Denoisers, one published method a file."""

@@ -1,0 +1,1 @@
+"""Detectors, one published method a file."""

@@ -1,0 +1,70 @@
+"""The seam of every detector: it names evidence, is fitted on examples, and becomes a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from guard.offline.evidence.needs import Evidence, Need
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Evidence to fit on. Clean and noisy items are negatives; attacked ones, where there are any, positives."""
+
+    clean: Evidence
+    labels: Tensor  # [item] true class of the clean items
+    noisy: Evidence
+    attacked: Evidence
+    families: tuple[str, ...]  # [item] the family of each attacked item
+    seed: int
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A fresh stream of this fit's randomness: each detector begins at the same place."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def negatives(self, need: Need) -> Tensor:
+        return torch.cat([self.clean[need], self.noisy[need]])
+
+    def count_attacked(self) -> int:
+        return len(self.families)
+
+
+class Head(nn.Module):
+    """A fitted detector: Evidence -> score [item]."""
+
+    def forward(self, evidence: Evidence) -> Tensor:
+        """Score [item], in the paper's direction."""
+        raise TypeError(f"{type(self).__name__} has no forward; it was given {len(evidence)} kinds of evidence")
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        score: Tensor = super().__call__(evidence)
+        return score
+
+
+class Detector(Protocol):
+    """A question with its settings: a frozen value that prints as it is written in the recipe."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> tuple[Need, ...]: ...
+
+    def fit(self, examples: Examples) -> Head:
+        """Raises DataError when the examples cannot answer the question."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> Head:
+        """The head whose `state_dict()` this is."""
+        ...
+
+
+def take(evidence: Evidence, index: Tensor) -> Mapping[Need, Tensor]:
+    """Some of the items."""
+    return {need: value[index] for need, value in evidence.items()}

@@ -1,0 +1,53 @@
+"""Feature squeezing: does the model change its mind when the input loses detail?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guard.offline.denoisers.bit_depth import BitDepth
+from guard.offline.denoisers.median import Median
+from guard.offline.detectors.detector import Examples, Head
+from guard.offline.evidence.needs import DenoisedLogits, Denoiser, Evidence, Logits
+
+
+@dataclass(frozen=True)
+class FeatureSqueezing:
+    """How far do the probabilities move, at most, when the input is squeezed?
+
+    Source: Xu et al. 2018, arXiv:1704.01155, eq. 5, with their joint maximum over squeezers. Non-local means is left
+    out.
+    """
+
+    squeezers: tuple[Denoiser, ...] = (BitDepth(4), Median(2))
+
+    @property
+    def name(self) -> str:
+        return "feature_squeezing"
+
+    @property
+    def needs(self) -> tuple[Logits | DenoisedLogits, ...]:
+        return (Logits(), *(DenoisedLogits(squeezer) for squeezer in self.squeezers))
+
+    def fit(self, examples: Examples) -> FeatureSqueezingHead:
+        del examples  # nothing is learned; the threshold comes from calibration
+        return FeatureSqueezingHead(self.squeezers)
+
+    def restore(self, state: Mapping[str, Tensor]) -> FeatureSqueezingHead:
+        del state
+        return FeatureSqueezingHead(self.squeezers)
+
+
+class FeatureSqueezingHead(Head):
+    def __init__(self, squeezers: tuple[Denoiser, ...]) -> None:
+        super().__init__()
+        self.squeezers = squeezers
+
+    def forward(self, evidence: Evidence) -> Tensor:
+        """Largest L1 distance [item] between probabilities, 0 to 2; low-confidence attacks lie high, others low."""
+        plain = evidence[Logits()].softmax(dim=1)
+        moved = [(evidence[DenoisedLogits(s)].softmax(dim=1) - plain).abs().sum(dim=1) for s in self.squeezers]
+        return torch.stack(moved).amax(dim=0)

@@ -1,0 +1,123 @@
+"""Mahalanobis distance from the latents to the centre of the class that the model names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from guard.errors import DataError
+from guard.offline.detectors.detector import Examples, Head
+from guard.offline.evidence.needs import Evidence, Latent, Logits
+
+Centre = Literal["predicted", "nearest"]
+
+
+@dataclass(frozen=True)
+class Mahalanobis:
+    """Are these latents far from the class that the model names, in the metric that the classes share?
+
+    Each tap's distance is divided by its clean median; the score is the mean of their logarithms, so that no tap drowns
+    another.
+
+    Source: Lee et al. 2018, arXiv:1807.03888, eq. 2. They take the nearest class at every layer (`centre="nearest"`);
+    early layers of an attacked input still look like its true class, so the predicted one tells more. Their input
+    perturbation is left out (it costs a second backward), and so is their logistic regression over layers: the guard's
+    fusion weighs detectors, and an unweighted mean can never turn round.
+    """
+
+    latents: tuple[Latent, ...]
+    shrinkage: float = 0.01  # share of the covariance replaced by a scaled identity
+    centre: Centre = "predicted"
+
+    @property
+    def name(self) -> str:
+        return "mahalanobis"
+
+    @property
+    def needs(self) -> tuple[Latent | Logits, ...]:
+        return (*self.latents, Logits())
+
+    def fit(self, examples: Examples) -> MahalanobisHead:
+        classes = examples.clean[Logits()].shape[1]
+        metrics = [
+            fit_metric(examples.clean[latent], examples.labels, classes, self.shrinkage) for latent in self.latents
+        ]
+        return MahalanobisHead(self, metrics)
+
+    def restore(self, state: Mapping[str, Tensor]) -> MahalanobisHead:
+        parts = [f"metrics.{i}." for i in range(len(self.latents))]
+        head = MahalanobisHead(self, [Metric(state[p + "whiten"], state[p + "centres"]) for p in parts])
+        head.load_state_dict(dict(state))
+        return head
+
+
+class Metric(nn.Module):
+    """Squared distance [item, class] to each class centre, in clean medians."""
+
+    def __init__(self, whiten: Tensor, centres: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("whiten", whiten)  # [feature, feature]
+        self.register_buffer("centres", centres)  # [class, feature], whitened
+        self.register_buffer("scale", torch.ones(()))
+        self.whiten: Tensor
+        self.centres: Tensor
+        self.scale: Tensor
+
+    def forward(self, latent: Tensor) -> Tensor:
+        z = latent @ self.whiten
+        squared: Tensor = (z[:, None, :] - self.centres[None]).square().sum(dim=2)
+        return squared / self.scale
+
+
+class MahalanobisHead(Head):
+    def __init__(self, detector: Mahalanobis, metrics: list[Metric]) -> None:
+        super().__init__()
+        self.detector = detector
+        self.metrics = nn.ModuleList(metrics)
+
+    def forward(self, evidence: Evidence) -> Tensor:
+        """Mean log distance [item]; larger is more suspicious."""
+        named = one_hot_prediction(evidence[Logits()])
+        logs = []
+        for latent, metric in zip(self.detector.latents, self.metrics, strict=True):
+            distances = metric(evidence[latent])
+            nearest = self.detector.centre == "nearest"
+            logs.append((1e-6 + (distances.amin(dim=1) if nearest else (distances * named).sum(dim=1))).log())
+        return torch.stack(logs).mean(dim=0)
+
+
+def one_hot_prediction(logits: Tensor) -> Tensor:
+    """[item, class]: 1 at the class that the model names."""
+    return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+
+
+def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Metric:
+    """Class centres and shared covariance of clean latents [item, feature]; a class without items gets the mean of all.
+
+    Raises:
+        DataError: fewer than two items.
+    """
+    if len(z) < 2:
+        raise DataError(f"mahalanobis needs at least two clean items, got {len(z)}")
+    members = nn.functional.one_hot(labels, classes).to(z.dtype)  # [item, class]
+    counts = members.sum(dim=0)[:, None]
+    centres = torch.where(counts > 0, members.T @ z / counts.clamp_min(1.0), z.mean(dim=0))  # [class, feature]
+    residual = (z - centres[labels]).double()
+    whiten = inverse_root(residual.T @ residual / len(z), shrinkage).to(z.dtype)
+    metric = Metric(whiten, centres @ whiten)
+    metric.scale.copy_(metric(z)[torch.arange(len(z)), labels].median().clamp_min(1e-6))
+    return metric
+
+
+def inverse_root(covariance: Tensor, shrinkage: float) -> Tensor:
+    """C^(-1/2) of the shrunk covariance [feature, feature]; directions without variance keep a floor."""
+    size = len(covariance)
+    level = (covariance.diagonal().mean()).clamp_min(1e-8)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * level * torch.eye(size, dtype=covariance.dtype)
+    values, vectors = torch.linalg.eigh(shrunk)
+    root: Tensor = vectors @ torch.diag(values.clamp_min(1e-8).rsqrt()) @ vectors.T
+    return root

@@ -1,0 +1,1 @@
+"""Kinds of evidence, and how all of it is gathered at once."""

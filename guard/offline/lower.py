@@ -1,0 +1,229 @@
+"""A torch module as one ONNX model.
+
+Rule 1. The first axis of input and outputs is free: a size of the example that sticks is an error.
+Rule 2. The model says nothing about where it was made: no stack traces, no source paths.
+Rule 3. What is rewritten for speed is equal for every float: see `_comparisons_as_hard_sigmoids`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from guard.errors import ModelError
+
+BATCH = "batch"  # name of the free axis
+
+
+def lower(
+    module: nn.Module, example: Tensor, *, input_name: str, output_names: Sequence[str], opset: int = 20
+) -> onnx.ModelProto:
+    """The module, which takes one tensor [item, ...] and returns a tuple of tensors [item, ...], as ONNX.
+
+    `example` gives shape and type; its number of items does not matter. Takes about 30 ms an operator.
+
+    Raises: ModelError when an operator has no ONNX form, or when something depends on the number of items.
+    """
+    items = torch.cat([example[:1]] * 3)  # 0 and 1 would be taken for fixed
+    try:
+        with _quiet():
+            exported = torch.export.export(module, (items,), dynamic_shapes=({0: torch.export.Dim(BATCH)},))
+            program = torch.onnx.export(
+                exported,
+                dynamo=True,
+                input_names=[input_name],
+                output_names=list(output_names),
+                opset_version=opset,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:
+        raise ModelError(f"cannot be written as ONNX with any number of items: {_first_line(error)}") from error
+    if program is None:
+        raise ModelError("cannot be written as ONNX: the exporter returned nothing")
+    model = program.model_proto
+    _strip(model)
+    _name_batch(model)
+    _comparisons_as_hard_sigmoids(model.graph)
+    _enter_blocks(model.graph)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    """What happened, not where: the exporter's messages run over pages."""
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on what is not installed and on its own internals."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove every note the exporter left."""
+    if model.functions:
+        raise ModelError(f"the exporter left {len(model.functions)} functions that are not plain ONNX")
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    model.producer_name, graph.name = "guard", "program"
+    for field in ("producer_version", "domain"):
+        model.ClearField(field)
+    for value in (*graph.value_info, *graph.initializer):
+        value.name = value.name.replace("/", "_")
+    for index, node in enumerate(graph.node):
+        node.input[:] = [name.replace("/", "_") for name in node.input]
+        node.output[:] = [name.replace("/", "_") for name in node.output]
+        node.name = f"{node.op_type}_{index}"
+
+
+def _name_batch(model: onnx.ModelProto) -> None:
+    """Call the free axis `batch`. Raises: ModelError for an output that is not free along its first axis."""
+    graph = model.graph
+    free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for output in graph.output:
+        sizes = output.type.tensor_type.shape.dim
+        if not free or not sizes or sizes[0].dim_param != free:
+            raise ModelError(f"output {output.name} does not have one row for each item: its first axis is fixed")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param == free:
+                size.dim_param = BATCH
+
+
+def _comparisons_as_hard_sigmoids(graph: onnx.GraphProto) -> None:
+    """Write float(x > c) and float(x < c) as HardSigmoid, and 1 - s as well where s is in [0, 1].
+
+    HardSigmoid(x) = max(0, min(1, slope x + offset)) is the one comparison in ONNX Runtime's blocked convolution
+    layout; any other makes it reorder two tensors. A power of two as slope makes the product exact, and so the answer:
+    neighbouring floats around c differ by 1 or more after it. (Around 0, numbers below 2**-126 count in part.)
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    fixed = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        match node.op_type:
+            case "Cast" if _attribute(node, "to") == TensorProto.FLOAT:
+                test = made_by.get(node.input[0])
+                limit = (
+                    _scalar(fixed, test.input[1]) if test is not None and test.op_type in ("Greater", "Less") else None
+                )
+                if test is not None and limit is not None:
+                    slope = math.copysign(2.0 ** (126 if limit == 0 else 100), 1 if test.op_type == "Greater" else -1)
+                    _become_hard_sigmoid(node, test.input[0], slope, -slope * limit)
+            case "Sub" if _scalar(fixed, node.input[0]) == 1.0:
+                share = made_by.get(node.input[1])
+                if share is not None and share.op_type in ("Sigmoid", "HardSigmoid"):
+                    _become_hard_sigmoid(node, node.input[1], -1.0, 1.0)
+    _drop_unread(graph)
+
+
+BLOCKED = {"Relu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "LeakyRelu", "MaxPool", "AveragePool", "Add", "Mul"}
+SPREAD = {"Reshape", "Slice", "Expand", "Resize"}  # how gradients come out of strides and pools, never blocked
+
+
+def _enter_blocks(graph: onnx.GraphProto) -> None:
+    """Let what meets a convolution's result in a sum or product enter the blocked layout, not drag that result out.
+
+    A tensor enters through a 1x1 convolution with one filter a channel, each 1: it multiplies by 1 and nothing else.
+    """
+    sizes = {value.name: _sizes(value) for value in graph.value_info}
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    filters = {tensor.name: tensor.dims for tensor in graph.initializer}
+    blocked: set[str] = set()
+    entered: dict[str, str] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        size = sizes.get(node.input[0])
+        if node.op_type in ("Add", "Mul") and size is not None and size == sizes.get(node.input[1]):
+            outside = [name for name in node.input if entered.get(name, name) not in blocked]
+            spread = len(outside) == 1 and made_by.get(outside[0]) in SPREAD
+            if spread and size[1] % 16 == 0:  # whole blocks, whatever their width
+                (name,) = outside
+                nodes.append(_entrance(graph, name, size[1]))
+                entered[name] = nodes[-1].output[0]
+                blocked.add(entered[name])
+            node.input[:] = [entered.get(name, name) for name in node.input]
+        operands = node.input if node.op_type in ("Add", "Mul") else node.input[:1]
+        if _convolves_blocks(node, filters) or (node.op_type in BLOCKED and blocked.issuperset(operands)):
+            blocked.update(node.output)
+        nodes.append(node)
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+
+
+def _convolves_blocks(node: onnx.NodeProto, filters: Mapping[str, Sequence[int]]) -> bool:
+    """Whether ONNX Runtime computes this convolution in blocks: ungrouped, or one filter a channel."""
+    if node.op_type != "Conv" or node.input[1] not in filters:
+        return False
+    groups = _attribute(node, "group") or 1
+    outputs, inputs = filters[node.input[1]][:2]
+    return bool(groups == 1 or (inputs == 1 and outputs == groups))
+
+
+def _entrance(graph: onnx.GraphProto, name: str, channels: int) -> onnx.NodeProto:
+    ones = numpy_helper.from_array(np.ones((channels, 1, 1, 1), np.float32), f"{name}_ones")
+    graph.initializer.append(ones)
+    return helper.make_node("Conv", [name, ones.name], [f"{name}_entered"], group=channels, kernel_shape=[1, 1])
+
+
+def _sizes(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
+    """[batch (0), channel, height, width] of an image tensor of fixed size, else None."""
+    sizes = value.type.tensor_type.shape.dim
+    fixed = len(sizes) == 4 and sizes[0].dim_param == BATCH and all(size.dim_value > 0 for size in sizes[1:])
+    return tuple(size.dim_value for size in sizes) if fixed else None
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> Any:
+    return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), None)
+
+
+def _scalar(fixed: dict[str, TensorProto], name: str) -> float | None:
+    """The value of a fixed float32 number, None for anything else."""
+    tensor = fixed.get(name)
+    if tensor is None or tensor.data_type != TensorProto.FLOAT:
+        return None
+    value = numpy_helper.to_array(tensor)
+    return float(value.item()) if value.size == 1 and value.ndim == 0 else None
+
+
+def _become_hard_sigmoid(node: onnx.NodeProto, operand: str, slope: float, offset: float) -> None:
+    output, name = node.output[0], node.name
+    node.CopyFrom(helper.make_node("HardSigmoid", [operand], [output], name, alpha=slope, beta=offset + 0.0))
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove nodes and tensors that nothing reads any more, last first."""
+    read = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if read.intersection(node.output):
+            kept.append(node)
+            read.update(node.input)
+    kept.reverse()
+    tensors = [tensor for tensor in graph.initializer if tensor.name in read]
+    values = [value for value in graph.value_info if value.name in read]
+    for field, remaining in (("node", kept), ("initializer", tensors), ("value_info", values)):
+        graph.ClearField(field)
+        getattr(graph, field).extend(remaining)

@@ -1,0 +1,75 @@
+"""The protected model, opened up: an fx graph from unit-space images to logits, with named taps.
+
+Rule 1: weights are frozen, the model is in evaluation mode, and nothing here ever changes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from guard.bundle import ModelSpec
+from guard.errors import ModelError
+from guard.offline.model.taps import Tap
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """`graph` maps unit-space images [item, ...] to logits [item, class]; any final softmax has been taken off."""
+
+    graph: fx.GraphModule
+    spec: ModelSpec
+    taps: tuple[Tap, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Unit-space images [item, ...] -> logits [item, class]."""
+        logits: Tensor = self.graph(images)
+        return logits
+
+    @property
+    def penultimate(self) -> str:
+        return self.taps[-1].name
+
+    def opened(self, taps: Sequence[str]) -> fx.GraphModule:
+        """A graph whose output is the tuple (logits, *taps).
+
+        Raises:
+            ModelError: a tap that the model does not have; the message lists those it has.
+        """
+        nodes = {tap.name: tap.node for tap in self.taps}
+        if unknown := [name for name in taps if name not in nodes]:
+            raise ModelError(f"the model has no tap {unknown[0]!r}; it has: {', '.join(nodes)}")
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        logits = graph.graph_copy(self.graph.graph, copies)
+        by_name = {node.name: copy for node, copy in copies.items()}
+        graph.output((logits, *(by_name[nodes[name]] for name in taps)))
+        return fx.GraphModule(self.graph, graph).eval()
+
+
+def fingerprint(graph: fx.GraphModule) -> str:
+    """SHA-256 over the operators with their settings, in order, and every weight; nothing else changes it."""
+    digest = hashlib.sha256()
+    place = {node: i for i, node in enumerate(graph.graph.nodes)}
+    for node in graph.graph.nodes:
+        settings = fx.map_arg((node.args, node.kwargs), lambda operand: place[operand])
+        digest.update(f"{node.op} {node.target if node.op == 'call_function' else ''} {settings}\n".encode())
+        if node.op == "get_attr":
+            value = attribute(graph, str(node.target))
+            digest.update(f"{value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def attribute(module: torch.nn.Module, path: str) -> Tensor:
+    """A parameter or buffer by its dotted path."""
+    value: object = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    if not isinstance(value, Tensor):
+        raise ModelError(f"the graph reads {path!r}, which is no tensor")
+    return value

@@ -1,0 +1,179 @@
+"""One spelling for each operator, so that whatever reads the graph afterwards needs to know only one.
+
+What comes in is a graph of torch.export; what goes out computes the same, and
+- has no guards, dropout, copies or in-place operators, and no bundles of results;
+- has computed already whatever does not depend on the input;
+- writes convolution, normalisation, pooling and attention in one way each, and knows the shape of every node.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.graph import _PyTreeCodeGen
+from torch.utils._pytree import tree_leaves, tree_map
+
+from guard.errors import ModelError
+from guard.offline.model.spelling import SAME, SPELLINGS
+from guard.offline.model.tape import Seed, finished
+
+aten = torch.ops.aten
+
+
+def plain(module: fx.GraphModule) -> fx.GraphModule:
+    """The same function of one batch, in plain spelling; `module` is left as it was, its tensors are shared.
+
+    Raises: ModelError when the model takes more than one tensor, is in training mode, or holds what cannot be unfolded.
+    """
+    pen = Pen()
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise ModelError(f"the model takes {len(inputs)} inputs; exactly one tensor is wanted")
+    for node in module.graph.nodes:
+        match node.op:
+            case "placeholder":
+                pen.written[node] = pen.placeholder(node)
+            case "get_attr":
+                pen.written[node] = attribute(module, str(node.target))
+                pen.names[id(pen.written[node])] = str(node.target)
+            case "call_function":
+                _spell(pen, node)
+            case "call_module" if isinstance(seed := module.get_submodule(str(node.target)), Seed):
+                pen.written[node] = pen.seed(seed, pen.written[node.all_input_nodes[0]])
+            case "output":
+                pen.output(node.args[0], bare=_returns_bare(module, node))
+            case _ if node.target != "_guards_fn":
+                raise ModelError(
+                    f"{node.op} {node.target} ({node.name}) is not an operator; give the graph of torch.export"
+                )
+    return finished(pen.tensors, pen.graph)
+
+
+def attribute(module: nn.Module, target: str) -> Tensor:
+    """The tensor at a dotted path. Raises: ModelError when something else is there: a branch, a loop body."""
+    found: Any = module
+    for part in target.split("."):
+        found = getattr(found, part)
+    if not isinstance(found, Tensor):
+        raise ModelError(
+            f"{target} is a {type(found).__name__}, not a tensor; control flow inside a model is not supported"
+        )
+    return found.detach()
+
+
+@dataclass
+class Pen:
+    """Writes a new graph; fixed tensors are computed on the spot and written down only where they are used."""
+
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    tensors: dict[str, Tensor | nn.Module] = field(default_factory=dict)
+    written: dict[fx.Node, Any] = field(default_factory=dict)  # a node, a fixed tensor, a number, or a tuple of such
+    names: dict[int, str] = field(default_factory=dict)
+    source: fx.Node | None = None  # the operator that is being written
+    _attributes: dict[int, fx.Node] = field(default_factory=dict)
+    _mode: FakeTensorMode | None = None
+
+    def placeholder(self, source: fx.Node) -> fx.Node:
+        value = source.meta.get("val")
+        if not isinstance(value, FakeTensor):
+            raise ModelError(f"the input {source.name} carries no shape; make the graph with torch.export")
+        self._mode = value.fake_mode
+        node = self.graph.placeholder(str(source.target))
+        node.meta["val"] = value
+        return node
+
+    def call(self, target: Any, *arguments: Any, **keywords: Any) -> Any:
+        """What the operator returns: a node of known shape, or the tensor itself where nothing depends on the input."""
+        if not any(isinstance(leaf, fx.Node) for leaf in tree_leaves((arguments, keywords))):
+            return target(*arguments, **keywords)
+        arguments, keywords = tree_map(self.noted, (arguments, keywords))
+        name = self.source.name if self.source is not None else "node"
+        node = self.graph.create_node("call_function", target, arguments, keywords, name=f"{name}_part")
+        if self.source is not None and self.source.target is target and "val" in self.source.meta:
+            node.meta["val"] = self.source.meta["val"]
+            return node
+        arguments, keywords = fx.map_arg((arguments, keywords), lambda operand: operand.meta["val"])
+        with enable_python_dispatcher():  # the compiled operators would take the batch of the example for fixed
+            node.meta["val"] = target(*arguments, **keywords)
+        return node
+
+    def seed(self, seed: Seed, output: fx.Node) -> fx.Node:
+        """The start of a gradient that the graph holds already."""
+        name = f"seed_{len(self.tensors)}"
+        self.tensors[name] = seed
+        node = self.graph.call_module(name, (output,))
+        with enable_python_dispatcher():
+            node.meta["val"] = seed(output.meta["val"])
+        return node
+
+    def output(self, results: Any, *, bare: bool) -> None:
+        nodes = tree_leaves(tree_map(lambda node: self.noted(self.written[node]), results))
+        self.graph.output(nodes[0] if bare else tuple(nodes))
+
+    def noted(self, value: Any) -> Any:
+        """A fixed tensor as a node of the graph; anything else as it is."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self._attributes:
+            name = self.names.get(id(value), f"fixed_{len(self.tensors)}")
+            self.tensors[name] = value
+            node = self.graph.get_attr(name)
+            node.meta["val"] = self._mode.from_tensor(value, static_shapes=True) if self._mode else value
+            self._attributes[id(value)] = node
+        return self._attributes[id(value)]
+
+
+def _spell(pen: Pen, node: fx.Node) -> None:
+    """Write one operator, in place ones as their twins that return a new tensor."""
+    target: Any = node.target
+    arguments, keywords = fx.map_arg((node.args, node.kwargs), lambda operand: pen.written[operand])
+    if target is operator.getitem and isinstance(arguments[0], tuple):
+        pen.written[node] = arguments[0][int(str(arguments[1]))]
+        return
+    name = str(getattr(target, "_opname", ""))
+    if name.startswith(("_assert", "sym_constrain")):
+        pen.written[node] = None
+        return
+    changed = node.args[0] if name.endswith("_") and not name.endswith("__") else None
+    if isinstance(changed, fx.Node):
+        _forbid_views(changed, node)
+        target = getattr(getattr(aten, name[:-1]), target._overloadname)
+    pen.source = node
+    spelling = SPELLINGS.get(target)
+    value = spelling(pen, *arguments, **keywords) if spelling else pen.call(target, *arguments, **keywords)
+    if isinstance(value, fx.Node) and value.name.startswith(f"{node.name}_part"):
+        value._rename(node.name)  # so that a layer is found under the name it had
+    pen.written[node] = value
+    if isinstance(changed, fx.Node):
+        pen.written[changed] = value
+
+
+def _forbid_views(changed: fx.Node, by: fx.Node) -> None:
+    """An in-place operator changes the views of its operand too. Raises: ModelError when one is read afterwards."""
+
+    def base(node: fx.Node) -> fx.Node:
+        shares = isinstance(node.target, OpOverload) and (node.target.is_view or node.target in SAME)
+        return base(node.all_input_nodes[0]) if shares and node.all_input_nodes else node
+
+    for node in by.graph.nodes:
+        if node is not changed and node.op == "call_function" and base(node) is base(changed) and node < by:
+            late = [user.name for user in node.users if user > by]
+            if late:
+                raise ModelError(
+                    f"{by.target} ({by.name}) changes {node.name} in place, which {late[0]} reads; copy it first"
+                )
+
+
+def _returns_bare(module: fx.GraphModule, output: fx.Node) -> bool:
+    """Does the function return one tensor itself, rather than a tuple of one?"""
+    codegen = module.graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen):
+        return bool(codegen.pytree_info.out_spec is not None and codegen.pytree_info.out_spec.is_leaf())
+    return isinstance(output.args[0], fx.Node)

@@ -1,0 +1,132 @@
+"""Finds the layers worth listening to: stage outputs and the penultimate layer.
+
+A node through which every path from input to logits runs (a cut) carries all that the network still knows. The last cut
+at each resolution is a stage's output; a cut that feeds a linear layer is a hidden layer; the last of these is the
+penultimate.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from guard.errors import ModelError
+
+aten = torch.ops.aten
+
+LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
+VIEWS = {
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.squeeze.dims,
+    aten.squeeze.dim,
+    aten._unsafe_view.default,
+    aten.dropout.default,
+    aten.contiguous.default,
+    aten.clone.default,
+}
+POOLS = {aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default}
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A layer that is listened to: its name for people and recipes, and its node in the graph."""
+
+    name: str
+    node: str
+
+
+def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
+    """Stage outputs, hidden layers and the penultimate, in the order of the forward pass.
+
+    Raises:
+        ModelError: the logits do not come from a linear layer or a convolution, so that nothing is penultimate.
+    """
+    cuts = cut_nodes(graph)
+    hidden = [node for node in cuts if any(user.target in LINEAR for user in node.users)]
+    stages: dict[tuple[int, ...], fx.Node] = {}
+    for node in cuts:
+        shape = shape_of(node)
+        if len(shape) == 4 and node.op == "call_function" and tuple(shape[2:]) != (1, 1) and not feeds_activation(node):
+            stages[tuple(shape[2:])] = node
+    known = [origin(node) for node in hidden]
+    nodes = [node for node in stages.values() if node not in known]
+    nodes += [node for node in hidden if node.op == "call_function"]
+    if not nodes:
+        raise ModelError("no layer to listen to was found between input and logits; name taps in the recipe")
+    return named(sorted(set(nodes), key=list(graph.nodes).index))
+
+
+def cut_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that every path from the input to the output passes, the input itself included."""
+    active = active_nodes(graph)
+    place = {node: i for i, node in enumerate(active)}
+    cuts, reach = [], 0
+    for i, node in enumerate(active):
+        if reach <= i:
+            cuts.append(node)
+        reach = max([reach, *(place[user] for user in node.users if user in place)])
+    return cuts[:-1]  # the last cut is the logits themselves
+
+
+def active_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that depend on the input and on which the output depends, in order."""
+    below: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(source in below for source in node.all_input_nodes):
+            below.add(node)
+    above: set[fx.Node] = set()
+    for node in reversed(list(graph.nodes)):
+        if node.op == "output" or any(user in above for user in node.users):
+            above.add(node)
+    return [node for node in graph.nodes if node in below and node in above and node.op != "output"]
+
+
+def origin(node: fx.Node) -> fx.Node:
+    """The feature map that a pooled or flattened vector is the whole of, or the node itself."""
+    while node.target in VIEWS or (node.target in POOLS and shape_of(node)[2:] in ([], [1, 1])):
+        pooled = node.target in POOLS
+        node = node.all_input_nodes[0]
+        if pooled:
+            return node
+    return node
+
+
+def feeds_activation(node: fx.Node) -> bool:
+    """Whether its only reader is elementwise (an activation, a batch normalisation): then that is the better tap."""
+    if len(node.users) != 1:
+        return False
+    (user,) = node.users
+    return (
+        shape_of(user) == shape_of(node)
+        and len(user.all_input_nodes) >= 1
+        and any(
+            word in str(user.target)
+            for word in ("relu", "silu", "hardswish", "gelu", "sigmoid", "batch_norm", "hardtanh")
+        )
+    )
+
+
+def shape_of(node: fx.Node) -> list[int]:
+    """Shape of a node's value, as the example's propagation recorded it; the batch axis as it came."""
+    value = node.meta.get("val")
+    return [int(size) if isinstance(size, int) else -1 for size in getattr(value, "shape", ())]
+
+
+def named(nodes: list[fx.Node]) -> tuple[Tap, ...]:
+    """Module paths where they tell the taps apart, node names where they do not."""
+    paths = [module_path(node) for node in nodes]
+    counts = Counter(paths)
+    return tuple(
+        Tap(path if path and counts[path] == 1 else node.name, node.name)
+        for node, path in zip(nodes, paths, strict=True)
+    )
+
+
+def module_path(node: fx.Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]).removeprefix("L['self'].") if stack else ""

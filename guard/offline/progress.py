@@ -1,0 +1,55 @@
+"""Stages of long work, shown as they run: on a terminal as a bar, elsewhere as plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class Stage:
+    """The stage that is running."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self.bar = bar
+        self.task = task
+
+    def items(self, what: object, done: int, total: int) -> None:
+        """`done` of `total` items of `what` are finished."""
+        self.bar.update(self.task, completed=done, total=total, note=short(str(what)))
+
+    def note(self, text: str) -> None:
+        """What the stage is at."""
+        self.bar.update(self.task, note=short(text))
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.bar.console.print(f"  {text}", highlight=False, soft_wrap=True)
+
+
+class Stages:
+    """Prints a line for each stage when it ends: its name, its time, and its last note."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        started = time.monotonic()
+        columns = (
+            TextColumn("  {task.description:<26}"),
+            BarColumn(12),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            stage = Stage(bar, bar.add_task(name, total=None, note=""))
+            yield stage
+        self.console.print(f"  {name:<26} {time.monotonic() - started:6.1f} s", highlight=False)
+
+
+def short(text: str, width: int = 30) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

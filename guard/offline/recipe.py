@@ -1,0 +1,152 @@
+"""A recipe: which detectors in which program, which attacks to learn from, as data that a user can copy."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.table import build_attack
+from guard.offline.denoisers.table import DENOISERS
+from guard.offline.detectors.detector import Detector
+from guard.offline.detectors.table import build_detector
+from guard.offline.evidence.needs import Denoiser
+
+PROGRAMS = ("screen", "interpret")
+KEYS = {"description", "detector", "attack", "left_out", "repair", "adaptive"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings as the TOML file has them; nothing is built until the model's taps are known."""
+
+    name: str
+    description: str
+    detectors: tuple[Mapping[str, Any], ...]
+    attacks: tuple[Attack, ...]  # learned from, and evaluated
+    left_out: tuple[Attack, ...]  # only evaluated
+    repairs: tuple[Denoiser, ...]
+    adaptive_budgets: tuple[float, ...]
+    raw: Mapping[str, Any]
+
+    def programs(self, taps: Sequence[str]) -> dict[str, list[Detector]]:
+        """Detectors of each program, cheapest program first; a program without detectors is left out."""
+        programs: dict[str, list[Detector]] = {name: [] for name in PROGRAMS}
+        for entry in self.detectors:
+            settings = {key: value for key, value in entry.items() if key not in ("name", "program")}
+            programs[entry["program"]].append(build_detector(entry["name"], taps, settings))
+        return {name: detectors for name, detectors in programs.items() if detectors}
+
+    def offering(self, repairs: Sequence[str]) -> Recipe:
+        """The same recipe, with these of its denoisers for REPAIR. Raises ConfigError for one that does not exist."""
+        own = {denoiser.name: denoiser for denoiser in self.repairs}
+        return replace(
+            self, repairs=tuple(own.get(name) or denoiser_of({"name": name}, "--repair") for name in repairs)
+        )
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the recipes that come with the guard."""
+    return tuple(
+        sorted(
+            f.name.removesuffix(".toml")
+            for f in files("guard.offline").joinpath("recipes").iterdir()
+            if f.name.endswith(".toml")
+        )
+    )
+
+
+def load_recipe(preset: str, file: Path | None = None) -> Recipe:
+    """A preset by name, or a file of the user's own.
+
+    Raises:
+        ConfigError: names the file and the key that is unknown, missing or out of range.
+    """
+    if file is not None:
+        origin, text = str(file), read_text(file)
+    elif preset in presets():
+        origin, text = preset, files("guard.offline").joinpath("recipes", f"{preset}.toml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"unknown preset {preset!r}; there are: {', '.join(presets())}")
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {origin} is not valid TOML: {error}") from error
+    return parse(raw, origin)
+
+
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {file} cannot be read: {error}") from error
+
+
+def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
+    if unknown := set(raw) - KEYS:
+        raise ConfigError(f"recipe {origin}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(KEYS))}")
+    detectors = tables(raw, "detector", origin)
+    if not detectors:
+        raise ConfigError(f"recipe {origin} lists no [[detector]]; at least one is needed")
+    for entry in detectors:
+        if "name" not in entry or entry.get("program") not in PROGRAMS:
+            raise ConfigError(
+                f"recipe {origin}: a [[detector]] needs a name and program = {' or '.join(map(repr, PROGRAMS))}; "
+                f"got {dict(entry)}"
+            )
+    repairs = tuple(denoiser_of(entry, origin) for entry in tables(raw, "repair", origin))
+    for kind, names in (("detector", [d["name"] for d in detectors]), ("repair", [r.name for r in repairs])):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(
+                f"recipe {origin}: the {kind} {twice[0]!r} is listed twice; once is all that can be told apart"
+            )
+    return Recipe(
+        name=Path(origin).stem,
+        description=str(raw.get("description", "")),
+        detectors=detectors,
+        attacks=attacks_of(tables(raw, "attack", origin), origin),
+        left_out=attacks_of(tables(raw, "left_out", origin), origin),
+        repairs=repairs,
+        adaptive_budgets=budgets_of(raw.get("adaptive", {}), origin),
+        raw=raw,
+    )
+
+
+def tables(raw: Mapping[str, Any], key: str, origin: str) -> tuple[Mapping[str, Any], ...]:
+    """The entries of a [[key]]."""
+    entries = raw.get(key, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"recipe {origin}: {key} is written as [[{key}]], one block an entry")
+    return tuple(entries)
+
+
+def budgets_of(adaptive: Any, origin: str) -> tuple[float, ...]:
+    """Of the [adaptive] block."""
+    if not isinstance(adaptive, dict) or set(adaptive) - {"budgets"}:
+        raise ConfigError(f"recipe {origin}: [adaptive] holds budgets = [...] and nothing else; got {adaptive!r}")
+    budgets = adaptive.get("budgets", [])
+    if not isinstance(budgets, list) or not all(isinstance(b, int | float) and 0 < b <= 1 for b in budgets):
+        raise ConfigError(f"recipe {origin}: adaptive budgets = {budgets!r}; wanted a list of numbers from 0 to 1")
+    return tuple(float(b) for b in budgets)
+
+
+def attacks_of(entries: Sequence[Mapping[str, Any]], origin: str) -> tuple[Attack, ...]:
+    for entry in entries:
+        if "name" not in entry:
+            raise ConfigError(f"recipe {origin}: an [[attack]] needs a name; got {dict(entry)}")
+    return tuple(build_attack(entry["name"], {k: v for k, v in entry.items() if k != "name"}) for entry in entries)
+
+
+def denoiser_of(entry: Mapping[str, Any], origin: str) -> Denoiser:
+    name = entry.get("name")
+    if not isinstance(name, str) or name not in DENOISERS:
+        raise ConfigError(f"recipe {origin}: unknown denoiser {name!r}; known: {', '.join(DENOISERS)}")
+    try:
+        return DENOISERS[name](**{k: v for k, v in entry.items() if k != "name"})
+    except TypeError as error:
+        raise ConfigError(f"recipe {origin}: denoiser {name!r}: {error}") from error

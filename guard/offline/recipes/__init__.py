@@ -1,0 +1,1 @@
+"""Presets of `guard train`, as TOML files."""

@@ -1,0 +1,87 @@
+"""Reopens what `guard train` kept beside a bundle, so that it can be measured and attacked again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guard.arrays import read_examples, to_unit, to_wire
+from guard.bundle import Bundle
+from guard.errors import BundleError, DataError, ModelError
+from guard.offline.data import Split, content_hashes
+from guard.offline.fit import load_heads
+from guard.offline.measure import HeldOut, Subject
+from guard.offline.model.source import Source, open_model
+from guard.offline.recipe import Recipe, parse
+from guard.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Work:
+    """BUNDLE.work: the torch side of a bundle."""
+
+    path: Path
+    job: dict[str, Any]
+    recipe: Recipe
+    splits: dict[str, str]  # content hash -> split
+
+    @staticmethod
+    def beside(bundle: Bundle, path: Path | None = None) -> Work:
+        """Raises BundleError when the work directory is gone: the attacker who knows the guard cannot be played without."""
+        work = path or bundle.path.with_name(bundle.path.name + ".work")
+        try:
+            job = json.loads((work / "job.json").read_text(encoding="utf-8"))
+            splits = json.loads((work / "splits.json").read_text(encoding="utf-8"))
+            recipe = parse(job["recipe"]["raw"], str(job["recipe"]["name"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(
+                f"{work} cannot be read ({error}); `guard train` keeps it beside the bundle, and the adaptive attack needs it"
+            ) from error
+        return Work(work, job, recipe, splits)
+
+    def subject(self, bundle: Bundle) -> Subject:
+        """Model, heads and runtime. Raises ModelError when the model is not the one the bundle was made for."""
+        spec = bundle.manifest.model
+        source = Source(
+            model=self.job["model"],
+            item_shape=spec.input.shape,
+            low=spec.input.low,
+            high=spec.input.high,
+            grid=spec.input.grid,
+            input_name=spec.input.name,
+            output_name=spec.output.name,
+            output=spec.output.kind,
+            serves=spec.name + (f":{spec.version}" if spec.version else ""),
+            labels=spec.output.labels,
+        )
+        classifier = open_model(source)
+        if classifier.spec.fingerprint != spec.fingerprint:
+            raise ModelError(
+                f"{self.job['model']} is no longer the model that the bundle was made for (fingerprint "
+                f"{classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…); train a new bundle"
+            )
+        programs = self.recipe.programs([tap.name for tap in classifier.taps])
+        heads = load_heads([d for detectors in programs.values() for d in detectors], self.path / "heads")
+        return Subject(classifier, programs, heads, Runtime(bundle))
+
+    def held_out(self, bundle: Bundle, data: Path) -> tuple[HeldOut, int]:
+        """The items of a file that nothing was fitted or calibrated on, and how many had to be put aside.
+
+        Raises:
+            DataError: none is left.
+        """
+        examples = read_examples(data)
+        spec = bundle.manifest.model.input
+        wire = to_wire(examples.images, spec, examples.source)
+        hashes = content_hashes(wire)
+        fresh = np.asarray([self.splits.get(value, Split.TEST.value) == Split.TEST.value for value in hashes.tolist()])
+        if not fresh.any():
+            raise DataError(
+                f"{data}: every item was fitted or calibrated on; evaluation needs items that this bundle has not seen"
+            )
+        unit = np.clip(to_unit(wire[fresh], spec), 0.0, 1.0)
+        return HeldOut(unit, examples.labelled()[fresh], hashes[fresh], examples.source), int((~fresh).sum())

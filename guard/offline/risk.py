@@ -1,0 +1,123 @@
+"""The guard's whole risk as one differentiable function: what an attacker who knows everything would descend.
+
+Rule 1: values equal the bundle's own (heads, fusion, thresholds); only derivatives are surrogates, and each is named
+where it stands: rounding passes the gradient straight through, ReLU's step in the double backward is softplus-shaped.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from guard.calibration import HINGES, Calibration, Fusion
+from guard.offline.compile import Program
+from guard.offline.evidence.needs import Logits
+
+
+class SmoothFusion(nn.Module):
+    """`Fusion.risk` in torch, scores [item, detector] -> risk [item]."""
+
+    def __init__(self, fusion: Fusion) -> None:
+        super().__init__()
+        self.knots = [torch.unique(torch.as_tensor(k)) for k in fusion.knots]
+        self.fusion = fusion
+        self.levels = [middle_levels(k, torch.as_tensor(fusion.levels)) for k in fusion.knots]
+        self.register_buffer("weights", torch.as_tensor(fusion.weights, dtype=torch.float64))
+        self.register_buffer("hinges", torch.tensor(HINGES, dtype=torch.float64))
+        self.weights: Tensor
+        self.hinges: Tensor
+
+    def forward(self, scores: Tensor) -> Tensor:
+        columns = scores.double().unbind(dim=1)
+        z = torch.stack([interpolate(c, k, m) for c, k, m in zip(columns, self.knots, self.levels, strict=True)], dim=1)
+        tails = torch.asinh(torch.stack([z, -z], dim=2).clamp_min(0.0))
+        features = (tails[..., None] - self.hinges).clamp_min(0.0)
+        return torch.einsum("idth,dth->i", features, self.weights) + self.fusion.bias
+
+
+def middle_levels(knots: object, levels: Tensor) -> Tensor:
+    """Level of each distinct knot: the middle one where several coincide, as in `guard.calibration.normal_scale`."""
+    _, counts = torch.unique(torch.as_tensor(knots), return_counts=True)
+    last = counts.cumsum(0)
+    return (levels[last - counts] + levels[last - 1]) / 2
+
+
+def interpolate(scores: Tensor, knots: Tensor, levels: Tensor) -> Tensor:
+    """Piecewise linear through (knots, levels), its outer pieces extended."""
+    if len(knots) == 1:
+        return levels[0] + (scores - knots[0]) / (1e-3 * max(abs(float(knots[0])), 1.0))
+    piece = torch.searchsorted(knots, scores.detach().contiguous()).clamp(1, len(knots) - 1)
+    slope = (levels[piece] - levels[piece - 1]) / (knots[piece] - knots[piece - 1])
+    return levels[piece - 1] + (scores - knots[piece - 1]) * slope
+
+
+class Excess(nn.Module):
+    """How far an input's risk lies above what passes, at a promised rate: negative passes, positive is rejected.
+
+    The largest over all programs, so that early rejects count; unit-space images [item, ...] -> ([item, class] logits,
+    [item] excess).
+    """
+
+    def __init__(self, programs: tuple[Program, ...], calibration: Calibration, rate: float) -> None:
+        super().__init__()
+        fusions = [SmoothFusion(fusion) for fusion in calibration.fusions]
+        self.programs = nn.ModuleList(programs)
+        self.fusions = nn.ModuleList(fusions)
+        self.parts = tuple(zip(programs, fusions, limits(calibration, rate), strict=True))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        scores: list[Tensor] = []
+        excess: list[Tensor] = []
+        logits = images
+        for program, fusion, limit in self.parts:
+            evidence = program.evidence(images)
+            logits = evidence[Logits()]
+            scores.append(program.scores(evidence))
+            if limit != float("inf"):
+                excess.append(fusion(torch.cat(scores, dim=1)) - limit)
+        return logits, torch.stack(excess).amax(dim=0)
+
+
+def limits(calibration: Calibration, rate: float) -> tuple[float, ...]:
+    """Each program's own risk above which the cascade's p-value is at most `rate`; infinite where it never is."""
+    last = len(calibration.programs) - 1
+    threshold = cascade_threshold(calibration, rate)
+    found = []
+    for index, low in enumerate([band.high for band in calibration.bands] + [-math.inf]):
+        level = 2 * last - index  # where `guard.runtime` puts what this program rejects early
+        if threshold >= level + 1:
+            found.append(math.inf)
+        else:
+            found.append(low if threshold < level else max(low, unsquashed(threshold - level)))
+    return tuple(found)
+
+
+def cascade_threshold(calibration: Calibration, rate: float) -> float:
+    """The clean calibration risk that an input must exceed for a p-value of at most `rate`."""
+    allowed = int(rate * (calibration.items + 1) + 1e-12)  # p <= rate needs at most allowed - 1 clean items at or above
+    ordered = sorted(calibration.clean_risks, reverse=True)
+    return float(ordered[max(allowed - 1, 0)])
+
+
+def unsquashed(place: float) -> float:
+    """The risk whose place within its level of the cascade, 0 to 1, this is."""
+    share = min(max(2.0 * (place - 0.5), -1 + 1e-12), 1 - 1e-12)
+    return share / (1.0 - abs(share))
+
+
+class DetectorExcess(nn.Module):
+    """The same for one detector alone, larger scores suspicious: known-broken detectors prove an attack's strength."""
+
+    def __init__(self, program: Program, detector: str, clean_scores: Tensor, rate: float) -> None:
+        super().__init__()
+        self.program = program
+        self.column = program.names.index(detector)
+        self.limit = float(clean_scores.quantile(1 - rate, interpolation="higher"))
+        self.spread = float(clean_scores.std().clamp_min(1e-6))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        evidence = self.program.evidence(images)
+        score = self.program.heads[self.column](evidence)
+        return evidence[Logits()], (score - self.limit) / self.spread

@@ -1,0 +1,41 @@
+"""A file's items, read by a bundle: one JSON line an item."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from guard.arrays import read_examples, to_wire
+from guard.bundle import Bundle
+from guard.policy import Policy
+from guard.runtime import Device, Readings, Runtime
+
+BATCH = 64
+
+
+def score_lines(bundle: Path, file: Path, *, device: Device, threads: int | None) -> Iterator[str]:
+    """Raises BundleError, DataError, DeviceError, before the first line."""
+    runtime = Runtime(Bundle.open(bundle), device=device, threads=threads)
+    wire = to_wire(read_examples(file).images, runtime.spec, str(file))
+    manifest = runtime.bundle.manifest
+    policy = Policy(reject_rate=manifest.reject_rate, flag_rate=manifest.flag_rate)
+    for start in range(0, len(wire), BATCH):
+        readings = runtime.read(wire[start : start + BATCH])
+        for row in range(len(readings.risk)):
+            yield score_line(start + row, row, readings, runtime.calibration.detectors, policy)
+
+
+def score_line(item: int, row: int, readings: Readings, detectors: tuple[str, ...], policy: Policy) -> str:
+    """`detectors` holds two-sided p-values; null where the cascade had decided before the detector ran."""
+    values = (float(p) for p in readings.detector_p[row])
+    return json.dumps(
+        {
+            "item": item,
+            "prediction": int(readings.prediction[row]),
+            "action": policy.judge(float(readings.p_value[row])).value,
+            "p_value": round(float(readings.p_value[row]), 6),
+            "detectors": {n: None if math.isnan(p) else round(p, 6) for n, p in zip(detectors, values, strict=True)},
+        }
+    )

@@ -1,0 +1,41 @@
+"""A bundle in words, for whoever finds one."""
+
+from __future__ import annotations
+
+from guard.bundle import Bundle
+from guard.calibration import smallest_rate
+
+
+def summarise(bundle: Bundle) -> str:
+    """Plain text of at most 80 columns."""
+    manifest, calibration = bundle.manifest, bundle.calibration
+    model, spec = manifest.model, manifest.model.input
+    shape = ", ".join(map(str, spec.shape))
+    lines = [
+        f"bundle      {bundle.path}",
+        f"digest      {bundle.digest[:16]}",
+        f"model       {model.name}{':' + model.version if model.version else ''}, fingerprint {model.fingerprint[:16]}",
+        f"input       {spec.name} {spec.datatype} [item, {shape}], values {min(spec.low):g} to {max(spec.high):g}"
+        + (f", {spec.grid + 1} levels" if spec.grid else ""),
+        f"output      {model.output.name}, {model.output.kind} of {model.output.classes} classes",
+        f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
+        f"            on {calibration.items} clean items; smallest rate they can promise {smallest_rate(calibration.items):.3g}",
+        f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
+        f"recipe      {manifest.recipe.get('name', '')}, seed {manifest.seed}",
+        "",
+        "program     forwards at least   detectors",
+    ]
+    for program in manifest.programs:
+        cost = f"{program.floor} (1 + {program.backwards} backward + {program.rows} rows)"
+        lines.append(f"{program.name:<11} {cost}")
+        lines += [f"{'':<31} {detector}" for detector in program.detectors]
+    lines += ["", "detectors"]
+    for detector in manifest.detectors:
+        lines += wrap(f"  {detector.expression}")
+    return "\n".join(lines)
+
+
+def wrap(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width=80, subsequent_indent="      ")

@@ -1,0 +1,296 @@
+"""Reading inputs and labels: every format gives the same items, and what is damaged is named."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from guard.arrays import Examples, from_unit, read_examples, to_unit, to_wire
+from guard.bundle import InputSpec
+from guard.errors import DataError
+
+SPEC = InputSpec("input", "FP32", (3, 4, 5), (0.0,), (1.0,), 255)
+NORMALISED = replace(SPEC, low=(-2.0, -1.0, 0.0), high=(2.0, 3.0, 1.0))
+
+
+def pictures(items: int = 6, channels: int = 3) -> NDArray[np.uint8]:
+    """[item, height, width, channel], every item another."""
+    return np.random.default_rng(0).integers(0, 256, (items, 4, 5, channels), dtype=np.uint8)
+
+
+def labels(items: int = 6) -> NDArray[np.int64]:
+    return np.arange(items) % 3
+
+
+def npz(path: Path, **arrays: NDArray[Any]) -> Path:
+    np.savez(path / "data.npz", **arrays)  # type: ignore[arg-type]
+    return path / "data.npz"
+
+
+def idx(array: NDArray[Any]) -> bytes:
+    kind = {"u1": 0x08, "i4": 0x0C, "f4": 0x0D}[array.dtype.str[1:]]
+    head = struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape)
+    return head + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_examples(path)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+# What is read.
+
+
+def test_npz(tmp_path: Path) -> None:
+    found = read_examples(npz(tmp_path, images=pictures(), labels=labels().astype(np.uint8)))
+    assert np.array_equal(found.images, pictures())
+    assert np.array_equal(found.labelled(), labels())
+    assert found.labelled().dtype == np.int64
+    assert len(found) == 6
+
+
+def test_npz_of_floats_and_of_vectors(tmp_path: Path) -> None:
+    images = np.random.default_rng(1).random((4, 3, 4, 5))
+    found = read_examples(npz(tmp_path, images=images))
+    assert found.images.dtype == np.float32
+    assert np.array_equal(found.images, images.astype(np.float32))
+    vectors = read_examples(npz(tmp_path, images=np.ones((7, 9), dtype=np.float32)))
+    assert vectors.images.shape == (7, 9)
+
+
+def test_npy_has_no_labels_and_says_so_only_when_asked(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", pictures())
+    found = read_examples(tmp_path / "x.npy")
+    assert found.labels is None
+    with pytest.raises(DataError, match=r"x\.npy has no labels"):
+        found.labelled()
+
+
+def test_grey_images_without_a_channel_axis(tmp_path: Path) -> None:
+    assert read_examples(npz(tmp_path, images=pictures(channels=1)[..., 0])).images.shape == (6, 4, 5, 1)
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
+def test_idx_pair_by_file_and_by_folder(tmp_path: Path, *, zipped: bool) -> None:
+    grey = pictures(channels=1)[..., 0]
+    squeeze: Callable[[bytes], bytes] = gzip.compress if zipped else bytes
+    end = ".gz" if zipped else ""
+    (tmp_path / f"train-images-idx3-ubyte{end}").write_bytes(squeeze(idx(grey)))
+    (tmp_path / f"train-labels-idx1-ubyte{end}").write_bytes(squeeze(idx(labels().astype(np.uint8))))
+    for path in (tmp_path, tmp_path / f"train-images-idx3-ubyte{end}"):
+        found = read_examples(path)
+        assert np.array_equal(found.images[..., 0], grey)
+        assert np.array_equal(found.labelled(), labels())
+
+
+def test_idx_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "x-images-idx3-ubyte").write_bytes(idx(pictures(channels=1)[..., 0]))
+    assert read_examples(tmp_path / "x-images-idx3-ubyte").labels is None
+
+
+def test_class_folders_in_sorted_order(tmp_path: Path) -> None:
+    order = {"cat": 1, "ant": 0, "dog": 2}
+    for i, name in enumerate(["cat", "ant", "dog", "ant"]):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.fromarray(pictures()[i]).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "ant" / "notes.txt").write_text("no picture")
+    found = read_examples(tmp_path)
+    assert found.labelled().tolist() == sorted(order[name] for name in ["cat", "ant", "dog", "ant"])
+    assert np.array_equal(found.images[0], pictures()[1])
+    assert np.array_equal(found.images[2], pictures()[0])
+
+
+def test_one_picture_grey_or_coloured(tmp_path: Path) -> None:
+    Image.fromarray(pictures()[0]).save(tmp_path / "a.png")
+    Image.fromarray(pictures(channels=1)[0, ..., 0]).save(tmp_path / "b.bmp")
+    assert np.array_equal(read_examples(tmp_path / "a.png").images, pictures()[:1])
+    assert read_examples(tmp_path / "b.bmp").images.shape == (1, 4, 5, 1)
+
+
+# What is refused.
+
+
+def test_what_is_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
+    refused(tmp_path / "none.npz", "none.npz", "does not exist")
+    (tmp_path / "x.csv").write_text("1,2")
+    refused(tmp_path / "x.csv", "no known kind", "npz")
+    refused(tmp_path, "neither IDX files nor class folders")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": np.zeros(3)}, ("['x']", "`images`")),
+        ({"images": np.zeros((2, 3, 4, 5), dtype=np.int32)}, ("int32", "wanted uint8")),
+        ({"images": np.zeros((2, 3, 4), dtype=np.float32)}, ("float32 [2, 3, 4]",)),
+        ({"images": np.zeros((2, 3, 4, 5), dtype=complex)}, ("complex",)),
+        ({"images": np.zeros(5, dtype=np.float32)}, ("[5]",)),
+        ({"images": np.zeros((0, 3, 4, 5), dtype=np.float32)}, ("no items",)),
+        ({"images": pictures(), "labels": np.zeros(5, dtype=np.int64)}, ("6 inputs", "[5]")),
+        ({"images": pictures(), "labels": np.zeros((6, 3), dtype=np.int64)}, ("6 inputs", "[6, 3]")),
+        ({"images": pictures(), "labels": np.zeros(6)}, ("float64", "whole class numbers")),
+        ({"images": pictures(), "labels": np.asarray(["a"] * 6)}, ("whole class numbers",)),
+        ({"images": pictures(), "labels": labels() - 1}, ("label -1 is negative",)),
+        ({"images": np.asarray([{"a": 1}], dtype=object)}, ("cannot be read",)),
+    ],
+)  # fmt: skip
+def test_arrays_that_cannot_be_used(tmp_path: Path, arrays: dict[str, NDArray[Any]], words: tuple[str, ...]) -> None:
+    refused(npz(tmp_path, **arrays), "data.npz", *words)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_names_the_item(tmp_path: Path, value: float) -> None:
+    images = np.zeros((4, 3, 4, 5), dtype=np.float32)
+    images[2, 1, 0, 0] = value
+    refused(npz(tmp_path, images=images), "item 2", "finite")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 300, -30])
+def test_a_truncated_npz(tmp_path: Path, keep: int) -> None:
+    file = npz(tmp_path, images=pictures(), labels=labels())
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(file, "data.npz", "cannot be read")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_any_one_byte_of_an_npz_may_be_wrong(tmp_path: Path, save: Callable[..., None]) -> None:
+    save(tmp_path / "data.npz", images=np.random.default_rng(0).random((3, 4), dtype=np.float32))
+    whole = (tmp_path / "data.npz").read_bytes()
+    found = []
+    for place in range(len(whole)):
+        (tmp_path / "data.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read_examples(tmp_path / "data.npz")
+        except DataError:
+            found.append(place)
+    assert len(found) > len(whole) / 3
+
+
+def test_a_foreign_npz(tmp_path: Path) -> None:
+    (tmp_path / "data.npz").write_text("I am a poem")
+    refused(tmp_path / "data.npz", "cannot be read")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda raw: raw[:-3], id="cut short"),
+        pytest.param(lambda raw: raw + b"x", id="too long"),
+        pytest.param(lambda raw: raw[:2], id="head alone"),
+        pytest.param(lambda raw: b"", id="empty"),
+        pytest.param(lambda raw: b"PK" + raw[2:], id="foreign"),
+        pytest.param(lambda raw: raw[:2] + b"\x0a" + raw[3:], id="unknown type"),
+        pytest.param(lambda raw: raw[:3] + b"\xff" + raw[4:], id="absurd axes"),
+    ],
+)
+def test_damaged_idx(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "x-images-idx3-ubyte"
+    file.write_bytes(spoil(idx(pictures(channels=1)[..., 0])))
+    refused(file, file.name)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 15, -4])
+def test_damaged_gzip(tmp_path: Path, keep: int) -> None:
+    file = tmp_path / "x-images-idx3-ubyte.gz"
+    file.write_bytes(gzip.compress(idx(pictures(channels=1)[..., 0]))[:keep])
+    refused(file, file.name)
+
+
+def test_gzip_with_a_broken_middle(tmp_path: Path) -> None:
+    raw = bytearray(gzip.compress(idx(pictures(60, channels=1)[..., 0])))
+    raw[12:60] = b"\xff" * 48
+    file = tmp_path / "x-images-idx3-ubyte.gz"
+    file.write_bytes(raw)
+    refused(file, file.name)
+
+
+def test_a_damaged_picture(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pictures()[0]).save(tmp_path / "a" / "0.png")
+    whole = (tmp_path / "a" / "0.png").read_bytes()
+    for content in (whole[:60], b"no picture"):
+        (tmp_path / "a" / "1.png").write_bytes(content)
+        refused(tmp_path, "1.png", "picture")
+
+
+def test_pictures_of_different_sizes(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for i, size in enumerate([4, 5]):
+        Image.fromarray(np.zeros((size, size, 3), dtype=np.uint8)).save(tmp_path / "a" / f"{i}.png")
+    refused(tmp_path, "2 different sizes")
+
+
+# Wire values.
+
+
+def test_uint8_pictures_become_wire_values() -> None:
+    wire = to_wire(pictures(), SPEC)
+    assert wire.shape == (6, 3, 4, 5)
+    assert wire.dtype == np.float32
+    assert np.array_equal(np.rint(wire * 255).astype(np.uint8), pictures().transpose(0, 3, 1, 2))
+
+
+def test_uint8_pictures_for_a_normalised_model() -> None:
+    wire = to_wire(pictures(), NORMALISED)
+    mean, spread = np.asarray([-2, -1, 0.0]), np.asarray([4, 4, 1.0])
+    by_hand = pictures().transpose(0, 3, 1, 2) / 255 * spread[:, None, None] + mean[:, None, None]
+    assert np.allclose(wire, by_hand, atol=1e-5)
+
+
+def test_uint8_pictures_for_a_model_that_takes_bytes() -> None:
+    wire = to_wire(pictures(), replace(SPEC, datatype="UINT8", high=(255.0,)))
+    assert wire.dtype == np.uint8
+    assert np.array_equal(wire, pictures().transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("spec", [SPEC, NORMALISED], ids=["unit", "normalised"])
+def test_unit_space_and_back(spec: InputSpec) -> None:
+    unit = np.random.default_rng(2).random((5, 3, 4, 5), dtype=np.float32)
+    assert np.allclose(to_unit(from_unit(unit, spec), spec), unit, atol=1e-6)
+    assert np.allclose(from_unit(np.zeros_like(unit), spec).min(axis=(0, 2, 3)), spec.low)
+    assert np.allclose(from_unit(np.ones_like(unit), spec).max(axis=(0, 2, 3)), spec.high)
+
+
+def test_values_outside_the_range_name_the_setting() -> None:
+    with pytest.raises(DataError, match=r"values span \[0, 255\].*--range"):
+        to_wire(np.asarray([[0.0, 255.0]], dtype=np.float32), replace(SPEC, shape=(2,)))
+    with pytest.raises(DataError, match="outside the model's range"):
+        to_wire(np.asarray([[-0.1, 0.5]], dtype=np.float32), replace(SPEC, shape=(2,)))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        pytest.param(pictures(channels=1), id="one channel"),
+        pytest.param(np.zeros((2, 4, 5, 3), np.float32), id="channels last"),
+        pytest.param(np.zeros((2, 60), np.float32), id="flat"),
+    ],
+)
+def test_items_of_another_shape(images: NDArray[Any]) -> None:
+    with pytest.raises(DataError, match=r"the model takes \[3, 4, 5\]"):
+        to_wire(images, SPEC)
+
+
+def test_inputs_are_never_changed() -> None:
+    images = pictures()
+    floats = np.random.default_rng(3).random((2, 3, 4, 5), dtype=np.float32)
+    before = images.copy(), floats.copy()
+    to_wire(images, NORMALISED)
+    to_unit(to_wire(floats, SPEC), NORMALISED)[:] = 7
+    assert np.array_equal(images, before[0])
+    assert np.array_equal(floats, before[1])
+
+
+def test_examples_count_their_items() -> None:
+    assert len(Examples(pictures(3), None, "x")) == 3

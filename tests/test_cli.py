@@ -1,0 +1,149 @@
+"""The command line: help, one-line errors, documented exit codes, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guard import cli
+from tests.serve import tiny_bundle
+
+COMMANDS = ("demo", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    return tiny_bundle.make(folder / "bundle").path
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """Exit code and the one line on standard error."""
+    code = cli.run(words)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1, said.err
+    return code, said.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([command, "--help"]) == 0
+    assert f"guard {command}" in capsys.readouterr().out
+
+
+def test_commands_are_those_that_the_design_names() -> None:
+    assert {c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback} == set(COMMANDS)
+
+
+def test_score_gives_one_json_line_an_item(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "data.npz", images=np.concatenate([tiny_bundle.ordinary(3), tiny_bundle.striped(1)]))
+    assert cli.run(["score", str(bundle), str(tmp_path / "data.npz")]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["item"] for line in lines] == [0, 1, 2, 3]
+    assert lines[0]["action"] == "pass"
+    assert lines[3]["action"] == "reject"
+    assert set(lines[0]) == {"item", "prediction", "action", "p_value", "detectors"}
+
+
+def test_inspect_fits_eighty_columns(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["inspect", str(bundle)]) == 0
+    said = capsys.readouterr().out
+    assert "promise" in said
+    assert max(map(len, said.splitlines())) <= max(80, len(str(bundle)) + 12)
+    assert cli.run(["inspect", str(bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == 1
+
+
+def test_bundle_errors(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert complaint(capsys, "inspect", str(tmp_path / "none"))[0] == 5
+    np.savez(tmp_path / "data.npz", images=np.full((1, *tiny_bundle.ordinary(1).shape[1:]), np.nan, dtype=np.float32))
+    code, said = complaint(capsys, "score", str(bundle), str(tmp_path / "data.npz"))
+    assert code == 3
+    assert "NaN" in said
+
+
+def test_data_of_another_shape(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "data.npz", images=np.zeros((2, 5), dtype=np.float32))
+    code, said = complaint(capsys, "score", str(bundle), str(tmp_path / "data.npz"))
+    assert code == 3
+    assert "[5]" in said
+
+
+def test_cuda_is_refused_where_there_is_none(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.fail("this test is for machines without onnxruntime-gpu")
+    np.savez(tmp_path / "data.npz", images=tiny_bundle.ordinary(1))
+    assert complaint(capsys, "score", str(bundle), str(tmp_path / "data.npz"), "--device", "cuda")[0] == 8
+
+
+def test_taken_port(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code = cli.run(
+            [
+                *("serve", "--bundle", str(bundle), "--upstream", "127.0.0.1:9", "--listen", address),
+                *("--metrics-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"),
+            ]
+        )
+    said = capsys.readouterr().err.splitlines()
+    assert code == 9
+    assert said[-1].startswith("guard: ")
+    assert address in said[-1]
+
+
+def test_unknown_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "guard.toml"
+    file.write_text("reject_rat = 0.1\n", encoding="utf-8")
+    code, said = complaint(capsys, "serve", "--config", str(file))
+    assert code == 2
+    assert "reject_rate" in said
+
+
+def test_rate_that_cannot_be_promised(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = complaint(
+        capsys, "serve", "--bundle", str(bundle), "--upstream", "127.0.0.1:9", "--reject-rate", "1e-9"
+    )
+    assert code == 6
+    assert "it takes" in said
+
+
+def test_probe_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        assert complaint(capsys, "probe", f"127.0.0.1:{free.getsockname()[1]}", "--timeout", "0.2")[0] == 10
+
+
+def test_train_refuses_before_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bundle"
+    model = tmp_path / "broken.pt2"
+    model.write_bytes(b"not a model")
+    np.savez(tmp_path / "data.npz", images=np.zeros((10, 1, 8, 8), dtype=np.float32), labels=np.zeros(10, dtype=int))
+    words = ("train", "--model", str(model), "--data", str(tmp_path / "data.npz"), "--out", str(out))
+    code, said = complaint(capsys, *words, "--preset", "digits")
+    assert code == 4
+    assert "torch.export" in said
+    assert complaint(capsys, *words, "--preset", "nonsense")[0] == 2
+    assert complaint(capsys, *words, "--range", "1", "0")[0] == 2
+    assert complaint(capsys, *words, "--mean", "0.5")[0] == 2
+    assert not out.exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    from guard.errors import BundleError
+
+    with pytest.raises(BundleError):
+        cli.run(["inspect", str(tmp_path / "none"), "--debug"])
+
+
+def test_usage_errors_exit_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["serve", "--bogus"]) == 2
+    assert "--bogus" in capsys.readouterr().err

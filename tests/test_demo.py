@@ -1,0 +1,89 @@
+"""The demo's gate: it passes for a guard that learned, and fails for one whose labels were shuffled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from guard.demo import Caught, gate
+from guard.errors import GateError
+from guard.offline.attacks.pgd import Pgd
+from guard.offline.craft import CraftedSet
+from guard.offline.digits import load_digits, save_model, train_network
+from guard.offline.progress import Stages
+from guard.offline.recipe import load_recipe
+from guard.offline.train import Data, Job, Prepared, finish, prepare
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Prepared]:
+    """The demo's network and data, with the attack of the gate alone."""
+    folder = tmp_path_factory.mktemp("demo")
+    digits = load_digits(0)
+    exported, _ = save_model(train_network(digits, 0, lambda done, total: None), folder)
+    np.savez(folder / "data.npz", images=digits.unseen, labels=digits.unseen_labels)
+    recipe = replace(
+        load_recipe("digits"), attacks=(Pgd(budget=0.25, steps=10),), left_out=(), adaptive_budgets=(0.25,)
+    )
+    job = Job(
+        model=str(exported),
+        data=folder / "data.npz",
+        out=folder / "bundle",
+        recipe=recipe,
+        reject_rate=0.05,
+        flag_rate=0.1,
+        adaptive_items=4,
+        adaptive_steps=2,
+    )
+    return job, prepare(job, Stages(Console(quiet=True)))
+
+
+def permuted(prepared: Prepared, seed: int) -> Prepared:
+    """Which of each pair is called clean and which attacked is drawn by a coin, in everything that is fitted on."""
+    (crafted,) = prepared.crafted
+    swap = np.random.default_rng(seed).random(len(crafted)) < 0.5
+    clean, attacked = crafted.clean.copy(), crafted.attacked.copy()
+    clean[swap], attacked[swap] = crafted.attacked[swap], crafted.clean[swap]
+    images = prepared.data.images.copy()
+    place = {value: i for i, value in enumerate(prepared.data.hashes.tolist())}
+    images[[place[value] for value in crafted.hashes.tolist()]] = clean
+    shuffled: CraftedSet = replace(crafted, clean=clean, attacked=attacked)
+    data: Data = replace(prepared.data, images=images)
+    return replace(prepared, data=data, crafted=(shuffled,))
+
+
+def verdict(path: Path) -> tuple[list[Caught], Caught]:
+    report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+    rows = [Caught(r["attack"], r["tried"], r["success"]["count"], r["rejected"]["count"]) for r in report["attacks"]]
+    clean = report["clean"][0]["rejected"]
+    return rows, Caught("clean", clean["items"], clean["items"], clean["count"])
+
+
+def test_gate_passes_a_guard_that_learned(started: tuple[Job, Prepared]) -> None:
+    job, prepared = started
+    job = replace(job, out=job.out.with_name("learned"))
+    gate(*verdict(finish(job, prepared, Stages(Console(quiet=True))).path))
+
+
+def test_gate_fails_a_guard_with_permuted_labels(started: tuple[Job, Prepared]) -> None:
+    job, prepared = started
+    job = replace(job, out=job.out.with_name("permuted"))
+    rows, clean = verdict(finish(job, permuted(prepared, 1), Stages(Console(quiet=True))).path)
+    with pytest.raises(GateError, match="no better than chance"):
+        gate(rows, clean)
+
+
+def test_gate_fails_when_no_attack_is_strong() -> None:
+    with pytest.raises(GateError, match="no attack"):
+        gate([Caught("weak", 100, 20, 20)], Caught("clean", 100, 100, 5))
+
+
+def test_gate_looks_at_the_weakest_strong_attack() -> None:
+    rows = [Caught("1/16", 100, 30, 0), Caught("2/16", 100, 95, 20), Caught("4/16", 100, 100, 100)]
+    with pytest.raises(GateError, match="2/16"):
+        gate(rows, Caught("clean", 100, 100, 5))
