@@ -91,8 +91,10 @@ def _strip(model: onnx.ModelProto) -> None:
     model.producer_name, graph.name = "guard", "program"
     for field in ("producer_version", "domain"):
         model.ClearField(field)
-    for value in (*graph.value_info, *graph.initializer):
+    for value in graph.value_info:
         value.name = value.name.replace("/", "_")
+    for tensor in graph.initializer:
+        tensor.name = tensor.name.replace("/", "_")
     for index, node in enumerate(graph.node):
         node.input[:] = [name.replace("/", "_") for name in node.input]
         node.output[:] = [name.replace("/", "_") for name in node.output]

@@ -112,7 +112,10 @@ def build(reference: str) -> nn.Module:
         raise ModelError(
             f"{reference!r} cannot be imported: {error}; wanted module:factory with the module on the path"
         ) from error
-    model = factory()
+    try:
+        model = factory()
+    except Exception as error:  # somebody else's code may raise anything
+        raise ModelError(f"{reference!r} raised {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{reference!r} returned {type(model).__name__}; wanted a torch.nn.Module")
     return model

@@ -1,0 +1,47 @@
+"""One small bundle for all offline tests, trained once a session."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from guard.bundle import Bundle
+from guard.offline.measure import Subject
+from guard.offline.progress import Stages
+from guard.offline.reopen import Work
+from guard.offline.train import Job, train
+from tests.offline import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """What `tiny_bundle` was asked for; its work directory is kept beside it."""
+    return tiny.job(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_job: Job) -> Bundle:
+    """Trained, calibrated, compiled and measured as `guard train` does it; about ten seconds, once."""
+    return train(tiny_job, Stages(Console(file=io.StringIO())))
+
+
+@pytest.fixture(scope="session")
+def tiny_subject(tiny_bundle: Bundle) -> Subject:
+    """The bundle at work, and its torch side."""
+    return Work.beside(tiny_bundle).subject(tiny_bundle)
+
+
+@pytest.fixture
+def stages() -> Stages:
+    """Progress that nobody sees."""
+    return Stages(Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def problem(tmp_path: Path) -> Path:
+    """A folder with the tiny model and data, for a run of one's own."""
+    tiny.job(tmp_path)
+    return tmp_path

@@ -1,0 +1,133 @@
+"""Stage outputs and the penultimate layer are found by themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from guard.errors import ModelError
+from guard.offline.model.classifier import Classifier
+from guard.offline.model.source import Source, open_model
+from tests import networks
+
+
+def perceptron() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(12, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 6), nn.SiLU(), nn.Linear(6, 3)
+    ).eval()
+
+
+def linear() -> nn.Module:
+    return nn.Linear(12, 3)
+
+
+def opened(model: str, shape: tuple[int, ...]) -> Classifier:
+    with torch.random.fork_rng():
+        return open_model(Source(model, shape))
+
+
+def shapes(classifier: Classifier, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Of what each tap says about two items."""
+    graph = classifier.opened([tap.name for tap in classifier.taps])
+    with torch.no_grad():
+        outputs = graph(torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)))
+    return [tuple(value.shape[1:]) for value in outputs]
+
+
+RESNET = ("tests.networks:resnet20", (3, 32, 32))
+MOBILENET = ("tests.networks:mobilenet", (3, 32, 32))
+SMALL = ("tests.networks:small_cnn", (1, 8, 8))
+VECTORS = (f"{__name__}:perceptron", (12,))
+NETWORKS = pytest.mark.parametrize(
+    ("model", "shape"), [RESNET, MOBILENET, SMALL, VECTORS], ids=["resnet20", "mobilenet", "small_cnn", "perceptron"])
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (RESNET, [(10,), (16, 32, 32), (32, 16, 16), (64,)]),
+        (SMALL, [(10,), (32, 8, 8), (512,)]),
+        (VECTORS, [(3,), (8,), (6,)]),
+    ],
+    ids=["resnet20", "small_cnn", "perceptron"],
+)
+def test_stage_outputs_and_the_penultimate(
+    network: tuple[str, tuple[int, ...]], expected: list[tuple[int, ...]]
+) -> None:
+    classifier = opened(*network)
+    found = shapes(classifier, network[1])
+    assert found[0] == expected[0], "the logits come first"
+    assert found[1:] == expected[1:]
+
+
+def test_a_mobilenets_stages() -> None:
+    found = shapes(opened(*MOBILENET), MOBILENET[1])
+    resolutions = [shape[1] for shape in found[1:] if len(shape) == 3]
+    assert resolutions == sorted(set(resolutions), reverse=True), "each resolution once, the finest first"
+    assert len(resolutions) >= 2
+    assert found[-1] == (96,)
+
+
+@NETWORKS
+def test_tapping_changes_no_answer(model: str, shape: tuple[int, ...]) -> None:
+    classifier = opened(model, shape)
+    items = torch.rand(3, *shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits, *latents = classifier.opened([tap.name for tap in classifier.taps])(items)
+        assert torch.equal(logits, classifier(items))
+    assert len(latents) == len(classifier.taps)
+
+
+@NETWORKS
+def test_the_penultimate_is_what_the_logits_are_a_linear_map_of(model: str, shape: tuple[int, ...]) -> None:
+    classifier = opened(model, shape)
+    items = torch.rand(700, *shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        parts = [classifier.opened([classifier.penultimate])(part) for part in items.split(100)]
+    logits, latent = (torch.cat([part[i] for part in parts]).double() for i in (0, 1))
+    latent = torch.cat([latent.flatten(1), torch.ones(len(latent), 1)], dim=1)
+    solution = torch.linalg.lstsq(latent, logits, driver="gelsd").solution
+    assert float((latent @ solution - logits).abs().max()) < 1e-3 * float(logits.std())
+
+
+@NETWORKS
+def test_names_are_different_and_can_be_asked_for(model: str, shape: tuple[int, ...]) -> None:
+    classifier = opened(model, shape)
+    names = [tap.name for tap in classifier.taps]
+    assert len(set(names)) == len(names) > 0
+    assert classifier.penultimate == names[-1]
+    with pytest.raises(ModelError, match=f"no tap 'nowhere'; it has: {names[0]}"):
+        classifier.opened(["nowhere"])
+
+
+def test_a_model_without_anything_between_input_and_logits() -> None:
+    with pytest.raises(ModelError, match="no layer to listen to"):
+        opened(f"{__name__}:linear", (12,))
+
+
+class Branches(nn.Module):
+    """Two branches that only meet at a sum: inside them there is no cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.last = nn.Linear(12, 5), nn.Linear(12, 5), nn.Linear(5, 3)
+
+    def forward(self, items: Tensor) -> Tensor:
+        meeting = self.left(items).relu() + self.right(items).relu()
+        result: Tensor = self.last(meeting)
+        return result
+
+
+def branches() -> nn.Module:
+    return Branches()
+
+
+def test_a_branch_is_no_tap_but_where_branches_meet_is() -> None:
+    classifier = opened(f"{__name__}:branches", (12,))
+    assert shapes(classifier, (12,)) == [(3,), (5,)]
+
+
+def test_the_test_networks_are_what_they_say() -> None:
+    assert sum(parameter.numel() for parameter in networks.resnet20().parameters()) > 250_000
