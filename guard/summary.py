@@ -10,6 +10,7 @@ def summarise(bundle: Bundle) -> str:
     """Plain text of at most 80 columns."""
     manifest, calibration = bundle.manifest, bundle.calibration
     model, spec = manifest.model, manifest.model.input
+    smallest = smallest_rate(calibration.items)
     shape = ", ".join(map(str, spec.shape))
     lines = [
         f"bundle      {bundle.path}",
@@ -19,7 +20,7 @@ def summarise(bundle: Bundle) -> str:
         + (f", {spec.grid + 1} levels" if spec.grid else ""),
         f"output      {model.output.name}, {model.output.kind} of {model.output.classes} classes",
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
-        f"            on {calibration.items} clean items; smallest rate they can promise {smallest_rate(calibration.items):.3g}",
+        f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
         f"recipe      {manifest.recipe.get('name', '')}, seed {manifest.seed}",
         "",

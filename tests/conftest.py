@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported: small networks are slower on more threads, and much slower on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 NO_GPU = "no GPU"  # the one reason for a skip that CI accepts
 skipped: pytest.StashKey[list[str]] = pytest.StashKey()
 

@@ -69,4 +69,4 @@ def test_reason_is_the_class_name_in_words() -> None:
 def test_readme_lists_it(leaf: type[GuardError], root: Path) -> None:
     rows = re.findall(r"^\|(.+)\|\s*$", (root / "README.md").read_text("utf-8"), flags=re.MULTILINE)
     cells = [tuple(cell.strip().strip("`") for cell in row.split("|")) for row in rows]
-    assert (leaf.__name__, leaf.status, str(leaf.exit_code)) in cells
+    assert (leaf.__name__, leaf.status, str(leaf.exit_code)) in {row[:3] for row in cells}

@@ -31,7 +31,7 @@ class Work:
 
     @staticmethod
     def beside(bundle: Bundle, path: Path | None = None) -> Work:
-        """Raises BundleError when the work directory is gone: the attacker who knows the guard cannot be played without."""
+        """Raises BundleError when the work directory is gone: nobody can play the knowing attacker without it."""
         work = path or bundle.path.with_name(bundle.path.name + ".work")
         try:
             job = json.loads((work / "job.json").read_text(encoding="utf-8"))
@@ -39,7 +39,8 @@ class Work:
             recipe = parse(job["recipe"]["raw"], str(job["recipe"]["name"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(
-                f"{work} cannot be read ({error}); `guard train` keeps it beside the bundle, and the adaptive attack needs it"
+                f"{work} cannot be read ({error}); `guard train` keeps it beside the bundle, "
+                "and the adaptive attack needs it"
             ) from error
         return Work(work, job, recipe, splits)
 

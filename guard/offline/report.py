@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from guard.errors import DataError
 from guard.offline.evaluate import PROOF_SHARE, AdaptiveRow, AttackRow, CleanRow, Evaluation, Rate
@@ -26,13 +28,23 @@ small { color: #59636e; } .bad { color: #b3261e; font-weight: 600; } .note { col
 def to_json(evaluation: Evaluation) -> str:
     """Raises DataError without the adaptive row."""
     require_adaptive(evaluation)
-    return json.dumps(evaluation.to_json(), indent=2, sort_keys=True, allow_nan=True).replace("NaN", "null") + "\n"
+    return json.dumps(without_nan(evaluation.to_json()), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def without_nan(value: Any) -> Any:
+    """The same content with None for what is no number: JSON has no word for it."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def require_adaptive(evaluation: Evaluation) -> None:
     if not evaluation.adaptive:
         raise DataError(
-            "this evaluation has no adaptive row, so it says nothing about an attacker who knows the guard; no report is written"
+            "this evaluation has no adaptive row, so it says nothing about an attacker who knows the guard; "
+            "no report is written"
         )
 
 
@@ -42,8 +54,8 @@ def to_html(evaluation: Evaluation) -> str:
     e = evaluation
     parts = [
         f"<h1>What the guard does for {html.escape(e.model)}</h1>",
-        f"<p>Promised: {e.reject_rate:.3g} of clean items rejected, {e.flag_rate:.3g} flagged or rejected, calibrated on "
-        f"{e.calibration_items} clean items. Measured on {html.escape(e.data)}; the bare model is right on "
+        f"<p>Promised: {e.reject_rate:.3g} of clean items rejected, {e.flag_rate:.3g} flagged or rejected, calibrated "
+        f"on {e.calibration_items} clean items. Measured on {html.escape(e.data)}; the bare model is right on "
         f"{rate(e.accuracy)} of them. Brackets are 95 % intervals.</p>",
         *(f'<p class="bad">{html.escape(flag)}</p>' for flag in red_flags(e)),
         "<h2>Inputs that nobody attacked</h2>",
@@ -52,7 +64,8 @@ def to_html(evaluation: Evaluation) -> str:
             map(clean_cells, e.clean),
         ),
         "<h2>Attacked inputs</h2>",
-        '<p class="note">An item counts as attacked only if the model, right before, is wrong after, on the data\'s own grid.</p>',
+        '<p class="note">An item counts as attacked only if the model, right before, is wrong after, '
+        "on the data's own grid.</p>",
         table(
             (
                 "attack",
@@ -66,9 +79,10 @@ def to_html(evaluation: Evaluation) -> str:
             map(attack_cells, e.attacks),
         ),
         "<h2>An attacker who knows the guard</h2>",
-        '<p class="note">Knows the model, every detector, the fusion and the threshold, and starts from the static attack. It counts only '
-        f"if, at the largest budget, it first defeats detectors known to be weak, each alone, on at least {PROOF_SHARE:.0%} of "
-        "the items. What it attacked is what is served: the last column is the share of items on which the two differ.</p>",
+        '<p class="note">Knows the model, every detector, the fusion and the threshold, and starts from the static '
+        "attack. It counts only if, at the largest budget, it first defeats detectors known to be weak, each alone, on "
+        f"at least {PROOF_SHARE:.0%} of the items. What it attacked is what is served: the last column is the share of "
+        "items on which the two differ.</p>",
         table(
             (
                 "budget, steps",
@@ -77,19 +91,22 @@ def to_html(evaluation: Evaluation) -> str:
                 "and is not flagged",
                 "proof of strength",
                 "counts",
+                "attacked and served differ",
             ),
             map(adaptive_cells, e.adaptive),
         ),
         "<h2>Each detector alone</h2>",
-        '<p class="note">AUROC in the direction of its paper; below one half the attack makes an input look calmer than clean, which the '
-        "fusion, looking at both tails, still sees.</p>",
+        '<p class="note">AUROC in the direction of its paper; below one half the attack makes an input look calmer '
+        "than clean, which the fusion, looking at both tails, still sees.</p>",
         table(("attack", *e.detectors), (detector_cells(row, e.detectors) for row in e.attacks)),
         f'<p class="note">Bundle {html.escape(e.bundle[:16])}, seed {e.seed}.</p>',
     ]
     body = "\n".join(parts)
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
-        f"<title>Guard report: {html.escape(e.model)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>Guard report: {html.escape(e.model)}</title><style>{STYLE}</style></head>\n"
+        f"<body>\n{body}\n</body></html>\n"
     )
 
 
@@ -104,13 +121,14 @@ def red_flags(e: Evaluation) -> list[str]:
         caught = 1 - row.passed_reject.count / fooled if fooled else 0.0
         if fooled and static and caught > max(static.values()) + 0.05:
             flags.append(
-                f"Adaptive attack at {row.budget:g}: caught more often than any static attack; it is too weak to be believed."
+                f"Adaptive attack at {row.budget:g}: caught more often than any static attack; "
+                "it is too weak to be believed."
             )
-    for clean in e.clean:
-        if clean.reject_band and not clean.reject_band[0] <= clean.rejected.count <= clean.reject_band[1]:
-            flags.append(
-                f"{clean.name}: {clean.rejected.count} rejections lie outside the promised band {clean.reject_band}."
-            )
+    flags += [
+        f"{row.name}: {row.rejected.count} rejections lie outside the promised band {row.reject_band}."
+        for row in e.clean
+        if row.reject_band and not row.reject_band[0] <= row.rejected.count <= row.reject_band[1]
+    ]
     flags += [
         f"{row.attack}: it does not fool the bare model; its row says nothing."
         for row in e.attacks

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from guard.bundle import UNREADABLE
 
 Images = NDArray[np.float32]  # [item, ...] in unit space
 
@@ -43,7 +44,7 @@ def read_outcome(file: Path) -> Outcome | None:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return Outcome(**{field.name: archive[field.name] for field in dataclasses.fields(Outcome)})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*UNREADABLE, KeyError):
         return None
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from guard.arrays import Examples, from_unit, read_examples, to_unit, to_wire
 from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
 from guard.calibration import Band, Calibration, check_promise, unfitted
-from guard.errors import BundleError, DataError, PromiseError
+from guard.errors import BundleError, ConfigError, DataError, PromiseError
 from guard.offline.compile import Cleaner, Compiled, Parity, Program, check_parity, compile_programs
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.data import SHARES, Split, assign, content_hashes, grid_of, members
@@ -84,7 +84,7 @@ class Data:
     name: str
 
     def part(self, split: Split) -> NDArray[np.int64]:
-        """Indices of a split's items, in the order of their hashes: an order that knows nothing of the items' scores."""
+        """Indices of a split's items, in the order of their hashes: an order that knows nothing of their scores."""
         chosen = np.flatnonzero(members(self.hashes, self.splits, split))
         return np.asarray(chosen[np.argsort(self.hashes[chosen], kind="stable")], dtype=np.int64)
 
@@ -120,6 +120,8 @@ def prepare(job: Job, stages: Stages) -> Prepared:
         classifier, data = open_job(job)
         check_data(job, classifier, data)
         job.recipe.programs([tap.name for tap in classifier.taps])
+        if not job.recipe.adaptive_budgets:
+            raise ConfigError(f"recipe {job.recipe.name}: [adaptive] budgets = [...] is missing: no report without it")
         write_work(job, data)
         choose_threads(classifier.graph, torch.from_numpy(data.images[:BATCH]))
     with stages.stage("craft attacks") as progress:
@@ -201,7 +203,7 @@ def split_data(job: Job, classifier: Classifier, examples: Examples) -> Data:
 
 
 def check_data(job: Job, classifier: Classifier, data: Data) -> None:
-    """Raises DataError for labels that the model does not have, or too few items; PromiseError for a rate they cannot promise."""
+    """Raises DataError for labels that the model does not have, or too few items; PromiseError for rates."""
     classes = classifier.spec.output.classes
     if int(data.labels.max()) >= classes:
         bad = int(np.flatnonzero(data.labels >= classes)[0])
@@ -211,7 +213,8 @@ def check_data(job: Job, classifier: Classifier, data: Data) -> None:
     calibrating = len(data.part(Split.CALIBRATE))
     if job.flag_rate < job.reject_rate:
         raise PromiseError(
-            f"flag rate {job.flag_rate:g} is below reject rate {job.reject_rate:g}; every rejected item counts as flagged"
+            f"flag rate {job.flag_rate:g} is below reject rate {job.reject_rate:g}; "
+            "every rejected item counts as flagged"
         )
     for name, rate in (("reject rate", job.reject_rate), ("flag rate", job.flag_rate)):
         check_promise(rate, calibrating, name=name)
@@ -284,7 +287,7 @@ def pool(
 
 
 class Calibrator:
-    """Turns compiled programs into a bundle: fusion and bands on the combiner's split, p-values on the calibration split."""
+    """Compiled programs -> a bundle: fusion and bands from the combiner's split, p-values from calibration's."""
 
     def __init__(
         self,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from guard.bundle import Bundle
@@ -14,6 +16,17 @@ from guard.offline.progress import Stages
 from guard.offline.reopen import Work
 from guard.offline.train import Job, train
 from tests.offline import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Training on one thread, whichever was the quicker a moment ago: figures are compared to the last bit."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("guard.offline.train.choose_threads", lambda *_: torch.set_num_threads(1))
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def bowl(images: Tensor) -> tuple[Tensor, Tensor]:
     """A model of two classes that looks at the mean, and a risk that grows with the spread of the pixels."""
     flat = images.flatten(1)
     mean = flat.mean(dim=1)
-    return torch.stack([0.5 - mean, mean - 0.5], dim=1) * 20, flat.std(dim=1) - 0.1
+    return torch.stack([0.5 - mean, mean - 0.5], dim=1) * 20, flat.std(dim=1) - 0.16
 
 
 def run(
@@ -50,6 +50,19 @@ def test_in_box_and_ball_and_on_the_grid(grid: int | None) -> None:
     assert float((found - inputs).abs().max()) <= BUDGET + 1e-6
     if grid is not None:
         torch.testing.assert_close(found * grid, (found * grid).round(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("up", [1.0, -1.0])
+def test_in_the_box_where_the_way_leads_out_of_it(up: float) -> None:
+    def stubborn(images: Tensor) -> tuple[Tensor, Tensor]:
+        """Never fooled, and pulling ever further up, or down."""
+        mean = up * images.flatten(1).mean(dim=1)
+        return torch.stack([10 - mean, mean], dim=1), -mean
+
+    inputs = torch.full((4, 1, 8, 8), 0.9 if up > 0 else 0.1)
+    labels = torch.zeros(4, dtype=torch.long)
+    found = adaptive(stubborn, inputs, labels, budget=BUDGET, steps=9, generator=torch.Generator(), grid=None)
+    assert torch.equal(found.images, torch.full_like(inputs, 1.0 if up > 0 else 0.0))
 
 
 def test_deterministic_and_changes_nothing() -> None:

@@ -41,7 +41,8 @@ MOBILENET = ("tests.networks:mobilenet", (3, 32, 32))
 SMALL = ("tests.networks:small_cnn", (1, 8, 8))
 VECTORS = (f"{__name__}:perceptron", (12,))
 NETWORKS = pytest.mark.parametrize(
-    ("model", "shape"), [RESNET, MOBILENET, SMALL, VECTORS], ids=["resnet20", "mobilenet", "small_cnn", "perceptron"])
+    ("model", "shape"), [RESNET, MOBILENET, SMALL, VECTORS], ids=["resnet20", "mobilenet", "small_cnn", "perceptron"]
+)
 
 
 @pytest.mark.parametrize(

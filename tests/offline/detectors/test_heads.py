@@ -1,0 +1,226 @@
+"""What holds for every head: a detector listed in the table is tested by being listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from guard.errors import ConfigError
+from guard.offline.compile import Program, compile_programs
+from guard.offline.denoisers import table as denoiser_table
+from guard.offline.detectors import feature_squeezing, kernel_density, mahalanobis, saliency_classifier
+from guard.offline.detectors.detector import Head, take
+from guard.offline.detectors.table import build_detector
+from guard.offline.evidence import needs
+from guard.offline.evidence.needs import DenoisedLogits, Evidence, Latent, Logits
+from guard.runtime import Session
+from tests.offline.detectors.fitting import ITEMS, KINDS, NAMES, Fitted, Kind, auroc, fitted
+
+BY_KIND = pytest.mark.parametrize("kind", KINDS)
+BY_NAME = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], dict[str, NDArray[Any]]]:
+    """Scores [item] of each detector on the held-out items, as ONNX Runtime gives them."""
+    found: dict[Kind, dict[str, NDArray[Any]]] = {}
+
+    def scores(kind: Kind) -> dict[str, NDArray[Any]]:
+        if kind not in found:
+            have, folder = fitted(kind), tmp_path_factory.mktemp(kind)
+            program = Program(have.classifier, list(have.detectors.values()), list(have.heads.values()))
+            wire = have.inputs.numpy()
+            for name, content in compile_programs({"all": program}, {}, wire).files.items():
+                (folder / name).write_bytes(content)
+            session = Session(folder / "all.onnx", device="cpu", threads=1)
+            found[kind] = dict(zip(program.names, session.run(("scores",), wire)[0].T, strict=True))
+        return found[kind]
+
+    return scores
+
+
+def score(have: Fitted, name: str, items: Evidence) -> Tensor:
+    with torch.no_grad():
+        return have.heads[name](items)
+
+
+def gathered(have: Fitted, inputs: Tensor) -> Evidence:
+    with torch.no_grad():
+        found: Evidence = have.gather()(inputs)
+    return found
+
+
+def padded(items: Evidence, rows: int) -> Evidence:
+    """The items followed by rows of zeros."""
+    return {need: torch.cat([value, value.new_zeros(rows, *value.shape[1:])]) for need, value in items.items()}
+
+
+@BY_KIND
+@BY_NAME
+def test_an_item_does_not_depend_on_its_batch(name: str, kind: Kind) -> None:
+    have = fitted(kind)
+    whole = score(have, name, have.clean)
+    assert whole.shape == (ITEMS,)
+    assert whole.std() > 0, "it tells items apart"
+    near = 1e-4 * float(whole.std())
+    for size in (1, 7):
+        parts = [score(have, name, take(have.clean, index)) for index in torch.arange(28).split(size)]
+        torch.testing.assert_close(torch.cat(parts), whole[:28], rtol=1e-4, atol=near)
+    torch.testing.assert_close(
+        score(have, name, padded(take(have.clean, torch.arange(5)), 9))[:5], whole[:5], rtol=1e-4, atol=near
+    )
+
+
+@BY_KIND
+@BY_NAME
+def test_order_in_is_order_out(name: str, kind: Kind) -> None:
+    have = fitted(kind)
+    order = torch.randperm(ITEMS, generator=torch.Generator().manual_seed(0))
+    whole = score(have, name, have.clean)
+    shuffled = score(have, name, take(have.clean, order))
+    torch.testing.assert_close(shuffled, whole[order], rtol=1e-4, atol=1e-4 * float(whole.std()))
+
+
+@BY_KIND
+@BY_NAME
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_finite_on_constant_inputs(name: str, kind: Kind, value: float) -> None:
+    have = fitted(kind)
+    assert bool(score(have, name, gathered(have, torch.full_like(have.inputs[:3], value))).isfinite().all())
+
+
+@BY_KIND
+@BY_NAME
+def test_restored_from_its_state(name: str, kind: Kind) -> None:
+    have = fitted(kind)
+    state = {key: value.clone() for key, value in have.heads[name].state_dict().items()}
+    again = have.detectors[name].restore(state)
+    with torch.no_grad():
+        assert torch.equal(again(have.clean), score(have, name, have.clean))
+    assert {key: value.shape for key, value in again.state_dict().items()} == {
+        key: value.shape for key, value in state.items()
+    }
+
+
+@BY_KIND
+@BY_NAME
+def test_onnx_equals_torch(name: str, kind: Kind, compiled: Callable[[Kind], dict[str, NDArray[Any]]]) -> None:
+    have = fitted(kind)
+    expected = score(have, name, gathered(have, have.inputs)).numpy()
+    error = np.linalg.norm(compiled(kind)[name] - expected) / np.linalg.norm(expected)
+    assert error < 1e-4
+
+
+@BY_KIND
+@BY_NAME
+def test_fitting_is_deterministic_and_changes_nothing(name: str, kind: Kind) -> None:
+    have = fitted(kind)
+    before = {need: value.clone() for need, value in have.examples.clean.items()}
+    state = torch.random.get_rng_state()
+    again = have.detectors[name].fit(have.examples)
+    assert torch.equal(torch.random.get_rng_state(), state), "global randomness is left alone"
+    for need, value in have.examples.clean.items():
+        assert torch.equal(value, before[need])
+    with torch.no_grad():
+        assert torch.equal(again(have.clean), score(have, name, have.clean))
+
+
+@BY_KIND
+@BY_NAME
+def test_it_reads_what_it_named_and_nothing_else(name: str, kind: Kind) -> None:
+    have = fitted(kind)
+    named = have.detectors[name].needs
+    assert len(set(named)) == len(named) > 0
+    score(have, name, {need: have.clean[need] for need in named})
+    for left_out in named:
+        with pytest.raises(KeyError):
+            score(have, name, {need: value for need, value in have.clean.items() if need != left_out})
+
+
+@BY_KIND
+@BY_NAME
+def test_a_head_has_nothing_left_to_learn(name: str, kind: Kind) -> None:
+    assert not any(parameter.requires_grad for parameter in fitted(kind).heads[name].parameters())
+    assert isinstance(fitted(kind).heads[name], Head)
+
+
+# Planted outliers: each is what its paper is about, and lands in the tail that the paper names.
+
+
+def far_latents(have: Fitted) -> Evidence:
+    """Latents ten clean standard deviations away from where clean ones are."""
+    return {
+        need: value + 10 * value.std(dim=0) if isinstance(need, Latent) else value for need, value in have.clean.items()
+    }
+
+
+def changed_mind(have: Fitted) -> Evidence:
+    """Denoised, the model names another class, and is sure of it."""
+    return {
+        need: 9.0 * torch.roll(have.clean[Logits()], 1, dims=1) if isinstance(need, DenoisedLogits) else value
+        for need, value in have.clean.items()
+    }
+
+
+OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
+    "mahalanobis": far_latents,
+    "kernel_density": far_latents,
+    "saliency_classifier": lambda have: have.attacked,
+    "feature_squeezing": changed_mind,
+}
+LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
+
+
+@BY_KIND
+@BY_NAME
+def test_a_planted_outlier_lands_in_the_tail_that_the_paper_names(name: str, kind: Kind) -> None:
+    have = fitted(kind)
+    found = auroc(score(have, name, have.clean), score(have, name, OUTLIERS[name](have)))
+    assert (1 - found if name in LOWER_TAIL else found) > 0.8
+
+
+# Values.
+
+
+def namespace() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for module in (needs, denoiser_table, mahalanobis, kernel_density, feature_squeezing, saliency_classifier):
+        found |= vars(module)
+    return found
+
+
+@BY_NAME
+def test_a_detector_prints_as_the_call_that_makes_it(name: str) -> None:
+    detector = fitted("images").detectors[name]
+    assert detector.name == name
+    again = eval(repr(detector), namespace())
+    assert again == detector
+    assert hash(again) == hash(detector)
+    assert repr(again) == repr(detector)
+
+
+@BY_NAME
+def test_a_detector_is_frozen(name: str) -> None:
+    detector: Any = fitted("images").detectors[name]
+    setting = fields(detector)[0].name
+    with pytest.raises(FrozenInstanceError):
+        setattr(detector, setting, None)
+    assert replace(detector) == detector
+
+
+@BY_NAME
+def test_a_setting_that_does_not_exist(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}'.*colour"):
+        build_detector(name, ["a", "b"], {"colour": 1})
+
+
+def test_a_detector_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match=r"unknown detector 'mahalanobi'.*mahalanobis"):
+        build_detector("mahalanobi", ["a"], {})

@@ -1,0 +1,214 @@
+"""All evidence at once: each kind equals its reference, and what is shared is paid for once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import captum.attr
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from guard.errors import ModelError
+from guard.offline.denoisers.bit_depth import BitDepth
+from guard.offline.denoisers.median import Median
+from guard.offline.evidence.gather import Gather, distinct, pooled
+from guard.offline.evidence.needs import DenoisedLogits, Evidence, Image, InputGradient, Latent, Logits, Need
+from guard.offline.model.classifier import Classifier
+from tests.offline import tiny
+from tests.offline.detectors.fitting import KINDS, NAMES, Kind, fitted, items_of
+
+BY_KIND = pytest.mark.parametrize("kind", KINDS)
+DENOISED = (DenoisedLogits(BitDepth(2)), DenoisedLogits(Median(2)), DenoisedLogits(Median(3)))
+
+
+class FirstLayer(TorchDispatchMode):
+    """Counts how often the image model's first convolution runs, and over how many rows."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default and tuple(args[1].shape) == (8, 1, 3, 3):
+            self.rows.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def images(items: int = 20) -> Tensor:
+    return items_of("images", seed=11)[0][:items]
+
+
+def needs_of(classifier: Classifier) -> list[Need]:
+    return [Logits(), *(Latent(tap.name) for tap in classifier.taps), InputGradient(), *DENOISED]
+
+
+def passes(needs: Sequence[Need], items: int = 20) -> list[int]:
+    """Rows of each forward pass of the model."""
+    gather = Gather(tiny.image_classifier(), needs)
+    with torch.no_grad(), FirstLayer() as counted:
+        gather(images(items))
+    rows: list[int] = counted.rows
+    return rows
+
+
+def flat(lists: Sequence[Sequence[Need]]) -> list[Need]:
+    return [need for one in lists for need in one]
+
+
+def close(a: Evidence, b: Evidence, index: Any) -> None:
+    for need, value in a.items():
+        torch.testing.assert_close(value, b[need][index], rtol=1e-4, atol=1e-5)
+
+
+# What is shared is paid for once.
+
+
+def test_one_plain_pass_whatever_is_asked() -> None:
+    taps: list[Need] = [Latent(tap.name) for tap in tiny.image_classifier().taps]
+    asked: list[list[Need]] = [[Logits()], taps, [*taps, Logits(), Image(), InputGradient()], []]
+    for needs in asked:
+        assert passes(needs) == [20]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_one_pass_for_all_variants_together(count: int) -> None:
+    assert passes([Logits(), *DENOISED[:count]]) == [20, count * 20]
+
+
+def test_detectors_that_share_a_need_pay_once() -> None:
+    have = fitted("images")
+    each = [have.detectors[name].needs for name in NAMES]
+    once, thrice = passes(flat(each)), passes(flat(each * 3))
+    assert once == thrice == [20, 2 * 20]
+    assert len(distinct(flat(each * 3))) == len(set(flat(each)))
+
+
+def test_the_bill_says_so() -> None:
+    needs: list[Need] = [Logits(), InputGradient(), *DENOISED]
+    gather = Gather(tiny.image_classifier(), needs * 2)
+    assert (gather.rows, gather.backwards) == (3, 1)
+    plain = Gather(tiny.image_classifier(), [Logits()])
+    assert (plain.rows, plain.backwards) == (0, 0)
+    assert sum(passes(needs)) == 20 * (1 + gather.rows)
+
+
+def test_two_backward_rules_are_refused() -> None:
+    with pytest.raises(ValueError, match="one backward rule"):
+        Gather(tiny.image_classifier(), [InputGradient("logit"), InputGradient("margin")])
+
+
+# Each kind is what it says.
+
+
+@BY_KIND
+def test_logits_and_image(kind: Kind) -> None:
+    have = fitted(kind)
+    torch.testing.assert_close(have.clean[Logits()], have.classifier(have.inputs), rtol=1e-5, atol=1e-5)
+    assert torch.equal(have.clean[Image()], have.inputs)
+
+
+def test_the_models_own_answers() -> None:
+    x = images()
+    with torch.no_grad():
+        torch.testing.assert_close(tiny.image_classifier()(x), tiny.image_model()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_input_gradient_is_captums_saliency() -> None:
+    x, model = images(), tiny.image_model()
+    predicted = model(x).argmax(dim=1)
+    reference = captum.attr.Saliency(model).attribute(x.clone().requires_grad_(), target=predicted, abs=False)
+    with torch.no_grad():
+        found = Gather(tiny.image_classifier(), [InputGradient()])(x)[InputGradient()]
+    torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-5)
+
+
+@BY_KIND
+def test_margin_gradient_is_autograds(kind: Kind) -> None:
+    have, need = fitted(kind), InputGradient("margin")
+    x = have.inputs[:30].clone().requires_grad_()
+    top = have.classifier(x).topk(2, dim=1).values
+    (reference,) = torch.autograd.grad((top[:, 0] - top[:, 1]).sum(), x)
+    with torch.no_grad():
+        found = Gather(have.classifier, [need])(have.inputs[:30])[need]
+    torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-5)
+
+
+def test_latents_are_what_the_layers_said() -> None:
+    model, x = tiny.image_model(), images()
+    assert isinstance(model, nn.Sequential)
+    with torch.no_grad():
+        feature_maps, penultimate = model[:3](x), model[:8](x)
+        found = Gather(tiny.image_classifier(), [Latent(tap.name) for tap in tiny.image_classifier().taps])(x)
+    first, last = (found[Latent(tap.name)] for tap in tiny.image_classifier().taps)
+    torch.testing.assert_close(first, feature_maps.mean(dim=(2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last, penultimate, rtol=1e-4, atol=1e-4)
+
+
+@BY_KIND
+def test_denoised_logits_are_the_models_answer_to_the_denoised(kind: Kind) -> None:
+    have = fitted(kind)
+    with torch.no_grad():
+        found = Gather(have.classifier, DENOISED)(have.inputs)
+        for need in DENOISED:
+            torch.testing.assert_close(found[need], have.classifier(need.denoiser(have.inputs)), rtol=1e-4, atol=1e-4)
+
+
+def test_pooling() -> None:
+    maps = torch.arange(24.0).reshape(2, 3, 2, 2)
+    assert torch.equal(pooled(maps), maps.mean(dim=(2, 3)))
+    tokens = torch.arange(12.0).reshape(2, 3, 2)
+    assert torch.equal(pooled(tokens), tokens.reshape(2, 6))
+
+
+# An item depends on itself alone.
+
+
+@BY_KIND
+def test_an_item_does_not_depend_on_its_batch(kind: Kind) -> None:
+    have = fitted(kind)
+    gather = Gather(have.classifier, needs_of(have.classifier))
+    x = have.inputs[:21]
+    with torch.no_grad():
+        whole = gather(x)
+        for start in range(0, 21, 7):
+            close(gather(x[start : start + 7]), whole, slice(start, start + 7))
+        close(gather(x[3:4]), whole, slice(3, 4))
+        order = torch.randperm(21, generator=torch.Generator().manual_seed(0))
+        close(gather(x[order]), whole, order)
+
+
+@BY_KIND
+def test_inputs_and_weights_are_left_alone(kind: Kind) -> None:
+    have = fitted(kind)
+    x = have.inputs[:5].clone()
+    weights = {name: value.clone() for name, value in have.classifier.graph.state_dict().items()}
+    Gather(have.classifier, needs_of(have.classifier))(x)
+    assert torch.equal(x, have.inputs[:5])
+    assert x.grad is None
+    assert all(torch.equal(value, weights[name]) for name, value in have.classifier.graph.state_dict().items())
+
+
+# The attacker's derivatives.
+
+
+@BY_KIND
+def test_smooth_changes_no_value_but_gives_the_gradient_a_derivative(kind: Kind) -> None:
+    have = fitted(kind)
+    x = have.inputs[:10].clone().requires_grad_()
+    plain, smooth = (
+        Gather(have.classifier, [Logits(), InputGradient()], smooth=surrogate)(x) for surrogate in (False, True)
+    )
+    for need, value in smooth.items():
+        torch.testing.assert_close(value, plain[need], rtol=1e-5, atol=1e-6)
+    assert not plain[InputGradient()].requires_grad, "a ReLU network's gradient is piecewise constant"
+    (slope,) = torch.autograd.grad(smooth[InputGradient()].square().sum(), x)
+    assert bool((slope.flatten(1).abs().amax(dim=1) > 0).all())
+
+
+def test_a_tap_that_does_not_exist_names_those_that_do() -> None:
+    classifier = tiny.image_classifier()
+    with pytest.raises(ModelError, match=f"no tap 'nowhere'.*{classifier.taps[0].name}"):
+        Gather(classifier, [Latent("nowhere")])

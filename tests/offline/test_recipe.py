@@ -1,0 +1,115 @@
+"""Recipes: the presets work, and what is wrong with one is named."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from guard.errors import ConfigError
+from guard.offline.detectors.table import DETECTORS
+from guard.offline.recipe import PROGRAMS, load_recipe, parse, presets
+
+TAPS = ["first", "second", "penultimate"]
+GOOD = """
+description = "mine"
+[[detector]]
+name = "mahalanobis"
+program = "screen"
+shrinkage = 0.1
+[[attack]]
+name = "fgsm"
+budget = 0.1
+[[repair]]
+name = "bit_depth"
+bits = 3
+[adaptive]
+budgets = [0.1, 0.2]
+"""
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_builds(name: str) -> None:
+    recipe = load_recipe(name)
+    programs = recipe.programs(TAPS)
+    assert list(programs) == [program for program in PROGRAMS if program in programs]
+    assert recipe.name == name
+    assert recipe.description
+    assert recipe.attacks
+    assert recipe.left_out
+    assert recipe.adaptive_budgets, "no report without the adaptive row"
+    assert {repr(attack) for attack in recipe.attacks}.isdisjoint(repr(attack) for attack in recipe.left_out)
+    assert {d.name for detectors in programs.values() for d in detectors} <= set(DETECTORS)
+    assert all(need.backwards == need.rows_per_item == 0 for d in programs["screen"] for need in d.needs)
+
+
+def test_presets_are_the_files_there_are() -> None:
+    there = {f.name for f in files("guard.offline").joinpath("recipes").iterdir() if f.name.endswith(".toml")}
+    assert {f"{name}.toml" for name in presets()} == there >= {"digits.toml", "standard.toml"}
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(GOOD, "utf-8")
+    recipe = load_recipe("standard", tmp_path / "mine.toml")
+    assert (recipe.name, recipe.description, recipe.adaptive_budgets) == ("mine", "mine", (0.1, 0.2))
+    assert repr(recipe.repairs[0]) == "BitDepth(bits=3)"
+    assert repr(recipe.programs(TAPS)["screen"][0]).endswith("shrinkage=0.1, centre='predicted')")
+    assert list(recipe.programs(TAPS)) == ["screen"], "a program without detectors is left out"
+    assert recipe.raw == tomllib.loads(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("description =", "descripton ="), ("descripton", "description")),
+        (('name = "mahalanobis"', 'name = "mahalanobi"'), ("mahalanobi", "mahalanobis")),
+        (("shrinkage", "shrinkege"), ("shrinkege",)),
+        (('"screen"', '"scren"'), ("'screen' or 'interpret'", "scren")),
+        (('program = "screen"', ""), ("'screen' or 'interpret'",)),
+        (('name = "fgsm"', 'name = "fgms"'), ("fgms", "fgsm")),
+        (('name = "fgsm"', ""), ("[[attack]] needs a name",)),
+        (("budget = 0.1", "budgte = 0.1"), ("budgte", "budget")),
+        (("budget = 0.1", "budget = -1"), ("-1", "above zero")),
+        (('name = "bit_depth"', 'name = "bitdepth"'), ("bitdepth", "bit_depth", "median")),
+        (('name = "bit_depth"', ""), ("denoiser", "bit_depth")),
+        (("bits = 3", "bitz = 3"), ("bit_depth", "bitz")),
+        (("budgets = [0.1, 0.2]", "budgets = ['x']"), ("adaptive", "budgets")),
+        (("budgets = [0.1, 0.2]", "budgts = [0.1]"), ("adaptive", "budgts")),
+        (("[adaptive]\nbudgets", "adaptive"), ("adaptive",)),
+        (("[[attack]]", "[attack]"), ("attack",)),
+        (("[[detector]]", "[detector]"), ("detector",)),
+        (("[[repair]]", "[repair]"), ("repair",)),
+        (('name = "mahalanobis"', "name = 3"), ("3",)),
+        (('"mine"', '"mine'), ("not valid TOML",)),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], words: tuple[str, ...]) -> None:
+    assert change[0] in GOOD
+    file = tmp_path / "mine.toml"
+    file.write_text(GOOD.replace(*change), "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("standard", file).programs(TAPS)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_recipe_without_detectors() -> None:
+    with pytest.raises(ConfigError, match="lists no"):
+        parse({"description": "x"}, "mine")
+
+
+def test_a_detector_listed_twice() -> None:
+    twice = {"detector": [{"name": "mahalanobis", "program": program} for program in PROGRAMS]}
+    with pytest.raises(ConfigError, match=r"mahalanobis.*twice"):
+        parse(twice, "mine")
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown preset 'fats'; there are: .*standard"):
+        load_recipe("fats")
+    with pytest.raises(ConfigError, match=r"none\.toml cannot be read"):
+        load_recipe("standard", tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"binary\.toml"):
+        load_recipe("standard", tmp_path / "binary.toml")

@@ -1,0 +1,173 @@
+"""The risk that an attacker differentiates is the risk that is served, and every part of it has a slope."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from guard.calibration import HINGES, Band, Calibration, Fusion, clean_knots, unfitted
+from guard.offline.compile import Program
+from guard.offline.evaluate import read
+from guard.offline.evidence.needs import Logits
+from guard.offline.measure import Subject
+from guard.offline.risk import DetectorExcess, Excess, SmoothFusion, cascade_threshold, limits
+from tests.offline import tiny
+from tests.offline.detectors.fitting import attack
+
+RATES = (0.02, 0.05, 0.1, 0.3)
+
+
+def fusion(seed: int = 0) -> Fusion:
+    generator = np.random.default_rng(seed)
+    scores = np.stack([generator.normal(size=150), generator.integers(0, 3, 150), np.full(150, 2.0)], axis=1)
+    knots, levels = clean_knots(scores.astype(np.float64))
+    return Fusion(knots, levels, generator.exponential(size=(3, 2, len(HINGES))), -1.0)
+
+
+def many(subject: Subject) -> Tensor:
+    """Clean, noisy, attacked and absurd inputs: some of each verdict."""
+    images, labels = (torch.from_numpy(part) for part in tiny.data(120, seed=51))
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    attacked = attack(subject.classifier, images, labels)
+    shares = torch.linspace(0, 1, 120).reshape(-1, 1, 1, 1)
+    between = images + shares * (attacked - images)
+    return torch.cat([images, (images + 0.2 * shares * noise).clamp(0, 1), between, noise.abs()])
+
+
+def test_fusion_in_torch_is_fusion_in_numpy() -> None:
+    for seed in range(3):
+        plain = fusion(seed)
+        scores = np.random.default_rng(9).normal(0, 3, (400, 3))
+        scores[::7, 1] = 1.0
+        found = SmoothFusion(plain)(torch.from_numpy(scores))
+        np.testing.assert_allclose(found.numpy(), plain.risk(scores), rtol=0, atol=1e-9)
+
+
+def test_fusion_at_and_beyond_its_knots() -> None:
+    plain = fusion()
+    ends = np.concatenate([plain.knots.T, plain.knots.T - 1e3, plain.knots.T + 1e3])
+    np.testing.assert_allclose(SmoothFusion(plain)(torch.from_numpy(ends)).numpy(), plain.risk(ends), rtol=1e-9)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_excess_is_the_served_decision(rate: float, tiny_subject: Subject) -> None:
+    images = many(tiny_subject)
+    logits, excess = Excess(tiny_subject.smooth(), tiny_subject.runtime.calibration, rate)(images)
+    served = read(tiny_subject.runtime, images.numpy())
+    rejected = served.p_value <= rate
+    clear = excess.detach().abs().numpy() > 1e-4  # nearer than that, float32 in two runtimes may differ
+    assert clear.mean() > 0.97
+    assert np.array_equal((excess.detach().numpy() > 0)[clear], rejected[clear])
+    assert 20 < rejected.sum() < len(images) - 20, "both verdicts occur"
+    assert np.array_equal(logits.argmax(dim=1).numpy(), served.prediction)
+
+
+def cascade(threshold_level: int) -> tuple[Calibration, Band]:
+    """Two programs of one detector each; so many clean items lie above the band that the threshold does too, or not."""
+    generator = np.random.default_rng(1)
+    scores = generator.normal(size=(99, 2))
+    fusions = (unfitted(scores[:, :1]), unfitted(scores))
+    band = Band(high=0.5)
+    from guard.calibration import cascade_risk
+
+    first, both = fusions[0].risk(scores[:, :1]), fusions[1].risk(scores)
+    if threshold_level == 1:
+        band = Band(high=float(np.sort(first)[-2]))
+    risks = np.where(first > band.high, cascade_risk(2, first), cascade_risk(1, both))
+    return Calibration(("a", "b"), (1, 1), fusions, (band,), risks, scores), band
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_limits_are_where_p_reaches_the_rate(level: int) -> None:
+    from guard.calibration import cascade_risk
+
+    calibration, band = cascade(level)
+    threshold = cascade_threshold(calibration, 0.05)
+    assert int(threshold) == level
+    first, last = limits(calibration, 0.05)
+    probe = np.linspace(-1, 40, 5001)
+    early, late = calibration.p_value(cascade_risk(2, probe)), calibration.p_value(cascade_risk(1, probe))
+    decided = probe > band.high
+    assert np.array_equal((early <= 0.05)[decided], (probe > first)[decided])
+    assert np.array_equal(late <= 0.05, probe > last)
+
+
+def test_a_program_that_never_decides_early_has_no_limit() -> None:
+    calibration, _ = cascade(1)
+    never = replace(calibration, bands=(Band(),))
+    assert limits(never, 0.05)[0] == np.inf
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_threshold_is_the_rank_of_the_promise(rate: float) -> None:
+    calibration, _ = cascade(1)
+    threshold = cascade_threshold(calibration, rate)
+    above, at = calibration.p_value(np.asarray([threshold + 1e-9, threshold]))
+    assert above <= rate + 1e-12 < at
+
+
+def programs_of(subject: Subject, *, smooth: bool) -> dict[str, Program]:
+    return {
+        name: Program(subject.classifier, detectors, [subject.heads[d.name] for d in detectors], smooth=smooth)
+        for name, detectors in subject.programs.items()
+    }
+
+
+def slopes(program: Program, column: int, images: Tensor) -> NDArray[np.float64]:
+    """Length [item] of the gradient of one head's score to the input."""
+    points = images.clone().requires_grad_()
+    score = program.heads[column](program.evidence(points))
+    (slope,) = torch.autograd.grad(score.sum(), points)
+    return np.asarray(slope.flatten(1).norm(dim=1).numpy(), dtype=np.float64)
+
+
+@pytest.mark.parametrize("name", ["mahalanobis", "kernel_density", "saliency_classifier", "feature_squeezing"])
+def test_every_head_has_a_gradient_to_the_input(name: str, tiny_subject: Subject) -> None:
+    assert name in {d for spec in tiny_subject.runtime.programs for d in spec.detectors}
+    program = next(p for p in tiny_subject.smooth() if name in p.names)
+    found = slopes(program, program.names.index(name), many(tiny_subject))
+    assert np.isfinite(found).all()
+    assert (found > 0).mean() > 0.95
+
+
+def test_every_head_of_the_bundle_was_looked_at(tiny_subject: Subject) -> None:
+    looked_at = {"mahalanobis", "kernel_density", "saliency_classifier", "feature_squeezing"}
+    assert set(tiny_subject.runtime.calibration.detectors) == looked_at
+
+
+def test_the_excess_has_a_gradient_to_the_input(tiny_subject: Subject) -> None:
+    points = many(tiny_subject).requires_grad_()
+    _, excess = Excess(tiny_subject.smooth(), tiny_subject.runtime.calibration, 0.1)(points)
+    (slope,) = torch.autograd.grad(excess.sum(), points)
+    assert bool(slope.isfinite().all())
+    assert float((slope.flatten(1).abs().amax(dim=1) > 0).float().mean()) > 0.95
+
+
+def test_surrogates_change_no_value(tiny_subject: Subject) -> None:
+    images = many(tiny_subject)
+    plain, smooth = programs_of(tiny_subject, smooth=False), programs_of(tiny_subject, smooth=True)
+    for name, program in plain.items():
+        with torch.no_grad():
+            expected = program.scores(program.evidence(images))
+        points = images.clone().requires_grad_()
+        found = smooth[name].scores(smooth[name].evidence(points)).detach()
+        spread = expected.std(dim=0)
+        torch.testing.assert_close(found / spread, expected / spread, rtol=1e-4, atol=1e-4)
+
+
+def test_one_detector_alone(tiny_subject: Subject) -> None:
+    images = many(tiny_subject)
+    program = tiny_subject.smooth()[0]
+    clean = torch.linspace(0, 1, 101, dtype=torch.float64)
+    alone = DetectorExcess(program, "kernel_density", clean, 0.1)
+    assert alone.limit == pytest.approx(0.9)
+    logits, excess = alone(images)
+    evidence = program.evidence(images)
+    score = program.heads[1](evidence)
+    assert torch.equal(logits, evidence[Logits()])
+    torch.testing.assert_close(excess, (score - 0.9) / float(clean.std()), rtol=1e-4, atol=1e-4)
