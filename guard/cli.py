@@ -90,6 +90,8 @@ def train(
     repair: Annotated[
         list[str] | None, typer.Option(help="Denoiser to offer for REPAIR; may be repeated; the recipe's unless given.")
     ] = None,
+    craft_items: Annotated[int, typer.Option(help="Clean items that each attack is tried on, for fitting.")] = 1000,
+    attack_items: Annotated[int, typer.Option(help="And for the report.")] = 300,
     adaptive_items: Annotated[int, typer.Option(help="Items of the adaptive attack in the report.")] = 50,
     adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attack in the report.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -116,6 +118,8 @@ def train(
         output_name=output_name,
         output=output,
         serves=serves,
+        craft_items=craft_items,
+        attack_items=attack_items,
         adaptive_items=adaptive_items,
         adaptive_steps=adaptive_steps,
     )

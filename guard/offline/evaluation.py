@@ -14,8 +14,8 @@ from guard.offline.reopen import Work
 from guard.offline.report import to_html, to_json
 from guard.offline.threads import choose_threads
 
-FULL = (50, 100)  # adaptive items and steps
-QUICK = (20, 30)
+FULL = (300, 50, 100)  # items an attack is tried on; items and steps of the adaptive attack
+QUICK = (100, 20, 30)
 
 
 def evaluate_bundle(bundle: Bundle, data: Path, out: Path, *, quick: bool, seed: int, stages: Stages) -> Path:
@@ -31,11 +31,9 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, *, quick: bool, seed:
         choose_threads(subject.classifier.graph, torch.from_numpy(held_out.images[:BATCH]))
         if aside:
             progress.say(f"put aside {aside} items that the bundle was fitted or calibrated on")
-    items, steps = QUICK if quick else FULL
+    effort = Effort(*(QUICK if quick else FULL), seed, work.path / "crafted")
     with stages.stage("measure on held-out data") as progress:
-        evaluation = measure(
-            subject, held_out, work.recipe, Effort(items, steps, seed, work.path / "crafted"), progress
-        )
+        evaluation = measure(subject, held_out, work.recipe, effort, progress)
     pages = {"report.json": to_json(evaluation), "report.html": to_html(evaluation)}
     out.mkdir(parents=True, exist_ok=True)
     for name, content in pages.items():

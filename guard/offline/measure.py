@@ -61,6 +61,7 @@ class HeldOut:
 class Effort:
     """How much the evaluation may do."""
 
+    attack_items: int  # clean items that each attack is tried on
     adaptive_items: int
     adaptive_steps: int
     seed: int
@@ -76,9 +77,9 @@ def measure(subject: Subject, held_out: HeldOut, recipe: Recipe, effort: Effort,
         for setting, attacks in (("seen", recipe.attacks), ("left out", recipe.left_out))
         for found in craft(
             subject.classifier.graph,
-            held_out.images,
-            held_out.labels,
-            held_out.hashes,
+            held_out.images[: effort.attack_items],
+            held_out.labels[: effort.attack_items],
+            held_out.hashes[: effort.attack_items],
             attacks,
             grid=runtime.spec.grid,
             fingerprint=subject.classifier.spec.fingerprint,

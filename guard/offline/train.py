@@ -7,6 +7,7 @@ Rule 2: until the last stage nothing is at `--out`; what is slow to make lies in
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from guard.runtime import Runtime, Session
 
 SAMPLES = 16  # inputs that the engine checks itself on
 PARITY_ITEMS = 100
+FEWEST_VERIFIED = 300  # of each attack, to fit on
 FEWEST_CLEAN = 20  # in each split
 WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.TEST: 0.25}
 
@@ -64,6 +66,8 @@ class Job:
     output: str = "logits"
     serves: str = "model"
     labels: tuple[str, ...] = ()
+    craft_items: int = 1000  # clean items that each attack is tried on, for fitting
+    attack_items: int = 300  # and for the report
     adaptive_items: int = 50
     adaptive_steps: int = 100
 
@@ -126,6 +130,9 @@ def prepare(job: Job, stages: Stages) -> Prepared:
         choose_threads(classifier.graph, torch.from_numpy(data.images[:BATCH]))
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
+        for found in crafted:
+            few = f", fewer than the {FEWEST_VERIFIED} that fitting wants" if len(found) < FEWEST_VERIFIED else ""
+            progress.say(f"{found.attack}: fools the model on {len(found)} of {found.tried}{few}")
     return Prepared(classifier, data, crafted)
 
 
@@ -148,7 +155,7 @@ def finish(job: Job, prepared: Prepared, stages: Stages) -> Bundle:
         parity = parities(modules, provisional, wire)
     with stages.stage("measure on held-out data") as progress:
         subject = Subject(classifier, programs, heads, Runtime(provisional))
-        effort = Effort(job.adaptive_items, job.adaptive_steps, job.seed, job.work / "crafted")
+        effort = Effort(job.attack_items, job.adaptive_items, job.adaptive_steps, job.seed, job.work / "crafted")
         evaluation = measure(subject, data.held_out(), job.recipe, effort, progress)
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
@@ -237,7 +244,8 @@ def write_work(job: Job, data: Data) -> None:
 
 def craft_all(job: Job, classifier: Classifier, data: Data, progress: Stage) -> tuple[CraftedSet, ...]:
     """Every attack that is learned from, on the items of the splits that are fitted on."""
-    index = np.concatenate([data.part(split) for split in (Split.HEADS, Split.COMBINER)])
+    shares = {Split.HEADS: 0.7, Split.COMBINER: 0.3}
+    index = np.concatenate([data.part(s)[: math.ceil(share * job.craft_items)] for s, share in shares.items()])
     return craft(
         classifier.graph,
         data.images[index],
