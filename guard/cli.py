@@ -94,6 +94,9 @@ def train(
     attack_items: Annotated[int, typer.Option(help="And for the report.")] = 300,
     adaptive_items: Annotated[int, typer.Option(help="Items of the adaptive attack in the report.")] = 50,
     adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attack in the report.")] = 100,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch; the quicker of one and all unless given.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
     """Craft attacks, fit detectors, calibrate, compile and report. Resumes when started again."""
@@ -112,6 +115,7 @@ def train(
         reject_rate=reject_rate,
         flag_rate=flag_rate,
         seed=seed,
+        threads=threads,
         low=low,
         high=high,
         input_name=input_name,

@@ -12,9 +12,9 @@ from torch import Tensor
 TRIES = 5
 
 
-def choose_threads(model: Callable[[Tensor], Tensor], images: Tensor) -> int:
-    """Time forward and gradient of a batch on one thread and on all cores; set and return the quicker."""
-    candidates = sorted({1, os.cpu_count() or 1})
+def choose_threads(model: Callable[[Tensor], Tensor], images: Tensor, wanted: int | None = None) -> int:
+    """Set and return `wanted`, or else the quicker of one thread and all cores, by forward and gradient of a batch."""
+    candidates = sorted({1, os.cpu_count() or 1}) if wanted is None else [wanted]
     quickest = min(candidates, key=lambda threads: time_gradient(model, images, threads))
     torch.set_num_threads(quickest)
     return quickest

@@ -34,7 +34,7 @@ from guard.offline.fusion import band_leak, early_reject, fit_fusion
 from guard.offline.measure import Effort, HeldOut, Subject, measure
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.source import Source, open_model
-from guard.offline.progress import Stage, Stages
+from guard.offline.progress import Stage, Stages, short
 from guard.offline.recipe import Recipe
 from guard.offline.report import to_html, to_json
 from guard.offline.threads import choose_threads
@@ -59,6 +59,7 @@ class Job:
     reject_rate: float = 0.01
     flag_rate: float = 0.05
     seed: int = 0
+    threads: int | None = None  # of torch; None: the quicker of one and all. Another number can change the last bits
     low: tuple[float, ...] = (0.0,)
     high: tuple[float, ...] = (1.0,)
     input_name: str | None = None
@@ -127,12 +128,12 @@ def prepare(job: Job, stages: Stages) -> Prepared:
         if not job.recipe.adaptive_budgets:
             raise ConfigError(f"recipe {job.recipe.name}: [adaptive] budgets = [...] is missing: no report without it")
         write_work(job, data)
-        choose_threads(classifier.graph, torch.from_numpy(data.images[:BATCH]))
+        choose_threads(classifier.graph, torch.from_numpy(data.images[:BATCH]), job.threads)
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
         for found in crafted:
-            few = f", fewer than the {FEWEST_VERIFIED} that fitting wants" if len(found) < FEWEST_VERIFIED else ""
-            progress.say(f"{found.attack}: fools the model on {len(found)} of {found.tried}{few}")
+            few = f", wanted {FEWEST_VERIFIED}" if len(found) < FEWEST_VERIFIED else ""
+            progress.say(f"  {short(found.attack, 36):<36} fools the model on {len(found)} of {found.tried}{few}")
     return Prepared(classifier, data, crafted)
 
 
