@@ -143,10 +143,14 @@ def content(tensor: TensorProto) -> tuple[object, ...]:
 def depthwise(model: onnx.ModelProto) -> bool:
     """Does the model filter channels each by itself? Such convolutions do little arithmetic for what they read."""
     graph = excerpt(model, ("logits",)).graph
-    filters = {tensor.name: tensor.dims for tensor in graph.initializer}
-    return any(
-        attribute.name == "group" and attribute.i > 1 and filters.get(node.input[1], (0, 0))[1] == 1
+    filters = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    groups = {
+        node.input[1]: attribute.i
         for node in graph.node
         if node.op_type == "Conv"
         for attribute in node.attribute
+        if attribute.name == "group"
+    }
+    return any(
+        count > 1 and filters.get(name, (0, 0))[1] == 1 and max(filters[name][2:]) > 1 for name, count in groups.items()
     )

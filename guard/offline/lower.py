@@ -54,6 +54,8 @@ def lower(
     _strip(model)
     _name_batch(model)
     _comparisons_as_hard_sigmoids(model.graph)
+    _clipped_steps_as_hard_sigmoids(model.graph)
+    _means_as_pools(model.graph)
     _enter_blocks(model.graph)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -139,6 +141,55 @@ def _comparisons_as_hard_sigmoids(graph: onnx.GraphProto) -> None:
                 if share is not None and share.op_type in ("Sigmoid", "HardSigmoid"):
                     _become_hard_sigmoid(node, node.input[1], -1.0, 1.0)
     _drop_unread(graph)
+
+
+def _clipped_steps_as_hard_sigmoids(graph: onnx.GraphProto) -> None:
+    """Write min(s * t, c), where s and t are 0 or 1 and 0 < c <= 1, as HardSigmoid of slope c: it stays blocked."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    fixed = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        match node.op_type:
+            case "Clip" if len(node.input) == 3 and not node.input[1]:
+                top = _scalar(fixed, node.input[2])
+            case "Min" if len(node.input) == 2:
+                top = _scalar(fixed, node.input[1])
+            case _:
+                continue
+        product = made_by.get(node.input[0])
+        if top is None or not 0 < top <= 1 or product is None or product.op_type != "Mul":
+            continue
+        if all(name in made_by and made_by[name].op_type == "HardSigmoid" for name in product.input):
+            _become_hard_sigmoid(node, node.input[0], top, 0.0)
+    _drop_unread(graph)
+
+
+def _means_as_pools(graph: onnx.GraphProto) -> None:
+    """Write means over height and width as GlobalAveragePool, which reads the blocked layout; ReduceMean does not."""
+    fixed = {tensor.name: tensor for tensor in graph.initializer}
+    sizes = {value.name: _sizes(value) for value in graph.value_info}
+    nodes = []
+    for node in graph.node:
+        if not _averages_a_map(node, fixed, sizes):
+            nodes.append(node)
+            continue
+        keeps = _attribute(node, "keepdims") != 0
+        pooled = node.output[0] if keeps else f"{node.output[0]}_pooled"
+        nodes.append(onnx.helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=f"{node.name}_pool"))
+        if not keeps:
+            nodes.append(onnx.helper.make_node("Flatten", [pooled], [node.output[0]], name=node.name, axis=1))
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+    _drop_unread(graph)
+
+
+def _averages_a_map(
+    node: onnx.NodeProto, fixed: Mapping[str, TensorProto], sizes: Mapping[str, tuple[int, ...] | None]
+) -> bool:
+    if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in fixed:
+        return False
+    axes = onnx.numpy_helper.to_array(fixed[node.input[1]]).ravel().tolist()
+    shape = sizes.get(node.input[0])
+    return shape is not None and len(shape) == 4 and sorted(axis % 4 for axis in axes) == [2, 3]
 
 
 BLOCKED = {"Relu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "LeakyRelu", "MaxPool", "AveragePool", "Add", "Mul"}

@@ -96,7 +96,7 @@ def mark(model: onnx.ModelProto, part_of: Mapping[str, str]) -> None:
 
 
 def parts_of_nodes(optimised: onnx.ModelProto) -> dict[str, str]:
-    """The part of each node that ONNX Runtime made: from the names it kept, or else its reader's, as for a new layout."""
+    """The part of each node that ONNX Runtime made: by the names it kept, or else its reader's; so for a new layout."""
     part_of: dict[str, str] = {}  # of what reads a tensor
     found: dict[str, str] = {}
     fixed = {tensor.name for tensor in optimised.graph.initializer}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import DataError
-from guard.offline.detectors.detector import Examples, Head
+from guard.offline.detectors.detector import Examples, Head, one_hot_prediction
 from guard.offline.evidence.needs import Evidence, Latent, Logits
 
 FAR = 1e6  # stands for "not of this class" in units of squared bandwidths; finite, so that no 0 * inf arises
@@ -48,31 +48,37 @@ class KernelDensity:
         other_class = 1.0 - torch.nn.functional.one_hot(labels, classes).to(z.dtype).T  # [class, reference]
         sizes = (1.0 - other_class).sum(dim=1).clamp_min(1.0)
         penalty = FAR * other_class + sizes.log()[:, None]
-        return KernelDensityHead(self.latent, z.T * scale, penalty, torch.tensor(scale))
+        middle = z.mean(dim=0) * scale
+        return KernelDensityHead(self.latent, (z * scale - middle).T, penalty, middle, torch.tensor(scale))
 
     def restore(self, state: Mapping[str, Tensor]) -> KernelDensityHead:
-        return KernelDensityHead(self.latent, state["references"], state["penalty"], state["scale"])
+        return KernelDensityHead(self.latent, state["references"], state["penalty"], state["middle"], state["scale"])
 
 
 class KernelDensityHead(Head):
-    def __init__(self, latent: Latent, references: Tensor, penalty: Tensor, scale: Tensor) -> None:
+    """Everything is measured from the references' middle: far from the origin float32 would lose the differences."""
+
+    def __init__(self, latent: Latent, references: Tensor, penalty: Tensor, middle: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.latent = latent
-        self.register_buffer("references", references.contiguous())  # [feature, reference], scaled
+        self.register_buffer("references", references.contiguous())  # [feature, reference], scaled and centred
         self.register_buffer("penalty", penalty)  # [class, reference]
+        self.register_buffer("middle", middle)  # [feature], scaled
         self.register_buffer("scale", scale)
         self.references: Tensor
         self.penalty: Tensor
+        self.middle: Tensor
         self.scale: Tensor
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Minus log density [item]; larger is more suspicious."""
-        z = evidence[self.latent] * self.scale
-        squares = self.references.square().sum(dim=0)
-        squared = (z.square().sum(dim=1, keepdim=True) + squares - 2.0 * (z @ self.references)).clamp_min(0.0)
-        exponent = -squared - self.penalty[evidence[Logits()].argmax(dim=1)]
-        top = exponent.amax(dim=1, keepdim=True)
-        return -(top.squeeze(1) + (exponent - top).exp().sum(dim=1).log())
+        z = evidence[self.latent] * self.scale - self.middle
+        named = one_hot_prediction(evidence[Logits()])
+        table = torch.cat([2.0 * self.references, -self.penalty])  # [feature + class, reference]
+        offset = -self.references.square().sum(dim=0)
+        exponent = torch.addmm(offset, torch.cat([z, named], dim=1), table)  # minus squared distances, plus |z|^2
+        density: Tensor = exponent.logsumexp(dim=1) - (z * z).sum(dim=1)
+        return -density
 
 
 def pick(labels: Tensor, classes: int, references: int, generator: torch.Generator) -> Tensor:

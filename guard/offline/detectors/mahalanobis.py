@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
-from guard.offline.detectors.detector import Examples, Head
+from guard.offline.detectors.detector import Examples, Head, one_hot_prediction
 from guard.offline.evidence.needs import Evidence, Latent, Logits
 
 Centre = Literal["predicted", "nearest"]
@@ -81,18 +81,25 @@ class MahalanobisHead(Head):
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Mean log distance [item]; larger is more suspicious."""
-        named = one_hot_prediction(evidence[Logits()])
-        logs = []
-        for latent, metric in zip(self.detector.latents, self.metrics, strict=True):
-            distances = metric(evidence[latent])
-            nearest = self.detector.centre == "nearest"
-            logs.append((1e-6 + (distances.amin(dim=1) if nearest else (distances * named).sum(dim=1))).log())
-        return torch.stack(logs).mean(dim=0)
+        pairs = list(zip(self.detector.latents, self.metrics, strict=True))
+        if self.detector.centre == "nearest":
+            distances = torch.stack([metric(evidence[latent]).amin(dim=1) for latent, metric in pairs], dim=1)
+        else:
+            centres, taps = self.joined()
+            whitened = torch.cat([evidence[latent] @ metric.whiten for latent, metric in pairs], dim=1)
+            away = whitened - one_hot_prediction(evidence[Logits()]) @ centres
+            distances = (away * away) @ taps
+        return (1e-6 + distances).log().mean(dim=1)
 
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Centres of all taps side by side [class, feature], and what each feature adds to which tap [feature, tap].
 
-def one_hot_prediction(logits: Tensor) -> Tensor:
-    """[item, class]: 1 at the class that the model names."""
-    return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+        Constant in the compiled program, where few operators then serve all taps.
+        """
+        metrics = [metric for metric in self.metrics if isinstance(metric, Metric)]
+        centres = torch.cat([metric.centres for metric in metrics], dim=1)
+        ones = [torch.ones(metric.centres.shape[1], 1) / metric.scale for metric in metrics]
+        return centres, torch.block_diag(*ones)
 
 
 def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Metric:

@@ -97,7 +97,7 @@ def test_kernel_density_is_scikit_learns(references: int) -> None:
     detector = KernelDensity(TAP, bandwidth=0.7, references=references)
     head = detector.fit(examples(z, labels))
     bandwidth = 1 / (math.sqrt(2) * float(head.scale))
-    kept = head.references.T / head.scale
+    kept = (head.references.T + head.middle) / head.scale
     assert len(kept) == min(references, 90)
     classes = (head.penalty < 1e5).float().argmax(dim=0)
     probes, named = z + 0.3, (labels + 1) % CLASSES

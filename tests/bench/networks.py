@@ -1,0 +1,169 @@
+"""For maintainers: `guard bench` on networks of tests/networks.py with random weights, or on any exported model.
+
+    python -m tests.bench.networks --threads 1 2
+    python -m tests.bench.networks resnet20 path/to/model.pt2 --batches 1 8 --profile --cpu-time
+
+Nothing is trained. Heads are fitted on random images, so that the programs cost what real ones cost and find nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
+from guard.calibration import Calibration, unfitted
+from guard.offline.bench import bench
+from guard.offline.bench_table import tables
+from guard.offline.compile import Program, compile_programs
+from guard.offline.data import snap
+from guard.offline.fit import fit_heads
+from guard.offline.fusion import early_reject
+from guard.offline.model.source import Source, load_program, open_model
+from guard.offline.recipe import load_recipe
+from guard.offline.train import made_by, npz
+from guard.runtime import Runtime
+
+NETWORKS = ("resnet20", "mobilenet")  # of tests/networks.py
+SHAPE = (3, 32, 32)
+GRID = 255
+ITEMS, SAMPLES = 100, 32
+REJECT_RATE, FLAG_RATE = 0.01, 0.05
+
+
+def main() -> None:
+    options = parse()
+    console = Console(width=max(80, Console().width))
+    for model in options.models:
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = random_bundle(model, Path(folder) / "bundle")
+            for threads in options.threads:
+                result = bench(
+                    bundle,
+                    batches=options.batches,
+                    threads=threads,
+                    seconds=options.seconds,
+                    profiled=options.profile,
+                    clock=time.thread_time_ns if options.cpu_time and threads == 1 else time.perf_counter_ns,
+                )
+                if options.json:
+                    print(result.to_json())
+                else:
+                    console.print(tables(result), "", highlight=False)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=NETWORKS, help="networks of tests/networks.py, or .pt2 files")
+    parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 32))
+    parser.add_argument("--threads", nargs="+", type=int, default=(1,))
+    parser.add_argument("--seconds", type=float, default=60.0, help="a model and thread count")
+    parser.add_argument("--profile", action="store_true", help="where every program's time goes")
+    parser.add_argument("--cpu-time", action="store_true", help="with one thread, time work instead of latency")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def random_bundle(model: str, path: Path, *, shape: tuple[int, ...] = SHAPE) -> Bundle:
+    """A bundle of the standard recipe around a model, fitted and calibrated on random images."""
+    if model.endswith(".pt2"):
+        shape = item_shape(model)
+        source = Source(model, shape, serves=Path(model).stem)
+    else:
+        source = Source(f"tests.networks:{model}", shape, serves=model)
+    classifier = open_model(replace(source, grid=GRID))
+    images, attacked = random_images(ITEMS, shape, seed=0), random_images(ITEMS, shape, seed=1)
+    with torch.no_grad():
+        labels = classifier(torch.from_numpy(images)).argmax(dim=1).numpy()
+    detectors = load_recipe("standard").programs([tap.name for tap in classifier.taps])
+    heads = fit_heads(
+        classifier,
+        [detector for members in detectors.values() for detector in members],
+        clean=images,
+        labels=labels,
+        noisy=images[:0],
+        attacked=attacked,
+        families=("random",) * ITEMS,
+        seed=0,
+        report=lambda _: None,
+    )
+    modules = {
+        name: Program(classifier, members, [heads[d.name] for d in members]) for name, members in detectors.items()
+    }
+    compiled = compile_programs(modules, {}, images)
+    with torch.no_grad():
+        scores = (
+            torch.cat([program(torch.from_numpy(images))[1] for program in modules.values()], dim=1).double().numpy()
+        )
+    calibration = calibrate(scores, {name: program.names for name, program in modules.items()})
+    manifest = Manifest(
+        model=classifier.spec,
+        programs=compiled.programs,
+        detectors=tuple(
+            DetectorSpec(d.name, repr(d), tuple(repr(need) for need in d.needs))
+            for ds in detectors.values()
+            for d in ds
+        ),
+        repairs=(),
+        reject_rate=REJECT_RATE,
+        flag_rate=FLAG_RATE,
+        recipe={"name": "standard"},
+        seed=0,
+        made_by=made_by(),
+    )
+    files = {**compiled.files, "calibration.npz": npz(calibration.to_arrays())}
+    wire = images[:SAMPLES]
+    draft: dict[str, NDArray[Any]] = {
+        "images": wire,
+        "logits": np.zeros((SAMPLES, classifier.spec.output.classes), dtype=np.float32),
+        "scores": np.zeros((SAMPLES, scores.shape[1])),
+        "p_values": np.zeros(SAMPLES),
+    }
+    readings = Runtime(write_bundle(path.with_suffix(".draft"), manifest, {**files, "samples.npz": npz(draft)})).read(
+        wire, complete=True
+    )
+    samples: dict[str, NDArray[Any]] = {
+        "images": wire,
+        "logits": readings.logits,
+        "scores": readings.scores,
+        "p_values": readings.p_value,
+    }
+    return write_bundle(path, manifest, {**files, "samples.npz": npz(samples)})
+
+
+def item_shape(model: str) -> tuple[int, ...]:
+    """What one item of an exported model looks like."""
+    graph = load_program(Source(model, ())).module().graph
+    (start,) = [node for node in graph.nodes if node.op == "placeholder"]
+    return tuple(int(size) for size in start.meta["val"].shape[1:])
+
+
+def random_images(items: int, shape: tuple[int, ...], *, seed: int) -> NDArray[np.float32]:
+    return snap(np.random.default_rng(seed).random((items, *shape), dtype=np.float32), GRID)
+
+
+def calibrate(scores: NDArray[np.float64], programs: dict[str, tuple[str, ...]]) -> Calibration:
+    """Ranks among the random images, with the bands that `guard train` would draw."""
+    sizes: Sequence[int] = [len(names) for names in programs.values()]
+    ends = np.cumsum(sizes)
+    fusions = tuple(unfitted(scores[:, :end]) for end in ends)
+    bands = tuple(
+        early_reject(fusion.risk(scores[:, :end]), REJECT_RATE)
+        for fusion, end in zip(fusions[:-1], ends[:-1], strict=True)
+    )
+    names = tuple(name for members in programs.values() for name in members)
+    return Calibration(names, tuple(sizes), fusions, bands, fusions[-1].risk(scores), scores)
+
+
+if __name__ == "__main__":
+    main()
