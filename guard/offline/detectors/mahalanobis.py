@@ -81,7 +81,7 @@ class MahalanobisHead(Head):
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Mean log distance [item]; larger is more suspicious."""
-        pairs = list(zip(self.detector.latents, self.metrics, strict=True))
+        pairs = list(zip(self.detector.latents, self.tapped(), strict=True))
         if self.detector.centre == "nearest":
             distances = torch.stack([metric(evidence[latent]).amin(dim=1) for latent, metric in pairs], dim=1)
         else:
@@ -91,12 +91,15 @@ class MahalanobisHead(Head):
             distances = (away * away) @ taps
         return (1e-6 + distances).log().mean(dim=1)
 
+    def tapped(self) -> list[Metric]:
+        return [metric for metric in self.metrics if isinstance(metric, Metric)]
+
     def joined(self) -> tuple[Tensor, Tensor]:
         """Centres of all taps side by side [class, feature], and what each feature adds to which tap [feature, tap].
 
         Constant in the compiled program, where few operators then serve all taps.
         """
-        metrics = [metric for metric in self.metrics if isinstance(metric, Metric)]
+        metrics = self.tapped()
         centres = torch.cat([metric.centres for metric in metrics], dim=1)
         ones = [torch.ones(metric.centres.shape[1], 1) / metric.scale for metric in metrics]
         return centres, torch.block_diag(*ones)
