@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from guard.errors import ConfigError, GuardError
 
 USAGE_CODE = 2
 INTERRUPTED_CODE = 130
+PIPE_CODE = 141
 
 app = typer.Typer(
     name="guard",
@@ -274,8 +276,6 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="guard.toml, for all the rest.", show_default=False)] = None,
 ) -> None:
     """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
-    import os
-
     from guard.config import load_config
     from guard.serve.server import serve as run
 
@@ -368,6 +368,9 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         typer.echo("guard: interrupted; what was finished is kept, the same command goes on from there", err=True)
         return INTERRUPTED_CODE
+    except BrokenPipeError:  # the reader has seen enough, as in `guard score … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CODE
     except typer.Exit as error:
         return int(error.exit_code)
     except typer.Abort:

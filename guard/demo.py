@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.calibration import wilson
-from guard.errors import GateError, NotReadyError
+from guard.errors import ConfigError, GateError, NotReadyError
 
 REJECT_RATE, FLAG_RATE = 0.05, 0.10  # what 1,800 images can promise
 FEWEST_ACCURATE = 0.97
@@ -31,6 +31,7 @@ ADAPTIVE_ITEMS, ADAPTIVE_STEPS = 40, 50
 START_S = 60.0
 PAIRS = 200  # of requests, with and without the guard
 MODEL = "digits"
+MARK = ".guard-demo"
 THREADS = 1  # for so small a network more are slower, and every run on a machine gives the same bits
 
 
@@ -62,9 +63,7 @@ def run_demo(folder: Path, *, seed: int, keep: bool) -> None:
 
     console = Console(highlight=False)
     started = time.monotonic()
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    make_room(folder)
     inputs = make_bundle(folder, seed, console)
     with ExitStack() as stack:
         house = stack.enter_context(servers(folder))
@@ -79,6 +78,16 @@ def run_demo(folder: Path, *, seed: int, keep: bool) -> None:
         if keep:
             console.print("\nBoth go on running; Ctrl-C ends them.")
             stack.enter_context(until_interrupted())
+
+
+def make_room(folder: Path) -> None:
+    """An empty folder. Raises ConfigError rather than remove what an earlier demo did not make."""
+    if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there and was not made by a demo; name another --folder")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / MARK).write_text("made by guard demo, and removed by the next one\n", encoding="utf-8")
 
 
 def make_bundle(folder: Path, seed: int, console: Any) -> dict[str, Any]:

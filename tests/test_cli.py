@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,14 @@ def test_score_gives_one_json_line_an_item(bundle: Path, tmp_path: Path, capsys:
     assert lines[0]["action"] == "pass"
     assert lines[3]["action"] == "reject"
     assert set(lines[0]) == {"item", "prediction", "action", "p_value", "detectors"}
+
+
+def test_a_reader_who_has_seen_enough(bundle: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", images=tiny_bundle.ordinary(2000))
+    command = f'"{sys.executable}" -m guard score "{bundle}" "{tmp_path}/data.npz" | head -n 1'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert json.loads(done.stdout)["item"] == 0
+    assert done.stderr == ""
 
 
 def test_inspect_fits_eighty_columns(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

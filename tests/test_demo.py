@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from guard.demo import Caught, gate
-from guard.errors import GateError
+from guard.demo import Caught, gate, make_room
+from guard.errors import ConfigError, GateError
 from guard.offline.attacks.pgd import Pgd
 from guard.offline.craft import CraftedSet
 from guard.offline.digits import load_digits, save_model, train_network
@@ -76,6 +76,18 @@ def test_gate_fails_a_guard_with_permuted_labels(started: tuple[Job, Prepared]) 
     rows, clean = verdict(finish(job, permuted(prepared, 1), Stages(Console(quiet=True))).path)
     with pytest.raises(GateError, match="no better than chance"):
         gate(rows, clean)
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not made by a demo"):
+        make_room(tmp_path)
+    assert (tmp_path / "thesis.tex").is_file()
+    for _ in range(2):  # its own folder is made anew
+        make_room(tmp_path / "demo")
+        (tmp_path / "demo" / "old").touch()
+    make_room(tmp_path / "demo")
+    assert not (tmp_path / "demo" / "old").exists()
 
 
 def test_gate_fails_when_no_attack_is_strong() -> None:
