@@ -102,8 +102,8 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
     """Craft attacks, fit detectors, calibrate, compile and report. Resumes when started again."""
+    from guard.offline.job import Job
     from guard.offline.recipe import load_recipe
-    from guard.offline.train import Job
     from guard.offline.train import train as run
 
     low, high = value_box(value_range, mean, std)

@@ -25,13 +25,13 @@ from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
 from guard.calibration import Calibration, unfitted
 from guard.offline.bench import bench
 from guard.offline.bench_table import tables
+from guard.offline.calibrate import made_by, npz
 from guard.offline.compile import Program, compile_programs
 from guard.offline.data import snap
 from guard.offline.fit import fit_heads
 from guard.offline.fusion import early_reject
 from guard.offline.model.source import Source, load_program, open_model
 from guard.offline.recipe import load_recipe
-from guard.offline.train import made_by, npz
 from guard.runtime import Runtime
 
 NETWORKS = ("resnet20", "mobilenet")  # of tests/networks.py

@@ -32,8 +32,8 @@ from guard.offline.compile import (
     wire_of,
 )
 from guard.offline.denoisers.table import DENOISERS
+from guard.offline.job import Job
 from guard.offline.measure import Subject
-from guard.offline.train import Job
 from guard.runtime import Session
 from tests.offline import tiny
 

@@ -23,9 +23,9 @@ from guard.bundle import Bundle
 from guard.offline.craft import craft
 from guard.offline.digits import AsTuple
 from guard.offline.evaluate import read
+from guard.offline.job import Job
 from guard.offline.lower import lower
 from guard.offline.measure import Subject
-from guard.offline.train import Job
 from guard.policy import Action, Policy
 from guard.runtime import Runtime
 from guard.scoring import score_lines

@@ -1,0 +1,181 @@
+"""Compiled programs and crafted sets -> fusion, bands, p-values, and the files of a bundle.
+
+Rule 1: fusion and bands see the combiner's split, p-values the calibration split, and neither an item of the other.
+Rule 2: every score comes from the written programs, through the one runtime.
+"""
+
+from __future__ import annotations
+
+import io
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.arrays import from_unit
+from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
+from guard.calibration import Band, Calibration, unfitted
+from guard.offline.compile import Compiled, Parity
+from guard.offline.craft import CraftedSet
+from guard.offline.data import Split
+from guard.offline.detectors.detector import Detector
+from guard.offline.evaluate import read
+from guard.offline.fusion import band_leak, early_reject, fit_fusion
+from guard.offline.job import Data, Job
+from guard.offline.model.classifier import Classifier
+from guard.runtime import Runtime
+
+SAMPLES = 16  # inputs that the engine checks itself on
+
+
+class Calibrator:
+    """Compiled programs -> a bundle: fusion and bands from the combiner's split, p-values from calibration's."""
+
+    def __init__(
+        self,
+        job: Job,
+        classifier: Classifier,
+        programs: Mapping[str, Sequence[Detector]],
+        compiled: Compiled,
+        data: Data,
+    ) -> None:
+        self.job = job
+        self.classifier = classifier
+        self.programs = programs
+        self.compiled = compiled
+        self.data = data
+
+    def calibrate(self, crafted: Sequence[CraftedSet]) -> tuple[Calibration, dict[str, float]]:
+        """Also the share of each crafted family that the bands would pass early."""
+        runtime = Runtime(self.bundle(self.job.work / "uncalibrated", self.blank(), {}, {}))
+        try:
+            return self.fit_and_rank(runtime, crafted)
+        finally:
+            shutil.rmtree(self.job.work / "uncalibrated")
+
+    def fit_and_rank(self, runtime: Runtime, crafted: Sequence[CraftedSet]) -> tuple[Calibration, dict[str, float]]:
+        attacked, noisy, families = pool(crafted, self.data, Split.COMBINER)
+        clean = read(runtime, self.data.images[self.data.part(Split.COMBINER)]).scores
+        noise, bad = read(runtime, noisy).scores, read(runtime, attacked).scores
+        sizes = runtime.calibration.programs
+        ends = np.cumsum(sizes)
+        fusions = tuple(fit_fusion(clean[:, :end], noise[:, :end], bad[:, :end], families) for end in ends)
+        bands = tuple(
+            early_reject(fusion.risk(clean[:, :end]), self.job.reject_rate)
+            for fusion, end in zip(fusions[:-1], ends[:-1], strict=True)
+        )
+        leaks: dict[str, float] = {}
+        for fusion, band, end in zip(fusions[:-1], bands, ends[:-1], strict=True):
+            leaks |= band_leak(band, fusion.risk(bad[:, :end]), families)
+        fitted = replace(runtime.calibration, fusions=fusions, bands=bands)
+        ranked = read(runtime.with_calibration(fitted), self.data.images[self.data.part(Split.CALIBRATE)])
+        return replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores), leaks
+
+    def blank(self) -> Calibration:
+        """A calibration of the right shape that promises nothing yet."""
+        names = tuple(d.name for detectors in self.programs.values() for d in detectors)
+        sizes = tuple(len(detectors) for detectors in self.programs.values())
+        fusions = tuple(unfitted(np.zeros((2, end))) for end in np.cumsum(sizes))
+        return Calibration(names, sizes, fusions, (Band(),) * (len(sizes) - 1), np.zeros(1), np.zeros((1, len(names))))
+
+    def bundle(
+        self,
+        path: Path,
+        calibration: Calibration,
+        leaks: Mapping[str, float],
+        reports: Mapping[str, bytes],
+        parity: Mapping[str, Parity] | None = None,
+    ) -> Bundle:
+        """Write a bundle with this calibration."""
+        if path.exists() and path != self.job.out:
+            shutil.rmtree(path)
+        manifest = self.manifest(calibration, leaks, parity or {})
+        files = {**self.compiled.files, **reports, "calibration.npz": npz(calibration.to_arrays())}
+        if calibration.items < 2:
+            empty = from_unit(self.data.images[:0], self.classifier.spec.input)
+            samples = {
+                "images": empty,
+                "logits": np.zeros((0, self.classifier.spec.output.classes), dtype=np.float32),
+                "scores": np.zeros((0, len(calibration.detectors))),
+                "p_values": np.zeros(0),
+            }
+            return write_bundle(path, manifest, {**files, "samples.npz": npz(samples)})
+        return write_bundle(path, manifest, {**files, "samples.npz": npz(self.samples(calibration))})
+
+    def samples(self, calibration: Calibration) -> dict[str, NDArray[Any]]:
+        """Clean inputs of the combiner's split, none of them near a threshold, with the readings they must give."""
+        part = self.data.part(Split.COMBINER)[: 4 * SAMPLES]
+        runtime = Runtime(self.bundle(self.job.work / "sampling", replace(self.blank()), {}, {})).with_calibration(
+            calibration
+        )
+        shutil.rmtree(self.job.work / "sampling")
+        readings = read(runtime, self.data.images[part])
+        rates = np.asarray([self.job.reject_rate, self.job.flag_rate])
+        near = np.abs(readings.p_value[:, None] - rates).min(axis=1) < 3 / (calibration.items + 1)
+        keep = np.flatnonzero(~near)[:SAMPLES]
+        return {
+            "images": from_unit(self.data.images[part[keep]], self.classifier.spec.input),
+            "logits": readings.logits[keep],
+            "scores": readings.scores[keep],
+            "p_values": readings.p_value[keep],
+        }
+
+    def manifest(self, calibration: Calibration, leaks: Mapping[str, float], parity: Mapping[str, Parity]) -> Manifest:
+        job = self.job
+        return Manifest(
+            model=self.classifier.spec,
+            programs=self.compiled.programs,
+            detectors=tuple(
+                DetectorSpec(d.name, repr(d), tuple(repr(need) for need in d.needs))
+                for ds in self.programs.values()
+                for d in ds
+            ),
+            repairs=self.compiled.repairs,
+            reject_rate=job.reject_rate,
+            flag_rate=job.flag_rate,
+            recipe={"name": job.recipe.name, **job.recipe.raw},
+            seed=job.seed,
+            made_by=made_by(),
+            provenance={
+                "splits": {split.value: len(self.data.part(split)) for split in Split},
+                "bands": [[str(b.low), str(b.high)] for b in calibration.bands],
+                "early_pass_share": dict(leaks),
+                "parity": {name: asdict(p) for name, p in parity.items()},
+            },
+        )
+
+
+def pool(
+    crafted: Sequence[CraftedSet], data: Data, split: Split
+) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[str, ...]]:
+    """Attacked items, noise and family names of all sets, restricted to one split."""
+    parts = [found.select(data.splits, split) for found in crafted]
+    shape = data.images.shape[1:]
+    blank = np.zeros((0, *shape), dtype=np.float32)
+    attacked = np.concatenate([blank, *(p.attacked for p in parts)])
+    noisy = np.concatenate([blank, *(p.noise for p in parts)])
+    return attacked, noisy, tuple(p.attack for p in parts for _ in range(len(p.attacked)))
+
+
+def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """An .npz in memory, the same bytes for the same arrays."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def made_by() -> dict[str, str]:
+    """Versions of what makes a bundle."""
+    found = {"python": platform.python_version()}
+    for name in ("inference-guard", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "scikit-learn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

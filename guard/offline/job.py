@@ -1,0 +1,146 @@
+"""A training job: what `guard train` was asked for, and the clean data that it finds, split by content hash.
+
+Rule 1: heads, combiner, calibration and test never share an item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.arrays import Examples, read_examples, to_unit, to_wire
+from guard.calibration import check_promise
+from guard.errors import DataError, PromiseError
+from guard.offline.data import SHARES, Split, assign, content_hashes, grid_of, members
+from guard.offline.measure import HeldOut
+from guard.offline.model.classifier import Classifier
+from guard.offline.model.source import Source, open_model
+from guard.offline.recipe import Recipe
+
+FEWEST_CLEAN = 20  # in each split
+WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.TEST: 0.25}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `guard train` was asked to do."""
+
+    model: str
+    data: Path
+    out: Path
+    recipe: Recipe
+    test: Path | None = None
+    reject_rate: float = 0.01
+    flag_rate: float = 0.05
+    seed: int = 0
+    threads: int | None = None  # of torch; None: the quicker of one and all. Another number can change the last bits
+    low: tuple[float, ...] = (0.0,)
+    high: tuple[float, ...] = (1.0,)
+    input_name: str | None = None
+    output_name: str | None = None
+    output: str = "logits"
+    serves: str = "model"
+    labels: tuple[str, ...] = ()
+    craft_items: int = 1000  # clean items that each attack is tried on, for fitting
+    attack_items: int = 300  # and for the report
+    adaptive_items: int = 50
+    adaptive_steps: int = 100
+
+    @property
+    def work(self) -> Path:
+        """Beside the bundle: crafted shards, heads, splits."""
+        return self.out.with_name(self.out.name + ".work")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Clean items in unit space, split by content hash."""
+
+    images: NDArray[np.float32]  # [item, ...]
+    labels: NDArray[np.int64]
+    hashes: NDArray[np.str_]  # [item]
+    splits: Mapping[str, Split]  # of each hash
+    name: str
+
+    def part(self, split: Split) -> NDArray[np.int64]:
+        """Indices of a split's items, in the order of their hashes: an order that knows nothing of their scores."""
+        chosen = np.flatnonzero(members(self.hashes, self.splits, split))
+        return np.asarray(chosen[np.argsort(self.hashes[chosen], kind="stable")], dtype=np.int64)
+
+    def held_out(self) -> HeldOut:
+        """The items that only the report sees."""
+        test = self.part(Split.TEST)
+        return HeldOut(self.images[test], self.labels[test], self.hashes[test], self.name)
+
+
+def open_job(job: Job) -> tuple[Classifier, Data]:
+    """Raises DataError, ModelError."""
+    examples = read_examples(job.data)
+    shape = item_shape(examples)
+    source = Source(
+        job.model, shape, job.low, job.high, None, job.input_name, job.output_name, job.output, job.serves, job.labels
+    )
+    classifier = open_model(source)
+    data = split_data(job, classifier, examples)
+    spec = replace(classifier.spec.input, grid=grid_of(data.images))
+    return replace(classifier, spec=replace(classifier.spec, input=spec)), data
+
+
+def item_shape(examples: Examples) -> tuple[int, ...]:
+    """Of one item as the model takes it."""
+    images = examples.images
+    if images.dtype == np.uint8 and images.ndim == 4:
+        return (images.shape[3], images.shape[1], images.shape[2])
+    return tuple(images.shape[1:])
+
+
+def split_data(job: Job, classifier: Classifier, examples: Examples) -> Data:
+    wire = to_wire(examples.images, classifier.spec.input, examples.source)
+    hashes = content_hashes(wire)
+    splits = assign(hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
+    unit = np.clip(to_unit(wire, classifier.spec.input), 0.0, 1.0)
+    data = Data(unit, examples.labelled(), hashes, splits, examples.source)
+    if job.test is None:
+        return data
+    held_out = read_examples(job.test)
+    test_wire = to_wire(held_out.images, classifier.spec.input, held_out.source)
+    test_hashes = content_hashes(test_wire)
+    if shared := set(test_hashes.tolist()) & set(hashes.tolist()):
+        raise DataError(
+            f"{held_out.source} and {examples.source} share {len(shared)} items; test data must be held out"
+        )
+    return Data(
+        np.concatenate([data.images, np.clip(to_unit(test_wire, classifier.spec.input), 0.0, 1.0)]),
+        np.concatenate([data.labels, held_out.labelled()]),
+        np.concatenate([hashes, test_hashes]),
+        {**splits, **dict.fromkeys(test_hashes.tolist(), Split.TEST)},
+        held_out.source,
+    )
+
+
+def check_data(job: Job, classifier: Classifier, data: Data) -> None:
+    """Raises DataError for labels that the model does not have, or too few items; PromiseError for rates."""
+    classes = classifier.spec.output.classes
+    if int(data.labels.max()) >= classes:
+        bad = int(np.flatnonzero(data.labels >= classes)[0])
+        raise DataError(
+            f"{data.name}: item {bad} has label {int(data.labels[bad])}; the model has classes 0 to {classes - 1}"
+        )
+    calibrating = len(data.part(Split.CALIBRATE))
+    if job.flag_rate < job.reject_rate:
+        raise PromiseError(
+            f"flag rate {job.flag_rate:g} is below reject rate {job.reject_rate:g}; "
+            "every rejected item counts as flagged"
+        )
+    for name, rate in (("reject rate", job.reject_rate), ("flag rate", job.flag_rate)):
+        check_promise(rate, calibrating, name=name)
+    for split in Split:
+        if (found := len(data.part(split))) < FEWEST_CLEAN:
+            raise DataError(
+                f"{data.name}: {found} clean items fall to {split.value}; at least {FEWEST_CLEAN} are needed, so bring "
+                f"about {FEWEST_CLEAN * len(data.images) // max(found, 1)} items"
+            )
