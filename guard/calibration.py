@@ -59,11 +59,11 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Scale:
-    """One detector's normal scale: rising values, their levels, and the slopes beyond the outer ones."""
+    """One detector's normal scale: rising values, their levels, and the slope before, between and beyond them."""
 
-    values: Floats
-    levels: Floats
-    slopes: tuple[float, float]
+    values: Floats  # [knot]
+    levels: Floats  # [knot]
+    slopes: Floats  # [knot + 1]; the outer pieces have their neighbours' slopes
 
     @staticmethod
     def through(knots: Floats, levels: Floats) -> Scale:
@@ -71,17 +71,16 @@ class Scale:
         values, first, count = np.unique(knots, return_index=True, return_counts=True)
         middle = (levels[first] + levels[first + count - 1]) / 2
         if values.size == 1:
-            slope = 1.0 / (1e-3 * max(abs(float(values[0])), 1.0))
-            return Scale(values, middle, (slope, slope))
+            return Scale(values, middle, np.full(2, 1.0 / (1e-3 * max(abs(float(values[0])), 1.0))))
         rise = np.diff(middle) / np.diff(values)
-        return Scale(values, middle, (float(rise[0]), float(rise[-1])))
+        return Scale(values, middle, np.concatenate([rise[:1], rise, rise[-1:]]))
 
     def place(self, scores: Floats) -> Floats:
         """Scores [item] on the normal scale; beyond the outer knots the line goes on."""
-        inside = np.interp(scores, self.values, self.levels)
-        below = np.minimum(scores - self.values[0], 0.0) * self.slopes[0]
-        above = np.maximum(scores - self.values[-1], 0.0) * self.slopes[1]
-        return np.asarray(inside + below + above, dtype=np.float64)
+        piece = self.values.searchsorted(scores)
+        anchor = np.maximum(piece - 1, 0)
+        placed: Floats = self.levels[anchor] + (scores - self.values[anchor]) * self.slopes[piece]
+        return placed
 
 
 def normal_scale(scores: Floats, knots: Floats, levels: Floats) -> Floats:
@@ -155,14 +154,13 @@ class Calibration:
 
     def detector_p_values(self, scores: Floats) -> Floats:
         """Two-sided p-value [item, detector] of each score among its clean ones; NaN where the detector did not run."""
-        out = np.full(scores.shape, np.nan)
-        for d in range(scores.shape[1]):
-            ran = ~np.isnan(scores[:, d])
-            clean = self.sorted_scores[d]
-            at_least = clean.size - np.searchsorted(clean, scores[ran, d], side="left")
-            at_most = np.searchsorted(clean, scores[ran, d], side="right")
-            rarer = np.minimum(at_least, at_most)
-            out[ran, d] = np.minimum(1.0, 2 * (1 + rarer) / (clean.size + 1))
+        count = self.sorted_scores.shape[1]
+        rarer = np.empty(scores.shape)
+        for d, clean in enumerate(self.sorted_scores):
+            rarer[:, d] = np.minimum(
+                count - clean.searchsorted(scores[:, d]), clean.searchsorted(scores[:, d], "right")
+            )
+        out: Floats = np.where(np.isnan(scores), np.nan, np.minimum(1.0, 2 * (1 + rarer) / (count + 1)))
         return out
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -107,6 +108,8 @@ def write_work(job: Job, data: Data) -> None:
     job.work.mkdir(parents=True, exist_ok=True)
     (job.work / "splits.json").write_text(json.dumps(data.splits, indent=0, sort_keys=True), encoding="utf-8")
     settings = {key: value for key, value in asdict(job).items() if key not in ("recipe", "out")}
+    if Path(job.model).is_file():
+        settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
     settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}
     (job.work / "job.json").write_text(json.dumps(settings, indent=2, default=str), encoding="utf-8")
 
