@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def run_demo(folder: Path, *, seed: int, keep: bool) -> None:
         gate(attacks, clean)
         if keep:
             console.print("\nBoth go on running; Ctrl-C ends them.")
-            stack.enter_context(until_interrupted())
+            wait_for_interrupt()
 
 
 def make_room(folder: Path) -> None:
@@ -333,10 +333,7 @@ def gate(attacks: Sequence[Any], clean: Any) -> None:
         )
 
 
-@contextmanager
-def until_interrupted() -> Iterator[None]:
-    try:
+def wait_for_interrupt() -> None:
+    with suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)
-    except KeyboardInterrupt:
-        yield
