@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -62,6 +63,8 @@ def run_demo(folder: Path, *, seed: int, keep: bool) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started this in the background
+        signal.signal(number, signal.default_int_handler)
     started = time.monotonic()
     make_room(folder)
     inputs = make_bundle(folder, seed, console)
@@ -334,6 +337,7 @@ def gate(attacks: Sequence[Any], clean: Any) -> None:
 
 
 def wait_for_interrupt() -> None:
+    """Until Ctrl-C or SIGTERM; the servers are then ended by whoever started them."""
     with suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)
