@@ -17,7 +17,7 @@ from guard.offline.compile import Cleaner, Compiled, Parity, Program, check_pari
 from guard.offline.craft import CraftedSet
 from guard.offline.data import Split
 from guard.offline.detectors.detector import Detector, Head
-from guard.offline.fit import Gathered, fit_heads
+from guard.offline.fit import Gathered, Items, Remembered, fit_heads
 from guard.offline.job import Data, Job
 from guard.offline.model.classifier import Classifier
 from guard.runtime import Session
@@ -53,21 +53,16 @@ def fit(
     note: Callable[[str], None],
     gathered: Gathered | None = None,
 ) -> dict[str, Head]:
-    """Every detector's head, from the heads split. Raises DataError."""
+    """Every detector's head, from the heads split; `gathered` may remember evidence. Raises DataError."""
     data = prepared.data
     part = data.part(Split.HEADS)
     attacked, noisy, families = pool(prepared.crafted, data, Split.HEADS)
     return fit_heads(
-        prepared.classifier,
         [d for detectors in programs.values() for d in detectors],
-        clean=data.images[part],
-        labels=data.labels[part],
-        noisy=noisy,
-        attacked=attacked,
-        families=families,
+        Items(data.images[part], data.labels[part], noisy, attacked, families),
+        gathered or Remembered(prepared.classifier),
         seed=job.seed,
         report=note,
-        gathered=gathered,
     )
 
 
@@ -76,7 +71,7 @@ def compile_heads(
 ) -> Graphs:
     """Raises ParityError."""
     classifier, data = prepared.classifier, prepared.data
-    modules = {name: Program(classifier, ds, [heads[d.name] for d in ds]) for name, ds in programs.items()}
+    modules = {name: Program(classifier, [heads[d.name] for d in ds]) for name, ds in programs.items()}
     cleaners = {denoiser.name: Cleaner(denoiser, classifier.spec.input) for denoiser in job.recipe.repairs}
     wire = from_unit(data.images[data.part(Split.COMBINER)][:PARITY_ITEMS], classifier.spec.input)
     return Graphs(modules, compile_programs(modules, cleaners, wire), wire)

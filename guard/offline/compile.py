@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from guard.bundle import InputSpec, ProgramSpec, RepairSpec
 from guard.errors import ParityError
-from guard.offline.detectors.detector import Detector, Head
+from guard.offline.detectors.detector import Head
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import Denoiser, Evidence, Logits
 from guard.offline.lower import lower
@@ -39,11 +39,10 @@ BATCHES = (1, 7)
 class Program(nn.Module):
     """Wire inputs [item, ...] -> (logits [item, class], scores [item, detector], the input gradient where formed)."""
 
-    def __init__(
-        self, classifier: Classifier, detectors: Sequence[Detector], heads: Sequence[Head], *, smooth: bool = False
-    ) -> None:
+    def __init__(self, classifier: Classifier, heads: Sequence[Head], *, smooth: bool = False) -> None:
         super().__init__()
         self.spec = classifier.spec.input
+        detectors = [head.detector for head in heads]
         self.gather = Gather(classifier, [need for d in detectors for need in d.needs], smooth=smooth)
         self.heads = nn.ModuleList(heads)
         self.names = tuple(d.name for d in detectors)

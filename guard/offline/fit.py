@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,15 @@ from torch import Tensor
 
 from guard.bundle import read_npz
 from guard.errors import DataError
-from guard.offline.detectors.detector import Detector, Examples, Head
-from guard.offline.evidence.gather import Gather
-from guard.offline.evidence.needs import Evidence, Need
+from guard.offline.detectors.detector import Detector, Examples, Head, Learner
+from guard.offline.evidence.gather import Gather, distinct
+from guard.offline.evidence.needs import Evidence, Image, Logits, Need
 from guard.offline.model.classifier import Classifier
 
 BATCH = 128
 Progress = Callable[[int, int], None]  # (items done, items in all)
-Gathered = Callable[[NDArray[np.float32]], Evidence]  # unit-space images [item, ...] -> their evidence
+# What to ask for, and unit-space images [item, ...], none perhaps -> their evidence.
+Gathered = Callable[[Sequence[Need], NDArray[np.float32]], Evidence]
 
 
 def gather_all(gather: Gather, images: NDArray[np.float32], progress: Progress | None = None) -> Evidence:
@@ -35,38 +38,98 @@ def gather_all(gather: Gather, images: NDArray[np.float32], progress: Progress |
     return {need: torch.cat([part[need] for part in parts]) for need in parts[0]}
 
 
+@dataclass(frozen=True, eq=False)
+class Items:
+    """What heads are fitted on: clean, noisy and attacked unit-space images [item, ...]."""
+
+    clean: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    noisy: NDArray[np.float32]
+    attacked: NDArray[np.float32]
+    families: tuple[str, ...]  # [item] of the attacked ones
+
+    def some(self, most: int | None, seed: int) -> Items:
+        """At most so many of each kind, drawn evenly."""
+        if most is None:
+            return self
+        draw = np.random.default_rng(seed)
+        clean, noisy, attacked = (
+            np.sort(draw.permutation(len(images))[:most]) for images in (self.clean, self.noisy, self.attacked)
+        )
+        families = tuple(self.families[i] for i in attacked)
+        return Items(self.clean[clean], self.labels[clean], self.noisy[noisy], self.attacked[attacked], families)
+
+
 def fit_heads(
-    classifier: Classifier,
     detectors: Sequence[Detector],
+    items: Items,
+    gathered: Gathered,
     *,
-    clean: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    noisy: NDArray[np.float32],
-    attacked: NDArray[np.float32],
-    families: tuple[str, ...],
     seed: int,
     report: Callable[[str], None],
-    gathered: Gathered | None = None,
 ) -> dict[str, Head]:
-    """Fit every detector on the heads split; evidence is gathered once for all of them, or by `gathered`.
+    """Fit every detector; those that have to find out what to ask for do so first. Raises DataError."""
 
-    Raises DataError.
-    """
-    gather = Gather(classifier, [need for detector in detectors for need in detector.needs])
-    collect = gathered or (lambda images: gather_all(gather, images))
-    evidence = [collect(images) if len(images) else empty(gather, clean) for images in (clean, noisy, attacked)]
-    examples = Examples(evidence[0], torch.from_numpy(labels), evidence[1], evidence[2], families, seed)
-    heads = {}
+    def ask(needs: Sequence[Need], most: int | None) -> Examples:
+        some = items.some(most, seed)
+        clean, noisy, attacked = (gathered(needs, images) for images in (some.clean, some.noisy, some.attacked))
+        return Examples(clean, torch.from_numpy(some.labels), noisy, attacked, some.families, seed)
+
+    settled = []
     for detector in detectors:
+        report(f"{detector.name}: what to ask")
+        settled.append(detector.learn(ask) if isinstance(detector, Learner) else detector)
+    report("evidence")
+    examples = ask(distinct(need for detector in settled for need in detector.needs), None)
+    heads = {}
+    for detector in settled:
         report(detector.name)
         heads[detector.name] = detector.fit(examples)
     return heads
 
 
-def empty(gather: Gather, like: NDArray[np.float32]) -> Mapping[Need, Tensor]:
-    """Evidence of no item."""
-    with torch.no_grad():
-        return {need: value[:0] for need, value in gather(torch.from_numpy(like[:1])).items()}
+def settled(programs: Mapping[str, Sequence[Detector]], heads: Mapping[str, Head]) -> dict[str, list[Detector]]:
+    """The detectors of each program as they were fitted, their needs complete."""
+    return {name: [heads[detector.name].detector for detector in detectors] for name, detectors in programs.items()}
+
+
+class Remembered:
+    """Evidence by need and by an item's content: gathered once, however often and for whomever it is asked."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+        self.places: dict[Need, dict[bytes, int]] = {}
+        self.values: dict[Need, Tensor] = {}
+
+    def __call__(self, needs: Sequence[Need], images: NDArray[np.float32]) -> Evidence:
+        keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+        wanted = distinct([Image(), Logits(), *needs])
+        fresh = [need for need in wanted if any(key not in self.places.get(need, {}) for key in keys)]
+        if fresh:
+            missing = {key: i for i, key in enumerate(keys) if any(key not in self.places.get(n, {}) for n in fresh)}
+            self.add(fresh, list(missing), images[list(missing.values())])
+        if not len(images):
+            return self.nothing(wanted, images)
+        held = [need for need in wanted if need != Image()]
+        found = {need: self.values[need][[self.places[need][key] for key in keys]] for need in held}
+        return {Image(): torch.from_numpy(images), **found}
+
+    def add(self, needs: Sequence[Need], keys: Sequence[bytes], images: NDArray[np.float32]) -> None:
+        found = gather_all(Gather(self.classifier, needs), images)
+        for need in needs:
+            places = self.places.setdefault(need, {})
+            if need == Image():
+                places |= dict.fromkeys(keys, 0)
+                continue
+            held = self.values.get(need, found[need][:0])
+            places |= {key: len(held) + i for i, key in enumerate(keys)}  # one met again takes its new place
+            self.values[need] = torch.cat([held, found[need]])
+
+    def nothing(self, needs: Sequence[Need], images: NDArray[np.float32]) -> Evidence:
+        """Evidence of no item."""
+        one = np.zeros((1, *images.shape[1:]), dtype=np.float32)
+        with torch.no_grad():
+            return {need: value[:0] for need, value in Gather(self.classifier, needs)(torch.from_numpy(one)).items()}
 
 
 def save_heads(heads: Mapping[str, Head], folder: Path) -> None:

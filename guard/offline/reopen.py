@@ -14,7 +14,7 @@ from guard.arrays import read_examples, to_unit, to_wire
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.data import Split, content_hashes
-from guard.offline.fit import load_heads
+from guard.offline.fit import load_heads, settled
 from guard.offline.job import Job
 from guard.offline.model.source import Source, open_model
 from guard.offline.recipe import Recipe, parse
@@ -69,7 +69,7 @@ class Work:
             )
         programs = self.recipe.programs([tap.name for tap in classifier.taps])
         heads = load_heads([d for detectors in programs.values() for d in detectors], self.path / "heads")
-        return Subject(classifier, programs, heads, Runtime(bundle))
+        return Subject(classifier, settled(programs, heads), heads, Runtime(bundle))
 
     def job_of(self, bundle: Bundle) -> Job:
         """What `guard train` was asked for. Raises BundleError."""

@@ -34,7 +34,7 @@ class Subject:
         return self.smooth([d for detectors in self.programs.values() for d in detectors if d.name == name])
 
     def smooth(self, detectors: Sequence[Detector]) -> Program:
-        return Program(self.classifier, detectors, [self.heads[d.name] for d in detectors], smooth=True)
+        return Program(self.classifier, [self.heads[d.name] for d in detectors], smooth=True)
 
 
 def detector_rows(programs: Mapping[str, Sequence[Detector]]) -> tuple[DetectorRow, ...]:

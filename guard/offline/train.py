@@ -21,7 +21,7 @@ from guard.offline.build import Prepared, compile_heads, fit, parities, write_se
 from guard.offline.calibrate import Calibrator
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.data import Split
-from guard.offline.fit import BATCH, save_heads
+from guard.offline.fit import BATCH, save_heads, settled
 from guard.offline.job import Data, Job, check_data, open_job
 from guard.offline.measure import Effort, measure
 from guard.offline.model.classifier import Classifier
@@ -70,6 +70,7 @@ def finish(job: Job, prepared: Prepared, stages: Stages) -> Bundle:
     with stages.stage("fit detectors") as progress:
         heads = fit(job, prepared, programs, progress.note)
         save_heads(heads, job.work / "heads")
+        programs = settled(programs, heads)
     with stages.stage("compile to ONNX"):
         graphs = compile_heads(job, prepared, programs, heads)
     with stages.stage("calibrate"):

@@ -97,9 +97,7 @@ def random_bundle(model: str, path: Path, *, shape: tuple[int, ...] = SHAPE) -> 
         seed=0,
         report=lambda _: None,
     )
-    modules = {
-        name: Program(classifier, members, [heads[d.name] for d in members]) for name, members in detectors.items()
-    }
+    modules = {name: Program(classifier, [heads[d.name] for d in members]) for name, members in detectors.items()}
     compiled = compile_programs(modules, {}, images)
     with torch.no_grad():
         scores = (

@@ -44,7 +44,7 @@ SPLIT = {"screen": ("mahalanobis", "kernel_density"), "interpret": ("saliency_cl
 def programs(tiny_subject: Subject) -> dict[str, Program]:
     subject = tiny_subject
     return {
-        name: Program(subject.classifier, detectors, [subject.heads[d.name] for d in detectors])
+        name: Program(subject.classifier, [subject.heads[d.name] for d in detectors])
         for name, detectors in subject.programs.items()
     }
 

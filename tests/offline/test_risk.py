@@ -113,7 +113,7 @@ def test_the_threshold_is_the_rank_of_the_promise(rate: float) -> None:
 
 def programs_of(subject: Subject, *, smooth: bool) -> dict[str, Program]:
     return {
-        name: Program(subject.classifier, detectors, [subject.heads[d.name] for d in detectors], smooth=smooth)
+        name: Program(subject.classifier, [subject.heads[d.name] for d in detectors], smooth=smooth)
         for name, detectors in subject.programs.items()
     }
 

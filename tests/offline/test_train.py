@@ -170,7 +170,7 @@ def fused(
     from guard.offline.compile import Program
 
     detectors = [d for ds in subject.programs.values() for d in ds]
-    program = Program(subject.classifier, detectors, [heads[d.name] for d in detectors])
+    program = Program(subject.classifier, [heads[d.name] for d in detectors])
 
     def scores(images: NDArray[np.float32]) -> NDArray[np.float64]:
         with torch.no_grad():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,11 @@ class Examples:
 
 
 class Head(nn.Module):
-    """A fitted detector: Evidence -> score [item]."""
+    """A fitted detector: Evidence -> score [item]. `detector` names the evidence that it reads."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Score [item], in the paper's direction."""
@@ -62,6 +66,19 @@ class Detector(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> Head:
         """The head whose `state_dict()` this is."""
+        ...
+
+
+# Needs, and how many items of each kind at most (None: all) -> their evidence, on the items that heads are fitted on.
+Ask: TypeAlias = Callable[[Sequence[Need], int | None], Examples]
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A detector that finds out what to ask for before it is fitted."""
+
+    def learn(self, ask: Ask) -> Detector:
+        """The detector whose `needs` are complete. Raises DataError when the examples cannot answer."""
         ...
 
 

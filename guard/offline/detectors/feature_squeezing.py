@@ -34,17 +34,17 @@ class FeatureSqueezing:
 
     def fit(self, examples: Examples) -> FeatureSqueezingHead:
         del examples  # nothing is learned; the threshold comes from calibration
-        return FeatureSqueezingHead(self.squeezers)
+        return FeatureSqueezingHead(self)
 
     def restore(self, state: Mapping[str, Tensor]) -> FeatureSqueezingHead:
         del state
-        return FeatureSqueezingHead(self.squeezers)
+        return FeatureSqueezingHead(self)
 
 
 class FeatureSqueezingHead(Head):
-    def __init__(self, squeezers: tuple[Denoiser, ...]) -> None:
-        super().__init__()
-        self.squeezers = squeezers
+    def __init__(self, detector: FeatureSqueezing) -> None:
+        super().__init__(detector)
+        self.squeezers = detector.squeezers
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Largest L1 distance [item] between probabilities, 0 to 2; low-confidence attacks lie high, others low."""

@@ -49,18 +49,20 @@ class KernelDensity:
         sizes = (1.0 - other_class).sum(dim=1).clamp_min(1.0)
         penalty = FAR * other_class + sizes.log()[:, None]
         middle = z.mean(dim=0) * scale
-        return KernelDensityHead(self.latent, (z * scale - middle).T, penalty, middle, torch.tensor(scale))
+        return KernelDensityHead(self, (z * scale - middle).T, penalty, middle, torch.tensor(scale))
 
     def restore(self, state: Mapping[str, Tensor]) -> KernelDensityHead:
-        return KernelDensityHead(self.latent, state["references"], state["penalty"], state["middle"], state["scale"])
+        return KernelDensityHead(self, state["references"], state["penalty"], state["middle"], state["scale"])
 
 
 class KernelDensityHead(Head):
     """Everything is measured from the references' middle: far from the origin float32 would lose the differences."""
 
-    def __init__(self, latent: Latent, references: Tensor, penalty: Tensor, middle: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.latent = latent
+    def __init__(
+        self, detector: KernelDensity, references: Tensor, penalty: Tensor, middle: Tensor, scale: Tensor
+    ) -> None:
+        super().__init__(detector)
+        self.latent = detector.latent
         self.register_buffer("references", references.contiguous())  # [feature, reference], scaled and centred
         self.register_buffer("penalty", penalty)  # [class, reference]
         self.register_buffer("middle", middle)  # [feature], scaled

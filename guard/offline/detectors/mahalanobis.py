@@ -75,14 +75,14 @@ class Metric(nn.Module):
 
 class MahalanobisHead(Head):
     def __init__(self, detector: Mahalanobis, metrics: list[Metric]) -> None:
-        super().__init__()
-        self.detector = detector
+        super().__init__(detector)
+        self.latents, self.centre = detector.latents, detector.centre
         self.metrics = nn.ModuleList(metrics)
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Mean log distance [item]; larger is more suspicious."""
-        pairs = list(zip(self.detector.latents, self.tapped(), strict=True))
-        if self.detector.centre == "nearest":
+        pairs = list(zip(self.latents, self.tapped(), strict=True))
+        if self.centre == "nearest":
             distances = torch.stack([metric(evidence[latent]).amin(dim=1) for latent, metric in pairs], dim=1)
         else:
             centres, taps = self.joined()

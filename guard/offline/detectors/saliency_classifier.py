@@ -4,29 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
 from guard.offline.detectors.detector import Examples, Head, take
-from guard.offline.evidence.needs import Evidence, Image, InputGradient, Need
+from guard.offline.detectors.residual import residual
+from guard.offline.detectors.weights import item_weights
+from guard.offline.evidence.needs import Evidence, Image, InputGradient, Need, NoisedGradients
 
-NOISE_SHARE = 0.25  # of the negatives' weight
 FEWEST = 20  # attacked items; below that nothing can be learned
+Map = Literal["gradient", "gradient_x_input", "smoothgrad"]
 
 
 @dataclass(frozen=True)
 class SaliencyClassifier:
-    """Do the input and its saliency map look like those of attacked items?
+    """Does the fine structure of the input follow what the model looks at, as a perturbation does?
 
-    A CNN over image and input gradient [item, 2 x channel, height, width]; a perceptron where inputs are vectors.
+    A CNN over the image's residual, the saliency map, and their product [item, 3 x channel, height, width]; a
+    perceptron over the same three, the input itself in the residual's place, where inputs are vectors.
 
-    Source: Zhang et al. 2018, arXiv:1803.08773. We keep the gradient's sign, scale each map to unit root mean square,
-    and add the logarithm of its size, which the scaling would lose.
+    Source: Zhang et al. 2018, arXiv:1803.08773, who give it the image and the absolute gradient. On natural images a
+    network of this size then learns the images; what an image adds to the mean of its neighbourhood tells more, and
+    an attack steps along the gradient's sign, so we keep it. Maps are scaled to unit root mean square, and the
+    logarithm of their size, which the scaling loses, is given beside. `smoothgrad`: Smilkov et al. 2017,
+    arXiv:1706.03825, the mean gradient of noisy copies.
     """
 
-    gradient: InputGradient = field(default_factory=InputGradient)
+    gradient: InputGradient | NoisedGradients = field(default_factory=lambda: InputGradient("margin"))
+    map: Map = "gradient"
     width: int = 16
     epochs: int = 12
     learning_rate: float = 3e-3
@@ -36,7 +44,7 @@ class SaliencyClassifier:
         return "saliency_classifier"
 
     @property
-    def needs(self) -> tuple[Image | InputGradient, ...]:
+    def needs(self) -> tuple[Image | InputGradient | NoisedGradients, ...]:
         return (Image(), self.gradient)
 
     def fit(self, examples: Examples) -> SaliencyClassifierHead:
@@ -48,42 +56,53 @@ class SaliencyClassifier:
         evidence: dict[Need, Tensor] = {
             need: torch.cat([examples.negatives(need), examples.attacked[need]]) for need in self.needs
         }
-        positives = examples.count_attacked()
+        positives, noisy = examples.count_attacked(), len(examples.noisy[Image()])
         target = torch.zeros(len(evidence[Image()]))
         target[-positives:] = 1.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(examples.seed)
-            head = SaliencyClassifierHead(self.gradient, evidence[Image()].shape[1:], self.width)
-            train(head, evidence, target, item_weights(examples), self)
+            head = SaliencyClassifierHead(self, evidence[Image()].shape[1:])
+            weights = item_weights(len(target) - positives - noisy, noisy, examples.families)
+            train(head, evidence, target, weights, self)
         return head.eval().requires_grad_(False)
 
     def restore(self, state: Mapping[str, Tensor]) -> SaliencyClassifierHead:
-        first = state["body.0.weight"]  # [filter, 2 x channel, height, width] or [filter, 2 x feature]
-        head = SaliencyClassifierHead(self.gradient, torch.Size((first.shape[1] // 2, *first.shape[2:])), self.width)
+        first = state["body.0.weight"]  # [filter, 3 x channel, height, width] or [filter, 3 x feature]
+        head = SaliencyClassifierHead(self, torch.Size((first.shape[1] // 3, *first.shape[2:])))
         head.load_state_dict(dict(state))
         return head.eval().requires_grad_(False)
 
 
 class SaliencyClassifierHead(Head):
-    def __init__(self, gradient: InputGradient, shape: torch.Size, width: int) -> None:
-        super().__init__()
-        self.gradient = gradient
-        self.body = convolutional(2 * shape[0], width) if len(shape) == 3 else perceptron(2 * shape[0], 4 * width)
+    def __init__(self, detector: SaliencyClassifier, shape: torch.Size) -> None:
+        super().__init__(detector)
+        self.gradient, self.map, width = detector.gradient, detector.map, detector.width
+        self.body = convolutional(3 * shape[0], width) if len(shape) == 3 else perceptron(3 * shape[0], 4 * width)
         self.last = nn.Linear(4 * width + 1, 1)
+        self.register_buffer("residual_spread", torch.ones(()))
         self.register_buffer("size_mean", torch.zeros(()))
         self.register_buffer("size_spread", torch.ones(()))
+        self.residual_spread: Tensor
         self.size_mean: Tensor
         self.size_spread: Tensor
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Log-odds of "attacked" [item]; larger is more suspicious."""
-        image, gradient = evidence[Image()], evidence[self.gradient]
-        size = root_mean_square(gradient)
-        unit = gradient / size.reshape(-1, *[1] * (gradient.ndim - 1))
-        features = self.body(torch.cat([2.0 * image - 1.0, unit], dim=1))
+        saliency = self.saliency(evidence)
+        size = root_mean_square(saliency)
+        unit = saliency / size.reshape(-1, *[1] * (saliency.ndim - 1))
+        fine = residual(evidence[Image()]) / self.residual_spread
+        features = self.body(torch.cat([fine, unit, fine * unit], dim=1))
         scaled = (size.log() - self.size_mean) / self.size_spread
         score: Tensor = self.last(torch.cat([features, scaled[:, None]], dim=1)).squeeze(1)
         return score
+
+    def saliency(self, evidence: Evidence) -> Tensor:
+        """The map [shape of the input]."""
+        gradient = evidence[self.gradient]
+        if self.map == "smoothgrad":
+            return gradient.mean(dim=1)
+        return gradient * evidence[Image()] if self.map == "gradient_x_input" else gradient
 
 
 def root_mean_square(gradient: Tensor) -> Tensor:
@@ -109,26 +128,12 @@ def perceptron(features: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
 
 
-def item_weights(examples: Examples) -> Tensor:
-    """Weights [clean, noisy and attacked items in this order], mean one.
-
-    Attacks weigh as much as all negatives, each family as much as the next; noise a quarter of the negatives.
-    """
-    clean, noisy = len(examples.labels), len(examples.noisy[Image()])
-    share = NOISE_SHARE if noisy else 0.0
-    counts = {family: examples.families.count(family) for family in examples.families}
-    attacked = torch.tensor([1.0 / (len(counts) * counts[family]) for family in examples.families])
-    weights = torch.cat(
-        [torch.full((clean,), (1 - share) / clean), torch.full((noisy,), share / max(noisy, 1)), attacked]
-    )
-    return weights / weights.mean()
-
-
 def train(
     head: SaliencyClassifierHead, evidence: Evidence, target: Tensor, weights: Tensor, settings: SaliencyClassifier
 ) -> None:
     """Weighted logistic loss by AdamW in batches of 64, the learning rate falling along a cosine."""
-    sizes = root_mean_square(evidence[settings.gradient]).log()
+    head.residual_spread.copy_(residual(evidence[Image()]).std().clamp_min(1e-3))
+    sizes = root_mean_square(head.saliency(evidence)).log()
     head.size_mean.copy_(sizes.mean())
     head.size_spread.copy_(sizes.std().clamp_min(1e-3))
     optimiser = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=1e-3)

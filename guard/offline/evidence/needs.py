@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
+
+from guard.offline.evidence.steering import Steering
 
 
 class Need(Protocol):
@@ -22,6 +25,7 @@ class Need(Protocol):
 
 
 Evidence = Mapping[Need, Tensor]
+Objective = Literal["logit", "margin"]  # of the predicted class; margin: over the runner-up
 
 
 class Denoiser(Protocol):
@@ -69,7 +73,7 @@ class Latent(PlainPass):
 class InputGradient:
     """Gradient to the input [shape of the input] of the predicted class's logit or of its margin over the runner-up."""
 
-    of: Literal["logit", "margin"] = "logit"
+    of: Objective = "logit"
 
     @property
     def rows_per_item(self) -> int:
@@ -78,6 +82,64 @@ class InputGradient:
     @property
     def backwards(self) -> int:
         return 1
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Fixed Gaussian patterns, the same for every item: an item's evidence is the same whenever it is asked for."""
+
+    scale: float  # standard deviation in unit space
+    rows: int = 1
+    seed: int = 0
+
+    def patterns(self, shape: tuple[int, ...]) -> Tensor:
+        """[row, *shape of an item]"""
+        generator = torch.Generator().manual_seed(self.seed)
+        return self.scale * torch.randn((self.rows, *shape), generator=generator)
+
+
+@dataclass(frozen=True)
+class NoisedGradients:
+    """`InputGradient` at noisy copies of the item [item, row, shape of the input], always of the item's own class."""
+
+    noise: Noise
+    of: Objective = "logit"
+
+    @property
+    def rows_per_item(self) -> int:
+        return self.noise.rows
+
+    @property
+    def backwards(self) -> int:
+        return self.noise.rows
+
+
+@dataclass(frozen=True)
+class ChannelAttribution(PlainPass):
+    """What each channel of a layer adds to the predicted class's logit [item, channel]: gradient times activation.
+
+    Only to be asked for while fitting: it has no compiled form.
+    """
+
+    tap: str
+
+
+@dataclass(frozen=True)
+class SteeredLogits:
+    """What the model says when some of its neurons are strengthened and the others weakened [item, class].
+
+    Its row joins the shared pass at the first layer that is steered; what comes before is the plain pass's own.
+    """
+
+    steering: Steering
+
+    @property
+    def rows_per_item(self) -> int:
+        return 1
+
+    @property
+    def backwards(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True)

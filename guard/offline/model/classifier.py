@@ -6,14 +6,15 @@ Rule 1: weights are frozen, the model is in evaluation mode, and nothing here ev
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from guard.bundle import ModelSpec
 from guard.errors import ModelError
+from guard.offline.model.halves import after, before
 from guard.offline.model.taps import Tap
 
 
@@ -34,21 +35,45 @@ class Classifier:
     def penultimate(self) -> str:
         return self.taps[-1].name
 
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Of one item in unit space, as the graph takes it."""
+        (start,) = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
+        return tuple(int(size) for size in start.meta["val"].shape[1:])
+
+    def nodes_of(self, taps: Sequence[str]) -> dict[str, str]:
+        """The node behind each tap. Raises ModelError for one that the model does not have."""
+        nodes = {tap.name: tap.node for tap in self.taps}
+        if unknown := [name for name in taps if name not in nodes]:
+            raise ModelError(f"the model has no tap {unknown[0]!r}; it has: {', '.join(nodes)}")
+        return {name: nodes[name] for name in taps}
+
     def opened(self, taps: Sequence[str]) -> fx.GraphModule:
         """A graph whose output is the tuple (logits, *taps).
 
         Raises:
             ModelError: a tap that the model does not have; the message lists those it has.
         """
-        nodes = {tap.name: tap.node for tap in self.taps}
-        if unknown := [name for name in taps if name not in nodes]:
-            raise ModelError(f"the model has no tap {unknown[0]!r}; it has: {', '.join(nodes)}")
+        nodes = self.nodes_of(taps)
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         logits = graph.graph_copy(self.graph.graph, copies)
         by_name = {node.name: copy for node, copy in copies.items()}
         graph.output((logits, *(by_name[nodes[name]] for name in taps)))
         return fx.GraphModule(self.graph, graph).eval()
+
+    def before(self, tap: str) -> fx.GraphModule:
+        """Unit-space images -> the layer at `tap`. Raises ModelError for a tap that the model does not have."""
+        return before(self.graph, self.nodes_of([tap])[tap])
+
+    def after(self, tap: str, between: Mapping[str, nn.Module] | None = None) -> fx.GraphModule:
+        """(The layer at `tap`, a companion) -> logits; modules of later taps change their layers (see `halves`).
+
+        Raises:
+            ModelError: a tap that the model does not have.
+        """
+        nodes = self.nodes_of([tap, *(between or {})])
+        return after(self.graph, nodes[tap], {nodes[name]: module for name, module in (between or {}).items()})
 
 
 def fingerprint(graph: fx.GraphModule) -> str:

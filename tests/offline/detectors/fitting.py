@@ -15,6 +15,7 @@ from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.table import DETECTORS
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import Evidence
+from guard.offline.fit import Items, Remembered, fit_heads
 from guard.offline.model.classifier import Classifier
 from tests.offline import tiny
 
@@ -53,26 +54,20 @@ def items_of(kind: Kind, seed: int) -> tuple[Tensor, Tensor]:
 def fitted(kind: Kind) -> Fitted:
     classifier = classifier_of(kind)
     taps = [tap.name for tap in classifier.taps]
-    detectors = {name: build(taps) for name, build in DETECTORS.items()}
-    gather = Gather(classifier, [need for detector in detectors.values() for need in detector.needs])
+    remembered = Remembered(classifier)
     inputs, labels = items_of(kind, seed=1)
     held_out, held_out_labels = items_of(kind, seed=2)
-    with torch.no_grad():
-        noise = (torch.rand(inputs.shape, generator=torch.Generator().manual_seed(3)) - 0.5) / 8
-        examples = Examples(
-            gather(inputs),
-            labels,
-            gather((inputs + noise).clamp(0, 1)),
-            gather(attack(classifier, inputs, labels)),
-            ("fgsm",) * ITEMS,
-            seed=4,
-        )
-        heads = {}
-        for name, detector in detectors.items():
-            with torch.enable_grad():
-                heads[name] = detector.fit(examples)
-        clean, attacked = gather(held_out), gather(attack(classifier, held_out, held_out_labels))
-    return Fitted(classifier, detectors, heads, examples, held_out, clean, attacked)
+    noise = (torch.rand(inputs.shape, generator=torch.Generator().manual_seed(3)) - 0.5) / 8
+    noisy, attacked = (inputs + noise).clamp(0, 1), attack(classifier, inputs, labels)
+    items = Items(inputs.numpy(), labels.numpy(), noisy.numpy(), attacked.numpy(), ("fgsm",) * ITEMS)
+    heads = fit_heads([build(taps) for build in DETECTORS.values()], items, remembered, seed=4, report=lambda _: None)
+    detectors = {name: head.detector for name, head in heads.items()}
+    needs = [need for detector in detectors.values() for need in detector.needs]
+    evidence = [remembered(needs, images) for images in (items.clean, items.noisy, items.attacked)]
+    examples = Examples(evidence[0], labels, evidence[1], evidence[2], items.families, seed=4)
+    fooling = attack(classifier, held_out, held_out_labels)
+    clean, fooled = remembered(needs, held_out.numpy()), remembered(needs, fooling.numpy())
+    return Fitted(classifier, detectors, heads, examples, held_out, clean, fooled)
 
 
 def attack(classifier: Classifier, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -15,11 +15,20 @@ from torch import Tensor
 from guard.errors import ConfigError
 from guard.offline.compile import Program, compile_programs
 from guard.offline.denoisers import table as denoiser_table
-from guard.offline.detectors import feature_squeezing, kernel_density, mahalanobis, saliency_classifier
+from guard.offline.detectors import (
+    attribute_steering,
+    feature_squeezing,
+    gradient_direction,
+    kernel_density,
+    lid,
+    mahalanobis,
+    saliency_classifier,
+    summary_classifier,
+)
 from guard.offline.detectors.detector import Head, take
-from guard.offline.detectors.table import build_detector
+from guard.offline.detectors.table import DETECTORS, build_detector
 from guard.offline.evidence import needs
-from guard.offline.evidence.needs import DenoisedLogits, Evidence, Latent, Logits
+from guard.offline.evidence.needs import DenoisedLogits, Evidence, Latent, Logits, NoisedGradients, SteeredLogits
 from guard.runtime import Session
 from tests.offline.detectors.fitting import ITEMS, KINDS, NAMES, Fitted, Kind, auroc, fitted
 
@@ -35,7 +44,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], dict[
     def scores(kind: Kind) -> dict[str, NDArray[Any]]:
         if kind not in found:
             have, folder = fitted(kind), tmp_path_factory.mktemp(kind)
-            program = Program(have.classifier, list(have.detectors.values()), list(have.heads.values()))
+            program = Program(have.classifier, list(have.heads.values()))
             wire = have.inputs.numpy()
             for name, content in compile_programs({"all": program}, {}, wire).files.items():
                 (folder / name).write_bytes(content)
@@ -169,10 +178,27 @@ def changed_mind(have: Fitted) -> Evidence:
     }
 
 
+def turned_gradients(have: Fitted) -> Evidence:
+    """A little noise, and the gradient points the other way."""
+    return {need: -value if isinstance(need, NoisedGradients) else value for need, value in have.clean.items()}
+
+
+def steered_away(have: Fitted) -> Evidence:
+    """Steered, the model names another class."""
+    return {
+        need: torch.roll(have.clean[Logits()], 1, dims=1) if isinstance(need, SteeredLogits) else value
+        for need, value in have.clean.items()
+    }
+
+
 OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "mahalanobis": far_latents,
     "kernel_density": far_latents,
+    "lid": lambda have: have.attacked,
     "saliency_classifier": lambda have: have.attacked,
+    "summary_classifier": lambda have: have.attacked,
+    "gradient_direction": turned_gradients,
+    "attribute_steering": steered_away,
     "feature_squeezing": changed_mind,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
@@ -191,14 +217,15 @@ def test_a_planted_outlier_lands_in_the_tail_that_the_paper_names(name: str, kin
 
 def namespace() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for module in (needs, denoiser_table, mahalanobis, kernel_density, feature_squeezing, saliency_classifier):
+    modules = (attribute_steering, feature_squeezing, gradient_direction, kernel_density, lid, mahalanobis)
+    for module in (needs, denoiser_table, saliency_classifier, summary_classifier, *modules):
         found |= vars(module)
     return found
 
 
 @BY_NAME
 def test_a_detector_prints_as_the_call_that_makes_it(name: str) -> None:
-    detector = fitted("images").detectors[name]
+    detector = DETECTORS[name](["a", "b", "c"])
     assert detector.name == name
     again = eval(repr(detector), namespace())
     assert again == detector

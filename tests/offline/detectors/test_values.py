@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +18,8 @@ from guard.offline.detectors.detector import Examples
 from guard.offline.detectors.feature_squeezing import FeatureSqueezing
 from guard.offline.detectors.kernel_density import KernelDensity, typical_distance
 from guard.offline.detectors.mahalanobis import Mahalanobis, fit_metric
-from guard.offline.detectors.saliency_classifier import SaliencyClassifier, item_weights
+from guard.offline.detectors.saliency_classifier import SaliencyClassifier
+from guard.offline.detectors.weights import item_weights
 from guard.offline.evidence.needs import DenoisedLogits, Evidence, Image, Latent, Logits
 from tests.offline.detectors.fitting import fitted
 
@@ -152,8 +152,7 @@ def test_saliency_classifier_sees_the_gradients_size_as_well_as_its_form() -> No
 
 
 def test_families_weigh_the_same_and_noise_a_quarter_of_the_negatives() -> None:
-    have = fitted("images").examples
-    weights = item_weights(replace(have, families=("a",) * 200 + ("b",) * 40))
+    weights = item_weights(240, 240, ("a",) * 200 + ("b",) * 40)
     clean, noisy, attacked = weights.split(240)
     assert float(weights.mean()) == pytest.approx(1.0)
     assert float(attacked[:200].sum()) == pytest.approx(float(attacked[200:].sum()), rel=1e-4)

@@ -1,0 +1,56 @@
+"""Does the input gradient keep its direction when the input is disturbed a little?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from guard.offline.detectors.detector import Examples, Head
+from guard.offline.evidence.needs import Evidence, InputGradient, NoisedGradients
+
+
+@dataclass(frozen=True)
+class GradientDirection:
+    """The angle between the gradient at the input and the gradient at a noisy copy of it.
+
+    Source: Wu et al. 2021, arXiv:2012.15386: directions of adversarial gradients after a single random perturbation.
+    Only the abstract's statement was at hand; the gradient's objective (the margin over the runner-up), the noise and
+    the cosine are ours, and so is that no classifier is trained on top.
+    """
+
+    gradients: NoisedGradients
+
+    @property
+    def name(self) -> str:
+        return "gradient_direction"
+
+    @property
+    def needs(self) -> tuple[InputGradient | NoisedGradients, ...]:
+        return (InputGradient(self.gradients.of), self.gradients)
+
+    def fit(self, examples: Examples) -> GradientDirectionHead:
+        del examples  # nothing is learned; the threshold comes from calibration
+        return GradientDirectionHead(self)
+
+    def restore(self, state: Mapping[str, Tensor]) -> GradientDirectionHead:
+        del state
+        return GradientDirectionHead(self)
+
+
+class GradientDirectionHead(Head):
+    def __init__(self, detector: GradientDirection) -> None:
+        super().__init__(detector)
+        self.gradients = detector.gradients
+
+    def forward(self, evidence: Evidence) -> Tensor:
+        """One minus the mean cosine [item], 0 to 2; an attacked input's gradient turns further."""
+        own = unit(evidence[InputGradient(self.gradients.of)].flatten(1))
+        noisy = unit(evidence[self.gradients].flatten(2))
+        return 1.0 - (noisy * own[:, None]).sum(dim=2).mean(dim=1)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Of length one along the last axis; a zero stays zero."""
+    return vectors / (vectors.square().sum(dim=-1, keepdim=True) + 1e-24).sqrt()

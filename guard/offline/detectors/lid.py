@@ -1,0 +1,100 @@
+"""Local intrinsic dimensionality of the latents among clean references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from guard.errors import DataError
+from guard.offline.detectors.detector import Examples, Head
+from guard.offline.detectors.logistic import Logistic, fit_logistic
+from guard.offline.evidence.needs import Evidence, Latent
+
+FLOOR = 1e-12  # of a squared distance: a reference met again is no neighbour at distance zero
+
+
+@dataclass(frozen=True)
+class Lid:
+    """In how many directions do clean neighbours thin out around this latent?
+
+    The maximum-likelihood estimate at every tap, weighed by a logistic regression on attacked items; without any, their
+    mean.
+
+    Source: Ma et al. 2018, arXiv:1801.02613, eq. 4 and algorithm 1. They draw another minibatch of 100 references for
+    every input; ours are fixed, so that an input's score does not depend on when it comes.
+    """
+
+    latents: tuple[Latent, ...]
+    neighbours: int = 20
+    references: int = 1000
+
+    @property
+    def name(self) -> str:
+        return "lid"
+
+    @property
+    def needs(self) -> tuple[Latent, ...]:
+        return self.latents
+
+    def fit(self, examples: Examples) -> LidHead:
+        items = len(examples.labels)
+        if items <= self.neighbours + 1:
+            raise DataError(f"lid looks at {self.neighbours} neighbours, and got {items} clean items to find them in")
+        chosen = torch.randperm(items, generator=examples.generator)[: self.references]
+        banks = [Bank(examples.clean[latent][chosen]) for latent in self.latents]
+        head = LidHead(self, banks, Logistic.mean(len(banks)))
+        clean, noisy, attacked = map(head.dimensions, (examples.clean, examples.noisy, examples.attacked))
+        return LidHead(self, banks, fit_logistic(clean, noisy, attacked, examples.families))
+
+    def restore(self, state: Mapping[str, Tensor]) -> LidHead:
+        banks = [Bank(state[f"banks.{i}.references"]) for i in range(len(self.latents))]
+        head = LidHead(self, banks, Logistic.mean(len(banks)))
+        head.load_state_dict(dict(state))
+        return head
+
+
+class Bank(nn.Module):
+    """Clean references of one tap, measured from their middle: far from the origin float32 would lose differences."""
+
+    def __init__(self, references: Tensor) -> None:
+        super().__init__()
+        middle = references.mean(dim=0)
+        self.register_buffer("references", references)  # [reference, feature]
+        self.register_buffer("middle", middle)
+        self.references: Tensor
+        self.middle: Tensor
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Squared distances [item, reference]."""
+        z, references = latent - self.middle, self.references - self.middle
+        squares = (z * z).sum(dim=1, keepdim=True) + (references * references).sum(dim=1)
+        return (squares - 2.0 * z @ references.T).clamp_min(0.0)
+
+
+class LidHead(Head):
+    def __init__(self, detector: Lid, banks: list[Bank], weighing: Logistic) -> None:
+        super().__init__(detector)
+        self.latents, self.neighbours = detector.latents, detector.neighbours
+        self.banks = nn.ModuleList(banks)
+        self.weighing = weighing
+
+    def forward(self, evidence: Evidence) -> Tensor:
+        """Log-odds of "attacked" [item]; larger is more suspicious."""
+        score: Tensor = self.weighing(self.dimensions(evidence))
+        return score
+
+    def dimensions(self, evidence: Evidence) -> Tensor:
+        """Logarithm of the estimated dimensionality at each tap [item, tap].
+
+        A clean item that is its own nearest reference is measured by the neighbours beyond it: the nearest of all is
+        left out for every input alike.
+        """
+        found = []
+        for latent, bank in zip(self.latents, self.banks, strict=True):
+            nearest = bank(evidence[latent]).topk(self.neighbours + 1, dim=1, largest=False).values[:, 1:]
+            logs = (nearest + FLOOR).log()  # of squares: twice the logarithm of the distance
+            found.append(-(0.5 * (logs[:, -1:] - logs).mean(dim=1)).clamp_min(1e-6).log())
+        return torch.stack(found, dim=1)

@@ -1,0 +1,190 @@
+"""A small perceptron over a few numbers about the input, its gradient and its second opinions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from guard.errors import DataError
+from guard.offline.denoisers.bit_depth import BitDepth
+from guard.offline.denoisers.median import Median
+from guard.offline.detectors.detector import Examples, Head
+from guard.offline.detectors.residual import residual
+from guard.offline.detectors.weights import item_weights
+from guard.offline.evidence.needs import DenoisedLogits, Denoiser, Evidence, Image, InputGradient, Logits
+
+FEWEST = 20  # attacked items; below that nothing can be learned
+FAR = 6.0  # standard deviations at which a number is cut: a perceptron is no judge of what it has never seen
+
+
+@dataclass(frozen=True)
+class SummaryClassifier:
+    """Do confidence, second opinions, gradient and grain fit together as they do in clean items?
+
+    Confidence: gaps between the best logits, entropy, energy. Second opinions: how far each squeezer moves logits,
+    probabilities and the belief in the class named. Gradient: size and sparsity. Grain: size, peakedness and
+    correlations of the image's residual, and how it lies along the gradient; vectors have none but the last.
+
+    Source: ours. The numbers are others': energy, Liu et al. 2020, arXiv:2010.03759; squeezing, Xu et al. 2018,
+    arXiv:1704.01155; correlations of neighbouring residuals, Pevný et al. 2010 (SPAM, of steganalysis).
+    """
+
+    gradient: InputGradient = field(default_factory=lambda: InputGradient("margin"))
+    squeezers: tuple[Denoiser, ...] = (BitDepth(4), Median(2))
+    width: int = 64
+    epochs: int = 30
+    learning_rate: float = 5e-3
+
+    @property
+    def name(self) -> str:
+        return "summary_classifier"
+
+    @property
+    def needs(self) -> tuple[Image | Logits | InputGradient | DenoisedLogits, ...]:
+        return (Image(), Logits(), self.gradient, *(DenoisedLogits(squeezer) for squeezer in self.squeezers))
+
+    def fit(self, examples: Examples) -> SummaryClassifierHead:
+        attacked = examples.count_attacked()
+        if attacked < FEWEST:
+            raise DataError(f"summary_classifier learns from attacked items; got {attacked}, wanted at least {FEWEST}")
+        parts = [summaries(self, evidence) for evidence in (examples.clean, examples.noisy, examples.attacked)]
+        clean, noisy = len(parts[0]), len(parts[1])
+        numbers = torch.cat(parts)
+        target = torch.zeros(len(numbers))
+        target[-attacked:] = 1.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(examples.seed)
+            head = SummaryClassifierHead(self, numbers.shape[1])
+            train(head, numbers, target, item_weights(clean, noisy, examples.families), self)
+        return head.eval().requires_grad_(False)
+
+    def restore(self, state: Mapping[str, Tensor]) -> SummaryClassifierHead:
+        head = SummaryClassifierHead(self, len(state["centre"]))
+        head.load_state_dict(dict(state))
+        return head.eval().requires_grad_(False)
+
+
+class SummaryClassifierHead(Head):
+    def __init__(self, detector: SummaryClassifier, numbers: int) -> None:
+        super().__init__(detector)
+        self.asked, width = detector, detector.width
+        self.register_buffer("centre", torch.zeros(numbers))
+        self.register_buffer("spread", torch.ones(numbers))
+        self.centre: Tensor
+        self.spread: Tensor
+        self.body = nn.Sequential(
+            nn.Linear(numbers, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
+        )
+
+    def forward(self, evidence: Evidence) -> Tensor:
+        """Log-odds of "attacked" [item]; larger is more suspicious."""
+        return self.judge(summaries(self.asked, evidence))
+
+    def judge(self, numbers: Tensor) -> Tensor:
+        scaled = ((numbers - self.centre) / self.spread).clamp(-FAR, FAR)
+        odds: Tensor = self.body(scaled).squeeze(1)
+        return odds
+
+
+def summaries(detector: SummaryClassifier, evidence: Evidence) -> Tensor:
+    """[item, number]"""
+    logits, image = evidence[Logits()], evidence[Image()]
+    opinions = [evidence[DenoisedLogits(squeezer)] for squeezer in detector.squeezers]
+    named = nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()
+    columns = confidence(logits, named)
+    for opinion in opinions:
+        columns += disagreement(logits, opinion, named)
+    columns += direction(image, evidence[detector.gradient])
+    if image.ndim == 4:
+        columns += grain(image)
+    return torch.stack(columns, dim=1)
+
+
+def confidence(logits: Tensor, named: Tensor) -> list[Tensor]:
+    best = logits.topk(min(3, logits.shape[1]), dim=1).values
+    logs = logits.log_softmax(dim=1)
+    entropy = -(logs.exp() * logs).sum(dim=1)
+    gaps = [best[:, 0] - best[:, place] for place in range(1, best.shape[1])]
+    energy = logits.logsumexp(dim=1)
+    return [
+        *gaps,
+        *((gap + 1e-2).log() for gap in gaps),
+        (entropy + 1e-4).log(),
+        energy,
+        best[:, 0],
+        belief(logits, named),
+    ]
+
+
+def disagreement(logits: Tensor, opinion: Tensor, named: Tensor) -> list[Tensor]:
+    moved = (opinion.softmax(dim=1) - logits.softmax(dim=1)).abs().sum(dim=1)
+    still = belief(opinion, named)
+    return [(moved + 1e-4).log(), log_norm(logits - opinion), still, belief(logits, named) - still]
+
+
+def direction(image: Tensor, gradient: Tensor) -> list[Tensor]:
+    """The gradient's size and sparsity, and how the grain lies along it, with and without their sizes."""
+    slope, fine = gradient.flatten(1), residual(image).flatten(1)
+    length, total = norm(slope), slope.abs().sum(dim=1)
+    up, rough = slope.sign(), fine.sign()
+    return [
+        (length + 1e-9).log(),
+        ((total + 1e-9) / (length + 1e-9)).log(),
+        (fine * slope).sum(dim=1) / (length * norm(fine) + 1e-9),
+        (fine * up).sum(dim=1) / (fine.abs().sum(dim=1) + 1e-9),
+        (rough * slope).sum(dim=1) / (total + 1e-9),
+        (rough * up).mean(dim=1),
+    ]
+
+
+def grain(image: Tensor) -> list[Tensor]:
+    """Size and peakedness of the residual [item, channel, height, width], and its correlation with its neighbours."""
+    fine = residual(image)
+    power = fine.square().mean(dim=(1, 2, 3)) + 1e-8
+    fourth = fine.square().square().mean(dim=(1, 2, 3)) + 1e-12
+    pairs: Sequence[tuple[Tensor, Tensor]] = [
+        (fine[:, :, 1:], fine[:, :, :-1]),
+        (fine[:, :, :, 1:], fine[:, :, :, :-1]),
+        *((fine[:, channel], fine[:, channel + 1]) for channel in range(fine.shape[1] - 1)),
+    ]
+    return [
+        0.5 * power.log(),
+        (fine.abs().flatten(1).mean(dim=1) + 1e-4).log(),
+        fourth.log() - 2.0 * power.log(),
+        *((a * b).flatten(1).mean(dim=1) / power for a, b in pairs),
+    ]
+
+
+def belief(logits: Tensor, named: Tensor) -> Tensor:
+    """Log-odds [item] of one class of each item."""
+    return (logits * named).sum(dim=1) - logits.masked_fill(named, -torch.inf).logsumexp(dim=1)
+
+
+def norm(vectors: Tensor) -> Tensor:
+    """[item]; its slope is finite at zero too."""
+    return (vectors.square().sum(dim=1) + 1e-24).sqrt()
+
+
+def log_norm(vectors: Tensor) -> Tensor:
+    return (norm(vectors) + 1e-3).log()
+
+
+def train(
+    head: SummaryClassifierHead, numbers: Tensor, target: Tensor, weights: Tensor, settings: SummaryClassifier
+) -> None:
+    """Weighted logistic loss by AdamW in batches of 128, the learning rate falling along a cosine."""
+    head.centre.copy_(numbers.mean(dim=0))
+    head.spread.copy_(numbers.std(dim=0).clamp_min(1e-6))
+    optimiser = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
+    for _ in range(settings.epochs):
+        for index in torch.randperm(len(target)).split(128):
+            odds = head.judge(numbers[index])
+            loss = nn.functional.binary_cross_entropy_with_logits(odds, target[index], weights[index])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        schedule.step()
