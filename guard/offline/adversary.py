@@ -33,7 +33,6 @@ from guard.runtime import Readings
 FORMAT = 1  # of a kept run: raised whenever what is computed for one changes
 PROOF_RATE = 0.05  # the rate at which an attack must break the detectors known to be broken
 PROVING_DETECTORS = ("kernel_density", "feature_squeezing", "lid")
-PROVING: tuple[Method, ...] = ("selective",)
 STARTS = 2  # of each method: the static attack's result and a random point
 FEWEST_ITEMS, FEWEST_STEPS, FEW_STEPS = 30, 20, 60
 TRIAL_STEPS = 2  # by which speed is measured
@@ -164,7 +163,7 @@ def aims(subject: Subject, target: float) -> tuple[Aim, tuple[Aim, ...]]:
     for name in PROVING_DETECTORS:
         if name in calibration.detectors:
             clean = torch.from_numpy(calibration.clean_scores[:, calibration.detectors.index(name)])
-            alone.append(Aim(name, DetectorExcess(subject.alone(name), name, clean, PROOF_RATE), PROVING))
+            alone.append(Aim(name, DetectorExcess(subject.alone(name), name, clean, PROOF_RATE), METHODS))
     return whole, tuple(alone)
 
 
