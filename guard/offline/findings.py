@@ -64,7 +64,7 @@ class Area:
         worth = min(value * (1 - value) / variance, at_chance) if variance > 0 else at_chance
         centre, square = (value + NORMAL**2 / (2 * worth)) / (1 + NORMAL**2 / worth), NORMAL**2
         half = NORMAL * np.sqrt(value * (1 - value) / worth + square / (4 * worth**2)) / (1 + square / worth)
-        return Area(value, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+        return Area(value, max(0.0, min(value, float(centre - half))), min(1.0, max(value, float(centre + half))))
 
 
 def placements(clean: Floats, attacked: Floats) -> Floats:

@@ -110,19 +110,25 @@ def flag_list(e: Evaluation) -> list[str]:
 
 def clean_part(e: Evaluation) -> list[str]:
     heads = [f"taken for attacked at {promise_text(p)}" for p in e.promises]
+    own = ("rejected (bundle's own rate)", "flagged or rejected") if has_own_rates(e) else ()
     return [
         "<h2>Inputs that nobody attacked</h2>",
         '<p class="note">The promise covers clean items: their number of alarms must lie in the band that the number '
         "of calibration items allows (99.9 %, beta-binomial). Noise has the sizes of the attacks' perturbations and "
         "lies on the data's grid; off-grid clean is half a grid step beside it, where no file can be.</p>",
         table(
-            ("inputs", "items", *heads, "rejected (bundle's own rate)", "flagged or rejected"),
-            (clean_cells(row, e.promises) for row in e.clean),
+            ("inputs", "items", *heads, *own),
+            (clean_cells(row, e.promises, own=bool(own)) for row in e.clean),
         ),
     ]
 
 
-def clean_cells(row: CleanRow, promises: Sequence[Promise]) -> tuple[str, ...]:
+def has_own_rates(e: Evaluation) -> bool:
+    """Whether the bundle rejects or flags at other rates than those that every report states."""
+    return not {e.reject_rate, e.flag_rate} <= {p.rate for p in e.promises}
+
+
+def clean_cells(row: CleanRow, promises: Sequence[Promise], *, own: bool) -> tuple[str, ...]:
     cells = []
     for promise in promises:
         found, band = row.alarms.get(promise.name), row.bands.get(promise.name)
@@ -130,13 +136,8 @@ def clean_cells(row: CleanRow, promises: Sequence[Promise]) -> tuple[str, ...]:
         cells.append(td(rate(found, 1) + allowed, first=promise is promises[0]))
     name = html.escape(row.name.strip())
     name = f"<small>{name}</small>" if row.name.startswith(" ") else name
-    return (
-        td(name),
-        td(str(row.rejected.items)),
-        *cells,
-        td(rate(row.rejected, 1), first=True),
-        td(rate(row.flagged, 1)),
-    )
+    at_own = (td(rate(row.rejected, 1), first=True), td(rate(row.flagged, 1))) if own else ()
+    return td(name), td(str(row.rejected.items)), *cells, *at_own
 
 
 def attack_part(e: Evaluation) -> list[str]:
@@ -193,6 +194,7 @@ def caught(found: Detection | None, promises: Sequence[Promise], *, first: bool 
 
 def adaptive_part(e: Evaluation) -> list[str]:
     heads = [f"gets through at {promise_text(p)}" for p in e.promises]
+    own = ("is not rejected (bundle's own rate)", "is not flagged") if has_own_rates(e) else ()
     return [
         "<h2>An attacker who knows the guard</h2>",
         '<p class="note">Knows the model, every detector, the fusion and the threshold, and starts from the static '
@@ -206,18 +208,17 @@ def adaptive_part(e: Evaluation) -> list[str]:
                 "fools the model",
                 "AUROC of those",
                 *heads,
-                "is not rejected (own rate)",
-                "is not flagged",
+                *own,
                 "proof of strength",
                 "counts",
                 "attacked and served differ",
             ),
-            (adaptive_cells(row, e.promises) for row in e.adaptive),
+            (adaptive_cells(row, e.promises, own=bool(own)) for row in e.adaptive),
         ),
     ]
 
 
-def adaptive_cells(row: AdaptiveRow, promises: Sequence[Promise]) -> tuple[str, ...]:
+def adaptive_cells(row: AdaptiveRow, promises: Sequence[Promise], *, own: bool) -> tuple[str, ...]:
     counts = "yes" if row.proven else '<span class="bad">attack unproven</span>'
     return (
         td(f"{html.escape(row.label)}<small>aims at the threshold of {percent(row.target)}</small>"),
@@ -225,8 +226,7 @@ def adaptive_cells(row: AdaptiveRow, promises: Sequence[Promise]) -> tuple[str, 
         td(rate(row.fooled)),
         td(area(row.detection.auroc)),
         *(td(rate(row.passed.get(p.name)), first=p is promises[0]) for p in promises),
-        td(rate(row.passed_reject), first=True),
-        td(rate(row.passed_flag)),
+        *((td(rate(row.passed_reject), first=True), td(rate(row.passed_flag))) if own else ()),
         td("".join(f"<small>{html.escape(one)}</small>" for one in proof_text(row).split(", ")), first=True),
         td(counts),
         td(percent(row.disagreement, 1)),

@@ -80,7 +80,7 @@ def adaptive_flags(e: Evaluation) -> list[str]:
         if not row.proven:
             flags.append(
                 f"{row.label}: attack unproven, since it did not first defeat detectors known to be weak on "
-                f"{PROOF_SHARE:.0%} of the items ({proof_text(row)}); its row says nothing about the guard."
+                f"{PROOF_SHARE:.0%} of the items ({proof_text(row)}); what gets through is a lower bound, no more."
             )
         fooled = row.fooled.count
         caught = 1 - row.passed_reject.count / fooled if fooled else 0.0

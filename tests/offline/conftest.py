@@ -24,7 +24,8 @@ def one_thread() -> Iterator[None]:
     """Training on one thread, whichever was the quicker a moment ago: figures are compared to the last bit."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("guard.offline.train.choose_threads", lambda *_: torch.set_num_threads(1))
+        for module in ("train", "evaluation"):
+            patch.setattr(f"guard.offline.{module}.choose_threads", lambda *_: torch.set_num_threads(1))
         torch.set_num_threads(1)
         yield
     torch.set_num_threads(before)

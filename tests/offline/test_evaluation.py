@@ -1,0 +1,301 @@
+"""`guard evaluate`: a family that is left out is really left out, what is finished is kept, and time is kept to."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import guard.offline.adversary
+import guard.offline.build
+import guard.offline.calibrate
+import guard.offline.craft
+from guard.bundle import Bundle
+from guard.errors import BundleError, DataError
+from guard.offline.adversary import FEWEST_ITEMS, FEWEST_STEPS, Size, identity_of
+from guard.offline.build import Prepared
+from guard.offline.evaluate import read
+from guard.offline.evaluation import evaluate_bundle, prepared
+from guard.offline.evidence.gather import Gather
+from guard.offline.findings import Evaluation
+from guard.offline.fit import gather_all
+from guard.offline.measure import LeftOut
+from guard.offline.progress import Stages
+from guard.offline.refit import Remembered, families, refit_all
+from guard.offline.reopen import Work
+from guard.offline.subject import Subject, detector_rows
+from guard.runtime import Runtime
+from tests.offline import tiny
+
+
+class Spy:
+    """Counts the calls of a function, and keeps what it was given by name."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.interrupt_at: int | None = None
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        self.calls.append((arguments, keywords))
+        if len(self.calls) == self.interrupt_at:
+            raise KeyboardInterrupt
+        return self.function(*arguments, **keywords)
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> Spy:
+    spy = Spy(getattr(module, name))
+    monkeypatch.setattr(module, name, spy)
+    return spy
+
+
+def quiet() -> Any:
+    with Stages(Console(file=io.StringIO())).stage("nobody looks") as stage:
+        return stage
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """The tiny bundle's guards without a family, and what fitting them was given."""
+
+    bundle: Bundle
+    whole: Prepared
+    guards: tuple[LeftOut, ...]
+    heads: Spy
+    fusion: Spy
+    pooled: Spy
+
+
+@pytest.fixture(scope="module")
+def refitted(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Refitted:
+    folder = tmp_path_factory.mktemp("refitted")
+    copied(tiny_bundle, folder)
+    bundle = Bundle.open(folder / "bundle")
+    work = Work.beside(bundle)
+    whole = prepared(work, bundle, quiet())
+    with pytest.MonkeyPatch.context() as patch:
+        heads = spied(patch, guard.offline.build, "fit_heads")
+        fusion = spied(patch, guard.offline.calibrate, "fit_fusion")
+        pooled = spied(patch, guard.offline.calibrate, "pool")
+        guards = refit_all(work.job_of(bundle), lambda: whole, bundle, lambda text: None)
+    return Refitted(bundle, whole, guards, heads, fusion, pooled)
+
+
+def copied(bundle: Bundle, folder: Path) -> None:
+    for name in ("bundle", "bundle.work"):
+        shutil.copytree(bundle.path.with_name(name), folder / name)
+
+
+@pytest.fixture
+def bundle(refitted: Refitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A copy with a work directory of its own, and an evaluation of seconds."""
+    monkeypatch.setattr("guard.offline.evaluation.FULL", (60, 8, 4))
+    copied(refitted.bundle, tmp_path)
+    return Bundle.open(tmp_path / "bundle")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tiny.write_data(tmp_path / "fresh.npz", items=150, seed=91)
+
+
+def run(bundle: Bundle, data: Path, **settings: Any) -> tuple[Evaluation, str]:
+    """The evaluation, and what it said meanwhile."""
+    console = Console(file=io.StringIO(), width=200)
+    asked: dict[str, Any] = {"quick": False, "seed": 0, **settings}
+    found = evaluate_bundle(bundle, data, data.parent / "report", stages=Stages(console), **asked)
+    assert isinstance(console.file, io.StringIO)
+    return found, console.file.getvalue()
+
+
+def items(images: Any) -> set[bytes]:
+    return {np.ascontiguousarray(image).tobytes() for image in images}
+
+
+# Left out.
+
+
+def test_a_family_left_out_is_seen_by_nothing(refitted: Refitted) -> None:
+    """Neither a head, nor the fusion, nor noise of its size: not one of its items reaches what is fitted."""
+    crafted = refitted.whole.crafted
+    assert [left.family for left in refitted.guards] == ["high-confidence", "single-step"]
+    assert len(refitted.heads.calls) == len(refitted.pooled.calls) == 2
+    fusions = refitted.fusion.calls[1::2]  # of all detectors, after that of the screen
+    for left, fitted, pooled, fused in zip(
+        refitted.guards, refitted.heads.calls, refitted.pooled.calls, fusions, strict=True
+    ):
+        hidden = items(np.concatenate([c.attacked for c in crafted if c.family == left.family]))
+        shown = items(np.concatenate([c.attacked for c in crafted if c.family != left.family]))
+        noise = items(np.concatenate([c.noise for c in crafted if c.family != left.family]))
+        given = items(fitted[1]["attacked"])
+        assert given
+        assert given <= shown - hidden
+        assert items(fitted[1]["noisy"]) <= noise
+        names = {c.attack for c in crafted if c.family != left.family}
+        assert set(fitted[1]["families"]) == set(fused[0][3]) == names
+        assert {c.attack for c in pooled[0][0]} == names
+
+
+def test_what_learns_from_attacks_is_another_and_the_rest_is_the_same(refitted: Refitted) -> None:
+    served, images = Runtime(refitted.bundle), tiny.data(40, seed=92)[0]
+    names = list(served.calibration.detectors)
+    learned = names.index("saliency_classifier")
+    expected = read(served, images).scores
+    for left in refitted.guards:
+        found = read(left.runtime, images).scores
+        same = [column for column in range(len(names)) if column != learned]
+        np.testing.assert_allclose(found[:, same], expected[:, same], rtol=1e-3, atol=1e-3)
+        assert np.abs(found[:, learned] - expected[:, learned]).max() > 0.05
+        assert left.runtime.calibration.items == served.calibration.items
+
+
+def test_one_family_alone_cannot_be_left_out() -> None:
+    assert families(tiny.recipe()) == ("high-confidence", "single-step")
+    assert families(replace(tiny.recipe(), attacks=tiny.recipe().attacks[:1])) == ()
+
+
+def test_remembered_evidence_is_gathered_once_and_is_the_items_own(tiny_subject: Subject) -> None:
+    needs = [need for ds in tiny_subject.programs.values() for d in ds for need in d.needs]
+    gather = Gather(tiny_subject.classifier, needs)
+    seen: list[int] = []
+    gather.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    remembered, images = Remembered(gather), tiny.data(30, seed=93)[0]
+    remembered(images[:20])
+    again = remembered(np.concatenate([images[10:], images[5:6], images[5:6]]))
+    assert sum(seen) == 30
+    expected = gather_all(gather, np.concatenate([images[10:], images[5:6], images[5:6]]))
+    for need, value in expected.items():
+        np.testing.assert_allclose(again[need].numpy(), value.numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_data_that_was_exchanged_is_refused(bundle: Bundle, data: Path) -> None:
+    work = Work.beside(bundle)
+    shutil.rmtree(work.path / "without-single-step")
+    settings = json.loads((work.path / "job.json").read_text("utf-8"))
+    other = tiny.write_data(data.with_name("other.npz"), seed=8)
+    (work.path / "job.json").write_text(json.dumps({**settings, "data": str(other)}), encoding="utf-8")
+    with pytest.raises(DataError, match="no longer holds what the bundle was trained on"):
+        run(bundle, data)
+    assert not (data.parent / "report").exists()
+    del settings["model"]
+    (work.path / "job.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"job\.json lacks a setting"):
+        Work.beside(bundle).job_of(bundle)
+
+
+# The whole.
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(bundle.path.with_name("bundle.work") / "without-single-step")
+    shards = spied(monkeypatch, guard.offline.craft, "attack_shard")
+    heads = spied(monkeypatch, guard.offline.build, "fit_heads")
+    runs = spied(monkeypatch, guard.offline.adversary, "in_parts")
+    speeds = 2 * 2 * 3  # twice, each of the guard and two detectors, warmed up and measured
+    runs.interrupt_at = speeds + 2
+    with pytest.raises(KeyboardInterrupt):
+        run(bundle, data)
+    assert not (data.parent / "report").exists()
+    made = len(shards.calls)
+    assert made > 0
+    assert len(heads.calls) == 1
+    runs.interrupt_at = None
+    before = len(runs.calls)
+    found, said = run(bundle, data)
+    assert len(shards.calls) == made
+    assert len(heads.calls) == 1
+    assert len(runs.calls) - before == speeds // 2 + 2, "sizes are kept to, one proof was finished"
+    again, _ = run(bundle, data)
+    assert again == found or repr(again) == repr(found), "and a third time nothing changes"
+    assert len(runs.calls) - before == speeds // 2 * 2 + 2
+    assert "together about" in said
+
+
+def test_the_report_has_every_column(bundle: Bundle, data: Path) -> None:
+    found, said = run(bundle, data)
+    assert {row.label: row.left_out is not None for row in found.attacks} == {
+        "pgd L∞ 4/16": True,
+        "fgsm L∞ 4/16": True,
+        "pgd L2 1.5": True,
+    }
+    assert [row.setting for row in found.attacks] == ["seen", "seen", "never seen"]
+    assert [p.reason is None for p in found.promises] == [bundle.calibration.items >= 99, True]
+    assert [row.family for row in found.left_out] == ["high-confidence", "single-step"]
+    assert found.left_out[0].fitted_on == ("fgsm L∞ 4/16",)
+    assert {row.name for row in found.clean} >= {"clean", "noise of the attacks' sizes", "off-grid clean"}
+    clean = found.clean[0]
+    low, high = clean.bands["0.05"]
+    alarms = clean.alarms["0.05"]
+    assert alarms is not None
+    assert low <= alarms.count <= high
+    (adaptive,) = found.adaptive
+    assert {proof.detector for proof in adaptive.proof} == {"kernel_density", "feature_squeezing"}
+    assert adaptive.target == 0.05
+    raw = json.loads((data.parent / "report" / "report.json").read_text("utf-8"))
+    assert raw["attacks"][0]["left_out"]["caught"]["0.05"]["items"] == raw["attacks"][0]["success"]["count"]
+    assert "guards without a family" in said
+
+
+def test_quick_leaves_no_family_out(bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guard.offline.evaluation.QUICK", (40, 4, 2))
+    found, _ = run(bundle, data, quick=True)
+    assert found.left_out == ()
+    assert all(row.left_out is None for row in found.attacks)
+    assert found.adaptive
+
+
+def test_where_time_is_short_the_adaptive_attack_shrinks_and_stays(bundle: Bundle, data: Path) -> None:
+    found, said = run(bundle, data, minutes=0.001)
+    (adaptive,) = found.adaptive
+    assert adaptive.fooled.items == 8
+    assert "will be made smaller" in said
+
+
+@pytest.mark.parametrize("seconds", [-5.0, 0.0, 1.0, 40.0, 300.0, 1e9])
+def test_sizes(seconds: float) -> None:
+    """It fits if it can, never falls below the fewest, and never exceeds what was wanted."""
+    wanted = Size(50, 100)
+    found = wanted.shrunk(seconds, 0.02)
+    assert FEWEST_ITEMS <= found.items <= 50
+    assert FEWEST_STEPS <= found.steps <= 100
+    fits = found.items * (found.steps + 1) * 0.02 <= seconds
+    assert fits or found == Size(FEWEST_ITEMS, FEWEST_STEPS)
+    if seconds > 1e6:
+        assert found == wanted
+
+
+def test_items_are_kept_before_steps_and_steps_before_too_few_items() -> None:
+    wanted = Size(50, 100)
+    assert wanted.shrunk(50 * 81 * 0.02, 0.02) == Size(50, 80)
+    assert wanted.shrunk(40 * 61 * 0.02, 0.02) == Size(40, 60)
+    assert wanted.shrunk(30 * 41 * 0.02, 0.02) == Size(30, 40)
+    assert Size(8, 5).shrunk(0.0, 1.0) == Size(8, 5)
+
+
+def test_the_identity_of_a_guard_is_what_decides_and_not_its_report(bundle: Bundle) -> None:
+    before = identity_of(bundle)
+    (bundle.path / "report.html").write_text("another", encoding="utf-8")
+    assert identity_of(bundle) == before
+    file = bundle.path / "calibration.npz"
+    file.write_bytes(file.read_bytes() + b" ")
+    assert identity_of(bundle) != before
+
+
+def test_costs_count_shared_evidence_once(tiny_subject: Subject) -> None:
+    rows = {row.name: row for row in detector_rows(tiny_subject.programs)}
+    assert (rows["mahalanobis"].forwards, rows["mahalanobis"].own) == (0, 0)
+    assert (rows["saliency_classifier"].forwards, rows["saliency_classifier"].own) == (1, 1)
+    assert (rows["feature_squeezing"].rows, rows["feature_squeezing"].own) == (2, 2)
+    twice = {"interpret": [copy(d) for d in tiny_subject.programs["interpret"] for _ in range(2)]}
+    assert all(row.own == 0 for row in detector_rows(twice))
