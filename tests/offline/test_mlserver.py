@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from guard.serve.wire.inference_pb2 import (
     ModelReadyRequest,
     ServerMetadataRequest,
 )
+from tests.bench.mlserver import Found, main, report
+from tests.offline import tiny
 from tests.serve.guarded import Answered, calling, config_for, infer_request, metric_of
 from tests.serve.mlserver_process import mlserver_process
 from tests.serve.processes import guard_process
@@ -43,6 +46,7 @@ class House:
     upstream: str
     guarded: str
     metrics: str
+    model: Path  # what MLServer serves
 
     def both(self, method: str, request: Any) -> tuple[Answered, Answered]:
         """The same call to MLServer itself and through the guard."""
@@ -79,7 +83,7 @@ def house(
     ):
         listening = guard.until_event("listening")
         guard.until_event("ready")
-        yield House(upstream, listening["inference"], listening["metrics"])
+        yield House(upstream, listening["inference"], listening["metrics"], model)
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +194,42 @@ def test_what_the_guard_does_not_inspect_never_reaches_mlserver(
     streamed, refused = house.both("ModelStreamInfer", infer_request(passing[:1], name=served_name))
     assert streamed.ok  # MLServer would have answered
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_ALLOWED")
+
+
+def test_the_bench_counts_the_same_on_both_sides(
+    house: House, tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -m tests.bench.mlserver` from end to end: `guard serve` as users call it, fresh items, fresh attacks."""
+    data = tiny.write_data(tmp_path / "data.npz", 120, seed=91)
+    files = ["--bundle", tiny_bundle.path, "--model", house.model, "--data", data]
+    sizes = ["--clean", "60", "--attacked", "15", "--budget", "1/4", "--steps", "8"]
+    assert main([str(word) for word in (*files, *sizes)]) == 0
+    said = capsys.readouterr().out
+    passed, equal = re.search(r"passed +(\d+) of 75; (\d+) equal", said).groups()  # type: ignore[union-attr]
+    rejected = re.search(r"metrics +(\d+) rejected", said).group(1)  # type: ignore[union-attr]
+    assert passed == equal
+    assert int(passed) + int(rejected) == 75
+
+
+def test_the_bench_finds_what_is_wrong(tiny_bundle: Bundle) -> None:
+    def answer(logit: float) -> dict[str, Any]:
+        return {"logits": [[logit, 0.0, 0.0]]}
+
+    refused = {"status": "StatusCode.PERMISSION_DENIED", "message": "no"}
+    counted = {("guard_items_total", action): 0.0 for action in ("pass", "flag", "repair", "reject")}
+    names = ("guard_upstream_compared_items_total", "guard_upstream_disagreement_items_total")
+    metrics = counted | dict.fromkeys(((name, "") for name in names), 0.0)
+    metrics["guard_items_total", "pass"] = metrics[names[0], ""] = 100
+    metrics["guard_items_total", "reject"] = 1
+    direct, through = [answer(1.0)] * 101, [answer(1.0)] * 100 + [refused]
+
+    def faults(through: list[dict[str, Any]], **changes: float) -> str:
+        changed = metrics | {("guard_items_total", action): value for action, value in changes.items()}
+        return "; ".join(report(Found.of(direct, through, 90, changed), tiny_bundle))
+
+    assert faults(through) == ""
+    assert "not the direct answer" in faults([*through[:4], answer(1.5), *through[5:]])
+    assert "UNAVAILABLE" in faults([{"status": "StatusCode.UNAVAILABLE"}, *through[1:]], **{"pass": 99})
+    assert "other rejections" in faults(through, reject=2)
+    assert "other passes" in faults(through, **{"pass": 99})
+    assert "band" in faults([*[refused] * 60, *through[60:]], reject=61, **{"pass": 40})
