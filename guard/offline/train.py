@@ -8,42 +8,30 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from guard.arrays import from_unit
 from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
-from guard.offline.calibrate import Calibrator, pool
-from guard.offline.compile import Cleaner, Parity, Program, check_parity, compile_programs
+from guard.offline.build import Prepared, compile_heads, fit, parities, write_seconds
+from guard.offline.calibrate import Calibrator
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.data import Split
-from guard.offline.detectors.detector import Detector, Head
-from guard.offline.fit import BATCH, fit_heads, save_heads
+from guard.offline.fit import BATCH, save_heads
 from guard.offline.job import Data, Job, check_data, open_job
-from guard.offline.measure import Effort, Subject, measure
+from guard.offline.measure import Effort, measure
 from guard.offline.model.classifier import Classifier
 from guard.offline.progress import Stage, Stages, short
 from guard.offline.report import to_html, to_json
+from guard.offline.subject import Subject
 from guard.offline.threads import choose_threads
-from guard.runtime import Runtime, Session
+from guard.runtime import Runtime
 
-PARITY_ITEMS = 100
 FEWEST_VERIFIED = 300  # of each attack, to fit on
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that fitting starts from."""
-
-    classifier: Classifier
-    data: Data
-    crafted: tuple[CraftedSet, ...]  # of the heads and combiner splits
 
 
 def train(job: Job, stages: Stages) -> Bundle:
@@ -77,21 +65,19 @@ def prepare(job: Job, stages: Stages) -> Prepared:
 
 def finish(job: Job, prepared: Prepared, stages: Stages) -> Bundle:
     """Fit, compile, calibrate, measure, and write the bundle."""
-    classifier, data, crafted = prepared.classifier, prepared.data, prepared.crafted
-    programs = job.recipe.programs([tap.name for tap in classifier.taps])
+    classifier, data = prepared.classifier, prepared.data
+    programs, began = prepared.programs(job), time.monotonic()
     with stages.stage("fit detectors") as progress:
         heads = fit(job, prepared, programs, progress.note)
         save_heads(heads, job.work / "heads")
     with stages.stage("compile to ONNX"):
-        modules = {name: Program(classifier, ds, [heads[d.name] for d in ds]) for name, ds in programs.items()}
-        cleaners = {denoiser.name: Cleaner(denoiser, classifier.spec.input) for denoiser in job.recipe.repairs}
-        wire = from_unit(data.images[data.part(Split.COMBINER)][:PARITY_ITEMS], classifier.spec.input)
-        compiled = compile_programs(modules, cleaners, wire)
+        graphs = compile_heads(job, prepared, programs, heads)
     with stages.stage("calibrate"):
-        calibrator = Calibrator(job, classifier, programs, compiled, data)
-        calibration, leaks = calibrator.calibrate(crafted)
+        calibrator = Calibrator(job, classifier, programs, graphs.compiled, data)
+        calibration, leaks = calibrator.calibrate(prepared.crafted)
         provisional = calibrator.bundle(job.work / "provisional", calibration, leaks, {})
-        parity = parities(modules, provisional, wire)
+        parity = parities(graphs, provisional)
+        write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:
         subject = Subject(classifier, programs, heads, Runtime(provisional))
         effort = Effort(job.attack_items, job.adaptive_items, job.adaptive_steps, job.seed, job.work / "crafted")
@@ -110,6 +96,7 @@ def write_work(job: Job, data: Data) -> None:
     settings = {key: value for key, value in asdict(job).items() if key not in ("recipe", "out")}
     if Path(job.model).is_file():
         settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
+    settings |= {"data": job.data.resolve(), "test": job.test and job.test.resolve()}
     settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}
     (job.work / "job.json").write_text(json.dumps(settings, indent=2, default=str), encoding="utf-8")
 
@@ -130,34 +117,3 @@ def craft_all(job: Job, classifier: Classifier, data: Data, progress: Stage) -> 
         seed=job.seed,
         progress=progress.items,
     )
-
-
-def fit(
-    job: Job,
-    prepared: Prepared,
-    programs: Mapping[str, Sequence[Detector]],
-    note: Callable[[str], None],
-) -> dict[str, Head]:
-    data = prepared.data
-    part = data.part(Split.HEADS)
-    attacked, noisy, families = pool(prepared.crafted, data, Split.HEADS)
-    return fit_heads(
-        prepared.classifier,
-        [d for detectors in programs.values() for d in detectors],
-        clean=data.images[part],
-        labels=data.labels[part],
-        noisy=noisy,
-        attacked=attacked,
-        families=families,
-        seed=job.seed,
-        report=note,
-    )
-
-
-def parities(modules: Mapping[str, Program], bundle: Bundle, wire: NDArray[np.float32]) -> dict[str, Parity]:
-    """Each written program against torch. Raises ParityError."""
-    found = {}
-    for spec in bundle.manifest.programs:
-        session = Session(bundle.path / spec.file, device="cpu", threads=None)
-        found[spec.name] = check_parity(spec.name, modules[spec.name], session, wire)
-    return found

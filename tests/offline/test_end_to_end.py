@@ -19,7 +19,7 @@ from guard.bundle import Bundle
 from guard.offline.digits import AsTuple
 from guard.offline.evaluate import read
 from guard.offline.lower import lower
-from guard.offline.measure import Subject
+from guard.offline.subject import Subject
 from guard.policy import Action, Policy
 from guard.runtime import Runtime
 from guard.scoring import score_lines
