@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle
 from guard.offline.digits import AsTuple
 from guard.offline.lower import lower
-from guard.offline.measure import Subject
+from guard.offline.subject import Subject
 from guard.runtime import Runtime
 from guard.serve.upstream import mismatch
 from guard.serve.wire.inference_pb2 import (
