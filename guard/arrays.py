@@ -192,13 +192,24 @@ def to_wire(images: NDArray[Any], spec: InputSpec, source: str = "inputs") -> ND
         return from_unit(channels_first.astype(np.float32) / np.float32(255), spec)
     check_shape(images, spec, source)
     wire = images.astype(spec.dtype)
-    unit = to_unit(wire, spec)
-    if unit.min() < -1e-3 or unit.max() > 1 + 1e-3:
-        raise DataError(
-            f"{source}: values span [{images.min():g}, {images.max():g}], outside the model's range "
-            f"[{min(spec.low):g}, {max(spec.high):g}]; set --range (or --mean and --std) to what the model expects"
-        )
+    check_box(wire, spec, source)
     return wire
+
+
+def check_box(wire: NDArray[Any], spec: InputSpec, source: str) -> None:
+    """Raises DataError for values outside the model's box, naming the channel or feature that leaves it furthest."""
+    unit = to_unit(wire, spec)
+    beyond = np.maximum(-unit, unit - 1)
+    if beyond.max() <= 1e-3:
+        return
+    worst = int(beyond.max(axis=tuple(axis for axis in range(unit.ndim) if axis != 1)).argmax())
+    several = len(spec.low) > 1
+    values, place = (wire[:, worst], worst) if several else (wire, 0)
+    where = f" of {'channel' if len(spec.shape) == 3 else 'feature'} {worst}" if several else ""
+    raise DataError(
+        f"{source}: values{where} span [{values.min():g}, {values.max():g}], outside the model's range "
+        f"[{spec.low[place]:g}, {spec.high[place]:g}]; set --range (or --mean and --std) to what the model expects"
+    )
 
 
 def check_shape(images: NDArray[Any], spec: InputSpec, source: str) -> None:

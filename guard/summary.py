@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guard.bundle import Bundle
+from guard.bundle import Bundle, InputSpec
 from guard.calibration import smallest_rate
 
 
@@ -18,6 +18,7 @@ def summarise(bundle: Bundle) -> str:
         f"model       {model.name}{':' + model.version if model.version else ''}, fingerprint {model.fingerprint[:16]}",
         f"input       {spec.name} {spec.datatype} [item, {shape}], values {min(spec.low):g} to {max(spec.high):g}"
         + (f", {spec.grid + 1} levels" if spec.grid else ""),
+        *own_ranges(spec),
         f"output      {model.output.name}, {model.output.kind} of {model.output.classes} classes",
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
@@ -34,6 +35,13 @@ def summarise(bundle: Bundle) -> str:
     for detector in manifest.detectors:
         lines += wrap(f"  {detector.expression}")
     return "\n".join(lines)
+
+
+def own_ranges(spec: InputSpec) -> list[str]:
+    """A line where the values' range is not one for all."""
+    part = "channel" if len(spec.shape) == 3 else "feature"
+    several = len(set(zip(spec.low, spec.high, strict=True))) > 1
+    return [f"{'':<12}each {part} has a range of its own"] if several else []
 
 
 def wrap(text: str) -> list[str]:

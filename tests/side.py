@@ -24,7 +24,7 @@ from tests import dockerfile
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
-LOCKED = ("triton", "stubs", "kubectl", "oldest")  # from tests/side/NAME.txt
+LOCKED = ("triton", "mlserver", "stubs", "kubectl", "oldest")  # from tests/side/NAME.txt
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 

@@ -269,6 +269,16 @@ def test_values_outside_the_range_name_the_setting() -> None:
         to_wire(np.asarray([[-0.1, 0.5]], dtype=np.float32), replace(SPEC, shape=(2,)))
 
 
+def test_values_outside_a_range_of_their_own_name_the_part_that_leaves_it_furthest() -> None:
+    vectors = replace(SPEC, shape=(3,), low=(0.0, 0.0, 0.0), high=(1.0, 10.0, 1000.0))
+    with pytest.raises(DataError, match=r"values of feature 1 span \[5, 30\].*range \[0, 10\]"):
+        to_wire(np.asarray([[1.05, 5.0, 999.0], [0.0, 30.0, 1001.0]], dtype=np.float32), vectors)
+    wire = from_unit(np.full((2, 3, 4, 5), 0.5, dtype=np.float32), NORMALISED)
+    wire[1, 2, 0, 0] += 9
+    with pytest.raises(DataError, match=r"values of channel 2 span"):
+        to_wire(wire, NORMALISED)
+
+
 @pytest.mark.parametrize(
     "images",
     [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from guard.arrays import Examples, read_examples, to_unit, to_wire
 from guard.calibration import check_promise
-from guard.errors import DataError, PromiseError
+from guard.errors import ConfigError, DataError, PromiseError
 from guard.offline.data import SHARES, Split, assign, content_hashes, grid_of, members
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.source import Source, open_model
@@ -78,9 +78,10 @@ class Data:
 
 
 def open_job(job: Job) -> tuple[Classifier, Data]:
-    """Raises DataError, ModelError."""
+    """Raises ConfigError, DataError, ModelError."""
     examples = read_examples(job.data)
     shape = item_shape(examples)
+    check_box(job, shape)
     source = Source(
         job.model, shape, job.low, job.high, None, job.input_name, job.output_name, job.output, job.serves, job.labels
     )
@@ -96,6 +97,16 @@ def item_shape(examples: Examples) -> tuple[int, ...]:
     if images.dtype == np.uint8 and images.ndim == 4:
         return (images.shape[3], images.shape[1], images.shape[2])
     return tuple(images.shape[1:])
+
+
+def check_box(job: Job, shape: tuple[int, ...]) -> None:
+    """One range for all, or one a channel or feature. Raises ConfigError."""
+    if len(job.low) != len(job.high) or len(job.low) not in (1, shape[0]):
+        part = "channels" if len(shape) == 3 else "features"
+        raise ConfigError(
+            f"--mean and --std tell of {len(job.low)} and {len(job.high)} {part}; "
+            f"the items in {job.data} have {shape[0]}: give as many, or one for all"
+        )
 
 
 def split_data(job: Job, classifier: Classifier, examples: Examples) -> Data:

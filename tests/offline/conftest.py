@@ -6,11 +6,16 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
+from guard.arrays import from_unit
 from guard.bundle import Bundle
+from guard.offline.craft import craft
+from guard.offline.evaluate import read
 from guard.offline.job import Job
 from guard.offline.progress import Stages
 from guard.offline.reopen import Work
@@ -47,6 +52,46 @@ def tiny_bundle(tiny_job: Job) -> Bundle:
 def tiny_subject(tiny_bundle: Bundle) -> Subject:
     """The bundle at work, and its torch side."""
     return Work.beside(tiny_bundle).subject(tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def served_name(tiny_bundle: Bundle) -> str:
+    """The model name that clients ask for."""
+    return tiny_bundle.manifest.model.name
+
+
+@pytest.fixture(scope="session")
+def clean_inputs(tiny_bundle: Bundle) -> NDArray[np.float32]:
+    """Clean wire inputs that the bundle has not seen."""
+    unit, _ = tiny.data(60, seed=31)
+    return np.asarray(from_unit(unit, tiny_bundle.manifest.model.input), dtype=np.float32)
+
+
+@pytest.fixture(scope="session")
+def caught_inputs(
+    tiny_job: Job,
+    tiny_subject: Subject,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> NDArray[np.float32]:
+    """Freshly crafted wire inputs that the guard rejects."""
+    unit, labels = tiny.data(60, seed=32)
+    hashes = [f"{i:064d}" for i in range(len(unit))]
+    spec = tiny_subject.classifier.spec
+    (crafted,) = craft(
+        tiny_subject.classifier.graph,
+        unit,
+        labels,
+        hashes,
+        tiny_job.recipe.attacks[:1],
+        grid=spec.input.grid,
+        fingerprint=spec.fingerprint,
+        work=tmp_path_factory.mktemp("fresh"),
+        seed=5,
+    )
+    p = read(tiny_subject.runtime, crafted.attacked).p_value
+    found = from_unit(crafted.attacked[p <= tiny_subject.runtime.bundle.manifest.reject_rate], spec.input)
+    assert len(found) >= 3
+    return np.asarray(found, dtype=np.float32)
 
 
 @pytest.fixture

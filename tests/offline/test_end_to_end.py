@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 
-from guard.arrays import from_unit
 from guard.bundle import Bundle
-from guard.offline.craft import craft
 from guard.offline.digits import AsTuple
 from guard.offline.evaluate import read
-from guard.offline.job import Job
 from guard.offline.lower import lower
 from guard.offline.subject import Subject
 from guard.policy import Action, Policy
@@ -35,48 +29,9 @@ from guard.serve.model_server import serving as model_serving
 from guard.serve.server import running
 from guard.serve.wire import guard_pb2
 from guard.serve.wire.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelMetadataResponse
-from tests.offline import tiny
 from tests.serve.fake_upstream import FakeUpstream
 from tests.serve.guarded import calling, config_for, guarding, infer_request, metric_of
-
-
-@pytest.fixture(scope="session")
-def name(tiny_bundle: Bundle) -> str:
-    return tiny_bundle.manifest.model.name
-
-
-@pytest.fixture(scope="session")
-def images(tiny_bundle: Bundle) -> NDArray[np.float32]:
-    """Clean wire inputs that the bundle has not seen."""
-    unit, _ = tiny.data(60, seed=31)
-    return np.asarray(from_unit(unit, tiny_bundle.manifest.model.input), dtype=np.float32)
-
-
-@pytest.fixture(scope="session")
-def rejected(
-    tiny_job: Job,
-    tiny_subject: Subject,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> NDArray[np.float32]:
-    """Freshly crafted wire inputs that the guard rejects."""
-    unit, labels = tiny.data(60, seed=32)
-    hashes = [f"{i:064d}" for i in range(len(unit))]
-    spec = tiny_subject.classifier.spec
-    (crafted,) = craft(
-        tiny_subject.classifier.graph,
-        unit,
-        labels,
-        hashes,
-        tiny_job.recipe.attacks[:1],
-        grid=spec.input.grid,
-        fingerprint=spec.fingerprint,
-        work=tmp_path_factory.mktemp("fresh"),
-        seed=5,
-    )
-    p = read(tiny_subject.runtime, crafted.attacked).p_value
-    found = from_unit(crafted.attacked[p <= tiny_subject.runtime.bundle.manifest.reject_rate], spec.input)
-    assert len(found) >= 3
-    return np.asarray(found, dtype=np.float32)
+from tests.serve.triton_process import ask_triton
 
 
 class Recording(FakeUpstream):
@@ -110,13 +65,13 @@ def tensor_of(request: ModelInferRequest) -> NDArray[np.float32]:
 
 def test_score_evaluation_and_wire_give_the_same_p_values(
     tiny_bundle: Bundle,
-    images: NDArray[np.float32],
-    name: str,
+    clean_inputs: NDArray[np.float32],
+    served_name: str,
     tmp_path: Path,
 ) -> None:
-    np.savez(tmp_path / "data.npz", images=images)
+    np.savez(tmp_path / "data.npz", images=clean_inputs)
     lines = [json.loads(line) for line in score_lines(tiny_bundle.path, tmp_path / "data.npz", device="cpu", threads=1)]
-    evaluated = read(Runtime(tiny_bundle, threads=1), images).p_value
+    evaluated = read(Runtime(tiny_bundle, threads=1), clean_inputs).p_value
 
     async def inspect() -> list[float]:
         async with (
@@ -124,7 +79,7 @@ def test_score_evaluation_and_wire_give_the_same_p_values(
             calling(guard.serving.admin_address) as operator,
         ):
             request = guard_pb2.InspectRequest()
-            request.request.ParseFromString(infer_request(images, name=name).SerializeToString())
+            request.request.ParseFromString(infer_request(clean_inputs, name=served_name).SerializeToString())
             answer = await operator.call("/guard.v1.Guard/Inspect", request)
         return [item.p_value for item in guard_pb2.InspectResponse.FromString(answer.body).items]
 
@@ -135,24 +90,24 @@ def test_score_evaluation_and_wire_give_the_same_p_values(
 
 def test_repair_by_median_is_what_the_model_server_receives(
     tiny_bundle: Bundle,
-    images: NDArray[np.float32],
-    name: str,
+    clean_inputs: NDArray[np.float32],
+    served_name: str,
 ) -> None:
     runtime = Runtime(tiny_bundle, threads=1)
     policy = Policy(reject_rate=tiny_bundle.manifest.reject_rate, flag_rate=0.5, repair="median")
-    p_values = runtime.read(images).p_value
+    p_values = runtime.read(clean_inputs).p_value
     judged = [policy.judge(float(p)) for p in p_values]
     assert judged.count(Action.REPAIR) >= 3
     upstream = Recording(runtime)
 
     async def send() -> list[grpc.StatusCode]:
         async with guarding(tiny_bundle.path, upstream, repair="median", flag_rate=0.5) as guard:
-            return [(await guard.client.infer(image[None], name=name)).code for image in images]
+            return [(await guard.client.infer(image[None], name=served_name)).code for image in clean_inputs]
 
     codes = asyncio.run(send())
     assert [code is grpc.StatusCode.PERMISSION_DENIED for code in codes] == [a is Action.REJECT for a in judged]
     received = iter(tensor_of(ModelInferRequest.FromString(request)) for request in upstream.requests)
-    for image, action in zip(images, judged, strict=True):
+    for image, action in zip(clean_inputs, judged, strict=True):
         if action is Action.REPAIR:
             np.testing.assert_array_equal(next(received), runtime.repair(image[None], "median"))
         elif action is Action.PASS:
@@ -163,36 +118,24 @@ def test_repair_by_median_is_what_the_model_server_receives(
 def test_tritonclient_cannot_tell_the_guard_from_the_model_server(
     tiny_bundle: Bundle,
     tiny_subject: Subject,
-    images: NDArray[np.float32],
-    rejected: NDArray[np.float32],
-    name: str,
+    clean_inputs: NDArray[np.float32],
+    caught_inputs: NDArray[np.float32],
+    served_name: str,
     side: Callable[[str], Path],
-    root: Path,
     tmp_path: Path,
 ) -> None:
     """Clean answers are equal byte for byte; crafted inputs are refused; the metrics account for every item."""
     file = tmp_path / "model.onnx"
     graph = tiny_subject.classifier.graph
-    proto = lower(AsTuple(graph), torch.from_numpy(images[:2]), input_name="input", output_names=("logits",))
+    proto = lower(AsTuple(graph), torch.from_numpy(clean_inputs[:2]), input_name="input", output_names=("logits",))
     file.write_bytes(proto.SerializeToString())
-    sent = np.concatenate([images[:20], rejected[:3]])
-    story = {
-        "model": name,
-        "requests": [
-            {"id": f"request-{i}", "shape": [1, *image.shape], "images": base64.b64encode(image.tobytes()).decode()}
-            for i, image in enumerate(sent)
-        ],
-    }
+    sent = np.concatenate([clean_inputs[:20], caught_inputs[:3]])
 
     def ask(address: str) -> dict[str, Any]:
-        program = [side("triton") / "python", root / "tests" / "serve" / "triton_client.py"]
-        told = json.dumps({**story, "address": address})
-        done = subprocess.run(program, input=told, capture_output=True, text=True, timeout=60, check=True)
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
+        return ask_triton(side("triton"), address, served_name, sent)
 
     async def both() -> tuple[dict[str, Any], dict[str, Any], float]:
-        model = Model(file, name=name, version="", threads=1)
+        model = Model(file, name=served_name, version="", threads=1)
         log = Log("info", io.StringIO())
         async with (
             model_serving(model, "127.0.0.1:0") as upstream,

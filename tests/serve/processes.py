@@ -72,7 +72,15 @@ def guard_process(config: ServeConfig) -> Iterator[Process]:
 
 @contextmanager
 def model_process(folder: Path, listen: str = "127.0.0.1:0") -> Iterator[Process]:
+    """The tiny classifier in our own model server."""
     file = folder / "tiny.onnx"
     file.write_bytes(tiny_bundle.classifier())
-    with process(SERVE_MODEL, {"file": str(file), "listen": listen, "threads": 1}) as started:
+    with model_file_process(file, listen=listen) as started:
+        yield started
+
+
+@contextmanager
+def model_file_process(file: Path, *, listen: str = "127.0.0.1:0", name: str | None = None) -> Iterator[Process]:
+    """Any ONNX file in our own model server."""
+    with process(SERVE_MODEL, {"file": str(file), "listen": listen, "name": name, "threads": 1}) as started:
         yield started
