@@ -78,8 +78,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def random_bundle(model: str, path: Path, *, shape: tuple[int, ...] = SHAPE) -> Bundle:
-    """A bundle of the standard recipe around a model, fitted and calibrated on random images."""
+def random_bundle(
+    model: str, path: Path, *, shape: tuple[int, ...] = SHAPE, programs: Sequence[str] = ("screen", "interpret")
+) -> Bundle:
+    """A bundle of these programs of the standard recipe around a model, fitted and calibrated on random images."""
     if model.endswith(".pt2"):
         shape = item_shape(model)
         source = Source(model, shape, serves=Path(model).stem)
@@ -93,7 +95,8 @@ def random_bundle(model: str, path: Path, *, shape: tuple[int, ...] = SHAPE) -> 
     images, attacked = random_images(items, shape, seed=0), random_images(items, shape, seed=1)
     with torch.no_grad():
         labels = classifier(torch.from_numpy(images)).argmax(dim=1).numpy()
-    detectors = load_recipe("standard").programs([tap.name for tap in classifier.taps])
+    recipe = load_recipe("standard").programs([tap.name for tap in classifier.taps])
+    detectors = {name: recipe[name] for name in programs}
     heads = fit_heads(
         classifier,
         [detector for members in detectors.values() for detector in members],
