@@ -5,8 +5,8 @@
 
 Every answer holds the model's own prediction: ART's `classifier.predict` and then `detector.detect`, the guard's
 `Runtime.read` (or its programs alone). ART runs the model as the file has it, with frozen weights. Its detectors are
-small, and fitted with ART on clean images and on FGSM at 8/255 of ART's own: on the input two strided convolutions and
-a linear layer, on what the model's last linear layer reads a hidden layer of 64 units.
+small, and fitted with ART on clean images and on FGSM at 8/255 of ART's own: on the input two convolutions and a
+linear layer, on what the model's last linear layer reads a hidden layer of 64 units.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Art:
         model = wrapped(network, shape, classes)
         latent = model.get_activations(images[:1], LATENT).shape[1:]
         on_inputs = nn.Sequential(
-            nn.Conv2d(shape[0], 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
+            nn.Conv2d(shape[0], 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
             nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 2),
         )  # fmt: skip
         on_latent = nn.Sequential(nn.Linear(latent[0], 64), nn.ReLU(), nn.Linear(64, 2))
