@@ -2,6 +2,7 @@
 
     python -m tests.side             build those whose lock changed (`make side`)
     python -m tests.side triton      only this one
+    python -m tests.side art         a shelf: packages that a benchmark reads beside the main environment's own
 
 Rule 1: an environment holds what its lock says and nothing else: every version pinned, dependencies included.
 Rule 2: only this command uses the network. Inside pytest `ready` answers, or says what to type.
@@ -25,6 +26,7 @@ from tests import dockerfile
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
 LOCKED = ("triton", "mlserver", "stubs", "kubectl", "oldest")  # from tests/side/NAME.txt
+SHELVES = ("efficientnet", "art")  # likewise, but without an interpreter and what the main environment has; for no test
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 
@@ -35,12 +37,13 @@ class StaleError(RuntimeError):
 
 def main(names: list[str]) -> None:
     """Build what is named, or all that is stale."""
-    unknown = [name for name in names if name not in (*LOCKED, IMAGE)]
+    known = (*LOCKED, IMAGE, *SHELVES)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        sys.exit(f"unknown side environment {unknown[0]!r}; there are {', '.join((*LOCKED, IMAGE))}")
+        sys.exit(f"unknown side environment {unknown[0]!r}; there are {', '.join(known)}")
     for name in names or (*LOCKED, IMAGE):
         began = time.monotonic()
-        built = build_image() if name == IMAGE else build_locked(name)
+        built = build_image() if name == IMAGE else build_shelf(name) if name in SHELVES else build_locked(name)
         print(f"side environment {name}: {f'built in {time.monotonic() - began:.0f} s' if built else 'up to date'}")
 
 
@@ -71,6 +74,30 @@ def build_locked(name: str) -> bool:
     run([*pip, "check"])
     write_stamp(name, key)
     return True
+
+
+def build_shelf(name: str) -> bool:
+    """Lay the packages of a shelf's lock down, without what they depend on; False when it is up to date."""
+    key = locked_key(name)
+    if stamp(name) == key:
+        return False
+    shutil.rmtree(SIDE / name, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(SIDE / name)]
+    run([*pip, "--requirement", str(lock(name))])
+    write_stamp(name, key)
+    return True
+
+
+def reach(name: str) -> None:
+    """Let the packages of a shelf be imported here, after the main environment's own.
+
+    Raises:
+        StaleError: it has to be built first.
+    """
+    if stamp(name) != locked_key(name):
+        raise StaleError(f".side/{name} is missing or stale; run: python -m tests.side {name}")
+    if str(SIDE / name) not in sys.path:
+        sys.path.append(str(SIDE / name))
 
 
 def build_image() -> bool:

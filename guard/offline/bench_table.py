@@ -59,7 +59,7 @@ def notes(batch: BatchCost, reached: tuple[float, ...]) -> Iterator[str]:
         yield f"{share:.1%} of clean items reach {cost.name}"
     if batch.busy:
         yield (
-            f"the machine was busy (quartiles of a plain forward lie {batch.model.relative:.0%} of its median apart):\n"
+            f"the machine was busy (quartiles of a forward lie {batch.model.relative:.0%} of its median apart):\n"
             "trust the ratios, not the microseconds"
         )
 

@@ -84,15 +84,17 @@ def profile(
 
 
 def mark(model: onnx.ModelProto, part_of: Mapping[str, str]) -> None:
-    """Put a part's name before the name of each tensor that is computed in the program."""
+    """Put a part's name before the name of each tensor that is computed in the program.
+
+    Recorded shapes stay: without them ONNX Runtime leaves its blocked layout where it would not in the program itself.
+    """
     named = {name: f"{part}{MARK}{name}" for name, part in part_of.items()}
     for index, node in enumerate(model.graph.node):
         node.name = f"{part_of[node.output[0]]}{MARK}{index}"
         for field in (node.input, node.output):
             field[:] = [named.get(name, name) for name in field]
-    for output in model.graph.output:
-        output.name = named.get(output.name, output.name)
-    model.graph.ClearField("value_info")
+    for value in (*model.graph.output, *model.graph.value_info):
+        value.name = named.get(value.name, value.name)
 
 
 def parts_of_nodes(optimised: onnx.ModelProto) -> dict[str, str]:

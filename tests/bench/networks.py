@@ -2,6 +2,7 @@
 
     python -m tests.bench.networks --threads 1 2
     python -m tests.bench.networks resnet20 path/to/model.pt2 --batches 1 8 --profile --cpu-time
+    python -m tests.bench.networks lite0        EfficientNet-Lite0, pretrained (python -m tests.side efficientnet)
 
 Nothing is trained. Heads are fitted on random images, so that the programs cost what real ones cost and find nothing.
 """
@@ -9,6 +10,7 @@ Nothing is trained. Heads are fitted on random images, so that the programs cost
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,11 +35,13 @@ from guard.offline.fusion import early_reject
 from guard.offline.model.source import Source, load_program, open_model
 from guard.offline.recipe import load_recipe
 from guard.runtime import Runtime
+from tests.bench import efficientnet
 
 NETWORKS = ("resnet20", "mobilenet")  # of tests/networks.py
 SHAPE = (3, 32, 32)
 GRID = 255
 ITEMS, SAMPLES = 100, 32
+LARGE, FEW = 64 * 64, 32  # of images with more pixels than this, so many items
 REJECT_RATE, FLAG_RATE = 0.01, 0.05
 
 
@@ -74,18 +78,25 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def random_bundle(model: str, path: Path, *, shape: tuple[int, ...] = SHAPE) -> Bundle:
-    """A bundle of the standard recipe around a model, fitted and calibrated on random images."""
+def random_bundle(
+    model: str, path: Path, *, shape: tuple[int, ...] = SHAPE, programs: Sequence[str] = ("screen", "interpret")
+) -> Bundle:
+    """A bundle of these programs of the standard recipe around a model, fitted and calibrated on random images."""
     if model.endswith(".pt2"):
         shape = item_shape(model)
         source = Source(model, shape, serves=Path(model).stem)
+    elif model == "lite0":
+        shape = efficientnet.SHAPE
+        source = Source("tests.bench.efficientnet:lite0", shape, serves=model)
     else:
         source = Source(f"tests.networks:{model}", shape, serves=model)
     classifier = open_model(replace(source, grid=GRID))
-    images, attacked = random_images(ITEMS, shape, seed=0), random_images(ITEMS, shape, seed=1)
+    items = FEW if math.prod(shape[1:]) > LARGE else ITEMS
+    images, attacked = random_images(items, shape, seed=0), random_images(items, shape, seed=1)
     with torch.no_grad():
         labels = classifier(torch.from_numpy(images)).argmax(dim=1).numpy()
-    detectors = load_recipe("standard").programs([tap.name for tap in classifier.taps])
+    recipe = load_recipe("standard").programs([tap.name for tap in classifier.taps])
+    detectors = {name: recipe[name] for name in programs}
     heads = fit_heads(
         classifier,
         [detector for members in detectors.values() for detector in members],
@@ -93,7 +104,7 @@ def random_bundle(model: str, path: Path, *, shape: tuple[int, ...] = SHAPE) -> 
         labels=labels,
         noisy=images[:0],
         attacked=attacked,
-        families=("random",) * ITEMS,
+        families=("random",) * items,
         seed=0,
         report=lambda _: None,
     )

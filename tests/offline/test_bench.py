@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from rich.console import Console
 
@@ -75,6 +79,23 @@ def test_a_profile_tells_what_each_operator_is_for(bundle: Bundle, result: Bench
     for found in result.profiles:
         convolutions = {one.part: one.count for one in found.operators if one.kind == "Conv"}
         assert convolutions[FORWARD] == 2  # of the small CNN
+
+
+def test_a_profile_is_of_the_operators_that_the_program_runs(
+    bundle: Bundle, result: BenchResult, tmp_path: Path
+) -> None:
+    """Names are put on its tensors for the profile; that must not change what ONNX Runtime makes of it."""
+    for found, program in zip(result.profiles, bundle.manifest.programs, strict=True):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / program.file)
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(str(bundle.path / program.file), options, providers=["CPUExecutionProvider"])
+        runs = Counter(node.op_type for node in onnx.load(tmp_path / program.file, load_external_data=False).graph.node)
+        told = Counter[str]()
+        for operator in found.operators:
+            told[operator.kind] += operator.count
+        layout = ("ReorderInput", "ReorderOutput", "Conv", "Mul", "HardSigmoid")
+        assert {kind: told[kind] for kind in layout} == {kind: runs[kind] for kind in layout}
 
 
 def test_a_screen_may_add_a_tenth_of_a_forward_or_150_microseconds() -> None:

@@ -80,6 +80,21 @@ def test_no_comparison_leaves_the_blocked_layout(program: onnx.ModelProto) -> No
     assert not {"Greater", "Less", "ConvTranspose", "ScatterElements", "Dropout"}.intersection(operators)
 
 
+def test_zeros_around_an_image_cost_the_way_back_nothing() -> None:
+    """TensorFlow's "same" padding: nothing is computed there and cut off again, and whole cells need no cutting."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ZeroPad2d(1), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(),
+        nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(16, 16, 3, 2), nn.Flatten(), nn.Linear(16 * 9, 2),
+    )  # fmt: skip
+    example = torch.rand(2, 3, 8, 8)
+    network.eval().requires_grad_(False)
+    forward = lowered(graph_of(network, example), example)
+    both = lowered(with_gradient(graph_of(network, example), seed=top_class), example, ("logits", "gradient"))
+    for operator in ("Pad", "Slice"):
+        there = [sum(node.op_type == operator for node in model.graph.node) for model in (forward, both)]
+        assert there[0] == there[1]
+
+
 class Comparisons(nn.Module):
     def forward(self, values: Tensor) -> tuple[Tensor, ...]:
         return above(values, 0.0), below(values, 0.0), below(values, 6.0), above(values, -3.0), below(values, 1 / 3)

@@ -3,12 +3,15 @@
 Stride 1: a convolution with flipped, transposed filters. Larger strides: the image's pixels fall into stride*stride
 phases, each a small convolution of the gradient; one convolution computes all phases, and they are woven together
 (depth to space). A transposed convolution would leave ONNX Runtime's blocked layout and multiply by zeros.
+
+Zeros that a model puts around an image by itself (TensorFlow's "same", where they may be more on one side) count as the
+convolution's own padding: what falls on them on the way back is not computed, rather than cut off.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,13 +32,33 @@ def convolution(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
     if tape.is_live(bias):
         raise ModelError(f"{node.target} ({node.name}) has a bias that depends on the input; no adjoint for that")
     if isinstance(image, fx.Node) and tape.is_live(image):
+        image, (top, left) = _unpadded(image)
+        padding = (padding[0] + top, padding[1] + left)
         filters = Filters(tape.tensor(weight, node), stride, padding, dilation, groups)
-        yield image, (_unit if filters.stride == (1, 1) else _strided)(tape, node, gradient, filters)
+        yield image, (_unit if filters.stride == (1, 1) else _strided)(tape, node, image, gradient, filters)
+
+
+def _unpadded(image: fx.Node) -> tuple[fx.Node, tuple[int, int]]:
+    """What a padding with zeros was put around, and how much of it on top and at the left; any other node as it is."""
+    match image.target, image.args:
+        case aten.constant_pad_nd.default, (fx.Node() as inner, widths, *value):
+            zeros = value in ([], [0])
+        case aten.pad.default, (fx.Node() as inner, widths, *mode):
+            zeros = mode[:1] in ([], ["constant"]) and mode[1:] in ([], [None], [0])
+        case _:
+            return image, (0, 0)
+    left, right, top, bottom = (*cast(Sequence[int], widths), 0, 0, 0, 0)[:4]
+    if not zeros or image.kwargs or len(cast(Sequence[int], widths)) > 4 or min(left, right, top, bottom) < 0:
+        return image, (0, 0)
+    return inner, (top, left)
 
 
 @dataclass(frozen=True)
 class Filters:
-    """A convolution's filters [out, in/groups, height, width] and how they move over the image."""
+    """A convolution's filters [out, in/groups, height, width] and how they move over the image.
+
+    `padding` is what lies above and to the left of it; below and to the right lies what the outputs' number tells.
+    """
 
     weight: Tensor
     stride: tuple[int, int]
@@ -55,20 +78,20 @@ def _settings(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[in
     return pair(stride), pair(padding), pair(dilation), groups
 
 
-def _unit(tape: Tape, node: fx.Node, gradient: fx.Node, filters: Filters) -> fx.Node:
-    taps = filters.weight.shape[2:]
-    reach = [filters.dilation[axis] * (taps[axis] - 1) - filters.padding[axis] for axis in (0, 1)]
-    gradient = _padded(tape, gradient, [min(0, reach[axis]) for axis in (1, 1, 0, 0)])  # outputs that saw padding only
+def _unit(tape: Tape, node: fx.Node, image: fx.Node, gradient: fx.Node, filters: Filters) -> fx.Node:
+    sizes, outputs, taps = static(image, 2, 3), static(node, 2, 3), filters.weight.shape[2:]
+    spans = [filters.dilation[axis] * (taps[axis] - 1) for axis in (0, 1)]
+    before = [spans[axis] - filters.padding[axis] for axis in (0, 1)]
+    after = [sizes[axis] - outputs[axis] + filters.padding[axis] for axis in (0, 1)]
+    shared = [max(0, min(before[axis], after[axis])) for axis in (0, 1)]  # the convolution's own padding; the rest:
+    uneven = [reach[axis] - shared[axis] for axis in (1, 0) for reach in (before, after)]
+    gradient = _padded(tape, gradient, uneven)
     weights = tape.constant(f"{node.name}_adjoint", filters.exchanged.flip(3, 4).flatten(0, 1))
-    outside = [max(0, size) for size in reach]
     dilation = list(filters.dilation)
-    return tape.call(aten.conv2d.default, gradient, weights, None, [1, 1], outside, dilation, filters.groups)
+    return tape.call(aten.conv2d.default, gradient, weights, None, [1, 1], shared, dilation, filters.groups)
 
 
-def _strided(tape: Tape, node: fx.Node, gradient: fx.Node, filters: Filters) -> fx.Node:
-    image = node.args[0]
-    if not isinstance(image, fx.Node):
-        raise TypeError(f"{node.name} convolves a constant")
+def _strided(tape: Tape, node: fx.Node, image: fx.Node, gradient: fx.Node, filters: Filters) -> fx.Node:
     sizes, outputs = static(image, 2, 3), static(node, 2, 3)
     (rows, top), (columns, left) = (
         phases(filters.weight.shape[2 + axis], filters.stride[axis], filters.padding[axis], filters.dilation[axis])
