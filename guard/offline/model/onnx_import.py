@@ -88,13 +88,15 @@ def name_layers(exported: fx.Graph, graph: Graph) -> None:
         node.meta["layer"] = graph.nodes[index].outputs[0]
 
 
-def check_import(imported: Imported, module: fx.GraphModule, low: Sequence[float], high: Sequence[float]) -> float:
+def check_import(
+    imported: Imported, module: fx.GraphModule, low: Sequence[float], high: Sequence[float], *, items: int = ITEMS
+) -> float:
     """The largest relative difference between the module and ONNX Runtime on the file.
 
     Raises:
         ModelError: it is beyond the tolerance.
     """
-    images = sample_images(imported, module, low, high)
+    images = sample_images(imported, module, low, high, items)
     expected = run_file(imported, images)
     with torch.no_grad():
         found = module(torch.from_numpy(images)).numpy()
@@ -113,15 +115,15 @@ def check_import(imported: Imported, module: fx.GraphModule, low: Sequence[float
 
 
 def sample_images(
-    imported: Imported, module: fx.GraphModule, low: Sequence[float], high: Sequence[float]
+    imported: Imported, module: fx.GraphModule, low: Sequence[float], high: Sequence[float], items: int
 ) -> NDArray[np.float32]:
     """Noise in the value box, coarse and fine, [item, channel, height, width]; whole numbers for a wire of bytes."""
     (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
     shape = tuple(int(size) for size in start.meta["val"].shape[1:])
     generator = np.random.default_rng(0)
-    unit = generator.random((ITEMS, *shape))
+    unit = generator.random((items, *shape))
     if len(shape) == 3:
-        unit = (unit + generator.random((ITEMS, shape[0], 1, 1))) / 2
+        unit = (unit + generator.random((items, shape[0], 1, 1))) / 2
     bounds = [np.asarray(values, np.float64).reshape((-1,) + (1,) * (len(shape) - 1)) for values in (low, high)]
     wire = bounds[0] + unit * (bounds[1] - bounds[0])
     return (np.rint(wire) if imported.graph.datatype == "UINT8" else wire).astype(np.float32)
@@ -140,7 +142,7 @@ def run_file(imported: Imported, images: NDArray[np.float32]) -> NDArray[Any]:
         session = ort.InferenceSession(str(graph.file), options, providers=["CPUExecutionProvider"])
         size = graph.batch or len(wire)
         rows = [np.resize(wire[i : i + size], (size, *wire.shape[1:])) for i in range(0, len(wire), size)]
-        others = other_inputs(session, graph)
+        others = other_inputs(session, graph, size)
         return np.concatenate([session.run([graph.output], {graph.input: part, **others})[0] for part in rows])[
             : len(wire)
         ]
@@ -148,11 +150,11 @@ def run_file(imported: Imported, images: NDArray[np.float32]) -> NDArray[Any]:
         raise ModelError(f"ONNX Runtime cannot run {graph.file}: {(str(error).splitlines() or ['?'])[0]}") from error
 
 
-def other_inputs(session: Any, graph: Graph) -> dict[str, NDArray[Any]]:
+def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[Any]]:
     """Zeros for inputs on which the chosen output does not depend."""
     kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
     return {
-        value.name: np.zeros([size if isinstance(size, int) else 1 for size in value.shape], kinds[value.type])
+        value.name: np.zeros([size if isinstance(size, int) else items for size in value.shape], kinds[value.type])
         for value in session.get_inputs()
         if value.name != graph.input
     }

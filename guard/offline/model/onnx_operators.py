@@ -18,6 +18,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {**POINTWISE, **LAYERS, **POOLS, *
 # Operands that are no tensors but settings: read as numbers, and known before the input is.
 SETTINGS: Mapping[str, tuple[int, ...]] = {
     "Clip": (1, 2),
+    "ConstantOfShape": (0,),
     "Dropout": (1, 2),
     "Expand": (1,),
     "Gather": (1,),

@@ -88,8 +88,10 @@ def swish(node: Node, x: Tensor) -> Tensor:
     return functional.silu(x) if slope == 1.0 else x * torch.sigmoid(slope * x)
 
 
-def power(_node: Node, x: Tensor, exponent: Any) -> Tensor:
-    return torch.pow(x, number(exponent) or 0.0) if exponent.size == 1 else torch.pow(x, torch.from_numpy(exponent))
+def power(node: Node, x: Tensor, exponent: Any) -> Tensor:
+    if exponent.size != 1:
+        raise node.refuse("raises each number to a power of its own")
+    return torch.pow(x, float(exponent.item()))
 
 
 def divide(_node: Node, left: Any, right: Any) -> Any:
