@@ -90,10 +90,11 @@ def cut_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 
 def active_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes that depend on the input and on which the output depends, in order."""
+    """Nodes that depend on the input and on which the output depends, in order; not the number of items."""
     below: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or any(source in below for source in node.all_input_nodes):
+        reads = node.op == "placeholder" or any(source in below for source in node.all_input_nodes)
+        if reads and not isinstance(node.meta.get("val"), torch.SymInt):
             below.add(node)
     above: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
