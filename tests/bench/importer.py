@@ -5,10 +5,10 @@
     python -m tests.bench.importer module:factory --shape 3 224 224 --range -1 1
 
 Without arguments: the networks of tests/networks.py, and Keras-style ones. A row's `output` is the largest relative L2
-difference of an item to ONNX Runtime on the file. `gradient` is the median item's, and `worst` the worst's, of the input
-gradient of the margin between the top two logits: to torch's own on the network before it was exported, or, for a file
-alone, to differences of ONNX Runtime's outputs along 24 random directions (kinks and float32 leave about a hundredth
-between the two). `torch` is how far torch itself is from float64 at worst: gradients jump where a kink is crossed.
+difference of an item to ONNX Runtime on the file. `gradient` is the median item's, and `worst` the worst's, of the
+input gradient of the margin between the top two logits: to torch's own on the network before it was exported, or, for a
+file alone, to differences of ONNX Runtime's outputs along 24 random directions (kinks and float32 leave about a
+hundredth between the two). `torch` is how far torch itself is from float64: gradients jump where a kink is crossed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Row:
     seconds: float  # to open it
 
     def cells(self) -> tuple[str, ...]:
-        own = "(differences)" if self.torch is None else f"{self.torch:.1e}"
+        own = "-" if self.torch is None else f"{self.torch:.1e}"
         figures = (f"{self.output:.1e}", *(f"{value:.1e}" for value in self.gradient), own, f"{self.seconds:.1f}")
         return (self.model, self.exporter, self.batch, str(self.operators), *figures)
 
@@ -91,7 +91,14 @@ def rows(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
         elif name == "keras":
             for batch in ("item", 1, 3):
                 file = KERAS.write(folder / "keras.onnx", batch=batch)
-                yield of_network("keras", KERAS, file, KERAS.shape, "Keras-style, uint8", str(batch))
+                yield of_network(
+                    "keras",
+                    KERAS,
+                    file,
+                    KERAS.shape,
+                    "tf2onnx style",
+                    "dynamic" if batch == "item" else f"fixed {batch}",
+                )
         else:
             model = build(name) if ":" in name else getattr(networks, name)()
             shape = tuple(options.shape) if ":" in name else NETWORKS[name]
