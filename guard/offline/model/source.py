@@ -101,10 +101,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
 
 
 def load_program(source: Source) -> ExportedProgram:
-    if source.model.endswith(".onnx"):
-        return import_onnx(
-            Path(source.model), source.item_shape, input_name=source.input_name, output_name=source.output_name
-        ).program
+    """Of anything but an .onnx file."""
     if source.model.endswith(".pt2"):
         return load_exported(Path(source.model))
     if ":" in source.model:
