@@ -1,7 +1,8 @@
 """Reads inputs and labels from files: `.npz`, IDX pairs, folders of class folders.
 
-Rule 1: what comes out is in the model's wire values, [item, channel, height, width] or [item, feature]; files are only
+Rule 1: what comes out of a file is in the model's wire values, in the order of axes that its wire has; files are only
 read.
+Rule 2: unit space is float32 [item, channel, height, width] or [item, feature], whatever the wire.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def per_channel(values: tuple[float, ...], axes: int) -> NDArray[np.float32]:
 
 
 def to_wire(images: NDArray[Any], spec: InputSpec, source: str = "inputs") -> NDArray[Any]:
-    """Inputs as files hold them -> the model's wire values [item, ...].
+    """Inputs as files hold them -> the model's wire values, in its layout.
 
     Raises:
         DataError: shape or values cannot be this model's.
@@ -191,20 +192,22 @@ def to_wire(images: NDArray[Any], spec: InputSpec, source: str = "inputs") -> ND
         check_shape(channels_first, spec, source)
         return from_unit(channels_first.astype(np.float32) / np.float32(255), spec)
     check_shape(images, spec, source)
-    wire = images.astype(spec.dtype)
-    check_box(wire, spec, source)
-    return wire
+    low, high = bounds(spec)
+    unit = (images.astype(np.float32) - low) / (high - low)
+    check_box(images, unit, spec, source)
+    if spec.dtype == np.uint8:
+        return from_unit(unit.clip(0.0, 1.0), spec)
+    return np.ascontiguousarray(to_layout(images.astype(spec.dtype), spec))
 
 
-def check_box(wire: NDArray[Any], spec: InputSpec, source: str) -> None:
+def check_box(images: NDArray[Any], unit: NDArray[np.float32], spec: InputSpec, source: str) -> None:
     """Raises DataError for values outside the model's box, naming the channel or feature that leaves it furthest."""
-    unit = to_unit(wire, spec)
     beyond = np.maximum(-unit, unit - 1)
     if beyond.max() <= 1e-3:
         return
     worst = int(beyond.max(axis=tuple(axis for axis in range(unit.ndim) if axis != 1)).argmax())
     several = len(spec.low) > 1
-    values, place = (wire[:, worst], worst) if several else (wire, 0)
+    values, place = (images[:, worst], worst) if several else (images, 0)
     where = f" of {'channel' if len(spec.shape) == 3 else 'feature'} {worst}" if several else ""
     raise DataError(
         f"{source}: values{where} span [{values.min():g}, {values.max():g}], outside the model's range "
@@ -217,14 +220,30 @@ def check_shape(images: NDArray[Any], spec: InputSpec, source: str) -> None:
         raise DataError(f"{source}: one item has shape {list(images.shape[1:])}; the model takes {list(spec.shape)}")
 
 
+def bounds(spec: InputSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The value box, shaped so that it broadcasts over an item [channel, height, width] or [feature]."""
+    return per_channel(spec.low, len(spec.shape)), per_channel(spec.high, len(spec.shape))
+
+
+def to_layout(images: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
+    """[item, channel, height, width] -> the wire's order of axes."""
+    return images.transpose(0, 2, 3, 1) if spec.layout == "NHWC" else images
+
+
+def from_layout(wire: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
+    """The wire's order of axes -> [item, channel, height, width]."""
+    return wire.transpose(0, 3, 1, 2) if spec.layout == "NHWC" else wire
+
+
 def to_unit(wire: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
-    """Wire values -> [0, 1] per channel."""
-    low, high = per_channel(spec.low, len(spec.shape)), per_channel(spec.high, len(spec.shape))
-    return np.asarray((wire.astype(np.float32) - low) / (high - low), dtype=np.float32)
+    """Wire inputs -> [0, 1] per channel, channel first."""
+    low, high = bounds(spec)
+    return np.ascontiguousarray((from_layout(wire, spec).astype(np.float32) - low) / (high - low), dtype=np.float32)
 
 
 def from_unit(unit: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
-    """[0, 1] per channel -> wire values."""
-    low, high = per_channel(spec.low, len(spec.shape)), per_channel(spec.high, len(spec.shape))
-    wire = low + unit.astype(np.float32) * (high - low)
-    return np.rint(wire).astype(np.uint8) if spec.dtype == np.uint8 else np.asarray(wire, dtype=np.float32)
+    """[0, 1] per channel, channel first -> wire inputs."""
+    low, high = bounds(spec)
+    wire = to_layout(low + unit.astype(np.float32) * (high - low), spec)
+    whole = np.rint(wire).clip(0, 255).astype(np.uint8) if spec.dtype == np.uint8 else wire.astype(np.float32)
+    return np.ascontiguousarray(whole)

@@ -26,6 +26,7 @@ from guard.errors import BundleError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+LAYOUTS = ("NCHW", "NHWC", "NC")
 DATATYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 
 # What reading a damaged archive may raise; an unknown compression or a password is a RuntimeError.
@@ -34,7 +35,10 @@ UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, z
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The wire input of the protected model; one item, without the batch axis."""
+    """The wire input of the protected model; one item, without the batch axis.
+
+    Everything but the wire itself works on [channel, height, width], whatever the layout.
+    """
 
     name: str
     datatype: str  # Open Inference Protocol name, a key of DATATYPES
@@ -42,6 +46,12 @@ class InputSpec:
     low: tuple[float, ...]  # value box a channel (or one for all), in wire values
     high: tuple[float, ...]
     grid: int | None  # steps between low and high that the data sits on; None where it is continuous
+    layout: str = "NCHW"  # how the wire orders an image's axes, the batch in front; vectors: NC
+
+    @property
+    def wire_shape(self) -> tuple[int, ...]:
+        """Of one item as it travels."""
+        return (*self.shape[1:], self.shape[0]) if self.layout == "NHWC" else self.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -134,7 +144,10 @@ class Manifest:
             tuple(inputs["low"]),
             tuple(inputs["high"]),
             inputs["grid"],
+            inputs.get("layout", "NCHW" if len(inputs["shape"]) == 3 else "NC"),
         )
+        if spec.layout not in LAYOUTS:
+            raise BundleError(f"the manifest's input layout {spec.layout!r} is none of {', '.join(LAYOUTS)}")
         if spec.datatype not in DATATYPES:
             raise BundleError(f"the manifest's input datatype {spec.datatype!r} is none of {', '.join(DATATYPES)}")
         return Manifest(

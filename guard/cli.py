@@ -53,7 +53,10 @@ def demo(
 def train(
     *,
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="A .pt2 file from torch.export, or module:factory.", show_default=False)
+        str,
+        typer.Option(
+            metavar="MODEL", help="An .onnx file, a .pt2 file from torch.export, or module:factory.", show_default=False
+        ),
     ],
     data: Annotated[
         Path, typer.Option(help="Clean inputs and labels: .npz, IDX, or a folder of class folders.", show_default=False)
@@ -75,10 +78,12 @@ def train(
         str, typer.Option(metavar="NAME[:VERSION]", help="The model name that clients ask for.")
     ] = "model",
     input_name: Annotated[
-        str | None, typer.Option(help="Name of the model's input on the wire.", show_default="input")
+        str | None,
+        typer.Option(help="Name of the model's input on the wire.", show_default="an .onnx file's own, else input"),
     ] = None,
     output_name: Annotated[
-        str | None, typer.Option(help="Name of the prediction on the wire.", show_default="logits")
+        str | None,
+        typer.Option(help="Name of the prediction on the wire.", show_default="an .onnx file's own, else logits"),
     ] = None,
     output: Annotated[str, typer.Option(help="What the output holds: logits, probabilities or label.")] = "logits",
     value_range: Annotated[

@@ -133,9 +133,10 @@ class Runtime:
     def verify_graph(self, session: Session, program: ProgramSpec) -> None:
         """Raises BundleError when a graph does not take and give what the manifest says."""
         found = session.session.get_inputs()
-        if len(found) != 1 or list(found[0].shape[1:]) != list(self.spec.shape):
+        if len(found) != 1 or list(found[0].shape[1:]) != list(self.spec.wire_shape):
             raise BundleError(
-                f"{program.file} takes {[list(i.shape) for i in found]}, the manifest says [item, {self.spec.shape}]"
+                f"{program.file} takes {[list(i.shape) for i in found]}, "
+                f"the manifest says [item, {', '.join(map(str, self.spec.wire_shape))}]"
             )
         widths = {o.name: o.shape[-1] for o in session.session.get_outputs()}
         wanted = {"logits": self.bundle.manifest.model.output.classes, "scores": len(program.detectors)}
@@ -209,10 +210,10 @@ class Runtime:
         return self.repairs[name].run(("cleaned",), images)[0].astype(self.spec.dtype, copy=False)
 
     def check_images(self, images: NDArray[Any]) -> None:
-        if images.shape[1:] != self.spec.shape or images.ndim != len(self.spec.shape) + 1:
+        if images.shape[1:] != self.spec.wire_shape or images.ndim != len(self.spec.shape) + 1:
             raise DataError(
                 f"inputs have shape {list(images.shape)}; "
-                f"the model takes [item, {', '.join(map(str, self.spec.shape))}]"
+                f"the model takes [item, {', '.join(map(str, self.spec.wire_shape))}]"
             )
         if images.dtype != self.spec.dtype:
             raise DataError(f"inputs are {images.dtype}; the model takes {self.spec.dtype} ({self.spec.datatype})")

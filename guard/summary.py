@@ -11,7 +11,7 @@ def summarise(bundle: Bundle) -> str:
     manifest, calibration = bundle.manifest, bundle.calibration
     model, spec = manifest.model, manifest.model.input
     smallest = smallest_rate(calibration.items)
-    shape = ", ".join(map(str, spec.shape))
+    shape = ", ".join(map(str, spec.wire_shape))
     lines = [
         f"bundle      {bundle.path}",
         f"digest      {bundle.digest[:16]}",

@@ -262,6 +262,30 @@ def test_unit_space_and_back(spec: InputSpec) -> None:
     assert np.allclose(from_unit(np.ones_like(unit), spec).max(axis=(0, 2, 3)), spec.high)
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "UINT8"])
+def test_a_channel_last_wire(datatype: str) -> None:
+    """Files, unit space and wire agree on every pixel, whatever the file held."""
+    spec = replace(SPEC, datatype=datatype, high=(255.0,), layout="NHWC")
+    assert spec.wire_shape == (4, 5, 3)
+    wire = to_wire(pictures(), spec)
+    assert wire.dtype == spec.dtype
+    assert wire.flags.c_contiguous
+    assert np.array_equal(wire, pictures())
+    unit = to_unit(wire, spec)
+    assert unit.shape == (6, 3, 4, 5)
+    assert np.array_equal(unit, pictures().transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
+    assert np.array_equal(from_unit(unit, spec), wire)
+    floats = pictures().transpose(0, 3, 1, 2).astype(np.float32)
+    assert np.array_equal(to_wire(floats, spec), wire)
+
+
+def test_bytes_are_never_wrapped_around() -> None:
+    spec = replace(SPEC, datatype="UINT8", high=(255.0,))
+    unit = np.linspace(-0.1, 1.1, 60, dtype=np.float32).reshape(1, 3, 4, 5)
+    wire = from_unit(unit, spec)
+    assert np.array_equal(np.sort(wire, axis=None), wire.ravel())
+
+
 def test_values_outside_the_range_name_the_setting() -> None:
     with pytest.raises(DataError, match=r"values span \[0, 255\].*--range"):
         to_wire(np.asarray([[0.0, 255.0]], dtype=np.float32), replace(SPEC, shape=(2,)))

@@ -197,6 +197,16 @@ def test_a_datatype_that_we_do_not_read(bundle: Path) -> None:
     refused(bundle, "BF16", "FP32")
 
 
+def test_a_layout_that_we_do_not_read(bundle: Path) -> None:
+    rewrite(bundle, lambda raw: raw["model"]["input"].update(layout="HWCN"))
+    refused(bundle, "HWCN", "NHWC")
+
+
+def test_a_manifest_from_before_there_were_layouts(bundle: Path) -> None:
+    rewrite(bundle, lambda raw: raw["model"]["input"].pop("layout"))
+    assert Bundle.open(bundle).manifest.model.input.layout == "NCHW"
+
+
 def test_an_unknown_repair_names_those_there_are(original: Bundle) -> None:
     assert original.repair("steps").file == "steps.onnx"
     with pytest.raises(BundleError, match="'median'; it has: steps"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -82,7 +83,11 @@ class Cleaner(nn.Module):
 
 
 def unit_of(wire: Tensor, spec: InputSpec) -> Tensor:
-    """Wire values -> [0, 1] per channel."""
+    """Wire inputs -> [0, 1] per channel, channel first."""
+    if spec.dtype != np.float32:
+        wire = wire.to(torch.float32)
+    if spec.layout == "NHWC":
+        wire = wire.permute(0, 3, 1, 2)
     if set(spec.low) == {0.0} and set(spec.high) == {1.0}:
         return wire
     low, high = box(spec)
@@ -90,11 +95,14 @@ def unit_of(wire: Tensor, spec: InputSpec) -> Tensor:
 
 
 def wire_of(unit: Tensor, spec: InputSpec) -> Tensor:
-    """[0, 1] per channel -> wire values."""
-    if set(spec.low) == {0.0} and set(spec.high) == {1.0}:
-        return unit
-    low, high = box(spec)
-    return low + unit * (high - low)
+    """[0, 1] per channel, channel first -> wire inputs."""
+    wire = unit
+    if set(spec.low) != {0.0} or set(spec.high) != {1.0}:
+        low, high = box(spec)
+        wire = low + unit * (high - low)
+    if spec.layout == "NHWC":
+        wire = wire.permute(0, 2, 3, 1)
+    return wire if spec.dtype == np.float32 else torch.round(wire).to(torch.uint8)
 
 
 def box(spec: InputSpec) -> tuple[Tensor, Tensor]:
@@ -121,9 +129,7 @@ class Compiled:
     files: Mapping[str, bytes]
 
 
-def compile_programs(
-    programs: Mapping[str, Program], cleaners: Mapping[str, Cleaner], wire: NDArray[np.float32]
-) -> Compiled:
+def compile_programs(programs: Mapping[str, Program], cleaners: Mapping[str, Cleaner], wire: NDArray[Any]) -> Compiled:
     """Lower everything, pool the weights, and check each program against torch on real inputs [item, ...].
 
     Raises:
@@ -184,7 +190,7 @@ class WeightsPool:
         return b"".join(self.chunks)
 
 
-def check_parity(name: str, program: Program, session: Session, wire: NDArray[np.float32]) -> Parity:
+def check_parity(name: str, program: Program, session: Session, wire: NDArray[Any]) -> Parity:
     """Compare one written program with torch on real inputs, in batches of two sizes.
 
     Raises:

@@ -87,7 +87,7 @@ def open_job(job: Job) -> tuple[Classifier, Data]:
     )
     classifier = open_model(source)
     data = split_data(job, classifier, examples)
-    spec = replace(classifier.spec.input, grid=grid_of(data.images))
+    spec = replace(classifier.spec.input, grid=grid_of(data.images))  # of bytes it is 255 steps or a share of them
     return replace(classifier, spec=replace(classifier.spec, input=spec)), data
 
 

@@ -153,8 +153,8 @@ def check_shape(tensor: ModelInferRequest.InferInputTensor, spec: InputSpec) -> 
     if tensor.datatype != spec.datatype:
         raise MalformedRequest(f"input {spec.name!r} is {tensor.datatype[:20]!r}; the model takes {spec.datatype}")
     shape = tuple(tensor.shape)
-    if len(shape) != len(spec.shape) + 1 or shape[1:] != spec.shape or shape[0] < 1:
-        wanted = ", ".join(["item", *map(str, spec.shape)])
+    if len(shape) != len(spec.shape) + 1 or shape[1:] != spec.wire_shape or shape[0] < 1:
+        wanted = ", ".join(["item", *map(str, spec.wire_shape)])
         raise MalformedRequest(
             f"input {spec.name!r} has shape {list(shape[:8])}; the model takes [{wanted}] with at least one item"
         )

@@ -190,8 +190,8 @@ def mismatch(metadata: ModelMetadataResponse, model: ModelSpec) -> str | None:
             return f"{where} takes inputs {', '.join(names)}; the bundle expects {spec.name} alone"
         if metadata.inputs[0].datatype != spec.datatype:
             return f"{where} takes {metadata.inputs[0].datatype}; the bundle expects {spec.datatype}"
-        if not fits(metadata.inputs[0].shape, spec.shape):
-            return f"{where} takes shape {list(metadata.inputs[0].shape)}; the bundle expects {[-1, *spec.shape]}"
+        if not fits(metadata.inputs[0].shape, spec.wire_shape):
+            return f"{where} takes shape {list(metadata.inputs[0].shape)}; the bundle expects {[-1, *spec.wire_shape]}"
     if metadata.outputs:
         shapes = {tensor.name: list(tensor.shape) for tensor in metadata.outputs}
         if output.name not in shapes:

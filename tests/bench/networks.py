@@ -32,6 +32,7 @@ from guard.offline.compile import Program, compile_programs
 from guard.offline.data import snap
 from guard.offline.fit import fit_heads
 from guard.offline.fusion import early_reject
+from guard.offline.model.onnx_graph import read_graph
 from guard.offline.model.source import Source, load_program, open_model
 from guard.offline.recipe import load_recipe
 from guard.runtime import Runtime
@@ -68,7 +69,9 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=NETWORKS, help="networks of tests/networks.py, or .pt2 files")
+    parser.add_argument(
+        "models", nargs="*", default=NETWORKS, help="networks of tests/networks.py, or .onnx and .pt2 files"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 32))
     parser.add_argument("--threads", nargs="+", type=int, default=(1,))
     parser.add_argument("--seconds", type=float, default=60.0, help="a model and thread count")
@@ -82,7 +85,7 @@ def random_bundle(
     model: str, path: Path, *, shape: tuple[int, ...] = SHAPE, programs: Sequence[str] = ("screen", "interpret")
 ) -> Bundle:
     """A bundle of these programs of the standard recipe around a model, fitted and calibrated on random images."""
-    if model.endswith(".pt2"):
+    if model.endswith((".onnx", ".pt2")):
         shape = item_shape(model)
         source = Source(model, shape, serves=Path(model).stem)
     elif model == "lite0":
@@ -151,7 +154,10 @@ def random_bundle(
 
 
 def item_shape(model: str) -> tuple[int, ...]:
-    """What one item of an exported model looks like."""
+    """What one item of an exported model looks like, channel first."""
+    if model.endswith(".onnx"):
+        first, *rest = (int(size or 0) for size in read_graph(Path(model)).sizes[1:])
+        return (rest[-1], first, rest[0]) if len(rest) == 2 and rest[-1] in (1, 3) else (first, *rest)
     graph = load_program(Source(model, ())).module().graph
     (start,) = [node for node in graph.nodes if node.op == "placeholder"]
     return tuple(int(size) for size in start.meta["val"].shape[1:])

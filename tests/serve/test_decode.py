@@ -49,6 +49,15 @@ def test_encode_changes_the_tensor_and_nothing_else(datatype: str, form: Form) -
     assert back.SerializeToString(deterministic=True) == before
 
 
+@pytest.mark.parametrize("form", ["raw", "typed"])
+def test_a_channel_last_tensor_has_the_shape_of_the_wire(form: str) -> None:
+    spec = InputSpec("input", "UINT8", (3, 4, 5), (0.0,), (255.0,), 255, "NHWC")
+    images = np.arange(120, dtype=np.uint8).reshape(2, 4, 5, 3)
+    assert np.array_equal(decode(infer_request(images, form=form), spec).images, images)
+    with pytest.raises(MalformedRequest, match=r"\[2, 3, 4, 5\].*\[item, 4, 5, 3\]"):
+        decode(infer_request(images.transpose(0, 3, 1, 2), form=form), spec)
+
+
 def test_an_element_that_the_datatype_cannot_hold_is_refused() -> None:
     message = infer_request(IMAGES["UINT8"], form="typed")
     message.inputs[0].contents.uint_contents[3] = 256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,12 @@ def told(**changes: Any) -> ModelMetadataResponse:
 )
 def test_metadata_that_agree_or_say_nothing(metadata: ModelMetadataResponse) -> None:
     assert mismatch(metadata, MODEL) is None
+
+
+def test_a_channel_last_model_is_compared_as_it_is_served() -> None:
+    last = replace(MODEL, input=replace(MODEL.input, layout="NHWC"))
+    assert mismatch(told(inputs=[("x", "FP32", [-1, 8, 8, 3])]), last) is None
+    assert "[-1, 8, 8, 3]" in str(mismatch(told(), last))
 
 
 @pytest.mark.parametrize(

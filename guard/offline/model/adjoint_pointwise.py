@@ -137,6 +137,10 @@ def gelu(gradient: Tensor, operand: Tensor, *, approximate: str = "none") -> Ten
     return gradient * (share + operand * density)
 
 
+def erf(gradient: Tensor, operand: Tensor) -> Tensor:
+    return gradient * (torch.exp(-operand * operand) * (2.0 / math.sqrt(math.pi)))
+
+
 def elu(gradient: Tensor, output: Tensor, operand: Tensor, alpha: float = 1.0) -> Tensor:
     return gradient * torch.where(operand > 0, torch.ones_like(output), output + alpha)
 
@@ -190,6 +194,7 @@ RULES: Mapping[OpOverload, Rule] = {
     aten.hardswish.default: from_operand(hardswish),
     aten.tanh.default: from_output(tanh),
     aten.gelu.default: from_operand(gelu),
+    aten.erf.default: from_operand(erf),
     aten.elu.default: from_both(elu),
     aten.softplus.default: from_operand(softplus),
     aten.exp.default: from_output(exp),

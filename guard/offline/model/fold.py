@@ -30,6 +30,8 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
             layer = _channel_filters(folded, node, scale, shift)
         else:
             layer = _scaled(folded, node, scale, shift)
+        if "layer" in node.meta:
+            layer.meta["layer"] = node.meta["layer"]
         node.replace_all_uses_with(layer)
         folded.graph.erase_node(node)
     folded.graph.eliminate_dead_code()

@@ -150,6 +150,8 @@ def _spell(pen: Pen, node: fx.Node) -> None:
     value = spelling(pen, *arguments, **keywords) if spelling else pen.call(target, *arguments, **keywords)
     if isinstance(value, fx.Node) and value.name.startswith(f"{node.name}_part"):
         value._rename(node.name)  # so that a layer is found under the name it had
+        if "layer" in node.meta:
+            value.meta["layer"] = node.meta["layer"]
     pen.written[node] = value
     if isinstance(changed, fx.Node):
         pen.written[changed] = value

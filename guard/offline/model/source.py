@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from guard.bundle import InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.fold import fold_batch_norm
+from guard.offline.model.onnx_import import check_import, import_onnx
 from guard.offline.model.taps import find_taps
 
 aten = torch.ops.aten
@@ -28,7 +29,7 @@ ARGMAX = {aten.argmax.default}
 class Source:
     """Where the model is, and what its owner says of it; empty means: find out, or the usual."""
 
-    model: str  # module:factory or a .pt2 file
+    model: str  # an .onnx or .pt2 file, or module:factory
     item_shape: tuple[int, ...]  # of the data's items, [channel, height, width] or [feature]
     low: tuple[float, ...] = (0.0,)  # value box of the wire input
     high: tuple[float, ...] = (1.0,)
@@ -38,6 +39,8 @@ class Source:
     output: str = "logits"  # logits | probabilities | label
     serves: str = "model"  # NAME[:VERSION] that clients ask for
     labels: tuple[str, ...] = ()
+    datatype: str = "FP32"  # of the wire input; an .onnx file says it itself, and the layout too
+    layout: str = "NCHW"
 
 
 def open_model(source: Source) -> Classifier:
@@ -46,8 +49,7 @@ def open_model(source: Source) -> Classifier:
     Raises:
         ModelError: it cannot be found, loaded, exported with a free batch axis, or gives no [item, class] output.
     """
-    program = load_program(source)
-    graph = single_path(program)
+    graph, source = open_graph(source)
     graph = strip_final(graph, source.output)
     graph = fold_batch_norm(in_unit_space(graph, source))
     freeze(graph)
@@ -59,11 +61,12 @@ def open_model(source: Source) -> Classifier:
         fingerprint=fingerprint(graph),
         input=InputSpec(
             name=source.input_name or "input",
-            datatype="FP32",
+            datatype=source.datatype,
             shape=source.item_shape,
             low=source.low,
             high=source.high,
             grid=source.grid,
+            layout=source.layout if len(source.item_shape) == 3 else "NC",
         ),
         output=OutputSpec(source.output_name or default_output(source.output), source.output, classes, source.labels),
     )
@@ -74,16 +77,38 @@ def default_output(kind: str) -> str:
     return "logits" if kind == "logits" else kind
 
 
+def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
+    """The model's graph, from wire values [item, channel, height, width], and what is known of the wire by now."""
+    if not source.model.endswith(".onnx"):
+        return single_path(load_program(source)), source
+    imported = import_onnx(
+        Path(source.model), source.item_shape, input_name=source.input_name, output_name=source.output_name
+    )
+    datatype = imported.graph.datatype
+    unsaid = datatype == "UINT8" and set(source.low) == {0.0} and set(source.high) == {1.0}
+    source = replace(
+        source,
+        low=(0.0,) if unsaid else source.low,
+        high=(255.0,) if unsaid else source.high,
+        input_name=imported.graph.input,
+        output_name=imported.graph.output,
+        datatype=datatype,
+        layout=imported.layout,
+    )
+    graph = single_path(imported.program)
+    check_import(imported, graph, source.low, source.high)
+    return graph, source
+
+
 def load_program(source: Source) -> ExportedProgram:
+    """Of anything but an .onnx file."""
     if source.model.endswith(".pt2"):
         return load_exported(Path(source.model))
-    if source.model.endswith(".onnx"):
-        raise ModelError(
-            f"{source.model}: ONNX models cannot be trained on yet; hand over the .pt2 or module:factory it came from"
-        )
     if ":" in source.model:
         return export(build(source.model), source)
-    raise ModelError(f"{source.model!r} is no model; wanted module:factory or a .pt2 file from torch.export")
+    raise ModelError(
+        f"{source.model!r} is no model; wanted an .onnx file, a .pt2 file from torch.export, or module:factory"
+    )
 
 
 def load_exported(file: Path) -> ExportedProgram:

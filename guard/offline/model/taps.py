@@ -18,6 +18,7 @@ from guard.errors import ModelError
 aten = torch.ops.aten
 
 LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
+LAYERS = {*LINEAR, aten.conv2d.default, aten.convolution.default}
 VIEWS = {
     aten.view.default,
     aten.reshape.default,
@@ -29,6 +30,7 @@ VIEWS = {
     aten.contiguous.default,
     aten.clone.default,
 }
+PADS = {aten.pad.default, aten.constant_pad_nd.default}
 POOLS = {aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default}
 
 
@@ -49,9 +51,16 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
     cuts = cut_nodes(graph)
     hidden = [node for node in cuts if any(user.target in LINEAR for user in node.users)]
     stages: dict[tuple[int, ...], fx.Node] = {}
+    shaped = after_first_layer(graph)
     for node in cuts:
         shape = shape_of(node)
-        if len(shape) == 4 and node.op == "call_function" and tuple(shape[2:]) != (1, 1) and not feeds_activation(node):
+        if (
+            len(shape) == 4
+            and node in shaped
+            and node.target not in PADS
+            and tuple(shape[2:]) != (1, 1)
+            and not feeds_activation(node)
+        ):
             stages[tuple(shape[2:])] = node
     known = [origin(node) for node in hidden]
     nodes = [node for node in stages.values() if node not in known]
@@ -59,6 +68,13 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
     if not nodes:
         raise ModelError("no layer to listen to was found between input and logits; name taps in the recipe")
     return named(sorted(set(nodes), key=list(graph.nodes).index))
+
+
+def after_first_layer(graph: fx.Graph) -> set[fx.Node]:
+    """The first layer with weights and what follows; before it there is only the input, scaled and turned."""
+    nodes = [node for node in graph.nodes if node.op == "call_function"]
+    first = next((place for place, node in enumerate(nodes) if node.target in LAYERS), 0)
+    return set(nodes[first:])
 
 
 def cut_nodes(graph: fx.Graph) -> list[fx.Node]:
@@ -74,10 +90,11 @@ def cut_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 
 def active_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes that depend on the input and on which the output depends, in order."""
+    """Nodes that depend on the input and on which the output depends, in order; not the number of items."""
     below: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or any(source in below for source in node.all_input_nodes):
+        reads = node.op == "placeholder" or any(source in below for source in node.all_input_nodes)
+        if reads and not isinstance(node.meta.get("val"), torch.SymInt):
             below.add(node)
     above: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
@@ -118,8 +135,8 @@ def shape_of(node: fx.Node) -> list[int]:
 
 
 def named(nodes: list[fx.Node]) -> tuple[Tap, ...]:
-    """Module paths where they tell the taps apart, node names where they do not."""
-    paths = [module_path(node) for node in nodes]
+    """Names in the model's file or module paths where they tell the taps apart, node names where they do not."""
+    paths = [str(node.meta.get("layer") or module_path(node)) for node in nodes]
     counts = Counter(paths)
     return tuple(
         Tap(path if path and counts[path] == 1 else node.name, node.name)

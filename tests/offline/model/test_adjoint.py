@@ -146,6 +146,7 @@ FAMILIES: Mapping[str, tuple[tuple[int, ...], Mapping[str, Builder]]] = {
             "hardsigmoid": lambda: kinks(F.hardsigmoid),
             "sigmoid": lambda: kinks(torch.sigmoid),
             "tanh": lambda: kinks(torch.tanh),
+            "erf": lambda: kinks(torch.erf),
             "gelu": lambda: kinks(F.gelu),
             "gelu tanh": lambda: kinks(functools.partial(F.gelu, approximate="tanh")),
             "elu": lambda: kinks(F.elu),

@@ -284,11 +284,11 @@ def test_the_fingerprint_knows_the_value_box() -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (Source("resnet", SHAPE), "wanted module:factory or a .pt2"),
+        (Source("resnet", SHAPE), "wanted an .onnx file, a .pt2 file"),
         (Source("no_such_module_at_all:make", SHAPE), "cannot be imported"),
         (Source("tests.offline.tiny:nothing", SHAPE), "cannot be imported.*nothing"),
         (Source(":make", SHAPE), "':make'"),
-        (Source("model.onnx", SHAPE), "cannot be trained on yet"),
+        (Source("model.onnx", SHAPE), "model.onnx does not exist"),
         (Source("no/such/file.pt2", SHAPE), "does not exist"),
         (from_here(not_a_model), "returned int; wanted a torch.nn.Module"),
         (from_here(explodes), "explodes.*weights not found"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from guard.errors import ModelError
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.source import Source, open_model
 from tests import networks
+from tests.offline import tiny
 
 
 def perceptron() -> nn.Module:
@@ -132,3 +135,23 @@ def test_a_branch_is_no_tap_but_where_branches_meet_is() -> None:
 
 def test_the_test_networks_are_what_they_say() -> None:
     assert sum(parameter.numel() for parameter in networks.resnet20().parameters()) > 250_000
+
+
+class Flattened(nn.Module):
+    """Reads its input's number of items at the end, as much older code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = tiny.image_model()[:-2], tiny.image_model()[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.head(self.inner(images).view(images.shape[0], -1)))
+
+
+def flattened() -> nn.Module:
+    return Flattened()
+
+
+def test_reading_the_number_of_items_is_no_way_around_a_layer() -> None:
+    found = open_model(Source(f"{__name__}:flattened", tiny.SHAPE)).taps
+    assert [tap.node for tap in found][:-1] == [tap.node for tap in tiny.image_classifier().taps][:-1]

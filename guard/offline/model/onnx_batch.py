@@ -1,0 +1,57 @@
+"""Makes a graph that was exported for a fixed number of items take any number.
+
+Such a file writes the batch as a number into its reshapes. An item's numbers lie side by side, so the batch must come
+out where it went in: at the same distance from the end. Where more than one axis of the target could hold it, an axis
+that is the batch and nothing else is taken first, then the axis after that place (heads are folded into the batch so),
+and the last axis, which holds features, only where there is no other. Whether that was right is seen when the import
+is checked against ONNX Runtime with several items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+ROW_WISE = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "Concat"}
+
+
+def freed(before: Sequence[int], axis: int, target: Sequence[int], batch: int) -> list[int] | None:
+    """`target` with -1 where the batch is; None where it does not fit.
+
+    `before` are the operand's sizes with `batch` items, of which sizes[axis] holds them.
+    """
+    sizes = resolved(before, target)
+    after = math.prod(before[axis + 1 :])
+    for distance in dict.fromkeys(
+        (after * (before[axis] // batch), after)
+    ):  # items are the slow part of it, or the fast
+        places = [place for place in range(len(sizes)) if sizes[place] % batch == 0]
+        alone = [p for p in places if sizes[p] == batch and math.prod(sizes[p + 1 :]) == distance]
+        if alone:
+            return at(sizes, alone[0])
+    for distance in dict.fromkeys((after * (before[axis] // batch), after)):
+        slow = [p for p in places if math.prod(sizes[p + 1 :]) * (sizes[p] // batch) == distance]
+        fast = [p for p in places if math.prod(sizes[p + 1 :]) == distance]
+        for place in (*[p for p in slow if p < len(sizes) - 1], *fast, *slow):
+            return at(sizes, place)
+    return None
+
+
+def resolved(before: Sequence[int], target: Sequence[int]) -> list[int]:
+    """Without the 0 that copies a size, and the -1 that stands for the rest."""
+    sizes = [before[place] if size == 0 else size for place, size in enumerate(target)]
+    rest = math.prod(before) // max(1, math.prod(size for size in sizes if size != -1))
+    return [rest if size == -1 else size for size in sizes]
+
+
+def at(sizes: Sequence[int], place: int) -> list[int]:
+    return [-1 if here == place else size for here, size in enumerate(sizes)]
+
+
+def one_row(constant: NDArray[Any], batch: int) -> NDArray[Any]:
+    """A constant that was repeated for each of the file's items, once."""
+    repeated = batch > 1 and constant.ndim > 1 and len(constant) == batch and bool((constant == constant[:1]).all())
+    return constant[:1] if repeated else constant

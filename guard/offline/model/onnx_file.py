@@ -1,0 +1,31 @@
+"""An ONNX file as a message: read whole, weights that lie beside it included, and local functions written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+
+from guard.errors import ModelError
+
+
+def read_onnx(file: Path) -> onnx.ModelProto:
+    """Raises ModelError: it is missing, damaged, no ONNX, or its weights are not where it says."""
+    if not file.is_file():
+        raise ModelError(f"{file} does not exist; wanted an .onnx file")
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except (DecodeError, ValueError, OSError) as error:
+        raise ModelError(f"{file} is no ONNX model: it is damaged, cut short, or of another kind") from error
+    if not model.graph.node or not model.graph.output or not model.opset_import:
+        raise ModelError(f"{file} is no ONNX model: it holds no operators, no outputs or no operator set")
+    try:
+        onnx.load_external_data_for_model(model, str(file.parent))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{file} keeps weights in a file beside it that cannot be read: {str(error).splitlines()[0]}; "
+            "put that file back under the name it had"
+        ) from error
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
