@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import ConfigError, DataError, ModelError
-from guard.offline import craft as crafting
+from guard.offline import shard as sharding
 from guard.offline.attacks.attack import Attack, Norm
 from guard.offline.attacks.cw import Cw
 from guard.offline.attacks.deepfool import DeepFool
@@ -70,7 +70,7 @@ def examples(network):
 
 
 def run(network, examples, attack: Attack, work: Path, **changes) -> CraftedSet:
-    settings = {"grid": GRID, "fingerprint": "f", "work": work, "seed": 0, "shard_size": 12} | changes
+    settings = {"grid": GRID, "fingerprint": "f", "work": work, "seed": 0, "shard_size": 12, "workers": 1} | changes
     return craft(network, *examples, [attack], **settings)[0]
 
 
@@ -150,7 +150,7 @@ def test_an_attack_that_leaves_its_ball_is_pulled_back(network, examples, norm, 
 def test_minimal_attacks_survive_snapping_by_stretching(network, examples, tmp_path, monkeypatch):
     raw = run(network, examples, DeepFool(), tmp_path, grid=None)
     stretched = run(network, examples, DeepFool(), tmp_path)
-    monkeypatch.setattr(crafting, "STRETCHES", (1.0,))
+    monkeypatch.setattr(sharding, "STRETCHES", (1.0,))
     plain = run(network, examples, DeepFool(), tmp_path / "plain")
     assert raw.success_rate == 1
     assert stretched.success_rate > max(0.9, plain.success_rate)

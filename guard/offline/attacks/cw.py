@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guard.offline.attacks.attack import Family, Model, Norm, call_text, more_than_zero, whole
 from guard.offline.attacks.norm_ball import per_item, sizes
-from guard.offline.attacks.objective import gap
+from guard.offline.attacks.objective import Gap, value_and_gradient
 
 INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
 DECAY = 0.1  # of the learning rate over one descent
@@ -99,13 +99,13 @@ def slope(
     targets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Points, how far the wrong class is ahead [item], the loss [item] and its gradient in tanh space."""
-    with torch.enable_grad():
-        watched = walk.detach().requires_grad_()
-        points = (torch.tanh(watched) + 1) / 2
-        ahead = gap(model(points), labels, targets)
-        loss = (points - inputs).square().flatten(1).sum(dim=1) + weight * (confidence - ahead).clamp_min(0)
-        (gradient,) = torch.autograd.grad(loss.sum(), watched)
-    return points.detach(), ahead.detach(), loss.detach(), gradient
+    squashed = torch.tanh(walk)
+    points = (squashed + 1) / 2
+    _, ahead, rise = value_and_gradient(model, points, Gap(labels, targets))
+    short = (confidence - ahead).clamp_min(0)
+    loss = (points - inputs).square().flatten(1).sum(dim=1) + weight * short
+    by_point = 2 * (points - inputs) - per_item(weight * (short > 0), points) * rise
+    return points, ahead, loss, by_point * (1 - squashed.square()) / 2
 
 
 @dataclass(frozen=True, repr=False)
