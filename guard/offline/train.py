@@ -6,7 +6,6 @@ Rule 1: until the last stage nothing is at `--out`; what is slow to make lies in
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,20 +20,22 @@ from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
 from guard.offline.calibrate import Calibrator, pool
 from guard.offline.compile import Cleaner, Parity, Program, check_parity, compile_programs
-from guard.offline.craft import CraftedSet, craft
+from guard.offline.craft import CraftedSet
+from guard.offline.crafting import craft_to_learn
 from guard.offline.data import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.fit import BATCH, fit_heads, save_heads
 from guard.offline.job import Data, Job, check_data, open_job
 from guard.offline.measure import Effort, Subject, measure
 from guard.offline.model.classifier import Classifier
-from guard.offline.progress import Stage, Stages, short
+from guard.offline.plan import FLOOR, read_plan
+from guard.offline.progress import Stages, short
 from guard.offline.report import to_html, to_json
 from guard.offline.threads import choose_threads
 from guard.runtime import Runtime, Session
 
 PARITY_ITEMS = 100
-FEWEST_VERIFIED = 300  # of each attack, to fit on
+ATTACK_ITEMS = 300  # held-out items that each attack is tried on where no time is given
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def prepare(job: Job, stages: Stages) -> Prepared:
         write_work(job, data)
         choose_threads(classifier.graph, torch.from_numpy(data.images[:BATCH]), job.threads)
     with stages.stage("craft attacks") as progress:
-        crafted = craft_all(job, classifier, data, progress)
+        crafted = craft_to_learn(job, classifier, data, progress)
         for found in crafted:
-            few = f", wanted {FEWEST_VERIFIED}" if len(found) < FEWEST_VERIFIED else ""
+            few = f", wanted {FLOOR}" if len(found) < FLOOR else ""
             progress.say(f"  {short(found.attack, 36):<36} fools the model on {len(found)} of {found.tried}{few}")
     return Prepared(classifier, data, crafted)
 
@@ -94,13 +95,20 @@ def finish(job: Job, prepared: Prepared, stages: Stages) -> Bundle:
         parity = parities(modules, provisional, wire)
     with stages.stage("measure on held-out data") as progress:
         subject = Subject(classifier, programs, heads, Runtime(provisional))
-        effort = Effort(job.attack_items, job.adaptive_items, job.adaptive_steps, job.seed, job.work / "crafted")
+        effort = effort_of(job)
         evaluation = measure(subject, data.held_out(), job.recipe, effort, progress)
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
         bundle = calibrator.bundle(job.out, calibration, leaks, reports, parity)
         shutil.rmtree(job.work / "provisional")
     return bundle
+
+
+def effort_of(job: Job) -> Effort:
+    """What the report may cost: as asked for, or as planned."""
+    plan = read_plan(job.work) if job.minutes is not None else None
+    items = job.attack_items or (ATTACK_ITEMS if plan is None else plan.attack_items)
+    return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work / "crafted")
 
 
 def write_work(job: Job, data: Data) -> None:
@@ -112,24 +120,6 @@ def write_work(job: Job, data: Data) -> None:
         settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
     settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}
     (job.work / "job.json").write_text(json.dumps(settings, indent=2, default=str), encoding="utf-8")
-
-
-def craft_all(job: Job, classifier: Classifier, data: Data, progress: Stage) -> tuple[CraftedSet, ...]:
-    """Every attack that is learned from, on the items of the splits that are fitted on."""
-    shares = {Split.HEADS: 0.7, Split.COMBINER: 0.3}
-    index = np.concatenate([data.part(s)[: math.ceil(share * job.craft_items)] for s, share in shares.items()])
-    return craft(
-        classifier.graph,
-        data.images[index],
-        data.labels[index],
-        data.hashes[index],
-        job.recipe.attacks,
-        grid=classifier.spec.input.grid,
-        work=job.work / "crafted",
-        fingerprint=classifier.spec.fingerprint,
-        seed=job.seed,
-        progress=progress.items,
-    )
 
 
 def fit(
