@@ -21,6 +21,7 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.plan import (
     CAP,
     FLOOR,
+    REPORTED,
     Budget,
     Plan,
     Row,
@@ -38,7 +39,7 @@ CRAFT_ITEMS = 1000  # clean items that each attack is tried on where no time is 
 LEARNING = {Split.HEADS: 0.7, Split.COMBINER: 0.3}  # of the items that are attacked to learn from
 ADAPTIVE_SHARE = 1 / 3  # of the minutes: kept for the adaptive attack, which is slow and takes what it gets
 OPERATOR_S = 0.1  # to write one operator of the model into one program, forward and gradient
-GATHERED = 8  # items on which the evidence is timed
+GATHERED = 32  # items on which the evidence is timed
 
 
 def learning_order(data: Data) -> NDArray[np.int64]:
@@ -151,19 +152,20 @@ class Planner:
         left_out = [self.probe(target, attack) for attack in recipe.left_out]
         accuracy = target.items / len(learning_order(data)[: self.job.craft_items])
         held_out = len(data.part(Split.TEST))
-        items = self.job.attack_items or report_items([*seen, *left_out], accuracy, held_out)
+        every = (*seen, *left_out)
+        wanted = [self.job.attack_items or report_items(speed, accuracy, held_out) for speed in every]
         budget = Budget(
             minutes=minutes,
             spent=(time.monotonic() - self.began) / 60,
             fitting=self.fitting_seconds(len(seen)) / 60,
-            report=sum(items * accuracy * speed.seconds for speed in (*seen, *left_out)) / 60,
+            report=sum(n * accuracy * speed.seconds for n, speed in zip(wanted, every, strict=True)) / 60,
             adaptive=minutes * ADAPTIVE_SHARE if recipe.adaptive_budgets else 0.0,
         )
         if self.job.craft_items is None:
             rows = sizes(seen, target.items, 60 * budget.crafting, step=target.shard_size)
         else:
             rows = tuple(Row(speed.attack, speed.seconds, speed.share, target.items) for speed in seen)
-        return Plan(self.key, engine, reason, target.workers, target.items, budget, rows, items)
+        return Plan(self.key, engine, reason, target.workers, target.items, budget, rows, min(wanted, default=REPORTED))
 
     def probe(self, target: Target, attack: Attack) -> Speed:
         """One shard a worker, which is kept: its time is no estimate, and its items count."""

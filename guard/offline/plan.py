@@ -78,7 +78,7 @@ class Plan:
     available: int  # items that the model has right
     budget: Budget
     rows: tuple[Row, ...]
-    attack_items: int
+    attack_items: int  # held-out ones; the report tries attacks that fool the model less often on more
 
     @property
     def minutes(self) -> float:
@@ -107,7 +107,7 @@ class Plan:
             for what, minutes in (
                 ("speeds measured, model compiled", costs.spent),
                 ("fit, compile, calibrate", costs.fitting),
-                (f"attacks on {self.attack_items} held-out items, for the report", costs.report),
+                (f"attacks on {self.attack_items} held-out items and more, for the report", costs.report),
                 ("adaptive attack: what is left, about", costs.adaptive + max(0.0, costs.crafting - self.minutes)),
             )
         ]
@@ -143,8 +143,11 @@ def sizes(
 
     def tried(each: float) -> list[int]:
         """With this many seconds for each."""
-        free = [int(each / max(speed.seconds, 1e-9)) // step * step for speed in speeds]
-        return [min(max(low, count), high) for low, count, high in zip(least, free, most, strict=True)]
+        free = [int(each / max(speed.seconds, 1e-9)) for speed in speeds]
+        return [
+            high if count >= high else max(low, count // step * step)
+            for low, count, high in zip(least, free, most, strict=True)
+        ]
 
     def cost(counts: Sequence[int]) -> float:
         return sum(count * speed.seconds for count, speed in zip(counts, speeds, strict=True))
@@ -171,10 +174,9 @@ def more(tried: int, verified: int, *, step: int, available: int, floor: int = F
     return whole(tried + MARGIN * (floor - verified) / rate, step, available)
 
 
-def report_items(speeds: Sequence[Speed], accuracy: float, held_out: int, *, wanted: int = REPORTED) -> int:
-    """Held-out items, right or wrong, that the weakest attack needs for so many verified ones."""
-    hardest = max((speed.tried_for(MARGIN * wanted) for speed in speeds), default=0.0)
-    return min(held_out, math.ceil(hardest / max(accuracy, 1e-3)))
+def report_items(speed: Speed, accuracy: float, held_out: int, *, wanted: int = REPORTED) -> int:
+    """Held-out items, right or wrong, that an attack needs for so many verified ones."""
+    return min(held_out, math.ceil(speed.tried_for(MARGIN * wanted) / max(accuracy, 1e-3)))
 
 
 def read_plan(work: Path, key: str | None = None) -> Plan | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 import torch
@@ -27,6 +27,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = threading.Event()
+        self.cause: BaseException | None = None  # what the first call that failed raised
 
     def look(self) -> None:
         """Raises Stopped once the work is to end."""
@@ -67,15 +68,15 @@ def side_by_side(
     One worker is the caller's own thread.
     """
     results: list[T] = []
-    with one_thread():
-        for number, result in enumerate(following(calls, workers, stop)):
+    with one_thread(), closing(following(calls, workers, stop)) as coming:
+        for number, result in enumerate(coming):
             results.append(result)
             if done is not None:
                 done(number)
     return results
 
 
-def following(calls: Sequence[Callable[[], T]], workers: int, stop: Stop) -> Iterator[T]:
+def following(calls: Sequence[Callable[[], T]], workers: int, stop: Stop) -> Generator[T, None, None]:
     if workers == 1 or len(calls) == 1:
         yield from (call() for call in calls)
         return
@@ -83,12 +84,27 @@ def following(calls: Sequence[Callable[[], T]], workers: int, stop: Stop) -> Ite
         workers, thread_name_prefix="guard-craft", initializer=torch.set_num_threads, initargs=(1,)
     )
     try:
-        futures = [pool.submit(call) for call in calls]
+        futures = [pool.submit(noted, call, stop) for call in calls]
         while futures:
             yield futures.pop(0).result()  # and is forgotten: a result may be large
+    except Stopped:
+        raise stop.cause or Stopped from None
     finally:
         stop.asked.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def noted(call: Callable[[], T], stop: Stop) -> T:
+    """The call, in a worker; one that fails ends the others before anybody has asked for its result."""
+    stop.look()
+    try:
+        return call()
+    except Stopped:
+        raise
+    except BaseException as error:
+        stop.cause = stop.cause or error
+        stop.asked.set()
+        raise
 
 
 @contextmanager
