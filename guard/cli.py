@@ -188,16 +188,24 @@ def evaluate(
         Path, typer.Option(help="Clean inputs and labels that the bundle has not seen.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Where report.json and report.html are written.", show_default=False)],
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer items and steps; an indication only.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer items and steps, no family left out; an indication only.")
+    ] = False,
+    minutes: Annotated[float, typer.Option(help="Time for all of it; the adaptive attack takes what is left.")] = 40.0,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
     """Detection per attack at promised rates, and what an attacker who knows the guard gets through."""
     from guard.bundle import Bundle
     from guard.offline.evaluation import evaluate_bundle
+    from guard.offline.tables import lines_of
 
     console = make_console()
-    page = evaluate_bundle(Bundle.open(bundle), data, out, quick=quick, seed=seed, stages=stages(console))
-    console.print(f"report {page}", highlight=False, soft_wrap=True)
+    found = evaluate_bundle(
+        Bundle.open(bundle), data, out, quick=quick, seed=seed, stages=stages(console), minutes=minutes
+    )
+    for line in lines_of(found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nreport {out / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 @app.command()

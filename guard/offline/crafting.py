@@ -49,7 +49,7 @@ def learning_order(data: Data) -> NDArray[np.int64]:
     return np.concatenate(list(parts.values()))[np.argsort(np.concatenate(places), kind="stable")]
 
 
-def craft_to_learn(job: Job, classifier: Classifier, data: Data, progress: Stage) -> tuple[CraftedSet, ...]:
+def craft_all(job: Job, classifier: Classifier, data: Data, progress: Stage) -> tuple[CraftedSet, ...]:
     """Every attack of the recipe, on items of the splits that are fitted on."""
     if job.minutes is None:
         index = learning_order(data)[: job.craft_items or CRAFT_ITEMS]

@@ -19,6 +19,7 @@ from guard.offline.model.classifier import Classifier
 
 BATCH = 128
 Progress = Callable[[int, int], None]  # (items done, items in all)
+Gathered = Callable[[NDArray[np.float32]], Evidence]  # unit-space images [item, ...] -> their evidence
 
 
 def gather_all(gather: Gather, images: NDArray[np.float32], progress: Progress | None = None) -> Evidence:
@@ -45,12 +46,15 @@ def fit_heads(
     families: tuple[str, ...],
     seed: int,
     report: Callable[[str], None],
+    gathered: Gathered | None = None,
 ) -> dict[str, Head]:
-    """Fit every detector on the heads split; evidence is gathered once for all of them. Raises DataError."""
+    """Fit every detector on the heads split; evidence is gathered once for all of them, or by `gathered`.
+
+    Raises DataError.
+    """
     gather = Gather(classifier, [need for detector in detectors for need in detector.needs])
-    evidence = [
-        gather_all(gather, images) if len(images) else empty(gather, clean) for images in (clean, noisy, attacked)
-    ]
+    collect = gathered or (lambda images: gather_all(gather, images))
+    evidence = [collect(images) if len(images) else empty(gather, clean) for images in (clean, noisy, attacked)]
     examples = Examples(evidence[0], torch.from_numpy(labels), evidence[1], evidence[2], families, seed)
     heads = {}
     for detector in detectors:

@@ -16,10 +16,10 @@ from guard.arrays import Examples, read_examples, to_unit, to_wire
 from guard.calibration import check_promise
 from guard.errors import DataError, PromiseError
 from guard.offline.data import SHARES, Split, assign, content_hashes, grid_of, members
-from guard.offline.measure import HeldOut
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.source import Source, open_model
 from guard.offline.recipe import Recipe
+from guard.offline.subject import HeldOut
 
 FEWEST_CLEAN = 20  # in each split
 WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.TEST: 0.25}

@@ -2,110 +2,164 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from guard.offline.compile import Program
+from guard.offline.adversary import AdaptiveStage, Size, spoken_budget
+from guard.offline.attacks.attack import Attack, Model
 from guard.offline.craft import CraftedSet, craft
-from guard.offline.detectors.detector import Detector, Head
-from guard.offline.evaluate import (
+from guard.offline.engine import attack_model
+from guard.offline.evaluate import attack_row, clean_rows, detection, read, unattacked
+from guard.offline.findings import (
+    FEWEST,
+    PROMISED,
     AdaptiveRow,
-    Adversary,
+    Detection,
     Evaluation,
+    LeftOutRow,
+    Promise,
     Rate,
-    Rates,
-    adaptive_row,
-    attack_row,
-    clean_rows,
-    prove,
-    read,
+    caught_at,
 )
-from guard.offline.model.classifier import Classifier
 from guard.offline.progress import Stage
 from guard.offline.recipe import Recipe
-from guard.runtime import Runtime
+from guard.offline.subject import HeldOut, Subject, detector_rows
+from guard.runtime import Readings, Runtime
 
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: the bundle at work, and the torch side that an attacker differentiates."""
-
-    classifier: Classifier
-    programs: Mapping[str, Sequence[Detector]]
-    heads: Mapping[str, Head]
-    runtime: Runtime
-
-    def smooth(self) -> tuple[Program, ...]:
-        """The programs with the attacker's surrogate derivatives."""
-        return tuple(
-            Program(self.classifier, detectors, [self.heads[d.name] for d in detectors], smooth=True)
-            for detectors in self.programs.values()
-        )
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Clean items that nothing was fitted or calibrated on; unit space."""
-
-    images: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    hashes: NDArray[np.str_]
-    name: str
+GROWTH = 1.15  # over the items that the success rate asks for, since it is itself measured
 
 
 @dataclass(frozen=True)
 class Effort:
     """How much the evaluation may do."""
 
-    attack_items: int  # clean items that each attack is tried on
+    attack_items: int  # clean items that each attack is tried on; more where too few fool the model
     adaptive_items: int
     adaptive_steps: int
     seed: int
     work: Path  # crafted shards are kept here
+    deadline: float | None = None  # of `time.monotonic()`; the adaptive attack is sized to end by then
+
+    def seconds_left(self) -> float:
+        return math.inf if self.deadline is None else self.deadline - time.monotonic()
 
 
-def measure(subject: Subject, held_out: HeldOut, recipe: Recipe, effort: Effort, progress: Stage) -> Evaluation:
-    """Everything that the report states."""
+@dataclass(frozen=True)
+class LeftOut:
+    """A guard that was fitted without one family of attacks, at work."""
+
+    family: str
+    fitted_on: tuple[str, ...]  # labels of the attacks that were left
+    runtime: Runtime
+
+
+def measure(
+    subject: Subject,
+    held_out: HeldOut,
+    recipe: Recipe,
+    effort: Effort,
+    progress: Stage,
+    *,
+    left_out: Sequence[LeftOut] = (),
+) -> Evaluation:
+    """Everything that the report states. Raises as `craft` does."""
     runtime, manifest = subject.runtime, subject.runtime.bundle.manifest
-    rates = Rates(manifest.reject_rate, manifest.flag_rate)
-    crafted = [
-        (setting, found)
-        for setting, attacks in (("seen", recipe.attacks), ("left out", recipe.left_out))
-        for found in craft(
-            subject.classifier.graph,
-            held_out.images[: effort.attack_items],
-            held_out.labels[: effort.attack_items],
-            held_out.hashes[: effort.attack_items],
-            attacks,
-            grid=runtime.spec.grid,
+    promises = tuple(Promise.of(rate, runtime.calibration.items) for rate in PROMISED)
+    attacks = labels_of((*recipe.attacks, *recipe.left_out), runtime.spec.grid)
+    model = attack_model(subject.classifier, held_out.images, effort.work.parent)
+    crafted = {
+        label: craft_enough(model, subject, held_out, attack, effort, progress) for label, attack in attacks.items()
+    }
+    progress.note("clean items")
+    clean = read(runtime, held_out.images)
+    without = {guard.family: Other(guard, read(guard.runtime, held_out.images)) for guard in left_out}
+    return Evaluation(
+        model=manifest.model.name,
+        bundle=runtime.bundle.digest,
+        data=f"{Path(held_out.name).name} ({len(held_out.images)} held-out items)",
+        seed=effort.seed,
+        grid=runtime.spec.grid,
+        reject_rate=manifest.reject_rate,
+        flag_rate=manifest.flag_rate,
+        calibration_items=runtime.calibration.items,
+        promises=promises,
+        accuracy=Rate.of(clean.prediction == held_out.labels),
+        clean=clean_rows(
+            runtime, clean, unattacked(held_out.images, crafted, runtime.spec.grid, effort.seed), promises
+        ),
+        attacks=tuple(
+            attack_row(
+                runtime,
+                found,
+                clean,
+                promises,
+                label=label,
+                setting="seen" if attacks[label] in recipe.attacks else "never seen",
+                left_out=without[found.family].detection(found, promises) if found.family in without else None,
+            )
+            for label, found in crafted.items()
+        ),
+        left_out=tuple(other.row(promises) for other in without.values()),
+        adaptive=adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, promises, progress),
+        detectors=detector_rows(subject.programs),
+    )
+
+
+@dataclass(frozen=True)
+class Other:
+    """A guard fitted without a family, and its readings of the clean test items."""
+
+    guard: LeftOut
+    clean: Readings
+
+    def detection(self, crafted: CraftedSet, promises: Sequence[Promise]) -> Detection:
+        return detection(read(self.guard.runtime, crafted.attacked), self.clean, promises)
+
+    def row(self, promises: Sequence[Promise]) -> LeftOutRow:
+        bundle = self.guard.runtime.bundle
+        return LeftOutRow(
+            self.guard.family, self.guard.fitted_on, bundle.digest, caught_at(promises, self.clean.p_value)
+        )
+
+
+def labels_of(attacks: Sequence[Attack], grid: int | None) -> dict[str, Attack]:
+    """A name for people, each another: pgd L∞ 8/255."""
+    found: dict[str, Attack] = {}
+    for attack in attacks:
+        size = (
+            "" if attack.budget is None else " " + spoken_budget(attack.budget, grid if attack.norm == "linf" else None)
+        )
+        label = f"{attack.name} {'L∞' if attack.norm == 'linf' else 'L2'}{size}"
+        alike = sum(name.split(" #")[0] == label for name in found)
+        found[f"{label} #{alike + 1}" if alike else label] = attack
+    return found
+
+
+def craft_enough(
+    model: Model, subject: Subject, held_out: HeldOut, attack: Attack, effort: Effort, progress: Stage
+) -> CraftedSet:
+    """Tried on `attack_items`, and on more where fewer than FEWEST of them fool the model and there are more."""
+    tried = min(effort.attack_items, len(held_out.images))
+    while True:
+        (found,) = craft(
+            model,
+            held_out.images[:tried],
+            held_out.labels[:tried],
+            held_out.hashes[:tried],
+            [attack],
+            grid=subject.runtime.spec.grid,
             fingerprint=subject.classifier.spec.fingerprint,
             work=effort.work,
             seed=effort.seed,
             progress=progress.items,
         )
-    ]
-    clean = read(runtime, held_out.images)
-    noise = np.concatenate([np.zeros_like(held_out.images[:0]), *(found.noise for _, found in crafted)])
-    progress.note("clean items")
-    return Evaluation(
-        model=manifest.model.name,
-        bundle=subject.runtime.bundle.digest,
-        data=f"{Path(held_out.name).name} ({len(held_out.images)} held-out items)",
-        seed=effort.seed,
-        grid=runtime.spec.grid,
-        calibration_items=runtime.calibration.items,
-        accuracy=Rate.of(clean.prediction == held_out.labels),
-        clean=clean_rows(runtime, held_out.images, noise, effort.seed, rates),
-        attacks=tuple(attack_row(runtime, found, clean, setting, rates) for setting, found in crafted),
-        adaptive=adaptive_rows(subject, held_out, recipe, effort, [found for _, found in crafted], progress),
-        detectors=runtime.calibration.detectors,
-        reject_rate=rates.reject,
-        flag_rate=rates.flag,
-    )
+        wanted = math.ceil(GROWTH * tried * FEWEST / max(len(found), 1))
+        if len(found) >= FEWEST or effort.attack_items < FEWEST or tried == len(held_out.images):
+            return found
+        tried = min(wanted, 4 * tried, len(held_out.images))
 
 
 def adaptive_rows(
@@ -114,34 +168,16 @@ def adaptive_rows(
     recipe: Recipe,
     effort: Effort,
     crafted: Sequence[CraftedSet],
+    clean: Readings,
+    promises: tuple[Promise, ...],
     progress: Stage,
 ) -> tuple[AdaptiveRow, ...]:
-    """One row a budget, on the first items that the model has right; the proof of strength is at the largest budget."""
+    """As much of it as there is time for."""
     if not recipe.adaptive_budgets:
         return ()
-    programs, runtime = subject.smooth(), subject.runtime
-    right = np.flatnonzero(read(runtime, held_out.images).prediction == held_out.labels)[: effort.adaptive_items]
-    adversary = Adversary(held_out.images[right], held_out.labels[right], effort.adaptive_steps, effort.seed)
-    starts = {budget: static_start(held_out, right, crafted, budget) for budget in recipe.adaptive_budgets}
-    largest = max(starts)
-    progress.note("proving the adaptive attack")
-    proof = prove(runtime, programs, adversary, starts[largest], budget=largest)
-    rows = []
-    for budget, start in starts.items():
-        progress.note(f"adaptive attack at {budget:g}")
-        rows.append(adaptive_row(runtime, programs, adversary, start, budget=budget, proof=proof))
-    return tuple(rows)
-
-
-def static_start(
-    held_out: HeldOut, index: NDArray[np.int64], crafted: Sequence[CraftedSet], budget: float
-) -> NDArray[np.float32]:
-    """For each item the static L-infinity attack's result within the budget, or the clean item where there is none."""
-    start = held_out.images[index].copy()
-    for found in crafted:
-        if found.norm == "linf" and found.budget is not None and found.budget <= budget + 1e-9:
-            places = {value: place for place, value in enumerate(found.hashes.tolist())}
-            for row, item in enumerate(index):
-                if (place := places.get(str(held_out.hashes[item]))) is not None:
-                    start[row] = found.attacked[place]
-    return start
+    wanted = Size(effort.adaptive_items, effort.adaptive_steps)
+    work = effort.work.with_name("adaptive")
+    stage = AdaptiveStage(subject, held_out, recipe.adaptive_budgets, promises, wanted, effort.seed, work)
+    progress.note("speed of the adaptive attack")
+    size = stage.sized(clean, None if effort.deadline is None else effort.seconds_left, progress.say)
+    return stage.rows(clean, crafted, size, progress.note)

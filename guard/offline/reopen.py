@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.data import Split, content_hashes
 from guard.offline.fit import load_heads
-from guard.offline.measure import HeldOut, Subject
+from guard.offline.job import Job
 from guard.offline.model.source import Source, open_model
 from guard.offline.recipe import Recipe, parse
+from guard.offline.subject import HeldOut, Subject
 from guard.runtime import Runtime
 
 
@@ -68,6 +70,27 @@ class Work:
         programs = self.recipe.programs([tap.name for tap in classifier.taps])
         heads = load_heads([d for detectors in programs.values() for d in detectors], self.path / "heads")
         return Subject(classifier, programs, heads, Runtime(bundle))
+
+    def job_of(self, bundle: Bundle) -> Job:
+        """What `guard train` was asked for. Raises BundleError."""
+        known = {field.name for field in fields(Job)} - {"recipe", "out"}
+        settings = {key: value for key, value in self.job.items() if key in known}
+        for key in ("data", "test"):
+            settings[key] = settings.get(key) and Path(settings[key])
+        for key in ("low", "high", "labels"):
+            settings[key] = tuple(settings.get(key, ()))
+        try:
+            return Job(out=bundle.path, recipe=self.recipe, **settings)
+        except TypeError as error:
+            raise BundleError(f"{self.path / 'job.json'} lacks a setting ({error}); train the bundle again") from error
+
+    def same_splits(self, splits: Mapping[str, Split]) -> None:
+        """Raises DataError where the training data is not what the bundle was made from."""
+        if {key: str(value) for key, value in splits.items()} != self.splits:
+            raise DataError(
+                f"{self.job['data']} no longer holds what the bundle was trained on, so no family can be left out of "
+                "its training; bring the data back, or use --quick"
+            )
 
     def held_out(self, bundle: Bundle, data: Path) -> tuple[HeldOut, int]:
         """The items of a file that nothing was fitted or calibrated on, and how many had to be put aside.

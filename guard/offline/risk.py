@@ -7,6 +7,7 @@ where it stands: rounding passes the gradient straight through, ReLU's step in t
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -56,28 +57,28 @@ def interpolate(scores: Tensor, knots: Tensor, levels: Tensor) -> Tensor:
 class Excess(nn.Module):
     """How far an input's risk lies above what passes, at a promised rate: negative passes, positive is rejected.
 
-    The largest over all programs, so that early rejects count; unit-space images [item, ...] -> ([item, class] logits,
+    `program` holds the detectors of all programs in their order, so that the plain pass is made once. The largest
+    excess over all programs, so that early rejects count; unit-space images [item, ...] -> ([item, class] logits,
     [item] excess).
     """
 
-    def __init__(self, programs: tuple[Program, ...], calibration: Calibration, rate: float) -> None:
+    def __init__(self, program: Program, calibration: Calibration, rate: float) -> None:
         super().__init__()
+        self.program = program
         fusions = [SmoothFusion(fusion) for fusion in calibration.fusions]
-        self.programs = nn.ModuleList(programs)
         self.fusions = nn.ModuleList(fusions)
-        self.parts = tuple(zip(programs, fusions, limits(calibration, rate), strict=True))
+        ends = accumulate(calibration.programs)
+        self.parts = tuple(
+            (end, fusion, limit)
+            for end, fusion, limit in zip(ends, fusions, limits(calibration, rate), strict=True)
+            if limit != math.inf
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        scores: list[Tensor] = []
-        excess: list[Tensor] = []
-        logits = images
-        for program, fusion, limit in self.parts:
-            evidence = program.evidence(images)
-            logits = evidence[Logits()]
-            scores.append(program.scores(evidence))
-            if limit != float("inf"):
-                excess.append(fusion(torch.cat(scores, dim=1)) - limit)
-        return logits, torch.stack(excess).amax(dim=0)
+        evidence = self.program.evidence(images)
+        scores = self.program.scores(evidence)
+        excess = [fusion(scores[:, :end]) - limit for end, fusion, limit in self.parts]
+        return evidence[Logits()], torch.stack(excess).amax(dim=0)
 
 
 def limits(calibration: Calibration, rate: float) -> tuple[float, ...]:

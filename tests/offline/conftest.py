@@ -12,9 +12,9 @@ from rich.console import Console
 
 from guard.bundle import Bundle
 from guard.offline.job import Job
-from guard.offline.measure import Subject
 from guard.offline.progress import Stages
 from guard.offline.reopen import Work
+from guard.offline.subject import Subject
 from guard.offline.train import train
 from tests.offline import tiny
 

@@ -33,7 +33,7 @@ from guard.offline.compile import (
 )
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.job import Job
-from guard.offline.measure import Subject
+from guard.offline.subject import Subject
 from guard.runtime import Session
 from tests.offline import tiny
 

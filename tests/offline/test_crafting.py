@@ -18,7 +18,7 @@ from guard.errors import ParityError
 from guard.offline import crafting, engine
 from guard.offline.attacks.compiled import Compiled
 from guard.offline.craft import CraftedSet
-from guard.offline.crafting import craft_to_learn, learning_order
+from guard.offline.crafting import craft_all, learning_order
 from guard.offline.data import Split
 from guard.offline.engine import attack_model, choose_engine
 from guard.offline.job import Data, Job, open_job
@@ -45,7 +45,7 @@ class Said:
 
 def craft(job: Job, opened: tuple[Classifier, Data], said: Said | None = None) -> tuple[CraftedSet, ...]:
     stage: Any = said or Said()
-    return craft_to_learn(job, *opened, stage)
+    return craft_all(job, *opened, stage)
 
 
 def same(ones: Sequence[CraftedSet], others: Sequence[CraftedSet]) -> bool:

@@ -25,7 +25,7 @@ from guard.offline.digits import AsTuple
 from guard.offline.evaluate import read
 from guard.offline.job import Job
 from guard.offline.lower import lower
-from guard.offline.measure import Subject
+from guard.offline.subject import Subject
 from guard.policy import Action, Policy
 from guard.runtime import Runtime
 from guard.scoring import score_lines

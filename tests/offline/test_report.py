@@ -14,8 +14,22 @@ import pytest
 
 from guard.bundle import Bundle
 from guard.errors import DataError
-from guard.offline.evaluate import AdaptiveRow, AttackRow, CleanRow, Evaluation, ProofRow, Rate
-from guard.offline.report import red_flags, to_html, to_json
+from guard.offline.findings import (
+    AdaptiveRow,
+    Area,
+    AttackRow,
+    CleanRow,
+    Detection,
+    DetectorRow,
+    Evaluation,
+    LeftOutRow,
+    Promise,
+    ProofRow,
+    Rate,
+)
+from guard.offline.report import to_html, to_json
+from guard.offline.tables import lines_of
+from guard.offline.wording import red_flags
 
 NASTY = "<script>alert('x')</script> & \"co\""
 
@@ -28,12 +42,20 @@ def proof(name: str, count: int) -> ProofRow:
     return ProofRow(name, 0.1, rate(count, 10))
 
 
+def detection(caught: int, items: int) -> Detection:
+    return Detection(Area(0.9, 0.85, 0.94), {"0.01": None, "0.05": rate(caught, items)})
+
+
 def adaptive(**changes: Any) -> AdaptiveRow:
     row = AdaptiveRow(
         budget=0.1,
+        label="adaptive L∞ 0.1",
         steps=9,
         methods=("selective",),
+        target=0.05,
         fooled=rate(10, 10),
+        detection=detection(4, 10),
+        passed={"0.01": None, "0.05": rate(6, 10)},
         passed_reject=rate(6, 10),
         passed_flag=rate(4, 10),
         disagreement=0.0,
@@ -45,15 +67,20 @@ def adaptive(**changes: Any) -> AdaptiveRow:
 def attacked(**changes: Any) -> AttackRow:
     row = AttackRow(
         attack=f"pgd({NASTY})",
+        label=f"pgd {NASTY}",
+        family="high-confidence",
+        norm="linf",
+        budget=0.1,
         setting="seen",
         tried=300,
         success=rate(250, 300),
-        auroc=0.9,
+        served=detection(200, 250),
+        left_out=detection(150, 250),
         rejected=rate(200, 250),
         flagged=rate(220, 250),
         robust_accuracy=rate(250, 300),
-        detector_auroc={"mahalanobis": 0.8},
-        thin=False,
+        detector_auroc={"mahalanobis": 0.8, NASTY: 0.3},
+        detector_surprise={"mahalanobis": 0.7, NASTY: 0.6},
     )
     return replace(row, **changes)
 
@@ -67,25 +94,39 @@ def evaluation(**changes: Any) -> Evaluation:
         grid=255,
         reject_rate=0.05,
         flag_rate=0.1,
-        calibration_items=500,
+        calibration_items=60,
+        promises=(Promise.of(0.01, 60), Promise.of(0.05, 60)),
         accuracy=rate(290, 300),
         clean=(
-            CleanRow("clean", rate(15, 300), rate(30, 300), (3, 33), (12, 52)),
-            CleanRow("noise", rate(1, 9), rate(2, 9)),
+            CleanRow(
+                "clean",
+                rate(15, 300),
+                rate(30, 300),
+                (3, 33),
+                (12, 52),
+                {"0.01": None, "0.05": rate(15, 300)},
+                {"0.05": (3, 33)},
+            ),
+            CleanRow("noise", rate(1, 9), rate(2, 9), alarms={"0.01": None, "0.05": rate(1, 9)}),
         ),
         attacks=(
             attacked(),
             attacked(
                 attack="fgsm()",
+                label="fgsm()",
+                setting="never seen",
                 success=rate(0, 300),
-                auroc=float("nan"),
+                served=Detection(Area(float("nan"), 0.0, 1.0), {"0.01": None, "0.05": rate(0, 0)}),
+                left_out=None,
                 rejected=rate(0, 0),
                 flagged=rate(0, 0),
                 detector_auroc={},
+                detector_surprise={},
             ),
         ),
+        left_out=(LeftOutRow("high-confidence", ("fgsm()",), "e" * 64, {"0.01": None, "0.05": rate(14, 300)}),),
         adaptive=(adaptive(),),
-        detectors=("mahalanobis", NASTY),
+        detectors=(DetectorRow("mahalanobis", "screen", 0, 0, 0), DetectorRow(NASTY, "interpret", 2, 1, 3)),
     )
     return replace(made, **changes)
 
@@ -138,14 +179,14 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
 
 def test_names_are_escaped() -> None:
     page = parsed(evaluation())
-    assert page.text.count(NASTY) >= 5, "model, title, data, attack and detector"
+    assert page.text.count(NASTY) >= 6, "model, title, data, attack twice and detector"
     assert "<script" not in to_html(evaluation())
 
 
 def test_every_row_has_as_many_cells_as_its_head() -> None:
     for table in re.findall(r"<table>.*?</table>", to_html(evaluation()), flags=re.DOTALL):
         rows = re.findall(r"<tr>.*?</tr>", table, flags=re.DOTALL)
-        widths = {len(re.findall(r"<t[hd][ >]", row)) for row in rows}
+        widths = {sum(int(span or 1) for span in re.findall(r'<t[hd](?: colspan="(\d+)")?[ >]', row)) for row in rows}
         assert len(widths) == 1
         assert len(rows) > 1
 
@@ -162,7 +203,7 @@ def test_json_has_no_nan_and_keeps_every_word() -> None:
     raw = strict(to_json(made))
     assert raw["model"] == "NaN-Net"
     assert raw["data"] == "Infinity NaN"
-    assert raw["attacks"][1]["auroc"] is None
+    assert raw["attacks"][1]["served"]["auroc"]["value"] is None
     assert raw["attacks"][1]["rejected"]["value"] is None
     assert raw["adaptive"][0]["proven"] is True
 
@@ -206,15 +247,69 @@ def test_an_adaptive_attack_weaker_than_static_ones_is_not_believed() -> None:
 
 def test_a_broken_promise_is_said() -> None:
     broken = CleanRow("clean", rate(60, 300), rate(70, 300), (3, 33), (12, 52))
-    assert any("60 rejections" in flag for flag in red_flags(evaluation(clean=(broken,))))
+    assert any("60 rejected" in flag for flag in red_flags(evaluation(clean=(broken,))))
     too_few = CleanRow("clean", rate(0, 300), rate(2, 300), (3, 33), (12, 52))
-    assert any("0 rejections" in flag for flag in red_flags(evaluation(clean=(too_few,))))
+    assert any("0 rejected" in flag for flag in red_flags(evaluation(clean=(too_few,))))
 
 
 def test_what_flags_an_evaluation_is_on_its_page() -> None:
     made = evaluation(adaptive=(adaptive(proof=()),))
     text = parsed(made).text
+    assert red_flags(made)
     assert all(flag in text for flag in red_flags(made))
+    assert strict(to_json(made))["against"] == red_flags(made)
+    printed = " ".join(line.strip() for line in lines_of(made))
+    assert all(flag in printed for flag in red_flags(made))
+
+
+def noisy(count: int) -> Evaluation:
+    return evaluation(
+        clean=(CleanRow("off-grid clean", rate(1, 300), rate(9, 300), alarms={"0.05": rate(count, 300)}),)
+    )
+
+
+def test_a_guard_that_reads_the_file_format_is_told() -> None:
+    assert any("reads the file format" in flag for flag in red_flags(noisy(60)))
+    assert not any("reads the file format" in flag for flag in red_flags(noisy(15)))
+
+
+def test_few_items_are_an_indication_only() -> None:
+    few = attacked(success=rate(199, 300))
+    assert few.thin
+    assert not attacked(success=rate(200, 300)).thin
+    (flag,) = red_flags(evaluation(attacks=(few,)))
+    assert "indication" in flag
+    assert "199" in flag
+    assert strict(to_json(evaluation(attacks=(few,))))["attacks"][0]["thin"] is True
+
+
+# What is printed.
+
+
+def test_the_terminal_has_eighty_columns() -> None:
+    many = tuple(attacked(label=f"a very long name of an attack {i}") for i in range(20))
+    for made in (evaluation(), evaluation(attacks=many, left_out=())):
+        lines = lines_of(made)
+        assert max(map(len, lines)) <= 80
+        assert all(line == line.rstrip() for line in lines)
+
+
+def test_a_rate_that_cannot_be_promised_is_a_dash_and_a_reason() -> None:
+    """60 items promise 5 % and not 1 %."""
+    for text in ("\n".join(lines_of(evaluation())), parsed(evaluation()).text):
+        assert "it takes 99" in re.sub(r"\s+", " ", text)
+        assert "–" in text
+    raw = strict(to_json(evaluation()))
+    assert raw["attacks"][0]["served"]["caught"]["0.01"] is None
+    assert "it takes 99" in raw["promises"][0]["reason"]
+    assert raw["promises"][1]["reason"] is None
+
+
+def test_terminal_and_page_say_the_same_figures() -> None:
+    printed, page = "\n".join(lines_of(evaluation())), parsed(evaluation()).text
+    for figure in (".900", "80%", "60%", "never seen", "adaptive L∞ 0.1", "feature_squeezing 90%"):
+        assert figure in printed, figure
+        assert figure in page, figure
 
 
 # A real one.
@@ -224,7 +319,7 @@ def test_the_bundles_own_report(tiny_bundle: Bundle) -> None:
     raw = strict((tiny_bundle.path / "report.json").read_text("utf-8"))
     assert raw["adaptive"]
     assert [row["name"] for row in raw["clean"]][:1] == ["clean"]
-    assert {row["setting"] for row in raw["attacks"]} == {"seen", "left out"}
+    assert {row["setting"] for row in raw["attacks"]} == {"seen", "never seen"}
     page = Page()
     page.feed((tiny_bundle.path / "report.html").read_text("utf-8"))
     page.close()

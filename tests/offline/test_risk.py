@@ -14,8 +14,8 @@ from guard.calibration import HINGES, Band, Calibration, Fusion, clean_knots, un
 from guard.offline.compile import Program
 from guard.offline.evaluate import read
 from guard.offline.evidence.needs import Logits
-from guard.offline.measure import Subject
 from guard.offline.risk import DetectorExcess, Excess, SmoothFusion, cascade_threshold, limits
+from guard.offline.subject import Subject
 from tests.offline import tiny
 from tests.offline.detectors.fitting import attack
 
@@ -57,7 +57,7 @@ def test_fusion_at_and_beyond_its_knots() -> None:
 @pytest.mark.parametrize("rate", RATES)
 def test_excess_is_the_served_decision(rate: float, tiny_subject: Subject) -> None:
     images = many(tiny_subject)
-    logits, excess = Excess(tiny_subject.smooth(), tiny_subject.runtime.calibration, rate)(images)
+    logits, excess = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, rate)(images)
     served = read(tiny_subject.runtime, images.numpy())
     rejected = served.p_value <= rate
     clear = excess.detach().abs().numpy() > 1e-4  # nearer than that, float32 in two runtimes may differ
@@ -129,7 +129,7 @@ def slopes(program: Program, column: int, images: Tensor) -> NDArray[np.float64]
 @pytest.mark.parametrize("name", ["mahalanobis", "kernel_density", "saliency_classifier", "feature_squeezing"])
 def test_every_head_has_a_gradient_to_the_input(name: str, tiny_subject: Subject) -> None:
     assert name in {d for spec in tiny_subject.runtime.programs for d in spec.detectors}
-    program = next(p for p in tiny_subject.smooth() if name in p.names)
+    program = tiny_subject.joint()
     found = slopes(program, program.names.index(name), many(tiny_subject))
     assert np.isfinite(found).all()
     assert (found > 0).mean() > 0.95
@@ -142,7 +142,7 @@ def test_every_head_of_the_bundle_was_looked_at(tiny_subject: Subject) -> None:
 
 def test_the_excess_has_a_gradient_to_the_input(tiny_subject: Subject) -> None:
     points = many(tiny_subject).requires_grad_()
-    _, excess = Excess(tiny_subject.smooth(), tiny_subject.runtime.calibration, 0.1)(points)
+    _, excess = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, 0.1)(points)
     (slope,) = torch.autograd.grad(excess.sum(), points)
     assert bool(slope.isfinite().all())
     assert float((slope.flatten(1).abs().amax(dim=1) > 0).float().mean()) > 0.95
@@ -162,12 +162,12 @@ def test_surrogates_change_no_value(tiny_subject: Subject) -> None:
 
 def test_one_detector_alone(tiny_subject: Subject) -> None:
     images = many(tiny_subject)
-    program = tiny_subject.smooth()[0]
+    program = tiny_subject.alone("kernel_density")
     clean = torch.linspace(0, 1, 101, dtype=torch.float64)
     alone = DetectorExcess(program, "kernel_density", clean, 0.1)
     assert alone.limit == pytest.approx(0.9)
     logits, excess = alone(images)
     evidence = program.evidence(images)
-    score = program.heads[1](evidence)
+    score = program.heads[0](evidence)
     assert torch.equal(logits, evidence[Logits()])
     torch.testing.assert_close(excess, (score - 0.9) / float(clean.std()), rtol=1e-4, atol=1e-4)

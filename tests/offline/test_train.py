@@ -24,8 +24,8 @@ from guard.offline.evaluate import read
 from guard.offline.fit import fit_heads, load_heads, save_heads
 from guard.offline.fusion import fit_fusion
 from guard.offline.job import FEWEST_CLEAN, Job, open_job
-from guard.offline.measure import Subject
 from guard.offline.progress import Stages
+from guard.offline.subject import Subject
 from guard.offline.train import prepare, train
 from guard.runtime import Runtime
 from tests.offline import tiny
@@ -96,7 +96,14 @@ def test_a_batch_is_read_as_its_items_one_by_one(tiny_subject: Subject) -> None:
 
 
 def test_only_what_resuming_and_evaluating_need_is_left_beside_it(tiny_bundle: Bundle, tiny_job: Job) -> None:
-    assert {path.name for path in tiny_job.work.iterdir()} == {"crafted", "heads", "job.json", "splits.json"}
+    assert {path.name for path in tiny_job.work.iterdir()} == {
+        "adaptive",
+        "crafted",
+        "heads",
+        "job.json",
+        "seconds.json",
+        "splits.json",
+    }
     assert {path.name for path in tiny_bundle.path.parent.iterdir()} == {
         "bundle",
         "bundle.work",

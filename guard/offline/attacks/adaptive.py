@@ -101,13 +101,14 @@ def descent_direction(margin: Tensor, excess: Tensor, point: Tensor, method: Met
 
     Selective: the margin until the class is lost, the risk afterwards; weighted: both at unit length.
     """
+    wants_class = (margin > -CONFIDENCE).to(point.dtype)
+    if method == "selective":  # items do not depend on each other, so that one backward does for both
+        mixed = (wants_class * margin).sum() + ((1 - wants_class) * excess).sum()
+        return torch.autograd.grad(mixed, point)[0]
     (by_margin,) = torch.autograd.grad(margin.sum(), point, retain_graph=True)
     (by_excess,) = torch.autograd.grad(excess.sum(), point)
-    wants_class = shaped((margin > -CONFIDENCE).to(point.dtype), point)
-    wants_pass = shaped((excess > -SLACK).to(point.dtype), point)
-    if method == "selective":
-        return wants_class * by_margin + (1 - wants_class) * by_excess
-    return (0.2 + wants_class) * unit(by_margin) + (0.2 + wants_pass) * unit(by_excess)
+    wants_pass = (excess > -SLACK).to(point.dtype)
+    return shaped(0.2 + wants_class, point) * unit(by_margin) + shaped(0.2 + wants_pass, point) * unit(by_excess)
 
 
 def class_margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.adaptive import METHODS, AdaptiveResult, Known, adaptive, better, class_margin, on_grid
-from guard.offline.measure import Subject
 from guard.offline.risk import DetectorExcess, Excess
+from guard.offline.subject import Subject
 from tests.offline import tiny
 
 BUDGET = 0.25
@@ -158,7 +158,7 @@ def test_nothing_to_try_is_refused() -> None:
 def test_it_breaks_kernel_density_alone(method: str, tiny_subject: Subject) -> None:
     """The detector known to be broken breaks: an attack that cannot do that proves nothing."""
     calibration = tiny_subject.runtime.calibration
-    program = next(p for p in tiny_subject.smooth() if "kernel_density" in p.names)
+    program = tiny_subject.alone("kernel_density")
     column = torch.from_numpy(calibration.clean_scores[:, calibration.detectors.index("kernel_density")])
     known = DetectorExcess(program, "kernel_density", column, 0.05)
     inputs, labels = problem()
@@ -177,7 +177,7 @@ def test_it_breaks_kernel_density_alone(method: str, tiny_subject: Subject) -> N
 
 def test_it_runs_against_the_whole_guard(tiny_subject: Subject) -> None:
     inputs, labels = problem(8)
-    known = Excess(tiny_subject.smooth(), tiny_subject.runtime.calibration, 0.1)
+    known = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, 0.1)
     with torch.no_grad():
         before = known(inputs)[1]
     found = adaptive(

@@ -1,0 +1,104 @@
+"""Crafted sets -> heads -> programs: the path of every bundle, the served one and those fitted without a family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.arrays import from_unit
+from guard.bundle import Bundle
+from guard.offline.calibrate import pool
+from guard.offline.compile import Cleaner, Compiled, Parity, Program, check_parity, compile_programs
+from guard.offline.craft import CraftedSet
+from guard.offline.data import Split
+from guard.offline.detectors.detector import Detector, Head
+from guard.offline.fit import Gathered, fit_heads
+from guard.offline.job import Data, Job
+from guard.offline.model.classifier import Classifier
+from guard.runtime import Session
+
+PARITY_ITEMS = 100
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that fitting starts from."""
+
+    classifier: Classifier
+    data: Data
+    crafted: tuple[CraftedSet, ...]  # of the heads and combiner splits
+
+    def programs(self, job: Job) -> dict[str, list[Detector]]:
+        return job.recipe.programs([tap.name for tap in self.classifier.taps])
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The programs in torch and as files, and real inputs on which the two must agree."""
+
+    modules: Mapping[str, Program]
+    compiled: Compiled
+    wire: NDArray[np.float32]
+
+
+def fit(
+    job: Job,
+    prepared: Prepared,
+    programs: Mapping[str, Sequence[Detector]],
+    note: Callable[[str], None],
+    gathered: Gathered | None = None,
+) -> dict[str, Head]:
+    """Every detector's head, from the heads split. Raises DataError."""
+    data = prepared.data
+    part = data.part(Split.HEADS)
+    attacked, noisy, families = pool(prepared.crafted, data, Split.HEADS)
+    return fit_heads(
+        prepared.classifier,
+        [d for detectors in programs.values() for d in detectors],
+        clean=data.images[part],
+        labels=data.labels[part],
+        noisy=noisy,
+        attacked=attacked,
+        families=families,
+        seed=job.seed,
+        report=note,
+        gathered=gathered,
+    )
+
+
+def compile_heads(
+    job: Job, prepared: Prepared, programs: Mapping[str, Sequence[Detector]], heads: Mapping[str, Head]
+) -> Graphs:
+    """Raises ParityError."""
+    classifier, data = prepared.classifier, prepared.data
+    modules = {name: Program(classifier, ds, [heads[d.name] for d in ds]) for name, ds in programs.items()}
+    cleaners = {denoiser.name: Cleaner(denoiser, classifier.spec.input) for denoiser in job.recipe.repairs}
+    wire = from_unit(data.images[data.part(Split.COMBINER)][:PARITY_ITEMS], classifier.spec.input)
+    return Graphs(modules, compile_programs(modules, cleaners, wire), wire)
+
+
+def parities(graphs: Graphs, bundle: Bundle) -> dict[str, Parity]:
+    """Each written program against torch. Raises ParityError."""
+    found = {}
+    for spec in bundle.manifest.programs:
+        session = Session(bundle.path / spec.file, device="cpu", threads=None)
+        found[spec.name] = check_parity(spec.name, graphs.modules[spec.name], session, graphs.wire)
+    return found
+
+
+def write_seconds(work: Path, seconds: float) -> None:
+    """How long fitting, compiling and calibrating took: what each guard fitted without a family will take about."""
+    (work / "seconds.json").write_text(json.dumps({"build": round(seconds, 1)}), encoding="utf-8")
+
+
+def read_seconds(work: Path) -> float | None:
+    """None where nobody wrote it down."""
+    try:
+        return float(json.loads((work / "seconds.json").read_text(encoding="utf-8"))["build"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

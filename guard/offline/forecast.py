@@ -1,0 +1,70 @@
+"""What an evaluation will take, measured before it begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from guard.offline.attacks.attack import Attack, Model
+from guard.offline.fit import BATCH
+from guard.offline.subject import HeldOut
+
+PROBED = 2  # items by which an attack's passes are counted
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes of the model that an attack makes over its items, with a backward or without."""
+
+    forward: int
+    backward: int
+
+
+class Counted(nn.Module):
+    """A model that counts how often it is called."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.forwards = self.backwards = 0
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and images.requires_grad:
+            self.backwards += 1
+        else:
+            self.forwards += 1
+        return self.model(images)
+
+
+def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor) -> Passes:
+    counted = Counted(model)
+    attack(counted, images, labels, torch.Generator().manual_seed(0))
+    return Passes(counted.forwards, counted.backwards)
+
+
+def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: HeldOut) -> float:
+    """What all the attacks together take an item: their passes, counted on a few items, at the speed of a batch."""
+    images, labels = torch.from_numpy(held_out.images[:BATCH]), torch.from_numpy(held_out.labels[:BATCH])
+    forward_s, backward_s = speed(model, images)
+    total = 0.0
+    for attack in attacks:
+        found = passes(model, attack, images[:PROBED], labels[:PROBED])
+        total += found.forward * forward_s + found.backward * backward_s
+    return total
+
+
+def speed(model: Model, images: Tensor) -> tuple[float, float]:
+    """Seconds an item of a forward, and of a forward with its backward to the input."""
+    began = time.perf_counter()
+    with torch.no_grad():
+        model(images)
+    between = time.perf_counter()
+    watched = images.detach().requires_grad_(True)
+    torch.autograd.grad(model(watched).sum(), watched)
+    ended = time.perf_counter()
+    return (between - began) / len(images), (ended - between) / len(images)

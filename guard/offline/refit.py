@@ -1,0 +1,122 @@
+"""Guards fitted without one family of attacks: what is caught of a kind of attack that nobody thought of.
+
+Rule 1: everything that saw attacked items is made anew without the family: heads, fusion, bands, ranks.
+Rule 2: the path is the served bundle's own, down to the runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.bundle import Bundle
+from guard.errors import BundleError
+from guard.offline.adversary import identity_of
+from guard.offline.build import Prepared, compile_heads, fit, parities
+from guard.offline.calibrate import Calibrator
+from guard.offline.evidence.gather import Gather
+from guard.offline.evidence.needs import Evidence, Need
+from guard.offline.fit import gather_all
+from guard.offline.job import Job
+from guard.offline.measure import LeftOut, labels_of
+from guard.offline.recipe import Recipe
+from guard.runtime import Runtime
+
+
+def families(recipe: Recipe) -> tuple[str, ...]:
+    """Those that can be left out: where there is but one, nothing would be left to learn from."""
+    found = tuple(dict.fromkeys(str(attack.family) for attack in recipe.attacks))
+    return found if len(found) > 1 else ()
+
+
+class Remembered:
+    """Evidence by an item's content: gathered once, however many guards are fitted on it."""
+
+    def __init__(self, gather: Gather) -> None:
+        self.gather = gather
+        self.places: dict[bytes, int] = {}
+        self.evidence: dict[Need, torch.Tensor] = {}
+
+    def __call__(self, images: NDArray[np.float32]) -> Evidence:
+        """Of unit-space images [item, ...]."""
+        keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+        if fresh := {key: i for i, key in reversed(list(enumerate(keys))) if key not in self.places}:
+            found = gather_all(self.gather, images[list(fresh.values())])
+            held = self.evidence or {need: value[:0] for need, value in found.items()}
+            self.places |= {key: len(self.places) + i for i, key in enumerate(fresh)}
+            self.evidence = {need: torch.cat([held[need], value]) for need, value in found.items()}
+        index = torch.tensor([self.places[key] for key in keys], dtype=torch.long)
+        return {need: value[index] for need, value in self.evidence.items()}
+
+
+def refit_all(
+    job: Job, prepared: Callable[[], Prepared], served: Bundle, note: Callable[[str], None]
+) -> tuple[LeftOut, ...]:
+    """One guard a family, taken up from the work directory where it is there; `prepared` is asked for where one is not.
+
+    Raises: as fitting, compiling and calibrating do.
+    """
+    grid = served.manifest.model.input.grid
+    labels = labels_of(job.recipe.attacks, grid)
+    identity = identity_of(served)
+    found, opened, remembered = [], None, None
+    for family in families(job.recipe):
+        path = job.work / f"without-{family}"
+        bundle = reopened(path, identity)
+        if bundle is None:
+            if opened is None or remembered is None:
+                note("model, data and crafted items")
+                opened = prepared()
+                detectors = [d for ds in opened.programs(job).values() for d in ds]
+                remembered = Remembered(Gather(opened.classifier, [need for d in detectors for need in d.needs]))
+            bundle = refit(job, opened, family, path, remembered, note)
+            mark(path).write_text(json.dumps({"of": identity, "bundle": bundle.digest}), encoding="utf-8")
+        fitted_on = tuple(label for label, attack in labels.items() if attack.family != family)
+        found.append(LeftOut(family, fitted_on, Runtime(bundle)))
+    return tuple(found)
+
+
+def refit(
+    job: Job, prepared: Prepared, family: str, path: Path, remembered: Remembered, note: Callable[[str], None]
+) -> Bundle:
+    """Fit, compile and calibrate as for the served bundle, on the crafted sets of all other families."""
+    if path.exists():
+        shutil.rmtree(path)
+    kept = replace(prepared, crafted=tuple(found for found in prepared.crafted if found.family != family))
+    own = replace(job, out=path)
+    programs = kept.programs(job)
+    heads = fit(own, kept, programs, lambda name: note(f"{family}: {name}"), remembered)
+    note(f"{family}: compile")
+    graphs = compile_heads(own, kept, programs, heads)
+    note(f"{family}: calibrate")
+    calibrator = Calibrator(own, kept.classifier, programs, graphs.compiled, kept.data)
+    try:
+        calibration, leaks = calibrator.calibrate(kept.crafted)
+        bundle = calibrator.bundle(path, calibration, leaks, {})
+        parities(graphs, bundle)
+    finally:
+        shutil.rmtree(own.work, ignore_errors=True)
+    return bundle
+
+
+def mark(path: Path) -> Path:
+    """What a refitted bundle was made for; written when it is whole."""
+    return path.with_name(f"{path.name}.json")
+
+
+def reopened(path: Path, identity: str) -> Bundle | None:
+    """None where there is no whole bundle made for this served one."""
+    try:
+        made: Mapping[str, str] = json.loads(mark(path).read_text(encoding="utf-8"))
+        bundle = Bundle.open(path)
+        return bundle if (made["of"], made["bundle"]) == (identity, bundle.digest) else None
+    except (OSError, ValueError, KeyError, TypeError, BundleError):
+        return None
