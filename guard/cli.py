@@ -117,10 +117,12 @@ def train(
 ) -> None:
     """Craft attacks, fit detectors, calibrate, compile and report. Resumes when started again.
 
-    Speeds are measured first, on items that count; then the plan is printed, kept in OUT.work, and followed. Each
-    attack is tried on enough items for 300 to 1,200 verified ones, each with an equal part of the time; 300 are kept
-    to whatever they take, and it is said by how much that overruns. PGD of 20 steps costs about 40 forwards an item,
-    Carlini-Wagner of 4 x 60 steps up to 500. A third of the time is kept for the adaptive attack of the report.
+    Speeds are measured first, on items that count. Then the plan is printed,
+    kept in OUT.work, and followed. Each attack is tried on enough items for 300
+    to 1,200 verified ones, all with the same time; 300 are kept to whatever they
+    take, and it is said by how much that overruns. PGD of 20 steps costs about
+    40 forwards an item, Carlini-Wagner of 4 x 60 steps about 300. A third of the
+    time is kept for the adaptive attack of the report.
     """
     from guard.offline.job import Job
     from guard.offline.recipe import load_recipe
@@ -394,7 +396,7 @@ def run(arguments: Sequence[str]) -> int:
         return complain(
             error, f"this command needs {error.name}; install inference-guard[cpu,{extra}]", USAGE_CODE, debug=debug
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # which click makes of it inside a command
         typer.echo("guard: interrupted; what was finished is kept, the same command goes on from there", err=True)
         return INTERRUPTED_CODE
     except BrokenPipeError:  # the reader has seen enough, as in `guard score … | head`
@@ -402,8 +404,6 @@ def run(arguments: Sequence[str]) -> int:
         return PIPE_CODE
     except typer.Exit as error:
         return int(error.exit_code)
-    except typer.Abort:
-        return INTERRUPTED_CODE
     except Exception as error:
         show = getattr(error, "show", None)  # click's usage errors print themselves
         if show is None:
