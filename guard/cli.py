@@ -379,6 +379,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         command = typer.main.get_command(app)
         result = command.main([a for a in arguments if a != "--debug"], prog_name="guard", standalone_mode=False)
+        if result == INTERRUPTED_CODE:  # which typer makes of an interrupt inside a command
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except GuardError as error:
         return complain(error, str(error), error.exit_code, debug=debug)
@@ -396,7 +398,7 @@ def run(arguments: Sequence[str]) -> int:
         return complain(
             error, f"this command needs {error.name}; install inference-guard[cpu,{extra}]", USAGE_CODE, debug=debug
         )
-    except (KeyboardInterrupt, typer.Abort):  # which click makes of it inside a command
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("guard: interrupted; what was finished is kept, the same command goes on from there", err=True)
         return INTERRUPTED_CODE
     except BrokenPipeError:  # the reader has seen enough, as in `guard score … | head`
