@@ -157,3 +157,30 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_usage_errors_exit_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["serve", "--bogus"]) == 2
     assert "--bogus" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_that_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("guard.offline.train.train", interrupted)
+    assert cli.run(["train", "--model", "m.pt2", "--data", "d.npz", "--out", str(tmp_path / "b")]) == 130
+    assert "what was finished is kept" in capsys.readouterr().err
+
+
+def test_minutes_are_planned_for_unless_sizes_are_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from guard.offline.job import Job
+
+    jobs: list[Job] = []
+
+    def stop(job: Job, stages: object) -> None:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("guard.offline.train.train", stop)
+    words = ["train", "--model", "m.pt2", "--data", "d.npz", "--out", str(tmp_path / "b")]
+    cli.run(words)
+    cli.run([*words, "--minutes", "60", "--craft-items", "500"])
+    assert [(job.minutes, job.craft_items, job.attack_items) for job in jobs] == [(25, None, None), (60, 500, None)]

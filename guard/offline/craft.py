@@ -10,31 +10,27 @@ Rule 3: a shard is found again only by all that it follows from; an interrupted 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from guard.errors import ConfigError, DataError, ModelError
 from guard.offline.attacks.attack import Attack, Model
-from guard.offline.attacks.noise import moved_inside, shuffled
-from guard.offline.attacks.norm_ball import into_reach, sizes
-from guard.offline.attacks.objective import gap
-from guard.offline.data import Split, members, on_grid, snap, snap_within, whole_steps
-from guard.offline.shard import Images, Outcome, Shard, read_outcome, write_outcome
+from guard.offline.attacks.noise import moved_inside
+from guard.offline.attacks.norm_ball import sizes
+from guard.offline.data import Split, members, on_grid, whole_steps
+from guard.offline.shard import Images, Job, Outcome, Shard, answer, resume
+from guard.offline.workers import Stop, cores, side_by_side
 
 Progress = Callable[[Attack, int, int], None]  # the attack, items done, items in all
 
-FORMAT = 1  # of a shard: raised whenever what is computed for one changes
-MARGIN = (
-    2e-4  # of the logits' length: what ONNX Runtime may answer otherwise (compile's parity law) fools nobody for sure
-)
-STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 4.0)
+VALUES = 2**20  # in a shard, at most, unless it has fewer than eight items
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +76,101 @@ class CraftedSet:
         return dataclasses.replace(self, tried_hashes=tried, **{name: getattr(self, name)[kept] for name in per_item})
 
 
-@dataclass(frozen=True)
-class Job:
-    """What all shards of a run share."""
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A model and the clean items that it has right, in shards, ready to be attacked."""
 
-    model: Model
-    grid: int | None
-    fingerprint: str
-    work: Path
-    seed: int
-    device: torch.device
+    job: Job
+    shards: tuple[Shard, ...]
+    workers: int
+
+    @staticmethod
+    def open(
+        model: Model,
+        images: Images,
+        labels: NDArray[np.int64],
+        hashes: Sequence[str] | NDArray[np.str_],
+        *,
+        grid: int | None,
+        fingerprint: str,
+        work: Path,
+        seed: int,
+        shard_size: int | None = None,
+        workers: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Target:
+        """Arguments and errors are those of `craft`."""
+        names = np.asarray(hashes, dtype="<U64")
+        size = shard_items(images.shape[1:]) if shard_size is None else shard_size
+        check(model, images, labels, names, grid, size)
+        count = cores() if workers is None else workers
+        job = Job(model, getattr(model, "engine", "torch"), grid, fingerprint, work, seed, torch.device(device), Stop())
+        parts = np.split(images, range(size, len(images), size))
+        logits = np.concatenate(side_by_side([partial(answer, job, part) for part in parts], count, job.stop))
+        if labels.max() >= logits.shape[1]:
+            raise DataError(f"label {labels.max()} does not exist: the model tells {logits.shape[1]} classes apart")
+        correct = np.flatnonzero(logits.argmax(axis=1) == labels)
+        if len(correct) == 0:
+            raise DataError(
+                f"the model classifies none of {len(images)} items correctly; are labels and value range right?"
+            )
+        places = np.split(correct, range(size, len(correct), size))
+        shards = (Shard(number, part, images[part], labels[part], names[part]) for number, part in enumerate(places))
+        return Target(job, tuple(shards), count)
+
+    @property
+    def items(self) -> int:
+        """That can be attacked."""
+        return sum(len(shard.source) for shard in self.shards)
+
+    @property
+    def shard_size(self) -> int:
+        """Items of a full shard."""
+        return len(self.shards[0].source)
+
+    def prefix(self, items: int | None) -> list[Shard]:
+        """The first items, in shards; all of them for None."""
+        if items is None:
+            return list(self.shards)
+        before = range(0, items, self.shard_size)
+        return [shard.first(items - start) for start, shard in zip(before, self.shards, strict=False)]
+
+    def attacked(
+        self,
+        attacks: Sequence[Attack],
+        *,
+        tried: Sequence[int | None] | None = None,
+        progress: Progress | None = None,
+        anew: bool = False,
+    ) -> tuple[CraftedSet, ...]:
+        """One set an attack; `tried` is how many of the first items each is tried on, unless it is all of them.
+
+        `anew`: whatever shards are there. Raises ConfigError for an L∞ budget below one step of the grid.
+        """
+        check_budgets(attacks, self.job.grid)
+        job = replace(self.job, stop=Stop())
+        shards = [self.prefix(items) for items in tried or [None] * len(attacks)]
+        totals = [sum(len(shard.source) for shard in own) for own in shards]
+        steps = [(place, shard) for place, own in enumerate(shards) for shard in own]
+        done = [0] * len(attacks)
+
+        def tell(number: int) -> None:
+            place, shard = steps[number]
+            done[place] += len(shard.source)
+            if progress is not None:
+                progress(attacks[place], done[place], totals[place])
+
+        calls = [partial(resume, job, attacks[place], shard, anew=anew) for place, shard in steps]
+        outcomes = iter(side_by_side(calls, self.workers, job.stop, tell))
+        return tuple(
+            collect(job, attack, own, [next(outcomes) for _ in own])
+            for attack, own in zip(attacks, shards, strict=True)
+        )
+
+
+def shard_items(shape: Sequence[int]) -> int:
+    """Items of a shard: 64, or fewer where an item has many values, so that a batch fits into a small memory."""
+    return max(8, min(64, VALUES // int(np.prod(shape))))
 
 
 def craft(
@@ -104,119 +185,35 @@ def craft(
     work: Path,
     seed: int,
     progress: Progress | None = None,
-    shard_size: int = 128,
+    shard_size: int | None = None,
+    workers: int | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[CraftedSet, ...]:
     """Attack the unit-space `images` that `model` gets right; one set an attack, in the order given.
 
-    `work` holds the finished shards: called again, only what is missing is computed.
+    `work` holds the finished shards: called again, only what is missing is computed. `workers` threads, as many as
+    there are cores unless given, attack shards side by side; the sets are the same for any number.
 
     Raises:
         DataError: images, labels and hashes do not fit each other, unit space or grid, or the model gets none right.
         ModelError: the model is in training mode, or its logits are no finite [item, class].
         ConfigError: an L∞ budget below one step of the grid, or a shard without items.
     """
-    names = np.asarray(hashes, dtype="<U64")
-    check(model, images, labels, names, attacks, grid, shard_size)
-    job = Job(model, grid, fingerprint, work, seed, torch.device(device))
-    logits = np.concatenate(
-        [answer(job, part) for part in np.split(images, range(shard_size, len(images), shard_size))]
+    check_budgets(attacks, grid)
+    target = Target.open(
+        model,
+        images,
+        labels,
+        hashes,
+        grid=grid,
+        fingerprint=fingerprint,
+        work=work,
+        seed=seed,
+        shard_size=shard_size,
+        workers=workers,
+        device=device,
     )
-    if labels.max() >= logits.shape[1]:
-        raise DataError(f"label {labels.max()} does not exist: the model tells {logits.shape[1]} classes apart")
-    correct = np.flatnonzero(logits.argmax(axis=1) == labels)
-    if len(correct) == 0:
-        raise DataError(
-            f"the model classifies none of {len(images)} items correctly; are labels and value range right?"
-        )
-    parts = np.split(correct, range(shard_size, len(correct), shard_size))
-    shards = [Shard(number, part, images[part], labels[part], names[part]) for number, part in enumerate(parts)]
-    return tuple(craft_one(job, attack, shards, progress) for attack in attacks)
-
-
-def craft_one(job: Job, attack: Attack, shards: Sequence[Shard], progress: Progress | None) -> CraftedSet:
-    total = sum(len(shard.source) for shard in shards)
-    done, outcomes = 0, []
-    for shard in shards:
-        outcomes.append(resume(job, attack, shard))
-        done += len(shard.source)
-        if progress is not None:
-            progress(attack, done, total)
-    return collect(job, attack, shards, outcomes)
-
-
-def resume(job: Job, attack: Attack, shard: Shard) -> Outcome:
-    """The shard's outcome from its file, or computed and written."""
-    identity = identify(job, attack, shard)
-    file = job.work / f"{attack.name}-{shard.number:05d}-{identity[:24]}.npz"
-    outcome = read_outcome(file)
-    if outcome is None:
-        outcome = attack_shard(job, attack, shard, identity)
-        write_outcome(file, outcome)
-    return outcome
-
-
-def identify(job: Job, attack: Attack, shard: Shard) -> str:
-    """SHA-256 (hex) over everything that a shard's outcome follows from."""
-    digest = hashlib.sha256(repr((FORMAT, job.fingerprint, repr(attack), job.grid, job.seed, shard.number)).encode())
-    digest.update(repr((shard.images.shape, shard.labels.tolist(), shard.hashes.tolist())).encode())
-    digest.update(np.ascontiguousarray(shard.images, dtype="<f4").tobytes())
-    return digest.hexdigest()
-
-
-def attack_shard(job: Job, attack: Attack, shard: Shard, identity: str) -> Outcome:
-    generator = torch.Generator().manual_seed(int(identity[:15], 16))
-    clean, labels = torch.from_numpy(shard.images).to(job.device), torch.from_numpy(shard.labels).to(job.device)
-    raw = attack(job.model, clean, labels, generator).cpu().numpy()
-    attacked, predictions, fooled = settle(job, attack, shard, raw)
-    kept = np.flatnonzero(fooled)
-    noise = shuffled(torch.from_numpy(shard.images[kept]), torch.from_numpy(attacked[kept]), generator).numpy()
-    return Outcome(kept, predictions[kept], attacked[kept], snap(noise, job.grid))
-
-
-def settle(job: Job, attack: Attack, shard: Shard, raw: Images) -> tuple[Images, NDArray[np.int64], NDArray[np.bool_]]:
-    """Final attacked items, the model's answers to them, and which of them fool it.
-
-    An attack without a budget ends so close to the boundary that snapping takes many back over it: its perturbation is
-    stretched until the snapped item fools, up to fourfold.
-    """
-    final, predictions = shard.images.copy(), shard.labels.copy()
-    fooled = np.zeros(len(final), dtype=bool)
-    for stretch in STRETCHES if attack.budget is None else (1.0,):
-        left = np.flatnonzero(~fooled)
-        if len(left) == 0:
-            break
-        clean = shard.images[left]
-        tried = into_place(job, attack, clean, clean + np.float32(stretch) * (raw[left] - clean))
-        logits = torch.from_numpy(answer(job, tried))
-        ahead = gap(logits, torch.from_numpy(shard.labels[left]))
-        hit = (ahead > MARGIN * torch.linalg.vector_norm(logits, dim=1)).numpy()
-        final[left[hit]], predictions[left[hit]] = tried[hit], logits.argmax(dim=1).numpy()[hit]
-        fooled[left[hit]] = True
-    return final, predictions, fooled
-
-
-def into_place(job: Job, attack: Attack, clean: Images, points: Images) -> Images:
-    """Into the box, the ball, and onto the grid."""
-    if job.grid is not None:
-        return snap_within(points, clean, job.grid, attack.budget, attack.norm)
-    if attack.budget is None:
-        return points.clip(0, 1)
-    reached: Tensor = into_reach(torch.from_numpy(points), torch.from_numpy(clean), attack.budget, attack.norm)
-    return np.asarray(reached.numpy(), dtype=np.float32)
-
-
-def answer(job: Job, images: Images) -> NDArray[np.float32]:
-    """Logits [item, class]. Raises ModelError."""
-    with torch.no_grad():
-        logits = job.model(torch.tensor(images, device=job.device)).cpu()
-    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
-        raise ModelError(
-            f"the model answers {len(images)} items with {list(logits.shape)}; wanted logits [item, class]"
-        )
-    if not bool(logits.isfinite().all()):
-        raise ModelError("the model's logits hold NaN or infinity; its weights or the inputs' range are wrong")
-    return np.asarray(logits.numpy(), dtype=np.float32)
+    return target.attacked(attacks, progress=progress)
 
 
 def collect(job: Job, attack: Attack, shards: Sequence[Shard], outcomes: Sequence[Outcome]) -> CraftedSet:
@@ -257,7 +254,6 @@ def check(
     images: Images,
     labels: NDArray[np.int64],
     hashes: NDArray[np.str_],
-    attacks: Sequence[Attack],
     grid: int | None,
     shard_size: int,
 ) -> None:
@@ -276,6 +272,10 @@ def check(
         raise DataError(f"images are not on a grid of {grid} steps; grid_of() finds the data's own")
     if shard_size < 1:
         raise ConfigError(f"shard_size = {shard_size}; wanted at least 1")
+
+
+def check_budgets(attacks: Sequence[Attack], grid: int | None) -> None:
+    """Raises ConfigError for an L∞ budget below one step of the grid."""
     for attack in attacks:
         small = grid is not None and attack.norm == "linf" and attack.budget is not None
         if small and whole_steps(attack.budget or 0.0, grid or 1) < 1:

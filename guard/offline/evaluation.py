@@ -16,6 +16,7 @@ import torch
 from guard.bundle import Bundle
 from guard.offline.adversary import AdaptiveStage, Size, duration
 from guard.offline.build import Prepared, read_seconds
+from guard.offline.crafting import craft_all
 from guard.offline.evaluate import read
 from guard.offline.findings import PROMISED, Evaluation, Promise
 from guard.offline.fit import BATCH
@@ -28,7 +29,6 @@ from guard.offline.reopen import Work
 from guard.offline.report import to_html, to_json
 from guard.offline.subject import HeldOut, Subject
 from guard.offline.threads import choose_threads
-from guard.offline.train import craft_all
 
 MINUTES = 40.0
 FULL = (300, 50, 100)  # items an attack is tried on; items and steps of the adaptive attack

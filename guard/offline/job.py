@@ -37,7 +37,8 @@ class Job:
     reject_rate: float = 0.01
     flag_rate: float = 0.05
     seed: int = 0
-    threads: int | None = None  # of torch; None: the quicker of one and all. Another number can change the last bits
+    threads: int | None = None  # of torch; None: the quicker of one and all. Another number can change the last bits.
+    # As many shards are attacked side by side (None: one a core); that changes no bit.
     low: tuple[float, ...] = (0.0,)
     high: tuple[float, ...] = (1.0,)
     input_name: str | None = None
@@ -45,8 +46,9 @@ class Job:
     output: str = "logits"
     serves: str = "model"
     labels: tuple[str, ...] = ()
-    craft_items: int = 1000  # clean items that each attack is tried on, for fitting
-    attack_items: int = 300  # and for the report
+    minutes: float | None = None  # the whole is sized to; None: by the numbers below, or what they are by default
+    craft_items: int | None = None  # clean items that each attack is tried on, for fitting
+    attack_items: int | None = None  # and for the report
     adaptive_items: int = 50
     adaptive_steps: int = 100
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.offline.adversary import AdaptiveStage, Size, spoken_budget
-from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.attack import Attack, Model
 from guard.offline.craft import CraftedSet, craft
+from guard.offline.engine import attack_model
 from guard.offline.evaluate import attack_row, clean_rows, detection, read, unattacked
 from guard.offline.findings import (
     FEWEST,
@@ -68,7 +69,10 @@ def measure(
     runtime, manifest = subject.runtime, subject.runtime.bundle.manifest
     promises = tuple(Promise.of(rate, runtime.calibration.items) for rate in PROMISED)
     attacks = labels_of((*recipe.attacks, *recipe.left_out), runtime.spec.grid)
-    crafted = {label: craft_enough(subject, held_out, attack, effort, progress) for label, attack in attacks.items()}
+    model = attack_model(subject.classifier, held_out.images, effort.work.parent)
+    crafted = {
+        label: craft_enough(model, subject, held_out, attack, effort, progress) for label, attack in attacks.items()
+    }
     progress.note("clean items")
     clean = read(runtime, held_out.images)
     without = {guard.family: Other(guard, read(guard.runtime, held_out.images)) for guard in left_out}
@@ -134,12 +138,14 @@ def labels_of(attacks: Sequence[Attack], grid: int | None) -> dict[str, Attack]:
     return found
 
 
-def craft_enough(subject: Subject, held_out: HeldOut, attack: Attack, effort: Effort, progress: Stage) -> CraftedSet:
+def craft_enough(
+    model: Model, subject: Subject, held_out: HeldOut, attack: Attack, effort: Effort, progress: Stage
+) -> CraftedSet:
     """Tried on `attack_items`, and on more where fewer than FEWEST of them fool the model and there are more."""
     tried = min(effort.attack_items, len(held_out.images))
     while True:
         (found,) = craft(
-            subject.classifier.graph,
+            model,
             held_out.images[:tried],
             held_out.labels[:tried],
             held_out.hashes[:tried],

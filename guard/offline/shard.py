@@ -1,21 +1,39 @@
-"""A shard: some items attacked in one batch, and the file that keeps what became of them.
+"""A shard: some items attacked in one batch, what became of them, and the file that keeps it.
 
 Rule 1: a file is whole or it is not there; one that cannot be read counts as not there, and is made anew.
+Rule 2: a shard's file is named by all that its outcome follows from, what computed it included.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from guard.bundle import UNREADABLE
+from guard.errors import ModelError
+from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.noise import shuffled
+from guard.offline.attacks.norm_ball import into_reach
+from guard.offline.attacks.objective import gap
+from guard.offline.data import snap, snap_within
+from guard.offline.workers import Stop, Watched
 
 Images = NDArray[np.float32]  # [item, ...] in unit space
+
+FORMAT = 2  # of a shard: raised whenever what is computed for one changes
+MARGIN = (
+    2e-4  # of the logits' length: what ONNX Runtime may answer otherwise (compile's parity law) fools nobody for sure
+)
+STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 4.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +46,11 @@ class Shard:
     labels: NDArray[np.int64]
     hashes: NDArray[np.str_]
 
+    def first(self, items: int) -> Shard:
+        """Its first items alone: another shard, with another outcome."""
+        kept = (self.source[:items], self.images[:items], self.labels[:items], self.hashes[:items])
+        return self if items >= len(self.source) else Shard(self.number, *kept)
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -37,6 +60,95 @@ class Outcome:
     predictions: NDArray[np.int64]
     attacked: Images
     noise: Images
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a run share."""
+
+    model: Model
+    engine: str  # what computes it: torch, or what a compiled model says
+    grid: int | None
+    fingerprint: str
+    work: Path
+    seed: int
+    device: torch.device
+    stop: Stop
+
+
+def resume(job: Job, attack: Attack, shard: Shard, *, anew: bool = False) -> Outcome:
+    """The shard's outcome from its file, or computed and written; `anew`: computed whatever is there."""
+    identity = identify(job, attack, shard)
+    file = job.work / f"{attack.name}-{shard.number:05d}-{identity[:24]}.npz"
+    outcome = None if anew else read_outcome(file)
+    if outcome is None:
+        outcome = attack_shard(job, attack, shard, identity)
+        write_outcome(file, outcome)
+    return outcome
+
+
+def identify(job: Job, attack: Attack, shard: Shard) -> str:
+    """SHA-256 (hex) over everything that a shard's outcome follows from."""
+    given = (FORMAT, job.fingerprint, job.engine, repr(attack), job.grid, job.seed, shard.number)
+    digest = hashlib.sha256(repr(given).encode())
+    digest.update(repr((shard.images.shape, shard.labels.tolist(), shard.hashes.tolist())).encode())
+    digest.update(np.ascontiguousarray(shard.images, dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+def attack_shard(job: Job, attack: Attack, shard: Shard, identity: str) -> Outcome:
+    generator = torch.Generator().manual_seed(int(identity[:15], 16))
+    clean, labels = torch.from_numpy(shard.images).to(job.device), torch.from_numpy(shard.labels).to(job.device)
+    raw = attack(Watched(job.model, job.stop), clean, labels, generator).cpu().numpy()
+    attacked, predictions, fooled = settle(job, attack, shard, raw)
+    kept = np.flatnonzero(fooled)
+    noise = shuffled(torch.from_numpy(shard.images[kept]), torch.from_numpy(attacked[kept]), generator).numpy()
+    return Outcome(kept, predictions[kept], attacked[kept], snap(noise, job.grid))
+
+
+def settle(job: Job, attack: Attack, shard: Shard, raw: Images) -> tuple[Images, NDArray[np.int64], NDArray[np.bool_]]:
+    """Final attacked items, the model's answers to them, and which of them fool it.
+
+    An attack without a budget ends so close to the boundary that snapping takes many back over it: its perturbation is
+    stretched until the snapped item fools, up to fourfold.
+    """
+    final, predictions = shard.images.copy(), shard.labels.copy()
+    fooled = np.zeros(len(final), dtype=bool)
+    for stretch in STRETCHES if attack.budget is None else (1.0,):
+        left = np.flatnonzero(~fooled)
+        if len(left) == 0:
+            break
+        clean = shard.images[left]
+        tried = into_place(job, attack, clean, clean + np.float32(stretch) * (raw[left] - clean))
+        logits = torch.from_numpy(answer(job, tried))
+        ahead = gap(logits, torch.from_numpy(shard.labels[left]))
+        hit = (ahead > MARGIN * torch.linalg.vector_norm(logits, dim=1)).numpy()
+        final[left[hit]], predictions[left[hit]] = tried[hit], logits.argmax(dim=1).numpy()[hit]
+        fooled[left[hit]] = True
+    return final, predictions, fooled
+
+
+def into_place(job: Job, attack: Attack, clean: Images, points: Images) -> Images:
+    """Into the box, the ball, and onto the grid."""
+    if job.grid is not None:
+        return snap_within(points, clean, job.grid, attack.budget, attack.norm)
+    if attack.budget is None:
+        return points.clip(0, 1)
+    reached: Tensor = into_reach(torch.from_numpy(points), torch.from_numpy(clean), attack.budget, attack.norm)
+    return np.asarray(reached.numpy(), dtype=np.float32)
+
+
+def answer(job: Job, images: Images) -> NDArray[np.float32]:
+    """Logits [item, class]. Raises ModelError."""
+    with torch.no_grad():
+        logits = job.model(torch.tensor(images, device=job.device)).cpu()
+    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
+        raise ModelError(
+            f"the model answers {len(images)} items with {list(logits.shape)}; wanted logits [item, class]"
+        )
+    if not bool(logits.isfinite().all()):
+        raise ModelError("the model's logits hold NaN or infinity; its weights or the inputs' range are wrong")
+    return np.asarray(logits.numpy(), dtype=np.float32)
 
 
 def read_outcome(file: Path) -> Outcome | None:
@@ -51,7 +163,7 @@ def read_outcome(file: Path) -> Outcome | None:
 def write_outcome(file: Path, outcome: Outcome) -> None:
     """Whole or not at all: the final name appears when all is written."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
     with unfinished.open("wb") as stream:
         np.savez(stream, **{field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)})
     unfinished.replace(file)

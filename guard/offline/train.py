@@ -6,32 +6,29 @@ Rule 1: until the last stage nothing is at `--out`; what is slow to make lies in
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
 from guard.offline.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.calibrate import Calibrator
-from guard.offline.craft import CraftedSet, craft
-from guard.offline.data import Split
+from guard.offline.crafting import craft_all
 from guard.offline.fit import BATCH, save_heads, settled
 from guard.offline.job import Data, Job, check_data, open_job
 from guard.offline.measure import Effort, measure
-from guard.offline.model.classifier import Classifier
-from guard.offline.progress import Stage, Stages, short
+from guard.offline.plan import FLOOR, read_plan
+from guard.offline.progress import Stages, short
 from guard.offline.report import to_html, to_json
 from guard.offline.subject import Subject
 from guard.offline.threads import choose_threads
 from guard.runtime import Runtime
 
-FEWEST_VERIFIED = 300  # of each attack, to fit on
+ATTACK_ITEMS = 300  # held-out items that each attack is tried on where no time is given
 
 
 def train(job: Job, stages: Stages) -> Bundle:
@@ -40,7 +37,8 @@ def train(job: Job, stages: Stages) -> Bundle:
     Raises:
         GuardError: whatever is wrong with model, data, recipe or promise, before anything is at `job.out`.
     """
-    return finish(job, prepare(job, stages), stages)
+    deadline = None if job.minutes is None else time.monotonic() + 60 * job.minutes
+    return finish(job, prepare(job, stages), stages, deadline=deadline)
 
 
 def prepare(job: Job, stages: Stages) -> Prepared:
@@ -58,13 +56,13 @@ def prepare(job: Job, stages: Stages) -> Prepared:
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
         for found in crafted:
-            few = f", wanted {FEWEST_VERIFIED}" if len(found) < FEWEST_VERIFIED else ""
+            few = f", wanted {FLOOR}" if len(found) < FLOOR else ""
             progress.say(f"  {short(found.attack, 36):<36} fools the model on {len(found)} of {found.tried}{few}")
     return Prepared(classifier, data, crafted)
 
 
-def finish(job: Job, prepared: Prepared, stages: Stages) -> Bundle:
-    """Fit, compile, calibrate, measure, and write the bundle."""
+def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | None = None) -> Bundle:
+    """Fit, compile, calibrate, measure, and write the bundle; the adaptive attack is sized to end by `deadline`."""
     classifier, data = prepared.classifier, prepared.data
     programs, began = prepared.programs(job), time.monotonic()
     with stages.stage("fit detectors") as progress:
@@ -81,13 +79,20 @@ def finish(job: Job, prepared: Prepared, stages: Stages) -> Bundle:
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:
         subject = Subject(classifier, programs, heads, Runtime(provisional))
-        effort = Effort(job.attack_items, job.adaptive_items, job.adaptive_steps, job.seed, job.work / "crafted")
+        effort = effort_of(job, deadline)
         evaluation = measure(subject, data.held_out(), job.recipe, effort, progress)
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
         bundle = calibrator.bundle(job.out, calibration, leaks, reports, parity)
         shutil.rmtree(job.work / "provisional")
     return bundle
+
+
+def effort_of(job: Job, deadline: float | None) -> Effort:
+    """What the report may cost: as asked for, or as planned."""
+    plan = read_plan(job.work) if job.minutes is not None else None
+    items = job.attack_items or (ATTACK_ITEMS if plan is None else plan.attack_items)
+    return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work / "crafted", deadline)
 
 
 def write_work(job: Job, data: Data) -> None:
@@ -100,21 +105,3 @@ def write_work(job: Job, data: Data) -> None:
     settings |= {"data": job.data.resolve(), "test": job.test and job.test.resolve()}
     settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}
     (job.work / "job.json").write_text(json.dumps(settings, indent=2, default=str), encoding="utf-8")
-
-
-def craft_all(job: Job, classifier: Classifier, data: Data, progress: Stage) -> tuple[CraftedSet, ...]:
-    """Every attack that is learned from, on the items of the splits that are fitted on."""
-    shares = {Split.HEADS: 0.7, Split.COMBINER: 0.3}
-    index = np.concatenate([data.part(s)[: math.ceil(share * job.craft_items)] for s, share in shares.items()])
-    return craft(
-        classifier.graph,
-        data.images[index],
-        data.labels[index],
-        data.hashes[index],
-        job.recipe.attacks,
-        grid=classifier.spec.input.grid,
-        work=job.work / "crafted",
-        fingerprint=classifier.spec.fingerprint,
-        seed=job.seed,
-        progress=progress.items,
-    )

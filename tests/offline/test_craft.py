@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import ConfigError, DataError, ModelError
-from guard.offline import craft as crafting
+from guard.offline import shard as sharding
 from guard.offline.attacks.attack import Attack, Norm
 from guard.offline.attacks.cw import Cw
 from guard.offline.attacks.deepfool import DeepFool
 from guard.offline.attacks.fgsm import Fgsm
 from guard.offline.attacks.objective import gap
 from guard.offline.attacks.pgd import Pgd
-from guard.offline.craft import CraftedSet, craft, off_grid
+from guard.offline.craft import CraftedSet, Target, craft, off_grid, shard_items
 from guard.offline.data import Split, assign, content_hashes, from_steps, on_grid
 
 GRID = 16
@@ -70,7 +70,7 @@ def examples(network):
 
 
 def run(network, examples, attack: Attack, work: Path, **changes) -> CraftedSet:
-    settings = {"grid": GRID, "fingerprint": "f", "work": work, "seed": 0, "shard_size": 12} | changes
+    settings = {"grid": GRID, "fingerprint": "f", "work": work, "seed": 0, "shard_size": 12, "workers": 1} | changes
     return craft(network, *examples, [attack], **settings)[0]
 
 
@@ -150,7 +150,7 @@ def test_an_attack_that_leaves_its_ball_is_pulled_back(network, examples, norm, 
 def test_minimal_attacks_survive_snapping_by_stretching(network, examples, tmp_path, monkeypatch):
     raw = run(network, examples, DeepFool(), tmp_path, grid=None)
     stretched = run(network, examples, DeepFool(), tmp_path)
-    monkeypatch.setattr(crafting, "STRETCHES", (1.0,))
+    monkeypatch.setattr(sharding, "STRETCHES", (1.0,))
     plain = run(network, examples, DeepFool(), tmp_path / "plain")
     assert raw.success_rate == 1
     assert stretched.success_rate > max(0.9, plain.success_rate)
@@ -177,6 +177,68 @@ def test_an_interrupted_run_goes_on_and_ends_as_any_other_bit_for_bit(network, e
     again = run(network, examples, attack, tmp_path / "one")
     assert len(attack.calls) == 6
     assert same(again, whole)
+
+
+@every_attack
+def test_any_number_of_workers_gives_the_same_bits(network, examples, attack, tmp_path):
+    alone, beside = (run(network, examples, attack, tmp_path / str(n), workers=n) for n in (1, 3))
+    assert same(alone, beside)
+    assert len(alone) > 0
+
+
+def test_an_interrupt_beside_other_workers_loses_no_finished_shard(network, examples, tmp_path):
+    attack = Spoof(0.25)
+
+    def stop(_: Attack, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(network, examples, attack, tmp_path / "one", progress=stop, workers=2, shard_size=4)
+    kept = len(list((tmp_path / "one").iterdir()))
+    assert kept >= 1
+    resumed = run(network, examples, attack, tmp_path / "one", workers=2, shard_size=4)
+    assert len(attack.calls) == 8
+    assert same(resumed, run(network, examples, attack, tmp_path / "other", shard_size=4))
+
+
+def test_each_attack_is_tried_on_as_many_of_the_first_items_as_is_said(network, examples, tmp_path):
+    settings = {"grid": GRID, "fingerprint": "f", "work": tmp_path, "seed": 0, "shard_size": 12, "workers": 1}
+    target = Target.open(network, *examples, **settings)
+    attack = Spoof(0.25)
+    assert (target.items, target.shard_size) == (32, 12)
+    fewer, more, all_of_them = target.attacked([attack] * 3, tried=[5, 24, None])
+    assert (fewer.tried, more.tried, all_of_them.tried) == (5, 24, 32)
+    for part in (fewer, more):
+        assert np.array_equal(part.tried_hashes, all_of_them.tried_hashes[: part.tried])
+    assert same(all_of_them, craft(network, *examples, [attack], **settings)[0])
+    assert sorted(attack.calls) == [5, 8, 12, 12]  # full shards are shared
+    before = len(attack.calls)
+    assert same(target.attacked([attack], tried=[24], anew=True)[0], more)
+    assert len(attack.calls) == before + 2
+
+
+def test_a_shard_is_found_again_only_by_what_computed_it(network, examples, tmp_path):
+    attack = Spoof(0.25)
+    run(network, examples, attack, tmp_path)
+
+    class Other:
+        engine = "another"
+
+        def __call__(self, images):
+            return network(images)
+
+    run(Other(), examples, attack, tmp_path)
+    assert len(attack.calls) == 6
+
+
+def test_a_shard_of_large_items_has_fewer():
+    assert [shard_items(shape) for shape in [(30,), (3, 32, 32), (3, 64, 64), (3, 224, 224), (3, 1024, 1024)]] == [
+        64,
+        64,
+        64,
+        8,
+        8,
+    ]
 
 
 @pytest.mark.parametrize("change", ["fingerprint", "seed", "grid", "attack", "images", "hashes", "shard_size"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import guard.offline.craft
+import guard.offline.shard
 from guard.bundle import Bundle
 from guard.calibration import auroc, rejections_band
 from guard.errors import BundleError, ConfigError, DataError, GuardError, ModelError, PromiseError
@@ -119,8 +119,8 @@ def test_an_interrupted_run_ends_as_any_other_bit_for_bit(
     problem: Path, tiny_bundle: Bundle, stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted in the middle of crafting, then run again, in another place: the same bundle to the last bit."""
-    job, shards = tiny.job(problem), 0
-    whole = guard.offline.craft.attack_shard
+    job, shards = tiny.job(problem, threads=1), 0
+    whole = guard.offline.shard.attack_shard
 
     def interrupted(*arguments: Any) -> Any:
         nonlocal shards
@@ -130,7 +130,7 @@ def test_an_interrupted_run_ends_as_any_other_bit_for_bit(
         return whole(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("guard.offline.craft.attack_shard", interrupted)
+        patch.setattr("guard.offline.shard.attack_shard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(job, stages)
     assert not job.out.exists()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guard.offline.attacks.attack import Family, Model, Norm, call_text, more_than_zero, whole
 from guard.offline.attacks.norm_ball import per_item, sizes
-from guard.offline.attacks.objective import gap
+from guard.offline.attacks.objective import Gap, gap, value_and_gradient
 
 INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
 DECAY = 0.1  # of the learning rate over one descent
@@ -33,7 +33,7 @@ def cw(
 
     `confidence` is how far, in logits, the wrong class must be ahead. `constant` is the first weight of fooling against
     size; it moves tenfold up while an item resists, or down while it yields, then halves the gap in logarithm. Costs at
-    most searches * steps forwards and backwards; items that arrived rest.
+    most searches * steps forwards, and a backward for about half of them; items that arrived rest.
 
     Source: Carlini & Wagner 2017, arXiv:1608.04644, section V, f_6. They take 1,000 steps of 0.01 in 9 searches from
     0.001 on, for perturbations under 1 % smaller than ours (digits) at ten times the cost; our steps shrink instead.
@@ -67,11 +67,12 @@ def descend(
     active = torch.arange(len(inputs), device=inputs.device)
     walk = torch.atanh((2 * inputs - 1) * INSIDE)
     mean, square = torch.zeros_like(walk), torch.zeros_like(walk)
+    ahead = torch.full_like(weight, -torch.inf)
     lowest = looked_at = torch.full_like(weight, torch.inf)  # each item's lowest loss, so far and at the last look
     for step in range(1, steps + 1):
         aims = None if targets is None else targets[active]
         points, ahead, loss, gradient = slope(
-            model, walk, inputs[active], labels[active], weight[active], confidence, aims
+            model, walk, inputs[active], labels[active], weight[active], confidence, aims, ahead
         )
         size = sizes(points - inputs[active], "l2")
         better = (ahead > confidence) & (size < found_size[active])
@@ -84,6 +85,7 @@ def descend(
             moving = lowest <= PLATEAU * looked_at
             active, walk, mean, square = active[moving], walk[moving], mean[moving], square[moving]
             lowest = looked_at = lowest[moving]
+            ahead = ahead[moving]
             if len(active) == 0:
                 break
     return found, found_size
@@ -97,15 +99,37 @@ def slope(
     weight: Tensor,
     confidence: float,
     targets: Tensor | None,
+    ahead: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points, how far the wrong class is ahead [item], the loss [item] and its gradient in tanh space."""
-    with torch.enable_grad():
-        watched = walk.detach().requires_grad_()
-        points = (torch.tanh(watched) + 1) / 2
-        ahead = gap(model(points), labels, targets)
-        loss = (points - inputs).square().flatten(1).sum(dim=1) + weight * (confidence - ahead).clamp_min(0)
-        (gradient,) = torch.autograd.grad(loss.sum(), watched)
-    return points.detach(), ahead.detach(), loss.detach(), gradient
+    """Points, how far the wrong class is ahead [item], the loss [item] and its gradient in tanh space.
+
+    `ahead` is that of the step before: an item that was far enough ahead is likely to be so still.
+    """
+    squashed = torch.tanh(walk)
+    points = (squashed + 1) / 2
+    ahead, rise = rise_if_short(model, points, labels, targets, confidence, ahead > confidence)
+    short = (confidence - ahead).clamp_min(0)
+    loss = (points - inputs).square().flatten(1).sum(dim=1) + weight * short
+    by_point = 2 * (points - inputs) - per_item(weight * (short > 0), points) * rise
+    return points, ahead, loss, by_point * (1 - squashed.square()) / 2
+
+
+def rise_if_short(
+    model: Model, points: Tensor, labels: Tensor, targets: Tensor | None, confidence: float, likely: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far the wrong class is ahead [item], and its gradient; zero where it is far enough, and none is needed.
+
+    Those where that is `likely` get a forward alone first, which spares about half of all steps their backward.
+    """
+    ahead, rise = torch.zeros_like(likely, dtype=points.dtype), torch.zeros_like(points)
+    if likely.any():
+        with torch.no_grad():
+            ahead[likely] = gap(model(points[likely]), labels[likely], None if targets is None else targets[likely])
+    left = ~likely | (ahead <= confidence)
+    if left.any():
+        aim = Gap(labels[left], None if targets is None else targets[left])
+        _, ahead[left], rise[left] = value_and_gradient(model, points[left], aim)
+    return ahead, rise
 
 
 @dataclass(frozen=True, repr=False)

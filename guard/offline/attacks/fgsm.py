@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guard.offline.attacks.attack import Family, Model, Norm, call_text, known_norm, more_than_zero
 from guard.offline.attacks.norm_ball import into_reach, steepest
-from guard.offline.attacks.objective import log_odds, value_and_gradient
+from guard.offline.attacks.objective import LogOdds, value_and_gradient
 
 
 def fgsm(
@@ -19,7 +19,7 @@ def fgsm(
 
     Source: Goodfellow et al. 2015, arXiv:1412.6572, section 4; `norm="l2"` steps along the gradient itself.
     """
-    _, _, gradient = value_and_gradient(model, inputs, lambda logits: log_odds(logits, labels, targets))
+    _, _, gradient = value_and_gradient(model, inputs, LogOdds(labels, targets))
     return into_reach(inputs + budget * steepest(gradient, norm), inputs, budget, norm)
 
 

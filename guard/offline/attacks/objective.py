@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from guard.offline.attacks.attack import Model
+
+Objective: TypeAlias = Callable[[Tensor], Tensor]  # logits [item, class] -> what is to grow, [item]
+
+
+@runtime_checkable
+class Climbing(Protocol):
+    """A model that forms the gradient of an objective itself, as a compiled one does."""
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+
+    def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        """As the function of this name."""
+        ...
 
 
 def without(logits: Tensor, classes: Tensor) -> Tensor:
@@ -39,13 +54,35 @@ def gap(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor
     return chosen(logits, targets) - without(logits, targets).amax(dim=1)
 
 
-def value_and_gradient(
-    model: Model, points: Tensor, value: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [item, class], `value(logits)` [item] and its gradient to the points; nothing reaches the parameters."""
+@dataclass(frozen=True, eq=False)
+class LogOdds:
+    """`log_odds` as a value, so that a compiled model knows it."""
+
+    labels: Tensor
+    targets: Tensor | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return log_odds(logits, self.labels, self.targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Gap:
+    """`gap` as a value."""
+
+    labels: Tensor
+    targets: Tensor | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return gap(logits, self.labels, self.targets)
+
+
+def value_and_gradient(model: Model, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [item, class], `objective(logits)` [item] and its gradient to the points; parameters get none."""
+    if isinstance(model, Climbing):
+        return model.value_and_gradient(points, objective)
     with torch.enable_grad():
         watched = points.detach().requires_grad_()
         logits = model(watched)
-        values = value(logits)
+        values = objective(logits)
         (gradient,) = torch.autograd.grad(values.sum(), watched)
     return logits.detach(), values.detach(), gradient.detach()

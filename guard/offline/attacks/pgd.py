@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guard.offline.attacks.attack import Family, Model, Norm, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest, uniform
-from guard.offline.attacks.objective import gap, log_odds, value_and_gradient
+from guard.offline.attacks.objective import LogOdds, gap, log_odds, value_and_gradient
 
 
 def pgd(
@@ -52,7 +52,7 @@ def start(inputs: Tensor, budget: float, norm: Norm, generator: torch.Generator 
 
 
 def climb(model: Model, points: Tensor, labels: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-    logits, _, gradient = value_and_gradient(model, points, lambda logits: log_odds(logits, labels, targets))
+    logits, _, gradient = value_and_gradient(model, points, LogOdds(labels, targets))
     return logits, gradient
 
 

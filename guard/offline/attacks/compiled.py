@@ -1,0 +1,210 @@
+"""A classifier for attacks, run by ONNX Runtime: its logits, and the gradients that attacks climb.
+
+Rule 1: it is used only where it agrees with torch on real items, logits and gradients, as `guard train` demands of
+every program that it writes.
+Rule 2: a run takes one thread, the caller's: the same items in the same batch give the same bits, whoever runs beside.
+
+The gradient's seed [item, class] is worked out within the program, from the logits and from what an item aims at; so
+an attack's step costs one forward and one backward, and not a second forward to find the seed first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.nn.functional import one_hot
+
+from guard.errors import ParityError
+from guard.offline.attacks.objective import Gap, LogOdds, Objective, value_and_gradient
+from guard.offline.compile import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, OPSET, most, relative
+from guard.offline.lower import lower
+from guard.offline.model.adjoint import top_class, with_gradient
+from guard.offline.model.classifier import Classifier
+from guard.offline.model.tape import Seed
+from guard.runtime import Session, onnxruntime
+
+SHARP = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing
+OUT = 1e30  # taken from a logit that is out of the running
+SETTINGS = 2  # of an aim, beside its seed [class]: sharpness and gain
+CHECKED = (1, 32)  # batch sizes in which it is compared with torch
+ROWS, OUTPUTS = "rows", ("logits", "gradient")
+
+
+class Aim(nn.Module):
+    """Logits and aims [item, class + 2] -> the seed: gain * softmax(sharpness * the logits in the running) + shift.
+
+    An aim is [shift, sharpness, gain]. What `shift` names is out of the running. Log-odds and gaps are softmax and
+    maximum over the others less the one that is named; a gain of zero leaves the shift, a seed as it is given.
+    """
+
+    def forward(self, logits: Tensor, aims: Tensor) -> Tensor:
+        shift, sharpness, gain = aims[:, :-SETTINGS], aims[:, -2:-1], aims[:, -1:]
+        return gain * torch.softmax(sharpness * logits - OUT * shift.abs(), dim=1) + shift
+
+
+class Steered(nn.Module):
+    """Rows [item, feature + class + 2], each an item of unit space and its aim -> (logits, gradient along the seed)."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.shape = classifier.spec.input.shape
+        self.features = int(np.prod(self.shape))
+        self.both = steered(with_gradient(classifier.opened(()), seed=top_class))
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        logits, gradient = self.both(rows[:, : self.features].reshape(-1, *self.shape), rows[:, self.features :])
+        return logits, gradient
+
+
+def steered(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph with a gradient, its seed replaced by an Aim that reads a second input."""
+    (seed,) = [
+        node
+        for node in module.graph.nodes
+        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), Seed)
+    ]
+    (images,) = [node for node in module.graph.nodes if node.op == "placeholder"]
+    with module.graph.inserting_after(images):
+        aims = module.graph.placeholder("aims")
+    module.add_submodule("aim", Aim())
+    seed.target, seed.args = "aim", (*seed.args, aims)
+    module.recompile()
+    return module
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """The classifier as attacks see it. Called where a gradient is wanted, torch's autograd finds it."""
+
+    forward: Session  # rows -> logits
+    steered: Session  # rows -> logits, gradient
+    shape: tuple[int, ...]
+    classes: int
+    engine: str  # what computes it, to the last bit
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and images.requires_grad:
+            found: Tensor = Pulled.apply(images, self)  # type: ignore[no-untyped-call]
+            return found
+        return self.logits(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        rows = joined(images, images.new_zeros(len(images), self.classes + SETTINGS))
+        return torch.from_numpy(self.forward.run(OUTPUTS[:1], rows)[0])
+
+    def pull(self, images: Tensor, aims: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the gradient along the aims."""
+        logits, gradient = self.steered.run(OUTPUTS, joined(images, aims))
+        return torch.from_numpy(logits), torch.from_numpy(gradient)
+
+    def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        """As attacks ask for it; an objective that the program does not know costs a second forward."""
+        points = points.detach()
+        if isinstance(objective, LogOdds | Gap):
+            logits, gradient = self.pull(points, aims_of(objective, self.classes))
+            return logits, objective(logits), gradient
+        with torch.enable_grad():
+            logits = self.logits(points).requires_grad_()
+            values = objective(logits)
+            (seed,) = torch.autograd.grad(values.sum(), logits)
+        return logits.detach(), values.detach(), self.pull(points, given(seed))[1]
+
+
+class Pulled(torch.autograd.Function):
+    """The compiled model in torch's autograd, once differentiable."""
+
+    @staticmethod
+    def forward(context: Any, images: Tensor, model: Compiled) -> Tensor:
+        context.model = model
+        context.save_for_backward(images)
+        return model.logits(images)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, seed: Tensor) -> tuple[Tensor, None]:
+        (images,) = context.saved_tensors
+        return context.model.pull(images, given(seed))[1], None
+
+
+def joined(images: Tensor, aims: Tensor) -> NDArray[np.float32]:
+    rows = torch.cat([images.detach().flatten(1), aims], dim=1)
+    return np.asarray(rows.numpy(), dtype=np.float32)
+
+
+def aims_of(objective: LogOdds | Gap, classes: int) -> Tensor:
+    """The aims [item, class + 2] by which the program climbs this objective."""
+    sign = 1.0 if objective.targets is None else -1.0
+    named = objective.labels if objective.targets is None else objective.targets
+    sharpness = 1.0 if isinstance(objective, LogOdds) else SHARP
+    settings = torch.tensor([sharpness, sign]).expand(len(named), SETTINGS)
+    return torch.cat([-sign * one_hot(named, classes).float(), settings], dim=1)
+
+
+def given(seed: Tensor) -> Tensor:
+    """Aims whose seed is this one."""
+    return torch.cat([seed, seed.new_zeros(len(seed), SETTINGS)], dim=1)
+
+
+def write_compiled(classifier: Classifier, example: Tensor, folder: Path) -> None:
+    """Lower the classifier into two files, if they are not there. Raises ModelError where it has no ONNX form."""
+    if all(file.is_file() for file in files_of(folder)):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    module = Steered(classifier)
+    rows = torch.from_numpy(joined(example, example.new_zeros(len(example), classifier.spec.output.classes + SETTINGS)))
+    model = lower(module, rows, input_name=ROWS, output_names=OUTPUTS, opset=OPSET)
+    plain = onnx.utils.Extractor(model).extract_model([ROWS], list(OUTPUTS[:1]))
+    for file, content in zip(files_of(folder), (plain, model), strict=True):
+        unfinished = file.with_name(f".{file.name}")
+        unfinished.write_bytes(content.SerializeToString(deterministic=True))
+        unfinished.replace(file)
+
+
+def files_of(folder: Path) -> tuple[Path, Path]:
+    return folder / "logits.onnx", folder / "gradient.onnx"
+
+
+def open_compiled(classifier: Classifier, images: NDArray[np.float32], folder: Path) -> Compiled:
+    """The classifier compiled, and compared with torch on these unit-space items.
+
+    Raises:
+        ModelError: it has no ONNX form.
+        ParityError: ONNX Runtime and torch disagree.
+    """
+    write_compiled(classifier, torch.from_numpy(images[:4]), folder)
+    forward, gradient = (Session(file, device="cpu", threads=1) for file in files_of(folder))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files_of(folder))).hexdigest()
+    engine = f"onnxruntime {onnxruntime().__version__} {digest}"
+    spec = classifier.spec
+    model = Compiled(forward, gradient, spec.input.shape, spec.output.classes, engine)
+    check_compiled(model, classifier, torch.from_numpy(images[: max(CHECKED)]))
+    return model
+
+
+def check_compiled(model: Compiled, classifier: Classifier, images: Tensor) -> None:
+    """Raises ParityError where logits, or what an attack would climb, differ from torch's."""
+    with torch.no_grad():
+        labels = classifier(images).argmax(dim=1)
+    for objective in (LogOdds, Gap):
+        expected, _, slope = value_and_gradient(classifier.graph, images, objective(labels))
+        for size in CHECKED:
+            parts = [
+                (model(part), *model.value_and_gradient(part, objective(own)))
+                for part, own in zip(images.split(size), labels.split(size), strict=True)
+            ]
+            plain, logits, _, gradient = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+            far = max(relative(found, expected.numpy()).max() for found in (plain, logits))
+            steep = most(relative(gradient, slope.numpy()))
+            if not (far <= FORWARD_TOLERANCE and steep <= GRADIENT_TOLERANCE):  # NaN is not
+                raise ParityError(
+                    f"the model in ONNX Runtime differs from torch by {far:.1e} in its logits (at most "
+                    f"{FORWARD_TOLERANCE:g}) and by {steep:.1e} in its gradients (at most {GRADIENT_TOLERANCE:g})"
+                )

@@ -1,0 +1,190 @@
+"""The crafting stage of `guard train`: measures its speed, sizes itself to the minutes given, says so, and does it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.offline.attacks.attack import Attack, Model
+from guard.offline.craft import CraftedSet, Target, craft, shard_items
+from guard.offline.data import Split
+from guard.offline.engine import attack_model, choose_engine, compiled_model
+from guard.offline.evidence.gather import Gather
+from guard.offline.job import Data, Job
+from guard.offline.model.classifier import Classifier
+from guard.offline.plan import (
+    CAP,
+    FLOOR,
+    REPORTED,
+    Budget,
+    Plan,
+    Row,
+    Speed,
+    more,
+    read_plan,
+    report_items,
+    sizes,
+    write_plan,
+)
+from guard.offline.progress import Stage, short
+from guard.offline.shard import FORMAT
+
+CRAFT_ITEMS = 1000  # clean items that each attack is tried on where no time is given
+LEARNING = {Split.HEADS: 0.7, Split.COMBINER: 0.3}  # of the items that are attacked to learn from
+ADAPTIVE_SHARE = 1 / 3  # of the minutes: kept for the adaptive attack, which is slow and takes what it gets
+OPERATOR_S = 0.1  # to write one operator of the model into one program, forward and gradient
+GATHERED = 32  # items on which the evidence is timed
+
+
+def learning_order(data: Data) -> NDArray[np.int64]:
+    """The items to learn from, so that any first part of them is shared out between heads and combiner alike."""
+    parts = {split: data.part(split) for split in LEARNING}
+    places = [(np.arange(len(parts[split])) + 0.5) / share for split, share in LEARNING.items()]
+    return np.concatenate(list(parts.values()))[np.argsort(np.concatenate(places), kind="stable")]
+
+
+def craft_all(job: Job, classifier: Classifier, data: Data, progress: Stage) -> tuple[CraftedSet, ...]:
+    """Every attack of the recipe, on items of the splits that are fitted on."""
+    if job.minutes is None:
+        index = learning_order(data)[: job.craft_items or CRAFT_ITEMS]
+        return craft(
+            classifier.graph,
+            data.images[index],
+            data.labels[index],
+            data.hashes[index],
+            job.recipe.attacks,
+            grid=classifier.spec.input.grid,
+            fingerprint=classifier.spec.fingerprint,
+            work=job.work / "crafted",
+            seed=job.seed,
+            workers=job.threads,
+            progress=progress.items,
+        )
+    planner = Planner(job, classifier, data, progress, time.monotonic())
+    plan = read_plan(job.work, planner.key)
+    if plan is None:
+        plan = planner.make(job.minutes)
+        write_plan(job.work, plan)
+    else:
+        progress.say("going on with the plan of before")
+    for line in plan.lines():
+        progress.say(line)
+    return follow(plan, planner.target(attack_model(classifier, data.images, job.work)), job, progress)
+
+
+def follow(plan: Plan, target: Target, job: Job, progress: Stage) -> tuple[CraftedSet, ...]:
+    """What the plan says, and more items where fewer came of them than were expected and too few to fit on."""
+    tried = [row.tried for row in plan.rows]
+    while True:
+        found = target.attacked(job.recipe.attacks, tried=tried, progress=progress.items)
+        if job.craft_items is not None:
+            return found
+        wanted = [
+            more(items, len(one), step=target.shard_size, available=target.items)
+            for items, one in zip(tried, found, strict=True)
+        ]
+        if wanted == tried:
+            return found
+        for attack, one, items, before in zip(job.recipe.attacks, found, wanted, tried, strict=True):
+            if items > before:
+                progress.say(f"{short(repr(attack), 36)}: {len(one)} of {before} verified; trying {items}")
+        tried = wanted
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Measures, and makes the plan."""
+
+    job: Job
+    classifier: Classifier
+    data: Data
+    progress: Stage
+    began: float
+
+    @property
+    def key(self) -> str:
+        """Over all that a plan is made for, but for what is measured."""
+        job, recipe = self.job, self.job.recipe
+        given = (
+            FORMAT,
+            self.classifier.spec.fingerprint,
+            recipe.attacks,
+            recipe.left_out,
+            job.minutes,
+            job.seed,
+            job.craft_items,
+            job.attack_items,
+        )
+        hashes = "".join(self.data.hashes[learning_order(self.data)].tolist())
+        return hashlib.sha256(f"{given!r} {hashes} {len(self.data.part(Split.TEST))}".encode()).hexdigest()
+
+    def target(self, model: Model) -> Target:
+        """The items to learn from."""
+        index = learning_order(self.data)
+        if self.job.craft_items is not None:
+            index = index[: self.job.craft_items]
+        return Target.open(
+            model,
+            self.data.images[index],
+            self.data.labels[index],
+            self.data.hashes[index],
+            grid=self.classifier.spec.input.grid,
+            fingerprint=self.classifier.spec.fingerprint,
+            work=self.job.work / "crafted",
+            seed=self.job.seed,
+            workers=self.job.threads,
+        )
+
+    def make(self, minutes: float) -> Plan:
+        data, recipe = self.data, self.job.recipe
+        self.progress.note("choosing torch or ONNX Runtime")
+        batch = data.images[learning_order(data)[: shard_items(data.images.shape[1:])]]
+        engine, reason = choose_engine(self.classifier, batch, self.job.work)
+        model = self.classifier.graph if engine == "torch" else compiled_model(self.classifier, batch, self.job.work)
+        target = self.target(model)
+        seen = [self.probe(target, attack) for attack in recipe.attacks]
+        left_out = [self.probe(target, attack) for attack in recipe.left_out]
+        accuracy = target.items / len(learning_order(data)[: self.job.craft_items])
+        held_out = len(data.part(Split.TEST))
+        every = (*seen, *left_out)
+        wanted = [self.job.attack_items or report_items(speed, accuracy, held_out) for speed in every]
+        budget = Budget(
+            minutes=minutes,
+            spent=(time.monotonic() - self.began) / 60,
+            fitting=self.fitting_seconds(len(seen)) / 60,
+            report=sum(n * accuracy * speed.seconds for n, speed in zip(wanted, every, strict=True)) / 60,
+            adaptive=minutes * ADAPTIVE_SHARE if recipe.adaptive_budgets else 0.0,
+        )
+        if self.job.craft_items is None:
+            rows = sizes(seen, target.items, 60 * budget.crafting, step=target.shard_size)
+        else:
+            rows = tuple(Row(speed.attack, speed.seconds, speed.share, target.items) for speed in seen)
+        return Plan(self.key, engine, reason, target.workers, target.items, budget, rows, min(wanted, default=REPORTED))
+
+    def probe(self, target: Target, attack: Attack) -> Speed:
+        """One shard a worker, which is kept: its time is no estimate, and its items count."""
+        self.progress.note(f"speed of {attack!r}")
+        began = time.perf_counter()
+        (found,) = target.attacked([attack], tried=[target.workers * target.shard_size], anew=True)
+        seconds = (time.perf_counter() - began) / found.tried
+        return Speed(repr(attack), seconds, (len(found) + 1) / (found.tried + 2))
+
+    def fitting_seconds(self, families: int) -> float:
+        """Evidence once in torch and once in the programs, for clean, noisy and attacked items, and the programs."""
+        programs = self.job.recipe.programs([tap.name for tap in self.classifier.taps])
+        gather = Gather(self.classifier, [need for ds in programs.values() for d in ds for need in d.needs])
+        images = torch.from_numpy(self.data.images[:GATHERED])
+        with torch.no_grad():
+            gather(images)
+            began = time.perf_counter()
+            gather(images)
+        item_s = (time.perf_counter() - began) / GATHERED
+        clean = sum(len(self.data.part(split)) for split in Split)
+        learned = 2 * families * (self.job.craft_items or math.sqrt(FLOOR * CAP))
+        return 2 * item_s * (clean + learned) + OPERATOR_S * len(self.classifier.graph.graph.nodes) * len(programs)

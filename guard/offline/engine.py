@@ -1,0 +1,72 @@
+"""What attacks run the model on: torch, or ONNX Runtime where it agrees with torch and is faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.errors import ModelError, ParityError
+from guard.offline.attacks.attack import Model
+from guard.offline.attacks.compiled import CHECKED, open_compiled
+from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.model.classifier import Classifier
+from guard.offline.plan import read_plan
+from guard.offline.workers import one_thread
+
+TRIES = 5
+QUICK_S = 1e-4  # an item: a model that torch differentiates faster is not worth compiling
+
+
+def choose_engine(classifier: Classifier, images: NDArray[np.float32], work: Path) -> tuple[str, str]:
+    """torch or onnxruntime, and the reason, in words. `images` are a batch as attacks are going to form it."""
+    with one_thread():
+        (torch_s,) = gradient_seconds([classifier.graph], images)
+        if torch_s < QUICK_S:
+            return "torch", f"torch, {1000 * torch_s:.2f} ms a gradient"
+        try:
+            compiled = compiled_model(classifier, images, work)
+        except (ModelError, ParityError) as error:
+            return "torch", f"torch: {error}"
+        torch_s, compiled_s = gradient_seconds([classifier.graph, compiled], images)
+    ratio = f"ONNX Runtime {1000 * compiled_s:.1f} ms a gradient, torch {1000 * torch_s:.1f}"
+    return ("onnxruntime", ratio) if compiled_s < torch_s else ("torch", f"torch; {ratio}")
+
+
+def gradient_seconds(models: Sequence[Model], images: NDArray[np.float32]) -> list[float]:
+    """Median seconds an item of one step of an attack on each model, measured in turn."""
+    points = torch.from_numpy(images)
+    labels = torch.zeros(len(points), dtype=torch.int64)
+    steps: list[Callable[[], object]] = [
+        lambda model=model: value_and_gradient(model, points, LogOdds(labels))  # type: ignore[misc]
+        for model in models
+    ]
+    times: list[list[float]] = [[] for _ in steps]
+    for _ in range(TRIES):
+        for taken, step in zip(times, steps, strict=True):
+            began = time.perf_counter()
+            step()
+            taken.append((time.perf_counter() - began) / len(points))
+    return [sorted(taken)[TRIES // 2] for taken in times]
+
+
+def compiled_model(classifier: Classifier, images: NDArray[np.float32], work: Path) -> Model:
+    """Raises ModelError, ParityError."""
+    folder = work / "compiled" / classifier.spec.fingerprint[:16]
+    return open_compiled(classifier, images[: max(CHECKED)], folder)
+
+
+def attack_model(classifier: Classifier, images: NDArray[np.float32], work: Path) -> Model:
+    """What this work directory's plan runs attacks on; torch where there is no plan. `images` are any real items.
+
+    Raises:
+        ModelError, ParityError: the plan says ONNX Runtime, and it no longer runs or agrees.
+    """
+    plan = read_plan(work)
+    if plan is None or plan.engine == "torch":
+        return classifier.graph
+    return compiled_model(classifier, images, work)

@@ -1,0 +1,198 @@
+"""What `guard train --minutes M` is going to do: how many items each attack is tried on, and what that takes.
+
+Rule 1: no family is planned below FLOOR verified items unless the data hold no more; time never shrinks it further.
+Rule 2: a plan is made once. It lies in the work directory, and a run that is taken up again follows it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from guard.offline.progress import short
+
+FLOOR, CAP = 300, 1200  # verified items of each family, to fit on
+REPORTED = 200  # and of each attack in the report
+MARGIN = 1.1  # over what a success rate asks for, since a probe measured it on few items
+FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a probe found out about one attack."""
+
+    attack: str
+    seconds: float  # an item, all workers at it
+    share: float  # of the items tried, that fool the model
+
+    def tried_for(self, verified: float) -> float:
+        return verified / max(self.share, 1e-3)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack in the plan."""
+
+    attack: str
+    seconds: float  # an item
+    share: float
+    tried: int  # of the first items that the model has right
+
+    @property
+    def expected(self) -> int:
+        """Verified items."""
+        return round(self.tried * self.share)
+
+    @property
+    def minutes(self) -> float:
+        return self.tried * self.seconds / 60
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where the minutes go that crafting does not have."""
+
+    minutes: float  # in all
+    spent: float  # minutes until the plan was made: opening, compiling, probing
+    fitting: float  # to fit, compile and calibrate
+    report: float  # to attack the held-out items
+    adaptive: float  # kept for the adaptive attack, which takes what is left
+
+    @property
+    def crafting(self) -> float:
+        """Minutes that are left for it; below zero where nothing is."""
+        return self.minutes - self.spent - self.fitting - self.report - self.adaptive
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes, and why."""
+
+    key: str  # over all that it was made for
+    engine: str  # torch | onnxruntime: what attacks run on
+    reason: str
+    workers: int  # at the time; another number changes times, not results
+    available: int  # items that the model has right
+    budget: Budget
+    rows: tuple[Row, ...]
+    attack_items: int  # held-out ones; the report tries attacks that fool the model less often on more
+
+    @property
+    def minutes(self) -> float:
+        """Of crafting."""
+        return sum(row.minutes for row in self.rows)
+
+    @property
+    def overrun(self) -> float:
+        """Minutes beyond the budget, because nothing may be made smaller."""
+        return max(0.0, self.minutes - self.budget.crafting)
+
+    def lines(self) -> list[str]:
+        """A table of 80 columns, and what it leaves to be said."""
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        lines = [
+            f"plan for {self.budget.minutes:g} minutes, {workers} on {self.reason}",
+            f"{'attack':<37}{'s/item':>8}{'tried':>8}{'expected':>10}{'minutes':>9}",
+        ]
+        lines += [
+            f"{short(row.attack, 36):<37}{row.seconds:>8.3f}{row.tried:>8}{row.expected:>10}{row.minutes:>9.1f}"
+            for row in self.rows
+        ]
+        costs = self.budget
+        lines += [
+            f"{what:<63}{minutes:>9.1f}"
+            for what, minutes in (
+                ("speeds measured, model compiled", costs.spent),
+                ("fit, compile, calibrate", costs.fitting),
+                (f"attacks on {self.attack_items} held-out items and more, for the report", costs.report),
+                ("adaptive attack: what is left, about", costs.adaptive + max(0.0, costs.crafting - self.minutes)),
+            )
+        ]
+        return lines + self.remarks()
+
+    def remarks(self) -> list[str]:
+        """What falls short, said before it does."""
+        lines = [
+            f"{short(row.attack, 36)}: about {row.expected} verified items are all that {self.available} clean ones "
+            f"yield; {FLOOR} are wanted"
+            for row in self.rows
+            if row.expected < FLOOR
+        ]
+        if self.overrun > 0:
+            total = self.budget.minutes + self.overrun
+            lines.append(
+                f"{FLOOR} verified items an attack do not fit into {self.budget.minutes:g} minutes: "
+                f"this will take about {math.ceil(total)}"
+            )
+        return lines
+
+
+def sizes(
+    speeds: Sequence[Speed], available: int, seconds: float, *, step: int, floor: int = FLOOR, cap: int = CAP
+) -> tuple[Row, ...]:
+    """How many items each attack is tried on, within `seconds` in all, in whole shards of `step` items.
+
+    Every family gets as much time as the next, but none fewer than `floor` nor more than `cap` verified items. So what
+    an expensive attack leaves goes to the cheap ones, and a floor is kept whatever it takes.
+    """
+    least = [whole(speed.tried_for(MARGIN * floor), step, available) for speed in speeds]
+    most = [max(low, whole(speed.tried_for(cap), step, available)) for low, speed in zip(least, speeds, strict=True)]
+
+    def tried(each: float) -> list[int]:
+        """With this many seconds for each."""
+        free = [int(each / max(speed.seconds, 1e-9)) for speed in speeds]
+        return [
+            high if count >= high else max(low, count // step * step)
+            for low, count, high in zip(least, free, most, strict=True)
+        ]
+
+    def cost(counts: Sequence[int]) -> float:
+        return sum(count * speed.seconds for count, speed in zip(counts, speeds, strict=True))
+
+    low, high = 0.0, max((count * speed.seconds for count, speed in zip(most, speeds, strict=True)), default=0.0) + 1
+    if cost(tried(high)) <= seconds:
+        low = high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(tried(middle)) <= seconds else (low, middle)
+    return tuple(Row(s.attack, s.seconds, s.share, count) for s, count in zip(speeds, tried(low), strict=True))
+
+
+def whole(items: float, step: int, available: int) -> int:
+    """Rounded up to whole shards, as far as there are items."""
+    return min(available, math.ceil(items / step) * step)
+
+
+def more(tried: int, verified: int, *, step: int, available: int, floor: int = FLOOR) -> int:
+    """How many items to try where so many came of those tried: more only where they are too few, and there are more."""
+    if verified >= floor or tried >= available:
+        return tried
+    rate = (verified + 1) / (tried + 2)
+    return whole(tried + MARGIN * (floor - verified) / rate, step, available)
+
+
+def report_items(speed: Speed, accuracy: float, held_out: int, *, wanted: int = REPORTED) -> int:
+    """Held-out items, right or wrong, that an attack needs for so many verified ones."""
+    return min(held_out, math.ceil(speed.tried_for(MARGIN * wanted) / max(accuracy, 1e-3)))
+
+
+def read_plan(work: Path, key: str | None = None) -> Plan | None:
+    """The plan of this work directory; None where there is none, or none for `key`."""
+    try:
+        content = json.loads((work / FILE).read_text(encoding="utf-8"))
+        rows = tuple(Row(**row) for row in content.pop("rows"))
+        plan = Plan(**{**content, "budget": Budget(**content["budget"]), "rows": rows})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return plan if key in (None, plan.key) else None
+
+
+def write_plan(work: Path, plan: Plan) -> None:
+    """Whole or not at all."""
+    work.mkdir(parents=True, exist_ok=True)
+    unfinished = work / f".{FILE}.partial"
+    unfinished.write_text(json.dumps(asdict(plan), indent=2), encoding="utf-8")
+    unfinished.replace(work / FILE)

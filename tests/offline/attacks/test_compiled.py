@@ -1,0 +1,125 @@
+"""A compiled model is the model: the same logits, the same gradients, and the same attacks succeed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from guard.errors import ParityError
+from guard.offline.attacks import compiled
+from guard.offline.attacks.compiled import Compiled, aims_of, check_compiled, given, open_compiled
+from guard.offline.attacks.cw import Cw
+from guard.offline.attacks.deepfool import DeepFool
+from guard.offline.attacks.fgsm import Fgsm
+from guard.offline.attacks.objective import Climbing, Gap, LogOdds, Objective, gap, value_and_gradient
+from guard.offline.attacks.pgd import Pgd
+from tests.offline import tiny
+
+ATTACKS = (
+    Fgsm(budget=0.25),
+    Pgd(budget=0.125, steps=6),
+    Pgd(budget=1.0, norm="l2", steps=6),
+    DeepFool(steps=10),
+    Cw(steps=20, searches=2),
+)
+IMAGES, LABELS = (torch.from_numpy(array) for array in tiny.data(40, seed=5))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Compiled:
+    return open_compiled(tiny.image_classifier(), IMAGES.numpy(), folder)
+
+
+def test_it_climbs_for_itself(model: Compiled) -> None:
+    assert isinstance(model, Climbing)
+    assert not isinstance(tiny.image_classifier().graph, Climbing)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        LogOdds(LABELS),
+        Gap(LABELS),
+        LogOdds(LABELS, (LABELS + 1) % tiny.CLASSES),
+        Gap(LABELS, (LABELS + 1) % tiny.CLASSES),
+        lambda logits: (logits**2).sum(dim=1),
+    ],
+    ids=["log-odds", "gap", "log-odds of a target", "gap of a target", "unknown to it"],
+)
+def test_logits_values_and_gradients_are_torchs(model: Compiled, objective: Objective) -> None:
+    found = value_and_gradient(model, IMAGES, objective)
+    for one, other in zip(found, value_and_gradient(tiny.image_classifier().graph, IMAGES, objective), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(model(IMAGES), found[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_sharp_seed_is_the_best_rivals_even_when_logits_are_nearly_equal() -> None:
+    logits = torch.tensor([[9.0, 8.9999, 8.9998], [-30.0, 30.0, 30.0]])
+    labels = torch.tensor([0, 0])
+    seed = compiled.Aim()(logits, aims_of(Gap(labels), 3))
+    torch.testing.assert_close(seed, torch.tensor([[-1.0, 1.0, 0.0], [-1.0, 0.5, 0.5]]))  # ties are shared, as in torch
+    watched = logits.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(gap(watched, labels).sum(), watched)
+    torch.testing.assert_close(seed, expected)
+    torch.testing.assert_close(compiled.Aim()(logits, given(logits)), logits)
+
+
+def test_autograd_runs_through_it_more_than_once(model: Compiled) -> None:
+    watched, plain = IMAGES.clone().requires_grad_(), IMAGES.clone().requires_grad_()
+    logits, expected = model(watched), tiny.image_classifier()(plain)
+    for place in range(tiny.CLASSES):
+        (found,) = torch.autograd.grad(logits[:, place].sum(), watched, retain_graph=True)
+        (wanted,) = torch.autograd.grad(expected[:, place].sum(), plain, retain_graph=True)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_an_attack_fares_as_with_torch(model: Compiled, attack: Pgd) -> None:
+    def attacked(by: Compiled | torch.nn.Module) -> Tensor:
+        return attack(by, IMAGES, LABELS, torch.Generator().manual_seed(3))
+
+    with torch.no_grad():
+        fooled, expected = (
+            gap(tiny.image_classifier()(attacked(by)), LABELS) > 0 for by in (model, tiny.image_classifier().graph)
+        )
+    assert expected.sum() >= 20
+    assert (fooled == expected).float().mean() >= 0.95  # a kink may send an item another way
+    assert torch.equal(attacked(model), attacked(model))
+
+
+def test_it_is_written_once_and_found_again_to_the_last_bit(model: Compiled, folder: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    again = open_compiled(tiny.image_classifier(), IMAGES.numpy(), folder)
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    assert again.engine == model.engine
+    assert torch.equal(again(IMAGES), model(IMAGES))
+
+
+def test_another_model_in_its_place_is_noticed(model: Compiled) -> None:
+    classifier = tiny.image_classifier()
+    changed = copy.deepcopy(classifier.graph)
+    with torch.no_grad():
+        for tensor in (*changed.parameters(), *changed.buffers()):
+            tensor.mul_(1.01)
+    with pytest.raises(ParityError, match="differs from torch"):
+        check_compiled(model, replace(classifier, graph=changed), IMAGES)
+
+
+def test_vectors_are_climbed_too(tmp_path: Path) -> None:
+    images, labels = tiny.vectors(40, seed=5)
+    classifier = tiny.vector_classifier()
+    model = open_compiled(classifier, images, tmp_path)
+    _, _, found = value_and_gradient(model, torch.from_numpy(images), LogOdds(torch.from_numpy(labels)))
+    _, _, wanted = value_and_gradient(classifier.graph, torch.from_numpy(images), LogOdds(torch.from_numpy(labels)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)

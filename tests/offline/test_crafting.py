@@ -1,0 +1,224 @@
+"""The crafting stage with minutes given: it plans, follows its plan, and is taken up again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import guard.offline.shard
+from guard.errors import ParityError
+from guard.offline import crafting, engine
+from guard.offline.attacks.compiled import Compiled
+from guard.offline.craft import CraftedSet
+from guard.offline.crafting import craft_all, learning_order
+from guard.offline.data import Split
+from guard.offline.engine import attack_model, choose_engine
+from guard.offline.job import Data, Job, open_job
+from guard.offline.model.classifier import Classifier
+from guard.offline.plan import FLOOR, read_plan
+from tests.offline import tiny
+
+
+@dataclass
+class Said:
+    """A stage whose lines are kept."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def note(self, text: str) -> None:
+        """Nobody sees it."""
+
+    def items(self, what: object, done: int, total: int) -> None:
+        """Nor this."""
+
+
+def craft(job: Job, opened: tuple[Classifier, Data], said: Said | None = None) -> tuple[CraftedSet, ...]:
+    stage: Any = said or Said()
+    return craft_all(job, *opened, stage)
+
+
+def same(ones: Sequence[CraftedSet], others: Sequence[CraftedSet]) -> bool:
+    fields = [field.name for field in dataclasses.fields(CraftedSet)]
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name))
+        for one, other in zip(ones, others, strict=True)
+        for name in fields
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is worth compiling, however busy this machine is."""
+    monkeypatch.setattr(engine, "QUICK_S", float("inf"))
+
+
+@pytest.fixture
+def opened(problem: Path) -> tuple[Classifier, Data]:
+    return open_job(tiny.job(problem))
+
+
+def test_any_first_part_is_shared_out_between_heads_and_combiner(opened: tuple[Classifier, Data]) -> None:
+    _, data = opened
+    order = learning_order(data)
+    heads = np.isin(order, data.part(Split.HEADS))
+    assert sorted(order) == sorted([*data.part(Split.HEADS), *data.part(Split.COMBINER)])
+    for items in (10, 50, 100, 200):
+        assert abs(heads[:items].mean() - 0.7) <= 1 / items + 0.01
+    assert np.array_equal(order[heads], data.part(Split.HEADS))  # each part in its own order
+
+
+def test_the_plan_is_printed_kept_and_followed(problem: Path, opened: tuple[Classifier, Data]) -> None:
+    job, said = tiny.job(problem, minutes=30.0), Said()
+    found = craft(job, opened, said)
+    plan = read_plan(job.work)
+    assert plan is not None
+    assert said.lines[: len(plan.lines())] == plan.lines()
+    assert [row.attack for row in plan.rows] == [repr(attack) for attack in job.recipe.attacks]
+    assert 0 < plan.attack_items <= len(opened[1].part(Split.TEST))
+    for row, one in zip(plan.rows, found, strict=True):
+        assert one.tried >= row.tried
+        assert len(one) >= FLOOR or one.tried == plan.available  # this data holds no more, and that is said:
+    assert [line for line in said.lines if "are wanted" in line] == plan.remarks()
+
+
+def test_a_second_run_goes_on_with_the_plan_and_computes_nothing(
+    problem: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tiny.job(problem, minutes=30.0)
+    first = craft(job, opened)
+    before = {file: file.read_bytes() for file in job.work.rglob("*") if file.is_file()}
+    monkeypatch.setattr(guard.offline.shard, "attack_shard", None)
+    said = Said()
+    assert same(craft(job, opened, said), first)
+    assert "going on with the plan of before" in said.lines
+    assert {file: file.read_bytes() for file in job.work.rglob("*") if file.is_file()} == before
+
+
+def test_another_wish_is_another_plan(problem: Path, opened: tuple[Classifier, Data]) -> None:
+    craft(tiny.job(problem, minutes=30.0), opened)
+    said = Said()
+    job = tiny.job(problem, minutes=30.0, craft_items=64, attack_items=20)
+    found = craft(job, opened, said)
+    plan = read_plan(job.work)
+    assert "going on with the plan of before" not in said.lines
+    assert plan is not None
+    assert plan.attack_items == 20
+    assert all(one.tried == plan.available <= 64 for one in found)
+
+
+@pytest.mark.parametrize("stops_at", [1, 3, 6])
+def test_interrupted_anywhere_it_ends_as_any_other(
+    problem: Path, tmp_path: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch, stops_at: int
+) -> None:
+    """In a probe, or in the crafting; on two workers, against one that was left alone."""
+    whole, calls = guard.offline.shard.attack_shard, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) == stops_at:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    job = tiny.job(problem, minutes=30.0, threads=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(guard.offline.shard, "attack_shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            craft(job, opened)
+    other = dataclasses.replace(job, out=tmp_path / "other", threads=1)
+    again, alone = craft(job, opened), craft(other, opened)
+    plans = [read_plan(one.work) for one in (job, other)]
+    assert plans[0] is not None
+    assert plans[1] is not None
+    if [row.tried for row in plans[0].rows] == [row.tried for row in plans[1].rows]:  # both ran into the data's end
+        assert same(again, alone)
+    assert all(one.tried == plans[0].available for one in again)
+
+
+def test_fewer_than_expected_are_made_up_for(
+    problem: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a probe fell on easy items."""
+    monkeypatch.setattr(
+        crafting,
+        "sizes",
+        lambda speeds, *_, **__: tuple(crafting.Row(speed.attack, speed.seconds, speed.share, 64) for speed in speeds),
+    )
+    said = Said()
+    found = craft(tiny.job(problem, minutes=30.0), opened, said)
+    assert all(one.tried > 64 for one in found)
+    assert sum("of 64 verified; trying" in line for line in said.lines) == len(found)
+
+
+# What attacks run on.
+
+
+def test_a_quick_model_is_not_worth_compiling(opened: tuple[Classifier, Data], tmp_path: Path) -> None:
+    classifier, data = opened
+    name, reason = choose_engine(classifier, data.images[:64], tmp_path / "work")
+    assert (name, reason.split(",")[0]) == ("torch", "torch")
+    assert not (tmp_path / "work").exists()
+    assert attack_model(classifier, data.images, tmp_path / "work") is classifier.graph
+
+
+@pytest.fixture
+def slow(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is worth trying to compile."""
+    monkeypatch.setattr(engine, "QUICK_S", 0.0)
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("faster", ["torch", "onnxruntime"])
+def test_the_faster_is_chosen_once_and_for_all(
+    problem: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch, faster: str
+) -> None:
+    times = [1.0, 2.0] if faster == "torch" else [2.0, 1.0]
+    monkeypatch.setattr(engine, "gradient_seconds", lambda models, images: times[: len(models)])
+    job = tiny.job(problem, minutes=30.0)
+    first = craft(job, opened)
+    plan = read_plan(job.work)
+    assert plan is not None
+    assert plan.engine == faster
+    assert isinstance(attack_model(*opened_images(opened), job.work), Compiled) == (faster == "onnxruntime")
+    monkeypatch.setattr(engine, "gradient_seconds", lambda models, images: times[::-1][: len(models)])
+    monkeypatch.setattr(guard.offline.shard, "attack_shard", None)
+    assert same(craft(job, opened), first)  # the race is not run again
+    with torch.no_grad():
+        for one in first:
+            assert (opened[0](torch.from_numpy(one.attacked)).argmax(dim=1).numpy() == one.predictions).all()
+            assert (one.predictions != one.labels).all()
+
+
+def opened_images(opened: tuple[Classifier, Data]) -> tuple[Classifier, Any]:
+    return opened[0], opened[1].images
+
+
+@pytest.mark.usefixtures("slow")
+def test_one_that_disagrees_is_not_used_and_that_is_said(
+    opened: tuple[Classifier, Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disagrees(*_: Any) -> Any:
+        raise ParityError("ONNX Runtime and torch differ by 1")
+
+    monkeypatch.setattr(engine, "open_compiled", disagrees)
+    assert choose_engine(opened[0], opened[1].images[:64], tmp_path) == (
+        "torch",
+        "torch: ONNX Runtime and torch differ by 1",
+    )
+
+
+def test_the_plan_file_is_plain_json(problem: Path, opened: tuple[Classifier, Data]) -> None:
+    job = tiny.job(problem, minutes=30.0)
+    craft(job, opened)
+    content = json.loads((job.work / "plan.json").read_text("utf-8"))
+    assert set(content) >= {"engine", "reason", "rows", "budget", "available", "attack_items"}
