@@ -18,6 +18,7 @@ from guard.bundle import Manifest
 from guard.calibration import auroc, rejections_band
 from guard.offline.craft import CraftedSet, off_grid
 from guard.offline.findings import NOISE, OFF_GRID, Area, AttackRow, CleanRow, Detection, Promise, Rate, caught_at
+from guard.offline.fit import batch_items
 from guard.runtime import Readings, Runtime
 
 
@@ -112,9 +113,10 @@ def by_detector(names: Sequence[str], clean: NDArray[np.float64], attacked: NDAr
     return {name: auroc(clean[:, d], attacked[:, d]) for d, name in enumerate(names)}
 
 
-def read(runtime: Runtime, unit: NDArray[np.float32], batch: int = 128) -> Readings:
+def read(runtime: Runtime, unit: NDArray[np.float32]) -> Readings:
     """Readings of unit-space images [item, ...], every program run on every item, in batches."""
     wire = from_unit(unit, runtime.spec)
+    batch = batch_items(unit.shape[1:])
     parts = [runtime.read(wire[i : i + batch], complete=True) for i in range(0, len(wire), batch)]
     if not parts:
         return runtime.read(wire[:0], complete=True)

@@ -15,26 +15,33 @@ from torch import Tensor
 from guard.bundle import read_npz
 from guard.errors import DataError
 from guard.offline.detectors.detector import Detector, Examples, Head, Learner
+from guard.offline.evidence.compiled import gathering
 from guard.offline.evidence.gather import Gather, distinct
 from guard.offline.evidence.needs import Evidence, Image, Logits, Need
 from guard.offline.model.classifier import Classifier
 
 BATCH = 128
+VALUES = BATCH * 3 * 32 * 32  # of a batch at most: all evidence of large images would not fit into a small memory
 Progress = Callable[[int, int], None]  # (items done, items in all)
 # What to ask for, and unit-space images [item, ...], none perhaps -> their evidence.
 Gathered = Callable[[Sequence[Need], NDArray[np.float32]], Evidence]
 
 
+def batch_items(shape: Sequence[int]) -> int:
+    """How many items are gathered or read at once: fewer where an item has many values."""
+    return max(4, min(BATCH, VALUES // int(np.prod(shape))))
+
+
 def gather_all(gather: Gather, images: NDArray[np.float32], progress: Progress | None = None) -> Evidence:
     """Evidence of unit-space images [item, ...], computed in batches."""
-    parts: list[Evidence] = []
-    with torch.no_grad():
-        for start in range(0, len(images), BATCH):
-            parts.append(gather(torch.from_numpy(images[start : start + BATCH])))
-            if progress:
-                progress(min(start + BATCH, len(images)), len(images))
-    if not parts:
+    if not len(images):
         raise DataError("no items to gather evidence from")
+    parts: list[Evidence] = []
+    gathered, size = gathering(gather, images), batch_items(images.shape[1:])
+    for start in range(0, len(images), size):
+        parts.append(gathered(images[start : start + size]))
+        if progress:
+            progress(min(start + size, len(images)), len(images))
     return {need: torch.cat([part[need] for part in parts]) for need in parts[0]}
 
 

@@ -17,7 +17,7 @@ from guard.offline.detectors.summary_classifier import belief
 from guard.offline.evidence.needs import ChannelAttribution, Evidence, Logits, SteeredLogits
 from guard.offline.evidence.steering import Critical, Steering, Strength
 
-TRIED = tuple(Strength(*values) for values in product((100.0, 10.0, 2.0, 0.5), (1.15, 2.0), (60.0, 1.0)))
+TRIED = tuple(Strength(*values) for values in product((100.0, 10.0, 1.0, 0.3), (1.0, 1.15), (60.0,)))
 TRIED_ITEMS = 300  # of each kind, for choosing among them
 
 

@@ -13,6 +13,7 @@ from guard.errors import DataError
 from guard.offline.detectors.detector import Examples, Head, one_hot_prediction
 from guard.offline.evidence.needs import Evidence, Latent, Logits
 
+FEW = 3  # references that make a density
 FAR = 1e6  # stands for "not of this class" in units of squared bandwidths; finite, so that no 0 * inf arises
 
 
@@ -46,6 +47,7 @@ class KernelDensity:
         z, labels = z[keep], labels[keep]
         scale = 1.0 / (math.sqrt(2.0) * self.bandwidth * typical_distance(z, labels))
         other_class = 1.0 - torch.nn.functional.one_hot(labels, classes).to(z.dtype).T  # [class, reference]
+        other_class[(1.0 - other_class).sum(dim=1) < FEW] = 0.0  # of a class with hardly any items: among all
         sizes = (1.0 - other_class).sum(dim=1).clamp_min(1.0)
         penalty = FAR * other_class + sizes.log()[:, None]
         middle = z.mean(dim=0) * scale
@@ -94,11 +96,8 @@ def pick(labels: Tensor, classes: int, references: int, generator: torch.Generat
 
 
 def typical_distance(z: Tensor, labels: Tensor) -> float:
-    """Median distance between items of one class. Raises DataError where no class has two items."""
+    """Median distance between items of one class; of any where no class has two. Raises DataError for a lone item."""
+    if len(z) < 2:
+        raise DataError(f"kernel_density needs at least two clean items; got {len(z)}")
     distances = [torch.pdist(z[labels == k]) for k in labels.unique() if int((labels == k).sum()) > 1]
-    if not distances:
-        raise DataError(
-            f"kernel_density needs a class with at least two clean items; "
-            f"got {len(z)} items of {len(labels.unique())} classes"
-        )
-    return max(float(torch.cat(distances).median()), 1e-6)
+    return max(float(torch.cat(distances or [torch.pdist(z)]).median()), 1e-6)

@@ -13,6 +13,7 @@ from guard.errors import DataError
 from guard.offline.detectors.detector import Examples, Head, one_hot_prediction
 from guard.offline.evidence.needs import Evidence, Latent, Logits
 
+FEW = 3  # items of a class that have a mean of their own; fewer say more about themselves than about their class
 Centre = Literal["predicted", "nearest"]
 
 
@@ -106,7 +107,7 @@ class MahalanobisHead(Head):
 
 
 def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Metric:
-    """Class centres and shared covariance of clean latents [item, feature]; a class without items gets the mean of all.
+    """Class centres and shared covariance of clean latents [item, feature]; a class of few items gets the mean of all.
 
     Raises:
         DataError: fewer than two items.
@@ -115,7 +116,7 @@ def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Met
         raise DataError(f"mahalanobis needs at least two clean items, got {len(z)}")
     members = nn.functional.one_hot(labels, classes).to(z.dtype)  # [item, class]
     counts = members.sum(dim=0)[:, None]
-    centres = torch.where(counts > 0, members.T @ z / counts.clamp_min(1.0), z.mean(dim=0))  # [class, feature]
+    centres = torch.where(counts >= FEW, members.T @ z / counts.clamp_min(1.0), z.mean(dim=0))  # [class, feature]
     residual = (z - centres[labels]).double()
     whiten = inverse_root(residual.T @ residual / len(z), shrinkage).to(z.dtype)
     metric = Metric(whiten, centres @ whiten)

@@ -85,8 +85,8 @@ def gradient_direction(
 
 
 def attribute_steering(taps: Sequence[str], *, steered: Sequence[str] | None = None, share: float = 0.25) -> Detector:
-    """`steered` are the taps that are steered, in the order of the forward pass; the last two unless given."""
-    return AttributeSteering(tuple(taps[-2:] if steered is None else steered), share)
+    """`steered` are the taps that are steered, in the order of the forward pass; all unless given."""
+    return AttributeSteering(tuple(taps if steered is None else steered), share)
 
 
 def one_of(name: str, value: object, kind: Any) -> None:

@@ -172,6 +172,14 @@ def test_too_few_attacked_items_to_learn_from() -> None:
 def test_too_few_clean_items() -> None:
     with pytest.raises(DataError, match="at least two clean items, got 1"):
         Mahalanobis((TAP,)).fit(examples(*(part[:1] for part in latents(30))))
-    z, _ = latents(3)
-    with pytest.raises(DataError, match="at least two clean items; got 3 items of 3 classes"):
-        KernelDensity(TAP).fit(examples(z, torch.arange(3)))
+    with pytest.raises(DataError, match="at least two clean items; got 1"):
+        KernelDensity(TAP).fit(examples(*(part[:1] for part in latents(30))))
+
+
+@pytest.mark.parametrize("detector", [Mahalanobis((TAP,)), KernelDensity(TAP)], ids=repr)
+def test_one_item_a_class_is_judged_among_all(detector: Mahalanobis | KernelDensity) -> None:
+    z, _ = latents(CLASSES)
+    head = detector.fit(examples(z, torch.arange(CLASSES)))
+    one, other = (head({TAP: z, Logits(): sure_of(torch.full((CLASSES,), named))}) for named in (0, 1))
+    torch.testing.assert_close(one, other)
+    assert bool((head({TAP: z + 50, Logits(): sure_of(torch.arange(CLASSES))}) > one.max()).all())
