@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import mahalanobis as reference_mahalanobis
 from sklearn.covariance import EmpiricalCovariance
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KernelDensity as ReferenceDensity
 from torch import Tensor
 
-from guard.errors import DataError
+from guard.errors import ConfigError, DataError
 from guard.offline.denoisers.bit_depth import BitDepth
+from guard.offline.detectors.attribute_steering import (
+    TRIED,
+    AttributeSteering,
+    AttributeSteeringHead,
+    critical_channels,
+)
 from guard.offline.detectors.detector import Examples
 from guard.offline.detectors.feature_squeezing import FeatureSqueezing
+from guard.offline.detectors.gradient_direction import GradientDirection
 from guard.offline.detectors.kernel_density import KernelDensity, typical_distance
+from guard.offline.detectors.lid import Lid
+from guard.offline.detectors.logistic import RIDGE, fit_logistic
 from guard.offline.detectors.mahalanobis import Mahalanobis, fit_metric
-from guard.offline.detectors.saliency_classifier import SaliencyClassifier
+from guard.offline.detectors.saliency_classifier import SaliencyClassifier, SaliencyClassifierHead
+from guard.offline.detectors.summary_classifier import grain
+from guard.offline.detectors.table import build_detector
 from guard.offline.detectors.weights import item_weights
-from guard.offline.evidence.needs import DenoisedLogits, Evidence, Image, Latent, Logits
+from guard.offline.evidence.needs import (
+    DenoisedLogits,
+    Evidence,
+    Image,
+    InputGradient,
+    Latent,
+    Logits,
+    Noise,
+    NoisedGradients,
+)
 from tests.offline.detectors.fitting import fitted
 
 TAP = Latent("tap")
@@ -131,15 +153,6 @@ def test_feature_squeezing_is_the_largest_change_of_the_probabilities() -> None:
     assert float(found[2]) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("kind", ["images", "vectors"])
-def test_saliency_classifier_learns(kind: str) -> None:
-    have = fitted("images" if kind == "images" else "vectors")
-    head = have.heads["saliency_classifier"]
-    with torch.no_grad():
-        clean, attacked = head(have.clean), head(have.attacked)
-    assert ((clean < 0).float().mean() + (attacked > 0).float().mean()) / 2 > 0.75
-
-
 def test_saliency_classifier_sees_the_gradients_size_as_well_as_its_form() -> None:
     have = fitted("images")
     detector = have.detectors["saliency_classifier"]
@@ -158,6 +171,100 @@ def test_families_weigh_the_same_and_noise_a_quarter_of_the_negatives() -> None:
     assert float(attacked[:200].sum()) == pytest.approx(float(attacked[200:].sum()), rel=1e-4)
     assert float(attacked.sum()) == pytest.approx(float(clean.sum() + noisy.sum()), rel=1e-4)
     assert float(noisy.sum()) == pytest.approx(float(clean.sum()) / 3, rel=1e-4)
+
+
+def test_lid_is_the_maximum_likelihood_estimate() -> None:
+    """Uniform in a cube of 2 or 6 dimensions: the estimate finds the number of dimensions."""
+    generator = np.random.default_rng(0)
+    for dimensions in (2, 6):
+        cube = torch.from_numpy(generator.uniform(size=(3000, dimensions))).float()
+        clean: Evidence = {TAP: cube}
+        nothing: Evidence = {TAP: cube[:0]}
+        labels = torch.zeros(len(cube), dtype=torch.int64)
+        head = Lid((TAP,), references=3000).fit(Examples(clean, labels, nothing, nothing, (), seed=0))
+        probes = 0.3 + 0.4 * torch.from_numpy(generator.uniform(size=(200, dimensions))).float()
+        assert float(head.dimensions({TAP: probes}).exp().median()) == pytest.approx(dimensions, rel=0.35)
+
+
+def test_lid_by_hand() -> None:
+    bank = torch.tensor([[0.0], [1.0], [2.0], [4.0]])
+    clean: Evidence = {TAP: bank}
+    nothing: Evidence = {TAP: bank[:0]}
+    head = Lid((TAP,), neighbours=2).fit(
+        Examples(clean, torch.zeros(4, dtype=torch.int64), nothing, nothing, (), seed=0)
+    )
+    found = head.dimensions({TAP: torch.tensor([[0.0]])}).exp()  # distances 0, 1, 2, 4: the nearest is left out
+    assert float(found) == pytest.approx(2 / math.log(2), rel=1e-4)
+
+
+def test_gradient_direction_is_one_minus_the_cosine() -> None:
+    need = NoisedGradients(Noise(0.1, rows=2), "margin")
+    head = GradientDirection(need).fit(examples(*latents(9)))
+    own = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 0.0]])
+    noisy = torch.tensor([[[2.0, 0.0], [0.0, 5.0]], [[-1.0, 0.0], [-1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]])
+    torch.testing.assert_close(
+        head({InputGradient("margin"): own, need: noisy}), torch.tensor([0.5, 2.0, 1.0]), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_logistic_regression_is_scikit_learns() -> None:
+    generator = np.random.default_rng(0)
+    clean, attacked = generator.normal(size=(300, 3)), generator.normal([1.0, 0.0, -0.5], size=(300, 3))
+    weighing = fit_logistic(*(torch.from_numpy(p).float() for p in (clean, clean[:0], attacked)), ("a",) * 300)
+    numbers = np.concatenate([clean, attacked])
+    scaled = (numbers - numbers.mean(axis=0)) / numbers.std(axis=0, ddof=1)
+    reference = LogisticRegression(C=1 / (RIDGE * 600)).fit(scaled, np.repeat([0, 1], 300))
+    expected = reference.decision_function(scaled)
+    np.testing.assert_allclose(weighing(torch.from_numpy(numbers).float()).numpy(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_critical_channels_are_those_that_add_most_to_their_class() -> None:
+    attribution = torch.tensor([[9.0, 1.0, 0.0, 0.0], [7.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 5.0]])
+    mask = critical_channels(attribution, torch.tensor([0, 0, 2]), 3, share=0.25).mask()
+    assert mask.argmax(dim=1).tolist() == [0, 0, 3], "class 1 has no items: all items judge"
+    assert mask.sum(dim=1).tolist() == [1, 1, 1]
+
+
+def test_steering_learns_the_strength_that_tells_most_apart() -> None:
+    detector = fitted("images").detectors["attribute_steering"]
+    assert isinstance(detector, AttributeSteering)
+    assert detector.steering is not None
+    assert detector.steering.strength in TRIED
+    with pytest.raises(DataError, match="learn"):
+        AttributeSteeringHead(replace(detector, steering=None))
+
+
+@pytest.mark.parametrize("name", ["summary_classifier", "saliency_classifier"])
+@pytest.mark.parametrize("kind", ["images", "vectors"])
+def test_it_learns_on_both_kinds(name: str, kind: str) -> None:
+    have = fitted("images" if kind == "images" else "vectors")
+    with torch.no_grad():
+        clean, attacked = have.heads[name](have.clean), have.heads[name](have.attacked)
+    assert ((clean < 0).float().mean() + (attacked > 0).float().mean()) / 2 > 0.75
+
+
+def test_grain_does_not_mistake_brightness_for_noise() -> None:
+    image = torch.linspace(0, 1, 16).expand(1, 3, 16, 16).contiguous()
+    darker = torch.stack(grain(0.5 * image + 0.2), dim=1)
+    half = torch.stack(grain(0.5 * image), dim=1)
+    torch.testing.assert_close(darker, half, rtol=1e-3, atol=1e-3)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    noisy = torch.stack(grain(image + 0.05 * noise), dim=1)
+    assert float(noisy[0, 0]) > float(torch.stack(grain(image), dim=1)[0, 0])
+
+
+@pytest.mark.parametrize("map", ["gradient", "gradient_x_input", "smoothgrad"])
+def test_maps_of_the_saliency_classifier(map: str) -> None:
+    detector = build_detector("saliency_classifier", ["a"], {"map": map, "rows": 3})
+    assert isinstance(detector, SaliencyClassifier)
+    head = SaliencyClassifierHead(detector, torch.Size((1, 4, 4)))
+    image, slope = torch.rand(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    rows = torch.stack([slope, 3 * slope, 2 * slope], dim=1)
+    evidence: Evidence = {Image(): image, detector.gradient: rows if map == "smoothgrad" else slope}
+    expected = {"gradient": slope, "gradient_x_input": slope * image, "smoothgrad": 2 * slope}[map]
+    torch.testing.assert_close(head.saliency(evidence), expected)
+    with pytest.raises(ConfigError, match="map = 'sobel'"):
+        build_detector("saliency_classifier", ["a"], {"map": "sobel"})
 
 
 # What cannot answer the question.

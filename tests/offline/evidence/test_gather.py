@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +15,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from guard.errors import ModelError
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
+from guard.offline.evidence.compiled import CompiledGather
 from guard.offline.evidence.gather import Gather, distinct, pooled
-from guard.offline.evidence.needs import DenoisedLogits, Evidence, Image, InputGradient, Latent, Logits, Need
+from guard.offline.evidence.needs import (
+    ChannelAttribution,
+    DenoisedLogits,
+    Evidence,
+    Image,
+    InputGradient,
+    Latent,
+    Logits,
+    Need,
+    Noise,
+    NoisedGradients,
+    SteeredLogits,
+)
+from guard.offline.evidence.steering import Critical, Steer, Steering, Strength
 from guard.offline.model.classifier import Classifier
 from tests.offline import tiny
 from tests.offline.detectors.fitting import KINDS, NAMES, Kind, fitted, items_of
 
 BY_KIND = pytest.mark.parametrize("kind", KINDS)
+NOISED = NoisedGradients(Noise(0.05, rows=2), "logit")
 DENOISED = (DenoisedLogits(BitDepth(2)), DenoisedLogits(Median(2)), DenoisedLogits(Median(3)))
 
 
@@ -42,7 +58,21 @@ def images(items: int = 20) -> Tensor:
 
 
 def needs_of(classifier: Classifier) -> list[Need]:
-    return [Logits(), *(Latent(tap.name) for tap in classifier.taps), InputGradient(), *DENOISED]
+    latents = [Latent(tap.name) for tap in classifier.taps]
+    return [Logits(), *latents, InputGradient(), NOISED, *DENOISED, SteeredLogits(steering(classifier))]
+
+
+def steering(classifier: Classifier) -> Steering:
+    """The first half of each tap's channels is critical for class 0, the second half for the others."""
+    critical = []
+    for tap in classifier.taps:
+        with torch.no_grad():
+            (_, latent) = classifier.opened([tap.name])(torch.zeros(1, *classifier.item_shape))
+        mask = torch.zeros(tiny.CLASSES, latent.shape[1])
+        mask[0, : latent.shape[1] // 2] = 1.0
+        mask[1:, latent.shape[1] // 2 :] = 1.0
+        critical.append(Critical.of(mask))
+    return Steering(tuple(tap.name for tap in classifier.taps), tuple(critical), Strength(0.5, 1.5, 5.0))
 
 
 def passes(needs: Sequence[Need], items: int = 20) -> list[int]:
@@ -154,6 +184,90 @@ def test_denoised_logits_are_the_models_answer_to_the_denoised(kind: Kind) -> No
         found = Gather(have.classifier, DENOISED)(have.inputs)
         for need in DENOISED:
             torch.testing.assert_close(found[need], have.classifier(need.denoiser(have.inputs)), rtol=1e-4, atol=1e-4)
+
+
+@BY_KIND
+def test_noised_gradients_are_the_own_objectives_at_the_noisy_copies(kind: Kind) -> None:
+    have = fitted(kind)
+    x = have.inputs[:20]
+    with torch.no_grad():
+        found = Gather(have.classifier, [NOISED])(x)
+    named = have.classifier(x).argmax(dim=1)
+    for row, pattern in enumerate(NOISED.noise.patterns(tuple(x.shape[1:]))):
+        copies = (x + pattern).clamp(0, 1).requires_grad_()
+        (reference,) = torch.autograd.grad(have.classifier(copies).gather(1, named[:, None]).sum(), copies)
+        torch.testing.assert_close(found[NOISED][:, row], reference, rtol=1e-3, atol=1e-5)
+    with torch.no_grad():
+        own = Gather(have.classifier, [InputGradient()])(x)[InputGradient()]
+    torch.testing.assert_close(found[InputGradient()], own, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_is_the_same_whenever_it_is_asked_for() -> None:
+    noise = Noise(0.05, rows=3, seed=4)
+    assert torch.equal(noise.patterns((3, 16, 16)), noise.patterns((3, 16, 16)))
+    assert float(noise.patterns((3, 32, 32)).std()) == pytest.approx(0.05, rel=0.05)
+    assert not torch.equal(noise.patterns((4,)), Noise(0.05, rows=3, seed=5).patterns((4,)))
+
+
+@pytest.mark.parametrize("denoised", [(), DENOISED[:2]], ids=["alone", "beside denoised rows"])
+def test_steered_logits_are_the_model_with_its_layers_changed_by_hand(denoised: Sequence[Need]) -> None:
+    model, x = tiny.image_model(), images()
+    assert isinstance(model, nn.Sequential)
+    classifier = tiny.image_classifier()
+    value = steering(classifier)
+    masks = value.masks()
+    first, last = (Steer(masks[tap.name], value.strength) for tap in classifier.taps)
+    with torch.no_grad():
+        named = nn.functional.one_hot(model(x).argmax(dim=1), tiny.CLASSES).float()
+        expected = model[8](last(model[3:8](first(model[:3](x), named)), named))
+        found = Gather(classifier, [SteeredLogits(value), *denoised])(x)
+    torch.testing.assert_close(found[SteeredLogits(value)], expected, rtol=1e-4, atol=1e-4)
+    assert float((expected - model(x)).abs().max()) > 0.1, "it is steered at all"
+
+
+def test_steering_by_hand() -> None:
+    """Critical channels 0 and 1 say 1 and 3: mean 2, deviation 1. Channel 2 lies 3 deviations above, 3 below."""
+    steer = Steer(torch.tensor([[1.0, 1.0, 0.0, 0.0]]), Strength(weaken=3.0, strengthen=1.15, reach=2.0))
+    found = steer(torch.tensor([[1.0, 3.0, 5.0, -4.0]]), torch.ones(1, 1))
+    share = math.exp(-1.0)  # of the far critical channel's reach, and of what the weakened one keeps
+    expected = torch.tensor([[1.15, 3 * (1 + 1.15 - share), 5 * share, -4.0]])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_steerings_of_different_taps_do_not_fit_into_one_pass() -> None:
+    classifier = tiny.image_classifier()
+    both = steering(classifier)
+    one = Steering(both.taps[1:], both.critical[1:], both.strength)
+    with pytest.raises(ValueError, match="one pass steers the same taps"):
+        Gather(classifier, [SteeredLogits(both), SteeredLogits(one)])
+
+
+def test_channel_attribution_is_captums() -> None:
+    model, x = tiny.image_model(), images()
+    assert isinstance(model, nn.Sequential)
+    tap = tiny.image_classifier().taps[0].name
+    named = model(x).argmax(dim=1)
+    reference = captum.attr.LayerGradientXActivation(model, model[2]).attribute(x.requires_grad_(), target=named)
+    with torch.no_grad():
+        found = Gather(tiny.image_classifier(), [ChannelAttribution(tap)])(x.detach())[ChannelAttribution(tap)]
+    torch.testing.assert_close(found, reference.sum(dim=(2, 3)).detach(), rtol=1e-3, atol=1e-4)
+
+
+@BY_KIND
+def test_compiled_evidence_is_torchs(kind: Kind) -> None:
+    have = fitted(kind)
+    gather = Gather(have.classifier, needs_of(have.classifier))
+    compiled = CompiledGather(gather, have.inputs[:4].numpy())
+    with torch.no_grad():
+        expected = gather(have.inputs[:31])
+    found = compiled(have.inputs[:31].numpy())
+    assert tuple(found) == gather.needs
+    for need, value in expected.items():
+        if need in found:
+            torch.testing.assert_close(found[need], value, rtol=1e-3, atol=1e-4)
+    assert compiled.agrees(expected, have.inputs[:31].numpy())
+    wrong = {**expected, Logits(): expected[Logits()] + 1}
+    assert not compiled.agrees(wrong, have.inputs[:31].numpy())
 
 
 def test_pooling() -> None:
