@@ -30,7 +30,7 @@ from guard.offline.bench_table import tables
 from guard.offline.calibrate import made_by, npz
 from guard.offline.compile import Program, compile_programs
 from guard.offline.data import snap
-from guard.offline.fit import fit_heads
+from guard.offline.fit import Items, Remembered, fit_heads, settled
 from guard.offline.fusion import early_reject
 from guard.offline.model.onnx_graph import read_graph
 from guard.offline.model.source import Source, load_program, open_model
@@ -99,18 +99,15 @@ def random_bundle(
     with torch.no_grad():
         labels = classifier(torch.from_numpy(images)).argmax(dim=1).numpy()
     recipe = load_recipe("standard").programs([tap.name for tap in classifier.taps])
-    detectors = {name: recipe[name] for name in programs}
+    asked = {name: recipe[name] for name in programs}
     heads = fit_heads(
-        classifier,
-        [detector for members in detectors.values() for detector in members],
-        clean=images,
-        labels=labels,
-        noisy=images[:0],
-        attacked=attacked,
-        families=("random",) * items,
+        [detector for members in asked.values() for detector in members],
+        Items(images, labels, images[:0], attacked, ("random",) * items),
+        Remembered(classifier),
         seed=0,
         report=lambda _: None,
     )
+    detectors = settled(asked, heads)
     modules = {name: Program(classifier, [heads[d.name] for d in members]) for name, members in detectors.items()}
     compiled = compile_programs(modules, {}, images)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from guard.offline.calibrate import npz
 from guard.offline.data import Split, content_hashes
 from guard.offline.detectors.detector import Head
 from guard.offline.evaluate import read
-from guard.offline.fit import fit_heads, load_heads, save_heads
+from guard.offline.fit import Items, Remembered, fit_heads, load_heads, save_heads
 from guard.offline.fusion import fit_fusion
 from guard.offline.job import FEWEST_CLEAN, Job, open_job
 from guard.offline.progress import Stages
@@ -193,13 +193,9 @@ def test_with_clean_and_attacked_swapped_nothing_is_learned(tiny_subject: Subjec
         heads_clean, heads_attacked = heads_attacked, heads_clean
         clean, attacked = attacked, clean
     heads = fit_heads(
-        tiny_subject.classifier,
         detectors,
-        clean=heads_clean,
-        labels=labels,
-        noisy=heads_clean[:0],
-        attacked=heads_attacked,
-        families=("fgsm",) * 200,
+        Items(heads_clean, labels, heads_clean[:0], heads_attacked, ("fgsm",) * 200),
+        Remembered(tiny_subject.classifier),
         seed=0,
         report=lambda text: None,
     )
