@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import guard.offline.adversary
 import guard.offline.build
 import guard.offline.calibrate
-import guard.offline.craft
+import guard.offline.fit
+import guard.offline.shard
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError
 from guard.offline.adversary import FEWEST_ITEMS, FEWEST_STEPS, Size, identity_of
@@ -26,11 +28,12 @@ from guard.offline.build import Prepared
 from guard.offline.evaluate import read
 from guard.offline.evaluation import evaluate_bundle, prepared
 from guard.offline.evidence.gather import Gather
+from guard.offline.evidence.needs import ChannelAttribution, Latent
 from guard.offline.findings import Evaluation
-from guard.offline.fit import gather_all
+from guard.offline.fit import Items, Remembered, gather_all
 from guard.offline.measure import LeftOut
 from guard.offline.progress import Stages
-from guard.offline.refit import Remembered, families, refit_all
+from guard.offline.refit import families, refit_all
 from guard.offline.reopen import Work
 from guard.offline.subject import Subject, detector_rows
 from guard.runtime import Runtime
@@ -136,12 +139,13 @@ def test_a_family_left_out_is_seen_by_nothing(refitted: Refitted) -> None:
         hidden = items(np.concatenate([c.attacked for c in crafted if c.family == left.family]))
         shown = items(np.concatenate([c.attacked for c in crafted if c.family != left.family]))
         noise = items(np.concatenate([c.noise for c in crafted if c.family != left.family]))
-        given = items(fitted[1]["attacked"])
+        learned: Items = fitted[0][1]
+        given = items(learned.attacked)
         assert given
         assert given <= shown - hidden
-        assert items(fitted[1]["noisy"]) <= noise
+        assert items(learned.noisy) <= noise
         names = {c.attack for c in crafted if c.family != left.family}
-        assert set(fitted[1]["families"]) == set(fused[0][3]) == names
+        assert set(learned.families) == set(fused[0][3]) == names
         assert {c.attack for c in pooled[0][0]} == names
 
 
@@ -163,18 +167,25 @@ def test_one_family_alone_cannot_be_left_out() -> None:
     assert families(replace(tiny.recipe(), attacks=tiny.recipe().attacks[:1])) == ()
 
 
-def test_remembered_evidence_is_gathered_once_and_is_the_items_own(tiny_subject: Subject) -> None:
+def test_remembered_evidence_is_gathered_once_and_is_the_items_own(
+    tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs = [need for ds in tiny_subject.programs.values() for d in ds for need in d.needs]
-    gather = Gather(tiny_subject.classifier, needs)
-    seen: list[int] = []
-    gather.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    remembered, images = Remembered(gather), tiny.data(30, seed=93)[0]
-    remembered(images[:20])
-    again = remembered(np.concatenate([images[10:], images[5:6], images[5:6]]))
-    assert sum(seen) == 30
-    expected = gather_all(gather, np.concatenate([images[10:], images[5:6], images[5:6]]))
+    gathered = spied(monkeypatch, guard.offline.fit, "gather_all")
+    remembered, images = Remembered(tiny_subject.classifier), tiny.data(30, seed=93)[0]
+    mixed = np.concatenate([images[10:], images[5:6], images[5:6]])
+    remembered(needs, images[:20])
+    again = remembered(needs, mixed)
+    assert [len(arguments[1]) for arguments, _ in gathered.calls] == [20, 10]
+    latent = Latent(tiny_subject.classifier.taps[0].name)
+    other = remembered([*needs, latent, ChannelAttribution(latent.tap)], mixed)
+    assert len(gathered.calls) == 3
+    assert set(gathered.calls[2][0][0].needs) == {ChannelAttribution(latent.tap)}, "only what is new is asked for"
+    expected = gather_all(Gather(tiny_subject.classifier, needs), mixed)
     for need, value in expected.items():
         np.testing.assert_allclose(again[need].numpy(), value.numpy(), rtol=1e-3, atol=1e-5)
+        assert torch.equal(other[need], again[need])
+    assert {len(value) for value in remembered(needs, images[:0]).values()} == {0}
 
 
 def test_data_that_was_exchanged_is_refused(bundle: Bundle, data: Path) -> None:
@@ -199,7 +210,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(bundle.path.with_name("bundle.work") / "without-single-step")
-    shards = spied(monkeypatch, guard.offline.craft, "attack_shard")
+    shards = spied(monkeypatch, guard.offline.shard, "attack_shard")
     heads = spied(monkeypatch, guard.offline.build, "fit_heads")
     runs = spied(monkeypatch, guard.offline.adversary, "in_parts")
     speeds = 2 * 2 * 3  # twice, each of the guard and two detectors, warmed up and measured
