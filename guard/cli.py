@@ -91,9 +91,11 @@ def train(
     ] = (0.0, 1.0),
     mean: Annotated[
         str | None,
-        typer.Option(help="Per channel, as 0.485,0.456,0.406: wire = (pixel - mean) / std.", show_default=False),
+        typer.Option(
+            help="Per channel or feature, as 0.485,0.456,0.406: wire = (pixel - mean) / std.", show_default=False
+        ),
     ] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel, with --mean.", show_default=False)] = None,
+    std: Annotated[str | None, typer.Option(help="Per channel or feature, with --mean.", show_default=False)] = None,
     repair: Annotated[
         list[str] | None, typer.Option(help="Denoiser to offer for REPAIR; may be repeated; the recipe's unless given.")
     ] = None,

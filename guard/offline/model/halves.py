@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, fx, nn
 
 from guard.offline.model.plain import attribute
+
+SIZE = torch.ops.aten.sym_size.int
 
 
 def before(graph: fx.GraphModule, cut: str) -> fx.GraphModule:
@@ -35,6 +38,8 @@ def after(graph: fx.GraphModule, cut: str, between: Mapping[str, nn.Module]) -> 
             last.output(copies[node.all_input_nodes[0]])
         elif node.name == cut:
             copies[node] = layer
+        elif node.target is SIZE and node.args[1] == 0:
+            copies[node] = last.call_function(SIZE, (layer, 0))  # how many items there are: the layer tells as well
         elif any(operand in copies and operand.op != "get_attr" for operand in node.all_input_nodes):
             copies[node] = last.node_copy(node, copies.__getitem__)
             if node.name in between:
