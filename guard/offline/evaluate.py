@@ -113,10 +113,10 @@ def by_detector(names: Sequence[str], clean: NDArray[np.float64], attacked: NDAr
     return {name: auroc(clean[:, d], attacked[:, d]) for d, name in enumerate(names)}
 
 
-def read(runtime: Runtime, unit: NDArray[np.float32]) -> Readings:
+def read(runtime: Runtime, unit: NDArray[np.float32], batch: int | None = None) -> Readings:
     """Readings of unit-space images [item, ...], every program run on every item, in batches."""
     wire = from_unit(unit, runtime.spec)
-    batch = batch_items(unit.shape[1:])
+    batch = batch or batch_items(unit.shape[1:])
     parts = [runtime.read(wire[i : i + batch], complete=True) for i in range(0, len(wire), batch)]
     if not parts:
         return runtime.read(wire[:0], complete=True)

@@ -82,9 +82,14 @@ def parse() -> argparse.Namespace:
 
 
 def random_bundle(
-    model: str, path: Path, *, shape: tuple[int, ...] = SHAPE, programs: Sequence[str] = ("screen", "interpret")
+    model: str,
+    path: Path,
+    *,
+    shape: tuple[int, ...] = SHAPE,
+    programs: Sequence[str] = ("screen", "interpret"),
+    without: Sequence[str] = (),
 ) -> Bundle:
-    """A bundle of these programs of the standard recipe around a model, fitted and calibrated on random images."""
+    """A bundle of these programs of the standard recipe, `without` some detectors, fitted on random images."""
     if model.endswith((".onnx", ".pt2")):
         shape = item_shape(model)
         source = Source(model, shape, serves=Path(model).stem)
@@ -99,7 +104,7 @@ def random_bundle(
     with torch.no_grad():
         labels = classifier(torch.from_numpy(images)).argmax(dim=1).numpy()
     recipe = load_recipe("standard").programs([tap.name for tap in classifier.taps])
-    asked = {name: recipe[name] for name in programs}
+    asked = {name: [detector for detector in recipe[name] if detector.name not in without] for name in programs}
     heads = fit_heads(
         [detector for members in asked.values() for detector in members],
         Items(images, labels, images[:0], attacked, ("random",) * items),

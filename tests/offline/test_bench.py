@@ -60,7 +60,7 @@ def test_every_program_and_detector_has_a_cost(bundle: Bundle, result: BenchResu
 
 def test_the_floor_is_the_manifests(bundle: Bundle, result: BenchResult) -> None:
     floors = [program.floor for program in bundle.manifest.programs]
-    assert floors == [1, 4]  # a forward; and a backward and two denoised rows beside it
+    assert floors == [1, 5]  # a forward; and a backward, two denoised rows and a steered one beside it
     for batch in result.batches:
         assert [cost.floor for cost in batch.programs] == floors
         for cost in batch.programs:
@@ -129,7 +129,7 @@ def test_a_detector_costs_what_the_program_saves_without_it() -> None:
 
 
 def test_who_reaches_a_program_is_counted_on_clean_calibration_items(bundle: Bundle) -> None:
-    risk = bundle.calibration.fusions[0].risk(bundle.calibration.clean_scores[:, :2])
+    risk = bundle.calibration.fusions[0].risk(bundle.calibration.clean_scores[:, :3])
     band = Band(high=float(np.quantile(risk, 0.8)))
     opened = Bundle.open(bundle.path)
     opened.__dict__["calibration"] = replace(opened.calibration, bands=(band,))
@@ -149,7 +149,7 @@ def test_the_tables_fit_80_columns_and_hide_no_missed_aim(result: BenchResult) -
     assert text.count("MISSED") == 2
     assert "aims missed: screen at batch 1, interpret at batch 1" in text
     assert "every aim is met" not in text
-    for name in ("model alone", "cascade, clean traffic", "mahalanobis", "variant rows", "× 4"):
+    for name in ("model alone", "cascade, clean traffic", "mahalanobis", "variant rows", "× 5"):
         assert name in text
 
 
@@ -159,7 +159,7 @@ def test_json_holds_everything(bundle: Bundle) -> None:
     raw = json.loads(printed(console))
     assert raw["batches"][0]["items"] == 2
     assert raw["reached"][0] == 1.0
-    assert raw["batches"][0]["programs"][1]["floor"] == 4
+    assert raw["batches"][0]["programs"][1]["floor"] == 5
 
 
 def test_what_cannot_be_timed_is_refused(bundle: Bundle) -> None:

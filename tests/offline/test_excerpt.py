@@ -29,7 +29,10 @@ from tests.bench.networks import random_bundle
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return random_bundle("small_cnn", tmp_path_factory.mktemp("small") / "bundle", shape=(1, 8, 8))
+    """Two detectors a program, so that the second pass and the backward are each for one of them."""
+    folder = tmp_path_factory.mktemp("small")
+    sharing = ("lid", "summary_classifier", "attribute_steering")
+    return random_bundle("small_cnn", folder / "bundle", shape=(1, 8, 8), without=sharing)
 
 
 def graph_of(bundle: Bundle, program: str) -> onnx.ModelProto:
