@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from guard.bundle import Bundle
 from guard.offline.adversary import AdaptiveStage, Size, duration
 from guard.offline.build import Prepared, read_seconds
 from guard.offline.crafting import craft_all
 from guard.offline.evaluate import read
 from guard.offline.findings import PROMISED, Evaluation, Promise
-from guard.offline.fit import BATCH
+from guard.offline.fit import one_batch
 from guard.offline.forecast import seconds_per_item
 from guard.offline.job import check_data, open_job
 from guard.offline.measure import Effort, LeftOut, measure
@@ -48,7 +46,7 @@ def evaluate_bundle(
     with stages.stage("open bundle and data") as progress:
         held_out, aside = work.held_out(bundle, data)
         subject = work.subject(bundle)
-        choose_threads(subject.classifier.graph, torch.from_numpy(held_out.images[:BATCH]))
+        choose_threads(subject.classifier.graph, one_batch(held_out.images))
         if aside:
             progress.say(f"put aside {aside} items that the bundle was fitted or calibrated on")
     effort = Effort(*(QUICK if quick else FULL), seed, work.path / "crafted", deadline)

@@ -32,6 +32,11 @@ def batch_items(shape: Sequence[int]) -> int:
     return max(4, min(BATCH, VALUES // int(np.prod(shape))))
 
 
+def one_batch(images: NDArray[np.float32]) -> Tensor:
+    """The first of them, as many as are gathered at once."""
+    return torch.from_numpy(images[: batch_items(images.shape[1:])])
+
+
 def gather_all(gather: Gather, images: NDArray[np.float32], progress: Progress | None = None) -> Evidence:
     """Evidence of unit-space images [item, ...], computed in batches."""
     if not len(images):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.offline.attacks.attack import Attack, Model
-from guard.offline.fit import BATCH
+from guard.offline.fit import one_batch
 from guard.offline.subject import HeldOut
 
 PROBED = 2  # items by which an attack's passes are counted
@@ -49,7 +49,8 @@ def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor) -> Pass
 
 def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: HeldOut) -> float:
     """What all the attacks together take an item: their passes, counted on a few items, at the speed of a batch."""
-    images, labels = torch.from_numpy(held_out.images[:BATCH]), torch.from_numpy(held_out.labels[:BATCH])
+    images = one_batch(held_out.images)
+    labels = torch.from_numpy(held_out.labels[: len(images)])
     forward_s, backward_s = speed(model, images)
     total = 0.0
     for attack in attacks:

@@ -11,14 +11,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
 from guard.offline.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.calibrate import Calibrator
 from guard.offline.crafting import craft_all
-from guard.offline.fit import BATCH, save_heads, settled
+from guard.offline.fit import one_batch, save_heads, settled
 from guard.offline.job import Data, Job, check_data, open_job
 from guard.offline.measure import Effort, measure
 from guard.offline.plan import FLOOR, read_plan
@@ -52,7 +50,7 @@ def prepare(job: Job, stages: Stages) -> Prepared:
         if not job.recipe.adaptive_budgets:
             raise ConfigError(f"recipe {job.recipe.name}: [adaptive] budgets = [...] is missing: no report without it")
         write_work(job, data)
-        choose_threads(classifier.graph, torch.from_numpy(data.images[:BATCH]), job.threads)
+        choose_threads(classifier.graph, one_batch(data.images), job.threads)
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
         for found in crafted:
