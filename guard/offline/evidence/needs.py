@@ -53,6 +53,19 @@ class PlainPass:
 
 
 @dataclass(frozen=True)
+class OneRow:
+    """Takes a row of the shared row pass."""
+
+    @property
+    def rows_per_item(self) -> int:
+        return 1
+
+    @property
+    def backwards(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
 class Image(PlainPass):
     """The input itself, unit space [item, channel, height, width] or [item, feature]."""
 
@@ -125,7 +138,7 @@ class ChannelAttribution(PlainPass):
 
 
 @dataclass(frozen=True)
-class SteeredLogits:
+class SteeredLogits(OneRow):
     """What the model says when some of its neurons are strengthened and the others weakened [item, class].
 
     Its row joins the shared pass at the first layer that is steered; what comes before is the plain pass's own.
@@ -133,25 +146,9 @@ class SteeredLogits:
 
     steering: Steering
 
-    @property
-    def rows_per_item(self) -> int:
-        return 1
-
-    @property
-    def backwards(self) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
-class DenoisedLogits:
+class DenoisedLogits(OneRow):
     """What the model says about the denoised input [item, class]."""
 
     denoiser: Denoiser
-
-    @property
-    def rows_per_item(self) -> int:
-        return 1
-
-    @property
-    def backwards(self) -> int:
-        return 0
