@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.bundle import UNREADABLE, Bundle, file_digest
+from guard.bundle import Bundle, file_digest
 from guard.offline.attacks.adaptive import METHODS, AdaptiveResult, Known, Method, adaptive
 from guard.offline.craft import CraftedSet
 from guard.offline.evaluate import read
 from guard.offline.findings import AdaptiveRow, Area, Detection, Promise, ProofRow, Rate, caught_at
 from guard.offline.risk import DetectorExcess, Excess
 from guard.offline.subject import HeldOut, Subject
+from guard.offline.whole import read_whole, write_whole
 from guard.runtime import Readings
 
 FORMAT = 1  # of a kept run: raised whenever what is computed for one changes
@@ -139,20 +140,14 @@ def identity_of(bundle: Bundle) -> str:
 
 def read_result(file: Path) -> AdaptiveResult | None:
     """None where there is no whole result: it is then made anew."""
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return AdaptiveResult(**{f.name: torch.from_numpy(archive[f.name]) for f in fields(AdaptiveResult)})
-    except (*UNREADABLE, KeyError):
+    found = read_whole(file, [field.name for field in fields(AdaptiveResult)])
+    if found is None:
         return None
+    return AdaptiveResult(**{name: torch.from_numpy(value) for name, value in found.items()})
 
 
 def write_result(file: Path, result: AdaptiveResult) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    with unfinished.open("wb") as stream:
-        np.savez(stream, **{f.name: getattr(result, f.name).numpy() for f in fields(AdaptiveResult)})
-    unfinished.replace(file)
+    write_whole(file, {field.name: getattr(result, field.name).numpy() for field in fields(AdaptiveResult)})
 
 
 def aims(subject: Subject, target: float) -> tuple[Aim, tuple[Aim, ...]]:

@@ -60,6 +60,10 @@ class Items:
     attacked: NDArray[np.float32]
     families: tuple[str, ...]  # [item] of the attacked ones
 
+    def unattacked(self) -> Items:
+        """The clean ones alone."""
+        return Items(self.clean, self.labels, self.noisy[:0], self.attacked[:0], ())
+
     def some(self, most: int | None, seed: int) -> Items:
         """At most so many of each kind, drawn evenly."""
         if most is None:
@@ -82,8 +86,8 @@ def fit_heads(
 ) -> dict[str, Head]:
     """Fit every detector; those that have to find out what to ask for do so first. Raises DataError."""
 
-    def ask(needs: Sequence[Need], most: int | None) -> Examples:
-        some = items.some(most, seed)
+    def ask(needs: Sequence[Need], *, most: int | None = None, clean_only: bool = False) -> Examples:
+        some = (items.unattacked() if clean_only else items).some(most, seed)
         clean, noisy, attacked = (gathered(needs, images) for images in (some.clean, some.noisy, some.attacked))
         return Examples(clean, torch.from_numpy(some.labels), noisy, attacked, some.families, seed)
 
@@ -92,7 +96,7 @@ def fit_heads(
         report(f"{detector.name}: what to ask")
         settled.append(detector.learn(ask) if isinstance(detector, Learner) else detector)
     report("evidence")
-    examples = ask(distinct(need for detector in settled for need in detector.needs), None)
+    examples = ask(distinct(need for detector in settled for need in detector.needs))
     heads = {}
     for detector in settled:
         report(detector.name)

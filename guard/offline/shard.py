@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from guard.bundle import UNREADABLE
 from guard.errors import ModelError
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import into_reach
 from guard.offline.attacks.objective import gap
 from guard.offline.data import snap, snap_within
+from guard.offline.whole import read_whole, write_whole
 from guard.offline.workers import Stop, Watched
 
 Images = NDArray[np.float32]  # [item, ...] in unit space
@@ -153,17 +151,9 @@ def answer(job: Job, images: Images) -> NDArray[np.float32]:
 
 def read_outcome(file: Path) -> Outcome | None:
     """None where there is no whole shard: it is then made anew."""
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return Outcome(**{field.name: archive[field.name] for field in dataclasses.fields(Outcome)})
-    except (*UNREADABLE, KeyError):
-        return None
+    found = read_whole(file, [field.name for field in dataclasses.fields(Outcome)])
+    return None if found is None else Outcome(**found)
 
 
 def write_outcome(file: Path, outcome: Outcome) -> None:
-    """Whole or not at all: the final name appears when all is written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
-    with unfinished.open("wb") as stream:
-        np.savez(stream, **{field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)})
-    unfinished.replace(file)
+    write_whole(file, {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)})

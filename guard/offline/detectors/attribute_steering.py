@@ -46,17 +46,17 @@ class AttributeSteering:
 
     def learn(self, ask: Ask) -> AttributeSteering:
         """Find the critical channels, then the strength that tells attacked from other items best."""
-        examples = ask([Logits(), *(ChannelAttribution(tap) for tap in self.taps)], None)
+        examples = ask([Logits(), *(ChannelAttribution(tap) for tap in self.taps)], clean_only=True)
         classes = examples.clean[Logits()].shape[1]
         critical = tuple(
             critical_channels(examples.clean[ChannelAttribution(tap)], examples.labels, classes, self.share)
             for tap in self.taps
         )
         first = Steering(self.taps, critical)
+        tried = [replace(self, steering=replace(first, strength=strength)) for strength in TRIED]
+        examples = ask([need for one in tried for need in one.needs], most=TRIED_ITEMS)
         if examples.count_attacked() == 0:
             return replace(self, steering=first)
-        tried = [replace(self, steering=replace(first, strength=strength)) for strength in TRIED]
-        examples = ask([need for one in tried for need in one.needs], TRIED_ITEMS)
         return max(tried, key=lambda one: one.worth(examples))
 
     def worth(self, examples: Examples) -> float:

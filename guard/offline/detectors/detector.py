@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +69,12 @@ class Detector(Protocol):
         ...
 
 
-# Needs, and how many items of each kind at most (None: all) -> their evidence, on the items that heads are fitted on.
-Ask: TypeAlias = Callable[[Sequence[Need], int | None], Examples]
+class Ask(Protocol):
+    """Needs -> their evidence, on the items that heads are fitted on."""
+
+    def __call__(self, needs: Sequence[Need], *, most: int | None = None, clean_only: bool = False) -> Examples:
+        """At most so many items of each kind; `clean_only` leaves noisy and attacked ones out."""
+        ...
 
 
 @runtime_checkable
