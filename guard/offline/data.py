@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import ConfigError, DataError
-from guard.offline.attacks.attack import Norm
+from guard.offline.attacks.attack import Measure
 
 FINEST = 255  # steps of the finest grid looked for
 NEAR = 1e-4  # in unit space: how far from a grid a value may lie and still be on it
@@ -132,17 +132,17 @@ def from_steps(steps: NDArray[np.int64], grid: int) -> NDArray[np.float32]:
 
 
 def snap_within(
-    images: NDArray[np.float32], clean: NDArray[np.float32], grid: int, budget: float | None, norm: Norm
+    images: NDArray[np.float32], clean: NDArray[np.float32], grid: int, budget: float | None, norm: Measure
 ) -> NDArray[np.float32]:
     """Images on the grid, in the unit box, and within `budget` of `clean`, which is on the grid itself.
 
-    In L∞ a perturbation is cut to the whole steps that fit. In L2 rounding can lengthen it: it is then shrunk by 2 % of
-    what it was, and rounded anew, until it fits.
+    In L∞ a perturbation is cut to the whole steps that fit. In L2 and L1 rounding can lengthen it: it is then shrunk by
+    2 % of what it was, and rounded anew, until it fits. What L0 leaves alone rounding leaves alone too.
     """
     base = to_steps(clean, grid)
     wanted = np.asarray(images, dtype=np.float64) * grid - base  # in steps, not yet whole
-    if budget is None or norm == "linf":
-        most = grid if budget is None else whole_steps(budget, grid)
+    if budget is None or norm in ("linf", "l0", "none"):
+        most = whole_steps(budget, grid) if budget is not None and norm == "linf" else grid
         steps = np.rint(wanted).astype(np.int64).clip(-most, most)
         return from_steps((base + steps).clip(0, grid), grid)
     result = base.copy()
@@ -150,7 +150,8 @@ def snap_within(
     for shrink in SHRINKS:
         tried = (base[outside] + np.rint(shrink * wanted[outside]).astype(np.int64)).clip(0, grid)
         result[outside] = tried
-        length = np.sqrt(((tried - base[outside]) ** 2).reshape(len(tried), -1).sum(axis=1)) / grid
+        moved = (tried - base[outside]).reshape(len(tried), -1)
+        length = np.linalg.norm(moved, ord=2 if norm == "l2" else 1, axis=1) / grid
         outside[outside] = length > budget * (1 + 1e-6)
         if not outside.any():
             break

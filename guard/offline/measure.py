@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from guard.offline.adversary import AdaptiveStage, Size, spoken_budget
-from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.attack import Attack, Measure, Model
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import attack_row, clean_rows, detection, read, unattacked
@@ -29,6 +29,7 @@ from guard.offline.recipe import Recipe
 from guard.offline.subject import HeldOut, Subject, detector_rows
 from guard.runtime import Readings, Runtime
 
+SYMBOLS: Mapping[Measure, str] = {"linf": " L∞", "l2": " L2", "l1": " L1", "l0": " L0", "none": ""}
 GROWTH = 1.15  # over the items that the success rate asks for, since it is itself measured
 
 
@@ -129,13 +130,16 @@ def labels_of(attacks: Sequence[Attack], grid: int | None) -> dict[str, Attack]:
     """A name for people, each another: pgd L∞ 8/255."""
     found: dict[str, Attack] = {}
     for attack in attacks:
-        size = (
-            "" if attack.budget is None else " " + spoken_budget(attack.budget, grid if attack.norm == "linf" else None)
-        )
-        label = f"{attack.name} {'L∞' if attack.norm == 'linf' else 'L2'}{size}"
+        size = "" if attack.budget is None else f" {size_text(attack.budget, attack.norm, grid)}"
+        label = f"{attack.name}{SYMBOLS[attack.norm]}{size}"
         alike = sum(name.split(" #")[0] == label for name in found)
         found[f"{label} #{alike + 1}" if alike else label] = attack
     return found
+
+
+def size_text(budget: float, norm: Measure, grid: int | None) -> str:
+    """8/255, 0.5 or, of an item's values, 6%."""
+    return f"{budget:.1%}" if norm == "l0" else spoken_budget(budget, grid if norm == "linf" else None)
 
 
 def craft_enough(

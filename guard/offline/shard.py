@@ -108,11 +108,11 @@ def settle(job: Job, attack: Attack, shard: Shard, raw: Images) -> tuple[Images,
     """Final attacked items, the model's answers to them, and which of them fool it.
 
     An attack without a budget ends so close to the boundary that snapping takes many back over it: its perturbation is
-    stretched until the snapped item fools, up to fourfold.
+    stretched until the snapped item fools, up to fourfold. What no norm measures is left as it is.
     """
     final, predictions = shard.images.copy(), shard.labels.copy()
     fooled = np.zeros(len(final), dtype=bool)
-    for stretch in STRETCHES if attack.budget is None else (1.0,):
+    for stretch in STRETCHES if attack.budget is None and attack.norm != "none" else (1.0,):
         left = np.flatnonzero(~fooled)
         if len(left) == 0:
             break
@@ -130,7 +130,7 @@ def into_place(job: Job, attack: Attack, clean: Images, points: Images) -> Image
     """Into the box, the ball, and onto the grid."""
     if job.grid is not None:
         return snap_within(points, clean, job.grid, attack.budget, attack.norm)
-    if attack.budget is None:
+    if attack.budget is None or attack.norm == "l0" or attack.norm == "none":
         return points.clip(0, 1)
     reached: Tensor = into_reach(torch.from_numpy(points), torch.from_numpy(clean), attack.budget, attack.norm)
     return np.asarray(reached.numpy(), dtype=np.float32)

@@ -7,10 +7,10 @@ Rule 3: it promises no success. Whoever calls an item attacked verifies that fir
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from numbers import Real
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,8 +18,22 @@ from torch import Tensor
 from guard.errors import ConfigError
 
 Model: TypeAlias = Callable[[Tensor], Tensor]  # unit-space inputs [item, ...] -> logits [item, class]
-Norm = Literal["linf", "l2"]
-Family = Literal["single-step", "high-confidence", "low-confidence"]
+Norm = Literal["linf", "l2", "l1"]  # there is a ball of each
+Measure = Literal[
+    "linf", "l2", "l1", "l0", "none"
+]  # l0: share of an item's values; none: nothing bounds it, a rotation
+Family = Literal[
+    "single-step",
+    "high-confidence",
+    "low-confidence",
+    "universal",  # one perturbation for all items
+    "patch",  # a region is replaced
+    "query",  # asks for answers alone
+    "transfer",  # crafted on another model
+    "spatial",
+    "interpretation",  # aims at what explains the model, or is led by it
+]
+Knowledge: TypeAlias = Mapping[str, Tensor]  # by name; float32 or int64, so that a file can keep it
 
 
 class Attack(Protocol):
@@ -32,7 +46,7 @@ class Attack(Protocol):
     def family(self) -> Family: ...
 
     @property
-    def norm(self) -> Norm: ...
+    def norm(self) -> Measure: ...
 
     @property
     def budget(self) -> float | None:
@@ -41,6 +55,27 @@ class Attack(Protocol):
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Unit-space inputs [item, ...] and labels [item] -> attacked inputs, of the same shape."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """An attack that learns one thing from clean items before it attacks any: a universal perturbation, a substitute.
+
+    Whoever calls it lets it learn first (craft.py does); called without, it raises ValueError.
+    """
+
+    @property
+    def learning_items(self) -> int:
+        """How many clean items it wants to learn from, at most."""
+        ...
+
+    def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
+        """From unit-space inputs [item, ...] and labels [item]; Rule 1 holds."""
+        ...
+
+    def knowing(self, knowledge: Knowledge) -> Attack:
+        """The same attack with this knowledge; it prints as it did before."""
         ...
 
 

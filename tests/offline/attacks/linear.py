@@ -25,7 +25,7 @@ def optimum(model: nn.Linear, inputs: Tensor, labels: Tensor, norm: str) -> tupl
     logits = model(inputs)
     behind = logits.gather(1, labels[:, None]) - logits  # [item, class]
     normals = model.weight[labels][:, None] - model.weight[None]  # [item, class, feature]
-    dual = torch.linalg.vector_norm(normals, ord=1 if norm == "linf" else 2, dim=2)
+    dual = torch.linalg.vector_norm(normals, ord={"linf": 1, "l2": 2, "l1": torch.inf}[norm], dim=2)
     distances = (behind / dual.clamp_min(1e-12)).scatter(1, labels[:, None], torch.inf)
     nearest = distances.min(dim=1)
     return nearest.values, nearest.indices

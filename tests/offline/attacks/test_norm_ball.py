@@ -58,6 +58,16 @@ def test_linf_projection_is_the_nearest_point_of_the_ball():
     )
 
 
+@every_shape
+def test_l1_projection_is_the_nearest_point_of_the_ball(shape):
+    outside = draw(shape)
+    projected = project(outside, 0.7, "l1")
+    generator = torch.Generator().manual_seed(9)
+    for _ in range(200):  # no other point of the ball lies in a direction that comes nearer
+        other = uniform(outside, 0.7, "l1", generator)
+        assert (((outside - projected) * (other - projected)).flatten(1).sum(dim=1) <= 1e-5).all()
+
+
 @every_norm
 def test_zero_stays_zero(norm):
     assert torch.equal(project(torch.zeros(2, 5), 0.3, norm), torch.zeros(2, 5))
@@ -73,7 +83,7 @@ def test_steepest_step_has_size_one_and_gains_the_dual_norm(norm, shape, scale):
     torch.testing.assert_close(sizes(step, norm), torch.ones(shape[0]))
     gained = (step * gradient).flatten(1).sum(dim=1)
     torch.testing.assert_close(
-        gained, torch.linalg.vector_norm(gradient.flatten(1), ord=1 if norm == "linf" else 2, dim=1)
+        gained, torch.linalg.vector_norm(gradient.flatten(1), ord={"linf": 1, "l2": 2, "l1": torch.inf}[norm], dim=1)
     )
 
 

@@ -176,7 +176,7 @@ def test_a_setting_out_of_range_is_an_error(attack):
         ("jsma", {}, "known: fgsm, pgd"),
         ("pgd", {"buget": 0.1}, "did you mean 'budget'"),
         ("pgd", {}, "budget"),
-        ("pgd", {"budget": 0.1, "norm": "l1"}, "wanted one of linf, l2"),
+        ("pgd", {"budget": 0.1, "norm": "l3"}, "wanted one of linf, l2, l1"),
         ("fgsm", {"budget": float("nan")}, "above zero"),
         ("cw", {"steps": 2.5}, "whole number"),
     ],
