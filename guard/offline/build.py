@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from guard.arrays import from_unit
 from guard.bundle import Bundle
 from guard.offline.calibrate import pool
-from guard.offline.compile import Cleaner, Compiled, Parity, Program, check_parity, compile_programs
+from guard.offline.compile import Cleaner, Compiled, Program, compile_programs
 from guard.offline.craft import CraftedSet
 from guard.offline.data import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.fit import Gathered, Items, Remembered, fit_heads
 from guard.offline.job import Data, Job
 from guard.offline.model.classifier import Classifier
+from guard.offline.parity import Parity, check_parity
 from guard.runtime import Session
 
 PARITY_ITEMS = 100

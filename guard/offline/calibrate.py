@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from guard.arrays import from_unit
 from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
 from guard.calibration import Band, Calibration, unfitted
-from guard.offline.compile import Compiled, Parity
+from guard.offline.compile import Compiled
 from guard.offline.craft import CraftedSet
 from guard.offline.data import Split
 from guard.offline.detectors.detector import Detector
@@ -29,6 +29,7 @@ from guard.offline.evaluate import read
 from guard.offline.fusion import band_leak, early_reject, fit_fusion
 from guard.offline.job import Data, Job
 from guard.offline.model.classifier import Classifier
+from guard.offline.parity import Parity
 from guard.runtime import Runtime
 
 SAMPLES = 16  # inputs that the engine checks itself on

@@ -19,21 +19,18 @@ from guard.arrays import to_unit
 from guard.bundle import Bundle, InputSpec
 from guard.errors import ParityError
 from guard.offline.compile import (
-    FORWARD_TOLERANCE,
-    GRADIENT_TOLERANCE,
     WEIGHTS,
     Cleaner,
     Compiled,
     Program,
     WeightsPool,
-    check_parity,
-    compare,
     compile_programs,
     unit_of,
     wire_of,
 )
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.job import Job
+from guard.offline.parity import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, check_parity, compare
 from guard.offline.subject import Subject
 from guard.runtime import Session
 from tests.offline import tiny

@@ -24,11 +24,12 @@ from torch.nn.functional import one_hot
 
 from guard.errors import ParityError
 from guard.offline.attacks.objective import Gap, LogOdds, Objective, value_and_gradient
-from guard.offline.compile import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, OPSET, most, relative
+from guard.offline.compile import OPSET
 from guard.offline.lower import lower
 from guard.offline.model.adjoint import top_class, with_gradient
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.tape import Seed
+from guard.offline.parity import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, most, relative
 from guard.runtime import Session, onnxruntime
 
 SHARP = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing

@@ -102,7 +102,7 @@ class MahalanobisHead(Head):
         """
         metrics = self.tapped()
         centres = torch.cat([metric.centres for metric in metrics], dim=1)
-        ones = [torch.ones(metric.centres.shape[1], 1) / metric.scale for metric in metrics]
+        ones = [torch.ones_like(metric.centres[0])[:, None] / metric.scale for metric in metrics]
         return centres, torch.block_diag(*ones)
 
 

@@ -1,0 +1,125 @@
+"""What parity's second rule forgives, and what it does not; its first rule is in test_compile.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from guard.errors import ParityError
+from guard.offline.compile import Program
+from guard.offline.parity import GRADIENT_TOLERANCE, NUDGE, Errors, Exact, check_parity, in_parts, relative
+from guard.offline.subject import Subject
+from tests.offline import tiny
+
+ITEMS, KINKED = 60, 5
+
+
+class Told:
+    """A session that answers what it is told to, in batches of any size."""
+
+    def __init__(self, outputs: list[NDArray[np.float32]]) -> None:
+        self.outputs, self.place = outputs, 0
+
+    def run(self, names: Any, inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        part = slice(self.place, self.place + len(inputs))
+        self.place = (self.place + len(inputs)) % len(self.outputs[0])
+        return [output[part] for output in self.outputs]
+
+
+@pytest.fixture(scope="module")
+def program(tiny_subject: Subject) -> Program:
+    """One whose score rests on the gradient."""
+    return Program(tiny_subject.classifier, [tiny_subject.heads["saliency_classifier"]])
+
+
+@pytest.fixture(scope="module")
+def kinked(program: Program) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Items [item, 1, 8, 8] of which the first lie beside a kink, and their neighbours across it."""
+    items, others = tiny.data(ITEMS, seed=41)[0], tiny.data(ITEMS, seed=42)[0]
+    exact = Exact.of(program)
+
+    def gradient(points: torch.Tensor) -> NDArray[np.float64]:
+        return exact.outputs(points.double())[2]
+
+    low, high = torch.from_numpy(items[:KINKED]).double(), torch.from_numpy(others[:KINKED]).double()
+    for _ in range(40):  # the half across which the gradient jumps further
+        middle = (low + high) / 2
+        left = torch.from_numpy(relative(gradient(low), gradient(middle)) > relative(gradient(middle), gradient(high)))
+        far = left.reshape(-1, 1, 1, 1)
+        low, high = torch.where(far, low, middle), torch.where(far, middle, high)
+    aside = (high - low).sign() * NUDGE / 24  # more than single precision rounds off
+    before, after = (low - aside).float(), (high + aside).float()
+    assert (relative(gradient(before), gradient(after)) > 10 * GRADIENT_TOLERANCE).all()
+    assert (before - after).abs().max() <= NUDGE
+    return np.concatenate([before.numpy(), items[KINKED:]]), np.concatenate([after.numpy(), items[KINKED:]])
+
+
+def test_items_on_kinks_are_forgiven_and_listed(program, kinked):
+    wire, across = kinked
+    told = in_parts(program, wire)
+    told[2] = in_parts(program, across)[2]  # as if rounding had fallen on the other side
+    parity = check_parity("p", program, Told(told), wire)
+    assert parity.outliers == parity.kinks == tuple(range(KINKED))
+    assert parity.gradient <= GRADIENT_TOLERANCE
+
+
+def test_the_same_differences_elsewhere_are_not(program, kinked):
+    wire, across = (np.roll(images, 20, axis=0) for images in kinked)
+    told = in_parts(program, wire)
+    there = in_parts(program, across)[2]
+    told[2][:KINKED] += there[20 : 20 + KINKED] - told[2][20 : 20 + KINKED]  # the jumps, on items that have none
+    with pytest.raises(ParityError, match=r"5 of 60 items.*0 items beyond that are explained"):
+        check_parity("p", program, Told(told), wire)
+
+
+def test_a_gradient_that_is_a_little_wrong_everywhere_is_not(program, kinked):
+    told = in_parts(program, kinked[0])
+    told[2] = told[2] * np.float32(1 + 3 * GRADIENT_TOLERANCE)
+    with pytest.raises(ParityError, match="input gradients of 60 of 60 items"):
+        check_parity("p", program, Told(told), kinked[0])
+
+
+def test_half_of_the_items_must_agree_whatever_their_kinks_explain(program, kinked, monkeypatch):
+    """A net on a kink at every item could hide anything."""
+    everything = Errors(np.full(ITEMS, 10.0), np.full(ITEMS, 10.0))
+    monkeypatch.setattr(Exact, "moved", lambda self, unit, truth, spread: Errors(*(10 * np.ones((2, len(unit))))))
+    told = in_parts(program, kinked[0])
+    told[2][:25] *= 1.5
+    parity = check_parity("p", program, Told(told), kinked[0])
+    assert parity.kinks == tuple(range(25))
+    told[2][25:35] *= 1.5
+    with pytest.raises(ParityError, match="35 of 60"):
+        check_parity("p", program, Told(told), kinked[0])
+    assert everything.beyond().all()
+
+
+def test_double_precision_is_another_program(program, kinked):
+    """The served program stays in single precision, and the exact one agrees with it."""
+    wire = kinked[0][KINKED:]
+    exact = Exact.of(program)
+    assert next(program.parameters()).dtype == torch.float32
+    found = exact.outputs(torch.from_numpy(wire).double())
+    assert all(output.dtype == np.float64 for output in found)
+    for mine, theirs in zip(found, in_parts(program, wire), strict=True):
+        assert np.median(relative(theirs, mine)) < 1e-5
+
+
+def test_every_listed_detector_has_an_exact_form(tiny_subject: Subject):
+    for name, head in tiny_subject.heads.items():
+        program = Program(tiny_subject.classifier, [head])
+        wire = tiny.data(8, seed=43)[0]
+        exact = Exact.of(program).outputs(torch.from_numpy(wire).double())
+        np.testing.assert_allclose(exact[1], in_parts(program, wire)[1], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_no_number_is_never_forgiven(program, kinked):
+    told = in_parts(program, kinked[0])
+    told[2][:KINKED] = np.nan
+    with pytest.raises(ParityError):
+        check_parity("p", program, Told(told), kinked[0])
+    assert replace(Errors(np.array([np.nan]), np.zeros(1))).beyond().all()
