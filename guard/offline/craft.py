@@ -4,7 +4,7 @@ Rule 1: an item is attacked only if the model verifiably answers its final form 
 Rule 2: only items that the model classifies correctly are attacked: every attacked item is the attack's doing.
 Rule 3: a shard is found again only by all that it follows from; an interrupted run ends as any other, bit for bit.
 
-    images ─► correct ones ─► shards ─► attack ─► snap ─► verify ─► noise ─► .npz ─► CraftedSet
+    images ─► correct ones ─► shards ─► learn ─► attack ─► snap ─► verify ─► noise ─► .npz ─► CraftedSet
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from guard.errors import ConfigError, DataError, ModelError
-from guard.offline.attacks.attack import Attack, Model
+from guard.errors import DataError
+from guard.offline.admission import check, check_budgets
+from guard.offline.attacks.attack import Attack, Learner, Model
 from guard.offline.attacks.noise import moved_inside
 from guard.offline.attacks.norm_ball import sizes
-from guard.offline.data import Split, members, on_grid, whole_steps
+from guard.offline.data import Split, members
+from guard.offline.lot import Ready, in_shards, learn, lots_of
 from guard.offline.shard import Images, Job, Outcome, Shard, answer, resume
 from guard.offline.workers import Stop, cores, side_by_side
 
-Progress = Callable[[Attack, int, int], None]  # the attack, items done, items in all
+Progress = Callable[[object, int, int], None]  # the attack, or that it learns; items done, items in all
 
 VALUES = 2**20  # in a shard, at most, unless it has fewer than eight items
 
@@ -95,6 +96,7 @@ class Target:
         fingerprint: str,
         work: Path,
         seed: int,
+        groups: Sequence[str] | NDArray[np.str_] | None = None,
         shard_size: int | None = None,
         workers: int | None = None,
         device: torch.device | str = "cpu",
@@ -102,7 +104,8 @@ class Target:
         """Arguments and errors are those of `craft`."""
         names = np.asarray(hashes, dtype="<U64")
         size = shard_items(images.shape[1:]) if shard_size is None else shard_size
-        check(model, images, labels, names, grid, size)
+        told = np.asarray([""] * len(images) if groups is None else groups, dtype=np.str_)
+        check(model, images, labels, names, told, grid, size)
         count = cores() if workers is None else workers
         job = Job(model, getattr(model, "engine", "torch"), grid, fingerprint, work, seed, torch.device(device), Stop())
         parts = np.split(images, range(size, len(images), size))
@@ -114,8 +117,10 @@ class Target:
             raise DataError(
                 f"the model classifies none of {len(images)} items correctly; are labels and value range right?"
             )
-        places = np.split(correct, range(size, len(correct), size))
-        shards = (Shard(number, part, images[part], labels[part], names[part]) for number, part in enumerate(places))
+        shards = (
+            Shard(number, part, images[part], labels[part], names[part], group)
+            for number, (group, part) in enumerate(in_shards(correct, told, size))
+        )
         return Target(job, tuple(shards), count)
 
     @property
@@ -126,14 +131,40 @@ class Target:
     @property
     def shard_size(self) -> int:
         """Items of a full shard."""
-        return len(self.shards[0].source)
+        return max(len(shard.source) for shard in self.shards)
 
     def prefix(self, items: int | None) -> list[Shard]:
         """The first items, in shards; all of them for None."""
         if items is None:
             return list(self.shards)
-        before = range(0, items, self.shard_size)
-        return [shard.first(items - start) for start, shard in zip(before, self.shards, strict=False)]
+        ends = np.cumsum([len(shard.source) for shard in self.shards])
+        starts = (ends - [len(shard.source) for shard in self.shards]).tolist()
+        return [shard.first(items - start) for start, shard in zip(starts, self.shards, strict=True) if start < items]
+
+    def lots(self, items: int | None) -> list[tuple[Shard, ...]]:
+        """Those that the first items belong to; an attack that learns first learns from each as a whole."""
+        found = lots_of(self.shards)
+        return list(dict.fromkeys(found[shard.number] for shard in self.prefix(items)))
+
+    def learn(
+        self, attack: Attack, *, tried: int | None = None, progress: Progress | None = None, anew: bool = False
+    ) -> dict[int, Ready]:
+        """The attack as it meets each shard, by its number: one that learns first has done so, lot by lot.
+
+        `anew`: whatever has been learned.
+        """
+        if not isinstance(attack, Learner):
+            return {shard.number: Ready(attack) for shard in self.shards}
+        job, lots = replace(self.job, stop=Stop()), self.lots(tried)
+        ends = np.cumsum([min(attack.learning_items, sum(len(shard.source) for shard in lot)) for lot in lots]).tolist()
+
+        def tell(number: int) -> None:
+            if progress is not None:
+                progress(f"learning {attack!r}", ends[number], ends[-1])
+
+        calls = [partial(learn, job, attack, lot, anew=anew) for lot in lots]
+        ready = side_by_side(calls, self.workers, job.stop, tell)
+        return {shard.number: one for lot, one in zip(lots, ready, strict=True) for shard in lot}
 
     def attacked(
         self,
@@ -145,11 +176,14 @@ class Target:
     ) -> tuple[CraftedSet, ...]:
         """One set an attack; `tried` is how many of the first items each is tried on, unless it is all of them.
 
-        `anew`: whatever shards are there. Raises ConfigError for an L∞ budget below one step of the grid.
+        `anew`: whatever shards are there, but with what was learned for them. Raises ConfigError for an L∞ budget below
+        one step of the grid.
         """
         check_budgets(attacks, self.job.grid)
+        counts = tried or [None] * len(attacks)
+        ready = [self.learn(one, tried=count, progress=progress) for one, count in zip(attacks, counts, strict=True)]
         job = replace(self.job, stop=Stop())
-        shards = [self.prefix(items) for items in tried or [None] * len(attacks)]
+        shards = [self.prefix(count) for count in counts]
         totals = [sum(len(shard.source) for shard in own) for own in shards]
         steps = [(place, shard) for place, own in enumerate(shards) for shard in own]
         done = [0] * len(attacks)
@@ -160,12 +194,16 @@ class Target:
             if progress is not None:
                 progress(attacks[place], done[place], totals[place])
 
-        calls = [partial(resume, job, attacks[place], shard, anew=anew) for place, shard in steps]
+        calls = [call_of(job, ready[place][shard.number], shard, anew=anew) for place, shard in steps]
         outcomes = iter(side_by_side(calls, self.workers, job.stop, tell))
         return tuple(
             collect(job, attack, own, [next(outcomes) for _ in own])
             for attack, own in zip(attacks, shards, strict=True)
         )
+
+
+def call_of(job: Job, ready: Ready, shard: Shard, *, anew: bool) -> Callable[[], Outcome]:
+    return partial(resume, job, ready.attack, shard, learned=ready.digest, anew=anew)
 
 
 def shard_items(shape: Sequence[int]) -> int:
@@ -185,6 +223,7 @@ def craft(
     work: Path,
     seed: int,
     progress: Progress | None = None,
+    groups: Sequence[str] | NDArray[np.str_] | None = None,
     shard_size: int | None = None,
     workers: int | None = None,
     device: torch.device | str = "cpu",
@@ -192,7 +231,8 @@ def craft(
     """Attack the unit-space `images` that `model` gets right; one set an attack, in the order given.
 
     `work` holds the finished shards: called again, only what is missing is computed. `workers` threads, as many as
-    there are cores unless given, attack shards side by side; the sets are the same for any number.
+    there are cores unless given, attack shards side by side; the sets are the same for any number. No attack learns
+    from items of one of the `groups` [item] in order to attack another.
 
     Raises:
         DataError: images, labels and hashes do not fit each other, unit space or grid, or the model gets none right.
@@ -209,6 +249,7 @@ def craft(
         fingerprint=fingerprint,
         work=work,
         seed=seed,
+        groups=groups,
         shard_size=shard_size,
         workers=workers,
         device=device,
@@ -247,36 +288,3 @@ def off_grid(images: Images, grid: int, generator: torch.Generator) -> Images:
     """Every value half a grid step up or down, inside the box: clean, but as no 8-bit file holds it."""
     clean = torch.tensor(images)
     return np.asarray(moved_inside(clean, torch.full_like(clean, 0.5 / grid), generator).numpy(), dtype=np.float32)
-
-
-def check(
-    model: Model,
-    images: Images,
-    labels: NDArray[np.int64],
-    hashes: NDArray[np.str_],
-    grid: int | None,
-    shard_size: int,
-) -> None:
-    """Raises as `craft` says."""
-    if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
-        raise ModelError("the model is in training mode; call eval() first, or its answers depend on batch mates")
-    if len(images) == 0 or not len(images) == len(labels) == len(hashes):
-        raise DataError(
-            f"{len(images)} images, {len(labels)} labels and {len(hashes)} hashes; wanted equally many, not 0"
-        )
-    if images.dtype != np.float32 or not bool(((images >= 0) & (images <= 1)).all()):
-        raise DataError(f"images are {images.dtype} in [{images.min():g}, {images.max():g}]; wanted float32 in [0, 1]")
-    if labels.dtype != np.int64 or labels.min() < 0:
-        raise DataError(f"labels are {labels.dtype} from {labels.min()} on; wanted int64 class numbers from 0")
-    if grid is not None and not on_grid(images, grid):
-        raise DataError(f"images are not on a grid of {grid} steps; grid_of() finds the data's own")
-    if shard_size < 1:
-        raise ConfigError(f"shard_size = {shard_size}; wanted at least 1")
-
-
-def check_budgets(attacks: Sequence[Attack], grid: int | None) -> None:
-    """Raises ConfigError for an L∞ budget below one step of the grid."""
-    for attack in attacks:
-        small = grid is not None and attack.norm == "linf" and attack.budget is not None
-        if small and whole_steps(attack.budget or 0.0, grid or 1) < 1:
-            raise ConfigError(f"{attack!r}: its budget is below one step, 1/{grid}, of the data's grid")

@@ -49,6 +49,11 @@ def learning_order(data: Data) -> NDArray[np.int64]:
     return np.concatenate(list(parts.values()))[np.argsort(np.concatenate(places), kind="stable")]
 
 
+def groups_of(data: Data, index: NDArray[np.int64]) -> list[str]:
+    """What the items are for: an attack on those of one split learns from none of another."""
+    return [data.splits[one].value for one in data.hashes[index].tolist()]
+
+
 def craft_all(job: Job, classifier: Classifier, data: Data, progress: Stage) -> tuple[CraftedSet, ...]:
     """Every attack of the recipe, on items of the splits that are fitted on."""
     if job.minutes is None:
@@ -63,6 +68,7 @@ def craft_all(job: Job, classifier: Classifier, data: Data, progress: Stage) -> 
             fingerprint=classifier.spec.fingerprint,
             work=job.work / "crafted",
             seed=job.seed,
+            groups=groups_of(data, index),
             workers=job.threads,
             progress=progress.items,
         )
@@ -138,6 +144,7 @@ class Planner:
             fingerprint=self.classifier.spec.fingerprint,
             work=self.job.work / "crafted",
             seed=self.job.seed,
+            groups=groups_of(self.data, index),
             workers=self.job.threads,
         )
 
@@ -168,11 +175,19 @@ class Planner:
         return Plan(self.key, engine, reason, target.workers, target.items, budget, rows, min(wanted, default=REPORTED))
 
     def probe(self, target: Target, attack: Attack) -> Speed:
-        """One shard a worker, which is kept: its time is no estimate, and its items count."""
+        """One shard a worker, which is kept: its time is no estimate, and its items count.
+
+        What is learned for the lot of such a shard serves all items of the lot, and its time is shared out among them.
+        """
         self.progress.note(f"speed of {attack!r}")
+        tried = target.workers * target.shard_size
         began = time.perf_counter()
-        (found,) = target.attacked([attack], tried=[target.workers * target.shard_size], anew=True)
-        seconds = (time.perf_counter() - began) / found.tried
+        target.learn(attack, tried=tried, anew=True)
+        between = time.perf_counter()
+        (found,) = target.attacked([attack], tried=[tried], anew=True)
+        ended = time.perf_counter()
+        served = sum(len(shard.source) for lot in target.lots(tried) for shard in lot)
+        seconds = (between - began) / served + (ended - between) / found.tried
         return Speed(repr(attack), seconds, (len(found) + 1) / (found.tried + 2))
 
     def fitting_seconds(self, families: int) -> float:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.attack import Attack, Learner, Model
+from guard.offline.craft import shard_items
 from guard.offline.fit import one_batch
+from guard.offline.lot import SHARDS
 from guard.offline.subject import HeldOut
 
 PROBED = 2  # items by which an attack's passes are counted
@@ -18,14 +20,20 @@ PROBED = 2  # items by which an attack's passes are counted
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes of the model that an attack makes over its items, with a backward or without."""
+    """Passes of the model that an attack makes over each item, with a backward or without."""
 
-    forward: int
-    backward: int
+    forward: float
+    backward: float
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+    def times(self, factor: float) -> Passes:
+        return Passes(factor * self.forward, factor * self.backward)
 
 
 class Counted(nn.Module):
-    """A model that counts how often it is called."""
+    """A model that counts the items that it is asked about."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -33,18 +41,41 @@ class Counted(nn.Module):
         self.forwards = self.backwards = 0
         self.eval()
 
+    @property
+    def so_far(self) -> Passes:
+        return Passes(self.forwards, self.backwards)
+
     def forward(self, images: Tensor) -> Tensor:
         if torch.is_grad_enabled() and images.requires_grad:
-            self.backwards += 1
+            self.backwards += len(images)
         else:
-            self.forwards += 1
+            self.forwards += len(images)
         return self.model(images)
 
 
-def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor) -> Passes:
-    counted = Counted(model)
+def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor, lot: int) -> Passes:
+    """An item's share of what is learned for a lot of so many items is counted in."""
+    counted, learning = Counted(model), Passes(0, 0)
+    if isinstance(attack, Learner):
+        attack, learning = learn(attack, counted, images, labels, lot)
+    before = counted.so_far
     attack(counted, images, labels, torch.Generator().manual_seed(0))
-    return Passes(counted.forwards, counted.backwards)
+    return learning + (counted.so_far + before.times(-1)).times(1 / len(images))
+
+
+def learn(attack: Learner, counted: Counted, images: Tensor, labels: Tensor, lot: int) -> tuple[Attack, Passes]:
+    """The attack with what two items teach it, and what learning from a lot costs each of the lot's items.
+
+    Counted over one item and over two, so that what every item adds is told from what is spent once.
+    """
+    counts = []
+    for items in (1, 2):
+        before = counted.so_far
+        knowledge = attack.learn(counted, images[:items], labels[:items], torch.Generator().manual_seed(0))
+        counts.append(counted.so_far + before.times(-1))
+    each = counts[1] + counts[0].times(-1)
+    once = counts[0] + each.times(-1)
+    return attack.knowing(knowledge), (once + each.times(min(lot, attack.learning_items))).times(1 / lot)
 
 
 def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: HeldOut) -> float:
@@ -52,9 +83,9 @@ def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: HeldOut)
     images = one_batch(held_out.images)
     labels = torch.from_numpy(held_out.labels[: len(images)])
     forward_s, backward_s = speed(model, images)
-    total = 0.0
+    lot, total = SHARDS * shard_items(held_out.images.shape[1:]), 0.0
     for attack in attacks:
-        found = passes(model, attack, images[:PROBED], labels[:PROBED])
+        found = passes(model, attack, images[:PROBED], labels[:PROBED], lot)
         total += found.forward * forward_s + found.backward * backward_s
     return total
 

@@ -43,11 +43,12 @@ class Shard:
     images: Images
     labels: NDArray[np.int64]
     hashes: NDArray[np.str_]
+    group: str = ""  # of all its items: attacks learn within one
 
     def first(self, items: int) -> Shard:
         """Its first items alone: another shard, with another outcome."""
         kept = (self.source[:items], self.images[:items], self.labels[:items], self.hashes[:items])
-        return self if items >= len(self.source) else Shard(self.number, *kept)
+        return self if items >= len(self.source) else Shard(self.number, *kept, group=self.group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +75,12 @@ class Job:
     stop: Stop
 
 
-def resume(job: Job, attack: Attack, shard: Shard, *, anew: bool = False) -> Outcome:
-    """The shard's outcome from its file, or computed and written; `anew`: computed whatever is there."""
-    identity = identify(job, attack, shard)
+def resume(job: Job, attack: Attack, shard: Shard, *, learned: str = "", anew: bool = False) -> Outcome:
+    """The shard's outcome from its file, or computed and written; `anew`: computed whatever is there.
+
+    `learned` is the digest of what the attack knows.
+    """
+    identity = identify(job, attack, shard, learned)
     file = job.work / f"{attack.name}-{shard.number:05d}-{identity[:24]}.npz"
     outcome = None if anew else read_outcome(file)
     if outcome is None:
@@ -85,12 +89,13 @@ def resume(job: Job, attack: Attack, shard: Shard, *, anew: bool = False) -> Out
     return outcome
 
 
-def identify(job: Job, attack: Attack, shard: Shard) -> str:
+def identify(job: Job, attack: Attack, shard: Shard, learned: str = "") -> str:
     """SHA-256 (hex) over everything that a shard's outcome follows from."""
     given = (FORMAT, job.fingerprint, job.engine, repr(attack), job.grid, job.seed, shard.number)
     digest = hashlib.sha256(repr(given).encode())
     digest.update(repr((shard.images.shape, shard.labels.tolist(), shard.hashes.tolist())).encode())
     digest.update(np.ascontiguousarray(shard.images, dtype="<f4").tobytes())
+    digest.update(learned.encode())
     return digest.hexdigest()
 
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from guard.bundle import UNREADABLE
 
 
-def read_whole(file: Path, names: Iterable[str]) -> dict[str, NDArray[Any]] | None:
-    """The arrays of these names; None where one is missing or the file cannot be read."""
+def read_whole(file: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]] | None:
+    """The arrays of these names, or all there are; None where one is missing or the file cannot be read."""
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names}
+            return {name: archive[name] for name in (archive.files if names is None else names)}
     except (*UNREADABLE, KeyError):
         return None
 

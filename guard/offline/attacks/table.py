@@ -12,13 +12,22 @@ from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.cw import Cw
 from guard.offline.attacks.deepfool import DeepFool
 from guard.offline.attacks.fgsm import Fgsm
+from guard.offline.attacks.frame import Frame, UniversalFrame
+from guard.offline.attacks.gd_uap import GdUap
+from guard.offline.attacks.patch import Patch
 from guard.offline.attacks.pgd import Pgd
+from guard.offline.attacks.uap import Uap
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": Fgsm,
     "pgd": Pgd,
     "cw": Cw,
     "deepfool": DeepFool,
+    "uap": Uap,
+    "gd_uap": GdUap,
+    "patch": Patch,
+    "frame": Frame,
+    "universal_frame": UniversalFrame,
 }
 
 

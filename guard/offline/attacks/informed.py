@@ -1,0 +1,68 @@
+"""An attack together with what it has learned: what a Learner's `knowing` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from guard.offline.attacks.attack import Family, Knowledge, Measure, Model
+
+
+class Teachable(Protocol):
+    """A Learner as a value, whose attack is a function of what it knows."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def norm(self) -> Measure: ...
+
+    @property
+    def budget(self) -> float | None: ...
+
+    def informed(
+        self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """As an Attack is called."""
+        ...
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Informed:
+    """Prints as the attack did before it learned."""
+
+    attack: Teachable
+    knowledge: Knowledge
+
+    @property
+    def name(self) -> str:
+        return self.attack.name
+
+    @property
+    def family(self) -> Family:
+        return self.attack.family
+
+    @property
+    def norm(self) -> Measure:
+        return self.attack.norm
+
+    @property
+    def budget(self) -> float | None:
+        return self.attack.budget
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return self.attack.informed(self.knowledge, model, inputs, labels, generator)
+
+    def __repr__(self) -> str:
+        return repr(self.attack)
+
+
+def untaught(attack: object) -> ValueError:
+    """What a Learner raises that is called without having learned."""
+    return ValueError(f"{attack!r} has not learned yet; call attack.knowing(attack.learn(...)) first, as craft does")

@@ -1,0 +1,102 @@
+"""Lots: a few shards of one group, and what an attack that learns first learns from their items alone.
+
+Rule 1: a lot attacks its own items and learns from no others: nothing crosses from one group, a split, to another; and
+where one perturbation serves all items, a detector meets as many of them as there are lots.
+Rule 2: knowledge is found again only by all that it follows from, and a shard only by what its attacker knew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.offline.attacks.attack import Attack, Learner
+from guard.offline.shard import Job, Shard, identify
+from guard.offline.whole import read_whole, write_whole
+from guard.offline.workers import Watched
+
+SHARDS = 4  # of a lot; what is left of a group joins the lot before where it has less than half as many
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """An attack that can be called, and what tells apart one that learned something else."""
+
+    attack: Attack
+    digest: str = ""
+
+
+def in_shards(
+    places: NDArray[np.int64], groups: NDArray[np.str_], size: int
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Places in parts of `size`, each of one group; any first parts hold the groups in proportion.
+
+    What is left of each group, fewer than `size`, comes last.
+    """
+    parts: list[tuple[tuple[bool, float], str, NDArray[np.int64]]] = []
+    for group in dict.fromkeys(groups[places].tolist()):
+        own = places[groups[places] == group]
+        pieces = np.split(own, range(size, len(own), size))
+        parts += [
+            ((len(piece) < size, (number + 0.5) / len(pieces)), group, piece) for number, piece in enumerate(pieces)
+        ]
+    yield from ((group, piece) for _, group, piece in sorted(parts, key=lambda part: part[0]))
+
+
+def lots_of(shards: Sequence[Shard]) -> Mapping[int, tuple[Shard, ...]]:
+    """The lot of each shard, by its number."""
+    found: dict[int, tuple[Shard, ...]] = {}
+    for group in dict.fromkeys(shard.group for shard in shards):
+        own = [shard for shard in shards if shard.group == group]
+        starts = [start for start in range(0, len(own), SHARDS) if start == 0 or 2 * (len(own) - start) >= SHARDS]
+        for start, end in zip(starts, [*starts[1:], len(own)], strict=True):
+            found |= {shard.number: tuple(own[start:end]) for shard in own[start:end]}
+    return found
+
+
+def learned_from(attack: Learner, lot: Sequence[Shard]) -> Shard:
+    """The items of a lot that an attack learns from, under the number of its first shard."""
+    joined = Shard(
+        lot[0].number,
+        np.concatenate([shard.source for shard in lot]),
+        np.concatenate([shard.images for shard in lot]),
+        np.concatenate([shard.labels for shard in lot]),
+        np.concatenate([shard.hashes for shard in lot]),
+        lot[0].group,
+    )
+    return joined.first(attack.learning_items)
+
+
+def learn(job: Job, attack: Any, lot: Sequence[Shard], *, anew: bool = False) -> Ready:
+    """What an attack knows after this lot: from its file, or learned and written; `anew`: learned whatever is there.
+
+    `attack` is a Learner.
+    """
+    items = learned_from(attack, lot)
+    identity = hashlib.sha256(f"learned {identify(job, attack, items)}".encode()).hexdigest()
+    file = job.work / f"{attack.name}-learned-{items.number:05d}-{identity[:24]}.npz"
+    knowledge = None if anew else read_whole(file)
+    if knowledge is None:
+        inputs, labels = torch.from_numpy(items.images).to(job.device), torch.from_numpy(items.labels).to(job.device)
+        generator = torch.Generator().manual_seed(int(identity[:15], 16))
+        found = attack.learn(Watched(job.model, job.stop), inputs, labels, generator)
+        knowledge = {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in found.items()}
+        write_whole(file, knowledge)
+    return Ready(
+        attack.knowing({name: torch.from_numpy(array) for name, array in knowledge.items()}), digest_of(knowledge)
+    )
+
+
+def digest_of(knowledge: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 (hex) over names and contents."""
+    digest = hashlib.sha256()
+    for name, array in sorted(knowledge.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

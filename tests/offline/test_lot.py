@@ -1,0 +1,223 @@
+"""Attacks that learn first: from whom, how often, and what an interruption changes (nothing)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from guard.errors import DataError
+from guard.offline.attacks.attack import Attack, Knowledge
+from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.craft import CraftedSet, Target, craft
+from guard.offline.data import content_hashes, from_steps
+from guard.offline.forecast import passes
+from guard.offline.lot import SHARDS, in_shards, lots_of
+from guard.offline.shard import Shard
+from guard.offline.whole import read_whole, write_whole
+from tests.offline.test_craft import GRID, Spoof, same
+
+SIZE = 5  # of a shard
+
+
+@dataclass(frozen=True)
+class Average:
+    """Learns what the mean item is, moves every item a way that follows from it, and notes who met whom."""
+
+    learning_items: int = 1000
+    lessons: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+    met: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False, compare=False)  # items, what was known
+
+    name, family, norm, budget = "average", "universal", "linf", 0.25
+
+    def learn(self, model: Any, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
+        self.lessons.append(inputs)
+        model(inputs)
+        return {"mean": inputs.mean(dim=0), "drawn": torch.rand(inputs.shape[1:], generator=generator)}
+
+    def knowing(self, knowledge: Knowledge) -> Attack:
+        return Informed(self, knowledge)
+
+    def informed(
+        self, knowledge: Knowledge, model: Any, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        self.met.append((inputs, knowledge["mean"]))
+        model(inputs)
+        return inputs + 0.25 * (knowledge["mean"] + knowledge["drawn"] - 1).sign()
+
+    def __call__(self, model: Any, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        raise untaught(self)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layers = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5, bias=False))
+    return layers.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def problem(network: nn.Module) -> tuple[Any, ...]:
+    """Images that the network has right: 70 to fit heads on and 33 for the combiner, mixed."""
+    images = from_steps(np.random.default_rng(0).integers(0, GRID + 1, (103, 1, 8, 8)), GRID)
+    labels = network(torch.from_numpy(images)).argmax(dim=1).numpy()
+    groups = np.random.default_rng(1).permutation(["heads"] * 70 + ["combiner"] * 33)
+    return images, labels, content_hashes(images), groups
+
+
+def run(network: Any, problem: tuple[Any, ...], attack: Attack, work: Path, **changes: Any) -> CraftedSet:
+    *given, groups = problem
+    settings: dict[str, Any] = {"grid": GRID, "fingerprint": "f", "work": work, "seed": 0, "shard_size": SIZE}
+    return craft(network, *given, [attack], groups=groups, **{**settings, "workers": 1, **changes})[0]
+
+
+def rows(images: Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images}
+
+
+def test_a_lot_attacks_its_own_items_and_learns_from_no_others(network, problem, tmp_path):
+    attack = Average()
+    found = run(network, problem, attack, tmp_path)
+    assert 0 < len(found) <= found.tried == 103
+    of_group = {image.tobytes(): group for image, group in zip(problem[0], problem[3], strict=True)}
+    lessons = [rows(lesson) for lesson in attack.lessons]
+    assert Counter(len({of_group[one] for one in lesson}) for lesson in lessons) == {1: len(lessons)}
+    assert sorted(len(lesson) for lesson in lessons) == [10, 13, 20, 20, 20, 20]
+    assert set.union(*lessons) == set(of_group)
+    assert sum(map(len, lessons)) == len(of_group)
+    for inputs, mean in attack.met:
+        (own,) = [i for i, lesson in enumerate(attack.lessons) if torch.equal(lesson.mean(dim=0), mean)]
+        assert rows(inputs) <= lessons[own]
+    assert len(attack.met) == 21
+
+
+def test_it_learns_from_no_more_than_it_wants(network, problem, tmp_path):
+    attack = Average(learning_items=7)
+    run(network, problem, attack, tmp_path)
+    assert {len(lesson) for lesson in attack.lessons} == {7}
+
+
+@pytest.mark.parametrize("stops_at", ["learning", "attacking"])
+def test_an_interrupted_run_goes_on_and_ends_as_any_other_bit_for_bit(network, problem, tmp_path, stops_at):
+    attack, said = Average(), []
+
+    def stop(what: object, done: int, total: int) -> None:
+        said.append((str(what), done, total))
+        if done >= 30 if stops_at == "learning" else what is attack:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(network, problem, attack, tmp_path / "one", progress=stop)
+    assert said[0][0].startswith("learning ")
+    assert all(total == 103 for _, _, total in said)
+    before = len(attack.lessons)
+    resumed = run(network, problem, attack, tmp_path / "one")
+    assert len(attack.lessons) == 6  # nothing is learned twice
+    assert before == (2 if stops_at == "learning" else 6)
+    assert same(resumed, run(network, problem, Average(), tmp_path / "other"))
+    assert same(resumed, run(network, problem, attack, tmp_path / "one"))
+    assert (len(attack.lessons), len(attack.met)) == (6, 21)
+
+
+def test_any_number_of_workers_gives_the_same_bits(network, problem, tmp_path):
+    alone, beside = (run(network, problem, Average(), tmp_path / str(n), workers=n) for n in (1, 3))
+    assert same(alone, beside)
+
+
+def test_a_shard_is_found_again_only_by_what_its_attacker_knew(network, problem, tmp_path):
+    attack = Average()
+    before = run(network, problem, attack, tmp_path)
+    (file, *others) = sorted(tmp_path.glob("average-learned-*"))
+    assert len(others) == 5
+    known = read_whole(file)
+    assert known is not None
+    write_whole(file, {**known, "mean": 1 - known["mean"]})
+    assert not same(run(network, problem, attack, tmp_path), before)
+    assert len(attack.lessons) == 6
+    assert 21 + SHARDS - 1 <= len(attack.met) <= 21 + SHARDS + 1  # that lot's alone
+    file.write_bytes(b"")
+    assert same(run(network, problem, attack, tmp_path), before)
+    assert len(attack.lessons) == 7  # a file that cannot be read is made anew
+
+
+@pytest.mark.parametrize("change", ["fingerprint", "seed", "grid"])
+def test_nothing_that_knowledge_follows_from_may_change(network, problem, tmp_path, change):
+    attack = Average()
+    run(network, problem, attack, tmp_path)
+    run(network, problem, attack, tmp_path, **{change: {"fingerprint": "g", "seed": 1, "grid": None}[change]})
+    assert len(attack.lessons) == 12
+
+
+def test_more_items_of_one_group_leave_what_full_lots_learned(network, problem, tmp_path):
+    """The report tries an attack on more items where too few fool the model."""
+    attack = Average()
+    for items in (60, 100):
+        run(network, (*(part[:items] for part in problem[:3]), ["test"] * items), attack, tmp_path)
+    assert len(attack.lessons) == 5  # three of 20, then two more
+
+
+def test_a_prefix_learns_for_the_lots_that_it_touches(network, problem, tmp_path):
+    *given, groups = problem
+    target = Target.open(
+        network, *given, grid=GRID, fingerprint="f", work=tmp_path, seed=0, shard_size=SIZE, workers=1, groups=groups
+    )
+    attack = Average()
+    assert target.shard_size == SIZE
+    (few,) = target.attacked([attack], tried=[2 * SIZE])
+    assert few.tried == 2 * SIZE
+    assert len(attack.lessons) == len(target.lots(2 * SIZE)) == 2
+    (every,) = target.attacked([attack])
+    assert np.array_equal(few.tried_hashes, every.tried_hashes[: 2 * SIZE])
+    assert len(attack.lessons) == 6
+    plain = target.attacked([Spoof(0.25)])[0]
+    assert np.array_equal(plain.tried_hashes, every.tried_hashes)
+
+
+def test_any_first_shards_hold_the_groups_in_proportion():
+    groups = np.random.default_rng(0).permutation(["a"] * 703 + ["b"] * 299)
+    parts = list(in_shards(np.arange(1002), groups, 10))
+    assert sorted(np.concatenate([part for _, part in parts]).tolist()) == list(range(1002))
+    for group, part in parts:
+        assert (groups[part] == group).all()
+    assert [len(part) for _, part in parts[-2:]] != [10, 10]
+    assert all(len(part) == 10 for _, part in parts[:-2])
+    for count in (10, 30, 50, 99):
+        share = np.mean([group == "a" for group, _ in parts[:count]])
+        assert abs(share - 0.7) <= 1 / count + 0.01
+
+
+def test_without_groups_shards_are_as_they_always_were():
+    places = np.arange(3, 40)
+    parts = [part.tolist() for _, part in in_shards(places, np.full(43, ""), 10)]
+    assert parts == [list(range(3, 13)), list(range(13, 23)), list(range(23, 33)), list(range(33, 40))]
+
+
+@pytest.mark.parametrize(("shards", "lots"), [(1, [1]), (4, [4]), (5, [5]), (6, [4, 2]), (9, [4, 5])])
+def test_a_rest_of_less_than_half_a_lot_joins_the_one_before(shards, lots):
+    blank = np.zeros(1)
+    found = lots_of([Shard(number, blank, blank, blank, blank) for number in range(shards)])  # type: ignore[arg-type]
+    assert sorted(found) == list(range(shards))
+    assert [len(lot) for lot in dict.fromkeys(found.values())] == lots
+
+
+def test_groups_that_do_not_fit_are_refused(network, problem, tmp_path):
+    with pytest.raises(DataError, match="103 hashes and 102 groups"):
+        run(network, (*problem[:3], problem[3][1:]), Average(), tmp_path)
+
+
+def test_untaught_it_refuses(network, problem):
+    with pytest.raises(ValueError, match="learn"):
+        Average()(network, torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), torch.Generator())
+
+
+def test_what_learning_costs_is_shared_out_among_the_lot(network):
+    images, labels = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    assert passes(network, Average(), images, labels, lot=100).forward == pytest.approx(2)  # once to learn, once after
+    assert passes(network, Average(learning_items=50), images, labels, lot=100).forward == pytest.approx(1.5)
