@@ -12,13 +12,21 @@ from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.cw import Cw
 from guard.offline.attacks.deepfool import DeepFool
 from guard.offline.attacks.fgsm import Fgsm
+from guard.offline.attacks.ig_deletion import IgDeletion
+from guard.offline.attacks.lemna_surrogate import LemnaSurrogate
+from guard.offline.attacks.lime_surrogate import LimeSurrogate
 from guard.offline.attacks.pgd import Pgd
+from guard.offline.attacks.smoothgrad import SmoothGrad
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": Fgsm,
     "pgd": Pgd,
     "cw": Cw,
     "deepfool": DeepFool,
+    "smoothgrad": SmoothGrad,
+    "ig_deletion": IgDeletion,
+    "lime_surrogate": LimeSurrogate,
+    "lemna_surrogate": LemnaSurrogate,
 }
 
 

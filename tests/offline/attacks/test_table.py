@@ -13,13 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Norm
+from guard.offline.attacks.attack import Attack, Family, Measure, Norm
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS, build_attack, settings_of
 from tests.offline.attacks.linear import linear, optimum
 
 # How close to the closed-form optimum an attack that looks for the smallest perturbation must come.
 FACTORS = {"cw": 1.1, "deepfool": 1.05}
+L0_BUDGET = 0.4  # of nine values, three
+# What these draw, they draw for the whole batch at once, whatever their start.
+DRAWING = {"smoothgrad", "lime_surrogate", "lemna_surrogate"}
+# They climb the model's own gradient, all the way: the closed form is their law. The others' are in their own files.
+CLIMBING: tuple[Family, ...] = ("single-step", "high-confidence", "low-confidence")
 
 
 def variants(*, budget: float = 0.1, **settings: Any) -> list[Attack]:
@@ -30,11 +35,17 @@ def variants(*, budget: float = 0.1, **settings: Any) -> list[Attack]:
         norms = get_args(Norm) if "norm" in known else (None,)
         for norm in norms:
             wanted = {**settings, "budget": budget, "norm": norm}
-            attacks.append(build_attack(name, {k: v for k, v in wanted.items() if k in known and v is not None}))
+            attack: Any = build_attack(name, {k: v for k, v in wanted.items() if k in known and v is not None})
+            attacks.append(dataclasses.replace(attack, budget=L0_BUDGET) if attack.norm == "l0" else attack)
     return attacks
 
 
-every_attack = pytest.mark.parametrize("attack", variants(steps=40), ids=repr)
+def measured(perturbation: Tensor, norm: Measure) -> Tensor:
+    """How large each item's perturbation is, [item]; in L0 the share of its values that changed."""
+    return (perturbation != 0).flatten(1).float().mean(dim=1) if norm == "l0" else sizes(perturbation, norm)
+
+
+every_attack = pytest.mark.parametrize("attack", variants(steps=40, queries=200), ids=repr)
 every_kind = pytest.mark.parametrize("kind", ["images", "vectors"])
 
 
@@ -70,7 +81,7 @@ def test_stays_in_the_box_and_the_ball(attack, kind):
     assert attacked.max() <= 1
     assert not torch.equal(attacked, inputs)
     if attack.budget is not None:
-        assert (sizes(attacked - inputs, attack.norm) <= attack.budget + 1e-6).all()
+        assert (measured(attacked - inputs, attack.norm) <= attack.budget + 1e-6).all()
 
 
 @every_attack
@@ -112,7 +123,9 @@ def test_works_on_a_frozen_model_inside_no_grad(attack):
         assert torch.equal(attack(model, inputs, labels, seeded()), outside)
 
 
-@pytest.mark.parametrize("attack", variants(steps=30, random_start=False, budget=0.1), ids=repr)
+@pytest.mark.parametrize(
+    "attack", [a for a in variants(steps=30, random_start=False, budget=0.1) if a.name not in DRAWING], ids=repr
+)
 @every_kind
 def test_an_item_does_not_depend_on_its_batch_mates(attack, kind):
     model, inputs, labels = network(kind)
@@ -123,7 +136,7 @@ def test_an_item_does_not_depend_on_its_batch_mates(attack, kind):
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("attack", [a for a in variants() if a.budget is not None], ids=repr)
+@pytest.mark.parametrize("attack", [a for a in variants() if a.budget is not None and a.family in CLIMBING], ids=repr)
 def test_budget_just_above_the_optimum_fools_and_just_below_does_not(attack):
     model, inputs, labels = linear(2)
     nearest, _ = optimum(model, inputs, labels, attack.norm)
@@ -137,7 +150,7 @@ def test_budget_just_above_the_optimum_fools_and_just_below_does_not(attack):
 
 @pytest.mark.parametrize(
     ("attack", "classes"),
-    list(product([a for a in variants() if a.budget is None], (2, 6))),
+    list(product([a for a in variants() if a.budget is None and a.family in CLIMBING], (2, 6))),
     ids=lambda value: repr(value),
 )
 def test_smallest_perturbation_is_close_to_the_optimum(attack, classes):
