@@ -11,12 +11,15 @@ from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.cw import Cw
 from guard.offline.attacks.deepfool import DeepFool
+from guard.offline.attacks.feature_visualisation import FeatureVisualisation
 from guard.offline.attacks.fgsm import Fgsm
 from guard.offline.attacks.ig_deletion import IgDeletion
 from guard.offline.attacks.lemna_surrogate import LemnaSurrogate
 from guard.offline.attacks.lime_surrogate import LimeSurrogate
+from guard.offline.attacks.on_manifold import OnManifold
 from guard.offline.attacks.pgd import Pgd
 from guard.offline.attacks.smoothgrad import SmoothGrad
+from guard.offline.attacks.substitute import Substitute
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": Fgsm,
@@ -27,6 +30,9 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "ig_deletion": IgDeletion,
     "lime_surrogate": LimeSurrogate,
     "lemna_surrogate": LemnaSurrogate,
+    "substitute": Substitute,
+    "on_manifold": OnManifold,
+    "feature_visualisation": FeatureVisualisation,
 }
 
 
