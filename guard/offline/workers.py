@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guard.offline.attacks.attack import Model
 from guard.offline.attacks.objective import Objective, value_and_gradient
@@ -49,6 +49,12 @@ class Watched:
     def __call__(self, images: Tensor, /) -> Tensor:
         self.stop.look()
         return self.model(images)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The torch side, for attacks that look at layers: they ask for it before each pass."""
+        self.stop.look()
+        return self.model if isinstance(self.model, nn.Module) else getattr(self.model, "module", None)
 
     def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
         self.stop.look()

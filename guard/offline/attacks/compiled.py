@@ -89,6 +89,7 @@ class Compiled:
     shape: tuple[int, ...]
     classes: int
     engine: str  # what computes it, to the last bit
+    module: nn.Module  # its torch side, for attacks that look at layers
 
     def __call__(self, images: Tensor) -> Tensor:
         if torch.is_grad_enabled() and images.requires_grad:
@@ -184,7 +185,7 @@ def open_compiled(classifier: Classifier, images: NDArray[np.float32], folder: P
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files_of(folder))).hexdigest()
     engine = f"onnxruntime {onnxruntime().__version__} {digest}"
     spec = classifier.spec
-    model = Compiled(forward, gradient, spec.input.shape, spec.output.classes, engine)
+    model = Compiled(forward, gradient, spec.input.shape, spec.output.classes, engine, classifier.graph)
     check_compiled(model, classifier, torch.from_numpy(images[: max(CHECKED)]))
     return model
 

@@ -48,7 +48,7 @@ def autoencoder(shape: tuple[int, ...]) -> nn.Module:
 
 def taught(inputs: Tensor, *, epochs: int, generator: torch.Generator) -> nn.Module:
     """An autoencoder of these items, by mean square error."""
-    network = drawn(partial(autoencoder, tuple(inputs.shape[1:])), generator, inputs.device)
+    network = drawn(partial(autoencoder, tuple(inputs.shape[1:])), generator, inputs)
     train(
         network,
         inputs,
@@ -176,7 +176,7 @@ class OnManifold:
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         del model, labels  # what data look like is not the model's to say
-        return knowledge_of(taught(inputs.float(), epochs=self.epochs, generator=generator))
+        return knowledge_of(taught(inputs, epochs=self.epochs, generator=generator))
 
     def knowing(self, knowledge: Knowledge) -> Attack:
         return Informed(self, knowledge)

@@ -16,8 +16,11 @@ from guard.offline.attacks.attack import Knowledge
 Build = Callable[[], nn.Module]
 
 
-def drawn(build: Build, generator: torch.Generator, device: torch.device) -> nn.Module:
-    """The network with weights drawn from `generator`, uniform as He et al. 2015 scale them, and biases of zero."""
+def drawn(build: Build, generator: torch.Generator, like: Tensor) -> nn.Module:
+    """The network with weights drawn from `generator`, uniform as He et al. 2015 scale them, and biases of zero.
+
+    It is where `like` is, and in its precision.
+    """
     network = empty(build).to_empty(device="cpu")
     for part in network.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
@@ -26,7 +29,7 @@ def drawn(build: Build, generator: torch.Generator, device: torch.device) -> nn.
             with torch.no_grad():
                 part.weight.copy_((2 * unit - 1) * bound)
                 part.bias.zero_()  # type: ignore[union-attr]  # all of ours have one
-    return network.to(device)
+    return network.to(device=like.device, dtype=like.dtype)
 
 
 def empty(build: Build) -> nn.Module:
@@ -61,7 +64,7 @@ def train(
 
 
 def knowledge_of(network: nn.Module) -> Knowledge:
-    return {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    return {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
 
 
 def recalled(build: Build, knowledge: Knowledge, like: Tensor) -> nn.Module:

@@ -70,7 +70,7 @@ def distil(
     Source: Papernot et al. 2017, arXiv:1602.02697, section 4. They read labels; ours reads the logits' softmax.
     """
     answers = ask(model, inputs)
-    student = drawn(partial(network, tuple(inputs.shape[1:]), answers.shape[1]), generator, inputs.device)
+    student = drawn(partial(network, tuple(inputs.shape[1:]), answers.shape[1]), generator, inputs)
     train(student, inputs, partial(apart, answers), epochs=epochs, generator=generator)
     for _ in range(rounds):
         further = augmented(student, inputs, answers.argmax(dim=1), stride)

@@ -1,0 +1,165 @@
+"""Adversarial frame: the border of an image, or the outermost features of a vector, is replaced; the middle stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guard.offline.attacks.attack import Attack, Family, Knowledge, Measure, Model, call_text
+from guard.offline.attacks.attack import whole as whole_number
+from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.attacks.patch import cover, share
+from guard.offline.attacks.pgd import keep, rank
+from guard.offline.attacks.shared import Pace, class_number, climb_shared
+
+STRIDE = 0.1  # of the unit box: a step
+
+
+def border(inputs: Tensor, budget: float, attack: object) -> Tensor:
+    """Which places [1, 1, height, width] or [1, feature] the frame takes: as many outermost ones as `budget` covers.
+
+    Whole rings but for the last, which is filled row by row. Raises ConfigError where not even one place is covered.
+    """
+    count = cover(inputs, budget, attack)
+    sizes = inputs.shape[2:] if inputs.ndim == 4 else inputs.shape[1:]
+    ends = [torch.minimum(places, places.flip(0)) for places in (torch.arange(size) for size in sizes)]
+    depth = torch.minimum(ends[0][:, None], ends[1][None]) if len(ends) == 2 else ends[0]
+    chosen = torch.zeros(depth.numel(), dtype=torch.bool)
+    chosen[depth.flatten().argsort(stable=True)[:count]] = True
+    return chosen.reshape(1, *(1,) * (inputs.ndim - 1 - depth.ndim), *depth.shape).to(inputs.device)
+
+
+def frame(
+    model: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    taken: Tensor,
+    *,
+    steps: int,
+    target: int | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """A frame of its own for each item, climbed by signed steps; each item's best, as in PGD.
+
+    The content starts at random with `generator`, without one as it is. Costs steps + 1 forwards and steps backwards.
+
+    Source: Zajac et al. 2019, arXiv:1810.07481, whose frame is universal and lies around the image, not on it.
+    """
+    targets = None if target is None else torch.full_like(labels, target)
+    points = inputs
+    if generator is not None:
+        draws = torch.rand(inputs.shape, generator=generator, device=generator.device, dtype=inputs.dtype)
+        points = torch.where(taken, draws.to(inputs.device), inputs)
+    best, best_rank = inputs, torch.full((len(inputs),), -torch.inf, dtype=torch.float64, device=inputs.device)
+    for _ in range(steps):
+        logits, _, gradient = value_and_gradient(model, points, LogOdds(labels, targets))
+        best, best_rank = keep(best, best_rank, points, rank(logits, labels, targets))
+        points = torch.where(taken, (points + STRIDE * gradient.sign()).clamp(0, 1), inputs)
+    with torch.no_grad():
+        logits = model(points)
+    return keep(best, best_rank, points, rank(logits, labels, targets))[0]
+
+
+@dataclass(frozen=True, repr=False)
+class Frame:
+    """The attack as a value, with a frame for each item: untargeted, or towards one class."""
+
+    budget: float  # share of an item's pixels, or features, that it covers at most
+    steps: int = 20
+    target: int | None = None
+    random_start: bool = True
+
+    def __post_init__(self) -> None:
+        share(self, "budget")
+        whole_number(self, "steps")
+        class_number(self)
+
+    @property
+    def name(self) -> str:
+        return "frame"
+
+    @property
+    def family(self) -> Family:
+        return "patch"
+
+    @property
+    def norm(self) -> Measure:
+        return "l0"
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return frame(
+            model,
+            inputs,
+            labels,
+            border(inputs, self.budget, self),
+            steps=self.steps,
+            target=self.target,
+            generator=generator if self.random_start else None,
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)
+
+
+@dataclass(frozen=True, repr=False)
+class UniversalFrame:
+    """The attack as a value, with one frame for all items: untargeted, or towards one class."""
+
+    budget: float  # share of an item's pixels, or features, that it covers at most
+    epochs: int = 5
+    batch: int = 8
+    learning_items: int = 256
+    target: int | None = None
+
+    def __post_init__(self) -> None:
+        share(self, "budget")
+        whole_number(self, "epochs", "batch", "learning_items")
+        class_number(self)
+
+    @property
+    def name(self) -> str:
+        return "universal_frame"
+
+    @property
+    def family(self) -> Family:
+        return "patch"
+
+    @property
+    def norm(self) -> Measure:
+        return "l0"
+
+    def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
+        taken = border(inputs, self.budget, self)
+        start = torch.rand(inputs[:1].shape, generator=generator, device=generator.device).to(inputs)
+        found = climb_shared(
+            model,
+            inputs,
+            labels,
+            start,
+            lambda content, items: torch.where(taken, content, items),
+            lambda content, direction, length: (content + length * STRIDE * direction.sign()).clamp(0, 1),
+            pace=Pace(self.epochs, self.batch),
+            target=self.target,
+            generator=generator,
+        )
+        return {"content": found}
+
+    def knowing(self, knowledge: Knowledge) -> Attack:
+        return Informed(self, knowledge)
+
+    def informed(
+        self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The same for every item; costs no pass."""
+        del model, labels, generator
+        return torch.where(border(inputs, self.budget, self), knowledge["content"].to(inputs), inputs)
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        del model, inputs, labels, generator  # there is nothing yet to attack with
+        raise untaught(self)
+
+    def __repr__(self) -> str:
+        return call_text(self)

@@ -1,0 +1,169 @@
+"""Adversarial patch: a square of pixels that fools the model wherever, however large and however turned it lies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Attack, Family, Knowledge, Measure, Model, call_text, more_than_zero
+from guard.offline.attacks.attack import whole as whole_number
+from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.shared import Pace, class_number, climb_shared
+
+STRIDE = 0.1  # of the unit box: the first step
+
+
+@dataclass(frozen=True, eq=False)
+class Spots:
+    """Where on each item a patch lies: centre and half a side in pixels, and its turn, each [item]."""
+
+    row: Tensor
+    column: Tensor
+    half: Tensor
+    turn: Tensor  # in radians
+
+
+def cover(inputs: Tensor, budget: float, attack: object) -> int:
+    """How many pixels, or features of a vector, an item may lose. Raises ConfigError where it is not one."""
+    places = math.prod(inputs.shape[2:]) if inputs.ndim == 4 else inputs[0].numel()
+    count = int(budget * places + 1e-6)
+    if count < 1:
+        raise ConfigError(f"{attack!r}: {budget:g} of {places} places is not one; wanted a larger budget")
+    return min(count, places)
+
+
+def share(attack: object, *names: str) -> None:
+    """Raises ConfigError for a setting that is no number from 0 to 1; 0 is none either."""
+    more_than_zero(attack, *names)
+    for name in names:
+        if (value := getattr(attack, name)) > 1:
+            raise ConfigError(f"{getattr(attack, 'name', attack)}: {name} = {value!r}; wanted a share, at most 1")
+
+
+def throw(inputs: Tensor, count: int, smallest: float, rotation: float, generator: torch.Generator) -> Spots:
+    """Drawn for each item: turned by up to `rotation` degrees, a side of `smallest` to 1 of the largest, inside."""
+    height, width = inputs.shape[2:]
+    draws = torch.rand((4, len(inputs)), generator=generator, device=generator.device).to(inputs)
+    half = math.sqrt(count) / 2 * (smallest + (1 - smallest) * draws[0])
+    turn = math.radians(rotation) * (2 * draws[1] - 1)
+    reach = half * (turn.cos().abs() + turn.sin().abs())  # from the centre to the outermost corner
+    row, column = (
+        torch.where(2 * reach <= size, reach + draw * (size - 2 * reach), torch.full_like(reach, size / 2))
+        for size, draw in zip((height, width), draws[2:], strict=True)
+    )
+    return Spots(row, column, half, turn)
+
+
+def put(patch: Tensor, inputs: Tensor, spots: Spots, count: int) -> Tensor:
+    """Items [item, channel, height, width] with the patch [1, channel, side, side] on them, on at most `count` pixels.
+
+    A pixel belongs to the patch where its middle does; of more than `count`, those nearest to its centre.
+    """
+    height, width = inputs.shape[2:]
+    rows = torch.arange(height, device=inputs.device).to(inputs)[None, :, None] + 0.5 - spots.row[:, None, None]
+    columns = torch.arange(width, device=inputs.device).to(inputs)[None, None, :] + 0.5 - spots.column[:, None, None]
+    cos, sin, half = (value[:, None, None] for value in (spots.turn.cos(), spots.turn.sin(), spots.half))
+    own = torch.stack([(cos * columns + sin * rows) / half, (cos * rows - sin * columns) / half], dim=3)
+    away = own.abs().amax(dim=3).flatten(1)  # [item, pixel], up to 1 within the patch
+    rank = away.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    covered = ((away <= 1) & (rank < count)).reshape(-1, 1, height, width)
+    content = grid_sample(patch.expand(len(inputs), *patch.shape[1:]), own, padding_mode="border", align_corners=False)
+    return torch.where(covered, content, inputs)
+
+
+def put_on_vectors(patch: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Items [item, feature] with a block of features [1, block], from a place drawn for each item on."""
+    block, features = patch.shape[1], inputs.shape[1]
+    draws = torch.rand(len(inputs), generator=generator, device=generator.device).to(inputs.device)
+    first = (draws * (features - block + 1)).long()[:, None]
+    place = torch.arange(features, device=inputs.device)[None] - first  # [item, feature] within the block
+    covered = (place >= 0) & (place < block)
+    return torch.where(covered, patch[0][place.clamp(0, block - 1)], inputs)
+
+
+@dataclass(frozen=True, repr=False)
+class Patch:
+    """The attack as a value: untargeted, or towards one class.
+
+    Learned over random places, sizes and turns (expectation over transformations), and thrown at random afterwards. Of
+    a vector it takes a block of neighbouring features, which is neither turned nor scaled.
+
+    Source: Brown et al. 2017, arXiv:1712.09665, section 3. Theirs is a circle, trained by Adam for one class.
+    """
+
+    budget: float  # share of an item's pixels, or features, that it covers at most
+    smallest: float = 0.8  # share of the largest side that a patch may shrink to
+    rotation: float = 20.0  # degrees, either way
+    epochs: int = 5
+    batch: int = 8
+    learning_items: int = 256
+    target: int | None = None
+
+    def __post_init__(self) -> None:
+        share(self, "budget", "smallest")
+        more_than_zero(self, "rotation")
+        whole_number(self, "epochs", "batch", "learning_items")
+        class_number(self)
+
+    @property
+    def name(self) -> str:
+        return "patch"
+
+    @property
+    def family(self) -> Family:
+        return "patch"
+
+    @property
+    def norm(self) -> Measure:
+        return "l0"
+
+    def place(self, patch: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Where the generator throws it; differentiable in the patch."""
+        if inputs.ndim != 4:
+            return put_on_vectors(patch, inputs.flatten(1), generator).reshape(inputs.shape)
+        count = cover(inputs, self.budget, self)
+        return put(patch, inputs, throw(inputs, count, self.smallest, self.rotation, generator), count)
+
+    def blank(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """A patch of random content for such items."""
+        count = cover(inputs, self.budget, self)
+        side = math.ceil(math.sqrt(count))
+        shape = (1, inputs.shape[1], side, side) if inputs.ndim == 4 else (1, count)
+        return torch.rand(shape, generator=generator, device=generator.device).to(inputs)
+
+    def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
+        found = climb_shared(
+            model,
+            inputs,
+            labels,
+            self.blank(inputs, generator),
+            lambda patch, items: self.place(patch, items, generator),
+            lambda patch, direction, length: (patch + length * STRIDE * direction.sign()).clamp(0, 1),
+            pace=Pace(self.epochs, self.batch),
+            target=self.target,
+            generator=generator,
+        )
+        return {"patch": found}
+
+    def knowing(self, knowledge: Knowledge) -> Attack:
+        return Informed(self, knowledge)
+
+    def informed(
+        self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Thrown once at each item; costs no pass."""
+        del model, labels
+        with torch.no_grad():
+            return self.place(knowledge["patch"].to(inputs), inputs, generator)
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        del model, inputs, labels, generator  # there is nothing yet to attack with
+        raise untaught(self)
+
+    def __repr__(self) -> str:
+        return call_text(self)

@@ -1,0 +1,81 @@
+"""One thing for all items, climbed by the mean of their gradients: a universal perturbation, a patch, a frame.
+
+Rule 1: the model is asked through `value_and_gradient` alone, so a compiled one serves as well as torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Model
+from guard.offline.attacks.norm_ball import per_item
+from guard.offline.attacks.objective import LogOdds, value_and_gradient
+
+MOMENTUM = 0.9
+CEILING = 9.0  # log-odds from which on an item pulls no more: it is fooled, and others need the budget
+LAST = 0.1  # of the first step: how small the last one is
+
+Place = Callable[[Tensor, Tensor], Tensor]  # what is shared, and unit-space items [item, ...] -> attacked items
+Step = Callable[[Tensor, Tensor, float], Tensor]  # what is shared, a direction, how long a step, to 1 -> moved
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long to climb."""
+
+    epochs: int
+    batch: int
+
+
+def climb_shared(
+    model: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    place: Place,
+    step: Step,
+    *,
+    pace: Pace,
+    target: int | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """What is shared, moved so that it fools the model on as many items as it can; a forward and backward an item.
+
+    Source: Shafahi et al. 2020, arXiv:1811.11304, algorithm 1: stochastic gradients of a loss that is clipped from
+    above. Ours climbs log-odds, whose gradient does not fade, and adds the momentum of Dong et al. 2018.
+    """
+    shared, momentum = start, torch.zeros_like(start)
+    batches = pace.epochs * -(-len(inputs) // pace.batch)
+    done = 0
+    for _ in range(pace.epochs):
+        order = torch.randperm(len(inputs), generator=generator, device=generator.device).to(inputs.device)
+        for index in order.split(pace.batch):
+            gradient = pulled(model, inputs[index], labels[index], shared, place, target)
+            momentum = MOMENTUM * momentum + gradient / gradient.abs().mean().clamp_min(1e-30)
+            shared = step(shared, momentum, 1 - (1 - LAST) * done / max(batches - 1, 1))
+            done += 1
+    return shared
+
+
+def pulled(model: Model, inputs: Tensor, labels: Tensor, shared: Tensor, place: Place, target: int | None) -> Tensor:
+    """The gradient of the items' clipped log-odds to what they share."""
+    targets = None if target is None else torch.full_like(labels, target)
+    with torch.enable_grad():
+        watched = shared.detach().requires_grad_()
+        points = place(watched, inputs)
+        _, values, gradient = value_and_gradient(model, points.detach(), LogOdds(labels, targets))
+        gradient = torch.where(per_item(values < CEILING, gradient), gradient, torch.zeros_like(gradient))
+        (found,) = torch.autograd.grad(points, watched, gradient)
+    return found.detach()
+
+
+def class_number(attack: object, name: str = "target") -> None:
+    """Raises ConfigError for a setting that is neither None nor a class number."""
+    value = getattr(attack, name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ConfigError(f"attack {getattr(attack, 'name', attack)!r}: {name} = {value!r}; wanted a class number")
