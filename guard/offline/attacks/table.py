@@ -11,11 +11,18 @@ from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.cw import Cw
 from guard.offline.attacks.deepfool import DeepFool
+from guard.offline.attacks.feature_visualisation import FeatureVisualisation
 from guard.offline.attacks.fgsm import Fgsm
 from guard.offline.attacks.frame import Frame, UniversalFrame
 from guard.offline.attacks.gd_uap import GdUap
+from guard.offline.attacks.ig_deletion import IgDeletion
+from guard.offline.attacks.lemna_surrogate import LemnaSurrogate
+from guard.offline.attacks.lime_surrogate import LimeSurrogate
+from guard.offline.attacks.on_manifold import OnManifold
 from guard.offline.attacks.patch import Patch
 from guard.offline.attacks.pgd import Pgd
+from guard.offline.attacks.smoothgrad import SmoothGrad
+from guard.offline.attacks.substitute import Substitute
 from guard.offline.attacks.uap import Uap
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
@@ -23,6 +30,13 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "pgd": Pgd,
     "cw": Cw,
     "deepfool": DeepFool,
+    "smoothgrad": SmoothGrad,
+    "ig_deletion": IgDeletion,
+    "lime_surrogate": LimeSurrogate,
+    "lemna_surrogate": LemnaSurrogate,
+    "substitute": Substitute,
+    "on_manifold": OnManifold,
+    "feature_visualisation": FeatureVisualisation,
     "uap": Uap,
     "gd_uap": GdUap,
     "patch": Patch,

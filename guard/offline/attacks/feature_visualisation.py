@@ -1,0 +1,166 @@
+"""What a class looks like to the model, added to every item: feature visualisation as a universal perturbation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.norm_ball import into_reach, per_item, sizes
+from guard.offline.attacks.objective import LogOdds, value_and_gradient, without
+
+BATCH = 32
+MOMENTUM = 0.9
+LAST = 0.1  # of the first step: how small the last one is
+CANDIDATES = 10  # classes that one is chosen from
+ENOUGH = 5.0  # log-odds from which on an item pulls no more
+
+
+def visualise(
+    model: Model,
+    canvases: Tensor,
+    target: int,
+    *,
+    budget: float,
+    steps: int,
+    generator: torch.Generator,
+    jitter: int = 1,
+    blur: float = 0.25,
+) -> Tensor:
+    """One L∞ perturbation [...] that makes canvases [item, ...] look like the target class.
+
+    Each step climbs the target's log-odds on a batch of canvases, shifted by up to `jitter` values each way; `blur` is
+    how much of the gradient is replaced by its neighbours' mean. Both keep out patterns that one place alone reacts to.
+    Vectors are neither shifted nor blurred. Costs steps * 32 forwards and backwards.
+
+    Source: Olah et al. 2017, "Feature Visualization", section on regularisation (transformation robustness, frequency
+    penalisation); as an attack: Liu et al. 2021, arXiv:2004.11488.
+    """
+    found, momentum = torch.zeros_like(canvases[0]), torch.zeros_like(canvases[0])
+    for step in range(steps):
+        order = torch.randperm(len(canvases), generator=generator, device=generator.device)[:BATCH]
+        shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator, device=generator.device).tolist()
+        points = (canvases[order.to(canvases.device)] + found).clamp(0, 1)
+        rise = blurred(rolled(pull(model, rolled(points, shift), target), [-side for side in shift]), blur).mean(dim=0)
+        momentum = MOMENTUM * momentum + rise / rise.abs().mean().clamp_min(1e-30)
+        stride = budget / 4 * (1 - (1 - LAST) * step / max(steps - 1, 1))
+        found = (found + stride * momentum.sign()).clamp(-budget, budget)
+    return found
+
+
+def pull(model: Model, points: Tensor, target: int) -> Tensor:
+    """Gradients of the target's log-odds, each of length one; of none where the target is far enough ahead."""
+    aims = torch.full((len(points),), target, device=points.device)
+    _, odds, rise = value_and_gradient(model, points, LogOdds(aims, aims))
+    rise = rise / per_item(sizes(rise, "l2"), rise).clamp_min(1e-30)
+    return torch.where(per_item(odds < ENOUGH, rise), rise, torch.zeros_like(rise))
+
+
+def rolled(points: Tensor, shift: list[int]) -> Tensor:
+    """Images moved round by so many rows and columns."""
+    return torch.roll(points, shift, dims=(2, 3)) if points.ndim == 4 else points
+
+
+def blurred(points: Tensor, blur: float) -> Tensor:
+    if points.ndim != 4:
+        return points
+    near = torch.nn.functional.avg_pool2d(points, 3, stride=1, padding=1, count_include_pad=False)
+    return (1 - blur) * points + blur * near
+
+
+def easiest(model: Model, canvases: Tensor, budget: float) -> int:
+    """Of the classes that are second most often, the one whose log-odds one step into the ball's corner lifts highest.
+
+    By first order: the mean log-odds, and the budget times the sum of the mean gradient's sizes.
+    """
+    few = canvases[:BATCH]
+    with torch.no_grad():
+        logits = model(few)
+    second = without(logits, logits.argmax(dim=1)).argmax(dim=1)
+    often = torch.bincount(second, minlength=logits.shape[1]).topk(min(CANDIDATES, logits.shape[1])).indices
+    reached = []
+    for target in often:
+        _, odds, rise = value_and_gradient(model, few, LogOdds(second, target.expand(len(few))))
+        reached.append(odds.mean() + budget * rise.mean(dim=0).abs().sum())
+    return int(often[int(torch.stack(reached).argmax())])
+
+
+def grey(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Canvases without data: the middle of the box, and noise."""
+    noise = torch.randn((BATCH, *like.shape[1:]), generator=generator, device=generator.device, dtype=like.dtype)
+    return (0.5 + 0.1 * noise).clamp(0, 1).to(like.device)
+
+
+@dataclass(frozen=True, repr=False)
+class FeatureVisualisation:
+    """The attack as a value; aimed at the class that is easiest to reach unless at a `target`.
+
+    Without data (`data_free`) it is drawn on grey canvases: the model is shown nothing but what it holds itself.
+    """
+
+    budget: float
+    target: int | None = None
+    steps: int = 100
+    jitter: int = 1
+    blur: float = 0.25
+    data_free: bool = False
+    learning_items: int = 256
+
+    def __post_init__(self) -> None:
+        more_than_zero(self, "budget", "blur")
+        whole(self, "steps", "jitter", "learning_items")
+        if self.target is not None and (type(self.target) is not int or self.target < 0):
+            raise ConfigError(f"attack {self.name!r}: target = {self.target!r}; wanted a class number, or none")
+        if self.blur > 1:
+            raise ConfigError(f"attack {self.name!r}: blur = {self.blur!r}; wanted a share of at most 1")
+        if not isinstance(self.data_free, bool):
+            raise ConfigError(f"attack {self.name!r}: data_free = {self.data_free!r}; wanted true or false")
+
+    @property
+    def name(self) -> str:
+        return "feature_visualisation"
+
+    @property
+    def family(self) -> Family:
+        return "universal"
+
+    @property
+    def norm(self) -> Literal["linf"]:
+        return "linf"
+
+    def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
+        del labels  # what the items are does not matter, only what they are to become
+        canvases = grey(inputs, generator) if self.data_free else inputs
+        target = easiest(model, canvases, self.budget) if self.target is None else self.target
+        found = visualise(
+            model,
+            canvases,
+            target,
+            budget=self.budget,
+            steps=self.steps,
+            generator=generator,
+            jitter=self.jitter,
+            blur=self.blur,
+        )
+        return {"perturbation": found.float().cpu(), "target": torch.tensor([target])}
+
+    def knowing(self, knowledge: Knowledge) -> Attack:
+        return Informed(self, knowledge)
+
+    def informed(
+        self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        del model, labels, generator  # one perturbation for all items
+        return into_reach(inputs + knowledge["perturbation"].to(inputs), inputs, self.budget, self.norm)
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        del model, inputs, labels, generator
+        raise untaught(self)
+
+    def __repr__(self) -> str:
+        return call_text(self)

@@ -1,0 +1,207 @@
+"""The smallest fooling change that an autoencoder still takes for data: Carlini and Wagner's, with one more penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, Norm, call_text, more_than_zero, whole
+from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.norm_ball import per_item
+from guard.offline.attacks.objective import Gap, value_and_gradient
+from guard.offline.attacks.student import drawn, knowledge_of, recalled, train
+
+INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
+DECAY = 0.1  # of the learning rate over one descent
+
+
+def autoencoder(shape: tuple[int, ...]) -> nn.Module:
+    """Images through a quarter of their height and width, vectors through a quarter of their length."""
+    if len(shape) == 3:
+        return nn.Sequential(
+            nn.Conv2d(shape[0], 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Upsample(size=((shape[1] + 1) // 2, (shape[2] + 1) // 2), mode="nearest"),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Upsample(size=shape[1:], mode="nearest"),
+            nn.Conv2d(32, shape[0], 3, padding=1),
+        )
+    features = int(torch.Size(shape).numel())
+    narrow = max(2, features // 4)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(features, 64),
+        nn.ReLU(),
+        nn.Linear(64, narrow),
+        nn.Linear(narrow, 64),
+        nn.ReLU(),
+        nn.Linear(64, features),
+        nn.Unflatten(1, shape),
+    )
+
+
+def taught(inputs: Tensor, *, epochs: int, generator: torch.Generator) -> nn.Module:
+    """An autoencoder of these items, by mean square error."""
+    network = drawn(partial(autoencoder, tuple(inputs.shape[1:])), generator, inputs)
+    train(
+        network,
+        inputs,
+        lambda outputs, index: (outputs - inputs[index]).square().mean(),
+        epochs=epochs,
+        generator=generator,
+        batch=16,
+    )
+    return network.requires_grad_(False)
+
+
+def on_manifold(
+    model: Model,
+    encoder: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    steps: int = 100,
+    searches: int = 4,
+    learning_rate: float = 0.03,
+    weight: float = 1.0,
+    confidence: float = 0.0,
+    constant: float = 1.0,
+    targets: Tensor | None = None,
+) -> Tensor:
+    """The fooling point seen with the lowest |d|^2 + weight * |x + d - encoder(x + d)|^2, squares summed over an item.
+
+    One that nothing fooled comes back as it was. The constant that weighs fooling against this cost is searched for as
+    in `cw`: tenfold up while an item resists, or down while it yields, then halving in logarithm. Deterministic. Costs
+    at most searches * steps forwards and backwards, of the model and of the autoencoder.
+
+    Source: Dhurandhar et al. 2018, arXiv:1802.07623, eq. 1, pertinent negatives; as an attack: Liu et al. 2021,
+    arXiv:2004.11488. Their L1 term is left out, and so is their demand that values be added only.
+    """
+    best, best_cost = inputs.clone(), inputs.new_full((len(inputs),), torch.inf)
+    ratio = torch.full_like(best_cost, constant)
+    lower, upper = torch.zeros_like(ratio), torch.full_like(ratio, torch.inf)
+    for _ in range(searches):
+        points, cost = descend(
+            model, encoder, inputs, Gap(labels, targets), ratio, steps, learning_rate, weight, confidence
+        )
+        better = cost < best_cost
+        best, best_cost = torch.where(per_item(better, best), points, best), torch.minimum(cost, best_cost)
+        fooled = cost.isfinite()
+        lower, upper = torch.where(fooled, lower, ratio), torch.where(fooled, ratio, upper)
+        between = torch.where(lower == 0, upper / 10, (lower * upper).sqrt())
+        ratio = torch.where(upper.isinf(), 10 * ratio, between)
+    return best
+
+
+def descend(
+    model: Model,
+    encoder: Model,
+    inputs: Tensor,
+    gap: Gap,
+    ratio: Tensor,
+    steps: int,
+    learning_rate: float,
+    weight: float,
+    confidence: float,
+) -> tuple[Tensor, Tensor]:
+    """The cheapest fooling points on one way down, and their cost [item], infinite where there was none."""
+    found, found_cost = inputs.clone(), torch.full_like(ratio, torch.inf)
+    walk = torch.atanh((2 * inputs - 1) * INSIDE)
+    mean, square = torch.zeros_like(walk), torch.zeros_like(walk)
+    for step in range(1, steps + 1):
+        squashed = torch.tanh(walk)
+        points = (squashed + 1) / 2
+        cost, slope = off_manifold(encoder, points, inputs, weight)
+        _, ahead, rise = value_and_gradient(model, points, gap)
+        better = (ahead > confidence) & (cost < found_cost)
+        found, found_cost = torch.where(per_item(better, found), points, found), torch.where(better, cost, found_cost)
+        short = per_item(ratio * (ahead <= confidence), rise)
+        gradient = (slope - short * rise) * (1 - squashed.square()) / 2
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
+        rate = learning_rate * DECAY ** (step / steps)
+        walk = walk - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+    return found, found_cost
+
+
+def off_manifold(encoder: Model, points: Tensor, inputs: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """What being moved and not being reconstructed costs, [item], and its gradient."""
+    with torch.enable_grad():
+        watched = points.detach().requires_grad_()
+        missed = (watched - encoder(watched)).square().flatten(1).sum(dim=1)
+        cost = (watched - inputs).square().flatten(1).sum(dim=1) + weight * missed
+        (slope,) = torch.autograd.grad(cost.sum(), watched)
+    return cost.detach(), slope
+
+
+@dataclass(frozen=True, repr=False)
+class OnManifold:
+    """The untargeted attack as a value."""
+
+    steps: int = 100
+    searches: int = 4
+    learning_rate: float = 0.03
+    weight: float = 1.0
+    confidence: float = 0.0
+    constant: float = 1.0
+    epochs: int = 40
+    learning_items: int = 512
+
+    def __post_init__(self) -> None:
+        whole(self, "steps", "searches", "epochs", "learning_items")
+        more_than_zero(self, "learning_rate", "weight", "constant")
+        if self.confidence != 0:
+            more_than_zero(self, "confidence")
+
+    @property
+    def name(self) -> str:
+        return "on_manifold"
+
+    @property
+    def family(self) -> Family:
+        return "high-confidence" if self.confidence > 0 else "low-confidence"
+
+    @property
+    def norm(self) -> Norm:
+        return "l2"
+
+    @property
+    def budget(self) -> None:
+        return None
+
+    def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
+        del model, labels  # what data look like is not the model's to say
+        return knowledge_of(taught(inputs, epochs=self.epochs, generator=generator))
+
+    def knowing(self, knowledge: Knowledge) -> Attack:
+        return Informed(self, knowledge)
+
+    def informed(
+        self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        del generator  # nothing is drawn any more
+        encoder = recalled(partial(autoencoder, tuple(inputs.shape[1:])), knowledge, inputs)
+        return on_manifold(
+            model,
+            encoder,
+            inputs,
+            labels,
+            steps=self.steps,
+            searches=self.searches,
+            learning_rate=self.learning_rate,
+            weight=self.weight,
+            confidence=self.confidence,
+            constant=self.constant,
+        )
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        del model, inputs, labels, generator
+        raise untaught(self)
+
+    def __repr__(self) -> str:
+        return call_text(self)

@@ -1,0 +1,105 @@
+"""Steps along SmoothGrad: the gradient averaged over noisy copies, what people look at, climbed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guard.offline.attacks.attack import Family, Model, Norm, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.norm_ball import into_reach, steepest
+from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.attacks.pgd import keep, rank, start
+
+
+def smoothgrad(
+    model: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    budget: float,
+    steps: int,
+    generator: torch.Generator,
+    norm: Norm = "linf",
+    step_size: float | None = None,
+    copies: int = 8,
+    spread: float = 0.05,
+    random_start: bool = True,
+    targets: Tensor | None = None,
+) -> Tensor:
+    """PGD whose gradient is the mean over `copies` with Gaussian noise of standard deviation `spread`, in unit space.
+
+    Kinks and noise average out: the direction is that of the neighbourhood, not of the point. Returns each item's best
+    point, as `pgd` does. Costs steps * copies forwards and backwards, and steps + 1 forwards.
+
+    Source: Smilkov et al. 2017, arXiv:1706.03825, section 3.1, as an attack: Liu et al. 2021, arXiv:2004.11488.
+    """
+    stride = 2.5 * budget / steps if step_size is None else step_size
+    points = start(inputs, budget, norm, generator if random_start else None)
+    best, best_rank = inputs, torch.full((len(inputs),), -torch.inf, dtype=torch.float64, device=inputs.device)
+    for _ in range(steps):
+        best, best_rank = keep(best, best_rank, points, ranked(model, points, labels, targets))
+        gradient = averaged(model, points, LogOdds(labels, targets), copies, spread, generator)
+        points = into_reach(points + stride * steepest(gradient, norm), inputs, budget, norm)
+    return keep(best, best_rank, points, ranked(model, points, labels, targets))[0]
+
+
+def ranked(model: Model, points: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    with torch.no_grad():
+        return rank(model(points), labels, targets)
+
+
+def averaged(
+    model: Model, points: Tensor, objective: LogOdds, copies: int, spread: float, generator: torch.Generator
+) -> Tensor:
+    """The mean gradient over noisy copies; they may leave the box, as in the paper."""
+    total = torch.zeros_like(points)
+    for _ in range(copies):
+        noise = torch.randn(points.shape, generator=generator, device=generator.device, dtype=points.dtype)
+        total += value_and_gradient(model, points + spread * noise.to(points.device), objective)[2]
+    return total / copies
+
+
+@dataclass(frozen=True, repr=False)
+class SmoothGrad:
+    """The untargeted attack as a value."""
+
+    budget: float
+    norm: Norm = "linf"
+    steps: int = 20
+    step_size: float | None = None
+    copies: int = 8
+    spread: float = 0.05
+    random_start: bool = True
+
+    def __post_init__(self) -> None:
+        more_than_zero(self, "budget", "step_size", "spread")
+        whole(self, "steps", "copies")
+        known_norm(self)
+
+    @property
+    def name(self) -> str:
+        return "smoothgrad"
+
+    @property
+    def family(self) -> Family:
+        return "high-confidence"
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return smoothgrad(
+            model,
+            inputs,
+            labels,
+            budget=self.budget,
+            steps=self.steps,
+            generator=generator,
+            norm=self.norm,
+            step_size=self.step_size,
+            copies=self.copies,
+            spread=self.spread,
+            random_start=self.random_start,
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)

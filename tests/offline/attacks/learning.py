@@ -1,0 +1,39 @@
+"""The small trained networks, items to learn from and others to be attacked, and how often an attack fools them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from guard.offline.attacks.attack import Attack
+from tests.offline import tiny
+
+Problem = tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def problem(kind: str = "images") -> Problem:
+    """The model, and items and labels that it has right: to learn from, and held out."""
+    model, make = (tiny.image_model(), tiny.data) if kind == "images" else (tiny.vector_model(), tiny.vectors)
+    parts = []
+    for seed in (71, 72):
+        inputs, labels = (torch.from_numpy(array) for array in make(160, seed=seed))
+        with torch.no_grad():
+            right = model(inputs).argmax(dim=1) == labels
+        parts.append((inputs[right], labels[right]))
+    return model, parts[0], parts[1]
+
+
+def fooled(model: nn.Module, attacked: Tensor, labels: Tensor) -> float:
+    """Share of the items that the model no longer has right."""
+    with torch.no_grad():
+        return float((model(attacked).argmax(dim=1) != labels).float().mean())
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def learned(attack: Attack, problem: Problem, seed: int = 0) -> Attack:
+    model, (inputs, labels), _ = problem
+    ready: Attack = attack.knowing(attack.learn(model, inputs, labels, seeded(seed)))  # type: ignore[attr-defined]
+    return ready
