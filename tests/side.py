@@ -2,7 +2,7 @@
 
     python -m tests.side             build those whose lock changed (`make side`)
     python -m tests.side triton      only this one
-    python -m tests.side art         a shelf: packages that a benchmark reads beside the main environment's own
+    python -m tests.side art         a shelf: packages that are read beside the main environment's own
 
 Rule 1: an environment holds what its lock says and nothing else: every version pinned, dependencies included.
 Rule 2: only this command uses the network. Inside pytest `ready` answers, or says what to type.
@@ -26,7 +26,8 @@ from tests import dockerfile
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
 LOCKED = ("triton", "mlserver", "stubs", "kubectl", "oldest")  # from tests/side/NAME.txt
-SHELVES = ("efficientnet", "art")  # likewise, but without an interpreter and what the main environment has; for no test
+SHELVES = ("zoo", "efficientnet", "art")  # likewise, but without an interpreter and what the main environment has
+TESTED = ("zoo",)  # shelves that tests read; the others are for benchmarks, and built when they are asked for
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 
@@ -41,7 +42,7 @@ def main(names: list[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         sys.exit(f"unknown side environment {unknown[0]!r}; there are {', '.join(known)}")
-    for name in names or (*LOCKED, IMAGE):
+    for name in names or (*LOCKED, IMAGE, *TESTED):
         began = time.monotonic()
         built = build_image() if name == IMAGE else build_shelf(name) if name in SHELVES else build_locked(name)
         print(f"side environment {name}: {f'built in {time.monotonic() - began:.0f} s' if built else 'up to date'}")
@@ -95,7 +96,8 @@ def reach(name: str) -> None:
         StaleError: it has to be built first.
     """
     if stamp(name) != locked_key(name):
-        raise StaleError(f".side/{name} is missing or stale; run: python -m tests.side {name}")
+        cure = "make side" if name in TESTED else f"python -m tests.side {name}"
+        raise StaleError(f".side/{name} is missing or stale; run: {cure}")
     if str(SIDE / name) not in sys.path:
         sys.path.append(str(SIDE / name))
 

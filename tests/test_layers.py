@@ -29,8 +29,12 @@ IMPORTED_AS = {
     "scikit-learn": "sklearn",
     "Pillow": "PIL",
 }
-# On the ground floor only numpy is certain to be there; these are imported inside the functions that need them.
-LAZY = {"guard/runtime.py": {"onnxruntime"}, "guard/arrays.py": {"PIL"}}
+# Not certain to be there: these are imported inside the functions that need them.
+LAZY = {
+    "guard/runtime.py": {"onnxruntime"},
+    "guard/arrays.py": {"PIL"},
+    "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
+}
 UNSAFE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

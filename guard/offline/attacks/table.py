@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from guard.errors import ConfigError
+from guard.offline.attacks.adapted import Apgd, Boundary, Fab, HopSkipJump, Spatial, Square
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.cw import Cw
 from guard.offline.attacks.deepfool import DeepFool
@@ -42,6 +43,12 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "patch": Patch,
     "frame": Frame,
     "universal_frame": UniversalFrame,
+    "apgd": Apgd,
+    "square": Square,
+    "fab": Fab,
+    "hop_skip_jump": HopSkipJump,
+    "boundary": Boundary,
+    "spatial": Spatial,
 }
 
 

@@ -1,0 +1,235 @@
+"""The attacks that foolbox and pyautoattack run for us, as values; how they are run is in `adapter.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from guard.errors import ConfigError
+from guard.offline.attacks.adapter import Loss, apgd, boundary, fab, hop_skip_jump, installed, spatial, square
+from guard.offline.attacks.attack import Family, Measure, Model, Norm, call_text, known_norm, more_than_zero, whole
+
+
+@dataclass(frozen=True, repr=False)
+class Apgd:
+    """PGD that sets its own step, on cross-entropy or on the scaled difference of logits."""
+
+    budget: float
+    norm: Norm = "linf"
+    steps: int = 100
+    starts: int = 1
+    loss: Loss = "ce"
+
+    def __post_init__(self) -> None:
+        more_than_zero(self, "budget")
+        whole(self, "steps", "starts")
+        known_norm(self)
+        if self.loss not in get_args(Loss):
+            raise ConfigError(f"attack {self.name!r}: loss = {self.loss!r}; wanted one of {', '.join(get_args(Loss))}")
+        installed(self.name, "pyautoattack")
+
+    @property
+    def name(self) -> str:
+        return "apgd"
+
+    @property
+    def family(self) -> Family:
+        return "high-confidence"
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return apgd(
+            model,
+            inputs,
+            labels,
+            budget=self.budget,
+            steps=self.steps,
+            starts=self.starts,
+            generator=generator,
+            norm=self.norm,
+            loss=self.loss,
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Square:
+    """Random search with squares, on logits alone."""
+
+    budget: float
+    norm: Norm = "linf"
+    queries: int = 1000
+
+    def __post_init__(self) -> None:
+        more_than_zero(self, "budget")
+        whole(self, "queries")
+        known_norm(self)
+        installed(self.name, "pyautoattack")
+
+    @property
+    def name(self) -> str:
+        return "square"
+
+    @property
+    def family(self) -> Family:
+        return "query"
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return square(
+            model, inputs, labels, budget=self.budget, queries=self.queries, generator=generator, norm=self.norm
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Fab:
+    """The nearest fooling point, by a walk along the boundary."""
+
+    norm: Norm = "linf"
+    steps: int = 100
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        whole(self, "steps", "classes")
+        known_norm(self)
+        installed(self.name, "pyautoattack")
+
+    @property
+    def name(self) -> str:
+        return "fab"
+
+    @property
+    def family(self) -> Family:
+        return "low-confidence"
+
+    @property
+    def budget(self) -> None:
+        return None
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        del generator  # nothing is drawn
+        return fab(model, inputs, labels, steps=self.steps, norm=self.norm, classes=self.classes)
+
+    def __repr__(self) -> str:
+        return call_text(self)
+
+
+@dataclass(frozen=True, repr=False)
+class HopSkipJump:
+    """The nearest fooling point, from answers alone: by estimated gradients."""
+
+    queries: int = 5000
+    evaluations: int = 100
+
+    def __post_init__(self) -> None:
+        whole(self, "queries", "evaluations")
+        installed(self.name, "foolbox")
+
+    @property
+    def name(self) -> str:
+        return "hop_skip_jump"
+
+    @property
+    def family(self) -> Family:
+        return "query"
+
+    @property
+    def norm(self) -> Norm:
+        return "l2"
+
+    @property
+    def budget(self) -> None:
+        return None
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return hop_skip_jump(
+            model, inputs, labels, queries=self.queries, evaluations=self.evaluations, generator=generator
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Boundary:
+    """The nearest fooling point, from answers alone: by a random walk."""
+
+    queries: int = 5000
+
+    def __post_init__(self) -> None:
+        whole(self, "queries")
+        installed(self.name, "foolbox")
+
+    @property
+    def name(self) -> str:
+        return "boundary"
+
+    @property
+    def family(self) -> Family:
+        return "query"
+
+    @property
+    def norm(self) -> Norm:
+        return "l2"
+
+    @property
+    def budget(self) -> None:
+        return None
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return boundary(model, inputs, labels, queries=self.queries, generator=generator)
+
+    def __repr__(self) -> str:
+        return call_text(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Spatial:
+    """A turn and a shift; no norm measures it."""
+
+    rotation: float = 30.0  # degrees, either way
+    translation: float = 0.1  # share of the height, either way
+    rotations: int = 7
+    translations: int = 5
+
+    def __post_init__(self) -> None:
+        more_than_zero(self, "rotation", "translation")
+        whole(self, "rotations", "translations")
+        installed(self.name, "foolbox")
+
+    @property
+    def name(self) -> str:
+        return "spatial"
+
+    @property
+    def family(self) -> Family:
+        return "spatial"
+
+    @property
+    def norm(self) -> Measure:
+        return "none"
+
+    @property
+    def budget(self) -> None:
+        return None
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        del generator  # nothing is drawn
+        return spatial(
+            model,
+            inputs,
+            labels,
+            rotation=self.rotation,
+            translation=self.translation,
+            rotations=self.rotations,
+            translations=self.translations,
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)
