@@ -6,6 +6,7 @@ Rule 2: a rate that the calibration items cannot promise has no number, but a re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -190,6 +191,10 @@ class AdaptiveRow:
     passed_flag: Rate
     disagreement: float  # share of the items on which the attacked torch side and the served verdict differ
     proof: tuple[ProofRow, ...]
+    by_method: Mapping[str, Rate] = field(default_factory=dict)  # what each method alone gets through at the target
+    sr50: Rate | None = None  # what gets through where half of the clean items are given up
+    surrogates: tuple[str, ...] = ()  # stand-ins for what has no gradient, as they are called
+    risk_gap: float = math.nan  # largest difference between the attacked risk and the served one
 
     @property
     def proven(self) -> bool:
