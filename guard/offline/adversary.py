@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle, file_digest
 from guard.offline.attacks.adaptive import METHODS, AdaptiveResult, Known, Method, adaptive
 from guard.offline.craft import CraftedSet
-from guard.offline.evaluate import read
-from guard.offline.findings import AdaptiveRow, Area, Detection, Promise, ProofRow, Rate, caught_at
+from guard.offline.evaluate import detect, read, some_of
+from guard.offline.findings import AdaptiveRow, Promise, ProofRow, Rate
+from guard.offline.labels import spoken_budget
 from guard.offline.risk import DetectorExcess, Excess
 from guard.offline.subject import HeldOut, Subject
 from guard.offline.whole import read_whole, write_whole
@@ -278,8 +279,8 @@ class AdaptiveStage:
             methods=METHODS,
             target=self.target,
             fooled=Rate.of(fooled),
-            detection=Detection(
-                Area.between(clean.risk, readings.risk[fooled]), caught_at(self.promises, p_value[fooled])
+            detection=detect(
+                self.subject.runtime.calibration, some_of(readings, fooled), p_value, fooled, clean, self.promises
             ),
             passed=passed,
             passed_reject=Rate.of(missed > manifest.reject_rate),
@@ -301,13 +302,6 @@ def static_start(
                 if (place := places.get(str(held_out.hashes[item]))) is not None:
                     start[row] = found.attacked[place]
     return start
-
-
-def spoken_budget(budget: float, grid: int | None) -> str:
-    """As a count of grid steps where it is one: 8/255."""
-    if grid is not None and abs(budget * grid - round(budget * grid)) < 1e-6:
-        return f"{round(budget * grid)}/{grid}"
-    return f"{budget:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -26,7 +26,7 @@ from guard.errors import BundleError, DataError
 from guard.offline.adversary import FEWEST_ITEMS, FEWEST_STEPS, Size, identity_of
 from guard.offline.build import Prepared
 from guard.offline.evaluate import read
-from guard.offline.evaluation import evaluate_bundle, prepared
+from guard.offline.evaluation import Wish, evaluate_bundle, prepared
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import ChannelAttribution, Latent
 from guard.offline.findings import Evaluation
@@ -114,8 +114,7 @@ def data(tmp_path: Path) -> Path:
 def run(bundle: Bundle, data: Path, **settings: Any) -> tuple[Evaluation, str]:
     """The evaluation, and what it said meanwhile."""
     console = Console(file=io.StringIO(), width=200)
-    asked: dict[str, Any] = {"quick": False, "seed": 0, **settings}
-    found = evaluate_bundle(bundle, data, data.parent / "report", stages=Stages(console), **asked)
+    found = evaluate_bundle(bundle, data, data.parent / "report", Wish(**settings), Stages(console))
     assert isinstance(console.file, io.StringIO)
     return found, console.file.getvalue()
 
@@ -241,7 +240,7 @@ def test_the_report_has_every_column(bundle: Bundle, data: Path) -> None:
         "pgd L2 1.5": True,
     }
     assert [row.setting for row in found.attacks] == ["seen", "seen", "never seen"]
-    assert [p.reason is None for p in found.promises] == [bundle.calibration.items >= 99, True]
+    assert [p.reason is None for p in found.promises] == [False, bundle.calibration.items >= 99, True]
     assert [row.family for row in found.left_out] == ["high-confidence", "single-step"]
     assert found.left_out[0].fitted_on == ("fgsm L∞ 4/16",)
     assert {row.name for row in found.clean} >= {"clean", "noise of the attacks' sizes", "off-grid clean"}
