@@ -330,6 +330,11 @@ class Evaluation:
     exhibit: Exhibit | None = field(default=None, compare=False, repr=False)  # for pictures; the page alone has it
 
     @property
+    def stated(self) -> tuple[Promise, ...]:
+        """The rates at which there are figures; for the others there is a reason."""
+        return tuple(promise for promise in self.promises if promise.reason is None)
+
+    @property
     def every_attack(self) -> tuple[AttackRow, ...]:
         """Those of the recipe, and those that only a suite has."""
         own = {row.attack for row in self.attacks}

@@ -22,7 +22,7 @@ from guard.offline.findings import (
 )
 from guard.offline.labels import spoken_budget
 from guard.offline.published import best_within, data_like
-from guard.offline.wording import percent, promise_text, proof_text
+from guard.offline.wording import bracket, percent, promise_text, proof_text
 
 BEYOND_LUCK = 1.5  # times the promised rate
 FEEBLE = 0.1  # success on the bare model below which an attack says little
@@ -142,18 +142,16 @@ def unattacked_flags(name: str, alarms: Caught, meaning: str) -> list[str]:
 
 def class_flags(e: Evaluation) -> list[str]:
     """The class that is bothered most, at each rate, if that is beyond its interval."""
-    flags = []
-    for promise in e.promises:
+    told: dict[str, list[str]] = {}
+    for promise in e.stated:
         over = [row for row in e.classes[2:] if row.bothered(promise.rate)]
-        if over:
-            worst = max(over, key=lambda row: alarm_value(row.alarms.get(promise.name)))
-            found = worst.alarms[promise.name]
-            if found is not None:
-                flags.append(
-                    f"{worst.name} is bothered most: {percent(found.value, 1)} of its {found.items} clean items are "
-                    f"taken for attacked at {promise_text(promise)} [{100 * found.low:.1f}, {100 * found.high:.1f}]."
-                )
-    return flags
+        worst = max(over, key=lambda row: alarm_value(row.alarms.get(promise.name)), default=None)
+        if worst is not None and (found := worst.alarms[promise.name]) is not None:
+            text = f"{percent(found.value, 1)} {bracket(found, 1)} at {promise_text(promise)}"
+            told.setdefault(
+                f"{worst.name} is bothered most, {found.items} clean items: taken for attacked ", []
+            ).append(text)
+    return [f"{name}{', '.join(texts)}." for name, texts in told.items()]
 
 
 def alarm_value(rate: Rate | None) -> float:

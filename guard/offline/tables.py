@@ -12,7 +12,6 @@ from guard.offline.findings import (
     Detection,
     DetectorRow,
     Evaluation,
-    Promise,
     Rate,
     UnrunRow,
 )
@@ -53,34 +52,29 @@ def lines_of(e: Evaluation) -> list[str]:
     return [line for part in parts for line in part]
 
 
-def stated(e: Evaluation) -> list[Promise]:
-    """The rates at which there are figures; for the others there is a sentence."""
-    return [promise for promise in e.promises if promise.reason is None]
-
-
 def heads(e: Evaluation, width: int) -> str:
-    return "".join(f"{promise_text(p):<{width}}" for p in stated(e)).rstrip()
+    return "".join(f"{promise_text(p):<{width}}" for p in e.stated).rstrip()
 
 
 def cells(found: Caught, e: Evaluation, decimals: int = 0) -> str:
     """A share and its interval at each stated rate."""
-    return "".join(f"{rate_text(found.get(p.name), decimals):<{width_of(e)}}" for p in stated(e)).rstrip()
+    return "".join(f"{rate_text(found.get(p.name), decimals):<{width_of(e)}}" for p in e.stated).rstrip()
 
 
 def width_of(e: Evaluation) -> int:
     """Of a cell in the tables of attacks."""
-    return COARSE if len(stated(e)) > 2 else COARSE + 1
+    return COARSE if len(e.stated) > 2 else COARSE + 1
 
 
 def clean_lines(e: Evaluation) -> Iterator[str]:
-    width = COARSE - 2 if len(stated(e)) > 2 else FINE
+    width = COARSE - 2 if len(e.stated) > 2 else FINE
     yield ""
     yield f"{'INPUTS THAT NOBODY ATTACKED':<34}{'items':>6}  {'taken for attacked, promised':<35}".rstrip()
     yield f"{'':<40}  " + heads(e, width)
     for row in e.clean:
         yield f"{short(row.name, 33):<34}{row.rejected.items:>6}  " + alarms(row, e, width)
         if row.bands:
-            bands = (row.bands.get(p.name) for p in stated(e))
+            bands = (row.bands.get(p.name) for p in e.stated)
             yield (
                 f"{'  as many, if the promise holds':<42}"
                 + "".join(f"{f'{band[0]} to {band[1]}' if band else NONE:<{width}}" for band in bands).rstrip()
@@ -94,7 +88,7 @@ def clean_lines(e: Evaluation) -> Iterator[str]:
 
 def alarms(row: CleanRow, e: Evaluation, width: int) -> str:
     found = []
-    for promise in stated(e):
+    for promise in e.stated:
         rate = row.alarms.get(promise.name)
         if width < FINE or (rate is not None and row.bands):
             text = NONE if rate is None else f"{rate.count}: {percent(rate.value, 1)}"
@@ -106,16 +100,16 @@ def alarms(row: CleanRow, e: Evaluation, width: int) -> str:
 
 def class_lines(e: Evaluation) -> Iterator[str]:
     """Right and wrong ones, and the classes that are bothered most."""
-    if not e.classes or not stated(e):
+    if not e.classes or not e.stated:
         return
-    width = COARSE - 2 if len(stated(e)) > 2 else FINE
-    loudest = stated(e)[-1].name
+    width = COARSE - 2 if len(e.stated) > 2 else FINE
+    loudest = e.stated[-1].name
     classes = sorted(e.classes[2:], key=lambda row: -value(row.alarms.get(loudest)))
     yield ""
     yield f"{'WHOM IT BOTHERS: CLEAN ITEMS':<27}{'items':>6}{'right':>7}  taken for attacked, promised"
     yield f"{'':<42}" + heads(e, width)
     for row in (*e.classes[:2], *classes[:MOST_CLASSES]):
-        rates = [row.alarms.get(promise.name) for promise in stated(e)]
+        rates = [row.alarms.get(promise.name) for promise in e.stated]
         texts = (rate_text(rate, 1) if width == FINE else percent(value(rate), 1) for rate in rates)
         found = "".join(f"{text:<{width}}" for text in texts)
         yield f"{short(row.name, 26):<28}{row.accuracy.items:>5}{percent(row.accuracy.value):>7}  {found}".rstrip()
@@ -151,7 +145,7 @@ def attack_heads(title: str, e: Evaluation) -> Iterator[str]:
 
 
 def area_width(e: Evaluation) -> int:
-    return 6 if len(stated(e)) > 2 else 19
+    return 6 if len(e.stated) > 2 else 19
 
 
 def one_attack(mark: str, row: AttackRow, e: Evaluation) -> Iterator[str]:
@@ -164,7 +158,7 @@ def one_attack(mark: str, row: AttackRow, e: Evaluation) -> Iterator[str]:
 
 
 def detected(detection: Detection, e: Evaluation) -> str:
-    area = decimal(detection.auroc.value) if len(stated(e)) > 2 else area_text(detection.auroc)
+    area = decimal(detection.auroc.value) if len(e.stated) > 2 else area_text(detection.auroc)
     return f"{area:<{area_width(e)}}{cells(detection.caught, e)}".rstrip()
 
 
@@ -173,7 +167,7 @@ def left_out_lines(e: Evaluation) -> Iterator[str]:
         yield from wrapped("No family was left out, so these rows say little of attacks that nobody thought of.")
         return
     for row in e.left_out:
-        found = ", ".join(f"{rate_text(row.alarms.get(p.name), 1)} at {promise_text(p)}" for p in stated(e))
+        found = ", ".join(f"{rate_text(row.alarms.get(p.name), 1)} at {promise_text(p)}" for p in e.stated)
         yield from wrapped(
             f"Without {row.family}: fitted on {', '.join(row.fitted_on)}; false alarms on clean {found}."
         )
@@ -198,10 +192,10 @@ def suite_lines(e: Evaluation) -> Iterator[str]:
 def adaptive_lines(e: Evaluation) -> Iterator[str]:
     yield ""
     yield f"{'AN ATTACKER WHO KNOWS THE GUARD':<33}{'fools':>6}  gets through, promised"
-    yield f"{'':<41}" + "".join(f"{promise_text(p):<{width_of(e) - 1}}" for p in stated(e)).rstrip()
+    yield f"{'':<41}" + "".join(f"{promise_text(p):<{width_of(e) - 1}}" for p in e.stated).rstrip()
     for row in e.adaptive:
         name = f"{row.label}, {row.fooled.items} x {row.steps} steps"
-        found = "".join(f"{rate_text(row.passed.get(p.name)):<{width_of(e) - 1}}" for p in stated(e))
+        found = "".join(f"{rate_text(row.passed.get(p.name)):<{width_of(e) - 1}}" for p in e.stated)
         yield f"{short(name, 33):<33}{percent(row.fooled.value):>6}  {found}".rstrip()
         if row.sr50 is not None:
             yield f"    {'where half of the clean are lost':<37}{rate_text(row.sr50)}"
@@ -217,11 +211,11 @@ def adaptive_lines(e: Evaluation) -> Iterator[str]:
 
 def system_lines(e: Evaluation) -> Iterator[str]:
     """Handled, that is rejected or still right; and of what passes, the share that is right."""
-    names, few = stated(e), width_of(e) - 2
+    names, few = e.stated, width_of(e) - 1
     yield ""
-    yield f"{'THE WHOLE SYSTEM':<23}{'tried':>6}{'bare':>6}  {'right or rejected':<{few * len(names)}}right of passed"
+    yield f"{'THE WHOLE SYSTEM':<22}{'tried':>6}{'bare':>6}  {'right or rejected':<{few * len(names)}}right of passed"
     yield (
-        f"{'':<37}"
+        f"{'':<36}"
         + "".join(f"{promise_text(p):<{few}}" for p in names)
         + "".join(f"{promise_text(p):<6}" for p in names).rstrip()
     )
@@ -239,7 +233,7 @@ def system_lines(e: Evaluation) -> Iterator[str]:
     if e.worst is not None:
         handled = "".join(f"{rate_text(e.worst.handled.get(p.name)):<{few}}" for p in names)
         bare = e.worst.bare
-        yield f"{'the worst of A, B, ...':<23}{bare.items:>6}{percent(bare.value):>6}  {handled}".rstrip()
+        yield f"{'the worst of A, B, ...':<22}{bare.items:>6}{percent(bare.value):>6}  {handled}".rstrip()
     yield from wrapped(
         "Of items that the model has right; bare: it still has them right without a guard. The worst: each item meets "
         "the attack of the recipe that is worst for it."
@@ -247,11 +241,11 @@ def system_lines(e: Evaluation) -> Iterator[str]:
 
 
 def system_line(name: str, tried: int | None, bare: Rate | None, found: Detection, e: Evaluation) -> str:
-    few = width_of(e) - 2
-    handled = "".join(f"{rate_text(found.handled.get(p.name)):<{few}}" for p in stated(e))
-    passing = "".join(f"{percent(value(found.passing.get(p.name))):<6}" for p in stated(e))
+    few = width_of(e) - 1
+    handled = "".join(f"{rate_text(found.handled.get(p.name)):<{few}}" for p in e.stated)
+    passing = "".join(f"{percent(value(found.passing.get(p.name))):<6}" for p in e.stated)
     count, share = "" if tried is None else str(tried), "" if bare is None else percent(bare.value)
-    return f"{name:<23}{count:>6}{share:>6}  {handled}{passing}".rstrip()
+    return f"{name:<22}{count:>6}{share:>6}  {handled}{passing}".rstrip()
 
 
 def detector_lines(e: Evaluation) -> Iterator[str]:
@@ -264,7 +258,7 @@ def detector_lines(e: Evaluation) -> Iterator[str]:
         yield f"{'':<24}{'all own':>8}  {letters}"
         for detector in e.detectors:
             yield from one_detector(detector, [row for _, row in some])
-        for promise in stated(e)[-1:]:
+        for promise in e.stated[-1:]:
             yield f"{'':<24}{'':>8}  caught at {promise_text(promise)} alone"
             for detector in e.detectors:
                 yield share_line(

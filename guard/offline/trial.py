@@ -30,7 +30,7 @@ from guard.offline.suite import Suite
 from guard.offline.workers import cores
 
 PROBED = 16  # items by which an attack's speed is measured; a shard of one that asks for thousands of answers
-GROWTH = 1.15  # over the items that a success rate asks for, since few items measured it
+GROWTH = 1.3  # over the items that a success rate asks for, since few items measured it
 SLACK = 1.2  # over the seconds that a probe foretells: the last shards leave cores without work
 # What an attack may raise that cannot do with this model, these inputs or what is installed.
 UNRUNNABLE = (GuardError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError)

@@ -38,7 +38,7 @@ def adaptive_part(e: Evaluation) -> list[str]:
             ),
             (adaptive_cells(row, e, half=bool(half), own=bool(own)) for row in e.adaptive),
         ),
-        *(note(f"{row.label}: {gap_text(row)}") for row in e.adaptive),
+        note(" ".join(f"{row.label}: {lowered(gap_text(row))}" for row in e.adaptive)),
         *limits(e),
     ]
 
@@ -58,6 +58,10 @@ def adaptive_cells(row: AdaptiveRow, e: Evaluation, *, half: bool, own: bool) ->
         td("".join(f"<small>{html.escape(one)}</small>" for one in proof_text(row).split(", ")), first=True),
         td(counts),
     )
+
+
+def lowered(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
 
 
 def limits(e: Evaluation) -> list[str]:
@@ -84,6 +88,6 @@ def limits(e: Evaluation) -> list[str]:
         note(
             "Is this more than is known to be possible? A detector that is robust within some distance would make a "
             "classifier that is robust within half of it (Tramer 2022). If this is "
-            f"{data}: {'. '.join(line[0].upper() + line[1:] for line in lines)}."
+            f"{data}: {'; '.join(lines)}."
         )
     ]

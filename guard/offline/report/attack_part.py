@@ -11,8 +11,8 @@ from guard.offline.report.plots import budget_figure, roc_figure
 from guard.offline.wording import NONE, promise_text
 
 KEY = (
-    '<p class="note key">Caught: <span class="full">95 % and more</span><span class="most">80 %</span>'
-    '<span class="some">50 %</span><span class="few">less than half</span></p>'
+    '<p class="note key">Caught: <span class="full">95 % and more</span><span class="most">80 % and more</span>'
+    '<span class="some">half and more</span><span class="few">less than half</span></p>'
 )
 
 
@@ -34,17 +34,19 @@ def attack_part(e: Evaluation) -> list[str]:
 
 
 def attack_table(e: Evaluation, rows: Iterable[AttackRow | UnrunRow]) -> str:
-    names, width = heads(e.promises, "caught at "), len(e.promises)
+    """The middle part only where a family was left out."""
+    names, width = heads(e.promises), len(e.promises)
+    left = ("AUROC", *names) if e.left_out else ()
     return table(
-        ("attack", "items", "fools the bare model", "AUROC", *names, "AUROC", *names, *names),
+        ("attack", "items", "fools the bare model", "AUROC", *names, *left, *names),
         (attack_cells(row, e) if isinstance(row, AttackRow) else unrun_cells(row, e) for row in rows),
         groups=(
             ("", 3),
-            ("guard as served", 1 + width),
-            ("fitted without its family", 1 + width),
-            ("knowing attacker", width),
+            ("caught by the guard as served, at", 1 + width),
+            *((("caught, fitted without its family, at", 1 + width),) if left else ()),
+            ("a knowing attacker caught at", width),
         ),
-        firsts=(3, 4 + width, 5 + 2 * width),
+        firsts=(3, 4 + width, *((5 + 2 * width,) if left else ())),
     )
 
 
@@ -67,19 +69,20 @@ def attack_cells(row: AttackRow, e: Evaluation) -> Sequence[str]:
         td(f"{row.success.count}{thin}"),
         td(rate(row.success)),
         *detected(row.served, e.promises),
-        *detected(row.left_out, e.promises),
+        *(detected(row.left_out, e.promises) if e.left_out else ()),
         *rates(knowing.detection.caught if knowing else None, e.promises),
     )
 
 
 def unrun_cells(row: UnrunRow, e: Evaluation) -> Sequence[str]:
     """Counts as failed: nothing of it is caught."""
-    width = 4 + 3 * len(e.promises)
+    groups = 3 if e.left_out else 2
+    width = groups * (1 + len(e.promises))  # all cells but the name's and the items', less the AUROC that one lacks
     reason = f'<span class="bad">failed</span> <small class="inline">{html.escape(row.reason)}</small>'
     return (
         named(row.label, f"{row.family}, could not be run", row.attack),
         td(NONE),
-        f'<td colspan="{width - 1}" style="text-align:left">{reason}</td>',
+        f'<td colspan="{width}" style="text-align:left">{reason}</td>',
     )
 
 

@@ -20,8 +20,8 @@ def clean_part(e: Evaluation) -> list[str]:
     sizes = [row for row in e.clean if row.name.startswith(" ")]
 
     def rows_of(rows: Sequence[CleanRow]) -> str:
-        names = ("inputs", "items", *heads(e.promises, "taken for attacked at "), *own)
-        return table(names, (clean_cells(row, e.promises, own=bool(own)) for row in rows))
+        names = ("inputs", "items", *heads(e.stated, "taken for attacked at "), *own)
+        return table(names, (clean_cells(row, e.stated, own=bool(own)) for row in rows))
 
     return [
         heading("Inputs that nobody attacked"),
@@ -48,13 +48,13 @@ def shift_part(e: Evaluation, shifted: Sequence[CleanRow]) -> list[str]:
             "alarm is no mistake."
         ),
         table(
-            ("shift", "items", "bare model right", *heads(e.promises, "taken for attacked at ")),
+            ("shift", "items", "bare model right", *heads(e.stated, "taken for attacked at ")),
             (
                 (
                     named(row.name),
                     td(str(row.rejected.items)),
                     td(rate(row.accuracy, 1)),
-                    *(td(rate(row.alarms.get(p.name), 1), first=p is e.promises[0]) for p in e.promises),
+                    *(td(rate(row.alarms.get(p.name), 1), first=p is e.stated[0]) for p in e.stated),
                 )
                 for row in shifted
             ),
@@ -81,7 +81,7 @@ def class_part(e: Evaluation) -> list[str]:
     """Per true class, those that are bothered most first."""
     if not e.classes:
         return []
-    loudest = next((p for p in reversed(e.promises) if p.reason is None), None)
+    loudest = next(reversed(e.stated), None)
 
     def alarm(row: ClassRow) -> float:
         found = row.alarms.get(loudest.name) if loudest else None
@@ -97,8 +97,8 @@ def class_part(e: Evaluation) -> list[str]:
             f"above the rate.{more}"
         ),
         table(
-            ("clean items", "items", "model right", *heads(e.promises, "taken for attacked at ")),
-            (class_cells(row, e.promises) for row in (*e.classes[:2], *classes[:MOST])),
+            ("clean items", "items", "model right", *heads(e.stated, "taken for attacked at ")),
+            (class_cells(row, e.stated) for row in (*e.classes[:2], *classes[:MOST])),
         ),
     ]
 

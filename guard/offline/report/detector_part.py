@@ -11,11 +11,11 @@ from guard.offline.report.plots import cost_figure
 from guard.offline.wording import NONE, decimal, percent, promise_text
 
 ALL = "all together"
+SHADED = 0.5  # a share below it needs no colour: most detectors alone catch little
 
 
 def detector_part(e: Evaluation) -> list[str]:
-    made = [promise for promise in e.promises if promise.reason is None]
-    tables = [(f"Caught by each detector alone at {promise_text(p)}", alone_table(e, p)) for p in made]
+    tables = [(f"Caught by each detector alone at {promise_text(p)}", alone_table(e, p)) for p in e.stated]
     last = [f"<h3>{tables[-1][0]}</h3>", tables[-1][1]] if tables else []
     return [
         heading("Each detector alone"),
@@ -33,11 +33,17 @@ def detector_part(e: Evaluation) -> list[str]:
 
 
 def head_of(e: Evaluation) -> tuple[str, ...]:
-    return ("attack", *(f"{row.name}: {row.forwards} ({row.own})" for row in e.detectors))
+    return ("attack", *(row.name.replace("_", " ") for row in e.detectors))
+
+
+def cost_cells(e: Evaluation, *last: str) -> Sequence[str]:
+    """The first row under the names."""
+    return named("forwards (own)"), *(td(f"{row.forwards} ({row.own})") for row in e.detectors), *last
 
 
 def alone_table(e: Evaluation, promise: Promise) -> str:
-    rows: list[Sequence[str]] = [alone_cells(row, e, promise) for row in e.every_attack]
+    rows: list[Sequence[str]] = [cost_cells(e, td(str(e.forwards), first=True))]
+    rows += [alone_cells(row, e, promise) for row in e.every_attack]
     rows += [(named(row.label, "knows the guard"), *cells(row.detection, None, e, promise)) for row in e.adaptive]
     return table((*head_of(e), ALL), rows, firsts=(1, 1 + len(e.detectors)))
 
@@ -60,7 +66,7 @@ def cell(share: Rate | None, without: Rate | None, *, first: bool = False) -> st
         return td(NONE, first=first)
     left = f"<small>left out {percent(without.value)}</small>" if without is not None and without.items else ""
     interval = f"<small>{100 * share.low:.0f} to {100 * share.high:.0f}</small>"
-    return td(percent(share.value) + interval + left, first=first, shade=shade(share))
+    return td(percent(share.value) + interval + left, first=first, shade=shade(share) if share.value >= SHADED else "")
 
 
 def area_table(e: Evaluation) -> str:
@@ -68,7 +74,7 @@ def area_table(e: Evaluation) -> str:
         "In the direction of the paper; below one half the attack makes an input look calmer than clean. The small "
         "figure is the AUROC of the two-sided p-value."
     )
-    rows = []
+    rows: list[Sequence[str]] = [cost_cells(e)]
     for attack in e.every_attack:
         found = []
         for detector in e.detectors:

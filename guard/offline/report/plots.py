@@ -21,10 +21,6 @@ BINS = 60
 FINEST = 1e-3  # of the false alarm rates shown
 
 
-def stated(e: Evaluation) -> list[Promise]:
-    return [promise for promise in e.promises if promise.reason is None]
-
-
 def roc_figure(e: Evaluation) -> list[str]:
     """One panel a family: many lines in one could not be told apart."""
     if e.exhibit is None or not e.exhibit.attacks:
@@ -40,7 +36,7 @@ def roc_figure(e: Evaluation) -> list[str]:
     rows = -(-len(families) // columns)
     drawn, axes = panels(columns, rows, width=3.6 * columns + 0.4, height=3.1 * rows)
     for ax, (family, labels) in zip(axes, families.items(), strict=False):
-        one_roc(ax, family, {label: risks[label] for label in labels}, clean, stated(e))
+        one_roc(ax, family, {label: risks[label] for label in labels}, clean, e.stated)
     for ax in axes[len(families) :]:
         ax.set_visible(False)
     for ax in axes[::columns]:
@@ -86,7 +82,7 @@ def roc(clean: Floats, attacked: Floats) -> tuple[Floats, Floats]:
 
 def budget_figure(e: Evaluation) -> list[str]:
     """One panel a norm in which there are several budgets."""
-    made = stated(e)
+    made = e.stated
     if not made:
         return []
     promise = made[-1]
@@ -146,7 +142,7 @@ def risk_figure(e: Evaluation) -> list[str]:
         return []
     kinds = {"clean": e.exhibit.clean, "noise": e.exhibit.noise, **e.exhibit.attacks}
     kinds = {name: risk for name, risk in kinds.items() if len(risk)}
-    made = stated(e)
+    made = e.stated
     limits = [e.exhibit.thresholds[p.name] for p in made if p.name in e.exhibit.thresholds]
     low, high = min(float(risk.min()) for risk in kinds.values()), max(float(risk.max()) for risk in kinds.values())
     edges = np.linspace(low, high + 1e-6, BINS + 1)
@@ -173,9 +169,18 @@ def risk_figure(e: Evaluation) -> list[str]:
     text = (
         "How risky the guard takes each kind of input to be; every row has its own height. Dashed: beyond these risks "
         f"lie {' and '.join(promise_text(p) for p in made)} of the clean calibration items. Orange: what is caught at "
-        "the last of these rates."
+        f"the last of these rates.{early(e)}"
     )
     return [figure(svg(drawn), "Distribution of the risk of clean, noisy and attacked inputs", text)]
+
+
+def early(e: Evaluation) -> str:
+    """What a group far on the right is."""
+    top = (
+        max((float(risk.max()) for risk in e.exhibit.attacks.values() if len(risk)), default=0.0) if e.exhibit else 0.0
+    )
+    several = len({row.program for row in e.detectors}) > 1
+    return " The group far on the right was rejected by the first program alone." if several and top > 2 else ""
 
 
 def ridge(ax: Axes, base: float, risk: Floats, edges: Floats, limit: float) -> None:
@@ -191,7 +196,7 @@ def ridge(ax: Axes, base: float, risk: Floats, edges: Floats, limit: float) -> N
 
 def cost_figure(e: Evaluation) -> list[str]:
     """A point a detector, and all together: forwards an item, and what is caught on average and at least."""
-    made = stated(e)
+    made = e.stated
     rows = [row for row in e.attacks if row.success.count]
     if not made or not rows:
         return []
@@ -206,8 +211,8 @@ def cost_figure(e: Evaluation) -> list[str]:
         return []
     points.append(("all together", e.forwards, together))
     drawn, (ax,) = panels(1, 1, width=8.4, height=4.0)
-    place_points(ax, points)
     plain(ax)
+    place_points(ax, points)
     ax.set_xlabel("forwards an item, beside the model's own", fontsize=9, color=GREY)
     ax.set_ylabel(f"caught at {promise_text(promise)}, mean of the attacks", fontsize=9, color=GREY)
     ax.yaxis.set_major_formatter(PER_CENT)
@@ -238,8 +243,9 @@ def place_points(ax: Axes, points: Sequence[tuple[str, int, list[float]]]) -> No
             ax.annotate(name.replace("_", "\n"), (x, mean), (6, 0), textcoords="offset points", fontsize=8, va="center")
             x += 1.0
         ticks.append(((first + x - 1) / 2, str(cost)))
-        ax.axvline(x - 0.25 + 0.1, color=PALE, linewidth=0.8)
         x += 0.3
+        if cost != max(columns):
+            ax.axvline(x - 0.35, color=PALE, linewidth=0.8)
     ax.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
     ax.set_xlim(-0.4, x - 0.1)
     ax.set_ylim(-0.03, 1.03)

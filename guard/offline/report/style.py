@@ -21,7 +21,7 @@ td b { font-weight: 600; }
 ul.flags { background: #fdf1e7; border-left: 4px solid #c0510c; padding: .8rem 1rem .8rem 2rem; max-width: 58rem; }
 ul.flags li { margin: .2rem 0; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.tile { border: 1px solid #d0d7de; border-radius: 6px; padding: .7rem 1rem; flex: 1 1 12rem; max-width: 19rem; }
+.tile { border: 1px solid #d0d7de; border-radius: 6px; padding: .7rem 1rem; flex: 1 1 10rem; max-width: 19rem; }
 .tile b { display: block; font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .tile small { color: #59636e; display: block; line-height: 1.35; }
 figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; display: block; }

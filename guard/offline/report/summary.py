@@ -19,36 +19,39 @@ def summary(e: Evaluation) -> list[str]:
     return [
         '<div class="tiles">',
         tile(percent_of(clean), f"of clean items taken for attacked, where {at} was promised"),
-        tile(span([row.served for row in verified(e)], promise), f"of each attack caught at {at}, all kinds known"),
-        tile(span([row.left_out for row in verified(e)], promise), "caught by a guard that never saw such attacks"),
-        *(
-            tile(percent_of(row.passed.get(promise.name)), f"got through by one who knows the guard, {size(row.label)}")
-            for row in e.adaptive
-        ),
+        tile(span([row.served for row in verified(e)], promise), f"caught at {at}, from the least attack to the most"),
+        *left_out(e, promise),
+        *(tile(percent_of(row.passed.get(promise.name)), knowing(row.label)) for row in e.adaptive),
         *whole(e, promise),
         "</div>",
     ]
 
 
 def own_promise(e: Evaluation) -> Promise | None:
-    made = [promise for promise in e.promises if promise.reason is None]
-    return next((p for p in made if p.rate == e.reject_rate), next(iter(made), None))
+    return next((p for p in e.stated if p.rate == e.reject_rate), next(iter(e.stated), None))
 
 
 def verified(e: Evaluation) -> list[AttackRow]:
     return [row for row in e.attacks if row.success.count]
 
 
+def left_out(e: Evaluation, promise: Promise) -> list[str]:
+    if not e.left_out:
+        return []
+    found = [row.left_out for row in verified(e)]
+    return [tile(span(found, promise), "caught by a guard that was fitted without attacks of that family")]
+
+
 def whole(e: Evaluation, promise: Promise) -> list[str]:
     if e.worst is None:
         return []
     handled = e.worst.handled.get(promise.name)
-    text = "right or rejected under the worst attack of the recipe; the bare model: "
+    text = "right or rejected where each item meets the worst attack of the recipe; the bare model: "
     return [tile(percent_of(handled), text + percent_of(e.worst.bare))]
 
 
-def size(label: str) -> str:
-    return label.removeprefix("adaptive ")
+def knowing(label: str) -> str:
+    return f"gets through if the attacker knows the guard, {label.removeprefix('adaptive ')}"
 
 
 def tile(figure: str, text: str) -> str:
@@ -58,7 +61,7 @@ def tile(figure: str, text: str) -> str:
 def percent_of(rate: Rate | None) -> str:
     if rate is None or rate.items == 0:
         return NONE
-    return percent(rate.value, 1 if rate.value < 0.1 else 0)
+    return percent(rate.value, 1 if 0 < rate.value < 0.1 else 0)
 
 
 def span(found: Sequence[Detection | None], promise: Promise) -> str:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guard.offline.findings import AdaptiveRow, AttackRow, Detection, Evaluation, Promise, Rate
+from guard.offline.findings import AdaptiveRow, Area, AttackRow, Detection, Evaluation, Promise, Rate
 from guard.offline.report.markup import heading, heads, named, note, rate, rates, shade, table, td
 from guard.offline.wording import percent
+
+NOTHING = Area(float("nan"), 0.0, 1.0)
 
 
 def system_part(e: Evaluation) -> list[str]:
     """Robust accuracy with rejection, beside the bare model's, and the accuracy of what still passes."""
-    width = len(e.promises)
-    handled = heads(e.promises)
-    rows: list[Sequence[str]] = [attack_cells(row, e.promises) for row in e.every_attack]
-    rows += [adaptive_cells(row, e.promises) for row in e.adaptive]
+    promises, left = e.stated, bool(e.left_out)
+    width, names = len(promises), heads(promises)
+    rows: list[Sequence[str]] = [attack_cells(row, promises, left=left) for row in e.every_attack]
+    rows += [adaptive_cells(row, promises, left=left) for row in e.adaptive]
     if e.worst is not None:
         rows.append(
             (
                 named("the worst of the recipe's", "each item meets the attack that is worst for it"),
                 td(str(e.worst.bare.items)),
                 td(rate(e.worst.bare), shade=shade(e.worst.bare)),
-                *rates(e.worst.handled, e.promises),
-                *rates(None, e.promises),
-                *rates(None, e.promises),
-                *rates(None, e.promises),
+                *both(Detection(NOTHING, {}, e.worst.handled), None, promises, left=left),
             )
         )
+    groups = ["handled by the guard at", "right, of what passes at"]
+    if left:
+        groups = [groups[0], "handled, family left out", groups[1], "the same, family left out"]
     return [
         heading("The whole system under attack"),
         note(
@@ -36,47 +38,42 @@ def system_part(e: Evaluation) -> list[str]:
             "item stands. “Left out”: a guard that was fitted without attacks of that family."
         ),
         table(
-            ("attack", "items tried", "bare model right", *handled, *handled, *handled, *handled),
+            ("attack", "items tried", "bare model right", *names * len(groups)),
             rows,
-            groups=(
-                ("", 3),
-                ("handled by the guard at", width),
-                ("handled, family left out", width),
-                ("right, of what passes", width),
-                ("the same, family left out", width),
-            ),
-            firsts=tuple(3 + width * group for group in range(4)),
+            groups=(("", 3), *((group, width) for group in groups)),
+            firsts=tuple(3 + width * number for number in range(len(groups))),
         ),
         *worst_note(e),
     ]
 
 
-def attack_cells(row: AttackRow, promises: Sequence[Promise]) -> Sequence[str]:
+def attack_cells(row: AttackRow, promises: Sequence[Promise], *, left: bool) -> Sequence[str]:
     about = f"{row.family}, {row.setting} in training"
     return (
         named(row.label, about, row.attack),
         td(str(row.tried)),
         td(rate(row.bare), shade=shade(row.bare)),
-        *both(row.served, row.left_out, promises),
+        *both(row.served, row.left_out, promises, left=left),
     )
 
 
-def adaptive_cells(row: AdaptiveRow, promises: Sequence[Promise]) -> Sequence[str]:
+def adaptive_cells(row: AdaptiveRow, promises: Sequence[Promise], *, left: bool) -> Sequence[str]:
     bare = row.fooled.complement()
     return (
         named(row.label, "knows the guard"),
         td(str(row.fooled.items)),
         td(rate(bare), shade=shade(bare)),
-        *both(row.detection, None, promises),
+        *both(row.detection, None, promises, left=left),
     )
 
 
-def both(served: Detection, left_out: Detection | None, promises: Sequence[Promise]) -> list[str]:
+def both(served: Detection, left_out: Detection | None, promises: Sequence[Promise], *, left: bool) -> list[str]:
+    """`left`: with columns for a guard that was fitted without the family."""
     return [
         *rates(served.handled, promises),
-        *rates(left_out.handled if left_out else None, promises),
+        *(rates(left_out.handled if left_out else None, promises) if left else ()),
         *rates(served.passing, promises),
-        *rates(left_out.passing if left_out else None, promises),
+        *(rates(left_out.passing if left_out else None, promises) if left else ()),
     ]
 
 
