@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from guard.bundle import Bundle
-from guard.offline.adversary import AdaptiveStage, Size, duration
+from guard.offline.adversary import GUIDES, AdaptiveStage, Size, duration
 from guard.offline.build import Prepared, read_seconds
 from guard.offline.crafting import craft_all
 from guard.offline.evaluate import read
@@ -88,8 +88,10 @@ def forecast(
         size = Size(effort.adaptive_items, effort.adaptive_steps)
         calibration = subject.runtime.calibration
         promises = tuple(Promise.of(rate, calibration.items) for rate in PROMISED)
-        stage = AdaptiveStage(subject, held_out, work.recipe.adaptive_budgets, promises, size, effort.seed, work.path)
-        few = replace(held_out, images=held_out.images[: 2 * size.items], labels=held_out.labels[: 2 * size.items])
+        budgets, methods = work.recipe.adaptive_budgets, effort.methods
+        stage = AdaptiveStage(subject, held_out, budgets, promises, size, effort.seed, work.path, methods)
+        first = 2 * size.items + GUIDES
+        few = replace(held_out, images=held_out.images[:first], labels=held_out.labels[:first])
         per = replace(stage, held_out=few).per_item_step(read(subject.runtime, few.images))
         found[f"adaptive attack, {size.items} items x {size.steps} steps"] = per * size.items * (size.steps + 1)
     return found

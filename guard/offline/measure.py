@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.offline.adversary import AdaptiveStage, Size, spoken_budget
+from guard.offline.attacks.adaptive import METHODS
 from guard.offline.attacks.attack import Attack, Measure, Model
+from guard.offline.attacks.directions import Method
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import attack_row, clean_rows, detection, read, unattacked
@@ -43,6 +45,7 @@ class Effort:
     seed: int
     work: Path  # crafted shards are kept here
     deadline: float | None = None  # of `time.monotonic()`; the adaptive attack is sized to end by then
+    methods: tuple[Method, ...] = METHODS  # of the adaptive attack
 
     def seconds_left(self) -> float:
         return math.inf if self.deadline is None else self.deadline - time.monotonic()
@@ -181,7 +184,8 @@ def adaptive_rows(
         return ()
     wanted = Size(effort.adaptive_items, effort.adaptive_steps)
     work = effort.work.with_name("adaptive")
-    stage = AdaptiveStage(subject, held_out, recipe.adaptive_budgets, promises, wanted, effort.seed, work)
+    budgets, methods = recipe.adaptive_budgets, effort.methods
+    stage = AdaptiveStage(subject, held_out, budgets, promises, wanted, effort.seed, work, methods)
     progress.note("speed of the adaptive attack")
     size = stage.sized(clean, None if effort.deadline is None else effort.seconds_left, progress.say)
-    return stage.rows(clean, crafted, size, progress.note)
+    return stage.rows(clean, crafted, size, progress.items)

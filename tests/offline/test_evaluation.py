@@ -16,15 +16,17 @@ import pytest
 import torch
 from rich.console import Console
 
-import guard.offline.adversary
 import guard.offline.build
 import guard.offline.calibrate
+import guard.offline.campaign
 import guard.offline.fit
 import guard.offline.shard
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError
 from guard.offline.adversary import FEWEST_ITEMS, FEWEST_STEPS, Size, identity_of
+from guard.offline.attacks.adaptive import METHODS
 from guard.offline.build import Prepared
+from guard.offline.campaign import PARTS
 from guard.offline.evaluate import read
 from guard.offline.evaluation import evaluate_bundle, prepared
 from guard.offline.evidence.gather import Gather
@@ -212,9 +214,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     shutil.rmtree(bundle.path.with_name("bundle.work") / "without-single-step")
     shards = spied(monkeypatch, guard.offline.shard, "attack_shard")
     heads = spied(monkeypatch, guard.offline.build, "fit_heads")
-    runs = spied(monkeypatch, guard.offline.adversary, "in_parts")
-    speeds = 2 * 2 * 3  # twice, each of the guard and two detectors, warmed up and measured
-    runs.interrupt_at = speeds + 2
+    runs = spied(monkeypatch, guard.offline.campaign, "write_result")
+    parts = PARTS * len(METHODS) * 3  # the guard and two detectors
+    runs.interrupt_at = PARTS + 2
+    folder = bundle.path.with_name("bundle.work") / "adaptive"
+    trained = set(folder.glob("*.npz"))  # runs for the report of the training
     with pytest.raises(KeyboardInterrupt):
         run(bundle, data)
     assert not (data.parent / "report").exists()
@@ -222,14 +226,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert made > 0
     assert len(heads.calls) == 1
     runs.interrupt_at = None
-    before = len(runs.calls)
+    before, kept = len(runs.calls), len(set(folder.glob("*.npz")) - trained)
+    assert PARTS < kept < parts
     found, said = run(bundle, data)
     assert len(shards.calls) == made
     assert len(heads.calls) == 1
-    assert len(runs.calls) - before == speeds // 2 + 2, "sizes are kept to, one proof was finished"
+    assert len(runs.calls) - before == parts - kept, "no part that was finished is repeated"
     again, _ = run(bundle, data)
     assert again == found or repr(again) == repr(found), "and a third time nothing changes"
-    assert len(runs.calls) - before == speeds // 2 * 2 + 2
+    assert len(runs.calls) - before == parts - kept
     assert "together about" in said
 
 
