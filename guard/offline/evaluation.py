@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guard.bundle import Bundle
-from guard.offline.adversary import Size, duration
+from guard.offline.adversary import GUIDES, Size, duration
+from guard.offline.attacks.adaptive import ALL_METHODS, METHODS
 from guard.offline.build import Prepared, read_seconds
 from guard.offline.crafting import craft_all
 from guard.offline.evaluate import read
@@ -51,7 +52,9 @@ class Wish:
     def effort(self, work: Path) -> Effort:
         sizes = QUICK if self.quick else FULL
         shifted = QUICK_SHIFTED if self.quick else SHIFTED
-        return Effort(*sizes, self.seed, work / "crafted", time.monotonic() + 60 * self.time, shifted, self.full)
+        deadline = time.monotonic() + 60 * self.time
+        methods = ALL_METHODS if self.full else METHODS
+        return Effort(*sizes, self.seed, work / "crafted", deadline, shifted, methods)
 
     @property
     def time(self) -> float:
@@ -118,7 +121,8 @@ def forecast(
     if work.recipe.adaptive_budgets:
         size = Size(effort.adaptive_items, effort.adaptive_steps)
         stage = adaptive_stage(subject, held_out, work.recipe, effort)
-        few = replace(held_out, images=held_out.images[: 2 * size.items], labels=held_out.labels[: 2 * size.items])
+        first = 2 * size.items + GUIDES
+        few = replace(held_out, images=held_out.images[:first], labels=held_out.labels[:first])
         per = replace(stage, held_out=few).per_item_step(read(subject.runtime, few.images))
         found[f"adaptive attack, {size.items} items x {size.steps} steps"] = per * size.items * (size.steps + 1)
     return found

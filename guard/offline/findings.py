@@ -21,6 +21,8 @@ from guard.offline.exhibit import Exhibit
 PROMISED = (0.001, 0.01, 0.05)  # the rates that every report states, whatever the bundle's own are
 SMALL, EXPECTED = 0.01, 3  # below this rate the test items must be enough for so many false alarms, or nothing is said
 PROOF_SHARE = 0.9
+MOST_DISAGREEMENT = 0.02  # one item in fifty, whose risk lies on the threshold
+MOST_RISK_GAP = 0.1  # in units of risk
 FEWEST = 200  # verified items for a row to be more than an indication
 FEWEST_QUERY = 60  # of an attack that asks for thousands of answers an item
 NORMAL = 1.96
@@ -275,14 +277,20 @@ class AdaptiveRow:
     passed_flag: Rate
     disagreement: float  # share of the items on which the attacked torch side and the served verdict differ
     proof: tuple[ProofRow, ...]
-    by_method: Mapping[str, Rate] = field(default_factory=dict)  # what each method alone gets through at the target
-    sr50: Rate | None = None  # what gets through where half of the clean items are given up
-    surrogates: tuple[str, ...] = ()  # stand-ins for what has no gradient, as they are called
-    risk_gap: float = math.nan  # largest difference between the attacked risk and the served one
+    by_method: Mapping[str, Rate] = field(default_factory=dict)  # `passed` at the target, of each method alone
+    sr50: Rate | None = None  # as `passed`, under the threshold that half of all clean items exceed
+    surrogates: tuple[str, ...] = ()  # what was differentiated in place of what has no gradient
+    risk_gap: float = 0.0  # largest difference in risk between the attacked torch side and the served programs
+    without_gradient: tuple[str, ...] = ()  # heads that hide their evidence from whoever descends
 
     @property
     def proven(self) -> bool:
         return bool(self.proof) and all(row.success.value >= PROOF_SHARE for row in self.proof)
+
+    @property
+    def agrees(self) -> bool:
+        """What was attacked is what is served; otherwise the row says nothing about the guard."""
+        return self.disagreement <= MOST_DISAGREEMENT and self.risk_gap <= MOST_RISK_GAP
 
 
 @dataclass(frozen=True)
@@ -344,7 +352,7 @@ class Evaluation:
         content = asdict(replace(self, exhibit=None))
         del content["exhibit"]
         for row, plain in zip(self.adaptive, content["adaptive"], strict=True):
-            plain["proven"] = row.proven
+            plain["proven"], plain["agrees"] = row.proven, row.agrees
         for attack, plain in zip(self.attacks, content["attacks"], strict=True):
             plain["thin"] = attack.thin
         for detector, plain in zip(self.detectors, content["detectors"], strict=True):

@@ -26,7 +26,6 @@ from guard.offline.wording import bracket, percent, promise_text, proof_text
 
 BEYOND_LUCK = 1.5  # times the promised rate
 FEEBLE = 0.1  # success on the bare model below which an attack says little
-DIFFER = 0.05  # share of items on which the attacked side and the served verdict may differ
 MEANING = {
     OFF_GRID: "some detector reads the file format",
     NOISE: "a part of what is caught is that anything was changed at all",
@@ -52,9 +51,15 @@ def adaptive_flags(e: Evaluation) -> list[str]:
                 f"{row.label}: gets through on {percent(own.value)} of the items, {label}, which knows nothing of the "
                 f"guard, on {percent(static.value)}; the knowing attack is too weak to be believed."
             )
-        if row.disagreement > DIFFER:
+        if not row.agrees:
             flags.append(
-                f"{row.label}: what was attacked and what is served differ on {percent(row.disagreement)} of the items."
+                f"{row.label}: what was attacked is not what is served: the verdicts differ on "
+                f"{percent(row.disagreement, 1)} of the items, the risks by up to {row.risk_gap:.2g}."
+            )
+        if row.without_gradient:
+            flags.append(
+                f"{row.label}: no gradient comes from {', '.join(row.without_gradient)}, so this attacker never saw "
+                "what they look at; another one may."
             )
     return flags
 

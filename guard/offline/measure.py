@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.offline.adversary import AdaptiveStage, Size
+from guard.offline.attacks.adaptive import METHODS
 from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.directions import Method
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import Examiner, Guard, Other, worst_of
@@ -41,7 +43,7 @@ class Effort:
     work: Path  # crafted shards are kept here
     deadline: float | None = None  # of `time.monotonic()`; the adaptive attack is sized to end by then
     shift_items: int = 1000  # clean items that are shifted, at most
-    full: bool = False  # every method of the adaptive attack, not the strongest alone
+    methods: tuple[Method, ...] = METHODS  # of the adaptive attack
 
     def seconds_left(self) -> float:
         return math.inf if self.deadline is None else self.deadline - time.monotonic()
@@ -177,7 +179,7 @@ def adaptive_rows(
     stage = adaptive_stage(subject, held_out, recipe, effort)
     progress.note("speed of the adaptive attack")
     size = stage.sized(clean, None if effort.deadline is None else effort.seconds_left, progress.say)
-    return stage.rows(clean, crafted, size, progress.note)
+    return stage.rows(clean, crafted, size, progress.items)
 
 
 def adaptive_stage(subject: Subject, held_out: HeldOut, recipe: Recipe, effort: Effort) -> AdaptiveStage:
@@ -189,4 +191,5 @@ def adaptive_stage(subject: Subject, held_out: HeldOut, recipe: Recipe, effort: 
         Size(effort.adaptive_items, effort.adaptive_steps),
         effort.seed,
         effort.work.with_name("adaptive"),
+        effort.methods,
     )

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from guard.offline.findings import (
+    Area,
     AttackRow,
     Caught,
     CleanRow,
@@ -34,6 +35,7 @@ WIDTH = 80
 ABREAST = 9  # attacks beside each other in the tables of detectors
 MOST_CLASSES = 10  # that are bothered most
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NOWHERE = Area(float("nan"), 0.0, 1.0)
 FINE, COARSE = 19, 15  # columns of a cell with an interval, where two rates are stated and where three are
 
 
@@ -211,39 +213,40 @@ def adaptive_lines(e: Evaluation) -> Iterator[str]:
 
 def system_lines(e: Evaluation) -> Iterator[str]:
     """Handled, that is rejected or still right; and of what passes, the share that is right."""
-    names, few = e.stated, width_of(e) - 1
+    names, few = e.stated, handled_width(e)
     yield ""
-    yield f"{'THE WHOLE SYSTEM':<22}{'tried':>6}{'bare':>6}  {'right or rejected':<{few * len(names)}}right of passed"
-    yield (
-        f"{'':<36}"
-        + "".join(f"{promise_text(p):<{few}}" for p in names)
-        + "".join(f"{promise_text(p):<6}" for p in names).rstrip()
-    )
+    title = f"{'THE WHOLE SYSTEM':<22}{'tried':>6}{'bare':>6}  "
+    yield title + f"{'right or rejected':<{few * len(names)}}right of passed"
+    shares = "".join(f"{promise_text(p):<{few}}" for p in names) + "".join(f"{promise_text(p):<6}" for p in names)
+    yield f"{'':<36}{shares}".rstrip()
     for letter, row in zip(LETTERS, e.attacks, strict=False):
-        yield system_line(f"{letter} {short(row.label, 20)}", row.tried, row.bare, row.served, e)
+        yield system_line(f"{letter} {short(row.label, 19)}", row.tried, row.bare, row.served, e)
         if row.left_out:
             yield system_line("    family left out", None, None, row.left_out, e)
-    for attack in e.suite.run if e.suite else ():
-        if attack.attack not in {row.attack for row in e.attacks}:
-            yield system_line(f"  {short(attack.label, 20)}", attack.tried, attack.bare, attack.served, e)
+    for attack in e.every_attack[len(e.attacks) :]:
+        yield system_line(f"  {short(attack.label, 19)}", attack.tried, attack.bare, attack.served, e)
     for adaptive in e.adaptive:
-        found = adaptive.detection
-        name = f"  {short(adaptive.label, 20)}"
-        yield system_line(name, adaptive.fooled.items, adaptive.fooled.complement(), found, e)
+        name, bare = f"  {short(adaptive.label, 19)}", adaptive.fooled.complement()
+        yield system_line(name, adaptive.fooled.items, bare, adaptive.detection, e)
     if e.worst is not None:
-        handled = "".join(f"{rate_text(e.worst.handled.get(p.name)):<{few}}" for p in names)
         bare = e.worst.bare
-        yield f"{'the worst of A, B, ...':<22}{bare.items:>6}{percent(bare.value):>6}  {handled}".rstrip()
+        yield system_line("the worst of A, B, ...", bare.items, bare, Detection(NOWHERE, {}, e.worst.handled), e)
     yield from wrapped(
         "Of items that the model has right; bare: it still has them right without a guard. The worst: each item meets "
         "the attack of the recipe that is worst for it."
     )
 
 
+def handled_width(e: Evaluation) -> int:
+    """With an interval where two rates are stated, without where three are."""
+    return 6 if len(e.stated) > 2 else COARSE
+
+
 def system_line(name: str, tried: int | None, bare: Rate | None, found: Detection, e: Evaluation) -> str:
-    few = width_of(e) - 1
-    handled = "".join(f"{rate_text(found.handled.get(p.name)):<{few}}" for p in e.stated)
-    passing = "".join(f"{percent(value(found.passing.get(p.name))):<6}" for p in e.stated)
+    few = handled_width(e)
+    rates = [found.handled.get(p.name) for p in e.stated]
+    handled = "".join(f"{rate_text(one) if few == COARSE else percent(value(one)):<{few}}" for one in rates)
+    passing = "".join(f"{percent(value(found.passing[p.name])):<6}" for p in e.stated if p.name in found.passing)
     count, share = "" if tried is None else str(tried), "" if bare is None else percent(bare.value)
     return f"{name:<22}{count:>6}{share:>6}  {handled}{passing}".rstrip()
 

@@ -58,7 +58,7 @@ def proof_text(row: AdaptiveRow) -> str:
 def gap_text(row: AdaptiveRow) -> str:
     """How far what was attacked is what is served."""
     parts = [f"attacked side and served verdict differ on {percent(row.disagreement, 1)} of the items"]
-    if not math.isnan(row.risk_gap):
+    if row.risk_gap:
         parts.append(f"their risks by at most {row.risk_gap:.2g}")
     if row.surrogates:
         parts.append(f"stand-ins for what has no gradient: {', '.join(row.surrogates)}")

@@ -44,7 +44,8 @@ def adaptive_part(e: Evaluation) -> list[str]:
 
 
 def adaptive_cells(row: AdaptiveRow, e: Evaluation, *, half: bool, own: bool) -> Sequence[str]:
-    counts = "yes" if row.proven else '<span class="bad">attack unproven</span>'
+    wrong = "attack unproven" if not row.proven else "not what is served"
+    counts = "yes" if row.proven and row.agrees else f'<span class="bad">{wrong}</span>'
     methods = ", ".join(f"{name} alone {percent(one.value)}" for name, one in row.by_method.items())
     about = f"aims at the threshold of {percent(row.target)}" + (f"; {methods}" if methods else "")
     return (
