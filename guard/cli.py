@@ -197,21 +197,40 @@ def evaluate(
         Path, typer.Option(help="Clean inputs and labels that the bundle has not seen.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Where report.json and report.html are written.", show_default=False)],
+    suite: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="A further list of attacks: a suite's name, or a .toml file."),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer items and steps, no family left out; an indication only.")
     ] = False,
-    minutes: Annotated[float, typer.Option(help="Time for all of it; the adaptive attack takes what is left.")] = 40.0,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every method of the adaptive attack, not the two best.")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Time for all but the suite; the adaptive attack takes what is left.",
+            show_default="40, with --quick 4",
+            min=0.0,
+        ),
+    ] = None,
+    suite_minutes: Annotated[float, typer.Option(help="Time for the suite, beside that.", min=0.0)] = 20.0,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
-    """Detection per attack at promised rates, and what an attacker who knows the guard gets through."""
+    """What is caught of each attack, known and unknown, what a knowing attacker gets through, and whom it bothers.
+
+    Speeds are measured first, and it is said what the run will take. What is slow
+    is kept beside the bundle: an interrupted evaluation goes on where it was.
+    """
     from guard.bundle import Bundle
-    from guard.offline.evaluation import evaluate_bundle
+    from guard.offline.evaluation import Wish, evaluate_bundle
+    from guard.offline.suite import load_suite
     from guard.offline.tables import lines_of
 
     console = make_console()
-    found = evaluate_bundle(
-        Bundle.open(bundle), data, out, quick=quick, seed=seed, stages=stages(console), minutes=minutes
-    )
+    wish = Wish(seed, quick, full, minutes, load_suite(suite) if suite else None, suite_minutes)
+    found = evaluate_bundle(Bundle.open(bundle), data, out, wish, stages(console))
     for line in lines_of(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\nreport {out / 'report.html'}", highlight=False, soft_wrap=True)

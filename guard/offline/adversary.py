@@ -1,19 +1,17 @@
 """The attacker who knows the guard: how much of it there is time for, its proof of strength, and its rows.
 
 Rule 1: the row is always there. Where time is short it has fewer steps, then fewer items, never below the fewest.
-Rule 2: what is attacked is the torch side; what is counted are the bundle's own verdicts.
-Rule 3: a finished run is kept by all that it follows from; an interrupted evaluation does not repeat it.
+Rule 2: what is attacked is the torch side; what is counted are the bundle's own verdicts, and how far the two differ.
+Rule 3: untargeted: any wrong class counts. That is easier than a chosen class, so what holds is the stronger claim.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,22 +20,29 @@ import torch
 from numpy.typing import NDArray
 
 from guard.bundle import Bundle, file_digest
-from guard.offline.attacks.adaptive import METHODS, AdaptiveResult, Known, Method, adaptive
+from guard.offline.attacks.adaptive import METHODS, AdaptiveResult
+from guard.offline.attacks.directions import Method
+from guard.offline.attacks.guides import Guides
+from guard.offline.attacks.surrogates import expectation, surrogates_of
+from guard.offline.campaign import FORMAT, STARTS, Adversary, Aim, Outcome, Shown, in_parts
 from guard.offline.craft import CraftedSet
-from guard.offline.evaluate import read
-from guard.offline.findings import AdaptiveRow, Area, Detection, Promise, ProofRow, Rate, caught_at
-from guard.offline.risk import DetectorExcess, Excess
+from guard.offline.detectors.detector import Detector
+from guard.offline.evaluate import detect, read, some_of
+from guard.offline.findings import AdaptiveRow, Promise, ProofRow, Rate
+from guard.offline.labels import spoken_budget
+from guard.offline.risk import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.subject import HeldOut, Subject
-from guard.offline.whole import read_whole, write_whole
+from guard.offline.workers import Stop
 from guard.runtime import Readings
 
-FORMAT = 1  # of a kept run: raised whenever what is computed for one changes
 PROOF_RATE = 0.05  # the rate at which an attack must break the detectors known to be broken
+HALF = 0.5  # the rate of SR@50: past the target, an attack goes on until half of all clean items look riskier
 PROVING_DETECTORS = ("kernel_density", "feature_squeezing", "lid")
-STARTS = 2  # of each method: the static attack's result and a random point
+GUARD = "guard"  # the aim that is all of it
 FEWEST_ITEMS, FEWEST_STEPS, FEW_STEPS = 30, 20, 60
 TRIAL_STEPS = 2  # by which speed is measured
-PARTS = 4  # that the items are attacked in
+GUIDES = 200  # clean items, at most, that feature matching chooses from
+LOOKED_AT = 16  # attacked items on which each head's gradient is looked at
 
 
 @dataclass(frozen=True)
@@ -56,119 +61,27 @@ class Size:
         return Size(items, steps)
 
 
-@dataclass(frozen=True)
-class Aim:
-    """What one run of the attack is against."""
-
-    name: str
-    known: Known
-    methods: tuple[Method, ...]
-
-    @property
-    def descents(self) -> int:
-        return STARTS * len(self.methods)
-
-
-@dataclass(frozen=True)
-class Adversary:
-    """Who attacks: these clean items, which the model has right, for so many steps. Arrays are unit space."""
-
-    images: NDArray[np.float32]  # [item, ...]
-    labels: NDArray[np.int64]
-    steps: int
-    seed: int
-    grid: int | None
-    identity: str  # of the guard attacked
-    work: Path
-
-    def attack(self, aim: Aim, start: NDArray[np.float32], budget: float) -> AdaptiveResult:
-        """From its file, or computed and kept."""
-        file = self.work / f"{aim.name}-{self.identify(aim, start, budget)[:24]}.npz"
-        found = read_result(file)
-        if found is None:
-            run = partial(adaptive, aim.known, budget=budget, steps=self.steps, grid=self.grid, methods=aim.methods)
-            found = in_parts(run, self.images, self.labels, start, self.seed)
-            write_result(file, found)
-        return found
-
-    def identify(self, aim: Aim, start: NDArray[np.float32], budget: float) -> str:
-        """SHA-256 (hex) over everything that a run's result follows from."""
-        settings = (FORMAT, self.identity, aim.name, aim.methods, budget, self.steps, self.seed, self.grid)
-        digest = hashlib.sha256(repr((settings, self.labels.tolist(), start.shape)).encode())
-        for images in (self.images, start):
-            digest.update(np.ascontiguousarray(images, dtype="<f4").tobytes())
-        return digest.hexdigest()
-
-
-def in_parts(
-    run: Callable[..., AdaptiveResult],
-    images: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    start: NDArray[np.float32] | None,
-    seed: int,
-) -> AdaptiveResult:
-    """Items beside each other on all cores, one thread each: small convolutions gain less from sharing one.
-
-    The number of parts is fixed, so that the result does not depend on the machine's cores.
-    """
-
-    def part(number: int) -> AdaptiveResult:
-        mine = slice(number, None, PARTS)
-        return run(
-            torch.from_numpy(images[mine]),
-            torch.from_numpy(labels[mine]),
-            generator=torch.Generator().manual_seed(PARTS * seed + number),
-            start=None if start is None else torch.from_numpy(start[mine]),
-        )
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(min(PARTS, os.cpu_count() or 1)) as pool:
-            found = list(pool.map(part, range(min(PARTS, len(images)))))
-    finally:
-        torch.set_num_threads(threads)
-    order = torch.cat([torch.arange(number, len(images), PARTS) for number in range(len(found))]).argsort()
-    return AdaptiveResult(*(torch.cat([getattr(r, f.name) for r in found])[order] for f in fields(AdaptiveResult)))
-
-
 def identity_of(bundle: Bundle) -> str:
     """Of what decides in a bundle: its programs, their weights and its calibration; not its report."""
     files = sorted({*(p.file for p in bundle.manifest.programs), "weights.bin", "calibration.npz"})
     return hashlib.sha256(repr([(name, file_digest(bundle.path / name)) for name in files]).encode()).hexdigest()
 
 
-def read_result(file: Path) -> AdaptiveResult | None:
-    """None where there is no whole result: it is then made anew."""
-    found = read_whole(file, [field.name for field in fields(AdaptiveResult)])
-    if found is None:
-        return None
-    return AdaptiveResult(**{name: torch.from_numpy(value) for name, value in found.items()})
+def seconds_per_step(
+    aim: Aim, images: NDArray[np.float32], labels: NDArray[np.int64], budget: float, device: str
+) -> float:
+    """Seconds that one step of one descent takes an item, the mean of the methods; the first steps only warm up.
 
-
-def write_result(file: Path, result: AdaptiveResult) -> None:
-    write_whole(file, {field.name: getattr(result, field.name).numpy() for field in fields(AdaptiveResult)})
-
-
-def aims(subject: Subject, target: float) -> tuple[Aim, tuple[Aim, ...]]:
-    """The whole guard, and each detector known to be broken that it has, alone."""
-    calibration = subject.runtime.calibration
-    whole = Aim("guard", Excess(subject.joint(), calibration, target), METHODS)
-    alone = []
-    for name in PROVING_DETECTORS:
-        if name in calibration.detectors:
-            clean = torch.from_numpy(calibration.clean_scores[:, calibration.detectors.index(name)])
-            alone.append(Aim(name, DetectorExcess(subject.alone(name), name, clean, PROOF_RATE), METHODS))
-    return whole, tuple(alone)
-
-
-def seconds_per_step(aim: Aim, images: NDArray[np.float32], labels: NDArray[np.int64], budget: float) -> float:
-    """Seconds that one step of one descent takes an item, measured on these items; the first steps only warm up."""
-    run = partial(adaptive, aim.known, budget=budget, grid=None, methods=aim.methods[-1:])
-    in_parts(partial(run, steps=0), images, labels, None, seed=0)
-    began = time.perf_counter()
-    in_parts(partial(run, steps=TRIAL_STEPS), images, labels, None, seed=0)
-    return (time.perf_counter() - began) / (len(images) * STARTS * (TRIAL_STEPS + 1))
+    An upper bound for a run, whose items leave once nothing is left to gain.
+    """
+    seconds = 0.0
+    for steps in (0, TRIAL_STEPS):
+        trial = Adversary(images, labels, steps, 0, None, "", Path(), device)
+        for method in aim.methods:
+            began = time.perf_counter()
+            in_parts(partial(trial.tried, aim, method, budget), len(images), trial.workers, Stop())
+            seconds += (time.perf_counter() - began) if steps else 0.0
+    return seconds / (len(aim.methods) * len(images) * TRIAL_STEPS)
 
 
 def target_rate(promises: Sequence[Promise], flag_rate: float) -> float:
@@ -187,28 +100,59 @@ class AdaptiveStage:
     wanted: Size
     seed: int
     work: Path
+    methods: tuple[Method, ...] = METHODS
+    device: str = "cpu"
 
     @property
     def target(self) -> float:
         return target_rate(self.promises, self.subject.runtime.bundle.manifest.flag_rate)
 
+    @property
+    def proving(self) -> tuple[str, ...]:
+        """The detectors known to be broken that the guard has."""
+        return tuple(name for name in PROVING_DETECTORS if name in self.subject.runtime.calibration.detectors)
+
     def right(self, clean: Readings, size: Size) -> NDArray[np.int64]:
         """The first items that the model has right."""
         return np.flatnonzero(clean.prediction == self.held_out.labels)[: size.items]
 
+    def guides(self, clean: Readings) -> NDArray[np.int64]:
+        """Items that the model has right and nobody attacks; where there are none, any: none guides its own class."""
+        right = np.flatnonzero(clean.prediction == self.held_out.labels)
+        spare = right[self.wanted.items :][:GUIDES]
+        return spare if len(spare) > 1 else right[-GUIDES:]
+
+    def aims(self, clean: Readings) -> tuple[Aim, ...]:
+        """The whole guard at the target rate and past it at HALF, and each detector known to be broken alone."""
+        calibration = self.subject.runtime.calibration
+        against: dict[str, Excess | DetectorExcess] = {
+            GUARD: Excess(self.subject.joint(), calibration, self.target, HALF)
+        }
+        for name in self.proving:
+            scores = torch.from_numpy(calibration.clean_scores[:, calibration.detectors.index(name)])
+            against[name] = DetectorExcess(self.subject.alone(name), name, scores, PROOF_RATE)
+        return tuple(self.aim(name, known.to(self.device), clean) for name, known in against.items())
+
+    def aim(self, name: str, known: Excess | DetectorExcess, clean: Readings) -> Aim:
+        if "feature_matching" not in self.methods:
+            return Aim(name, known, self.methods)
+        index, here = self.guides(clean), partial(torch.as_tensor, device=self.device)
+        guides = Guides.of(known, here(self.held_out.images[index]), here(self.held_out.labels[index]))
+        return Aim(name, known, self.methods, guides)
+
     def descents(self) -> int:
         """Of all runs together."""
-        whole, alone = aims(self.subject, self.target)
-        return whole.descents * len(self.budgets) + sum(aim.descents for aim in alone)
+        return STARTS * len(self.methods) * (len(self.budgets) + len(self.proving))
 
     def per_item_step(self, clean: Readings) -> float:
         """Seconds that one step of every descent takes an item."""
-        whole, alone = aims(self.subject, self.target)
-        index = self.right(clean, self.wanted)
+        index, largest = self.right(clean, self.wanted), max(self.budgets)
         images, labels = self.held_out.images[index], self.held_out.labels[index]
-        largest = max(self.budgets)
-        whole_s = seconds_per_step(whole, images, labels, largest) * whole.descents * len(self.budgets)
-        return whole_s + sum(seconds_per_step(aim, images, labels, largest) * aim.descents for aim in alone)
+        times = {GUARD: len(self.budgets)}  # that an aim is attacked
+        return sum(
+            seconds_per_step(aim, images, labels, largest, self.device) * aim.descents * times.get(aim.name, 1)
+            for aim in self.aims(clean)
+        )
 
     def sized(self, clean: Readings, seconds: Callable[[], float] | None, say: Callable[[str], None]) -> Size:
         """The size that fits into the seconds left; one chosen before for the same question is kept to."""
@@ -222,7 +166,7 @@ class AdaptiveStage:
         size = self.wanted.shrunk(seconds(), per)
         say(
             f"adaptive attack: {self.descents() / per:.0f} guarded steps/s, so {size.items} items x {size.steps} steps "
-            f"x {self.descents()} descents, about {duration(per * size.items * (size.steps + 1))}"
+            f"x {self.descents()} descents, at most {duration(per * size.items * (size.steps + 1))}"
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(size)), encoding="utf-8")
@@ -231,62 +175,102 @@ class AdaptiveStage:
     def question(self) -> str:
         hashes = hashlib.sha256("".join(self.held_out.hashes.tolist()).encode()).hexdigest()
         settings = (FORMAT, identity_of(self.subject.runtime.bundle), hashes, self.budgets, self.target, self.seed)
-        return hashlib.sha256(repr((settings, self.wanted)).encode()).hexdigest()
+        return hashlib.sha256(repr((settings, self.wanted, self.methods)).encode()).hexdigest()
 
-    def rows(
-        self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, note: Callable[[str], None]
-    ) -> tuple[AdaptiveRow, ...]:
+    def rows(self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, shown: Shown) -> tuple[AdaptiveRow, ...]:
         """One row a budget, on the first items that the model has right; the proof is at the largest budget."""
-        runtime, held_out = self.subject.runtime, self.held_out
-        index = self.right(clean, size)
-        images, labels = held_out.images[index], held_out.labels[index]
-        identity = identity_of(runtime.bundle)
-        adversary = Adversary(images, labels, size.steps, self.seed, runtime.spec.grid, identity, self.work)
-        starts = {budget: static_start(held_out, index, crafted, budget) for budget in self.budgets}
-        whole, alone = aims(self.subject, self.target)
+        expectation(self.subject.runtime.bundle)
+        index, grid = self.right(clean, size), self.subject.runtime.spec.grid
+        adversary = self.adversary(clean, index, size)
+        starts = {budget: static_start(self.held_out, index, crafted, budget) for budget in self.budgets}
+        whole, *alone = self.aims(clean)
         largest = max(self.budgets)
         proof = []
         for aim in alone:
-            note(f"proof of strength: {aim.name}")
-            found = adversary.attack(aim, starts[largest], largest)
-            proof.append(ProofRow(aim.name, largest, Rate.of(found.success.numpy())))
+            found = adversary.attack(aim, starts[largest], largest, shown)
+            proof.append(ProofRow(aim.name, largest, Rate.of(found.best.success.numpy())))
         rows = []
         for budget, start in starts.items():
-            note(f"adaptive attack at {spoken_budget(budget, runtime.spec.grid)}")
-            found = adversary.attack(whole, start, budget)
-            rows.append(self.row(found, labels, clean, budget, size, tuple(proof)))
+            spoken = partial(told, shown, spoken_budget(budget, grid))
+            outcome = adversary.attack(whole, start, budget, spoken)
+            rows.append(self.row(outcome, adversary.labels, clean, budget, size, tuple(proof)))
         return tuple(rows)
+
+    def adversary(self, clean: Readings, index: NDArray[np.int64], size: Size) -> Adversary:
+        """Whose runs also follow from the guides, where they have any."""
+        identity = identity_of(self.subject.runtime.bundle)
+        if "feature_matching" in self.methods:
+            guides = self.held_out.hashes[self.guides(clean)].tolist()
+            identity = hashlib.sha256(repr((identity, guides)).encode()).hexdigest()
+        return Adversary(
+            images=self.held_out.images[index],
+            labels=self.held_out.labels[index],
+            steps=size.steps,
+            seed=self.seed,
+            grid=self.subject.runtime.spec.grid,
+            identity=identity,
+            work=self.work,
+            device=self.device,
+        )
 
     def row(
         self,
-        found: AdaptiveResult,
+        outcome: Outcome,
         labels: NDArray[np.int64],
         clean: Readings,
         budget: float,
         size: Size,
         proof: tuple[ProofRow, ...],
     ) -> AdaptiveRow:
-        manifest = self.subject.runtime.bundle.manifest
-        readings = read(self.subject.runtime, found.images.numpy())
+        runtime, found = self.subject.runtime, outcome.best
+        manifest = runtime.bundle.manifest
+        readings = read(runtime, found.images.numpy())
         fooled, p_value = readings.prediction != labels, readings.p_value
-        missed = np.where(fooled, p_value, -1.0)  # of what does not fool the model nothing is missed
+        missed = missed_at(readings, labels)
         passed = {p.name: Rate.of(missed > p.rate) if p.reason is None else None for p in self.promises}
+        by_method = {
+            method: missed_at(read(runtime, result.images.numpy()), labels)
+            for method, result in outcome.by_method.items()
+        }
         return AdaptiveRow(
             budget=budget,
-            label=f"adaptive L∞ {spoken_budget(budget, self.subject.runtime.spec.grid)}",
+            label=f"adaptive L∞ {spoken_budget(budget, runtime.spec.grid)}",
             steps=size.steps,
-            methods=METHODS,
+            methods=self.methods,
             target=self.target,
             fooled=Rate.of(fooled),
-            detection=Detection(
-                Area.between(clean.risk, readings.risk[fooled]), caught_at(self.promises, p_value[fooled])
+            detection=detect(
+                self.subject.runtime.calibration, some_of(readings, fooled), p_value, fooled, clean, self.promises
             ),
             passed=passed,
             passed_reject=Rate.of(missed > manifest.reject_rate),
             passed_flag=Rate.of(missed > manifest.flag_rate),
             disagreement=float(((missed > self.target) != found.success.numpy()).mean()),
             proof=proof,
+            by_method={method: Rate.of(of_method > self.target) for method, of_method in by_method.items()},
+            sr50=Rate.of(missed > HALF),
+            surrogates=(*surrogates_of(self.detectors), expectation(runtime.bundle)),
+            risk_gap=self.risk_gap(found, readings),
+            without_gradient=without_gradient(self.subject.joint(), found.images[:LOOKED_AT]),
         )
+
+    @property
+    def detectors(self) -> tuple[Detector, ...]:
+        return tuple(d for detectors in self.subject.programs.values() for d in detectors)
+
+    def risk_gap(self, found: AdaptiveResult, readings: Readings) -> float:
+        """The largest difference in risk between the torch side that was attacked and the programs that are served."""
+        served = served_excess(self.subject.runtime.calibration, readings.scores, self.target)
+        return float(np.abs(served - found.excess[:, 0].numpy()).max(initial=0.0))
+
+
+def missed_at(readings: Readings, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """p-value [item] where the model is fooled; below any rate where it is not: there nothing is missed."""
+    return np.where(readings.prediction != labels, readings.p_value, -1.0)
+
+
+def told(shown: Shown, budget: str, what: object, done: int, total: int) -> None:
+    shown(f"{what} {budget}", done, total)
 
 
 def static_start(
@@ -301,13 +285,6 @@ def static_start(
                 if (place := places.get(str(held_out.hashes[item]))) is not None:
                     start[row] = found.attacked[place]
     return start
-
-
-def spoken_budget(budget: float, grid: int | None) -> str:
-    """As a count of grid steps where it is one: 8/255."""
-    if grid is not None and abs(budget * grid - round(budget * grid)) < 1e-6:
-        return f"{round(budget * grid)}/{grid}"
-    return f"{budget:.3g}"
 
 
 def duration(seconds: float) -> str:

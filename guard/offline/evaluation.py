@@ -8,57 +8,85 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guard.bundle import Bundle
-from guard.offline.adversary import AdaptiveStage, Size, duration
+from guard.offline.adversary import GUIDES, Size, duration
+from guard.offline.attacks.adaptive import ALL_METHODS, METHODS
 from guard.offline.build import Prepared, read_seconds
 from guard.offline.crafting import craft_all
 from guard.offline.evaluate import read
-from guard.offline.findings import PROMISED, Evaluation, Promise
+from guard.offline.findings import Evaluation
 from guard.offline.fit import one_batch
-from guard.offline.forecast import seconds_per_item
+from guard.offline.forecast import seconds_per_item, seconds_to_read
 from guard.offline.job import check_data, open_job
-from guard.offline.measure import Effort, LeftOut, measure
+from guard.offline.measure import Effort, LeftOut, adaptive_stage, measure, shift_items
 from guard.offline.progress import Stage, Stages
 from guard.offline.refit import families, refit_all
 from guard.offline.reopen import Work
-from guard.offline.report import to_html, to_json
+from guard.offline.report.page import to_html, to_json
+from guard.offline.shifts import SHIFTS
 from guard.offline.subject import HeldOut, Subject
+from guard.offline.suite import Suite
 from guard.offline.threads import choose_threads
+from guard.offline.trial import Further
 
-MINUTES = 40.0
+MINUTES, QUICK_MINUTES, SUITE_MINUTES = 40.0, 4.0, 20.0
 FULL = (300, 50, 100)  # items an attack is tried on; items and steps of the adaptive attack
 QUICK = (100, 20, 30)
+SHIFTED, QUICK_SHIFTED = 1000, 300  # items that are shifted, at most
 
 
-def evaluate_bundle(
-    bundle: Bundle, data: Path, out: Path, *, quick: bool, seed: int, stages: Stages, minutes: float = MINUTES
-) -> Evaluation:
-    """Write `report.json` and `report.html` into `out`. `quick` leaves no family out, and is an indication only.
+@dataclass(frozen=True)
+class Wish:
+    """What `guard evaluate` was asked for."""
+
+    seed: int = 0
+    quick: bool = False  # fewer items and steps, no family left out: an indication only
+    full: bool = False  # every method of the adaptive attack
+    minutes: float | None = None  # for all but the suite
+    suite: Suite | None = None
+    suite_minutes: float = SUITE_MINUTES
+
+    def effort(self, work: Path) -> Effort:
+        sizes = QUICK if self.quick else FULL
+        shifted = QUICK_SHIFTED if self.quick else SHIFTED
+        deadline = time.monotonic() + 60 * self.time
+        methods = ALL_METHODS if self.full else METHODS
+        return Effort(*sizes, self.seed, work / "crafted", deadline, shifted, methods)
+
+    @property
+    def time(self) -> float:
+        """Minutes."""
+        return self.minutes if self.minutes is not None else QUICK_MINUTES if self.quick else MINUTES
+
+
+def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: Stages) -> Evaluation:
+    """Write `report.json` and `report.html` into `out`.
 
     Raises:
         BundleError, DataError, ModelError: before anything is written.
     """
-    deadline = time.monotonic() + 60 * minutes
     work = Work.beside(bundle)
+    effort = wish.effort(work.path)
     with stages.stage("open bundle and data") as progress:
         held_out, aside = work.held_out(bundle, data)
         subject = work.subject(bundle)
         choose_threads(subject.classifier.graph, one_batch(held_out.images))
         if aside:
             progress.say(f"put aside {aside} items that the bundle was fitted or calibrated on")
-    effort = Effort(*(QUICK if quick else FULL), seed, work.path / "crafted", deadline)
     with stages.stage("measure speeds") as progress:
-        announce(forecast(subject, held_out, work, effort, quick=quick), minutes, progress)
+        announce(forecast(subject, held_out, work, effort, quick=wish.quick), wish, progress)
     left_out: tuple[LeftOut, ...] = ()
-    if not quick:
+    if not wish.quick:
         with stages.stage("fit without each family") as progress:
             left_out = refit_all(work.job_of(bundle), lambda: prepared(work, bundle, progress), bundle, progress.note)
     with stages.stage("measure on held-out data") as progress:
-        evaluation = measure(subject, held_out, work.recipe, effort, progress, left_out=left_out)
-    write_report(evaluation, out)
+        further = Further(wish.suite, 60 * wish.suite_minutes, work.path / "suite") if wish.suite else None
+        evaluation = measure(subject, held_out, work.recipe, effort, progress, left_out=left_out, further=further)
+    with stages.stage("write report"):
+        write_report(evaluation, out)
     return evaluation
 
 
@@ -77,6 +105,7 @@ def forecast(
     """Seconds by what they are for; None where nobody knows yet."""
     attacks = (*work.recipe.attacks, *work.recipe.left_out)
     items = min(effort.attack_items, len(held_out.images))
+    read_s = seconds_to_read(subject.runtime, held_out)
     found: dict[str, float | None] = {
         f"{len(attacks)} attacks on {items} items": items
         * seconds_per_item(subject.classifier.graph, attacks, held_out)
@@ -84,26 +113,35 @@ def forecast(
     if not quick and (left := families(work.recipe)):
         build_s = read_seconds(work.path)
         found[f"{len(left)} guards without a family"] = None if build_s is None else len(left) * build_s
+    readings = len(held_out.images) + 2 * len(attacks) * items  # clean ones, and what each attack makes: items, noise
+    found[f"{readings} readings at {1 / read_s:.0f} a second"] = readings * read_s
+    if held_out.images.ndim == 4:
+        shifted = shift_items(subject.runtime, held_out, effort)
+        found[f"{len(SHIFTS)} shifts of {shifted} items"] = len(SHIFTS) * shifted * read_s
     if work.recipe.adaptive_budgets:
         size = Size(effort.adaptive_items, effort.adaptive_steps)
-        calibration = subject.runtime.calibration
-        promises = tuple(Promise.of(rate, calibration.items) for rate in PROMISED)
-        stage = AdaptiveStage(subject, held_out, work.recipe.adaptive_budgets, promises, size, effort.seed, work.path)
-        few = replace(held_out, images=held_out.images[: 2 * size.items], labels=held_out.labels[: 2 * size.items])
+        stage = adaptive_stage(subject, held_out, work.recipe, effort)
+        first = 2 * size.items + GUIDES
+        few = replace(held_out, images=held_out.images[:first], labels=held_out.labels[:first])
         per = replace(stage, held_out=few).per_item_step(read(subject.runtime, few.images))
         found[f"adaptive attack, {size.items} items x {size.steps} steps"] = per * size.items * (size.steps + 1)
     return found
 
 
-def announce(costs: Mapping[str, float | None], minutes: float, progress: Stage) -> None:
+def announce(costs: Mapping[str, float | None], wish: Wish, progress: Stage) -> None:
     """Before anything slow begins."""
     for what, seconds in costs.items():
         progress.say(f"{what:<46} {'unknown' if seconds is None else duration(seconds)}")
     known = sum(seconds for seconds in costs.values() if seconds is not None)
     progress.say(
-        f"together about {duration(known)} of {minutes:g} min"
-        + (": the adaptive attack will be made smaller to fit" if known > 60 * minutes else "")
+        f"together about {duration(known)} of {wish.time:g} min"
+        + (": the adaptive attack will be made smaller to fit" if known > 60 * wish.time else "")
     )
+    if wish.suite:
+        count = len(wish.suite.attacks)
+        progress.say(
+            f"{f'suite {wish.suite.name}, {count} attacks, beside that':<46} {wish.suite_minutes:g} min at most"
+        )
 
 
 def write_report(evaluation: Evaluation, out: Path) -> None:

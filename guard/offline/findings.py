@@ -1,13 +1,14 @@
 """What an evaluation finds: values, and nothing that measures.
 
 Rule 1: every share and every AUROC carries its 95 % interval.
-Rule 2: a rate that the calibration items cannot promise has no number, but a reason.
+Rule 2: a rate that the calibration items cannot promise, or the test items cannot show, has no number, but a reason.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,15 @@ from numpy.typing import NDArray
 
 from guard.calibration import Floats, auroc, check_promise, wilson
 from guard.errors import PromiseError
+from guard.offline.exhibit import Exhibit
 
-PROMISED = (0.01, 0.05)  # the rates that every report states, whatever the bundle's own are
+PROMISED = (0.001, 0.01, 0.05)  # the rates that every report states, whatever the bundle's own are
+SMALL, EXPECTED = 0.01, 3  # below this rate the test items must be enough for so many false alarms, or nothing is said
 PROOF_SHARE = 0.9
+MOST_DISAGREEMENT = 0.02  # one item in fifty, whose risk lies on the threshold
+MOST_RISK_GAP = 0.1  # in units of risk
 FEWEST = 200  # verified items for a row to be more than an indication
+FEWEST_QUERY = 60  # of an attack that asks for thousands of answers an item
 NORMAL = 1.96
 OFF_GRID, NOISE = "off-grid clean", "noise of the attacks' sizes"
 
@@ -35,9 +41,16 @@ class Rate:
 
     @staticmethod
     def of(hits: NDArray[np.bool_]) -> Rate:
-        count, items = int(hits.sum()), int(hits.size)
+        return Rate.counted(int(hits.sum()), int(hits.size))
+
+    @staticmethod
+    def counted(count: int, items: int) -> Rate:
         low, high = wilson(count, items)
         return Rate(count / items if items else float("nan"), low, high, count, items)
+
+    def complement(self) -> Rate:
+        """The share of the others."""
+        return Rate.counted(self.items - self.count, self.items)
 
 
 @dataclass(frozen=True)
@@ -81,23 +94,32 @@ def spread(values: Floats) -> float:
 
 @dataclass(frozen=True)
 class Promise:
-    """A rate, and whether so many clean calibration items can promise it."""
+    """A rate, whether so many clean calibration items can promise it, and so many test items show it."""
 
     rate: float
-    items: int
-    reason: str | None  # why it cannot be promised
+    items: int  # for calibration
+    reason: str | None  # why nothing is stated at this rate
+    tested: int | None = None  # clean test items
 
     @property
     def name(self) -> str:
         return f"{self.rate:g}"
 
     @staticmethod
-    def of(rate: float, items: int) -> Promise:
+    def of(rate: float, items: int, tested: int | None = None) -> Promise:
+        reasons = []
         try:
             check_promise(rate, items, name="rate")
         except PromiseError as error:
-            return Promise(rate, items, str(error))
-        return Promise(rate, items, None)
+            reasons.append(str(error))
+        if tested is not None and rate < SMALL and tested < math.ceil(EXPECTED / rate):
+            reasons.append(f"{tested} clean test items cannot show it; it takes {math.ceil(EXPECTED / rate)}")
+        return Promise(rate, items, "; and ".join(reasons) or None, tested)
+
+
+def promises_of(items: int, tested: int) -> tuple[Promise, ...]:
+    """At the rates that every report states."""
+    return tuple(Promise.of(rate, items, tested) for rate in PROMISED)
 
 
 Caught = Mapping[str, Rate | None]  # by the promise's name; None where it cannot be promised
@@ -119,14 +141,35 @@ class CleanRow:
     flag_band: tuple[int, int] | None = None
     alarms: Caught = field(default_factory=dict)
     bands: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    accuracy: Rate | None = None  # of the bare model, where the inputs have labels
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Whom the guard bothers: the clean test items of one true class, or those that the model has right, or wrong."""
+
+    name: str
+    accuracy: Rate  # of the bare model
+    alarms: Caught
+
+    def bothered(self, rate: float) -> bool:
+        """Whether the interval of its false alarms lies wholly above the rate."""
+        found = self.alarms.get(f"{rate:g}")
+        return found is not None and found.items > 0 and found.low > rate
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What one guard makes of one attack's verified items."""
+    """What one guard makes of one attack: of its verified items, and of all that it was tried on.
+
+    An item on which the attack failed stands as its clean version.
+    """
 
     auroc: Area
     caught: Caught
+    handled: Caught = field(default_factory=dict)  # of the items tried: rejected, or still classified right
+    passing: Caught = field(default_factory=dict)  # of the items tried that pass: still classified right
+    alone: Mapping[str, Caught] = field(default_factory=dict)  # caught, by each detector's two-sided p-value alone
 
 
 @dataclass(frozen=True)
@@ -151,8 +194,52 @@ class AttackRow:
 
     @property
     def thin(self) -> bool:
-        """Fewer than FEWEST verified items."""
-        return self.success.count < FEWEST
+        """Fewer verified items than a row of its family takes."""
+        return self.success.count < fewest(self.family)
+
+    @property
+    def bare(self) -> Rate:
+        """Of the items tried: the bare model still classifies them right."""
+        return self.success.complement()
+
+
+def fewest(family: str) -> int:
+    """Verified items for a row of this family to be more than an indication."""
+    return FEWEST_QUERY if family == "query" else FEWEST
+
+
+@dataclass(frozen=True)
+class UnrunRow:
+    """An attack of a suite that could not be run: it counts as failed, and says why."""
+
+    attack: str
+    label: str
+    family: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SuiteRows:
+    """A further list of attacks, on a budget of its own."""
+
+    name: str
+    description: str
+    minutes: float
+    rows: tuple[AttackRow | UnrunRow, ...]  # in the suite's order
+
+    @property
+    def run(self) -> tuple[AttackRow, ...]:
+        return tuple(row for row in self.rows if isinstance(row, AttackRow))
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The items that several attacks were tried on, each item meeting the attack that is worst for it."""
+
+    attacks: tuple[str, ...]  # labels
+    bare: Rate  # still right, whichever attack
+    handled: Caught
+    robust_accuracy: Rate  # handled at the bundle's own reject rate
 
 
 @dataclass(frozen=True)
@@ -190,10 +277,20 @@ class AdaptiveRow:
     passed_flag: Rate
     disagreement: float  # share of the items on which the attacked torch side and the served verdict differ
     proof: tuple[ProofRow, ...]
+    by_method: Mapping[str, Rate] = field(default_factory=dict)  # `passed` at the target, of each method alone
+    sr50: Rate | None = None  # as `passed`, under the threshold that half of all clean items exceed
+    surrogates: tuple[str, ...] = ()  # what was differentiated in place of what has no gradient
+    risk_gap: float = 0.0  # largest difference in risk between the attacked torch side and the served programs
+    without_gradient: tuple[str, ...] = ()  # heads that hide their evidence from whoever descends
 
     @property
     def proven(self) -> bool:
         return bool(self.proof) and all(row.success.value >= PROOF_SHARE for row in self.proof)
+
+    @property
+    def agrees(self) -> bool:
+        """What was attacked is what is served; otherwise the row says nothing about the guard."""
+        return self.disagreement <= MOST_DISAGREEMENT and self.risk_gap <= MOST_RISK_GAP
 
 
 @dataclass(frozen=True)
@@ -231,11 +328,31 @@ class Evaluation:
     adaptive: tuple[AdaptiveRow, ...]
     detectors: tuple[DetectorRow, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[ClassRow, ...] = ()
+    shift_note: str = ""  # why no shifted data were measured
+    worst: Worst | None = None  # over the recipe's attacks
+    suite: SuiteRows | None = None
+    forwards: int = 0  # an item, of all programs, beside the model's own
+    item_shape: tuple[int, ...] = ()
+    class_count: int = 0
+    exhibit: Exhibit | None = field(default=None, compare=False, repr=False)  # for pictures; the page alone has it
+
+    @property
+    def stated(self) -> tuple[Promise, ...]:
+        """The rates at which there are figures; for the others there is a reason."""
+        return tuple(promise for promise in self.promises if promise.reason is None)
+
+    @property
+    def every_attack(self) -> tuple[AttackRow, ...]:
+        """Those of the recipe, and those that only a suite has."""
+        own = {row.attack for row in self.attacks}
+        return self.attacks + tuple(row for row in (self.suite.run if self.suite else ()) if row.attack not in own)
 
     def to_json(self) -> dict[str, Any]:
-        content = asdict(self)
+        content = asdict(replace(self, exhibit=None))
+        del content["exhibit"]
         for row, plain in zip(self.adaptive, content["adaptive"], strict=True):
-            plain["proven"] = row.proven
+            plain["proven"], plain["agrees"] = row.proven, row.agrees
         for attack, plain in zip(self.attacks, content["attacks"], strict=True):
             plain["thin"] = attack.thin
         for detector, plain in zip(self.detectors, content["detectors"], strict=True):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from guard.offline.attacks.attack import Attack, Learner, Model
 from guard.offline.craft import shard_items
+from guard.offline.evaluate import read
 from guard.offline.fit import one_batch
 from guard.offline.lot import SHARDS
 from guard.offline.subject import HeldOut
+from guard.runtime import Runtime
 
 PROBED = 2  # items by which an attack's passes are counted
 
@@ -100,3 +105,27 @@ def speed(model: Model, images: Tensor) -> tuple[float, float]:
     torch.autograd.grad(model(watched).sum(), watched)
     ended = time.perf_counter()
     return (between - began) / len(images), (ended - between) / len(images)
+
+
+def seconds_to_read(runtime: Runtime, held_out: HeldOut) -> float:
+    """What all programs of a bundle take an item, in a batch."""
+    few = held_out.images[: len(one_batch(held_out.images))]
+    read(runtime, few)
+    began = time.perf_counter()
+    read(runtime, few)
+    return (time.perf_counter() - began) / len(few)
+
+
+def kept_size(folder: Path, question: str, choose: Callable[[], int]) -> int:
+    """What was chosen before for the same question, or chosen now and kept.
+
+    Speeds differ from run to run; what an evaluation measures must not.
+    """
+    file = folder / f"{hashlib.sha256(question.encode()).hexdigest()[:24]}.json"
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        size = choose()
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(size), encoding="utf-8")
+    return size

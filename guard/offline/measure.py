@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guard.offline.adversary import AdaptiveStage, Size, spoken_budget
-from guard.offline.attacks.attack import Attack, Measure, Model
+from guard.offline.adversary import AdaptiveStage, Size
+from guard.offline.attacks.adaptive import METHODS
+from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.directions import Method
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.engine import attack_model
-from guard.offline.evaluate import attack_row, clean_rows, detection, read, unattacked
-from guard.offline.findings import (
-    FEWEST,
-    PROMISED,
-    AdaptiveRow,
-    Detection,
-    Evaluation,
-    LeftOutRow,
-    Promise,
-    Rate,
-    caught_at,
-)
+from guard.offline.evaluate import Examiner, Guard, Other, worst_of
+from guard.offline.findings import FEWEST, NOISE, AdaptiveRow, Evaluation, Rate, promises_of
+from guard.offline.forecast import kept_size, seconds_to_read
+from guard.offline.labels import labels_of
 from guard.offline.progress import Stage
 from guard.offline.recipe import Recipe
+from guard.offline.shifts import SHIFTS
+from guard.offline.specimens import exhibit_of
 from guard.offline.subject import HeldOut, Subject, detector_rows
+from guard.offline.trial import Further, Trial
+from guard.offline.unattacked import class_rows, clean_rows, shift_rows, unattacked
 from guard.runtime import Readings, Runtime
 
-SYMBOLS: Mapping[Measure, str] = {"linf": " L∞", "l2": " L2", "l1": " L1", "l0": " L0", "none": ""}
+SHIFT_SHARE, FEWEST_SHIFTED = 0.05, 100  # of the time left; and items, whatever it takes
 GROWTH = 1.15  # over the items that the success rate asks for, since it is itself measured
 
 
@@ -43,6 +42,8 @@ class Effort:
     seed: int
     work: Path  # crafted shards are kept here
     deadline: float | None = None  # of `time.monotonic()`; the adaptive attack is sized to end by then
+    shift_items: int = 1000  # clean items that are shifted, at most
+    methods: tuple[Method, ...] = METHODS  # of the adaptive attack
 
     def seconds_left(self) -> float:
         return math.inf if self.deadline is None else self.deadline - time.monotonic()
@@ -65,18 +66,33 @@ def measure(
     progress: Stage,
     *,
     left_out: Sequence[LeftOut] = (),
+    further: Further | None = None,
 ) -> Evaluation:
-    """Everything that the report states. Raises as `craft` does."""
+    """Everything that the report states; `further` attacks have time of their own. Raises as `craft` does."""
     runtime, manifest = subject.runtime, subject.runtime.bundle.manifest
-    promises = tuple(Promise.of(rate, runtime.calibration.items) for rate in PROMISED)
+    promises = promises_of(runtime.calibration.items, len(held_out.images))
     attacks = labels_of((*recipe.attacks, *recipe.left_out), runtime.spec.grid)
     model = attack_model(subject.classifier, held_out.images, effort.work.parent)
     crafted = {
         label: craft_enough(model, subject, held_out, attack, effort, progress) for label, attack in attacks.items()
     }
     progress.note("clean items")
-    clean = read(runtime, held_out.images)
-    without = {guard.family: Other(guard, read(guard.runtime, held_out.images)) for guard in left_out}
+    examiner = Examiner(Guard.over(runtime, held_out), promises, others(left_out, held_out))
+    clean = examiner.guard.clean
+    examined = {
+        label: examiner.examine(
+            found, label=label, setting="seen" if attacks[label] in recipe.attacks else "never seen"
+        )
+        for label, found in crafted.items()
+    }
+    progress.note("shifted items")
+    noisy = unattacked(held_out.images, crafted, runtime.spec.grid, effort.seed)
+    shifts, shift_note = shift_rows(runtime, held_out, promises, shift_items(runtime, held_out, effort))
+    adaptive = adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, progress)
+    suite, tried = None, examined
+    if further is not None:
+        suite, more = Trial(further, examiner, model, subject, held_out, effort.seed, progress).run(attacks, examined)
+        tried = examined | more
     return Evaluation(
         model=manifest.model.name,
         bundle=runtime.bundle.digest,
@@ -88,58 +104,40 @@ def measure(
         calibration_items=runtime.calibration.items,
         promises=promises,
         accuracy=Rate.of(clean.prediction == held_out.labels),
-        clean=clean_rows(
-            runtime, clean, unattacked(held_out.images, crafted, runtime.spec.grid, effort.seed), promises
-        ),
-        attacks=tuple(
-            attack_row(
-                runtime,
-                found,
-                clean,
-                promises,
-                label=label,
-                setting="seen" if attacks[label] in recipe.attacks else "never seen",
-                left_out=without[found.family].detection(found, promises) if found.family in without else None,
-            )
-            for label, found in crafted.items()
-        ),
-        left_out=tuple(other.row(promises) for other in without.values()),
-        adaptive=adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, promises, progress),
+        clean=(*clean_rows(runtime, clean, noisy, promises), *shifts),
+        attacks=tuple(found.row for found in examined.values()),
+        left_out=tuple(other.row(promises) for other in examiner.others.values()),
+        adaptive=adaptive,
         detectors=detector_rows(subject.programs),
+        classes=class_rows(clean, held_out.labels, manifest.model.output.labels, promises),
+        shift_note=shift_note,
+        worst=worst_of({label: found.fate for label, found in examined.items()}, promises, manifest.reject_rate),
+        suite=suite,
+        forwards=sum(program.rows + program.backwards for program in runtime.programs),
+        item_shape=tuple(runtime.spec.shape),
+        class_count=manifest.model.output.classes,
+        exhibit=exhibit_of(examiner.guard, tried, promises, model, noisy[NOISE]),
     )
 
 
-@dataclass(frozen=True)
-class Other:
-    """A guard fitted without a family, and its readings of the clean test items."""
-
-    guard: LeftOut
-    clean: Readings
-
-    def detection(self, crafted: CraftedSet, promises: Sequence[Promise]) -> Detection:
-        return detection(read(self.guard.runtime, crafted.attacked), self.clean, promises)
-
-    def row(self, promises: Sequence[Promise]) -> LeftOutRow:
-        bundle = self.guard.runtime.bundle
-        return LeftOutRow(
-            self.guard.family, self.guard.fitted_on, bundle.digest, caught_at(promises, self.clean.p_value)
-        )
+def others(left_out: Sequence[LeftOut], held_out: HeldOut) -> dict[str, Other]:
+    """By family."""
+    return {left.family: Other(left.family, left.fitted_on, Guard.over(left.runtime, held_out)) for left in left_out}
 
 
-def labels_of(attacks: Sequence[Attack], grid: int | None) -> dict[str, Attack]:
-    """A name for people, each another: pgd L∞ 8/255."""
-    found: dict[str, Attack] = {}
-    for attack in attacks:
-        size = "" if attack.budget is None else f" {size_text(attack.budget, attack.norm, grid)}"
-        label = f"{attack.name}{SYMBOLS[attack.norm]}{size}"
-        alike = sum(name.split(" #")[0] == label for name in found)
-        found[f"{label} #{alike + 1}" if alike else label] = attack
-    return found
+def shift_items(runtime: Runtime, held_out: HeldOut, effort: Effort) -> int:
+    """How many test items are shifted: what a share of the time left allows; a size chosen before is kept to."""
+    wanted = min(effort.shift_items, len(held_out.images))
+    if effort.deadline is None or held_out.images.ndim != 4:
+        return wanted
+    hashes = hashlib.sha256("".join(held_out.hashes.tolist()).encode()).hexdigest()
+    asked = repr((runtime.bundle.digest, hashes, wanted))
 
+    def choose() -> int:
+        affordable = SHIFT_SHARE * effort.seconds_left() / (len(SHIFTS) * seconds_to_read(runtime, held_out))
+        return int(min(wanted, max(affordable, FEWEST_SHIFTED)))
 
-def size_text(budget: float, norm: Measure, grid: int | None) -> str:
-    """8/255, 0.5 or, of an item's values, 6%."""
-    return f"{budget:.1%}" if norm == "l0" else spoken_budget(budget, grid if norm == "linf" else None)
+    return kept_size(effort.work.with_name("sizes"), asked, choose)
 
 
 def craft_enough(
@@ -173,15 +171,25 @@ def adaptive_rows(
     effort: Effort,
     crafted: Sequence[CraftedSet],
     clean: Readings,
-    promises: tuple[Promise, ...],
     progress: Stage,
 ) -> tuple[AdaptiveRow, ...]:
     """As much of it as there is time for."""
     if not recipe.adaptive_budgets:
         return ()
-    wanted = Size(effort.adaptive_items, effort.adaptive_steps)
-    work = effort.work.with_name("adaptive")
-    stage = AdaptiveStage(subject, held_out, recipe.adaptive_budgets, promises, wanted, effort.seed, work)
+    stage = adaptive_stage(subject, held_out, recipe, effort)
     progress.note("speed of the adaptive attack")
     size = stage.sized(clean, None if effort.deadline is None else effort.seconds_left, progress.say)
-    return stage.rows(clean, crafted, size, progress.note)
+    return stage.rows(clean, crafted, size, progress.items)
+
+
+def adaptive_stage(subject: Subject, held_out: HeldOut, recipe: Recipe, effort: Effort) -> AdaptiveStage:
+    return AdaptiveStage(
+        subject,
+        held_out,
+        recipe.adaptive_budgets,
+        promises_of(subject.runtime.calibration.items, len(held_out.images)),
+        Size(effort.adaptive_items, effort.adaptive_steps),
+        effort.seed,
+        effort.work.with_name("adaptive"),
+        effort.methods,
+    )

@@ -19,7 +19,8 @@ from guard.offline.build import Prepared, compile_heads, fit, parities
 from guard.offline.calibrate import Calibrator
 from guard.offline.fit import Remembered, settled
 from guard.offline.job import Job
-from guard.offline.measure import LeftOut, labels_of
+from guard.offline.labels import labels_of
+from guard.offline.measure import LeftOut
 from guard.offline.recipe import Recipe
 from guard.runtime import Runtime
 

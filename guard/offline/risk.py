@@ -1,20 +1,22 @@
 """The guard's whole risk as one differentiable function: what an attacker who knows everything would descend.
 
-Rule 1: values equal the bundle's own (heads, fusion, thresholds); only derivatives are surrogates, and each is named
-where it stands: rounding passes the gradient straight through, ReLU's step in the double backward is softplus-shaped.
+Rule 1: values equal the bundle's own (heads, fusion, thresholds); only derivatives are surrogates, and all of them are
+named in `attacks/surrogates.py`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from guard.calibration import HINGES, Calibration, Fusion
+from guard.calibration import HINGES, Calibration, Floats, Fusion
 from guard.offline.compile import Program
-from guard.offline.evidence.needs import Logits
+from guard.offline.evidence.needs import Evidence, Logits
 
 
 class SmoothFusion(nn.Module):
@@ -22,9 +24,11 @@ class SmoothFusion(nn.Module):
 
     def __init__(self, fusion: Fusion) -> None:
         super().__init__()
-        self.knots = [torch.unique(torch.as_tensor(k)) for k in fusion.knots]
         self.fusion = fusion
-        self.levels = [middle_levels(k, torch.as_tensor(fusion.levels)) for k in fusion.knots]
+        levels = torch.as_tensor(fusion.levels)
+        for place, knots in enumerate(fusion.knots):
+            self.register_buffer(f"knots_{place}", torch.unique(torch.as_tensor(knots)))
+            self.register_buffer(f"levels_{place}", middle_levels(knots, levels))
         self.register_buffer("weights", torch.as_tensor(fusion.weights, dtype=torch.float64))
         self.register_buffer("hinges", torch.tensor(HINGES, dtype=torch.float64))
         self.weights: Tensor
@@ -32,7 +36,11 @@ class SmoothFusion(nn.Module):
 
     def forward(self, scores: Tensor) -> Tensor:
         columns = scores.double().unbind(dim=1)
-        z = torch.stack([interpolate(c, k, m) for c, k, m in zip(columns, self.knots, self.levels, strict=True)], dim=1)
+        placed = [
+            interpolate(column, self.get_buffer(f"knots_{place}"), self.get_buffer(f"levels_{place}"))
+            for place, column in enumerate(columns)
+        ]
+        z = torch.stack(placed, dim=1)
         tails = torch.asinh(torch.stack([z, -z], dim=2).clamp_min(0.0))
         features = (tails[..., None] - self.hinges).clamp_min(0.0)
         return torch.einsum("idth,dth->i", features, self.weights) + self.fusion.bias
@@ -55,30 +63,60 @@ def interpolate(scores: Tensor, knots: Tensor, levels: Tensor) -> Tensor:
 
 
 class Excess(nn.Module):
-    """How far an input's risk lies above what passes, at a promised rate: negative passes, positive is rejected.
+    """How far an input's risk lies above what passes, at each promised rate: negative passes, positive is rejected.
 
     `program` holds the detectors of all programs in their order, so that the plain pass is made once. The largest
     excess over all programs, so that early rejects count; unit-space images [item, ...] -> ([item, class] logits,
-    [item] excess).
+    [item, rate] excess).
     """
 
-    def __init__(self, program: Program, calibration: Calibration, rate: float) -> None:
+    def __init__(self, program: Program, calibration: Calibration, *rates: float) -> None:
         super().__init__()
         self.program = program
-        fusions = [SmoothFusion(fusion) for fusion in calibration.fusions]
-        self.fusions = nn.ModuleList(fusions)
-        ends = accumulate(calibration.programs)
-        self.parts = tuple(
-            (end, fusion, limit)
-            for end, fusion, limit in zip(ends, fusions, limits(calibration, rate), strict=True)
-            if limit != math.inf
-        )
+        self.fusions = nn.ModuleList(SmoothFusion(fusion) for fusion in calibration.fusions)
+        self.ends = tuple(accumulate(calibration.programs))
+        self.limits = tuple(limits(calibration, rate) for rate in rates)  # of each rate, of each program
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        evidence = self.program.evidence(images)
+        return self.judge(self.evidence(images))
+
+    def evidence(self, images: Tensor) -> Evidence:
+        """Of unit-space images [item, ...]."""
+        return self.program.evidence(images)
+
+    def judge(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         scores = self.program.scores(evidence)
-        excess = [fusion(scores[:, :end]) - limit for end, fusion, limit in self.parts]
-        return evidence[Logits()], torch.stack(excess).amax(dim=0)
+        risks = [fusion(scores[:, :end]) for end, fusion in zip(self.ends, self.fusions, strict=True)]
+        return evidence[Logits()], torch.stack([largest(risks, limit) for limit in self.limits], dim=1)
+
+
+def largest(risks: Sequence[Tensor], limit: Sequence[float]) -> Tensor:
+    """Excess [item] of the program that is furthest above its limit; one that rejects nothing has none."""
+    return torch.stack([risk - low for risk, low in zip(risks, limit, strict=True) if low != math.inf]).amax(dim=0)
+
+
+def served_excess(calibration: Calibration, scores: Floats, rate: float) -> Floats:
+    """The same [item] from the scores [item, detector] that the bundle's own programs gave."""
+    parts = zip(accumulate(calibration.programs), calibration.fusions, limits(calibration, rate), strict=True)
+    excess = [fusion.risk(scores[:, :end]) - low for end, fusion, low in parts if low != math.inf]
+    return np.asarray(np.max(excess, axis=0), dtype=np.float64)
+
+
+def without_gradient(program: Program, images: Tensor) -> tuple[str, ...]:
+    """The detectors whose score's gradient is zero or not finite on most of these unit-space images [item, ...].
+
+    Such a head hides its evidence from whoever descends, and makes a guard look stronger than it is.
+    """
+    with torch.enable_grad():
+        points = images.detach().requires_grad_(True)
+        columns = program.scores(program.evidence(points)).unbind(dim=1)
+        slopes = [
+            torch.autograd.grad(column.sum(), points, retain_graph=True, materialize_grads=True)[0]
+            for column in columns
+        ]
+    sizes = [slope.flatten(1).abs().amax(dim=1) for slope in slopes]
+    good = [float(((size > 0) & size.isfinite()).float().mean()) for size in sizes]
+    return tuple(name for name, share in zip(program.names, good, strict=True) if share <= 0.5)
 
 
 def limits(calibration: Calibration, rate: float) -> tuple[float, ...]:
@@ -109,7 +147,7 @@ def unsquashed(place: float) -> float:
 
 
 class DetectorExcess(nn.Module):
-    """The same for one detector alone, larger scores suspicious: known-broken detectors prove an attack's strength."""
+    """The same at one rate for one detector alone, larger scores suspicious: known-broken detectors prove strength."""
 
     def __init__(self, program: Program, detector: str, clean_scores: Tensor, rate: float) -> None:
         super().__init__()
@@ -119,6 +157,12 @@ class DetectorExcess(nn.Module):
         self.spread = float(clean_scores.std().clamp_min(1e-6))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        evidence = self.program.evidence(images)
+        return self.judge(self.evidence(images))
+
+    def evidence(self, images: Tensor) -> Evidence:
+        """Of unit-space images [item, ...]."""
+        return self.program.evidence(images)
+
+    def judge(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         score = self.program.heads[self.column](evidence)
-        return evidence[Logits()], (score - self.limit) / self.spread
+        return evidence[Logits()], ((score - self.limit) / self.spread)[:, None]

@@ -1,82 +1,167 @@
-"""An evaluation as plain tables of 80 columns."""
+"""An evaluation as plain tables of 80 columns: the page's figures, with fewer words."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from guard.offline.findings import AttackRow, CleanRow, Detection, DetectorRow, Evaluation, Promise
+from guard.offline.findings import (
+    Area,
+    AttackRow,
+    Caught,
+    CleanRow,
+    Detection,
+    DetectorRow,
+    Evaluation,
+    Rate,
+    UnrunRow,
+)
+from guard.offline.flags import red_flags
 from guard.offline.progress import short
 from guard.offline.wording import (
+    NONE,
     area_text,
     decimal,
+    gap_text,
     percent,
     promise_notes,
     promise_text,
     proof_text,
     rate_text,
-    red_flags,
+    thin_text,
 )
 
 WIDTH = 80
-ABREAST = 9  # attacks beside each other in the table of detectors
+ABREAST = 9  # attacks beside each other in the tables of detectors
+MOST_CLASSES = 10  # that are bothered most
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NOWHERE = Area(float("nan"), 0.0, 1.0)
+FINE, COARSE = 19, 15  # columns of a cell with an interval, where two rates are stated and where three are
 
 
 def lines_of(e: Evaluation) -> list[str]:
-    """Everything that the page says, too."""
-    parts = (clean_lines(e), attack_lines(e), left_out_lines(e), adaptive_lines(e), detector_lines(e), flag_lines(e))
+    """Everything that the page says, but for its pictures."""
+    parts = (
+        clean_lines(e),
+        class_lines(e),
+        attack_lines(e),
+        suite_lines(e),
+        adaptive_lines(e),
+        system_lines(e),
+        detector_lines(e),
+        flag_lines(e),
+    )
     return [line for part in parts for line in part]
 
 
+def heads(e: Evaluation, width: int) -> str:
+    return "".join(f"{promise_text(p):<{width}}" for p in e.stated).rstrip()
+
+
+def cells(found: Caught, e: Evaluation, decimals: int = 0) -> str:
+    """A share and its interval at each stated rate."""
+    return "".join(f"{rate_text(found.get(p.name), decimals):<{width_of(e)}}" for p in e.stated).rstrip()
+
+
+def width_of(e: Evaluation) -> int:
+    """Of a cell in the tables of attacks."""
+    return COARSE if len(e.stated) > 2 else COARSE + 1
+
+
 def clean_lines(e: Evaluation) -> Iterator[str]:
+    width = COARSE - 2 if len(e.stated) > 2 else FINE
     yield ""
     yield f"{'INPUTS THAT NOBODY ATTACKED':<34}{'items':>6}  {'taken for attacked, promised':<35}".rstrip()
-    yield f"{'':<40}  " + "".join(f"{promise_text(p):<19}" for p in e.promises).rstrip()
+    yield f"{'':<40}  " + heads(e, width)
     for row in e.clean:
-        yield f"{short(row.name, 33):<34}{row.rejected.items:>6}  " + alarms(row, e.promises)
+        yield f"{short(row.name, 33):<34}{row.rejected.items:>6}  " + alarms(row, e, width)
         if row.bands:
-            bands = (row.bands.get(p.name) for p in e.promises)
+            bands = (row.bands.get(p.name) for p in e.stated)
             yield (
-                f"{'  as many, if the promise holds':<43}  "
-                + "".join(f"{f'{band[0]} to {band[1]}' if band else '–':<18}" for band in bands).rstrip()
+                f"{'  as many, if the promise holds':<42}"
+                + "".join(f"{f'{band[0]} to {band[1]}' if band else NONE:<{width}}" for band in bands).rstrip()
             )
+    if any(row.accuracy for row in e.clean):
+        right = ", ".join(f"{row.name} {percent(row.accuracy.value)}" for row in e.clean if row.accuracy)
+        yield from wrapped(f"Shift is measured, not promised. The bare model is right on: {right}.")
+    if e.shift_note:
+        yield from wrapped(f"No shifted data: {e.shift_note}.")
 
 
-def alarms(row: CleanRow, promises: Sequence[Promise]) -> str:
-    cells = []
-    for promise in promises:
+def alarms(row: CleanRow, e: Evaluation, width: int) -> str:
+    found = []
+    for promise in e.stated:
         rate = row.alarms.get(promise.name)
-        text = f"{rate.count}: {percent(rate.value, 1)}" if rate is not None and row.bands else rate_text(rate, 1)
-        cells.append(f"{text:<19}")
-    return "".join(cells).rstrip()
+        if width < FINE or (rate is not None and row.bands):
+            text = NONE if rate is None else f"{rate.count}: {percent(rate.value, 1)}"
+        else:
+            text = rate_text(rate, 1)
+        found.append(f"{text:<{width}}")
+    return "".join(found).rstrip()
+
+
+def class_lines(e: Evaluation) -> Iterator[str]:
+    """Right and wrong ones, and the classes that are bothered most."""
+    if not e.classes or not e.stated:
+        return
+    width = COARSE - 2 if len(e.stated) > 2 else FINE
+    loudest = e.stated[-1].name
+    classes = sorted(e.classes[2:], key=lambda row: -value(row.alarms.get(loudest)))
+    yield ""
+    yield f"{'WHOM IT BOTHERS: CLEAN ITEMS':<27}{'items':>6}{'right':>7}  taken for attacked, promised"
+    yield f"{'':<42}" + heads(e, width)
+    for row in (*e.classes[:2], *classes[:MOST_CLASSES]):
+        rates = [row.alarms.get(promise.name) for promise in e.stated]
+        texts = (rate_text(rate, 1) if width == FINE else percent(value(rate), 1) for rate in rates)
+        found = "".join(f"{text:<{width}}" for text in texts)
+        yield f"{short(row.name, 26):<28}{row.accuracy.items:>5}{percent(row.accuracy.value):>7}  {found}".rstrip()
+    if len(classes) > MOST_CLASSES:
+        yield from wrapped(f"The {MOST_CLASSES} of {len(classes)} classes that are bothered most.")
+
+
+def value(rate: Rate | None) -> float:
+    return float("nan") if rate is None else rate.value
 
 
 def attack_lines(e: Evaluation) -> Iterator[str]:
-    yield ""
-    yield f"{'ATTACKED INPUTS':<23}{'items':>5}  {'AUROC':<18} {'caught, promised':<30}".rstrip()
-    yield f"{'':<49}" + "".join(f"{promise_text(p):<16}" for p in e.promises).rstrip()
+    yield from attack_heads("ATTACKED INPUTS", e)
     for letter, row in zip(LETTERS, e.attacks, strict=False):
-        thin = "*" if row.thin else " "
-        yield f"{letter} {short(row.label, 21):<21}{row.success.count:>5}{thin} {detected(row.served, e.promises)}"
-        if row.setting != "seen":
-            yield f"    {row.setting}"
-        if row.left_out:
-            yield f"    {'family left out':<19}{'':>5}  {detected(row.left_out, e.promises)}"
+        yield from one_attack(f"{letter} ", row, e)
     for adaptive in e.adaptive:
         few = f"  {short(adaptive.label, 21):<21}{adaptive.fooled.count:>5}"
-        yield f"{few}  {detected(adaptive.detection, e.promises)}"
+        yield f"{few}  {detected(adaptive.detection, e)}"
+    star = f" *: {thin_text(row.family for row in e.attacks)}." if any(row.thin for row in e.attacks) else ""
     yield from wrapped(
         "An item counts once the model, right before, is wrong after, on the grid of the data. In brackets: 95 % "
-        "intervals." + (" *: fewer than 200 items, an indication." if any(row.thin for row in e.attacks) else "")
+        "intervals." + star
     )
     for note in promise_notes(e):
         yield from wrapped(note)
+    yield from left_out_lines(e)
 
 
-def detected(detection: Detection, promises: Sequence[Promise]) -> str:
-    cells = "".join(f"{rate_text(detection.caught.get(p.name)):<16}" for p in promises)
-    return f"{area_text(detection.auroc):<18} {cells}".rstrip()
+def attack_heads(title: str, e: Evaluation) -> Iterator[str]:
+    yield ""
+    yield f"{short(title, 22):<23}{'items':>5}  {'AUROC':<{area_width(e)}}caught, promised"
+    yield f"{'':<{30 + area_width(e)}}" + heads(e, width_of(e))
+
+
+def area_width(e: Evaluation) -> int:
+    return 6 if len(e.stated) > 2 else 19
+
+
+def one_attack(mark: str, row: AttackRow, e: Evaluation) -> Iterator[str]:
+    thin = "*" if row.thin else " "
+    yield f"{mark}{short(row.label, 21):<21}{row.success.count:>5}{thin} {detected(row.served, e)}"
+    if row.setting != "seen":
+        yield f"    {row.setting}"
+    if row.left_out:
+        yield f"    {'family left out':<19}{'':>5}  {detected(row.left_out, e)}"
+
+
+def detected(detection: Detection, e: Evaluation) -> str:
+    area = decimal(detection.auroc.value) if len(e.stated) > 2 else area_text(detection.auroc)
+    return f"{area:<{area_width(e)}}{cells(detection.caught, e)}".rstrip()
 
 
 def left_out_lines(e: Evaluation) -> Iterator[str]:
@@ -84,42 +169,115 @@ def left_out_lines(e: Evaluation) -> Iterator[str]:
         yield from wrapped("No family was left out, so these rows say little of attacks that nobody thought of.")
         return
     for row in e.left_out:
-        alarms = ", ".join(f"{rate_text(row.alarms.get(p.name), 1)} at {promise_text(p)}" for p in e.promises)
+        found = ", ".join(f"{rate_text(row.alarms.get(p.name), 1)} at {promise_text(p)}" for p in e.stated)
         yield from wrapped(
-            f"Without {row.family}: fitted on {', '.join(row.fitted_on)}; false alarms on clean {alarms}."
+            f"Without {row.family}: fitted on {', '.join(row.fitted_on)}; false alarms on clean {found}."
         )
+
+
+def suite_lines(e: Evaluation) -> Iterator[str]:
+    if e.suite is None:
+        return
+    yield from attack_heads(f"SUITE {e.suite.name}", e)
+    for row in e.suite.rows:
+        if isinstance(row, UnrunRow):
+            yield f"  {short(row.label, 60)}"
+            yield from wrapped(f"cannot be run, so it counts as failed: {row.reason}", 4)
+        else:
+            yield from one_attack("  ", row, e)
+    star = f" *: {thin_text(row.family for row in e.suite.run)}." if any(row.thin for row in e.suite.run) else ""
+    yield from wrapped(
+        f"{e.suite.description.rstrip('.')}. In {e.suite.minutes:g} minutes of its own.{star}".lstrip(". ")
+    )
 
 
 def adaptive_lines(e: Evaluation) -> Iterator[str]:
     yield ""
-    yield f"{'AN ATTACKER WHO KNOWS THE GUARD':<33}{'fools':>6}  {'gets through, promised':<32}".rstrip()
-    yield f"{'':<41}" + "".join(f"{promise_text(p):<16}" for p in e.promises) + "counts"
+    yield f"{'AN ATTACKER WHO KNOWS THE GUARD':<33}{'fools':>6}  gets through, promised"
+    yield f"{'':<41}" + "".join(f"{promise_text(p):<{width_of(e) - 1}}" for p in e.stated).rstrip()
     for row in e.adaptive:
         name = f"{row.label}, {row.fooled.items} x {row.steps} steps"
-        cells = "".join(f"{rate_text(row.passed.get(p.name)):<16}" for p in e.promises)
-        counts = "yes" if row.proven else "no"
-        yield f"{short(name, 33):<33}{percent(row.fooled.value):>6}  {cells}{counts}"
+        found = "".join(f"{rate_text(row.passed.get(p.name)):<{width_of(e) - 1}}" for p in e.stated)
+        yield f"{short(name, 33):<33}{percent(row.fooled.value):>6}  {found}".rstrip()
+        if row.sr50 is not None:
+            yield f"    {'where half of the clean are lost':<37}{rate_text(row.sr50)}"
+        for method, rate in row.by_method.items():
+            yield f"    {short(f'{method} alone', 36):<37}{rate_text(rate)}"
     for row in e.adaptive[:1]:
         yield from wrapped(
             f"Proof of strength, success against detectors known to be weak, each alone, at the largest budget: "
-            f"{proof_text(row)}" + ("." if row.proven else ": attack unproven.")
+            f"{proof_text(row)}" + ("; it counts." if row.proven else ": attack unproven.")
         )
+        yield from wrapped(gap_text(row))
+
+
+def system_lines(e: Evaluation) -> Iterator[str]:
+    """Handled, that is rejected or still right; and of what passes, the share that is right."""
+    names, few = e.stated, handled_width(e)
+    yield ""
+    title = f"{'THE WHOLE SYSTEM':<22}{'tried':>6}{'bare':>6}  "
+    yield title + f"{'right or rejected':<{few * len(names)}}right of passed"
+    shares = "".join(f"{promise_text(p):<{few}}" for p in names) + "".join(f"{promise_text(p):<6}" for p in names)
+    yield f"{'':<36}{shares}".rstrip()
+    for letter, row in zip(LETTERS, e.attacks, strict=False):
+        yield system_line(f"{letter} {short(row.label, 19)}", row.tried, row.bare, row.served, e)
+        if row.left_out:
+            yield system_line("    family left out", None, None, row.left_out, e)
+    for attack in e.every_attack[len(e.attacks) :]:
+        yield system_line(f"  {short(attack.label, 19)}", attack.tried, attack.bare, attack.served, e)
+    for adaptive in e.adaptive:
+        name, bare = f"  {short(adaptive.label, 19)}", adaptive.fooled.complement()
+        yield system_line(name, adaptive.fooled.items, bare, adaptive.detection, e)
+    if e.worst is not None:
+        bare = e.worst.bare
+        yield system_line("the worst of A, B, ...", bare.items, bare, Detection(NOWHERE, {}, e.worst.handled), e)
+    yield from wrapped(
+        "Of items that the model has right; bare: it still has them right without a guard. The worst: each item meets "
+        "the attack of the recipe that is worst for it."
+    )
+
+
+def handled_width(e: Evaluation) -> int:
+    """With an interval where two rates are stated, without where three are."""
+    return 6 if len(e.stated) > 2 else COARSE
+
+
+def system_line(name: str, tried: int | None, bare: Rate | None, found: Detection, e: Evaluation) -> str:
+    few = handled_width(e)
+    rates = [found.handled.get(p.name) for p in e.stated]
+    handled = "".join(f"{rate_text(one) if few == COARSE else percent(value(one)):<{few}}" for one in rates)
+    passing = "".join(f"{percent(value(found.passing[p.name])):<6}" for p in e.stated if p.name in found.passing)
+    count, share = "" if tried is None else str(tried), "" if bare is None else percent(bare.value)
+    return f"{name:<22}{count:>6}{share:>6}  {handled}{passing}".rstrip()
 
 
 def detector_lines(e: Evaluation) -> Iterator[str]:
     attacks = list(zip(LETTERS, e.attacks, strict=False))
     for start in range(0, len(attacks), ABREAST):
         some = attacks[start : start + ABREAST]
+        letters = "".join(f"{letter:<5}" for letter, _ in some).rstrip()
         yield ""
         yield f"{'EACH DETECTOR ALONE':<24}{'forwards':>8}  AUROC of attack"
-        yield f"{'':<24}{'all own':>8}  " + "".join(f"{letter:<5}" for letter, _ in some).rstrip()
+        yield f"{'':<24}{'all own':>8}  {letters}"
         for detector in e.detectors:
             yield from one_detector(detector, [row for _, row in some])
+        for promise in e.stated[-1:]:
+            yield f"{'':<24}{'':>8}  caught at {promise_text(promise)} alone"
+            for detector in e.detectors:
+                yield share_line(
+                    detector.name, [row.served.alone.get(detector.name, {}).get(promise.name) for _, row in some]
+                )
+            yield share_line("all together", [row.served.caught.get(promise.name) for _, row in some])
     yield from wrapped(
         "Forwards: beside the one that the model needs anyway, a backward counting as one; own: what no other "
         "detector of its program pays for too. AUROC in the direction of the paper: below .5 the attack makes an "
-        "input look calmer than clean. Both tails: of the two-sided p-value, which is what the fusion looks at."
+        "input look calmer than clean. Both tails: of the two-sided p-value, which is what the fusion looks at, and "
+        "what a detector alone is counted by."
     )
+
+
+def share_line(name: str, rates: Sequence[Rate | None]) -> str:
+    return f"{short(name, 23):<24}{'':>8}  " + "".join(f"{percent(value(rate)):<5}" for rate in rates).rstrip()
 
 
 def one_detector(detector: DetectorRow, rows: Sequence[AttackRow]) -> Iterator[str]:
@@ -142,5 +300,5 @@ def flag_lines(e: Evaluation) -> Iterator[str]:
         yield from textwrap.wrap(flag, WIDTH, initial_indent="- ", subsequent_indent="  ")
 
 
-def wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+def wrapped(text: str, indent: int = 2) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)

@@ -21,7 +21,7 @@ from guard.offline.job import Data, Job, check_data, open_job
 from guard.offline.measure import Effort, measure
 from guard.offline.plan import FLOOR, read_plan
 from guard.offline.progress import Stages, short
-from guard.offline.report import to_html, to_json
+from guard.offline.report.page import to_html, to_json
 from guard.offline.subject import Subject
 from guard.offline.threads import choose_threads
 from guard.runtime import Runtime

@@ -16,26 +16,30 @@ import pytest
 import torch
 from rich.console import Console
 
-import guard.offline.adversary
 import guard.offline.build
 import guard.offline.calibrate
+import guard.offline.campaign
 import guard.offline.fit
 import guard.offline.shard
 from guard.bundle import Bundle
-from guard.errors import BundleError, DataError
+from guard.errors import BundleError, DataError, ModelError
 from guard.offline.adversary import FEWEST_ITEMS, FEWEST_STEPS, Size, identity_of
+from guard.offline.attacks.adaptive import METHODS
 from guard.offline.build import Prepared
+from guard.offline.campaign import PARTS
 from guard.offline.evaluate import read
-from guard.offline.evaluation import evaluate_bundle, prepared
+from guard.offline.evaluation import Wish, evaluate_bundle, prepared
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import ChannelAttribution, Latent
-from guard.offline.findings import Evaluation
+from guard.offline.findings import AttackRow, Evaluation, UnrunRow
 from guard.offline.fit import Items, Remembered, gather_all
 from guard.offline.measure import LeftOut
 from guard.offline.progress import Stages
 from guard.offline.refit import families, refit_all
 from guard.offline.reopen import Work
+from guard.offline.shifts import SHIFTS
 from guard.offline.subject import Subject, detector_rows
+from guard.offline.suite import load_suite
 from guard.runtime import Runtime
 from tests.offline import tiny
 
@@ -114,8 +118,7 @@ def data(tmp_path: Path) -> Path:
 def run(bundle: Bundle, data: Path, **settings: Any) -> tuple[Evaluation, str]:
     """The evaluation, and what it said meanwhile."""
     console = Console(file=io.StringIO(), width=200)
-    asked: dict[str, Any] = {"quick": False, "seed": 0, **settings}
-    found = evaluate_bundle(bundle, data, data.parent / "report", stages=Stages(console), **asked)
+    found = evaluate_bundle(bundle, data, data.parent / "report", Wish(**settings), Stages(console))
     assert isinstance(console.file, io.StringIO)
     return found, console.file.getvalue()
 
@@ -212,9 +215,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     shutil.rmtree(bundle.path.with_name("bundle.work") / "without-single-step")
     shards = spied(monkeypatch, guard.offline.shard, "attack_shard")
     heads = spied(monkeypatch, guard.offline.build, "fit_heads")
-    runs = spied(monkeypatch, guard.offline.adversary, "in_parts")
-    speeds = 2 * 2 * 3  # twice, each of the guard and two detectors, warmed up and measured
-    runs.interrupt_at = speeds + 2
+    runs = spied(monkeypatch, guard.offline.campaign, "write_result")
+    parts = PARTS * len(METHODS) * 3  # the guard and two detectors
+    runs.interrupt_at = PARTS + 2
+    folder = bundle.path.with_name("bundle.work") / "adaptive"
+    trained = set(folder.glob("*.npz"))  # runs for the report of the training
     with pytest.raises(KeyboardInterrupt):
         run(bundle, data)
     assert not (data.parent / "report").exists()
@@ -222,14 +227,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert made > 0
     assert len(heads.calls) == 1
     runs.interrupt_at = None
-    before = len(runs.calls)
+    before, kept = len(runs.calls), len(set(folder.glob("*.npz")) - trained)
+    assert PARTS < kept < parts
     found, said = run(bundle, data)
     assert len(shards.calls) == made
     assert len(heads.calls) == 1
-    assert len(runs.calls) - before == speeds // 2 + 2, "sizes are kept to, one proof was finished"
+    assert len(runs.calls) - before == parts - kept, "no part that was finished is repeated"
     again, _ = run(bundle, data)
     assert again == found or repr(again) == repr(found), "and a third time nothing changes"
-    assert len(runs.calls) - before == speeds // 2 * 2 + 2
+    assert len(runs.calls) - before == parts - kept
     assert "together about" in said
 
 
@@ -241,7 +247,7 @@ def test_the_report_has_every_column(bundle: Bundle, data: Path) -> None:
         "pgd L2 1.5": True,
     }
     assert [row.setting for row in found.attacks] == ["seen", "seen", "never seen"]
-    assert [p.reason is None for p in found.promises] == [bundle.calibration.items >= 99, True]
+    assert [p.reason is None for p in found.promises] == [False, bundle.calibration.items >= 99, True]
     assert [row.family for row in found.left_out] == ["high-confidence", "single-step"]
     assert found.left_out[0].fitted_on == ("fgsm L∞ 4/16",)
     assert {row.name for row in found.clean} >= {"clean", "noise of the attacks' sizes", "off-grid clean"}
@@ -256,6 +262,82 @@ def test_the_report_has_every_column(bundle: Bundle, data: Path) -> None:
     raw = json.loads((data.parent / "report" / "report.json").read_text("utf-8"))
     assert raw["attacks"][0]["left_out"]["caught"]["0.05"]["items"] == raw["attacks"][0]["success"]["count"]
     assert "guards without a family" in said
+
+
+SUITE = """
+description = "Another budget, one that the recipe has, and one that nobody can run."
+[[attack]]
+name = "fgsm"
+budget = 0.125
+[[attack]]
+name = "pgd"
+budget = 0.25
+steps = 8
+[[attack]]
+name = "cw"
+searches = 1
+steps = 1
+"""
+
+
+def test_a_suite_has_rows_of_its_own(bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the recipe has is measured once, what cannot be run is a row that says why, and sizes are kept."""
+
+    def unable(self: Any, model: Any, *_: Any) -> Any:
+        raise ModelError("this attack asks for what the model does not tell")
+
+    monkeypatch.setattr("guard.offline.attacks.cw.Cw.__call__", unable)
+    file = data.with_name("mine.toml")
+    file.write_text(SUITE, encoding="utf-8")
+    asked: dict[str, Any] = {"suite": load_suite(str(file)), "suite_minutes": 0.05, "quick": True}
+    found, said = run(bundle, data, **asked)
+    assert found.suite is not None
+    fgsm, pgd, cw = found.suite.rows
+    assert isinstance(fgsm, AttackRow)
+    assert (fgsm.label, fgsm.setting) == ("fgsm L∞ 2/16", "never seen")
+    assert fgsm.success.items == fgsm.tried > 0
+    assert repr(pgd) == repr(found.attacks[0]), "the very row of the recipe's attack"
+    assert isinstance(cw, UnrunRow)
+    assert "what the model does not tell" in cw.reason
+    assert [row.label for row in found.every_attack] == [*(row.label for row in found.attacks), "fgsm L∞ 2/16"]
+    assert "cannot be run, so it counts as failed" in said
+    assert "suite mine, 0.05 min" in said
+    again, silent = run(bundle, data, **asked)
+    assert repr(again) == repr(found)
+    assert "suite mine, 0.05 min" not in silent, "sizes are kept to"
+    page = (data.parent / "report" / "report.html").read_text("utf-8")
+    assert "The suite mine" in page
+    assert "could not be run" in page
+
+
+def test_shifts_classes_and_the_worst_case_are_there(bundle: Bundle, data: Path) -> None:
+    """And a second run gives the same page, byte for byte, whatever the speed of the day was."""
+    found, said = run(bundle, data, quick=True)
+    names = [row.name for row in found.clean if row.accuracy is not None]
+    assert names == [shift.name for shift in SHIFTS]
+    assert {row.accuracy.items for row in found.clean if row.accuracy is not None} == {100}
+    assert "9 shifts of 100 items" in said
+    assert sum(row.accuracy.items for row in found.classes[:2]) == found.accuracy.items
+    assert sum(row.accuracy.items for row in found.classes[2:]) == found.accuracy.items
+    assert found.worst is not None
+    handled = found.worst.handled["0.05"]
+    assert handled is not None
+    single = [row.served.handled["0.05"] for row in found.attacks]
+    assert handled.value <= min(rate.value for rate in single if rate is not None) + 0.15
+    for row in found.attacks:
+        assert set(row.served.alone) == set(bundle.calibration.detectors)
+        passing, handled = row.served.passing["0.05"], row.served.handled["0.05"]
+        assert passing is not None
+        assert handled is not None
+        caught = row.served.caught["0.05"]
+        assert caught is not None
+        assert handled.count == row.tried - row.success.count + caught.count
+    assert found.exhibit is not None
+    assert len(found.exhibit.specimens) == 6
+    first = (data.parent / "report" / "report.html").read_bytes()
+    assert b"data:image/png" in first
+    run(bundle, data, quick=True)
+    assert (data.parent / "report" / "report.html").read_bytes() == first
 
 
 def test_quick_leaves_no_family_out(bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,18 @@ from torch import Tensor
 
 from guard.calibration import HINGES, Band, Calibration, Fusion, clean_knots, unfitted
 from guard.offline.compile import Program
+from guard.offline.detectors.kernel_density import KernelDensityHead
 from guard.offline.evaluate import read
-from guard.offline.evidence.needs import Logits
-from guard.offline.risk import DetectorExcess, Excess, SmoothFusion, cascade_threshold, limits
+from guard.offline.evidence.needs import Evidence, Logits
+from guard.offline.risk import (
+    DetectorExcess,
+    Excess,
+    SmoothFusion,
+    cascade_threshold,
+    limits,
+    served_excess,
+    without_gradient,
+)
 from guard.offline.subject import Subject
 from tests.offline import tiny
 from tests.offline.detectors.fitting import attack
@@ -57,7 +66,9 @@ def test_fusion_at_and_beyond_its_knots() -> None:
 @pytest.mark.parametrize("rate", RATES)
 def test_excess_is_the_served_decision(rate: float, tiny_subject: Subject) -> None:
     images = many(tiny_subject)
-    logits, excess = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, rate)(images)
+    logits, excesses = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, rate, 0.5)(images)
+    excess, half = excesses.unbind(dim=1)
+    assert bool((half >= excess).all()), "a lower threshold is further exceeded"
     served = read(tiny_subject.runtime, images.numpy())
     rejected = served.p_value <= rate
     clear = excess.detach().abs().numpy() > 1e-4  # nearer than that, float32 in two runtimes may differ
@@ -65,6 +76,36 @@ def test_excess_is_the_served_decision(rate: float, tiny_subject: Subject) -> No
     assert np.array_equal((excess.detach().numpy() > 0)[clear], rejected[clear])
     assert 20 < rejected.sum() < len(images) - 20, "both verdicts occur"
     assert np.array_equal(logits.argmax(dim=1).numpy(), served.prediction)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_served_programs_exceed_by_as_much(rate: float, tiny_subject: Subject) -> None:
+    images = many(tiny_subject)
+    calibration = tiny_subject.runtime.calibration
+    _, excess = Excess(tiny_subject.joint(), calibration, rate)(images)
+    served = served_excess(calibration, read(tiny_subject.runtime, images.numpy()).scores, rate)
+    np.testing.assert_allclose(served, excess.detach().numpy()[:, 0], rtol=1e-3, atol=1e-3)
+
+
+class Saturated(KernelDensityHead):
+    """Says the same as the head that it replaces, through a step."""
+
+    def forward(self, evidence: Evidence) -> Tensor:
+        return torch.round(super().forward(evidence))
+
+
+def test_a_head_that_hides_its_gradient_is_named(tiny_subject: Subject) -> None:
+    images = many(tiny_subject)[:8]
+    assert without_gradient(tiny_subject.joint(), images) == ()
+    program = tiny_subject.joint()
+    head = program.heads[program.names.index("kernel_density")]
+    assert isinstance(head, KernelDensityHead)
+    head.__class__ = Saturated
+    try:
+        assert without_gradient(program, images) == ("kernel_density",)
+    finally:
+        head.__class__ = KernelDensityHead
+    assert without_gradient(program, images) == ()
 
 
 def cascade(threshold_level: int) -> tuple[Calibration, Band]:
@@ -170,4 +211,4 @@ def test_one_detector_alone(tiny_subject: Subject) -> None:
     evidence = program.evidence(images)
     score = program.heads[0](evidence)
     assert torch.equal(logits, evidence[Logits()])
-    torch.testing.assert_close(excess, (score - 0.9) / float(clean.std()), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(excess, ((score - 0.9) / float(clean.std()))[:, None], rtol=1e-4, atol=1e-4)

@@ -17,7 +17,7 @@ from guard.arrays import from_unit
 from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError
 from guard.offline.craft import craft
-from guard.offline.evaluation import evaluate_bundle
+from guard.offline.evaluation import Wish, evaluate_bundle
 from guard.offline.findings import NOISE, OFF_GRID
 from guard.offline.job import open_job
 from guard.offline.progress import Stages
@@ -79,12 +79,14 @@ def test_evaluate_puts_aside_what_the_bundle_knows(
 ) -> None:
     monkeypatch.setattr("guard.offline.evaluation.choose_threads", lambda *_: None)  # two are slow on a busy machine
     data = bundle.path.with_name("data.npz")
-    evaluation = evaluate_bundle(bundle, data, tmp_path, quick=True, seed=1, stages=stages)
+    evaluation = evaluate_bundle(bundle, data, tmp_path, Wish(seed=1, quick=True), stages)
     assert evaluation.accuracy.items == bundle.manifest.provenance["splits"]["test"]
     assert evaluation.accuracy.value > 0.9
     assert evaluation.attacks
     assert evaluation.adaptive
-    assert (tmp_path / "report.html").exists()
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "the inputs are vectors" in page, "no shifts, and it says why"
+    assert "No pictures" in page
 
 
 def test_score_and_wire_judge_alike_and_what_passes_is_the_models_own_answer(

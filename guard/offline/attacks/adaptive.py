@@ -1,19 +1,32 @@
-"""The attacker who knows model, detectors, fusion and threshold."""
+"""The attacker who knows model, detectors, fusion and threshold.
+
+Rule 1: an item's result is never worse than its start, and depends on no other item.
+Rule 2: every point is judged where it will be served, on the data's grid; the gradient passes through the rounding.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Method = Literal["selective", "weighted"]
-Known = Callable[[Tensor], tuple[Tensor, Tensor]]  # unit-space images -> (logits [item, class], excess [item])
+from guard.offline.attacks.directions import DIRECTIONS, SLACK, Method, Sight
+from guard.offline.attacks.guides import Guide, Guides, Opened
+from guard.offline.attacks.norm_ball import per_item
+
 METHODS: tuple[Method, ...] = ("selective", "weighted")
-CONFIDENCE = 0.5  # margin in logits by which the class is kept lost while the risk is worked on
-SLACK = 0.05  # how far below the threshold counts as safely below
+ALL_METHODS: tuple[Method, ...] = tuple(DIRECTIONS)
+
+
+class Known(Protocol):
+    """The guard as the attacker sees it."""
+
+    def __call__(self, images: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Unit-space images [item, ...] -> logits [item, class], and excess [item, rate] over falling thresholds."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,12 +35,38 @@ class AdaptiveResult:
 
     images: Tensor  # [item, ...] unit space
     fooled: Tensor  # [item] bool: another class than the true one
-    excess: Tensor  # [item]; negative passes the guard
+    excess: Tensor  # [item, rate]; negative passes the guard
 
     @property
     def success(self) -> Tensor:
-        """Fools the model and passes the guard [item]."""
-        return self.fooled & (self.excess < 0)
+        """Fools the model and passes the guard, at the first rate [item]."""
+        return self.fooled & (self.excess[:, 0] < 0)
+
+    @property
+    def settled(self) -> Tensor:
+        """Nothing is left to gain: fools the model, and is safely below the last threshold [item]."""
+        return self.fooled & (self.excess[:, -1] < -SLACK)
+
+    def where(self, items: Tensor, other: AdaptiveResult) -> AdaptiveResult:
+        """The other's on these items [item] bool."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return AdaptiveResult(*(torch.where(per_item(items, mine), theirs, mine) for mine, theirs in pairs))
+
+    def take(self, index: Tensor) -> AdaptiveResult:
+        return AdaptiveResult(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Prey:
+    """What is attacked: the items, their labels, and what their evidence shall become."""
+
+    inputs: Tensor
+    labels: Tensor
+    guide: Guide | None
+
+    def take(self, index: Tensor) -> Prey:
+        guide = None if self.guide is None else self.guide.take(index)
+        return Prey(self.inputs[index], self.labels[index], guide)
 
 
 def adaptive(
@@ -39,76 +78,94 @@ def adaptive(
     steps: int,
     generator: torch.Generator,
     grid: int | None,
-    start: Tensor | None = None,
-    methods: tuple[Method, ...] = METHODS,
-) -> AdaptiveResult:
-    """L-infinity descent on class margin and excess risk together; per item the best of several methods and starts.
-
-    Each method starts from `start` (a static attack's result) and again from a random point of the ball. Iterates are
-    judged where they will be served, on the data's grid; the gradient passes straight through the rounding.
-
-    Source: Bryniarski et al. 2021, arXiv:2106.15023 (selective PGD); Carlini & Wagner 2017, arXiv:1705.07263 (weighted
-    sum). The orthogonal projection is left out here.
-    """
-    best: AdaptiveResult | None = None
-    radius = budget if grid is None else int(budget * grid + 1e-6) / grid
-    for method in methods:
-        for first in (start, None):
-            noise = torch.rand(inputs.shape, generator=generator) * 2 - 1
-            begin = first if first is not None else (inputs + radius * noise).clamp(0.0, 1.0)
-            if first is None or start is not None:
-                found = descend(known, inputs, labels, begin, radius=radius, steps=steps, grid=grid, method=method)
-                best = found if best is None else better(best, found)
-    if best is None:
-        raise ValueError("adaptive needs at least one method")
-    return best
-
-
-def descend(
-    known: Known,
-    inputs: Tensor,
-    labels: Tensor,
-    begin: Tensor,
-    *,
-    radius: float,
-    steps: int,
-    grid: int | None,
     method: Method,
+    start: Tensor | None = None,
+    guides: Guides | None = None,
+    heard: Callable[[int], None] | None = None,
 ) -> AdaptiveResult:
-    """One run of projected sign descent, its step falling along a line from half the ball to a fiftieth of it."""
-    current = begin.clone()
+    """L-infinity descent on class margin and excess risk together; per item the best point of two descents.
+
+    The first begins at `start` (a static attack's result), the second, for items that are not settled by then, at a
+    random point of the ball. `heard` is told how many items each step moved.
+
+    Raises:
+        ValueError: feature matching without guides, or of a guard that does not show its evidence.
+    """
+    if steps < 0:
+        raise ValueError(f"steps must not be negative; got {steps}")
+    radius = budget if grid is None else int(budget * grid + 1e-6) / grid
+    noise = torch.rand(inputs.shape, generator=generator, device=generator.device).to(inputs.device) * 2 - 1
+    random = (inputs + radius * noise).clamp(0.0, 1.0)
     best: AdaptiveResult | None = None
-    for step in range(steps + 1):
-        point = current.detach().requires_grad_(True)
-        served = on_grid(point, grid)
-        logits, excess = known(served)
-        margin = class_margin(logits, labels)
-        now = AdaptiveResult(served.detach(), margin.detach() < 0, excess.detach())
-        best = now if best is None else better(best, now)
-        if step == steps:
-            break
-        direction = descent_direction(margin, excess, point, method)
-        size = radius * (0.5 - 0.48 * step / max(steps - 1, 1))
-        current = current - size * direction.sign()
-        current = torch.minimum(torch.maximum(current, inputs - radius), inputs + radius).clamp(0.0, 1.0)
+    for begin in (random,) if start is None else (start, random):
+        left = torch.arange(len(inputs), device=inputs.device) if best is None else (~best.settled).nonzero()[:, 0]
+        if len(left) == 0:
+            continue
+        prey = Prey(inputs[left], labels[left], guide_of(known, begin[left], labels[left], method, guides))
+        descent = Descent(known, radius, steps, grid, method, heard)
+        found = descent.run(prey, begin[left])
+        best = found if best is None else merged(best, left, found)
     if best is None:
-        raise ValueError("steps must not be negative")
+        raise ValueError("adaptive needs at least one item")
     return best
 
 
-def descent_direction(margin: Tensor, excess: Tensor, point: Tensor, method: Method) -> Tensor:
-    """What to walk against.
+def guide_of(known: Known, begin: Tensor, labels: Tensor, method: Method, guides: Guides | None) -> Guide | None:
+    if method != "feature_matching":
+        return None
+    if guides is None or not isinstance(known, Opened):
+        raise ValueError("feature matching needs clean items as guides, and a guard whose evidence can be looked at")
+    with torch.no_grad():
+        return guides.choose(known.evidence(begin), labels)
 
-    Selective: the margin until the class is lost, the risk afterwards; weighted: both at unit length.
-    """
-    wants_class = (margin > -CONFIDENCE).to(point.dtype)
-    if method == "selective":  # items do not depend on each other, so that one backward does for both
-        mixed = (wants_class * margin).sum() + ((1 - wants_class) * excess).sum()
-        return torch.autograd.grad(mixed, point)[0]
-    (by_margin,) = torch.autograd.grad(margin.sum(), point, retain_graph=True)
-    (by_excess,) = torch.autograd.grad(excess.sum(), point)
-    wants_pass = (excess > -SLACK).to(point.dtype)
-    return shaped(0.2 + wants_class, point) * unit(by_margin) + shaped(0.2 + wants_pass, point) * unit(by_excess)
+
+@dataclass(frozen=True)
+class Descent:
+    """Projected sign descent, its step falling along a line from half the ball to a fiftieth of it."""
+
+    known: Known
+    radius: float
+    steps: int
+    grid: int | None
+    method: Method
+    heard: Callable[[int], None] | None
+
+    def run(self, prey: Prey, begin: Tensor) -> AdaptiveResult:
+        """Items that are settled leave; so each step costs what is still open."""
+        current, left = begin, torch.arange(len(begin), device=begin.device)
+        best: AdaptiveResult | None = None
+        for step in range(self.steps + 1):
+            sight, seen = self.look(current, prey.take(left))
+            best = seen if best is None else merged(best, left, seen)
+            if step == self.steps:
+                break
+            direction = DIRECTIONS[self.method](sight)
+            stay = ~best.settled[left]
+            if self.heard is not None:
+                self.heard(len(left))
+            left = left[stay]
+            if len(left) == 0:
+                break
+            size = self.radius * (0.5 - 0.48 * step / max(self.steps - 1, 1))
+            centre = prey.inputs[left]
+            current = current[stay] - size * direction[stay].sign()
+            current = torch.minimum(torch.maximum(current, centre - self.radius), centre + self.radius).clamp(0.0, 1.0)
+        if best is None:
+            raise ValueError(f"steps must not be negative; got {self.steps}")
+        return best
+
+    def look(self, points: Tensor, prey: Prey) -> tuple[Sight, AdaptiveResult]:
+        with torch.enable_grad():
+            point = points.detach().requires_grad_(True)
+            served = on_grid(point, self.grid)
+            distance = None
+            if prey.guide is not None and isinstance(self.known, Opened):
+                evidence = self.known.evidence(served)
+                (logits, excess), distance = self.known.judge(evidence), prey.guide.distance(evidence)
+            else:
+                logits, excess = self.known(served)
+            sight = Sight(point, class_margin(logits, prey.labels), excess, distance)
+        return sight, AdaptiveResult(served.detach(), sight.margin.detach() < 0, excess.detach())
 
 
 def class_margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -122,20 +179,27 @@ def on_grid(images: Tensor, grid: int | None) -> Tensor:
     return images if grid is None else images + (torch.round(images * grid) / grid - images).detach()
 
 
-def better(a: AdaptiveResult, b: AdaptiveResult) -> AdaptiveResult:
-    """Item by item: fooling beats not fooling, then the lower risk."""
-    take_b = (b.fooled & ~a.fooled) | ((b.fooled == a.fooled) & (b.excess < a.excess))
+def merged(best: AdaptiveResult, index: Tensor, found: AdaptiveResult) -> AdaptiveResult:
+    """The best of all items, and what was found now of those at `index`."""
+    kept = better(best.take(index), found)
     return AdaptiveResult(
-        torch.where(shaped(take_b, a.images), b.images, a.images),
-        torch.where(take_b, b.fooled, a.fooled),
-        torch.where(take_b, b.excess, a.excess),
+        *(getattr(best, f.name).index_copy(0, index, getattr(kept, f.name)) for f in fields(AdaptiveResult))
     )
 
 
-def unit(gradient: Tensor) -> Tensor:
-    """Scaled to unit L2 an item; a zero gradient stays zero."""
-    return gradient / shaped(gradient.flatten(1).norm(dim=1).clamp_min(1e-12), gradient)
+def better(a: AdaptiveResult, b: AdaptiveResult) -> AdaptiveResult:
+    """Item by item: fooling beats not fooling, then more thresholds passed, then less excess over the next."""
+    return a.where(beats(b, a), b)
 
 
-def shaped(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1))
+def beats(b: AdaptiveResult, a: AdaptiveResult) -> Tensor:
+    """[item] where b is the better one."""
+    (passed_a, over_a), (passed_b, over_b) = standing(a.excess), standing(b.excess)
+    further = (passed_b > passed_a) | ((passed_b == passed_a) & (over_b < over_a))
+    return (b.fooled & ~a.fooled) | ((b.fooled == a.fooled) & further)
+
+
+def standing(excess: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of the falling thresholds are passed [item], and the excess over the next, or the last [item]."""
+    passed = (excess < 0).long().cumprod(dim=1).sum(dim=1)
+    return passed, excess.gather(1, passed.clamp_max(excess.shape[1] - 1)[:, None])[:, 0]

@@ -1,0 +1,38 @@
+"""What the page's pictures are drawn from; arrays that no table needs, and nothing that draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Specimen:
+    """One item before and after an attack, with its saliency maps."""
+
+    attack: str  # label
+    clean: NDArray[np.float32]  # [channel, height, width] in unit space
+    attacked: NDArray[np.float32]
+    clean_map: NDArray[np.float32]  # [height, width], none negative
+    attacked_map: NDArray[np.float32]
+    before: str  # the model's answers, as classes are called
+    after: str
+    clean_p: float
+    attacked_p: float
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """Risks of clean, noisy and attacked items, and specimens."""
+
+    thresholds: Mapping[str, float]  # by the promise's name: the largest risk that passes
+    clean: Floats
+    noise: Floats
+    attacks: Mapping[str, Floats]  # by label
+    specimens: tuple[Specimen, ...]
+    reason: str = ""  # why there are no specimens

@@ -1,0 +1,193 @@
+"""What a report says against itself: red flags, each a sentence.
+
+Rule 1: no flag rests on a figure whose source was not read.
+"""
+
+from __future__ import annotations
+
+import math
+
+from guard.calibration import check_promise
+from guard.offline.findings import (
+    EXPECTED,
+    NOISE,
+    OFF_GRID,
+    PROOF_SHARE,
+    AdaptiveRow,
+    AttackRow,
+    Caught,
+    Evaluation,
+    Rate,
+    fewest,
+)
+from guard.offline.labels import spoken_budget
+from guard.offline.published import best_within, data_like
+from guard.offline.wording import bracket, percent, promise_text, proof_text
+
+BEYOND_LUCK = 1.5  # times the promised rate
+FEEBLE = 0.1  # success on the bare model below which an attack says little
+MEANING = {
+    OFF_GRID: "some detector reads the file format",
+    NOISE: "a part of what is caught is that anything was changed at all",
+}
+
+
+def red_flags(e: Evaluation) -> list[str]:
+    """What the report says against itself."""
+    return [*adaptive_flags(e), *claim_flags(e), *promise_flags(e), *class_flags(e), *attack_flags(e), *suite_flags(e)]
+
+
+def adaptive_flags(e: Evaluation) -> list[str]:
+    flags = []
+    for row in e.adaptive:
+        if not row.proven:
+            flags.append(
+                f"{row.label}: attack unproven, since it did not first defeat detectors known to be weak on "
+                f"{PROOF_SHARE:.0%} of the items ({proof_text(row)}); what gets through is a lower bound, no more."
+            )
+        if (better := stronger_static(row, e)) is not None:
+            label, static, own = better
+            flags.append(
+                f"{row.label}: gets through on {percent(own.value)} of the items, {label}, which knows nothing of the "
+                f"guard, on {percent(static.value)}; the knowing attack is too weak to be believed."
+            )
+        if not row.agrees:
+            flags.append(
+                f"{row.label}: what was attacked is not what is served: the verdicts differ on "
+                f"{percent(row.disagreement, 1)} of the items, the risks by up to {row.risk_gap:.2g}."
+            )
+        if row.without_gradient:
+            flags.append(
+                f"{row.label}: no gradient comes from {', '.join(row.without_gradient)}, so this attacker never saw "
+                "what they look at; another one may."
+            )
+    return flags
+
+
+def stronger_static(row: AdaptiveRow, e: Evaluation) -> tuple[str, Rate, Rate] | None:
+    """A static attack within the same budget that gets through as often, its share, and the adaptive one's."""
+    names = f"{row.target:g}"
+    for attack in e.every_attack:
+        if attack.norm != "linf" or attack.budget is None or attack.budget > row.budget + 1e-9:
+            continue
+        handled = attack.served.handled.get(names)
+        pairs = [(attack.robust_accuracy.complement(), row.passed_reject)]
+        if handled is not None and (own := row.passed.get(names)) is not None:
+            pairs.append((handled.complement(), own))
+        for static, own in pairs:
+            if static.items and own.items and own.value <= static.value and own.value < PROOF_SHARE:
+                return attack.label, static, own
+    return None
+
+
+def claim_flags(e: Evaluation) -> list[str]:
+    """Claims beyond what is known to be possible: of all items, those that the model had wrong before included."""
+    flags, data = [], data_like(e.item_shape, e.class_count)
+    for row in e.adaptive:
+        claim = e.accuracy.value * row.passed_reject.complement().value
+        half, whole = best_within(data, "linf", row.budget / 2), best_within(data, "linf", row.budget)
+        size = spoken_budget(row.budget, e.grid)
+        if half is not None and claim > half.accuracy:
+            flags.append(
+                f"{row.label}: robust accuracy with rejection of {percent(claim, 1)} at {size} would imply a "
+                f"classifier that is as robust at half of it (Tramer 2022); RobustBench's best on {half.data} at "
+                f"{half.spoken} is {percent(half.accuracy, 1)}. The attack is probably too weak."
+            )
+        elif half is None and whole is not None and claim > whole.accuracy:
+            flags.append(
+                f"{row.label}: robust accuracy with rejection of {percent(claim, 1)} at {size} exceeds RobustBench's "
+                f"best on {whole.data} at {whole.spoken}, {percent(whole.accuracy, 1)}, which takes robust training. "
+                "The attack is probably too weak."
+            )
+    return flags
+
+
+def promise_flags(e: Evaluation) -> list[str]:
+    flags = []
+    for row in e.clean:
+        own = (("rejected", row.rejected, row.reject_band), ("flagged", row.flagged, row.flag_band))
+        for what, found, band in own:
+            if band and not band[0] <= found.count <= band[1]:
+                flags.append(f"{row.name}: {found.count} {what}, outside the promised band {band[0]} to {band[1]}.")
+        for name, (low, high) in row.bands.items():
+            alarms = row.alarms.get(name)
+            if alarms is not None and not low <= alarms.count <= high:
+                band_text = f"outside the promised band {low} to {high}"
+                flags.append(f"{row.name}: {alarms.count} alarms at {100 * float(name):g}%, {band_text}.")
+        if row.name in MEANING:
+            flags += unattacked_flags(row.name, row.alarms, MEANING[row.name])
+    return [*flags, *few_flags(e)]
+
+
+def few_flags(e: Evaluation) -> list[str]:
+    """Rates that are stated, and rest on little."""
+    flags = []
+    for promise in e.promises:
+        if promise.reason is not None:
+            continue
+        tested = promise.tested
+        if tested is not None and tested * promise.rate < EXPECTED:
+            flags.append(
+                f"At {promise_text(promise)} the false alarms on {tested} clean test items say little: "
+                f"it takes {math.ceil(EXPECTED / promise.rate)}."
+            )
+        if thin := check_promise(promise.rate, promise.items, name="rate"):
+            flags.append(f"At {promise_text(promise)} the promise is thin: {thin}.")
+    return flags
+
+
+def unattacked_flags(name: str, alarms: Caught, meaning: str) -> list[str]:
+    """More alarms than chance and bad luck explain, on inputs that the promise does not cover but that are harmless."""
+    return [
+        f"{name}: {percent(rate.value, 1)} taken for attacked at {100 * float(at):g}%; {meaning}."
+        for at, rate in alarms.items()
+        if rate is not None and rate.low > BEYOND_LUCK * float(at)
+    ]
+
+
+def class_flags(e: Evaluation) -> list[str]:
+    """The class that is bothered most, at each rate, if that is beyond its interval."""
+    told: dict[str, list[str]] = {}
+    for promise in e.stated:
+        over = [row for row in e.classes[2:] if row.bothered(promise.rate)]
+        worst = max(over, key=lambda row: alarm_value(row.alarms.get(promise.name)), default=None)
+        if worst is not None and (found := worst.alarms[promise.name]) is not None:
+            text = f"{percent(found.value, 1)} {bracket(found, 1)} at {promise_text(promise)}"
+            told.setdefault(
+                f"{worst.name} is bothered most, {found.items} clean items: taken for attacked ", []
+            ).append(text)
+    return [f"{name}{', '.join(texts)}." for name, texts in told.items()]
+
+
+def alarm_value(rate: Rate | None) -> float:
+    return -1.0 if rate is None else rate.value
+
+
+def attack_flags(e: Evaluation) -> list[str]:
+    flags = []
+    for row in e.every_attack:
+        if row.success.count == 0:
+            flags.append(f"{row.label}: it does not fool the bare model; its row says nothing.")
+        elif row.success.high < FEEBLE:
+            flags.append(
+                f"{row.label}: it fools the bare model on {percent(row.success.value, 1)} of the items; "
+                "its row says little."
+            )
+    thin = [row for row in e.every_attack if row.thin and row.success.count]
+    for least in sorted({fewest(row.family) for row in thin}, reverse=True):
+        names = ", ".join(count_text(row) for row in thin if fewest(row.family) == least)
+        flags.append(f"Fewer than {least} verified items, an indication only: {names}.")
+    return flags
+
+
+def count_text(row: AttackRow) -> str:
+    return f"{row.label} ({row.success.count})"
+
+
+def suite_flags(e: Evaluation) -> list[str]:
+    if e.suite is None or len(e.suite.run) == len(e.suite.rows):
+        return []
+    unrun = len(e.suite.rows) - len(e.suite.run)
+    return [
+        f"{unrun} of {len(e.suite.rows)} attacks of the suite {e.suite.name} could not be run; they count as failed."
+    ]

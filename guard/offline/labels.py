@@ -1,0 +1,32 @@
+"""What attacks are called where people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from guard.offline.attacks.attack import Attack, Measure
+
+SYMBOLS: Mapping[Measure, str] = {"linf": " L∞", "l2": " L2", "l1": " L1", "l0": " L0", "none": ""}
+
+
+def labels_of(attacks: Sequence[Attack], grid: int | None) -> dict[str, Attack]:
+    """A name for people, each another: pgd L∞ 8/255."""
+    found: dict[str, Attack] = {}
+    for attack in attacks:
+        size = "" if attack.budget is None else f" {size_text(attack.budget, attack.norm, grid)}"
+        label = f"{attack.name}{SYMBOLS[attack.norm]}{size}"
+        alike = sum(name.split(" #")[0] == label for name in found)
+        found[f"{label} #{alike + 1}" if alike else label] = attack
+    return found
+
+
+def size_text(budget: float, norm: Measure, grid: int | None) -> str:
+    """8/255, 0.5 or, of an item's values, 6%."""
+    return f"{budget:.1%}" if norm == "l0" else spoken_budget(budget, grid if norm == "linf" else None)
+
+
+def spoken_budget(budget: float, grid: int | None) -> str:
+    """As a count of grid steps where it is one: 8/255."""
+    if grid is not None and abs(budget * grid - round(budget * grid)) < 1e-6:
+        return f"{round(budget * grid)}/{grid}"
+    return f"{budget:.3g}"

@@ -1,0 +1,1 @@
+"""The report as one JSON file and one self-contained page."""

@@ -1,0 +1,81 @@
+"""Clean and attacked inputs side by side, with their saliency maps: what the detectors look at.
+
+After figure 5 of the survey, from the evaluation's own items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from guard.offline.exhibit import Specimen
+from guard.offline.findings import Evaluation
+from guard.offline.report.drawing import GREY, panels, png
+from guard.offline.report.markup import figure, heading, note
+
+COLUMNS = ("clean", "attacked", "perturbation", "map of clean", "map of attacked")
+BRIGHTEST = 99.5  # per cent of a map's pixels that are not cut
+
+
+def picture_part(e: Evaluation) -> list[str]:
+    if e.exhibit is None:
+        return []
+    found = [heading("What an attack does to a picture, and to its explanation")]
+    if not e.exhibit.specimens:
+        return [*found, note(f"No pictures: {e.exhibit.reason or 'no attack fooled the model'}.")]
+    text = (
+        "Each row is one item: as it was, attacked, the difference made visible (grey is none; the number says how "
+        "many times it was amplified), and the saliency maps of both: how fast the lead of the model's answer changes "
+        "with each pixel, each map on its own scale. Above the pictures the model's answer, and the guard's p-value: "
+        "at or below the promised rate the item is rejected."
+    )
+    return [*found, note(text), figure(draw(e.exhibit.specimens), "Clean and attacked items with saliency maps", "")]
+
+
+def draw(specimens: Sequence[Specimen]) -> str:
+    rows = len(specimens)
+    drawn, axes = panels(len(COLUMNS), rows, width=9.2, height=1.95 * rows)
+    for row, specimen in enumerate(specimens):
+        line = axes[row * len(COLUMNS) : (row + 1) * len(COLUMNS)]
+        draw_specimen(line, specimen)
+        if row == 0:
+            for ax, name in zip(line, COLUMNS, strict=True):
+                ax.annotate(
+                    name, (0.5, 1.0), (0, 20), "axes fraction", "offset points", ha="center", fontsize=10, weight="bold"
+                )
+    return png(drawn)
+
+
+def draw_specimen(axes: Sequence[Axes], specimen: Specimen) -> None:
+    change = specimen.attacked - specimen.clean
+    gain = 0.5 / max(float(np.abs(change).max()), 1e-6)
+    shown = (specimen.clean, specimen.attacked, 0.5 + gain * change)
+    titles = (
+        f"{specimen.before}, p = {specimen.clean_p:.2g}",
+        f"{specimen.after}, p = {specimen.attacked_p:.2g}",
+        f"x {gain:.0f}" if gain >= 2 else f"x {gain:.1f}",
+    )
+    for ax, picture, title in zip(axes[:3], shown, titles, strict=True):
+        show(ax, picture)
+        ax.set_title(title, fontsize=8, color=GREY, pad=3)
+    for ax, saliency in zip(axes[3:], (specimen.clean_map, specimen.attacked_map), strict=True):
+        top = max(float(np.percentile(saliency, BRIGHTEST)), 1e-12)
+        ax.imshow(saliency, cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+    for ax in axes:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    axes[0].set_ylabel(specimen.attack.replace(" ", "\n", 1), fontsize=8.5)
+
+
+def show(ax: Axes, picture: NDArray[np.float32]) -> None:
+    """[channel, height, width] in unit space."""
+    image = picture.clip(0, 1)
+    if len(image) == 1:
+        ax.imshow(image[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")

@@ -1,0 +1,74 @@
+"""The page's first lines: the few figures that a decision rests on, none without its opposite."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from guard.offline.findings import AttackRow, Caught, Detection, Evaluation, Promise, Rate
+from guard.offline.wording import NONE, percent, promise_text
+
+
+def summary(e: Evaluation) -> list[str]:
+    """Tiles, at the bundle's own reject rate where it is stated, and else at the smallest that is."""
+    promise = own_promise(e)
+    if promise is None:
+        return []
+    at = promise_text(promise)
+    clean = e.clean[0].alarms.get(promise.name) if e.clean else None
+    return [
+        '<div class="tiles">',
+        tile(percent_of(clean), f"of clean items taken for attacked, where {at} was promised"),
+        tile(span([row.served for row in verified(e)], promise), f"caught at {at}, from the least attack to the most"),
+        *left_out(e, promise),
+        *(tile(percent_of(row.passed.get(promise.name)), knowing(row.label)) for row in e.adaptive),
+        *whole(e, promise),
+        "</div>",
+    ]
+
+
+def own_promise(e: Evaluation) -> Promise | None:
+    return next((p for p in e.stated if p.rate == e.reject_rate), next(iter(e.stated), None))
+
+
+def verified(e: Evaluation) -> list[AttackRow]:
+    return [row for row in e.attacks if row.success.count]
+
+
+def left_out(e: Evaluation, promise: Promise) -> list[str]:
+    if not e.left_out:
+        return []
+    found = [row.left_out for row in verified(e)]
+    return [tile(span(found, promise), "caught by a guard that was fitted without attacks of that family")]
+
+
+def whole(e: Evaluation, promise: Promise) -> list[str]:
+    if e.worst is None:
+        return []
+    handled = e.worst.handled.get(promise.name)
+    text = "right or rejected where each item meets the worst attack of the recipe; the bare model: "
+    return [tile(percent_of(handled), text + percent_of(e.worst.bare))]
+
+
+def knowing(label: str) -> str:
+    return f"gets through if the attacker knows the guard, {label.removeprefix('adaptive ')}"
+
+
+def tile(figure: str, text: str) -> str:
+    return f'<div class="tile"><b>{html.escape(figure)}</b><small>{html.escape(text)}</small></div>'
+
+
+def percent_of(rate: Rate | None) -> str:
+    if rate is None or rate.items == 0:
+        return NONE
+    return percent(rate.value, 1 if 0 < rate.value < 0.1 else 0)
+
+
+def span(found: Sequence[Detection | None], promise: Promise) -> str:
+    """From the least to the most."""
+    caught: list[Caught] = [one.caught for one in found if one is not None]
+    shares = [rate.value for one in caught if (rate := one.get(promise.name)) is not None and rate.items]
+    if not shares:
+        return NONE
+    low, high = percent(min(shares)), percent(max(shares))
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,102 @@
+"""Natural shifts: what cameras, screens and files do to pictures, without anybody's intent.
+
+Rule 1: a shifted picture lies in the unit box and on the data's grid, as any other does: the shift is all there is to
+see.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from guard.offline.data import snap
+
+Images = NDArray[np.float32]
+LEVELS = 255  # of a picture in a file
+MODES = {1: "L", 3: "RGB"}  # of Pillow, by channels
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One kind of shift at one severity."""
+
+    kind: str
+    severity: str  # in words
+    change: Callable[[Images], Images]  # one picture [channel, height, width] in unit space, to be clipped and snapped
+    channels: tuple[int, ...] | None = None  # that it is defined for; None: any
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.severity}"
+
+
+def blurred(radius: float) -> Callable[[Images], Images]:
+    """Gaussian, each channel by itself; `radius` is its standard deviation in pixels."""
+
+    def change(picture: Images) -> Images:
+        planes = [Image.fromarray(to_bytes(plane)).filter(ImageFilter.GaussianBlur(radius)) for plane in picture]
+        return from_bytes(np.stack([np.asarray(plane) for plane in planes]))
+
+    return change
+
+
+def brightened(by: float) -> Callable[[Images], Images]:
+    return lambda picture: picture + np.float32(by)
+
+
+def contrasted(factor: float) -> Callable[[Images], Images]:
+    """Distances from the picture's mean grey, multiplied."""
+
+    def change(picture: Images) -> Images:
+        mean = picture.mean(dtype=np.float64)
+        return np.asarray(mean + factor * (picture - mean), dtype=np.float32)
+
+    return change
+
+
+def compressed(quality: int) -> Callable[[Images], Images]:
+    """Written as JPEG and read again."""
+
+    def change(picture: Images) -> Images:
+        mode = MODES[len(picture)]
+        pixels = to_bytes(picture).transpose(1, 2, 0)
+        file = io.BytesIO()
+        Image.fromarray(pixels[:, :, 0] if mode == "L" else pixels).save(file, format="JPEG", quality=quality)
+        read = np.asarray(Image.open(file))
+        return from_bytes(read[None] if mode == "L" else read.transpose(2, 0, 1))
+
+    return change
+
+
+def to_bytes(picture: Images) -> NDArray[np.uint8]:
+    return np.rint(picture * LEVELS).clip(0, LEVELS).astype(np.uint8)
+
+
+def from_bytes(pixels: NDArray[np.uint8]) -> Images:
+    return pixels.astype(np.float32) / np.float32(LEVELS)
+
+
+SHIFTS: tuple[Shift, ...] = (
+    Shift("blur", "0.5 px", blurred(0.5)),
+    Shift("blur", "1 px", blurred(1.0)),
+    Shift("brightness", "-15%", brightened(-0.15)),
+    Shift("brightness", "+15%", brightened(0.15)),
+    Shift("contrast", "x 0.7", contrasted(0.7)),
+    Shift("contrast", "x 1.3", contrasted(1.3)),
+    Shift("JPEG", "quality 90", compressed(90), tuple(MODES)),
+    Shift("JPEG", "quality 75", compressed(75), tuple(MODES)),
+    Shift("JPEG", "quality 50", compressed(50), tuple(MODES)),
+)
+
+
+def shifted(shift: Shift, images: Images, grid: int | None) -> Images | None:
+    """Unit-space pictures [item, channel, height, width], shifted; None where it is not defined for their channels."""
+    if shift.channels is not None and images.shape[1] not in shift.channels:
+        return None
+    moved = np.stack([shift.change(picture) for picture in images]) if len(images) else images
+    return snap(moved.clip(0, 1).astype(np.float32), grid)

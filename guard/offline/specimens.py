@@ -1,0 +1,98 @@
+"""What the page's pictures show: risks of all kinds of items, and a few attacked ones beside their clean selves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.calibration import Floats
+from guard.offline.attacks.attack import Model
+from guard.offline.attacks.objective import Gap, value_and_gradient
+from guard.offline.evaluate import Examined, Guard, read
+from guard.offline.exhibit import Exhibit, Specimen
+from guard.offline.findings import Promise
+from guard.offline.unattacked import class_name
+
+SPECIMENS = 6
+MAPPED = (1, 3)  # channels that a picture can be shown with
+NO_PICTURES = "the inputs are not pictures of one or three channels, so there is nothing to be seen in them"
+
+
+def exhibit_of(
+    guard: Guard,
+    examined: Mapping[str, Examined],
+    promises: Sequence[Promise],
+    model: Model,
+    noise: NDArray[np.float32],
+) -> Exhibit:
+    """`model` is what attacks run on; `noise` are unit-space items [item, ...]."""
+    shape = guard.runtime.spec.shape
+    pictures = len(shape) == 3 and shape[0] in MAPPED
+    risks = guard.runtime.calibration.sorted_risks
+    return Exhibit(
+        thresholds={p.name: threshold(risks, p.rate) for p in promises if p.reason is None},
+        clean=guard.clean.risk,
+        noise=read(guard.runtime, noise).risk,
+        attacks={label: found.readings.risk for label, found in examined.items()},
+        specimens=specimens(guard, examined, model) if pictures else (),
+        reason="" if pictures else NO_PICTURES,
+    )
+
+
+def threshold(rising: Floats, rate: float) -> float:
+    """The largest clean risk that still passes at the rate: a p-value is at most the rate just above it."""
+    return float(rising[-math.floor(rate * (len(rising) + 1) + 1e-12)])
+
+
+def specimens(guard: Guard, examined: Mapping[str, Examined], model: Model) -> tuple[Specimen, ...]:
+    """Items of as many families as there are, each another item where that is possible."""
+    found: list[Specimen] = []
+    used: set[str] = set()
+    for label, place in chosen(examined):
+        one = examined[label]
+        hashes = one.crafted.hashes.tolist()
+        place = next((i for i in range(place, len(hashes)) if hashes[i] not in used), place)
+        used.add(hashes[place])
+        found.append(specimen(guard, one, place, model))
+    return tuple(found)
+
+
+def chosen(examined: Mapping[str, Examined]) -> list[tuple[str, int]]:
+    """(label, place among its attacked items): first one attack a family, then the others, then further items."""
+    able = [label for label, one in examined.items() if len(one.crafted)]
+    first = {examined[label].crafted.family: label for label in reversed(able)}
+    order = [label for label in able if label in first.values()] + [x for x in able if x not in first.values()]
+    rounds = [(label, number) for number in range(SPECIMENS) for label in order]
+    kept = [(label, number) for label, number in rounds if number < len(examined[label].crafted)][:SPECIMENS]
+    return sorted(kept, key=lambda pair: (list(examined).index(pair[0]), pair[1]))
+
+
+def specimen(guard: Guard, one: Examined, place: int, model: Model) -> Specimen:
+    crafted, names = one.crafted, guard.runtime.bundle.manifest.model.output.labels
+    before, after = int(crafted.labels[place]), int(crafted.predictions[place])
+    where = int(np.flatnonzero(guard.hashes == crafted.hashes[place])[0])
+    return Specimen(
+        attack=one.row.label,
+        clean=crafted.clean[place],
+        attacked=crafted.attacked[place],
+        clean_map=saliency(model, crafted.clean[place], before),
+        attacked_map=saliency(model, crafted.attacked[place], after),
+        before=class_name(before, names),
+        after=class_name(after, names),
+        clean_p=float(guard.clean.p_value[where]),
+        attacked_p=float(one.readings.p_value[place]),
+    )
+
+
+def saliency(model: Model, picture: NDArray[np.float32], answer: int) -> NDArray[np.float32]:
+    """[height, width] How fast the answer's lead over the runner-up changes with a pixel: the largest of its channels.
+
+    Source: Simonyan et al. 2014, arXiv:1312.6034, section 3.1; of the lead, where theirs is of the class score.
+    """
+    points = torch.from_numpy(picture[None])
+    _, _, gradient = value_and_gradient(model, points, Gap(torch.tensor([answer])))
+    return np.asarray(gradient[0].abs().amax(dim=0).numpy(), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Suites of `guard evaluate`, as TOML files."""

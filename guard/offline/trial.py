@@ -1,0 +1,190 @@
+"""A suite at work: each attack tried on as many items as its share of the suite's time allows.
+
+Rule 1: an attack that cannot be run is a row that says why, and counts as failed; no row is ever missing.
+Rule 2: an attack that the recipe has too is measured once.
+Rule 3: sizes are chosen once, and kept: what is measured does not depend on how fast the machine is today.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import GuardError
+from guard.offline.attacks.attack import Attack, Model
+from guard.offline.craft import CraftedSet, craft
+from guard.offline.evaluate import Examined, Examiner
+from guard.offline.findings import AttackRow, SuiteRows, UnrunRow, fewest
+from guard.offline.labels import labels_of
+from guard.offline.progress import Stage, short
+from guard.offline.subject import HeldOut, Subject
+from guard.offline.suite import Suite
+from guard.offline.workers import cores
+
+PROBED = 16  # items by which an attack's speed is measured; a shard of one that asks for thousands of answers
+GROWTH = 1.3  # over the items that a success rate asks for, since few items measured it
+SLACK = 1.2  # over the seconds that a probe foretells: the last shards leave cores without work
+# What an attack may raise that cannot do with this model, these inputs or what is installed.
+UNRUNNABLE = (GuardError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Further:
+    """A suite to be run, and how long it may take."""
+
+    suite: Suite
+    seconds: float
+    work: Path
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a probe found out about one attack."""
+
+    label: str
+    seconds: float  # an item, all workers at it
+    wanted: int  # items, for as many verified ones as its family takes
+
+    @property
+    def cost(self) -> float:
+        return self.seconds * self.wanted
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Attacks that are not the recipe's, on the items that the model has right."""
+
+    further: Further
+    examiner: Examiner
+    model: Model
+    subject: Subject
+    held_out: HeldOut
+    seed: int
+    progress: Stage
+
+    @property
+    def right(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.examiner.guard.clean.prediction == self.held_out.labels)
+
+    def run(
+        self, known: Mapping[str, Attack], examined: Mapping[str, Examined]
+    ) -> tuple[SuiteRows, dict[str, Examined]]:
+        """Also what the rows of attacks that only the suite has were made from, by label.
+
+        `known` are the recipe's attacks by label, and `examined` what was made of them.
+        """
+        suite, grid = self.further.suite, self.subject.runtime.spec.grid
+        done = {repr(attack): examined[label] for label, attack in known.items()}
+        labels = {
+            f"{label} ({suite.name})" if label in known and repr(attack) not in done else label: attack
+            for label, attack in labels_of(suite.attacks, grid).items()
+        }
+        fresh = {label: attack for label, attack in labels.items() if repr(attack) not in done}
+        tried, own = self.sizes(fresh), {}
+        rows: list[AttackRow | UnrunRow] = []
+        for label, attack in labels.items():
+            found = done[repr(attack)] if label not in fresh else self.examine(label, attack, tried[label])
+            rows.append(found if isinstance(found, UnrunRow) else found.row)
+            if label in fresh and isinstance(found, Examined):
+                own[label] = found
+        return SuiteRows(suite.name, suite.description, self.further.seconds / 60, tuple(rows)), own
+
+    def examine(self, label: str, attack: Attack, tried: int) -> Examined | UnrunRow:
+        try:
+            crafted = self.crafted(attack, tried)
+        except UNRUNNABLE as error:
+            self.progress.say(f"{short(label, 34)}: cannot be run, so it counts as failed: {first_line(error)}")
+            return UnrunRow(repr(attack), label, str(attack.family), first_line(error))
+        return self.examiner.examine(crafted, label=label, setting="never seen")
+
+    def crafted(self, attack: Attack, tried: int) -> CraftedSet:
+        """On what the recipe's attacks run on; or on torch, where the attack asks for more than that can do."""
+        try:
+            return self.crafted_on(self.model, attack, tried)
+        except UNRUNNABLE:
+            if self.model is self.subject.classifier.graph:
+                raise
+            return self.crafted_on(self.subject.classifier.graph, attack, tried)
+
+    def crafted_on(self, model: Model, attack: Attack, tried: int) -> CraftedSet:
+        index = self.right[:tried]
+        (found,) = craft(
+            model,
+            self.held_out.images[index],
+            self.held_out.labels[index],
+            self.held_out.hashes[index],
+            [attack],
+            grid=self.subject.runtime.spec.grid,
+            fingerprint=self.subject.classifier.spec.fingerprint,
+            work=self.further.work / "crafted",
+            seed=self.seed,
+            progress=self.progress.items,
+            shard_size=PROBED if attack.family == "query" else None,
+        )
+        return found
+
+    def sizes(self, attacks: Mapping[str, Attack]) -> dict[str, int]:
+        """Items that each attack is tried on, by label; those chosen before for the same question are kept to."""
+        file = self.further.work / "sizes" / f"suite-{self.question(attacks)[:24]}.json"
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            return {label: int(kept[label]) for label in attacks}
+        except (OSError, ValueError, TypeError, KeyError):
+            planned = [self.probe(label, attack) for label, attack in attacks.items()]
+        found = shared_out(planned, self.further.seconds)
+        self.announce(planned, found)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found), encoding="utf-8")
+        return found
+
+    def question(self, attacks: Mapping[str, Attack]) -> str:
+        hashes = hashlib.sha256("".join(self.held_out.hashes.tolist()).encode()).hexdigest()
+        fingerprint = self.subject.classifier.spec.fingerprint
+        settings = (fingerprint, hashes, list(attacks.values()), self.further.seconds, self.seed)
+        return hashlib.sha256(repr(settings).encode()).hexdigest()
+
+    def probe(self, label: str, attack: Attack) -> Planned:
+        """One that cannot be run takes no time."""
+        self.progress.note(f"speed of {label}")
+        began = time.perf_counter()
+        try:
+            found = self.crafted(attack, PROBED)
+        except UNRUNNABLE:
+            return Planned(label, 0.0, PROBED)
+        seconds = SLACK * (time.perf_counter() - began) / (found.tried * cores())
+        share = (len(found) + 1) / (found.tried + 2)
+        wanted = min(math.ceil(GROWTH * fewest(attack.family) / share), len(self.right))
+        return Planned(label, seconds, max(wanted, PROBED))
+
+    def announce(self, planned: Sequence[Planned], sizes: Mapping[str, int]) -> None:
+        """Before anything slow begins."""
+        say = self.progress.say
+        say(f"suite {self.further.suite.name}, {self.further.seconds / 60:g} min")
+        for one in planned:
+            minutes = sizes[one.label] * one.seconds / 60
+            say(f"{short(one.label, 34):<35}{sizes[one.label]:>6} items{one.seconds:>9.3f} s/item{minutes:>7.1f} min")
+
+
+def shared_out(planned: Sequence[Planned], seconds: float) -> dict[str, int]:
+    """Items by label, within the seconds: what a cheap attack leaves goes to the dear ones; PROBED at least."""
+    found, left = {}, seconds
+    cheapest = sorted(planned, key=lambda one: one.cost)
+    for number, one in enumerate(cheapest):
+        share = left / (len(cheapest) - number)
+        found[one.label] = max(min(one.wanted, int(share / max(one.seconds, 1e-9))), min(PROBED, one.wanted))
+        left = max(0.0, left - found[one.label] * one.seconds)
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """What it says, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return short(text, 200)

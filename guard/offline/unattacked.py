@@ -1,0 +1,111 @@
+"""Inputs that nobody attacked: how often the guard takes them for attacked, and whom it bothers.
+
+Rule 1: a promise covers clean items alone. Noise, off-grid and shifted items are measured, and nothing is promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.bundle import Manifest
+from guard.calibration import rejections_band
+from guard.offline.craft import CraftedSet, off_grid
+from guard.offline.evaluate import read
+from guard.offline.findings import NOISE, OFF_GRID, ClassRow, CleanRow, Promise, Rate, caught_at
+from guard.offline.shifts import SHIFTS, shifted
+from guard.offline.subject import HeldOut
+from guard.runtime import Readings, Runtime
+
+RIGHT, WRONG = "the model is right", "the model is wrong"
+
+
+def clean_rows(
+    runtime: Runtime, clean: Readings, others: Mapping[str, NDArray[np.float32]], promises: Sequence[Promise]
+) -> tuple[CleanRow, ...]:
+    """Clean items, whose readings these are and whom the promise covers, and others that nobody attacked either.
+
+    `others` are unit-space images [item, ...] by name.
+    """
+    manifest = runtime.bundle.manifest
+    rows = [clean_row("clean", clean, promises, manifest, promised_on=runtime.calibration.items)]
+    for name, images in others.items():
+        if len(images):
+            rows.append(clean_row(name, read(runtime, images), promises, manifest, promised_on=None))
+    return tuple(rows)
+
+
+def clean_row(
+    name: str,
+    readings: Readings,
+    promises: Sequence[Promise],
+    manifest: Manifest,
+    *,
+    promised_on: int | None,
+    accuracy: Rate | None = None,
+) -> CleanRow:
+    """`promised_on` is the number of clean items that the promise rests on, where one covers the row."""
+    p, made = readings.p_value, [promise for promise in promises if promise.reason is None]
+    covered = promised_on is not None
+    count = promised_on or 0
+    return CleanRow(
+        name,
+        rejected=Rate.of(p <= manifest.reject_rate),
+        flagged=Rate.of(p <= manifest.flag_rate),
+        reject_band=rejections_band(manifest.reject_rate, count, len(p)) if covered else None,
+        flag_band=rejections_band(manifest.flag_rate, count, len(p)) if covered else None,
+        alarms=caught_at(promises, p),
+        bands={promise.name: rejections_band(promise.rate, count, len(p)) for promise in made} if covered else {},
+        accuracy=accuracy,
+    )
+
+
+def unattacked(
+    images: NDArray[np.float32], crafted: Mapping[str, CraftedSet], grid: int | None, seed: int
+) -> dict[str, NDArray[np.float32]]:
+    """Snapped noise, as large as all the attacks and as each of them, and off-grid clean; unit space [item, ...]."""
+    blank = np.zeros_like(images[:0])
+    found = {NOISE: np.concatenate([blank, *(c.noise for c in crafted.values())])}
+    found |= {f"  as large as {label}": c.noise for label, c in crafted.items()}
+    if grid is not None:
+        found[OFF_GRID] = off_grid(images, grid, torch.Generator().manual_seed(seed))
+    return found
+
+
+def shift_rows(
+    runtime: Runtime, held_out: HeldOut, promises: Sequence[Promise], items: int
+) -> tuple[tuple[CleanRow, ...], str]:
+    """The first `items` test items, shifted each way; or none, and the reason."""
+    images, labels = held_out.images[:items], held_out.labels[:items]
+    if images.ndim != 4:
+        return (), "the inputs are vectors, and blur, brightness, contrast and compression are done to pictures"
+    rows = []
+    for shift in SHIFTS:
+        moved = shifted(shift, images, runtime.spec.grid)
+        if moved is not None:
+            readings = read(runtime, moved)
+            right = Rate.of(readings.prediction == labels)
+            manifest = runtime.bundle.manifest
+            rows.append(clean_row(shift.name, readings, promises, manifest, promised_on=None, accuracy=right))
+    return tuple(rows), ""
+
+
+def class_rows(
+    clean: Readings, labels: NDArray[np.int64], names: Sequence[str], promises: Sequence[Promise]
+) -> tuple[ClassRow, ...]:
+    """Items that the model has right, those that it has wrong, and those of each true class, by number."""
+    right = clean.prediction == labels
+    groups = {RIGHT: right, WRONG: ~right}
+    groups |= {class_name(int(one), names): labels == one for one in np.unique(labels)}
+    return tuple(
+        ClassRow(name, Rate.of(right[members]), caught_at(promises, clean.p_value[members]))
+        for name, members in groups.items()
+    )
+
+
+def class_name(number: int, names: Sequence[str]) -> str:
+    """As the bundle calls it, or its number."""
+    return names[number] if number < len(names) else f"class {number}"

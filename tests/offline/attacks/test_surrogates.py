@@ -1,0 +1,51 @@
+"""What stands in for missing derivatives is named in one place, and nothing that is served is random."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+
+from guard.bundle import Bundle
+from guard.offline.attacks.surrogates import NOTHING_DRAWN, SURROGATES, drawing, expectation, surrogates_of
+from guard.offline.evaluate import read
+from guard.offline.subject import Subject
+from tests.offline import tiny
+
+
+def test_each_detector_names_what_it_needs(tiny_subject: Subject) -> None:
+    detectors = {d.name: d for ds in tiny_subject.programs.values() for d in ds}
+    everywhere = set(surrogates_of([detectors["mahalanobis"]])) - {
+        "class that the model names: this step's class, held"
+    }
+    squeezing = set(surrogates_of([detectors["feature_squeezing"]])) - everywhere
+    assert {text.split(":")[0] for text in squeezing} == {"rounding to fewer grey levels", "median"}
+    saliency = set(surrogates_of([detectors["saliency_classifier"]])) - everywhere
+    assert "ReLU's step in an input gradient: softplus of sharpness 10" in saliency
+    assert set(surrogates_of(detectors.values())) >= everywhere | squeezing | saliency
+    assert len({surrogate.step for surrogate in SURROGATES}) == len(SURROGATES)
+
+
+def test_nothing_is_random_for_a_request(tiny_bundle: Bundle, tiny_subject: Subject) -> None:
+    """So there is nothing to average over: another state of every generator gives the same evidence and readings."""
+    assert expectation(tiny_bundle) == NOTHING_DRAWN
+    images = tiny.data(6, seed=3)[0]
+    program, found = tiny_subject.joint(), []
+    for seed in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                found.append((program.evidence(torch.from_numpy(images)), read(tiny_subject.runtime, images)))
+    (evidence, readings), (other, again) = found
+    assert all(torch.equal(value, other[need]) for need, value in evidence.items())
+    assert (readings.risk == again.risk).all()
+    assert (readings.scores == again.scores).all()
+
+
+def test_a_program_that_draws_is_refused(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = onnx.helper.make_node("RandomNormal", [], ["noise"], shape=[1])
+    graph = onnx.helper.make_graph([node], "draws", [], [])
+    monkeypatch.setattr(onnx, "load", lambda file, load_external_data: onnx.helper.make_model(graph))
+    assert set(drawing(tiny_bundle).values()) == {("RandomNormal",)}
+    with pytest.raises(ValueError, match=r"must average over that"):
+        expectation(tiny_bundle)
