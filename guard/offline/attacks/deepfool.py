@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Norm, call_text, more_than_zero, whole
-from guard.offline.attacks.norm_ball import per_item
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.norm_ball import per_item, steepest
 from guard.offline.attacks.objective import chosen, gap
+
+Walk = Literal["linf", "l2"]
+DUAL: Mapping[Walk, float] = {"linf": 1, "l2": 2}  # the order of the norm that says how far a boundary is
 
 
 def deepfool(
-    model: Model, inputs: Tensor, labels: Tensor, *, steps: int = 50, overshoot: float = 0.02, classes: int = 10
+    model: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    steps: int = 50,
+    overshoot: float = 0.02,
+    classes: int = 10,
+    norm: Walk = "l2",
 ) -> Tensor:
-    """The first fooling point of each item; one that never fools ends where its steps did. L2, deterministic.
+    """The first fooling point of each item; one that never fools ends where its steps did. Deterministic.
 
     Costs two forwards and min(classes, all) backwards a step, for the items that are not fooled yet.
 
-    Source: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2. Only the `classes` largest logits of the clean
-    input are looked at, as in their code. The walk is kept in the unit box, which theirs is not.
+    Source: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2, and section 3.3 for L-infinity. Only the
+    `classes` largest logits of the clean input are looked at, as in their code. The walk is kept in the unit box, which
+    theirs is not.
     """
     with torch.no_grad():
         logits = model(inputs)
@@ -34,7 +48,7 @@ def deepfool(
             break
         clean = inputs[active]
         logits, gradients = linearise(model, attacked[active], rivals[active])
-        step = nearest_boundary(logits, gradients, labels[active], rivals[active])
+        step = nearest_boundary(logits, gradients, labels[active], rivals[active], norm)
         walked[active] = (clean + walked[active] + step).clamp(0, 1) - clean
         attacked[active] = (clean + (1 + overshoot) * walked[active]).clamp(0, 1)
     return attacked
@@ -59,17 +73,17 @@ def linearise(model: Model, points: Tensor, rivals: Tensor) -> tuple[Tensor, Ten
     return logits.detach(), torch.stack(gradients, dim=1)
 
 
-def nearest_boundary(logits: Tensor, gradients: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
-    """The shortest step that makes some rival's linearised logit equal the label's."""
+def nearest_boundary(logits: Tensor, gradients: Tensor, labels: Tensor, rivals: Tensor, norm: Walk = "l2") -> Tensor:
+    """The shortest step in `norm` that makes some rival's linearised logit equal the label's."""
     item = torch.arange(len(logits), device=logits.device)
     own = rivals == labels[:, None]  # [item, class]
     normals = gradients - gradients[item, own.int().argmax(dim=1)][:, None]  # [item, class, ...]
     behind = chosen(logits, labels)[:, None] - logits.gather(1, rivals)  # [item, class], above zero
-    lengths = torch.linalg.vector_norm(normals.flatten(2), dim=2).clamp_min(1e-12)
+    lengths = torch.linalg.vector_norm(normals.flatten(2), ord=DUAL[norm], dim=2).clamp_min(1e-12)
     nearest = (behind / lengths).masked_fill(own, torch.inf).argmin(dim=1)
-    reach: Tensor = (behind + 1e-6)[item, nearest] / lengths[item, nearest].square()
+    reach: Tensor = (behind + 1e-6)[item, nearest] / lengths[item, nearest]
     normal: Tensor = normals[item, nearest]
-    return per_item(reach, normal) * normal
+    return per_item(reach, normal) * steepest(normal, norm)
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,10 +93,13 @@ class DeepFool:
     steps: int = 50
     overshoot: float = 0.02
     classes: int = 10
+    norm: Walk = "l2"
 
     def __post_init__(self) -> None:
         whole(self, "steps", "classes")
         more_than_zero(self, "overshoot")
+        if self.norm not in DUAL:
+            raise ConfigError(f"attack {self.name!r}: norm = {self.norm!r}; wanted one of {', '.join(DUAL)}")
 
     @property
     def name(self) -> str:
@@ -93,16 +110,20 @@ class DeepFool:
         return "low-confidence"
 
     @property
-    def norm(self) -> Norm:
-        return "l2"
-
-    @property
     def budget(self) -> None:
         return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del generator  # nothing is drawn
-        return deepfool(model, inputs, labels, steps=self.steps, overshoot=self.overshoot, classes=self.classes)
+        return deepfool(
+            model,
+            inputs,
+            labels,
+            steps=self.steps,
+            overshoot=self.overshoot,
+            classes=self.classes,
+            norm=self.norm,
+        )
 
     def __repr__(self) -> str:
         return call_text(self)

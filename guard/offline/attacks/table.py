@@ -9,16 +9,24 @@ from typing import Any
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.bim import Bim
 from guard.offline.attacks.cw import Cw
+from guard.offline.attacks.cw_linf import CwLinf
 from guard.offline.attacks.deepfool import DeepFool
 from guard.offline.attacks.fgsm import Fgsm
+from guard.offline.attacks.lbfgs import Lbfgs
 from guard.offline.attacks.pgd import Pgd
+from guard.offline.attacks.rfgsm import Rfgsm
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": Fgsm,
     "pgd": Pgd,
     "cw": Cw,
     "deepfool": DeepFool,
+    "rfgsm": Rfgsm,
+    "bim": Bim,
+    "cw_linf": CwLinf,
+    "lbfgs": Lbfgs,
 }
 
 

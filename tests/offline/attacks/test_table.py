@@ -20,6 +20,12 @@ from tests.offline.attacks.linear import linear, optimum
 
 # How close to the closed-form optimum an attack that looks for the smallest perturbation must come.
 FACTORS = {"cw": 1.1, "deepfool": 1.05}
+# How much over the closed-form optimum a budget must be to fool; the rest of R+FGSM's goes where a coin says.
+OVER = {"rfgsm": 4.0}
+# Those of whose norms there is not every one.
+NORMS = {"deepfool": ("linf", "l2")}
+# What draws whatever its settings are: an item's draw depends on its place.
+DRAWING = ("rfgsm",)
 
 
 def variants(*, budget: float = 0.1, **settings: Any) -> list[Attack]:
@@ -27,7 +33,7 @@ def variants(*, budget: float = 0.1, **settings: Any) -> list[Attack]:
     attacks = []
     for name in ATTACKS:
         known = settings_of(name)
-        norms = get_args(Norm) if "norm" in known else (None,)
+        norms = NORMS.get(name, get_args(Norm)) if "norm" in known else (None,)
         for norm in norms:
             wanted = {**settings, "budget": budget, "norm": norm}
             attacks.append(build_attack(name, {k: v for k, v in wanted.items() if k in known and v is not None}))
@@ -112,7 +118,9 @@ def test_works_on_a_frozen_model_inside_no_grad(attack):
         assert torch.equal(attack(model, inputs, labels, seeded()), outside)
 
 
-@pytest.mark.parametrize("attack", variants(steps=30, random_start=False, budget=0.1), ids=repr)
+@pytest.mark.parametrize(
+    "attack", [a for a in variants(steps=30, random_start=False, budget=0.1) if a.name not in DRAWING], ids=repr
+)
 @every_kind
 def test_an_item_does_not_depend_on_its_batch_mates(attack, kind):
     model, inputs, labels = network(kind)
@@ -129,7 +137,7 @@ def test_budget_just_above_the_optimum_fools_and_just_below_does_not(attack):
     nearest, _ = optimum(model, inputs, labels, attack.norm)
     for item in range(0, len(inputs), 2):
         one, label = inputs[item : item + 1], labels[item : item + 1]
-        for share, fooled in ((1.05, True), (0.95, False)):
+        for share, fooled in ((OVER.get(attack.name, 1.05), True), (0.95, False)):
             told = dataclasses.replace(attack, budget=share * nearest[item].item())
             answer = model(told(model, one, label, seeded())).argmax(dim=1)
             assert (answer != label).item() is fooled, f"{told!r} at {share} of the optimum"
