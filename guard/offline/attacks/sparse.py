@@ -25,5 +25,5 @@ def sparse_step(points: Tensor, gradient: Tensor, stride: float, progress: float
     count = max(1, round(FIRST * (LAST / FIRST) ** progress * flat.shape[1]))
     steepest = flat.abs().topk(count, dim=1).indices
     signs = torch.zeros_like(flat).scatter(1, steepest, flat.gather(1, steepest).sign())
-    size: float = stride * SPEED ** (1 - progress)
-    return signs.reshape(points.shape) * (size / count)
+    step: Tensor = signs.reshape(points.shape) * (stride * SPEED ** (1 - progress) / count)
+    return step
