@@ -12,7 +12,7 @@ from torch import Tensor
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
 from guard.offline.attacks.norm_ball import per_item, steepest
-from guard.offline.attacks.objective import chosen, gap
+from guard.offline.attacks.objective import chosen, gap, without
 
 Walk = Literal["linf", "l2"]
 DUAL: Mapping[Walk, float] = {"linf": 1, "l2": 2}  # the order of the norm that says how far a boundary is
@@ -30,7 +30,7 @@ def deepfool(
 ) -> Tensor:
     """The first fooling point of each item; one that never fools ends where its steps did. Deterministic.
 
-    Costs two forwards and min(classes, all) backwards a step, for the items that are not fooled yet.
+    Costs two forwards and min(classes, all) - 1 backwards a step, for the items that are not fooled yet.
 
     Source: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2, and section 3.3 for L-infinity. Only the
     `classes` largest logits of the clean input are looked at, as in their code. The walk is kept in the unit box, which
@@ -38,18 +38,18 @@ def deepfool(
     """
     with torch.no_grad():
         logits = model(inputs)
-    rivals = logits.topk(min(classes, logits.shape[1]), dim=1).indices  # [item, class]
+    rivals = without(logits, labels).topk(min(classes, logits.shape[1]) - 1, dim=1).indices  # [item, rival]
     attacked = inputs.clone()
     walked = torch.zeros_like(inputs)  # the perturbation before overshooting
-    active = torch.arange(len(inputs), device=inputs.device)
-    for _ in range(steps):
-        active = active[unfooled(model, attacked[active], labels[active])]
+    active = (gap(logits, labels) <= 0).nonzero()[:, 0]
+    for step in range(steps):
+        if step > 0:
+            active = active[unfooled(model, attacked[active], labels[active])]
         if len(active) == 0:
             break
         clean = inputs[active]
-        logits, gradients = linearise(model, attacked[active], rivals[active])
-        step = nearest_boundary(logits, gradients, labels[active], rivals[active], norm)
-        walked[active] = (clean + walked[active] + step).clamp(0, 1) - clean
+        behind, normals = linearise(model, attacked[active], labels[active], rivals[active])
+        walked[active] = (clean + walked[active] + nearest_boundary(behind, normals, norm)).clamp(0, 1) - clean
         attacked[active] = (clean + (1 + overshoot) * walked[active]).clamp(0, 1)
     return attacked
 
@@ -60,27 +60,25 @@ def unfooled(model: Model, points: Tensor, labels: Tensor) -> Tensor:
         return gap(model(points), labels) <= 0
 
 
-def linearise(model: Model, points: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [item, class], and the gradients of each item's rivals to the input, [item, class, ...]."""
+def linearise(model: Model, points: Tensor, labels: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each rival is behind the label in logits [item, rival], and what makes it gain, [item, rival, ...]."""
     with torch.enable_grad():
         watched = points.detach().requires_grad_()
         logits = model(watched)
+        gains = logits.gather(1, rivals) - chosen(logits, labels)[:, None]
         last = rivals.shape[1] - 1
-        gradients = [
-            torch.autograd.grad(chosen(logits, rivals[:, place]).sum(), watched, retain_graph=place < last)[0]
+        normals = [
+            torch.autograd.grad(gains[:, place].sum(), watched, retain_graph=place < last)[0]
             for place in range(rivals.shape[1])
         ]
-    return logits.detach(), torch.stack(gradients, dim=1)
+    return -gains.detach(), torch.stack(normals, dim=1)
 
 
-def nearest_boundary(logits: Tensor, gradients: Tensor, labels: Tensor, rivals: Tensor, norm: Walk = "l2") -> Tensor:
+def nearest_boundary(behind: Tensor, normals: Tensor, norm: Walk = "l2") -> Tensor:
     """The shortest step in `norm` that makes some rival's linearised logit equal the label's."""
-    item = torch.arange(len(logits), device=logits.device)
-    own = rivals == labels[:, None]  # [item, class]
-    normals = gradients - gradients[item, own.int().argmax(dim=1)][:, None]  # [item, class, ...]
-    behind = chosen(logits, labels)[:, None] - logits.gather(1, rivals)  # [item, class], above zero
+    item = torch.arange(len(behind), device=behind.device)
     lengths = torch.linalg.vector_norm(normals.flatten(2), ord=DUAL[norm], dim=2).clamp_min(1e-12)
-    nearest = (behind / lengths).masked_fill(own, torch.inf).argmin(dim=1)
+    nearest = (behind / lengths).argmin(dim=1)
     reach: Tensor = (behind + 1e-6)[item, nearest] / lengths[item, nearest]
     normal: Tensor = normals[item, nearest]
     return per_item(reach, normal) * steepest(normal, norm)
@@ -98,6 +96,8 @@ class DeepFool:
     def __post_init__(self) -> None:
         whole(self, "steps", "classes")
         more_than_zero(self, "overshoot")
+        if self.classes < 2:
+            raise ConfigError(f"attack {self.name!r}: classes = {self.classes!r}; wanted 2 at least: the label is one")
         if self.norm not in DUAL:
             raise ConfigError(f"attack {self.name!r}: norm = {self.norm!r}; wanted one of {', '.join(DUAL)}")
 
