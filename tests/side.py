@@ -26,7 +26,12 @@ from tests import dockerfile
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
 LOCKED = ("triton", "mlserver", "stubs", "kubectl", "oldest")  # from tests/side/NAME.txt
-SHELVES = ("zoo", "efficientnet", "art")  # likewise, but without an interpreter and what the main environment has
+SHELVES = (
+    "zoo",
+    "efficientnet",
+    "art",
+    "attacks",
+)  # likewise, but without an interpreter and what the main environment has
 TESTED = ("zoo",)  # shelves that tests read; the others are for benchmarks, and built when they are asked for
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it

@@ -96,9 +96,11 @@ def more_than_zero(attack: Any, *names: str) -> None:
 
 
 def whole(attack: Any, *names: str) -> None:
-    """Raises ConfigError for a setting that is not a whole number above zero."""
+    """Raises ConfigError for a setting that is not a whole number above zero; None passes."""
     for name in names:
         value = getattr(attack, name)
+        if value is None:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"attack {attack.name!r}: {name} = {value!r}; wanted a whole number above zero")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from guard.offline.attacks.attack import Family, Model, Norm, call_text, more_than_zero, whole
 from guard.offline.attacks.norm_ball import per_item, sizes
 from guard.offline.attacks.objective import Gap, gap, value_and_gradient
+from guard.offline.attacks.target import Target, known_target, targets_of
 
 INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
 DECAY = 0.1  # of the learning rate over one descent
@@ -45,11 +46,18 @@ def cw(
         points, size = descend(model, inputs, labels, weight, steps, learning_rate, confidence, targets)
         better = size < best_size
         best, best_size = torch.where(per_item(better, best), points, best), torch.minimum(size, best_size)
-        fooled = size.isfinite()
-        lower, upper = torch.where(fooled, lower, weight), torch.where(fooled, weight, upper)
-        between = torch.where(lower == 0, upper / 10, (lower * upper).sqrt())
-        weight = torch.where(upper.isinf(), 10 * weight, between)
+        weight, lower, upper = narrowed(weight, lower, upper, size.isfinite())
     return best
+
+
+def narrowed(weight: Tensor, lower: Tensor, upper: Tensor, fooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The next weight of fooling against size, and the weights between which the smallest that fools lies, all [item].
+
+    Tenfold up while an item resists, tenfold down while it yields, then the middle of the gap in logarithm.
+    """
+    lower, upper = torch.where(fooled, lower, weight), torch.where(fooled, weight, upper)
+    between = torch.where(lower == 0, upper / 10, (lower * upper).sqrt())
+    return torch.where(upper.isinf(), 10 * weight, between), lower, upper
 
 
 def descend(
@@ -134,15 +142,17 @@ def rise_if_short(
 
 @dataclass(frozen=True, repr=False)
 class Cw:
-    """The untargeted attack as a value."""
+    """The attack as a value."""
 
     steps: int = 100
     searches: int = 5
     learning_rate: float = 0.1
     confidence: float = 0.0
     constant: float = 1.0
+    target: Target | None = None
 
     def __post_init__(self) -> None:
+        known_target(self)
         whole(self, "steps", "searches")
         more_than_zero(self, "learning_rate", "constant")
         if self.confidence != 0:
@@ -165,7 +175,7 @@ class Cw:
         return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        del generator  # nothing is drawn
+        targets = targets_of(self.target, model, inputs, labels, generator)
         return cw(
             model,
             inputs,
@@ -175,6 +185,7 @@ class Cw:
             learning_rate=self.learning_rate,
             confidence=self.confidence,
             constant=self.constant,
+            targets=targets,
         )
 
     def __repr__(self) -> str:

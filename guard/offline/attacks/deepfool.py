@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Norm, call_text, more_than_zero, whole
-from guard.offline.attacks.norm_ball import per_item
-from guard.offline.attacks.objective import chosen, gap
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.norm_ball import per_item, steepest
+from guard.offline.attacks.objective import chosen, gap, without
+
+Walk = Literal["linf", "l2"]
+DUAL: Mapping[Walk, float] = {"linf": 1, "l2": 2}  # the order of the norm that says how far a boundary is
 
 
 def deepfool(
-    model: Model, inputs: Tensor, labels: Tensor, *, steps: int = 50, overshoot: float = 0.02, classes: int = 10
+    model: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    steps: int = 50,
+    overshoot: float = 0.02,
+    classes: int = 10,
+    norm: Walk = "l2",
 ) -> Tensor:
-    """The first fooling point of each item; one that never fools ends where its steps did. L2, deterministic.
+    """The first fooling point of each item; one that never fools ends where its steps did. Deterministic.
 
-    Costs two forwards and min(classes, all) backwards a step, for the items that are not fooled yet.
+    Costs two forwards and min(classes, all) - 1 backwards a step, for the items that are not fooled yet.
 
-    Source: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2. Only the `classes` largest logits of the clean
-    input are looked at, as in their code. The walk is kept in the unit box, which theirs is not.
+    Source: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2, and section 3.3 for L-infinity. Only the
+    `classes` largest logits of the clean input are looked at, as in their code. The walk is kept in the unit box, which
+    theirs is not.
     """
     with torch.no_grad():
         logits = model(inputs)
-    rivals = logits.topk(min(classes, logits.shape[1]), dim=1).indices  # [item, class]
+    rivals = without(logits, labels).topk(min(classes, logits.shape[1]) - 1, dim=1).indices  # [item, rival]
     attacked = inputs.clone()
     walked = torch.zeros_like(inputs)  # the perturbation before overshooting
-    active = torch.arange(len(inputs), device=inputs.device)
-    for _ in range(steps):
-        active = active[unfooled(model, attacked[active], labels[active])]
+    active = (gap(logits, labels) <= 0).nonzero()[:, 0]
+    for step in range(steps):
+        if step > 0:
+            active = active[unfooled(model, attacked[active], labels[active])]
         if len(active) == 0:
             break
         clean = inputs[active]
-        logits, gradients = linearise(model, attacked[active], rivals[active])
-        step = nearest_boundary(logits, gradients, labels[active], rivals[active])
-        walked[active] = (clean + walked[active] + step).clamp(0, 1) - clean
+        behind, normals = linearise(model, attacked[active], labels[active], rivals[active])
+        walked[active] = (clean + walked[active] + nearest_boundary(behind, normals, norm)).clamp(0, 1) - clean
         attacked[active] = (clean + (1 + overshoot) * walked[active]).clamp(0, 1)
     return attacked
 
@@ -46,30 +60,28 @@ def unfooled(model: Model, points: Tensor, labels: Tensor) -> Tensor:
         return gap(model(points), labels) <= 0
 
 
-def linearise(model: Model, points: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [item, class], and the gradients of each item's rivals to the input, [item, class, ...]."""
+def linearise(model: Model, points: Tensor, labels: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each rival is behind the label in logits [item, rival], and what makes it gain, [item, rival, ...]."""
     with torch.enable_grad():
         watched = points.detach().requires_grad_()
         logits = model(watched)
+        gains = logits.gather(1, rivals) - chosen(logits, labels)[:, None]
         last = rivals.shape[1] - 1
-        gradients = [
-            torch.autograd.grad(chosen(logits, rivals[:, place]).sum(), watched, retain_graph=place < last)[0]
+        normals = [
+            torch.autograd.grad(gains[:, place].sum(), watched, retain_graph=place < last)[0]
             for place in range(rivals.shape[1])
         ]
-    return logits.detach(), torch.stack(gradients, dim=1)
+    return -gains.detach(), torch.stack(normals, dim=1)
 
 
-def nearest_boundary(logits: Tensor, gradients: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
-    """The shortest step that makes some rival's linearised logit equal the label's."""
-    item = torch.arange(len(logits), device=logits.device)
-    own = rivals == labels[:, None]  # [item, class]
-    normals = gradients - gradients[item, own.int().argmax(dim=1)][:, None]  # [item, class, ...]
-    behind = chosen(logits, labels)[:, None] - logits.gather(1, rivals)  # [item, class], above zero
-    lengths = torch.linalg.vector_norm(normals.flatten(2), dim=2).clamp_min(1e-12)
-    nearest = (behind / lengths).masked_fill(own, torch.inf).argmin(dim=1)
-    reach: Tensor = (behind + 1e-6)[item, nearest] / lengths[item, nearest].square()
+def nearest_boundary(behind: Tensor, normals: Tensor, norm: Walk = "l2") -> Tensor:
+    """The shortest step in `norm` that makes some rival's linearised logit equal the label's."""
+    item = torch.arange(len(behind), device=behind.device)
+    lengths = torch.linalg.vector_norm(normals.flatten(2), ord=DUAL[norm], dim=2).clamp_min(1e-12)
+    nearest = (behind / lengths).argmin(dim=1)
+    reach: Tensor = (behind + 1e-6)[item, nearest] / lengths[item, nearest]
     normal: Tensor = normals[item, nearest]
-    return per_item(reach, normal) * normal
+    return per_item(reach, normal) * steepest(normal, norm)
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,10 +91,15 @@ class DeepFool:
     steps: int = 50
     overshoot: float = 0.02
     classes: int = 10
+    norm: Walk = "l2"
 
     def __post_init__(self) -> None:
         whole(self, "steps", "classes")
         more_than_zero(self, "overshoot")
+        if self.classes < 2:
+            raise ConfigError(f"attack {self.name!r}: classes = {self.classes!r}; wanted 2 at least: the label is one")
+        if self.norm not in DUAL:
+            raise ConfigError(f"attack {self.name!r}: norm = {self.norm!r}; wanted one of {', '.join(DUAL)}")
 
     @property
     def name(self) -> str:
@@ -93,16 +110,20 @@ class DeepFool:
         return "low-confidence"
 
     @property
-    def norm(self) -> Norm:
-        return "l2"
-
-    @property
     def budget(self) -> None:
         return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del generator  # nothing is drawn
-        return deepfool(model, inputs, labels, steps=self.steps, overshoot=self.overshoot, classes=self.classes)
+        return deepfool(
+            model,
+            inputs,
+            labels,
+            steps=self.steps,
+            overshoot=self.overshoot,
+            classes=self.classes,
+            norm=self.norm,
+        )
 
     def __repr__(self) -> str:
         return call_text(self)

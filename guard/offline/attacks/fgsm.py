@@ -8,31 +8,34 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.attack import Family, Model, Norm, call_text, known_norm, more_than_zero
-from guard.offline.attacks.norm_ball import into_reach, steepest
+from guard.offline.attacks.norm_ball import furthest
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.attacks.target import Target, known_target, targets_of
 
 
 def fgsm(
     model: Model, inputs: Tensor, labels: Tensor, *, budget: float, norm: Norm = "linf", targets: Tensor | None = None
 ) -> Tensor:
-    """One steepest step; deterministic.
+    """One step to where the linearised model is worst, box and all for L1; deterministic.
 
     Source: Goodfellow et al. 2015, arXiv:1412.6572, section 4; `norm="l2"` steps along the gradient itself.
     """
     _, _, gradient = value_and_gradient(model, inputs, LogOdds(labels, targets))
-    return into_reach(inputs + budget * steepest(gradient, norm), inputs, budget, norm)
+    return furthest(inputs, gradient, budget, norm)
 
 
 @dataclass(frozen=True, repr=False)
 class Fgsm:
-    """The untargeted attack as a value."""
+    """The attack as a value."""
 
     budget: float
     norm: Norm = "linf"
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         more_than_zero(self, "budget")
         known_norm(self)
+        known_target(self)
 
     @property
     def name(self) -> str:
@@ -43,8 +46,8 @@ class Fgsm:
         return "single-step"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        del generator  # nothing is drawn
-        return fgsm(model, inputs, labels, budget=self.budget, norm=self.norm)
+        targets = targets_of(self.target, model, inputs, labels, generator)
+        return fgsm(model, inputs, labels, budget=self.budget, norm=self.norm, targets=targets)
 
     def __repr__(self) -> str:
         return call_text(self)

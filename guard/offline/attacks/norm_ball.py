@@ -33,27 +33,63 @@ def project(perturbation: Tensor, budget: float, norm: Norm) -> Tensor:
     return torch.where(size > budget * (1 + SLACK), nearest, perturbation)
 
 
-def onto_l1(perturbation: Tensor, budget: float) -> Tensor:
-    """Every entry shrunk by one amount an item, small ones to zero, so that what is left has size `budget`.
+def onto_l1(perturbation: Tensor, budget: float, room: Tensor | None = None) -> Tensor:
+    """The nearest perturbation of size `budget` with no entry over its `room`, or over any.
 
-    Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", figure 1.
+    All amounts shrink by one number an item and stay between zero and their room. What is left is piecewise linear in
+    that number: each entry begins to count at its own amount, and is full where its amount exceeds its room by as much.
+
+    Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", figure 1; with a box Croce & Hein 2021,
+    arXiv:2103.01208, proposition 2.1.
     """
-    amounts = perturbation.flatten(1).abs()
-    ordered = amounts.sort(dim=1, descending=True).values
-    count = torch.arange(1, amounts.shape[1] + 1, device=amounts.device, dtype=amounts.dtype)
-    shrink = (ordered.cumsum(dim=1) - budget) / count  # if the largest `count` entries were those that stay
-    stay = (ordered > shrink).sum(dim=1, keepdim=True).clamp_min(1)
-    left = (amounts - shrink.gather(1, stay - 1)).clamp_min(0)
-    left = left * (budget / left.sum(dim=1, keepdim=True).clamp_min(1e-30))  # what rounding added
-    return left.reshape(perturbation.shape) * perturbation.sign()
+    amounts = perturbation.flatten(1).abs().double()
+    rooms = torch.full_like(amounts, torch.inf) if room is None else room.flatten(1).double()
+    shrinks = torch.cat([amounts, amounts - rooms], dim=1).clamp_min(0)
+    shrinks, order = shrinks.sort(dim=1, descending=True)
+    counting = torch.where(order < amounts.shape[1], 1.0, -1.0).double().cumsum(dim=1)
+    gained = counting[:, :-1] * (shrinks[:, :-1] - shrinks[:, 1:])
+    left = torch.cat([torch.zeros_like(gained[:, :1]), gained], dim=1).cumsum(dim=1)  # at each of these numbers
+    place = (left < budget).sum(dim=1, keepdim=True).clamp(1, left.shape[1] - 1)  # the first that leaves too much
+    spare = (budget - left.gather(1, place - 1)) / counting.gather(1, place - 1).clamp_min(1)
+    shrink = (shrinks.gather(1, place - 1) - spare).clamp_min(0)
+    nearest = (amounts - shrink).clamp_min(0).minimum(rooms)
+    nearest = nearest * (budget / nearest.sum(dim=1, keepdim=True).clamp_min(budget))  # what rounding added
+    return nearest.to(perturbation.dtype).reshape(perturbation.shape) * perturbation.sign()
 
 
 def into_reach(points: Tensor, centres: Tensor, budget: float, norm: Norm) -> Tensor:
-    """Points, pulled into the ball around `centres` and into the unit box.
+    """Points, pulled into the ball around `centres` and into the unit box; in L-infinity and L1 to the nearest there.
 
     Cutting to a box that holds the centre only shortens each coordinate's perturbation: the point stays in the ball.
     """
-    return (centres + project(points - centres, budget, norm)).clamp(0, 1)
+    perturbation = points - centres
+    if norm == "l1":  # what a box cuts off may be spent elsewhere, and in L1 that is most of it
+        room = room_of(centres, perturbation)
+        cut = perturbation.clamp(-room, room)
+        nearest = onto_l1(perturbation, budget, room)
+        inside = per_item(sizes(cut, norm) <= budget * (1 + SLACK), cut)
+        return (centres + torch.where(inside, cut, nearest)).clamp(0, 1)
+    return (centres + project(perturbation, budget, norm)).clamp(0, 1)
+
+
+def room_of(points: Tensor, direction: Tensor) -> Tensor:
+    """How far each coordinate can go in its direction before it leaves the unit box."""
+    return torch.where(direction > 0, 1 - points, points).clamp_min(0)
+
+
+def furthest(points: Tensor, gradient: Tensor, budget: float, norm: Norm) -> Tensor:
+    """Where in ball and unit box a linear function with this gradient is greatest; in L2 the box is cut to afterwards.
+
+    In L1 that is to fill the room of one coordinate after another, the steepest first.
+    """
+    if norm != "l1":
+        return into_reach(points + budget * steepest(gradient, norm), points, budget, norm)
+    flat, room = gradient.flatten(1), room_of(points, gradient).flatten(1)
+    order = flat.abs().argsort(dim=1, descending=True, stable=True)
+    room = torch.where(flat == 0, 0, room).gather(1, order)
+    spent = (budget - (room.double().cumsum(dim=1) - room)).to(room.dtype).clamp_min(0).minimum(room)
+    step = torch.zeros_like(flat).scatter(1, order, spent) * flat.sign()
+    return (points + step.reshape(points.shape)).clamp(0, 1)
 
 
 def uniform(like: Tensor, budget: float, norm: Norm, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 from guard.offline.attacks.attack import Family, Model, Norm, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest, uniform
 from guard.offline.attacks.objective import LogOdds, gap, log_odds, value_and_gradient
+from guard.offline.attacks.sparse import sparse_step
+from guard.offline.attacks.target import Target, known_target, targets_of
 
 
 def pgd(
@@ -28,17 +30,21 @@ def pgd(
 
     No item stops when it first fools the model: the points returned are of high confidence. The start is drawn
     uniformly from the ball with `generator`; without one it is the input itself (BIM). `step_size` is
-    2.5 * budget / steps unless given. Costs steps + 1 forwards and steps backwards.
+    2.5 * budget / steps unless given; in L1 steps are sparse and begin longer. Costs steps + 1 forwards and steps
+    backwards.
 
     Source: Madry et al. 2018, arXiv:1706.06083, section 2.1. They return the last point; the best is never weaker.
     """
     stride = 2.5 * budget / steps if step_size is None else step_size
     points = start(inputs, budget, norm, generator)
     best, best_rank = inputs, torch.full((len(inputs),), -torch.inf, dtype=torch.float64, device=inputs.device)
-    for _ in range(steps):
+    for step in range(steps):
         logits, gradient = climb(model, points, labels, targets)
         best, best_rank = keep(best, best_rank, points, rank(logits, labels, targets))
-        points = points + stride * steepest(gradient, norm)
+        if norm == "l1":
+            points = points + sparse_step(points, gradient, stride, step / max(steps - 1, 1))
+        else:
+            points = points + stride * steepest(gradient, norm)
         points = into_reach(points, inputs, budget, norm)
     with torch.no_grad():
         logits = model(points)
@@ -70,15 +76,17 @@ def keep(best: Tensor, best_rank: Tensor, points: Tensor, ranks: Tensor) -> tupl
 
 @dataclass(frozen=True, repr=False)
 class Pgd:
-    """The untargeted attack as a value."""
+    """The attack as a value."""
 
     budget: float
     norm: Norm = "linf"
     steps: int = 40
     step_size: float | None = None
     random_start: bool = True
+    target: Target | None = None
 
     def __post_init__(self) -> None:
+        known_target(self)
         more_than_zero(self, "budget", "step_size")
         whole(self, "steps")
         known_norm(self)
@@ -92,6 +100,7 @@ class Pgd:
         return "high-confidence"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        targets = targets_of(self.target, model, inputs, labels, generator)
         return pgd(
             model,
             inputs,
@@ -101,6 +110,7 @@ class Pgd:
             generator=generator if self.random_start else None,
             norm=self.norm,
             step_size=self.step_size,
+            targets=targets,
         )
 
     def __repr__(self) -> str:

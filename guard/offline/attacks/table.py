@@ -10,18 +10,22 @@ from typing import Any
 from guard.errors import ConfigError
 from guard.offline.attacks.adapted import Apgd, Boundary, Fab, HopSkipJump, Spatial, Square
 from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.bim import Bim
 from guard.offline.attacks.cw import Cw
+from guard.offline.attacks.cw_linf import CwLinf
 from guard.offline.attacks.deepfool import DeepFool
 from guard.offline.attacks.feature_visualisation import FeatureVisualisation
 from guard.offline.attacks.fgsm import Fgsm
 from guard.offline.attacks.frame import Frame, UniversalFrame
 from guard.offline.attacks.gd_uap import GdUap
 from guard.offline.attacks.ig_deletion import IgDeletion
+from guard.offline.attacks.lbfgs import Lbfgs
 from guard.offline.attacks.lemna_surrogate import LemnaSurrogate
 from guard.offline.attacks.lime_surrogate import LimeSurrogate
 from guard.offline.attacks.on_manifold import OnManifold
 from guard.offline.attacks.patch import Patch
 from guard.offline.attacks.pgd import Pgd
+from guard.offline.attacks.rfgsm import Rfgsm
 from guard.offline.attacks.smoothgrad import SmoothGrad
 from guard.offline.attacks.substitute import Substitute
 from guard.offline.attacks.uap import Uap
@@ -49,6 +53,10 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "hop_skip_jump": HopSkipJump,
     "boundary": Boundary,
     "spatial": Spatial,
+    "rfgsm": Rfgsm,
+    "bim": Bim,
+    "cw_linf": CwLinf,
+    "lbfgs": Lbfgs,
 }
 
 

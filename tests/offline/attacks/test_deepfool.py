@@ -18,10 +18,9 @@ def test_on_a_linear_model_one_step_ends_an_overshoot_behind_the_nearest_boundar
 
 
 def test_the_step_is_the_shortest_to_any_rival():
-    logits = torch.tensor([[1.0, 0.0, 0.5]])
-    gradients = torch.tensor([[[0.0, 0.0], [4.0, 0.0], [0.0, 1.0]]])  # class 1 is 1/4 away, class 2 is 1/2
-    step = nearest_boundary(logits, gradients, torch.tensor([0]), torch.tensor([[0, 1, 2]]))
-    torch.testing.assert_close(step, torch.tensor([[0.25, 0.0]]), atol=1e-5, rtol=0)
+    behind = torch.tensor([[1.0, 0.5]])
+    normals = torch.tensor([[[4.0, 0.0], [0.0, 1.0]]])  # the first is 1/4 away, the second 1/2
+    torch.testing.assert_close(nearest_boundary(behind, normals), torch.tensor([[0.25, 0.0]]), atol=1e-5, rtol=0)
 
 
 def test_only_as_many_classes_as_asked_for_are_walked_to():

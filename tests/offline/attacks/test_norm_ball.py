@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from guard.offline.attacks.attack import Norm
-from guard.offline.attacks.norm_ball import into_reach, per_item, project, sizes, steepest, uniform
+from guard.offline.attacks.norm_ball import furthest, into_reach, per_item, project, room_of, sizes, steepest, uniform
+from guard.offline.attacks.sparse import sparse_step
 
 every_norm = pytest.mark.parametrize("norm", get_args(Norm))
 every_shape = pytest.mark.parametrize("shape", [(40, 7), (40, 2, 3, 4)], ids=["vectors", "images"])
@@ -106,3 +107,54 @@ def test_reach_is_box_and_ball(norm, shape):
     assert reached.min() >= 0
     assert reached.max() <= 1
     assert (sizes(reached - centres, norm) <= 0.3 + 1e-6).all()
+
+
+def near_the_edge(shape: tuple[int, ...]) -> torch.Tensor:
+    """Centres of which many coordinates have no room on one side, or little."""
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.3).clamp(0, 1)
+
+
+@every_shape
+def test_l1_reach_is_the_nearest_point_of_ball_and_box(shape):
+    centres = near_the_edge(shape)
+    points = centres + draw(shape)
+    reached = into_reach(points, centres, 0.7, "l1")
+    generator = torch.Generator().manual_seed(9)
+    assert torch.equal(into_reach(reached, centres, 0.7 * (1 + 1e-5), "l1"), reached)
+    for _ in range(200):  # no other point of ball and box lies in a direction that comes nearer
+        other = (centres + uniform(centres, 0.7, "l1", generator)).clamp(0, 1)
+        assert (((points - reached) * (other - reached)).flatten(1).sum(dim=1) <= 1e-4).all()
+
+
+@every_shape
+def test_what_the_box_cuts_off_is_spent_elsewhere(shape):
+    centres = near_the_edge(shape)
+    reached = into_reach(centres + draw(shape, 5.0), centres, 0.3, "l1")
+    torch.testing.assert_close(sizes(reached - centres, "l1"), torch.full((shape[0],), 0.3), rtol=1e-4, atol=0)
+
+
+@every_norm
+@every_shape
+def test_no_point_in_reach_is_further_along_the_gradient(norm, shape):
+    centres = near_the_edge(shape) if norm != "l2" else torch.full(shape, 0.5)
+    gradient = draw(shape)
+    gained = ((furthest(centres, gradient, 0.4, norm) - centres) * gradient).flatten(1).sum(dim=1)
+    generator = torch.Generator().manual_seed(9)
+    others = [uniform(centres, 0.4, norm, generator) for _ in range(100)]
+    for other in (*others, 0.4 * steepest(gradient, norm)):
+        reached = (centres + other).clamp(0, 1)
+        assert (((reached - centres) * gradient).flatten(1).sum(dim=1) <= gained + 1e-5).all()
+
+
+@every_shape
+def test_a_sparse_step_climbs_moves_few_and_rests_at_the_edge(shape):
+    centres, gradient = near_the_edge(shape), draw(shape)
+    blocked = room_of(centres, gradient) <= 0
+    assert blocked.any()
+    step = sparse_step(centres, gradient, 0.2, 1.0)
+    assert not step[blocked].any()
+    assert ((step * gradient).flatten(1).sum(dim=1) > 0).all()
+    torch.testing.assert_close(sizes(step, "l1"), torch.full((shape[0],), 0.2))
+    wide = torch.full((3, 1000), 0.5)
+    moved = [(sparse_step(wide, draw((3, 1000)), 0.2, progress) != 0).sum(dim=1) for progress in (0.0, 0.5, 1.0)]
+    assert [int(count[0]) for count in moved] == [50, 10, 2]

@@ -1,0 +1,91 @@
+"""Basic iterative method: PGD from the input itself, in steps of one of 255 levels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guard.offline.attacks.attack import Family, Model, Norm, call_text, more_than_zero, whole
+from guard.offline.attacks.pgd import pgd
+from guard.offline.attacks.target import Target, known_target, targets_of
+
+LEVEL = 1 / 255
+
+
+def bim(
+    model: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    budget: float,
+    steps: int | None = None,
+    step_size: float = LEVEL,
+    targets: Tensor | None = None,
+) -> Tensor:
+    """Each item's best point of `steps` sign steps, a fooling one before any other; L-infinity, deterministic.
+
+    With the least likely class as target it is the iterative least-likely class method.
+
+    Source: Kurakin et al. 2017, arXiv:1607.02533, sections 2.2 and 2.3: steps of one level, and with a budget of n
+    levels the smaller of n + 4 and 1.25 n of them, rounded up. They return the last point.
+    """
+    return pgd(
+        model,
+        inputs,
+        labels,
+        budget=budget,
+        steps=original_steps(budget) if steps is None else steps,
+        step_size=step_size,
+        targets=targets,
+        generator=None,
+    )
+
+
+def original_steps(budget: float) -> int:
+    levels = budget / LEVEL
+    return math.ceil(min(levels + 4, 1.25 * levels) - 1e-6)
+
+
+@dataclass(frozen=True, repr=False)
+class Bim:
+    """The attack as a value; without `steps` it takes the original number."""
+
+    budget: float
+    steps: int | None = None
+    step_size: float = LEVEL
+    target: Target | None = None
+
+    def __post_init__(self) -> None:
+        more_than_zero(self, "budget", "step_size")
+        whole(self, "steps")
+        known_target(self)
+
+    @property
+    def name(self) -> str:
+        return "bim"
+
+    @property
+    def family(self) -> Family:
+        return "high-confidence"
+
+    @property
+    def norm(self) -> Norm:
+        return "linf"
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        targets = targets_of(self.target, model, inputs, labels, generator)
+        return bim(
+            model,
+            inputs,
+            labels,
+            budget=self.budget,
+            steps=self.steps,
+            step_size=self.step_size,
+            targets=targets,
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)

@@ -1,0 +1,82 @@
+"""R+FGSM: a random step first, out of the place where the gradient is masked, then FGSM with what is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Family, Model, Norm, call_text, more_than_zero
+from guard.offline.attacks.fgsm import fgsm
+from guard.offline.attacks.norm_ball import into_reach
+from guard.offline.attacks.target import Target, known_target, targets_of
+
+
+def rfgsm(
+    model: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    budget: float,
+    generator: torch.Generator,
+    random_share: float = 0.5,
+    targets: Tensor | None = None,
+) -> Tensor:
+    """One random sign step of `random_share` of the budget, and one FGSM step of the rest; L-infinity.
+
+    On a linear model it is weaker than FGSM by the share that it spends at random.
+
+    Source: Tramèr et al. 2018, arXiv:1705.07204, equation 7.
+    """
+    coin = torch.randn(inputs.shape, generator=generator, device=generator.device, dtype=inputs.dtype).sign()
+    first = into_reach(inputs + random_share * budget * coin.to(inputs.device), inputs, budget, "linf")
+    return into_reach(
+        fgsm(model, first, labels, budget=(1 - random_share) * budget, targets=targets), inputs, budget, "linf"
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class Rfgsm:
+    """The attack as a value."""
+
+    budget: float
+    random_share: float = 0.5
+    target: Target | None = None
+
+    def __post_init__(self) -> None:
+        more_than_zero(self, "budget", "random_share")
+        if self.random_share >= 1:
+            raise ConfigError(
+                f"attack {self.name!r}: random_share = {self.random_share!r}; wanted less than 1: nothing is left for "
+                "the step along the gradient"
+            )
+        known_target(self)
+
+    @property
+    def name(self) -> str:
+        return "rfgsm"
+
+    @property
+    def family(self) -> Family:
+        return "single-step"
+
+    @property
+    def norm(self) -> Norm:
+        return "linf"
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        targets = targets_of(self.target, model, inputs, labels, generator)
+        return rfgsm(
+            model,
+            inputs,
+            labels,
+            budget=self.budget,
+            random_share=self.random_share,
+            generator=generator,
+            targets=targets,
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)
