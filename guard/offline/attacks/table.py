@@ -13,6 +13,8 @@ from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.cw import Cw
 from guard.offline.attacks.deepfool import DeepFool
 from guard.offline.attacks.fgsm import Fgsm
+from guard.offline.attacks.map_keeping import MapFaking, MapKeeping
+from guard.offline.attacks.map_only import MapOnly
 from guard.offline.attacks.pgd import Pgd
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
@@ -26,6 +28,14 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "hop_skip_jump": HopSkipJump,
     "boundary": Boundary,
     "spatial": Spatial,
+    "map_keeping": MapKeeping,
+    "map_faking": MapFaking,
+}
+
+# These change what explains the answer and not the answer: none of their items ever counts as attacked, so that no
+# recipe may learn from them. They are for asking how far a map, and a detector that reads it, can be moved.
+MAP_ATTACKS: Mapping[str, Callable[..., Attack]] = {
+    "map_only": MapOnly,
 }
 
 
