@@ -1,0 +1,75 @@
+"""A suite: attacks that a bundle is evaluated against, as data that a user can copy."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Attack
+from guard.offline.recipe import attacks_of, tables
+
+KEYS = {"description", "attack"}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Attacks in the order in which they are reported; none is learned from."""
+
+    name: str
+    description: str
+    attacks: tuple[Attack, ...]
+
+
+def suites() -> tuple[str, ...]:
+    """Names of the suites that come with the guard."""
+    names = (file.name for file in files("guard.offline").joinpath("suites").iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
+
+
+def load_suite(name_or_file: str) -> Suite:
+    """A suite by name, or from a file of the user's own.
+
+    Raises:
+        ConfigError: names the suite and what in it is unknown, missing or out of range, or the package that an attack
+            of it needs.
+    """
+    name = name_or_file
+    if name in suites():
+        text = files("guard.offline").joinpath("suites", f"{name}.toml").read_text(encoding="utf-8")
+    elif Path(name).suffix == ".toml":
+        text = read_text(Path(name))
+    else:
+        raise ConfigError(f"unknown suite {name!r}; there are: {', '.join(suites())}; a file's name ends in .toml")
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"suite {name} is not valid TOML: {error}") from error
+    return parse_suite(raw, name)
+
+
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"suite {file} cannot be read: {error}") from error
+
+
+def parse_suite(raw: Mapping[str, Any], origin: str) -> Suite:
+    """Raises ConfigError as `load_suite` does."""
+    if unknown := set(raw) - KEYS:
+        raise ConfigError(f"suite {origin}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(KEYS))}")
+    try:
+        attacks = attacks_of(tables(raw, "attack", origin), origin)
+    except ConfigError as error:
+        raise ConfigError(f"suite {origin}: {error}") from error
+    if not attacks:
+        raise ConfigError(f"suite {origin} lists no [[attack]]; at least one is needed")
+    calls = [repr(attack) for attack in attacks]
+    if twice := [call for call in calls if calls.count(call) > 1]:
+        raise ConfigError(f"suite {origin}: {twice[0]} is listed twice; once is all that can be told apart")
+    return Suite(Path(origin).stem, str(raw.get("description", "")), attacks)

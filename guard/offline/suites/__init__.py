@@ -1,0 +1,1 @@
+"""Lists of attacks to be evaluated against, as data."""
