@@ -27,7 +27,6 @@ from guard.errors import ConfigError
 from guard.offline.attacks.attack import Model, Norm
 from guard.offline.attacks.deepfool import linearise
 from guard.offline.attacks.norm_ball import into_reach, per_item, sizes
-from guard.offline.attacks.objective import chosen
 from guard.offline.attacks.pgd import keep, rank
 
 Loss = Literal["ce", "dlr"]
@@ -184,10 +183,10 @@ def fab(model: Model, inputs: Tensor, labels: Tensor, *, steps: int, norm: Norm 
         with torch.no_grad():
             logits = asked(points)
         ranked = logits.scatter(1, own[:, None], torch.inf).topk(min(classes, logits.shape[1]), dim=1).indices
-        logits, gradients = linearise(asked, points, ranked)
-        ahead = logits.gather(1, ranked) - chosen(logits, own)[:, None]
+        behind, gains = linearise(asked, points, own, ranked)
+        ahead = -behind
         ahead[:, 0] = LOST
-        return ahead, gradients - gradients[:, :1]
+        return ahead, gains
 
     walk = importlib.import_module("pyautoattack.fab_base").FABAttack(
         norm=NAMES[norm], n_iter=steps, device=inputs.device

@@ -13,7 +13,7 @@ from numbers import Real
 from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guard.errors import ConfigError
 
@@ -77,6 +77,26 @@ class Learner(Protocol):
     def knowing(self, knowledge: Knowledge) -> Attack:
         """The same attack with this knowledge; it prints as it did before."""
         ...
+
+
+@runtime_checkable
+class TorchOnly(Protocol):
+    """An attack that looks into the model, or differentiates it twice: a compiled model will not do.
+
+    Called with anything but a torch module, bare or watched, it raises ValueError.
+    """
+
+    @property
+    def torch_only(self) -> bool: ...
+
+
+def check_torch(attack: Any, model: Model) -> None:
+    """Raises ValueError where there is no torch module to be found."""
+    if not isinstance(model, nn.Module) and not isinstance(getattr(model, "model", None), nn.Module):
+        raise ValueError(
+            f"attack {attack.name!r} needs the model as a torch module; got {type(model).__name__}. "
+            "Hand over the classifier's graph, not the compiled model"
+        )
 
 
 def call_text(attack: Any) -> str:

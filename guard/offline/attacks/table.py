@@ -22,6 +22,8 @@ from guard.offline.attacks.ig_deletion import IgDeletion
 from guard.offline.attacks.lbfgs import Lbfgs
 from guard.offline.attacks.lemna_surrogate import LemnaSurrogate
 from guard.offline.attacks.lime_surrogate import LimeSurrogate
+from guard.offline.attacks.map_keeping import MapFaking, MapKeeping
+from guard.offline.attacks.map_only import MapOnly
 from guard.offline.attacks.on_manifold import OnManifold
 from guard.offline.attacks.patch import Patch
 from guard.offline.attacks.pgd import Pgd
@@ -57,6 +59,14 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "bim": Bim,
     "cw_linf": CwLinf,
     "lbfgs": Lbfgs,
+    "map_keeping": MapKeeping,
+    "map_faking": MapFaking,
+}
+
+# These change what explains the answer and not the answer: none of their items ever counts as attacked, so that no
+# recipe may learn from them. They are for asking how far a map, and a detector that reads it, can be moved.
+MAP_ATTACKS: Mapping[str, Callable[..., Attack]] = {
+    "map_only": MapOnly,
 }
 
 

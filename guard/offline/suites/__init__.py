@@ -1,1 +1,1 @@
-"""Suites of `guard evaluate`, as TOML files."""
+"""Lists of attacks to be evaluated against, as data."""

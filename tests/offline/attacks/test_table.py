@@ -39,8 +39,8 @@ DRAWING = (
     "lime_surrogate",
     "lemna_surrogate",
 )
-# Over the optimum by how much a budget must be, where it is not 1.05: APGD never puts all into one entry, and the rest of
-# R+FGSM's goes where a coin says.
+# Over the optimum by how much a budget must be, where it is not 1.05: APGD never puts all into one entry, and the rest
+# of R+FGSM's goes where a coin says.
 REACHES = {("apgd", "l1"): 1.1, ("rfgsm", "linf"): 4.0}
 IMAGES_ONLY = {"square", "spatial"}  # places and turns: vectors have none
 # Those of whose norms there is not every one.

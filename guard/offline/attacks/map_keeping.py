@@ -1,0 +1,106 @@
+"""Another answer with the explanation of before, or with one that explains nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guard.offline.attacks.attack import Family, Model, Norm, call_text, check_torch, more_than_zero, whole
+from guard.offline.attacks.saliency import Walk, likeness, saliency
+
+
+def toward_map(
+    model: Model, inputs: Tensor, labels: Tensor, target: Tensor, *, budget: float, steps: int, confidence: float
+) -> Tensor:
+    """The fooling point whose own map is most like `target` [item, place]; deterministic, and needs a torch module.
+
+    Source: Zhang et al. 2020, arXiv:1812.00891 (ADV², both at once); Dombrowski et al. 2019, arXiv:1906.07983 (a target
+    map; [109] of the survey). Instead of a weighted sum both gradients count at unit length, and the softplus that
+    stands for ReLU is in the map's derivative alone, so that what is judged is the model itself.
+    """
+    return Walk("change", budget, steps, confidence)(model, inputs, labels, lambda found: 1 - likeness(found, target))
+
+
+@dataclass(frozen=True, repr=False)
+class MapKeeping:
+    """Changes the answer and keeps the clean item's saliency map."""
+
+    budget: float
+    steps: int = 30
+    confidence: float = 1.0  # logits by which the wrong class is kept ahead while the map is worked on
+
+    def __post_init__(self) -> None:
+        more_than_zero(self, "budget", "confidence")
+        whole(self, "steps")
+
+    @property
+    def name(self) -> str:
+        return "map_keeping"
+
+    @property
+    def family(self) -> Family:
+        return "interpretation"
+
+    @property
+    def norm(self) -> Norm:
+        return "linf"
+
+    @property
+    def torch_only(self) -> bool:
+        return True
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        del generator  # nothing is drawn
+        check_torch(self, model)
+        with torch.no_grad():
+            _, clean = saliency(model, inputs)
+        return toward_map(
+            model, inputs, labels, clean, budget=self.budget, steps=self.steps, confidence=self.confidence
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)
+
+
+@dataclass(frozen=True, repr=False)
+class MapFaking:
+    """Changes the answer, and shows the clean item's map turned by 180 degrees: natural, and in the wrong place."""
+
+    budget: float
+    steps: int = 30
+    confidence: float = 1.0
+
+    def __post_init__(self) -> None:
+        more_than_zero(self, "budget", "confidence")
+        whole(self, "steps")
+
+    @property
+    def name(self) -> str:
+        return "map_faking"
+
+    @property
+    def family(self) -> Family:
+        return "interpretation"
+
+    @property
+    def norm(self) -> Norm:
+        return "linf"
+
+    @property
+    def torch_only(self) -> bool:
+        return True
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        del generator  # nothing is drawn
+        check_torch(self, model)
+        with torch.no_grad():
+            _, clean = saliency(model, inputs)
+        turned = clean.flip(1)  # rows and columns both, or a vector from its end
+        return toward_map(
+            model, inputs, labels, turned, budget=self.budget, steps=self.steps, confidence=self.confidence
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)

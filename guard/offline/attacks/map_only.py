@@ -1,0 +1,129 @@
+"""The answer stays, and its explanation goes elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from guard.errors import ConfigError
+from guard.offline.attacks.attack import Family, Model, Norm, call_text, check_torch, more_than_zero, whole
+from guard.offline.attacks.saliency import Distance, Walk, saliency
+
+Aim = Literal["top_places", "centre"]
+
+ASIDE = 0.01  # pixels: measured from there, a centre that has not moved yet has a way to go
+
+
+def map_only(
+    model: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    budget: float,
+    steps: int,
+    confidence: float,
+    aim: Aim = "top_places",
+    share: float = 0.1,
+) -> Tensor:
+    """The point of the same answer whose map has least on the clean map's places, or its centre furthest away.
+
+    `top_places`: the `share` of places that the clean map has most on. `centre`: of the map's mass; images alone.
+    An item that the model has wrong comes back as it was. Deterministic, and needs a torch module.
+
+    Source: Ghorbani et al. 2019, arXiv:1710.10547, algorithm 1 ([63] of the survey).
+    """
+    if aim == "centre" and inputs.ndim != 4:
+        raise ValueError(f"map_only: a centre is for images [item, channel, height, width]; got {tuple(inputs.shape)}")
+    with torch.no_grad():
+        _, clean = saliency(model, inputs)
+    distance = share_on(top_places(clean, share)) if aim == "top_places" else moved_from(clean, inputs.shape[2:])
+    return Walk("keep", budget, steps, confidence)(model, inputs, labels, distance)
+
+
+def top_places(maps: Tensor, share: float) -> Tensor:
+    """The places [item, place] that maps have most on."""
+    return maps.topk(max(1, round(share * maps.shape[1])), dim=1).indices
+
+
+def overlap(one: Tensor, other: Tensor, share: float) -> Tensor:
+    """How many of the top places of two maps [item, place] are the same, as a share, [item]."""
+    ours = torch.zeros_like(one).scatter(1, top_places(one, share), 1.0)
+    return ours.gather(1, top_places(other, share)).mean(dim=1)
+
+
+def shares(maps: Tensor) -> Tensor:
+    return maps / maps.sum(dim=1, keepdim=True).clamp_min(1e-30)
+
+
+def share_on(places: Tensor) -> Distance:
+    """How much of a map lies on these places."""
+    return lambda maps: shares(maps).gather(1, places).sum(dim=1)
+
+
+def centre(maps: Tensor, shape: torch.Size) -> Tensor:
+    """Row and column of the mass's centre, [item, 2]."""
+    height, width = shape
+    row = torch.arange(height, device=maps.device, dtype=maps.dtype).repeat_interleave(width)
+    column = torch.arange(width, device=maps.device, dtype=maps.dtype).repeat(height)
+    return shares(maps) @ torch.stack([row, column], dim=1)
+
+
+def moved_from(clean: Tensor, shape: torch.Size) -> Distance:
+    """How near, in pixels below zero, a map's centre has stayed."""
+    before = centre(clean, shape) + ASIDE
+    return lambda maps: -(centre(maps, shape) - before).square().sum(dim=1).sqrt()
+
+
+@dataclass(frozen=True, repr=False)
+class MapOnly:
+    """Moves the saliency map and keeps the answer."""
+
+    budget: float
+    steps: int = 30
+    confidence: float = 0.5  # logits by which the answer is kept ahead
+    aim: Aim = "top_places"
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        more_than_zero(self, "budget", "confidence", "share")
+        whole(self, "steps")
+        if self.share > 1:
+            raise ConfigError(f"attack {self.name!r}: share = {self.share!r}; wanted at most 1")
+        if self.aim not in get_args(Aim):
+            raise ConfigError(f"attack {self.name!r}: aim = {self.aim!r}; wanted one of {', '.join(get_args(Aim))}")
+
+    @property
+    def name(self) -> str:
+        return "map_only"
+
+    @property
+    def family(self) -> Family:
+        return "interpretation"
+
+    @property
+    def norm(self) -> Norm:
+        return "linf"
+
+    @property
+    def torch_only(self) -> bool:
+        return True
+
+    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        del generator  # nothing is drawn
+        check_torch(self, model)
+        return map_only(
+            model,
+            inputs,
+            labels,
+            budget=self.budget,
+            steps=self.steps,
+            confidence=self.confidence,
+            aim=self.aim,
+            share=self.share,
+        )
+
+    def __repr__(self) -> str:
+        return call_text(self)
