@@ -81,13 +81,17 @@ def easiest(model: Model, canvases: Tensor, budget: float) -> int:
     few = canvases[:BATCH]
     with torch.no_grad():
         logits = model(few)
-    second = without(logits, logits.argmax(dim=1)).argmax(dim=1)
+    named = logits.argmax(dim=1)
+    second = without(logits, named).argmax(dim=1)
     often = torch.bincount(second, minlength=logits.shape[1]).topk(min(CANDIDATES, logits.shape[1])).indices
-    reached = []
-    for target in often:
-        _, odds, rise = value_and_gradient(model, few, LogOdds(second, target.expand(len(few))))
-        reached.append(odds.mean() + budget * rise.mean(dim=0).abs().sum())
-    return int(often[int(torch.stack(reached).argmax())])
+    reached: dict[int, float] = {}
+    for target in (int(place) for place in often):
+        others = few[named != target]
+        if len(others) > 0:
+            aims = torch.full((len(others),), target, device=few.device)
+            _, odds, rise = value_and_gradient(model, others, LogOdds(aims, aims))
+            reached[target] = float(odds.mean() + budget * rise.mean(dim=0).abs().sum())
+    return max(reached, key=lambda target: reached[target])
 
 
 def grey(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -68,8 +68,8 @@ def on_manifold(
     *,
     steps: int = 100,
     searches: int = 4,
-    learning_rate: float = 0.03,
-    weight: float = 1.0,
+    learning_rate: float = 0.1,
+    weight: float = 0.1,
     confidence: float = 0.0,
     constant: float = 1.0,
     targets: Tensor | None = None,
@@ -145,8 +145,8 @@ class OnManifold:
 
     steps: int = 100
     searches: int = 4
-    learning_rate: float = 0.03
-    weight: float = 1.0
+    learning_rate: float = 0.1
+    weight: float = 0.1
     confidence: float = 0.0
     constant: float = 1.0
     epochs: int = 40

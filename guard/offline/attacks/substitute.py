@@ -131,10 +131,10 @@ class Substitute:
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
-        del model  # only its substitute is attacked
+        del model, generator  # only its substitute is attacked, and that from the items themselves
         build = partial(network, tuple(inputs.shape[1:]), len(knowledge[HEAD]))
         student = recalled(build, knowledge, inputs)
-        return pgd(student, inputs, labels, budget=self.budget, steps=self.steps, generator=generator, norm=self.norm)
+        return pgd(student, inputs, labels, budget=self.budget, steps=self.steps, generator=None, norm=self.norm)
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del model, inputs, labels, generator
