@@ -30,6 +30,7 @@ from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.patch import Patch
 from guard.offline.attacks.uap import Uap
 from guard.offline.model.source import Source, open_model
+from guard.offline.progress import short
 
 DRAWS = 5  # of random ones
 EPSILON = 10 / 255
@@ -58,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, images, labels = opened(options.model, options.data, options.learn + options.items, Path(folder))
         parts = [(images[: options.learn], labels[: options.learn]), (images[options.learn :], labels[options.learn :])]
-        print(f"{'attack':<74}{'success on others':>24}{'own':>7}{'random':>8}{'learn s':>9}{'s/item':>9}")
+        print(f"{'attack':<56}{'success on others':>24}{'own':>7}{'random':>8}{'learn s':>9}{'s/item':>9}")
         for attack in ATTACKS:
             print(line(attack, model, *parts, options.seeds), flush=True)
 
@@ -100,8 +101,8 @@ def line(attack: Attack, model: Model, own: tuple[Tensor, Tensor], others: tuple
     chance = [float((answers(model, moved) != others[1]).float().mean()) for moved in random_ones(attack, others[0])]
     an_item = attacking / tried + learning / (seeds * len(own[0]))
     rate = f"{hits / tried:.3f} [{low:.3f}, {high:.3f}]"
-    spent = learning / seeds
-    return f"{attack!r:<74}{rate:>24}{np.mean(mine):>7.3f}{np.mean(chance):>8.3f}{spent:>9.1f}{an_item:>9.4f}"
+    seconds = f"{learning / seeds:>9.1f}{an_item:>9.4f}"
+    return f"{short(repr(attack), 55):<56}{rate:>24}{np.mean(mine):>7.3f}{np.mean(chance):>8.3f}{seconds}"
 
 
 def random_ones(attack: Attack, inputs: Tensor) -> Iterator[Tensor]:

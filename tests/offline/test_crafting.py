@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+import guard.offline.lot
 import guard.offline.shard
 from guard.errors import ParityError
 from guard.offline import crafting, engine
 from guard.offline.attacks.compiled import Compiled
+from guard.offline.attacks.uap import Uap
 from guard.offline.craft import CraftedSet
 from guard.offline.crafting import craft_all, learning_order
 from guard.offline.data import Split
@@ -24,6 +26,7 @@ from guard.offline.engine import attack_model, choose_engine
 from guard.offline.job import Data, Job, open_job
 from guard.offline.model.classifier import Classifier
 from guard.offline.plan import FLOOR, read_plan
+from guard.offline.recipe import parse
 from tests.offline import tiny
 
 
@@ -158,6 +161,36 @@ def test_fewer_than_expected_are_made_up_for(
     found = craft(tiny.job(problem, minutes=30.0), opened, said)
     assert all(one.tried > 64 for one in found)
     assert sum("of 64 verified; trying" in line for line in said.lines) == len(found)
+
+
+@pytest.mark.parametrize("minutes", [None, 30.0])
+def test_what_attacks_one_split_was_learned_from_that_split_alone(
+    problem: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch, minutes: float | None
+) -> None:
+    lessons: list[tuple[set[Split], int]] = []
+    learn, data = guard.offline.lot.learned_from, opened[1]
+
+    def noted(attack: Any, lot: Any) -> Any:
+        items = learn(attack, lot)
+        lessons.append(({data.splits[one] for one in items.hashes.tolist()}, len(items.hashes)))
+        return items
+
+    monkeypatch.setattr(guard.offline.lot, "learned_from", noted)
+    attacks = [{"name": "uap", "budget": 0.125, "epochs": 2}, tiny.RECIPE["attack"][0]]
+    recipe = parse({**tiny.RECIPE, "attack": attacks}, "tiny")
+    job, said = tiny.job(problem, minutes=minutes, recipe=recipe), Said()
+    first = craft(job, opened, said)
+    assert {frozenset(splits) for splits, _ in lessons} == {frozenset({Split.HEADS}), frozenset({Split.COMBINER})}
+    assert first[0].tried == first[1].tried
+    files = set(job.work.rglob("*"))
+    monkeypatch.setattr(guard.offline.shard, "attack_shard", None)
+    monkeypatch.setattr(Uap, "learn", lambda *_: pytest.fail("all of it is there"))
+    assert same(craft(job, opened), first)
+    assert set(job.work.rglob("*")) == files
+    if minutes is not None:
+        plan = read_plan(job.work)
+        assert plan is not None
+        assert plan.rows[0].seconds > 0
 
 
 # What attacks run on.
