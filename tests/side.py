@@ -26,11 +26,8 @@ from tests import dockerfile
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
 LOCKED = ("triton", "mlserver", "stubs", "kubectl", "oldest")  # from tests/side/NAME.txt
-SHELVES = (
-    "efficientnet",
-    "art",
-    "attacks",
-)  # likewise, but without an interpreter and what the main environment has; for no test
+# Likewise, but without an interpreter and what the main environment has; for no test.
+SHELVES = ("efficientnet", "art", "attacks")
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 
