@@ -26,13 +26,10 @@ from tests import dockerfile
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
 LOCKED = ("triton", "mlserver", "stubs", "kubectl", "oldest")  # from tests/side/NAME.txt
-SHELVES = (
-    "zoo",
-    "efficientnet",
-    "art",
-    "attacks",
-)  # likewise, but without an interpreter and what the main environment has
-TESTED = ("zoo",)  # shelves that tests read; the others are for benchmarks, and built when they are asked for
+# Likewise, but without an interpreter and what the main environment has. Those that tests read are built with the others,
+# those for benchmarks when they are asked for.
+SHELVES = ("zoo", "efficientnet", "art", "attacks")
+TESTED = ("zoo",)
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 

@@ -105,8 +105,9 @@ class Bench:
         done = {(row.batch, row.contender) for row in self.kept(contest)}
         entrants = self.entrants(contest)
         for number, (images, labels) in enumerate(self.batches()):
-            aim = "least_likely" if contest.aimed else None
-            targets = targets_of(aim, self.graph, images, labels, torch.Generator())
+            targets = targets_of(
+                "least_likely" if contest.aimed else None, self.graph, images, labels, torch.Generator()
+            )
             for place in turns(len(entrants), number):
                 name = list(entrants)[place]
                 if (number, name) in done:
