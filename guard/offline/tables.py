@@ -192,17 +192,18 @@ def suite_lines(e: Evaluation) -> Iterator[str]:
 
 
 def adaptive_lines(e: Evaluation) -> Iterator[str]:
+    wide = 33 if len(e.stated) <= 2 else 30
     yield ""
-    yield f"{'AN ATTACKER WHO KNOWS THE GUARD':<33}{'fools':>6}  gets through, promised"
-    yield f"{'':<41}" + "".join(f"{promise_text(p):<{width_of(e) - 1}}" for p in e.stated).rstrip()
+    yield f"{short('AN ATTACKER WHO KNOWS THE GUARD', wide - 1):<{wide}}{'fools':>6}  gets through, promised"
+    yield f"{'':<{wide + 8}}" + "".join(f"{promise_text(p):<{width_of(e) - 1}}" for p in e.stated).rstrip()
     for row in e.adaptive:
         name = f"{row.label}, {row.fooled.items} x {row.steps} steps"
         found = "".join(f"{rate_text(row.passed.get(p.name)):<{width_of(e) - 1}}" for p in e.stated)
-        yield f"{short(name, 33):<33}{percent(row.fooled.value):>6}  {found}".rstrip()
+        yield f"{short(name, wide - 1):<{wide}}{percent(row.fooled.value):>6}  {found}".rstrip()
         if row.sr50 is not None:
-            yield f"    {'where half of the clean are lost':<37}{rate_text(row.sr50)}"
+            yield f"    {'where half of the clean are lost':<{wide + 4}}{rate_text(row.sr50)}"
         for method, rate in row.by_method.items():
-            yield f"    {short(f'{method} alone', 36):<37}{rate_text(rate)}"
+            yield f"    {short(f'{method} alone', 36):<{wide + 4}}{rate_text(rate)}"
     for row in e.adaptive[:1]:
         yield from wrapped(
             f"Proof of strength, success against detectors known to be weak, each alone, at the largest budget: "

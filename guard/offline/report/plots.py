@@ -122,7 +122,7 @@ def one_norm(ax: Axes, e: Evaluation, norm: str, promise: Promise) -> None:
         points = sorted(points, key=lambda point: point[0])
         x = [places[budget] + nudge for budget, _ in points]
         y = [share.value for _, share in points]
-        errors = [[s.value - s.low for _, s in points], [s.high - s.value for _, s in points]]
+        errors = [[max(0.0, s.value - s.low) for _, s in points], [max(0.0, s.high - s.value) for _, s in points]]
         style = "--" if knowing else "-"
         ax.errorbar(x, y, errors, color=colour, marker=mark, linestyle=style, capsize=2, markersize=5, label=kind)
     plain(ax)
