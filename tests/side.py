@@ -26,8 +26,8 @@ from tests import dockerfile
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
 LOCKED = ("triton", "mlserver", "stubs", "kubectl", "oldest")  # from tests/side/NAME.txt
-# Likewise, but without an interpreter and what the main environment has. Those that tests read are built with the others,
-# those for benchmarks when they are asked for.
+# Likewise, but without an interpreter and what the main environment has. What tests read is built with the others, what
+# benchmarks read when it is asked for.
 SHELVES = ("zoo", "efficientnet", "art", "attacks")
 TESTED = ("zoo",)
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
