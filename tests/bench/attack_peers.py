@@ -303,7 +303,7 @@ def smallest(fool: Foolbox, torchy: Torchattacks, art: Art, adv: AdvLib) -> tupl
         ),
         Contest(
             "cw linf",
-            CwLinf(),
+            CwLinf(steps=STEPS),
             {
                 "adv-lib": adv(
                     "carlini_wagner_linf",
