@@ -18,6 +18,7 @@ BATCH = 32
 MOMENTUM = 0.9
 LAST = 0.1  # of the first step: how small the last one is
 CANDIDATES = 10  # classes that one is chosen from
+REHEARSAL = 15  # steps
 ENOUGH = 5.0  # log-odds from which on an item pulls no more
 
 
@@ -73,25 +74,22 @@ def blurred(points: Tensor, blur: float) -> Tensor:
     return (1 - blur) * points + blur * near
 
 
-def easiest(model: Model, canvases: Tensor, budget: float) -> int:
-    """Of the classes that are second most often, the one whose log-odds one step into the ball's corner lifts highest.
-
-    By first order: the mean log-odds, and the budget times the sum of the mean gradient's sizes.
-    """
-    few = canvases[:BATCH]
+def easiest(model: Model, canvases: Tensor, *, budget: float, generator: torch.Generator) -> int:
+    """Of the classes that are second most often, the one whose short rehearsal changes the most answers."""
+    named = answers(model, canvases)
     with torch.no_grad():
-        logits = model(few)
-    named = logits.argmax(dim=1)
-    second = without(logits, named).argmax(dim=1)
-    often = torch.bincount(second, minlength=logits.shape[1]).topk(min(CANDIDATES, logits.shape[1])).indices
-    reached: dict[int, float] = {}
+        second = without(model(canvases[:BATCH]), named[:BATCH]).argmax(dim=1)
+    often, reached = second.bincount().argsort(descending=True)[:CANDIDATES], {}
     for target in (int(place) for place in often):
-        others = few[named != target]
-        if len(others) > 0:
-            aims = torch.full((len(others),), target, device=few.device)
-            _, odds, rise = value_and_gradient(model, others, LogOdds(aims, aims))
-            reached[target] = float(odds.mean() + budget * rise.mean(dim=0).abs().sum())
+        found = visualise(model, canvases, target, budget=budget, steps=REHEARSAL, generator=generator)
+        changed = answers(model, (canvases + found).clamp(0, 1)) != named
+        reached[target] = int(changed.sum())
     return max(reached, key=lambda target: reached[target])
+
+
+def answers(model: Model, points: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(part).argmax(dim=1) for part in points.split(BATCH)])
 
 
 def grey(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -140,7 +138,9 @@ class FeatureVisualisation:
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         del labels  # what the items are does not matter, only what they are to become
         canvases = grey(inputs, generator) if self.data_free else inputs
-        target = easiest(model, canvases, self.budget) if self.target is None else self.target
+        target = self.target
+        if target is None:
+            target = easiest(model, canvases, budget=self.budget, generator=generator)
         found = visualise(
             model,
             canvases,

@@ -57,12 +57,12 @@ def lemna_surrogate(
     generator: torch.Generator,
     norm: Norm = "linf",
     queries: int = 1000,
-    rounds: int = 10,
+    rounds: int = 5,
     block: int | None = None,
     spread: float = 0.5,
-    components: int = 3,
+    components: int = 2,
     iterations: int = 4,
-    penalty: float = 0.02,
+    penalty: float = 0.002,
     targets: Tensor | None = None,
 ) -> Tensor:
     """Climb the surrogate's nearest component, and fit it anew where that leads; at most `queries` forwards an item.
@@ -97,12 +97,12 @@ class LemnaSurrogate:
     budget: float
     norm: Norm = "linf"
     queries: int = 1000
-    rounds: int = 10
+    rounds: int = 5
     block: int | None = None
     spread: float = 0.5
-    components: int = 3
+    components: int = 2
     iterations: int = 4
-    penalty: float = 0.02
+    penalty: float = 0.002
 
     def __post_init__(self) -> None:
         more_than_zero(self, "budget", "spread", "penalty")

@@ -172,4 +172,4 @@ def test_queries_are_shared_out_whole():
     assert parts(20, 3) == [6, 7, 7]
     for kind in (LimeSurrogate, LemnaSurrogate):
         with pytest.raises(ConfigError, match="wanted at least 21"):
-            kind(budget=0.1, queries=20)
+            kind(budget=0.1, queries=20, rounds=10)
