@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import ModelError
-from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.attack import Attack, Model, TorchOnly
+from guard.offline.attacks.layers import torch_module
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import into_reach
 from guard.offline.attacks.objective import gap
@@ -102,7 +103,8 @@ def identify(job: Job, attack: Attack, shard: Shard, learned: str = "") -> str:
 def attack_shard(job: Job, attack: Attack, shard: Shard, identity: str) -> Outcome:
     generator = torch.Generator().manual_seed(int(identity[:15], 16))
     clean, labels = torch.from_numpy(shard.images).to(job.device), torch.from_numpy(shard.labels).to(job.device)
-    raw = attack(Watched(job.model, job.stop), clean, labels, generator).cpu().numpy()
+    model = torch_module(job.model, attack) if isinstance(attack, TorchOnly) else job.model
+    raw = attack(Watched(model, job.stop), clean, labels, generator).cpu().numpy()
     attacked, predictions, fooled = settle(job, attack, shard, raw)
     kept = np.flatnonzero(fooled)
     noise = shuffled(torch.from_numpy(shard.images[kept]), torch.from_numpy(attacked[kept]), generator).numpy()

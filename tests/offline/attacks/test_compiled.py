@@ -17,8 +17,10 @@ from guard.offline.attacks.compiled import Compiled, aims_of, check_compiled, gi
 from guard.offline.attacks.cw import Cw
 from guard.offline.attacks.deepfool import DeepFool
 from guard.offline.attacks.fgsm import Fgsm
+from guard.offline.attacks.map_keeping import MapKeeping
 from guard.offline.attacks.objective import Climbing, Gap, LogOdds, Objective, gap, value_and_gradient
 from guard.offline.attacks.pgd import Pgd
+from guard.offline.craft import craft
 from tests.offline import tiny
 
 ATTACKS = (
@@ -123,3 +125,20 @@ def test_vectors_are_climbed_too(tmp_path: Path) -> None:
     _, _, found = value_and_gradient(model, torch.from_numpy(images), LogOdds(torch.from_numpy(labels)))
     _, _, wanted = value_and_gradient(classifier.graph, torch.from_numpy(images), LogOdds(torch.from_numpy(labels)))
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_crafting_hands_the_torch_side_to_what_differentiates_twice(model: Compiled, tmp_path: Path) -> None:
+    hashes = [f"{item:064x}" for item in range(len(IMAGES))]
+    (found,) = craft(
+        model,
+        IMAGES.numpy(),
+        LABELS.numpy(),
+        hashes,
+        [MapKeeping(budget=0.25, steps=4)],
+        grid=tiny.GRID,
+        fingerprint="f",
+        work=tmp_path,
+        seed=0,
+        workers=1,
+    )
+    assert len(found)
