@@ -209,7 +209,8 @@ def adaptive_lines(e: Evaluation) -> Iterator[str]:
             f"Proof of strength, success against detectors known to be weak, each alone, at the largest budget: "
             f"{proof_text(row)}" + ("; it counts." if row.proven else ": attack unproven.")
         )
-        yield from wrapped(gap_text(row))
+        named = f" Stand-ins for what has no gradient: {len(row.surrogates)}; the page names them."
+        yield from wrapped(gap_text(row) + (named if row.surrogates else ""))
 
 
 def system_lines(e: Evaluation) -> Iterator[str]:

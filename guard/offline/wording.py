@@ -60,8 +60,6 @@ def gap_text(row: AdaptiveRow) -> str:
     parts = [f"attacked side and served verdict differ on {percent(row.disagreement, 1)} of the items"]
     if row.risk_gap:
         parts.append(f"their risks by at most {row.risk_gap:.2g}")
-    if row.surrogates:
-        parts.append(f"stand-ins for what has no gradient: {', '.join(row.surrogates)}")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 

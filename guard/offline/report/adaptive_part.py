@@ -9,20 +9,22 @@ from guard.offline.findings import PROOF_SHARE, AdaptiveRow, Evaluation
 from guard.offline.labels import spoken_budget
 from guard.offline.published import best_within, data_like
 from guard.offline.report.clean_part import has_own_rates
-from guard.offline.report.markup import area, heading, heads, named, note, rate, rates, table, td
+from guard.offline.report.markup import area, folded, heading, heads, named, note, rate, rates, table, td
 from guard.offline.wording import gap_text, percent, proof_text
 
 
 def adaptive_part(e: Evaluation) -> list[str]:
     own = ("is not rejected (bundle's own rate)", "is not flagged") if has_own_rates(e) else ()
-    half = ("gets through where half of the clean are lost",) if any(row.sr50 for row in e.adaptive) else ()
+    half = ("50%",) if any(row.sr50 for row in e.adaptive) else ()
+    methods = ("each method alone",) if any(row.by_method for row in e.adaptive) else ()
+    through = (*heads(e.promises), *half, *methods)
     return [
         heading("An attacker who knows the guard"),
         note(
             "Knows the model, every detector, the fusion and the threshold, and starts from the static attack and from "
             "random points. It counts only if, at the largest budget, it first defeats detectors known to be weak, "
             f"each alone, on at least {PROOF_SHARE:.0%} of the items. What gets through fools the model and is not "
-            "caught, as a share of all items attacked."
+            "caught, as a share of all items attacked; at 50%, where half of the clean items are given up."
         ),
         table(
             (
@@ -30,35 +32,50 @@ def adaptive_part(e: Evaluation) -> list[str]:
                 "items, steps",
                 "fools the model",
                 "AUROC of those",
-                *heads(e.promises, "gets through at "),
-                *half,
+                *through,
                 *own,
                 "proof of strength",
                 "counts",
             ),
-            (adaptive_cells(row, e, half=bool(half), own=bool(own)) for row in e.adaptive),
+            (adaptive_cells(row, e, half=bool(half), methods=bool(methods), own=bool(own)) for row in e.adaptive),
+            groups=(("", 4), ("gets through at", len(through)), ("", 2 + len(own))),
+            firsts=(4, 4 + len(through)),
         ),
         note(" ".join(f"{row.label}: {lowered(gap_text(row))}" for row in e.adaptive)),
+        *stand_ins(e),
         *limits(e),
     ]
 
 
-def adaptive_cells(row: AdaptiveRow, e: Evaluation, *, half: bool, own: bool) -> Sequence[str]:
+def adaptive_cells(row: AdaptiveRow, e: Evaluation, *, half: bool, methods: bool, own: bool) -> Sequence[str]:
     wrong = "attack unproven" if not row.proven else "not what is served"
     counts = "yes" if row.proven and row.agrees else f'<span class="bad">{wrong}</span>'
-    methods = ", ".join(f"{name} alone {percent(one.value)}" for name, one in row.by_method.items())
-    about = f"aims at the threshold of {percent(row.target)}" + (f"; {methods}" if methods else "")
+    alone = [f"{name} {percent(one.value)}" for name, one in row.by_method.items()]
     return (
-        named(row.label, about),
+        named(row.label, f"aims at the threshold of {percent(row.target)}"),
         td(f"{row.fooled.items}, {row.steps}"),
         td(rate(row.fooled)),
         td(area(row.detection.auroc)),
         *rates(row.passed, e.promises, shaded=False),
         *((td(rate(row.sr50)),) if half else ()),
+        *((td(small_lines(alone)),) if methods else ()),
         *((td(rate(row.passed_reject), first=True), td(rate(row.passed_flag))) if own else ()),
-        td("".join(f"<small>{html.escape(one)}</small>" for one in proof_text(row).split(", ")), first=True),
+        td(small_lines(proof_text(row).split(", ")), first=True),
         td(counts),
     )
+
+
+def small_lines(lines: Sequence[str]) -> str:
+    return "".join(f"<small>{html.escape(one)}</small>" for one in lines)
+
+
+def stand_ins(e: Evaluation) -> list[str]:
+    """Once, though every row has them."""
+    named = dict.fromkeys(name for row in e.adaptive for name in row.surrogates)
+    if not named:
+        return []
+    items = "".join(f"<li>{html.escape(name)}</li>" for name in named)
+    return [folded(f"What stands in for what has no gradient ({len(named)})", f"<ul>{items}</ul>")]
 
 
 def lowered(sentence: str) -> str:
@@ -74,7 +91,10 @@ def limits(e: Evaluation) -> list[str]:
         size, half = spoken_budget(row.budget, e.grid), best_within(data, "linf", row.budget / 2)
         same = best_within(data, "linf", row.budget)
         if half is not None:
-            known = f"the most that is known to be possible at half the budget is {percent(half.accuracy, 1)}"
+            known = (
+                f"the best classifier on {half.data} has {percent(half.accuracy, 1)} at {half.spoken}, which is within "
+                "half the budget"
+            )
         elif same is not None:
             known = (
                 f"no figure is at hand for half the budget; the best classifier on {same.data} has "
