@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.errors import ConfigError
+from guard.offline.attacks.adapter import Packaged, installed
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.table import build_attack
 from guard.offline.denoisers.table import DENOISERS
@@ -100,6 +101,10 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
                 f"got {dict(entry)}"
             )
     repairs = tuple(denoiser_of(entry, origin) for entry in tables(raw, "repair", origin))
+    attacks, left_out = (attacks_of(tables(raw, key, origin), origin) for key in ("attack", "left_out"))
+    for attack in (*attacks, *left_out):
+        if isinstance(attack, Packaged):
+            installed(attack)  # now, not when crafting comes to it
     for kind, names in (("detector", [d["name"] for d in detectors]), ("repair", [r.name for r in repairs])):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(
@@ -109,8 +114,8 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
         name=Path(origin).stem,
         description=str(raw.get("description", "")),
         detectors=detectors,
-        attacks=attacks_of(tables(raw, "attack", origin), origin),
-        left_out=attacks_of(tables(raw, "left_out", origin), origin),
+        attacks=attacks,
+        left_out=left_out,
         repairs=repairs,
         adaptive_budgets=budgets_of(raw.get("adaptive", {}), origin),
         raw=raw,

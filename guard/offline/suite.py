@@ -35,8 +35,8 @@ def load_suite(name_or_file: str) -> Suite:
     """A suite by name, or from a file of the user's own.
 
     Raises:
-        ConfigError: names the suite and what in it is unknown, missing or out of range, or the package that an attack
-            of it needs.
+        ConfigError: names the suite and what in it is unknown, missing or out of range. A package that an attack needs
+            is missed when the attack is run.
     """
     name = name_or_file
     if name in suites():

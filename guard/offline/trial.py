@@ -33,7 +33,7 @@ PROBED = 16  # items by which an attack's speed is measured; a shard of one that
 GROWTH = 1.3  # over the items that a success rate asks for, since few items measured it
 SLACK = 1.2  # over the seconds that a probe foretells: the last shards leave cores without work
 # What an attack may raise that cannot do with this model, these inputs or what is installed.
-UNRUNNABLE = (GuardError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError)
+UNRUNNABLE = (GuardError, ImportError, NotImplementedError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,10 @@ class Trial:
         return self.examiner.examine(crafted, label=label, setting="never seen")
 
     def crafted(self, attack: Attack, tried: int) -> CraftedSet:
-        """On what the recipe's attacks run on; or on torch, where the attack asks for more than that can do."""
-        try:
-            return self.crafted_on(self.model, attack, tried)
-        except UNRUNNABLE:
-            if self.model is self.subject.classifier.graph:
-                raise
-            return self.crafted_on(self.subject.classifier.graph, attack, tried)
-
-    def crafted_on(self, model: Model, attack: Attack, tried: int) -> CraftedSet:
+        """On what the recipe's attacks run on."""
         index = self.right[:tried]
         (found,) = craft(
-            model,
+            self.model,
             self.held_out.images[index],
             self.held_out.labels[index],
             self.held_out.hashes[index],

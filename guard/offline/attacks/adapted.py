@@ -29,7 +29,10 @@ class Apgd:
         known_norm(self)
         if self.loss not in get_args(Loss):
             raise ConfigError(f"attack {self.name!r}: loss = {self.loss!r}; wanted one of {', '.join(get_args(Loss))}")
-        installed(self.name, "pyautoattack")
+
+    @property
+    def package(self) -> str:
+        return "pyautoattack"
 
     @property
     def name(self) -> str:
@@ -40,6 +43,7 @@ class Apgd:
         return "high-confidence"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        installed(self)
         return apgd(
             model,
             inputs,
@@ -68,7 +72,10 @@ class Square:
         more_than_zero(self, "budget")
         whole(self, "queries")
         known_norm(self)
-        installed(self.name, "pyautoattack")
+
+    @property
+    def package(self) -> str:
+        return "pyautoattack"
 
     @property
     def name(self) -> str:
@@ -79,6 +86,7 @@ class Square:
         return "query"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        installed(self)
         return square(
             model, inputs, labels, budget=self.budget, queries=self.queries, generator=generator, norm=self.norm
         )
@@ -98,7 +106,10 @@ class Fab:
     def __post_init__(self) -> None:
         whole(self, "steps", "classes")
         known_norm(self)
-        installed(self.name, "pyautoattack")
+
+    @property
+    def package(self) -> str:
+        return "pyautoattack"
 
     @property
     def name(self) -> str:
@@ -113,6 +124,7 @@ class Fab:
         return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        installed(self)
         del generator  # nothing is drawn
         return fab(model, inputs, labels, steps=self.steps, norm=self.norm, classes=self.classes)
 
@@ -129,7 +141,10 @@ class HopSkipJump:
 
     def __post_init__(self) -> None:
         whole(self, "queries", "evaluations")
-        installed(self.name, "foolbox")
+
+    @property
+    def package(self) -> str:
+        return "foolbox"
 
     @property
     def name(self) -> str:
@@ -148,6 +163,7 @@ class HopSkipJump:
         return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        installed(self)
         return hop_skip_jump(
             model, inputs, labels, queries=self.queries, evaluations=self.evaluations, generator=generator
         )
@@ -164,7 +180,10 @@ class Boundary:
 
     def __post_init__(self) -> None:
         whole(self, "queries")
-        installed(self.name, "foolbox")
+
+    @property
+    def package(self) -> str:
+        return "foolbox"
 
     @property
     def name(self) -> str:
@@ -183,6 +202,7 @@ class Boundary:
         return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        installed(self)
         return boundary(model, inputs, labels, queries=self.queries, generator=generator)
 
     def __repr__(self) -> str:
@@ -201,7 +221,10 @@ class Spatial:
     def __post_init__(self) -> None:
         more_than_zero(self, "rotation", "translation")
         whole(self, "rotations", "translations")
-        installed(self.name, "foolbox")
+
+    @property
+    def package(self) -> str:
+        return "foolbox"
 
     @property
     def name(self) -> str:
@@ -220,6 +243,7 @@ class Spatial:
         return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        installed(self)
         del generator  # nothing is drawn
         return spatial(
             model,

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,22 @@ SCHEDULED = 10  # steps from which on an L1 walk begins in larger balls
 LOST = 1e10  # further than any boundary
 
 
-def installed(name: str, package: str) -> None:
+@runtime_checkable
+class Packaged(Protocol):
+    """An attack that a package of the extra `attacks` runs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def package(self) -> str: ...
+
+
+def installed(attack: Packaged) -> None:
     """Raises ConfigError where the attack's package is not installed."""
-    if find_spec(package) is None:
+    if find_spec(attack.package) is None:
         raise ConfigError(
-            f"attack {name!r} is run by the package {package!r}, which is not installed; "
+            f"attack {attack.name!r} is run by the package {attack.package!r}, which is not installed; "
             "pip install 'inference-guard[attacks]'"
         )
 

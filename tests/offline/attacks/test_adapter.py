@@ -17,6 +17,8 @@ from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import build_attack
+from guard.offline.recipe import parse
+from tests.offline import tiny
 from tests.offline.attacks.linear import linear, optimum
 from tests.offline.attacks.test_table import network, seeded
 from tests.side import reach
@@ -44,8 +46,11 @@ class Counted:
 def test_without_its_package_an_attack_says_what_to_install(name, monkeypatch):
     monkeypatch.setattr(adapter, "find_spec", lambda package: None)
     settings = {"budget": 0.1} if name in ("apgd", "square") else {}
+    attack = build_attack(name, settings)
     with pytest.raises(ConfigError, match=r"not installed; pip install 'inference-guard\[attacks\]'"):
-        build_attack(name, settings)
+        attack(*network("images"), seeded())
+    with pytest.raises(ConfigError, match="not installed"):  # before anything is crafted
+        parse({**tiny.RECIPE, "attack": [{"name": name, **settings}]}, "r")
 
 
 @asking
