@@ -16,7 +16,7 @@ from guard.offline.attacks.directions import Method
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import Examiner, Guard, Other, worst_of
-from guard.offline.findings import FEWEST, NOISE, AdaptiveRow, Evaluation, Rate, promises_of
+from guard.offline.findings import NOISE, AdaptiveRow, Evaluation, Rate, fewest, promises_of
 from guard.offline.forecast import kept_size, seconds_to_read
 from guard.offline.labels import labels_of
 from guard.offline.progress import Stage
@@ -143,7 +143,8 @@ def shift_items(runtime: Runtime, held_out: HeldOut, effort: Effort) -> int:
 def craft_enough(
     model: Model, subject: Subject, held_out: HeldOut, attack: Attack, effort: Effort, progress: Stage
 ) -> CraftedSet:
-    """Tried on `attack_items`, and on more where fewer than FEWEST of them fool the model and there are more."""
+    """Tried on `attack_items`, and on more where fewer fool the model than its family takes, and there are more."""
+    least = fewest(attack.family)
     tried = min(effort.attack_items, len(held_out.images))
     while True:
         (found,) = craft(
@@ -158,8 +159,8 @@ def craft_enough(
             seed=effort.seed,
             progress=progress.items,
         )
-        wanted = math.ceil(GROWTH * tried * FEWEST / max(len(found), 1))
-        if len(found) >= FEWEST or effort.attack_items < FEWEST or tried == len(held_out.images):
+        wanted = math.ceil(GROWTH * tried * least / max(len(found), 1))
+        if len(found) >= least or effort.attack_items < least or tried == len(held_out.images):
             return found
         tried = min(wanted, 4 * tried, len(held_out.images))
 
