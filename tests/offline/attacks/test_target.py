@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from guard.errors import ConfigError
+from guard.offline.attacks.attack import Family
 from guard.offline.attacks.bim import Bim, bim
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.pgd import Pgd
@@ -15,9 +16,20 @@ from guard.offline.attacks.table import ATTACKS, build_attack, settings_of
 from guard.offline.attacks.target import Target, targets_of
 from tests.offline.attacks.linear import linear
 
-NAMES = [name for name in ATTACKS if "target" in settings_of(name)]
-every_target = pytest.mark.parametrize("target", get_args(Target))
+ONE_FOR_ALL: tuple[Family, ...] = ("universal", "patch")  # their target is one class, the same for all items
 BUDGET = 0.3
+
+
+def required(name):
+    return {"budget": BUDGET} if "budget" in settings_of(name) else {}
+
+
+NAMES = [
+    name
+    for name in ATTACKS
+    if "target" in settings_of(name) and build_attack(name, required(name)).family not in ONE_FOR_ALL
+]
+every_target = pytest.mark.parametrize("target", get_args(Target))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -25,8 +37,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def aimed(name, target):
-    settings = {"budget": BUDGET} if "budget" in settings_of(name) else {}
-    return build_attack(name, {**settings, "target": target})
+    return build_attack(name, {**required(name), "target": target})
 
 
 @every_target
