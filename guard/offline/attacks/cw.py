@@ -43,7 +43,8 @@ def cw(
     weight = torch.full_like(best_size, constant)
     lower, upper = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
     for _ in range(searches):
-        points, size = descend(model, inputs, labels, weight, steps, learning_rate, confidence, targets)
+        reached = best_size.isfinite()
+        points, size = descend(model, inputs, labels, weight, reached, steps, learning_rate, confidence, targets)
         better = size < best_size
         best, best_size = torch.where(per_item(better, best), points, best), torch.minimum(size, best_size)
         weight, lower, upper = narrowed(weight, lower, upper, size.isfinite())
@@ -65,12 +66,16 @@ def descend(
     inputs: Tensor,
     labels: Tensor,
     weight: Tensor,
+    reached: Tensor,
     steps: int,
     learning_rate: float,
     confidence: float,
     targets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The smallest fooling points on the way down, and their sizes [item], infinite where there was none."""
+    """The smallest fooling points on the way down, and their sizes [item], infinite where there was none.
+
+    The rate falls for items that were `reached` before [item] or are on the way: far from fooling no step is too long.
+    """
     found, found_size = inputs.clone(), torch.full_like(weight, torch.inf)
     active = torch.arange(len(inputs), device=inputs.device)
     walk = torch.atanh((2 * inputs - 1) * INSIDE)
@@ -86,7 +91,8 @@ def descend(
         better = (ahead > confidence) & (size < found_size[active])
         found[active[better]], found_size[active[better]] = points[better], size[better]
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
-        rate = learning_rate * DECAY ** (step / steps)
+        falls = (reached | found_size.isfinite())[active]
+        rate = per_item(torch.where(falls, DECAY ** (step / steps), 1.0) * learning_rate, walk).to(walk.dtype)
         walk = walk - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
         lowest = torch.minimum(lowest, loss)
         if step % max(1, steps // LOOKS) == 0:

@@ -15,6 +15,7 @@ from guard.offline.attacks.norm_ball import per_item, steepest
 from guard.offline.attacks.objective import chosen, gap, without
 
 Walk = Literal["linf", "l2"]
+SURE = 1e-5  # of the largest logit, by which a rival must be ahead: rounding would leave it on the boundary for ever
 DUAL: Mapping[Walk, float] = {"linf": 1, "l2": 2}  # the order of the norm that says how far a boundary is
 
 
@@ -61,7 +62,7 @@ def unfooled(model: Model, points: Tensor, labels: Tensor) -> Tensor:
 
 
 def linearise(model: Model, points: Tensor, labels: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each rival is behind the label in logits [item, rival], and what makes it gain, [item, rival, ...]."""
+    """How far each rival is from being ahead in logits [item, rival], and what makes it gain, [item, rival, ...]."""
     with torch.enable_grad():
         watched = points.detach().requires_grad_()
         logits = model(watched)
@@ -71,7 +72,8 @@ def linearise(model: Model, points: Tensor, labels: Tensor, rivals: Tensor) -> t
             torch.autograd.grad(gains[:, place].sum(), watched, retain_graph=place < last)[0]
             for place in range(rivals.shape[1])
         ]
-    return -gains.detach(), torch.stack(normals, dim=1)
+    behind = SURE * logits.abs().amax(dim=1, keepdim=True) - gains
+    return behind.detach(), torch.stack(normals, dim=1)
 
 
 def nearest_boundary(behind: Tensor, normals: Tensor, norm: Walk = "l2") -> Tensor:
@@ -79,7 +81,7 @@ def nearest_boundary(behind: Tensor, normals: Tensor, norm: Walk = "l2") -> Tens
     item = torch.arange(len(behind), device=behind.device)
     lengths = torch.linalg.vector_norm(normals.flatten(2), ord=DUAL[norm], dim=2).clamp_min(1e-12)
     nearest = (behind / lengths).argmin(dim=1)
-    reach: Tensor = (behind + 1e-6)[item, nearest] / lengths[item, nearest]
+    reach: Tensor = behind[item, nearest] / lengths[item, nearest]
     normal: Tensor = normals[item, nearest]
     return per_item(reach, normal) * steepest(normal, norm)
 

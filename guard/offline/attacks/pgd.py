@@ -29,7 +29,7 @@ def pgd(
     """Climb for all `steps`, and return each item's best point: a fooling one before any other, then the highest loss.
 
     No item stops when it first fools the model: the points returned are of high confidence. The start is drawn
-    uniformly from the ball with `generator`; without one it is the input itself (BIM). `step_size` is
+    from the ball with `generator`; without one it is the input itself (BIM). `step_size` is
     2.5 * budget / steps unless given; in L1 steps are sparse and begin longer. Costs steps + 1 forwards and steps
     backwards.
 
@@ -52,9 +52,17 @@ def pgd(
 
 
 def start(inputs: Tensor, budget: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
+    """A random point of the ball, in L2 and L1 at a radius drawn uniformly.
+
+    Nearly all of such a ball is its surface, and from there the first steps are spent on the way back.
+    """
     if generator is None:
         return inputs
-    return into_reach(inputs + uniform(inputs, budget, norm, generator), inputs, budget, norm)
+    drawn = uniform(inputs, budget, norm, generator)
+    if norm != "linf":
+        radius = torch.rand(len(inputs), generator=generator, device=generator.device, dtype=inputs.dtype)
+        drawn = drawn * per_item(radius.to(inputs.device), drawn)
+    return into_reach(inputs + drawn, inputs, budget, norm)
 
 
 def climb(model: Model, points: Tensor, labels: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:

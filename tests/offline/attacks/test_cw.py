@@ -95,3 +95,10 @@ def test_items_that_are_far_enough_ahead_are_spared_the_backward():
         torch.testing.assert_close(loss, expected.detach())
         torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), watched)[0], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(found, gap(model(points), labels))
+
+
+def test_an_item_that_is_far_from_fooled_is_reached_in_few_steps():
+    model, inputs, labels = linear(2)
+    far = (inputs + 0.2 * (model.weight[labels] - model.weight[1 - labels]).sign()).clamp(0, 1)  # against the attack
+    attacked = cw(model, far, labels, steps=30, searches=2, learning_rate=0.05, constant=100.0)
+    assert (model(attacked).argmax(dim=1) != labels).all()

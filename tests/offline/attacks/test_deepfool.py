@@ -42,3 +42,14 @@ def test_a_flat_model_ends_where_it_began():
     inputs = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
     attacked = deepfool(lambda x: x[:, :2] * 0 + torch.tensor([1.0, 0.0]), inputs, torch.zeros(3).long(), steps=3)
     torch.testing.assert_close(attacked, inputs)
+
+
+def test_no_item_is_left_on_the_boundary_by_rounding():
+    model, inputs, _ = linear(6)
+
+    def coarse(x):  # logits far from zero have few digits left for what lies between them
+        return 1000 + model(x)
+
+    labels = coarse(inputs).argmax(dim=1)
+    attacked = deepfool(coarse, inputs, labels, steps=10, overshoot=1e-6)
+    assert (coarse(attacked).argmax(dim=1) != labels).all()

@@ -8,7 +8,7 @@ from torch import nn
 
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
-from guard.offline.attacks.pgd import Pgd, keep, pgd, rank
+from guard.offline.attacks.pgd import Pgd, keep, pgd, rank, start
 from tests.offline.attacks.linear import linear, optimum
 
 
@@ -44,6 +44,15 @@ def test_the_start_is_random_unless_there_is_no_generator():
     assert not torch.equal(once(seeded(0)), once(seeded(1)))
     torch.testing.assert_close(once(None), inputs, atol=2e-6, rtol=0)
     assert sizes(once(seeded(0)) - inputs, "linf").mean() > 0.05
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_starts_are_at_every_radius_alike(norm):
+    inputs = torch.full((400, 50), 0.5)
+    radius = sizes(start(inputs, 0.2, norm, seeded(0)) - inputs, norm) / 0.2
+    torch.testing.assert_close(
+        radius.quantile(torch.tensor([0.25, 0.5, 0.75])), torch.tensor([0.25, 0.5, 0.75]), atol=0.06, rtol=0
+    )
 
 
 def test_random_start_is_a_setting():
