@@ -92,7 +92,8 @@ class Foolbox:
             found: Tensor = attack(
                 self.model, images, labels if targets is None else self.aim(targets), epsilons=budget
             )[1]
-            return found
+            black = (found == 0).flatten(1).all(dim=1)  # what its C&W returns where it failed; no attack's doing
+            return torch.where(black[:, None, None, None], images, found)
 
         return run
 
@@ -300,6 +301,29 @@ def smallest(fool: Foolbox, torchy: Torchattacks, art: Art, adv: AdvLib) -> tupl
                 ),
             },
             "the same, from c = 1; torchattacks does not search, and takes all steps at one c",
+        ),
+        Contest(
+            "cw l2 slow",
+            Cw(steps=steps, searches=searches, learning_rate=0.01),
+            {
+                "foolbox": fool(
+                    "L2CarliniWagnerAttack",
+                    None,
+                    binary_search_steps=searches,
+                    steps=steps,
+                    stepsize=0.01,
+                    initial_const=1.0,
+                ),
+                "torchattacks": torchy("CW", c=1, steps=searches * steps, lr=0.01),
+                "adv-lib": adv(
+                    "carlini_wagner_l2",
+                    binary_search_steps=searches,
+                    max_iterations=steps,
+                    learning_rate=0.01,
+                    initial_const=1.0,
+                ),
+            },
+            "the same, at the libraries' own learning rate of 0.01",
         ),
         Contest(
             "cw linf",

@@ -14,7 +14,7 @@ from guard.offline.attacks.target import Target, known_target, targets_of
 
 INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
 DECAY = 0.1  # of the learning rate over one descent
-LOOKS = 4  # how often a descent asks which items have arrived
+LOOKS, FEWEST = 4, 10  # how often a descent asks which items have arrived, and steps that tell nothing yet
 PLATEAU = 0.9999  # an item whose lowest loss did not fall to this share since the last look has arrived
 
 
@@ -95,7 +95,7 @@ def descend(
         rate = per_item(torch.where(falls, DECAY ** (step / steps), 1.0) * learning_rate, walk).to(walk.dtype)
         walk = walk - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
         lowest = torch.minimum(lowest, loss)
-        if step % max(1, steps // LOOKS) == 0:
+        if step % max(FEWEST, steps // LOOKS) == 0:
             moving = lowest <= PLATEAU * looked_at
             active, walk, mean, square = active[moving], walk[moving], mean[moving], square[moving]
             lowest = looked_at = lowest[moving]
