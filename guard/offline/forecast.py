@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from guard.offline.lot import SHARDS
 from guard.offline.subject import HeldOut
 from guard.runtime import Runtime
 
+Choice = TypeVar("Choice")  # what JSON holds as it is: a size, or sizes by name
 PROBED = 2  # items by which an attack's passes are counted
 
 
@@ -116,16 +118,16 @@ def seconds_to_read(runtime: Runtime, held_out: HeldOut) -> float:
     return (time.perf_counter() - began) / len(few)
 
 
-def kept_size(folder: Path, question: str, choose: Callable[[], int]) -> int:
+def kept(folder: Path, question: str, choose: Callable[[], Choice]) -> Choice:
     """What was chosen before for the same question, or chosen now and kept.
 
     Speeds differ from run to run; what an evaluation measures must not.
     """
     file = folder / f"{hashlib.sha256(question.encode()).hexdigest()[:24]}.json"
     try:
-        return int(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        size = choose()
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(size), encoding="utf-8")
-    return size
+        found: Choice = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = choose()
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found), encoding="utf-8")
+    return found

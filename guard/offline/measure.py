@@ -17,7 +17,7 @@ from guard.offline.craft import CraftedSet, craft
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import Examiner, Guard, Other, worst_of
 from guard.offline.findings import NOISE, AdaptiveRow, Evaluation, Rate, fewest, promises_of
-from guard.offline.forecast import kept_size, seconds_to_read
+from guard.offline.forecast import kept, seconds_to_read
 from guard.offline.labels import labels_of
 from guard.offline.progress import Stage
 from guard.offline.recipe import Recipe
@@ -137,7 +137,7 @@ def shift_items(runtime: Runtime, held_out: HeldOut, effort: Effort) -> int:
         affordable = SHIFT_SHARE * effort.seconds_left() / (len(SHIFTS) * seconds_to_read(runtime, held_out))
         return int(min(wanted, max(affordable, FEWEST_SHIFTED)))
 
-    return kept_size(effort.work.with_name("sizes"), asked, choose)
+    return kept(effort.work.with_name("sizes"), asked, choose)
 
 
 def craft_enough(

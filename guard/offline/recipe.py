@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from guard.offline.denoisers.table import DENOISERS
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.table import build_detector
 from guard.offline.evidence.needs import Denoiser
+from guard.offline.listing import content_of, names_in, own_text, users_text
 
 PROGRAMS = ("screen", "interpret")
 KEYS = {"description", "detector", "attack", "left_out", "repair", "adaptive"}
@@ -53,13 +52,7 @@ class Recipe:
 
 def presets() -> tuple[str, ...]:
     """Names of the recipes that come with the guard."""
-    return tuple(
-        sorted(
-            f.name.removesuffix(".toml")
-            for f in files("guard.offline").joinpath("recipes").iterdir()
-            if f.name.endswith(".toml")
-        )
-    )
+    return names_in("recipes")
 
 
 def load_recipe(preset: str, file: Path | None = None) -> Recipe:
@@ -69,23 +62,12 @@ def load_recipe(preset: str, file: Path | None = None) -> Recipe:
         ConfigError: names the file and the key that is unknown, missing or out of range.
     """
     if file is not None:
-        origin, text = str(file), read_text(file)
+        origin, text = str(file), users_text("recipe", file)
     elif preset in presets():
-        origin, text = preset, files("guard.offline").joinpath("recipes", f"{preset}.toml").read_text(encoding="utf-8")
+        origin, text = preset, own_text("recipes", preset)
     else:
         raise ConfigError(f"unknown preset {preset!r}; there are: {', '.join(presets())}")
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe {origin} is not valid TOML: {error}") from error
-    return parse(raw, origin)
-
-
-def read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {file} cannot be read: {error}") from error
+    return parse(content_of("recipe", origin, text), origin)
 
 
 def parse(raw: Mapping[str, Any], origin: str) -> Recipe:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack
+from guard.offline.listing import content_of, names_in, own_text, users_text
 from guard.offline.recipe import attacks_of, tables
 
 KEYS = {"description", "attack"}
@@ -27,8 +26,7 @@ class Suite:
 
 def suites() -> tuple[str, ...]:
     """Names of the suites that come with the guard."""
-    names = (file.name for file in files("guard.offline").joinpath("suites").iterdir())
-    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
+    return names_in("suites")
 
 
 def load_suite(name_or_file: str) -> Suite:
@@ -40,23 +38,12 @@ def load_suite(name_or_file: str) -> Suite:
     """
     name = name_or_file
     if name in suites():
-        text = files("guard.offline").joinpath("suites", f"{name}.toml").read_text(encoding="utf-8")
+        text = own_text("suites", name)
     elif Path(name).suffix == ".toml":
-        text = read_text(Path(name))
+        text = users_text("suite", Path(name))
     else:
         raise ConfigError(f"unknown suite {name!r}; there are: {', '.join(suites())}; a file's name ends in .toml")
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"suite {name} is not valid TOML: {error}") from error
-    return parse_suite(raw, name)
-
-
-def read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"suite {file} cannot be read: {error}") from error
+    return parse_suite(content_of("suite", name, text), name)
 
 
 def parse_suite(raw: Mapping[str, Any], origin: str) -> Suite:

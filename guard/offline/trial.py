@@ -8,7 +8,6 @@ Rule 3: sizes are chosen once, and kept: what is measured does not depend on how
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from guard.offline.attacks.attack import Attack, Model
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.evaluate import Examined, Examiner
 from guard.offline.findings import AttackRow, SuiteRows, UnrunRow, fewest
+from guard.offline.forecast import kept
 from guard.offline.labels import labels_of
 from guard.offline.progress import Stage, short
 from guard.offline.subject import HeldOut, Subject
@@ -32,7 +32,8 @@ from guard.offline.workers import cores
 PROBED = 16  # items by which an attack's speed is measured; a shard of one that asks for thousands of answers
 GROWTH = 1.3  # over the items that a success rate asks for, since few items measured it
 SLACK = 1.2  # over the seconds that a probe foretells: the last shards leave cores without work
-# What an attack may raise that cannot do with this model, these inputs or what is installed.
+# What an attack may raise that cannot do with this model, these inputs or what is installed. foolbox, pyautoattack and
+# torch raise RuntimeError and ValueError for that; the row quotes it, and hours of other rows are not lost to it.
 UNRUNNABLE = (GuardError, ImportError, NotImplementedError, RuntimeError, ValueError)
 
 
@@ -125,17 +126,14 @@ class Trial:
 
     def sizes(self, attacks: Mapping[str, Attack]) -> dict[str, int]:
         """Items that each attack is tried on, by label; those chosen before for the same question are kept to."""
-        file = self.further.work / "sizes" / f"suite-{self.question(attacks)[:24]}.json"
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            return {label: int(kept[label]) for label in attacks}
-        except (OSError, ValueError, TypeError, KeyError):
+
+        def choose() -> dict[str, int]:
             planned = [self.probe(label, attack) for label, attack in attacks.items()]
-        found = shared_out(planned, self.further.seconds)
-        self.announce(planned, found)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(found), encoding="utf-8")
-        return found
+            found = shared_out(planned, self.further.seconds)
+            self.announce(planned, found)
+            return found
+
+        return kept(self.further.work / "sizes", f"suite {self.question(attacks)}", choose)
 
     def question(self, attacks: Mapping[str, Attack]) -> str:
         hashes = hashlib.sha256("".join(self.held_out.hashes.tolist()).encode()).hexdigest()

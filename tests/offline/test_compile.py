@@ -34,6 +34,7 @@ from guard.offline.parity import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, check_pa
 from guard.offline.subject import Subject
 from guard.runtime import Session
 from tests.offline import tiny
+from tests.offline.told import Told
 
 SPLIT = {"screen": ("mahalanobis", "kernel_density"), "interpret": ("saliency_classifier", "feature_squeezing")}
 
@@ -146,18 +147,6 @@ def test_one_weight_that_differs_is_refused(
     check_parity(name, programs[name], disturbed(unchanged, folder, name, np.copy), wire)
     with pytest.raises(ParityError, match=f"'{name}'.*differ"):
         check_parity(name, programs[name], disturbed(tmp_path, folder, name, one_weight), wire)
-
-
-class Told:
-    """A session that answers what it is told to."""
-
-    def __init__(self, outputs: tuple[NDArray[np.float32], ...]) -> None:
-        self.outputs, self.place = outputs, 0
-
-    def run(self, names: Any, inputs: NDArray[Any]) -> list[NDArray[Any]]:
-        part = slice(self.place, self.place + len(inputs))
-        self.place = (self.place + len(inputs)) % len(self.outputs[0])
-        return [output[part] for output in self.outputs]
 
 
 def answers(program: Program, wire: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.norm_ball import per_item
+from guard.offline.attacks.norm_ball import per_item, steepest
 
 Method = Literal["selective", "weighted", "orthogonal", "feature_matching"]
 CONFIDENCE = 0.5  # margin in logits by which the class is kept lost while the risk is worked on
@@ -66,7 +66,7 @@ def weighted(sight: Sight) -> Tensor:
     by_margin, by_excess = sight.slope(sight.margin), sight.slope(pursued(sight.excess), last=True)
     like = sight.point
     of_class, of_risk = per_item(0.2 + sight.wants_class, like), per_item(0.2 + sight.wants_pass, like)
-    return of_class * unit(by_margin) + of_risk * unit(by_excess)
+    return of_class * steepest(by_margin, "l2") + of_risk * steepest(by_excess, "l2")
 
 
 def orthogonal(sight: Sight) -> Tensor:
@@ -74,7 +74,8 @@ def orthogonal(sight: Sight) -> Tensor:
 
     Source: Bryniarski et al. 2021, arXiv:2106.15023, equations 4 and 5. As there, the sign is taken afterwards.
     """
-    by_margin, by_excess = unit(sight.slope(sight.margin)), unit(sight.slope(pursued(sight.excess), last=True))
+    by_margin = steepest(sight.slope(sight.margin), "l2")
+    by_excess = steepest(sight.slope(pursued(sight.excess), last=True), "l2")
     along = per_item((by_margin * by_excess).flatten(1).sum(dim=1), by_margin)
     wants = per_item(sight.wants_class, by_margin).bool()
     return torch.where(wants, by_margin - along * by_excess, by_excess - along * by_margin)
@@ -101,11 +102,3 @@ DIRECTIONS: Mapping[Method, Callable[[Sight], Tensor]] = {
     "orthogonal": orthogonal,
     "feature_matching": feature_matching,
 }
-
-
-def unit(gradient: Tensor) -> Tensor:
-    """Scaled to unit L2 an item; a zero gradient stays zero."""
-    # By the largest entry first: squares of tiny gradients would underflow to a length of zero.
-    largest = per_item(gradient.flatten(1).abs().amax(dim=1), gradient)
-    scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
-    return scaled / per_item(scaled.flatten(1).norm(dim=1).clamp_min(0.5), gradient)

@@ -1,4 +1,4 @@
-"""The small trained networks, items to learn from and others to be attacked, and how often an attack fools them."""
+"""The small trained networks, items to learn from and others to be attacked."""
 
 from __future__ import annotations
 
@@ -21,12 +21,6 @@ def problem(kind: str = "images") -> Problem:
             right = model(inputs).argmax(dim=1) == labels
         parts.append((inputs[right], labels[right]))
     return model, parts[0], parts[1]
-
-
-def fooled(model: nn.Module, attacked: Tensor, labels: Tensor) -> float:
-    """Share of the items that the model no longer has right."""
-    with torch.no_grad():
-        return float((model(attacked).argmax(dim=1) != labels).float().mean())
 
 
 def seeded(seed: int = 0) -> torch.Generator:

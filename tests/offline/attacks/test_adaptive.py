@@ -16,8 +16,9 @@ from guard.offline.attacks.adaptive import (
     class_margin,
     on_grid,
 )
-from guard.offline.attacks.directions import DIRECTIONS, SLACK, Method, Sight, pursued, unit
+from guard.offline.attacks.directions import DIRECTIONS, SLACK, Method, Sight, pursued
 from guard.offline.attacks.guides import Guides
+from guard.offline.attacks.norm_ball import steepest
 from guard.offline.evaluate import read
 from guard.offline.evidence.needs import Logits
 from guard.offline.risk import DetectorExcess, Excess
@@ -263,7 +264,9 @@ def test_orthogonal_steps_leave_the_other_goal_alone(margin: float) -> None:
 
 
 def test_tiny_gradients_have_a_direction() -> None:
-    torch.testing.assert_close(unit(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]])), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+    torch.testing.assert_close(
+        steepest(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]]), "l2"), torch.tensor([[0.6, 0.8], [0.0, 0.0]])
+    )
 
 
 def guides(subject: Subject, known: DetectorExcess | Excess) -> Guides:

@@ -15,7 +15,8 @@ from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.objective import log_odds
 from guard.offline.attacks.patch import Patch, Spots, put, throw
 from guard.offline.attacks.shared import CEILING
-from tests.offline.attacks.learning import Problem, fooled, learned, problem, seeded
+from tests.offline.attacks.learning import Problem, learned, problem, seeded
+from tests.offline.attacks.trained import fooled
 
 MARGIN = 0.2  # of held-out items: what learning must be ahead of random content at least
 every_kind = pytest.mark.parametrize("kind", ["images", "vectors"])

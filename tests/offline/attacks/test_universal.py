@@ -19,7 +19,8 @@ from guard.offline.attacks.shared import CEILING
 from guard.offline.attacks.uap import Uap
 from guard.offline.workers import Stop, Stopped, Watched
 from tests.offline import tiny
-from tests.offline.attacks.learning import fooled, learned, problem, seeded
+from tests.offline.attacks.learning import learned, problem, seeded
+from tests.offline.attacks.trained import fooled
 
 BUDGET = {"images": 0.125, "vectors": 0.25}
 MARGIN = 0.25  # of held-out items: what learning must be ahead of chance at least
