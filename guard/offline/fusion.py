@@ -14,6 +14,8 @@ from guard.calibration import HINGES, Band, Floats, Fusion, clean_knots, unfitte
 
 RIDGE = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
 NOISE_SHARE = 0.25  # of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
+TAIL, FEWEST_IN_TAIL = 0.1, 20  # the share of clean items that shows how risk thins out, and how many it takes
+EARLY = 1 / 40  # of the promised rate: what clean items may lose to an early reject
 RESTING = 1e-3  # slope of every tail before fitting, so that an unknown kind of surprise still counts a little
 
 
@@ -72,14 +74,18 @@ def logistic(features: Floats, target: Floats, weights: Floats) -> tuple[Floats,
 
 
 def early_reject(clean_risk: Floats, reject_rate: float) -> Band:
-    """The band of a first program: no early pass, and early reject above what a quarter of the promised rate loses.
+    """The band of a first program: no early pass, and early reject where next to no clean item comes.
 
-    Where the combiner's split is too small to find that quantile, nothing is decided early.
+    What is rejected early lies above all that later programs decide: every clean item there takes from the rate that
+    they have left to find attacks with. The bound is where an exponential tail, drawn through the riskiest clean items,
+    falls to EARLY of the promised rate. Too few items show no tail, and nothing is decided early.
     """
-    share = reject_rate / 4
-    if share * (len(clean_risk) + 1) < 1:
+    start = np.quantile(clean_risk, 1 - TAIL)
+    beyond = clean_risk[clean_risk > start] - start
+    if len(beyond) < FEWEST_IN_TAIL:
         return Band()
-    return Band(high=float(np.quantile(clean_risk, 1 - share, method="higher")))
+    share = len(beyond) / len(clean_risk)
+    return Band(high=float(start + beyond.mean() * np.log(share / (EARLY * reject_rate))))
 
 
 def band_leak(band: Band, attacked_risk: Floats, families: tuple[str, ...]) -> dict[str, float]:

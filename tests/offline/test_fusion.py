@@ -106,16 +106,28 @@ def test_the_combiner_is_logistic_regression_where_that_has_non_negative_slopes(
 # Bands.
 
 
-def test_early_reject_loses_at_most_a_quarter_of_the_promise_and_passes_nobody() -> None:
-    risk = np.random.default_rng(0).normal(size=4000)
-    band = early_reject(risk, 0.04)
+@pytest.mark.parametrize("tail", ["exponential", "normal"])
+def test_early_reject_takes_a_fortieth_of_the_promise_from_fresh_clean_items_and_passes_nobody(tail: str) -> None:
+    """So it is where risk thins out exponentially, and less where it thins out faster."""
+    generator = np.random.default_rng(0)
+    band = early_reject(getattr(generator, tail)(size=2000), 0.04)
+    taken = (getattr(generator, tail)(size=400_000) > band.high).mean()
     assert band.low == -np.inf
-    assert 0.005 < (risk > band.high).mean() <= 0.01
+    assert 5e-4 < taken < 2e-3 if tail == "exponential" else 0 < taken < 1e-3
 
 
-@pytest.mark.parametrize("items", [10, 98])
+def test_early_reject_takes_more_where_more_was_promised() -> None:
+    risk = np.random.default_rng(0).normal(size=2000)
+    assert early_reject(risk, 0.05).high < early_reject(risk, 0.01).high
+
+
+@pytest.mark.parametrize("items", [2, 10, 150])
 def test_too_few_items_decide_nothing_early(items: int) -> None:
     assert early_reject(np.arange(items, dtype=np.float64), 0.04) == Band()
+
+
+def test_where_clean_items_all_look_the_same_nothing_is_decided_early() -> None:
+    assert early_reject(np.zeros(1000), 0.04) == Band()
 
 
 def test_no_family_leaks_through_an_early_pass_that_does_not_exist() -> None:
