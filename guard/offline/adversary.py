@@ -28,7 +28,8 @@ from guard.offline.campaign import FORMAT, STARTS, Adversary, Aim, Outcome, Show
 from guard.offline.craft import CraftedSet
 from guard.offline.detectors.detector import Detector
 from guard.offline.evaluate import detect, read, some_of
-from guard.offline.findings import AdaptiveRow, Promise, ProofRow, Rate
+from guard.offline.findings import AdaptiveRow, ProofRow
+from guard.offline.intervals import Promise, Rate
 from guard.offline.labels import spoken_budget
 from guard.offline.risk import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.subject import HeldOut, Subject

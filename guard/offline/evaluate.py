@@ -18,18 +18,9 @@ from numpy.typing import NDArray
 from guard.arrays import from_unit
 from guard.calibration import Calibration, Floats, auroc
 from guard.offline.craft import CraftedSet
-from guard.offline.findings import (
-    Area,
-    AttackRow,
-    Caught,
-    Detection,
-    LeftOutRow,
-    Promise,
-    Rate,
-    Worst,
-    caught_at,
-)
+from guard.offline.findings import AttackRow, Detection, LeftOutRow, Worst
 from guard.offline.fit import batch_items
+from guard.offline.intervals import Area, Caught, Promise, Rate, caught_at
 from guard.offline.subject import HeldOut
 from guard.runtime import Readings, Runtime
 

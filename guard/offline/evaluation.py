@@ -23,7 +23,7 @@ from guard.offline.forecast import seconds_per_item, seconds_to_read
 from guard.offline.job import check_data, open_job
 from guard.offline.measure import Effort, LeftOut, adaptive_stage, measure, shift_items
 from guard.offline.progress import Stage, Stages
-from guard.offline.refit import families, refit_all
+from guard.offline.refit import refit_all, unmade
 from guard.offline.reopen import Work
 from guard.offline.report.page import to_html, to_json
 from guard.offline.shifts import SHIFTS
@@ -110,9 +110,9 @@ def forecast(
         f"{len(attacks)} attacks on {items} items": items
         * seconds_per_item(subject.classifier.graph, attacks, held_out)
     }
-    if not quick and (left := families(work.recipe)):
+    if not quick and (left := unmade(work.recipe, work.path, subject.runtime.bundle)):
         build_s = read_seconds(work.path)
-        found[f"{len(left)} guards without a family"] = None if build_s is None else len(left) * build_s
+        found[f"guards without a family, {len(left)} of them"] = None if build_s is None else len(left) * build_s
     readings = len(held_out.images) + 2 * len(attacks) * items  # clean ones, and what each attack makes: items, noise
     found[f"{readings} readings at {1 / read_s:.0f} a second"] = readings * read_s
     if held_out.images.ndim == 4:

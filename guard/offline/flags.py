@@ -8,18 +8,8 @@ from __future__ import annotations
 import math
 
 from guard.calibration import check_promise
-from guard.offline.findings import (
-    EXPECTED,
-    NOISE,
-    OFF_GRID,
-    PROOF_SHARE,
-    AdaptiveRow,
-    AttackRow,
-    Caught,
-    Evaluation,
-    Rate,
-    fewest,
-)
+from guard.offline.findings import NOISE, OFF_GRID, PROOF_SHARE, AdaptiveRow, AttackRow, Evaluation, fewest
+from guard.offline.intervals import EXPECTED, Caught, Rate
 from guard.offline.labels import spoken_budget
 from guard.offline.published import best_within, data_like
 from guard.offline.wording import bracket, percent, promise_text, proof_text

@@ -16,8 +16,9 @@ from guard.offline.attacks.directions import Method
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import Examiner, Guard, Other, worst_of
-from guard.offline.findings import NOISE, AdaptiveRow, Evaluation, Rate, fewest, promises_of
+from guard.offline.findings import NOISE, AdaptiveRow, Evaluation, fewest
 from guard.offline.forecast import kept, seconds_to_read
+from guard.offline.intervals import Rate, promises_of
 from guard.offline.labels import labels_of
 from guard.offline.progress import Stage
 from guard.offline.recipe import Recipe

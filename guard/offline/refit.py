@@ -31,6 +31,12 @@ def families(recipe: Recipe) -> tuple[str, ...]:
     return found if len(found) > 1 else ()
 
 
+def unmade(recipe: Recipe, work: Path, served: Bundle) -> tuple[str, ...]:
+    """The families without which no guard lies in the work directory yet."""
+    identity = identity_of(served)
+    return tuple(family for family in families(recipe) if reopened(place(work, family), identity) is None)
+
+
 def refit_all(
     job: Job, prepared: Callable[[], Prepared], served: Bundle, note: Callable[[str], None]
 ) -> tuple[LeftOut, ...]:
@@ -43,7 +49,7 @@ def refit_all(
     identity = identity_of(served)
     found, opened, remembered = [], None, None
     for family in families(job.recipe):
-        path = job.work / f"without-{family}"
+        path = place(job.work, family)
         bundle = reopened(path, identity)
         if bundle is None:
             if opened is None or remembered is None:
@@ -79,6 +85,10 @@ def refit(
     finally:
         shutil.rmtree(own.work, ignore_errors=True)
     return bundle
+
+
+def place(work: Path, family: str) -> Path:
+    return work / f"without-{family}"
 
 
 def mark(path: Path) -> Path:

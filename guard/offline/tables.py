@@ -5,18 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from guard.offline.findings import (
-    Area,
-    AttackRow,
-    Caught,
-    CleanRow,
-    Detection,
-    DetectorRow,
-    Evaluation,
-    Rate,
-    UnrunRow,
-)
+from guard.offline.findings import AttackRow, CleanRow, Detection, DetectorRow, Evaluation, UnrunRow
 from guard.offline.flags import red_flags
+from guard.offline.intervals import Area, Caught, Rate
 from guard.offline.progress import short
 from guard.offline.wording import (
     NONE,

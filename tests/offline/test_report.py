@@ -19,7 +19,6 @@ from guard.errors import DataError
 from guard.offline.exhibit import Exhibit, Specimen
 from guard.offline.findings import (
     AdaptiveRow,
-    Area,
     AttackRow,
     ClassRow,
     CleanRow,
@@ -27,14 +26,13 @@ from guard.offline.findings import (
     DetectorRow,
     Evaluation,
     LeftOutRow,
-    Promise,
     ProofRow,
-    Rate,
     SuiteRows,
     UnrunRow,
     Worst,
 )
 from guard.offline.flags import red_flags
+from guard.offline.intervals import Area, Promise, Rate
 from guard.offline.report.page import to_html, to_json
 from guard.offline.report.plots import roc
 from guard.offline.tables import lines_of

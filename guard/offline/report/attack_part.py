@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from guard.offline.findings import AttackRow, Detection, Evaluation, Promise, UnrunRow, fewest
+from guard.offline.findings import AttackRow, Detection, Evaluation, UnrunRow, fewest
+from guard.offline.intervals import Promise
 from guard.offline.report.markup import area, heading, heads, named, note, plain_rate, rate, rates, table, td
 from guard.offline.report.plots import budget_figure, roc_figure
 from guard.offline.wording import NONE, promise_text

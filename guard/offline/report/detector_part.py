@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from guard.offline.findings import AttackRow, Detection, Evaluation, Promise, Rate
+from guard.offline.findings import AttackRow, Detection, Evaluation
+from guard.offline.intervals import Promise, Rate
 from guard.offline.report.markup import folded, heading, named, note, shade, table, td
 from guard.offline.report.plots import cost_figure
 from guard.offline.wording import NONE, decimal, percent, promise_text

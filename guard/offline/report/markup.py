@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from guard.offline.findings import Area, Caught, Promise, Rate
+from guard.offline.intervals import Area, Caught, Promise, Rate
 from guard.offline.wording import NONE, decimal, percent, promise_text
 
 SHADES = ((0.95, "full"), (0.8, "most"), (0.5, "some"), (0.0, "few"))

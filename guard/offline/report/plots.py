@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from guard.offline.exhibit import Floats
-from guard.offline.findings import Evaluation, Promise, Rate
+from guard.offline.findings import Evaluation
+from guard.offline.intervals import Promise, Rate
 from guard.offline.labels import spoken_budget
 from guard.offline.report.drawing import BLACK, BLUE, CYCLE, GREY, MARKERS, PALE, VERMILION, panels, plain, svg
 from guard.offline.report.markup import figure

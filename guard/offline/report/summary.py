@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from guard.offline.findings import AttackRow, Caught, Detection, Evaluation, Promise, Rate
+from guard.offline.findings import AttackRow, Detection, Evaluation
+from guard.offline.intervals import Caught, Promise, Rate
 from guard.offline.wording import NONE, percent, promise_text
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guard.offline.findings import AdaptiveRow, Area, AttackRow, Detection, Evaluation, Promise, Rate
+from guard.offline.findings import AdaptiveRow, AttackRow, Detection, Evaluation
+from guard.offline.intervals import Area, Promise, Rate
 from guard.offline.report.markup import heading, heads, named, note, rate, rates, shade, table, td
 from guard.offline.wording import percent
 

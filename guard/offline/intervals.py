@@ -1,0 +1,122 @@
+"""A figure of a report: a share or an area with its 95 % interval, and the rates at which it can be stated.
+
+Rule 1: every share and every AUROC carries its interval.
+Rule 2: a rate that the calibration items cannot promise, or the test items cannot show, has no number, but a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.calibration import Floats, auroc, check_promise, wilson
+from guard.errors import PromiseError
+
+PROMISED = (0.001, 0.01, 0.05)  # the rates that every report states, whatever the bundle's own are
+SMALL, EXPECTED = 0.01, 3  # below this rate the test items must be enough for so many false alarms, or nothing is said
+NORMAL = 1.96
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    items: int
+
+    @staticmethod
+    def of(hits: NDArray[np.bool_]) -> Rate:
+        return Rate.counted(int(hits.sum()), int(hits.size))
+
+    @staticmethod
+    def counted(count: int, items: int) -> Rate:
+        low, high = wilson(count, items)
+        return Rate(count / items if items else float("nan"), low, high, count, items)
+
+    def complement(self) -> Rate:
+        """The share of the others."""
+        return Rate.counted(self.items - self.count, self.items)
+
+
+@dataclass(frozen=True)
+class Area:
+    """An AUROC with its 95 % interval: the share of (clean, attacked) pairs in which the attacked item is riskier."""
+
+    value: float
+    low: float
+    high: float
+
+    @staticmethod
+    def between(clean: Floats, attacked: Floats) -> Area:
+        """Wilson's interval with as many items as DeLong's variance is worth, at most as many as where chance rules.
+
+        So it stays within [0, 1] and does not shrink to a point where the two are fully apart.
+
+        Source: DeLong et al. 1988, Biometrics 44(3) (variance); Wilson 1927 (interval).
+        """
+        if len(clean) == 0 or len(attacked) == 0:
+            return Area(float("nan"), 0.0, 1.0)
+        value = auroc(clean, attacked)
+        at_chance = 3 * len(clean) * len(attacked) / (len(clean) + len(attacked) + 1)
+        variance = spread(placements(clean, attacked)) + spread(placements(-attacked, -clean))
+        worth = min(value * (1 - value) / variance, at_chance) if variance > 0 else at_chance
+        centre, square = (value + NORMAL**2 / (2 * worth)) / (1 + NORMAL**2 / worth), NORMAL**2
+        half = NORMAL * np.sqrt(value * (1 - value) / worth + square / (4 * worth**2)) / (1 + square / worth)
+        return Area(value, max(0.0, min(value, float(centre - half))), min(1.0, max(value, float(centre + half))))
+
+
+def placements(clean: Floats, attacked: Floats) -> Floats:
+    """For each attacked item the share of clean ones below it, ties counting half."""
+    ordered = np.sort(clean)
+    both = np.searchsorted(ordered, attacked, side="left") + np.searchsorted(ordered, attacked, side="right")
+    return np.asarray(both / (2 * len(clean)), dtype=np.float64)
+
+
+def spread(values: Floats) -> float:
+    """Variance of the mean."""
+    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A rate, whether so many clean calibration items can promise it, and so many test items show it."""
+
+    rate: float
+    items: int  # for calibration
+    reason: str | None  # why nothing is stated at this rate
+    tested: int | None = None  # clean test items
+
+    @property
+    def name(self) -> str:
+        return f"{self.rate:g}"
+
+    @staticmethod
+    def of(rate: float, items: int, tested: int | None = None) -> Promise:
+        reasons = []
+        try:
+            check_promise(rate, items, name="rate")
+        except PromiseError as error:
+            reasons.append(str(error))
+        if tested is not None and rate < SMALL and tested < math.ceil(EXPECTED / rate):
+            reasons.append(f"{tested} clean test items cannot show it; it takes {math.ceil(EXPECTED / rate)}")
+        return Promise(rate, items, "; and ".join(reasons) or None, tested)
+
+
+def promises_of(items: int, tested: int) -> tuple[Promise, ...]:
+    """At the rates that every report states."""
+    return tuple(Promise.of(rate, items, tested) for rate in PROMISED)
+
+
+Caught = Mapping[str, Rate | None]  # by the promise's name; None where it cannot be promised
+
+
+def caught_at(promises: Sequence[Promise], p_value: Floats) -> Caught:
+    """The share of items whose p-value is at most each rate."""
+    return {p.name: Rate.of(p_value <= p.rate) if p.reason is None else None for p in promises}
