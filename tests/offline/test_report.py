@@ -34,7 +34,7 @@ from guard.offline.findings import (
 from guard.offline.flags import red_flags
 from guard.offline.intervals import Area, Promise, Rate
 from guard.offline.report.page import to_html, to_json
-from guard.offline.report.plots import roc
+from guard.offline.report.plots import ABREAST, in_parts, roc
 from guard.offline.tables import lines_of
 
 NASTY = "<script>alert('x')</script> & \"co\""
@@ -453,6 +453,16 @@ def test_a_page_without_pictures_says_why() -> None:
     text = parsed(made).text
     assert "No pictures: vectors cannot be seen" in text
     assert "they are vectors" in text
+
+
+@pytest.mark.parametrize("count", [1, ABREAST, ABREAST + 1, 3 * ABREAST - 1])
+def test_a_crowded_family_gets_several_panels_and_loses_no_curve(count: int) -> None:
+    labels = [str(number) for number in range(count)]
+    parts = in_parts("family", labels)
+    assert [label for _, part in parts for label in part] == labels
+    assert all(0 < len(part) <= ABREAST for _, part in parts)
+    assert len(parts) == -(-count // ABREAST)
+    assert parts[0][0] == ("family" if len(parts) == 1 else f"family, 1 of {len(parts)}")
 
 
 def test_a_roc_curve_meets_its_ends_and_its_area() -> None:

@@ -104,6 +104,7 @@ def suite_part(e: Evaluation) -> list[str]:
         note(
             f"{about}{done} of {len(e.suite.rows)} attacks were run, in {e.suite.minutes:g} minutes of their own; one "
             "that cannot be run counts as failed. Attacks that the bundle learned from say so."
+            + (" Where no family could be left out, the bundle never saw one of it." if e.left_out else "")
         ),
         attack_table(e, e.suite.rows),
     ]

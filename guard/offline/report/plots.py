@@ -19,11 +19,13 @@ from guard.offline.wording import promise_text
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:g}%")
 BINS = 60
+ABREAST = 6  # curves in one panel, at most
+LETTER = 0.125  # of the room for a point that has a short name
 FINEST = 1e-3  # of the false alarm rates shown
 
 
 def roc_figure(e: Evaluation) -> list[str]:
-    """One panel a family: many lines in one could not be told apart."""
+    """A panel a family, or several: many lines in one could not be told apart."""
     if e.exhibit is None or not e.exhibit.attacks:
         return []
     risks, clean = e.exhibit.attacks, e.exhibit.clean
@@ -33,12 +35,13 @@ def roc_figure(e: Evaluation) -> list[str]:
             families.setdefault(row.family, []).append(row.label)
     if not families:
         return []
-    columns = min(3, len(families))
-    rows = -(-len(families) // columns)
+    parts = [part for family, labels in families.items() for part in in_parts(family, labels)]
+    columns = min(3, len(parts))
+    rows = -(-len(parts) // columns)
     drawn, axes = panels(columns, rows, width=3.6 * columns + 0.4, height=3.1 * rows)
-    for ax, (family, labels) in zip(axes, families.items(), strict=False):
-        one_roc(ax, family, {label: risks[label] for label in labels}, clean, e.stated)
-    for ax in axes[len(families) :]:
+    for ax, (title, labels) in zip(axes, parts, strict=False):
+        one_roc(ax, title, {label: risks[label] for label in labels}, clean, e.stated)
+    for ax in axes[len(parts) :]:
         ax.set_visible(False)
     for ax in axes[::columns]:
         ax.set_ylabel("caught of the attacked", fontsize=9, color=GREY)
@@ -49,7 +52,15 @@ def roc_figure(e: Evaluation) -> list[str]:
     return [figure(svg(drawn), "ROC curves of every attack, by family", text)]
 
 
-def one_roc(ax: Axes, family: str, risks: dict[str, Floats], clean: Floats, promises: Sequence[Promise]) -> None:
+def in_parts(family: str, labels: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    """Titles and labels of panels about equally full."""
+    count = -(-len(labels) // ABREAST)
+    size = -(-len(labels) // count)
+    titles = [family] if count == 1 else [f"{family}, {part + 1} of {count}" for part in range(count)]
+    return [(title, labels[part * size : (part + 1) * size]) for part, title in enumerate(titles)]
+
+
+def one_roc(ax: Axes, title: str, risks: dict[str, Floats], clean: Floats, promises: Sequence[Promise]) -> None:
     least = max(FINEST, 1 / len(clean))
     chance = np.geomspace(least, 1, 50)
     ax.plot(chance, chance, color=GREY, linewidth=1, linestyle=":")
@@ -57,16 +68,14 @@ def one_roc(ax: Axes, family: str, risks: dict[str, Floats], clean: Floats, prom
         ax.axvline(promise.rate, color=PALE, linewidth=1.2)
     for number, (label, attacked) in enumerate(risks.items()):
         alarms, caught = roc(clean, attacked)
-        style = "-" if number < len(CYCLE) else "--"
-        colour = CYCLE[number % len(CYCLE)]
-        ax.step(alarms, caught, where="post", color=colour, linewidth=1.6, linestyle=style, label=label)
+        ax.step(alarms, caught, where="post", color=CYCLE[number], linewidth=1.6, label=label)
     plain(ax)
     ax.set_xscale("log")
     ax.set_xlim(least, 1)
     ax.set_ylim(0, 1.02)
     ax.xaxis.set_major_formatter(PER_CENT)
     ax.yaxis.set_major_formatter(PER_CENT)
-    ax.set_title(family, fontsize=10, loc="left")
+    ax.set_title(title, fontsize=10, loc="left")
     ax.set_xlabel("clean items taken for attacked", fontsize=9, color=GREY)
     ax.legend(fontsize=7.5, loc="lower right", frameon=True, framealpha=0.85, edgecolor="none")
 
@@ -235,15 +244,17 @@ def place_points(ax: Axes, points: Sequence[tuple[str, int, list[float]]]) -> No
         columns.setdefault(cost, []).append((name, shares))
     x, ticks = 0.0, []
     for cost in sorted(columns):
-        first = x
+        places = []
         for name, shares in sorted(columns[cost], key=lambda one: -float(np.mean(one[1]))):
             colour = BLACK if name == "all together" else BLUE
             mean = float(np.mean(shares))
             ax.vlines(x, min(shares), max(shares), color=colour, linewidth=1.4, alpha=0.6)
             ax.plot([x], [mean], "o" if colour == BLUE else "s", color=colour, markersize=6)
-            ax.annotate(name.replace("_", "\n"), (x, mean), (6, 0), textcoords="offset points", fontsize=8, va="center")
-            x += 1.0
-        ticks.append(((first + x - 1) / 2, str(cost)))
+            lines = name.split("_")
+            ax.annotate("\n".join(lines), (x, mean), (6, 0), textcoords="offset points", fontsize=8, va="center")
+            places.append(x)
+            x += max(1.0, LETTER * max(len(line) for line in lines))
+        ticks.append((float(np.mean(places)), str(cost)))
         x += 0.3
         if cost != max(columns):
             ax.axvline(x - 0.35, color=PALE, linewidth=0.8)
