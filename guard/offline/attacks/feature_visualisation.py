@@ -1,9 +1,10 @@
-"""What a class looks like to the model, added to every item: feature visualisation as a universal perturbation."""
+"""What a class, or a neuron, looks for, added to every item: feature visualisation as a universal perturbation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.norm_ball import into_reach, per_item, sizes
 from guard.offline.attacks.objective import LogOdds, value_and_gradient, without
 
@@ -21,11 +23,12 @@ CANDIDATES = 10  # classes that one is chosen from
 REHEARSAL = 15  # steps
 ENOUGH = 5.0  # log-odds from which on an item pulls no more
 
+Climb: TypeAlias = Callable[[Tensor], Tensor]  # points [item, ...] -> where each of them should go, of length one or 0
+
 
 def visualise(
-    model: Model,
+    climb: Climb,
     canvases: Tensor,
-    target: int,
     *,
     budget: float,
     steps: int,
@@ -33,10 +36,10 @@ def visualise(
     jitter: int = 1,
     blur: float = 0.25,
 ) -> Tensor:
-    """One L∞ perturbation [...] that makes canvases [item, ...] look like the target class.
+    """One L∞ perturbation [...] that takes canvases [item, ...] where `climb` says.
 
-    Each step climbs the target's log-odds on a batch of canvases, shifted by up to `jitter` values each way; `blur` is
-    how much of the gradient is replaced by its neighbours' mean. Both keep out patterns that one place alone reacts to.
+    Each step climbs on a batch of canvases, shifted by up to `jitter` values each way; `blur` is how much of the
+    gradient is replaced by its neighbours' mean. Both keep out patterns that one place alone reacts to.
     Vectors are neither shifted nor blurred. Costs steps * 32 forwards and backwards.
 
     Source: Olah et al. 2017, "Feature Visualization", section on regularisation (transformation robustness, frequency
@@ -47,19 +50,50 @@ def visualise(
         order = torch.randperm(len(canvases), generator=generator, device=generator.device)[:BATCH]
         shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator, device=generator.device).tolist()
         points = (canvases[order.to(canvases.device)] + found).clamp(0, 1)
-        rise = blurred(rolled(pull(model, rolled(points, shift), target), [-side for side in shift]), blur).mean(dim=0)
+        rise = blurred(rolled(climb(rolled(points, shift)), [-side for side in shift]), blur).mean(dim=0)
         momentum = MOMENTUM * momentum + rise / rise.abs().mean().clamp_min(1e-30)
         stride = budget / 4 * (1 - (1 - LAST) * step / max(steps - 1, 1))
         found = (found + stride * momentum.sign()).clamp(-budget, budget)
     return found
 
 
-def pull(model: Model, points: Tensor, target: int) -> Tensor:
-    """Gradients of the target's log-odds, each of length one; of none where the target is far enough ahead."""
-    aims = torch.full((len(points),), target, device=points.device)
-    _, odds, rise = value_and_gradient(model, points, LogOdds(aims, aims))
-    rise = rise / per_item(sizes(rise, "l2"), rise).clamp_min(1e-30)
-    return torch.where(per_item(odds < ENOUGH, rise), rise, torch.zeros_like(rise))
+def towards_class(model: Model, target: int) -> Climb:
+    """Up the target's log-odds, where it is not far enough ahead."""
+
+    def climb(points: Tensor) -> Tensor:
+        aims = torch.full((len(points),), target, device=points.device)
+        _, odds, rise = value_and_gradient(model, points, LogOdds(aims, aims))
+        return torch.where(per_item(odds < ENOUGH, rise), unit(rise), torch.zeros_like(rise))
+
+    return climb
+
+
+def towards_neuron(model: Model, neuron: int, attack: object) -> Climb:
+    """Up what a neuron of the last layer before the logits answers, a channel's mean over all places."""
+
+    def climb(points: Tensor) -> Tensor:
+        with torch.enable_grad():
+            watched = points.detach().requires_grad_()
+            (rise,) = torch.autograd.grad(answer_of(neuron, model, watched, attack).sum(), watched)
+        return unit(rise)
+
+    return climb
+
+
+def answer_of(neuron: int, model: Model, points: Tensor, attack: object) -> Tensor:
+    """[item], before any activation. Raises ConfigError where there is no such neuron."""
+    layers = layers_of(model, points, attack)
+    if len(layers) < 2 or layers[-2].ndim < 2:
+        raise ConfigError(f"{attack!r} looks at the layer before the logits, and this model has none")
+    layer = layers[-2]
+    if neuron >= layer.shape[1]:
+        raise ConfigError(f"{attack!r}: the layer before the logits has {layer.shape[1]} neurons, counted from 0")
+    return layer[:, neuron].flatten(1).mean(dim=1) if layer.ndim > 2 else layer[:, neuron]
+
+
+def unit(rise: Tensor) -> Tensor:
+    """Each item's of length one in L2; zero stays zero."""
+    return rise / per_item(sizes(rise, "l2"), rise).clamp_min(1e-30)
 
 
 def rolled(points: Tensor, shift: list[int]) -> Tensor:
@@ -81,7 +115,8 @@ def easiest(model: Model, canvases: Tensor, *, budget: float, generator: torch.G
         second = without(model(canvases[:BATCH]), named[:BATCH]).argmax(dim=1)
     often, reached = second.bincount().argsort(descending=True)[:CANDIDATES], {}
     for target in (int(place) for place in often):
-        found = visualise(model, canvases, target, budget=budget, steps=REHEARSAL, generator=generator)
+        climb = towards_class(model, target)
+        found = visualise(climb, canvases, budget=budget, steps=REHEARSAL, generator=generator)
         changed = answers(model, (canvases + found).clamp(0, 1)) != named
         reached[target] = int(changed.sum())
     return max(reached, key=lambda target: reached[target])
@@ -100,13 +135,15 @@ def grey(like: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class FeatureVisualisation:
-    """The attack as a value; aimed at the class that is easiest to reach unless at a `target`.
+    """The attack as a value; aimed at the class that is easiest to reach, unless at a `target` or at a `neuron`.
 
-    Without data (`data_free`) it is drawn on grey canvases: the model is shown nothing but what it holds itself.
+    A `neuron` is one of the last layer before the logits, a channel where that is a convolution. Without data
+    (`data_free`) it is drawn on grey canvases: the model is shown nothing but what it holds itself.
     """
 
     budget: float
     target: int | None = None
+    neuron: int | None = None
     steps: int = 100
     jitter: int = 1
     blur: float = 0.25
@@ -116,8 +153,12 @@ class FeatureVisualisation:
     def __post_init__(self) -> None:
         more_than_zero(self, "budget", "blur")
         whole(self, "steps", "jitter", "learning_items")
-        if self.target is not None and (type(self.target) is not int or self.target < 0):
-            raise ConfigError(f"attack {self.name!r}: target = {self.target!r}; wanted a class number, or none")
+        for name, wanted in (("target", "class"), ("neuron", "neuron")):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 0):
+                raise ConfigError(f"attack {self.name!r}: {name} = {value!r}; wanted a {wanted} number, or none")
+        if self.target is not None and self.neuron is not None:
+            raise ConfigError(f"attack {self.name!r}: target and neuron are both given; wanted one of them, or none")
         if self.blur > 1:
             raise ConfigError(f"attack {self.name!r}: blur = {self.blur!r}; wanted a share of at most 1")
         if not isinstance(self.data_free, bool):
@@ -136,22 +177,31 @@ class FeatureVisualisation:
         return "linf"
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
+        """Raises ConfigError for a neuron that the model does not have, or does not show."""
         del labels  # what the items are does not matter, only what they are to become
         canvases = grey(inputs, generator) if self.data_free else inputs
+        if self.neuron is not None:
+            return {"perturbation": self.found(towards_neuron(model, self.neuron, self), canvases, generator)}
         target = self.target
         if target is None:
             target = easiest(model, canvases, budget=self.budget, generator=generator)
-        found = visualise(
-            model,
-            canvases,
-            target,
-            budget=self.budget,
-            steps=self.steps,
-            generator=generator,
-            jitter=self.jitter,
-            blur=self.blur,
+        found = self.found(towards_class(model, target), canvases, generator)
+        return {"perturbation": found, "target": torch.tensor([target])}
+
+    def found(self, climb: Climb, canvases: Tensor, generator: torch.Generator) -> Tensor:
+        return (
+            visualise(
+                climb,
+                canvases,
+                budget=self.budget,
+                steps=self.steps,
+                generator=generator,
+                jitter=self.jitter,
+                blur=self.blur,
+            )
+            .float()
+            .cpu()
         )
-        return {"perturbation": found.float().cpu(), "target": torch.tensor([target])}
 
     def knowing(self, knowledge: Knowledge) -> Attack:
         return Informed(self, knowledge)

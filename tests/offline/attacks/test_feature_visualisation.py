@@ -10,7 +10,16 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Learner
-from guard.offline.attacks.feature_visualisation import FeatureVisualisation, blurred, easiest, grey, rolled, visualise
+from guard.offline.attacks.feature_visualisation import (
+    FeatureVisualisation,
+    answer_of,
+    blurred,
+    easiest,
+    grey,
+    rolled,
+    towards_class,
+    visualise,
+)
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
 from tests.offline.attacks.trained import fooled, fooled_by_noise, trained
@@ -55,7 +64,7 @@ def test_its_objective_rises_on_items_that_it_has_not_seen():
 def test_the_target_rises_more_than_under_noise(target, data_free):
     digits = trained()
     canvases = grey(digits.inputs, seeded()) if data_free else digits.seen[:200]
-    found = visualise(digits.model, canvases, target, budget=0.15, steps=60, generator=seeded())
+    found = visualise(towards_class(digits.model, target), canvases, budget=0.15, steps=60, generator=seeded())
     noise = 0.15 * torch.where(torch.rand(found.shape, generator=seeded(4)) < 0.5, -1.0, 1.0)
     aims = torch.full_like(digits.labels, target)
     led, blind = (
@@ -64,11 +73,45 @@ def test_the_target_rises_more_than_under_noise(target, data_free):
     assert led > blind + 1.0
 
 
+@pytest.mark.parametrize("neuron", [0, 5])
+@pytest.mark.parametrize("data_free", [False, True])
+def test_a_neuron_answers_more_than_under_any_of_twenty_noises_on_items_that_it_has_not_seen(neuron, data_free):
+    digits = trained()
+    attack = FeatureVisualisation(budget=0.15, neuron=neuron, steps=60, data_free=data_free)
+    knowledge = attack.learn(digits.model, digits.seen[:200], digits.seen_labels[:200], seeded())
+    attacked = attack.knowing(knowledge)(digits.model, digits.inputs, digits.labels, seeded())
+    draws = seeded(4)
+
+    def mean(points: Tensor) -> float:
+        with torch.no_grad():
+            return float(answer_of(neuron, digits.model, points.clamp(0, 1), attack).mean())
+
+    blind = [
+        mean(digits.inputs + 0.15 * torch.where(torch.rand(digits.inputs.shape[1:], generator=draws) < 0.5, -1.0, 1.0))
+        for _ in range(20)
+    ]
+    assert mean(attacked) > max(mean(digits.inputs), *blind)
+
+
+def test_the_neuron_is_a_channels_mean_before_the_logits():
+    weight = torch.randn(4, 3, 1, 1, generator=seeded())
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.ReLU(), torch.nn.Flatten())
+    model.append(torch.nn.Linear(100, 2))
+    model[0].weight.data = weight
+    images = torch.rand(2, 3, 5, 5, generator=seeded(1))
+    wanted = torch.einsum("ichw,c->i", images, weight[2, :, 0, 0]) / 25
+    torch.testing.assert_close(answer_of(2, model, images, None), wanted)
+    with pytest.raises(ConfigError, match="has 4 neurons"):
+        answer_of(4, model, images, None)
+    with pytest.raises(ConfigError, match="this model has none"):
+        answer_of(0, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(75, 2)), images, None)
+
+
 def test_blur_makes_it_smoother():
     digits = trained()
+    climb, canvases = towards_class(digits.model, 3), digits.seen[:100]
     rough, smooth = (
-        visualise(digits.model, digits.seen[:100], 3, budget=0.15, steps=30, generator=seeded(), blur=blur)
-        for blur in (0.01, 1.0)
+        visualise(climb, canvases, budget=0.15, steps=30, generator=seeded(), blur=blur) for blur in (0.01, 1.0)
     )
     assert smooth.diff(dim=-1).abs().mean() < 0.9 * rough.diff(dim=-1).abs().mean()
 
@@ -104,5 +147,9 @@ def test_it_learns_first_and_says_so():
 def test_what_cannot_be_built_says_why():
     with pytest.raises(ConfigError, match="wanted a class number"):
         FeatureVisualisation(budget=0.1, target=1.5)
+    with pytest.raises(ConfigError, match="wanted a neuron number"):
+        FeatureVisualisation(budget=0.1, neuron=-1)
+    with pytest.raises(ConfigError, match="both given"):
+        FeatureVisualisation(budget=0.1, neuron=1, target=2)
     with pytest.raises(ConfigError, match="share of at most 1"):
         FeatureVisualisation(budget=0.1, blur=2.0)
