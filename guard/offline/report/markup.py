@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from guard.offline.intervals import Area, Caught, Promise, Rate
 from guard.offline.wording import NONE, decimal, percent, promise_text
 
+MANY = 12  # columns that are drawn closer together
 SHADES = ((0.95, "full"), (0.8, "most"), (0.5, "some"), (0.0, "few"))
 
 
@@ -39,7 +40,8 @@ def table(
     rule = ' class="first"'
     names = (f"<th{rule if i in firsts else ''}>{html.escape(cell)}</th>" for i, cell in enumerate(head))
     body = "\n".join("<tr>" + "".join(row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table>\n{above}<tr>{"".join(names)}</tr>\n{body}\n</table></div>'
+    close = ' class="close"' if len(head) > MANY else ""
+    return f'<div class="wide"><table{close}>\n{above}<tr>{"".join(names)}</tr>\n{body}\n</table></div>'
 
 
 def td(content: str, *, first: bool = False, shade: str = "") -> str:

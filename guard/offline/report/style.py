@@ -12,6 +12,8 @@ th:first-child, td:first-child { text-align: left; min-width: 13rem; }
 th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid #8c959f; }
 tr.groups th { text-align: center; border-bottom: none; color: #59636e; font-weight: 500; }
 td.first, th.first { border-left: 1px solid #c6cdd5; padding-left: 1rem; }
+table.close { font-size: .87rem; } table.close th, table.close td { padding: .3rem .4rem; }
+table.close th:first-child, table.close td:first-child { min-width: 11rem; }
 td small { display: block; color: #59636e; white-space: nowrap; }
 td small.inline { display: inline; white-space: normal; }
 td b { font-weight: 600; }
