@@ -13,12 +13,11 @@ from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.layers import layers_of
-from guard.offline.attacks.norm_ball import into_reach, per_item, sizes
+from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
 from guard.offline.attacks.objective import LogOdds, value_and_gradient, without
+from guard.offline.attacks.shared import LAST, MOMENTUM, class_number
 
 BATCH = 32
-MOMENTUM = 0.9
-LAST = 0.1  # of the first step: how small the last one is
 CANDIDATES = 10  # classes that one is chosen from
 REHEARSAL = 15  # steps
 ENOUGH = 5.0  # log-odds from which on an item pulls no more
@@ -63,7 +62,7 @@ def towards_class(model: Model, target: int) -> Climb:
     def climb(points: Tensor) -> Tensor:
         aims = torch.full((len(points),), target, device=points.device)
         _, odds, rise = value_and_gradient(model, points, LogOdds(aims, aims))
-        return torch.where(per_item(odds < ENOUGH, rise), unit(rise), torch.zeros_like(rise))
+        return torch.where(per_item(odds < ENOUGH, rise), steepest(rise, "l2"), torch.zeros_like(rise))
 
     return climb
 
@@ -75,7 +74,7 @@ def towards_neuron(model: Model, neuron: int, attack: object) -> Climb:
         with torch.enable_grad():
             watched = points.detach().requires_grad_()
             (rise,) = torch.autograd.grad(answer_of(neuron, model, watched, attack).sum(), watched)
-        return unit(rise)
+        return steepest(rise, "l2")
 
     return climb
 
@@ -89,11 +88,6 @@ def answer_of(neuron: int, model: Model, points: Tensor, attack: object) -> Tens
     if neuron >= layer.shape[1]:
         raise ConfigError(f"{attack!r}: the layer before the logits has {layer.shape[1]} neurons, counted from 0")
     return layer[:, neuron].flatten(1).mean(dim=1) if layer.ndim > 2 else layer[:, neuron]
-
-
-def unit(rise: Tensor) -> Tensor:
-    """Each item's of length one in L2; zero stays zero."""
-    return rise / per_item(sizes(rise, "l2"), rise).clamp_min(1e-30)
 
 
 def rolled(points: Tensor, shift: list[int]) -> Tensor:
@@ -153,10 +147,8 @@ class FeatureVisualisation:
     def __post_init__(self) -> None:
         more_than_zero(self, "budget", "blur")
         whole(self, "steps", "jitter", "learning_items")
-        for name, wanted in (("target", "class"), ("neuron", "neuron")):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 0):
-                raise ConfigError(f"attack {self.name!r}: {name} = {value!r}; wanted a {wanted} number, or none")
+        class_number(self)
+        class_number(self, "neuron", of="neuron")
         if self.target is not None and self.neuron is not None:
             raise ConfigError(f"attack {self.name!r}: target and neuron are both given; wanted one of them, or none")
         if self.blur > 1:
@@ -181,14 +173,14 @@ class FeatureVisualisation:
         del labels  # what the items are does not matter, only what they are to become
         canvases = grey(inputs, generator) if self.data_free else inputs
         if self.neuron is not None:
-            return {"perturbation": self.found(towards_neuron(model, self.neuron, self), canvases, generator)}
+            return {"perturbation": self.visualised(towards_neuron(model, self.neuron, self), canvases, generator)}
         target = self.target
         if target is None:
             target = easiest(model, canvases, budget=self.budget, generator=generator)
-        found = self.found(towards_class(model, target), canvases, generator)
+        found = self.visualised(towards_class(model, target), canvases, generator)
         return {"perturbation": found, "target": torch.tensor([target])}
 
-    def found(self, climb: Climb, canvases: Tensor, generator: torch.Generator) -> Tensor:
+    def visualised(self, climb: Climb, canvases: Tensor, generator: torch.Generator) -> Tensor:
         return (
             visualise(
                 climb,

@@ -74,8 +74,8 @@ def pulled(model: Model, inputs: Tensor, labels: Tensor, shared: Tensor, place: 
     return found.detach()
 
 
-def class_number(attack: object, name: str = "target") -> None:
-    """Raises ConfigError for a setting that is neither None nor a class number."""
+def class_number(attack: object, name: str = "target", *, of: str = "class") -> None:
+    """Raises ConfigError for a setting that is neither None nor the number of a class, or of what `of` says."""
     value = getattr(attack, name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ConfigError(f"attack {getattr(attack, 'name', attack)!r}: {name} = {value!r}; wanted a class number")
+        raise ConfigError(f"attack {getattr(attack, 'name', attack)!r}: {name} = {value!r}; wanted a {of} number")
