@@ -1,8 +1,7 @@
-"""From scores to one risk, and from the risk to a p-value with a promise.
+"""From one risk an item to a p-value with a promise.
 
 Rule 1: nothing here was fitted on the items that it is calibrated on.
-Rule 2: a risk is an unsaturated real number; only ranks of risks ever reach a threshold.
-Rule 3: more unusual is never less risky: every fused risk rises, or stays, when a score moves further into a tail.
+Rule 2: only ranks of risks ever reach a threshold.
 """
 
 from __future__ import annotations
@@ -18,74 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import BundleError, PromiseError
+from guard.fusion import Floats, Fusion, Surprise
 
-Floats = NDArray[np.float64]
-
-HINGES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # on asinh(z): where the slope of a tail's contribution may change
 JITTER = 1e-9  # below float32 tolerance of any score
 WARN_FACTOR = 10  # a promise resting on fewer than this many clean items above the threshold is thin
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """Scores of several detectors -> one risk, looking at both tails of each.
-
-    A score is first placed on a normal scale by the quantiles of clean scores (linear beyond the last knot, so that
-    nothing saturates). Each tail then contributes a rising piecewise linear function of asinh(z); `weights` are its
-    slopes' increments, none negative.
-    """
-
-    knots: Floats  # [detector, knot] clean scores, rising
-    levels: Floats  # [knot] the normal quantiles that the knots stand for
-    weights: Floats  # [detector, tail, hinge], tails are (upper, lower), all >= 0
-    bias: float
-
-    def risk(self, scores: Floats) -> Floats:
-        """[item, detector] -> [item]; log-odds of "attacked" if the weights were fitted on attacks."""
-        fused: Floats = np.einsum("idth,dth->i", self.features(scores), self.weights) + self.bias
-        return fused
-
-    def features(self, scores: Floats) -> Floats:
-        """[item, detector] -> [item, detector, tail, hinge], none negative."""
-        z = np.stack([scale.place(scores[:, d]) for d, scale in enumerate(self.scales)], axis=1)
-        tails = np.arcsinh(np.maximum(np.stack([z, -z], axis=2), 0.0))
-        features: Floats = np.maximum(tails[..., None] - np.asarray(HINGES), 0.0)
-        return features
-
-    @cached_property
-    def scales(self) -> tuple[Scale, ...]:
-        return tuple(Scale.through(knots, self.levels) for knots in self.knots)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """One detector's normal scale: rising values, their levels, and the slope before, between and beyond them."""
-
-    values: Floats  # [knot]
-    levels: Floats  # [knot]
-    slopes: Floats  # [knot + 1]; the outer pieces have their neighbours' slopes
-
-    @staticmethod
-    def through(knots: Floats, levels: Floats) -> Scale:
-        """A tie among knots (a discrete score) stands for its middle level."""
-        values, first, count = np.unique(knots, return_index=True, return_counts=True)
-        middle = (levels[first] + levels[first + count - 1]) / 2
-        if values.size == 1:
-            return Scale(values, middle, np.full(2, 1.0 / (1e-3 * max(abs(float(values[0])), 1.0))))
-        rise = np.diff(middle) / np.diff(values)
-        return Scale(values, middle, np.concatenate([rise[:1], rise, rise[-1:]]))
-
-    def place(self, scores: Floats) -> Floats:
-        """Scores [item] on the normal scale; beyond the outer knots the line goes on."""
-        piece = self.values.searchsorted(scores)
-        anchor = np.maximum(piece - 1, 0)
-        placed: Floats = self.levels[anchor] + (scores - self.values[anchor]) * self.slopes[piece]
-        return placed
-
-
-def normal_scale(scores: Floats, knots: Floats, levels: Floats) -> Floats:
-    """Scores [item] on the normal scale of their clean quantiles."""
-    return Scale.through(knots, levels).place(scores)
 
 
 @dataclass(frozen=True)
@@ -177,6 +112,8 @@ class Calibration:
                 f"fusion{i}_levels": fusion.levels,
                 f"fusion{i}_weights": fusion.weights,
                 f"fusion{i}_bias": np.asarray(fusion.bias),
+                f"fusion{i}_tails": np.stack([fusion.surprise.starts, fusion.surprise.slopes]),
+                f"fusion{i}_alone": np.asarray([fusion.surprise.floor, fusion.surprise.pace]),
             }
         return arrays
 
@@ -194,6 +131,7 @@ class Calibration:
                         levels=arrays[f"fusion{i}_levels"],
                         weights=arrays[f"fusion{i}_weights"],
                         bias=float(arrays[f"fusion{i}_bias"]),
+                        surprise=Surprise(*arrays[f"fusion{i}_tails"], *map(float, arrays[f"fusion{i}_alone"])),
                     )
                     for i in range(len(programs))
                 ),
@@ -213,17 +151,7 @@ class Calibration:
         seen = 0
         for fusion, added in zip(self.fusions, self.programs, strict=True):
             seen += added
-            if fusion.knots.shape[0] != seen or fusion.weights.shape != (seen, 2, len(HINGES)):
-                raise BundleError(
-                    f"calibration.npz holds a fusion of {fusion.knots.shape[0]} detectors where {seen} were expected"
-                )
-            if fusion.levels.shape != fusion.knots.shape[1:]:
-                raise BundleError("calibration.npz holds a fusion whose knots and levels do not match")
-            numbers = (fusion.knots, fusion.levels, fusion.weights, fusion.bias)
-            if not all(np.isfinite(part).all() for part in numbers):
-                raise BundleError("calibration.npz holds a fusion that is not finite")
-            if (fusion.weights < 0).any():
-                raise BundleError("calibration.npz holds a negative weight: a more unusual score would lower the risk")
+            fusion.verify(seen)
         if (
             seen != len(self.detectors)
             or self.clean_scores.shape != (self.items, seen)
@@ -293,27 +221,6 @@ def log_beta_binomial(successes: int, trials: int, a: float, b: float) -> float:
 
 def log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-
-def clean_knots(scores: Floats, count: int = 33) -> tuple[Floats, Floats]:
-    """Quantile knots [detector, knot] of clean scores and the normal levels [knot] that they stand for."""
-    from statistics import NormalDist
-
-    usable = min(count, max(3, scores.shape[0] // 2))
-    shares = (np.arange(usable) + 0.5) / usable
-    levels = np.asarray([NormalDist().inv_cdf(float(share)) for share in shares])
-    return np.quantile(scores, shares, axis=0).T.copy(), levels
-
-
-def unfitted(scores: Floats, *, bias: float = 0.0) -> Fusion:
-    """Fusion without any crafted attack: every tail of every detector weighs the same.
-
-    A sum of surprises, after Fisher.
-    """
-    knots, levels = clean_knots(scores)
-    weights = np.zeros((scores.shape[1], 2, len(HINGES)))
-    weights[:, :, 0] = 1.0
-    return Fusion(knots, levels, weights, bias)
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.bundle import Bundle, ProgramSpec
-from guard.calibration import Calibration, Floats, cascade_risk, jitter
+from guard.calibration import Calibration, cascade_risk, jitter
 from guard.errors import BundleError, DataError, DeviceError
+from guard.fusion import Floats
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

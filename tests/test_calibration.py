@@ -15,25 +15,20 @@ from scipy.stats import betabinom, binomtest
 from sklearn.metrics import roc_auc_score
 
 from guard.calibration import (
-    HINGES,
     JITTER,
     Band,
     Calibration,
-    Floats,
-    Fusion,
     auroc,
     cascade_risk,
     check_promise,
-    clean_knots,
     jitter,
-    normal_scale,
     rank_p,
     rejections_band,
     smallest_rate,
-    unfitted,
     wilson,
 )
 from guard.errors import BundleError, PromiseError
+from guard.fusion import HINGES, Floats, unfitted
 
 DRAWS = 1000
 ITEMS, HELD_OUT, RATE = 999, 1000, 0.05
@@ -197,65 +192,6 @@ def test_a_request_larger_than_the_calibration_is_refused() -> None:
         example(300).request_p_value(0.0, 301)
 
 
-# Fusion.
-
-
-def fused(seed: int) -> Fusion:
-    """Any fusion that can be fitted: knots of skewed scores with ties, non-negative slopes."""
-    generator = np.random.default_rng(seed)
-    scores = np.stack(
-        [generator.normal(size=150), generator.exponential(size=150) * 100, generator.integers(0, 3, 150)], axis=1
-    ).astype(float)
-    knots, levels = clean_knots(scores)
-    return Fusion(knots, levels, generator.exponential(size=(3, 2, len(HINGES))), -1.0)
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("detector", range(3))
-@pytest.mark.parametrize("tail", [1.0, -1.0])
-def test_risk_never_falls_when_a_score_moves_further_into_a_tail(seed: int, detector: int, tail: float) -> None:
-    fusion = fused(seed)
-    middle = np.median(fusion.knots, axis=1)
-    spread = float(np.ptp(fusion.knots[detector])) or 1.0
-    scores = np.tile(middle, (400, 1))
-    scores[:, detector] += tail * spread * np.concatenate([np.linspace(0, 2, 300), np.logspace(0.4, 4, 100)])
-    z = normal_scale(scores[:, detector], fusion.knots[detector], fusion.levels)
-    beyond = tail * z >= 0  # a tail begins at the clean median
-    risk = fusion.risk(scores)[beyond]
-    assert beyond.sum() > 350
-    assert (np.diff(risk) >= 0).all()
-    assert risk[-1] > risk[-2] > risk[0], "and it never saturates"
-
-
-def test_both_tails_count() -> None:
-    fusion = unfitted(np.random.default_rng(0).normal(size=(500, 1)))
-    low, middle, high = fusion.risk(np.asarray([[-6.0], [0.0], [6.0]]))
-    assert min(low, high) > middle + 1
-
-
-def test_an_items_risk_depends_on_itself_alone() -> None:
-    fusion = fused(1)
-    scores = np.random.default_rng(2).normal(size=(20, 3)) * 3
-    alone = np.concatenate([fusion.risk(scores[i : i + 1]) for i in range(20)])
-    assert np.allclose(fusion.risk(scores), alone, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("value", [0.0, 7.0, -1e4])
-def test_a_score_that_was_always_the_same(value: float) -> None:
-    knots, levels = clean_knots(np.full((50, 1), value))
-    z = normal_scale(np.asarray([value, value + 1, value - 1]), knots[0], levels)
-    assert abs(z[0]) < 1e-9 < z[1]
-    assert z[2] < -1e-9
-
-
-def test_normal_scale_is_the_clean_quantile() -> None:
-    clean = np.random.default_rng(1).exponential(size=20_000)
-    knots, levels = clean_knots(clean[:, None])
-    z = normal_scale(clean, knots[0], levels)
-    assert abs(z.mean()) < 0.05
-    assert abs(z.std() - 1) < 0.1
-
-
 # The cascade.
 
 
@@ -360,6 +296,12 @@ def test_a_field_that_is_missing(name: str) -> None:
         ("fusion1_weights", np.full((3, 2, len(HINGES)), -1.0)),
         ("fusion1_weights", np.full((3, 2, len(HINGES)), np.nan)),
         ("fusion1_weights", np.zeros((3, 2, 1))),
+        ("fusion1_tails", np.full((2, 3), -1.0)),
+        ("fusion1_tails", np.full((2, 3), np.nan)),
+        ("fusion1_tails", np.zeros((2, 2))),
+        ("fusion1_alone", np.asarray([0.0, -1.0])),
+        ("fusion1_alone", np.asarray([np.inf, 1.0])),
+        ("fusion1_alone", np.zeros(3)),
         ("fusion1_knots", np.zeros((2, 9))),
         ("fusion1_levels", np.zeros(3)),
         ("fusion1_bias", np.asarray([1.0, 2.0])),

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from guard.arrays import from_unit
 from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
-from guard.calibration import Band, Calibration, unfitted
+from guard.calibration import Band, Calibration
+from guard.fusion import unfitted
 from guard.offline.compile import Compiled
 from guard.offline.craft import CraftedSet
 from guard.offline.data import Split

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.arrays import from_unit
-from guard.calibration import Calibration, Floats, auroc
+from guard.calibration import Calibration, auroc
+from guard.fusion import Floats
 from guard.offline.craft import CraftedSet
 from guard.offline.findings import AttackRow, Detection, LeftOutRow, Worst
 from guard.offline.fit import batch_items

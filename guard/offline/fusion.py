@@ -1,53 +1,62 @@
 """Fits what turns the scores of several detectors into one risk, and the bands of the cascade.
 
+The fitted part knows the attacks that were crafted, and weighs every detector by them. What no crafted attack moved it
+hardly hears; so a share of whatever rate is promised goes to the most surprised detector, whoever that is.
+
 Rule 1: nothing here sees an item that a head was fitted on, or that calibrates.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from guard.calibration import HINGES, Band, Floats, Fusion, clean_knots, unfitted
+from guard.calibration import Band
+from guard.fusion import HINGES, Floats, Fusion, Surprise, clean_knots, unfitted
 
 RIDGE = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
 NOISE_SHARE = 0.25  # of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
-TAIL, FEWEST_IN_TAIL = 0.1, 20  # the share of clean items that shows how risk thins out, and how many it takes
+SURPRISE_SHARE = 0.1  # of a promised rate: for what one detector finds and the fitted risk does not
+TAIL, FEWEST_IN_TAIL = 0.1, 20  # the share of items that shows how a number thins out, and how many it takes
 EARLY = 1 / 40  # of the promised rate: what clean items may lose to an early reject
 RESTING = 1e-3  # slope of every tail before fitting, so that an unknown kind of surprise still counts a little
 
 
 def fit_fusion(clean: Floats, noisy: Floats, attacked: Floats, families: tuple[str, ...]) -> Fusion:
-    """A logistic combiner with rising contributions of both tails of every detector.
+    """A logistic combiner with rising contributions of both tails of every detector, beside the surprise of any one.
 
     `clean`, `noisy`, `attacked` are [item, detector]. Negatives weigh as much as all families together, each family as
-    much as the next. Without attacks the tails weigh the same (`unfitted`).
+    much as the next. Without attacks the tails weigh the same (`unfitted`), and surprise is all there is.
     """
     if len(attacked) == 0:
         return unfitted(clean)
     knots, levels = clean_knots(clean)
-    blank = Fusion(knots, levels, np.zeros((clean.shape[1], 2, len(HINGES))), 0.0)
+    count = clean.shape[1]
+    blank = Fusion(knots, levels, np.zeros((count, 2, len(HINGES))), 0.0, Surprise.silent(count))
     negatives = np.concatenate([clean, noisy])
     features = blank.features(np.concatenate([negatives, attacked])).reshape(len(negatives) + len(attacked), -1)
     target = np.concatenate([np.zeros(len(negatives)), np.ones(len(attacked))])
-    share = NOISE_SHARE if len(noisy) else 0.0
-    weights = np.concatenate(
-        [
-            np.full(len(clean), (1 - share) / len(clean)),
-            np.full(len(noisy), share / max(len(noisy), 1)),
-            family_shares(families),
-        ]
-    )
-    slopes, bias = logistic(features, target, weights)
-    return Fusion(knots, levels, slopes.reshape(blank.weights.shape) + resting(blank.weights.shape), bias)
+    shares = negative_shares(len(clean), len(noisy))
+    slopes, bias = logistic(features, target, np.concatenate([shares, family_shares(families)]))
+    fitted = replace(blank, weights=slopes.reshape(blank.weights.shape) + resting(blank.weights.shape), bias=bias)
+    return replace(fitted, surprise=surprise_beside(fitted, clean, [exponential_tail(n, shares) for n in negatives.T]))
 
 
 def resting(shape: tuple[int, ...]) -> Floats:
     slopes = np.zeros(shape)
     slopes[..., 0] = RESTING
     return slopes
+
+
+def negative_shares(clean: int, noisy: int) -> Floats:
+    """Weights [item] of clean items and of noise after them, adding up to one."""
+    share = NOISE_SHARE if noisy else 0.0
+    return np.concatenate([np.full(clean, (1 - share) / clean), np.full(noisy, share / max(noisy, 1))])
 
 
 def family_shares(families: tuple[str, ...]) -> Floats:
@@ -73,6 +82,48 @@ def logistic(features: Floats, target: Floats, weights: Floats) -> tuple[Floats,
     return np.maximum(found.x[:-1], 0.0) / scale, float(found.x[-1])
 
 
+@dataclass(frozen=True)
+class Tail:
+    """How a number thins out: beyond `start` lie `share` of the items, on average by `scale`."""
+
+    start: float
+    scale: float
+    share: float
+
+    def at(self, rate: float) -> float:
+        """Where an exponential tail falls to this share of the items."""
+        return float(self.start + self.scale * np.log(self.share / rate))
+
+
+def exponential_tail(values: Floats, weights: Floats | None = None) -> Tail | None:
+    """Drawn through the largest of the values [item], which `weights` may weigh; None where too few lie out there."""
+    shares = np.full(len(values), 1 / len(values)) if weights is None else weights
+    start = np.quantile(values, 1 - TAIL, weights=shares, method="inverted_cdf")
+    beyond = values > start
+    if beyond.sum() < FEWEST_IN_TAIL:
+        return None
+    share = shares[beyond].sum()
+    return Tail(float(start), float((values[beyond] - start) @ shares[beyond] / share), float(share))
+
+
+def surprise_beside(fitted: Fusion, clean: Floats, tails: Sequence[Tail | None]) -> Surprise:
+    """Surprise that takes SURPRISE_SHARE of any rate from clean items [item, detector]; the rest is for `fitted`.
+
+    Both thin out exponentially, so one line puts the one on the scale of the other: at every rate the fitted risk
+    reaches (1 - share) of it where surprise reaches share. `tails` are the detectors'; noise is in them, or a detector
+    that takes offence at harmless noise would drown the others.
+    """
+    starts = np.asarray([0.0 if tail is None else tail.start for tail in tails])
+    slopes = np.asarray([0.0 if tail is None else 1 / tail.scale for tail in tails])
+    furthest = exponential_tail(Surprise(starts, slopes, 0.0, 1.0).furthest(clean))
+    risk = exponential_tail(fitted.risk(clean))
+    if furthest is None or risk is None:
+        return Surprise.silent(len(tails))
+    pace = risk.scale / furthest.scale
+    floor = risk.at(1 - SURPRISE_SHARE) - pace * furthest.at(SURPRISE_SHARE)
+    return Surprise(starts, slopes, floor, pace)
+
+
 def early_reject(clean_risk: Floats, reject_rate: float) -> Band:
     """The band of a first program: no early pass, and early reject where next to no clean item comes.
 
@@ -80,12 +131,8 @@ def early_reject(clean_risk: Floats, reject_rate: float) -> Band:
     they have left to find attacks with. The bound is where an exponential tail, drawn through the riskiest clean items,
     falls to EARLY of the promised rate. Too few items show no tail, and nothing is decided early.
     """
-    start = np.quantile(clean_risk, 1 - TAIL)
-    beyond = clean_risk[clean_risk > start] - start
-    if len(beyond) < FEWEST_IN_TAIL:
-        return Band()
-    share = len(beyond) / len(clean_risk)
-    return Band(high=float(start + beyond.mean() * np.log(share / (EARLY * reject_rate))))
+    tail = exponential_tail(clean_risk)
+    return Band() if tail is None else Band(high=tail.at(EARLY * reject_rate))
 
 
 def band_leak(band: Band, attacked_risk: Floats, families: tuple[str, ...]) -> dict[str, float]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.calibration import Floats, auroc, check_promise, wilson
+from guard.calibration import auroc, check_promise, wilson
 from guard.errors import PromiseError
+from guard.fusion import Floats
 
 PROMISED = (0.001, 0.01, 0.05)  # the rates that every report states, whatever the bundle's own are
 SMALL, EXPECTED = 0.01, 3  # below this rate the test items must be enough for so many false alarms, or nothing is said

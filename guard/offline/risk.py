@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from guard.calibration import HINGES, Calibration, Floats, Fusion
+from guard.calibration import Calibration
+from guard.fusion import HINGES, Floats, Fusion
 from guard.offline.compile import Program
 from guard.offline.evidence.needs import Evidence, Logits
 
@@ -31,14 +32,23 @@ class SmoothFusion(nn.Module):
             self.register_buffer(f"levels_{place}", middle_levels(knots, levels))
         self.register_buffer("weights", torch.as_tensor(fusion.weights, dtype=torch.float64))
         self.register_buffer("hinges", torch.tensor(HINGES, dtype=torch.float64))
+        self.register_buffer("starts", torch.as_tensor(fusion.surprise.starts, dtype=torch.float64))
+        self.register_buffer("slopes", torch.as_tensor(fusion.surprise.slopes, dtype=torch.float64))
         self.weights: Tensor
         self.hinges: Tensor
+        self.starts: Tensor
+        self.slopes: Tensor
 
     def forward(self, scores: Tensor) -> Tensor:
-        columns = scores.double().unbind(dim=1)
+        exact = scores.double()
+        surprise, fused = self.fusion.surprise, self.fused(exact)
+        furthest = ((exact - self.starts) * self.slopes).amax(dim=1)
+        return torch.where(furthest > 0, torch.maximum(fused, surprise.floor + surprise.pace * furthest), fused)
+
+    def fused(self, scores: Tensor) -> Tensor:
         placed = [
             interpolate(column, self.get_buffer(f"knots_{place}"), self.get_buffer(f"levels_{place}"))
-            for place, column in enumerate(columns)
+            for place, column in enumerate(scores.unbind(dim=1))
         ]
         z = torch.stack(placed, dim=1)
         tails = torch.asinh(torch.stack([z, -z], dim=2).clamp_min(0.0))
@@ -47,7 +57,7 @@ class SmoothFusion(nn.Module):
 
 
 def middle_levels(knots: object, levels: Tensor) -> Tensor:
-    """Level of each distinct knot: the middle one where several coincide, as in `guard.calibration.normal_scale`."""
+    """Level of each distinct knot: the middle one where several coincide, as in `guard.fusion.normal_scale`."""
     _, counts = torch.unique(torch.as_tensor(knots), return_counts=True)
     last = counts.cumsum(0)
     return (levels[last - counts] + levels[last - 1]) / 2

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.calibration import Floats
+from guard.fusion import Floats
 from guard.offline.attacks.attack import Model
 from guard.offline.attacks.objective import Gap, value_and_gradient
 from guard.offline.evaluate import Examined, Guard, read

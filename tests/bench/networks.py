@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
-from guard.calibration import Calibration, unfitted
+from guard.calibration import Calibration
+from guard.fusion import unfitted
 from guard.offline.bench import bench
 from guard.offline.bench_table import tables
 from guard.offline.calibrate import made_by, npz

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from guard.calibration import Band, Floats, auroc
-from guard.offline.fusion import RESTING, band_leak, early_reject, family_shares, fit_fusion, logistic
+from guard.calibration import Band, auroc
+from guard.fusion import Floats, Fusion, Surprise
+from guard.offline.fusion import (
+    FEWEST_IN_TAIL,
+    RESTING,
+    SURPRISE_SHARE,
+    TAIL,
+    band_leak,
+    early_reject,
+    exponential_tail,
+    family_shares,
+    fit_fusion,
+    logistic,
+)
 
 
 def scores(items: int, seed: int, shift: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Floats:
@@ -101,6 +115,73 @@ def test_the_combiner_is_logistic_regression_where_that_has_non_negative_slopes(
     reference = LogisticRegression(C=1 / (600 * 2 * 3e-3), tol=1e-9, max_iter=2000).fit(features / scale, target)
     np.testing.assert_allclose(slopes * scale, reference.coef_[0], rtol=1e-2)
     assert bias == pytest.approx(reference.intercept_[0], rel=1e-2)
+
+
+# Surprise.
+
+
+def known(clean: int = 4000, noise_at: float = 0.0) -> Fusion:
+    """Fitted on one family, which moves the first detector alone; noise moves the second."""
+    attacked, noisy = scores(300, 3, (4.0, 0.0, 0.0)), scores(300, 1, (0.0, noise_at, 0.0))
+    return fit_fusion(scores(clean, 0), noisy, attacked, ("known",) * 300)
+
+
+def caught(fusion: Fusion, shift: tuple[float, float, float], rate: float = 0.01) -> float:
+    """Share of items so shifted above the risk that `rate` of fresh clean items exceed."""
+    threshold = np.quantile(fusion.risk(scores(40_000, 2)), 1 - rate)
+    return float((fusion.risk(scores(2000, 5, shift)) > threshold).mean())
+
+
+def test_a_family_that_was_never_crafted_is_caught_by_the_one_detector_that_it_moves() -> None:
+    fusion = known()
+    deaf = replace(fusion, surprise=Surprise.silent(3))
+    assert caught(fusion, (0.0, 0.0, 6.0)) > 0.95 > 0.1 > caught(deaf, (0.0, 0.0, 6.0))
+    assert caught(fusion, (4.0, 0.0, 0.0)) > caught(deaf, (4.0, 0.0, 0.0)) - 0.03, "and the known one as before"
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.01])
+def test_surprise_takes_its_share_of_the_rate_from_fresh_clean_items(rate: float) -> None:
+    """Within a factor of two and a half: an exponential tail is drawn through what thins out faster."""
+    fusion, fresh = known(), scores(100_000, 12)
+    level = np.quantile(fusion.risk(fresh), 1 - rate)
+    alone = (fusion.surprise.risk(fresh) > level) & (fusion.fused(fresh) <= level)
+    assert SURPRISE_SHARE * rate / 2.5 < alone.mean() < SURPRISE_SHARE * rate * 2.5
+
+
+def test_a_detector_that_takes_offence_at_noise_does_not_reject_it() -> None:
+    deaf_to_it = known(noise_at=6.0)
+    tails = deaf_to_it.surprise.starts
+    assert tails[1] > tails[0] + 3, "its tail begins within the noise"
+    assert caught(deaf_to_it, (0.0, 6.0, 0.0)) < 0.05
+    assert caught(known(), (0.0, 6.0, 0.0)) > 0.95, "which is a surprise where noise does not look like that"
+
+
+def test_without_a_tail_nobody_is_heard_alone() -> None:
+    few = int(FEWEST_IN_TAIL / TAIL) - 10
+    surprise = fit_fusion(scores(few, 0), NOISY[:0], scores(100, 3, (4.0, 0.0, 0.0)), ("known",) * 100).surprise
+    assert (surprise.risk(scores(100, 5, (0.0, 0.0, 50.0))) == -np.inf).all()
+
+
+def test_a_detector_that_always_says_the_same_surprises_nobody() -> None:
+    clean, attacked = scores(4000, 0), scores(100, 3, (4.0, 0.0, 0.0))
+    clean[:, 2] = attacked[:, 2] = 7.0
+    surprise = fit_fusion(clean, NOISY[:0], attacked, ("known",) * 100).surprise
+    assert surprise.slopes[2] == 0
+    assert (surprise.slopes[:2] > 0).all()
+
+
+def test_a_tail_is_where_its_share_of_an_exponential_lies_and_weights_count_as_copies_do() -> None:
+    values = np.random.default_rng(0).exponential(3.0, size=20_000)
+    tail = exponential_tail(values)
+    assert tail is not None
+    for rate in (0.05, 0.01, 1e-3):
+        assert tail.at(rate) == pytest.approx(-3.0 * np.log(rate), rel=0.05)
+    twice = np.concatenate([values[:5000], values])
+    weights = np.where(np.arange(20_000) < 5000, 2.0, 1.0) / 25_000
+    weighed, copied = exponential_tail(values, weights), exponential_tail(twice)
+    assert weighed is not None
+    assert copied is not None
+    assert weighed.at(0.01) == pytest.approx(copied.at(0.01), rel=1e-6)
 
 
 # Bands.

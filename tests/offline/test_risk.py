@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from guard.calibration import HINGES, Band, Calibration, Fusion, clean_knots, unfitted
+from guard.calibration import Band, Calibration
+from guard.fusion import HINGES, Fusion, Surprise, clean_knots, unfitted
 from guard.offline.compile import Program
 from guard.offline.detectors.kernel_density import KernelDensityHead
 from guard.offline.evaluate import read
@@ -35,7 +36,8 @@ def fusion(seed: int = 0) -> Fusion:
     generator = np.random.default_rng(seed)
     scores = np.stack([generator.normal(size=150), generator.integers(0, 3, 150), np.full(150, 2.0)], axis=1)
     knots, levels = clean_knots(scores.astype(np.float64))
-    return Fusion(knots, levels, generator.exponential(size=(3, 2, len(HINGES))), -1.0)
+    alone = Surprise(np.asarray([1.0, 1.5, 2.0]), generator.exponential(size=3), 20.0, 40.0)
+    return Fusion(knots, levels, generator.exponential(size=(3, 2, len(HINGES))), -1.0, alone)
 
 
 def many(subject: Subject) -> Tensor:
@@ -54,6 +56,7 @@ def test_fusion_in_torch_is_fusion_in_numpy() -> None:
         scores = np.random.default_rng(9).normal(0, 3, (400, 3))
         scores[::7, 1] = 1.0
         found = SmoothFusion(plain)(torch.from_numpy(scores))
+        assert 20 < (plain.surprise.risk(scores) > plain.fused(scores)).sum() < 380, "each of the two decides for some"
         np.testing.assert_allclose(found.numpy(), plain.risk(scores), rtol=0, atol=1e-9)
 
 

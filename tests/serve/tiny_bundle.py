@@ -29,7 +29,8 @@ from guard.bundle import (
     RepairSpec,
     write_bundle,
 )
-from guard.calibration import Band, Calibration, cascade_risk, jitter, unfitted
+from guard.calibration import Band, Calibration, cascade_risk, jitter
+from guard.fusion import unfitted
 from guard.runtime import Runtime
 
 SHAPE = (1, 4, 4)
