@@ -34,7 +34,7 @@ def fit_logistic(clean: Tensor, noisy: Tensor, attacked: Tensor, families: tuple
 
     Attacks weigh as much as clean items, each family as much as the next; noise a quarter of the negatives.
     """
-    from guard.offline.detectors.weights import item_weights
+    from guard.offline.detectors.supervision import item_weights
 
     if len(attacked) == 0:
         return Logistic.mean(clean.shape[1])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from guard.errors import DataError
 from guard.offline.detectors.detector import Examples, Head, take
 from guard.offline.detectors.residual import residual
-from guard.offline.detectors.weights import item_weights
+from guard.offline.detectors.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.evidence.needs import Evidence, Image, InputGradient, Need, NoisedGradients
 
 FEWEST = 20  # attacked items; below that nothing can be learned
@@ -57,28 +57,28 @@ class SaliencyClassifier:
             need: torch.cat([examples.negatives(need), examples.attacked[need]]) for need in self.needs
         }
         positives, noisy = examples.count_attacked(), len(examples.noisy[Image()])
-        target = torch.zeros(len(evidence[Image()]))
-        target[-positives:] = 1.0
+        negatives = len(evidence[Image()]) - positives
+        kinds = item_kinds(negatives, examples.families)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(examples.seed)
-            head = SaliencyClassifierHead(self, evidence[Image()].shape[1:])
-            weights = item_weights(len(target) - positives - noisy, noisy, examples.families)
-            train(head, evidence, target, weights, self)
+            head = SaliencyClassifierHead(self, evidence[Image()].shape[1:], int(kinds.max()) + 1)
+            train(head, evidence, kinds, item_weights(negatives - noisy, noisy, examples.families), self)
         return head.eval().requires_grad_(False)
 
     def restore(self, state: Mapping[str, Tensor]) -> SaliencyClassifierHead:
         first = state["body.0.weight"]  # [filter, 3 x channel, height, width] or [filter, 3 x feature]
-        head = SaliencyClassifierHead(self, torch.Size((first.shape[1] // 3, *first.shape[2:])))
+        shape = torch.Size((first.shape[1] // 3, *first.shape[2:]))
+        head = SaliencyClassifierHead(self, shape, len(state["last.bias"]))
         head.load_state_dict(dict(state))
         return head.eval().requires_grad_(False)
 
 
 class SaliencyClassifierHead(Head):
-    def __init__(self, detector: SaliencyClassifier, shape: torch.Size) -> None:
+    def __init__(self, detector: SaliencyClassifier, shape: torch.Size, kinds: int) -> None:
         super().__init__(detector)
         self.gradient, self.map, width = detector.gradient, detector.map, detector.width
         self.body = convolutional(3 * shape[0], width) if len(shape) == 3 else perceptron(3 * shape[0], 4 * width)
-        self.last = nn.Linear(4 * width + 1, 1)
+        self.last = nn.Linear(4 * width + 1, kinds)
         self.register_buffer("residual_spread", torch.ones(()))
         self.register_buffer("size_mean", torch.zeros(()))
         self.register_buffer("size_spread", torch.ones(()))
@@ -88,14 +88,18 @@ class SaliencyClassifierHead(Head):
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Log-odds of "attacked" [item]; larger is more suspicious."""
+        return odds_of_attack(self.answers(evidence))
+
+    def answers(self, evidence: Evidence) -> Tensor:
+        """Unnormalised log-probabilities [item, kind]."""
         saliency = self.saliency(evidence)
         size = root_mean_square(saliency)
         unit = saliency / size.reshape(-1, *[1] * (saliency.ndim - 1))
         fine = residual(evidence[Image()]) / self.residual_spread
         features = self.body(torch.cat([fine, unit, fine * unit], dim=1))
         scaled = (size.log() - self.size_mean) / self.size_spread
-        score: Tensor = self.last(torch.cat([features, scaled[:, None]], dim=1)).squeeze(1)
-        return score
+        answers: Tensor = self.last(torch.cat([features, scaled[:, None]], dim=1))
+        return answers
 
     def saliency(self, evidence: Evidence) -> Tensor:
         """The map [shape of the input]."""
@@ -129,9 +133,9 @@ def perceptron(features: int, width: int) -> nn.Sequential:
 
 
 def train(
-    head: SaliencyClassifierHead, evidence: Evidence, target: Tensor, weights: Tensor, settings: SaliencyClassifier
+    head: SaliencyClassifierHead, evidence: Evidence, kinds: Tensor, weights: Tensor, settings: SaliencyClassifier
 ) -> None:
-    """Weighted logistic loss by AdamW in batches of 64, the learning rate falling along a cosine."""
+    """By AdamW in batches of 64, the learning rate falling along a cosine."""
     head.residual_spread.copy_(residual(evidence[Image()]).std().clamp_min(1e-3))
     sizes = root_mean_square(head.saliency(evidence)).log()
     head.size_mean.copy_(sizes.mean())
@@ -139,10 +143,8 @@ def train(
     optimiser = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
     for _ in range(settings.epochs):
-        for index in torch.randperm(len(target)).split(64):
-            loss = nn.functional.binary_cross_entropy_with_logits(
-                head(take(evidence, index)), target[index], weights[index]
-            )
+        for index in torch.randperm(len(kinds)).split(64):
+            loss = kind_loss(head.answers(take(evidence, index)), kinds[index], weights[index])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

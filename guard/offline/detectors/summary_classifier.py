@@ -13,7 +13,7 @@ from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
 from guard.offline.detectors.detector import Examples, Head
 from guard.offline.detectors.residual import residual
-from guard.offline.detectors.weights import item_weights
+from guard.offline.detectors.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.evidence.needs import DenoisedLogits, Denoiser, Evidence, Image, InputGradient, Logits
 
 FEWEST = 20  # attacked items; below that nothing can be learned
@@ -52,23 +52,21 @@ class SummaryClassifier:
             raise DataError(f"summary_classifier learns from attacked items; got {attacked}, wanted at least {FEWEST}")
         parts = [summaries(self, evidence) for evidence in (examples.clean, examples.noisy, examples.attacked)]
         clean, noisy = len(parts[0]), len(parts[1])
-        numbers = torch.cat(parts)
-        target = torch.zeros(len(numbers))
-        target[-attacked:] = 1.0
+        numbers, kinds = torch.cat(parts), item_kinds(clean + noisy, examples.families)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(examples.seed)
-            head = SummaryClassifierHead(self, numbers.shape[1])
-            train(head, numbers, target, item_weights(clean, noisy, examples.families), self)
+            head = SummaryClassifierHead(self, numbers.shape[1], int(kinds.max()) + 1)
+            train(head, numbers, kinds, item_weights(clean, noisy, examples.families), self)
         return head.eval().requires_grad_(False)
 
     def restore(self, state: Mapping[str, Tensor]) -> SummaryClassifierHead:
-        head = SummaryClassifierHead(self, len(state["centre"]))
+        head = SummaryClassifierHead(self, len(state["centre"]), len(state["body.4.bias"]))
         head.load_state_dict(dict(state))
         return head.eval().requires_grad_(False)
 
 
 class SummaryClassifierHead(Head):
-    def __init__(self, detector: SummaryClassifier, numbers: int) -> None:
+    def __init__(self, detector: SummaryClassifier, numbers: int, kinds: int) -> None:
         super().__init__(detector)
         self.asked, width = detector, detector.width
         self.register_buffer("centre", torch.zeros(numbers))
@@ -76,17 +74,17 @@ class SummaryClassifierHead(Head):
         self.centre: Tensor
         self.spread: Tensor
         self.body = nn.Sequential(
-            nn.Linear(numbers, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
+            nn.Linear(numbers, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, kinds)
         )
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Log-odds of "attacked" [item]; larger is more suspicious."""
-        return self.judge(summaries(self.asked, evidence))
+        return odds_of_attack(self.answers(summaries(self.asked, evidence)))
 
-    def judge(self, numbers: Tensor) -> Tensor:
-        scaled = ((numbers - self.centre) / self.spread).clamp(-FAR, FAR)
-        odds: Tensor = self.body(scaled).squeeze(1)
-        return odds
+    def answers(self, numbers: Tensor) -> Tensor:
+        """Unnormalised log-probabilities [item, kind]."""
+        answers: Tensor = self.body(((numbers - self.centre) / self.spread).clamp(-FAR, FAR))
+        return answers
 
 
 def summaries(detector: SummaryClassifier, evidence: Evidence) -> Tensor:
@@ -173,17 +171,16 @@ def log_norm(vectors: Tensor) -> Tensor:
 
 
 def train(
-    head: SummaryClassifierHead, numbers: Tensor, target: Tensor, weights: Tensor, settings: SummaryClassifier
+    head: SummaryClassifierHead, numbers: Tensor, kinds: Tensor, weights: Tensor, settings: SummaryClassifier
 ) -> None:
-    """Weighted logistic loss by AdamW in batches of 128, the learning rate falling along a cosine."""
+    """By AdamW in batches of 128, the learning rate falling along a cosine."""
     head.centre.copy_(numbers.mean(dim=0))
     head.spread.copy_(numbers.std(dim=0).clamp_min(1e-6))
     optimiser = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
     for _ in range(settings.epochs):
-        for index in torch.randperm(len(target)).split(128):
-            odds = head.judge(numbers[index])
-            loss = nn.functional.binary_cross_entropy_with_logits(odds, target[index], weights[index])
+        for index in torch.randperm(len(kinds)).split(128):
+            loss = kind_loss(head.answers(numbers[index]), kinds[index], weights[index])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -13,6 +13,7 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KernelDensity as ReferenceDensity
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from guard.errors import ConfigError, DataError
 from guard.offline.denoisers.bit_depth import BitDepth
@@ -31,8 +32,8 @@ from guard.offline.detectors.logistic import RIDGE, fit_logistic
 from guard.offline.detectors.mahalanobis import Mahalanobis, fit_metric
 from guard.offline.detectors.saliency_classifier import SaliencyClassifier, SaliencyClassifierHead
 from guard.offline.detectors.summary_classifier import grain
+from guard.offline.detectors.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.detectors.table import build_detector
-from guard.offline.detectors.weights import item_weights
 from guard.offline.evidence.needs import (
     DenoisedLogits,
     Evidence,
@@ -173,6 +174,24 @@ def test_families_weigh_the_same_and_noise_a_quarter_of_the_negatives() -> None:
     assert float(noisy.sum()) == pytest.approx(float(clean.sum()) / 3, rel=1e-4)
 
 
+def test_kinds_are_clean_then_one_a_family() -> None:
+    assert item_kinds(3, ("pgd", "cw", "pgd")).tolist() == [0, 0, 0, 2, 1, 2]
+
+
+def test_odds_of_attack_are_those_of_all_families_together() -> None:
+    answers = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 3
+    clean = answers.softmax(dim=1)[:, 0]
+    torch.testing.assert_close(odds_of_attack(answers), ((1 - clean) / clean).log(), rtol=1e-4, atol=1e-4)
+
+
+def test_with_one_family_the_loss_is_the_logistic_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    answers, weights = torch.randn(40, 2, generator=generator), torch.rand(40, generator=generator)
+    kinds = item_kinds(15, ("pgd",) * 25)
+    expected = binary_cross_entropy_with_logits(odds_of_attack(answers), kinds.float(), weights)
+    torch.testing.assert_close(kind_loss(answers, kinds, weights), expected)
+
+
 def test_lid_is_the_maximum_likelihood_estimate() -> None:
     """Uniform in a cube of 2 or 6 dimensions: the estimate finds the number of dimensions."""
     generator = np.random.default_rng(0)
@@ -257,7 +276,7 @@ def test_grain_does_not_mistake_brightness_for_noise() -> None:
 def test_maps_of_the_saliency_classifier(map: str) -> None:
     detector = build_detector("saliency_classifier", ["a"], {"map": map, "rows": 3})
     assert isinstance(detector, SaliencyClassifier)
-    head = SaliencyClassifierHead(detector, torch.Size((1, 4, 4)))
+    head = SaliencyClassifierHead(detector, torch.Size((1, 4, 4)), 2)
     image, slope = torch.rand(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
     rows = torch.stack([slope, 3 * slope, 2 * slope], dim=1)
     evidence: Evidence = {Image(): image, detector.gradient: rows if map == "smoothgrad" else slope}
