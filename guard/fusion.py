@@ -24,8 +24,8 @@ HINGES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # on asinh(z): where the slope of a tai
 class Surprise:
     """What a single detector may say against all others: its score lies where clean scores thin out to nothing.
 
-    How far out is counted in an exponential tail of each detector, and the furthest one speaks, after Tippett's
-    smallest p. `floor` and `pace` put that on the scale of a fitted risk.
+    How far out, upwards, is counted in an exponential tail of each detector, and the furthest one speaks, after
+    Tippett's smallest p. `floor` and `pace` put that on the scale of a fitted risk.
     """
 
     starts: Floats  # [detector] where the tail begins
@@ -44,7 +44,7 @@ class Surprise:
 
     def furthest(self, scores: Floats) -> Floats:
         """[item, detector] -> [item], in lengths of a tail beyond its start."""
-        with np.errstate(invalid="ignore"):  # an infinite score of a detector that is not heard: the sum speaks then
+        with np.errstate(invalid="ignore"):  # an infinite score of a detector that is not heard
             return np.asarray(((scores - self.starts) * self.slopes).max(axis=1), dtype=np.float64)
 
 
@@ -144,7 +144,7 @@ def clean_knots(scores: Floats, count: int = 33) -> tuple[Floats, Floats]:
 def unfitted(scores: Floats, *, bias: float = 0.0) -> Fusion:
     """Fusion without any crafted attack: every tail of every detector weighs the same.
 
-    A sum of surprises, after Fisher.
+    A sum over both tails, after Fisher.
     """
     knots, levels = clean_knots(scores)
     weights = np.zeros((scores.shape[1], 2, len(HINGES)))

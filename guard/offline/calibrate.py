@@ -156,7 +156,7 @@ class Calibrator:
 def pool(
     crafted: Sequence[CraftedSet], data: Data, split: Split
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[str, ...]]:
-    """Attacked items, noise and family names of all sets, restricted to one split."""
+    """Attacked items, noise, and the attack that made each, of all sets, restricted to one split."""
     parts = [found.select(data.splits, split) for found in crafted]
     shape = data.images.shape[1:]
     blank = np.zeros((0, *shape), dtype=np.float32)

@@ -24,6 +24,7 @@ NOISE_SHARE = 0.25  # of the negatives' weight: the promise is made for clean it
 SURPRISE_SHARE = 0.1  # of a promised rate: for what one detector finds and the fitted risk does not
 TAIL, FEWEST_IN_TAIL = 0.1, 20  # the share of items that shows how a number thins out, and how many it takes
 EARLY = 1 / 40  # of the promised rate: what clean items may lose to an early reject
+ROUNDING = 1e-5  # of a number's size: a tail no longer than that is float32's, not the detector's
 RESTING = 1e-3  # slope of every tail before fitting, so that an unknown kind of surprise still counts a little
 
 
@@ -31,7 +32,7 @@ def fit_fusion(clean: Floats, noisy: Floats, attacked: Floats, families: tuple[s
     """A logistic combiner with rising contributions of both tails of every detector, beside the surprise of any one.
 
     `clean`, `noisy`, `attacked` are [item, detector]. Negatives weigh as much as all families together, each family as
-    much as the next. Without attacks the tails weigh the same (`unfitted`), and surprise is all there is.
+    much as the next. Without attacks the tails weigh the same (`unfitted`), and no detector is heard alone.
     """
     if len(attacked) == 0:
         return unfitted(clean)
@@ -96,22 +97,27 @@ class Tail:
 
 
 def exponential_tail(values: Floats, weights: Floats | None = None) -> Tail | None:
-    """Drawn through the largest of the values [item], which `weights` may weigh; None where too few lie out there."""
+    """Drawn through the largest of the values [item], which `weights` may weigh.
+
+    None where too few lie out there, or no further than float32 rounds.
+    """
     shares = np.full(len(values), 1 / len(values)) if weights is None else weights
     start = np.quantile(values, 1 - TAIL, weights=shares, method="inverted_cdf")
     beyond = values > start
     if beyond.sum() < FEWEST_IN_TAIL:
         return None
     share = shares[beyond].sum()
-    return Tail(float(start), float((values[beyond] - start) @ shares[beyond] / share), float(share))
+    scale = float((values[beyond] - start) @ shares[beyond] / share)
+    return Tail(float(start), scale, float(share)) if scale > ROUNDING * max(abs(float(start)), 1.0) else None
 
 
 def surprise_beside(fitted: Fusion, clean: Floats, tails: Sequence[Tail | None]) -> Surprise:
-    """Surprise that takes SURPRISE_SHARE of any rate from clean items [item, detector]; the rest is for `fitted`.
+    """Surprise that takes about SURPRISE_SHARE of a rate from clean items [item, detector]; the rest is for `fitted`.
 
-    Both thin out exponentially, so one line puts the one on the scale of the other: at every rate the fitted risk
-    reaches (1 - share) of it where surprise reaches share. `tails` are the detectors'; noise is in them, or a detector
-    that takes offence at harmless noise would drown the others.
+    Where both thin out exponentially one line puts the one on the scale of the other: at every rate the fitted risk
+    reaches (1 - share) of it where surprise reaches share. A score whose clean tail is heavier takes more of the
+    smallest rates, one that is lighter less; the promise is kept by the ranks either way. `tails` are the detectors';
+    noise is in them, or a detector that takes offence at harmless noise would drown the others.
     """
     starts = np.asarray([0.0 if tail is None else tail.start for tail in tails])
     slopes = np.asarray([0.0 if tail is None else 1 / tail.scale for tail in tails])

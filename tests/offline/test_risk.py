@@ -60,6 +60,16 @@ def test_fusion_in_torch_is_fusion_in_numpy() -> None:
         np.testing.assert_allclose(found.numpy(), plain.risk(scores), rtol=0, atol=1e-9)
 
 
+def test_a_surprise_can_be_descended() -> None:
+    scores = torch.tensor([[0.0, 0.0, 30.0], [0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    plain = fusion()
+    silent = replace(plain, weights=np.zeros_like(plain.weights))
+    SmoothFusion(silent)(scores).sum().backward()
+    assert scores.grad is not None
+    expected = plain.surprise.pace * plain.surprise.slopes[2]
+    np.testing.assert_allclose(scores.grad.numpy(), [[0, 0, expected], [0, 0, 0]], rtol=1e-6)
+
+
 def test_fusion_at_and_beyond_its_knots() -> None:
     plain = fusion()
     ends = np.concatenate([plain.knots.T, plain.knots.T - 1e3, plain.knots.T + 1e3])

@@ -20,7 +20,7 @@ class Examples:
     labels: Tensor  # [item] true class of the clean items
     noisy: Evidence
     attacked: Evidence
-    families: tuple[str, ...]  # [item] the family of each attacked item
+    families: tuple[str, ...]  # [item] what made each attacked item; with `guard train` an attack with its settings
     seed: int
 
     @property

@@ -1,8 +1,7 @@
 """What a detector that learns from attacked items is told of each example: its kind, and how much it weighs.
 
-Rule 1: kinds are told apart, not only attacked from clean. A network then learns one likelihood ratio a family, and
-"attacked" is their sum; told the sum alone, one of the same size blurs them. `summary_classifier` on CIFAR-10, eight
-attacks, mean AUROC: .962 told the kinds, .953 not.
+Rule 1: kinds are told apart, not only attacked from clean. A network then learns one likelihood ratio an attack, and
+"attacked" is their sum; told the sum alone, one of the same size blurs them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def item_weights(clean: int, noisy: int, families: tuple[str, ...]) -> Tensor:
 
 
 def item_kinds(negatives: int, families: tuple[str, ...]) -> Tensor:
-    """Kinds [item] of so many clean and noisy items, 0, and then of the attacked ones, from 1 a family."""
+    """Kinds [item] of so many clean and noisy items, 0, and then of the attacked ones: from 1, one a name."""
     place = {family: 1 + index for index, family in enumerate(sorted(set(families)))}
     return torch.tensor([0] * negatives + [place[family] for family in families])
 

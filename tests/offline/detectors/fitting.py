@@ -59,7 +59,7 @@ def fitted(kind: Kind) -> Fitted:
     held_out, held_out_labels = items_of(kind, seed=2)
     noise = (torch.rand(inputs.shape, generator=torch.Generator().manual_seed(3)) - 0.5) / 8
     noisy, attacked = (inputs + noise).clamp(0, 1), attack(classifier, inputs, labels)
-    items = Items(inputs.numpy(), labels.numpy(), noisy.numpy(), attacked.numpy(), ("fgsm",) * ITEMS)
+    items = Items(inputs.numpy(), labels.numpy(), noisy.numpy(), attacked.numpy(), ("fgsm", "another") * (ITEMS // 2))
     heads = fit_heads([build(taps) for build in DETECTORS.values()], items, remembered, seed=4, report=lambda _: None)
     detectors = {name: head.detector for name, head in heads.items()}
     needs = [need for detector in detectors.values() for need in detector.needs]
