@@ -57,10 +57,10 @@ def fit(
     """Every detector's head, from the heads split; `gathered` may remember evidence. Raises DataError."""
     data = prepared.data
     part = data.part(Split.HEADS)
-    attacked, noisy, families = pool(prepared.crafted, data, Split.HEADS)
+    attacked, noisy, attacks = pool(prepared.crafted, data, Split.HEADS)
     return fit_heads(
         [d for detectors in programs.values() for d in detectors],
-        Items(data.images[part], data.labels[part], noisy, attacked, families),
+        Items(data.images[part], data.labels[part], noisy, attacked, attacks),
         gathered or Remembered(prepared.classifier),
         seed=job.seed,
         report=note,

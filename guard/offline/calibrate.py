@@ -54,7 +54,7 @@ class Calibrator:
         self.data = data
 
     def calibrate(self, crafted: Sequence[CraftedSet]) -> tuple[Calibration, dict[str, float]]:
-        """Also the share of each crafted family that the bands would pass early."""
+        """Also the share of each crafted attack that the bands would pass early."""
         runtime = Runtime(self.bundle(self.job.work / "uncalibrated", self.blank(), {}, {}))
         try:
             return self.fit_and_rank(runtime, crafted)
@@ -62,19 +62,19 @@ class Calibrator:
             shutil.rmtree(self.job.work / "uncalibrated")
 
     def fit_and_rank(self, runtime: Runtime, crafted: Sequence[CraftedSet]) -> tuple[Calibration, dict[str, float]]:
-        attacked, noisy, families = pool(crafted, self.data, Split.COMBINER)
+        attacked, noisy, attacks = pool(crafted, self.data, Split.COMBINER)
         clean = read(runtime, self.data.images[self.data.part(Split.COMBINER)]).scores
         noise, bad = read(runtime, noisy).scores, read(runtime, attacked).scores
         sizes = runtime.calibration.programs
         ends = np.cumsum(sizes)
-        fusions = tuple(fit_fusion(clean[:, :end], noise[:, :end], bad[:, :end], families) for end in ends)
+        fusions = tuple(fit_fusion(clean[:, :end], noise[:, :end], bad[:, :end], attacks) for end in ends)
         bands = tuple(
             early_reject(fusion.risk(clean[:, :end]), self.job.reject_rate)
             for fusion, end in zip(fusions[:-1], ends[:-1], strict=True)
         )
         leaks: dict[str, float] = {}
         for fusion, band, end in zip(fusions[:-1], bands, ends[:-1], strict=True):
-            leaks |= band_leak(band, fusion.risk(bad[:, :end]), families)
+            leaks |= band_leak(band, fusion.risk(bad[:, :end]), attacks)
         fitted = replace(runtime.calibration, fusions=fusions, bands=bands)
         ranked = read(runtime.with_calibration(fitted), self.data.images[self.data.part(Split.CALIBRATE)])
         return replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores), leaks

@@ -58,7 +58,7 @@ class Items:
     labels: NDArray[np.int64]
     noisy: NDArray[np.float32]
     attacked: NDArray[np.float32]
-    families: tuple[str, ...]  # [item] of the attacked ones
+    attacks: tuple[str, ...]  # [item] of the attacked ones
 
     def unattacked(self) -> Items:
         """The clean ones alone."""
@@ -72,8 +72,8 @@ class Items:
         clean, noisy, attacked = (
             np.sort(draw.permutation(len(images))[:most]) for images in (self.clean, self.noisy, self.attacked)
         )
-        families = tuple(self.families[i] for i in attacked)
-        return Items(self.clean[clean], self.labels[clean], self.noisy[noisy], self.attacked[attacked], families)
+        attacks = tuple(self.attacks[i] for i in attacked)
+        return Items(self.clean[clean], self.labels[clean], self.noisy[noisy], self.attacked[attacked], attacks)
 
 
 def fit_heads(
@@ -89,7 +89,7 @@ def fit_heads(
     def ask(needs: Sequence[Need], *, most: int | None = None, clean_only: bool = False) -> Examples:
         some = (items.unattacked() if clean_only else items).some(most, seed)
         clean, noisy, attacked = (gathered(needs, images) for images in (some.clean, some.noisy, some.attacked))
-        return Examples(clean, torch.from_numpy(some.labels), noisy, attacked, some.families, seed)
+        return Examples(clean, torch.from_numpy(some.labels), noisy, attacked, some.attacks, seed)
 
     settled = []
     for detector in detectors:

@@ -28,10 +28,10 @@ ROUNDING = 1e-5  # of a number's size: a tail no longer than that is float32's, 
 RESTING = 1e-3  # slope of every tail before fitting, so that an unknown kind of surprise still counts a little
 
 
-def fit_fusion(clean: Floats, noisy: Floats, attacked: Floats, families: tuple[str, ...]) -> Fusion:
+def fit_fusion(clean: Floats, noisy: Floats, attacked: Floats, attacks: tuple[str, ...]) -> Fusion:
     """A logistic combiner with rising contributions of both tails of every detector, beside the surprise of any one.
 
-    `clean`, `noisy`, `attacked` are [item, detector]. Negatives weigh as much as all families together, each family as
+    `clean`, `noisy`, `attacked` are [item, detector]. Negatives weigh as much as all attacks together, each attack as
     much as the next. Without attacks the tails weigh the same (`unfitted`), and no detector is heard alone.
     """
     if len(attacked) == 0:
@@ -43,7 +43,7 @@ def fit_fusion(clean: Floats, noisy: Floats, attacked: Floats, families: tuple[s
     features = blank.features(np.concatenate([negatives, attacked])).reshape(len(negatives) + len(attacked), -1)
     target = np.concatenate([np.zeros(len(negatives)), np.ones(len(attacked))])
     shares = negative_shares(len(clean), len(noisy))
-    slopes, bias = logistic(features, target, np.concatenate([shares, family_shares(families)]))
+    slopes, bias = logistic(features, target, np.concatenate([shares, attack_shares(attacks)]))
     fitted = replace(blank, weights=slopes.reshape(blank.weights.shape) + resting(blank.weights.shape), bias=bias)
     return replace(fitted, surprise=surprise_beside(fitted, clean, [exponential_tail(n, shares) for n in negatives.T]))
 
@@ -60,9 +60,9 @@ def negative_shares(clean: int, noisy: int) -> Floats:
     return np.concatenate([np.full(clean, (1 - share) / clean), np.full(noisy, share / max(noisy, 1))])
 
 
-def family_shares(families: tuple[str, ...]) -> Floats:
-    """Weights [item] that add up to one, every family the same."""
-    names, index, counts = np.unique(np.asarray(families), return_inverse=True, return_counts=True)
+def attack_shares(attacks: tuple[str, ...]) -> Floats:
+    """Weights [item] that add up to one, every attack the same."""
+    names, index, counts = np.unique(np.asarray(attacks), return_inverse=True, return_counts=True)
     return np.asarray(1.0 / (len(names) * counts[index]), dtype=np.float64)
 
 
@@ -141,7 +141,7 @@ def early_reject(clean_risk: Floats, reject_rate: float) -> Band:
     return Band() if tail is None else Band(high=tail.at(EARLY * reject_rate))
 
 
-def band_leak(band: Band, attacked_risk: Floats, families: tuple[str, ...]) -> dict[str, float]:
-    """Share of each crafted family that an early pass would let through; the report prints it."""
-    names: NDArray[np.str_] = np.asarray(families)
+def band_leak(band: Band, attacked_risk: Floats, attacks: tuple[str, ...]) -> dict[str, float]:
+    """Share of each crafted attack that an early pass would let through; the report prints it."""
+    names: NDArray[np.str_] = np.asarray(attacks)
     return {str(name): float((attacked_risk[names == name] < band.low).mean()) for name in np.unique(names)}

@@ -148,7 +148,7 @@ def test_a_family_left_out_is_seen_by_nothing(refitted: Refitted) -> None:
         assert given <= shown - hidden
         assert items(learned.noisy) <= noise
         names = {c.attack for c in crafted if c.family != left.family}
-        assert set(learned.families) == set(fused[0][3]) == names
+        assert set(learned.attacks) == set(fused[0][3]) == names
         assert {c.attack for c in pooled[0][0]} == names
 
 

@@ -15,10 +15,10 @@ from guard.offline.fusion import (
     RESTING,
     SURPRISE_SHARE,
     TAIL,
+    attack_shares,
     band_leak,
     early_reject,
     exponential_tail,
-    family_shares,
     fit_fusion,
     logistic,
 )
@@ -93,8 +93,8 @@ def test_a_detector_that_always_says_the_same_does_no_harm() -> None:
     assert auroc(fusion.risk(fresh), fusion.risk(attacked)) > 0.9
 
 
-def test_families_weigh_the_same_whatever_their_size() -> None:
-    shares = family_shares(("a",) * 90 + ("b",) * 10)
+def test_attacks_weigh_the_same_whatever_their_size() -> None:
+    shares = attack_shares(("a",) * 90 + ("b",) * 10)
     assert shares[:90].sum() == pytest.approx(0.5)
     assert shares[90:].sum() == pytest.approx(0.5)
 

@@ -60,12 +60,12 @@ class AttributeSteering:
         return max(tried, key=lambda one: one.worth(examples))
 
     def worth(self, examples: Examples) -> float:
-        """AUROC between negatives and attacked items, the mean over families."""
+        """AUROC between negatives and attacked items, the mean over attacks."""
         head = AttributeSteeringHead(self)
         negatives = torch.cat([head(examples.clean), head(examples.noisy)]).double().numpy()
         attacked = head(examples.attacked).double().numpy()
-        families = np.asarray(examples.families)
-        return float(np.mean([auroc(negatives, attacked[families == family]) for family in np.unique(families)]))
+        attacks = np.asarray(examples.attacks)
+        return float(np.mean([auroc(negatives, attacked[attacks == attack]) for attack in np.unique(attacks)]))
 
     def fit(self, examples: Examples) -> AttributeSteeringHead:
         del examples  # what there was to learn, `learn` has learned

@@ -20,7 +20,7 @@ class Examples:
     labels: Tensor  # [item] true class of the clean items
     noisy: Evidence
     attacked: Evidence
-    families: tuple[str, ...]  # [item] what made each attacked item; with `guard train` an attack with its settings
+    attacks: tuple[str, ...]  # [item] what made each attacked item; with `guard train` an attack with its settings
     seed: int
 
     @property
@@ -32,7 +32,7 @@ class Examples:
         return torch.cat([self.clean[need], self.noisy[need]])
 
     def count_attacked(self) -> int:
-        return len(self.families)
+        return len(self.attacks)
 
 
 class Head(nn.Module):

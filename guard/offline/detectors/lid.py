@@ -47,7 +47,7 @@ class Lid:
         banks = [Bank(examples.clean[latent][chosen]) for latent in self.latents]
         head = LidHead(self, banks, Logistic.mean(len(banks)))
         clean, noisy, attacked = map(head.dimensions, (examples.clean, examples.noisy, examples.attacked))
-        return LidHead(self, banks, fit_logistic(clean, noisy, attacked, examples.families))
+        return LidHead(self, banks, fit_logistic(clean, noisy, attacked, examples.attacks))
 
     def restore(self, state: Mapping[str, Tensor]) -> LidHead:
         banks = [Bank(state[f"banks.{i}.references"]) for i in range(len(self.latents))]

@@ -58,11 +58,11 @@ class SaliencyClassifier:
         }
         positives, noisy = examples.count_attacked(), len(examples.noisy[Image()])
         negatives = len(evidence[Image()]) - positives
-        kinds = item_kinds(negatives, examples.families)
+        kinds = item_kinds(negatives, examples.attacks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(examples.seed)
             head = SaliencyClassifierHead(self, evidence[Image()].shape[1:], int(kinds.max()) + 1)
-            train(head, evidence, kinds, item_weights(negatives - noisy, noisy, examples.families), self)
+            train(head, evidence, kinds, item_weights(negatives - noisy, noisy, examples.attacks), self)
         return head.eval().requires_grad_(False)
 
     def restore(self, state: Mapping[str, Tensor]) -> SaliencyClassifierHead:

@@ -13,24 +13,24 @@ from torch.nn.functional import cross_entropy
 NOISE_SHARE = 0.25  # of the negatives' weight
 
 
-def item_weights(clean: int, noisy: int, families: tuple[str, ...]) -> Tensor:
+def item_weights(clean: int, noisy: int, attacks: tuple[str, ...]) -> Tensor:
     """Weights of so many clean and noisy and then the attacked items, mean one.
 
-    Attacks weigh as much as all negatives, each family as much as the next; noise a quarter of the negatives.
+    Attacks weigh as much as all negatives, each attack as much as the next; noise a quarter of the negatives.
     """
     share = NOISE_SHARE if noisy else 0.0
-    counts = {family: families.count(family) for family in families}
-    attacked = torch.tensor([1.0 / (len(counts) * counts[family]) for family in families])
+    counts = {attack: attacks.count(attack) for attack in attacks}
+    attacked = torch.tensor([1.0 / (len(counts) * counts[attack]) for attack in attacks])
     weights = torch.cat(
         [torch.full((clean,), (1 - share) / clean), torch.full((noisy,), share / max(noisy, 1)), attacked]
     )
     return weights / weights.mean()
 
 
-def item_kinds(negatives: int, families: tuple[str, ...]) -> Tensor:
+def item_kinds(negatives: int, attacks: tuple[str, ...]) -> Tensor:
     """Kinds [item] of so many clean and noisy items, 0, and then of the attacked ones: from 1, one a name."""
-    place = {family: 1 + index for index, family in enumerate(sorted(set(families)))}
-    return torch.tensor([0] * negatives + [place[family] for family in families])
+    place = {attack: 1 + index for index, attack in enumerate(sorted(set(attacks)))}
+    return torch.tensor([0] * negatives + [place[attack] for attack in attacks])
 
 
 def kind_loss(answers: Tensor, kinds: Tensor, weights: Tensor) -> Tensor:

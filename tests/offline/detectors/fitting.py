@@ -64,7 +64,7 @@ def fitted(kind: Kind) -> Fitted:
     detectors = {name: head.detector for name, head in heads.items()}
     needs = [need for detector in detectors.values() for need in detector.needs]
     evidence = [remembered(needs, images) for images in (items.clean, items.noisy, items.attacked)]
-    examples = Examples(evidence[0], labels, evidence[1], evidence[2], items.families, seed=4)
+    examples = Examples(evidence[0], labels, evidence[1], evidence[2], items.attacks, seed=4)
     fooling = attack(classifier, held_out, held_out_labels)
     clean, fooled = remembered(needs, held_out.numpy()), remembered(needs, fooling.numpy())
     return Fitted(classifier, detectors, heads, examples, held_out, clean, fooled)

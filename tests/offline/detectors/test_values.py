@@ -31,7 +31,7 @@ from guard.offline.detectors.lid import Lid
 from guard.offline.detectors.logistic import RIDGE, fit_logistic
 from guard.offline.detectors.mahalanobis import Mahalanobis, fit_metric
 from guard.offline.detectors.saliency_classifier import SaliencyClassifier, SaliencyClassifierHead
-from guard.offline.detectors.summary_classifier import grain
+from guard.offline.detectors.summary_classifier import SummaryClassifierHead, grain
 from guard.offline.detectors.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.detectors.table import build_detector
 from guard.offline.evidence.needs import (
@@ -165,7 +165,7 @@ def test_saliency_classifier_sees_the_gradients_size_as_well_as_its_form() -> No
     assert all(float((other - scores[0]).abs().mean()) > 0.1 * float(scores[0].std()) for other in scores[1:])
 
 
-def test_families_weigh_the_same_and_noise_a_quarter_of_the_negatives() -> None:
+def test_attacks_weigh_the_same_and_noise_a_quarter_of_the_negatives() -> None:
     weights = item_weights(240, 240, ("a",) * 200 + ("b",) * 40)
     clean, noisy, attacked = weights.split(240)
     assert float(weights.mean()) == pytest.approx(1.0)
@@ -178,7 +178,18 @@ def test_kinds_are_clean_then_one_a_family() -> None:
     assert item_kinds(3, ("pgd", "cw", "pgd")).tolist() == [0, 0, 0, 2, 1, 2]
 
 
-def test_odds_of_attack_are_those_of_all_families_together() -> None:
+@pytest.mark.parametrize("name", ["saliency_classifier", "summary_classifier"])
+def test_classifiers_tell_each_attack_from_the_others(name: str) -> None:
+    have = fitted("images")
+    head = have.heads[name]
+    assert isinstance(head, SaliencyClassifierHead | SummaryClassifierHead)
+    kinds = (
+        head.last.out_features if isinstance(head, SaliencyClassifierHead) else len(head.state_dict()["body.4.bias"])
+    )
+    assert kinds == 1 + len(set(have.examples.attacks)) == 3
+
+
+def test_odds_of_attack_are_those_of_all_kinds_together() -> None:
     answers = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 3
     clean = answers.softmax(dim=1)[:, 0]
     torch.testing.assert_close(odds_of_attack(answers), ((1 - clean) / clean).log(), rtol=1e-4, atol=1e-4)
