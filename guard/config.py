@@ -39,12 +39,19 @@ class ServeConfig:
     allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig"
     allow_models: tuple[str, ...] = ()  # further model names to pass uninspected
     device: Literal["cpu", "cuda"] = "cpu"  # of the programs; cuda never falls back in silence
-    threads: int | None = None  # of the programs; None: ONNX Runtime's choice
+    device_id: int = 0  # which CUDA device
+    device_memory_bytes: int | None = None  # CUDA: most that the arenas of one session may take; None: no limit
+    device_arena: Literal["as_requested", "power_of_two"] = "as_requested"  # CUDA: by how much an arena grows
+    threads: int | None = None  # of all programs together; None: the CPUs that this process may use
     max_rows: int = 64  # on the device at once, variant rows counted
     max_queue_rows: int = 1024  # waiting; beyond that a request is shed
     timeout_s: float = 30.0  # for a request whose client set no deadline
     upstream_timeout_s: float = 5.0  # for readiness and metadata calls of the guard's own
-    max_message_bytes: int = 128 * 2**20  # of a request and of an answer
+    read_timeout_s: float = 10.0  # for a call's message to arrive whole
+    max_message_bytes: int | None = None  # of a request, unpacked; None: the largest that the queue holds
+    max_bytes_in_flight: int | None = None  # of messages being read or held; None: a quarter of the memory limit
+    max_connections: int = 1024  # open at once on a listener
+    max_disagreement: float | None = None  # share of items on which bundle and upstream may differ; None: any
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
 
@@ -151,11 +158,17 @@ def convert_scalar(value: Any, kind: type, *, where: str) -> Any:
 
 
 def check(config: ServeConfig) -> None:
-    for name in ("max_rows", "max_queue_rows", "max_message_bytes", "timeout_s", "upstream_timeout_s"):
-        if not getattr(config, name) > 0:  # NaN is not
-            raise ConfigError(f"{name} = {getattr(config, name)}; wanted more than zero")
-    if config.threads is not None and config.threads < 1:
-        raise ConfigError(f"threads = {config.threads}; wanted more than zero")
+    for name in (
+        *("max_rows", "max_queue_rows", "max_message_bytes", "max_bytes_in_flight", "max_connections"),
+        *("timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
+    ):
+        value = getattr(config, name)
+        if value is not None and not value > 0:  # NaN is not
+            raise ConfigError(f"{name} = {value}; wanted more than zero")
+    if config.device_id < 0:
+        raise ConfigError(f"device_id = {config.device_id}; wanted zero or more")
+    if config.max_disagreement is not None and not 0 <= config.max_disagreement < 1:
+        raise ConfigError(f"max_disagreement = {config.max_disagreement}; wanted a share from 0 to below 1")
     if not config.drain_s >= 0:
         raise ConfigError(f"drain_s = {config.drain_s}; wanted zero or more")
     for name in ("listen", "admin_listen", "metrics_listen", "upstream"):

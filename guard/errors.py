@@ -14,8 +14,10 @@
     │   └── GateError            the demo's guard does no better than chance
     └── RequestError             one client's request; its batch mates never notice
         ├── MalformedRequest     it contradicts the protocol or the model's input
+        ├── TooLarge             it is larger, unpacked, than any request may be
         ├── Uninspectable        its pixels do not travel with it, so nobody can look at them
         ├── UnknownModel         no bundle guards the model it names
+        ├── UnknownService       no health is known for the service it names
         ├── NotAllowed           a remote procedure that the operator has not opened
         ├── Rejected             inspected, and refused
         ├── Unchecked            it could not be inspected, and the guard fails closed
@@ -114,12 +116,22 @@ class MalformedRequest(RequestError):
     exit_code = 3
 
 
+class TooLarge(RequestError):
+    status = "RESOURCE_EXHAUSTED"
+    exit_code = 3
+
+
 class Uninspectable(RequestError):
     status = "FAILED_PRECONDITION"
     exit_code = 3
 
 
 class UnknownModel(RequestError):
+    status = "NOT_FOUND"
+    exit_code = 3
+
+
+class UnknownService(RequestError):
     status = "NOT_FOUND"
     exit_code = 3
 

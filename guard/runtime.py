@@ -2,12 +2,17 @@
 
 Rule 1: what is evaluated is what is served; there is no second path from an image to a p-value.
 Rule 2: an item's p-value depends on no other item of its batch.
+Rule 3: a guard beside a model server takes no more of the machine than it was given: all sessions of a shared Runtime
+together have its threads, and a thread without work sleeps.
 """
 
 from __future__ import annotations
 
 import copy
+import os
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +20,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from guard import container
 from guard.bundle import Bundle, ProgramSpec
 from guard.calibration import Calibration, cascade_risk, jitter
 from guard.errors import BundleError, DataError, DeviceError
 from guard.fusion import Floats
 
 Device = Literal["cpu", "cuda"]
+Arena = Literal["as_requested", "power_of_two"]
+ARENAS: dict[Arena, str] = {"as_requested": "kSameAsRequested", "power_of_two": "kNextPowerOfTwo"}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LOGITS_TOLERANCE = 1e-3  # relative L2 an item, bundle's samples against this machine
+SHARED_TURN = threading.Lock()  # of all shared sessions of this process, whichever Runtime they belong to
 
 
 @dataclass(frozen=True)
@@ -53,35 +62,77 @@ class Readings:
         )
 
 
+@dataclass(frozen=True)
+class CudaOptions:
+    """What the sessions may take of a CUDA device; without meaning where the programs run on the CPU."""
+
+    device_id: int = 0
+    memory_bytes: int | None = None  # most that one session's arena may hold; None: no limit. cuDNN's own is beside it
+    arena: Arena = "as_requested"  # by how much it grows; doubling pushes neighbours out (onnxruntime#16307)
+
+
+DEFAULT_CUDA = CudaOptions()
+
+
+def providers(device: Device, cuda: CudaOptions) -> list[Any]:
+    """What ONNX Runtime is asked to run on, with its settings."""
+    if device == "cpu":
+        return [PROVIDERS["cpu"]]
+    settings = {"device_id": str(cuda.device_id), "arena_extend_strategy": ARENAS[cuda.arena], "use_tf32": "0"}
+    if cuda.memory_bytes is not None:
+        settings["gpu_mem_limit"] = str(cuda.memory_bytes)
+    return [(PROVIDERS["cuda"], settings)]
+
+
+def session_options(ort: Any, *, threads: int | None, spinning: bool) -> Any:
+    """Settings of a session that computes on `threads` threads, its caller among them; None: on `container.cpus()`.
+
+    ONNX Runtime is blind to a container's quota: left alone it takes a thread for each core of the host. A thread that
+    spins waits for the next call in a loop, which burns its core for some 20 ms after each call.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = container.cpus() if threads is None else threads
+    options.inter_op_num_threads = 1
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 class Session:
     """One ONNX graph, loaded on one device."""
 
-    def __init__(self, path: Path, *, device: Device, threads: int | None) -> None:
+    def __init__(
+        self, path: Path, *, device: Device, threads: int | None, cuda: CudaOptions = DEFAULT_CUDA, shared: bool = False
+    ) -> None:
+        """Load it. The threads of a `shared` session do not spin, and no two shared sessions compute on CPUs at once.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load the file.
+            DeviceError: the device that was asked for is not there.
+        """
         ort = onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        options = session_options(ort, threads=threads, spinning=not shared)
+        self.turn: AbstractContextManager[Any] = SHARED_TURN if shared and device == "cpu" else nullcontext()
         if device == "cuda" and PROVIDERS["cuda"] not in ort.get_available_providers():
             raise DeviceError(
                 "device = 'cuda' was asked for, but this ONNX Runtime has no CUDA; "
                 "install inference-guard[gpu] instead of [cpu]"
             )
-        wanted: list[Any] = [(PROVIDERS["cuda"], {"use_tf32": "0"})] if device == "cuda" else [PROVIDERS["cpu"]]
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=wanted)
+            self.session = ort.InferenceSession(str(path), options, providers=providers(device, cuda))
         except Exception as error:  # onnxruntime raises its own untyped family
             raise BundleError(f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}") from error
         if self.session.get_providers()[0] != PROVIDERS[device]:
             raise DeviceError(
                 f"device = {device!r} was asked for, but ONNX Runtime fell back to {self.session.get_providers()[0]}; "
-                "check the driver, CUDA and cuDNN"
+                f"check the driver, CUDA, cuDNN, device_id = {cuda.device_id} and device_memory_bytes"
             )
         self.input = self.session.get_inputs()[0].name
 
     def run(self, outputs: Sequence[str], inputs: NDArray[Any]) -> list[NDArray[Any]]:
-        result: list[NDArray[Any]] = self.session.run(list(outputs), {self.input: inputs})
+        with self.turn:
+            result: list[NDArray[Any]] = self.session.run(list(outputs), {self.input: inputs})
         return result
 
 
@@ -103,23 +154,69 @@ def onnxruntime() -> Any:
         )
     if not have:
         raise DeviceError("ONNX Runtime is not installed; install inference-guard[cpu] or inference-guard[gpu]")
+    # From 1.29 on it tells Microsoft of each process and model, on a thread of its own (onnxruntime#27379).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
 
     return ort
 
 
+def divided(threads: int, costs: Sequence[int]) -> list[int]:
+    """Threads for each session, together `threads`: they run one after another, so all share the one that calls them.
+
+    The others belong to one session each, and each goes where it saves most: cost / t - cost / (t + 1). For example
+    4 threads among programs of 1 and 5 forwards: the caller and one for the first, the caller and two for the second.
+
+    ONNX Runtime has a pool that sessions share (`set_global_thread_pool_sizes`). It is not used: from Python (1.23 to
+    1.32) its threads cannot be kept from spinning, whatever the sessions say, and a process makes it once, in one size,
+    while `guard bench` compares sizes. Measured once on two shared cores, a ResNet-20's two programs on one item every
+    30 ms: divided 6.8 ms, both threads for either 6.5 ms, in the shared pool 13.3 ms and 36 ms of processor time.
+    """
+    widths = [1] * len(costs)
+    for _ in range(threads - 1):
+        saved = [cost / width - cost / (width + 1) for cost, width in zip(costs, widths, strict=True)]
+        widths[saved.index(max(saved))] += 1
+    return widths
+
+
 class Runtime:
     """A bundle's programs, loaded and ready to read."""
 
-    def __init__(self, bundle: Bundle, *, device: Device = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: Device = "cpu",
+        threads: int | None = None,
+        cuda: CudaOptions = DEFAULT_CUDA,
+        shared: bool = False,
+    ) -> None:
+        """Load every program and repair.
+
+        Each has `threads` threads (None: `container.cpus()`), and they spin: right where nothing else wants the cores.
+        `shared` is for a process with neighbours: the sessions together have `threads` threads, none spins, and the
+        sessions of several shared Runtimes take turns, so that no more than that many compute.
+
+        Raises:
+            BundleError: a program cannot be loaded, or is not what the manifest says.
+            DeviceError: the device that was asked for is not there.
+        """
         self.bundle = bundle
         self.device: Device = device
         self.calibration = bundle.calibration
         self.spec = bundle.manifest.model.input
         self.programs: tuple[ProgramSpec, ...] = bundle.manifest.programs
-        self.sessions = [Session(bundle.path / p.file, device=device, threads=threads) for p in self.programs]
+        threads = container.cpus() if threads is None else threads
+        costs = [1 + p.backwards + p.rows for p in self.programs]
+        widths = divided(threads, costs) if shared else [threads] * len(costs)
+        self.sessions = [
+            Session(bundle.path / p.file, device=device, threads=width, cuda=cuda, shared=shared)
+            for p, width in zip(self.programs, widths, strict=True)
+        ]
+        width = 1 if shared else threads  # repairs are small, and few items need one
         self.repairs = {
-            r.name: Session(bundle.path / r.file, device=device, threads=threads) for r in bundle.manifest.repairs
+            r.name: Session(bundle.path / r.file, device=device, threads=width, cuda=cuda, shared=shared)
+            for r in bundle.manifest.repairs
         }
         for session, program in zip(self.sessions, self.programs, strict=True):
             self.verify_graph(session, program)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,11 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from guard import container
 from guard.bundle import Bundle, write_bundle
 from guard.calibration import Band, cascade_risk, jitter
 from guard.errors import BundleError, DataError, DeviceError
-from guard.runtime import Readings, Runtime, Session, onnxruntime
+from guard.runtime import CudaOptions, Device, Readings, Runtime, Session, divided, onnxruntime, providers
 from tests.serve import tiny_bundle
 
 
@@ -266,6 +271,56 @@ def test_no_silent_fall_back_to_the_cpu(bundle: Bundle, monkeypatch: pytest.Monk
         Session(bundle.path / "screen.onnx", device="cuda", threads=1)
 
 
+CUDA = "CUDAExecutionProvider"
+CUDA_DEFAULTS = {"device_id": "0", "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+SMALL_CUDA = CudaOptions(device_id=3, memory_bytes=2**31, arena="power_of_two")
+SMALL_CUDA_ASKED = {
+    **CUDA_DEFAULTS,
+    "device_id": "3",
+    "gpu_mem_limit": "2147483648",
+    "arena_extend_strategy": "kNextPowerOfTwo",
+}
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda", "asked"),
+    [
+        ("cpu", CudaOptions(), ["CPUExecutionProvider"]),
+        ("cpu", SMALL_CUDA, ["CPUExecutionProvider"]),
+        ("cuda", CudaOptions(), [(CUDA, CUDA_DEFAULTS)]),
+        ("cuda", SMALL_CUDA, [(CUDA, SMALL_CUDA_ASKED)]),
+    ],
+)
+def test_what_is_asked_of_the_device(device: Device, cuda: CudaOptions, asked: list[Any]) -> None:
+    assert providers(device, cuda) == asked
+
+
+def test_every_session_gets_the_cuda_options(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    ort, asked = onnxruntime(), []
+
+    def on_the_cpu(path: str, options: Any, *, providers: list[Any]) -> Any:
+        asked.append(providers)
+        session = real(path, options, providers=["CPUExecutionProvider"])
+        monkeypatch.setattr(session, "get_providers", lambda: [CUDA])
+        return session
+
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA])
+    monkeypatch.setattr(ort, "InferenceSession", on_the_cpu)
+    Runtime(bundle, device="cuda", threads=1, cuda=SMALL_CUDA)
+    assert asked == [[(CUDA, SMALL_CUDA_ASKED)]] * 3
+
+
+def test_a_device_that_is_not_there(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime falls back to the CPU by itself when the device says no."""
+    ort = onnxruntime()
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA])
+    monkeypatch.setattr(ort, "InferenceSession", lambda path, options, providers: real(path, options))
+    with pytest.raises(DeviceError, match=r"fell back to CPUExecutionProvider.*device_id = 7"):
+        Session(bundle.path / "screen.onnx", device="cuda", threads=1, cuda=CudaOptions(device_id=7))
+
+
 @pytest.mark.parametrize(
     ("installed", "words"),
     [((), r"inference-guard\[cpu\]"), (("onnxruntime", "onnxruntime-gpu"), "overwrite each other")],
@@ -289,3 +344,107 @@ def test_a_bundle_that_vanishes_while_it_is_loaded(bundle: Bundle, tmp_path: Pat
     (copy.path / "screen.onnx").unlink()
     with pytest.raises(BundleError, match=r"screen\.onnx"):
         Runtime(copy, threads=1)
+
+
+# Threads.
+
+SPINNING = "session.intra_op.allow_spinning"
+
+
+def widths(runtime: Runtime) -> list[int]:
+    """The threads of every session, programs first."""
+    sessions = [*runtime.sessions, *runtime.repairs.values()]
+    return [session.session.get_session_options().intra_op_num_threads for session in sessions]
+
+
+@pytest.mark.parametrize(
+    ("threads", "costs", "found"),
+    [
+        (1, [1], [1]),
+        (8, [4], [8]),
+        (1, [1, 5], [1, 1]),
+        (2, [1, 5], [1, 2]),
+        (4, [1, 5], [2, 3]),
+        (8, [1, 5], [3, 6]),
+        (3, [2, 2], [2, 2]),
+        (4, [1, 1, 100], [1, 1, 4]),
+    ],
+)
+def test_threads_go_where_they_save_most(threads: int, costs: list[int], found: list[int]) -> None:
+    assert divided(threads, costs) == found
+    assert 1 + sum(width - 1 for width in found) == threads, "one caller, and what it wakes"
+
+
+@pytest.mark.parametrize(("threads", "found"), [(1, [1, 1, 1]), (2, [1, 2, 1]), (3, [2, 2, 1])])
+def test_sessions_of_a_shared_runtime_divide_its_threads(bundle: Bundle, threads: int, found: list[int]) -> None:
+    runtime = Runtime(bundle, threads=threads, shared=True)
+    assert widths(runtime) == found
+    for session in (*runtime.sessions, *runtime.repairs.values()):
+        assert session.session.get_session_options().get_session_config_entry(SPINNING) == "0"
+
+
+def test_sessions_of_another_runtime_have_them_to_themselves(bundle: Bundle) -> None:
+    """`guard bench` and crafting: explicit numbers, one beside the other in one process, and nothing else changed."""
+    assert [widths(Runtime(bundle, threads=threads)) for threads in (2, 1, 3)] == [[2] * 3, [1] * 3, [3] * 3]
+    with pytest.raises(RuntimeError, match="does not have"):
+        Runtime(bundle, threads=2).sessions[0].session.get_session_options().get_session_config_entry(SPINNING)
+
+
+def test_threads_follow_the_container(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container, "cpus", lambda: 3)
+    assert widths(Runtime(bundle)) == [3, 3, 3]
+    assert widths(Runtime(bundle, shared=True)) == [2, 2, 1]
+    assert Session(bundle.path / "screen.onnx", device="cpu", threads=None).session.get_session_options()
+    monkeypatch.setattr(container, "cpus", lambda: 1)
+    assert widths(Runtime(bundle)) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("shared", "wait_s"), [(True, 0.05), (False, 10.0)], ids=["shared", "alone"])
+def test_shared_runtimes_take_turns(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *, shared: bool, wait_s: float
+) -> None:
+    """Two threads with a Runtime each: do their sessions ever compute at the same time?"""
+    runtimes = [Runtime(bundle, threads=1, shared=shared) for _ in range(2)]
+    both, met = threading.Barrier(2), []
+
+    class Meeting:
+        def run(self, outputs: list[str], feed: dict[str, Any]) -> list[Any]:
+            try:
+                both.wait(wait_s)
+                met.append(True)
+            except threading.BrokenBarrierError:
+                met.append(False)
+            return []
+
+    for runtime in runtimes:
+        monkeypatch.setattr(runtime.sessions[0], "session", Meeting())
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda runtime: runtime.sessions[0].run(("logits",), mixed()), runtimes))
+    assert met == [not shared] * 2
+
+
+def test_readings_do_not_depend_on_the_threads(bundle: Bundle, runtime: Runtime) -> None:
+    for threads in (1, 2, 5):
+        same(Runtime(bundle, threads=threads, shared=True).read(mixed()), runtime.read(mixed()))
+
+
+TELEMETRY = """
+import os
+from guard.runtime import onnxruntime
+before = len(os.listdir("/proc/self/task"))
+onnxruntime()
+print(os.environ["ORT_DISABLE_TELEMETRY"], len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.parametrize("set_by_hand", [None, "1"], ids=["default", "by hand"])
+def test_onnx_runtime_tells_nobody(set_by_hand: str | None, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it start the thread that would: our own import of it comes first."""
+    if set_by_hand is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", set_by_hand)
+    else:
+        monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    found = subprocess.run(
+        [sys.executable, "-c", TELEMETRY], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert found == ["1", "0"]

@@ -19,7 +19,7 @@ SMALLEST_SHARE = 0.01  # of a profile's time, for an operator to have a line of 
 
 def tables(result: BenchResult) -> Group:
     """Costs, aims and, where there are any, profiles."""
-    threads = {None: "threads as ONNX Runtime likes", 1: "1 thread"}.get(result.threads, f"{result.threads} threads")
+    threads = {None: "a thread for each CPU", 1: "1 thread"}.get(result.threads, f"{result.threads} threads")
     head = (
         f"{result.model} on {result.device}, {threads}. All take turns: medians of rounds, [quartiles].\n"
         "1 forward: the bare model. µs: a call of the whole batch. A detector's\n"

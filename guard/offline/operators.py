@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from guard.offline.excerpt import INPUT, parts, read_graph, write_graph
-from guard.runtime import PROVIDERS, Device, onnxruntime
+from guard.runtime import PROVIDERS, Device, onnxruntime, session_options
 
 MARK = "::"  # between a part's name and a tensor's; ONNX Runtime names what it fuses after the tensors
 KERNEL = "_kernel_time"
@@ -66,11 +66,7 @@ def profile(
     model = read_graph(path)
     mark(model, parts(model, detectors))
     marked = write_graph(model, folder / f"{program}-marked.onnx", path.parent)
-    options = onnxruntime().SessionOptions()
-    options.log_severity_level = 3
-    options.inter_op_num_threads = 1
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options = session_options(onnxruntime(), threads=threads, spinning=True)
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / f"{program}-{len(images)}")
     options.optimized_model_filepath = str(folder / f"{program}-optimised.onnx")

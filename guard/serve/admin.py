@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
-import grpc
 import numpy as np
 
 from guard.bundle import Bundle
 from guard.errors import UnknownModel
 from guard.policy import Verdict
 from guard.runtime import Readings
-from guard.serve import decode
 from guard.serve.call import Call
+from guard.serve.door import Door
+from guard.serve.listener import Methods
 from guard.serve.readiness import Readiness
+from guard.serve.scan import embedded
 from guard.serve.service import Service
 from guard.serve.wire.guard_pb2 import (
-    DescribeRequest,
     DescribeResponse,
     Detector,
-    InspectRequest,
     InspectResponse,
     Item,
 )
@@ -38,18 +36,16 @@ class Admin:
     bundle: Bundle
     readiness: Readiness
 
-    async def inspect(self, request: InspectRequest, context: Any) -> InspectResponse:
+    async def inspect(self, request: bytes, call: Call) -> bytes:
         """A verdict as `enforce` would have it; nothing is forwarded, and no request metric moves."""
         service = self.service
-        call = Call.of(context, timeout_s=service.config.timeout_s)
-        async with call.answering(service.log):
-            if not service.guarded(request.request):
-                raise UnknownModel(f"no bundle guards model {request.request.model_name!r}; it passes uninspected")
-            images = decode.decode(request.request, service.model.input).images
-            service.check_judgeable(len(images))
-            readings = await service.batcher.submit(images, call.deadline)
-            return self.response(service.judge(readings), readings)
-        raise AssertionError("answering() has aborted the call")
+        message, decoded = service.read(embedded(request))
+        if decoded is None:
+            raise UnknownModel(f"no bundle guards model {message.model_name!r}; it passes uninspected")
+        service.check_judgeable(len(decoded.images))
+        readings = await service.batcher.submit(decoded.images, call.deadline)
+        answer: bytes = self.response(service.judge(readings), readings).SerializeToString()
+        return answer
 
     def response(self, verdict: Verdict, readings: Readings) -> InspectResponse:
         service = self.service
@@ -72,10 +68,10 @@ class Admin:
             action=verdict.request.value, items=items, bundle_digest=self.bundle.digest, request_p_value=whole
         )
 
-    async def describe(self, request: DescribeRequest, context: Any) -> DescribeResponse:  # noqa: ARG002
+    async def describe(self, request: bytes, call: Call) -> bytes:  # noqa: ARG002
         service = self.service
         policy, because = service.policy, self.readiness.because
-        return DescribeResponse(
+        answer: bytes = DescribeResponse(
             bundle_digest=self.bundle.digest,
             manifest_json=json.dumps(asdict(self.bundle.manifest), sort_keys=True),
             mode=policy.mode,
@@ -88,21 +84,11 @@ class Admin:
             ready=because is None,
             not_ready_because=because or "",
             guard_version=guard_version(),
-        )
+        ).SerializeToString()
+        return answer
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        def unary(method: Any, request: Any, response: Any) -> Any:
-            return grpc.unary_unary_rpc_method_handler(
-                method, request_deserializer=request.FromString, response_serializer=response.SerializeToString
-            )
-
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Inspect": unary(self.inspect, InspectRequest, InspectResponse),
-                "Describe": unary(self.describe, DescribeRequest, DescribeResponse),
-            },
-        )
+    def methods(self, door: Door) -> Methods:
+        return {f"/{SERVICE}/Inspect": door.unary(self.inspect), f"/{SERVICE}/Describe": door.unary(self.describe)}
 
 
 def guard_version() -> str:

@@ -1,20 +1,27 @@
-"""One client's call: its id, its deadline, what it is told at the end, and how a failure becomes its gRPC status."""
+"""One client's call: its id, its deadline, what it is told at the end, and how a failure becomes its gRPC status.
+
+Rule 1: every call ends in exactly one of `ENDS`, whatever became of it; the books are kept by that.
+Rule 2: this is the one place where an exception becomes a status.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
-from guard.errors import Expired, GuardError
+from guard.errors import Expired, GuardError, UpstreamDown
+from guard.serve.acceptor import Refusal
+from guard.serve.admission import Place
 from guard.serve.log import Log
 from guard.serve.upstream import Answer, Metadata, end_to_end
 
@@ -22,23 +29,37 @@ UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 DOMAIN = "inference-guard"
 VERDICT, ID = "guard-verdict", "guard-id"
 DETAILS = "grpc-status-details-bin"
+FARTHEST_S = 365 * 86400.0  # a deadline further away is as good as none, and overflows what it is added to
+
+End = Literal["answered", "refused", "failed", "expired", "cancelled"]
 
 
 @dataclass
 class Call:
-    """One gRPC call from its arrival to its answer; `told` and `items` are filled in as they become known."""
+    """One gRPC call from its arrival to its answer; verdict, items and end are filled in as they are known."""
 
     context: Any  # grpc.aio.ServicerContext
     deadline: float  # of time.monotonic()
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     told: str | None = None  # the verdict, as far as the client may know it
     items: int = 0
+    began: float = field(default_factory=time.monotonic)
+    place: Place | None = None  # among those that are being inspected
+    outcome: Any = None  # what the method's own service leaves here for its books
+    end: End = "answered"
+    error: Exception | None = None  # what ended it, where it was not answered
 
     @staticmethod
     def of(context: Any, *, timeout_s: float) -> Call:
         """`timeout_s` holds where the client set no deadline."""
         remaining = context.time_remaining()
-        return Call(context, time.monotonic() + (timeout_s if remaining is None else remaining))
+        return Call(context, time.monotonic() + (timeout_s if remaining is None else min(remaining, FARTHEST_S)))
+
+    @property
+    def client_timeout_s(self) -> float | None:
+        """What is left of the client's own deadline; None where there is none, or it is as good as none."""
+        remaining: float | None = self.context.time_remaining()
+        return None if remaining is None or remaining > FARTHEST_S else remaining
 
     def remaining_s(self) -> float:
         """Raises Expired when there is no time left."""
@@ -66,24 +87,45 @@ class Call:
 
     @asynccontextmanager
     async def answering(self, log: Log) -> AsyncIterator[None]:
-        """The outermost place: whatever is raised inside becomes this call's gRPC status."""
+        """The outermost place: whatever is raised inside becomes this call's gRPC status, and how it ended is noted."""
         try:
             yield
         except GuardError as error:
+            self.ended(error)
             await self.abort(error)
         except grpc.aio.AioRpcError as error:  # the model server's own status, untouched
+            self.ended(error)
             trailing = (*end_to_end(error.trailing_metadata()), *self.marks)
             await self.context.abort(error.code(), error.details() or "", trailing)
-        except grpc.aio.AbortError:
+        except asyncio.CancelledError:  # the client left, or the core ended the call at its deadline
+            self.end = "cancelled" if time.monotonic() < self.deadline else "expired"
             raise
         except Exception as error:  # noqa: BLE001  grpc would tell the client the text of it
+            self.ended(error)
             log.error("internal", id=self.id, cause=repr(error))
             await self.context.abort(grpc.StatusCode.INTERNAL, f"the guard failed; guard-id {self.id}", self.marks)
 
+    def ended(self, error: Exception) -> None:
+        self.error = error
+        late = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if isinstance(error, Expired) or (late and time.monotonic() >= self.deadline - CLOCKS_DIFFER_S):
+            self.end = "expired"
+        elif isinstance(error, (UpstreamDown, grpc.aio.AioRpcError)):
+            self.end = "failed"
+        else:
+            self.end = "refused"
+
     async def abort(self, error: GuardError) -> None:
         """Answer with the error's own status, message and reason."""
+        refusal = self.refusal(error)
+        await self.context.abort(refusal.code, refusal.details, refusal.trailing)
+
+    def refusal(self, error: GuardError) -> Refusal:
         code = grpc.StatusCode[error.status]
         detail = AnyMessage()
         detail.Pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"guard_id": self.id}))
         status = Status(code=code.value[0], message=str(error), details=[detail])
-        await self.context.abort(code, str(error), (*self.marks, (DETAILS, status.SerializeToString())))
+        return Refusal(code, str(error), (*self.marks, (DETAILS, status.SerializeToString())))
+
+
+CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours

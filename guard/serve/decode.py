@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import InputSpec, OutputSpec
 from guard.errors import MalformedRequest, Uninspectable
+from guard.serve.scan import Span, scan
 from guard.serve.wire.inference_pb2 import InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse
 
 Form = Literal["raw", "typed"]
@@ -74,32 +75,56 @@ def tensor_digest(images: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
-def parse(request: bytes) -> ModelInferRequest:
-    """Raises MalformedRequest when the bytes are no ModelInferRequest."""
+@dataclass(frozen=True)
+class Request:
+    """A ModelInferRequest whose raw tensors stay where they came: `message` has all but them."""
+
+    message: ModelInferRequest
+    raw: tuple[memoryview, ...]
+
+
+def parse(request: bytes) -> Request:
+    """Raises MalformedRequest when the bytes are no ModelInferRequest, or one of too many parts."""
+    spans = scan(request)
     try:
-        return ModelInferRequest.FromString(request)
+        message = ModelInferRequest.FromString(request if spans is None else without(request, spans))
     except DecodeError as error:
         raise MalformedRequest("the request is no inference.ModelInferRequest; its bytes cannot be parsed") from error
+    if spans is None:
+        raise MalformedRequest("the request is no inference.ModelInferRequest; its bytes cannot be parsed")
+    view = memoryview(request)
+    return Request(message, tuple(view[span.start : span.end] for span in spans))
 
 
-def decode(message: ModelInferRequest, spec: InputSpec) -> Decoded:
+def without(request: bytes, spans: Sequence[Span]) -> bytes:
+    """The message without these fields."""
+    edges = [0, *(edge for span in spans for edge in (span.field, span.end)), len(request)]
+    return b"".join(request[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
+
+
+def decode(request: Request, spec: InputSpec, *, max_items: int | None = None) -> Decoded:
     """The request's one input tensor.
 
     Raises:
-        MalformedRequest: it contradicts itself, the protocol or the model's input.
+        MalformedRequest: it contradicts itself, the protocol or the model's input, or has more than `max_items`.
         Uninspectable: the tensor's bytes are not in the request, or stand for something else.
     """
+    message = request.message
     check_unknown_fields(message)
     check_content_type(message.parameters, "the request")
     tensor = only_input(message, spec)
     check_parameters(tensor)
     shape = check_shape(tensor, spec)
-    form: Form = "raw" if message.raw_input_contents else "typed"
+    if max_items is not None and shape[0] > max_items:
+        raise MalformedRequest(
+            f"a request of {shape[0]} items can never be inspected: the queue holds {max_items}; send fewer"
+        )
+    form: Form = "raw" if request.raw else "typed"
     if form == "raw" and tensor.HasField("contents") and tensor.contents.ListFields():
         raise MalformedRequest(
             "the request has both raw_input_contents and contents; servers disagree on which counts, so send one"
         )
-    images = raw_tensor(message, shape, spec) if form == "raw" else typed_tensor(tensor.contents, shape, spec)
+    images = raw_tensor(request.raw, shape, spec) if form == "raw" else typed_tensor(tensor.contents, shape, spec)
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise MalformedRequest(f"input {spec.name!r} holds NaN or infinity; every value must be finite")
     return Decoded(images, form)
@@ -152,27 +177,28 @@ def check_parameters(tensor: ModelInferRequest.InferInputTensor) -> None:
 def check_shape(tensor: ModelInferRequest.InferInputTensor, spec: InputSpec) -> tuple[int, ...]:
     if tensor.datatype != spec.datatype:
         raise MalformedRequest(f"input {spec.name!r} is {tensor.datatype[:20]!r}; the model takes {spec.datatype}")
-    shape = tuple(tensor.shape)
-    if len(shape) != len(spec.shape) + 1 or shape[1:] != spec.wire_shape or shape[0] < 1:
+    axes = len(tensor.shape)
+    shape = tuple(tensor.shape[:8])
+    if axes != len(spec.shape) + 1 or shape[1:] != spec.wire_shape or shape[0] < 1:
         wanted = ", ".join(["item", *map(str, spec.wire_shape)])
         raise MalformedRequest(
-            f"input {spec.name!r} has shape {list(shape[:8])}; the model takes [{wanted}] with at least one item"
+            f"input {spec.name!r} has shape {list(shape)}; the model takes [{wanted}] with at least one item"
         )
     return shape
 
 
-def raw_tensor(message: ModelInferRequest, shape: tuple[int, ...], spec: InputSpec) -> NDArray[Any]:
-    if len(message.raw_input_contents) != 1:
-        raise MalformedRequest(
-            f"the request has {len(message.raw_input_contents)} raw_input_contents for one input; wanted one"
-        )
-    raw = message.raw_input_contents[0]
+def raw_tensor(entries: Sequence[memoryview], shape: tuple[int, ...], spec: InputSpec) -> NDArray[Any]:
+    if len(entries) != 1:
+        raise MalformedRequest(f"the request has {len(entries)} raw_input_contents for one input; wanted one")
+    raw = entries[0]
     wanted = math.prod(shape) * spec.dtype.itemsize
     if len(raw) != wanted:
         raise MalformedRequest(
             f"input {spec.name!r} has {len(raw)} raw bytes; its shape {list(shape)} and {spec.datatype} take {wanted}"
         )
-    return np.frombuffer(raw, dtype=spec.dtype).reshape(shape)
+    return (
+        np.frombuffer(raw, dtype=spec.dtype).reshape(shape).copy()
+    )  # a message's bytes lie anywhere, an array aligned
 
 
 def typed_tensor(contents: InferTensorContents, shape: tuple[int, ...], spec: InputSpec) -> NDArray[Any]:
@@ -198,11 +224,11 @@ def typed_tensor(contents: InferTensorContents, shape: tuple[int, ...], spec: In
 
 
 def encode(message: ModelInferRequest, images: NDArray[Any], spec: InputSpec, form: Form) -> bytes:
-    """The request with its input tensor replaced, in the form in which it came; everything else stays as it was."""
+    """The request with another input tensor, in the form in which it came; everything else stays as it was."""
     changed = ModelInferRequest()
     changed.CopyFrom(message)
     if form == "raw":
-        changed.raw_input_contents[0] = np.ascontiguousarray(images).tobytes()
+        changed.raw_input_contents.append(np.ascontiguousarray(images).tobytes())
     else:
         values = getattr(changed.inputs[0].contents, TYPED_FIELD[spec.datatype])
         values[:] = images.ravel().tolist()

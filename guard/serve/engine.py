@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.bundle import Bundle
-from guard.errors import BundleError, Unchecked
-from guard.runtime import Device, Readings, Runtime
+from guard.errors import BundleError, DeviceError, GuardError, Unchecked
+from guard.runtime import DEFAULT_CUDA, CudaOptions, Device, Readings, Runtime
 
 Answer = TypeVar("Answer")
 
@@ -22,11 +22,18 @@ class Engine:
     """A Runtime behind one thread. It reads nothing before `load` has checked it against the bundle's own samples."""
 
     def __init__(
-        self, bundle: Bundle, *, device: Device, threads: int | None, stage: Callable[[str, float], None]
+        self,
+        bundle: Bundle,
+        *,
+        device: Device,
+        threads: int | None,
+        stage: Callable[[str, float], None],
+        cuda: CudaOptions = DEFAULT_CUDA,
     ) -> None:
         self.bundle = bundle
         self.device: Device = device
         self.threads = threads
+        self.cuda = cuda
         self.stage = stage
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="program")
         self.runtime: Runtime | None = None
@@ -36,13 +43,26 @@ class Engine:
 
         Raises:
             BundleError: the programs do not give the answers that the bundle promises.
-            DeviceError: the device that was asked for is not there.
+            DeviceError: the device that was asked for is not there, or cannot run `largest` items.
         """
         self.runtime = await self.on_thread(lambda: self.open(largest))
 
     def open(self, largest: int) -> Runtime:
-        runtime = Runtime(self.bundle, device=self.device, threads=self.threads)
-        runtime.self_check()
+        runtime = Runtime(self.bundle, device=self.device, threads=self.threads, cuda=self.cuda, shared=True)
+        try:
+            runtime.self_check()
+            self.warm_up(runtime, largest)
+        except GuardError:
+            raise
+        except Exception as error:  # onnxruntime raises its own untyped family
+            what = [*str(error).splitlines(), type(error).__name__][0]
+            raise DeviceError(
+                f"the programs failed on {self.device} before the first request: {what}; "
+                "if memory was short, lower max_rows or raise device_memory_bytes"
+            ) from error
+        return runtime
+
+    def warm_up(self, runtime: Runtime, largest: int) -> None:
         samples = self.bundle.samples.images
         if len(samples) == 0:
             raise BundleError(f"{self.bundle.path} has no samples to check the engine on; train the bundle again")
@@ -51,7 +71,6 @@ class Engine:
             runtime.read(images, complete=True)
             for name in runtime.repairs:
                 runtime.repair(images, name)
-        return runtime
 
     @property
     def ready(self) -> bool:

@@ -6,20 +6,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
 
+from guard.errors import MalformedRequest, UnknownService
+from guard.serve.call import Call
+from guard.serve.door import Door
+from guard.serve.listener import Methods
 from guard.serve.readiness import Readiness
 from guard.serve.upstream import SERVICE
 
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 LIVE = frozenset({"", "liveness"})
 READY = frozenset({"readiness", SERVICE})
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health:
     """Check and Watch. `close` ends the watchers, so that a stopping server need not wait for them."""
 
     def __init__(self, readiness: Readiness) -> None:
@@ -27,6 +32,19 @@ class Health(health_pb2_grpc.HealthServicer):
         self.watchers: set[asyncio.Event] = set()
         self.closed = False
         readiness.listeners.append(lambda _: self.wake())
+
+    def methods(self, door: Door) -> Methods:
+        async def watch(requests: Any, context: Any) -> None:  # noqa: ARG001  the context reads
+            call = Call.of(context, timeout_s=door.timeout_s)
+            async with call.answering(door.log):
+                async with door.message(call) as request:
+                    service = asked(request)
+                await self.watch(service, call)
+
+        return {
+            f"/{HEALTH}/Check": door.unary(self.check),
+            f"/{HEALTH}/Watch": grpc.stream_stream_rpc_method_handler(watch),
+        }
 
     def status(self, service: str) -> int | None:
         """None for a name that nobody serves."""
@@ -37,23 +55,24 @@ class Health(health_pb2_grpc.HealthServicer):
             return int(health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING)
         return None
 
-    async def Check(self, request: Any, context: Any) -> Any:
-        status = self.status(request.service)
+    async def check(self, request: bytes, call: Call) -> bytes:  # noqa: ARG002
+        service = asked(request)
+        status = self.status(service)
         if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no health is known for {request.service[:80]!r}")
-        return health_pb2.HealthCheckResponse(status=status)
+            raise UnknownService(f"no health is known for {service[:80]!r}")
+        return answer(status)
 
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002
+    async def watch(self, service: str, call: Call) -> None:
         changed = asyncio.Event()
         self.watchers.add(changed)
         told: int | None = None
         try:
             while not self.closed:
                 changed.clear()
-                status = self.status(request.service)
+                status = self.status(service)
                 now = int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN) if status is None else status
                 if now != told:
-                    yield health_pb2.HealthCheckResponse(status=now)
+                    await call.context.write(answer(now))
                     told = now
                 await changed.wait()
         finally:
@@ -66,3 +85,16 @@ class Health(health_pb2_grpc.HealthServicer):
     def close(self) -> None:
         self.closed = True
         self.wake()
+
+
+def asked(request: bytes) -> str:
+    """The service's name in a HealthCheckRequest. Raises MalformedRequest."""
+    try:
+        return str(health_pb2.HealthCheckRequest.FromString(request).service)
+    except DecodeError as error:
+        raise MalformedRequest("the request is no grpc.health.v1.HealthCheckRequest") from error
+
+
+def answer(status: int) -> bytes:
+    response: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+    return response

@@ -1,54 +1,193 @@
-"""A gRPC server on one address, with health and reflection beside its own handlers."""
+"""A gRPC server on one address: bounded connections, and a door that is opened again should it ever fall shut.
+
+Rule 1: whoever asks whether the guard accepts calls hears the truth: `changed` is told when it does not, and when it
+        does again.
+Rule 2: a listener that stops by itself is opened again on the same port; calls in flight on the old one finish.
+Rule 3: the end of a listener is no `CANCELLED` to anybody: whoever is still there sees his connection close.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeAlias
 
-import grpc.aio
-from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+import grpc
 
 from guard.config import split_address
 from guard.errors import PortError
-from guard.serve.health import Health
-from guard.serve.wire import guard_pb2, inference_pb2
+from guard.serve.acceptor import Acceptor, Gate, Watched, is_known
 
-HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+STREAMS_A_CONNECTION = 1024  # calls at once on one connection; further ones wait at the client
+WINDOW_BYTES = 64 * 1024  # what the core holds of a call that nobody reads yet
+REOPEN_POLL_S = 0.02
+LAST_ANSWERS_S = 0.05  # for what was answered to leave before connections close
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Methods = Mapping[str, Handler]
+Changed = Callable[[str | None], None]
+
+
+def silent(reason: str | None) -> None:
+    """Tell nobody."""
+
+
+class Listener:
+    """One address, served; `listening` is its life."""
+
+    def __init__(
+        self,
+        address: str,
+        methods: Methods,
+        other: Handler,
+        *,
+        options: Sequence[tuple[str, Any]],
+        gates: Mapping[str, Gate] | None = None,
+    ) -> None:
+        self.address = address
+        self.methods = methods
+        self.other = other
+        self.options = options
+        self.gates = gates or {}
+        self.reopened = 0  # how often it had to be opened again
+        self.accepts_by_itself = is_known()  # or leaves it to the library
+        self.changed: Changed = silent
+        self.server: Watched | None = None
+        self.background: set[asyncio.Task[None]] = set()
+        self.stopped = False
+
+    async def open(self) -> None:
+        """Raises PortError."""
+        kind = Acceptor if self.accepts_by_itself else Watched
+        server = kind(self.options, self.lost)
+        server.serve(self.methods, self.other, self.gates)
+        self.port = bound(server, self.address)
+        self.address = f"{self.address.rpartition(':')[0]}:{self.port}"
+        await server.start()
+        self.server = server
+
+    def lost(self, error: BaseException) -> None:
+        """The server no longer accepts calls, and nobody asked it to stop."""
+        if not self.stopped:
+            self.changed(f"the listener on {self.address} has closed by itself ({error!r}); it is being opened again")
+            self.spawn(self.reopen())
+
+    def spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    async def reopen(self) -> None:
+        if self.server is not None:
+            self.spawn(shut(self.server, None))
+        while not self.stopped:
+            try:
+                await self.open()
+            except PortError:  # the old one has not let go yet
+                await asyncio.sleep(REOPEN_POLL_S)
+                continue
+            self.reopened += 1
+            self.changed(None)
+            return
+
+    async def stop(self) -> None:
+        """Close, with nobody told CANCELLED: connections end first, and their calls with them."""
+        self.stopped = True
+        for task in tuple(self.background):
+            task.cancel()
+        if self.server is not None:
+            await asyncio.sleep(LAST_ANSWERS_S)
+            for connection in connections(self.port):
+                with connection, suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
+            await shut(self.server, 0)
+
+
+async def shut(server: Watched, grace_s: float | None) -> None:
+    """Stop a server, its own acceptance failed or not; without a grace its calls may take what they take."""
+    grace = FOREVER_S if grace_s is None else grace_s
+    with suppress(Exception):  # what ended the acceptance is raised once more, and was told already
+        await server.shutdown(grace)
+    with suppress(Exception):
+        await server.shutdown(grace)
+
+
+FOREVER_S = 3600.0
 
 
 @asynccontextmanager
 async def listening(
-    address: str, handlers: Sequence[Any], health: Health, services: Sequence[str], *, max_message_bytes: int
-) -> AsyncIterator[tuple[grpc.aio.Server, str]]:
-    """A gRPC server on `address`, with health and reflection beside its own handlers. Raises PortError."""
-    server = grpc.aio.server(
-        options=[
-            ("grpc.so_reuseport", 0),  # on by default, and then a forgotten second guard silently shares the port
-            ("grpc.max_receive_message_length", max_message_bytes),  # of the message when it is unpacked
-            ("grpc.max_send_message_length", max_message_bytes),
-        ]
-    )
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    names = [*services, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server, pool=reflection_pool())
-    server.add_generic_rpc_handlers(handlers)
-    port = bound(server, address)
-    await server.start()
+    address: str,
+    methods: Methods,
+    other: Handler,
+    *,
+    max_message_bytes: int,
+    max_connections: int,
+    gates: Mapping[str, Gate] | None = None,
+) -> AsyncIterator[Listener]:
+    """A server of `methods` on `address` within the block, `other` for all other paths.
+
+    A gate may refuse calls of its path before they are handled; where the installed grpcio has no room for gates, it is
+    not asked.
+
+    Raises:
+        PortError: it cannot listen there.
+    """
+    options = [
+        ("grpc.so_reuseport", 0),  # on by default, and then a forgotten second guard silently shares the port
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.per_message_decompression", 0),  # `Door` unpacks
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.max_concurrent_streams", STREAMS_A_CONNECTION),
+        # The core would widen windows by what it measures: 450 MiB of unread bodies on eight connections, 40 without.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+    ]
+    listener = Listener(address, methods, other, options=options, gates=gates)
+    await listener.open()
     try:
-        yield server, f"{address.rpartition(':')[0]}:{port}"
+        yield listener
     finally:
-        await server.stop(0)
+        await listener.stop()
 
 
-def bound(server: grpc.aio.Server, address: str) -> int:
+def connections(port: int) -> Iterator[socket.socket]:
+    """This process' ends of the connections to one of its ports, as copies to be closed; none where /proc is not."""
+    for entry in descriptors():
+        with suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(entry).st_mode):
+                continue
+            found = socket.socket(fileno=os.dup(entry))
+            if is_connection(found, port):
+                yield found
+            else:
+                found.close()
+
+
+def descriptors() -> list[int]:
+    try:
+        return [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    except OSError:
+        return []
+
+
+def is_connection(found: socket.socket, port: int) -> bool:
+    if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+        return False
+    return found.getsockname()[1] == port and not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+def bound(server: Watched, address: str) -> int:
     """The port that was really bound. Raises PortError."""
     try:
         try_bind(address)
-        return server.add_insecure_port(address)
+        return server.listen(address)
     except (OSError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or "it is taken or not ours"
         raise PortError(f"cannot listen on {address}: {why}; free it or name another") from error
@@ -61,11 +200,3 @@ def try_bind(address: str) -> None:
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(target)
-
-
-def reflection_pool() -> DescriptorPool:
-    """Descriptors of all that we serve, in a pool of their own."""
-    pool = DescriptorPool()
-    for file in (inference_pb2, guard_pb2, health_pb2, reflection_pb2):
-        pool.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
-    return pool

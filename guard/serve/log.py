@@ -10,10 +10,13 @@ import json
 import logging
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 Level = Literal["debug", "info", "warning", "error"]
+LIBRARY_LINE_S = 0.1  # between two lines of one place in a library: what clients send can make it write
+LONGEST_MESSAGE = 2000
 RANK: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 
@@ -47,18 +50,44 @@ class Log:
             self.stream.flush()
 
 
+class Seldom:
+    """Lets one line of a kind through in `every_s`, and counts those between: a flood of calls is no flood of lines."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self.last: dict[str, float] = {}
+        self.held_back: dict[str, int] = {}
+
+    def due(self, kind: str, now: float) -> int | None:
+        """How many lines of this kind were held back since the last; None: this one is, too."""
+        if now - self.last.get(kind, -self.every_s) < self.every_s:
+            self.held_back[kind] = self.held_back.get(kind, 0) + 1
+            return None
+        self.last[kind] = now
+        return self.held_back.pop(kind, 0)
+
+
 class Bridge(logging.Handler):
     """Libraries' log records as lines of ours, so that the output stays one format."""
 
     def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)
         self.log = log
+        self.seldom = Seldom(LIBRARY_LINE_S)
 
     def emit(self, record: logging.LogRecord) -> None:
+        held_back = self.seldom.due(f"{record.name}:{record.lineno}:{record.msg[:40]}", time.monotonic())
+        if held_back is None:
+            return
         level: Level = "error" if record.levelno >= logging.ERROR else "warning"
         cause = record.exc_info[1] if record.exc_info else None
         self.log.write(
             level,
             "library",
-            {"logger": record.name, "message": record.getMessage(), "cause": repr(cause) if cause else None},
+            {
+                "logger": record.name,
+                "message": record.getMessage()[:LONGEST_MESSAGE],
+                "cause": repr(cause) if cause else None,
+                "held_back": held_back,
+            },
         )

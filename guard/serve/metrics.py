@@ -20,10 +20,11 @@ SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 OTHER = "other"
+LISTENERS = ("inference", "admin")
 ACTIONS = (
     *("pass", "flag", "repair", "reject"),
     *("would_flag", "would_repair", "would_reject"),  # in modes that do not do it
-    *("unchecked", "refused", "cancelled"),
+    *("unchecked", "refused", "failed", "expired", "cancelled"),
 )
 
 
@@ -98,6 +99,11 @@ class Metrics:
             "guard_dropped_total", "Requests dropped from the queue before the device", "reason"
         )
         self.engine_failures = counter("guard_engine_failures_total", "Batches on which the engine failed")
+        self.upstream_failures = counter(
+            "guard_upstream_failures_total", "ModelInfer requests that the upstream failed, by its status", "code"
+        )
+        self.reopened = counter("guard_listener_reopened_total", "Times a listener had to be opened again", "listener")
+        self.held_bytes = gauge("guard_bytes_in_flight", "Bytes of messages being read (at their largest) and held")
         self.compared = counter(
             "guard_upstream_compared_items_total", "Items whose upstream prediction was compared", "model"
         )
@@ -105,6 +111,9 @@ class Metrics:
             "guard_upstream_disagreement_items_total",
             "Items for which the upstream predicts another class than the bundle",
             "model",
+        )
+        self.disagreement = gauge(
+            "guard_upstream_disagreement_ratio", "Share of the last compared items on which bundle and upstream differ"
         )
         self.ready = gauge(
             "guard_ready", "1 while the guard is ready: bundle checked, upstream ready and as the bundle expects"
@@ -130,6 +139,8 @@ class Metrics:
             self.items.labels(guarded, action)
         for reason in ("unchecked", "overloaded"):
             self.unchecked.labels(guarded, reason)
+        for name in LISTENERS:
+            self.reopened.labels(name)
         self.compared.labels(guarded)
         self.disagreed.labels(guarded)
         registry.register(self.p_values)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from guard.errors import GuardError, MalformedRequest, ModelError, UnknownModel
-from guard.runtime import onnxruntime
+from guard.errors import MalformedRequest, ModelError, UnknownModel
+from guard.runtime import onnxruntime, session_options
+from guard.serve.call import Call
 from guard.serve.decode import DTYPES, TYPED_FIELD
-from guard.serve.health import Health
-from guard.serve.listener import HEALTH, listening
+from guard.serve.door import Door
+from guard.serve.health import HEALTH, Health
+from guard.serve.listener import Handler, Methods, listening
 from guard.serve.log import Log
+from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
+from guard.serve.reflection import reflecting
+from guard.serve.scan import scan
 from guard.serve.server import event_loop_factory
-from guard.serve.upstream import SERVICE
+from guard.serve.upstream import SERVICE, path
 from guard.serve.wire.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
@@ -54,6 +60,9 @@ ONNX_TYPES = {  # ONNX Runtime's name -> the protocol's
     "tensor(bool)": "BOOL",
 }
 MAX_MESSAGE_BYTES = 128 * 2**20
+MAX_BYTES_IN_FLIGHT = 8 * MAX_MESSAGE_BYTES
+MAX_CONNECTIONS = 1024
+READ_TIMEOUT_S, TIMEOUT_S = 10.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -69,12 +78,9 @@ class Model:
     """An ONNX file, loaded."""
 
     def __init__(self, file: Path, *, name: str | None, version: str, threads: int | None) -> None:
-        """Raises ModelError."""
+        """Load it for `threads` threads; None: the CPUs that this process may use. Raises ModelError."""
         ort = onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options = session_options(ort, threads=threads, spinning=False)
         if not file.is_file():
             raise ModelError(f"{file} does not exist; wanted an .onnx file")
         try:
@@ -184,7 +190,7 @@ class ModelService:
         self.check(request.model_name, request.model_version)
         return await asyncio.get_running_loop().run_in_executor(self.thread, self.model.run, request)
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def methods(self, door: Door) -> Methods:
         table: Sequence[tuple[str, Callable[[Any], Awaitable[Any]], Any]] = (
             ("ServerLive", self.server_live, ServerLiveRequest),
             ("ServerReady", self.server_ready, ServerReadyRequest),
@@ -193,48 +199,61 @@ class ModelService:
             ("ModelMetadata", self.model_metadata, ModelMetadataRequest),
             ("ModelInfer", self.model_infer, ModelInferRequest),
         )
-        return grpc.method_handlers_generic_handler(
-            SERVICE, {name: unary(work, request) for name, work, request in table}
-        )
+        return {path(name): door.unary(partial(answered, work, request)) for name, work, request in table}
 
 
-def unary(work: Callable[[Any], Awaitable[Any]], request_type: Any) -> Any:
-    """A handler that parses, works, and turns our errors into their gRPC statuses."""
+async def answered(
+    work: Callable[[Any], Awaitable[Any]],
+    request_type: Any,
+    body: bytes,
+    call: Call,  # noqa: ARG001
+) -> bytes:
+    """Parse, work, and serialize. Raises MalformedRequest, and whatever `work` does."""
+    if request_type is ModelInferRequest:
+        scan(body)
+    try:
+        request = request_type.FromString(body)
+    except DecodeError as error:
+        raise MalformedRequest(f"the request is no {request_type.DESCRIPTOR.full_name}") from error
+    answer: bytes = (await work(request)).SerializeToString()
+    return answer
 
-    async def handler(body: bytes, context: Any) -> bytes:
-        try:
-            response = await work(request_type.FromString(body))
-        except DecodeError:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {request_type.DESCRIPTOR.full_name}"
-            )
-        except GuardError as error:
-            await context.abort(grpc.StatusCode[error.status], str(error))
-        else:
-            answer: bytes = response.SerializeToString()
-            return answer
-        raise AssertionError("abort() has raised")
 
-    return grpc.unary_unary_rpc_method_handler(handler)
+async def unknown(requests: Any, context: Any) -> None:  # noqa: ARG001
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server has no such method")
 
 
 @asynccontextmanager
-async def serving(model: Model, listen: str) -> AsyncIterator[str]:
+async def serving(model: Model, listen: str, *, log: Log | None = None) -> AsyncIterator[str]:
     """The model server listens within the block; its address with the port that was really bound. Raises PortError."""
     service, readiness = ModelService(model), Readiness()
     readiness.reasons.clear()
     health = Health(readiness)
-    services = [SERVICE, HEALTH]
-    async with listening(listen, [service.handler()], health, services, max_message_bytes=MAX_MESSAGE_BYTES) as (
-        server,
-        address,
-    ):
+    door = Door(
+        Permits(MAX_BYTES_IN_FLIGHT, largest_bytes=MAX_MESSAGE_BYTES),
+        largest_bytes=MAX_MESSAGE_BYTES,
+        read_timeout_s=READ_TIMEOUT_S,
+        timeout_s=TIMEOUT_S,
+        log=log or Log(),
+    )
+    methods = {
+        **service.methods(door),
+        **health.methods(door),
+        **reflecting([SERVICE, HEALTH], door),
+    }
+    other: Handler = grpc.stream_stream_rpc_method_handler(unknown)
+    async with listening(
+        listen, methods, other, max_message_bytes=MAX_MESSAGE_BYTES, max_connections=MAX_CONNECTIONS
+    ) as listener:
+        listener.changed = partial(readiness.say, "listener")
         try:
-            yield address
+            yield listener.address
         finally:
             health.close()
-            await server.stop(1.0)
+            await door.empty(1.0)
+            await listener.stop()
             service.thread.shutdown(wait=False, cancel_futures=True)
+            door.close()
 
 
 def serve_model(
@@ -256,7 +275,7 @@ async def serve_until_signal(model: Model, listen: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     log = Log()
-    async with serving(model, listen) as address:
+    async with serving(model, listen, log=log) as address:
         log.info("listening", inference=address, model=model.name)
         await stop.wait()
     log.info("stopped")

@@ -7,18 +7,22 @@ Rule 3: the mode changes nothing here: a method is opened by name.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
+import grpc.aio
 from google.protobuf.message import DecodeError
 
 from guard.config import ServeConfig
 from guard.errors import ConfigError, NotAllowed
 from guard.serve.call import UNCHECKED, Call
-from guard.serve.log import Log
+from guard.serve.door import Door, Work
+from guard.serve.listener import Handler, Methods
 from guard.serve.metrics import OTHER, Metrics
 from guard.serve.readiness import Readiness
 from guard.serve.upstream import Upstream, end_to_end, path
@@ -43,13 +47,10 @@ METHODS = (  # by name in metrics; every other method is "other"
     *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"),
     *(f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister")),
 )
-OTHERS_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")  # answered by handlers of their own
-
-Handler = Callable[[bytes, Any], Awaitable[bytes]]
 
 
 @dataclass(kw_only=True)
-class Passage(grpc.GenericRpcHandler):
+class Passage:
     """What goes by the inspection, and what does not."""
 
     config: ServeConfig
@@ -57,87 +58,129 @@ class Passage(grpc.GenericRpcHandler):
     upstream: Upstream
     readiness: Readiness
     metrics: Metrics
-    log: Log
+    door: Door  # of opened methods
+    side_door: Door  # of the harmless ones, which are small and many
 
     def __post_init__(self) -> None:
         self.opened_methods = opened_methods(self.config.allow_methods)
-        self.harmless: dict[str, Handler] = {
-            path("ServerLive"): self.server_live,
-            path("ServerReady"): self.server_ready,
-            path("ModelReady"): self.model_ready,
-            path("ServerMetadata"): self.passed("ServerMetadata"),
-            path("ModelMetadata"): self.passed("ModelMetadata"),
+
+    def methods(self) -> Methods:
+        """The handlers of all methods that are known by name, but ModelInfer."""
+        found = {path(name): self.closed(path(name)) for name in METHODS}
+        found |= {method: self.opened(method) for method in self.opened_methods}
+        found |= {
+            path("ServerLive"): self.answered("ServerLive", self.server_live),
+            path("ServerReady"): self.answered("ServerReady", self.server_ready),
+            path("ModelReady"): self.passed("ModelReady", self.model_ready),
+            path("ServerMetadata"): self.passed("ServerMetadata", partial(self.forward, "ServerMetadata")),
+            path("ModelMetadata"): self.passed("ModelMetadata", partial(self.forward, "ModelMetadata")),
         }
+        return found
 
-    def service(self, details: Any) -> Any:
-        """The handler of a method path; None leaves it to the other handlers of this listener."""
-        method: str = details.method
-        if method.startswith(OTHERS_SERVICES):
-            return None
-        if handler := self.harmless.get(method):
-            return grpc.unary_unary_rpc_method_handler(handler)
-        through = self.opened if method in self.opened_methods else self.closed
-        return grpc.stream_stream_rpc_method_handler(through(method))
+    def answered(self, method: str, answer: Any) -> Handler:
+        """A method whose answer is the guard's own, whatever was sent: nothing is read."""
 
-    async def server_live(self, request: bytes, context: Any) -> bytes:  # noqa: ARG002
+        async def handler(requests: Any, context: Any) -> bytes:  # noqa: ARG001
+            self.metrics.calls.labels(method, "answered").inc()
+            response: bytes = answer().SerializeToString()
+            return response
+
+        return grpc.stream_unary_rpc_method_handler(handler)
+
+    def server_live(self) -> ServerLiveResponse:
         """The guard's own: it never depends on the upstream."""
-        self.metrics.calls.labels("ServerLive", "answered").inc()
-        return ServerLiveResponse(live=True).SerializeToString()
+        return ServerLiveResponse(live=True)
 
-    async def server_ready(self, request: bytes, context: Any) -> bytes:  # noqa: ARG002
-        self.metrics.calls.labels("ServerReady", "answered").inc()
-        return ServerReadyResponse(ready=self.readiness.because is None).SerializeToString()
+    def server_ready(self) -> ServerReadyResponse:
+        return ServerReadyResponse(ready=self.readiness.because is None)
 
-    async def model_ready(self, request: bytes, context: Any) -> bytes:
+    def passed(self, method: str, work: Work) -> Handler:
+        """A harmless unary method; how it ended is counted, and `passed` is an answer of the model server's."""
+
+        def ended(call: Call) -> None:
+            self.metrics.calls.labels(method, "passed" if call.end == "answered" else call.end).inc()
+
+        return self.side_door.unary(work, ended=ended)
+
+    async def model_ready(self, request: bytes, call: Call) -> bytes:
         """False for the guarded model while the guard is not ready; otherwise what the upstream says."""
         with suppress(DecodeError):  # the upstream says what is wrong with it
             if ModelReadyRequest.FromString(request).name == self.guarded and self.readiness.because is not None:
-                self.metrics.calls.labels("ModelReady", "answered").inc()
                 return ModelReadyResponse(ready=False).SerializeToString()
-        return await self.passed("ModelReady")(request, context)
+        return await self.forward("ModelReady", request, call)
 
-    def passed(self, method: str) -> Handler:
-        """A harmless unary method goes through as it came."""
+    async def forward(self, method: str, request: bytes, call: Call) -> bytes:
+        """The upstream's answer to a request as it came."""
+        return await call.deliver(await self.upstream.unary(path(method), request, call.upward, call.remaining_s()))
 
-        async def handler(request: bytes, context: Any) -> bytes:
+    def closed(self, method: str | None) -> Handler:
+        """A method that nobody opened (None: one whose name nobody asked for); its messages are never read."""
+        named = "this method" if method is None else method
+
+        async def handler(requests: Any, context: Any) -> None:  # noqa: ARG001
             call = Call.of(context, timeout_s=self.config.timeout_s)
-            self.metrics.calls.labels(method, "passed").inc()
-            async with call.answering(self.log):
-                return await call.deliver(
-                    await self.upstream.unary(path(method), request, call.upward, call.remaining_s())
-                )
-            raise AssertionError("answering() has aborted the call")
+            label = OTHER if method is None else self.metrics.method(method.rpartition("/")[2])
+            self.metrics.calls.labels(label, "refused").inc()
+            async with call.answering(self.door.log):
+                raise NotAllowed(f"the guard does not pass {named}, which it cannot inspect; allow_methods opens it")
 
-        return handler
+        return grpc.stream_stream_rpc_method_handler(handler)
 
-    def closed(self, method: str) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
-        async def handler(requests: AsyncIterator[bytes], context: Any) -> None:  # noqa: ARG001
-            call = Call.of(context, timeout_s=self.config.timeout_s)
-            self.metrics.calls.labels(self.metrics.method(method.rpartition("/")[2]), "refused").inc()
-            async with call.answering(self.log):
-                raise NotAllowed(
-                    f"the guard does not pass {method[:80]}, which it cannot inspect; allow_methods opens it"
-                )
-
-        return handler
-
-    def opened(self, method: str) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
+    def opened(self, method: str) -> Handler:
         """An opaque method, unary or streaming, both ways as bytes."""
+        label = self.metrics.method(method.rpartition("/")[2])
 
-        async def handler(requests: AsyncIterator[bytes], context: Any) -> None:
+        async def handler(requests: Any, context: Any) -> None:  # noqa: ARG001  the context reads
             call = Call.of(context, timeout_s=self.config.timeout_s)
             call.told = UNCHECKED
-            self.metrics.calls.labels(self.metrics.method(method.rpartition("/")[2]), "opened").inc()
             self.metrics.unchecked.labels(OTHER, "allowed_method").inc()
-            async with call.answering(self.log):
-                upstream = self.upstream.stream(method, requests, call.upward, context.time_remaining())
-                if initial := end_to_end(await upstream.initial_metadata()):
-                    await context.send_initial_metadata(initial)
-                async for message in upstream:
-                    await context.write(message)
-                context.set_trailing_metadata((*end_to_end(await upstream.trailing_metadata()), *call.marks))
+            try:
+                with self.door.counted():
+                    async with call.answering(self.door.log):
+                        await self.pass_through(method, call)
+            finally:
+                self.metrics.calls.labels(label, "opened" if call.end == "answered" else call.end).inc()
 
-        return handler
+        return grpc.stream_stream_rpc_method_handler(handler)
+
+    async def pass_through(self, method: str, call: Call) -> None:
+        """Messages both ways until the upstream ends the call, or the client leaves; then the other side ends, too."""
+        upstream = self.upstream.stream(method, call.upward, call.client_timeout_s)
+        upwards = asyncio.create_task(pass_upwards(self.door.stream(call), upstream))
+        try:
+            await pass_downwards(upstream, call)
+        except asyncio.CancelledError:
+            if upwards.done() and not upwards.cancelled() and (error := upwards.exception()) is not None:
+                raise error from None  # our own way of ending the upstream's call
+            raise
+        finally:
+            upstream.cancel()  # gRPC drops, but does not end, the call of a handler that is cancelled in a write
+            upwards.cancel()
+            await asyncio.gather(upwards, return_exceptions=True)
+
+
+async def pass_upwards(messages: AsyncIterator[bytes], upstream: Any) -> None:
+    """The client's messages to the upstream; an error of ours ends the upstream's call."""
+    try:
+        async for message in messages:
+            await upstream.write(message)
+        await upstream.done_writing()
+    except grpc.aio.AioRpcError:
+        return  # whoever reads the answers hears of it
+    except asyncio.InvalidStateError:
+        return  # the upstream has ended the call and wants no more
+    except BaseException:
+        upstream.cancel()
+        raise
+
+
+async def pass_downwards(upstream: Any, call: Call) -> None:
+    """The upstream's answers, and how it ended. Raises grpc.aio.AioRpcError where it was not well."""
+    if initial := end_to_end(await upstream.initial_metadata()):
+        await call.context.send_initial_metadata(initial)
+    while (message := await upstream.read()) is not grpc.aio.EOF:
+        await call.context.write(message)
+    call.context.set_trailing_metadata((*end_to_end(await upstream.trailing_metadata()), *call.marks))
 
 
 def opened_methods(names: Sequence[str]) -> frozenset[str]:

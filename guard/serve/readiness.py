@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-PARTS = ("drain", "engine", "upstream")
+PARTS = ("drain", "listener", "engine", "bundle", "upstream")
 
 Listener = Callable[[str | None], None]
 
@@ -26,8 +26,8 @@ class Readiness:
     def because(self) -> str | None:
         """Why the guard is not ready; None when it is."""
         for part in PARTS:
-            if part in self.reasons:
-                return self.reasons[part]
+            if (reason := self.reasons.get(part)) is not None:  # one look: other threads read here, too
+                return reason
         return None
 
     def part(self, name: str) -> str | None:

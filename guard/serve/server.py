@@ -13,6 +13,7 @@ import asyncio
 import ipaddress
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -24,34 +25,54 @@ from prometheus_client import CollectorRegistry
 from guard.bundle import Bundle
 from guard.calibration import check_promise
 from guard.config import ServeConfig, split_address
+from guard.container import memory_bytes
 from guard.errors import ConfigError
 from guard.policy import Policy
+from guard.runtime import CudaOptions
 from guard.serve import admin as guard_admin
 from guard.serve.admin import Admin
 from guard.serve.batcher import Batcher
+from guard.serve.door import Door
 from guard.serve.engine import Engine
 from guard.serve.exposition import exposing
-from guard.serve.health import Health
-from guard.serve.listener import HEALTH, listening
+from guard.serve.health import HEALTH, Health
+from guard.serve.limits import ANSWER_BYTES, Limits
+from guard.serve.listener import Listener, listening
 from guard.serve.log import Bridge, Log
 from guard.serve.metrics import Metrics
 from guard.serve.passage import METHODS, Passage
+from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
+from guard.serve.reflection import reflecting
 from guard.serve.service import Service
 from guard.serve.upstream import SERVICE, Upstream
 
 ENGINE_POLL_S = 0.25
+PULSE_S = 0.5
+HUNG_S = 10.0
+
+
+SIDE_SHARE = 4  # of the memory for messages, one part in so many is for probes and metadata
+SIDE_PATIENCE_S = 0.05
 
 
 @dataclass(frozen=True)
 class Serving:
     """A guard at work, and where to reach it (the ports that were really bound)."""
 
-    address: str
-    admin_address: str
+    inference: Listener
+    admin: Listener
     metrics_address: str
     readiness: Readiness
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
+
+    @property
+    def address(self) -> str:
+        return self.inference.address
+
+    @property
+    def admin_address(self) -> str:
+        return self.admin.address
 
 
 def serve(config: ServeConfig) -> None:
@@ -105,13 +126,10 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
     """
     bundle, policy = opened(config, log)
     model = bundle.manifest.model
-    readiness = Readiness()
+    readiness = told_to(log)
     metrics = build_metrics(config, bundle, policy, readiness)
-    readiness.listeners.append(
-        lambda reason: log.info("ready") if reason is None else log.warning("not ready", because=reason)
-    )
     async with AsyncExitStack() as stack:
-        engine = Engine(bundle, device=config.device, threads=config.threads, stage=metrics.stage)
+        engine = build_engine(config, bundle, metrics)
         stack.callback(engine.close)
         batcher = Batcher(
             engine.read,
@@ -121,11 +139,19 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             max_queue_rows=config.max_queue_rows,
         )
         await stack.enter_async_context(batcher.running())
+        limits = stated(Limits.of(config, model.input, batcher, memory_bytes=memory_bytes()), log)
         upstream = await stack.enter_async_context(
             Upstream.open(
-                config.upstream, model, max_message_bytes=config.max_message_bytes, timeout_s=config.upstream_timeout_s
+                config.upstream,
+                model,
+                max_message_bytes=max(limits.message_bytes, ANSWER_BYTES),
+                timeout_s=config.upstream_timeout_s,
             )
         )
+        pulse = Pulse()
+        await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
+        door, side_door = stack.enter_context(doors(config, limits, log))
+        metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
         service = Service(
             config=config,
             policy=policy,
@@ -135,28 +161,49 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             engine=engine,
             upstream=upstream,
             metrics=metrics,
+            readiness=readiness,
+            door=door,
             log=log,
         )
         passage = Passage(
-            config=config, guarded=model.name, upstream=upstream, readiness=readiness, metrics=metrics, log=log
+            config=config,
+            guarded=model.name,
+            upstream=upstream,
+            readiness=readiness,
+            metrics=metrics,
+            door=door,
+            side_door=side_door,
         )
-        health, largest = Health(readiness), config.max_message_bytes
-        inference, address = await stack.enter_async_context(
-            listening(config.listen, [service, passage], health, [SERVICE, HEALTH], max_message_bytes=largest)
+        health = Health(readiness)
+        both = health.methods(side_door)
+        listen = partial(listening, max_message_bytes=limits.message_bytes, max_connections=config.max_connections)
+        methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
+        inference = await stack.enter_async_context(
+            listen(config.listen, methods, passage.closed(None), gates=service.gates())
         )
-        admin = Admin(service, bundle, readiness).handler()
-        _, admin_address = await stack.enter_async_context(
-            listening(config.admin_listen, [admin], health, [guard_admin.SERVICE, HEALTH], max_message_bytes=largest)
+        operators = Admin(service, bundle, readiness).methods(side_door)
+        methods = {**operators, **both, **reflecting([guard_admin.SERVICE, HEALTH], side_door)}
+        admin = await stack.enter_async_context(listen(config.admin_listen, methods, passage.closed(None)))
+        for name, listener in (("inference", inference), ("admin", admin)):
+            listener.changed = partial(listener_changed, name, readiness, metrics)
+        metrics_address = stack.enter_context(
+            exposing(
+                config.metrics_listen,
+                metrics.registry,
+                live=partial(alive, pulse, readiness),
+                ready=lambda: readiness.because,
+            )
         )
-        metrics_address = stack.enter_context(exposing(config.metrics_listen, metrics.registry))
         stack.callback(health.close)
         log.info(
             "listening",
-            inference=address,
-            admin=admin_address,
+            inference=inference.address,
+            admin=admin.address,
             metrics=metrics_address,
             upstream=config.upstream,
             mode=policy.mode,
+            max_message_bytes=limits.message_bytes,
+            max_bytes_in_flight=limits.in_flight_bytes,
         )
         await engine.load(largest=batcher.max_items)
         readiness.say("engine", None)
@@ -170,9 +217,85 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             readiness.say("drain", "the guard is shutting down")
             await asyncio.sleep(config.drain_s)
             health.close()
-            await inference.stop(config.timeout_s)
+            await asyncio.gather(door.empty(config.timeout_s), side_door.empty(config.timeout_s))
+            await inference.stop()
 
-        yield Serving(address, admin_address, metrics_address, readiness, drain)
+        yield Serving(inference, admin, metrics_address, readiness, drain)
+
+
+def told_to(log: Log) -> Readiness:
+    """A readiness whose changes are lines of the log."""
+    readiness = Readiness()
+    readiness.listeners.append(
+        lambda reason: log.info("ready") if reason is None else log.warning("not ready", because=reason)
+    )
+    return readiness
+
+
+def build_engine(config: ServeConfig, bundle: Bundle, metrics: Metrics) -> Engine:
+    return Engine(
+        bundle,
+        device=config.device,
+        threads=config.threads,
+        stage=metrics.stage,
+        cuda=CudaOptions(config.device_id, config.device_memory_bytes, config.device_arena),
+    )
+
+
+def stated(limits: Limits, log: Log) -> Limits:
+    """The limits, with a line in the log where they let little through."""
+    if warning := limits.warning:
+        log.warning("few messages at once", warning=warning)
+    return limits
+
+
+@contextmanager
+def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door, Door]]:
+    """One door for tensors and one for what is small; a share of the memory each, so that probes find theirs."""
+    side_bytes = max(limits.message_bytes, limits.in_flight_bytes // SIDE_SHARE)
+    main = Permits(limits.in_flight_bytes - side_bytes, largest_bytes=limits.message_bytes)
+    side = Permits(side_bytes, largest_bytes=limits.message_bytes, patience_s=SIDE_PATIENCE_S)
+    made = partial(
+        Door,
+        largest_bytes=limits.message_bytes,
+        read_timeout_s=config.read_timeout_s,
+        timeout_s=config.timeout_s,
+        log=log,
+    )
+    door, side_door = made(main), made(side)
+    try:
+        yield door, side_door
+    finally:
+        door.close()
+        side_door.close()
+
+
+class Pulse:
+    """When the event loop was last seen alive; whoever asks does so from another thread."""
+
+    def __init__(self) -> None:
+        self.last_beat = time.monotonic()
+
+    async def beat(self) -> None:
+        while True:
+            self.last_beat = time.monotonic()
+            await asyncio.sleep(PULSE_S)
+
+    def missed_s(self) -> float:
+        return time.monotonic() - self.last_beat - PULSE_S
+
+
+def alive(pulse: Pulse, readiness: Readiness) -> str | None:
+    """Why the guard does not live; None when it does."""
+    if (missed_s := pulse.missed_s()) > HUNG_S:
+        return f"the event loop has not turned for {missed_s:.0f} s"
+    return readiness.part("listener")
+
+
+def listener_changed(name: str, readiness: Readiness, metrics: Metrics, reason: str | None) -> None:
+    readiness.say("listener", reason)
+    if reason is None:
+        metrics.reopened.labels(name).inc()
 
 
 def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy]:

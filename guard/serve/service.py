@@ -14,9 +14,10 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import grpc
+import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,19 +34,27 @@ from guard.errors import (
     Unchecked,
     Uninspectable,
     UnknownModel,
+    UpstreamDown,
 )
 from guard.policy import Action, Policy, Verdict, decide
 from guard.runtime import Readings
 from guard.serve import decode
+from guard.serve.acceptor import TICKET, Gate, Refusal
+from guard.serve.admission import Admission, Place
+from guard.serve.agreement import Agreement
 from guard.serve.batcher import Batcher
 from guard.serve.call import UNCHECKED, Call
 from guard.serve.decode import Decoded
+from guard.serve.door import Door
 from guard.serve.engine import Engine
-from guard.serve.log import Log
+from guard.serve.listener import Methods
+from guard.serve.log import Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
+from guard.serve.readiness import Readiness
 from guard.serve.upstream import Upstream, path
 from guard.serve.wire.inference_pb2 import ModelInferRequest
 
+REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
 DISAGREEMENT_LOG_S = 10.0  # at most one line about a stale bundle in this time
 
 
@@ -62,7 +71,7 @@ class Outcome:
 
 
 @dataclass(kw_only=True)
-class Service(grpc.GenericRpcHandler):
+class Service:
     """The one method that carries tensors."""
 
     config: ServeConfig
@@ -73,39 +82,59 @@ class Service(grpc.GenericRpcHandler):
     engine: Engine
     upstream: Upstream
     metrics: Metrics
+    readiness: Readiness
+    door: Door
     log: Log
 
     def __post_init__(self) -> None:
         self.allowed_models = frozenset(self.config.allow_models)
-        self.disagreement_logged = -DISAGREEMENT_LOG_S
+        self.seldom = Seldom(REFUSAL_LOG_S)
+        self.seldom_disagreeing = Seldom(DISAGREEMENT_LOG_S)
+        self.agreement = Agreement()
+        self.admission = Admission()
 
-    def service(self, details: Any) -> Any:
-        """The handler of ModelInfer; None leaves every other method to `Passage`."""
-        return grpc.unary_unary_rpc_method_handler(self.model_infer) if details.method == path("ModelInfer") else None
+    def methods(self) -> Methods:
+        """The handler of ModelInfer; every other method is `Passage`'s."""
+        return {path("ModelInfer"): self.door.unary(self.model_infer, begun=self.begun, ended=self.ended)}
 
-    async def model_infer(self, request: bytes, context: Any) -> bytes:
+    def gates(self) -> dict[str, Gate]:
+        """What is asked before a call is handled; `off` holds nobody up."""
+        return {} if self.policy.mode == "off" else {path("ModelInfer"): self.gate}
+
+    def gate(self, context: Any) -> Place | Refusal:
+        """A place for a call, or how it ends where it could not be answered in time: nothing is spent on it."""
         call = Call.of(context, timeout_s=self.config.timeout_s)
-        began = time.monotonic()
-        async with call.answering(self.log):
-            try:
-                outcome = await self.examine(request, call)
-                call.told = outcome.told
-                self.account(outcome)
-                if call.told == Action.REJECT:
-                    raise Rejected(
-                        "refused by the guard: the input looks adversarial, so it was not forwarded to the model; "
-                        f"if it is genuine, give the operator guard-id {call.id}"
-                    )
-                return await self.forward(outcome, call)
-            except RequestError as error:
-                self.note_refusal(error, call)
-                raise
-            except asyncio.CancelledError:
-                self.note_end(call, "cancelled")
-                raise
-            finally:
-                self.metrics.request_seconds.observe(time.monotonic() - began)
-        raise AssertionError("answering() has aborted the call")
+        try:
+            return self.place(call)
+        except Overloaded as error:
+            call.ended(error)
+            self.ended(call)
+            return call.refusal(error)
+
+    def place(self, call: Call) -> Place:
+        """Raises Overloaded."""
+        now = time.monotonic()
+        return self.admission.enter(now, call.deadline - now)
+
+    def begun(self, call: Call) -> None:
+        """Find the place that the gate gave, or take one where there is no gate. Raises Overloaded."""
+        given = TICKET.get()
+        if self.policy.mode == "off":
+            return
+        call.place = given if isinstance(given, Place) else self.place(call)
+
+    async def model_infer(self, request: bytes, call: Call) -> bytes:
+        outcome = await self.examine(request, call)
+        if call.place is not None:
+            call.place.leave(time.monotonic(), inspected=True)
+        call.told, call.outcome = outcome.told, outcome
+        self.count_items(outcome)
+        if call.told == Action.REJECT:
+            raise Rejected(
+                "refused by the guard: the input looks adversarial, so it was not forwarded to the model; "
+                f"if it is genuine, give the operator guard-id {call.id}"
+            )
+        return await self.forward(outcome, call)
 
     async def examine(self, request: bytes, call: Call) -> Outcome:
         """Inspect, and turn "could not" into what mode and on_failure say."""
@@ -130,12 +159,18 @@ class Service(grpc.GenericRpcHandler):
                 raise Unchecked("the guard failed while inspecting this request") from error
             return self.unchecked(request, self.model.name, "internal", call, cause=error)
 
+    def read(self, request: bytes) -> tuple[ModelInferRequest, Decoded | None]:
+        """The message, and its tensor unless the operator lets the model's requests pass."""
+        parsed = decode.parse(request)
+        if not self.guarded(parsed.message):
+            return parsed.message, None
+        return parsed.message, decode.decode(parsed, self.model.input, max_items=self.batcher.max_queue_items)
+
     async def inspect(self, request: bytes, call: Call) -> Outcome:
         began = time.monotonic()
-        message = decode.parse(request)
-        if not self.guarded(message):
+        message, decoded = await self.door.aside(len(request), partial(self.read, request))
+        if decoded is None:
             return self.unchecked(request, message.model_name, "allowed_model", call)
-        decoded = decode.decode(message, self.model.input)
         call.items = len(decoded.images)
         self.check_judgeable(call.items)
         self.metrics.stage("decode", time.monotonic() - began)
@@ -164,16 +199,45 @@ class Service(grpc.GenericRpcHandler):
         Raises:
             UnknownModel: neither.
         """
-        name, version = message.model_name, message.model_version
+        name = message.model_name
         if name == self.model.name:
-            ours = self.model.version
-            if not ours or version == ours or (not version and self.upstream.versions in ((), (ours,))):
-                return True
-            found = f"version {version[:20]!r}" if version else "no version, of which the model server has several"
-            raise UnknownModel(f"this guard inspects version {ours} of model {name!r}; the request names {found}")
+            self.check_version(message.model_version)
+            return True
         if name in self.allowed_models:
             return False
         raise UnknownModel(f"no bundle guards model {name[:80]!r}; this guard inspects {self.model.name!r}")
+
+    def check_version(self, named: str) -> None:
+        """Whether a request for this version ("": the server's choice) reaches the weights that the bundle is for.
+
+        Raises:
+            UnknownModel: it may reach others.
+            Unchecked: the model server has not said yet which versions it has.
+        """
+        ours, model, served = self.model.version, self.model.name, self.upstream.versions
+        asked = f"version {named[:20]!r}" if named else "no version"
+        if ours:
+            if named == ours or (not named and served in (None, (), (ours,))):
+                return
+            several = "" if named else ", of which the model server has several"
+            raise UnknownModel(
+                f"this guard inspects version {ours} of model {model!r}; the request names {asked}{several}"
+            )
+        if served is None:
+            if not named:
+                return
+            raise Unchecked(f"the model server has not said yet which versions of {model!r} it has; try again shortly")
+        if len(served) > 1:
+            raise UnknownModel(
+                f"the model server has versions {', '.join(served)} of model {model!r}, and this guard's bundle is for "
+                f"no one in particular; the request names {asked}, and every version is refused until the bundle names "
+                "its own"
+            )
+        if named and served and named not in served:
+            raise UnknownModel(
+                f"the model server has version {served[0]} of model {model!r}, which this guard inspects; "
+                f"the request names {asked}"
+            )
 
     def check_judgeable(self, items: int) -> None:
         """Where a request is judged as a whole, one too large could never be rejected. Raises Uninspectable."""
@@ -220,9 +284,13 @@ class Service(grpc.GenericRpcHandler):
     async def forward(self, outcome: Outcome, call: Call) -> bytes:
         began = time.monotonic()
         answer = await self.upstream.unary(path("ModelInfer"), outcome.forward, call.upward, call.remaining_s())
-        self.metrics.stage("upstream", time.monotonic() - began)
+        took = time.monotonic() - began
+        self.metrics.stage("upstream", took)
+        self.admission.forwarded(took)
         if outcome.prediction is not None:
-            self.compare(outcome.prediction, answer.body)
+            body = answer.body
+            theirs = await self.door.aside(len(body), partial(self.predicted, body, call.items))
+            self.compare(outcome.prediction, theirs)
         return await call.deliver(answer)
 
     # what is remembered of it
@@ -232,25 +300,36 @@ class Service(grpc.GenericRpcHandler):
         items = (verdict.request,) * len(verdict.items) if self.policy.rows == "request" else verdict.items
         return tuple(label(item, self.policy.enact(item)) for item in items)
 
-    def account(self, outcome: Outcome) -> None:
-        self.metrics.requests.labels(outcome.model, outcome.action).inc()
+    def count_items(self, outcome: Outcome) -> None:
         for action, count in Counter(outcome.items).items():
             self.metrics.items.labels(outcome.model, action).inc(count)
 
-    def note_refusal(self, error: RequestError, call: Call) -> None:
-        """Count a request that got no verdict; one that did is in the books already."""
-        if call.told is not None:
-            return
-        self.note_end(call, "refused")
-        self.metrics.refused.labels(error.reason.lower()).inc()
-        write = self.log.warning if isinstance(error, (Unchecked, Overloaded)) else self.log.debug
-        write("refused", id=call.id, reason=error.reason, cause=str(error), because=because(error))
+    def ended(self, call: Call) -> None:
+        """Enter the call in the books, once, by what became of it: a verdict counts only if it was carried out."""
+        if call.place is not None:
+            call.place.leave(time.monotonic(), inspected=False)
+        outcome: Outcome | None = call.outcome
+        decided = outcome is not None and (call.end == "answered" or isinstance(call.error, Rejected))
+        action = outcome.action if outcome is not None and decided else call.end
+        model = outcome.model if outcome is not None else self.model.name if call.items else OTHER
+        self.metrics.requests.labels(model, action).inc()
+        if outcome is None:
+            self.metrics.items.labels(model, call.end).inc(call.items)
+        if action == "refused":
+            self.note_refusal(call)
+        elif action == "failed":
+            self.metrics.upstream_failures.labels(failure_code(call.error)).inc()
+        self.metrics.request_seconds.observe(time.monotonic() - call.began)
 
-    def note_end(self, call: Call, action: str) -> None:
-        """Count a call that ended without a verdict."""
-        if call.told is None:
-            self.metrics.requests.labels(self.model.name if call.items else OTHER, action).inc()
-            self.metrics.items.labels(self.model.name, action).inc(call.items)
+    def note_refusal(self, call: Call) -> None:
+        error = call.error
+        reason = error.reason if isinstance(error, RequestError) else "INTERNAL"
+        self.metrics.refused.labels(reason.lower()).inc()
+        if not isinstance(error, (Unchecked, Overloaded)):
+            self.log.debug("refused", id=call.id, reason=reason, cause=str(error), because=because(error))
+        elif (held_back := self.seldom.due(reason, time.monotonic())) is not None:
+            why = {"cause": str(error), "because": because(error)}
+            self.log.warning("refused", id=call.id, reason=reason, **why, held_back=held_back)
 
     def log_verdict(
         self,
@@ -277,17 +356,19 @@ class Service(grpc.GenericRpcHandler):
             **fields,
         )
 
-    def compare(self, own: NDArray[np.int64], answer: bytes) -> None:
-        """Count where bundle and upstream disagree: a stale bundle is an incident, not a mystery."""
-        theirs = None
+    def predicted(self, answer: bytes, items: int) -> NDArray[np.int64] | None:
+        """The classes that the upstream's answer names; None where it does not show them."""
         with suppress(ValueError, OverflowError):  # whatever the upstream sent, it is the client's
-            theirs = decode.prediction(answer, self.model.output, len(own))
+            return decode.prediction(answer, self.model.output, items)
+        return None
+
+    def compare(self, own: NDArray[np.int64], theirs: NDArray[np.int64] | None) -> None:
+        """Count where bundle and upstream disagree: a stale bundle is an incident, not a mystery."""
         if theirs is None:
             return
         different = self.metrics.predictions(self.model.name, own, theirs)
-        now = time.monotonic()
-        if different and now - self.disagreement_logged >= DISAGREEMENT_LOG_S:
-            self.disagreement_logged = now
+        self.note_agreement(different, len(own))
+        if different and self.seldom_disagreeing.due("disagreement", time.monotonic()) is not None:
             self.log.warning(
                 "disagreement",
                 model=self.model.name,
@@ -296,11 +377,29 @@ class Service(grpc.GenericRpcHandler):
                 fingerprint=self.model.fingerprint,
             )
 
+    def note_agreement(self, different: int, items: int) -> None:
+        """A disagreement that lasts is an incident; readiness follows it where the operator has set a limit."""
+        share, most = self.agreement.note(different, items), self.config.max_disagreement
+        if share is None:
+            return
+        self.metrics.disagreement.set(share)
+        if most is None:
+            return
+        stale = share > most
+        if stale is (self.readiness.part("bundle") is None):
+            reason = f"bundle and model server name different classes for {share:.0%} of the last items"
+            self.readiness.say("bundle", f"{reason}; is the bundle for this model?" if stale else None)
+
 
 def label(judged: Action, enacted: Action) -> str:
     """The action for metrics and logs: what happened, or what would have happened in `enforce`."""
     return judged.value if judged is enacted else f"would_{judged.value}"
 
 
-def because(error: BaseException) -> str | None:
-    return repr(error.__cause__) if error.__cause__ else None
+def because(error: BaseException | None) -> str | None:
+    return repr(error.__cause__) if error is not None and error.__cause__ else None
+
+
+def failure_code(error: Exception | None) -> str:
+    """The gRPC status with which the upstream failed."""
+    return error.code().name if isinstance(error, grpc.aio.AioRpcError) else UpstreamDown.status

@@ -7,7 +7,8 @@ Rule 2: end-to-end metadata passes both ways, `guard-*` and what belongs to one 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ OURS = "guard-"
 ONE_HOP = frozenset(
     {"user-agent", "te", "content-type", "host", "connection", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding"}
 )
+LEGAL_KEY = re.compile("[0-9a-z_.-]+")
+LEGAL_VALUE = re.compile("[ -~]*")
 POLL_READY_S = 1.0  # between checks while all is well; a lost connection is noticed at once
 POLL_DOWN_S = 0.2
 RECONNECT_MS = (
@@ -48,8 +51,25 @@ def path(method: str) -> str:
 
 
 def end_to_end(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
-    """What concerns the two ends, and neither the connection nor us."""
-    return tuple((key, value) for key, value in metadata or () if key not in ONE_HOP and not key.startswith(OURS))
+    """What concerns the two ends, and neither the connection nor us; what no gRPC client may send is left out.
+
+    gRPC's servers take any byte in a text header (they do not look), its clients send none but printable ASCII: a call
+    that bears another would fail here where a direct one does not. Such a header cannot travel on, the call can.
+    """
+    return tuple(
+        (key, value)
+        for key, value in metadata or ()
+        if key not in ONE_HOP and not key.startswith(OURS) and may_be_sent(key, value)
+    )
+
+
+def may_be_sent(key: str, value: str | bytes) -> bool:
+    """Whether gRPC lets a client send this header."""
+    if not LEGAL_KEY.fullmatch(key):
+        return False
+    if key.endswith("-bin"):
+        return isinstance(value, bytes)
+    return isinstance(value, str) and LEGAL_VALUE.fullmatch(value) is not None
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,7 @@ class Upstream:
         self.address = address
         self.model = model
         self.timeout_s = timeout_s
-        self.versions: tuple[str, ...] = ()  # of the model, as last told
+        self.versions: tuple[str, ...] | None = None  # of the model, as last told; None: not yet, (): it has none
         self.doubt = asyncio.Event()
 
     @staticmethod
@@ -107,10 +127,10 @@ class Upstream:
             raise self.judged(error) from error
         return Answer(body, end_to_end(await call.initial_metadata()), end_to_end(await call.trailing_metadata()))
 
-    def stream(self, method: str, requests: AsyncIterable[bytes], metadata: Metadata, timeout_s: float | None) -> Any:
-        """An opaque call of any arity."""
+    def stream(self, method: str, metadata: Metadata, timeout_s: float | None) -> Any:
+        """An opaque call of any arity, to be written to and read from."""
         start: Any = self.channel.stream_stream(method)
-        return start(requests, metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
+        return start(metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
 
     def judged(self, error: grpc.aio.AioRpcError) -> Exception:
         """`error`, or UpstreamDown where the connection is to blame and not the model server's own judgement."""
@@ -182,6 +202,11 @@ def mismatch(metadata: ModelMetadataResponse, model: ModelSpec) -> str | None:
     """How the upstream's model differs from the bundle's; None where nothing tells them apart."""
     spec, output = model.input, model.output
     where = f"the upstream's model {model.name!r}"
+    if not model.version and len(metadata.versions) > 1:
+        return (
+            f"{where} has versions {', '.join(metadata.versions)}; the bundle is for no one in particular and inspects "
+            "none of them: train it with --serves NAME:VERSION"
+        )
     if model.version and metadata.versions and model.version not in metadata.versions:
         return f"{where} has versions {', '.join(metadata.versions)}; the bundle was made for version {model.version}"
     if metadata.inputs:

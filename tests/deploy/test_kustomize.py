@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import ipaddress
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from guard.config import ServeConfig, load_config
 
 TO_JSON = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))"
 VERSIONS = ["1.29", "1.33", "1.37"]  # native sidecars are on by default from 1.29
+PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
+HANDLERS = ("postStart", "preStop")
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +111,100 @@ def test_the_model_server_is_reached_on_loopback_only(model_server: Any) -> None
 def test_clients_reach_the_guard_and_nothing_else(objects: dict[str, Any], guard: Any) -> None:
     ports = {port["name"]: port["containerPort"] for port in guard["ports"]}
     assert ports == {"inference": port_of(flags(guard)["listen"]), "metrics": port_of(flags(guard)["metrics-listen"])}
-    assert [port["targetPort"] for port in objects["Service"]["spec"]["ports"]] == ["inference"]
+    assert [port["targetPort"] for port in objects["Service"]["spec"]["ports"]] == [ports["inference"]]
     policy = objects["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["egress"] == []
-    assert [rule["ports"] for rule in policy["ingress"]] == [[{"port": "inference"}], [{"port": "metrics"}]]
+    assert [rule["ports"] for rule in policy["ingress"]] == [
+        [{"port": ports["inference"]}],
+        [{"port": ports["metrics"]}],
+    ]
     assert all(rule["from"] for rule in policy["ingress"])
     assert flags(guard)["admin-listen"].startswith("127.0.0.1:")
+
+
+def port_faults(objects: dict[str, Any]) -> list[str]:
+    """Whatever is wrong with the ports of rendered objects, a line each; none is right.
+
+    The names of a native sidecar's ports mean nothing to a Service before Kubernetes 1.32, nor to some network plugins.
+    """
+    (guard,) = objects["Deployment"]["spec"]["template"]["spec"]["initContainers"]
+    declared = {port["containerPort"] for port in guard["ports"]}
+    reached = {
+        port_of(address)
+        for flag, address in flags(guard).items()
+        if flag.endswith("listen") and not ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_loopback
+    }
+    faults = [f"containerPort {port}: no flag of the guard listens there" for port in sorted(declared - reached)]
+    faults += [f"{port}: the guard listens there, and no containerPort says so" for port in sorted(reached - declared)]
+    for place, port in port_references(objects):
+        if type(port) is not int:
+            faults.append(f"{place}: {port!r} is not a number")
+        elif port not in declared & reached:
+            faults.append(f"{place}: {port} is no port of the guard")
+    return faults
+
+
+def port_references(objects: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each reference to a container's port: where it stands, and the number or the name."""
+    template = objects["Deployment"]["spec"]["template"]
+    yield "prometheus.io/port", int(template["metadata"]["annotations"]["prometheus.io/port"])
+    for port in objects["Service"]["spec"]["ports"]:
+        yield "Service", port.get("targetPort", port["port"])
+    for rule in objects["NetworkPolicy"]["spec"]["ingress"]:
+        for port in rule["ports"]:
+            yield from (("NetworkPolicy", port[key]) for key in ("port", "endPort") if key in port)
+    for container in template["spec"]["initContainers"] + template["spec"]["containers"]:
+        actions = {name: container[name] for name in PROBES if name in container}
+        actions |= {name: act for name, act in container.get("lifecycle", {}).items() if name in HANDLERS}
+        for name, action in actions.items():
+            for kind in ("grpc", "httpGet", "tcpSocket"):
+                if kind in action:
+                    yield f"{container['name']} {name}", action[kind]["port"]
+
+
+def test_ports_are_numbers_on_which_the_guard_listens(objects: dict[str, Any]) -> None:
+    assert port_faults(objects) == []
+    assert len(list(port_references(objects))) == 7  # annotation, Service, two rules, three probes
+
+
+@pytest.mark.parametrize(("wrong", "fault"), [("inference", "'inference' is not a number"), (9000, "9000 is no port")])
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        ("Service", "Service spec ports 0 targetPort"),
+        ("NetworkPolicy", "NetworkPolicy spec ingress 0 ports 0 port"),
+        ("NetworkPolicy", "NetworkPolicy spec ingress 1 ports 0 port"),
+        ("NetworkPolicy", "NetworkPolicy spec ingress 1 ports 0 endPort"),
+        *((f"guard {probe}", f"guard {probe} httpGet port") for probe in PROBES),
+        ("guard readinessProbe", "guard readinessProbe grpc port"),
+        ("guard livenessProbe", "guard livenessProbe tcpSocket port"),
+        ("model-server preStop", "model-server lifecycle preStop httpGet port"),
+        ("model-server postStart", "model-server lifecycle postStart tcpSocket port"),
+    ],
+)
+def test_a_planted_port_is_found(objects: dict[str, Any], place: str, path: str, wrong: Any, fault: str) -> None:
+    planted = copy.deepcopy(objects)
+    pod = planted["Deployment"]["spec"]["template"]["spec"]
+    containers = {container["name"]: container for container in pod["initContainers"] + pod["containers"]}
+    *parents, last = (int(key) if key.isdecimal() else key for key in path.split())
+    node: Any = planted | containers
+    for key in parents:
+        node = node[key] if isinstance(node, list) else node.setdefault(key, {})
+    node[last] = wrong
+    (found,) = port_faults(planted)
+    assert found.startswith(f"{place}: {fault}")
+
+
+def test_a_port_on_which_nobody_listens_is_found(objects: dict[str, Any]) -> None:
+    planted = copy.deepcopy(objects)
+    (guard,) = planted["Deployment"]["spec"]["template"]["spec"]["initContainers"]
+    guard["args"] = [arg.replace("0.0.0.0:8082", "127.0.0.1:8082") for arg in guard["args"]]
+    assert port_faults(planted) == [
+        "containerPort 8082: no flag of the guard listens there",
+        "prometheus.io/port: 8082 is no port of the guard",
+        "NetworkPolicy: 8082 is no port of the guard",
+    ]
 
 
 def test_every_selector_selects_this_pod_and_no_other(objects: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from guard.serve import decode
 from guard.serve.wire.inference_pb2 import (
+    ModelInferRequest,
     ModelInferResponse,
     ModelMetadataResponse,
     ModelReadyResponse,
@@ -98,7 +99,7 @@ class FakeUpstream(grpc.GenericRpcHandler):
         return self.infer_response(request)
 
     def infer_response(self, request: bytes) -> bytes:
-        message = decode.parse(request)
+        message = ModelInferRequest.FromString(request)
         images = received(request)
         matrix, bias = tiny_bundle.weights()
         logits = images.reshape(len(images), -1).astype(np.float32) @ matrix + bias
@@ -120,7 +121,7 @@ class FakeUpstream(grpc.GenericRpcHandler):
 
 def received(request: bytes) -> Any:
     """The input tensor in a ModelInfer request, read without our decoder's checks."""
-    message = decode.parse(request)
+    message = ModelInferRequest.FromString(request)
     tensor = message.inputs[0]
     dtype = decode.DTYPES[tensor.datatype]
     if message.raw_input_contents:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import InputSpec, OutputSpec
 from guard.errors import MalformedRequest
-from guard.serve.decode import TYPED_FIELD, Form, decode, encode, parse, prediction
+from guard.serve.decode import TYPED_FIELD, Decoded, Form, decode, encode, parse, prediction
 from guard.serve.wire.inference_pb2 import ModelInferRequest, ModelInferResponse
 from tests.serve.guarded import infer_request
 
@@ -25,10 +25,15 @@ IMAGES: dict[str, NDArray[Any]] = {
 OUTPUT = OutputSpec("logits", "logits", 3)
 
 
+def read(message: ModelInferRequest, spec: InputSpec) -> Decoded:
+    """What the guard reads in a message as it travels."""
+    return decode(parse(message.SerializeToString()), spec)
+
+
 @pytest.mark.parametrize("datatype", SPECS)
 @pytest.mark.parametrize("form", ["raw", "typed"])
 def test_a_tensor_is_read_bit_for_bit(datatype: str, form: Form) -> None:
-    decoded = decode(infer_request(IMAGES[datatype], form=form), SPECS[datatype])
+    decoded = read(infer_request(IMAGES[datatype], form=form), SPECS[datatype])
     assert decoded.form == form
     assert decoded.images.dtype == IMAGES[datatype].dtype
     assert decoded.images.tobytes() == IMAGES[datatype].tobytes()
@@ -42,34 +47,33 @@ def test_encode_changes_the_tensor_and_nothing_else(datatype: str, form: Form) -
     message.outputs.add(name="logits").parameters["classification"].int64_param = 2
     before = message.SerializeToString(deterministic=True)
     cleaned = np.ascontiguousarray(IMAGES[datatype][:, ::-1])
-    changed = parse(encode(message, cleaned, SPECS[datatype], form))
-    assert message.SerializeToString(deterministic=True) == before
-    assert decode(changed, SPECS[datatype]).images.tobytes() == cleaned.tobytes()
-    back = parse(encode(changed, IMAGES[datatype], SPECS[datatype], form))
-    assert back.SerializeToString(deterministic=True) == before
+    changed = encode(parse(before).message, cleaned, SPECS[datatype], form)
+    assert decode(parse(changed), SPECS[datatype]).images.tobytes() == cleaned.tobytes()
+    back = encode(parse(changed).message, IMAGES[datatype], SPECS[datatype], form)
+    assert ModelInferRequest.FromString(back).SerializeToString(deterministic=True) == before
 
 
 @pytest.mark.parametrize("form", ["raw", "typed"])
 def test_a_channel_last_tensor_has_the_shape_of_the_wire(form: str) -> None:
     spec = InputSpec("input", "UINT8", (3, 4, 5), (0.0,), (255.0,), 255, "NHWC")
     images = np.arange(120, dtype=np.uint8).reshape(2, 4, 5, 3)
-    assert np.array_equal(decode(infer_request(images, form=form), spec).images, images)
+    assert np.array_equal(read(infer_request(images, form=form), spec).images, images)
     with pytest.raises(MalformedRequest, match=r"\[2, 3, 4, 5\].*\[item, 4, 5, 3\]"):
-        decode(infer_request(images.transpose(0, 3, 1, 2), form=form), spec)
+        read(infer_request(images.transpose(0, 3, 1, 2), form=form), spec)
 
 
 def test_an_element_that_the_datatype_cannot_hold_is_refused() -> None:
     message = infer_request(IMAGES["UINT8"], form="typed")
     message.inputs[0].contents.uint_contents[3] = 256
     with pytest.raises(MalformedRequest, match="256"):
-        decode(message, SPECS["UINT8"])
+        read(message, SPECS["UINT8"])
 
 
 def test_messages_name_what_came_and_what_was_wanted() -> None:
     message = infer_request(IMAGES["FP32"])
     message.inputs[0].shape[:] = [1, 3, 2]
     with pytest.raises(MalformedRequest, match=r"\[1, 3, 2\].*\[item, 2, 3\]"):
-        decode(message, SPECS["FP32"])
+        read(message, SPECS["FP32"])
 
 
 def test_parameters_that_every_client_sends_are_no_obstacle() -> None:
@@ -79,7 +83,7 @@ def test_parameters_that_every_client_sends_are_no_obstacle() -> None:
     message.inputs[0].parameters["content_type"].string_param = "np"
     message.inputs[0].parameters["binary_data_size"].int64_param = 24
     message.inputs[0].contents.SetInParent()  # present, and empty
-    assert decode(message, SPECS["FP32"]).form == "raw"
+    assert read(message, SPECS["FP32"]).form == "raw"
 
 
 def answer(array: NDArray[Any], datatype: str, *, raw: bool, name: str = "logits") -> bytes:
@@ -144,5 +148,9 @@ def test_an_answer_that_does_not_show_the_prediction_is_not_compared(response: b
 def test_parse_refuses_what_is_no_request() -> None:
     with pytest.raises(MalformedRequest):
         parse(b"\xff")
-    assert parse(infer_request(IMAGES["FP32"]).SerializeToString()) == infer_request(IMAGES["FP32"])
-    assert isinstance(parse(b""), ModelInferRequest)
+    whole = infer_request(IMAGES["FP32"])
+    parsed = parse(whole.SerializeToString())
+    assert [bytes(entry) for entry in parsed.raw] == list(whole.raw_input_contents)
+    whole.ClearField("raw_input_contents")
+    assert parsed.message == whole
+    assert parse(b"").message == ModelInferRequest()

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
-from guard.errors import PortError
-from guard.serve.exposition import exposing
 from guard.serve.metrics import P_VALUES, Metrics, PValues
-from tests.serve.guarded import free_port
 
 
 def test_p_values_are_binned_as_the_library_bins_them() -> None:
@@ -51,13 +48,3 @@ def test_disagreement_counts_items() -> None:
     assert metrics.predictions("m", np.asarray([1, 2, 3]), np.asarray([1, 0, 0])) == 2
     assert registry.get_sample_value("guard_upstream_compared_items_total", {"model": "m"}) == 3
     assert registry.get_sample_value("guard_upstream_disagreement_items_total", {"model": "m"}) == 2
-
-
-def test_a_taken_metrics_port_is_one_clear_error() -> None:
-    address = f"127.0.0.1:{free_port()}"
-    with (
-        exposing(address, CollectorRegistry()) as bound,
-        pytest.raises(PortError, match=bound),
-        exposing(address, CollectorRegistry()),
-    ):
-        pass

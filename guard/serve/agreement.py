@@ -1,0 +1,27 @@
+"""How often bundle and upstream have lately named different classes for the same items."""
+
+from __future__ import annotations
+
+from collections import deque
+
+WINDOW_ITEMS = 256
+FEWEST_ITEMS = 64  # before anything is said: one odd answer is no incident
+
+
+class Agreement:
+    """The share of disagreement over the last `WINDOW_ITEMS` compared items, counted by whole requests."""
+
+    def __init__(self) -> None:
+        self.requests: deque[tuple[int, int]] = deque()  # items that differed, and items
+        self.different = self.items = 0
+
+    def note(self, different: int, items: int) -> float | None:
+        """Add a request; the share then, or None while too few items were compared."""
+        self.requests.append((different, items))
+        self.different += different
+        self.items += items
+        while self.items - self.requests[0][1] >= WINDOW_ITEMS:
+            gone, count = self.requests.popleft()
+            self.different -= gone
+            self.items -= count
+        return self.different / self.items if self.items >= FEWEST_ITEMS else None

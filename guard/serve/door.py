@@ -1,0 +1,182 @@
+"""How a call's message comes in: a permit for its memory, a limit for its time, and bounded unpacking.
+
+How it works. gRPC's core would unpack gzip by itself, on the way to the event loop, which then copies a thousand small
+pieces: 65 KB on the wire hold everybody up for a quarter of a second. So the core hands messages over as they came, and
+they are unpacked here, on a thread, up to `max_message_bytes`. Whether a message is packed is told by its first bytes,
+since the flag stays in the core: 1f 8b, gzip's, begin no protobuf message; 78, zlib's, would be a field 15 that no
+message of the protocol has, and counts only if the whole is a zlib stream with a right checksum.
+
+Rule 1: nothing is read without a permit, and a permit is held as long as the message is.
+Rule 2: a message that does not come whole in time ends its call, and no other.
+Rule 3: what is large is unpacked and parsed off the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from guard.errors import Expired, MalformedRequest, Overloaded, TooLarge, Unchecked
+from guard.serve.call import Call
+from guard.serve.listener import Handler
+from guard.serve.log import Log
+from guard.serve.permits import FULL, Permit, Permits
+
+INLINE_BYTES = 64 * 1024  # what is smaller is worked on where it is: a thread costs more
+THREADS = 2
+MOST_STREAMS = 64
+EMPTY_POLL_S = 0.01
+
+SHUTTING_DOWN = "the guard is shutting down; send the request to another replica"
+
+Result = TypeVar("Result")
+Work = Callable[[bytes, Call], Awaitable[bytes]]
+Note = Callable[[Call], None]
+
+
+def nothing(call: Call) -> None:
+    """Say nothing of a call."""
+
+
+class Door:
+    """Reads messages for the methods of a listener, and sees each call to its end."""
+
+    def __init__(
+        self, permits: Permits, *, largest_bytes: int, read_timeout_s: float, timeout_s: float, log: Log
+    ) -> None:
+        self.permits = permits
+        self.largest_bytes = largest_bytes
+        self.read_timeout_s = read_timeout_s
+        self.timeout_s = timeout_s  # of a call whose client set no deadline
+        self.log = log
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="message")
+        self.calls = 0  # that have come and not ended
+        self.streams = 0
+        self.closed = False
+
+    def unary(self, work: Work, *, ended: Note = nothing, begun: Note = nothing) -> Handler:
+        """The handler of a method of one request and one answer; `begun` may refuse a call before it is read."""
+
+        async def handler(requests: Any, context: Any) -> bytes:  # noqa: ARG001  the context reads
+            call = Call.of(context, timeout_s=self.timeout_s)
+            try:
+                async with call.answering(self.log):
+                    if self.closed:
+                        raise Unchecked(SHUTTING_DOWN)
+                    begun(call)
+                    with self.counted():
+                        async with self.message(call) as request:
+                            return await work(request, call)
+            finally:
+                ended(call)
+            raise AssertionError("answering() has aborted the call")
+
+        return grpc.stream_unary_rpc_method_handler(handler)
+
+    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+        """All messages of a call that may stay silent for long; its memory is taken when a message is there.
+
+        What is on its way is bounded by the number of such calls alone (`MOST_STREAMS`).
+
+        Raises:
+            Overloaded: there are too many such calls, or there is no memory for a message.
+            TooLarge: as `message`.
+        """
+        if self.streams >= MOST_STREAMS:
+            raise Overloaded(f"{self.streams} streams are open already; try again later or elsewhere")
+        self.streams += 1
+        try:
+            while (came := await call.context.read()) is not grpc.aio.EOF:
+                async with self.permits.holding(len(came)):
+                    yield await self.plain(came)
+        finally:
+            self.streams -= 1
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """A call is under way within the block."""
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+
+    async def empty(self, within_s: float) -> None:
+        """Let nobody in any more, and wait for those inside."""
+        self.closed = True
+        end = time.monotonic() + within_s
+        while self.calls and time.monotonic() < end:
+            await asyncio.sleep(EMPTY_POLL_S)
+
+    def close(self) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+    @asynccontextmanager
+    async def message(self, call: Call) -> AsyncIterator[bytes]:
+        """The call's first message, unpacked; its memory is the call's within the block.
+
+        Raises:
+            Overloaded: there is no memory for it.
+            Expired: it did not come in time.
+            TooLarge: it is larger than any request may be.
+            MalformedRequest: the call ended without one.
+        """
+        async with self.permits.permit(wait_s=call.remaining_s()) as permit:
+            came = await self.read(call, permit)
+            request = await self.plain(came)
+            del came
+            permit.shrink(len(request))
+            yield request
+
+    async def read(self, call: Call, permit: Permit) -> bytes:
+        limit_s = min(self.read_timeout_s, self.timeout_s, call.remaining_s())
+        try:
+            async with permit.read_within(limit_s):
+                came: Any = await call.context.read()
+        except TimeoutError:
+            if permit.given_up:
+                raise Overloaded(FULL) from None
+            raise Expired(f"no whole message came within {limit_s:.3g} s; nothing was forwarded") from None
+        if came is grpc.aio.EOF:
+            raise MalformedRequest(
+                f"the call brought no message, or one larger than max_message_bytes = {self.largest_bytes}"
+            )
+        return bytes(came)
+
+    async def plain(self, came: bytes) -> bytes:
+        """The message, unpacked. Raises TooLarge."""
+        if not is_packed(came):
+            return came
+        return await asyncio.get_running_loop().run_in_executor(self.threads, unpacked, came, self.largest_bytes)
+
+    async def aside(self, size_bytes: int, work: Callable[[], Result]) -> Result:
+        """Do `work` on a message of `size_bytes`, off the event loop where it may take long."""
+        if size_bytes <= INLINE_BYTES:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+
+
+def is_packed(message: bytes) -> bool:
+    """Whether it looks like gzip's or zlib's format."""
+    head = message[:2]
+    return head == b"\x1f\x8b" or (head[:1] == b"\x78" and int.from_bytes(head, "big") % 31 == 0)
+
+
+def unpacked(message: bytes, largest_bytes: int) -> bytes:
+    """What its sender packed; the message itself where it only looks so. Raises TooLarge."""
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by the header
+    try:
+        plain = stream.decompress(message, largest_bytes + 1)
+    except zlib.error:
+        return message
+    if len(plain) > largest_bytes:
+        raise TooLarge(f"the message unpacks to more than max_message_bytes = {largest_bytes}; send fewer items")
+    return plain if stream.eof and not stream.unused_data else message

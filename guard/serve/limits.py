@@ -1,0 +1,69 @@
+"""How large a message may be, and how many bytes of messages there may be at once.
+
+Rule 1: what can never be inspected is not read: the largest message is the largest request that the queue can hold.
+Rule 2: several of the largest fit at once, unless the operator says otherwise; then the log says what that means.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from guard.bundle import InputSpec
+from guard.config import ServeConfig
+from guard.errors import ConfigError
+from guard.serve.batcher import Batcher
+
+MOST_IN_FLIGHT_BYTES = 256 * 2**20
+FEWEST_IN_FLIGHT_BYTES = 32 * 2**20
+MEMORY_SHARE = 4  # one part in so many of the memory limit; a message takes three times its size on its way in
+AT_ONCE = 8  # messages of the largest size that fit by default
+FEW_AT_ONCE = 4  # below that the log warns
+HEADER_BYTES = 128 * 1024  # room for names, parameters and what else is not the tensor
+ANSWER_BYTES = 128 * 2**20  # of the model server, at least
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes of one message, unpacked, and of all messages that are being read or held."""
+
+    message_bytes: int
+    in_flight_bytes: int
+
+    @staticmethod
+    def of(config: ServeConfig, spec: InputSpec, batcher: Batcher, *, memory_bytes: int | None) -> Limits:
+        """What the operator set, and for the rest what bundle, queue and container make of it.
+
+        Raises:
+            ConfigError: the two contradict each other.
+        """
+        message, in_flight = config.max_message_bytes, config.max_bytes_in_flight
+        if in_flight is None:
+            share = MOST_IN_FLIGHT_BYTES if memory_bytes is None else memory_bytes // MEMORY_SHARE
+            in_flight = max(FEWEST_IN_FLIGHT_BYTES, min(MOST_IN_FLIGHT_BYTES, share), 2 * (message or 0))
+        if message is None:
+            batch, queue = (request_bytes(spec, items) for items in (batcher.max_items, batcher.max_queue_items))
+            message = min(queue, max(batch, in_flight // AT_ONCE), in_flight // 2)
+        if in_flight < 2 * message:
+            raise ConfigError(
+                f"max_bytes_in_flight = {in_flight} has no room for two messages of max_message_bytes = {message}, "
+                "one of them a probe's; raise the one or lower the other"
+            )
+        return Limits(message, in_flight)
+
+    @property
+    def warning(self) -> str | None:
+        """What to say where few messages can come at once."""
+        at_once = self.in_flight_bytes // self.message_bytes
+        if at_once >= FEW_AT_ONCE:
+            return None
+        return (
+            f"only {at_once} messages can be read at once: before a read max_message_bytes = {self.message_bytes} is "
+            f"set aside, of max_bytes_in_flight = {self.in_flight_bytes}; lower the one or raise the other"
+        )
+
+
+def request_bytes(spec: InputSpec, items: int) -> int:
+    """Upper bound of a request of so many items; typed, a UINT8 travels as a varint of up to two bytes."""
+    elements = items * math.prod(spec.shape)
+    return elements * max(2, spec.dtype.itemsize) + HEADER_BYTES

@@ -1,0 +1,144 @@
+"""Memory for clients' messages, granted before they exist.
+
+How it works. A message's size is known only when it is whole, so the largest that may come is reserved before anything
+is read, and what the message did not need is given back once it is there. Reserved and held bytes together never exceed
+the limit. Example: a limit of 256 MiB and messages of at most 32 MiB let eight calls read at once; as soon as one has
+its 12 KB, all but 12 KB of its permit is free again.
+
+Rule 1: permits are granted in the order in which they were asked for: a small one does not overtake a large one.
+Rule 2: nobody waits for longer than `WAIT_S`, and no more than `MAX_WAITING` wait; everybody else is refused at once.
+Rule 3: a message that does not end makes room: when others wait, whoever has read for `PATIENCE_S` is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from guard.errors import Overloaded
+
+WAIT_S = 0.2
+MAX_WAITING = 256
+PATIENCE_S = 1.0
+FULL = "the messages that are being read and held take all the memory set aside for them; try again later or elsewhere"
+
+
+class Permit:
+    """A number of bytes that one call may hold, until it is released."""
+
+    def __init__(self, permits: Permits, size_bytes: int) -> None:
+        self.permits = permits
+        self.size_bytes = size_bytes
+        self.reading: asyncio.Timeout | None = None
+        self.reading_since = 0.0
+        self.given_up = False  # others needed the room
+
+    @asynccontextmanager
+    async def read_within(self, limit_s: float) -> AsyncIterator[None]:
+        """A message is being read within the block. Raises TimeoutError after `limit_s`, or when it is given up."""
+        self.reading_since = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(limit_s) as self.reading:
+                self.permits.reading[self] = None
+                yield
+        finally:
+            self.permits.reading.pop(self, None)
+
+    def give_up(self) -> None:
+        self.given_up = True
+        if self.reading is not None:
+            self.reading.reschedule(0)
+
+    def shrink(self, size_bytes: int) -> None:
+        """Give back all but `size_bytes`; a permit never grows."""
+        spare = self.size_bytes - size_bytes
+        if spare > 0:
+            self.size_bytes = size_bytes
+            self.permits.give_back(spare)
+
+
+class Permits:
+    """The bytes of all messages that are being read or held."""
+
+    def __init__(self, limit_bytes: int, *, largest_bytes: int, patience_s: float = PATIENCE_S) -> None:
+        self.limit_bytes = limit_bytes
+        self.largest_bytes = min(largest_bytes, limit_bytes)
+        self.patience_s = patience_s
+        self.taken_bytes = 0
+        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.reading: dict[Permit, None] = {}  # in the order in which they began
+
+    @asynccontextmanager
+    async def permit(self, *, wait_s: float) -> AsyncIterator[Permit]:
+        """A permit for one message of the largest size, within the block.
+
+        Raises:
+            Overloaded: there was none within `wait_s` and `WAIT_S`.
+        """
+        permit = Permit(self, self.largest_bytes)
+        await self.take(self.largest_bytes, min(wait_s, WAIT_S))
+        try:
+            yield permit
+        finally:
+            self.give_back(permit.size_bytes)
+
+    @asynccontextmanager
+    async def holding(self, size_bytes: int) -> AsyncIterator[None]:
+        """Bytes that are here already are counted within the block. Raises Overloaded where they are too many."""
+        await self.take(size_bytes, WAIT_S)
+        try:
+            yield
+        finally:
+            self.give_back(size_bytes)
+
+    async def take(self, size_bytes: int, wait_s: float) -> None:
+        if not self.waiting and self.taken_bytes + size_bytes <= self.limit_bytes:
+            self.taken_bytes += size_bytes
+            return
+        self.make_room()
+        if len(self.waiting) >= MAX_WAITING or wait_s <= 0:
+            raise Overloaded(FULL)
+        loop = asyncio.get_running_loop()
+        granted: asyncio.Future[None] = loop.create_future()
+        entry = (size_bytes, granted)
+        self.waiting.append(entry)
+        again = loop.call_later(self.patience_s, self.make_room)
+        try:
+            async with asyncio.timeout(wait_s):
+                await granted
+        except BaseException as error:
+            if granted.done() and not granted.cancelled():  # granted in the moment in which the wait ended
+                self.give_back(size_bytes)
+            else:
+                self.waiting.remove(entry)
+                self.grant()  # whoever stood behind may fit
+            if isinstance(error, TimeoutError):
+                raise Overloaded(FULL) from None
+            raise
+        finally:
+            again.cancel()
+
+    def make_room(self) -> None:
+        """Give up the oldest reader if it has had its time."""
+        oldest = next(iter(self.reading), None)
+        now = asyncio.get_running_loop().time()
+        if oldest is not None and now - oldest.reading_since >= self.patience_s:
+            del self.reading[oldest]
+            oldest.give_up()
+
+    def give_back(self, size_bytes: int) -> None:
+        self.taken_bytes -= size_bytes
+        self.grant()
+
+    def grant(self) -> None:
+        """Let those in front pass, as far as their bytes are free."""
+        while self.waiting:
+            size_bytes, granted = self.waiting[0]
+            if self.taken_bytes + size_bytes > self.limit_bytes:
+                return
+            self.waiting.popleft()
+            if not granted.done():
+                self.taken_bytes += size_bytes
+                granted.set_result(None)

@@ -1,0 +1,48 @@
+"""Reflection: what a listener serves, told from descriptors of our own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from guard.errors import MalformedRequest, TooLarge
+from guard.serve.call import Call
+from guard.serve.door import INLINE_BYTES, Door
+from guard.serve.listener import Methods
+from guard.serve.wire import guard_pb2, inference_pb2
+
+METHOD = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
+
+
+def reflecting(services: Sequence[str], door: Door) -> Methods:
+    """The method of reflection, telling of `services` and of itself."""
+    pool = DescriptorPool()
+    for file in (inference_pb2, guard_pb2, health_pb2, reflection_pb2):
+        pool.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
+    servicer: Any = reflection.aio.ReflectionServicer([*services, reflection.SERVICE_NAME], pool=pool)
+
+    async def handler(requests: Any, context: Any) -> None:  # noqa: ARG001  the context reads
+        call = Call.of(context, timeout_s=door.timeout_s)
+        with door.counted():
+            async with call.answering(door.log):
+                async for answer in servicer.ServerReflectionInfo(asked(door, call), context):
+                    await context.write(answer.SerializeToString())
+
+    return {METHOD: grpc.stream_stream_rpc_method_handler(handler)}
+
+
+async def asked(door: Door, call: Call) -> AsyncIterator[Any]:
+    """The call's requests. Raises MalformedRequest, TooLarge."""
+    async for message in door.stream(call):
+        if len(message) > INLINE_BYTES:
+            raise TooLarge(f"a reflection request of {len(message)} bytes; wanted at most {INLINE_BYTES}")
+        try:
+            yield reflection_pb2.ServerReflectionRequest.FromString(message)
+        except DecodeError as error:
+            raise MalformedRequest("the request is no ServerReflectionRequest") from error
