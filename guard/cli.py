@@ -31,7 +31,8 @@ BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Directory that guard train wrote.", show_default=False)
 ]
 Threads = Annotated[
-    int | None, typer.Option(help="Threads of ONNX Runtime; the machine's cores unless given.", show_default=False)
+    int | None,
+    typer.Option(help="Threads of ONNX Runtime; the CPUs that this process may use unless given.", show_default=False),
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is refused where there is none.")]
 
@@ -333,6 +334,7 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="guard.toml, for all the rest.", show_default=False)] = None,
 ) -> None:
     """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
     from guard.config import load_config
     from guard.serve.server import serve as run
 
@@ -362,6 +364,7 @@ def model_server(
     threads: Threads = None,
 ) -> None:
     """A small Open Inference Protocol server over ONNX Runtime, to try things out."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, as above
     from guard.serve.model_server import serve_model
 
     serve_model(model, listen=listen, name=name, threads=threads)

@@ -8,7 +8,7 @@
     │   ├── BundleError          a bundle that is damaged, foreign or unfinished
     │   ├── PromiseError         a false-alarm rate that this much clean data cannot promise
     │   ├── ParityError          ONNX Runtime and torch disagree: nothing was written
-    │   ├── DeviceError          the accelerator that was asked for is not there
+    │   ├── DeviceError          the accelerator that was asked for is not there, or too small
     │   ├── PortError            an address that cannot be listened on
     │   ├── NotReadyError        the server that was probed or called is not ready
     │   └── GateError            the demo's guard does no better than chance
@@ -31,6 +31,7 @@ Each class owns its gRPC status and its exit code; the README lists both.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import ClassVar
 
 
@@ -43,8 +44,13 @@ class GuardError(Exception):
     @property
     def reason(self) -> str:
         """The stable machine-readable name, e.g. MALFORMED_REQUEST, for ErrorInfo and metric labels."""
-        name = type(self).__name__
-        return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(name)).upper()
+        return reason_of(type(self).__name__)
+
+
+@cache
+def reason_of(name: str) -> str:
+    """MalformedRequest -> MALFORMED_REQUEST."""
+    return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(name)).upper()
 
 
 class UserError(GuardError):

@@ -4,7 +4,9 @@ How it works. grpc.aio takes every call in one coroutine, and decodes the call's
 raises, the coroutine ends, and the library answers by cancelling all calls and closing the port. Here each known method
 is registered with the core, which compares paths as bytes; whatever is not registered goes to one handler that needs no
 path. So no byte of a client is decoded in the coroutines that accept. A call waits in the core, unseen and uncounted,
-until somebody asks for it: `DEPTH` requests for calls stand ready for each method, so that a burst is seen at once.
+until somebody asks for it, so requests for calls stand ready by the dozen. Where a gate stands, a flood of calls must
+not keep those inside from getting on: at most `SLICE` calls are looked at in one turn of the event loop. The others
+wait in a pile, and the newest is taken first, since it has the longest to live.
 
 Rule 1: nothing that a client sends ends the acceptance of calls.
 Rule 2: should it end all the same, `lost` is told, and calls in flight go on: what to do is the listener's to decide.
@@ -26,7 +28,10 @@ from typing import Any, Protocol
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # it ships no types
 
-DEPTH = 32  # calls of one method that the core hands over without being asked again
+DEPTH = 4  # calls of one method that the core hands over without being asked again
+DEPTH_AT_GATE = 256
+HOLD_TICK_S = 0.01
+SLICE = 4  # calls that a gate looks at in one turn of the event loop
 UNREGISTERED = "unregistered"  # stands for the path of every call whose method nobody registered
 
 KNOWN = {  # private function -> its parameters, as this file calls it
@@ -53,8 +58,11 @@ class Refusal:
     code: grpc.StatusCode
     details: str
     trailing: tuple[tuple[str, str | bytes], ...]
+    hold_s: float = 0.0  # before the call hears of it
+    told: Callable[[], None] | None = None  # is called when it does
 
 
+Begin = Callable[[Any], object]  # what happens to a call that was taken
 Gate = Callable[[Any], Ticket | Refusal]  # of a call's ServicerContext
 TICKET: ContextVar[Ticket | None] = ContextVar("TICKET", default=None)  # of the call that is being handled
 
@@ -106,6 +114,7 @@ class Acceptor(Watched):
         self.resolvers = {path.encode(): (path, _Fixed(handler)) for path, handler in methods.items()}
         self.other = _Fixed(other)
         self.gates = dict(gates)
+        self.held: dict[int, list[tuple[Any, Refusal]]] = {}  # by the tick in which they are told
         self.calls: set[asyncio.Task[None]] = set()
         self.add_registered_method_handlers(dict(methods))
 
@@ -116,14 +125,17 @@ class Acceptor(Watched):
         with suppress(_CoreStartedError):
             await super()._server_main_loop(started)
         async with asyncio.TaskGroup() as group:
+            for method, (path, resolver) in self.resolvers.items():
+                begin: Begin = partial(self.begin, path, resolver)
+                if (gate := self.gates.get(path)) is not None:
+                    begin = _Porter(partial(self.pass_gate, gate, path, resolver), self.loop).take
+                for _ in range(DEPTH if gate is None else DEPTH_AT_GATE):
+                    group.create_task(self.accept(method, begin))
             for _ in range(DEPTH):
-                for method, (path, resolver) in self.resolvers.items():
-                    group.create_task(self.accept(method, path, resolver))
-                group.create_task(self.accept(None, UNREGISTERED, self.other))
+                group.create_task(self.accept(None, partial(self.begin, UNREGISTERED, self.other)))
 
-    async def accept(self, method: bytes | None, path: str, resolver: _Fixed) -> None:
+    async def accept(self, method: bytes | None, begin: Begin) -> None:
         """Take one call after the other until the server stops."""
-        gate = self.gates.get(path)
         while True:
             try:
                 call = await (self._request_call() if method is None else self._request_registered_call(method))
@@ -131,27 +143,45 @@ class Acceptor(Watched):
                 if not self.is_running():
                     return
                 continue
-            if gate is None:
-                self.begin(self.handle(path, resolver, call))
-                continue
-            found = gate(cygrpc._ServicerContext(call, None, None, self.loop))
-            if isinstance(found, Refusal):
-                self.begin(self.turn_away(call, found))
-                continue
-            context = copy_context()
-            context.run(TICKET.set, found)
-            self.begin(self.handle(path, resolver, call), context).add_done_callback(partial(torn, found))
+            begin(call)
 
-    def handle(self, path: str, resolver: _Fixed, call: Any) -> Any:
-        """The library's own way with a call, from its handler to its end."""
+    def pass_gate(self, gate: Gate, path: str, resolver: _Fixed, call: Any) -> None:
+        """Begin with a call, or end it, as its gate says."""
+        found = gate(cygrpc._ServicerContext(call, None, None, self.loop))
+        if isinstance(found, Refusal):
+            if found.hold_s:
+                self.hold(call, found)
+            else:
+                self.run(self.turn_away(call, found))
+            return
+        context = copy_context()
+        context.run(TICKET.set, found)
+        self.begin(path, resolver, call, context).add_done_callback(partial(torn, found))
+
+    def begin(self, path: str, resolver: _Fixed, call: Any, context: Context | None = None) -> asyncio.Task[None]:
+        """Let the library handle a call, to its end."""
         handling = cygrpc._handle_rpc(path, resolver, (), call, self.loop, False)
-        return cygrpc._schedule_rpc_coro(handling, call, self.loop, path)
+        return self.run(cygrpc._schedule_rpc_coro(handling, call, self.loop, path), context)
 
-    def begin(self, work: Any, context: Context | None = None) -> asyncio.Task[None]:
+    def run(self, work: Any, context: Context | None = None) -> asyncio.Task[None]:
         task = self.loop.create_task(work, context=context)
         self.calls.add(task)  # the loop itself keeps no reference
         task.add_done_callback(self.calls.discard)
         return task
+
+    def hold(self, call: Any, refusal: Refusal) -> None:
+        """Turn a call away later; together with others, since what is sent alone costs half as much again."""
+        tick = int((self.loop.time() + refusal.hold_s) / HOLD_TICK_S)
+        if tick not in self.held:
+            self.held[tick] = []
+            self.loop.call_at(tick * HOLD_TICK_S, self.release, tick)
+        self.held[tick].append((call, refusal))
+
+    def release(self, tick: int) -> None:
+        for call, refusal in self.held.pop(tick):
+            self.run(self.turn_away(call, refusal))
+            if refusal.told is not None:
+                refusal.told()
 
     async def turn_away(self, call: Any, refusal: Refusal) -> None:
         """End a call with a status and nothing else: half of what a handler and its abort would cost."""
@@ -163,6 +193,33 @@ class Acceptor(Watched):
 
 def torn(ticket: Ticket, task: asyncio.Task[None]) -> None:  # noqa: ARG001
     ticket.tear()
+
+
+class _Porter:
+    """Hands calls on, a few in each turn of the event loop, the newest first."""
+
+    def __init__(self, hand_on: Callable[[Any], None], loop: asyncio.AbstractEventLoop) -> None:
+        self.hand_on = hand_on
+        self.loop = loop
+        self.pile: list[Any] = []
+        self.left = SLICE  # of this turn
+
+    def take(self, call: Any) -> None:
+        if self.left == SLICE:
+            self.loop.call_soon(self.next_turn)
+        if self.left > 0:
+            self.left -= 1
+            self.hand_on(call)
+        else:
+            self.pile.append(call)
+
+    def next_turn(self) -> None:
+        self.left = SLICE
+        if self.pile:
+            self.loop.call_soon(self.next_turn)
+        while self.pile and self.left > 0:
+            self.left -= 1
+            self.hand_on(self.pile.pop())
 
 
 class _Fixed:

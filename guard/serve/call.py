@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import grpc
@@ -115,17 +116,30 @@ class Call:
         else:
             self.end = "refused"
 
+    def forget(self) -> None:
+        """Let go of what the books needed: an error's traceback holds its frames, they the message and this call."""
+        self.error = self.outcome = None
+
     async def abort(self, error: GuardError) -> None:
         """Answer with the error's own status, message and reason."""
         refusal = self.refusal(error)
         await self.context.abort(refusal.code, refusal.details, refusal.trailing)
 
     def refusal(self, error: GuardError) -> Refusal:
-        code = grpc.StatusCode[error.status]
-        detail = AnyMessage()
-        detail.Pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"guard_id": self.id}))
-        status = Status(code=code.value[0], message=str(error), details=[detail])
-        return Refusal(code, str(error), (*self.marks, (DETAILS, status.SerializeToString())))
+        details = str(error)
+        status = status_details(error.status, error.reason, details).replace(NO_ID, self.id.encode())
+        return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status)))
 
 
+@lru_cache(maxsize=256)
+def status_details(status: str, reason: str, message: str) -> bytes:
+    """A google.rpc.Status with its ErrorInfo, and `NO_ID` for the call's id, which has as many bytes."""
+    detail = AnyMessage()
+    detail.Pack(ErrorInfo(reason=reason, domain=DOMAIN, metadata={"guard_id": NO_ID.decode()}))
+    code = grpc.StatusCode[status].value[0]
+    serialized: bytes = Status(code=code, message=message, details=[detail]).SerializeToString()
+    return serialized
+
+
+NO_ID = b"?" * 16
 CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours

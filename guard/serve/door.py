@@ -18,19 +18,22 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
 from guard.errors import Expired, MalformedRequest, Overloaded, TooLarge, Unchecked
+from guard.serve.allocator import give_back
 from guard.serve.call import Call
 from guard.serve.listener import Handler
 from guard.serve.log import Log
 from guard.serve.permits import FULL, Permit, Permits
 
 INLINE_BYTES = 64 * 1024  # what is smaller is worked on where it is: a thread costs more
+LARGE_BYTES = 8 * 2**20
+TIDY_S = 0.5
 THREADS = 2
 MOST_STREAMS = 64
 EMPTY_POLL_S = 0.01
@@ -60,26 +63,37 @@ class Door:
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="message")
         self.calls = 0  # that have come and not ended
         self.streams = 0
+        self.tidying: asyncio.TimerHandle | None = None
         self.closed = False
 
     def unary(self, work: Work, *, ended: Note = nothing, begun: Note = nothing) -> Handler:
         """The handler of a method of one request and one answer; `begun` may refuse a call before it is read."""
 
         async def handler(requests: Any, context: Any) -> bytes:  # noqa: ARG001  the context reads
-            call = Call.of(context, timeout_s=self.timeout_s)
             try:
-                async with call.answering(self.log):
-                    if self.closed:
-                        raise Unchecked(SHUTTING_DOWN)
-                    begun(call)
-                    with self.counted():
-                        async with self.message(call) as request:
-                            return await work(request, call)
-            finally:
-                ended(call)
-            raise AssertionError("answering() has aborted the call")
+                return await self.answer(Call.of(context, timeout_s=self.timeout_s), work, ended, begun)
+            except grpc.aio.AbortError as abort:
+                # The library keeps it with the call, in a circle that only the garbage collector finds: its traceback
+                # and what it came from would keep the message until then, 120 MiB a refusal.
+                abort.__context__ = None
+                raise abort.with_traceback(None)  # noqa: B904
 
         return grpc.stream_unary_rpc_method_handler(handler)
+
+    async def answer(self, call: Call, work: Work, ended: Note, begun: Note) -> bytes:
+        """See one call to its end. Raises grpc.aio.AbortError where that is no answer."""
+        try:
+            async with call.answering(self.log):
+                if self.closed:
+                    raise Unchecked(SHUTTING_DOWN)
+                begun(call)
+                with self.counted():
+                    async with self.message(call) as request:
+                        return await work(request, call)
+        finally:
+            ended(call)
+            call.forget()
+        raise AssertionError("answering() has aborted the call")
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
         """All messages of a call that may stay silent for long; its memory is taken when a message is there.
@@ -130,11 +144,24 @@ class Door:
             MalformedRequest: the call ended without one.
         """
         async with self.permits.permit(wait_s=call.remaining_s()) as permit:
-            came = await self.read(call, permit)
-            request = await self.plain(came)
-            del came
-            permit.shrink(len(request))
-            yield request
+            try:
+                came = await self.read(call, permit)
+                request = await self.plain(came)
+                del came
+                permit.shrink(len(request))
+                yield request
+            finally:
+                self.tidy(permit.size_bytes)
+
+    def tidy(self, size_bytes: int) -> None:
+        """Give memory back soon after a large message, or one that never came whole."""
+        if size_bytes >= LARGE_BYTES and self.tidying is None:
+            self.tidying = asyncio.get_running_loop().call_later(TIDY_S, self.give_back)
+
+    def give_back(self) -> None:
+        self.tidying = None
+        with suppress(RuntimeError):  # it is closed
+            self.threads.submit(give_back)
 
     async def read(self, call: Call, permit: Permit) -> bytes:
         limit_s = min(self.read_timeout_s, self.timeout_s, call.remaining_s())

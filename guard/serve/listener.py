@@ -25,6 +25,7 @@ from guard.serve.acceptor import Acceptor, Gate, Watched, is_known
 
 STREAMS_A_CONNECTION = 1024  # calls at once on one connection; further ones wait at the client
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that nobody reads yet
+MOST_PENDING = 1_000_000
 REOPEN_POLL_S = 0.02
 LAST_ANSWERS_S = 0.05  # for what was answered to leave before connections close
 
@@ -141,10 +142,12 @@ async def listening(
     options = [
         ("grpc.so_reuseport", 0),  # on by default, and then a forgotten second guard silently shares the port
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # what an upstream answers is bounded where it comes in
         ("grpc.per_message_decompression", 0),  # `Door` unpacks
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_concurrent_streams", STREAMS_A_CONNECTION),
+        ("grpc.server.max_pending_requests", MOST_PENDING),  # by default 1,000, and whoever is beyond hears CANCELLED
+        ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
         # The core would widen windows by what it measures: 450 MiB of unread bodies on eight connections, 40 without.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),

@@ -83,6 +83,7 @@ class Metrics:
             return Histogram(name, text, labels, registry=registry, buckets=buckets)
 
         self.requests = counter("guard_requests_total", "ModelInfer requests by what became of them", "model", "action")
+        self.request_children: dict[tuple[str, str], Counter] = {}
         self.items = counter("guard_items_total", "Items by what was decided for each", "model", "action")
         self.refused = counter("guard_refused_total", "ModelInfer requests refused without a verdict", "reason")
         self.unchecked = counter(
@@ -145,6 +146,14 @@ class Metrics:
         self.disagreed.labels(guarded)
         registry.register(self.p_values)
         registry.register(self.detector_p_values)
+
+    def ended(self, model: str, action: str, seconds: float) -> None:
+        """One ModelInfer request is over."""
+        child = self.request_children.get((model, action))
+        if child is None:  # looking a child up by its labels costs as much as all else here
+            child = self.request_children[model, action] = self.requests.labels(model, action)
+        child.inc()
+        self.request_seconds.observe(seconds)
 
     def model(self, name: str) -> str:
         """The label for a model name that a client sent."""

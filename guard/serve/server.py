@@ -31,6 +31,7 @@ from guard.policy import Policy
 from guard.runtime import CudaOptions
 from guard.serve import admin as guard_admin
 from guard.serve.admin import Admin
+from guard.serve.allocator import few_heaps
 from guard.serve.batcher import Batcher
 from guard.serve.door import Door
 from guard.serve.engine import Engine
@@ -81,6 +82,7 @@ def serve(config: ServeConfig) -> None:
     Raises:
         UserError: whatever keeps it from starting (ConfigError, BundleError, DeviceError, PromiseError, PortError).
     """
+    few_heaps()
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         runner.run(serve_until_signal(config))
 

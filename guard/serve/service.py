@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -105,11 +105,18 @@ class Service:
         """A place for a call, or how it ends where it could not be answered in time: nothing is spent on it."""
         call = Call.of(context, timeout_s=self.config.timeout_s)
         try:
+            call.remaining_s()
             return self.place(call)
-        except Overloaded as error:
+        except Expired as error:
             call.ended(error)
             self.ended(call)
             return call.refusal(error)
+        except Overloaded as error:
+            call.ended(error)
+            self.ended(call)
+            hold_s = self.admission.hold_s(call.deadline - time.monotonic())
+            refusal = call.refusal(error)
+            return replace(refusal, hold_s=hold_s, told=self.admission.hold()) if hold_s else refusal
 
     def place(self, call: Call) -> Place:
         """Raises Overloaded."""
@@ -312,14 +319,13 @@ class Service:
         decided = outcome is not None and (call.end == "answered" or isinstance(call.error, Rejected))
         action = outcome.action if outcome is not None and decided else call.end
         model = outcome.model if outcome is not None else self.model.name if call.items else OTHER
-        self.metrics.requests.labels(model, action).inc()
-        if outcome is None:
+        self.metrics.ended(model, action, time.monotonic() - call.began)
+        if outcome is None and call.items:
             self.metrics.items.labels(model, call.end).inc(call.items)
         if action == "refused":
             self.note_refusal(call)
         elif action == "failed":
             self.metrics.upstream_failures.labels(failure_code(call.error)).inc()
-        self.metrics.request_seconds.observe(time.monotonic() - call.began)
 
     def note_refusal(self, call: Call) -> None:
         error = call.error

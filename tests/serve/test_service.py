@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from guard.config import ServeConfig
 from guard.errors import ConfigError
 from guard.policy import Action
 from guard.runtime import Runtime
+from guard.serve.log import Log
 from guard.serve.passage import opened_methods
+from guard.serve.server import running
 from guard.serve.service import label
 from guard.serve.wire.inference_pb2 import (
     ModelReadyRequest,
@@ -26,7 +29,7 @@ from guard.serve.wire.inference_pb2 import (
 )
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, received
-from tests.serve.guarded import guarding, infer_request
+from tests.serve.guarded import calling, config_for, free_port, guarding, infer_request, until
 
 ORDINARY, BRIGHT, STRIPED = tiny_bundle.ordinary(1), tiny_bundle.bright(1), tiny_bundle.striped(1)
 
@@ -349,6 +352,60 @@ def test_versions(tmp_path: Path) -> None:
             assert unnamed.code is grpc.StatusCode.NOT_FOUND
             assert "names no version" in unnamed.details
             assert (await guarded.client.infer(ORDINARY, model_version="2")).ok
+
+    asyncio.run(story())
+
+
+def test_a_bundle_without_a_version_is_for_the_only_one_that_there_is(bundle: Path) -> None:
+    async def story() -> None:
+        fake = FakeUpstream()
+        fake.metadata.versions[:] = ["3"]
+        async with guarding(bundle, fake) as guarded:
+            for version in ("", "3"):
+                assert (await guarded.client.infer(ORDINARY, model_version=version)).ok
+            other = await guarded.client.infer(ORDINARY, model_version="4")
+            assert (other.code, other.reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL")
+            fake.metadata.versions[:] = ["3", "4"]
+            await until(lambda: guarded.serving.readiness.because is not None)
+            assert "versions 3, 4" in str(guarded.serving.readiness.because)
+            sent = len(fake.requests)
+            for version in ("", "3", "4", "5"):
+                refused = await guarded.client.infer(ORDINARY, model_version=version)
+                assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL")
+                assert "versions 3, 4" in refused.details
+            assert len(fake.requests) == sent
+            fake.metadata.versions[:] = ["4"]
+            await guarded.until_ready()
+            assert (await guarded.client.infer(ORDINARY, model_version="4")).ok
+
+    asyncio.run(story())
+
+
+def test_a_version_that_nobody_has_told_yet_is_not_taken_on_trust(bundle: Path) -> None:
+    async def story() -> None:
+        config = config_for(bundle, f"127.0.0.1:{free_port()}")
+        async with running(config, log=Log("error", io.StringIO())) as serving, calling(serving.address) as client:
+            named = await client.infer(ORDINARY, model_version="1")
+            assert (named.code, named.reason) == (grpc.StatusCode.UNAVAILABLE, "UNCHECKED")
+            assert (await client.infer(ORDINARY)).reason == "UPSTREAM_DOWN"
+
+    asyncio.run(story())
+
+
+def test_readiness_follows_a_disagreement_that_lasts_where_the_operator_says_so(bundle: Path) -> None:
+    async def story() -> None:
+        async with guarding(bundle, max_disagreement=0.1) as guarded:
+            guarded.upstream.wrong = True
+            await guarded.client.infer(tiny_bundle.ordinary(32))
+            assert guarded.serving.readiness.because is None  # a few items are no incident
+            await guarded.client.infer(tiny_bundle.ordinary(32))
+            assert "100% of the last items" in str(guarded.serving.readiness.because)
+            assert await guarded.metric("guard_ready") == 0
+            assert await guarded.metric("guard_upstream_disagreement_ratio") == 1
+            guarded.upstream.wrong = False
+            for _ in range(8):
+                assert (await guarded.client.infer(tiny_bundle.ordinary(32))).ok
+            await guarded.until_ready()
 
     asyncio.run(story())
 

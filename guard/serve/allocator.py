@@ -1,0 +1,36 @@
+"""Memory that large messages took goes back to the system, as far as the C library can be told so.
+
+gRPC's core puts a message together from thousands of small pieces, on several threads. glibc gives each thread a heap
+of its own and keeps what was freed in the middle of it: after eight bodies of 120 MiB, one after the other, 900 MiB
+were held and none of it in use. With two heaps, and a word when a large message is gone, 300 are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
+from typing import Any
+
+M_ARENA_MAX = -8  # glibc's <malloc.h>
+HEAPS = 2
+
+
+def library() -> Any:
+    """The C library, or None where it is not glibc."""
+    with suppress(OSError, AttributeError):
+        found = ctypes.CDLL(None)
+        if hasattr(found, "mallopt") and hasattr(found, "malloc_trim"):
+            return found
+    return None
+
+
+def few_heaps() -> None:
+    """Let this process have `HEAPS` heaps; to be called before it starts threads."""
+    if (glibc := library()) is not None:
+        glibc.mallopt(M_ARENA_MAX, HEAPS)
+
+
+def give_back() -> None:
+    """Hand free memory back. Takes milliseconds, without the interpreter's lock."""
+    if (glibc := library()) is not None:
+        glibc.malloc_trim(0)

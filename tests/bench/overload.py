@@ -1,0 +1,168 @@
+"""For maintainers: what a guard still answers when it is offered more than it can.
+
+    python -m tests.bench.overload                                    the tiny bundle of the tests
+    python -m tests.bench.overload --bundle demo/bundle --model demo/model.onnx
+    python -m tests.bench.overload … --checkout OTHER                 the guard of another checkout: before and after
+
+Guard and model server share one CPU, the clients have another. The capacity for a deadline is the most that closed
+loops of 4 to 64 calls get answered, as long as 95 % of the answers come within that deadline. Then calls come at
+one, two and four times that rate, whatever becomes of those before; a client whose call is refused tries again at
+once, up to `--retries` times within its deadline. Goodput counts answered requests, not calls. The books are held
+against what was sent: they must account for every call that a client did not give up before it was seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from guard.bundle import Bundle
+from guard.serve.server import event_loop_factory
+from guard.serve.upstream import path
+from tests.bench.sidecar import ROOT, Guarded, request_for, serving, table, tiny
+
+DEADLINES_S = (0.05, 0.25, 1.0)
+TIMES = (1, 2, 4)
+CHANNELS = 8
+IN_FLIGHT = (4, 8, 16, 32, 64)
+AGAIN = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE})
+HOPELESS_S = 0.002  # less than that left: nobody tries again
+
+
+@dataclass
+class Clients:
+    """Calls to one guard over several connections."""
+
+    calls: list[Any]
+    body: bytes
+    sent: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)  # of requests
+    answered: int = 0
+
+    async def closed(self, in_flight: int, seconds: float) -> tuple[float, float]:
+        """Answers a second, and the time within which 95 % of them came."""
+        took: list[float] = []
+        end = time.monotonic() + seconds
+
+        async def client(number: int) -> None:
+            while time.monotonic() < end:
+                began = time.monotonic()
+                self.sent += 1
+                try:
+                    await self.calls[number % CHANNELS](self.body, timeout=30)
+                except grpc.aio.AioRpcError:
+                    continue
+                took.append(time.monotonic() - began)
+
+        await asyncio.gather(*(client(number) for number in range(in_flight)))
+        took.sort()
+        return len(took) / seconds, took[int(0.95 * len(took))] if took else float("inf")
+
+    async def open(self, rate: float, deadline_s: float, seconds: float, retries: int) -> float:
+        """Requests answered a second, where `rate` come in each."""
+        self.statuses, self.answered = Counter(), 0
+        began = time.monotonic()
+        requests: list[asyncio.Task[None]] = []
+        while (passed := time.monotonic() - began) < seconds:
+            due = int(passed * rate) - len(requests)
+            requests += [asyncio.create_task(self.request(len(requests) + n, deadline_s, retries)) for n in range(due)]
+            await asyncio.sleep(0.002)
+        await asyncio.gather(*requests)
+        return self.answered / seconds
+
+    async def request(self, number: int, deadline_s: float, retries: int) -> None:
+        end, last = time.monotonic() + deadline_s, "NEVER_SENT"
+        for attempt in range(1 + retries):
+            left = end - time.monotonic()
+            if left < HOPELESS_S:
+                break
+            self.sent += 1
+            try:
+                await self.calls[(number + attempt) % CHANNELS](self.body, timeout=left)
+            except grpc.aio.AioRpcError as error:
+                last = error.code().name
+                if error.code() not in AGAIN:
+                    break
+                continue
+            last = "OK"
+            self.answered += 1
+            break
+        self.statuses[last] += 1
+
+
+async def measure(guarded: Guarded, body: bytes, options: argparse.Namespace) -> bool:
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(
+                grpc.aio.insecure_channel(guarded.address, [("grpc.use_local_subchannel_pool", 1)])
+            )
+            for _ in range(CHANNELS)
+        ]
+        clients = Clients([channel.unary_unary(path("ModelInfer")) for channel in channels], body)
+        await clients.closed(4, 0.5)  # connections, first batches
+        loops = [(count, *await clients.closed(count, options.seconds / 2)) for count in IN_FLIGHT]
+        print(
+            table(
+                ["in flight", "answers/s", "95 % within"], [(n, f"{r:.0f}", f"{s * 1e3:.0f} ms") for n, r, s in loops]
+            )
+        )
+        rows = []
+        for deadline_s in options.deadlines:
+            fitting = [rate for _, rate, within_s in loops if within_s <= deadline_s] or [loops[0][1]]
+            capacity = max(fitting)
+            for times in TIMES:
+                goodput = await clients.open(times * capacity, deadline_s, options.seconds, options.retries)
+                ended = ", ".join(f"{name} {count}" for name, count in clients.statuses.most_common())
+                offered = (f"{deadline_s * 1e3:.0f} ms", f"{capacity:.0f}", f"{times} x")
+                rows.append((*offered, f"{goodput:.0f}", f"{goodput / capacity:.0%}", ended))
+                print(".", end="", flush=True)
+                await asyncio.sleep(0.5)
+    print("\n" + table(["deadline", "capacity/s", "offered", "goodput/s", "of capacity", "requests ended"], rows))
+    books = guarded.books()
+    unseen = clients.sent - sum(books.values())
+    print(f"\ncalls sent {clients.sent}, in the books {dict(books)}; ended by their clients, unseen: {unseen}")
+    return 0 <= unseen <= MOST_UNSEEN * clients.sent
+
+
+MOST_UNSEEN = 0.25  # of all calls: a client's own deadline may pass while a call is on its way
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--model", type=Path, help="the bundle's model as .onnx")
+    parser.add_argument("--checkout", type=Path, default=ROOT)
+    parser.add_argument("--retries", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each cell")
+    parser.add_argument("--quick", action="store_true", help="one deadline, short cells: under a minute")
+    options = parser.parse_args(arguments)
+    options.deadlines = DEADLINES_S[1:2] if options.quick else DEADLINES_S
+    options.seconds = 1.5 if options.quick else options.seconds
+    cpus = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        bundle, model, name = tiny(Path(folder)) if options.bundle is None else (options.bundle, options.model, "")
+        opened = Bundle.open(bundle)
+        name = name or opened.manifest.model.name
+        with serving(bundle.resolve(), model.resolve(), name, checkout=options.checkout, cpus={cpus[0]}) as guarded:
+            os.sched_setaffinity(0, {cpus[-1]})
+            with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+                good = runner.run(measure(guarded, request_for(opened), options))
+            os.sched_setaffinity(0, set(cpus))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

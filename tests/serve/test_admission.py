@@ -1,0 +1,109 @@
+"""Shedding at the door, by made-up clocks: what can be answered comes in, what cannot does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from guard.errors import Overloaded
+from guard.serve.admission import HOLD_SHARE, MOST_HELD, SHARE, Admission, Place
+
+
+@dataclass
+class Guard:
+    """One device that takes `each_s` for a call, whatever else waits, and an admission in front of it."""
+
+    each_s: float
+    admission: Admission = field(default_factory=Admission)
+    now: float = 100.0
+    free_at: float = 100.0
+    waiting: list[tuple[float, float, Place]] = field(default_factory=list)  # done at, deadline, place
+    answered: int = 0
+    late: int = 0
+    refused: int = 0
+
+    def arrive(self, deadline_s: float) -> None:
+        try:
+            place = self.admission.enter(self.now, deadline_s)
+        except Overloaded:
+            self.refused += 1
+            return
+        self.free_at = max(self.free_at, self.now) + self.each_s
+        self.waiting.append((self.free_at, self.now + deadline_s, place))
+
+    def until(self, then: float) -> None:
+        while self.waiting and self.waiting[0][0] <= then:
+            done_at, deadline, place = self.waiting.pop(0)
+            in_time = done_at <= deadline
+            place.leave(done_at, inspected=True)
+            self.answered += in_time
+            self.late += not in_time
+        self.now = then
+
+    def offer(self, rate: float, deadline_s: float, seconds: float) -> None:
+        for number in range(int(rate * seconds)):
+            self.until(100.0 + number / rate)
+            self.arrive(deadline_s)
+        self.until(self.now + 60.0)
+
+
+@pytest.mark.parametrize("deadline_s", [0.05, 0.25, 1.0])
+@pytest.mark.parametrize("times", [1.0, 2.0, 4.0])
+def test_a_device_that_is_offered_too_much_stays_at_its_capacity(deadline_s: float, times: float) -> None:
+    guard = Guard(each_s=0.0025)
+    guard.offer(400 * times * 0.98, deadline_s, 10)
+    capacity = 400 * 10
+    assert guard.answered >= 0.9 * min(capacity, 400 * times * 0.98 * 10)
+    assert guard.late <= 0.02 * capacity
+    assert guard.admission.inside == 0
+
+
+def test_an_idle_guard_refuses_nothing_whatever_it_has_seen() -> None:
+    guard = Guard(each_s=0.5)
+    guard.offer(20, 1.0, 10)
+    assert guard.refused > 0
+    guard.admission.enter(guard.now, 0.001)
+
+
+def test_a_burst_is_taken_as_far_as_it_can_be_answered() -> None:
+    guard = Guard(each_s=0.0025)
+    guard.offer(300, 0.25, 5)
+    before = guard.answered
+    for _ in range(400):
+        guard.arrive(0.25)
+    guard.until(guard.now + 10)
+    assert 0.5 * SHARE * 0.25 / 0.0025 <= guard.answered - before <= 0.25 / 0.0025
+
+
+def test_the_model_servers_time_counts() -> None:
+    admission = Admission()
+    for _ in range(100):
+        admission.forwarded(0.2)
+    admission.enter(0.0, 0.1)
+    with pytest.raises(Overloaded):
+        admission.enter(0.0, 0.1)
+    admission.enter(0.0, 1.0)
+
+
+def test_a_place_is_left_once() -> None:
+    admission = Admission()
+    place = admission.enter(0.0, 1.0)
+    place.leave(0.1, inspected=True)
+    place.leave(0.2, inspected=False)
+    place.tear()
+    assert admission.inside == 0
+
+
+def test_refusals_are_held_only_while_they_outnumber_answers() -> None:
+    guard = Guard(each_s=0.0025)
+    guard.offer(400, 0.25, 3)
+    assert guard.admission.hold_s(0.25) == 0.0
+    for number in range(4000):
+        guard.until(200.0 + number / 1600)
+        guard.arrive(0.25)
+    assert guard.admission.hold_s(0.25) == pytest.approx(HOLD_SHARE * 0.25)
+    told = [guard.admission.hold() for _ in range(MOST_HELD)]
+    assert guard.admission.hold_s(0.25) == 0.0
+    told[0]()
+    assert guard.admission.hold_s(0.25) > 0.0
