@@ -4,9 +4,9 @@ How it works. grpc.aio takes every call in one coroutine, and decodes the call's
 raises, the coroutine ends, and the library answers by cancelling all calls and closing the port. Here each known method
 is registered with the core, which compares paths as bytes; whatever is not registered goes to one handler that needs no
 path. So no byte of a client is decoded in the coroutines that accept. A call waits in the core, unseen and uncounted,
-until somebody asks for it, so requests for calls stand ready by the dozen. Where a gate stands, a flood of calls must
-not keep those inside from getting on: at most `SLICE` calls are looked at in one turn of the event loop. The others
-wait in a pile, and the newest is taken first, since it has the longest to live.
+until somebody asks for it, so requests for calls stand ready by the dozen. A flood of calls must not keep those that
+are being handled from getting on, nor hold up whoever calls once: at most `SLICE` calls begin in one turn of the event
+loop. The others wait in a pile, and the newest is taken first, since it has the longest to live.
 
 Rule 1: nothing that a client sends ends the acceptance of calls.
 Rule 2: should it end all the same, `lost` is told, and calls in flight go on: what to do is the listener's to decide.
@@ -28,10 +28,10 @@ from typing import Any, Protocol
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # it ships no types
 
-DEPTH = 4  # calls of one method that the core hands over without being asked again
+DEPTH = 8  # calls of one method that the core hands over without being asked again
 DEPTH_AT_GATE = 256
 HOLD_TICK_S = 0.01
-SLICE = 4  # calls that a gate looks at in one turn of the event loop
+SLICE = 4  # calls that begin, or are refused, in one turn of the event loop
 UNREGISTERED = "unregistered"  # stands for the path of every call whose method nobody registered
 
 KNOWN = {  # private function -> its parameters, as this file calls it
@@ -124,15 +124,18 @@ class Acceptor(Watched):
     async def _server_main_loop(self, started: asyncio.Future[bool]) -> None:
         with suppress(_CoreStartedError):
             await super()._server_main_loop(started)
+        porter = _Porter(self.loop)
         async with asyncio.TaskGroup() as group:
             for method, (path, resolver) in self.resolvers.items():
                 begin: Begin = partial(self.begin, path, resolver)
                 if (gate := self.gates.get(path)) is not None:
-                    begin = _Porter(partial(self.pass_gate, gate, path, resolver), self.loop).take
+                    begin = partial(self.pass_gate, gate, path, resolver)
                 for _ in range(DEPTH if gate is None else DEPTH_AT_GATE):
-                    group.create_task(self.accept(method, begin))
+                    group.create_task(self.accept(method, partial(porter.take, begin)))
             for _ in range(DEPTH):
-                group.create_task(self.accept(None, partial(self.begin, UNREGISTERED, self.other)))
+                group.create_task(
+                    self.accept(None, partial(porter.take, partial(self.begin, UNREGISTERED, self.other)))
+                )
 
     async def accept(self, method: bytes | None, begin: Begin) -> None:
         """Take one call after the other until the server stops."""
@@ -196,22 +199,21 @@ def torn(ticket: Ticket, task: asyncio.Task[None]) -> None:  # noqa: ARG001
 
 
 class _Porter:
-    """Hands calls on, a few in each turn of the event loop, the newest first."""
+    """Lets calls begin, a few in each turn of the event loop, the newest first."""
 
-    def __init__(self, hand_on: Callable[[Any], None], loop: asyncio.AbstractEventLoop) -> None:
-        self.hand_on = hand_on
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.pile: list[Any] = []
+        self.pile: list[tuple[Begin, Any]] = []
         self.left = SLICE  # of this turn
 
-    def take(self, call: Any) -> None:
+    def take(self, begin: Begin, call: Any) -> None:
         if self.left == SLICE:
             self.loop.call_soon(self.next_turn)
         if self.left > 0:
             self.left -= 1
-            self.hand_on(call)
+            begin(call)
         else:
-            self.pile.append(call)
+            self.pile.append((begin, call))
 
     def next_turn(self) -> None:
         self.left = SLICE
@@ -219,7 +221,8 @@ class _Porter:
             self.loop.call_soon(self.next_turn)
         while self.pile and self.left > 0:
             self.left -= 1
-            self.hand_on(self.pile.pop())
+            begin, call = self.pile.pop()
+            begin(call)
 
 
 class _Fixed:

@@ -30,6 +30,7 @@ HOLD_SHARE = 0.9
 MOST_HELD = 1024
 NEWEST_WEIGHT = 0.1  # of the newest call in a mean
 RATE_WINDOW_S = 0.25  # of busy time over which departures are counted
+FEWEST_DEPARTURES = 10  # that tell a rate before the first window is over
 RATE_KEPT = 0.98  # of the best rate after a window that was worse
 
 
@@ -53,7 +54,10 @@ class Place:
 
 
 class Admission:
-    """How many calls are being inspected, how long each takes, and how fast they leave at best."""
+    """How many calls are being inspected, how long each takes, and how fast they leave at best.
+
+    Whoever gives up leaves as well: a client that takes its calls back must not make the guard seem slow to others.
+    """
 
     def __init__(self) -> None:
         self.inside = 0
@@ -76,8 +80,8 @@ class Admission:
     def left(self, place: Place, now: float, *, inspected: bool) -> None:
         self.update(now)
         self.inside -= 1
+        self.departures += 1
         if inspected:
-            self.departures += 1
             self.stay_s += NEWEST_WEIGHT * (now - place.entered - self.stay_s)
             self.company += NEWEST_WEIGHT * (place.company - self.company)
 
@@ -87,7 +91,7 @@ class Admission:
 
     def expected_s(self) -> float:
         """How long a call that comes now will take."""
-        rate = self.best_rate or (self.departures / self.busy_s if self.busy_s else 0.0)
+        rate = self.best_rate or (self.departures / self.busy_s if self.departures >= FEWEST_DEPARTURES else 0.0)
         more = (self.inside - self.company) / rate if rate else 0.0
         return max(0.0, self.stay_s + more) + self.upstream_s
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -98,6 +98,7 @@ class Batcher:
         self.max_queue_items = max(1, max_queue_rows // rows_per_item)
         self.clock = clock
         self.queue: deque[Piece] = deque()
+        self.waiting_items = 0  # in the queue; kept, since a sum over it at every arrival is slowest when it matters
         self.arrival = asyncio.Event()
         self.running_task: asyncio.Task[None] | None = None
         self.busy_since: float | None = None  # when the batch on the device went there
@@ -117,14 +118,11 @@ class Batcher:
             for piece in self.queue:
                 fail(piece.job, Unchecked(SHUTTING_DOWN))
             self.queue.clear()
+            self.waiting_items = 0
 
     def busy_s(self) -> float:
         """For how long the device has owed an answer."""
         return 0.0 if self.busy_since is None else self.clock() - self.busy_since
-
-    @property
-    def waiting_items(self) -> int:
-        return sum(piece.items for piece in self.queue)
 
     async def submit(self, images: NDArray[Any], deadline: float) -> Readings:
         """The readings of `images` [item, ...].
@@ -144,7 +142,7 @@ class Batcher:
             raise Expired(EXPIRED) from error
         finally:
             if job.waiter.cancelled():
-                self.forget_dead()
+                self.forget({job: "expired" if job.expired else "cancelled"})
                 self.observer.queued(self.waiting_items * self.rows_per_item)
 
     def admit(self, images: NDArray[Any], deadline: float) -> Job:
@@ -155,27 +153,35 @@ class Batcher:
             )
         if self.running_task is None:
             raise Unchecked("the guard is not inspecting: it is starting or shutting down")
-        self.forget_dead()
+        if self.waiting_items + count > self.max_queue_items:
+            self.forget_dead()
         if self.waiting_items + count > self.max_queue_items:
             raise Overloaded(f"{self.waiting_items} items wait for inspection already; try again later or elsewhere")
         now = self.clock()
         job = Job(images, deadline, now, asyncio.get_running_loop().create_future())
         for start in range(0, count, self.max_items):
             self.queue.append(Piece(job, start, min(start + self.max_items, count)))
+        self.waiting_items += count
         self.observer.queued(self.waiting_items * self.rows_per_item)
         self.arrival.set()
         return job
 
     def forget_dead(self) -> None:
-        """Drop whoever nobody waits for, counting each request once."""
+        """Drop whoever nobody waits for."""
         now = self.clock()
         reasons = {piece.job: reason for piece in self.queue if (reason := piece.job.dead(now))}
-        if not reasons:
-            return
-        self.queue = deque(piece for piece in self.queue if piece.job not in reasons)
-        for job, reason in reasons.items():
-            if reason != "failed":
-                self.observer.dropped(reason)
+        if reasons:
+            self.forget(reasons)
+
+    def forget(self, reasons: Mapping[Job, str]) -> None:
+        """Take these out of the queue, counting each request that was still in it once."""
+        kept = deque(piece for piece in self.queue if piece.job not in reasons)
+        gone = {piece.job for piece in self.queue if piece.job in reasons}
+        self.queue = kept
+        self.waiting_items = sum(piece.items for piece in kept)
+        for job in gone:
+            if reasons[job] != "failed":
+                self.observer.dropped(reasons[job])
             fail(job, Expired(EXPIRED))
 
     async def serve(self) -> None:
@@ -202,6 +208,7 @@ class Batcher:
         room = self.max_items
         while self.queue and self.queue[0].items <= room:
             piece = self.queue.popleft()
+            self.waiting_items -= piece.items
             room -= piece.items
             batch.append(piece)
             if not piece.job.started:

@@ -46,6 +46,7 @@ class Call:
     items: int = 0
     began: float = field(default_factory=time.monotonic)
     place: Place | None = None  # among those that are being inspected
+    patience: asyncio.TimerHandle | None = None  # until the place is given to others, as long as no message has come
     outcome: Any = None  # what the method's own service leaves here for its books
     end: End = "answered"
     error: Exception | None = None  # what ended it, where it was not answered

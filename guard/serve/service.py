@@ -54,6 +54,7 @@ from guard.serve.readiness import Readiness
 from guard.serve.upstream import Upstream, path
 from guard.serve.wire.inference_pb2 import ModelInferRequest
 
+READ_PATIENCE_S = 0.05  # for a message, before its call no longer counts among those that others wait for
 REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
 DISAGREEMENT_LOG_S = 10.0  # at most one line about a stale bundle in this time
 
@@ -129,8 +130,11 @@ class Service:
         if self.policy.mode == "off":
             return
         call.place = given if isinstance(given, Place) else self.place(call)
+        call.patience = asyncio.get_running_loop().call_later(READ_PATIENCE_S, call.place.tear)
 
     async def model_infer(self, request: bytes, call: Call) -> bytes:
+        if call.patience is not None:
+            call.patience.cancel()
         outcome = await self.examine(request, call)
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=True)

@@ -301,6 +301,33 @@ def test_a_call_that_never_gets_its_message_ends(bundle: Path) -> None:
     asyncio.run(story())
 
 
+def test_calls_without_a_message_do_not_make_the_guard_seem_busy(bundle: Path) -> None:
+    """Nor do those that are taken back: how long a call takes is judged by calls that are inspected."""
+
+    async def story() -> None:
+        async with guarding(bundle) as guarded:
+
+            def hold(held: threading.Event, over: threading.Event) -> None:
+                with Wire(guarded.serving.address) as wire:
+                    for _ in range(64):
+                        wire.body(wire.open(grpc_headers(INFER)), message(CLEAN)[:-1], end=False)
+                    for _ in range(200):
+                        wire.send(reset(wire.open(grpc_headers(INFER))))
+                    held.set()
+                    over.wait(20)
+
+            held, over = threading.Event(), threading.Event()
+            holder = asyncio.create_task(asyncio.to_thread(hold, held, over))
+            await asyncio.to_thread(held.wait, 20)
+            for _ in range(30):
+                answer = await guarded.client.infer(ORDINARY, timeout_s=2.0)
+                assert answer.ok, answer.details
+            over.set()
+            await holder
+
+    asyncio.run(story())
+
+
 def test_unfinished_messages_do_not_keep_others_out(bundle: Path) -> None:
     """As many as there is memory for, each held open: whoever comes gets in when the oldest have had their time."""
 

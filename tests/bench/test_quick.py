@@ -1,0 +1,18 @@
+"""The sidecar's benchmarks in their short form: what takes longer, and the figures, are on the benchmark page."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUICK = ("fuzz_frames", "fuzz_messages", "memory", "overload")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_it_runs_and_finds_nothing_wrong(name: str, root: Path) -> None:
+    command = [sys.executable, "-m", f"tests.bench.{name}", "--quick"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
