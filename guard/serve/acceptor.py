@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # it ships no types
 
-DEPTH = 8  # calls of one method that the core hands over without being asked again
+DEPTH = 32  # calls of one method that the core hands over without being asked again
 DEPTH_AT_GATE = 256
 HOLD_TICK_S = 0.01
 SLICE = 4  # calls that begin, or are refused, in one turn of the event loop

@@ -54,7 +54,7 @@ from guard.serve.readiness import Readiness
 from guard.serve.upstream import Upstream, path
 from guard.serve.wire.inference_pb2 import ModelInferRequest
 
-READ_PATIENCE_S = 0.05  # for a message, before its call no longer counts among those that others wait for
+READ_PATIENCE_S = 0.25  # for a message, before its call no longer counts among those that others wait for
 REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
 DISAGREEMENT_LOG_S = 10.0  # at most one line about a stale bundle in this time
 
