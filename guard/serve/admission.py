@@ -25,7 +25,7 @@ from collections.abc import Callable
 from guard.errors import Overloaded
 
 CROWDED = "too many requests are being inspected for another to be answered in time; try again later or elsewhere"
-SHARE = 0.7  # of the time left that may be spent, as far as it can be foreseen
+SHARE = 0.85  # of the time left that may be spent, as far as it can be foreseen
 HOLD_SHARE = 0.9
 MOST_HELD = 1024
 NEWEST_WEIGHT = 0.1  # of the newest call in a mean

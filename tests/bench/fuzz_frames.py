@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.serve import tiny_bundle
-from tests.serve.endurance import Findings, Limits, endure
+from tests.serve.endurance import Findings, Limits, Progress, endure
 
 QUICK_SEQUENCES = 500
 PROGRESS_S = 10.0
@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def progress_lines():
+def progress_lines() -> Progress:
     """Shows how far it is, every few seconds."""
     began = shown = time.monotonic()
 

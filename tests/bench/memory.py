@@ -2,6 +2,7 @@
 
     python -m tests.bench.memory            8 bodies of 120 MiB, 20 that do not end, 8 gzip bombs; exits 1 over 1 GiB
     python -m tests.bench.memory --quick    the same with bodies of a tenth
+    python -m tests.bench.memory --checkout OTHER
 
 The guard takes messages of up to 128 MiB and is otherwise as it comes. Attackers speak HTTP/2 by hand and mind what
 they are granted; a bystander asks all the time whether the guard lives, and sends clean requests.
@@ -25,7 +26,7 @@ from typing import Any
 import grpc
 
 from guard.serve.upstream import path
-from tests.bench.sidecar import PeakMemory, serving, table, tiny
+from tests.bench.sidecar import ROOT, PeakMemory, serving, table, tiny
 from tests.serve.bystander import BYSTANDER
 from tests.serve.frames import Wire, grpc_headers, message
 from tests.serve.processes import process
@@ -87,6 +88,7 @@ def bystander(address: str) -> Iterator[list[dict[str, Any]]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkout", type=Path, default=ROOT, help="of the guard: before and after")
     parser.add_argument("--quick", action="store_true", help="bodies of 12 MiB")
     options = parser.parse_args(arguments)
     size = (12 if options.quick else 120) * 2**20
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Path(folder) / "guard.toml"
         settings.write_text(f"max_message_bytes = {size + 8 * 2**20}\n", encoding="utf-8")
         body = bytes(size)
-        with serving(bundle, model, name, "--config", str(settings)) as guarded:
+        with serving(bundle, model, name, "--config", str(settings), checkout=options.checkout) as guarded:
             address = guarded.address
             scenes = (
                 ("8 bodies", 8, lambda: whole(address, body)),
