@@ -41,6 +41,6 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:  ## remove everything that make built
-	rm -rf .venv .side build dist demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .side build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -rf *.egg-info
 	find guard tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,7 +26,7 @@ import grpc.aio
 
 from guard.errors import Expired, MalformedRequest, Overloaded, TooLarge, Unchecked
 from guard.serve.allocator import give_back
-from guard.serve.call import Call
+from guard.serve.call import Call, let_go
 from guard.serve.listener import Handler
 from guard.serve.log import Log
 from guard.serve.permits import FULL, Permit, Permits
@@ -70,13 +70,10 @@ class Door:
         """The handler of a method of one request and one answer; `begun` may refuse a call before it is read."""
 
         async def handler(requests: Any, context: Any) -> bytes:  # noqa: ARG001  the context reads
-            try:
-                return await self.answer(Call.of(context, timeout_s=self.timeout_s), work, ended, begun)
-            except grpc.aio.AbortError as abort:
-                # The library keeps it with the call, in a circle that only the garbage collector finds: its traceback
-                # and what it came from would keep the message until then, 120 MiB a refusal.
-                abort.__context__ = None
-                raise abort.with_traceback(None)  # noqa: B904
+            answer = b""  # which nobody gets where the call was aborted
+            async with let_go():
+                answer = await self.answer(Call.of(context, timeout_s=self.timeout_s), work, ended, begun)
+            return answer  # noqa: RET504  mypy holds what follows a block that may end an exception for unreachable
 
         return grpc.stream_unary_rpc_method_handler(handler)
 

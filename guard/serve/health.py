@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from guard.errors import MalformedRequest, UnknownService
-from guard.serve.call import Call
+from guard.serve.call import Call, let_go
 from guard.serve.door import Door
 from guard.serve.listener import Methods
 from guard.serve.readiness import Readiness
@@ -36,7 +36,7 @@ class Health:
     def methods(self, door: Door) -> Methods:
         async def watch(requests: Any, context: Any) -> None:  # noqa: ARG001  the context reads
             call = Call.of(context, timeout_s=door.timeout_s)
-            async with call.answering(door.log):
+            async with let_go(), call.answering(door.log):
                 async with door.message(call) as request:
                     service = asked(request)
                 await self.watch(service, call)

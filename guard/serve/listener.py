@@ -25,6 +25,7 @@ from guard.serve.acceptor import Acceptor, Gate, Watched, is_known
 
 STREAMS_A_CONNECTION = 1024  # calls at once on one connection; further ones wait at the client
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that nobody reads yet
+METADATA_BYTES = 32 * 1024  # of a call's headers; gRPC's servers take 16 KiB
 MOST_PENDING = 1_000_000
 REOPEN_POLL_S = 0.02
 LAST_ANSWERS_S = 0.05  # for what was answered to leave before connections close
@@ -144,6 +145,8 @@ async def listening(
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),  # what an upstream answers is bounded where it comes in
         ("grpc.per_message_decompression", 0),  # `Door` unpacks
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", METADATA_BYTES),
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_concurrent_streams", STREAMS_A_CONNECTION),
         ("grpc.server.max_pending_requests", MOST_PENDING),  # by default 1,000, and whoever is beyond hears CANCELLED

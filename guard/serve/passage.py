@@ -20,12 +20,12 @@ from google.protobuf.message import DecodeError
 
 from guard.config import ServeConfig
 from guard.errors import ConfigError, NotAllowed
-from guard.serve.call import UNCHECKED, Call
+from guard.serve.call import UNCHECKED, Call, let_go
 from guard.serve.door import Door, Work
 from guard.serve.listener import Handler, Methods
 from guard.serve.metrics import OTHER, Metrics
 from guard.serve.readiness import Readiness
-from guard.serve.upstream import Upstream, end_to_end, path
+from guard.serve.upstream import Upstream, end_in_core, end_to_end, path
 from guard.serve.wire.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
@@ -121,7 +121,7 @@ class Passage:
             call = Call.of(context, timeout_s=self.config.timeout_s)
             label = OTHER if method is None else self.metrics.method(method.rpartition("/")[2])
             self.metrics.calls.labels(label, "refused").inc()
-            async with call.answering(self.door.log):
+            async with let_go(), call.answering(self.door.log):
                 raise NotAllowed(f"the guard does not pass {named}, which it cannot inspect; allow_methods opens it")
 
         return grpc.stream_stream_rpc_method_handler(handler)
@@ -136,7 +136,7 @@ class Passage:
             self.metrics.unchecked.labels(OTHER, "allowed_method").inc()
             try:
                 with self.door.counted():
-                    async with call.answering(self.door.log):
+                    async with let_go(), call.answering(self.door.log):
                         await self.pass_through(method, call)
             finally:
                 self.metrics.calls.labels(label, "opened" if call.end == "answered" else call.end).inc()
@@ -149,12 +149,12 @@ class Passage:
         upwards = asyncio.create_task(pass_upwards(self.door.stream(call), upstream))
         try:
             await pass_downwards(upstream, call)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, grpc.aio.AioRpcError):
             if upwards.done() and not upwards.cancelled() and (error := upwards.exception()) is not None:
                 raise error from None  # our own way of ending the upstream's call
             raise
         finally:
-            upstream.cancel()  # gRPC drops, but does not end, the call of a handler that is cancelled in a write
+            end_in_core(upstream)  # gRPC drops, but does not end, the call of a handler that is cancelled in a write
             upwards.cancel()
             await asyncio.gather(upwards, return_exceptions=True)
 
@@ -170,7 +170,7 @@ async def pass_upwards(messages: AsyncIterator[bytes], upstream: Any) -> None:
     except asyncio.InvalidStateError:
         return  # the upstream has ended the call and wants no more
     except BaseException:
-        upstream.cancel()
+        end_in_core(upstream)
         raise
 
 

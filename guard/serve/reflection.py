@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from guard.errors import MalformedRequest, TooLarge
-from guard.serve.call import Call
+from guard.serve.call import Call, let_go
 from guard.serve.door import INLINE_BYTES, Door
 from guard.serve.listener import Methods
 from guard.serve.wire import guard_pb2, inference_pb2
@@ -30,7 +30,7 @@ def reflecting(services: Sequence[str], door: Door) -> Methods:
     async def handler(requests: Any, context: Any) -> None:  # noqa: ARG001  the context reads
         call = Call.of(context, timeout_s=door.timeout_s)
         with door.counted():
-            async with call.answering(door.log):
+            async with let_go(), call.answering(door.log):
                 async for answer in servicer.ServerReflectionInfo(asked(door, call), context):
                     await context.write(answer.SerializeToString())
 

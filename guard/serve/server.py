@@ -10,6 +10,7 @@ Rule 2: it does exit, with one line, if it cannot keep its promise: bad bundle, 
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
@@ -108,6 +109,7 @@ async def serve_until_signal(config: ServeConfig) -> None:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stop.set)
         async with running(config, log=log) as serving:
+            gc.freeze()  # what is here now stays: no collection need look at it again
             await stop.wait()
             stop.clear()
             draining = asyncio.create_task(serving.drain())

@@ -72,6 +72,30 @@ def may_be_sent(key: str, value: str | bytes) -> bool:
     return isinstance(value, str) and LEGAL_VALUE.fullmatch(value) is not None
 
 
+async def answer_of(call: Any) -> bytes:
+    body: bytes = await call
+    return body
+
+
+def ignore(answering: asyncio.Future[bytes]) -> None:
+    """Nobody waits for the answer any more, nor for why there is none."""
+    if not answering.cancelled():
+        answering.exception()
+
+
+def end_in_core(call: Any) -> None:
+    """Cancel a call of ours so that gRPC gives back what it holds.
+
+    A cancelled task of grpc.aio leaves its operations behind, with all of the call's metadata, for good: 300 KB for
+    each client that leaves with a header that large. Ended in the core, the operations finish.
+    """
+    core = getattr(call, "_cython_call", None)
+    if core is None or not hasattr(core, "cancel"):
+        call.cancel()
+    else:
+        core.cancel("nobody waits for the answer any more")
+
+
 @dataclass(frozen=True)
 class Answer:
     """A unary answer as it came."""
@@ -121,10 +145,15 @@ class Upstream:
         """
         start: Any = self.channel.unary_unary(method)  # without serializers: bytes in, bytes out
         call = start(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
+        answering = asyncio.ensure_future(answer_of(call))
         try:
-            body: bytes = await call
+            body = await asyncio.shield(answering)
         except grpc.aio.AioRpcError as error:
             raise self.judged(error) from error
+        except asyncio.CancelledError:
+            answering.add_done_callback(ignore)
+            end_in_core(call)
+            raise
         return Answer(body, end_to_end(await call.initial_metadata()), end_to_end(await call.trailing_metadata()))
 
     def stream(self, method: str, metadata: Metadata, timeout_s: float | None) -> Any:

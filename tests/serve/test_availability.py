@@ -26,6 +26,7 @@ from guard.serve.log import Log
 from guard.serve.server import running
 from guard.serve.upstream import path
 from guard.serve.wire.inference_pb2 import ServerLiveResponse
+from tests.bench.sidecar import resident_mib
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, listening
 from tests.serve.frames import Wire, data, grpc_headers, headers, message, reset, unary
@@ -358,6 +359,36 @@ def test_unfinished_messages_do_not_keep_others_out(bundle: Path) -> None:
             over.set()
             await asyncio.gather(*holders)
             assert await guarded.metric("guard_refused_total", reason="overloaded") >= refused
+
+    asyncio.run(story())
+
+
+def test_clients_that_leave_leave_nothing_behind(bundle: Path) -> None:
+    """grpc.aio keeps the operations and the metadata of each call that is cancelled as a task, for good."""
+
+    async def story() -> None:
+        fake = FakeUpstream()
+        big = [(b"x-%d" % number, b"a" * 3000) for number in range(2)]
+        async with listening(fake) as upstream:
+            with guard_process(config_for(bundle, upstream, upstream_timeout_s=60.0)) as guard:
+                address = (await asyncio.to_thread(guard.until_event, "listening"))["inference"]
+                await asyncio.to_thread(guard.until_event, "ready")
+                fake.hang_infer = True
+
+                async def leave(rounds: int) -> None:
+                    for _ in range(rounds):
+                        seen = fake.calls.count("ModelInfer")
+                        with Wire(address) as wire:
+                            for _ in range(40):
+                                stream = await asyncio.to_thread(wire.open, grpc_headers(INFER, *big))
+                                await asyncio.to_thread(wire.body, stream, message(CLEAN))
+                            await until(lambda seen=seen: fake.calls.count("ModelInfer") == seen + 40)
+                        await until(lambda seen=seen: fake.cancelled == seen + 40)
+
+                await leave(5)
+                before = resident_mib(guard.popen.pid)
+                await leave(25)  # 1,000 calls with 6 KB each
+                assert resident_mib(guard.popen.pid) - before < 3
 
     asyncio.run(story())
 
