@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from guard.errors import Overloaded
 
@@ -112,7 +112,8 @@ class Permits:
             if granted.done() and not granted.cancelled():  # granted in the moment in which the wait ended
                 self.give_back(size_bytes)
             else:
-                self.waiting.remove(entry)
+                with suppress(ValueError):  # others were granted theirs since, and this one was passed over
+                    self.waiting.remove(entry)
                 self.grant()  # whoever stood behind may fit
             if isinstance(error, TimeoutError):
                 raise Overloaded(FULL) from None

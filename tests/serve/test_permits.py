@@ -89,6 +89,26 @@ def test_whoever_leaves_the_line_leaves_it_in_order() -> None:
     run(story)
 
 
+def test_whoever_leaves_in_the_moment_in_which_others_are_granted_theirs_just_leaves() -> None:
+    async def story() -> None:
+        permits = Permits(LIMIT, largest_bytes=LIMIT)
+
+        async def call() -> None:
+            async with permits.permit(wait_s=5):
+                pass
+
+        async with permits.permit(wait_s=0):
+            leaving, staying = asyncio.create_task(call()), asyncio.create_task(call())
+            await settle()
+            leaving.cancel()  # its place is empty, and it has not heard of it when the room is given back
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        await staying
+        assert permits.taken_bytes == 0
+
+    run(story)
+
+
 def test_nobody_waits_long_and_not_all_may() -> None:
     async def story() -> None:
         permits = Permits(LIMIT, largest_bytes=LIMIT)
