@@ -32,6 +32,9 @@ VERDICT, ID = "guard-verdict", "guard-id"
 DETAILS = "grpc-status-details-bin"
 FARTHEST_S = 365 * 86400.0  # a deadline further away is as good as none, and overflows what it is added to
 
+NO_ID = b"?" * 16  # where a prepared status has its call's id
+CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours
+
 End = Literal["answered", "refused", "failed", "expired", "cancelled"]
 
 
@@ -147,13 +150,9 @@ async def let_go() -> AsyncIterator[None]:
     """A handler's outermost block: an abort ends here, and the library, which has it already, raises it by itself.
 
     It keeps the abort with the call. With its traceback and what it came from it would also keep the frames, and they
-    the call and its message: a circle for the garbage collector, 120 MiB a refusal, and pauses of half a second.
+    the call and its message: a circle that only the garbage collector finds, 120 MiB a refusal.
     """
     try:
         yield
     except grpc.aio.AbortError as abort:
         abort.__context__ = abort.__traceback__ = None
-
-
-NO_ID = b"?" * 16
-CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours

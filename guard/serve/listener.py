@@ -28,6 +28,7 @@ WINDOW_BYTES = 64 * 1024  # what the core holds of a call that nobody reads yet
 METADATA_BYTES = 32 * 1024  # of a call's headers; gRPC's servers take 16 KiB
 MOST_PENDING = 1_000_000
 REOPEN_POLL_S = 0.02
+FOREVER_S = 3600.0  # the grace of calls on a listener that was replaced
 LAST_ANSWERS_S = 0.05  # for what was answered to leave before connections close
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -117,9 +118,6 @@ async def shut(server: Watched, grace_s: float | None) -> None:
         await server.shutdown(grace)
     with suppress(Exception):
         await server.shutdown(grace)
-
-
-FOREVER_S = 3600.0
 
 
 @asynccontextmanager

@@ -126,9 +126,9 @@ class Service:
 
     def begun(self, call: Call) -> None:
         """Find the place that the gate gave, or take one where there is no gate. Raises Overloaded."""
-        given = TICKET.get()
         if self.policy.mode == "off":
             return
+        given = TICKET.get()
         call.place = given if isinstance(given, Place) else self.place(call)
         call.patience = asyncio.get_running_loop().call_later(READ_PATIENCE_S, call.place.tear)
 
