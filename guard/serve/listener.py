@@ -104,8 +104,11 @@ class Listener:
         for task in tuple(self.background):
             task.cancel()
         if self.server is not None:
+            for entrance in sockets(self.port, listening=True):  # or whoever is sent away comes in again at once
+                with entrance, suppress(OSError):
+                    entrance.shutdown(socket.SHUT_RDWR)
             await asyncio.sleep(LAST_ANSWERS_S)
-            for connection in connections(self.port):
+            for connection in sockets(self.port, listening=False):
                 with connection, suppress(OSError):
                     connection.shutdown(socket.SHUT_WR)
             await shut(self.server, 0)
@@ -161,14 +164,17 @@ async def listening(
         await listener.stop()
 
 
-def connections(port: int) -> Iterator[socket.socket]:
-    """This process' ends of the connections to one of its ports, as copies to be closed; none where /proc is not."""
+def sockets(port: int, *, listening: bool) -> Iterator[socket.socket]:
+    """This process' sockets on one of its ports, those that listen or the connections, as copies to be closed.
+
+    There are none where /proc is not.
+    """
     for entry in descriptors():
         with suppress(OSError):
             if not stat.S_ISSOCK(os.fstat(entry).st_mode):
                 continue
             found = socket.socket(fileno=os.dup(entry))
-            if is_connection(found, port):
+            if is_on(found, port, listening=listening):
                 yield found
             else:
                 found.close()
@@ -181,10 +187,11 @@ def descriptors() -> list[int]:
         return []
 
 
-def is_connection(found: socket.socket, port: int) -> bool:
+def is_on(found: socket.socket, port: int, *, listening: bool) -> bool:
     if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
         return False
-    return found.getsockname()[1] == port and not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    accepts = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    return accepts is listening and found.getsockname()[1] == port
 
 
 def bound(server: Watched, address: str) -> int:
