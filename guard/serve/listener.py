@@ -104,9 +104,10 @@ class Listener:
         for task in tuple(self.background):
             task.cancel()
         if self.server is not None:
-            for entrance in sockets(self.port, listening=True):  # or whoever is sent away comes in again at once
-                with entrance, suppress(OSError):
-                    entrance.shutdown(socket.SHUT_RDWR)
+            if any_there(self.port):  # else nobody can be sent away, and gRPC's core need not complain
+                for entrance in sockets(self.port, listening=True):  # or they come in again at once
+                    with entrance, suppress(OSError):
+                        entrance.shutdown(socket.SHUT_RDWR)
             await asyncio.sleep(LAST_ANSWERS_S)
             for connection in sockets(self.port, listening=False):
                 with connection, suppress(OSError):
@@ -178,6 +179,14 @@ def sockets(port: int, *, listening: bool) -> Iterator[socket.socket]:
                 yield found
             else:
                 found.close()
+
+
+def any_there(port: int) -> bool:
+    """Whether there are connections to the port."""
+    found = list(sockets(port, listening=False))
+    for connection in found:
+        connection.close()
+    return bool(found)
 
 
 def descriptors() -> list[int]:
