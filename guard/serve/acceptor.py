@@ -6,7 +6,7 @@ is registered with the core, which compares paths as bytes; whatever is not regi
 path. So no byte of a client is decoded in the coroutines that accept. A call waits in the core, unseen and uncounted,
 until somebody asks for it, so requests for calls stand ready by the dozen. A flood of calls must not keep those that
 are being handled from getting on, nor hold up whoever calls once: at most `SLICE` calls begin in one turn of the event
-loop. The others wait in a pile, and the newest is taken first, since it has the longest to live.
+loop. The others wait, and the newest is taken first, since it has the longest to live; `gatekeeper` has the rest.
 
 Rule 1: nothing that a client sends ends the acceptance of calls.
 Rule 2: should it end all the same, `lost` is told, and calls in flight go on: what to do is the listener's to decide.
@@ -18,20 +18,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # it ships no types
 
+from guard.serve.gatekeeper import SLICE, Gate, GateKeeper, Refusal, Ticket
+
 DEPTH = 32  # calls of one method that the core hands over without being asked again
 DEPTH_AT_GATE = 256
-HOLD_TICK_S = 0.01
-SLICE = 4  # calls that begin, or are refused, in one turn of the event loop
 UNREGISTERED = "unregistered"  # stands for the path of every call whose method nobody registered
 
 KNOWN = {  # private function -> its parameters, as this file calls it
@@ -45,25 +44,8 @@ Options = Sequence[tuple[str, Any]]
 Lost = Callable[[BaseException], None]
 
 
-class Ticket(Protocol):
-    """What a gate gives to a call that it lets in; it is torn when the call is over."""
-
-    def tear(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """How a call ends that a gate does not let in."""
-
-    code: grpc.StatusCode
-    details: str
-    trailing: tuple[tuple[str, str | bytes], ...]
-    hold_s: float = 0.0  # before the call hears of it
-    told: Callable[[], None] | None = None  # is called when it does
-
-
 Begin = Callable[[Any], object]  # what happens to a call that was taken
-Gate = Callable[[Any], Ticket | Refusal]  # of a call's ServicerContext
+Done = Callable[[Any, Exception | None], None]
 TICKET: ContextVar[Ticket | None] = ContextVar("TICKET", default=None)  # of the call that is being handled
 
 
@@ -114,7 +96,6 @@ class Acceptor(Watched):
         self.resolvers = {path.encode(): (path, _Fixed(handler)) for path, handler in methods.items()}
         self.other = _Fixed(other)
         self.gates = dict(gates)
-        self.held: dict[int, list[tuple[Any, Refusal]]] = {}  # by the tick in which they are told
         self.calls: set[asyncio.Task[None]] = set()
         self.add_registered_method_handlers(dict(methods))
 
@@ -125,41 +106,55 @@ class Acceptor(Watched):
         with suppress(_CoreStartedError):
             await super()._server_main_loop(started)
         porter = _Porter(self.loop)
-        async with asyncio.TaskGroup() as group:
-            for method, (path, resolver) in self.resolvers.items():
-                begin: Begin = partial(self.begin, path, resolver)
-                if (gate := self.gates.get(path)) is not None:
-                    begin = partial(self.pass_gate, gate, path, resolver)
-                for _ in range(DEPTH if gate is None else DEPTH_AT_GATE):
-                    group.create_task(self.accept(method, partial(porter.take, begin)))
-            for _ in range(DEPTH):
-                group.create_task(
-                    self.accept(None, partial(porter.take, partial(self.begin, UNREGISTERED, self.other)))
-                )
-
-    async def accept(self, method: bytes | None, begin: Begin) -> None:
-        """Take one call after the other until the server stops."""
-        while True:
-            try:
-                call = await (self._request_call() if method is None else self._request_registered_call(method))
-            except cygrpc._RequestCallError:  # the server stops, or the core failed this one request for a call
-                if not self.is_running():
-                    return
-                continue
-            begin(call)
-
-    def pass_gate(self, gate: Gate, path: str, resolver: _Fixed, call: Any) -> None:
-        """Begin with a call, or end it, as its gate says."""
-        found = gate(cygrpc._ServicerContext(call, None, None, self.loop))
-        if isinstance(found, Refusal):
-            if found.hold_s:
-                self.hold(call, found)
+        self.accepting = self.loop.create_future()
+        for method, (path, resolver) in self.resolvers.items():
+            if (gate := self.gates.get(path)) is None:
+                take: Begin = partial(porter.take, partial(self.begin, path, resolver))
             else:
-                self.run(self.turn_away(call, found))
+                keeper = GateKeeper(gate, self.loop, partial(self.enter, path, resolver), self.turn_away)
+                take = partial(self.show, keeper)
+            for _ in range(DEPTH if gate is None else DEPTH_AT_GATE):
+                self.accept(method, take)
+        for _ in range(DEPTH):
+            self.accept(None, partial(porter.take, partial(self.begin, UNREGISTERED, self.other)))
+        await self.accepting
+
+    def accept(self, method: bytes | None, begin: Begin) -> None:
+        """Take one call after the other until the server stops."""
+        asked = self._request_call() if method is None else self._request_registered_call(method)
+        drive(asked, partial(self.came, method, begin))
+
+    def came(self, method: bytes | None, begin: Begin, call: Any, error: Exception | None) -> None:
+        """Begin with a call, and ask for the next."""
+        try:
+            if error is None:
+                begin(call)
+            elif not isinstance(error, cygrpc._RequestCallError):
+                raise error
+            elif not self.is_running():  # otherwise the core failed this one request for a call
+                self.end(None)
+                return
+            self.accept(method, begin)
+        except Exception as failed:  # noqa: BLE001  whatever it was, `lost` has to hear of it
+            self.end(failed)
+
+    def end(self, error: Exception | None) -> None:
+        """Accept no more calls, for the first reason that came up."""
+        if self.accepting.done():
             return
-        context = copy_context()
-        context.run(TICKET.set, found)
-        self.begin(path, resolver, call, context).add_done_callback(partial(torn, found))
+        if error is None:
+            self.accepting.set_result(None)
+        else:
+            self.accepting.set_exception(error)
+
+    def show(self, keeper: GateKeeper, call: Any) -> None:
+        keeper.take(call, cygrpc._ServicerContext(call, None, None, self.loop))
+
+    def enter(self, path: str, resolver: _Fixed, call: Any, ticket: Ticket) -> None:
+        """Begin with a call that has a ticket."""
+        own = copy_context()
+        own.run(TICKET.set, ticket)
+        self.begin(path, resolver, call, own).add_done_callback(partial(torn, ticket))
 
     def begin(self, path: str, resolver: _Fixed, call: Any, context: Context | None = None) -> asyncio.Task[None]:
         """Let the library handle a call, to its end."""
@@ -172,26 +167,32 @@ class Acceptor(Watched):
         task.add_done_callback(self.calls.discard)
         return task
 
-    def hold(self, call: Any, refusal: Refusal) -> None:
-        """Turn a call away later; together with others, since what is sent alone costs half as much again."""
-        tick = int((self.loop.time() + refusal.hold_s) / HOLD_TICK_S)
-        if tick not in self.held:
-            self.held[tick] = []
-            self.loop.call_at(tick * HOLD_TICK_S, self.release, tick)
-        self.held[tick].append((call, refusal))
-
-    def release(self, tick: int) -> None:
-        for call, refusal in self.held.pop(tick):
-            self.run(self.turn_away(call, refusal))
-            if refusal.told is not None:
-                refusal.told()
-
-    async def turn_away(self, call: Any, refusal: Refusal) -> None:
+    def turn_away(self, call: Any, refusal: Refusal) -> None:
         """End a call with a status and nothing else: half of what a handler and its abort would cost."""
         first = cygrpc.SendInitialMetadataOperation((), 0)
         code = refusal.code.value[0]
-        with suppress(cygrpc.ExecuteBatchError):  # the client has left
-            await cygrpc._send_error_status_from_server(call, code, refusal.details, refusal.trailing, first, self.loop)
+        sending = cygrpc._send_error_status_from_server(call, code, refusal.details, refusal.trailing, first, self.loop)
+        drive(sending, self.turned_away)
+
+    def turned_away(self, sent: Any, error: Exception | None) -> None:  # noqa: ARG002
+        if error is not None and not isinstance(error, cygrpc.ExecuteBatchError):  # that one: the client has left
+            self.loop.call_exception_handler({"message": "a call could not be refused", "exception": error})
+
+
+def drive(work: Coroutine[Any, Any, Any], done: Done) -> None:
+    """Run one of the library's coroutines without a task, a third of whose price it is; `done` hears how it ended.
+
+    It must await futures of the running loop and nothing else, and nobody can cancel it.
+    """
+    try:
+        awaited = work.send(None)
+    except StopIteration as end:
+        done(end.value, None)
+    except Exception as error:  # noqa: BLE001  it is `done`'s
+        done(None, error)
+    else:
+        awaited._asyncio_future_blocking = False  # as asyncio's own tasks do
+        awaited.add_done_callback(lambda _: drive(work, done))
 
 
 def torn(ticket: Ticket, task: asyncio.Task[None]) -> None:  # noqa: ARG001

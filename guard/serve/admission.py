@@ -8,10 +8,6 @@ best 800 a second, 5 ms upstream: 12 + 16 / 0.8 + 5 = 37 ms. A call with 250 ms 
 
 A rate measured at the door alone would not do: few let in is few that leave, and so few that are let in.
 
-A client that tries again at once makes of every refusal a new call, and refusing costs an eighth of an answer: told at
-once, a few hundred such clients take all there is. So while more calls are refused than leave, each hears of it only
-when `HOLD_SHARE` of its time is over: too late to try again often, still with a status.
-
 Rule 1: an idle guard sheds nothing, whatever was measured before.
 Rule 2: a place that was taken is left, once, whatever becomes of its call.
 Rule 3: no queue, no input and output; who enters tells the time.
@@ -20,14 +16,11 @@ Rule 3: no queue, no input and output; who enters tells the time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from guard.errors import Overloaded
 
 CROWDED = "too many requests are being inspected for another to be answered in time; try again later or elsewhere"
 SHARE = 0.85  # of the time left that may be spent, as far as it can be foreseen
-HOLD_SHARE = 0.9
-MOST_HELD = 1024
 NEWEST_WEIGHT = 0.1  # of the newest call in a mean
 RATE_WINDOW_S = 0.25  # of busy time over which departures are counted
 FEWEST_DEPARTURES = 10  # that tell a rate before the first window is over
@@ -61,18 +54,15 @@ class Admission:
 
     def __init__(self) -> None:
         self.inside = 0
-        self.held = 0  # refused, and not told yet
         self.stay_s = self.company = self.upstream_s = 0.0  # means of late
         self.best_rate = 0.0  # calls a second
         self.updated = self.busy_s = 0.0
-        self.departures = self.refusals = 0  # in this window
-        self.pressed = False  # more were refused than left, in the last one
+        self.departures = 0  # in this window
 
     def enter(self, now: float, remaining_s: float) -> Place:
         """A place for a call. Raises Overloaded where it could not leave in time."""
         self.update(now)
-        if self.inside and self.expected_s() > SHARE * remaining_s:
-            self.refusals += 1
+        if not self.is_in_time(remaining_s):
             raise Overloaded(CROWDED)
         self.inside += 1
         return Place(self, now)
@@ -89,23 +79,15 @@ class Admission:
         """The model server took so long over an answer."""
         self.upstream_s += NEWEST_WEIGHT * (seconds - self.upstream_s)
 
-    def expected_s(self) -> float:
-        """How long a call that comes now will take."""
+    def is_in_time(self, remaining_s: float, ahead: int = 0) -> bool:
+        """Whether a call with so much time left can be answered, where `ahead` others come in before it."""
+        return remaining_s > 0 and (not self.inside + ahead or self.expected_s(ahead) <= SHARE * remaining_s)
+
+    def expected_s(self, ahead: int = 0) -> float:
+        """How long a call that comes now will take, `ahead` others before it."""
         rate = self.best_rate or (self.departures / self.busy_s if self.departures >= FEWEST_DEPARTURES else 0.0)
-        more = (self.inside - self.company) / rate if rate else 0.0
+        more = (self.inside + ahead - self.company) / rate if rate else 0.0
         return max(0.0, self.stay_s + more) + self.upstream_s
-
-    def hold_s(self, remaining_s: float) -> float:
-        """For how long a refused call is not told: not at all, unless refusals outnumber departures."""
-        return HOLD_SHARE * max(0.0, remaining_s) if self.pressed and self.held < MOST_HELD else 0.0
-
-    def hold(self) -> Callable[[], None]:
-        """Count a refused call that is not told yet; what is returned counts it out."""
-        self.held += 1
-        return self.release
-
-    def release(self) -> None:
-        self.held -= 1
 
     def update(self, now: float) -> None:
         """Time has passed: it was busy if anybody was inside, and a full window of that is one more measurement."""
@@ -114,6 +96,5 @@ class Admission:
             self.busy_s += passed
         if self.busy_s >= RATE_WINDOW_S:
             self.best_rate = max(self.departures / self.busy_s, RATE_KEPT * self.best_rate)
-            self.pressed = self.refusals > self.departures
-            self.departures = self.refusals = 0
+            self.departures = 0
             self.busy_s = 0.0

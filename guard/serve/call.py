@@ -7,6 +7,7 @@ Rule 2: this is the one place where an exception becomes a status.
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -21,8 +22,8 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from guard.errors import Expired, GuardError, UpstreamDown
-from guard.serve.acceptor import Refusal
 from guard.serve.admission import Place
+from guard.serve.gatekeeper import Refusal
 from guard.serve.log import Log
 from guard.serve.upstream import Answer, Metadata, end_to_end
 
@@ -32,6 +33,7 @@ VERDICT, ID = "guard-verdict", "guard-id"
 DETAILS = "grpc-status-details-bin"
 FARTHEST_S = 365 * 86400.0  # a deadline further away is as good as none, and overflows what it is added to
 
+IDS = random.Random(secrets.randbits(128))  # names in a log, no secrets; the system's own would cost 5 us each
 NO_ID = b"?" * 16  # where a prepared status has its call's id
 CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours
 
@@ -44,7 +46,7 @@ class Call:
 
     context: Any  # grpc.aio.ServicerContext
     deadline: float  # of time.monotonic()
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
     told: str | None = None  # the verdict, as far as the client may know it
     items: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -57,8 +59,7 @@ class Call:
     @staticmethod
     def of(context: Any, *, timeout_s: float) -> Call:
         """`timeout_s` holds where the client set no deadline."""
-        remaining = context.time_remaining()
-        return Call(context, time.monotonic() + (timeout_s if remaining is None else min(remaining, FARTHEST_S)))
+        return Call(context, time.monotonic() + time_left_s(context, timeout_s))
 
     @property
     def client_timeout_s(self) -> float | None:
@@ -133,6 +134,12 @@ class Call:
         details = str(error)
         status = status_details(error.status, error.reason, details).replace(NO_ID, self.id.encode())
         return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status)))
+
+
+def time_left_s(context: Any, timeout_s: float) -> float:
+    """Until a call's deadline; `timeout_s` where its client set none."""
+    remaining: float | None = context.time_remaining()
+    return timeout_s if remaining is None else min(remaining, FARTHEST_S)
 
 
 @lru_cache(maxsize=256)

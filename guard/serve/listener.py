@@ -21,7 +21,8 @@ import grpc
 
 from guard.config import split_address
 from guard.errors import PortError
-from guard.serve.acceptor import Acceptor, Gate, Watched, is_known
+from guard.serve.acceptor import Acceptor, Watched, is_known
+from guard.serve.gatekeeper import Gate
 
 STREAMS_A_CONNECTION = 1024  # calls at once on one connection; further ones wait at the client
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that nobody reads yet

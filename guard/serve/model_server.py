@@ -25,6 +25,7 @@ from guard.runtime import onnxruntime, session_options
 from guard.serve.call import Call
 from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.door import Door
+from guard.serve.event_loop import EventLoop
 from guard.serve.health import HEALTH, Health
 from guard.serve.listener import Handler, Methods, listening
 from guard.serve.log import Log
@@ -32,7 +33,6 @@ from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
 from guard.serve.reflection import reflecting
 from guard.serve.scan import scan
-from guard.serve.server import event_loop_factory
 from guard.serve.upstream import SERVICE, path
 from guard.serve.wire.inference_pb2 import (
     ModelInferRequest,
@@ -266,7 +266,7 @@ def serve_model(
         PortError: `listen` is taken.
     """
     model = Model(file, name=name, version=version, threads=threads)
-    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
         runner.run(serve_until_signal(model, listen))
 
 

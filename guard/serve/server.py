@@ -36,6 +36,7 @@ from guard.serve.allocator import few_heaps
 from guard.serve.batcher import Batcher
 from guard.serve.door import Door
 from guard.serve.engine import Engine
+from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
 from guard.serve.health import HEALTH, Health
 from guard.serve.limits import ANSWER_BYTES, Limits
@@ -84,21 +85,8 @@ def serve(config: ServeConfig) -> None:
         UserError: whatever keeps it from starting (ConfigError, BundleError, DeviceError, PromiseError, PortError).
     """
     few_heaps()
-    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
         runner.run(serve_until_signal(config))
-
-
-def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed; None: asyncio's own loop."""
-    # Why grpc.aio and not threads, measured once for this shape: parse, batch to one program thread, forward the bytes
-    # (two shared cores, interleaved, medians of 5). CPU a request, aio+uvloop over 8 threads: 12 KB at 1/8/32 in flight
-    # 1.10/1.00/0.76, 588 KB 1.01/1.04/0.91. On a par, and only aio stops the waiting when a client leaves.
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
 
 
 async def serve_until_signal(config: ServeConfig) -> None:

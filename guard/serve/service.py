@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ from guard.errors import (
 from guard.policy import Action, Policy, Verdict, decide
 from guard.runtime import Readings
 from guard.serve import decode
-from guard.serve.acceptor import TICKET, Gate, Refusal
+from guard.serve.acceptor import TICKET
 from guard.serve.admission import Admission, Place
 from guard.serve.agreement import Agreement
 from guard.serve.batcher import Batcher
@@ -47,6 +47,8 @@ from guard.serve.call import UNCHECKED, Call
 from guard.serve.decode import Decoded
 from guard.serve.door import Door
 from guard.serve.engine import Engine
+from guard.serve.gate import InferGate
+from guard.serve.gatekeeper import Gate
 from guard.serve.listener import Methods
 from guard.serve.log import Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
@@ -100,24 +102,9 @@ class Service:
 
     def gates(self) -> dict[str, Gate]:
         """What is asked before a call is handled; `off` holds nobody up."""
-        return {} if self.policy.mode == "off" else {path("ModelInfer"): self.gate}
-
-    def gate(self, context: Any) -> Place | Refusal:
-        """A place for a call, or how it ends where it could not be answered in time: nothing is spent on it."""
-        call = Call.of(context, timeout_s=self.config.timeout_s)
-        try:
-            call.remaining_s()
-            return self.place(call)
-        except Expired as error:
-            call.ended(error)
-            self.ended(call)
-            return call.refusal(error)
-        except Overloaded as error:
-            call.ended(error)
-            self.ended(call)
-            hold_s = self.admission.hold_s(call.deadline - time.monotonic())
-            refusal = call.refusal(error)
-            return replace(refusal, hold_s=hold_s, told=self.admission.hold()) if hold_s else refusal
+        if self.policy.mode == "off":
+            return {}
+        return {path("ModelInfer"): InferGate(self.admission, self.config.timeout_s, self.ended)}
 
     def place(self, call: Call) -> Place:
         """Raises Overloaded."""

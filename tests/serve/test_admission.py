@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from guard.errors import Overloaded
-from guard.serve.admission import HOLD_SHARE, MOST_HELD, SHARE, Admission, Place
+from guard.serve.admission import SHARE, Admission, Place
 
 
 @dataclass
@@ -95,15 +95,11 @@ def test_a_place_is_left_once() -> None:
     assert admission.inside == 0
 
 
-def test_refusals_are_held_only_while_they_outnumber_answers() -> None:
+def test_those_ahead_count_and_whoever_has_no_time_left_does_not_come_in() -> None:
     guard = Guard(each_s=0.0025)
     guard.offer(400, 0.25, 3)
-    assert guard.admission.hold_s(0.25) == 0.0
-    for number in range(4000):
-        guard.until(200.0 + number / 1600)
-        guard.arrive(0.25)
-    assert guard.admission.hold_s(0.25) == pytest.approx(HOLD_SHARE * 0.25)
-    told = [guard.admission.hold() for _ in range(MOST_HELD)]
-    assert guard.admission.hold_s(0.25) == 0.0
-    told[0]()
-    assert guard.admission.hold_s(0.25) > 0.0
+    admission = guard.admission
+    assert admission.is_in_time(0.25)
+    assert admission.is_in_time(0.25, ahead=40)
+    assert not admission.is_in_time(0.25, ahead=120)
+    assert not admission.is_in_time(0.0)

@@ -1,0 +1,49 @@
+"""What is asked of a ModelInfer call before anything is spent on it: a place, or how it ends without one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from guard.errors import Expired, GuardError, Overloaded
+from guard.serve.admission import CROWDED, Admission, Place
+from guard.serve.call import Call, time_left_s
+from guard.serve.gatekeeper import Refusal
+
+
+@dataclass(frozen=True)
+class InferGate:
+    """`Acceptor`'s gate of ModelInfer; `ended` enters in the books whoever does not come in."""
+
+    admission: Admission
+    timeout_s: float  # of a call whose client set no deadline
+    ended: Callable[[Call], None]
+
+    def deadline(self, context: Any) -> float:
+        return time.monotonic() + time_left_s(context, self.timeout_s)
+
+    def enter(self, deadline: float) -> Place | None:
+        now = time.monotonic()
+        try:
+            return self.admission.enter(now, deadline - now)
+        except Overloaded:
+            return None
+
+    def is_hopeless(self, deadline: float, ahead: int) -> bool:
+        return not self.admission.is_in_time(deadline - time.monotonic(), ahead)
+
+    def refuse(self, context: Any) -> Refusal:
+        call = Call.of(context, timeout_s=self.timeout_s)
+        return call.refusal(self.ends(call, Overloaded(CROWDED)))
+
+    def expire(self, context: Any) -> Refusal | None:
+        call = Call.of(context, timeout_s=self.timeout_s)
+        error = self.ends(call, Expired("the deadline passed before the guard came to it; nothing was forwarded"))
+        return call.refusal(error) if call.client_timeout_s is None else None
+
+    def ends(self, call: Call, error: GuardError) -> GuardError:
+        call.ended(error)
+        self.ended(call)
+        return error

@@ -1,0 +1,53 @@
+"""Many of gRPC's events wake the event loop once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from functools import partial
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from guard.serve import event_loop
+from guard.serve.event_loop import EventLoop, drained
+
+
+def test_a_reader_that_takes_one_byte_finds_the_last() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        taken: list[bytes] = []
+        for sent in (b"1", b"1" * 100):
+            theirs.sendall(sent)
+            drained(ours, lambda: taken.append(ours.recv(1)))
+        drained(ours, lambda: taken.append(b"none"))  # a wake without a byte is the library's to handle
+        assert taken == [b"1", b"1", b"none"]
+
+
+def test_grpcs_own_reader_is_told_from_all_others(monkeypatch: Any) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(event_loop, "drained", lambda _, read: (seen.append("grpc"), read()))
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            loop, read = asyncio.get_running_loop(), asyncio.Event()
+            loop.add_reader(ours, partial(lambda event: (seen.append("other"), event.set()), read))
+            theirs.sendall(b"1")
+            await read.wait()
+            loop.remove_reader(ours)
+        server = grpc.aio.server()
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
+                await channel.unary_unary("/a/b")(b"")
+        await server.stop(0)
+
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        runner.run(main())
+    assert seen[0] == "other"
+    assert set(seen[1:]) == {"grpc"}

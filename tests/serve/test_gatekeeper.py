@@ -1,0 +1,193 @@
+"""Who comes in at a gate and who waits, by a made-up loop: each call goes out once, the newest first."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+
+from guard.serve.gatekeeper import (
+    MOST_WAITING,
+    REFUSALS_A_SECOND,
+    REFUSALS_AT_ONCE,
+    SLICE,
+    TURN_S,
+    GateKeeper,
+    Refusal,
+    Ticket,
+)
+from guard.serve.line import CLOCKS_DIFFER_S, SPARE, Line
+
+CROWDED = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "crowded", ())
+LATE = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "late", ())
+
+
+class Due:
+    def __init__(self, at: float, work: Callable[[], None]) -> None:
+        self.at, self.work, self.over = at, work, False
+
+    def cancel(self) -> None:
+        self.over = True
+
+
+@dataclass
+class Loop:
+    """Turns when it is told to."""
+
+    now: float = 0.0
+    due: list[Due] = field(default_factory=list)
+
+    def call_soon(self, work: Callable[[], None]) -> Due:
+        return self.call_later(0.0, work)
+
+    def call_later(self, delay: float, work: Callable[[], None]) -> Due:
+        self.due.append(Due(self.now + delay, work))
+        return self.due[-1]
+
+    def turn(self, passed: float = 0.0) -> None:
+        self.now += passed
+        ready = [due for due in self.due if due.at <= self.now]
+        self.due = [due for due in self.due if due.at > self.now]
+        for due in ready:
+            if not due.over:
+                due.work()
+
+
+@dataclass
+class House:
+    """A gate that lets in, and finds hopeless, whom it is told to; a call's context is its deadline."""
+
+    open: bool = True
+    hopeless: bool = False
+    clients_know: bool = True
+    loop: Loop = field(default_factory=Loop)
+    begun: list[Any] = field(default_factory=list)
+    refused: list[Any] = field(default_factory=list)
+    told_late: list[Any] = field(default_factory=list)
+    expired: int = 0
+
+    def __post_init__(self) -> None:
+        self.keeper = GateKeeper(self, self.loop, self.enters, self.turned_away, now=lambda: self.loop.now)  # type: ignore[arg-type]
+
+    def deadline(self, context: Any) -> float:
+        return float(context)
+
+    def enter(self, deadline: float) -> Ticket | None:
+        return self if self.open and deadline > self.loop.now else None
+
+    def tear(self) -> None:
+        """A ticket that nobody tears."""
+
+    def is_hopeless(self, deadline: float, ahead: int) -> bool:
+        return self.hopeless
+
+    def refuse(self, context: Any) -> Refusal:
+        return CROWDED
+
+    def expire(self, context: Any) -> Refusal | None:
+        self.expired += 1
+        return None if self.clients_know else LATE
+
+    def enters(self, call: Any, ticket: Ticket) -> None:
+        assert ticket is self
+        self.begun.append(call)
+
+    def turned_away(self, call: Any, refusal: Refusal) -> None:
+        (self.refused if refusal is CROWDED else self.told_late).append(call)
+
+    def come(self, calls: range, deadline: float = 100.0) -> None:
+        for call in calls:
+            self.keeper.take(call, deadline)
+
+
+def test_a_few_begin_in_one_turn_and_the_newest_of_those_that_wait_come_next() -> None:
+    house = House()
+    house.come(range(3 * SLICE))
+    assert house.begun == list(range(SLICE))
+    house.loop.turn()
+    assert house.begun[SLICE:] == list(reversed(range(2 * SLICE, 3 * SLICE)))
+    house.loop.turn()
+    assert sorted(house.begun) == list(range(3 * SLICE))
+    for _ in range(3):
+        house.loop.turn(TURN_S)
+    assert not house.loop.due  # nothing is left to look after
+
+
+def test_who_waits_comes_in_when_there_is_room_again() -> None:
+    house = House(open=False)
+    house.come(range(2))
+    house.loop.turn()
+    assert house.begun == house.refused == []
+    house.open = True
+    house.loop.turn(TURN_S)
+    assert house.begun == [1, 0]
+
+
+def test_those_who_wait_in_vain_are_told_as_long_as_that_costs_little() -> None:
+    house = House(open=False, hopeless=True)
+    house.come(range(1000))
+    house.loop.turn()
+    assert len(house.refused) == REFUSALS_AT_ONCE
+    for _ in range(100):
+        house.loop.turn(0.01)
+    assert len(house.refused) == pytest.approx(REFUSALS_AT_ONCE + REFUSALS_A_SECOND, abs=2)
+    assert house.begun == []
+
+
+def test_a_single_call_in_vain_is_told_in_the_next_turn() -> None:
+    house = House(open=False, hopeless=True)
+    house.come(range(1))
+    house.loop.turn()
+    assert house.refused == [0]
+
+
+@pytest.mark.parametrize("clients_know", [True, False])
+def test_whose_time_is_over_is_counted_and_told_only_if_his_client_cannot_know(*, clients_know: bool) -> None:
+    house = House(open=False, clients_know=clients_know)
+    house.come(range(10), deadline=1.0)
+    house.loop.turn()
+    house.open = True
+    house.loop.turn(1.0)
+    assert house.begun == []  # although there is room: it is too late
+    assert house.expired == 0  # his own clock may be behind
+    house.loop.turn(CLOCKS_DIFFER_S + TURN_S)
+    house.loop.turn(TURN_S)
+    assert house.expired == 10
+    assert len(house.told_late) == (0 if clients_know else 10)
+
+
+def test_what_waits_is_bounded() -> None:
+    house = House(open=False)
+    house.come(range(MOST_WAITING + 10))
+    assert house.refused == list(range(MOST_WAITING, MOST_WAITING + 10))
+    assert len(house.keeper.line) == MOST_WAITING
+
+
+def test_every_call_goes_out_once_whatever_happens() -> None:
+    chance = random.Random(0)
+    house, came = House(), 0
+    for _ in range(3000):
+        house.open, house.hopeless = chance.random() < 0.3, chance.random() < 0.1
+        more = chance.randrange(12)
+        house.come(range(came, came + more), deadline=house.loop.now + chance.uniform(0.0, 0.1))
+        came += more
+        house.loop.turn(chance.uniform(0.0, 0.01))
+    for _ in range(1000):
+        house.loop.turn(TURN_S)
+    assert len(house.begun) + len(house.refused) + house.expired == came
+    assert len(set(house.begun) | set(house.refused)) == len(house.begun) + len(house.refused)
+    assert min(len(house.begun), len(house.refused), house.expired) > 100
+    assert not house.loop.due
+
+
+def test_a_line_does_not_remember_those_that_have_gone_out() -> None:
+    line: Line[int] = Line()
+    for number in range(20 * SPARE):
+        line.join(number, 1000.0)
+        assert line.take_newest() == number
+    assert len(line) == 0
+    assert len(line.by_deadline) <= SPARE + 1
