@@ -51,6 +51,7 @@ class ServeConfig:
     max_message_bytes: int | None = None  # of a request, unpacked; None: the largest that the queue holds
     max_bytes_in_flight: int | None = None  # of messages being read or held; None: a quarter of the memory limit
     max_connections: int = 1024  # open at once on a listener
+    max_calls_per_connection: int = 1024  # at once; gRPC's core refuses further ones
     max_disagreement: float | None = None  # share of items on which bundle and upstream may differ; None: any
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
@@ -159,7 +160,8 @@ def convert_scalar(value: Any, kind: type, *, where: str) -> Any:
 
 def check(config: ServeConfig) -> None:
     for name in (
-        *("max_rows", "max_queue_rows", "max_message_bytes", "max_bytes_in_flight", "max_connections"),
+        *("max_rows", "max_queue_rows", "max_message_bytes", "max_bytes_in_flight"),
+        *("max_connections", "max_calls_per_connection"),
         *("timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
     ):
         value = getattr(config, name)

@@ -27,7 +27,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # it ships no types
 
-from guard.serve.gatekeeper import SLICE, Gate, GateKeeper, Refusal, Ticket
+from guard.serve.gatekeeper import REFUSALS_IN_A_TURN, SLICE, Gate, GateKeeper, Porter, Refusal, Ticket, Wall
 
 DEPTH = 32  # calls of one method that the core hands over without being asked again
 DEPTH_AT_GATE = 256
@@ -76,7 +76,8 @@ class Watched(cygrpc.AioServer):  # type: ignore[misc]  # it ships no types
         Where the library accepts by itself there are no gates, and so no tickets: what a gate would have refused, the
         handler has to.
         """
-        self.add_generic_rpc_handlers([_Dispatch(methods, other)])
+        handlers = {path: as_handler(what) for path, what in methods.items()}
+        self.add_generic_rpc_handlers([_Dispatch(handlers, as_handler(other))])
 
     def listen(self, address: str) -> int:
         """The port really bound. Raises RuntimeError where it cannot be."""
@@ -93,11 +94,9 @@ class Acceptor(Watched):
 
     def serve(self, methods: Mapping[str, Any], other: Any, gates: Mapping[str, Gate]) -> None:
         """As `Watched`'s; a path's gate is asked before anything is spent on a call."""
-        self.resolvers = {path.encode(): (path, _Fixed(handler)) for path, handler in methods.items()}
-        self.other = _Fixed(other)
-        self.gates = dict(gates)
+        self.methods, self.other, self.gates = dict(methods), other, dict(gates)
         self.calls: set[asyncio.Task[None]] = set()
-        self.add_registered_method_handlers(dict(methods))
+        self.add_registered_method_handlers({path: as_handler(what) for path, what in methods.items()})
 
     def _make_request_call_future(self, method: bytes | None) -> Any:  # noqa: ARG002  the library's signature
         raise _CoreStartedError
@@ -105,18 +104,20 @@ class Acceptor(Watched):
     async def _server_main_loop(self, started: asyncio.Future[bool]) -> None:
         with suppress(_CoreStartedError):
             await super()._server_main_loop(started)
-        porter = _Porter(self.loop)
+        porter = Porter(self.loop, self.begin_with, SLICE)
+        rebuffs = Porter(self.loop, self.rebuff, REFUSALS_IN_A_TURN)
         self.accepting = self.loop.create_future()
-        for method, (path, resolver) in self.resolvers.items():
-            if (gate := self.gates.get(path)) is None:
-                take: Begin = partial(porter.take, partial(self.begin, path, resolver))
+        for path, handler in (*self.methods.items(), (None, self.other)):
+            if isinstance(handler, Wall):
+                take: Callable[[Any, Any], None] = partial(rebuffs.take, handler)
+            elif path in self.gates:
+                take = GateKeeper(
+                    self.gates[path], self.loop, partial(self.enter, path, _Fixed(handler)), self.turn_away
+                ).take
             else:
-                keeper = GateKeeper(gate, self.loop, partial(self.enter, path, resolver), self.turn_away)
-                take = partial(self.show, keeper)
-            for _ in range(DEPTH if gate is None else DEPTH_AT_GATE):
-                self.accept(method, take)
-        for _ in range(DEPTH):
-            self.accept(None, partial(porter.take, partial(self.begin, UNREGISTERED, self.other)))
+                take = partial(porter.take, (path or UNREGISTERED, _Fixed(handler)))
+            for _ in range(DEPTH_AT_GATE if path in self.gates else DEPTH):
+                self.accept(None if path is None else path.encode(), partial(self.show, take))
         await self.accepting
 
     def accept(self, method: bytes | None, begin: Begin) -> None:
@@ -147,8 +148,14 @@ class Acceptor(Watched):
         else:
             self.accepting.set_exception(error)
 
-    def show(self, keeper: GateKeeper, call: Any) -> None:
-        keeper.take(call, cygrpc._ServicerContext(call, None, None, self.loop))
+    def show(self, take: Callable[[Any, Any], None], call: Any) -> None:
+        take(call, cygrpc._ServicerContext(call, None, None, self.loop))
+
+    def begin_with(self, method: tuple[str, _Fixed], call: Any, context: Any) -> None:  # noqa: ARG002
+        self.begin(*method, call)
+
+    def rebuff(self, wall: Wall, call: Any, context: Any) -> None:
+        self.turn_away(call, wall.refuse(context))
 
     def enter(self, path: str, resolver: _Fixed, call: Any, ticket: Ticket) -> None:
         """Begin with a call that has a ticket."""
@@ -195,35 +202,13 @@ def drive(work: Coroutine[Any, Any, Any], done: Done) -> None:
         awaited.add_done_callback(lambda _: drive(work, done))
 
 
+def as_handler(what: Any) -> Any:
+    """What the library itself would call."""
+    return what.handler() if isinstance(what, Wall) else what
+
+
 def torn(ticket: Ticket, task: asyncio.Task[None]) -> None:  # noqa: ARG001
     ticket.tear()
-
-
-class _Porter:
-    """Lets calls begin, a few in each turn of the event loop, the newest first."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.pile: list[tuple[Begin, Any]] = []
-        self.left = SLICE  # of this turn
-
-    def take(self, begin: Begin, call: Any) -> None:
-        if self.left == SLICE:
-            self.loop.call_soon(self.next_turn)
-        if self.left > 0:
-            self.left -= 1
-            begin(call)
-        else:
-            self.pile.append((begin, call))
-
-    def next_turn(self) -> None:
-        self.left = SLICE
-        if self.pile:
-            self.loop.call_soon(self.next_turn)
-        while self.pile and self.left > 0:
-            self.left -= 1
-            begin, call = self.pile.pop()
-            begin(call)
 
 
 class _Fixed:

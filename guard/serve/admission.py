@@ -21,6 +21,8 @@ from guard.errors import Overloaded
 
 CROWDED = "too many requests are being inspected for another to be answered in time; try again later or elsewhere"
 SHARE = 0.85  # of the time left that may be spent, as far as it can be foreseen
+FEWEST_INSIDE = 128  # calls, before any has to wait outside
+INSIDE_S = 0.5  # of work, at the best rate
 NEWEST_WEIGHT = 0.1  # of the newest call in a mean
 RATE_WINDOW_S = 0.25  # of busy time over which departures are counted
 FEWEST_DEPARTURES = 10  # that tell a rate before the first window is over
@@ -78,6 +80,10 @@ class Admission:
     def forwarded(self, seconds: float) -> None:
         """The model server took so long over an answer."""
         self.upstream_s += NEWEST_WEIGHT * (seconds - self.upstream_s)
+
+    def has_room(self) -> bool:
+        """Whether more inside could keep the guard busier; if not, who waits outside loses nothing by it."""
+        return self.inside < max(FEWEST_INSIDE, INSIDE_S * self.best_rate)
 
     def is_in_time(self, remaining_s: float, ahead: int = 0) -> bool:
         """Whether a call with so much time left can be answered, where `ahead` others come in before it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,13 @@ class InferGate:
     def deadline(self, context: Any) -> float:
         return time.monotonic() + time_left_s(context, self.timeout_s)
 
+    def client(self, context: Any) -> Hashable:
+        return str(context.peer())  # a connection
+
     def enter(self, deadline: float) -> Place | None:
         now = time.monotonic()
+        if not self.admission.has_room():
+            return None
         try:
             return self.admission.enter(now, deadline - now)
         except Overloaded:

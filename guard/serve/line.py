@@ -1,18 +1,26 @@
-"""Calls that wait to begin, findable by age and by deadline, and how many of them may be told something.
+"""Calls that wait to begin: whose turn it is, whose time is over, and how many of them may be told something.
 
-Rule 1: every call that joins goes out once: as the newest, or because its time is over.
+How it works. Of the clients that wait, those come first who had fewest turns in this round (a quarter of a second);
+among them the newest call of all, since it has the longest to live. So one client's thousand calls do not keep the only
+one of another waiting, each gets as much as the other, and of a thousand clients with one call each the newest is
+first.
+Three orders are kept: each client's calls by age, a heap of clients by turns, and a heap of calls by deadline. Entries
+of the heaps that no longer hold are passed over when they come up.
+
+Rule 1: every call that joins goes out once: by its turn, as the one to be given up, or because its time is over.
 Rule 2: no clock, no input and output; who asks tells the time.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 CLOCKS_DIFFER_S = 0.02  # by which a client's own timer may run out after ours
-SPARE = 1024  # calls that have gone out may stay in the heap until they outnumber those that wait, and this
+SPARE = 1024  # entries that no longer hold may stay in a heap until they outnumber those that do, and this
 
 Call = TypeVar("Call")
 
@@ -24,53 +32,106 @@ class Member(Generic[Call]):
     deadline: float
     number: int
     call: Call | None = field(compare=False)
+    client: Hashable = field(compare=False)
 
 
 class Line(Generic[Call]):
-    """Calls that wait, the newest to be taken first."""
+    """Calls that wait, each client's in the order in which they came."""
 
     def __init__(self) -> None:
-        self.by_age: dict[int, Member[Call]] = {}  # oldest first
-        self.by_deadline: list[Member[Call]] = []  # a heap; those that have gone out may still be in it
+        self.clients: dict[Hashable, dict[int, Member[Call]]] = {}
+        self.had: Counter[Hashable] = Counter()  # turns of each client in this round
+        self.turns: list[tuple[int, int, Member[Call]]] = []  # a client's turns, minus his newest's number, his newest
+        self.by_deadline: list[Member[Call]] = []
         self.over: deque[Member[Call]] = deque()  # by deadline: theirs has passed, but perhaps not by their own clocks
-        self.came = 0
+        self.waiting = self.came = 0
 
     def __len__(self) -> int:
-        return len(self.by_age)
+        return self.waiting
 
-    def join(self, call: Call, deadline: float) -> None:
+    def join(self, call: Call, deadline: float, client: Hashable) -> None:
         self.came += 1
-        self.by_age[self.came] = waiting = Member(deadline, self.came, call)
-        heapq.heappush(self.by_deadline, waiting)
-        if len(self.by_deadline) > 2 * len(self.by_age) + SPARE:
-            self.by_deadline = list(self.by_age.values())
+        self.waiting += 1
+        member = Member(deadline, self.came, call, client)
+        self.clients.setdefault(client, {})[member.number] = member
+        heapq.heappush(self.by_deadline, member)
+        self.counted(client)
+        if len(self.by_deadline) > 2 * self.waiting + SPARE:
+            self.by_deadline = [member for members in self.clients.values() for member in members.values()]
             heapq.heapify(self.by_deadline)
 
-    def newest(self) -> Call | None:
-        """Whoever came last, still waiting."""
-        return self.by_age[next(reversed(self.by_age))].call if self.by_age else None
+    def next(self) -> Call | None:
+        """Whose turn it is, still waiting."""
+        while self.turns:
+            had, _, newest = self.turns[0]
+            members = self.clients.get(newest.client)
+            if members and had == self.had[newest.client] and next(reversed(members)) == newest.number:
+                return newest.call
+            heapq.heappop(self.turns)
+        return None
 
-    def take_newest(self) -> Call:
-        """Whoever came last, no longer waiting. Raises KeyError where there is nobody."""
-        return self.out(self.by_age.popitem()[1])
+    def take_next(self) -> Call:
+        """Whose turn it is, no longer waiting. Raises KeyError where there is nobody."""
+        if self.next() is None:
+            raise KeyError("nobody waits")
+        first = self.turns[0][2]
+        self.had[first.client] += 1
+        return self.out(first)
+
+    def new_round(self) -> None:
+        """Forget who had how many turns."""
+        self.had.clear()
+        self.rank()
+
+    def last(self) -> Call | None:
+        """Who would come in after all others: the oldest call of whoever has most, still waiting."""
+        return self.oldest().call if self.waiting else None
+
+    def take_last(self) -> Call:
+        """The same, no longer waiting. Raises ValueError where there is nobody."""
+        return self.out(self.oldest())
+
+    def oldest(self) -> Member[Call]:
+        members = max(self.clients.values(), key=len)
+        return next(iter(members.values()))
 
     def expire(self, now: float, most: int) -> list[Call]:
         """At most so many whose time is over, by any clock, no longer waiting."""
         while self.by_deadline and (self.by_deadline[0].call is None or self.by_deadline[0].deadline <= now):
             first = heapq.heappop(self.by_deadline)
             if first.call is not None:
-                del self.by_age[first.number]
-                self.over.append(first)
+                self.over.append(Member(first.deadline, first.number, self.out(first), first.client))
         found: list[Call] = []
         while self.over and self.over[0].deadline + CLOCKS_DIFFER_S <= now and len(found) < most:
-            found.append(self.out(self.over.popleft()))
+            call = self.over.popleft().call
+            if call is not None:
+                found.append(call)
         return found
 
-    def out(self, waiting: Member[Call]) -> Call:
-        call, waiting.call = waiting.call, None
+    def out(self, member: Member[Call]) -> Call:
+        call, member.call = member.call, None
         if call is None:
-            raise KeyError(waiting.number)
+            raise KeyError(f"call {member.number} has gone out already")
+        self.waiting -= 1
+        del self.clients[member.client][member.number]
+        self.counted(member.client)
         return call
+
+    def counted(self, client: Hashable) -> None:
+        """The client has another newest call, or has had another turn."""
+        members = self.clients[client]
+        if not members:
+            del self.clients[client]
+            return
+        newest = next(reversed(members.values()))
+        heapq.heappush(self.turns, (self.had[client], -newest.number, newest))
+        if len(self.turns) > 2 * len(self.clients) + SPARE:
+            self.rank()
+
+    def rank(self) -> None:
+        newests = (next(reversed(members.values())) for members in self.clients.values())
+        self.turns = [(self.had[newest.client], -newest.number, newest) for newest in newests]
+        heapq.heapify(self.turns)
 
 
 class Allowance:

@@ -22,9 +22,8 @@ import grpc
 from guard.config import split_address
 from guard.errors import PortError
 from guard.serve.acceptor import Acceptor, Watched, is_known
-from guard.serve.gatekeeper import Gate
+from guard.serve.gatekeeper import Gate, Wall
 
-STREAMS_A_CONNECTION = 1024  # calls at once on one connection; further ones wait at the client
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that nobody reads yet
 METADATA_BYTES = 32 * 1024  # of a call's headers; gRPC's servers take 16 KiB
 MOST_PENDING = 1_000_000
@@ -33,7 +32,7 @@ FOREVER_S = 3600.0  # the grace of calls on a listener that was replaced
 LAST_ANSWERS_S = 0.05  # for what was answered to leave before connections close
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Methods = Mapping[str, Handler]
+Methods: TypeAlias = "Mapping[str, Handler | Wall]"
 Changed = Callable[[str | None], None]
 
 
@@ -48,7 +47,7 @@ class Listener:
         self,
         address: str,
         methods: Methods,
-        other: Handler,
+        other: Handler | Wall,
         *,
         options: Sequence[tuple[str, Any]],
         gates: Mapping[str, Gate] | None = None,
@@ -129,16 +128,17 @@ async def shut(server: Watched, grace_s: float | None) -> None:
 async def listening(
     address: str,
     methods: Methods,
-    other: Handler,
+    other: Handler | Wall,
     *,
     max_message_bytes: int,
     max_connections: int,
+    max_calls: int,
     gates: Mapping[str, Gate] | None = None,
 ) -> AsyncIterator[Listener]:
     """A server of `methods` on `address` within the block, `other` for all other paths.
 
-    A gate may refuse calls of its path before they are handled; where the installed grpcio has no room for gates, it is
-    not asked.
+    `max_calls` may be under way on one connection; gRPC's core refuses further ones. A gate may refuse calls of its
+    path before they are handled; where the installed grpcio has no room for gates, it is not asked.
 
     Raises:
         PortError: it cannot listen there.
@@ -151,7 +151,7 @@ async def listening(
         ("grpc.max_metadata_size", METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", METADATA_BYTES),
         ("grpc.max_allowed_incoming_connections", max_connections),
-        ("grpc.max_concurrent_streams", STREAMS_A_CONNECTION),
+        ("grpc.max_concurrent_streams", max_calls),
         ("grpc.server.max_pending_requests", MOST_PENDING),  # by default 1,000, and whoever is beyond hears CANCELLED
         ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
         # The core would widen windows by what it measures: 450 MiB of unread bodies on eight connections, 40 without.

@@ -22,6 +22,7 @@ from guard.config import ServeConfig
 from guard.errors import ConfigError, NotAllowed
 from guard.serve.call import UNCHECKED, Call, let_go
 from guard.serve.door import Door, Work
+from guard.serve.gatekeeper import Refusal, Wall
 from guard.serve.listener import Handler, Methods
 from guard.serve.metrics import OTHER, Metrics
 from guard.serve.readiness import Readiness
@@ -66,7 +67,7 @@ class Passage:
 
     def methods(self) -> Methods:
         """The handlers of all methods that are known by name, but ModelInfer."""
-        found = {path(name): self.closed(path(name)) for name in METHODS}
+        found: dict[str, Handler | Wall] = {path(name): self.closed(path(name)) for name in METHODS}
         found |= {method: self.opened(method) for method in self.opened_methods}
         found |= {
             path("ServerLive"): self.answered("ServerLive", self.server_live),
@@ -113,18 +114,17 @@ class Passage:
         """The upstream's answer to a request as it came."""
         return await call.deliver(await self.upstream.unary(path(method), request, call.upward, call.remaining_s()))
 
-    def closed(self, method: str | None) -> Handler:
+    def closed(self, method: str | None) -> Wall:
         """A method that nobody opened (None: one whose name nobody asked for); its messages are never read."""
         named = "this method" if method is None else method
+        label = OTHER if method is None else self.metrics.method(method.rpartition("/")[2])
 
-        async def handler(requests: Any, context: Any) -> None:  # noqa: ARG001
-            call = Call.of(context, timeout_s=self.config.timeout_s)
-            label = OTHER if method is None else self.metrics.method(method.rpartition("/")[2])
+        def refuse(context: Any) -> Refusal:
             self.metrics.calls.labels(label, "refused").inc()
-            async with let_go(), call.answering(self.door.log):
-                raise NotAllowed(f"the guard does not pass {named}, which it cannot inspect; allow_methods opens it")
+            error = NotAllowed(f"the guard does not pass {named}, which it cannot inspect; allow_methods opens it")
+            return Call.of(context, timeout_s=self.config.timeout_s).refusal(error)
 
-        return grpc.stream_stream_rpc_method_handler(handler)
+        return Wall(refuse)
 
     def opened(self, method: str) -> Handler:
         """An opaque method, unary or streaming, both ways as bytes."""

@@ -168,7 +168,12 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         )
         health = Health(readiness)
         both = health.methods(side_door)
-        listen = partial(listening, max_message_bytes=limits.message_bytes, max_connections=config.max_connections)
+        listen = partial(
+            listening,
+            max_message_bytes=limits.message_bytes,
+            max_connections=config.max_connections,
+            max_calls=config.max_calls_per_connection,
+        )
         methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
         inference = await stack.enter_async_context(
             listen(config.listen, methods, passage.closed(None), gates=service.gates())

@@ -37,6 +37,7 @@ from tests.serve.test_bypass import field
 
 ORDINARY = tiny_bundle.ordinary(1)
 INFER, LIVE = path("ModelInfer").encode(), path("ServerLive").encode()
+REFUSED_STREAM = 7  # RFC 9113, section 7
 PATIENT_S = 0.5  # what a bystander may wait on a loaded machine
 CLEAN = infer_request(ORDINARY).SerializeToString()
 
@@ -495,6 +496,22 @@ def test_connections_are_bounded(bundle: Path) -> None:
                     connection.close()
 
     asyncio.run(story())
+
+
+def test_calls_on_one_connection_are_bounded(bundle: Path) -> None:
+    async def story() -> None:
+        async with guarding(bundle, max_calls_per_connection=4) as guarded:
+            assert await asyncio.to_thread(streams_refused, guarded.serving.address, 6) == 2
+            assert (await guarded.client.infer(ORDINARY)).ok  # on another
+
+    asyncio.run(story())
+
+
+def streams_refused(address: str, opened: int) -> int:
+    """How many of so many calls on one connection, none of them with a message yet, the other side does not take."""
+    with Wire(address) as wire:
+        streams = [wire.open(grpc_headers(INFER)) for _ in range(opened)]
+        return sum(wire.answer(stream, 0.3).reset == REFUSED_STREAM for stream in streams)
 
 
 def test_thousands_of_calls_that_are_taken_back_at_once(bundle: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from guard.serve.gatekeeper import (
     SLICE,
     TURN_S,
     GateKeeper,
+    Porter,
     Refusal,
     Ticket,
 )
@@ -64,6 +65,7 @@ class House:
     open: bool = True
     hopeless: bool = False
     clients_know: bool = True
+    who: int = 0  # calls now
     loop: Loop = field(default_factory=Loop)
     begun: list[Any] = field(default_factory=list)
     refused: list[Any] = field(default_factory=list)
@@ -75,6 +77,9 @@ class House:
 
     def deadline(self, context: Any) -> float:
         return float(context)
+
+    def client(self, context: Any) -> int:
+        return self.who
 
     def enter(self, deadline: float) -> Ticket | None:
         return self if self.open and deadline > self.loop.now else None
@@ -131,7 +136,7 @@ def test_those_who_wait_in_vain_are_told_as_long_as_that_costs_little() -> None:
     house = House(open=False, hopeless=True)
     house.come(range(1000))
     house.loop.turn()
-    assert len(house.refused) == REFUSALS_AT_ONCE
+    assert house.refused == list(range(int(REFUSALS_AT_ONCE)))  # who would come in last hears it first
     for _ in range(100):
         house.loop.turn(0.01)
     assert len(house.refused) == pytest.approx(REFUSALS_AT_ONCE + REFUSALS_A_SECOND, abs=2)
@@ -163,7 +168,7 @@ def test_whose_time_is_over_is_counted_and_told_only_if_his_client_cannot_know(*
 def test_what_waits_is_bounded() -> None:
     house = House(open=False)
     house.come(range(MOST_WAITING + 10))
-    assert house.refused == list(range(MOST_WAITING, MOST_WAITING + 10))
+    assert house.refused == list(range(10))  # whoever comes into a full line is not worse off than those before
     assert len(house.keeper.line) == MOST_WAITING
 
 
@@ -173,6 +178,7 @@ def test_every_call_goes_out_once_whatever_happens() -> None:
     for _ in range(3000):
         house.open, house.hopeless = chance.random() < 0.3, chance.random() < 0.1
         more = chance.randrange(12)
+        house.who = chance.randrange(5)
         house.come(range(came, came + more), deadline=house.loop.now + chance.uniform(0.0, 0.1))
         came += more
         house.loop.turn(chance.uniform(0.0, 0.01))
@@ -184,10 +190,83 @@ def test_every_call_goes_out_once_whatever_happens() -> None:
     assert not house.loop.due
 
 
+def test_a_thousand_calls_of_one_client_do_not_keep_anothers_one_waiting() -> None:
+    house = House(open=False)
+    house.come(range(500))
+    house.who = 1
+    house.come(range(500, 501))
+    house.who = 0
+    house.come(range(501, 1000))
+    house.open = True
+    house.loop.turn()
+    assert house.begun == [999, 500, 998, 997]
+
+
+def test_who_waits_in_vain_among_many_is_not_the_one_who_has_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guard.serve.gatekeeper.MOST_WAITING", 100)
+    house = House(open=False)
+    house.who = 1
+    house.come(range(3))
+    house.who = 0
+    house.come(range(3, 203))
+    assert house.refused == list(range(3, 106))
+
+
 def test_a_line_does_not_remember_those_that_have_gone_out() -> None:
     line: Line[int] = Line()
     for number in range(20 * SPARE):
-        line.join(number, 1000.0)
-        assert line.take_newest() == number
-    assert len(line) == 0
-    assert len(line.by_deadline) <= SPARE + 1
+        line.join(number, 1000.0, number % 7)
+        line.join(-number, 1000.0, number % 7)
+        assert line.take_next() == -number
+        assert line.take_last() == number
+    assert len(line) == len(line.clients) == 0
+    assert len(line.by_deadline) <= SPARE + 4
+    assert len(line.turns) <= SPARE + 4
+
+
+def test_each_client_has_as_many_turns_and_the_newest_comes_first_among_equals() -> None:
+    line: Line[int] = Line()
+    for number in range(12):
+        line.join(number, 100.0, number % 4)
+    assert [line.take_next() for _ in range(4)] == [11, 10, 9, 8]
+    for number in range(100, 108):
+        line.join(number, 100.0, 3)
+    turns = [line.take_next() for _ in range(8)]
+    assert [number if number < 100 else "3" for number in turns] == ["3", 6, 5, 4, "3", 2, 1, 0]
+    line.new_round()
+    assert line.next() == 105
+
+
+def test_a_thousand_clients_with_a_call_each_are_served_the_newest_first() -> None:
+    line: Line[int] = Line()
+    for number in range(1000):
+        line.join(number, 100.0, number)
+    assert [line.take_next() for _ in range(1000)] == list(reversed(range(1000)))
+
+
+def test_where_there_is_no_gate_each_client_has_its_turn_as_well() -> None:
+    loop, begun = Loop(), []
+    porter = Porter(loop, lambda what, call, context: begun.append((what, call)), 2)  # type: ignore[arg-type]
+    crowd, alone = Peer("crowd"), Peer("alone")
+    for call in range(50):
+        porter.take("live", call, crowd)
+    porter.take("live", 50, alone)
+    for call in range(51, 100):
+        porter.take("live", call, crowd)
+    assert begun == [("live", 0), ("live", 1)]
+    loop.turn()
+    assert ("live", 50) in begun
+    for _ in range(60):
+        loop.turn()
+    assert sorted(call for _, call in begun) == list(range(100))
+    assert not loop.due
+
+
+@dataclass(frozen=True)
+class Peer:
+    """As much of a ServicerContext."""
+
+    name: str
+
+    def peer(self) -> str:
+        return self.name
