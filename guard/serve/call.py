@@ -103,9 +103,12 @@ class Call:
             self.ended(error)
             trailing = (*end_to_end(error.trailing_metadata()), *self.marks)
             await self.context.abort(error.code(), error.details() or "", trailing)
-        except asyncio.CancelledError:  # the client left, or the core ended the call at its deadline
+        except (asyncio.CancelledError, grpc.aio.InternalError) as error:
+            # The client left, or the core ended the call at its deadline, perhaps while something was written to it.
             self.end = "cancelled" if time.monotonic() < self.deadline else "expired"
-            raise
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise asyncio.CancelledError from error
         except Exception as error:  # noqa: BLE001  grpc would tell the client the text of it
             self.ended(error)
             log.error("internal", id=self.id, cause=repr(error))
