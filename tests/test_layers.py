@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.layering import ROOT, imports
+
 FILES = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "guard").rglob("*.py"))
 ROOF = {"guard/__main__.py", "guard/cli.py", "guard/demo.py"}  # see both towers, but open one only when it is asked for
 LARGEST = 2_000_000  # bytes of a tracked file
@@ -36,42 +34,6 @@ LAZY = {
     "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
 }
 UNSAFE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-
-
-@dataclass(frozen=True)
-class Import:
-    """One imported module, with the line and whether it is imported only when a function runs."""
-
-    module: str
-    line: int
-    lazy: bool
-
-    @property
-    def top(self) -> str:
-        return self.module.partition(".")[0]
-
-
-def imports(source: str, *, package: str = "guard") -> list[Import]:
-    """Every import of a source file, `importlib.import_module("...")` among them; `from a import b` reads a.b too."""
-
-    def walk(node: ast.AST, *, lazy: bool) -> Iterator[Import]:
-        for child in ast.iter_child_nodes(node):
-            inside = lazy or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-            if isinstance(child, ast.Import):
-                yield from (Import(name.name, child.lineno, lazy) for name in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                base = child.module or ""
-                if child.level:
-                    parts = package.split(".")
-                    base = ".".join([*parts[: len(parts) - child.level + 1], *filter(None, [base])])
-                yield from (Import(f"{base}.{name.name}", child.lineno, lazy) for name in child.names)
-            elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith(("import_module", "__import__")):
-                named = child.args[0] if child.args else None
-                if isinstance(named, ast.Constant):
-                    yield Import(str(named.value), child.lineno, lazy)
-            yield from walk(child, lazy=inside)
-
-    return list(walk(ast.parse(source), lazy=False))
 
 
 def floor(file: str) -> str:

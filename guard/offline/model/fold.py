@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, fx
 
 from guard.errors import ModelError
-from guard.offline.model.plain import attribute, plain
+from guard.offline.model.plain import plain
 from guard.offline.model.tape import shape
+from guard.offline.model.writer import attribute
 
 aten = torch.ops.aten
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from guard.offline.model.plain import attribute
+from guard.offline.model.writer import attribute
 
 SIZE = torch.ops.aten.sym_size.int
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -13,9 +13,7 @@ from torch._ops import OpOverload
 from guard.errors import ModelError
 from guard.offline.model.adjoint_separable import matrices
 from guard.offline.model.tape import pair, static
-
-if TYPE_CHECKING:
-    from guard.offline.model.plain import Pen
+from guard.offline.model.writer import Pen
 
 aten = torch.ops.aten
 
