@@ -510,6 +510,8 @@ def test_calls_on_one_connection_are_bounded(bundle: Path) -> None:
 def streams_refused(address: str, opened: int) -> int:
     """How many of so many calls on one connection, none of them with a message yet, the other side does not take."""
     with Wire(address) as wire:
+        live = wire.open(grpc_headers(LIVE), end=True)
+        assert wire.answer(live).status == 0  # the core holds a client to the limit once it was told of it
         streams = [wire.open(grpc_headers(INFER)) for _ in range(opened)]
         return sum(wire.answer(stream, 0.3).reset == REFUSED_STREAM for stream in streams)
 
