@@ -176,11 +176,6 @@ def read_picture(file: Path) -> NDArray[np.uint8]:
     return array[..., None] if array.ndim == 2 else array
 
 
-def per_channel(values: tuple[float, ...], axes: int) -> NDArray[np.float32]:
-    """Box bounds shaped so that they broadcast over one item."""
-    return np.asarray(values, dtype=np.float32).reshape((-1,) + (1,) * (axes - 1))
-
-
 def to_wire(images: NDArray[Any], spec: InputSpec, source: str = "inputs") -> NDArray[Any]:
     """Inputs as files hold them -> the model's wire values, in its layout.
 
@@ -190,14 +185,14 @@ def to_wire(images: NDArray[Any], spec: InputSpec, source: str = "inputs") -> ND
     if images.dtype == np.uint8 and images.ndim == 4:
         channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         check_shape(channels_first, spec, source)
-        return from_unit(channels_first.astype(np.float32) / np.float32(255), spec)
+        return spec.box.from_unit(channels_first.astype(np.float32) / np.float32(255))
     check_shape(images, spec, source)
-    low, high = bounds(spec)
+    low, high = spec.box.bounds
     unit = (images.astype(np.float32) - low) / (high - low)
     check_box(images, unit, spec, source)
     if spec.dtype == np.uint8:
-        return from_unit(unit.clip(0.0, 1.0), spec)
-    return np.ascontiguousarray(to_layout(images.astype(spec.dtype), spec))
+        return spec.box.from_unit(unit.clip(0.0, 1.0))
+    return np.ascontiguousarray(spec.box.to_layout(images.astype(spec.dtype)))
 
 
 def check_box(images: NDArray[Any], unit: NDArray[np.float32], spec: InputSpec, source: str) -> None:
@@ -218,32 +213,3 @@ def check_box(images: NDArray[Any], unit: NDArray[np.float32], spec: InputSpec, 
 def check_shape(images: NDArray[Any], spec: InputSpec, source: str) -> None:
     if images.shape[1:] != spec.shape:
         raise DataError(f"{source}: one item has shape {list(images.shape[1:])}; the model takes {list(spec.shape)}")
-
-
-def bounds(spec: InputSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The value box, shaped so that it broadcasts over an item [channel, height, width] or [feature]."""
-    return per_channel(spec.low, len(spec.shape)), per_channel(spec.high, len(spec.shape))
-
-
-def to_layout(images: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
-    """[item, channel, height, width] -> the wire's order of axes."""
-    return images.transpose(0, 2, 3, 1) if spec.layout == "NHWC" else images
-
-
-def from_layout(wire: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
-    """The wire's order of axes -> [item, channel, height, width]."""
-    return wire.transpose(0, 3, 1, 2) if spec.layout == "NHWC" else wire
-
-
-def to_unit(wire: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
-    """Wire inputs -> [0, 1] per channel, channel first."""
-    low, high = bounds(spec)
-    return np.ascontiguousarray((from_layout(wire, spec).astype(np.float32) - low) / (high - low), dtype=np.float32)
-
-
-def from_unit(unit: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
-    """[0, 1] per channel, channel first -> wire inputs."""
-    low, high = bounds(spec)
-    wire = to_layout(low + unit.astype(np.float32) * (high - low), spec)
-    whole = np.rint(wire).clip(0, 255).astype(np.uint8) if spec.dtype == np.uint8 else wire.astype(np.float32)
-    return np.ascontiguousarray(whole)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from guard.calibration import Calibration
 from guard.errors import BundleError
+from guard.value_box import ValueBox
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -56,6 +57,11 @@ class InputSpec:
     @property
     def dtype(self) -> np.dtype[Any]:
         return DATATYPES[self.datatype]
+
+    @property
+    def box(self) -> ValueBox:
+        """The passage between the wire and [0, 1]."""
+        return ValueBox(self.low, self.high, len(self.shape), self.layout, self.dtype)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from guard.arrays import Examples, from_unit, read_examples, to_unit, to_wire
+from guard.arrays import Examples, read_examples, to_wire
 from guard.bundle import InputSpec
 from guard.errors import DataError
 
@@ -257,9 +257,9 @@ def test_uint8_pictures_for_a_model_that_takes_bytes() -> None:
 @pytest.mark.parametrize("spec", [SPEC, NORMALISED], ids=["unit", "normalised"])
 def test_unit_space_and_back(spec: InputSpec) -> None:
     unit = np.random.default_rng(2).random((5, 3, 4, 5), dtype=np.float32)
-    assert np.allclose(to_unit(from_unit(unit, spec), spec), unit, atol=1e-6)
-    assert np.allclose(from_unit(np.zeros_like(unit), spec).min(axis=(0, 2, 3)), spec.low)
-    assert np.allclose(from_unit(np.ones_like(unit), spec).max(axis=(0, 2, 3)), spec.high)
+    assert np.allclose(spec.box.to_unit(spec.box.from_unit(unit)), unit, atol=1e-6)
+    assert np.allclose(spec.box.from_unit(np.zeros_like(unit)).min(axis=(0, 2, 3)), spec.low)
+    assert np.allclose(spec.box.from_unit(np.ones_like(unit)).max(axis=(0, 2, 3)), spec.high)
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "UINT8"])
@@ -271,10 +271,10 @@ def test_a_channel_last_wire(datatype: str) -> None:
     assert wire.dtype == spec.dtype
     assert wire.flags.c_contiguous
     assert np.array_equal(wire, pictures())
-    unit = to_unit(wire, spec)
+    unit = spec.box.to_unit(wire)
     assert unit.shape == (6, 3, 4, 5)
     assert np.array_equal(unit, pictures().transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
-    assert np.array_equal(from_unit(unit, spec), wire)
+    assert np.array_equal(spec.box.from_unit(unit), wire)
     floats = pictures().transpose(0, 3, 1, 2).astype(np.float32)
     assert np.array_equal(to_wire(floats, spec), wire)
 
@@ -282,7 +282,7 @@ def test_a_channel_last_wire(datatype: str) -> None:
 def test_bytes_are_never_wrapped_around() -> None:
     spec = replace(SPEC, datatype="UINT8", high=(255.0,))
     unit = np.linspace(-0.1, 1.1, 60, dtype=np.float32).reshape(1, 3, 4, 5)
-    wire = from_unit(unit, spec)
+    wire = spec.box.from_unit(unit)
     assert np.array_equal(np.sort(wire, axis=None), wire.ravel())
 
 
@@ -297,7 +297,7 @@ def test_values_outside_a_range_of_their_own_name_the_part_that_leaves_it_furthe
     vectors = replace(SPEC, shape=(3,), low=(0.0, 0.0, 0.0), high=(1.0, 10.0, 1000.0))
     with pytest.raises(DataError, match=r"values of feature 1 span \[5, 30\].*range \[0, 10\]"):
         to_wire(np.asarray([[1.05, 5.0, 999.0], [0.0, 30.0, 1001.0]], dtype=np.float32), vectors)
-    wire = from_unit(np.full((2, 3, 4, 5), 0.5, dtype=np.float32), NORMALISED)
+    wire = NORMALISED.box.from_unit(np.full((2, 3, 4, 5), 0.5, dtype=np.float32))
     wire[1, 2, 0, 0] += 9
     with pytest.raises(DataError, match=r"values of channel 2 span"):
         to_wire(wire, NORMALISED)
@@ -321,7 +321,7 @@ def test_inputs_are_never_changed() -> None:
     floats = np.random.default_rng(3).random((2, 3, 4, 5), dtype=np.float32)
     before = images.copy(), floats.copy()
     to_wire(images, NORMALISED)
-    to_unit(to_wire(floats, SPEC), NORMALISED)[:] = 7
+    NORMALISED.box.to_unit(to_wire(floats, SPEC))[:] = 7
     assert np.array_equal(images, before[0])
     assert np.array_equal(floats, before[1])
 

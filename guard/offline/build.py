@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.arrays import from_unit
 from guard.bundle import Bundle
 from guard.offline.calibrate import pool
 from guard.offline.compile import Cleaner, Compiled, Program, compile_programs
@@ -74,7 +73,7 @@ def compile_heads(
     classifier, data = prepared.classifier, prepared.data
     modules = {name: Program(classifier, [heads[d.name] for d in ds]) for name, ds in programs.items()}
     cleaners = {denoiser.name: Cleaner(denoiser, classifier.spec.input) for denoiser in job.recipe.repairs}
-    wire = from_unit(data.images[data.part(Split.COMBINER)][:PARITY_ITEMS], classifier.spec.input)
+    wire = classifier.spec.input.box.from_unit(data.images[data.part(Split.COMBINER)][:PARITY_ITEMS])
     return Graphs(modules, compile_programs(modules, cleaners, wire), wire)
 
 

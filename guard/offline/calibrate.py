@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.arrays import from_unit
 from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
 from guard.calibration import Band, Calibration
 from guard.fusion import unfitted
@@ -100,7 +99,7 @@ class Calibrator:
         manifest = self.manifest(calibration, leaks, parity or {})
         files = {**self.compiled.files, **reports, "calibration.npz": npz(calibration.to_arrays())}
         if calibration.items < 2:
-            empty = from_unit(self.data.images[:0], self.classifier.spec.input)
+            empty = self.classifier.spec.input.box.from_unit(self.data.images[:0])
             samples = {
                 "images": empty,
                 "logits": np.zeros((0, self.classifier.spec.output.classes), dtype=np.float32),
@@ -122,7 +121,7 @@ class Calibrator:
         near = np.abs(readings.p_value[:, None] - rates).min(axis=1) < 3 / (calibration.items + 1)
         keep = np.flatnonzero(~near)[:SAMPLES]
         return {
-            "images": from_unit(self.data.images[part[keep]], self.classifier.spec.input),
+            "images": self.classifier.spec.input.box.from_unit(self.data.images[part[keep]]),
             "logits": readings.logits[keep],
             "scores": readings.scores[keep],
             "p_values": readings.p_value[keep],

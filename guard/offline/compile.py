@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import Denoiser, Evidence, Logits
 from guard.offline.lower import lower
 from guard.offline.model.classifier import Classifier
+from guard.offline.model.unit_space import unit_of, wire_of
 
 OPSET = 20
 WEIGHTS = "weights.bin"
@@ -46,7 +46,7 @@ class Program(nn.Module):
         return ("logits", "scores", "gradient") if self.gather.gradient else ("logits", "scores")
 
     def forward(self, wire: Tensor) -> tuple[Tensor, ...]:
-        return self.read(self.evidence(unit_of(wire, self.spec)))
+        return self.read(self.evidence(unit_of(wire, self.spec.box)))
 
     def read(self, evidence: Evidence) -> tuple[Tensor, ...]:
         """The outputs, from the evidence."""
@@ -72,35 +72,7 @@ class Cleaner(nn.Module):
         self.spec = spec
 
     def forward(self, wire: Tensor) -> tuple[Tensor]:
-        return (wire_of(self.denoiser(unit_of(wire, self.spec)).clamp(0.0, 1.0), self.spec),)
-
-
-def unit_of(wire: Tensor, spec: InputSpec) -> Tensor:
-    """Wire inputs -> [0, 1] per channel, channel first."""
-    if spec.dtype != np.float32:
-        wire = wire.to(torch.float32)
-    if spec.layout == "NHWC":
-        wire = wire.permute(0, 3, 1, 2)
-    if set(spec.low) == {0.0} and set(spec.high) == {1.0}:
-        return wire
-    low, high = box(spec)
-    return (wire - low) / (high - low)
-
-
-def wire_of(unit: Tensor, spec: InputSpec) -> Tensor:
-    """[0, 1] per channel, channel first -> wire inputs."""
-    wire = unit
-    if set(spec.low) != {0.0} or set(spec.high) != {1.0}:
-        low, high = box(spec)
-        wire = low + unit * (high - low)
-    if spec.layout == "NHWC":
-        wire = wire.permute(0, 2, 3, 1)
-    return wire if spec.dtype == np.float32 else torch.round(wire).to(torch.uint8)
-
-
-def box(spec: InputSpec) -> tuple[Tensor, Tensor]:
-    shape = (-1,) + (1,) * (len(spec.shape) - 1)
-    return torch.tensor(spec.low).reshape(shape), torch.tensor(spec.high).reshape(shape)
+        return (wire_of(self.denoiser(unit_of(wire, self.spec.box)).clamp(0.0, 1.0), self.spec.box),)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.arrays import from_unit
 from guard.calibration import Calibration, auroc
 from guard.fusion import Floats
 from guard.offline.craft import CraftedSet
@@ -223,7 +222,7 @@ def by_detector(names: Sequence[str], clean: NDArray[np.float64], attacked: NDAr
 
 def read(runtime: Runtime, unit: NDArray[np.float32], batch: int | None = None) -> Readings:
     """Readings of unit-space images [item, ...], every program run on every item, in batches."""
-    wire = from_unit(unit, runtime.spec)
+    wire = runtime.spec.box.from_unit(unit)
     batch = batch or batch_items(unit.shape[1:])
     parts = [runtime.read(wire[i : i + batch], complete=True) for i in range(0, len(wire), batch)]
     if not parts:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.arrays import Examples, read_examples, to_unit, to_wire
+from guard.arrays import Examples, read_examples, to_wire
 from guard.calibration import check_promise
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.offline.data import SHARES, Split, assign, content_hashes, grid_of, members
@@ -115,7 +115,7 @@ def split_data(job: Job, classifier: Classifier, examples: Examples) -> Data:
     wire = to_wire(examples.images, classifier.spec.input, examples.source)
     hashes = content_hashes(wire)
     splits = assign(hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
-    unit = np.clip(to_unit(wire, classifier.spec.input), 0.0, 1.0)
+    unit = np.clip(classifier.spec.input.box.to_unit(wire), 0.0, 1.0)
     data = Data(unit, examples.labelled(), hashes, splits, examples.source)
     if job.test is None:
         return data
@@ -127,7 +127,7 @@ def split_data(job: Job, classifier: Classifier, examples: Examples) -> Data:
             f"{held_out.source} and {examples.source} share {len(shared)} items; test data must be held out"
         )
     return Data(
-        np.concatenate([data.images, np.clip(to_unit(test_wire, classifier.spec.input), 0.0, 1.0)]),
+        np.concatenate([data.images, np.clip(classifier.spec.input.box.to_unit(test_wire), 0.0, 1.0)]),
         np.concatenate([data.labels, held_out.labelled()]),
         np.concatenate([hashes, test_hashes]),
         {**splits, **dict.fromkeys(test_hashes.tolist(), Split.TEST)},

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import ParityError
-from guard.offline.compile import Program, unit_of
+from guard.offline.compile import Program
+from guard.offline.model.unit_space import unit_of
 from guard.runtime import Session
 
 FORWARD_TOLERANCE = 1e-4  # relative L2 an item
@@ -101,7 +102,7 @@ def judged(
     program: Program, founds: Sequence[Sequence[NDArray[Any]]], wire: NDArray[Any], plain: Parity, spread: NDArray[Any]
 ) -> Parity:
     """Rule 2: the same with double precision as the judge, and the items on kinks forgiven."""
-    unit = unit_of(torch.from_numpy(wire), program.spec).double()
+    unit = unit_of(torch.from_numpy(wire), program.spec.box).double()
     exact = Exact.of(program)
     truth = exact.outputs(unit)
     errors = reduce(Errors.worse, (Errors.between(found, truth, spread) for found in founds))

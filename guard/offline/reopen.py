@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from guard.arrays import read_examples, to_unit, to_wire
+from guard.arrays import read_examples, to_wire
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.data import Split, content_hashes
@@ -107,5 +107,5 @@ class Work:
             raise DataError(
                 f"{data}: every item was fitted or calibrated on; evaluation needs items that this bundle has not seen"
             )
-        unit = np.clip(to_unit(wire[fresh], spec), 0.0, 1.0)
+        unit = np.clip(spec.box.to_unit(wire[fresh]), 0.0, 1.0)
         return HeldOut(unit, examples.labelled()[fresh], hashes[fresh], examples.source), int((~fresh).sum())

@@ -163,7 +163,7 @@ def opened_row(source: Source, images: Tensor) -> Opened:
     seconds = time.perf_counter() - start
     imported = import_onnx(Path(source.model), source.item_shape)
     spec = classifier.spec.input
-    difference = check_import(imported, single_path(imported.program), spec.low, spec.high, items=ITEMS)
+    difference = check_import(imported, single_path(imported.program), spec.box, items=ITEMS)
     gradient = with_gradient(classifier.graph, seed=margin)(images)[1]
     return Opened(len(imported.graph.nodes), difference, gradient, seconds)
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from guard.arrays import read_examples, to_unit, to_wire
+from guard.arrays import read_examples, to_wire
 from guard.offline.attacks.attack import Attack, Learner, Model
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
@@ -51,7 +51,7 @@ def main() -> None:
     height, width, channels = examples.images.shape[1:]  # bytes, as picture files hold them
     classifier = open_model(Source(str(options.model), (channels, height, width), grid=255))
     spec = classifier.spec.input
-    images = torch.from_numpy(to_unit(to_wire(examples.images, spec), spec))
+    images = torch.from_numpy(spec.box.to_unit(to_wire(examples.images, spec)))
     labels = torch.from_numpy(examples.labelled())
     table = Table(*COLUMNS)
     with tempfile.TemporaryDirectory() as folder:

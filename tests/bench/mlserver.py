@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from guard.arrays import from_unit
 from guard.bundle import Bundle
 from guard.calibration import rejections_band, wilson
 from guard.demo import free_ports, running
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     bundle = Bundle.open(options.bundle)
     clean, crafted = inputs(bundle, options)
-    sent = from_unit(np.concatenate([clean, crafted.attacked[: options.attacked]]), bundle.manifest.model.input)
+    sent = bundle.manifest.model.input.box.from_unit(np.concatenate([clean, crafted.attacked[: options.attacked]]))
     name = bundle.manifest.model.name
     with servers(bundle, options.model, options.threads) as (upstream, guarded, metrics):
         direct = timed("direct", ask_triton, ready("triton"), upstream, name, sent, timeout_s=CLIENT_S)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guard.arrays import read_examples, to_unit, to_wire
+from guard.arrays import read_examples, to_wire
 from guard.calibration import wilson
 from guard.offline.attacks.attack import Attack, Learner, Model
 from guard.offline.attacks.compiled import open_compiled
@@ -70,7 +70,7 @@ def opened(source: str, data: Path, items: int, folder: Path) -> tuple[Model, Te
     shape = (examples.images.shape[3], *examples.images.shape[1:3])
     classifier = open_model(Source(source, shape, grid=255))
     wire = to_wire(examples.images[: 2 * items], classifier.spec.input, examples.source)
-    images = np.clip(to_unit(wire, classifier.spec.input), 0, 1)
+    images = np.clip(classifier.spec.input.box.to_unit(wire), 0, 1)
     labels = torch.from_numpy(examples.labelled()[: 2 * items])
     model = open_compiled(classifier, images, folder)
     right = answers(model, torch.from_numpy(images)) == labels

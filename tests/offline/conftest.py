@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from guard.arrays import from_unit
 from guard.bundle import Bundle
 from guard.offline.craft import craft
 from guard.offline.evaluate import read
@@ -64,7 +63,7 @@ def served_name(tiny_bundle: Bundle) -> str:
 def clean_inputs(tiny_bundle: Bundle) -> NDArray[np.float32]:
     """Clean wire inputs that the bundle has not seen."""
     unit, _ = tiny.data(60, seed=31)
-    return np.asarray(from_unit(unit, tiny_bundle.manifest.model.input), dtype=np.float32)
+    return np.asarray(tiny_bundle.manifest.model.input.box.from_unit(unit), dtype=np.float32)
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +88,7 @@ def caught_inputs(
         seed=5,
     )
     p = read(tiny_subject.runtime, crafted.attacked).p_value
-    found = from_unit(crafted.attacked[p <= tiny_subject.runtime.bundle.manifest.reject_rate], spec.input)
+    found = spec.input.box.from_unit(crafted.attacked[p <= tiny_subject.runtime.bundle.manifest.reject_rate])
     assert len(found) >= 3
     return np.asarray(found, dtype=np.float32)
 

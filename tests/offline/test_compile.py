@@ -15,7 +15,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from guard.arrays import to_unit
 from guard.bundle import Bundle, InputSpec
 from guard.errors import ParityError
 from guard.offline.compile import (
@@ -264,21 +263,21 @@ def test_no_file_of_a_bundle_says_where_it_was_made(tiny_bundle: Bundle, tiny_jo
 def test_wire_values_and_back(box: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
     spec = InputSpec("input", "FP32", (3, 4, 4), *box, None)
     unit = torch.rand((5, 3, 4, 4), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(unit_of(wire_of(unit, spec), spec), unit)
-    assert float(wire_of(torch.zeros(1, 3, 4, 4), spec)[0, 1, 0, 0]) == spec.low[-1 if len(spec.low) == 1 else 1]
+    torch.testing.assert_close(unit_of(wire_of(unit, spec.box), spec.box), unit)
+    assert float(wire_of(torch.zeros(1, 3, 4, 4), spec.box)[0, 1, 0, 0]) == spec.low[-1 if len(spec.low) == 1 else 1]
 
 
 def test_a_wire_of_bytes_channels_last() -> None:
     spec = InputSpec("input", "UINT8", (3, 4, 5), (0.0,), (255.0,), 255, "NHWC")
     wire = torch.randint(0, 256, (2, 4, 5, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    unit = unit_of(wire, spec)
-    assert np.array_equal(unit.numpy(), to_unit(wire.numpy(), spec))
-    assert torch.equal(wire_of(unit, spec), wire)
+    unit = unit_of(wire, spec.box)
+    assert np.array_equal(unit.numpy(), spec.box.to_unit(wire.numpy()))
+    assert torch.equal(wire_of(unit, spec.box), wire)
 
 
 def test_a_cleaner_works_in_unit_space_whatever_the_wire() -> None:
     spec = replace(tiny.image_classifier().spec.input, low=(-1.0,), high=(3.0,))
     unit = torch.from_numpy(tiny.data(6, seed=2)[0])
     for build in DENOISERS.values():
-        (cleaned,) = Cleaner(build(), spec)(wire_of(unit, spec))
-        torch.testing.assert_close(unit_of(cleaned, spec), build()(unit))
+        (cleaned,) = Cleaner(build(), spec)(wire_of(unit, spec.box))
+        torch.testing.assert_close(unit_of(cleaned, spec.box), build()(unit))

@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from guard.arrays import from_unit
 from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError
 from guard.offline.craft import craft
@@ -46,7 +45,7 @@ def unseen(bundle: Bundle) -> HeldOut:
 
 
 def measurements(unit: NDArray[np.float32], bundle: Bundle) -> NDArray[np.float32]:
-    return np.asarray(from_unit(unit, bundle.manifest.model.input), dtype=np.float32)
+    return np.asarray(bundle.manifest.model.input.box.from_unit(unit), dtype=np.float32)
 
 
 def test_the_bundle_knows_each_features_range_and_no_grid(bundle: Bundle) -> None:

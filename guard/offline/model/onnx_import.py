@@ -6,7 +6,6 @@ is opened.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from guard.offline.model.onnx_graph import Graph, read_graph
 from guard.offline.model.onnx_layout import channel_first
 from guard.offline.model.onnx_replay import Replay
 from guard.runtime import onnxruntime
+from guard.value_box import ValueBox
 
 TOLERANCE = 1e-4  # relative L2 an item
 ITEMS = 4
@@ -88,15 +88,13 @@ def name_layers(exported: fx.Graph, graph: Graph) -> None:
         node.meta["layer"] = graph.nodes[index].outputs[0]
 
 
-def check_import(
-    imported: Imported, module: fx.GraphModule, low: Sequence[float], high: Sequence[float], *, items: int = ITEMS
-) -> float:
+def check_import(imported: Imported, module: fx.GraphModule, box: ValueBox, *, items: int = ITEMS) -> float:
     """The largest relative difference between the module and ONNX Runtime on the file.
 
     Raises:
         ModelError: it is beyond the tolerance.
     """
-    images = sample_images(imported, module, low, high, items)
+    images = sample_images(imported, module, box, items)
     expected = run_file(imported, images)
     with torch.no_grad():
         found = module(torch.from_numpy(images)).numpy()
@@ -114,9 +112,7 @@ def check_import(
     return error
 
 
-def sample_images(
-    imported: Imported, module: fx.GraphModule, low: Sequence[float], high: Sequence[float], items: int
-) -> NDArray[np.float32]:
+def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, items: int) -> NDArray[np.float32]:
     """Noise in the value box, coarse and fine, [item, channel, height, width]; whole numbers for a wire of bytes."""
     (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
     shape = tuple(int(size) for size in start.meta["val"].shape[1:])
@@ -124,8 +120,8 @@ def sample_images(
     unit = generator.random((items, *shape))
     if len(shape) == 3:
         unit = (unit + generator.random((items, shape[0], 1, 1))) / 2
-    bounds = [np.asarray(values, np.float64).reshape((-1,) + (1,) * (len(shape) - 1)) for values in (low, high)]
-    wire = bounds[0] + unit * (bounds[1] - bounds[0])
+    low, high = box.bounds
+    wire = low + unit * (high - low)
     return (np.rint(wire) if imported.graph.datatype == "UINT8" else wire).astype(np.float32)
 
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from guard.bundle import InputSpec, ModelSpec, OutputSpec
+from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.fold import fold_batch_norm
 from guard.offline.model.onnx_import import check_import, import_onnx
 from guard.offline.model.taps import find_taps
+from guard.offline.model.unit_space import bounds
+from guard.value_box import ValueBox
 
 aten = torch.ops.aten
 
@@ -41,6 +43,11 @@ class Source:
     labels: tuple[str, ...] = ()
     datatype: str = "FP32"  # of the wire input; an .onnx file says it itself, and the layout too
     layout: str = "NCHW"
+
+    @property
+    def box(self) -> ValueBox:
+        """Where the wire input's values lie, as far as it is known."""
+        return ValueBox(self.low, self.high, len(self.item_shape), self.layout, DATATYPES[self.datatype])
 
 
 def open_model(source: Source) -> Classifier:
@@ -85,7 +92,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
         Path(source.model), source.item_shape, input_name=source.input_name, output_name=source.output_name
     )
     datatype = imported.graph.datatype
-    unsaid = datatype == "UINT8" and set(source.low) == {0.0} and set(source.high) == {1.0}
+    unsaid = datatype == "UINT8" and source.box.is_unit
     source = replace(
         source,
         low=(0.0,) if unsaid else source.low,
@@ -96,7 +103,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
         layout=imported.layout,
     )
     graph = single_path(imported.program)
-    check_import(imported, graph, source.low, source.high)
+    check_import(imported, graph, source.box)
     return graph, source
 
 
@@ -210,11 +217,10 @@ def strip_final(module: fx.GraphModule, kind: str) -> fx.GraphModule:
 
 def in_unit_space(module: fx.GraphModule, source: Source) -> fx.GraphModule:
     """Prepend unit -> wire where the value box is not [0, 1]."""
-    if set(source.low) == {0.0} and set(source.high) == {1.0}:
+    if source.box.is_unit:
         return module
-    shape = (-1,) + (1,) * (len(source.item_shape) - 1)
-    low = torch.tensor(source.low).reshape(shape)
-    module.register_buffer("box_scale", torch.tensor(source.high).reshape(shape) - low)
+    low, high = bounds(source.box)
+    module.register_buffer("box_scale", high - low)
     module.register_buffer("box_low", low)
     (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
     readers = list(start.users)

@@ -18,6 +18,7 @@ from guard.offline.model.adjoint import top_class, with_gradient
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.onnx_import import check_import, import_onnx
 from guard.offline.model.source import Source, open_model, single_path
+from guard.value_box import ValueBox
 from tests import networks
 from tests.offline import tiny
 from tests.onnx_files import BATCHES, EXPORTERS, KERAS, model_of, write_onnx
@@ -253,11 +254,11 @@ def test_a_choice_that_is_none_says_what_there_is(given: dict[str, str], words: 
 def test_an_import_that_computes_something_else_is_found_out(file: Path) -> None:
     imported = import_onnx(file, tiny.SHAPE)
     graph = single_path(imported.program)
-    assert check_import(imported, graph, (0.0,), (1.0,)) < 1e-6
+    assert check_import(imported, graph, ValueBox((0.0,), (1.0,), 3)) < 1e-6
     with torch.no_grad():
         next(iter(graph.buffers())).view(-1)[0] += 0.1
     with pytest.raises(ModelError, match="was imported wrongly: outputs differ from ONNX Runtime's by"):
-        check_import(imported, graph, (0.0,), (1.0,))
+        check_import(imported, graph, ValueBox((0.0,), (1.0,), 3))
 
 
 def test_a_file_that_mixes_its_items(tmp_path: Path) -> None:

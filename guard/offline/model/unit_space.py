@@ -1,0 +1,38 @@
+"""The same passage between wire values and [0, 1] as `ValueBox`'s, in torch, where it becomes part of a program."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guard.value_box import ValueBox
+
+
+def unit_of(wire: Tensor, box: ValueBox) -> Tensor:
+    """Wire inputs -> [0, 1] per channel, channel first."""
+    if box.dtype != np.float32:
+        wire = wire.to(torch.float32)
+    if box.layout == "NHWC":
+        wire = wire.permute(0, 3, 1, 2)
+    if box.is_unit:
+        return wire
+    low, high = bounds(box)
+    return (wire - low) / (high - low)
+
+
+def wire_of(unit: Tensor, box: ValueBox) -> Tensor:
+    """[0, 1] per channel, channel first -> wire inputs; whole numbers where bytes travel."""
+    wire = unit
+    if not box.is_unit:
+        low, high = bounds(box)
+        wire = low + unit * (high - low)
+    if box.layout == "NHWC":
+        wire = wire.permute(0, 2, 3, 1)
+    return wire if box.dtype == np.float32 else torch.round(wire).to(torch.uint8)
+
+
+def bounds(box: ValueBox) -> tuple[Tensor, Tensor]:
+    """Low and high, shaped so that they broadcast over an item [channel, height, width] or [feature]."""
+    low, high = box.bounds
+    return torch.from_numpy(low), torch.from_numpy(high)
