@@ -3,8 +3,9 @@
 How it works. Calls that were inspected lately took `stay_s`, among `company` others. One that comes now finds `inside`
 others, and each more than then delays it by what one takes where the guard is at its best: it will take
 stay_s + (inside - company) / best_rate, and then what the model server lately took. If that is more than `SHARE` of
-what is left until its deadline, it is refused before its message is read. Example: 12 ms among 5, now 21 inside, at
-best 800 a second, 5 ms upstream: 12 + 16 / 0.8 + 5 = 37 ms. A call with 250 ms left comes in, one with 50 ms does not.
+what is left until its deadline, it does not come in, and its message is not read. Example: 12 ms among 5, now 21
+inside, at best 800 a second, 5 ms upstream: 12 + 16 / 0.8 + 5 = 37 ms. A call with 250 ms left comes in, one with 50
+does not.
 
 A rate measured at the door alone would not do: few let in is few that leave, and so few that are let in.
 

@@ -1,10 +1,10 @@
 """Who comes in at a gate, who waits before it, and who is told that it is in vain.
 
 How it works. Where more calls come than can be handled, each that begins late makes others late as well. So a few begin
-in one turn of the event loop, and the others wait; `line` says in which order. Whoever waits in
-vain should hear so at once, but a refusal costs a tenth of a small answer, and who hears it at once may well come again
-at once: told without measure, four times what can be answered leaves half of it. So `REFUSALS_A_SECOND` are told, and
-for the others nothing more is spent: their deadline passes, they are counted, and what the core holds of them is freed.
+in one turn of the event loop, and the others wait; `line` says in which order. Whoever waits in vain should hear so at
+once, but a refusal costs a tenth of a small answer, and who hears it at once may well come again at once: told without
+measure, four times what can be answered leaves half of it. So `REFUSALS_A_SECOND` are told, and for the others nothing
+more is spent: their deadline passes, they are counted, and what the core holds of them is freed.
 
 Rule 1: every call that comes is begun, refused or expired, once.
 Rule 2: what waits is bounded, and so is what one turn does.
@@ -23,7 +23,6 @@ import grpc
 from guard.serve.line import Allowance, Line
 
 SLICE = 4  # calls that begin in one turn of the event loop
-ROUND_S = 0.25  # in which each client should have as many turns as another
 TURN_S = 0.005  # at most, until somebody looks after those that wait
 REFUSALS_IN_A_TURN = 16  # at a wall
 NEVER = float("inf")
@@ -118,13 +117,12 @@ class Porter:
 
     def turn(self) -> None:
         self.left = self.slice
+        self.line.tell_time(time.monotonic())
         if self.line:
             self.loop.call_soon(self.turn)
         while self.line and self.left > 0:
             self.left -= 1
             self.begin(*self.line.take_next())
-        if not self.line:
-            self.line.new_round()
 
 
 class GateKeeper:
@@ -144,7 +142,6 @@ class GateKeeper:
         self.refusals = Allowance(REFUSALS_A_SECOND, REFUSALS_AT_ONCE, now())
         self.left = SLICE  # of this turn
         self.due: asyncio.Handle | None = None  # the next turn
-        self.round_over = now() + ROUND_S
 
     def take(self, call: Any, context: Any) -> None:
         """A call has come: it begins, or joins the line."""
@@ -169,9 +166,7 @@ class GateKeeper:
         """Another turn of the event loop: let some in, and see to those that will not get in."""
         self.left, self.due = SLICE, None
         now = self.now()
-        if now >= self.round_over:
-            self.line.new_round()
-            self.round_over = now + ROUND_S
+        self.line.tell_time(now)
         for late in self.line.expire(now, MOST_EXPIRED):
             if (refusal := self.gate.expire(late.context)) is not None:
                 self.turn_away(late.call, refusal)
@@ -194,8 +189,9 @@ class GateKeeper:
 
     def refuse(self, now: float) -> None:
         """Tell those who wait in vain, who would come in last first, as long as that costs little."""
-        while (last := self.line.last()) is not None:
-            if not self.gate.is_hopeless(last.deadline, len(self.line) - 1) or not self.refusals.take(now):
+        while self.refusals.any(now) and (last := self.line.last()) is not None:
+            if not self.gate.is_hopeless(last.deadline, len(self.line) - 1):
                 return
+            self.refusals.take()
             self.line.take_last()
             self.turn_away(last.call, self.gate.refuse(last.context))

@@ -19,6 +19,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+ROUND_S = 0.25  # in which each client should have as many turns as another
 CLOCKS_DIFFER_S = 0.02  # by which a client's own timer may run out after ours
 SPARE = 1024  # entries that no longer hold may stay in a heap until they outnumber those that do, and this
 
@@ -45,6 +46,7 @@ class Line(Generic[Call]):
         self.by_deadline: list[Member[Call]] = []
         self.over: deque[Member[Call]] = deque()  # by deadline: theirs has passed, but perhaps not by their own clocks
         self.waiting = self.came = 0
+        self.round_over = 0.0
 
     def __len__(self) -> int:
         return self.waiting
@@ -78,10 +80,16 @@ class Line(Generic[Call]):
         self.had[first.client] += 1
         return self.out(first)
 
-    def new_round(self) -> None:
+    def new_round(self, now: float = 0.0) -> None:
         """Forget who had how many turns."""
+        self.round_over = now + ROUND_S
         self.had.clear()
         self.rank()
+
+    def tell_time(self, now: float) -> None:
+        """Begin another round once this one is over."""
+        if now >= self.round_over:
+            self.new_round(now)
 
     def last(self) -> Call | None:
         """Who would come in after all others: the oldest call of whoever has most, still waiting."""
@@ -140,11 +148,12 @@ class Allowance:
     def __init__(self, rate: float, most: float, now: float) -> None:
         self.rate, self.most, self.left, self.updated = rate, most, most, now
 
-    def take(self, now: float) -> bool:
+    def any(self, now: float) -> bool:
         """Whether one more is allowed."""
         self.left = min(self.most, self.left + self.rate * (now - self.updated))
         self.updated = now
-        if self.left < 1:
-            return False
+        return self.left >= 1
+
+    def take(self) -> None:
+        """One of those that `any` allowed."""
         self.left -= 1
-        return True
