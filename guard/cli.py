@@ -397,7 +397,7 @@ def make_console() -> Any:
 
 
 def stages(console: Any) -> Any:
-    from guard.offline.progress import Stages
+    from guard.offline.work.progress import Stages
 
     return Stages(console)
 

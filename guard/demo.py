@@ -99,9 +99,9 @@ def make_bundle(folder: Path, seed: int, console: Any) -> dict[str, Any]:
 
     from guard.offline.digits import accuracy, load_digits, save_model, train_network
     from guard.offline.job import Job
-    from guard.offline.progress import Stages
     from guard.offline.recipe import load_recipe
     from guard.offline.train import finish, prepare
+    from guard.offline.work.progress import Stages
 
     stages = Stages(console)
     console.print("[bold]A network for scikit-learn's digits, and a guard for it[/bold]")

@@ -16,9 +16,9 @@ from guard.offline.attacks.pgd import Pgd
 from guard.offline.craft import CraftedSet
 from guard.offline.digits import load_digits, save_model, train_network
 from guard.offline.job import Data, Job
-from guard.offline.progress import Stages
 from guard.offline.recipe import load_recipe
 from guard.offline.train import Prepared, finish, prepare
+from guard.offline.work.progress import Stages
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from torch import nn
 
 from guard.errors import ConfigError, DataError, ModelError
 from guard.offline.attacks.attack import Attack, Model
-from guard.offline.data import on_grid, whole_steps
-from guard.offline.shard import Images
+from guard.offline.data.grid import Images, on_grid, whole_steps
 
 
 def check(

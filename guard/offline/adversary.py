@@ -33,7 +33,8 @@ from guard.offline.intervals import Promise, Rate
 from guard.offline.labels import spoken_budget
 from guard.offline.risk import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.subject import HeldOut, Subject
-from guard.offline.workers import Stop
+from guard.offline.work.parallel import Stop
+from guard.offline.work.text import duration
 from guard.runtime import Readings
 
 PROOF_RATE = 0.05  # the rate at which an attack must break the detectors known to be broken
@@ -286,7 +287,3 @@ def static_start(
                 if (place := places.get(str(held_out.hashes[item]))) is not None:
                     start[row] = found.attacked[place]
     return start
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -14,7 +14,7 @@ from guard.bundle import Bundle
 from guard.offline.calibrate import pool
 from guard.offline.compile import Cleaner, Compiled, Program, compile_programs
 from guard.offline.craft import CraftedSet
-from guard.offline.data import Split
+from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.fit import Gathered, Items, Remembered, fit_heads
 from guard.offline.job import Data, Job

@@ -23,7 +23,7 @@ from guard.calibration import Band, Calibration
 from guard.fusion import unfitted
 from guard.offline.compile import Compiled
 from guard.offline.craft import CraftedSet
-from guard.offline.data import Split
+from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
 from guard.offline.evaluate import read
 from guard.offline.fusion import band_leak, early_reject, fit_fusion

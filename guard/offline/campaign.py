@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from guard.offline.attacks.adaptive import METHODS, AdaptiveResult, Known, adaptive, beats
 from guard.offline.attacks.directions import Method
 from guard.offline.attacks.guides import Guides
-from guard.offline.whole import read_whole, write_whole
-from guard.offline.workers import Stop, cores, side_by_side
+from guard.offline.work.array_file import read_whole, write_whole
+from guard.offline.work.parallel import Stop, cores, side_by_side
 
 FORMAT = 2  # of a kept run: raised whenever what is computed for one changes
 STARTS = 2  # of each method: the static attack's result and a random point

@@ -24,10 +24,11 @@ from guard.offline.admission import check, check_budgets
 from guard.offline.attacks.attack import Attack, Learner, Model
 from guard.offline.attacks.noise import moved_inside
 from guard.offline.attacks.norm_ball import sizes
-from guard.offline.data import Split, members
+from guard.offline.data.grid import Images
+from guard.offline.data.splits import Split, members
 from guard.offline.lot import Ready, in_shards, learn, lots_of
-from guard.offline.shard import Images, Job, Outcome, Shard, answer, resume
-from guard.offline.workers import Stop, cores, side_by_side
+from guard.offline.shard import Job, Outcome, Shard, answer, resume
+from guard.offline.work.parallel import Stop, cores, side_by_side
 
 Progress = Callable[[object, int, int], None]  # the attack, or that it learns; items done, items in all
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.craft import CraftedSet, Target, craft, shard_items
-from guard.offline.data import Split
+from guard.offline.data.splits import Split
 from guard.offline.engine import attack_model, choose_engine, compiled_model
 from guard.offline.evidence.gather import Gather
 from guard.offline.job import Data, Job
@@ -32,8 +32,9 @@ from guard.offline.plan import (
     sizes,
     write_plan,
 )
-from guard.offline.progress import Stage, short
 from guard.offline.shard import FORMAT
+from guard.offline.work.progress import Stage
+from guard.offline.work.text import short
 
 CRAFT_ITEMS = 1000  # clean items that each attack is tried on where no time is given
 LEARNING = {Split.HEADS: 0.7, Split.COMBINER: 0.3}  # of the items that are attacked to learn from

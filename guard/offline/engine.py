@@ -16,7 +16,7 @@ from guard.offline.attacks.compiled import CHECKED, open_compiled
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
 from guard.offline.model.classifier import Classifier
 from guard.offline.plan import read_plan
-from guard.offline.workers import one_thread
+from guard.offline.work.parallel import one_thread
 
 TRIES = 5
 QUICK_S = 1e-4  # an item: a model that torch differentiates faster is not worth compiling

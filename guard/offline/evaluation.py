@@ -12,25 +12,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guard.bundle import Bundle
-from guard.offline.adversary import GUIDES, Size, duration
+from guard.offline.adversary import GUIDES, Size
 from guard.offline.attacks.adaptive import ALL_METHODS, METHODS
 from guard.offline.build import Prepared, read_seconds
 from guard.offline.crafting import craft_all
+from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluate import read
 from guard.offline.findings import Evaluation
 from guard.offline.fit import one_batch
 from guard.offline.forecast import seconds_per_item, seconds_to_read
 from guard.offline.job import check_data, open_job
 from guard.offline.measure import Effort, LeftOut, adaptive_stage, measure, shift_items
-from guard.offline.progress import Stage, Stages
 from guard.offline.refit import refit_all, unmade
 from guard.offline.reopen import Work
 from guard.offline.report.page import to_html, to_json
-from guard.offline.shifts import SHIFTS
 from guard.offline.subject import HeldOut, Subject
 from guard.offline.suite import Suite
-from guard.offline.threads import choose_threads
 from guard.offline.trial import Further
+from guard.offline.work.progress import Stage, Stages
+from guard.offline.work.text import duration
+from guard.offline.work.threads import choose_threads
 
 MINUTES, QUICK_MINUTES, SUITE_MINUTES = 40.0, 4.0, 20.0
 FULL = (300, 50, 100)  # items an attack is tried on; items and steps of the adaptive attack

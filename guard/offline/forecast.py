@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +17,6 @@ from guard.offline.lot import SHARDS
 from guard.offline.subject import HeldOut
 from guard.runtime import Runtime
 
-Choice = TypeVar("Choice")  # what JSON holds as it is: a size, or sizes by name
 PROBED = 2  # items by which an attack's passes are counted
 
 
@@ -116,18 +111,3 @@ def seconds_to_read(runtime: Runtime, held_out: HeldOut) -> float:
     began = time.perf_counter()
     read(runtime, few)
     return (time.perf_counter() - began) / len(few)
-
-
-def kept(folder: Path, question: str, choose: Callable[[], Choice]) -> Choice:
-    """What was chosen before for the same question, or chosen now and kept.
-
-    Speeds differ from run to run; what an evaluation measures must not.
-    """
-    file = folder / f"{hashlib.sha256(question.encode()).hexdigest()[:24]}.json"
-    try:
-        found: Choice = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = choose()
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(found), encoding="utf-8")
-    return found

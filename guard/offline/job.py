@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from guard.arrays import Examples, read_examples, to_wire
 from guard.calibration import check_promise
 from guard.errors import ConfigError, DataError, PromiseError
-from guard.offline.data import SHARES, Split, assign, content_hashes, grid_of, members
+from guard.offline.data.grid import grid_of
+from guard.offline.data.splits import SHARES, Split, assign, content_hashes, members
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.source import Source, open_model
 from guard.offline.recipe import Recipe

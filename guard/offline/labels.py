@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from guard.offline.attacks.attack import Attack, Measure
+from guard.offline.attacks.attack import Attack
+from guard.offline.data.norms import Measure
 
 SYMBOLS: Mapping[Measure, str] = {"linf": " L∞", "l2": " L2", "l1": " L1", "l0": " L0", "none": ""}
 

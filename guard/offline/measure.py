@@ -14,19 +14,20 @@ from guard.offline.attacks.adaptive import METHODS
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.attacks.directions import Method
 from guard.offline.craft import CraftedSet, craft
+from guard.offline.data.shifts import SHIFTS
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import Examiner, Guard, Other, worst_of
 from guard.offline.findings import NOISE, AdaptiveRow, Evaluation, fewest
-from guard.offline.forecast import kept, seconds_to_read
+from guard.offline.forecast import seconds_to_read
 from guard.offline.intervals import Rate, promises_of
 from guard.offline.labels import labels_of
-from guard.offline.progress import Stage
 from guard.offline.recipe import Recipe
-from guard.offline.shifts import SHIFTS
 from guard.offline.specimens import exhibit_of
 from guard.offline.subject import HeldOut, Subject, detector_rows
 from guard.offline.trial import Further, Trial
 from guard.offline.unattacked import class_rows, clean_rows, shift_rows, unattacked
+from guard.offline.work.kept_choice import kept
+from guard.offline.work.progress import Stage
 from guard.runtime import Readings, Runtime
 
 SHIFT_SHARE, FEWEST_SHIFTED = 0.05, 100  # of the time left; and items, whatever it takes

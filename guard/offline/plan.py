@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from guard.offline.progress import short
+from guard.offline.work.text import short
 
 FLOOR, CAP = 300, 1200  # verified items of each family, to fit on
 REPORTED = 200  # and of each attack in the report

@@ -13,7 +13,7 @@ import numpy as np
 from guard.arrays import read_examples, to_wire
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
-from guard.offline.data import Split, content_hashes
+from guard.offline.data.splits import Split, content_hashes
 from guard.offline.fit import load_heads, settled
 from guard.offline.job import Job
 from guard.offline.model.source import Source, open_model

@@ -14,24 +14,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from guard.errors import ModelError
 from guard.offline.attacks.attack import Attack, Model, TorchOnly
 from guard.offline.attacks.layers import torch_module
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import into_reach
-from guard.offline.attacks.objective import gap
-from guard.offline.data import snap, snap_within
-from guard.offline.whole import read_whole, write_whole
-from guard.offline.workers import Stop, Watched
-
-Images = NDArray[np.float32]  # [item, ...] in unit space
+from guard.offline.attacks.objective import Objective, gap, value_and_gradient
+from guard.offline.data.grid import Images, snap, snap_within
+from guard.offline.work.array_file import read_whole, write_whole
+from guard.offline.work.parallel import Stop
 
 FORMAT = 2  # of a shard: raised whenever what is computed for one changes
-MARGIN = (
-    2e-4  # of the logits' length: what ONNX Runtime may answer otherwise (compile's parity law) fools nobody for sure
-)
+# Of the logits' length: what ONNX Runtime may answer otherwise (the law of parity) fools nobody for sure.
+MARGIN = 2e-4
 STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 4.0)
 
 
@@ -164,3 +161,25 @@ def read_outcome(file: Path) -> Outcome | None:
 
 def write_outcome(file: Path, outcome: Outcome) -> None:
     write_whole(file, {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)})
+
+
+class Watched:
+    """A model that looks at `Stop` before each pass, so that an attack of minutes ends within one pass."""
+
+    def __init__(self, model: Model, stop: Stop) -> None:
+        self.model = model
+        self.stop = stop
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        self.stop.look()
+        return self.model(images)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The torch side, for attacks that look at layers: they ask for it before each pass."""
+        self.stop.look()
+        return self.model if isinstance(self.model, nn.Module) else getattr(self.model, "module", None)
+
+    def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        self.stop.look()
+        return value_and_gradient(self.model, points, objective)

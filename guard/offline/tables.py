@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from guard.offline.findings import AttackRow, CleanRow, Detection, DetectorRow, Evaluation, UnrunRow
 from guard.offline.flags import red_flags
 from guard.offline.intervals import Area, Caught, Rate
-from guard.offline.progress import short
 from guard.offline.wording import (
     NONE,
     area_text,
@@ -21,6 +20,7 @@ from guard.offline.wording import (
     rate_text,
     thin_text,
 )
+from guard.offline.work.text import short
 
 WIDTH = 80
 ABREAST = 9  # attacks beside each other in the tables of detectors

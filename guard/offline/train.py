@@ -20,10 +20,11 @@ from guard.offline.fit import one_batch, save_heads, settled
 from guard.offline.job import Data, Job, check_data, open_job
 from guard.offline.measure import Effort, measure
 from guard.offline.plan import FLOOR, read_plan
-from guard.offline.progress import Stages, short
 from guard.offline.report.page import to_html, to_json
 from guard.offline.subject import Subject
-from guard.offline.threads import choose_threads
+from guard.offline.work.progress import Stages
+from guard.offline.work.text import short
+from guard.offline.work.threads import choose_threads
 from guard.runtime import Runtime
 
 ATTACK_ITEMS = 300  # held-out items that each attack is tried on where no time is given

@@ -22,12 +22,13 @@ from guard.offline.attacks.attack import Attack, Model
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.evaluate import Examined, Examiner
 from guard.offline.findings import AttackRow, SuiteRows, UnrunRow, fewest
-from guard.offline.forecast import kept
 from guard.offline.labels import labels_of
-from guard.offline.progress import Stage, short
 from guard.offline.subject import HeldOut, Subject
 from guard.offline.suite import Suite
-from guard.offline.workers import cores
+from guard.offline.work.kept_choice import kept
+from guard.offline.work.parallel import cores
+from guard.offline.work.progress import Stage
+from guard.offline.work.text import short
 
 PROBED = 16  # items by which an attack's speed is measured; a shard of one that asks for thousands of answers
 GROWTH = 1.3  # over the items that a success rate asks for, since few items measured it

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from guard.bundle import Manifest
 from guard.calibration import rejections_band
 from guard.offline.craft import CraftedSet, off_grid
+from guard.offline.data.shifts import SHIFTS, shifted
 from guard.offline.evaluate import read
 from guard.offline.findings import NOISE, OFF_GRID, ClassRow, CleanRow
 from guard.offline.intervals import Promise, Rate, caught_at
-from guard.offline.shifts import SHIFTS, shifted
 from guard.offline.subject import HeldOut
 from guard.runtime import Readings, Runtime
 

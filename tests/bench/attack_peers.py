@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Measure
+from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.bim import Bim
 from guard.offline.attacks.cw import Cw
 from guard.offline.attacks.cw_linf import CwLinf
@@ -22,6 +22,7 @@ from guard.offline.attacks.deepfool import DeepFool
 from guard.offline.attacks.fgsm import Fgsm
 from guard.offline.attacks.pgd import Pgd
 from guard.offline.attacks.rfgsm import Rfgsm
+from guard.offline.data.norms import Measure
 from tests.side import reach
 
 Entrant = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # images, labels, targets -> attacked

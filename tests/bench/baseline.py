@@ -30,7 +30,7 @@ from guard.calibration import auroc
 from guard.fusion import Floats
 from guard.offline.attacks.attack import Attack
 from guard.offline.craft import CraftedSet
-from guard.offline.data import Split
+from guard.offline.data.splits import Split
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
 from guard.offline.detectors.residual import residual
@@ -39,8 +39,8 @@ from guard.offline.evaluate import read
 from guard.offline.evaluation import Wish, prepared
 from guard.offline.labels import labels_of
 from guard.offline.measure import craft_enough
-from guard.offline.progress import Stages
 from guard.offline.reopen import Work
+from guard.offline.work.progress import Stages
 
 COLUMNS = ("attack", "items", "own forest", "own forest, right", "one forest", "guard", "guard, right")
 BATCH = 256

@@ -30,7 +30,7 @@ from guard.offline.bench import bench
 from guard.offline.bench_table import tables
 from guard.offline.calibrate import made_by, npz
 from guard.offline.compile import Program, compile_programs
-from guard.offline.data import snap
+from guard.offline.data.grid import snap
 from guard.offline.fit import Items, Remembered, fit_heads, settled
 from guard.offline.fusion import early_reject
 from guard.offline.model.onnx_graph import read_graph

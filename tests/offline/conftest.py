@@ -16,10 +16,10 @@ from guard.bundle import Bundle
 from guard.offline.craft import craft
 from guard.offline.evaluate import read
 from guard.offline.job import Job
-from guard.offline.progress import Stages
 from guard.offline.reopen import Work
 from guard.offline.subject import Subject
 from guard.offline.train import train
+from guard.offline.work.progress import Stages
 from tests.offline import tiny
 
 

@@ -21,7 +21,7 @@ from guard.offline.attacks.compiled import Compiled
 from guard.offline.attacks.uap import Uap
 from guard.offline.craft import CraftedSet
 from guard.offline.crafting import craft_all, learning_order
-from guard.offline.data import Split
+from guard.offline.data.splits import Split
 from guard.offline.engine import attack_model, choose_engine
 from guard.offline.job import Data, Job, open_job
 from guard.offline.model.classifier import Classifier

@@ -27,6 +27,7 @@ from guard.offline.adversary import FEWEST_ITEMS, FEWEST_STEPS, Size, identity_o
 from guard.offline.attacks.adaptive import METHODS
 from guard.offline.build import Prepared
 from guard.offline.campaign import PARTS
+from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluate import read
 from guard.offline.evaluation import Wish, evaluate_bundle, forecast, prepared
 from guard.offline.evidence.gather import Gather
@@ -34,12 +35,11 @@ from guard.offline.evidence.needs import ChannelAttribution, Latent
 from guard.offline.findings import AttackRow, Evaluation, UnrunRow
 from guard.offline.fit import Items, Remembered, gather_all
 from guard.offline.measure import LeftOut
-from guard.offline.progress import Stages
 from guard.offline.refit import families, refit_all, unmade
 from guard.offline.reopen import Work
-from guard.offline.shifts import SHIFTS
 from guard.offline.subject import Subject, detector_rows
 from guard.offline.suite import load_suite
+from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from tests.offline import tiny
 

@@ -18,15 +18,15 @@ from guard.bundle import Bundle
 from guard.calibration import auroc, rejections_band
 from guard.errors import BundleError, ConfigError, DataError, GuardError, ModelError, PromiseError
 from guard.offline.calibrate import npz
-from guard.offline.data import Split, content_hashes
+from guard.offline.data.splits import Split, content_hashes
 from guard.offline.detectors.detector import Head
 from guard.offline.evaluate import read
 from guard.offline.fit import Items, Remembered, fit_heads, load_heads, save_heads
 from guard.offline.fusion import fit_fusion
 from guard.offline.job import FEWEST_CLEAN, Job, open_job
-from guard.offline.progress import Stages
 from guard.offline.subject import Subject
 from guard.offline.train import prepare, train
+from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from tests.offline import tiny
 from tests.offline.detectors.fitting import attack

@@ -19,11 +19,11 @@ from guard.offline.craft import craft
 from guard.offline.evaluation import Wish, evaluate_bundle
 from guard.offline.findings import NOISE, OFF_GRID
 from guard.offline.job import open_job
-from guard.offline.progress import Stages
 from guard.offline.recipe import load_recipe
 from guard.offline.reopen import Work
 from guard.offline.subject import HeldOut
 from guard.offline.train import train
+from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from guard.scoring import score_lines
 from guard.summary import summarise

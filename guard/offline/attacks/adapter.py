@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Model, Norm
+from guard.offline.attacks.attack import Model
 from guard.offline.attacks.deepfool import linearise
 from guard.offline.attacks.norm_ball import into_reach, per_item, sizes
 from guard.offline.attacks.pgd import keep, rank
+from guard.offline.data.norms import Norm
 
 Loss = Literal["ce", "dlr"]
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # as pyautoattack spells them

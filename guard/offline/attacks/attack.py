@@ -16,12 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import ConfigError
+from guard.offline.data.norms import Measure, Norm
 
 Model: TypeAlias = Callable[[Tensor], Tensor]  # unit-space inputs [item, ...] -> logits [item, class]
-Norm = Literal["linf", "l2", "l1"]  # there is a ball of each
-Measure = Literal[
-    "linf", "l2", "l1", "l0", "none"
-]  # l0: share of an item's values; none: nothing bounds it, a rotation
 Family = Literal[
     "single-step",
     "high-confidence",

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Norm, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
 from guard.offline.attacks.norm_ball import per_item, sizes
 from guard.offline.attacks.objective import Gap, gap, value_and_gradient
 from guard.offline.attacks.target import Target, known_target, targets_of
+from guard.offline.data.norms import Norm
 
 INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
 DECAY = 0.1  # of the learning rate over one descent

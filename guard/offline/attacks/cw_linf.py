@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Norm, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
 from guard.offline.attacks.norm_ball import per_item, sizes
 from guard.offline.attacks.objective import Gap, value_and_gradient
 from guard.offline.attacks.target import Target, known_target, targets_of
+from guard.offline.data.norms import Norm
 
 FALL, RISE = 0.7, 4.0  # of the threshold, while an item yields to every one and while it yields to none
 CLOSE = 1.01  # the smallest size that fooled over the largest threshold that did not: an item that is nearer rests

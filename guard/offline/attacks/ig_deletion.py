@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Measure, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
 from guard.offline.attacks.objective import LogOdds, Objective, gap, value_and_gradient
+from guard.offline.data.norms import Measure
 
 Baseline = Literal["contrary", "black", "mean", "blur"]
 

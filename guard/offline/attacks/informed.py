@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Knowledge, Measure, Model
+from guard.offline.attacks.attack import Family, Knowledge, Model
+from guard.offline.data.norms import Measure
 
 
 class Teachable(Protocol):

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Norm, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.local_surrogate import Blocks, enough_queries, lasso, surrogate
+from guard.offline.data.norms import Norm
 
 
 def mixture_slope(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Norm, call_text, check_torch, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, call_text, check_torch, more_than_zero, whole
 from guard.offline.attacks.saliency import Walk, likeness, saliency
+from guard.offline.data.norms import Norm
 
 
 def toward_map(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Model, Norm, call_text, check_torch, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, call_text, check_torch, more_than_zero, whole
 from guard.offline.attacks.saliency import Distance, Walk, saliency
+from guard.offline.data.norms import Norm
 
 Aim = Literal["top_places", "centre"]
 

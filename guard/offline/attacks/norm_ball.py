@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Norm
+from guard.offline.data.norms import Norm
 
 ORDERS: Mapping[Norm, float] = {"linf": torch.inf, "l2": 2, "l1": 1}
 SLACK = 1e-6  # of the budget: what rounding may add, so that a projected perturbation counts as inside

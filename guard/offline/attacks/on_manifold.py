@@ -8,11 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, Norm, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.norm_ball import per_item
 from guard.offline.attacks.objective import Gap, value_and_gradient
 from guard.offline.attacks.student import drawn, knowledge_of, recalled, train
+from guard.offline.data.norms import Norm
 
 INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
 DECAY = 0.1  # of the learning rate over one descent

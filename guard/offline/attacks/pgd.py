@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Norm, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest, uniform
 from guard.offline.attacks.objective import LogOdds, gap, log_odds, value_and_gradient
 from guard.offline.attacks.sparse import sparse_step
 from guard.offline.attacks.target import Target, known_target, targets_of
+from guard.offline.data.norms import Norm
 
 
 def pgd(

@@ -8,21 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import (
-    Attack,
-    Family,
-    Knowledge,
-    Model,
-    Norm,
-    call_text,
-    known_norm,
-    more_than_zero,
-    whole,
-)
+from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.objective import chosen, value_and_gradient
 from guard.offline.attacks.pgd import pgd
 from guard.offline.attacks.student import drawn, knowledge_of, recalled, train
+from guard.offline.data.norms import Norm
 
 ROWS = 64  # asked at once
 HEAD = "head.bias"  # whose length is the number of classes

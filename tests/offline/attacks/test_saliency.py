@@ -18,7 +18,8 @@ from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.pgd import Pgd
 from guard.offline.attacks.saliency import Bending, likeness, map_of, saliency
 from guard.offline.attacks.table import ATTACKS, MAP_ATTACKS
-from guard.offline.workers import Stop, Watched
+from guard.offline.shard import Watched
+from guard.offline.work.parallel import Stop
 from tests.offline.attacks.test_table import seeded
 
 BUDGET = 0.25

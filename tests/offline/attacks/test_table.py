@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Learner, Measure, Norm
+from guard.offline.attacks.attack import Attack, Family, Learner
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS, build_attack, settings_of
+from guard.offline.data.norms import Measure, Norm
 from tests.offline.attacks.linear import linear, optimum
 from tests.side import reach
 

@@ -17,7 +17,8 @@ from guard.offline.attacks.norm_ball import sizes, uniform
 from guard.offline.attacks.objective import log_odds
 from guard.offline.attacks.shared import CEILING
 from guard.offline.attacks.uap import Uap
-from guard.offline.workers import Stop, Stopped, Watched
+from guard.offline.shard import Watched
+from guard.offline.work.parallel import Stop, Stopped
 from tests.offline import tiny
 from tests.offline.attacks.learning import learned, problem, seeded
 from tests.offline.attacks.trained import fooled

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from guard.offline.work.text import short
+
 
 class Stage:
     """The stage that is running."""
@@ -49,7 +51,3 @@ class Stages:
             stage = Stage(bar, bar.add_task(name, total=None, note=""))
             yield stage
         self.console.print(f"  {name:<26} {time.monotonic() - started:6.1f} s", highlight=False)
-
-
-def short(text: str, width: int = 30) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

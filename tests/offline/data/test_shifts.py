@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from guard.offline.data import on_grid
-from guard.offline.shifts import SHIFTS, Shift, shifted
+from guard.offline.data.grid import on_grid
+from guard.offline.data.shifts import SHIFTS, Shift, shifted
 
 
 def pictures(channels: int, grid: int = 255) -> NDArray[np.float32]:

@@ -1,94 +1,20 @@
-"""Clean data: who is in which split, and the grid that its values lie on.
-
-Rule 1: an item's split follows from its own content, the seed and the shares alone: never from the other items.
-Duplicates land together, and so do an item's clean, noisy and attacked versions: they carry the hash of the clean one.
-"""
+"""The grid that clean values lie on, and how a perturbed item is brought onto it."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import ConfigError, DataError
-from guard.offline.attacks.attack import Measure
+from guard.errors import DataError
+from guard.offline.data.norms import Measure
 
 FINEST = 255  # steps of the finest grid looked for
 NEAR = 1e-4  # in unit space: how far from a grid a value may lie and still be on it
 SAMPLE = 65536  # values by which most grids are ruled out
 SHRINKS = np.linspace(1, 0, 51)
-
-
-class Split(StrEnum):
-    """What an item is for."""
-
-    HEADS = "heads"  # detectors are fitted on it
-    COMBINER = "combiner"  # fusion, ranks and bands
-    CALIBRATE = "calibrate"  # p-values; nothing is fitted on it
-    TEST = "test"  # nothing but the report has seen it
-
-
-# Where the test data is a file of its own.
-SHARES: Mapping[Split, float] = {Split.HEADS: 0.5, Split.COMBINER: 0.2, Split.CALIBRATE: 0.3}
-
-
-def with_test(share: float) -> Mapping[Split, float]:
-    """Shares where a part of the data is to be kept for testing. Raises ConfigError."""
-    if not 0 < share < 1:
-        raise ConfigError(f"test share = {share!r}; wanted a number between 0 and 1")
-    return {Split.TEST: share, **{split: part * (1 - share) for split, part in SHARES.items()}}
-
-
-def content_hash(image: NDArray[Any]) -> str:
-    """SHA-256 (hex) of one item's wire values: dtype, shape and bytes. Raises DataError."""
-    if image.dtype.kind not in "biuf":
-        raise DataError(f"items of dtype {image.dtype} have no content to hash; wanted numbers")
-    values = np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<"))
-    head = f"{values.dtype.name} {list(image.shape)} ".encode()
-    return hashlib.sha256(head + values.tobytes()).hexdigest()
-
-
-def content_hashes(images: NDArray[Any]) -> NDArray[np.str_]:
-    """One hash an item, [item]."""
-    return np.array([content_hash(image) for image in images], dtype="<U64")
-
-
-def assign(hashes: Iterable[str], *, shares: Mapping[Split, float] = SHARES, seed: int = 0) -> dict[str, Split]:
-    """The split of each content.
-
-    Raises:
-        ConfigError: the shares are no division of the whole.
-    """
-    if any(part < 0 for part in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
-        given = ", ".join(f"{split} {part:g}" for split, part in shares.items())
-        raise ConfigError(f"shares ({given}) are no division of the whole; wanted parts of 1")
-    bounds = np.cumsum(list(shares.values()))
-    names = list(shares)
-    return {one: names[min(int(np.searchsorted(bounds, place(one, seed), "right")), len(names) - 1)] for one in hashes}
-
-
-def place(content: str, seed: int) -> float:
-    """Where in [0, 1) a content falls; uniform over contents, and another place for another seed."""
-    digest = hashlib.sha256(f"split {seed} {content}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
-
-
-def members(hashes: Iterable[str], splits: Mapping[str, Split], *wanted: Split) -> NDArray[np.bool_]:
-    """Which items are in one of the splits wanted, [item].
-
-    Raises:
-        DataError: an item that was never assigned.
-    """
-    found = []
-    for one in hashes:
-        if one not in splits:
-            raise DataError(f"item {one[:12]}… is in no split; assign() has not seen it")
-        found.append(splits[one] in wanted)
-    return np.array(found, dtype=bool)
+Images = NDArray[np.float32]  # [item, ...] in unit space
 
 
 def grid_of(images: NDArray[Any]) -> int | None:

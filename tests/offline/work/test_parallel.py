@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
-from guard.offline.workers import Stop, Stopped, Watched, cores, side_by_side
+from guard.offline.shard import Watched
+from guard.offline.work.parallel import Stop, Stopped, cores, side_by_side
 
 both = pytest.mark.parametrize("workers", [1, 2, 3])
 

@@ -7,21 +7,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from guard.errors import ConfigError, DataError
-from guard.offline.data import (
-    SHARES,
-    Split,
-    assign,
-    content_hash,
-    content_hashes,
-    from_steps,
-    grid_of,
-    members,
-    on_grid,
-    snap,
-    snap_within,
-    whole_steps,
-    with_test,
-)
+from guard.offline.data.grid import from_steps, grid_of, on_grid, snap, snap_within, whole_steps
+from guard.offline.data.splits import SHARES, Split, assign, content_hash, content_hashes, members, with_test
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from guard.offline.data import snap
+from guard.offline.data.grid import Images, snap
 
-Images = NDArray[np.float32]
 LEVELS = 255  # of a picture in a file
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by channels
 
