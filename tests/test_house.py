@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "suites": set(),
 }
 LOOSE = "loose"  # a file in guard/offline itself: it may import all, and a package nothing of it
-MOST_LOOSE = 53  # falls with every package that moves in; 3 in the end
+MOST_LOOSE = 46  # falls with every package that moves in; 3 in the end
 # What is still against the rules. A line here that no longer holds fails the test: it is to be taken out.
 TODAY = {
     ("attacks", "denoisers"),
@@ -50,8 +50,8 @@ TODAY = {
     ("attacks", "evidence"),
     ("attacks", "loose"),
     ("attacks", "model"),
+    ("attacks", "model.onnx_export"),
     ("denoisers", "evidence"),
-    ("evidence", "loose"),
     ("report", "loose"),
 }
 

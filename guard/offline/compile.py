@@ -19,11 +19,10 @@ from guard.bundle import InputSpec, ProgramSpec, RepairSpec
 from guard.offline.detectors.detector import Head
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import Denoiser, Evidence, Logits
-from guard.offline.lower import lower
 from guard.offline.model.classifier import Classifier
+from guard.offline.model.onnx_export.export import OPSET, lower
 from guard.offline.model.unit_space import unit_of, wire_of
 
-OPSET = 20
 WEIGHTS = "weights.bin"
 INLINE_BYTES = 1024  # smaller tensors stay in their graph
 

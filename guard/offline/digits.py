@@ -93,7 +93,7 @@ def accuracy(model: nn.Module, digits: Digits) -> float:
 
 def save_model(model: nn.Module, folder: Path) -> tuple[Path, Path]:
     """The model as `model.pt2` (for `guard train`) and as `model.onnx` (for the model server)."""
-    from guard.offline.lower import lower
+    from guard.offline.model.onnx_export.export import lower
 
     example = torch.zeros(2, 1, 8, 8)
     program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("item")},))

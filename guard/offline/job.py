@@ -18,7 +18,7 @@ from guard.errors import ConfigError, DataError, PromiseError
 from guard.offline.data.grid import grid_of
 from guard.offline.data.splits import SHARES, Split, assign, content_hashes, members
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.source import Source, open_model
+from guard.offline.model.open_model import Source, open_model
 from guard.offline.recipe import Recipe
 from guard.offline.subject import HeldOut
 

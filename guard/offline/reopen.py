@@ -16,7 +16,7 @@ from guard.errors import BundleError, DataError, ModelError
 from guard.offline.data.splits import Split, content_hashes
 from guard.offline.fit import load_heads, settled
 from guard.offline.job import Job
-from guard.offline.model.source import Source, open_model
+from guard.offline.model.open_model import Source, open_model
 from guard.offline.recipe import Recipe, parse
 from guard.offline.subject import HeldOut, Subject
 from guard.runtime import Runtime

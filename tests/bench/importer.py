@@ -33,10 +33,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from guard.errors import ModelError
-from guard.offline.model.adjoint import with_gradient
-from guard.offline.model.onnx_graph import read_graph
-from guard.offline.model.onnx_import import check_import, import_onnx
-from guard.offline.model.source import Source, build, open_model, single_path
+from guard.offline.model.gradient.input_gradient import with_gradient
+from guard.offline.model.onnx_import.graph import read_graph
+from guard.offline.model.onnx_import.importer import check_import, import_onnx
+from guard.offline.model.open_model import Source, build, open_model, single_path
 from tests import networks
 from tests.onnx_files import BATCHES, EXPORTERS, KERAS, Keras, write_onnx
 

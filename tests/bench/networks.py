@@ -33,8 +33,8 @@ from guard.offline.compile import Program, compile_programs
 from guard.offline.data.grid import snap
 from guard.offline.fit import Items, Remembered, fit_heads, settled
 from guard.offline.fusion import early_reject
-from guard.offline.model.onnx_graph import read_graph
-from guard.offline.model.source import Source, load_program, open_model
+from guard.offline.model.onnx_import.graph import read_graph
+from guard.offline.model.open_model import Source, load_program, open_model
 from guard.offline.recipe import load_recipe
 from guard.runtime import Runtime
 from tests.bench import efficientnet

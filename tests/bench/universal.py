@@ -29,7 +29,7 @@ from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.patch import Patch
 from guard.offline.attacks.uap import Uap
-from guard.offline.model.source import Source, open_model
+from guard.offline.model.open_model import Source, open_model
 from guard.offline.work.text import short
 
 DRAWS = 5  # of random ones

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle
 from guard.offline.digits import AsTuple
 from guard.offline.evaluate import read
-from guard.offline.lower import lower
+from guard.offline.model.onnx_export.export import lower
 from guard.offline.subject import Subject
 from guard.policy import Action, Policy
 from guard.runtime import Runtime

@@ -13,7 +13,7 @@ from torch import nn
 
 from guard.offline.job import Job
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.source import Source, open_model
+from guard.offline.model.open_model import Source, open_model
 from guard.offline.recipe import Recipe, parse
 
 SHAPE = (1, 8, 8)

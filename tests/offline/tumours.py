@@ -15,7 +15,7 @@ from torch import nn
 
 from guard.offline.digits import AsTuple
 from guard.offline.job import Job
-from guard.offline.lower import lower
+from guard.offline.model.onnx_export.export import lower
 from guard.offline.recipe import Recipe, load_recipe, parse
 from tests.offline.tiny import fitted
 

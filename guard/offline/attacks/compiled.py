@@ -24,11 +24,10 @@ from torch.nn.functional import one_hot
 
 from guard.errors import ParityError
 from guard.offline.attacks.objective import Gap, LogOdds, Objective, value_and_gradient
-from guard.offline.compile import OPSET
-from guard.offline.lower import lower
-from guard.offline.model.adjoint import top_class, with_gradient
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.tape import Seed
+from guard.offline.model.gradient.input_gradient import top_class, with_gradient
+from guard.offline.model.graph.seed import Seed
+from guard.offline.model.onnx_export.export import OPSET, lower
 from guard.offline.parity import FORWARD_TOLERANCE, relative
 from guard.runtime import Session, onnxruntime
 

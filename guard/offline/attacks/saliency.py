@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from guard.offline.attacks.attack import Model
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
 from guard.offline.attacks.objective import gap
-from guard.offline.model.adjoint_pointwise import smooth_hardtanh, smooth_leaky_relu, smooth_relu, smooth_relu6
+from guard.offline.model.gradient.rules.pointwise import smooth_hardtanh, smooth_leaky_relu, smooth_relu, smooth_relu6
 
 aten = torch.ops.aten
 Distance: TypeAlias = Callable[[Tensor], Tensor]  # maps [item, place] -> what is to fall, [item]

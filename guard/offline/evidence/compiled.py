@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from guard.errors import ModelError
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import ChannelAttribution, Evidence, Need
-from guard.offline.lower import lower
+from guard.offline.model.onnx_export.export import lower
 from guard.runtime import Session
 
 WORTH = 1000  # items; fewer are done in torch before the program is written

@@ -26,8 +26,8 @@ from guard.offline.evidence.needs import (
     SteeredLogits,
 )
 from guard.offline.evidence.rows import RowPass
-from guard.offline.model.adjoint import ADJOINTS, ADJOINTS_SMOOTH, with_gradient
 from guard.offline.model.classifier import Classifier
+from guard.offline.model.gradient.input_gradient import ADJOINTS, ADJOINTS_SMOOTH, with_gradient
 
 
 class Gather(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from guard.bundle import ModelSpec
 from guard.errors import ModelError
-from guard.offline.model.halves import after, before
+from guard.offline.model.graph.cut import after, before
 from guard.offline.model.taps import Tap
 
 

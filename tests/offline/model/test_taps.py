@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from guard.errors import ModelError
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.source import Source, open_model
+from guard.offline.model.open_model import Source, open_model
 from tests import networks
 from tests.offline import tiny
 

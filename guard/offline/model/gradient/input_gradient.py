@@ -1,0 +1,123 @@
+"""The input gradient of a classifier, written into its graph: the table of adjoints and the walk that uses it.
+
+Rule 1. The forward pass runs once; the backward part reads its nodes.
+Rule 2. Weights are frozen: only what the input can move is differentiated.
+Rule 3. The result is ordinary torch: it runs as it is, can be differentiated again, and exports with a free batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
+
+from guard.errors import ModelError
+from guard.offline.model.gradient.rules import (
+    arithmetic,
+    convolution,
+    matrix,
+    max_pool,
+    normalisation,
+    pointwise,
+    separable,
+    shape,
+)
+from guard.offline.model.gradient.tape import Rule, Tape
+from guard.offline.model.graph.assemble import finished
+from guard.offline.model.graph.canonical import plain
+from guard.offline.model.graph.seed import Seed
+
+Adjoints: TypeAlias = Mapping[OpOverload, Rule]  # `{**ADJOINTS, operator: rule}` is another table
+
+ADJOINTS: Adjoints = {
+    **pointwise.RULES,
+    **arithmetic.RULES,
+    **convolution.RULES,
+    **max_pool.RULES,
+    **separable.RULES,
+    **matrix.RULES,
+    **normalisation.RULES,
+    **shape.RULES,
+}
+
+
+def smooth_adjoints(sharpness: float) -> Adjoints:
+    """The same gradient, for differentiating again: steps get the derivative of sigmoid(sharpness * x)."""
+    return {**ADJOINTS, **pointwise.smooth_rules(sharpness)}
+
+
+ADJOINTS_SMOOTH = smooth_adjoints(10.0)
+
+
+def top_class(logits: Tensor) -> Tensor:
+    """The seed [item, class] that picks each item's predicted class: 1 there, 0 elsewhere."""
+    return (torch.arange(logits.shape[1], device=logits.device) == logits.argmax(1, keepdim=True)).to(logits.dtype)
+
+
+def with_gradient(
+    module: fx.GraphModule,
+    *,
+    seed: Callable[[Tensor], Tensor],
+    output: int = 0,
+    adjoints: Adjoints = ADJOINTS,
+) -> fx.GraphModule:
+    """A graph of the same input with one more output: the gradient, shaped as the input, of `output` along its seed.
+
+    `seed` turns that output into the vector of a vector-Jacobian product, e.g. `top_class`. The result can be given in
+    again, for another output, seed or table; each costs one backward.
+
+    Raises: ModelError naming operator and node, where an operator on the way has no rule in the table.
+    """
+    source = plain(module)
+    graph = fx.Graph()
+    results = graph.graph_copy(source.graph, {})
+    outputs = [node for node in tree_leaves(results) if isinstance(node, fx.Node)]
+    tape = Tape(graph, {**dict(source.named_buffers()), **dict(source.named_children())}, live(graph))
+    tape.tensors[name := f"seed_for_{outputs[output].name}_{len(tape.tensors)}"] = Seed(seed)
+    along = graph.call_module(name, (outputs[output],))
+    gradient = _backward(tape, outputs[output], along, adjoints)
+    graph.output((*outputs, gradient))
+    return finished(tape.tensors, graph)
+
+
+def _backward(tape: Tape, start: fx.Node, along: fx.Node, adjoints: Adjoints) -> fx.Node:
+    """Walk from `start` to the input against the arrows, adding up what reaches each node."""
+    arrived: dict[fx.Node, list[fx.Node]] = {start: [along]}
+    for node in reversed([node for node in tape.graph.nodes if node in tape.live]):
+        if node not in arrived:
+            continue
+        gradient = _sum(tape, arrived.pop(node))
+        if node.op == "placeholder":
+            return gradient
+        rule = adjoints.get(node.target)
+        if rule is None:
+            raise ModelError(f"{node.target} ({node.name}) has no adjoint; the table holds {len(adjoints)} operators")
+        for operand, sent in rule(tape, node, gradient):
+            if operand in tape.live:
+                arrived.setdefault(operand, []).append(sent)
+    raise ModelError(f"the output {start.name} does not depend on the input through anything differentiable")
+
+
+def _sum(tape: Tape, parts: list[fx.Node]) -> fx.Node:
+    """Add up; what all parts do last (weave the phases of strided convolutions) is done once, to the sum."""
+    first, *rest = parts
+    woven = convolution.weave
+    if rest and all(part.target is woven and part.args[1:] == first.args[1:] for part in parts):
+        inner = [part.args[0] for part in parts if isinstance(part.args[0], fx.Node)]
+        return tape.call(woven, _sum(tape, inner), *first.args[1:])
+    for part in rest:
+        first = tape.call(torch.ops.aten.add.Tensor, first, part)
+    return first
+
+
+def live(graph: fx.Graph) -> frozenset[fx.Node]:
+    """The nodes that the input can move."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes):
+            found.add(node)
+    return frozenset(found)

@@ -1,0 +1,1 @@
+"""The one canonical graph that every model becomes, and small operations on it."""

@@ -1,0 +1,105 @@
+"""One spelling for each operator, so that whatever reads the graph afterwards needs to know only one.
+
+What comes in is a graph of torch.export; what goes out computes the same, and
+- has no guards, dropout, copies or in-place operators, and no bundles of results;
+- has computed already whatever does not depend on the input;
+- writes convolution, normalisation, pooling and attention in one way each, and knows the shape of every node.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch.fx.graph import _PyTreeCodeGen
+
+from guard.errors import ModelError
+from guard.offline.model.graph.assemble import finished
+from guard.offline.model.graph.decompositions import SAME, SPELLINGS
+from guard.offline.model.graph.seed import Seed
+from guard.offline.model.graph.writer import Pen, attribute
+
+aten = torch.ops.aten
+
+
+def plain(module: fx.GraphModule) -> fx.GraphModule:
+    """The same function of one batch, in plain spelling; `module` is left as it was, its tensors are shared.
+
+    Raises: ModelError when the model takes more than one tensor, is in training mode, or holds what cannot be unfolded.
+    """
+    pen = Pen()
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise ModelError(f"the model takes {len(inputs)} inputs; exactly one tensor is wanted")
+    for node in module.graph.nodes:
+        match node.op:
+            case "placeholder":
+                pen.written[node] = pen.placeholder(node)
+            case "get_attr":
+                pen.written[node] = attribute(module, str(node.target))
+                pen.names[id(pen.written[node])] = str(node.target)
+            case "call_function":
+                _spell(pen, node)
+            case "call_module" if isinstance(seed := module.get_submodule(str(node.target)), Seed):
+                pen.written[node] = pen.seed(seed, pen.written[node.all_input_nodes[0]])
+            case "output":
+                pen.output(node.args[0], bare=_returns_bare(module, node))
+            case _ if node.target != "_guards_fn":
+                raise ModelError(
+                    f"{node.op} {node.target} ({node.name}) is not an operator; give the graph of torch.export"
+                )
+    return finished(pen.tensors, pen.graph)
+
+
+def _spell(pen: Pen, node: fx.Node) -> None:
+    """Write one operator, in place ones as their twins that return a new tensor."""
+    target: Any = node.target
+    arguments, keywords = fx.map_arg((node.args, node.kwargs), lambda operand: pen.written[operand])
+    if target is operator.getitem and isinstance(arguments[0], tuple):
+        pen.written[node] = arguments[0][int(str(arguments[1]))]
+        return
+    name = str(getattr(target, "_opname", ""))
+    if name.startswith(("_assert", "sym_constrain")):
+        pen.written[node] = None
+        return
+    changed = node.args[0] if name.endswith("_") and not name.endswith("__") else None
+    if isinstance(changed, fx.Node):
+        _forbid_views(changed, node)
+        target = getattr(getattr(aten, name[:-1]), target._overloadname)
+    pen.source = node
+    spelling = SPELLINGS.get(target)
+    value = spelling(pen, *arguments, **keywords) if spelling else pen.call(target, *arguments, **keywords)
+    if isinstance(value, fx.Node) and value.name.startswith(f"{node.name}_part"):
+        value._rename(node.name)  # so that a layer is found under the name it had
+        if "layer" in node.meta:
+            value.meta["layer"] = node.meta["layer"]
+    pen.written[node] = value
+    if isinstance(changed, fx.Node):
+        pen.written[changed] = value
+
+
+def _forbid_views(changed: fx.Node, by: fx.Node) -> None:
+    """An in-place operator changes the views of its operand too. Raises: ModelError when one is read afterwards."""
+
+    def base(node: fx.Node) -> fx.Node:
+        shares = isinstance(node.target, OpOverload) and (node.target.is_view or node.target in SAME)
+        return base(node.all_input_nodes[0]) if shares and node.all_input_nodes else node
+
+    for node in by.graph.nodes:
+        if node is not changed and node.op == "call_function" and base(node) is base(changed) and node < by:
+            late = [user.name for user in node.users if user > by]
+            if late:
+                raise ModelError(
+                    f"{by.target} ({by.name}) changes {node.name} in place, which {late[0]} reads; copy it first"
+                )
+
+
+def _returns_bare(module: fx.GraphModule, output: fx.Node) -> bool:
+    """Does the function return one tensor itself, rather than a tuple of one?"""
+    codegen = module.graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen):
+        return bool(codegen.pytree_info.out_spec is not None and codegen.pytree_info.out_spec.is_leaf())
+    return isinstance(output.args[0], fx.Node)

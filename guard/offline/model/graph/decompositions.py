@@ -1,0 +1,248 @@
+"""The spellings of operators: one function each, from the arguments of one spelling to the plain one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+from guard.errors import ModelError
+from guard.offline.model.graph.separable import matrices
+from guard.offline.model.graph.shapes import pair, static
+from guard.offline.model.graph.writer import Pen
+
+aten = torch.ops.aten
+
+
+def same(_pen: Pen, operand: Any, *_: Any, **__: Any) -> Any:
+    return operand
+
+
+def dropout(_pen: Pen, operand: Any, share: float, training: Any) -> Any:
+    if training and share > 0:
+        raise ModelError("the model was exported in training mode (it still drops out); call eval() before exporting")
+    return operand
+
+
+def cast(pen: Pen, operand: Any, dtype: Any = None, *_: Any, **more: Any) -> Any:
+    """A cast to the type it has already is nothing."""
+    wanted = dtype or more.get("dtype")
+    if isinstance(operand, fx.Node) and wanted in (None, operand.meta["val"].dtype):
+        return operand
+    return pen.call(aten.to.dtype, operand, wanted)
+
+
+def view(pen: Pen, operand: Any, sizes: Any) -> Any:
+    """Without copies a view may not be one any more."""
+    return pen.call(aten.reshape.default, operand, sizes)
+
+
+def conv2d(
+    pen: Pen,
+    image: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """All seven arguments, and sizes as pairs; "same" padding that is uneven becomes a pad of its own."""
+    stride, dilation = pair(stride), pair(dilation)
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        spans = [dilation[axis] * (weight.shape[2 + axis] - 1) for axis in (0, 1)]
+        padding = [span // 2 for span in spans]
+        if any(span % 2 for span in spans):
+            widths = [side for span in reversed(spans) for side in (span // 2, span - span // 2)]
+            image, padding = pen.call(aten.constant_pad_nd.default, image, widths), 0
+    settings = [list(stride), list(pair(padding)), list(dilation), groups]
+    return pen.call(aten.conv2d.default, image, weight, bias, *settings)
+
+
+def convolution(
+    pen: Pen,
+    image: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: Any,
+    beyond: Sequence[int],
+    groups: int,
+) -> Any:
+    if transposed or len(stride) != 2:
+        settings = (stride, padding, dilation, transposed, beyond, groups)
+        return pen.call(aten.convolution.default, image, weight, bias, *settings)
+    return conv2d(pen, image, weight, bias, stride, padding, dilation, groups)
+
+
+def batch_norm(
+    pen: Pen,
+    operand: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    training: Any,
+    momentum: float,
+    epsilon: float,
+    *_: Any,
+) -> Any:
+    if training or mean is None:
+        raise ModelError("a batch normalisation uses the batch's own statistics; call eval() before exporting")
+    return pen.call(aten.batch_norm.default, operand, weight, bias, mean, variance, False, momentum, epsilon, False)
+
+
+def native_batch_norm(
+    pen: Pen, operand: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, epsilon: float
+) -> Any:
+    return batch_norm(pen, operand, weight, bias, mean, variance, False, momentum, epsilon), None, None
+
+
+def softmax(pen: Pen, operand: Any, axis: int, *_: Any) -> Any:
+    return pen.call(aten.softmax.int, operand, axis)
+
+
+def log_softmax(pen: Pen, operand: Any, axis: int, *_: Any) -> Any:
+    return pen.call(aten.log_softmax.int, operand, axis)
+
+
+def native_layer_norm(pen: Pen, operand: Any, sizes: Any, weight: Any, bias: Any, epsilon: float) -> Any:
+    return pen.call(aten.layer_norm.default, operand, sizes, weight, bias, epsilon, False), None, None
+
+
+def attention(
+    pen: Pen,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any = None,
+    dropped: float = 0.0,
+    is_causal: Any = 0,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(query key^T * scale + mask) value, in matrix products."""
+    if dropped > 0 or enable_gqa:
+        raise ModelError("attention with dropout or grouped queries has no plain form here")
+    (width,) = static(query, -1)
+    scores = pen.call(aten.matmul.default, query, pen.call(aten.transpose.int, key, -2, -1))
+    scores = pen.call(aten.mul.Tensor, scores, 1.0 / math.sqrt(width) if scale is None else scale)
+    if is_causal:
+        mask = torch.ones(*static(scores, -2, -1), dtype=torch.bool).tril()
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
+    if mask is not None:
+        scores = pen.call(aten.add.Tensor, scores, mask)
+    return pen.call(aten.matmul.default, pen.call(aten.softmax.int, scores, -1), value)
+
+
+def max_pool_with_indices(pen: Pen, image: Any, *settings: Any) -> Any:
+    return pen.call(aten.max_pool2d.default, image, *settings), None
+
+
+def average_pool(
+    pen: Pen,
+    image: Any,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: Any = 0,
+    counted: Any = 1,
+    divisor: int | None = None,
+) -> Any:
+    """A divisor of its own, which the ONNX exporter leaves out in silence, is written as the pool's two matrices."""
+    settings = (kernel, stride or kernel, padding, bool(ceil_mode), bool(counted))
+    if divisor is None:
+        return pen.call(aten.avg_pool2d.default, image, *settings)
+    rows, columns = matrices(aten.avg_pool2d.default, *static(image, 2, 3), *settings, divisor)
+    return pen.call(aten.matmul.default, pen.call(aten.matmul.default, rows, image), columns.T.contiguous())
+
+
+def adaptive_max_pool(pen: Pen, image: Any, sizes: Sequence[int]) -> Any:
+    """Equal windows where the sizes divide; otherwise one pool for each output pixel, put side by side."""
+    lengths, counts = static(image, 2, 3), pair(sizes)
+    if all(length % count == 0 for length, count in zip(lengths, counts, strict=True)):
+        window = [length // count for length, count in zip(lengths, counts, strict=True)]
+        return pen.call(aten.max_pool2d.default, image, window, window), None
+    rows, columns = (
+        [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
+        for length, count in zip(lengths, counts, strict=True)
+    )
+    lines = []
+    for top, bottom in rows:
+        strip = pen.call(aten.slice.Tensor, image, 2, top, bottom)
+        cells = [
+            pen.call(
+                aten.max_pool2d.default,
+                pen.call(aten.slice.Tensor, strip, 3, left, right),
+                [bottom - top, right - left],
+            )
+            for left, right in columns
+        ]
+        lines.append(pen.call(aten.cat.default, cells, 3))
+    return pen.call(aten.cat.default, lines, 2), None
+
+
+def split_with_sizes(pen: Pen, operand: Any, sizes: Sequence[int], axis: int = 0) -> Any:
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return tuple(
+        pen.call(aten.slice.Tensor, operand, axis, start, start + size)
+        for start, size in zip(starts, sizes, strict=True)
+    )
+
+
+def split(pen: Pen, operand: Any, size: int, axis: int = 0) -> Any:
+    (length,) = static(operand, axis)
+    return split_with_sizes(pen, operand, [min(size, length - start) for start in range(0, length, size)], axis)
+
+
+def chunk(pen: Pen, operand: Any, count: int, axis: int = 0) -> Any:
+    (length,) = static(operand, axis)
+    return split(pen, operand, -(-length // count), axis)
+
+
+def unbind(pen: Pen, operand: Any, axis: int = 0) -> Any:
+    (length,) = static(operand, axis)
+    return tuple(pen.call(aten.select.int, operand, axis, index) for index in range(length))
+
+
+SPELLINGS: Mapping[OpOverload, Callable[..., Any]] = {
+    aten.dropout.default: dropout,
+    aten.feature_dropout.default: dropout,
+    aten.contiguous.default: same,
+    aten.clone.default: same,
+    aten.alias.default: same,
+    aten.lift_fresh_copy.default: same,
+    aten.to.dtype: cast,
+    aten._to_copy.default: cast,
+    aten.view.default: view,
+    aten._unsafe_view.default: view,
+    aten.conv2d.default: conv2d,
+    aten.conv2d.padding: conv2d,
+    aten.convolution.default: convolution,
+    aten.batch_norm.default: batch_norm,
+    aten._native_batch_norm_legit_no_training.default: native_batch_norm,
+    aten._softmax.default: softmax,
+    aten._log_softmax.default: log_softmax,
+    aten.native_layer_norm.default: native_layer_norm,
+    aten.scaled_dot_product_attention.default: attention,
+    aten.max_pool2d_with_indices.default: max_pool_with_indices,
+    aten.avg_pool2d.default: average_pool,
+    aten.adaptive_max_pool2d.default: adaptive_max_pool,
+    aten.split_with_sizes.default: split_with_sizes,
+    aten.split.Tensor: split,
+    aten.chunk.default: chunk,
+    aten.unbind.int: unbind,
+}
+SAME: frozenset[OpOverload] = frozenset(
+    target for target, spelling in SPELLINGS.items() if spelling in (same, dropout, cast)
+)

@@ -1,0 +1,53 @@
+"""Sizes of a graph's values, the free batch among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from guard.errors import ModelError
+
+Shape: TypeAlias = tuple[int | None, ...]
+
+
+def shape(operand: Any) -> Shape:
+    """Sizes as the exporter recorded them; the batch, and whatever is a multiple of it, is None. A number has none."""
+    if not isinstance(operand, fx.Node):
+        return tuple(operand.shape) if isinstance(operand, Tensor) else ()
+    value = operand.meta.get("val")
+    if isinstance(value, torch.SymInt | torch.SymFloat | int | float):
+        return ()
+    if not isinstance(value, Tensor):
+        raise ModelError(f"{operand.target} ({operand.name}) carries no shape; make the graph with torch.export")
+    sizes: list[Any] = list(value.shape)  # of int and SymInt, which the type checker takes for int
+    return tuple(size if isinstance(size, int) else None for size in sizes)
+
+
+def static(operand: fx.Node, *axes: int) -> tuple[int, ...]:
+    """The sizes of these axes. Raises: ModelError when one varies: only the batch may."""
+    sizes = shape(operand)
+    found = tuple(size for size in (sizes[axis] for axis in axes) if size is not None)
+    if len(found) < len(axes):
+        raise ModelError(
+            f"{operand.target} ({operand.name}) has shape {sizes}: only the first axis, the batch, may vary"
+        )
+    return found
+
+
+def wildcard(sizes: Shape, node: fx.Node) -> list[int]:
+    """A shape to reshape to, the batch written as -1. Raises: ModelError when two axes vary."""
+    if sum(size is None for size in sizes) > 1:
+        raise ModelError(
+            f"{node.target} ({node.name}) splits the batch over two axes {sizes}; an item must stay in one piece"
+        )
+    return [-1 if size is None else size for size in sizes]
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """A setting for height and width, given once or twice."""
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])

@@ -1,0 +1,182 @@
+"""An ONNX file as a short list of nodes: one input, one output, and only what lies between.
+
+Rule 1. What does not depend on the input is a constant: it is computed here, by ONNX's own reference.
+Rule 2. A tensor's name is its name in the file; that is what taps are called by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from guard.errors import ModelError
+from guard.offline.model.onnx_import.file import read_onnx
+
+Array = NDArray[Any]
+DATATYPES: Mapping[int, str] = {TensorProto.FLOAT: "FP32", TensorProto.UINT8: "UINT8"}
+ONNX_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of the file: `inputs` and `outputs` name tensors, an empty name is an operand left out."""
+
+    kind: str  # its op_type, with the domain in front where that is not ONNX's own
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    opset: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.name or self.outputs[0]})"
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.attributes.get(name, default)
+
+    def refuse(self, why: str) -> ModelError:
+        """The error that says what of this node cannot be done."""
+        return ModelError(f"{self}: {why}; hand over the .pt2 or module:factory that the file came from")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in an order in which they can run, from the one input to the one output."""
+
+    file: Path
+    input: str
+    datatype: str  # FP32 | UINT8
+    sizes: tuple[int | None, ...]  # of the input, batch first; None where the file leaves it open
+    output: str
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, Array] = field(repr=False)
+
+    @property
+    def batch(self) -> int | None:
+        """How many items the file is fixed to; None where any number will do."""
+        return self.sizes[0]
+
+
+def read_graph(file: Path, *, input_name: str | None = None, output_name: str | None = None) -> Graph:
+    """Raises ModelError: the file cannot be read, or which input or which output is meant does not show."""
+    model = read_onnx(file)
+    output = chosen(file, "output", [value.name for value in model.graph.output], output_name)
+    nodes, constants = needed(file, model, output)
+    fold(nodes, constants)
+    read = {name for node in nodes for name in node.inputs} | {output}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    used = [value for value in inputs if value.name in read]
+    if len(used) != 1:
+        names = ", ".join(value.name for value in used) or "none"
+        raise ModelError(
+            f"{file}: output {output!r} depends on {len(used)} inputs ({names}); exactly one can be guarded"
+        )
+    if input_name not in (None, used[0].name):
+        chosen(file, "input", [value.name for value in used], input_name)
+    datatype, sizes = input_form(file, used[0])
+    kept = {name: value for name, value in constants.items() if name in read}
+    return Graph(file, used[0].name, datatype, sizes, output, tuple(nodes), kept)
+
+
+def chosen(file: Path, what: str, names: list[str], wanted: str | None) -> str:
+    """The name that was asked for, or the only one."""
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted in names:
+        return str(wanted)
+    have = ", ".join(names)
+    if wanted is None:
+        raise ModelError(f"{file} has {len(names)} {what}s ({have}); say which one to guard with --{what}-name")
+    raise ModelError(f"{file} has no {what} {wanted!r} that counts; --{what}-name can be: {have}")
+
+
+def needed(file: Path, model: onnx.ModelProto, output: str) -> tuple[list[Node], dict[str, Array]]:
+    """The nodes on which the output depends, in the file's order, and the file's tensors."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    opset = next((opsets[domain] for domain in ONNX_DOMAINS if domain in opsets), 0)
+    known = {*constants, *(value.name for value in model.graph.input)}
+    made: list[Node] = []
+    for proto in model.graph.node:
+        node = node_of(proto, opset)
+        if missing := [name for name in node.inputs if name and name not in known]:
+            raise ModelError(f"{file} is damaged: {node} reads {missing[0]!r}, which nothing before it gives")
+        known.update(node.outputs)
+        made.append(node)
+    wanted = {output}
+    kept = []
+    for node in reversed(made):
+        if wanted.intersection(node.outputs):
+            kept.append(node)
+            wanted.update(name for name in node.inputs if name)
+    return kept[::-1], constants
+
+
+def node_of(proto: onnx.NodeProto, opset: int) -> Node:
+    kind = proto.op_type if proto.domain in ONNX_DOMAINS else f"{proto.domain}.{proto.op_type}"
+    attributes = {a.name: plain_attribute(helper.get_attribute_value(a)) for a in proto.attribute}
+    return Node(kind, proto.name, tuple(proto.input), tuple(proto.output), attributes, opset)
+
+
+def plain_attribute(value: Any) -> Any:
+    """Tensors as arrays, bytes as text."""
+    if isinstance(value, TensorProto):
+        return numpy_helper.to_array(value)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def fold(nodes: list[Node], constants: dict[str, Array]) -> None:
+    """Compute every node all of whose operands are known, and take it off the list."""
+    for node in list(nodes):
+        fixed = all(not name or name in constants for name in node.inputs)
+        if fixed and not node.kind.startswith("Random"):
+            constants.update(zip(node.outputs, computed(node, constants), strict=False))
+            nodes.remove(node)
+
+
+def computed(node: Node, constants: Mapping[str, Array]) -> Iterable[Array]:
+    """What one node gives on fixed operands."""
+    names = [name for name in dict.fromkeys(node.inputs) if name]
+    outputs = [name for name in node.outputs if name]
+    attributes = {
+        name: numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        for name, value in node.attributes.items()
+    }
+    proto = helper.make_node(node.kind, list(node.inputs), list(node.outputs))
+    proto.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    graph = helper.make_graph(
+        [proto],
+        "constant",
+        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(constants[n].dtype), None) for n in names],
+        [helper.make_empty_tensor_value_info(name) for name in outputs],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", node.opset)])
+    try:
+        found = ReferenceEvaluator(model).run(outputs, {name: constants[name] for name in names})
+    except Exception as error:  # the reference raises whatever numpy and its own checks raise
+        raise node.refuse(f"it cannot be computed ahead: {(str(error).splitlines() or ['?'])[0]}") from error
+    results = iter(found)
+    return [np.asarray(next(results)) if name else np.empty(0) for name in node.outputs]
+
+
+def input_form(file: Path, value: onnx.ValueInfoProto) -> tuple[str, tuple[int | None, ...]]:
+    """Datatype and sizes of the input. Raises ModelError for what the guard cannot read on the wire."""
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in DATATYPES:
+        name = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        raise ModelError(f"{file}: input {value.name!r} is {name}; wanted FLOAT (float32) or UINT8")
+    sizes = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim)
+    if len(sizes) not in (2, 4):
+        raise ModelError(
+            f"{file}: input {value.name!r} has {len(sizes)} axes; wanted images [item, channel, height, width] or "
+            "[item, height, width, channel], or vectors [item, feature]"
+        )
+    return DATATYPES[tensor.elem_type], sizes

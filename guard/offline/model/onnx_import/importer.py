@@ -1,0 +1,162 @@
+"""Opens an ONNX file for the offline side, and shows that what it opened is what the file computes.
+
+Rule 1. The graph that is used gives what ONNX Runtime gives for the file, within 1e-4 of an item's length, or nothing
+is opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+from torch.export import Dim, ExportedProgram
+
+from guard.errors import ModelError
+from guard.offline.model.onnx_import.graph import Graph, read_graph
+from guard.offline.model.onnx_import.layout import channel_first
+from guard.offline.model.onnx_import.replay import Replay
+from guard.runtime import onnxruntime
+from guard.value_box import ValueBox
+
+TOLERANCE = 1e-4  # relative L2 an item
+ITEMS = 4
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The exported program, which takes [item, channel, height, width], and how the file itself takes its input."""
+
+    graph: Graph
+    layout: str
+    program: ExportedProgram
+
+
+def import_onnx(
+    file: Path, item_shape: tuple[int, ...], *, input_name: str | None = None, output_name: str | None = None
+) -> Imported:
+    """Raises ModelError: the file cannot be read, takes other items, or holds an operator that is not in the table."""
+    graph = read_graph(file, input_name=input_name, output_name=output_name)
+    layout = layout_of(graph, item_shape)
+    turned = channel_first(graph) if layout == "NHWC" else None
+    replay = Replay(turned or graph, channel_last=layout == "NHWC" and turned is None).eval()
+    if graph.batch is not None:
+        with torch.no_grad():
+            replay(torch.zeros(graph.batch, *item_shape))  # each step sees the sizes that the file was made for
+    try:
+        example = torch.zeros(2, *item_shape)
+        program = torch.export.export(replay, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
+    except ModelError:
+        raise
+    except Exception as error:  # torch.export's failures have no common type
+        raise ModelError(
+            f"{file} cannot be run with any number of items: {(str(error).strip().splitlines() or ['?'])[0]}; "
+            "export the file with a dynamic batch axis"
+        ) from error
+    name_layers(program.graph, graph)
+    return Imported(graph, layout, program)
+
+
+def layout_of(graph: Graph, item_shape: tuple[int, ...]) -> str:
+    """NCHW, NHWC, or NC for vectors. Raises ModelError when the data's items fit neither way."""
+    wanted = graph.sizes[1:]
+    layouts = (
+        {"NC": item_shape} if len(item_shape) == 1 else {"NCHW": item_shape, "NHWC": (*item_shape[1:], item_shape[0])}
+    )
+    for layout, sizes in layouts.items():
+        fits = len(sizes) == len(wanted) and all(w in (None, size) for w, size in zip(wanted, sizes, strict=True))
+        if fits:
+            return layout
+    raise ModelError(
+        f"the model takes items of shape {['any' if size is None else size for size in wanted]}; "
+        f"the data's items have shape {list(item_shape)}"
+    )
+
+
+def name_layers(exported: fx.Graph, graph: Graph) -> None:
+    """Note at the last operator of each node what its result is called in the file."""
+    last: dict[int, fx.Node] = {}
+    for node in exported.nodes:
+        for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+            if path.startswith("steps."):
+                last[int(path.removeprefix("steps."))] = node
+    for index, node in last.items():
+        node.meta["layer"] = graph.nodes[index].outputs[0]
+
+
+def check_import(imported: Imported, module: fx.GraphModule, box: ValueBox, *, items: int = ITEMS) -> float:
+    """The largest relative difference between the module and ONNX Runtime on the file.
+
+    Raises:
+        ModelError: it is beyond the tolerance.
+    """
+    images = sample_images(imported, module, box, items)
+    expected = run_file(imported, images)
+    with torch.no_grad():
+        found = module(torch.from_numpy(images)).numpy()
+    if found.shape != expected.shape:
+        raise ModelError(
+            f"{imported.graph.file} gives {list(expected.shape)} for {len(images)} items, its import "
+            f"{list(found.shape)}; export the file with a dynamic batch axis"
+        )
+    error = relative(found, expected)
+    if not error <= TOLERANCE:  # NaN is not
+        raise ModelError(
+            f"{imported.graph.file} was imported wrongly: outputs differ from ONNX Runtime's by {error:.1e} "
+            f"(relative); at most {TOLERANCE:g}. Hand over the .pt2 or module:factory that it came from"
+        )
+    return error
+
+
+def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, items: int) -> NDArray[np.float32]:
+    """Noise in the value box, coarse and fine, [item, channel, height, width]; whole numbers for a wire of bytes."""
+    (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
+    shape = tuple(int(size) for size in start.meta["val"].shape[1:])
+    generator = np.random.default_rng(0)
+    unit = generator.random((items, *shape))
+    if len(shape) == 3:
+        unit = (unit + generator.random((items, shape[0], 1, 1))) / 2
+    low, high = box.bounds
+    wire = low + unit * (high - low)
+    return (np.rint(wire) if imported.graph.datatype == "UINT8" else wire).astype(np.float32)
+
+
+def run_file(imported: Imported, images: NDArray[np.float32]) -> NDArray[Any]:
+    """The file's own output for images [item, channel, height, width], as many at a time as it was made for."""
+    graph = imported.graph
+    wire = images.transpose(0, 2, 3, 1) if imported.layout == "NHWC" else images
+    wire = np.ascontiguousarray(wire.astype(np.uint8 if graph.datatype == "UINT8" else np.float32))
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(str(graph.file), options, providers=["CPUExecutionProvider"])
+        size = graph.batch or len(wire)
+        rows = [np.resize(wire[i : i + size], (size, *wire.shape[1:])) for i in range(0, len(wire), size)]
+        others = other_inputs(session, graph, size)
+        return np.concatenate([session.run([graph.output], {graph.input: part, **others})[0] for part in rows])[
+            : len(wire)
+        ]
+    except Exception as error:  # onnxruntime raises its own untyped family
+        raise ModelError(f"ONNX Runtime cannot run {graph.file}: {(str(error).splitlines() or ['?'])[0]}") from error
+
+
+def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[Any]]:
+    """Zeros for inputs on which the chosen output does not depend."""
+    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
+    return {
+        value.name: np.zeros([size if isinstance(size, int) else items for size in value.shape], kinds[value.type])
+        for value in session.get_inputs()
+        if value.name != graph.input
+    }
+
+
+def relative(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest relative L2 difference of an item."""
+    a, b = (values.reshape(len(values), -1).astype(np.float64) for values in (found, expected))
+    return float((np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(b, axis=1), 1e-12)).max())

@@ -1,0 +1,62 @@
+"""The table of ONNX operators that the importer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from guard.errors import ModelError
+from guard.offline.model.onnx_import.graph import Graph, Node
+from guard.offline.model.onnx_import.operators_layers import LAYERS, linear
+from guard.offline.model.onnx_import.operators_pointwise import POINTWISE
+from guard.offline.model.onnx_import.operators_pools import POOLS
+from guard.offline.model.onnx_import.operators_shapes import SHAPES
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {**POINTWISE, **LAYERS, **POOLS, **SHAPES}
+
+# Operands that are no tensors but settings: read as numbers, and known before the input is.
+SETTINGS: Mapping[str, tuple[int, ...]] = {
+    "Clip": (1, 2),
+    "ConstantOfShape": (0,),
+    "Dropout": (1, 2),
+    "Expand": (1,),
+    "Gather": (1,),
+    "Pad": (1, 2, 3),
+    "Pow": (1,),
+    "ReduceL2": (1,),
+    "ReduceMax": (1,),
+    "ReduceMean": (1,),
+    "ReduceMin": (1,),
+    "ReduceProd": (1,),
+    "ReduceSum": (1,),
+    "ReduceSumSquare": (1,),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
+}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A function of a node and its operands, and the places of those operands that are settings."""
+
+    function: Callable[..., Any]
+    settings: tuple[int, ...] = ()
+
+
+def operator_of(node: Node, graph: Graph) -> Operator | None:
+    """None for what is not in the table, or only among sizes."""
+    if node.kind == "MatMul" and getattr(graph.constants.get(node.inputs[1]), "ndim", 0) == 2:
+        return Operator(linear)
+    function = FUNCTIONS.get(node.kind)
+    return None if function is None else Operator(function, SETTINGS.get(node.kind, ()))
+
+
+def missing(node: Node) -> ModelError:
+    return node.refuse(f"an operator that the importer does not know; it knows {len(FUNCTIONS)}")

@@ -1,0 +1,178 @@
+"""ONNX operators that work on each number by itself, in torch calls that have an adjoint."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from guard.offline.model.onnx_import.graph import Node
+
+Operator = Callable[..., Any]
+TYPES = {
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    5: torch.int16,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+}
+
+
+def unary(function: Callable[[Tensor], Tensor]) -> Operator:
+    return lambda _node, x: function(x)
+
+
+def binary(function: Callable[[Any, Any], Any]) -> Operator:
+    return lambda _node, left, right: function(left, right)
+
+
+def folded(function: Callable[[Any, Any], Any]) -> Operator:
+    """Of any number of operands, two at a time."""
+    return lambda _node, *operands: functools.reduce(function, operands)
+
+
+def number(value: Any) -> float | None:
+    """A limit or exponent as a number; None where it was left out."""
+    return None if value is None else float(value.item() if hasattr(value, "item") else value)
+
+
+def clip(node: Node, x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    """0 to 6 is the ReLU6 that it was; its gradient at the two ends is 0, a clamp's is 1."""
+    bottom = number(node.get("min") if low is None else low)
+    top = number(node.get("max") if high is None else high)
+    if (bottom, top) == (0.0, 6.0):
+        return functional.relu6(x)
+    if bottom is None and top is None:
+        return x
+    return torch.clamp(x, bottom, top)
+
+
+def hard_sigmoid(node: Node, x: Tensor) -> Tensor:
+    slope, offset = node.get("alpha", 0.2), node.get("beta", 0.5)
+    if abs(slope - 1 / 6) < 1e-6 and offset == 0.5:
+        return functional.hardsigmoid(x)
+    return torch.clamp(x * slope + offset, 0.0, 1.0)
+
+
+def celu(node: Node, x: Tensor) -> Tensor:
+    width = node.get("alpha", 1.0)
+    scaled: Tensor = functional.elu(x / width) * width
+    return scaled
+
+
+def selu(node: Node, x: Tensor) -> Tensor:
+    scale = node.get("gamma", 1.0507009873554804934193349852946)
+    scaled: Tensor = functional.elu(x, node.get("alpha", 1.6732632423543772848170429916717)) * scale
+    return scaled
+
+
+def thresholded(node: Node, x: Tensor) -> Tensor:
+    return torch.where(x > node.get("alpha", 1.0), x, torch.zeros_like(x))
+
+
+def leaky(_node: Node, x: Tensor, slope: Tensor) -> Tensor:
+    """PRelu: a slope of its own for each channel."""
+    return functional.relu(x) - slope * functional.relu(-x)
+
+
+def swish(node: Node, x: Tensor) -> Tensor:
+    slope = node.get("alpha", 1.0)
+    return functional.silu(x) if slope == 1.0 else x * torch.sigmoid(slope * x)
+
+
+def power(node: Node, x: Tensor, exponent: Any) -> Tensor:
+    if exponent.size != 1:
+        raise node.refuse("raises each number to a power of its own")
+    return torch.pow(x, float(exponent.item()))
+
+
+def divide(_node: Node, left: Any, right: Any) -> Any:
+    """Whole numbers are divided as whole numbers."""
+    if isinstance(left, Tensor) and not left.is_floating_point():
+        return torch.div(left, right, rounding_mode="trunc")
+    return left / right
+
+
+def largest(left: Any, right: Any) -> Any:
+    return torch.where(left > right, left, right)
+
+
+def smallest(left: Any, right: Any) -> Any:
+    return torch.where(left < right, left, right)
+
+
+def cast(node: Node, x: Tensor) -> Tensor:
+    kind = TYPES.get(node.get("to"))
+    if kind is None:
+        raise node.refuse(f"casts to type {node.get('to')}")
+    return x if x.dtype == kind else x.to(kind)
+
+
+def dropout(node: Node, x: Tensor, _share: Any = None, training: Any = None) -> Tensor:
+    if training is not None and bool(training):
+        raise node.refuse("still drops out; export the model in evaluation mode")
+    return x
+
+
+def choose(_node: Node, condition: Tensor, left: Any, right: Any) -> Tensor:
+    return torch.where(condition, left, right)
+
+
+POINTWISE: dict[str, Operator] = {
+    "Abs": unary(torch.abs),
+    "Ceil": unary(torch.ceil),
+    "Erf": unary(torch.erf),
+    "Exp": unary(torch.exp),
+    "Floor": unary(torch.floor),
+    "HardSwish": unary(functional.hardswish),
+    "Log": unary(torch.log),
+    "Mish": unary(lambda x: x * torch.tanh(functional.softplus(x))),
+    "Neg": unary(torch.neg),
+    "Not": unary(torch.logical_not),
+    "Reciprocal": unary(lambda x: torch.pow(x, -1.0)),
+    "Relu": unary(functional.relu),
+    "Round": unary(torch.round),
+    "Sigmoid": unary(torch.sigmoid),
+    "Sign": unary(torch.sign),
+    "Softplus": unary(functional.softplus),
+    "Softsign": unary(lambda x: x / (1.0 + torch.abs(x))),
+    "Sqrt": unary(torch.sqrt),
+    "Tanh": unary(torch.tanh),
+    "Elu": lambda node, x: functional.elu(x, node.get("alpha", 1.0)),
+    "Gelu": lambda node, x: functional.gelu(x, approximate=node.get("approximate", "none")),
+    "LeakyRelu": lambda node, x: functional.leaky_relu(x, node.get("alpha", 0.01)),
+    "Add": binary(lambda a, b: a + b),
+    "Sub": binary(lambda a, b: a - b),
+    "Mul": binary(lambda a, b: a * b),
+    "And": binary(torch.logical_and),
+    "Or": binary(torch.logical_or),
+    "Equal": binary(lambda a, b: a == b),
+    "Greater": binary(lambda a, b: a > b),
+    "GreaterOrEqual": binary(lambda a, b: a >= b),
+    "Less": binary(lambda a, b: a < b),
+    "LessOrEqual": binary(lambda a, b: a <= b),
+    "Max": folded(largest),
+    "Min": folded(smallest),
+    "Sum": folded(lambda a, b: a + b),
+    "Cast": cast,
+    "Celu": celu,
+    "Clip": clip,
+    "Div": divide,
+    "Dropout": dropout,
+    "HardSigmoid": hard_sigmoid,
+    "Identity": unary(lambda x: x),
+    "Pow": power,
+    "PRelu": leaky,
+    "Selu": selu,
+    "Swish": swish,
+    "ThresholdedRelu": thresholded,
+    "Where": choose,
+}

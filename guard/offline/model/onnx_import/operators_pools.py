@@ -1,0 +1,144 @@
+"""ONNX pooling and resizing, and the windows that convolutions share with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from guard.offline.model.onnx_import.graph import Node
+from guard.offline.model.onnx_import.shape_arithmetic import whole
+
+
+@dataclass(frozen=True)
+class Window:
+    """A kernel on its way over an image [item, channel, height, width]; pairs are (height, width)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    before: tuple[int, int]  # padding above and on the left
+    after: tuple[int, int]
+
+    @property
+    def even(self) -> bool:
+        return self.before == self.after
+
+
+def window(node: Node, image: Tensor, kernel: tuple[int, ...]) -> Window:
+    """Strides, dilations and padding as the node's attributes say them. Raises ModelError for what is no image."""
+    if image.dim() != 4 or len(kernel) != 2:
+        raise node.refuse(f"works on {image.dim() - 2} axes; only images are supported")
+    stride = pair(node.get("strides", (1, 1)))
+    dilation = pair(node.get("dilations", (1, 1)))
+    top, left, bottom, right = node.get("pads", (0, 0, 0, 0))
+    before, after = (top, left), (bottom, right)
+    automatic = node.get("auto_pad", "NOTSET")
+    if automatic.startswith("SAME"):
+        sides = [
+            same(
+                int(image.shape[2 + axis]), kernel[axis], stride[axis], dilation[axis], upper=automatic == "SAME_UPPER"
+            )
+            for axis in (0, 1)
+        ]
+        before, after = (sides[0][0], sides[1][0]), (sides[0][1], sides[1][1])
+    return Window(pair(kernel), stride, dilation, before, after)
+
+
+def same(size: int, kernel: int, stride: int, dilation: int, *, upper: bool) -> tuple[int, int]:
+    """Padding on both sides under which there are ceil(size / stride) outputs; the odd one goes to the upper side."""
+    outputs = -(-size // stride)
+    total = max(0, (outputs - 1) * stride + dilation * (kernel - 1) + 1 - size)
+    small, large = total // 2, total - total // 2
+    return (small, large) if upper else (large, small)
+
+
+def pair(values: Any) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)
+
+
+def padded(image: Tensor, view: Window, value: float) -> tuple[Tensor, tuple[int, int]]:
+    """The image and the padding that is left for the operator: uneven padding is done at once."""
+    if view.even:
+        return image, view.before
+    (top, left), (bottom, right) = view.before, view.after
+    return functional.pad(image, (left, right, top, bottom), value=value), (0, 0)
+
+
+def max_pool(node: Node, image: Tensor) -> Tensor:
+    if len([name for name in node.outputs if name]) > 1:
+        raise node.refuse("its indices are read")
+    view = window(node, image, tuple(node.get("kernel_shape")))
+    image, padding = padded(image, view, -torch.inf)
+    return functional.max_pool2d(
+        image, view.kernel, view.stride, padding, view.dilation, ceil_mode=bool(node.get("ceil_mode", 0))
+    )
+
+
+def average_pool(node: Node, image: Tensor) -> Tensor:
+    """With uneven padding: the pool of the padded image, over the share of each window that is image."""
+    view = window(node, image, tuple(node.get("kernel_shape")))
+    if view.dilation != (1, 1):
+        raise node.refuse("has dilations")
+    ceil, counted = bool(node.get("ceil_mode", 0)), bool(node.get("count_include_pad", 0))
+    wide, padding = padded(image, view, 0.0)
+    pooled = functional.avg_pool2d(wide, view.kernel, view.stride, padding, ceil, counted)
+    if view.even or counted:
+        return pooled
+    ones, _ = padded(torch.ones(1, 1, int(image.shape[2]), int(image.shape[3])), view, 0.0)
+    return pooled / functional.avg_pool2d(ones, view.kernel, view.stride, 0, ceil)
+
+
+def global_average(_node: Node, image: Tensor) -> Tensor:
+    return image.mean(list(range(2, image.dim())), keepdim=True)
+
+
+def global_max(node: Node, image: Tensor) -> Tensor:
+    if image.dim() != 4:
+        raise node.refuse(f"works on {image.dim() - 2} axes; only images are supported")
+    return functional.max_pool2d(image, (int(image.shape[2]), int(image.shape[3])))
+
+
+def resize(node: Node, image: Tensor, _region: Any = None, scales: Any = None, sizes: Any = None) -> Tensor:
+    """The kinds that torch has too: nearest, linear and cubic, of height and width."""
+    before = [int(size) for size in image.shape[2:]]
+    if sizes is not None and len(sizes):
+        after = whole(sizes)[-2:]
+    else:
+        factors = np.ravel(node.get("scales") if scales is None else scales)
+        after = [int(np.floor(size * float(factor))) for size, factor in zip(before, factors[-2:], strict=True)]
+    if image.dim() != 4 or node.get("axes") not in (None, [2, 3]):
+        raise node.refuse("resizes other axes than height and width")
+    mode, places = node.get("mode", "nearest"), node.get("coordinate_transformation_mode", "half_pixel")
+    if node.opset < 11:
+        places = "asymmetric"
+    match mode:
+        case "nearest":
+            rounding = node.get("nearest_mode", "round_prefer_floor" if node.opset >= 11 else "floor")
+            multiple = all(large % small == 0 for small, large in zip(before, after, strict=True))
+            if not ((places, rounding) == ("asymmetric", "floor") or (multiple and places.endswith("half_pixel"))):
+                raise node.refuse(f"nearest with {places} and {rounding} has no torch form")
+            return functional.interpolate(image, after, mode="nearest")
+        case "linear" | "cubic" if places in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+            if mode == "cubic" and (node.get("cubic_coeff_a", -0.75) != -0.75 or node.get("exclude_outside", 0)):
+                raise node.refuse("is cubic with another coefficient than torch's")
+            if node.get("antialias", 0):
+                raise node.refuse("smooths before it shrinks")
+            kind = "bilinear" if mode == "linear" else "bicubic"
+            return functional.interpolate(image, after, mode=kind, align_corners=places == "align_corners")
+    raise node.refuse(f"{mode} with {places} has no torch form")
+
+
+POOLS: dict[str, Any] = {
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_average,
+    "GlobalMaxPool": global_max,
+    "MaxPool": max_pool,
+    "Resize": resize,
+    "Upsample": lambda node, image, scales=None: resize(node, image, None, scales),
+}

@@ -1,0 +1,145 @@
+"""The nodes of an ONNX graph, run one after the other in torch: what torch.export is given.
+
+Rule 1. In goes what the rest of the guard works on: float32 [item, channel, height, width] in the values of the wire.
+Rule 2. Sizes are carried as Python numbers and symbols (`Sizes`), tensors as tensors; an operator on sizes alone is
+done in `shape_arithmetic`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from guard.errors import GuardError, ModelError
+from guard.offline.model.onnx_import.batch_axis import ROW_WISE, freed, one_row
+from guard.offline.model.onnx_import.graph import Graph, Node
+from guard.offline.model.onnx_import.operator_table import missing, operator_of
+from guard.offline.model.onnx_import.shape_arithmetic import SIZES, is_fixed, is_symbol, whole
+
+INTEGERS = "iub"  # kinds of constants that can be sizes
+
+
+class Step(nn.Module):
+    """One node, with those of its operands that are constants."""
+
+    def __init__(self, node: Node, graph: Graph) -> None:
+        super().__init__()
+        self.node = node
+        self.operator = operator_of(node, graph)
+        if self.operator is None and node.kind not in SIZES:
+            raise missing(node)
+        self.batch = graph.batch
+        self.seen: tuple[int, ...] | None = None  # sizes of the first operand with the file's own number of items
+        self.fixed: dict[int, NDArray[Any]] = {}
+        for place, name in enumerate(node.inputs):
+            if name in graph.constants:
+                value = graph.constants[name]
+                self.fixed[place] = value = one_row(value, graph.batch or 1) if node.kind in ROW_WISE else value
+                if place not in self.settings:
+                    self.register_buffer(f"operand_{place}", tensor_of(value))
+
+    @property
+    def settings(self) -> tuple[int, ...]:
+        return self.operator.settings if self.operator else ()
+
+    def forward(self, *given: Any) -> tuple[Any, ...]:
+        """Operands in the node's order, None for constants and what is left out."""
+        result = self.on_sizes(given) if self.is_about_sizes(given) else self.on_tensors(given)
+        return result if isinstance(result, tuple) else (result,)
+
+    def is_about_sizes(self, given: tuple[Any, ...]) -> bool:
+        if self.node.kind not in SIZES or any(isinstance(value, Tensor) for value in given):
+            return False
+        if self.node.kind == "ConstantOfShape":
+            return is_fixed(given[0])
+        data = [place for place, value in enumerate(given) if value is not None and place not in self.settings]
+        return bool(data) or self.fixed[0].dtype.kind in INTEGERS
+
+    def on_sizes(self, given: tuple[Any, ...]) -> Any:
+        return SIZES[self.node.kind](self.node, *(self.fixed.get(place, value) for place, value in enumerate(given)))
+
+    def on_tensors(self, given: tuple[Any, ...]) -> Any:
+        if self.operator is None:
+            raise missing(self.node)
+        operands = [self.operand(place, value) for place, value in enumerate(given)]
+        if not torch.compiler.is_exporting():
+            self.seen = tuple(getattr(operands[0], "shape", ()))
+        elif self.node.kind == "Reshape" and self.batch is not None and 1 in self.fixed:
+            operands[1] = self.free_target(operands[0])
+        return self.operator.function(self.node, *operands)
+
+    def operand(self, place: int, value: Any) -> Any:
+        if place in self.settings:
+            if isinstance(value, Tensor):
+                raise self.node.refuse(f"its operand {self.node.inputs[place]!r} is computed from the input's values")
+            return self.fixed.get(place, value)
+        if place in self.fixed:
+            return getattr(self, f"operand_{place}")
+        return number_of(self.node, value) if isinstance(value, np.ndarray) else value
+
+    def free_target(self, x: Tensor) -> Any:
+        """The sizes to reshape to, with the batch free where the file has a number."""
+        target = [int(size) for size in self.fixed[1]]
+        symbols = [axis for axis, size in enumerate(x.shape) if is_symbol(size)]
+        if len(symbols) != 1 or self.seen is None or self.batch is None:
+            return self.fixed[1]
+        found = freed(self.seen, symbols[0], target, self.batch)
+        if found is None:
+            raise self.node.refuse(
+                f"reshapes {list(self.seen)} to {target}, and where the batch of {self.batch} goes cannot be told; "
+                "export the file with a dynamic batch axis"
+            )
+        return np.asarray(found)
+
+
+def tensor_of(value: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(value, order="C"))
+
+
+def number_of(node: Node, sizes: NDArray[Any]) -> Any:
+    """Sizes that meet a tensor: one as a number, several as a tensor where none is the batch."""
+    if sizes.size == 1:
+        return sizes.item()
+    if is_fixed(sizes):
+        return torch.tensor(sizes.tolist())
+    raise node.refuse(f"computes with the number of items ({whole(sizes)})")
+
+
+class Replay(nn.Module):
+    """An ONNX graph as a module; `channel_last` says that the graph takes [item, height, width, channel]."""
+
+    def __init__(self, graph: Graph, *, channel_last: bool) -> None:
+        super().__init__()
+        self.graph = graph
+        self.channel_last = channel_last
+        self.steps = nn.ModuleList([Step(node, graph) for node in graph.nodes])
+
+    def forward(self, images: Tensor) -> Tensor:
+        values: dict[str, Any] = {
+            "": None,
+            self.graph.input: images.permute(0, 2, 3, 1) if self.channel_last else images,
+        }
+        for node, step in zip(self.graph.nodes, self.steps, strict=True):
+            operands = [values.get(name) for name in node.inputs]
+            try:
+                results = step(*operands)
+            except GuardError:
+                raise
+            except Exception as error:  # torch raises many kinds for operands that do not fit
+                raise ModelError(
+                    f"{node} cannot be computed on {' and '.join(map(described, operands)) or 'nothing'}: "
+                    f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+                ) from error
+            values.update(zip(node.outputs, results, strict=False))
+        result: Tensor = values[self.graph.output]
+        return result
+
+
+def described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    return "a constant" if value is None else f"sizes {np.ravel(value).tolist()}"

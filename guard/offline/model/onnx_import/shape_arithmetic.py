@@ -1,0 +1,156 @@
+"""Arithmetic on sizes: what a graph does between Shape and Reshape, on arrays of whole numbers.
+
+Rule 1. The size of the batch stays a symbol: an array of sizes holds Python objects, and nothing here looks at one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.offline.model.onnx_import.graph import Node
+
+Sizes = NDArray[Any]  # of int, float, bool and torch.SymInt
+
+
+def sizes_of(values: Any) -> Sizes:
+    found = np.empty(len(values), dtype=object)
+    found[:] = list(values)
+    return found
+
+
+def is_symbol(size: Any) -> bool:
+    """Whether a size is the batch, or as many times the batch."""
+    return isinstance(size, torch.SymInt)
+
+
+def is_fixed(values: Sizes) -> bool:
+    """Whether no size of the batch is among them."""
+    return not any(map(is_symbol, np.ravel(values)))
+
+
+def whole(values: Any) -> list[Any]:
+    """As Python numbers and symbols, for a list of sizes, axes or indices."""
+    return [value if is_symbol(value) else int(value) for value in np.ravel(values)]
+
+
+def gather(node: Node, data: Sizes, index: Sizes) -> Sizes:
+    return np.asarray(np.take(data, index.astype(np.int64), axis=node.get("axis", 0)), dtype=object)
+
+
+def concat(node: Node, *parts: Sizes) -> Sizes:
+    return np.concatenate([np.asarray(part, dtype=object) for part in parts], axis=node.get("axis", 0))
+
+
+def unsqueeze(node: Node, data: Sizes, axes: Any = None) -> Sizes:
+    return np.expand_dims(data, tuple(whole(node.get("axes") if axes is None else axes)))
+
+
+def squeeze(node: Node, data: Sizes, axes: Any = None) -> Sizes:
+    given = node.get("axes") if axes is None else axes
+    return np.squeeze(data, None if given is None else tuple(whole(given)))
+
+
+def cut(node: Node, data: Sizes, starts: Any = None, ends: Any = None, _axes: Any = None, steps: Any = None) -> Sizes:
+    begin = whole(node.get("starts") if starts is None else starts)[0]
+    end = whole(node.get("ends") if ends is None else ends)[0]
+    return data[begin : end : 1 if steps is None else whole(steps)[0]]
+
+
+def reshape(_node: Node, data: Sizes, target: Sizes) -> Sizes:
+    return data.reshape(whole(target))
+
+
+def cast(node: Node, data: Sizes) -> Sizes:
+    kinds: dict[int, Callable[[Any], Any]] = {1: float, 6: int, 7: int, 9: bool, 10: float, 11: float}
+    kind = kinds.get(node.get("to"))
+    if kind is None:
+        raise node.refuse("sizes are cast to a type that they cannot have")
+    return each(lambda value: value if is_symbol(value) else kind(value), data)
+
+
+def each(function: Callable[[Any], Any], data: Sizes) -> Sizes:
+    found = np.empty(np.shape(data), dtype=object)
+    for place in np.ndindex(found.shape):
+        found[place] = function(np.asarray(data, dtype=object)[place])
+    return found
+
+
+def unary(function: Callable[[Any], Any]) -> Callable[..., Sizes]:
+    return lambda _node, data: each(function, data)
+
+
+def binary(function: Callable[[Any, Any], Any]) -> Callable[..., Sizes]:
+    def run(_node: Node, left: Sizes, right: Sizes) -> Sizes:
+        pairs = np.broadcast(np.asarray(left, dtype=object), np.asarray(right, dtype=object))
+        found = np.empty(pairs.shape, dtype=object)
+        found.reshape(-1)[:] = [function(a, b) for a, b in pairs]
+        return found
+
+    return run
+
+
+def quotient(left: Any, right: Any) -> Any:
+    """Whole numbers are divided as whole numbers."""
+    return left / right if isinstance(left, float) or isinstance(right, float) else left // right
+
+
+def choose(_node: Node, condition: Sizes, left: Sizes, right: Sizes) -> Sizes:
+    return np.where(np.asarray(condition, dtype=bool), np.asarray(left, object), np.asarray(right, object))
+
+
+def filled(node: Node, sizes: Sizes) -> Sizes:
+    value = node.get("value", np.zeros(1, np.float32)).item()
+    return np.full(whole(sizes), value, dtype=object)
+
+
+def expand(_node: Node, data: Sizes, sizes: Sizes) -> Sizes:
+    return np.asarray(data, dtype=object) * np.ones(whole(sizes), dtype=object)
+
+
+def span(_node: Node, start: Sizes, end: Sizes, step: Sizes) -> Sizes:
+    return sizes_of(range(*whole([start.item(), end.item(), step.item()])))
+
+
+def product(node: Node, data: Sizes, _axes: Any = None) -> Sizes:
+    total = math.prod(np.ravel(data).tolist())
+    return sizes_of([total]) if node.get("keepdims", 1) else np.asarray(total, dtype=object)
+
+
+SIZES: Mapping[str, Callable[..., Sizes]] = {
+    "Gather": gather,
+    "Concat": concat,
+    "Unsqueeze": unsqueeze,
+    "Squeeze": squeeze,
+    "Shape": lambda _node, data: sizes_of(np.shape(data)),
+    "Slice": cut,
+    "Reshape": reshape,
+    "Cast": cast,
+    "Identity": lambda _node, data: data,
+    "Add": binary(lambda a, b: a + b),
+    "Sub": binary(lambda a, b: a - b),
+    "Mul": binary(lambda a, b: a * b),
+    "Div": binary(quotient),
+    "Mod": binary(lambda a, b: a % b),
+    "Min": binary(min),
+    "Max": binary(max),
+    "Equal": binary(lambda a, b: bool(a == b)),
+    "Greater": binary(lambda a, b: bool(a > b)),
+    "Less": binary(lambda a, b: bool(a < b)),
+    "Pow": binary(lambda a, b: a**b),
+    "Sqrt": unary(math.sqrt),
+    "Floor": unary(math.floor),
+    "Ceil": unary(math.ceil),
+    "Neg": unary(lambda a: -a),
+    "Not": unary(lambda a: not a),
+    "Where": choose,
+    "ConstantOfShape": filled,
+    "Expand": expand,
+    "Range": span,
+    "ReduceProd": product,
+}

@@ -1,0 +1,272 @@
+"""Opens a model, whatever file or factory it comes from, as a Classifier."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
+from guard.errors import ModelError
+from guard.offline.model.classifier import Classifier, fingerprint
+from guard.offline.model.graph.batch_norm import fold_batch_norm
+from guard.offline.model.onnx_import.importer import check_import, import_onnx
+from guard.offline.model.taps import find_taps
+from guard.offline.model.unit_space import bounds
+from guard.value_box import ValueBox
+
+aten = torch.ops.aten
+
+SOFTMAX = {aten.softmax.int, aten._softmax.default}
+ARGMAX = {aten.argmax.default}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the model is, and what its owner says of it; empty means: find out, or the usual."""
+
+    model: str  # an .onnx or .pt2 file, or module:factory
+    item_shape: tuple[int, ...]  # of the data's items, [channel, height, width] or [feature]
+    low: tuple[float, ...] = (0.0,)  # value box of the wire input
+    high: tuple[float, ...] = (1.0,)
+    grid: int | None = None
+    input_name: str | None = None
+    output_name: str | None = None
+    output: str = "logits"  # logits | probabilities | label
+    serves: str = "model"  # NAME[:VERSION] that clients ask for
+    labels: tuple[str, ...] = ()
+    datatype: str = "FP32"  # of the wire input; an .onnx file says it itself, and the layout too
+    layout: str = "NCHW"
+
+    @property
+    def box(self) -> ValueBox:
+        """Where the wire input's values lie, as far as it is known."""
+        return ValueBox(self.low, self.high, len(self.item_shape), self.layout, DATATYPES[self.datatype])
+
+
+def open_model(source: Source) -> Classifier:
+    """Load, export, strip, fold and tap the model.
+
+    Raises:
+        ModelError: it cannot be found, loaded, exported with a free batch axis, or gives no [item, class] output.
+    """
+    graph, source = open_graph(source)
+    graph = strip_final(graph, source.output)
+    graph = fold_batch_norm(in_unit_space(graph, source))
+    freeze(graph)
+    classes = count_classes(graph, source)
+    name, _, version = source.serves.partition(":")
+    spec = ModelSpec(
+        name=name,
+        version=version,
+        fingerprint=fingerprint(graph),
+        input=InputSpec(
+            name=source.input_name or "input",
+            datatype=source.datatype,
+            shape=source.item_shape,
+            low=source.low,
+            high=source.high,
+            grid=source.grid,
+            layout=source.layout if len(source.item_shape) == 3 else "NC",
+        ),
+        output=OutputSpec(source.output_name or default_output(source.output), source.output, classes, source.labels),
+    )
+    return Classifier(graph, spec, find_taps(graph.graph))
+
+
+def default_output(kind: str) -> str:
+    return "logits" if kind == "logits" else kind
+
+
+def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
+    """The model's graph, from wire values [item, channel, height, width], and what is known of the wire by now."""
+    if not source.model.endswith(".onnx"):
+        return single_path(load_program(source)), source
+    imported = import_onnx(
+        Path(source.model), source.item_shape, input_name=source.input_name, output_name=source.output_name
+    )
+    datatype = imported.graph.datatype
+    unsaid = datatype == "UINT8" and source.box.is_unit
+    source = replace(
+        source,
+        low=(0.0,) if unsaid else source.low,
+        high=(255.0,) if unsaid else source.high,
+        input_name=imported.graph.input,
+        output_name=imported.graph.output,
+        datatype=datatype,
+        layout=imported.layout,
+    )
+    graph = single_path(imported.program)
+    check_import(imported, graph, source.box)
+    return graph, source
+
+
+def load_program(source: Source) -> ExportedProgram:
+    """Of anything but an .onnx file."""
+    if source.model.endswith(".pt2"):
+        return load_exported(Path(source.model))
+    if ":" in source.model:
+        return export(build(source.model), source)
+    raise ModelError(
+        f"{source.model!r} is no model; wanted an .onnx file, a .pt2 file from torch.export, or module:factory"
+    )
+
+
+def load_exported(file: Path) -> ExportedProgram:
+    if not file.is_file():
+        raise ModelError(f"{file} does not exist; wanted a .pt2 file from torch.export.save")
+    if not zipfile.is_zipfile(file):
+        raise ModelError(f"{file} is not a torch.export archive: it is damaged, cut short, or of another kind")
+    try:
+        return torch.export.load(file)
+    except Exception as error:  # torch raises many kinds for a foreign archive
+        raise ModelError(
+            f"{file} is not a torch.export archive that this torch can read: {first_line(error)}"
+        ) from error
+
+
+def build(reference: str) -> nn.Module:
+    """The nn.Module that `module:factory` returns."""
+    module_name, _, factory_name = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+        factory = getattr(module, factory_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(
+            f"{reference!r} cannot be imported: {error}; wanted module:factory with the module on the path"
+        ) from error
+    try:
+        model = factory()
+    except Exception as error:  # somebody else's code may raise anything
+        raise ModelError(f"{reference!r} raised {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{reference!r} returned {type(model).__name__}; wanted a torch.nn.Module")
+    return model
+
+
+def export(model: nn.Module, source: Source) -> ExportedProgram:
+    example = torch.zeros(2, *source.item_shape)
+    model = model.eval()
+    try:
+        return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
+    except Exception as error:  # torch.export's failures have no common type
+        raise ModelError(
+            f"{source.model} cannot be exported for inputs [item, {', '.join(map(str, source.item_shape))}]: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def single_path(program: ExportedProgram) -> fx.GraphModule:
+    """The exported graph with one input and one output, without guards and hooks.
+
+    Raises:
+        ModelError: the model has several inputs, or its output is not one [item, class] tensor.
+    """
+    module = program.module()
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise ModelError(
+            f"the model takes {len(inputs)} inputs ({', '.join(n.name for n in inputs)}); exactly one can be guarded"
+        )
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            continue  # the shape guards that torch.export adds
+        if node.op == "output":
+            outputs = node.all_input_nodes
+            if len(outputs) != 1:
+                raise ModelError(f"the model gives {len(outputs)} outputs; exactly one prediction can be guarded")
+            graph.output(copies[outputs[0]])
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(module, graph)
+
+
+def strip_final(module: fx.GraphModule, kind: str) -> fx.GraphModule:
+    """Take a final argmax or softmax off, or an attacker's gradient vanishes and so does every detector's.
+
+    Raises:
+        ModelError: the output is declared to be probabilities or a label, but the graph does not end so.
+    """
+    (output,) = [node for node in module.graph.nodes if node.op == "output"]
+    last = output.args[0]
+    taken = False
+    for endings in (ARGMAX, SOFTMAX):
+        if last.target in endings:
+            last, taken = last.args[0], True
+    if kind != "logits" and not taken:
+        raise ModelError(
+            f"--output {kind} was given, but the model's last operator is {last.target}; "
+            "wanted a softmax or an argmax there"
+        )
+    output.args = (last,)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def in_unit_space(module: fx.GraphModule, source: Source) -> fx.GraphModule:
+    """Prepend unit -> wire where the value box is not [0, 1]."""
+    if source.box.is_unit:
+        return module
+    low, high = bounds(source.box)
+    module.register_buffer("box_scale", high - low)
+    module.register_buffer("box_low", low)
+    (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
+    readers = list(start.users)
+    with module.graph.inserting_after(start):
+        scale = module.graph.get_attr("box_scale")
+    with module.graph.inserting_after(scale):
+        shift = module.graph.get_attr("box_low")
+    with module.graph.inserting_after(shift):
+        scaled = module.graph.call_function(aten.mul.Tensor, (start, scale))
+    with module.graph.inserting_after(scaled):
+        wire = module.graph.call_function(aten.add.Tensor, (scaled, shift))
+    for reader in readers:
+        reader.replace_input_with(start, wire)
+    module.recompile()
+    return module
+
+
+def freeze(module: fx.GraphModule) -> None:
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+
+def count_classes(module: fx.GraphModule, source: Source) -> int:
+    """Run an example through; the number of classes.
+
+    Raises:
+        ModelError: the batch size is fixed, the model cannot take the data's items, or it does not give [item, class].
+    """
+    (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
+    taken = start.meta["val"].shape
+    if isinstance(taken[0], int):
+        raise ModelError(f"{source.model} was exported for batches of {taken[0]}; export it with a dynamic batch axis")
+    if tuple(taken[1:]) != source.item_shape:
+        raise ModelError(
+            f"the model takes items of shape {list(taken[1:])}; the data's items have shape {list(source.item_shape)}"
+        )
+    with torch.no_grad():
+        result = module(torch.zeros(3, *source.item_shape))
+    if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != 3 or result.shape[1] < 2:
+        shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ModelError(
+            f"for 3 items the model's output has shape {shape}; wanted [3, class] with at least two classes"
+        )
+    return int(result.shape[1])
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
