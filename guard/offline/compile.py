@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guard.bundle import InputSpec, ProgramSpec, RepairSpec
+from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.detectors.detector import Head
 from guard.offline.evidence.gather import Gather
-from guard.offline.evidence.needs import Denoiser, Evidence, Logits
+from guard.offline.evidence.needs import Evidence, Logits
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.onnx_export.export import OPSET, lower
 from guard.offline.model.unit_space import unit_of, wire_of

@@ -11,10 +11,10 @@ from guard.errors import ConfigError
 from guard.offline.attacks.adapter import Packaged, installed
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.table import build_attack
+from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.table import build_detector
-from guard.offline.evidence.needs import Denoiser
 from guard.offline.listing import content_of, names_in, own_text, users_text
 
 PROGRAMS = ("screen", "interpret")

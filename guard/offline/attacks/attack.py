@@ -7,7 +7,7 @@ Rule 3: it promises no success. Whoever calls an item attacked verifies that fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from numbers import Real
 from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from guard.errors import ConfigError
 from guard.offline.data.norms import Measure, Norm
+from guard.offline.networks.weights import Knowledge
 
 Model: TypeAlias = Callable[[Tensor], Tensor]  # unit-space inputs [item, ...] -> logits [item, class]
 Family = Literal[
@@ -30,7 +31,6 @@ Family = Literal[
     "spatial",
     "interpretation",  # aims at what explains the model, or is led by it
 ]
-Knowledge: TypeAlias = Mapping[str, Tensor]  # by name; float32 or int64, so that a file can keep it
 
 
 class Attack(Protocol):

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Attack, Family, Model, call_text, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
 from guard.offline.attacks.objective import LogOdds, value_and_gradient, without
 from guard.offline.attacks.shared import LAST, MOMENTUM, class_number
+from guard.offline.networks.weights import Knowledge
 
 BATCH = 32
 CANDIDATES = 10  # classes that one is chosen from

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text
+from guard.offline.attacks.attack import Attack, Family, Model, call_text
 from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
@@ -15,6 +15,7 @@ from guard.offline.attacks.patch import cover, share
 from guard.offline.attacks.pgd import keep, rank
 from guard.offline.attacks.shared import Pace, class_number, climb_shared
 from guard.offline.data.norms import Measure
+from guard.offline.networks.weights import Knowledge
 
 STRIDE = 0.1  # of the unit box: a step
 

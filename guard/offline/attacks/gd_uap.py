@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text, known_norm, more_than_zero
+from guard.offline.attacks.attack import Attack, Family, Model, call_text, known_norm, more_than_zero
 from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.norm_ball import into_reach, project, steepest, uniform
 from guard.offline.attacks.shared import LAST, MOMENTUM
 from guard.offline.data.norms import Norm
+from guard.offline.networks.weights import Knowledge
 
 MEAN, SPREAD = 0.5, 0.25  # of made-up inputs: all that is presumed of the data is its box
 STRIDE = 0.3  # of the budget: the first step

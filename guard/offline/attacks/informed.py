@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Knowledge, Model
+from guard.offline.attacks.attack import Family, Model
 from guard.offline.data.norms import Measure
+from guard.offline.networks.weights import Knowledge
 
 
 class Teachable(Protocol):

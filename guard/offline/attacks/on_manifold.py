@@ -8,43 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Attack, Family, Model, call_text, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.norm_ball import per_item
 from guard.offline.attacks.objective import Gap, value_and_gradient
-from guard.offline.attacks.student import drawn, knowledge_of, recalled, train
 from guard.offline.data.norms import Norm
+from guard.offline.networks.architectures import autoencoder
+from guard.offline.networks.training import Schedule, train
+from guard.offline.networks.weights import Knowledge, drawn, knowledge_of, recalled
 
 INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
 DECAY = 0.1  # of the learning rate over one descent
-
-
-def autoencoder(shape: tuple[int, ...]) -> nn.Module:
-    """Images through a quarter of their height and width, vectors through a quarter of their length."""
-    if len(shape) == 3:
-        return nn.Sequential(
-            nn.Conv2d(shape[0], 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 16, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Upsample(size=((shape[1] + 1) // 2, (shape[2] + 1) // 2), mode="nearest"),
-            nn.Conv2d(16, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Upsample(size=shape[1:], mode="nearest"),
-            nn.Conv2d(32, shape[0], 3, padding=1),
-        )
-    features = int(torch.Size(shape).numel())
-    narrow = max(2, features // 4)
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(features, 64),
-        nn.ReLU(),
-        nn.Linear(64, narrow),
-        nn.Linear(narrow, 64),
-        nn.ReLU(),
-        nn.Linear(64, features),
-        nn.Unflatten(1, shape),
-    )
 
 
 def taught(inputs: Tensor, *, epochs: int, generator: torch.Generator) -> nn.Module:
@@ -52,11 +26,10 @@ def taught(inputs: Tensor, *, epochs: int, generator: torch.Generator) -> nn.Mod
     network = drawn(partial(autoencoder, tuple(inputs.shape[1:])), generator, inputs)
     train(
         network,
-        inputs,
-        lambda outputs, index: (outputs - inputs[index]).square().mean(),
-        epochs=epochs,
-        generator=generator,
-        batch=16,
+        len(inputs),
+        lambda index: (network(inputs[index]) - inputs[index]).square().mean(),
+        Schedule(epochs, batch_items=16),
+        generator,
     )
     return network.requires_grad_(False)
 

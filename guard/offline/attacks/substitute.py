@@ -8,40 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Attack, Family, Model, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.objective import chosen, value_and_gradient
 from guard.offline.attacks.pgd import pgd
-from guard.offline.attacks.student import drawn, knowledge_of, recalled, train
 from guard.offline.data.norms import Norm
+from guard.offline.networks.architectures import small_classifier
+from guard.offline.networks.training import Schedule, train
+from guard.offline.networks.weights import Knowledge, drawn, knowledge_of, recalled
 
 ROWS = 64  # asked at once
 HEAD = "head.bias"  # whose length is the number of classes
-
-
-def network(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Three convolutions for images, two layers for vectors."""
-    body: nn.Module
-    if len(shape) == 3:
-        body = nn.Sequential(
-            nn.Conv2d(shape[0], 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-        )
-        width = 256
-    else:
-        features = int(torch.Size(shape).numel())
-        body = nn.Sequential(nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
-        width = 64
-    found = nn.Sequential()
-    found.add_module("body", body)
-    found.add_module("head", nn.Linear(width, classes))
-    return found
 
 
 def distil(
@@ -61,12 +38,12 @@ def distil(
     Source: Papernot et al. 2017, arXiv:1602.02697, section 4. They read labels; ours reads the logits' softmax.
     """
     answers = ask(model, inputs)
-    student = drawn(partial(network, tuple(inputs.shape[1:]), answers.shape[1]), generator, inputs)
-    train(student, inputs, partial(apart, answers), epochs=epochs, generator=generator)
+    student = drawn(partial(small_classifier, tuple(inputs.shape[1:]), answers.shape[1]), generator, inputs)
+    learn(student, inputs, answers, epochs, generator)
     for _ in range(rounds):
         further = augmented(student, inputs, answers.argmax(dim=1), stride)
         inputs, answers = torch.cat([inputs, further]), torch.cat([answers, ask(model, further)])
-        train(student, inputs, partial(apart, answers), epochs=epochs, generator=generator)
+        learn(student, inputs, answers, epochs, generator)
     return student.requires_grad_(False)
 
 
@@ -75,9 +52,17 @@ def ask(model: Model, inputs: Tensor) -> Tensor:
         return torch.cat([model(part) for part in inputs.split(ROWS)])
 
 
-def apart(answers: Tensor, outputs: Tensor, index: Tensor) -> Tensor:
-    """Mean cross-entropy of the substitute's outputs with what the model answered."""
-    return nn.functional.cross_entropy(outputs, answers[index].softmax(dim=1))
+def learn(student: nn.Module, inputs: Tensor, answers: Tensor, epochs: int, generator: torch.Generator) -> None:
+    """Train the substitute by the mean cross-entropy of its outputs with what the model answered."""
+    wanted = answers.softmax(dim=1)
+    cross_entropy = nn.functional.cross_entropy
+    train(
+        student,
+        len(inputs),
+        lambda index: cross_entropy(student(inputs[index]), wanted[index]),
+        Schedule(epochs),
+        generator,
+    )
 
 
 def augmented(student: nn.Module, inputs: Tensor, named: Tensor, stride: float) -> Tensor:
@@ -123,7 +108,7 @@ class Substitute:
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
         del model, generator  # only its substitute is attacked, and that from the items themselves
-        build = partial(network, tuple(inputs.shape[1:]), len(knowledge[HEAD]))
+        build = partial(small_classifier, tuple(inputs.shape[1:]), len(knowledge[HEAD]))
         student = recalled(build, knowledge, inputs)
         return pgd(student, inputs, labels, budget=self.budget, steps=self.steps, generator=None, norm=self.norm)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Knowledge, Model, call_text, known_norm, more_than_zero
+from guard.offline.attacks.attack import Attack, Family, Model, call_text, known_norm, more_than_zero
 from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.deepfool import deepfool
 from guard.offline.attacks.informed import Informed, untaught
@@ -17,6 +17,7 @@ from guard.offline.attacks.norm_ball import into_reach, project, steepest, unifo
 from guard.offline.attacks.objective import gap
 from guard.offline.attacks.shared import Pace, class_number, climb_shared
 from guard.offline.data.norms import Norm
+from guard.offline.networks.weights import Knowledge
 
 Form = Literal["gradient", "deepfool"]
 ENOUGH = 0.8  # of the items fooled: where the paper stops

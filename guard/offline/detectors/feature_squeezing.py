@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from guard.offline.denoisers.bit_depth import BitDepth
+from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.median import Median
 from guard.offline.detectors.detector import Examples, Head
-from guard.offline.evidence.needs import DenoisedLogits, Denoiser, Evidence, Logits
+from guard.offline.evidence.needs import DenoisedLogits, Evidence, Logits
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from guard.offline.detectors.detector import Examples, Head, take
 from guard.offline.detectors.residual import residual
 from guard.offline.detectors.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.evidence.needs import Evidence, Image, InputGradient, Need, NoisedGradients
+from guard.offline.networks.architectures import convolutional, perceptron
+from guard.offline.networks.training import Schedule
+from guard.offline.networks.training import train as fit
 
 FEWEST = 20  # attacked items; below that nothing can be learned
 Map = Literal["gradient", "gradient_x_input", "smoothgrad"]
@@ -114,24 +117,6 @@ def root_mean_square(gradient: Tensor) -> Tensor:
     return (gradient.flatten(1).square().mean(dim=1) + 1e-16).sqrt()
 
 
-def convolutional(channels: int, width: int) -> nn.Sequential:
-    """Three stages of convolutions, the last averaged: [item, channel, height, width] -> [item, 4 x width]."""
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-
-
-def perceptron(features: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-
-
 def train(
     head: SaliencyClassifierHead, evidence: Evidence, kinds: Tensor, weights: Tensor, settings: SaliencyClassifier
 ) -> None:
@@ -140,12 +125,9 @@ def train(
     sizes = root_mean_square(head.saliency(evidence)).log()
     head.size_mean.copy_(sizes.mean())
     head.size_spread.copy_(sizes.std().clamp_min(1e-3))
-    optimiser = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
-    for _ in range(settings.epochs):
-        for index in torch.randperm(len(kinds)).split(64):
-            loss = kind_loss(head.answers(take(evidence, index)), kinds[index], weights[index])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        schedule.step()
+    fit(
+        head,
+        len(kinds),
+        lambda index: kind_loss(head.answers(take(evidence, index)), kinds[index], weights[index]),
+        Schedule(settings.epochs, 64, settings.learning_rate, weight_decay=1e-3, falls="each epoch"),
+    )

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from guard.errors import DataError
 from guard.offline.denoisers.bit_depth import BitDepth
+from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.median import Median
 from guard.offline.detectors.detector import Examples, Head
 from guard.offline.detectors.residual import residual
 from guard.offline.detectors.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
-from guard.offline.evidence.needs import DenoisedLogits, Denoiser, Evidence, Image, InputGradient, Logits
+from guard.offline.evidence.needs import DenoisedLogits, Evidence, Image, InputGradient, Logits
+from guard.offline.networks.training import Schedule
+from guard.offline.networks.training import train as fit
 
 FEWEST = 20  # attacked items; below that nothing can be learned
 FAR = 6.0  # standard deviations at which a number is cut: a perceptron is no judge of what it has never seen
@@ -176,12 +179,9 @@ def train(
     """By AdamW in batches of 128, the learning rate falling along a cosine."""
     head.centre.copy_(numbers.mean(dim=0))
     head.spread.copy_(numbers.std(dim=0).clamp_min(1e-6))
-    optimiser = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
-    for _ in range(settings.epochs):
-        for index in torch.randperm(len(kinds)).split(128):
-            loss = kind_loss(head.answers(numbers[index]), kinds[index], weights[index])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        schedule.step()
+    fit(
+        head,
+        len(kinds),
+        lambda index: kind_loss(head.answers(numbers[index]), kinds[index], weights[index]),
+        Schedule(settings.epochs, 128, settings.learning_rate, weight_decay=0.1, falls="each epoch"),
+    )

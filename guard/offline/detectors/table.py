@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from guard.errors import ConfigError
+from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.detectors.attribute_steering import AttributeSteering
 from guard.offline.detectors.detector import Detector
@@ -17,7 +18,7 @@ from guard.offline.detectors.lid import Lid
 from guard.offline.detectors.mahalanobis import Centre, Mahalanobis
 from guard.offline.detectors.saliency_classifier import Map, SaliencyClassifier
 from guard.offline.detectors.summary_classifier import SummaryClassifier
-from guard.offline.evidence.needs import Denoiser, InputGradient, Latent, Noise, NoisedGradients, Objective
+from guard.offline.evidence.needs import InputGradient, Latent, Noise, NoisedGradients, Objective
 
 
 def mahalanobis(taps: Sequence[str], *, shrinkage: float = 0.01, centre: Centre = "predicted") -> Detector:

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.evidence.steering import Steering
 
 
@@ -26,17 +27,6 @@ class Need(Protocol):
 
 Evidence = Mapping[Need, Tensor]
 Objective = Literal["logit", "margin"]  # of the predicted class; margin: over the runner-up
-
-
-class Denoiser(Protocol):
-    """A map from unit-space images [item, ...] to cleaned ones of the same shape; a frozen, printable value."""
-
-    @property
-    def name(self) -> str: ...
-
-    def __call__(self, images: Tensor) -> Tensor: ...
-
-    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)

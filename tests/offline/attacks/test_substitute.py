@@ -11,8 +11,9 @@ from torch import Tensor
 from guard.offline.attacks.attack import Attack, Learner
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
-from guard.offline.attacks.student import recalled
-from guard.offline.attacks.substitute import Substitute, augmented, distil, network
+from guard.offline.attacks.substitute import Substitute, augmented, distil
+from guard.offline.networks.architectures import small_classifier
+from guard.offline.networks.weights import recalled
 from tests.offline.attacks.trained import fooled, fooled_by_noise, trained
 
 MARGIN = 0.25  # of all items: by how much it beats random perturbations of the same size
@@ -41,7 +42,7 @@ def learned() -> tuple[Attack, int, Tensor]:
     digits, model = trained(), Answering()
     attack = Substitute(budget=0.2, rounds=ROUNDS, learning_items=ITEMS)
     knowledge = attack.learn(model, digits.seen[:ITEMS], digits.seen_labels[:ITEMS], seeded())
-    student = recalled(partial(network, (1, 8, 8), 10), knowledge, digits.inputs)
+    student = recalled(partial(small_classifier, (1, 8, 8), 10), knowledge, digits.inputs)
     return attack.knowing(knowledge), model.rows, student(digits.inputs)
 
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from guard.offline.attacks.on_manifold import autoencoder
-from guard.offline.attacks.student import drawn, empty, knowledge_of, recalled, train
-from guard.offline.attacks.substitute import network
+from guard.offline.networks.architectures import autoencoder, small_classifier
+from guard.offline.networks.training import Schedule, train
+from guard.offline.networks.weights import drawn, empty, knowledge_of, recalled
 
 every_network = pytest.mark.parametrize(
     ("build", "shape"),
     [
-        (partial(network, (3, 9, 7), 5), (3, 9, 7)),
-        (partial(network, (11,), 5), (11,)),
+        (partial(small_classifier, (3, 9, 7), 5), (3, 9, 7)),
+        (partial(small_classifier, (11,), 5), (11,)),
         (partial(autoencoder, (3, 9, 7)), (3, 9, 7)),
         (partial(autoencoder, (11,)), (11,)),
     ],
@@ -47,24 +47,39 @@ def test_what_is_recalled_answers_as_what_was_kept(build, shape):
     assert not any(parameter.requires_grad for parameter in found.parameters())
 
 
-def test_training_fits_and_is_repeatable_even_inside_no_grad():
+@pytest.mark.parametrize("falls", ["each step", "each epoch"])
+def test_training_fits_and_is_repeatable_even_inside_no_grad(falls):
     inputs = torch.rand(50, 6, generator=seeded())
     wanted = inputs @ torch.randn(6, 2, generator=seeded(1))
 
     def run() -> tuple[nn.Module, float]:
         learner = drawn(partial(nn.Linear, 6, 2), seeded(2), inputs)
 
-        def loss(outputs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-            return (outputs - wanted[index]).square().mean()
+        def loss(index: torch.Tensor) -> torch.Tensor:
+            return (learner(inputs[index]) - wanted[index]).square().mean()
 
-        before = float(loss(learner(inputs), torch.arange(50)).detach())
+        before = float(loss(torch.arange(50)).detach())
+        schedule = Schedule(60, batch_items=10, learning_rate=0.05, falls=falls)
         with torch.no_grad():
-            train(learner, inputs, loss, epochs=60, generator=seeded(3), batch=10, rate=0.05)
-        return learner, float(loss(learner(inputs), torch.arange(50)).detach()) / before
+            train(learner, 50, loss, schedule, seeded(3))
+        return learner, float(loss(torch.arange(50)).detach()) / before
 
     (first, left), (again, _) = run(), run()
     assert left < 0.01
     assert torch.equal(first.weight, again.weight)
+
+
+def test_without_a_generator_the_global_one_orders_the_items():
+    inputs = torch.rand(50, 6, generator=seeded())
+
+    def run() -> torch.Tensor:
+        learner = drawn(partial(nn.Linear, 6, 2), seeded(2), inputs)
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            train(learner, 50, lambda index: learner(inputs[index]).square().mean(), Schedule(2, batch_items=10))
+        return learner.weight.detach()
+
+    assert torch.equal(run(), run())
 
 
 def test_an_empty_network_holds_no_values():

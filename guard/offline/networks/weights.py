@@ -1,4 +1,4 @@
-"""Small networks that an attack trains for itself: a substitute, an autoencoder.
+"""The weights of a small network: drawn from a generator, kept by name, and put back.
 
 Rule 1: nothing global is drawn from or changed: the same generator, items and threads give the same weights.
 """
@@ -6,13 +6,13 @@ Rule 1: nothing global is drawn from or changed: the same generator, items and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Knowledge
-
+Knowledge: TypeAlias = Mapping[str, Tensor]  # by name; float32 or int64, so that a file can keep it
 Build = Callable[[], nn.Module]
 
 
@@ -38,32 +38,8 @@ def empty(build: Build) -> nn.Module:
         return build().eval()
 
 
-def train(
-    network: nn.Module,
-    inputs: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    *,
-    epochs: int,
-    generator: torch.Generator,
-    batch: int = 64,
-    rate: float = 2e-3,
-) -> None:
-    """AdamW with a rate that falls to zero; `loss` is of the outputs, and of which items they are [item]."""
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate)
-    total, done = epochs * -(-len(inputs) // batch), 0
-    with torch.enable_grad():
-        for _ in range(epochs):
-            order = torch.randperm(len(inputs), generator=generator, device=generator.device).to(inputs.device)
-            for index in order.split(batch):
-                optimiser.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * done / total)) / 2
-                optimiser.zero_grad()
-                loss(network(inputs[index]), index).backward()
-                optimiser.step()
-                done += 1
-    optimiser.zero_grad()
-
-
 def knowledge_of(network: nn.Module) -> Knowledge:
+    """The weights by name, as a file can keep them."""
     return {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
 
 
