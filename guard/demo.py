@@ -139,8 +139,8 @@ def fresh_inputs(job: Any, prepared: Any, progress: Any) -> dict[str, Any]:
     import torch
 
     from guard.offline.attacks.attack import Attack
-    from guard.offline.attacks.deepfool import DeepFool
-    from guard.offline.attacks.pgd import Pgd
+    from guard.offline.attacks.methods.deepfool import DeepFool
+    from guard.offline.attacks.methods.pgd import Pgd
     from guard.offline.craft import craft, off_grid
 
     test, spec = prepared.data.held_out(), prepared.classifier.spec

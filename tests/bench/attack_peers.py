@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from guard.offline.attacks.attack import Attack
-from guard.offline.attacks.bim import Bim
-from guard.offline.attacks.cw import Cw
-from guard.offline.attacks.cw_linf import CwLinf
-from guard.offline.attacks.deepfool import DeepFool
-from guard.offline.attacks.fgsm import Fgsm
-from guard.offline.attacks.pgd import Pgd
-from guard.offline.attacks.rfgsm import Rfgsm
+from guard.offline.attacks.methods.bim import Bim
+from guard.offline.attacks.methods.cw import Cw
+from guard.offline.attacks.methods.cw_linf import CwLinf
+from guard.offline.attacks.methods.deepfool import DeepFool
+from guard.offline.attacks.methods.fgsm import Fgsm
+from guard.offline.attacks.methods.pgd import Pgd
+from guard.offline.attacks.methods.rfgsm import Rfgsm
 from guard.offline.data.norms import Measure
 from tests.side import reach
 

@@ -31,7 +31,7 @@ from guard.bundle import Bundle
 from guard.calibration import rejections_band, wilson
 from guard.demo import free_ports, running
 from guard.errors import NotReadyError
-from guard.offline.attacks.pgd import Pgd
+from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.reopen import Work
 from guard.offline.subject import HeldOut

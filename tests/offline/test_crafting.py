@@ -18,7 +18,7 @@ import guard.offline.shard
 from guard.errors import ParityError
 from guard.offline import crafting, engine
 from guard.offline.attacks.compiled import Compiled
-from guard.offline.attacks.uap import Uap
+from guard.offline.attacks.methods.uap import Uap
 from guard.offline.craft import CraftedSet
 from guard.offline.crafting import craft_all, learning_order
 from guard.offline.data.splits import Split

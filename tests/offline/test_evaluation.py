@@ -296,7 +296,7 @@ def test_a_suite_has_rows_of_its_own(bundle: Bundle, data: Path, monkeypatch: py
     def unable(self: Any, model: Any, *_: Any) -> Any:
         raise ModelError("this attack asks for what the model does not tell")
 
-    monkeypatch.setattr("guard.offline.attacks.cw.Cw.__call__", unable)
+    monkeypatch.setattr("guard.offline.attacks.methods.cw.Cw.__call__", unable)
     monkeypatch.setattr("guard.offline.evaluation.QUICK", (40, 4, 2))
     file = data.with_name("mine.toml")
     file.write_text(SUITE, encoding="utf-8")

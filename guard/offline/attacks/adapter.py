@@ -25,9 +25,9 @@ from torch.overrides import TorchFunctionMode
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Model
-from guard.offline.attacks.deepfool import linearise
+from guard.offline.attacks.methods.deepfool import linearise
+from guard.offline.attacks.methods.pgd import keep, rank
 from guard.offline.attacks.norm_ball import into_reach, per_item, sizes
-from guard.offline.attacks.pgd import keep, rank
 from guard.offline.data.norms import Norm
 
 Loss = Literal["ce", "dlr"]

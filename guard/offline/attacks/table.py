@@ -8,29 +8,29 @@ from dataclasses import fields
 from typing import Any
 
 from guard.errors import ConfigError
-from guard.offline.attacks.adapted import Apgd, Boundary, Fab, HopSkipJump, Spatial, Square
 from guard.offline.attacks.attack import Attack
-from guard.offline.attacks.bim import Bim
-from guard.offline.attacks.cw import Cw
-from guard.offline.attacks.cw_linf import CwLinf
-from guard.offline.attacks.deepfool import DeepFool
-from guard.offline.attacks.feature_visualisation import FeatureVisualisation
-from guard.offline.attacks.fgsm import Fgsm
-from guard.offline.attacks.frame import Frame, UniversalFrame
-from guard.offline.attacks.gd_uap import GdUap
-from guard.offline.attacks.ig_deletion import IgDeletion
-from guard.offline.attacks.lbfgs import Lbfgs
-from guard.offline.attacks.lemna_surrogate import LemnaSurrogate
-from guard.offline.attacks.lime_surrogate import LimeSurrogate
-from guard.offline.attacks.map_keeping import MapFaking, MapKeeping
-from guard.offline.attacks.map_only import MapOnly
-from guard.offline.attacks.on_manifold import OnManifold
-from guard.offline.attacks.patch import Patch
-from guard.offline.attacks.pgd import Pgd
-from guard.offline.attacks.rfgsm import Rfgsm
-from guard.offline.attacks.smoothgrad import SmoothGrad
-from guard.offline.attacks.substitute import Substitute
-from guard.offline.attacks.uap import Uap
+from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJump, Spatial, Square
+from guard.offline.attacks.methods.bim import Bim
+from guard.offline.attacks.methods.cw import Cw
+from guard.offline.attacks.methods.cw_linf import CwLinf
+from guard.offline.attacks.methods.deepfool import DeepFool
+from guard.offline.attacks.methods.feature_visualisation import FeatureVisualisation
+from guard.offline.attacks.methods.fgsm import Fgsm
+from guard.offline.attacks.methods.frame import Frame, UniversalFrame
+from guard.offline.attacks.methods.gd_uap import GdUap
+from guard.offline.attacks.methods.ig_deletion import IgDeletion
+from guard.offline.attacks.methods.lbfgs import Lbfgs
+from guard.offline.attacks.methods.lemna_surrogate import LemnaSurrogate
+from guard.offline.attacks.methods.lime_surrogate import LimeSurrogate
+from guard.offline.attacks.methods.map_keeping import MapFaking, MapKeeping
+from guard.offline.attacks.methods.map_only import MapOnly
+from guard.offline.attacks.methods.on_manifold import OnManifold
+from guard.offline.attacks.methods.patch import Patch
+from guard.offline.attacks.methods.pgd import Pgd
+from guard.offline.attacks.methods.rfgsm import Rfgsm
+from guard.offline.attacks.methods.smoothgrad import SmoothGrad
+from guard.offline.attacks.methods.substitute import Substitute
+from guard.offline.attacks.methods.uap import Uap
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": Fgsm,

@@ -11,9 +11,9 @@ from torch.nn.functional import one_hot
 
 from guard.errors import ConfigError
 from guard.offline.attacks import adapter
-from guard.offline.attacks.adapted import Apgd, Boundary, Fab, HopSkipJump, Spatial, Square
 from guard.offline.attacks.adapter import Drawing, Ledger, SpentError, estimate, foolbox
 from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJump, Spatial, Square
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import build_attack

@@ -14,12 +14,12 @@ from torch import Tensor
 from guard.errors import ParityError
 from guard.offline.attacks import compiled
 from guard.offline.attacks.compiled import Compiled, aims_of, check_compiled, given, open_compiled
-from guard.offline.attacks.cw import Cw
-from guard.offline.attacks.deepfool import DeepFool
-from guard.offline.attacks.fgsm import Fgsm
-from guard.offline.attacks.map_keeping import MapKeeping
+from guard.offline.attacks.methods.cw import Cw
+from guard.offline.attacks.methods.deepfool import DeepFool
+from guard.offline.attacks.methods.fgsm import Fgsm
+from guard.offline.attacks.methods.map_keeping import MapKeeping
+from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.objective import Climbing, Gap, LogOdds, Objective, gap, value_and_gradient
-from guard.offline.attacks.pgd import Pgd
 from guard.offline.craft import craft
 from tests.offline import tiny
 

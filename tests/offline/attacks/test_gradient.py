@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from guard.errors import ConfigError
-from guard.offline.attacks.cw_linf import CwLinf, cw_linf
-from guard.offline.attacks.deepfool import DeepFool, deepfool
-from guard.offline.attacks.lbfgs import lbfgs
+from guard.offline.attacks.methods.cw_linf import CwLinf, cw_linf
+from guard.offline.attacks.methods.deepfool import DeepFool, deepfool
+from guard.offline.attacks.methods.lbfgs import lbfgs
+from guard.offline.attacks.methods.rfgsm import Rfgsm, rfgsm
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import gap
-from guard.offline.attacks.rfgsm import Rfgsm, rfgsm
 from tests.offline.attacks.linear import linear, optimum
 
 

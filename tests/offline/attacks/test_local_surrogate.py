@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.lemna_surrogate import LemnaSurrogate, lemna_surrogate, mixture_slope
-from guard.offline.attacks.lime_surrogate import LimeSurrogate, lime_surrogate, sparse_slope
 from guard.offline.attacks.local_surrogate import Blocks, lasso, parts
+from guard.offline.attacks.methods.lemna_surrogate import LemnaSurrogate, lemna_surrogate, mixture_slope
+from guard.offline.attacks.methods.lime_surrogate import LimeSurrogate, lime_surrogate, sparse_slope
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
 from tests.offline.attacks.linear import linear, optimum

@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 import torch
 
+from guard.offline.attacks.l1_step import sparse_step
 from guard.offline.attacks.norm_ball import furthest, into_reach, per_item, project, room_of, sizes, steepest, uniform
-from guard.offline.attacks.sparse import sparse_step
 from guard.offline.data.norms import Norm
 
 every_norm = pytest.mark.parametrize("norm", get_args(Norm))

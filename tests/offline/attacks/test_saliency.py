@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import TorchOnly
-from guard.offline.attacks.map_keeping import MapFaking, MapKeeping
-from guard.offline.attacks.map_only import MapOnly, centre, overlap
+from guard.offline.attacks.methods.map_keeping import MapFaking, MapKeeping
+from guard.offline.attacks.methods.map_only import MapOnly, centre, overlap
+from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
-from guard.offline.attacks.pgd import Pgd
 from guard.offline.attacks.saliency import Bending, likeness, map_of, saliency
 from guard.offline.attacks.table import ATTACKS, MAP_ATTACKS
 from guard.offline.shard import Watched

@@ -9,9 +9,9 @@ import torch
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Family
-from guard.offline.attacks.bim import Bim, bim
+from guard.offline.attacks.methods.bim import Bim, bim
+from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.norm_ball import sizes
-from guard.offline.attacks.pgd import Pgd
 from guard.offline.attacks.table import ATTACKS, build_attack, settings_of
 from guard.offline.attacks.target import Target, targets_of
 from tests.offline.attacks.linear import linear

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.fgsm import Fgsm
+from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.table import DETECTORS
 from guard.offline.evidence.gather import Gather

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from guard.errors import ConfigError
-from guard.offline.attacks.ig_deletion import (
+from guard.offline.attacks.methods.ig_deletion import (
     IgDeletion,
     baseline_of,
     highest,

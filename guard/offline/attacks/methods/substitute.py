@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from guard.offline.attacks.attack import Attack, Family, Model, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.methods.pgd import pgd
 from guard.offline.attacks.objective import chosen, value_and_gradient
-from guard.offline.attacks.pgd import pgd
 from guard.offline.data.norms import Norm
 from guard.offline.networks.architectures import small_classifier
 from guard.offline.networks.training import Schedule, train

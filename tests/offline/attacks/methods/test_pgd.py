@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from guard.offline.attacks.methods.pgd import Pgd, keep, pgd, rank, start
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
-from guard.offline.attacks.pgd import Pgd, keep, pgd, rank, start
 from tests.offline.attacks.linear import linear, optimum
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from guard.offline.attacks.methods.smoothgrad import averaged, smoothgrad
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import LogOdds, log_odds, value_and_gradient
-from guard.offline.attacks.smoothgrad import averaged, smoothgrad
 from tests.offline.attacks.linear import linear
 from tests.offline.attacks.trained import fooled, fooled_by_noise, trained
 

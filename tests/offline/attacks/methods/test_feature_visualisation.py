@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Learner
-from guard.offline.attacks.feature_visualisation import (
+from guard.offline.attacks.methods.feature_visualisation import (
     FeatureVisualisation,
     answer_of,
     blurred,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from guard.offline.attacks.cw import Cw, cw, slope
+from guard.offline.attacks.methods.cw import Cw, cw, slope
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import gap, value_and_gradient
 from tests.offline.attacks.linear import linear, optimum

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from guard.offline.attacks.attack import Learner
-from guard.offline.attacks.cw import cw
+from guard.offline.attacks.methods.cw import cw
+from guard.offline.attacks.methods.on_manifold import OnManifold, off_manifold, on_manifold, taught
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import gap
-from guard.offline.attacks.on_manifold import OnManifold, off_manifold, on_manifold, taught
 from tests.offline.attacks.linear import linear, optimum
 from tests.offline.attacks.trained import fooled, fooled_by_noise, trained
 

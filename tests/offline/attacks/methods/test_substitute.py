@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.attack import Attack, Learner
+from guard.offline.attacks.methods.substitute import Substitute, augmented, distil
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
-from guard.offline.attacks.substitute import Substitute, augmented, distil
 from guard.offline.networks.architectures import small_classifier
 from guard.offline.networks.weights import recalled
 from tests.offline.attacks.trained import fooled, fooled_by_noise, trained

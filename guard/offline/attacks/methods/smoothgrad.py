@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.attack import Family, Model, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.methods.pgd import keep, rank, start
 from guard.offline.attacks.norm_ball import into_reach, steepest
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
-from guard.offline.attacks.pgd import keep, rank, start
 from guard.offline.data.norms import Norm
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero
-from guard.offline.attacks.fgsm import fgsm
+from guard.offline.attacks.methods.fgsm import fgsm
 from guard.offline.attacks.norm_ball import into_reach
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Norm

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
-from guard.offline.attacks.cw import narrowed
+from guard.offline.attacks.methods.cw import narrowed
 from guard.offline.attacks.objective import Gap, LogOdds, gap, value_and_gradient
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Norm

@@ -12,7 +12,7 @@ from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.norm_ball import into_reach, project, steepest, uniform
-from guard.offline.attacks.shared import LAST, MOMENTUM
+from guard.offline.attacks.shared_perturbation import LAST, MOMENTUM
 from guard.offline.data.norms import Norm
 from guard.offline.networks.weights import Knowledge
 

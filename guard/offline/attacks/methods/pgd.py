@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.attack import Family, Model, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.l1_step import sparse_step
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest, uniform
 from guard.offline.attacks.objective import LogOdds, gap, log_odds, value_and_gradient
-from guard.offline.attacks.sparse import sparse_step
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Norm
 

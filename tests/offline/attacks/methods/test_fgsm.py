@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from guard.offline.attacks.fgsm import fgsm
+from guard.offline.attacks.methods.fgsm import fgsm
 from tests.offline.attacks.linear import linear, optimum
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from guard.offline.attacks.deepfool import deepfool, nearest_boundary
+from guard.offline.attacks.methods.deepfool import deepfool, nearest_boundary
 from guard.offline.attacks.norm_ball import sizes
 from tests.offline.attacks.linear import linear, optimum
 

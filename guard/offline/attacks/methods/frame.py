@@ -10,10 +10,10 @@ from torch import Tensor
 from guard.offline.attacks.attack import Attack, Family, Model, call_text
 from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.methods.patch import cover, share
+from guard.offline.attacks.methods.pgd import keep, rank
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
-from guard.offline.attacks.patch import cover, share
-from guard.offline.attacks.pgd import keep, rank
-from guard.offline.attacks.shared import Pace, class_number, climb_shared
+from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_shared
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 

@@ -15,7 +15,7 @@ from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
 from guard.offline.attacks.objective import LogOdds, value_and_gradient, without
-from guard.offline.attacks.shared import LAST, MOMENTUM, class_number
+from guard.offline.attacks.shared_perturbation import LAST, MOMENTUM, class_number
 from guard.offline.networks.weights import Knowledge
 
 BATCH = 32

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack, Learner
-from guard.offline.attacks.frame import Frame, UniversalFrame, border
 from guard.offline.attacks.informed import Informed
+from guard.offline.attacks.methods.frame import Frame, UniversalFrame, border
+from guard.offline.attacks.methods.patch import Patch, Spots, put, throw
 from guard.offline.attacks.objective import log_odds
-from guard.offline.attacks.patch import Patch, Spots, put, throw
-from guard.offline.attacks.shared import CEILING
+from guard.offline.attacks.shared_perturbation import CEILING
 from tests.offline.attacks.learning import Problem, learned, problem, seeded
 from tests.offline.attacks.trained import fooled
 

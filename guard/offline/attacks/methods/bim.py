@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
-from guard.offline.attacks.pgd import pgd
+from guard.offline.attacks.methods.pgd import pgd
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Norm
 

@@ -1,0 +1,1 @@
+"""Published attacks, one method a file."""
