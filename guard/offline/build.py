@@ -16,7 +16,8 @@ from guard.offline.compile import Cleaner, Compiled, Program, compile_programs
 from guard.offline.craft import CraftedSet
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
-from guard.offline.fit import Gathered, Items, Remembered, fit_heads
+from guard.offline.evidence.cache import EvidenceCache, Gathered
+from guard.offline.fit import Items, fit_heads
 from guard.offline.job import Data, Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.parity import Parity, check_parity
@@ -60,7 +61,7 @@ def fit(
     return fit_heads(
         [d for detectors in programs.values() for d in detectors],
         Items(data.images[part], data.labels[part], noisy, attacked, attacks),
-        gathered or Remembered(prepared.classifier),
+        gathered or EvidenceCache(prepared.classifier),
         seed=job.seed,
         report=note,
     )

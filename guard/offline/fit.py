@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,44 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from guard.bundle import read_npz
-from guard.errors import DataError
 from guard.offline.detectors.detector import Detector, Examples, Head, Learner
-from guard.offline.evidence.compiled import gathering
-from guard.offline.evidence.gather import Gather, distinct
-from guard.offline.evidence.needs import Evidence, Image, Logits, Need
-from guard.offline.model.classifier import Classifier
-
-BATCH = 128
-VALUES = BATCH * 3 * 32 * 32  # of a batch at most: all evidence of large images would not fit into a small memory
-Progress = Callable[[int, int], None]  # (items done, items in all)
-# What to ask for, and unit-space images [item, ...], none perhaps -> their evidence.
-Gathered = Callable[[Sequence[Need], NDArray[np.float32]], Evidence]
-
-
-def batch_items(shape: Sequence[int]) -> int:
-    """How many items are gathered or read at once: fewer where an item has many values."""
-    return max(4, min(BATCH, VALUES // int(np.prod(shape))))
-
-
-def one_batch(images: NDArray[np.float32]) -> Tensor:
-    """The first of them, as many as are gathered at once."""
-    return torch.from_numpy(images[: batch_items(images.shape[1:])])
-
-
-def gather_all(gather: Gather, images: NDArray[np.float32], progress: Progress | None = None) -> Evidence:
-    """Evidence of unit-space images [item, ...], computed in batches."""
-    if not len(images):
-        raise DataError("no items to gather evidence from")
-    parts: list[Evidence] = []
-    gathered, size = gathering(gather, images), batch_items(images.shape[1:])
-    for start in range(0, len(images), size):
-        parts.append(gathered(images[start : start + size]))
-        if progress:
-            progress(min(start + size, len(images)), len(images))
-    return {need: torch.cat([part[need] for part in parts]) for need in parts[0]}
+from guard.offline.evidence.cache import Gathered
+from guard.offline.evidence.gather import distinct
+from guard.offline.evidence.needs import Need
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,45 +74,6 @@ def fit_heads(
 def settled(programs: Mapping[str, Sequence[Detector]], heads: Mapping[str, Head]) -> dict[str, list[Detector]]:
     """The detectors of each program as they were fitted, their needs complete."""
     return {name: [heads[detector.name].detector for detector in detectors] for name, detectors in programs.items()}
-
-
-class Remembered:
-    """Evidence by need and by an item's content: gathered once, however often and for whomever it is asked."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        self.classifier = classifier
-        self.places: dict[Need, dict[bytes, int]] = {}
-        self.values: dict[Need, Tensor] = {}
-
-    def __call__(self, needs: Sequence[Need], images: NDArray[np.float32]) -> Evidence:
-        keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
-        wanted = distinct([Image(), Logits(), *needs])
-        fresh = [need for need in wanted if any(key not in self.places.get(need, {}) for key in keys)]
-        if fresh:
-            missing = {key: i for i, key in enumerate(keys) if any(key not in self.places.get(n, {}) for n in fresh)}
-            self.add(fresh, list(missing), images[list(missing.values())])
-        if not len(images):
-            return self.nothing(wanted, images)
-        held = [need for need in wanted if need != Image()]
-        found = {need: self.values[need][[self.places[need][key] for key in keys]] for need in held}
-        return {Image(): torch.from_numpy(images), **found}
-
-    def add(self, needs: Sequence[Need], keys: Sequence[bytes], images: NDArray[np.float32]) -> None:
-        found = gather_all(Gather(self.classifier, needs), images)
-        for need in needs:
-            places = self.places.setdefault(need, {})
-            if need == Image():
-                places |= dict.fromkeys(keys, 0)
-                continue
-            held = self.values.get(need, found[need][:0])
-            places |= {key: len(held) + i for i, key in enumerate(keys)}  # one met again takes its new place
-            self.values[need] = torch.cat([held, found[need]])
-
-    def nothing(self, needs: Sequence[Need], images: NDArray[np.float32]) -> Evidence:
-        """Evidence of no item."""
-        one = np.zeros((1, *images.shape[1:]), dtype=np.float32)
-        with torch.no_grad():
-            return {need: value[:0] for need, value in Gather(self.classifier, needs)(torch.from_numpy(one)).items()}
 
 
 def save_heads(heads: Mapping[str, Head], folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from guard.offline.attacks.attack import Attack, Learner, Model
 from guard.offline.craft import shard_items
 from guard.offline.evaluate import read
-from guard.offline.fit import one_batch
+from guard.offline.evidence.batches import one_batch
 from guard.offline.lot import SHARDS
 from guard.offline.subject import HeldOut
 from guard.runtime import Runtime

@@ -17,7 +17,8 @@ from guard.errors import BundleError
 from guard.offline.adversary import identity_of
 from guard.offline.build import Prepared, compile_heads, fit, parities
 from guard.offline.calibrate import Calibrator
-from guard.offline.fit import Remembered, settled
+from guard.offline.evidence.cache import EvidenceCache
+from guard.offline.fit import settled
 from guard.offline.job import Job
 from guard.offline.labels import labels_of
 from guard.offline.measure import LeftOut
@@ -55,7 +56,7 @@ def refit_all(
             if opened is None or remembered is None:
                 note("model, data and crafted items")
                 opened = prepared()
-                remembered = Remembered(opened.classifier)
+                remembered = EvidenceCache(opened.classifier)
             bundle = refit(job, opened, family, path, remembered, note)
             mark(path).write_text(json.dumps({"of": identity, "bundle": bundle.digest}), encoding="utf-8")
         fitted_on = tuple(label for label, attack in labels.items() if attack.family != family)
@@ -64,7 +65,7 @@ def refit_all(
 
 
 def refit(
-    job: Job, prepared: Prepared, family: str, path: Path, remembered: Remembered, note: Callable[[str], None]
+    job: Job, prepared: Prepared, family: str, path: Path, remembered: EvidenceCache, note: Callable[[str], None]
 ) -> Bundle:
     """Fit, compile and calibrate as for the served bundle, on the crafted sets of all other families."""
     if path.exists():

@@ -33,7 +33,7 @@ from guard.offline.craft import CraftedSet
 from guard.offline.data.splits import Split
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
-from guard.offline.detectors.residual import residual
+from guard.offline.detectors.parts.residual import residual
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import read
 from guard.offline.evaluation import Wish, prepared

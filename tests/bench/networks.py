@@ -31,7 +31,8 @@ from guard.offline.bench_table import tables
 from guard.offline.calibrate import made_by, npz
 from guard.offline.compile import Program, compile_programs
 from guard.offline.data.grid import snap
-from guard.offline.fit import Items, Remembered, fit_heads, settled
+from guard.offline.evidence.cache import EvidenceCache
+from guard.offline.fit import Items, fit_heads, settled
 from guard.offline.fusion import early_reject
 from guard.offline.model.onnx_import.graph import read_graph
 from guard.offline.model.open_model import Source, load_program, open_model
@@ -109,7 +110,7 @@ def random_bundle(
     heads = fit_heads(
         [detector for members in asked.values() for detector in members],
         Items(images, labels, images[:0], attacked, ("random",) * items),
-        Remembered(classifier),
+        EvidenceCache(classifier),
         seed=0,
         report=lambda _: None,
     )

@@ -30,10 +30,12 @@ from guard.offline.campaign import PARTS
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluate import read
 from guard.offline.evaluation import Wish, evaluate_bundle, forecast, prepared
+from guard.offline.evidence.batches import gather_all
+from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import ChannelAttribution, Latent
 from guard.offline.findings import AttackRow, Evaluation, UnrunRow
-from guard.offline.fit import Items, Remembered, gather_all
+from guard.offline.fit import Items
 from guard.offline.measure import LeftOut
 from guard.offline.refit import families, refit_all, unmade
 from guard.offline.reopen import Work
@@ -175,7 +177,7 @@ def test_remembered_evidence_is_gathered_once_and_is_the_items_own(
 ) -> None:
     needs = [need for ds in tiny_subject.programs.values() for d in ds for need in d.needs]
     gathered = spied(monkeypatch, guard.offline.fit, "gather_all")
-    remembered, images = Remembered(tiny_subject.classifier), tiny.data(30, seed=93)[0]
+    remembered, images = EvidenceCache(tiny_subject.classifier), tiny.data(30, seed=93)[0]
     mixed = np.concatenate([images[10:], images[5:6], images[5:6]])
     remembered(needs, images[:20])
     again = remembered(needs, mixed)

@@ -21,7 +21,8 @@ from guard.offline.calibrate import npz
 from guard.offline.data.splits import Split, content_hashes
 from guard.offline.detectors.detector import Head
 from guard.offline.evaluate import read
-from guard.offline.fit import Items, Remembered, fit_heads, load_heads, save_heads
+from guard.offline.evidence.cache import EvidenceCache
+from guard.offline.fit import Items, fit_heads, load_heads, save_heads
 from guard.offline.fusion import fit_fusion
 from guard.offline.job import FEWEST_CLEAN, Job, open_job
 from guard.offline.subject import Subject
@@ -195,7 +196,7 @@ def test_with_clean_and_attacked_swapped_nothing_is_learned(tiny_subject: Subjec
     heads = fit_heads(
         detectors,
         Items(heads_clean, labels, heads_clean[:0], heads_attacked, ("fgsm",) * 200),
-        Remembered(tiny_subject.classifier),
+        EvidenceCache(tiny_subject.classifier),
         seed=0,
         report=lambda text: None,
     )

@@ -86,11 +86,6 @@ class Learner(Protocol):
         ...
 
 
-def take(evidence: Evidence, index: Tensor) -> Mapping[Need, Tensor]:
-    """Some of the items."""
-    return {need: value[index] for need, value in evidence.items()}
-
-
 def one_hot_prediction(logits: Tensor) -> Tensor:
     """[item, class]: 1 at the class that the model names."""
     return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)

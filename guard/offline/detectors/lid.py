@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from guard.errors import DataError
 from guard.offline.detectors.detector import Examples, Head
-from guard.offline.detectors.logistic import Logistic, fit_logistic
+from guard.offline.detectors.parts.logistic import Logistic, fit_logistic
 from guard.offline.evidence.needs import Evidence, Latent
 
 FLOOR = 1e-12  # of a squared distance: a reference met again is no neighbour at distance zero

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
-from guard.offline.detectors.detector import Examples, Head, take
-from guard.offline.detectors.residual import residual
-from guard.offline.detectors.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
-from guard.offline.evidence.needs import Evidence, Image, InputGradient, Need, NoisedGradients
+from guard.offline.detectors.detector import Examples, Head
+from guard.offline.detectors.parts.residual import residual
+from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
+from guard.offline.evidence.needs import Evidence, Image, InputGradient, Need, NoisedGradients, take
 from guard.offline.networks.architectures import convolutional, perceptron
 from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit

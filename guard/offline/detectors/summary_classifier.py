@@ -13,8 +13,8 @@ from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.median import Median
 from guard.offline.detectors.detector import Examples, Head
-from guard.offline.detectors.residual import residual
-from guard.offline.detectors.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
+from guard.offline.detectors.parts.residual import residual
+from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.evidence.needs import DenoisedLogits, Evidence, Image, InputGradient, Logits
 from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit

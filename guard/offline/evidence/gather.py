@@ -25,7 +25,7 @@ from guard.offline.evidence.needs import (
     Objective,
     SteeredLogits,
 )
-from guard.offline.evidence.rows import RowPass
+from guard.offline.evidence.row_pass import RowPass
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.gradient.input_gradient import ADJOINTS, ADJOINTS_SMOOTH, with_gradient
 

@@ -142,3 +142,8 @@ class DenoisedLogits(OneRow):
     """What the model says about the denoised input [item, class]."""
 
     denoiser: Denoiser
+
+
+def take(evidence: Evidence, index: Tensor) -> Mapping[Need, Tensor]:
+    """Some of the items."""
+    return {need: value[index] for need, value in evidence.items()}

@@ -13,9 +13,10 @@ from torch import Tensor
 from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.table import DETECTORS
+from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import Evidence
-from guard.offline.fit import Items, Remembered, fit_heads
+from guard.offline.fit import Items, fit_heads
 from guard.offline.model.classifier import Classifier
 from tests.offline import tiny
 
@@ -54,7 +55,7 @@ def items_of(kind: Kind, seed: int) -> tuple[Tensor, Tensor]:
 def fitted(kind: Kind) -> Fitted:
     classifier = classifier_of(kind)
     taps = [tap.name for tap in classifier.taps]
-    remembered = Remembered(classifier)
+    remembered = EvidenceCache(classifier)
     inputs, labels = items_of(kind, seed=1)
     held_out, held_out_labels = items_of(kind, seed=2)
     noise = (torch.rand(inputs.shape, generator=torch.Generator().manual_seed(3)) - 0.5) / 8

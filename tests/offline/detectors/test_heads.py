@@ -25,10 +25,10 @@ from guard.offline.detectors import (
     saliency_classifier,
     summary_classifier,
 )
-from guard.offline.detectors.detector import Head, take
+from guard.offline.detectors.detector import Head
 from guard.offline.detectors.table import DETECTORS, build_detector
 from guard.offline.evidence import needs
-from guard.offline.evidence.needs import DenoisedLogits, Evidence, Latent, Logits, NoisedGradients, SteeredLogits
+from guard.offline.evidence.needs import DenoisedLogits, Evidence, Latent, Logits, NoisedGradients, SteeredLogits, take
 from guard.runtime import Session
 from tests.offline.detectors.fitting import ITEMS, KINDS, NAMES, Fitted, Kind, auroc, fitted
 

@@ -28,11 +28,11 @@ from guard.offline.detectors.feature_squeezing import FeatureSqueezing
 from guard.offline.detectors.gradient_direction import GradientDirection
 from guard.offline.detectors.kernel_density import KernelDensity, typical_distance
 from guard.offline.detectors.lid import Lid
-from guard.offline.detectors.logistic import RIDGE, fit_logistic
 from guard.offline.detectors.mahalanobis import Mahalanobis, fit_metric
+from guard.offline.detectors.parts.logistic import RIDGE, fit_logistic
+from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.detectors.saliency_classifier import SaliencyClassifier, SaliencyClassifierHead
 from guard.offline.detectors.summary_classifier import SummaryClassifierHead, grain
-from guard.offline.detectors.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.detectors.table import build_detector
 from guard.offline.evidence.needs import (
     DenoisedLogits,

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from guard.errors import ModelError
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
-from guard.offline.evidence.compiled import CompiledGather
 from guard.offline.evidence.gather import Gather, distinct, pooled
 from guard.offline.evidence.needs import (
     ChannelAttribution,
@@ -30,6 +29,7 @@ from guard.offline.evidence.needs import (
     NoisedGradients,
     SteeredLogits,
 )
+from guard.offline.evidence.onnx_gather import CompiledGather
 from guard.offline.evidence.steering import Critical, Steer, Steering, Strength
 from guard.offline.model.classifier import Classifier
 from tests.offline import tiny

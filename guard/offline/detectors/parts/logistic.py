@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from guard.offline.detectors.supervision import item_weights
+from guard.offline.detectors.parts.supervision import item_weights
 
 RIDGE = 1e-2  # on the mean loss, in standard deviations
 
