@@ -226,8 +226,8 @@ def evaluate(
     """
     from guard.bundle import Bundle
     from guard.offline.evaluation import Wish, evaluate_bundle
+    from guard.offline.report.terminal import lines_of
     from guard.offline.suite import load_suite
-    from guard.offline.tables import lines_of
 
     console = make_console()
     wish = Wish(seed, quick, full, minutes, load_suite(suite) if suite else None, suite_minutes)

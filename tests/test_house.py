@@ -51,7 +51,6 @@ TODAY = {
     ("attacks", "loose"),
     ("attacks", "model"),
     ("attacks", "model.onnx_export"),
-    ("report", "loose"),
 }
 
 

@@ -28,9 +28,9 @@ from guard.offline.campaign import FORMAT, STARTS, Adversary, Aim, Outcome, Show
 from guard.offline.craft import CraftedSet
 from guard.offline.detectors.detector import Detector
 from guard.offline.evaluate import detect, read, some_of
-from guard.offline.findings import AdaptiveRow, ProofRow
-from guard.offline.intervals import Promise, Rate
-from guard.offline.labels import spoken_budget
+from guard.offline.findings.attack_names import spoken_budget
+from guard.offline.findings.evaluation import AdaptiveRow, ProofRow
+from guard.offline.findings.intervals import Promise, Rate
 from guard.offline.risk import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.subject import HeldOut, Subject
 from guard.offline.work.parallel import Stop

@@ -19,8 +19,8 @@ from guard.calibration import Calibration, auroc
 from guard.fusion import Floats
 from guard.offline.craft import CraftedSet
 from guard.offline.evidence.batches import batch_items
-from guard.offline.findings import AttackRow, Detection, LeftOutRow, Worst
-from guard.offline.intervals import Area, Caught, Promise, Rate, caught_at
+from guard.offline.findings.evaluation import AttackRow, Detection, LeftOutRow, Worst
+from guard.offline.findings.intervals import Area, Caught, Promise, Rate, caught_at
 from guard.offline.subject import HeldOut
 from guard.runtime import Readings, Runtime
 

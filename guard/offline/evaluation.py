@@ -19,7 +19,7 @@ from guard.offline.crafting import craft_all
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluate import read
 from guard.offline.evidence.batches import one_batch
-from guard.offline.findings import Evaluation
+from guard.offline.findings.evaluation import Evaluation
 from guard.offline.forecast import seconds_per_item, seconds_to_read
 from guard.offline.job import check_data, open_job
 from guard.offline.measure import Effort, LeftOut, adaptive_stage, measure, shift_items

@@ -17,10 +17,10 @@ from guard.offline.craft import CraftedSet, craft
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import Examiner, Guard, Other, worst_of
-from guard.offline.findings import NOISE, AdaptiveRow, Evaluation, fewest
+from guard.offline.findings.attack_names import labels_of
+from guard.offline.findings.evaluation import NOISE, AdaptiveRow, Evaluation, fewest
+from guard.offline.findings.intervals import Rate, promises_of
 from guard.offline.forecast import seconds_to_read
-from guard.offline.intervals import Rate, promises_of
-from guard.offline.labels import labels_of
 from guard.offline.recipe import Recipe
 from guard.offline.specimens import exhibit_of
 from guard.offline.subject import HeldOut, Subject, detector_rows

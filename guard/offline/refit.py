@@ -18,9 +18,9 @@ from guard.offline.adversary import identity_of
 from guard.offline.build import Prepared, compile_heads, fit, parities
 from guard.offline.calibrate import Calibrator
 from guard.offline.evidence.cache import EvidenceCache
+from guard.offline.findings.attack_names import labels_of
 from guard.offline.fit import settled
 from guard.offline.job import Job
-from guard.offline.labels import labels_of
 from guard.offline.measure import LeftOut
 from guard.offline.recipe import Recipe
 from guard.runtime import Runtime

@@ -13,8 +13,8 @@ from guard.fusion import Floats
 from guard.offline.attacks.attack import Model
 from guard.offline.attacks.objective import Gap, value_and_gradient
 from guard.offline.evaluate import Examined, Guard, read
-from guard.offline.exhibit import Exhibit, Specimen
-from guard.offline.intervals import Promise
+from guard.offline.findings.figures import Exhibit, Specimen
+from guard.offline.findings.intervals import Promise
 from guard.offline.unattacked import class_name
 
 SPECIMENS = 6

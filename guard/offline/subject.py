@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from guard.offline.compile import Program
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.evidence.gather import distinct
-from guard.offline.findings import DetectorRow
+from guard.offline.findings.evaluation import DetectorRow
 from guard.offline.model.classifier import Classifier
 from guard.runtime import Runtime
 

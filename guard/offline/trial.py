@@ -21,8 +21,8 @@ from guard.errors import GuardError
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.craft import CraftedSet, craft
 from guard.offline.evaluate import Examined, Examiner
-from guard.offline.findings import AttackRow, SuiteRows, UnrunRow, fewest
-from guard.offline.labels import labels_of
+from guard.offline.findings.attack_names import labels_of
+from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow, fewest
 from guard.offline.subject import HeldOut, Subject
 from guard.offline.suite import Suite
 from guard.offline.work.kept_choice import kept

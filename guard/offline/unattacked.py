@@ -16,8 +16,8 @@ from guard.calibration import rejections_band
 from guard.offline.craft import CraftedSet, off_grid
 from guard.offline.data.shifts import SHIFTS, shifted
 from guard.offline.evaluate import read
-from guard.offline.findings import NOISE, OFF_GRID, ClassRow, CleanRow
-from guard.offline.intervals import Promise, Rate, caught_at
+from guard.offline.findings.evaluation import NOISE, OFF_GRID, ClassRow, CleanRow
+from guard.offline.findings.intervals import Promise, Rate, caught_at
 from guard.offline.subject import HeldOut
 from guard.runtime import Readings, Runtime
 

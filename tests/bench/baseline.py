@@ -37,7 +37,7 @@ from guard.offline.detectors.parts.residual import residual
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import read
 from guard.offline.evaluation import Wish, prepared
-from guard.offline.labels import labels_of
+from guard.offline.findings.attack_names import labels_of
 from guard.offline.measure import craft_enough
 from guard.offline.reopen import Work
 from guard.offline.work.progress import Stages

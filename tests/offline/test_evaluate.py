@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guard.offline.evaluate import Fate, alone_at, hits, worst_of
-from guard.offline.intervals import Promise, Rate
+from guard.offline.findings.intervals import Promise, Rate
 from guard.offline.trial import Planned, shared_out
 from guard.offline.unattacked import class_rows
 from guard.runtime import Readings

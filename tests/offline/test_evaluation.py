@@ -34,7 +34,7 @@ from guard.offline.evidence.batches import gather_all
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import ChannelAttribution, Latent
-from guard.offline.findings import AttackRow, Evaluation, UnrunRow
+from guard.offline.findings.evaluation import AttackRow, Evaluation, UnrunRow
 from guard.offline.fit import Items
 from guard.offline.measure import LeftOut
 from guard.offline.refit import families, refit_all, unmade

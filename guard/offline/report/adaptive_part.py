@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from guard.offline.findings import PROOF_SHARE, AdaptiveRow, Evaluation
-from guard.offline.labels import spoken_budget
-from guard.offline.published import best_within, data_like
+from guard.offline.findings.attack_names import spoken_budget
+from guard.offline.findings.evaluation import PROOF_SHARE, AdaptiveRow, Evaluation
 from guard.offline.report.clean_part import has_own_rates
 from guard.offline.report.markup import area, folded, heading, heads, named, note, rate, rates, table, td
-from guard.offline.wording import gap_text, percent, proof_text
+from guard.offline.report.published import best_within, data_like
+from guard.offline.report.wording import gap_text, percent, proof_text
 
 
 def adaptive_part(e: Evaluation) -> list[str]:

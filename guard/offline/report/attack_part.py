@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from guard.offline.findings import AttackRow, Detection, Evaluation, UnrunRow, fewest
-from guard.offline.intervals import Promise
+from guard.offline.findings.evaluation import AttackRow, Detection, Evaluation, UnrunRow, fewest
+from guard.offline.findings.intervals import Promise
 from guard.offline.report.markup import area, heading, heads, named, note, plain_rate, rate, rates, table, td
 from guard.offline.report.plots import budget_figure, roc_figure
-from guard.offline.wording import NONE, promise_text
+from guard.offline.report.wording import NONE, promise_text
 
 KEY = (
     '<p class="note key">Caught: <span class="full">95 % and more</span><span class="most">80 % and more</span>'

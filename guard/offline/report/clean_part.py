@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from guard.offline.findings import ClassRow, CleanRow, Evaluation
-from guard.offline.intervals import Promise
+from guard.offline.findings.evaluation import ClassRow, CleanRow, Evaluation
+from guard.offline.findings.intervals import Promise
 from guard.offline.report.markup import folded, heading, heads, named, note, rate, table, td
 from guard.offline.report.plots import risk_figure
-from guard.offline.wording import percent, promise_text
+from guard.offline.report.wording import percent, promise_text
 
 MOST = 20  # classes in the table; the JSON file has all
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from guard.offline.findings import AttackRow, Detection, Evaluation
-from guard.offline.intervals import Promise, Rate
+from guard.offline.findings.evaluation import AttackRow, Detection, Evaluation
+from guard.offline.findings.intervals import Promise, Rate
 from guard.offline.report.markup import folded, heading, named, note, shade, table, td
 from guard.offline.report.plots import cost_figure
-from guard.offline.wording import NONE, decimal, percent, promise_text
+from guard.offline.report.wording import NONE, decimal, percent, promise_text
 
 ALL = "all together"
 SHADED = 0.5  # a share below it needs no colour: most detectors alone catch little

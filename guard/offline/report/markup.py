@@ -6,8 +6,8 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from guard.offline.intervals import Area, Caught, Promise, Rate
-from guard.offline.wording import NONE, decimal, percent, promise_text
+from guard.offline.findings.intervals import Area, Caught, Promise, Rate
+from guard.offline.report.wording import NONE, decimal, percent, promise_text
 
 MANY = 12  # columns that are drawn closer together
 SHADES = ((0.95, "full"), (0.8, "most"), (0.5, "some"), (0.0, "few"))

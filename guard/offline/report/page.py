@@ -14,17 +14,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from guard.errors import DataError
-from guard.offline.findings import Evaluation
-from guard.offline.flags import red_flags
+from guard.offline.findings.evaluation import Evaluation
 from guard.offline.report.adaptive_part import adaptive_part
 from guard.offline.report.attack_part import attack_part, suite_part
 from guard.offline.report.clean_part import class_part, clean_part
 from guard.offline.report.detector_part import detector_part
 from guard.offline.report.pictures import picture_part
+from guard.offline.report.red_flags import red_flags
 from guard.offline.report.style import STYLE
 from guard.offline.report.summary import summary
 from guard.offline.report.system_part import system_part
-from guard.offline.wording import percent, promise_notes
+from guard.offline.report.wording import percent, promise_notes
 
 
 def to_json(evaluation: Evaluation) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from guard.offline.exhibit import Specimen
-from guard.offline.findings import Evaluation
+from guard.offline.findings.evaluation import Evaluation
+from guard.offline.findings.figures import Specimen
 from guard.offline.report.drawing import GREY, panels, png
 from guard.offline.report.markup import figure, heading, note
 

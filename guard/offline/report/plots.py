@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from guard.offline.exhibit import Floats
-from guard.offline.findings import Evaluation
-from guard.offline.intervals import Promise, Rate
-from guard.offline.labels import spoken_budget
+from guard.offline.findings.attack_names import spoken_budget
+from guard.offline.findings.evaluation import Evaluation
+from guard.offline.findings.figures import Floats
+from guard.offline.findings.intervals import Promise, Rate
 from guard.offline.report.drawing import BLACK, BLUE, CYCLE, GREY, MARKERS, PALE, VERMILION, panels, plain, svg
 from guard.offline.report.markup import figure
-from guard.offline.wording import promise_text
+from guard.offline.report.wording import promise_text
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:g}%")

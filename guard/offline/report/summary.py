@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from guard.offline.findings import AttackRow, Detection, Evaluation
-from guard.offline.intervals import Caught, Promise, Rate
-from guard.offline.wording import NONE, percent, promise_text
+from guard.offline.findings.evaluation import AttackRow, Detection, Evaluation
+from guard.offline.findings.intervals import Caught, Promise, Rate
+from guard.offline.report.wording import NONE, percent, promise_text
 
 
 def summary(e: Evaluation) -> list[str]:

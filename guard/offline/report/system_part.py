@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guard.offline.findings import AdaptiveRow, AttackRow, Detection, Evaluation
-from guard.offline.intervals import Area, Promise, Rate
+from guard.offline.findings.evaluation import AdaptiveRow, AttackRow, Detection, Evaluation
+from guard.offline.findings.intervals import Area, Promise, Rate
 from guard.offline.report.markup import heading, heads, named, note, rate, rates, shade, table, td
-from guard.offline.wording import percent
+from guard.offline.report.wording import percent
 
 NOTHING = Area(float("nan"), 0.0, 1.0)
 

@@ -17,7 +17,7 @@ from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError
 from guard.offline.craft import craft
 from guard.offline.evaluation import Wish, evaluate_bundle
-from guard.offline.findings import NOISE, OFF_GRID
+from guard.offline.findings.evaluation import NOISE, OFF_GRID
 from guard.offline.job import open_job
 from guard.offline.recipe import load_recipe
 from guard.offline.reopen import Work

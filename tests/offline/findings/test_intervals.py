@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from guard.offline.intervals import Area, Promise, Rate, caught_at
+from guard.offline.findings.intervals import Area, Promise, Rate, caught_at
 
 
 def test_an_area_is_the_share_of_pairs() -> None:

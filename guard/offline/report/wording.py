@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from guard.offline.findings import FEWEST, FEWEST_QUERY, AdaptiveRow, Evaluation
-from guard.offline.intervals import Area, Promise, Rate
+from guard.offline.findings.evaluation import FEWEST, FEWEST_QUERY, AdaptiveRow, Evaluation
+from guard.offline.findings.intervals import Area, Promise, Rate
 
 NONE = "–"
 

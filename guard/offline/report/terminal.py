@@ -5,10 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from guard.offline.findings import AttackRow, CleanRow, Detection, DetectorRow, Evaluation, UnrunRow
-from guard.offline.flags import red_flags
-from guard.offline.intervals import Area, Caught, Rate
-from guard.offline.wording import (
+from guard.offline.findings.evaluation import AttackRow, CleanRow, Detection, DetectorRow, Evaluation, UnrunRow
+from guard.offline.findings.intervals import Area, Caught, Rate
+from guard.offline.report.red_flags import red_flags
+from guard.offline.report.wording import (
     NONE,
     area_text,
     decimal,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from guard.offline.exhibit import Exhibit
-from guard.offline.intervals import Area, Caught, Promise, Rate
+from guard.offline.findings.figures import Exhibit
+from guard.offline.findings.intervals import Area, Caught, Promise, Rate
 
 PROOF_SHARE = 0.9
 MOST_DISAGREEMENT = 0.02  # one item in fifty, whose risk lies on the threshold

@@ -16,8 +16,7 @@ import pytest
 from guard.bundle import Bundle
 from guard.calibration import auroc
 from guard.errors import DataError
-from guard.offline.exhibit import Exhibit, Specimen
-from guard.offline.findings import (
+from guard.offline.findings.evaluation import (
     AdaptiveRow,
     AttackRow,
     ClassRow,
@@ -31,11 +30,12 @@ from guard.offline.findings import (
     UnrunRow,
     Worst,
 )
-from guard.offline.flags import red_flags
-from guard.offline.intervals import Area, Promise, Rate
+from guard.offline.findings.figures import Exhibit, Specimen
+from guard.offline.findings.intervals import Area, Promise, Rate
 from guard.offline.report.page import to_html, to_json
 from guard.offline.report.plots import ABREAST, in_parts, roc
-from guard.offline.tables import lines_of
+from guard.offline.report.red_flags import red_flags
+from guard.offline.report.terminal import lines_of
 
 NASTY = "<script>alert('x')</script> & \"co\""
 

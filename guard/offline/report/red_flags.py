@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 
 from guard.calibration import check_promise
-from guard.offline.findings import NOISE, OFF_GRID, PROOF_SHARE, AdaptiveRow, AttackRow, Evaluation, fewest
-from guard.offline.intervals import EXPECTED, Caught, Rate
-from guard.offline.labels import spoken_budget
-from guard.offline.published import best_within, data_like
-from guard.offline.wording import bracket, percent, promise_text, proof_text
+from guard.offline.findings.attack_names import spoken_budget
+from guard.offline.findings.evaluation import NOISE, OFF_GRID, PROOF_SHARE, AdaptiveRow, AttackRow, Evaluation, fewest
+from guard.offline.findings.intervals import EXPECTED, Caught, Rate
+from guard.offline.report.published import best_within, data_like
+from guard.offline.report.wording import bracket, percent, promise_text, proof_text
 
 BEYOND_LUCK = 1.5  # times the promised rate
 FEEBLE = 0.1  # success on the bare model below which an attack says little
