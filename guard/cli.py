@@ -284,7 +284,7 @@ def bench(
 ) -> None:
     """Cost of each program over the bare model and over its floor; latency, throughput."""
     from guard.bundle import Bundle
-    from guard.offline.bench import run_bench
+    from guard.offline.bench.bench import run_bench
 
     sizes = tuple(int(size) for size in numbers(batches, "--batches"))
     run_bench(

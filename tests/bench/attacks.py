@@ -30,8 +30,8 @@ from guard.offline.attacks.attack import Attack, Model
 from guard.offline.attacks.compiled import open_compiled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.target import targets_of
+from guard.offline.bench.stopwatch import turns
 from guard.offline.model.open_model import Source, open_model
-from guard.offline.stopwatch import turns
 from tests.bench.attack_peers import SLOW, Contest, Entrant, contests
 
 OURS, COMPILED = "ours", "ours, compiled"

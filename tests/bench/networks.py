@@ -26,8 +26,8 @@ from rich.console import Console
 from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
 from guard.calibration import Calibration
 from guard.fusion import unfitted
-from guard.offline.bench import bench
-from guard.offline.bench_table import tables
+from guard.offline.bench.bench import bench
+from guard.offline.bench.table import tables
 from guard.offline.calibrate import made_by, npz
 from guard.offline.compile import Program, compile_programs
 from guard.offline.data.grid import snap

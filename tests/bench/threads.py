@@ -32,7 +32,7 @@ from rich.table import Table
 
 from guard import container
 from guard.bundle import Bundle
-from guard.offline.excerpt import excerpt, read_graph, write_graph
+from guard.offline.bench.excerpt import excerpt, read_graph, write_graph
 from tests.serve import tiny_bundle
 from tests.serve.census import pinned, processor_s, threads_of
 from tests.serve.guarded import calling, config_for, infer_request

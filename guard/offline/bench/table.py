@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from guard.offline.costs import MODEL, READ, BatchCost, BenchResult, ProgramCost
-from guard.offline.operators import Profile
-from guard.offline.stopwatch import Spread
+from guard.offline.bench.costs import MODEL, READ, BatchCost, BenchResult, ProgramCost
+from guard.offline.bench.profile import Profile
+from guard.offline.bench.stopwatch import Spread
 
 WIDTH = 80
 SMALLEST_SHARE = 0.01  # of a profile's time, for an operator to have a line of its own

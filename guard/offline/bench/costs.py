@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from guard.offline.operators import Profile
-from guard.offline.stopwatch import Spread
+from guard.offline.bench.profile import Profile
+from guard.offline.bench.stopwatch import Spread
 from guard.runtime import Device
 
 BUSY = 0.25  # interquartile range of a plain forward, over its median, at which its microseconds tell little

@@ -17,11 +17,11 @@ from rich.console import Console
 from guard.bundle import Bundle, DetectorSpec, ProgramSpec
 from guard.calibration import Band
 from guard.errors import BundleError, ConfigError
-from guard.offline.bench import bench, detector_cost, leaner, program_cost, reached, run_bench
-from guard.offline.bench_table import WIDTH, tables
-from guard.offline.costs import MODEL, BenchResult
-from guard.offline.excerpt import BACKWARD, FORWARD, HEADS, INPUT, ROWS
-from guard.offline.stopwatch import FEWEST, Laps
+from guard.offline.bench.bench import bench, detector_cost, leaner, program_cost, reached, run_bench
+from guard.offline.bench.costs import MODEL, BenchResult
+from guard.offline.bench.excerpt import BACKWARD, FORWARD, HEADS, INPUT, ROWS
+from guard.offline.bench.stopwatch import FEWEST, Laps
+from guard.offline.bench.table import WIDTH, tables
 from tests.bench.networks import random_bundle
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from guard.offline.excerpt import INPUT, parts, read_graph, write_graph
+from guard.offline.bench.excerpt import INPUT, parts, read_graph, write_graph
 from guard.runtime import PROVIDERS, Device, onnxruntime, session_options
 
 MARK = "::"  # between a part's name and a tensor's; ONNX Runtime names what it fuses after the tensors

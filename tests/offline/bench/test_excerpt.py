@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from guard.bundle import Bundle
 from guard.errors import BundleError
-from guard.offline.excerpt import (
+from guard.offline.bench.excerpt import (
     BACKWARD,
     FORWARD,
     ROWS,

@@ -19,11 +19,11 @@ from rich.console import Console
 
 from guard.bundle import Bundle, DetectorSpec, ProgramSpec
 from guard.errors import BundleError, ConfigError
-from guard.offline.bench_table import tables
-from guard.offline.costs import MODEL, READ, BatchCost, BenchResult, DetectorCost, ProgramCost
-from guard.offline.excerpt import depthwise, excerpt, read_graph, without_detector, write_graph
-from guard.offline.operators import Profile, profile
-from guard.offline.stopwatch import Clock, Laps, race, spread
+from guard.offline.bench.costs import MODEL, READ, BatchCost, BenchResult, DetectorCost, ProgramCost
+from guard.offline.bench.excerpt import depthwise, excerpt, read_graph, without_detector, write_graph
+from guard.offline.bench.profile import Profile, profile
+from guard.offline.bench.stopwatch import Clock, Laps, race, spread
+from guard.offline.bench.table import tables
 from guard.runtime import LOGITS_TOLERANCE, Device, Runtime, Session
 
 SCREEN_FORWARDS, SCREEN_MICROSECONDS = 1.10, 150.0  # a forward-only program's aim: the larger of the two

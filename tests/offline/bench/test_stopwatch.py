@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from guard.offline.stopwatch import BURST_S, FEWEST, WARM_UP, Laps, calls_in, race, spread, turns
+from guard.offline.bench.stopwatch import BURST_S, FEWEST, WARM_UP, Laps, calls_in, race, spread, turns
 
 
 class Fake:

@@ -1,0 +1,1 @@
+"""`guard bench`: what a bundle costs beside its model alone."""
