@@ -19,20 +19,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.bundle import Bundle, file_digest
 from guard.offline.attacks.adaptive import METHODS, AdaptiveResult
 from guard.offline.attacks.directions import Method
 from guard.offline.attacks.guides import Guides
 from guard.offline.attacks.surrogates import expectation, surrogates_of
 from guard.offline.campaign import FORMAT, STARTS, Adversary, Aim, Outcome, Shown, in_parts
 from guard.offline.craft import CraftedSet
+from guard.offline.data.dataset import HeldOut
 from guard.offline.detectors.detector import Detector
-from guard.offline.evaluate import detect, read, some_of
+from guard.offline.evaluate import detect
 from guard.offline.findings.attack_names import spoken_budget
 from guard.offline.findings.evaluation import AdaptiveRow, ProofRow
 from guard.offline.findings.intervals import Promise, Rate
+from guard.offline.programs.identity import identity_of
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.read import read, some_of
 from guard.offline.risk import DetectorExcess, Excess, served_excess, without_gradient
-from guard.offline.subject import HeldOut, Subject
 from guard.offline.work.parallel import Stop
 from guard.offline.work.text import duration
 from guard.runtime import Readings
@@ -63,12 +65,6 @@ class Size:
         return Size(items, steps)
 
 
-def identity_of(bundle: Bundle) -> str:
-    """Of what decides in a bundle: its programs, their weights and its calibration; not its report."""
-    files = sorted({*(p.file for p in bundle.manifest.programs), "weights.bin", "calibration.npz"})
-    return hashlib.sha256(repr([(name, file_digest(bundle.path / name)) for name in files]).encode()).hexdigest()
-
-
 def seconds_per_step(
     aim: Aim, images: NDArray[np.float32], labels: NDArray[np.int64], budget: float, device: str
 ) -> float:
@@ -95,7 +91,7 @@ def target_rate(promises: Sequence[Promise], flag_rate: float) -> float:
 class AdaptiveStage:
     """All runs of the adaptive attack on one guard, before any of them has begun."""
 
-    subject: Subject
+    subject: OpenedGuard
     held_out: HeldOut
     budgets: tuple[float, ...]
     promises: tuple[Promise, ...]

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from guard.bundle import Bundle
 from guard.offline.calibrate import pool
-from guard.offline.compile import Cleaner, Compiled, Program, compile_programs
 from guard.offline.craft import CraftedSet
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
@@ -20,7 +19,9 @@ from guard.offline.evidence.cache import EvidenceCache, Gathered
 from guard.offline.fit import Items, fit_heads
 from guard.offline.job import Data, Job
 from guard.offline.model.classifier import Classifier
-from guard.offline.parity import Parity, check_parity
+from guard.offline.programs.parity import Parity, check_parity
+from guard.offline.programs.program import Cleaner, Program
+from guard.offline.programs.write_programs import ProgramFiles, compile_programs
 from guard.runtime import Session
 
 PARITY_ITEMS = 100
@@ -43,7 +44,7 @@ class Graphs:
     """The programs in torch and as files, and real inputs on which the two must agree."""
 
     modules: Mapping[str, Program]
-    compiled: Compiled
+    compiled: ProgramFiles
     wire: NDArray[np.float32]
 
 

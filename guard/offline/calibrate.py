@@ -1,4 +1,4 @@
-"""Compiled programs and crafted sets -> fusion, bands, p-values, and the files of a bundle.
+"""ProgramFiles programs and crafted sets -> fusion, bands, p-values, and the files of a bundle.
 
 Rule 1: fusion and bands see the combiner's split, p-values the calibration split, and neither an item of the other.
 Rule 2: every score comes from the written programs, through the one runtime.
@@ -21,29 +21,29 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
 from guard.calibration import Band, Calibration
 from guard.fusion import unfitted
-from guard.offline.compile import Compiled
 from guard.offline.craft import CraftedSet
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
-from guard.offline.evaluate import read
 from guard.offline.fusion import band_leak, early_reject, fit_fusion
 from guard.offline.job import Data, Job
 from guard.offline.model.classifier import Classifier
-from guard.offline.parity import Parity
+from guard.offline.programs.parity import Parity
+from guard.offline.programs.read import read
+from guard.offline.programs.write_programs import ProgramFiles
 from guard.runtime import Runtime
 
 SAMPLES = 16  # inputs that the engine checks itself on
 
 
 class Calibrator:
-    """Compiled programs -> a bundle: fusion and bands from the combiner's split, p-values from calibration's."""
+    """ProgramFiles programs -> a bundle: fusion and bands from the combiner's split, p-values from calibration's."""
 
     def __init__(
         self,
         job: Job,
         classifier: Classifier,
         programs: Mapping[str, Sequence[Detector]],
-        compiled: Compiled,
+        compiled: ProgramFiles,
         data: Data,
     ) -> None:
         self.job = job

@@ -9,7 +9,7 @@ Rule 3: readings come from the bundle's own programs, through the one runtime.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from guard.calibration import Calibration, auroc
 from guard.fusion import Floats
 from guard.offline.craft import CraftedSet
-from guard.offline.evidence.batches import batch_items
+from guard.offline.data.dataset import HeldOut
 from guard.offline.findings.evaluation import AttackRow, Detection, LeftOutRow, Worst
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate, caught_at
-from guard.offline.subject import HeldOut
+from guard.offline.programs.read import read
 from guard.runtime import Readings, Runtime
 
 TAILS = 2  # of a detector's p-value: the smallest that n clean items allow is 2 / (n + 1)
@@ -218,18 +218,3 @@ def by_detector(names: Sequence[str], clean: NDArray[np.float64], attacked: NDAr
     if len(attacked) == 0:
         return {}
     return {name: auroc(clean[:, d], attacked[:, d]) for d, name in enumerate(names)}
-
-
-def read(runtime: Runtime, unit: NDArray[np.float32], batch: int | None = None) -> Readings:
-    """Readings of unit-space images [item, ...], every program run on every item, in batches."""
-    wire = runtime.spec.box.from_unit(unit)
-    batch = batch or batch_items(unit.shape[1:])
-    parts = [runtime.read(wire[i : i + batch], complete=True) for i in range(0, len(wire), batch)]
-    if not parts:
-        return runtime.read(wire[:0], complete=True)
-    return Readings(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Readings)))
-
-
-def some_of(readings: Readings, kept: NDArray[np.bool_]) -> Readings:
-    """The readings of some of the items."""
-    return Readings(*(getattr(readings, f.name)[kept] for f in fields(Readings)))

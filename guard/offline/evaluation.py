@@ -16,17 +16,18 @@ from guard.offline.adversary import GUIDES, Size
 from guard.offline.attacks.adaptive import ALL_METHODS, METHODS
 from guard.offline.build import Prepared, read_seconds
 from guard.offline.crafting import craft_all
+from guard.offline.data.dataset import HeldOut
 from guard.offline.data.shifts import SHIFTS
-from guard.offline.evaluate import read
 from guard.offline.evidence.batches import one_batch
 from guard.offline.findings.evaluation import Evaluation
 from guard.offline.forecast import seconds_per_item, seconds_to_read
 from guard.offline.job import check_data, open_job
 from guard.offline.measure import Effort, LeftOut, adaptive_stage, measure, shift_items
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.read import read
 from guard.offline.refit import refit_all, unmade
 from guard.offline.reopen import Work
 from guard.offline.report.page import to_html, to_json
-from guard.offline.subject import HeldOut, Subject
 from guard.offline.suite import Suite
 from guard.offline.trial import Further
 from guard.offline.work.progress import Stage, Stages
@@ -101,7 +102,7 @@ def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
 
 
 def forecast(
-    subject: Subject, held_out: HeldOut, work: Work, effort: Effort, *, quick: bool
+    subject: OpenedGuard, held_out: HeldOut, work: Work, effort: Effort, *, quick: bool
 ) -> Mapping[str, float | None]:
     """Seconds by what they are for; None where nobody knows yet."""
     attacks = (*work.recipe.attacks, *work.recipe.left_out)

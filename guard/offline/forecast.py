@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from guard.offline.attacks.attack import Attack, Learner, Model
 from guard.offline.craft import shard_items
-from guard.offline.evaluate import read
+from guard.offline.data.dataset import HeldOut
 from guard.offline.evidence.batches import one_batch
 from guard.offline.lot import SHARDS
-from guard.offline.subject import HeldOut
+from guard.offline.programs.read import read
 from guard.runtime import Runtime
 
 PROBED = 2  # items by which an attack's passes are counted

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from guard.arrays import Examples, read_examples, to_wire
 from guard.calibration import check_promise
 from guard.errors import ConfigError, DataError, PromiseError
+from guard.offline.data.dataset import HeldOut
 from guard.offline.data.grid import grid_of
 from guard.offline.data.splits import SHARES, Split, assign, content_hashes, members
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.recipe import Recipe
-from guard.offline.subject import HeldOut
 
 FEWEST_CLEAN = 20  # in each split
 WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.TEST: 0.25}

@@ -14,6 +14,7 @@ from guard.offline.attacks.adaptive import METHODS
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.attacks.directions import Method
 from guard.offline.craft import CraftedSet, craft
+from guard.offline.data.dataset import HeldOut
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.engine import attack_model
 from guard.offline.evaluate import Examiner, Guard, Other, worst_of
@@ -21,11 +22,11 @@ from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import NOISE, AdaptiveRow, Evaluation, fewest
 from guard.offline.findings.intervals import Rate, promises_of
 from guard.offline.forecast import seconds_to_read
+from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.recipe import Recipe
 from guard.offline.specimens import exhibit_of
-from guard.offline.subject import HeldOut, Subject, detector_rows
 from guard.offline.trial import Further, Trial
-from guard.offline.unattacked import class_rows, clean_rows, shift_rows, unattacked
+from guard.offline.unattacked import class_rows, clean_rows, detector_rows, shift_rows, unattacked
 from guard.offline.work.kept_choice import kept
 from guard.offline.work.progress import Stage
 from guard.runtime import Readings, Runtime
@@ -61,7 +62,7 @@ class LeftOut:
 
 
 def measure(
-    subject: Subject,
+    subject: OpenedGuard,
     held_out: HeldOut,
     recipe: Recipe,
     effort: Effort,
@@ -143,7 +144,7 @@ def shift_items(runtime: Runtime, held_out: HeldOut, effort: Effort) -> int:
 
 
 def craft_enough(
-    model: Model, subject: Subject, held_out: HeldOut, attack: Attack, effort: Effort, progress: Stage
+    model: Model, subject: OpenedGuard, held_out: HeldOut, attack: Attack, effort: Effort, progress: Stage
 ) -> CraftedSet:
     """Tried on `attack_items`, and on more where fewer fool the model than its family takes, and there are more."""
     least = fewest(attack.family)
@@ -168,7 +169,7 @@ def craft_enough(
 
 
 def adaptive_rows(
-    subject: Subject,
+    subject: OpenedGuard,
     held_out: HeldOut,
     recipe: Recipe,
     effort: Effort,
@@ -185,7 +186,7 @@ def adaptive_rows(
     return stage.rows(clean, crafted, size, progress.items)
 
 
-def adaptive_stage(subject: Subject, held_out: HeldOut, recipe: Recipe, effort: Effort) -> AdaptiveStage:
+def adaptive_stage(subject: OpenedGuard, held_out: HeldOut, recipe: Recipe, effort: Effort) -> AdaptiveStage:
     return AdaptiveStage(
         subject,
         held_out,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from guard.bundle import Bundle
 from guard.errors import BundleError
-from guard.offline.adversary import identity_of
 from guard.offline.build import Prepared, compile_heads, fit, parities
 from guard.offline.calibrate import Calibrator
 from guard.offline.evidence.cache import EvidenceCache
@@ -22,6 +21,7 @@ from guard.offline.findings.attack_names import labels_of
 from guard.offline.fit import settled
 from guard.offline.job import Job
 from guard.offline.measure import LeftOut
+from guard.offline.programs.identity import identity_of
 from guard.offline.recipe import Recipe
 from guard.runtime import Runtime
 

@@ -13,12 +13,13 @@ import numpy as np
 from guard.arrays import read_examples, to_wire
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
+from guard.offline.data.dataset import HeldOut
 from guard.offline.data.splits import Split, content_hashes
 from guard.offline.fit import load_heads, settled
 from guard.offline.job import Job
 from guard.offline.model.open_model import Source, open_model
+from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.recipe import Recipe, parse
-from guard.offline.subject import HeldOut, Subject
 from guard.runtime import Runtime
 
 
@@ -46,7 +47,7 @@ class Work:
             ) from error
         return Work(work, job, recipe, splits)
 
-    def subject(self, bundle: Bundle) -> Subject:
+    def subject(self, bundle: Bundle) -> OpenedGuard:
         """Model, heads and runtime. Raises ModelError when the model is not the one the bundle was made for."""
         spec = bundle.manifest.model
         source = Source(
@@ -69,7 +70,7 @@ class Work:
             )
         programs = self.recipe.programs([tap.name for tap in classifier.taps])
         heads = load_heads([d for detectors in programs.values() for d in detectors], self.path / "heads")
-        return Subject(classifier, settled(programs, heads), heads, Runtime(bundle))
+        return OpenedGuard(classifier, settled(programs, heads), heads, Runtime(bundle))
 
     def job_of(self, bundle: Bundle) -> Job:
         """What `guard train` was asked for. Raises BundleError."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from guard.calibration import Calibration
 from guard.fusion import HINGES, Floats, Fusion
-from guard.offline.compile import Program
 from guard.offline.evidence.needs import Evidence, Logits
+from guard.offline.programs.program import Program
 
 
 class SmoothFusion(nn.Module):

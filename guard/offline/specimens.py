@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from guard.fusion import Floats
 from guard.offline.attacks.attack import Model
 from guard.offline.attacks.objective import Gap, value_and_gradient
-from guard.offline.evaluate import Examined, Guard, read
+from guard.offline.evaluate import Examined, Guard
 from guard.offline.findings.figures import Exhibit, Specimen
 from guard.offline.findings.intervals import Promise
+from guard.offline.programs.read import read
 from guard.offline.unattacked import class_name
 
 SPECIMENS = 6

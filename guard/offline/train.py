@@ -21,8 +21,8 @@ from guard.offline.fit import save_heads, settled
 from guard.offline.job import Data, Job, check_data, open_job
 from guard.offline.measure import Effort, measure
 from guard.offline.plan import FLOOR, read_plan
+from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.report.page import to_html, to_json
-from guard.offline.subject import Subject
 from guard.offline.work.progress import Stages
 from guard.offline.work.text import short
 from guard.offline.work.threads import choose_threads
@@ -78,7 +78,7 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
         parity = parities(graphs, provisional)
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:
-        subject = Subject(classifier, programs, heads, Runtime(provisional))
+        subject = OpenedGuard(classifier, programs, heads, Runtime(provisional))
         effort = effort_of(job, deadline)
         evaluation = measure(subject, data.held_out(), job.recipe, effort, progress)
     with stages.stage("write bundle"):

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from guard.errors import GuardError
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.craft import CraftedSet, craft
+from guard.offline.data.dataset import HeldOut
 from guard.offline.evaluate import Examined, Examiner
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow, fewest
-from guard.offline.subject import HeldOut, Subject
+from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.suite import Suite
 from guard.offline.work.kept_choice import kept
 from guard.offline.work.parallel import cores
@@ -67,7 +68,7 @@ class Trial:
     further: Further
     examiner: Examiner
     model: Model
-    subject: Subject
+    subject: OpenedGuard
     held_out: HeldOut
     seed: int
     progress: Stage

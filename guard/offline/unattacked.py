@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from guard.bundle import Manifest
 from guard.calibration import rejections_band
 from guard.offline.craft import CraftedSet, off_grid
+from guard.offline.data.dataset import HeldOut
 from guard.offline.data.shifts import SHIFTS, shifted
-from guard.offline.evaluate import read
-from guard.offline.findings.evaluation import NOISE, OFF_GRID, ClassRow, CleanRow
+from guard.offline.detectors.detector import Detector
+from guard.offline.evidence.gather import distinct
+from guard.offline.findings.evaluation import NOISE, OFF_GRID, ClassRow, CleanRow, DetectorRow
 from guard.offline.findings.intervals import Promise, Rate, caught_at
-from guard.offline.subject import HeldOut
+from guard.offline.programs.read import read
 from guard.runtime import Readings, Runtime
 
 RIGHT, WRONG = "the model is right", "the model is wrong"
@@ -110,3 +112,22 @@ def class_rows(
 def class_name(number: int, names: Sequence[str]) -> str:
     """As the bundle calls it, or its number."""
     return names[number] if number < len(names) else f"class {number}"
+
+
+def detector_rows(programs: Mapping[str, Sequence[Detector]]) -> tuple[DetectorRow, ...]:
+    """What each detector costs, and how much of that no other detector of its program pays for too."""
+    rows = []
+    for program, detectors in programs.items():
+        for detector in detectors:
+            needs = distinct(detector.needs)
+            shared = {need for other in detectors if other is not detector for need in other.needs}
+            rows.append(
+                DetectorRow(
+                    detector.name,
+                    program,
+                    rows=sum(need.rows_per_item for need in needs),
+                    backwards=sum(need.backwards for need in needs),
+                    own=sum(need.rows_per_item + need.backwards for need in needs if need not in shared),
+                )
+            )
+    return tuple(rows)

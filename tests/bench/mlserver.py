@@ -33,8 +33,8 @@ from guard.demo import free_ports, running
 from guard.errors import NotReadyError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.craft import CraftedSet, craft
+from guard.offline.data.dataset import HeldOut
 from guard.offline.reopen import Work
-from guard.offline.subject import HeldOut
 from guard.serve.probe import probe
 from tests.serve.mlserver_process import mlserver_process
 from tests.serve.triton_process import ask_triton

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from guard.bundle import Bundle
 from guard.offline.craft import craft
-from guard.offline.evaluate import read
 from guard.offline.job import Job
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.read import read
 from guard.offline.reopen import Work
-from guard.offline.subject import Subject
 from guard.offline.train import train
 from guard.offline.work.progress import Stages
 from tests.offline import tiny
@@ -48,7 +48,7 @@ def tiny_bundle(tiny_job: Job) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def tiny_subject(tiny_bundle: Bundle) -> Subject:
+def tiny_subject(tiny_bundle: Bundle) -> OpenedGuard:
     """The bundle at work, and its torch side."""
     return Work.beside(tiny_bundle).subject(tiny_bundle)
 
@@ -69,7 +69,7 @@ def clean_inputs(tiny_bundle: Bundle) -> NDArray[np.float32]:
 @pytest.fixture(scope="session")
 def caught_inputs(
     tiny_job: Job,
-    tiny_subject: Subject,
+    tiny_subject: OpenedGuard,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> NDArray[np.float32]:
     """Freshly crafted wire inputs that the guard rejects."""

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from guard.bundle import Bundle
 from guard.offline.digits import AsTuple
-from guard.offline.evaluate import read
 from guard.offline.model.onnx_export.export import lower
-from guard.offline.subject import Subject
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.read import read
 from guard.policy import Action, Policy
 from guard.runtime import Runtime
 from guard.scoring import score_lines
@@ -117,7 +117,7 @@ def test_repair_by_median_is_what_the_model_server_receives(
 
 def test_tritonclient_cannot_tell_the_guard_from_the_model_server(
     tiny_bundle: Bundle,
-    tiny_subject: Subject,
+    tiny_subject: OpenedGuard,
     clean_inputs: NDArray[np.float32],
     caught_inputs: NDArray[np.float32],
     served_name: str,

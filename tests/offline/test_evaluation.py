@@ -23,12 +23,11 @@ import guard.offline.fit
 import guard.offline.shard
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
-from guard.offline.adversary import FEWEST_ITEMS, FEWEST_STEPS, Size, identity_of
+from guard.offline.adversary import FEWEST_ITEMS, FEWEST_STEPS, Size
 from guard.offline.attacks.adaptive import METHODS
 from guard.offline.build import Prepared
 from guard.offline.campaign import PARTS
 from guard.offline.data.shifts import SHIFTS
-from guard.offline.evaluate import read
 from guard.offline.evaluation import Wish, evaluate_bundle, forecast, prepared
 from guard.offline.evidence.batches import gather_all
 from guard.offline.evidence.cache import EvidenceCache
@@ -37,10 +36,13 @@ from guard.offline.evidence.needs import ChannelAttribution, Latent
 from guard.offline.findings.evaluation import AttackRow, Evaluation, UnrunRow
 from guard.offline.fit import Items
 from guard.offline.measure import LeftOut
+from guard.offline.programs.identity import identity_of
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.read import read
 from guard.offline.refit import families, refit_all, unmade
 from guard.offline.reopen import Work
-from guard.offline.subject import Subject, detector_rows
 from guard.offline.suite import load_suite
+from guard.offline.unattacked import detector_rows
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from tests.offline import tiny
@@ -173,7 +175,7 @@ def test_one_family_alone_cannot_be_left_out() -> None:
 
 
 def test_remembered_evidence_is_gathered_once_and_is_the_items_own(
-    tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
+    tiny_subject: OpenedGuard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = [need for ds in tiny_subject.programs.values() for d in ds for need in d.needs]
     gathered = spied(monkeypatch, guard.offline.fit, "gather_all")
@@ -402,7 +404,7 @@ def test_the_identity_of_a_guard_is_what_decides_and_not_its_report(bundle: Bund
     assert identity_of(bundle) != before
 
 
-def test_costs_count_shared_evidence_once(tiny_subject: Subject) -> None:
+def test_costs_count_shared_evidence_once(tiny_subject: OpenedGuard) -> None:
     rows = {row.name: row for row in detector_rows(tiny_subject.programs)}
     assert (rows["mahalanobis"].forwards, rows["mahalanobis"].own) == (0, 0)
     assert (rows["saliency_classifier"].forwards, rows["saliency_classifier"].own) == (1, 1)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle
 from guard.offline.digits import AsTuple
 from guard.offline.model.onnx_export.export import lower
-from guard.offline.subject import Subject
+from guard.offline.programs.opened_guard import OpenedGuard
 from guard.runtime import Runtime
 from guard.serve.upstream import mismatch
 from guard.serve.wire.inference_pb2 import (
@@ -64,7 +64,7 @@ class House:
 @pytest.fixture(scope="module")
 def house(
     tiny_bundle: Bundle,
-    tiny_subject: Subject,
+    tiny_subject: OpenedGuard,
     clean_inputs: NDArray[np.float32],
     served_name: str,
     side: Callable[[str], Path],

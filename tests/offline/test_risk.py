@@ -12,10 +12,11 @@ from torch import Tensor
 
 from guard.calibration import Band, Calibration
 from guard.fusion import HINGES, Fusion, Surprise, clean_knots, unfitted
-from guard.offline.compile import Program
 from guard.offline.detectors.kernel_density import KernelDensityHead
-from guard.offline.evaluate import read
 from guard.offline.evidence.needs import Evidence, Logits
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.program import Program
+from guard.offline.programs.read import read
 from guard.offline.risk import (
     DetectorExcess,
     Excess,
@@ -25,7 +26,6 @@ from guard.offline.risk import (
     served_excess,
     without_gradient,
 )
-from guard.offline.subject import Subject
 from tests.offline import tiny
 from tests.offline.detectors.fitting import attack
 
@@ -40,7 +40,7 @@ def fusion(seed: int = 0) -> Fusion:
     return Fusion(knots, levels, generator.exponential(size=(3, 2, len(HINGES))), -1.0, alone)
 
 
-def many(subject: Subject) -> Tensor:
+def many(subject: OpenedGuard) -> Tensor:
     """Clean, noisy, attacked and absurd inputs: some of each verdict."""
     images, labels = (torch.from_numpy(part) for part in tiny.data(120, seed=51))
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) - 0.5
@@ -77,7 +77,7 @@ def test_fusion_at_and_beyond_its_knots() -> None:
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_excess_is_the_served_decision(rate: float, tiny_subject: Subject) -> None:
+def test_excess_is_the_served_decision(rate: float, tiny_subject: OpenedGuard) -> None:
     images = many(tiny_subject)
     logits, excesses = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, rate, 0.5)(images)
     excess, half = excesses.unbind(dim=1)
@@ -92,7 +92,7 @@ def test_excess_is_the_served_decision(rate: float, tiny_subject: Subject) -> No
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_the_served_programs_exceed_by_as_much(rate: float, tiny_subject: Subject) -> None:
+def test_the_served_programs_exceed_by_as_much(rate: float, tiny_subject: OpenedGuard) -> None:
     images = many(tiny_subject)
     calibration = tiny_subject.runtime.calibration
     _, excess = Excess(tiny_subject.joint(), calibration, rate)(images)
@@ -107,7 +107,7 @@ class Saturated(KernelDensityHead):
         return torch.round(super().forward(evidence))
 
 
-def test_a_head_that_hides_its_gradient_is_named(tiny_subject: Subject) -> None:
+def test_a_head_that_hides_its_gradient_is_named(tiny_subject: OpenedGuard) -> None:
     images = many(tiny_subject)[:8]
     assert without_gradient(tiny_subject.joint(), images) == ()
     program = tiny_subject.joint()
@@ -165,7 +165,7 @@ def test_the_threshold_is_the_rank_of_the_promise(rate: float) -> None:
     assert above <= rate + 1e-12 < at
 
 
-def programs_of(subject: Subject, *, smooth: bool) -> dict[str, Program]:
+def programs_of(subject: OpenedGuard, *, smooth: bool) -> dict[str, Program]:
     return {
         name: Program(subject.classifier, [subject.heads[d.name] for d in detectors], smooth=smooth)
         for name, detectors in subject.programs.items()
@@ -181,7 +181,7 @@ def slopes(program: Program, column: int, images: Tensor) -> NDArray[np.float64]
 
 
 @pytest.mark.parametrize("name", ["mahalanobis", "kernel_density", "saliency_classifier", "feature_squeezing"])
-def test_every_head_has_a_gradient_to_the_input(name: str, tiny_subject: Subject) -> None:
+def test_every_head_has_a_gradient_to_the_input(name: str, tiny_subject: OpenedGuard) -> None:
     assert name in {d for spec in tiny_subject.runtime.programs for d in spec.detectors}
     program = tiny_subject.joint()
     found = slopes(program, program.names.index(name), many(tiny_subject))
@@ -189,12 +189,12 @@ def test_every_head_has_a_gradient_to_the_input(name: str, tiny_subject: Subject
     assert (found > 0).mean() > 0.95
 
 
-def test_every_head_of_the_bundle_was_looked_at(tiny_subject: Subject) -> None:
+def test_every_head_of_the_bundle_was_looked_at(tiny_subject: OpenedGuard) -> None:
     looked_at = {"mahalanobis", "kernel_density", "saliency_classifier", "feature_squeezing"}
     assert set(tiny_subject.runtime.calibration.detectors) == looked_at
 
 
-def test_the_excess_has_a_gradient_to_the_input(tiny_subject: Subject) -> None:
+def test_the_excess_has_a_gradient_to_the_input(tiny_subject: OpenedGuard) -> None:
     points = many(tiny_subject).requires_grad_()
     _, excess = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, 0.1)(points)
     (slope,) = torch.autograd.grad(excess.sum(), points)
@@ -202,7 +202,7 @@ def test_the_excess_has_a_gradient_to_the_input(tiny_subject: Subject) -> None:
     assert float((slope.flatten(1).abs().amax(dim=1) > 0).float().mean()) > 0.95
 
 
-def test_surrogates_change_no_value(tiny_subject: Subject) -> None:
+def test_surrogates_change_no_value(tiny_subject: OpenedGuard) -> None:
     images = many(tiny_subject)
     plain, smooth = programs_of(tiny_subject, smooth=False), programs_of(tiny_subject, smooth=True)
     for name, program in plain.items():
@@ -214,7 +214,7 @@ def test_surrogates_change_no_value(tiny_subject: Subject) -> None:
         torch.testing.assert_close(found / spread, expected / spread, rtol=1e-4, atol=1e-4)
 
 
-def test_one_detector_alone(tiny_subject: Subject) -> None:
+def test_one_detector_alone(tiny_subject: OpenedGuard) -> None:
     images = many(tiny_subject)
     program = tiny_subject.alone("kernel_density")
     clean = torch.linspace(0, 1, 101, dtype=torch.float64)

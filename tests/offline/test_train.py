@@ -20,12 +20,12 @@ from guard.errors import BundleError, ConfigError, DataError, GuardError, ModelE
 from guard.offline.calibrate import npz
 from guard.offline.data.splits import Split, content_hashes
 from guard.offline.detectors.detector import Head
-from guard.offline.evaluate import read
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.fit import Items, fit_heads, load_heads, save_heads
 from guard.offline.fusion import fit_fusion
 from guard.offline.job import FEWEST_CLEAN, Job, open_job
-from guard.offline.subject import Subject
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.read import read
 from guard.offline.train import prepare, train
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
@@ -75,7 +75,7 @@ def test_heads_combiner_calibration_and_test_share_no_item(tiny_bundle: Bundle, 
 
 
 def test_clean_items_are_lost_as_promised_and_attacked_ones_are_found(
-    tiny_bundle: Bundle, tiny_subject: Subject
+    tiny_bundle: Bundle, tiny_subject: OpenedGuard
 ) -> None:
     images, labels = tiny.data(500, seed=81)
     clean = read(tiny_subject.runtime, images).p_value <= RATE
@@ -88,7 +88,7 @@ def test_clean_items_are_lost_as_promised_and_attacked_ones_are_found(
     assert caught[fooled].mean() > 0.6
 
 
-def test_a_batch_is_read_as_its_items_one_by_one(tiny_subject: Subject) -> None:
+def test_a_batch_is_read_as_its_items_one_by_one(tiny_subject: OpenedGuard) -> None:
     images = tiny.data(60, seed=82)[0]
     whole, alone = read(tiny_subject.runtime, images), read(tiny_subject.runtime, images, batch=1)
     np.testing.assert_allclose(alone.scores, whole.scores, rtol=1e-4, atol=1e-4)
@@ -149,7 +149,7 @@ def test_arrays_are_written_the_same_every_time() -> None:
     assert npz(arrays) == npz(dict(arrays))
 
 
-def test_heads_survive_their_files(tiny_subject: Subject, tmp_path: Path) -> None:
+def test_heads_survive_their_files(tiny_subject: OpenedGuard, tmp_path: Path) -> None:
     detectors = [d for ds in tiny_subject.programs.values() for d in ds]
     save_heads(tiny_subject.heads, tmp_path / "heads")
     again = load_heads(detectors, tmp_path / "heads")
@@ -165,10 +165,10 @@ def test_heads_survive_their_files(tiny_subject: Subject, tmp_path: Path) -> Non
 
 
 def fused(
-    heads: Mapping[str, Head], subject: Subject, *, clean: NDArray[np.float32], attacked: NDArray[np.float32]
+    heads: Mapping[str, Head], subject: OpenedGuard, *, clean: NDArray[np.float32], attacked: NDArray[np.float32]
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
     """Risk of unit-space images after fitting the fusion on these, all in torch."""
-    from guard.offline.compile import Program
+    from guard.offline.programs.program import Program
 
     detectors = [d for ds in subject.programs.values() for d in ds]
     program = Program(subject.classifier, [heads[d.name] for d in detectors])
@@ -182,7 +182,7 @@ def fused(
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_with_clean_and_attacked_swapped_nothing_is_learned(tiny_subject: Subject, *, swapped: bool) -> None:
+def test_with_clean_and_attacked_swapped_nothing_is_learned(tiny_subject: OpenedGuard, *, swapped: bool) -> None:
     detectors = [d for ds in tiny_subject.programs.values() for d in ds]
     sets = []
     for seed in (91, 92, 93):

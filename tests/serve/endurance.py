@@ -116,10 +116,10 @@ def endure(
 
 
 @contextmanager
-def subject(bundle: Path, upstream: str, findings: Findings, limits: Limits) -> Iterator[Subject]:
+def subject(bundle: Path, upstream: str, findings: Findings, limits: Limits) -> Iterator[OpenedGuard]:
     """A ready guard and its bystander."""
     with guard_process(config_for(bundle, upstream)) as guard:
-        watched = Subject(guard, findings, limits)
+        watched = OpenedGuard(guard, findings, limits)
         with reading(guard, watched.log_line) as log:
             watched.address = log.until("listening")["inference"]
             watched.metrics = log.until("listening")["metrics"]
@@ -173,7 +173,7 @@ class Lines:
 
 
 @dataclass
-class Subject:
+class OpenedGuard:
     """One guard process, as long as it is of use."""
 
     guard: Process

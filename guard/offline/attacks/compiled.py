@@ -28,7 +28,7 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.graph.seed import Seed
 from guard.offline.model.onnx_export.export import OPSET, lower
-from guard.offline.parity import FORWARD_TOLERANCE, relative
+from guard.offline.programs.parity import FORWARD_TOLERANCE, relative
 from guard.runtime import Session, onnxruntime
 
 SHARP = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing

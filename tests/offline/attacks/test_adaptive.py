@@ -19,10 +19,10 @@ from guard.offline.attacks.adaptive import (
 from guard.offline.attacks.directions import DIRECTIONS, SLACK, Method, Sight, pursued
 from guard.offline.attacks.guides import Guides
 from guard.offline.attacks.norm_ball import steepest
-from guard.offline.evaluate import read
 from guard.offline.evidence.needs import Logits
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.read import read
 from guard.offline.risk import DetectorExcess, Excess
-from guard.offline.subject import Subject
 from tests.offline import tiny
 
 BUDGET = 0.25
@@ -269,19 +269,19 @@ def test_tiny_gradients_have_a_direction() -> None:
     )
 
 
-def guides(subject: Subject, known: DetectorExcess | Excess) -> Guides:
+def guides(subject: OpenedGuard, known: DetectorExcess | Excess) -> Guides:
     images, labels = tiny.data(60, seed=62)
     right = read(subject.runtime, images).prediction == labels
     return Guides.of(known, torch.from_numpy(images[right]), torch.from_numpy(labels[right]))
 
 
-def density(subject: Subject) -> DetectorExcess:
+def density(subject: OpenedGuard) -> DetectorExcess:
     calibration = subject.runtime.calibration
     column = torch.from_numpy(calibration.clean_scores[:, calibration.detectors.index("kernel_density")])
     return DetectorExcess(subject.alone("kernel_density"), "kernel_density", column, 0.05)
 
 
-def test_a_guide_is_of_the_class_leaned_to_and_passes(tiny_subject: Subject) -> None:
+def test_a_guide_is_of_the_class_leaned_to_and_passes(tiny_subject: OpenedGuard) -> None:
     known = density(tiny_subject)
     found = guides(tiny_subject, known)
     inputs, labels = problem()
@@ -298,7 +298,7 @@ def test_a_guide_is_of_the_class_leaned_to_and_passes(tiny_subject: Subject) -> 
         Guides.of(known, inputs[:1], labels[:1])
 
 
-def test_feature_matching_comes_nearer_to_its_guide(tiny_subject: Subject) -> None:
+def test_feature_matching_comes_nearer_to_its_guide(tiny_subject: OpenedGuard) -> None:
     known = density(tiny_subject)
     found, (inputs, labels) = guides(tiny_subject, known), problem()
     with torch.no_grad():
@@ -329,7 +329,7 @@ def broken(known: DetectorExcess, method: Method, found: Guides) -> AdaptiveResu
 
 
 @pytest.mark.parametrize("method", ALL_METHODS)
-def test_it_breaks_kernel_density_alone(method: Method, tiny_subject: Subject) -> None:
+def test_it_breaks_kernel_density_alone(method: Method, tiny_subject: OpenedGuard) -> None:
     """The detector known to be broken breaks: an attack that cannot do that proves nothing."""
     known = density(tiny_subject)
     wanted = 0.7 if method == "orthogonal" else 0.9  # the sign of a projection is not orthogonal, on 16 levels least
@@ -337,7 +337,7 @@ def test_it_breaks_kernel_density_alone(method: Method, tiny_subject: Subject) -
 
 
 @pytest.mark.parametrize("method", ALL_METHODS)
-def test_it_runs_against_the_whole_guard(method: Method, tiny_subject: Subject) -> None:
+def test_it_runs_against_the_whole_guard(method: Method, tiny_subject: OpenedGuard) -> None:
     inputs, labels = problem(8)
     known = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, 0.1, 0.5)
     found = adaptive(

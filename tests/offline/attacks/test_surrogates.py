@@ -8,12 +8,12 @@ import torch
 
 from guard.bundle import Bundle
 from guard.offline.attacks.surrogates import NOTHING_DRAWN, SURROGATES, drawing, expectation, surrogates_of
-from guard.offline.evaluate import read
-from guard.offline.subject import Subject
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.read import read
 from tests.offline import tiny
 
 
-def test_each_detector_names_what_it_needs(tiny_subject: Subject) -> None:
+def test_each_detector_names_what_it_needs(tiny_subject: OpenedGuard) -> None:
     detectors = {d.name: d for ds in tiny_subject.programs.values() for d in ds}
     everywhere = set(surrogates_of([detectors["mahalanobis"]])) - {
         "class that the model names: this step's class, held"
@@ -26,7 +26,7 @@ def test_each_detector_names_what_it_needs(tiny_subject: Subject) -> None:
     assert len({surrogate.step for surrogate in SURROGATES}) == len(SURROGATES)
 
 
-def test_nothing_is_random_for_a_request(tiny_bundle: Bundle, tiny_subject: Subject) -> None:
+def test_nothing_is_random_for_a_request(tiny_bundle: Bundle, tiny_subject: OpenedGuard) -> None:
     """So there is nothing to average over: another state of every generator gives the same evidence and readings."""
     assert expectation(tiny_bundle) == NOTHING_DRAWN
     images = tiny.data(6, seed=3)[0]

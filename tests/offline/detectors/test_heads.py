@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.compile import Program, compile_programs
 from guard.offline.denoisers import table as denoiser_table
 from guard.offline.detectors import (
     attribute_steering,
@@ -29,6 +28,8 @@ from guard.offline.detectors.detector import Head
 from guard.offline.detectors.table import DETECTORS, build_detector
 from guard.offline.evidence import needs
 from guard.offline.evidence.needs import DenoisedLogits, Evidence, Latent, Logits, NoisedGradients, SteeredLogits, take
+from guard.offline.programs.program import Program
+from guard.offline.programs.write_programs import compile_programs
 from guard.runtime import Session
 from tests.offline.detectors.fitting import ITEMS, KINDS, NAMES, Fitted, Kind, auroc, fitted
 

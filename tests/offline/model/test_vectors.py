@@ -16,12 +16,12 @@ from rich.console import Console
 from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError
 from guard.offline.craft import craft
+from guard.offline.data.dataset import HeldOut
 from guard.offline.evaluation import Wish, evaluate_bundle
 from guard.offline.findings.evaluation import NOISE, OFF_GRID
 from guard.offline.job import open_job
 from guard.offline.recipe import load_recipe
 from guard.offline.reopen import Work
-from guard.offline.subject import HeldOut
 from guard.offline.train import train
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import ParityError
-from guard.offline.compile import Program
 from guard.offline.model.unit_space import unit_of
+from guard.offline.programs.program import Program
 from guard.runtime import Session
 
 FORWARD_TOLERANCE = 1e-4  # relative L2 an item

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from guard.errors import ParityError
-from guard.offline.compile import Program
-from guard.offline.parity import GRADIENT_TOLERANCE, NUDGE, Errors, Exact, check_parity, in_parts, relative
-from guard.offline.subject import Subject
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.parity import GRADIENT_TOLERANCE, NUDGE, Errors, Exact, check_parity, in_parts, relative
+from guard.offline.programs.program import Program
 from tests.offline import tiny
 from tests.offline.told import Told
 
@@ -18,7 +18,7 @@ ITEMS, KINKED = 60, 5
 
 
 @pytest.fixture(scope="module")
-def program(tiny_subject: Subject) -> Program:
+def program(tiny_subject: OpenedGuard) -> Program:
     """One whose score rests on the gradient."""
     return Program(tiny_subject.classifier, [tiny_subject.heads["saliency_classifier"]])
 
@@ -93,7 +93,7 @@ def test_double_precision_is_another_program(program, kinked):
         assert np.median(relative(theirs, mine)) < 1e-5
 
 
-def test_every_listed_detector_has_an_exact_form(tiny_subject: Subject):
+def test_every_listed_detector_has_an_exact_form(tiny_subject: OpenedGuard):
     for name, head in tiny_subject.heads.items():
         program = Program(tiny_subject.classifier, [head])
         wire = tiny.data(8, seed=43)[0]

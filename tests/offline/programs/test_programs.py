@@ -17,20 +17,12 @@ from numpy.typing import NDArray
 
 from guard.bundle import Bundle, InputSpec
 from guard.errors import ParityError
-from guard.offline.compile import (
-    WEIGHTS,
-    Cleaner,
-    Compiled,
-    Program,
-    WeightsPool,
-    compile_programs,
-    unit_of,
-    wire_of,
-)
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.job import Job
-from guard.offline.parity import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, check_parity, compare
-from guard.offline.subject import Subject
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.parity import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, check_parity, compare
+from guard.offline.programs.program import Cleaner, Program, unit_of, wire_of
+from guard.offline.programs.write_programs import WEIGHTS, ProgramFiles, WeightsPool, compile_programs
 from guard.runtime import Session
 from tests.offline import tiny
 from tests.offline.told import Told
@@ -39,7 +31,7 @@ SPLIT = {"screen": ("mahalanobis", "kernel_density"), "interpret": ("saliency_cl
 
 
 @pytest.fixture(scope="module")
-def programs(tiny_subject: Subject) -> dict[str, Program]:
+def programs(tiny_subject: OpenedGuard) -> dict[str, Program]:
     subject = tiny_subject
     return {
         name: Program(subject.classifier, [subject.heads[d.name] for d in detectors])
@@ -61,7 +53,7 @@ def folder(tiny_bundle: Bundle) -> Path:
 @pytest.fixture(scope="module")
 def again(
     programs: Mapping[str, Program], wire: NDArray[np.float32], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Compiled, Path]:
+) -> tuple[ProgramFiles, Path]:
     """One program compiled once more, with every denoiser, and where the files lie."""
     cleaners = {name: Cleaner(build(), tiny.image_classifier().spec.input) for name, build in DENOISERS.items()}
     compiled, place = compile_programs({"screen": programs["screen"]}, cleaners, wire), tmp_path_factory.mktemp("again")
@@ -80,7 +72,7 @@ def test_the_manifest_lists_what_it_costs(tiny_bundle: Bundle) -> None:
     assert found == {"screen": (SPLIT["screen"], 0, 0, 1), "interpret": (SPLIT["interpret"], 2, 1, 4)}
 
 
-def test_what_is_compiled_is_what_is_listed(again: tuple[Compiled, Path]) -> None:
+def test_what_is_compiled_is_what_is_listed(again: tuple[ProgramFiles, Path]) -> None:
     compiled, _ = again
     assert [spec.name for spec in compiled.repairs] == list(DENOISERS)
     listed = {spec.file for spec in compiled.programs} | {spec.file for spec in compiled.repairs}
@@ -108,7 +100,7 @@ def test_any_number_of_items(name: str, items: int, folder: Path, wire: NDArray[
 
 
 @pytest.mark.parametrize("name", DENOISERS)
-def test_repairs_are_the_denoisers(name: str, again: tuple[Compiled, Path], wire: NDArray[np.float32]) -> None:
+def test_repairs_are_the_denoisers(name: str, again: tuple[ProgramFiles, Path], wire: NDArray[np.float32]) -> None:
     (cleaned,) = session(again[1], f"repair-{name}").run(("cleaned",), wire)
     np.testing.assert_allclose(cleaned, DENOISERS[name]()(torch.from_numpy(wire)).numpy(), atol=1e-6)
 

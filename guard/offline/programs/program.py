@@ -1,0 +1,63 @@
+"""A guard's program in torch: model, evidence and heads as one module from wire inputs to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from guard.bundle import InputSpec
+from guard.offline.denoisers.denoiser import Denoiser
+from guard.offline.detectors.detector import Head
+from guard.offline.evidence.gather import Gather
+from guard.offline.evidence.needs import Evidence, Logits
+from guard.offline.model.classifier import Classifier
+from guard.offline.model.unit_space import unit_of, wire_of
+
+
+class Program(nn.Module):
+    """Wire inputs [item, ...] -> (logits [item, class], scores [item, detector], the input gradient where formed)."""
+
+    def __init__(self, classifier: Classifier, heads: Sequence[Head], *, smooth: bool = False) -> None:
+        super().__init__()
+        self.spec = classifier.spec.input
+        detectors = [head.detector for head in heads]
+        self.gather = Gather(classifier, [need for d in detectors for need in d.needs], smooth=smooth)
+        self.heads = nn.ModuleList(heads)
+        self.names = tuple(d.name for d in detectors)
+        costs = [sum(need.backwards + need.rows_per_item for need in d.needs) for d in detectors]
+        self.plain = tuple(column for column, cost in enumerate(costs) if cost == 0)  # scores of the plain pass alone
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("logits", "scores", "gradient") if self.gather.gradient else ("logits", "scores")
+
+    def forward(self, wire: Tensor) -> tuple[Tensor, ...]:
+        return self.read(self.evidence(unit_of(wire, self.spec.box)))
+
+    def read(self, evidence: Evidence) -> tuple[Tensor, ...]:
+        """The outputs, from the evidence."""
+        scores = self.scores(evidence)
+        logits = evidence[Logits()]
+        return (logits, scores, evidence[self.gather.gradient]) if self.gather.gradient else (logits, scores)
+
+    def evidence(self, images: Tensor) -> Evidence:
+        """Of unit-space images."""
+        found: Evidence = self.gather(images)
+        return found
+
+    def scores(self, evidence: Evidence) -> Tensor:
+        return torch.stack([head(evidence) for head in self.heads], dim=1)
+
+
+class Cleaner(nn.Module):
+    """Wire inputs -> denoised wire inputs, for REPAIR."""
+
+    def __init__(self, denoiser: Denoiser, spec: InputSpec) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.spec = spec
+
+    def forward(self, wire: Tensor) -> tuple[Tensor]:
+        return (wire_of(self.denoiser(unit_of(wire, self.spec.box)).clamp(0.0, 1.0), self.spec.box),)
