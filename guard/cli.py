@@ -132,8 +132,8 @@ def train(
     40 forwards an item, Carlini-Wagner of 4 x 60 steps about 300. A third of the
     time is kept for the adaptive attack of the report.
     """
-    from guard.offline.job import Job
-    from guard.offline.recipe import load_recipe
+    from guard.offline.job.job import Job
+    from guard.offline.job.recipe import load_recipe
     from guard.offline.train import train as run
 
     low, high = value_box(value_range, mean, std)
@@ -226,8 +226,8 @@ def evaluate(
     """
     from guard.bundle import Bundle
     from guard.offline.evaluation import Wish, evaluate_bundle
+    from guard.offline.job.suite import load_suite
     from guard.offline.report.terminal import lines_of
-    from guard.offline.suite import load_suite
 
     console = make_console()
     wish = Wish(seed, quick, full, minutes, load_suite(suite) if suite else None, suite_minutes)

@@ -98,8 +98,8 @@ def make_bundle(folder: Path, seed: int, console: Any) -> dict[str, Any]:
     import torch
 
     from guard.offline.digits import accuracy, load_digits, save_model, train_network
-    from guard.offline.job import Job
-    from guard.offline.recipe import load_recipe
+    from guard.offline.job.job import Job
+    from guard.offline.job.recipe import load_recipe
     from guard.offline.train import finish, prepare
     from guard.offline.work.progress import Stages
 

@@ -171,7 +171,7 @@ def test_an_interrupt_says_that_nothing_is_lost(
 
 
 def test_minutes_are_planned_for_unless_sizes_are_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from guard.offline.job import Job
+    from guard.offline.job.job import Job
 
     jobs: list[Job] = []
 

@@ -14,9 +14,10 @@ from guard.demo import Caught, gate, make_room
 from guard.errors import ConfigError, GateError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.craft import CraftedSet
+from guard.offline.data.dataset import Data
 from guard.offline.digits import load_digits, save_model, train_network
-from guard.offline.job import Data, Job
-from guard.offline.recipe import load_recipe
+from guard.offline.job.job import Job
+from guard.offline.job.recipe import load_recipe
 from guard.offline.train import Prepared, finish, prepare
 from guard.offline.work.progress import Stages
 

@@ -38,11 +38,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "networks": set(),
     "data": set(),
     "work": set(),
-    "recipes": set(),  # no code: TOML beside `__init__.py`, until job/ is there
-    "suites": set(),
+    "job.presets": set(),  # no code: TOML beside `__init__.py`
+    "job.suites": set(),
 }
 LOOSE = "loose"  # a file in guard/offline itself: it may import all, and a package nothing of it
-MOST_LOOSE = 29  # falls with every package that moves in; 3 in the end
+MOST_LOOSE = 25  # falls with every package that moves in; 3 in the end
 # What is still against the rules. A line here that no longer holds fails the test: it is to be taken out.
 TODAY = {
     ("attacks", "denoisers"),

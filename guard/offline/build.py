@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle
 from guard.offline.calibrate import pool
 from guard.offline.craft import CraftedSet
+from guard.offline.data.dataset import Data
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.evidence.cache import EvidenceCache, Gathered
 from guard.offline.fit import Items, fit_heads
-from guard.offline.job import Data, Job
+from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.programs.parity import Parity, check_parity
 from guard.offline.programs.program import Cleaner, Program

@@ -22,10 +22,11 @@ from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
 from guard.calibration import Band, Calibration
 from guard.fusion import unfitted
 from guard.offline.craft import CraftedSet
+from guard.offline.data.dataset import Data
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
 from guard.offline.fusion import band_leak, early_reject, fit_fusion
-from guard.offline.job import Data, Job
+from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.programs.parity import Parity
 from guard.offline.programs.read import read

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.craft import CraftedSet, Target, craft, shard_items
+from guard.offline.data.dataset import Data
 from guard.offline.data.splits import Split
 from guard.offline.engine import attack_model, choose_engine, compiled_model
 from guard.offline.evidence.gather import Gather
-from guard.offline.job import Data, Job
+from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.plan import (
     CAP,

@@ -21,14 +21,14 @@ from guard.offline.data.shifts import SHIFTS
 from guard.offline.evidence.batches import one_batch
 from guard.offline.findings.evaluation import Evaluation
 from guard.offline.forecast import seconds_per_item, seconds_to_read
-from guard.offline.job import check_data, open_job
+from guard.offline.job.job import check_data, open_job
+from guard.offline.job.suite import Suite
 from guard.offline.measure import Effort, LeftOut, adaptive_stage, measure, shift_items
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.refit import refit_all, unmade
 from guard.offline.reopen import Work
 from guard.offline.report.page import to_html, to_json
-from guard.offline.suite import Suite
 from guard.offline.trial import Further
 from guard.offline.work.progress import Stage, Stages
 from guard.offline.work.text import duration

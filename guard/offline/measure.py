@@ -22,8 +22,8 @@ from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import NOISE, AdaptiveRow, Evaluation, fewest
 from guard.offline.findings.intervals import Rate, promises_of
 from guard.offline.forecast import seconds_to_read
+from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard
-from guard.offline.recipe import Recipe
 from guard.offline.specimens import exhibit_of
 from guard.offline.trial import Further, Trial
 from guard.offline.unattacked import class_rows, clean_rows, detector_rows, shift_rows, unattacked

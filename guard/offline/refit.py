@@ -19,10 +19,10 @@ from guard.offline.calibrate import Calibrator
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.fit import settled
-from guard.offline.job import Job
+from guard.offline.job.job import Job
+from guard.offline.job.recipe import Recipe
 from guard.offline.measure import LeftOut
 from guard.offline.programs.identity import identity_of
-from guard.offline.recipe import Recipe
 from guard.runtime import Runtime
 
 

@@ -16,10 +16,10 @@ from guard.errors import BundleError, DataError, ModelError
 from guard.offline.data.dataset import HeldOut
 from guard.offline.data.splits import Split, content_hashes
 from guard.offline.fit import load_heads, settled
-from guard.offline.job import Job
+from guard.offline.job.job import Job
+from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.programs.opened_guard import OpenedGuard
-from guard.offline.recipe import Recipe, parse
 from guard.runtime import Runtime
 
 

@@ -16,9 +16,10 @@ from guard.errors import BundleError, ConfigError
 from guard.offline.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.calibrate import Calibrator
 from guard.offline.crafting import craft_all
+from guard.offline.data.dataset import Data
 from guard.offline.evidence.batches import one_batch
 from guard.offline.fit import save_heads, settled
-from guard.offline.job import Data, Job, check_data, open_job
+from guard.offline.job.job import Job, check_data, open_job
 from guard.offline.measure import Effort, measure
 from guard.offline.plan import FLOOR, read_plan
 from guard.offline.programs.opened_guard import OpenedGuard

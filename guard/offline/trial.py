@@ -24,8 +24,8 @@ from guard.offline.data.dataset import HeldOut
 from guard.offline.evaluate import Examined, Examiner
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow, fewest
+from guard.offline.job.suite import Suite
 from guard.offline.programs.opened_guard import OpenedGuard
-from guard.offline.suite import Suite
 from guard.offline.work.kept_choice import kept
 from guard.offline.work.parallel import cores
 from guard.offline.work.progress import Stage

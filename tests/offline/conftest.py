@@ -14,7 +14,7 @@ from rich.console import Console
 
 from guard.bundle import Bundle
 from guard.offline.craft import craft
-from guard.offline.job import Job
+from guard.offline.job.job import Job
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.reopen import Work

@@ -21,12 +21,13 @@ from guard.offline.attacks.compiled import Compiled
 from guard.offline.attacks.methods.uap import Uap
 from guard.offline.craft import CraftedSet
 from guard.offline.crafting import craft_all, learning_order
+from guard.offline.data.dataset import Data
 from guard.offline.data.splits import Split
 from guard.offline.engine import attack_model, choose_engine
-from guard.offline.job import Data, Job, open_job
+from guard.offline.job.job import Job, open_job
+from guard.offline.job.recipe import parse
 from guard.offline.model.classifier import Classifier
 from guard.offline.plan import FLOOR, read_plan
-from guard.offline.recipe import parse
 from tests.offline import tiny
 
 

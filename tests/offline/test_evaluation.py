@@ -35,13 +35,13 @@ from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import ChannelAttribution, Latent
 from guard.offline.findings.evaluation import AttackRow, Evaluation, UnrunRow
 from guard.offline.fit import Items
+from guard.offline.job.suite import load_suite
 from guard.offline.measure import LeftOut
 from guard.offline.programs.identity import identity_of
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.refit import families, refit_all, unmade
 from guard.offline.reopen import Work
-from guard.offline.suite import load_suite
 from guard.offline.unattacked import detector_rows
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime

@@ -23,7 +23,7 @@ from guard.offline.detectors.detector import Head
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.fit import Items, fit_heads, load_heads, save_heads
 from guard.offline.fusion import fit_fusion
-from guard.offline.job import FEWEST_CLEAN, Job, open_job
+from guard.offline.job.job import FEWEST_CLEAN, Job, open_job
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.train import prepare, train

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from guard.offline.job import Job
+from guard.offline.job.job import Job
+from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
-from guard.offline.recipe import Recipe, parse
 
 SHAPE = (1, 8, 8)
 CLASSES, GRID, FEATURES = 3, 16, 12

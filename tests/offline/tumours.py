@@ -14,9 +14,9 @@ from sklearn.datasets import load_breast_cancer
 from torch import nn
 
 from guard.offline.digits import AsTuple
-from guard.offline.job import Job
+from guard.offline.job.job import Job
+from guard.offline.job.recipe import Recipe, load_recipe, parse
 from guard.offline.model.onnx_export.export import lower
-from guard.offline.recipe import Recipe, load_recipe, parse
 from tests.offline.tiny import fitted
 
 SEEN = 150  # by the network; the rest is the guard's

@@ -17,7 +17,7 @@ from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJu
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import build_attack
-from guard.offline.recipe import parse
+from guard.offline.job.recipe import parse
 from tests.offline import tiny
 from tests.offline.attacks.linear import linear, optimum
 from tests.offline.attacks.test_table import network, seeded

@@ -19,8 +19,8 @@ from guard.offline.craft import craft
 from guard.offline.data.dataset import HeldOut
 from guard.offline.evaluation import Wish, evaluate_bundle
 from guard.offline.findings.evaluation import NOISE, OFF_GRID
-from guard.offline.job import open_job
-from guard.offline.recipe import load_recipe
+from guard.offline.job.job import open_job
+from guard.offline.job.recipe import load_recipe
 from guard.offline.reopen import Work
 from guard.offline.train import train
 from guard.offline.work.progress import Stages

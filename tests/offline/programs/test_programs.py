@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle, InputSpec
 from guard.errors import ParityError
 from guard.offline.denoisers.table import DENOISERS
-from guard.offline.job import Job
+from guard.offline.job.job import Job
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.parity import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, check_parity, compare
 from guard.offline.programs.program import Cleaner, Program, unit_of, wire_of

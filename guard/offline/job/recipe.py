@@ -15,7 +15,7 @@ from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.table import build_detector
-from guard.offline.listing import content_of, names_in, own_text, users_text
+from guard.offline.job.toml_files import content_of, names_in, own_text, users_text
 
 PROGRAMS = ("screen", "interpret")
 KEYS = {"description", "detector", "attack", "left_out", "repair", "adaptive"}
@@ -52,7 +52,7 @@ class Recipe:
 
 def presets() -> tuple[str, ...]:
     """Names of the recipes that come with the guard."""
-    return names_in("recipes")
+    return names_in("presets")
 
 
 def load_recipe(preset: str, file: Path | None = None) -> Recipe:
@@ -64,7 +64,7 @@ def load_recipe(preset: str, file: Path | None = None) -> Recipe:
     if file is not None:
         origin, text = str(file), users_text("recipe", file)
     elif preset in presets():
-        origin, text = preset, own_text("recipes", preset)
+        origin, text = preset, own_text("presets", preset)
     else:
         raise ConfigError(f"unknown preset {preset!r}; there are: {', '.join(presets())}")
     return parse(content_of("recipe", origin, text), origin)

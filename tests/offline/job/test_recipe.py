@@ -10,7 +10,7 @@ import pytest
 
 from guard.errors import ConfigError
 from guard.offline.detectors.table import DETECTORS
-from guard.offline.recipe import PROGRAMS, load_recipe, parse, presets
+from guard.offline.job.recipe import PROGRAMS, load_recipe, parse, presets
 
 TAPS = ["first", "second", "penultimate"]
 GOOD = """
@@ -46,7 +46,7 @@ def test_every_preset_builds(name: str) -> None:
 
 
 def test_presets_are_the_files_there_are() -> None:
-    there = {f.name for f in files("guard.offline").joinpath("recipes").iterdir() if f.name.endswith(".toml")}
+    there = {f.name for f in files("guard.offline.job").joinpath("presets").iterdir() if f.name.endswith(".toml")}
     assert {f"{name}.toml" for name in presets()} == there >= {"digits.toml", "standard.toml"}
 
 

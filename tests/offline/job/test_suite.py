@@ -10,7 +10,7 @@ import pytest
 
 from guard.errors import ConfigError
 from guard.offline.attacks.table import ATTACKS
-from guard.offline.suite import Suite, load_suite, parse_suite, suites
+from guard.offline.job.suite import Suite, load_suite, parse_suite, suites
 from tests.side import reach
 
 reach("zoo")  # some of the attacks listed are run by its packages
@@ -28,7 +28,7 @@ def test_the_survey_suite_has_one_of_each_attack():
 
 
 def test_the_published_table_has_its_rows_in_order():
-    text = files("guard.offline").joinpath("suites", "aldahdooh.toml").read_text("utf-8")
+    text = files("guard.offline.job").joinpath("suites", "aldahdooh.toml").read_text("utf-8")
     entries = tomllib.loads(text)["attack"]
     assert [entry["name"] for entry in entries] == [
         *("fgsm", "fgsm", "bim", "pgd", "pgd", "pgd", "pgd", "pgd", "cw_linf", "apgd"),

@@ -12,13 +12,13 @@ from guard.errors import ConfigError
 
 def names_in(folder: str) -> tuple[str, ...]:
     """Of the files that come with the guard, without their ending."""
-    names = (file.name for file in files("guard.offline").joinpath(folder).iterdir())
+    names = (file.name for file in files("guard.offline.job").joinpath(folder).iterdir())
     return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
 
 def own_text(folder: str, name: str) -> str:
     """Of a file that comes with the guard."""
-    return files("guard.offline").joinpath(folder, f"{name}.toml").read_text(encoding="utf-8")
+    return files("guard.offline.job").joinpath(folder, f"{name}.toml").read_text(encoding="utf-8")
 
 
 def users_text(kind: str, file: Path) -> str:

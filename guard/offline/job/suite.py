@@ -9,8 +9,8 @@ from typing import Any
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack
-from guard.offline.listing import content_of, names_in, own_text, users_text
-from guard.offline.recipe import attacks_of, tables
+from guard.offline.job.recipe import attacks_of, tables
+from guard.offline.job.toml_files import content_of, names_in, own_text, users_text
 
 KEYS = {"description", "attack"}
 

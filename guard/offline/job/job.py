@@ -5,22 +5,20 @@ Rule 1: heads, combiner, calibration and test never share an item.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from guard.arrays import Examples, read_examples, to_wire
 from guard.calibration import check_promise
 from guard.errors import ConfigError, DataError, PromiseError
-from guard.offline.data.dataset import HeldOut
+from guard.offline.data.dataset import Data
 from guard.offline.data.grid import grid_of
-from guard.offline.data.splits import SHARES, Split, assign, content_hashes, members
+from guard.offline.data.splits import SHARES, Split, assign, content_hashes
+from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
-from guard.offline.recipe import Recipe
 
 FEWEST_CLEAN = 20  # in each split
 WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.TEST: 0.25}
@@ -57,27 +55,6 @@ class Job:
     def work(self) -> Path:
         """Beside the bundle: crafted shards, heads, splits."""
         return self.out.with_name(self.out.name + ".work")
-
-
-@dataclass(frozen=True)
-class Data:
-    """Clean items in unit space, split by content hash."""
-
-    images: NDArray[np.float32]  # [item, ...]
-    labels: NDArray[np.int64]
-    hashes: NDArray[np.str_]  # [item]
-    splits: Mapping[str, Split]  # of each hash
-    name: str
-
-    def part(self, split: Split) -> NDArray[np.int64]:
-        """Indices of a split's items, in the order of their hashes: an order that knows nothing of their scores."""
-        chosen = np.flatnonzero(members(self.hashes, self.splits, split))
-        return np.asarray(chosen[np.argsort(self.hashes[chosen], kind="stable")], dtype=np.int64)
-
-    def held_out(self) -> HeldOut:
-        """The items that only the report sees."""
-        test = self.part(Split.TEST)
-        return HeldOut(self.images[test], self.labels[test], self.hashes[test], self.name)
 
 
 def open_job(job: Job) -> tuple[Classifier, Data]:
