@@ -141,7 +141,8 @@ def fresh_inputs(job: Any, prepared: Any, progress: Any) -> dict[str, Any]:
     from guard.offline.attacks.attack import Attack
     from guard.offline.attacks.methods.deepfool import DeepFool
     from guard.offline.attacks.methods.pgd import Pgd
-    from guard.offline.craft import craft, off_grid
+    from guard.offline.crafting.crafter import craft
+    from guard.offline.data.grid import off_grid
 
     test, spec = prepared.data.held_out(), prepared.classifier.spec
     attacks: list[Attack] = [*(Pgd(budget=steps / 16, steps=40) for steps in (1, 2, 4)), DeepFool()]

@@ -13,7 +13,7 @@ from rich.console import Console
 from guard.demo import Caught, gate, make_room
 from guard.errors import ConfigError, GateError
 from guard.offline.attacks.methods.pgd import Pgd
-from guard.offline.craft import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Data
 from guard.offline.digits import load_digits, save_model, train_network
 from guard.offline.job.job import Job

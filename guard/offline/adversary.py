@@ -24,7 +24,7 @@ from guard.offline.attacks.directions import Method
 from guard.offline.attacks.guides import Guides
 from guard.offline.attacks.surrogates import expectation, surrogates_of
 from guard.offline.campaign import FORMAT, STARTS, Adversary, Aim, Outcome, Shown, in_parts
-from guard.offline.craft import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import HeldOut
 from guard.offline.detectors.detector import Detector
 from guard.offline.evaluate import detect

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import Bundle
 from guard.offline.calibrate import pool
-from guard.offline.craft import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Data
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head

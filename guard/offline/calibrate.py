@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
 from guard.calibration import Band, Calibration
 from guard.fusion import unfitted
-from guard.offline.craft import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Data
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector

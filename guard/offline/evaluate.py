@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from guard.calibration import Calibration, auroc
 from guard.fusion import Floats
-from guard.offline.craft import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import HeldOut
 from guard.offline.findings.evaluation import AttackRow, Detection, LeftOutRow, Worst
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate, caught_at

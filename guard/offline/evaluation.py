@@ -15,7 +15,7 @@ from guard.bundle import Bundle
 from guard.offline.adversary import GUIDES, Size
 from guard.offline.attacks.adaptive import ALL_METHODS, METHODS
 from guard.offline.build import Prepared, read_seconds
-from guard.offline.crafting import craft_all
+from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import HeldOut
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.evidence.batches import one_batch

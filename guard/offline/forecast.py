@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from guard.offline.attacks.attack import Attack, Learner, Model
-from guard.offline.craft import shard_items
+from guard.offline.crafting.learning import SHARDS
+from guard.offline.crafting.shard import shard_items
 from guard.offline.data.dataset import HeldOut
 from guard.offline.evidence.batches import one_batch
-from guard.offline.lot import SHARDS
 from guard.offline.programs.read import read
 from guard.runtime import Runtime
 

@@ -13,10 +13,11 @@ from guard.offline.adversary import AdaptiveStage, Size
 from guard.offline.attacks.adaptive import METHODS
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.attacks.directions import Method
-from guard.offline.craft import CraftedSet, craft
+from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafter import craft
+from guard.offline.crafting.engine import attack_model
 from guard.offline.data.dataset import HeldOut
 from guard.offline.data.shifts import SHIFTS
-from guard.offline.engine import attack_model
 from guard.offline.evaluate import Examiner, Guard, Other, worst_of
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import NOISE, AdaptiveRow, Evaluation, fewest

@@ -15,13 +15,13 @@ from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
 from guard.offline.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.calibrate import Calibrator
-from guard.offline.crafting import craft_all
+from guard.offline.crafting.plan import FLOOR, read_plan
+from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import Data
 from guard.offline.evidence.batches import one_batch
 from guard.offline.fit import save_heads, settled
 from guard.offline.job.job import Job, check_data, open_job
 from guard.offline.measure import Effort, measure
-from guard.offline.plan import FLOOR, read_plan
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.report.page import to_html, to_json
 from guard.offline.work.progress import Stages

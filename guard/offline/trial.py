@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from guard.errors import GuardError
 from guard.offline.attacks.attack import Attack, Model
-from guard.offline.craft import CraftedSet, craft
+from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafter import craft
 from guard.offline.data.dataset import HeldOut
 from guard.offline.evaluate import Examined, Examiner
 from guard.offline.findings.attack_names import labels_of

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from guard.bundle import Manifest
 from guard.calibration import rejections_band
-from guard.offline.craft import CraftedSet, off_grid
+from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import HeldOut
+from guard.offline.data.grid import off_grid
 from guard.offline.data.shifts import SHIFTS, shifted
 from guard.offline.detectors.detector import Detector
 from guard.offline.evidence.gather import distinct

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from guard.arrays import read_examples, to_wire
 from guard.offline.attacks.attack import Attack, Model
-from guard.offline.attacks.compiled import open_compiled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.target import targets_of
 from guard.offline.bench.stopwatch import turns
+from guard.offline.crafting.onnx_model import open_compiled
 from guard.offline.model.open_model import Source, open_model
 from tests.bench.attack_peers import SLOW, Contest, Entrant, contests
 

@@ -29,12 +29,12 @@ from guard.bundle import Bundle
 from guard.calibration import auroc
 from guard.fusion import Floats
 from guard.offline.attacks.attack import Attack
-from guard.offline.craft import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.engine import attack_model
 from guard.offline.data.splits import Split
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
 from guard.offline.detectors.parts.residual import residual
-from guard.offline.engine import attack_model
 from guard.offline.evaluation import Wish, prepared
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.measure import craft_enough

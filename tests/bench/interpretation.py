@@ -25,7 +25,7 @@ from guard.offline.attacks.attack import Attack, Learner, Model
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS
-from guard.offline.engine import compiled_model
+from guard.offline.crafting.engine import compiled_model
 from guard.offline.model.open_model import Source, open_model
 
 COLUMNS = ("attack", "fooled", "noise", "L∞", "L2", "values", "s/item", "s to learn")

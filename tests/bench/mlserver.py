@@ -32,7 +32,8 @@ from guard.calibration import rejections_band, wilson
 from guard.demo import free_ports, running
 from guard.errors import NotReadyError
 from guard.offline.attacks.methods.pgd import Pgd
-from guard.offline.craft import CraftedSet, craft
+from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafter import craft
 from guard.offline.data.dataset import HeldOut
 from guard.offline.reopen import Work
 from guard.serve.probe import probe

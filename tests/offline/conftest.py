@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from guard.bundle import Bundle
-from guard.offline.craft import craft
+from guard.offline.crafting.crafter import craft
 from guard.offline.job.job import Job
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read

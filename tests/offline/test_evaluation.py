@@ -19,8 +19,8 @@ from rich.console import Console
 import guard.offline.build
 import guard.offline.calibrate
 import guard.offline.campaign
+import guard.offline.crafting.shard
 import guard.offline.fit
-import guard.offline.shard
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.adversary import FEWEST_ITEMS, FEWEST_STEPS, Size

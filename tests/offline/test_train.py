@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import guard.offline.shard
+import guard.offline.crafting.shard
 from guard.bundle import Bundle
 from guard.calibration import auroc, rejections_band
 from guard.errors import BundleError, ConfigError, DataError, GuardError, ModelError, PromiseError
@@ -131,7 +131,7 @@ def test_an_interrupted_run_ends_as_any_other_bit_for_bit(
         return whole(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("guard.offline.shard.attack_shard", interrupted)
+        patch.setattr("guard.offline.crafting.shard.attack_shard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(job, stages)
     assert not job.out.exists()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from guard.offline.data.grid import moved_inside
+
 
 def shuffled(clean: Tensor, attacked: Tensor, generator: torch.Generator) -> Tensor:
     """Each item's perturbation, its entries in random places and with random signs.
@@ -19,10 +21,3 @@ def shuffled(clean: Tensor, attacked: Tensor, generator: torch.Generator) -> Ten
     order = torch.rand(perturbation.shape, generator=generator, device=generator.device).argsort(dim=1)
     moved = perturbation.abs().gather(1, order).reshape(clean.shape).to(clean.device)
     return moved_inside(clean, moved, generator)
-
-
-def moved_inside(clean: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
-    """Clean items with each entry moved by `amount`: up or down at random, where both ways stay in the unit box."""
-    coin = torch.rand(clean.shape, generator=generator, device=generator.device).to(clean.device) < 0.5
-    up = torch.where(coin, clean + amount <= 1, clean - amount < 0)
-    return torch.where(up, clean + amount, clean - amount).clamp(0, 1)

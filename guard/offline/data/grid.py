@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from guard.errors import DataError
 from guard.offline.data.norms import Measure
@@ -87,3 +89,16 @@ def snap_within(
 def whole_steps(budget: float, grid: int) -> int:
     """How many grid steps fit into an L∞ budget; 8/255 holds eight steps of 255 whatever it rounds to."""
     return int(budget * grid + 1e-6)
+
+
+def off_grid(images: Images, grid: int, generator: torch.Generator) -> Images:
+    """Every value half a grid step up or down, inside the box: clean, but as no 8-bit file holds it."""
+    clean = torch.tensor(images)
+    return np.asarray(moved_inside(clean, torch.full_like(clean, 0.5 / grid), generator).numpy(), dtype=np.float32)
+
+
+def moved_inside(clean: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    """Clean items with each entry moved by `amount`: up or down at random, where both ways stay in the unit box."""
+    coin = torch.rand(clean.shape, generator=generator, device=generator.device).to(clean.device) < 0.5
+    up = torch.where(coin, clean + amount <= 1, clean - amount < 0)
+    return torch.where(up, clean + amount, clean - amount).clamp(0, 1)

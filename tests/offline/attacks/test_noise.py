@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from guard.offline.attacks.noise import moved_inside, shuffled
+from guard.offline.attacks.noise import shuffled
+from guard.offline.data.grid import moved_inside
 
 
 def pair(shape: tuple[int, ...], grid: int = 16) -> tuple[torch.Tensor, torch.Tensor]:

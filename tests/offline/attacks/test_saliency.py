@@ -18,7 +18,7 @@ from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.saliency import Bending, likeness, map_of, saliency
 from guard.offline.attacks.table import ATTACKS, MAP_ATTACKS
-from guard.offline.shard import Watched
+from guard.offline.crafting.stoppable_model import Watched
 from guard.offline.work.parallel import Stop
 from tests.offline.attacks.test_table import seeded
 

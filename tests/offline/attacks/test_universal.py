@@ -10,14 +10,14 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack
-from guard.offline.attacks.compiled import open_compiled
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.methods.gd_uap import GdUap, saturation
 from guard.offline.attacks.methods.uap import Uap
 from guard.offline.attacks.norm_ball import sizes, uniform
 from guard.offline.attacks.objective import log_odds
 from guard.offline.attacks.shared_perturbation import CEILING
-from guard.offline.shard import Watched
+from guard.offline.crafting.onnx_model import open_compiled
+from guard.offline.crafting.stoppable_model import Watched
 from guard.offline.work.parallel import Stop, Stopped
 from tests.offline import tiny
 from tests.offline.attacks.learning import learned, problem, seeded

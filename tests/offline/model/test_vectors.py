@@ -15,7 +15,7 @@ from rich.console import Console
 
 from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError
-from guard.offline.craft import craft
+from guard.offline.crafting.crafter import craft
 from guard.offline.data.dataset import HeldOut
 from guard.offline.evaluation import Wish, evaluate_bundle
 from guard.offline.findings.evaluation import NOISE, OFF_GRID

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
-from guard.offline.shard import Watched
+from guard.offline.crafting.stoppable_model import Watched
 from guard.offline.work.parallel import Stop, Stopped, cores, side_by_side
 
 both = pytest.mark.parametrize("workers", [1, 2, 3])

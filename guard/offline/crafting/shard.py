@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from guard.errors import ModelError
 from guard.offline.attacks.attack import Attack, Model, TorchOnly
 from guard.offline.attacks.layers import torch_module
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import into_reach
-from guard.offline.attacks.objective import Objective, gap, value_and_gradient
+from guard.offline.attacks.objective import gap
+from guard.offline.crafting.stoppable_model import Watched
 from guard.offline.data.grid import Images, snap, snap_within
 from guard.offline.work.array_file import read_whole, write_whole
 from guard.offline.work.parallel import Stop
+
+VALUES = 2**20  # in a shard, at most, unless it has fewer than eight items
+
 
 FORMAT = 2  # of a shard: raised whenever what is computed for one changes
 # Of the logits' length: what ONNX Runtime may answer otherwise (the law of parity) fools nobody for sure.
@@ -163,23 +168,6 @@ def write_outcome(file: Path, outcome: Outcome) -> None:
     write_whole(file, {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)})
 
 
-class Watched:
-    """A model that looks at `Stop` before each pass, so that an attack of minutes ends within one pass."""
-
-    def __init__(self, model: Model, stop: Stop) -> None:
-        self.model = model
-        self.stop = stop
-
-    def __call__(self, images: Tensor, /) -> Tensor:
-        self.stop.look()
-        return self.model(images)
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The torch side, for attacks that look at layers: they ask for it before each pass."""
-        self.stop.look()
-        return self.model if isinstance(self.model, nn.Module) else getattr(self.model, "module", None)
-
-    def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-        self.stop.look()
-        return value_and_gradient(self.model, points, objective)
+def shard_items(shape: Sequence[int]) -> int:
+    """Items of a shard: 64, or fewer where an item has many values, so that a batch fits into a small memory."""
+    return max(8, min(64, VALUES // int(np.prod(shape))))

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import ConfigError, DataError, ModelError
-from guard.offline import shard as sharding
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.methods.cw import Cw
 from guard.offline.attacks.methods.deepfool import DeepFool
 from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.objective import gap
-from guard.offline.craft import CraftedSet, Target, craft, off_grid, shard_items
-from guard.offline.data.grid import from_steps, on_grid
+from guard.offline.crafting import shard as sharding
+from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafter import Target, craft
+from guard.offline.crafting.shard import shard_items
+from guard.offline.data.grid import from_steps, off_grid, on_grid
 from guard.offline.data.norms import Norm
 from guard.offline.data.splits import Split, assign, content_hashes
 

@@ -12,14 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from guard.offline.attacks.attack import Attack, Model
-from guard.offline.craft import CraftedSet, Target, craft, shard_items
-from guard.offline.data.dataset import Data
-from guard.offline.data.splits import Split
-from guard.offline.engine import attack_model, choose_engine, compiled_model
-from guard.offline.evidence.gather import Gather
-from guard.offline.job.job import Job
-from guard.offline.model.classifier import Classifier
-from guard.offline.plan import (
+from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafter import Target, craft
+from guard.offline.crafting.engine import attack_model, choose_engine, compiled_model
+from guard.offline.crafting.plan import (
     CAP,
     FLOOR,
     REPORTED,
@@ -33,7 +29,12 @@ from guard.offline.plan import (
     sizes,
     write_plan,
 )
-from guard.offline.shard import FORMAT
+from guard.offline.crafting.shard import FORMAT, shard_items
+from guard.offline.data.dataset import Data
+from guard.offline.data.splits import Split
+from guard.offline.evidence.gather import Gather
+from guard.offline.job.job import Job
+from guard.offline.model.classifier import Classifier
 from guard.offline.work.progress import Stage
 from guard.offline.work.text import short
 

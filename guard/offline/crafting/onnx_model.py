@@ -82,7 +82,7 @@ def steered(module: fx.GraphModule) -> fx.GraphModule:
 
 
 @dataclass(frozen=True, eq=False)
-class Compiled:
+class OnnxModel:
     """The classifier as attacks see it. Called where a gradient is wanted, torch's autograd finds it."""
 
     forward: Session  # rows -> logits
@@ -124,7 +124,7 @@ class Pulled(torch.autograd.Function):
     """The compiled model in torch's autograd, once differentiable."""
 
     @staticmethod
-    def forward(context: Any, images: Tensor, model: Compiled) -> Tensor:
+    def forward(context: Any, images: Tensor, model: OnnxModel) -> Tensor:
         context.model = model
         context.save_for_backward(images)
         return model.logits(images)
@@ -174,7 +174,7 @@ def files_of(folder: Path) -> tuple[Path, Path]:
     return folder / "logits.onnx", folder / "gradient.onnx"
 
 
-def open_compiled(classifier: Classifier, images: NDArray[np.float32], folder: Path) -> Compiled:
+def open_compiled(classifier: Classifier, images: NDArray[np.float32], folder: Path) -> OnnxModel:
     """The classifier compiled, and compared with torch on these unit-space items.
 
     Raises:
@@ -186,12 +186,12 @@ def open_compiled(classifier: Classifier, images: NDArray[np.float32], folder: P
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files_of(folder))).hexdigest()
     engine = f"onnxruntime {onnxruntime().__version__} {digest}"
     spec = classifier.spec
-    model = Compiled(forward, gradient, spec.input.shape, spec.output.classes, engine, classifier.graph)
+    model = OnnxModel(forward, gradient, spec.input.shape, spec.output.classes, engine, classifier.graph)
     check_compiled(model, classifier, torch.from_numpy(images[: max(CHECKED)]))
     return model
 
 
-def check_compiled(model: Compiled, classifier: Classifier, images: Tensor) -> None:
+def check_compiled(model: OnnxModel, classifier: Classifier, images: Tensor) -> None:
     """Raises ParityError where logits, or what an attack would climb, differ from torch's."""
     with torch.no_grad():
         labels = classifier(images).argmax(dim=1)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from guard.errors import ParityError
-from guard.offline.attacks import compiled
-from guard.offline.attacks.compiled import Compiled, aims_of, check_compiled, given, open_compiled
 from guard.offline.attacks.methods.cw import Cw
 from guard.offline.attacks.methods.deepfool import DeepFool
 from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.attacks.methods.map_keeping import MapKeeping
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.objective import Climbing, Gap, LogOdds, Objective, gap, value_and_gradient
-from guard.offline.craft import craft
+from guard.offline.crafting import onnx_model as compiled
+from guard.offline.crafting.crafter import craft
+from guard.offline.crafting.onnx_model import OnnxModel, aims_of, check_compiled, given, open_compiled
 from tests.offline import tiny
 
 ATTACKS = (
@@ -39,11 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Compiled:
+def model(folder: Path) -> OnnxModel:
     return open_compiled(tiny.image_classifier(), IMAGES.numpy(), folder)
 
 
-def test_it_climbs_for_itself(model: Compiled) -> None:
+def test_it_climbs_for_itself(model: OnnxModel) -> None:
     assert isinstance(model, Climbing)
     assert not isinstance(tiny.image_classifier().graph, Climbing)
 
@@ -59,7 +59,7 @@ def test_it_climbs_for_itself(model: Compiled) -> None:
     ],
     ids=["log-odds", "gap", "log-odds of a target", "gap of a target", "unknown to it"],
 )
-def test_logits_values_and_gradients_are_torchs(model: Compiled, objective: Objective) -> None:
+def test_logits_values_and_gradients_are_torchs(model: OnnxModel, objective: Objective) -> None:
     found = value_and_gradient(model, IMAGES, objective)
     for one, other in zip(found, value_and_gradient(tiny.image_classifier().graph, IMAGES, objective), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -77,7 +77,7 @@ def test_a_sharp_seed_is_the_best_rivals_even_when_logits_are_nearly_equal() -> 
     torch.testing.assert_close(compiled.Aim()(logits, given(logits)), logits)
 
 
-def test_autograd_runs_through_it_more_than_once(model: Compiled) -> None:
+def test_autograd_runs_through_it_more_than_once(model: OnnxModel) -> None:
     watched, plain = IMAGES.clone().requires_grad_(), IMAGES.clone().requires_grad_()
     logits, expected = model(watched), tiny.image_classifier()(plain)
     for place in range(tiny.CLASSES):
@@ -87,8 +87,8 @@ def test_autograd_runs_through_it_more_than_once(model: Compiled) -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
-def test_an_attack_fares_as_with_torch(model: Compiled, attack: Pgd) -> None:
-    def attacked(by: Compiled | torch.nn.Module) -> Tensor:
+def test_an_attack_fares_as_with_torch(model: OnnxModel, attack: Pgd) -> None:
+    def attacked(by: OnnxModel | torch.nn.Module) -> Tensor:
         return attack(by, IMAGES, LABELS, torch.Generator().manual_seed(3))
 
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_an_attack_fares_as_with_torch(model: Compiled, attack: Pgd) -> None:
     assert torch.equal(attacked(model), attacked(model))
 
 
-def test_it_is_written_once_and_found_again_to_the_last_bit(model: Compiled, folder: Path) -> None:
+def test_it_is_written_once_and_found_again_to_the_last_bit(model: OnnxModel, folder: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     again = open_compiled(tiny.image_classifier(), IMAGES.numpy(), folder)
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
@@ -108,7 +108,7 @@ def test_it_is_written_once_and_found_again_to_the_last_bit(model: Compiled, fol
     assert torch.equal(again(IMAGES), model(IMAGES))
 
 
-def test_another_model_in_its_place_is_noticed(model: Compiled) -> None:
+def test_another_model_in_its_place_is_noticed(model: OnnxModel) -> None:
     classifier = tiny.image_classifier()
     changed = copy.deepcopy(classifier.graph)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_vectors_are_climbed_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
 
 
-def test_crafting_hands_the_torch_side_to_what_differentiates_twice(model: Compiled, tmp_path: Path) -> None:
+def test_crafting_hands_the_torch_side_to_what_differentiates_twice(model: OnnxModel, tmp_path: Path) -> None:
     hashes = [f"{item:064x}" for item in range(len(IMAGES))]
     (found,) = craft(
         model,

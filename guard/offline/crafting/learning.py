@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from guard.offline.attacks.attack import Attack, Learner
-from guard.offline.shard import Job, Shard, Watched, identify
+from guard.offline.crafting.shard import Job, Shard, identify
+from guard.offline.crafting.stoppable_model import Watched
 from guard.offline.work.array_file import read_whole, write_whole
 
 SHARDS = 4  # of a lot; what is left of a group joins the lot before where it has less than half as many

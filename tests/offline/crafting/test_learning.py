@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from guard.errors import DataError
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.informed import Informed, untaught
-from guard.offline.craft import CraftedSet, Target, craft
+from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafter import Target, craft
+from guard.offline.crafting.learning import SHARDS, in_shards, lots_of
+from guard.offline.crafting.shard import Shard
 from guard.offline.data.grid import from_steps
 from guard.offline.data.splits import content_hashes
 from guard.offline.forecast import passes
-from guard.offline.lot import SHARDS, in_shards, lots_of
 from guard.offline.networks.weights import Knowledge
-from guard.offline.shard import Shard
 from guard.offline.work.array_file import read_whole, write_whole
-from tests.offline.test_craft import GRID, Spoof, same
+from tests.offline.crafting.test_crafter import GRID, Spoof, same
 
 SIZE = 5  # of a shard
 

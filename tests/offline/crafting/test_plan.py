@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from guard.offline.plan import (
+from guard.offline.crafting.plan import (
     CAP,
     FLOOR,
     MARGIN,

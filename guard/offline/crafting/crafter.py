@@ -9,8 +9,7 @@ Rule 3: a shard is found again only by all that it follows from; an interrupted 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,62 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from guard.errors import DataError
-from guard.offline.admission import check, check_budgets
 from guard.offline.attacks.attack import Attack, Learner, Model
-from guard.offline.attacks.noise import moved_inside
 from guard.offline.attacks.norm_ball import sizes
+from guard.offline.crafting.checks import check, check_budgets
+from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.learning import Ready, in_shards, learn, lots_of
+from guard.offline.crafting.shard import Job, Outcome, Shard, answer, resume, shard_items
 from guard.offline.data.grid import Images
-from guard.offline.data.splits import Split, members
-from guard.offline.lot import Ready, in_shards, learn, lots_of
-from guard.offline.shard import Job, Outcome, Shard, answer, resume
 from guard.offline.work.parallel import Stop, cores, side_by_side
 
 Progress = Callable[[object, int, int], None]  # the attack, or that it learns; items done, items in all
-
-VALUES = 2**20  # in a shard, at most, unless it has fewer than eight items
-
-
-@dataclass(frozen=True, eq=False)
-class CraftedSet:
-    """One attack's verified items. Arrays run over the same items; a noisy item keeps its clean label."""
-
-    attack: str  # as the call that makes it
-    name: str
-    family: str
-    norm: str
-    budget: float | None
-    grid: int | None
-    seed: int
-    fingerprint: str  # of the model attacked
-    tried_hashes: NDArray[np.str_]  # [tried] the correctly classified items that were attacked, with success or without
-    source: NDArray[np.int64]  # [item] place in the images given
-    hashes: NDArray[np.str_]  # [item] content hash of the clean item
-    labels: NDArray[np.int64]  # [item] true class, and the model's answer to the clean item
-    predictions: NDArray[np.int64]  # [item] the model's answer to the attacked item
-    clean: Images
-    attacked: Images
-    noise: Images
-    l2: NDArray[np.float32]  # [item] size of the perturbation
-    linf: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def tried(self) -> int:
-        return len(self.tried_hashes)
-
-    @property
-    def success_rate(self) -> float:
-        """Verified items over items tried; NaN when none was."""
-        return len(self) / self.tried if self.tried else float("nan")
-
-    def select(self, splits: Mapping[str, Split], *wanted: Split) -> CraftedSet:
-        """The items whose clean version is in one of the splits wanted. Raises DataError for an item in no split."""
-        kept = members(self.hashes, splits, *wanted)
-        per_item = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf")
-        tried = self.tried_hashes[members(self.tried_hashes, splits, *wanted)]
-        return dataclasses.replace(self, tried_hashes=tried, **{name: getattr(self, name)[kept] for name in per_item})
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,11 +160,6 @@ def call_of(job: Job, ready: Ready, shard: Shard, *, anew: bool) -> Callable[[],
     return partial(resume, job, ready.attack, shard, learned=ready.digest, anew=anew)
 
 
-def shard_items(shape: Sequence[int]) -> int:
-    """Items of a shard: 64, or fewer where an item has many values, so that a batch fits into a small memory."""
-    return max(8, min(64, VALUES // int(np.prod(shape))))
-
-
 def craft(
     model: Model,
     images: Images,
@@ -283,9 +231,3 @@ def collect(job: Job, attack: Attack, shards: Sequence[Shard], outcomes: Sequenc
         l2=sizes(perturbation, "l2").numpy().astype(np.float32),
         linf=sizes(perturbation, "linf").numpy().astype(np.float32),
     )
-
-
-def off_grid(images: Images, grid: int, generator: torch.Generator) -> Images:
-    """Every value half a grid step up or down, inside the box: clean, but as no 8-bit file holds it."""
-    clean = torch.tensor(images)
-    return np.asarray(moved_inside(clean, torch.full_like(clean, 0.5 / grid), generator).numpy(), dtype=np.float32)

@@ -13,21 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-import guard.offline.lot
-import guard.offline.shard
+import guard.offline.crafting.learning
+import guard.offline.crafting.shard
 from guard.errors import ParityError
-from guard.offline import crafting, engine
-from guard.offline.attacks.compiled import Compiled
 from guard.offline.attacks.methods.uap import Uap
-from guard.offline.craft import CraftedSet
-from guard.offline.crafting import craft_all, learning_order
+from guard.offline.crafting import engine
+from guard.offline.crafting import stage as crafting
+from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.engine import attack_model, choose_engine
+from guard.offline.crafting.onnx_model import OnnxModel
+from guard.offline.crafting.plan import FLOOR, read_plan
+from guard.offline.crafting.stage import craft_all, learning_order
 from guard.offline.data.dataset import Data
 from guard.offline.data.splits import Split
-from guard.offline.engine import attack_model, choose_engine
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import parse
 from guard.offline.model.classifier import Classifier
-from guard.offline.plan import FLOOR, read_plan
 from tests.offline import tiny
 
 
@@ -223,7 +224,7 @@ def test_the_faster_is_chosen_once_and_for_all(
     plan = read_plan(job.work)
     assert plan is not None
     assert plan.engine == faster
-    assert isinstance(attack_model(*opened_images(opened), job.work), Compiled) == (faster == "onnxruntime")
+    assert isinstance(attack_model(*opened_images(opened), job.work), OnnxModel) == (faster == "onnxruntime")
     monkeypatch.setattr(engine, "gradient_seconds", lambda models, images: times[::-1][: len(models)])
     monkeypatch.setattr(guard.offline.shard, "attack_shard", None)
     assert same(craft(job, opened), first)  # the race is not run again

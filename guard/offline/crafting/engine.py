@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from guard.errors import ModelError, ParityError
 from guard.offline.attacks.attack import Model
-from guard.offline.attacks.compiled import CHECKED, open_compiled
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.crafting.onnx_model import CHECKED, open_compiled
+from guard.offline.crafting.plan import read_plan
 from guard.offline.model.classifier import Classifier
-from guard.offline.plan import read_plan
 from guard.offline.work.parallel import one_thread
 
 TRIES = 5

@@ -1,0 +1,1 @@
+"""Attacked items are made here: verified, in shards, resumably."""

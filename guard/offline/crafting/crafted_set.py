@@ -1,0 +1,56 @@
+"""One attack's verified items, each with its provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.offline.data.grid import Images
+from guard.offline.data.splits import Split, members
+
+
+@dataclass(frozen=True, eq=False)
+class CraftedSet:
+    """One attack's verified items. Arrays run over the same items; a noisy item keeps its clean label."""
+
+    attack: str  # as the call that makes it
+    name: str
+    family: str
+    norm: str
+    budget: float | None
+    grid: int | None
+    seed: int
+    fingerprint: str  # of the model attacked
+    tried_hashes: NDArray[np.str_]  # [tried] the correctly classified items that were attacked, with success or without
+    source: NDArray[np.int64]  # [item] place in the images given
+    hashes: NDArray[np.str_]  # [item] content hash of the clean item
+    labels: NDArray[np.int64]  # [item] true class, and the model's answer to the clean item
+    predictions: NDArray[np.int64]  # [item] the model's answer to the attacked item
+    clean: Images
+    attacked: Images
+    noise: Images
+    l2: NDArray[np.float32]  # [item] size of the perturbation
+    linf: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def tried(self) -> int:
+        return len(self.tried_hashes)
+
+    @property
+    def success_rate(self) -> float:
+        """Verified items over items tried; NaN when none was."""
+        return len(self) / self.tried if self.tried else float("nan")
+
+    def select(self, splits: Mapping[str, Split], *wanted: Split) -> CraftedSet:
+        """The items whose clean version is in one of the splits wanted. Raises DataError for an item in no split."""
+        kept = members(self.hashes, splits, *wanted)
+        per_item = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf")
+        tried = self.tried_hashes[members(self.tried_hashes, splits, *wanted)]
+        return dataclasses.replace(self, tried_hashes=tried, **{name: getattr(self, name)[kept] for name in per_item})
