@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guard.bundle import Bundle
-from guard.offline.adversary import GUIDES, Size
-from guard.offline.attacks.adaptive import ALL_METHODS, METHODS
+from guard.offline.adaptive_rows import Size
+from guard.offline.adversary.descent import ALL_METHODS, METHODS
+from guard.offline.adversary.runs import GUIDES
 from guard.offline.build import Prepared, read_seconds
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import HeldOut

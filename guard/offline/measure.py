@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guard.offline.adversary import AdaptiveStage, Size
-from guard.offline.attacks.adaptive import METHODS
+from guard.offline.adaptive_rows import AdaptiveStage, Size
+from guard.offline.adversary.descent import METHODS
+from guard.offline.adversary.directions import Method
 from guard.offline.attacks.attack import Attack, Model
-from guard.offline.attacks.directions import Method
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.engine import attack_model

@@ -16,17 +16,17 @@ import pytest
 import torch
 from rich.console import Console
 
+import guard.offline.adversary.runs
 import guard.offline.build
 import guard.offline.calibrate
-import guard.offline.campaign
 import guard.offline.crafting.shard
-import guard.offline.fit
+import guard.offline.evidence.cache
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
-from guard.offline.adversary import FEWEST_ITEMS, FEWEST_STEPS, Size
-from guard.offline.attacks.adaptive import METHODS
+from guard.offline.adaptive_rows import FEWEST_ITEMS, FEWEST_STEPS, Size
+from guard.offline.adversary.descent import METHODS
+from guard.offline.adversary.runs import PARTS
 from guard.offline.build import Prepared
-from guard.offline.campaign import PARTS
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluation import Wish, evaluate_bundle, forecast, prepared
 from guard.offline.evidence.batches import gather_all
@@ -178,7 +178,7 @@ def test_remembered_evidence_is_gathered_once_and_is_the_items_own(
     tiny_subject: OpenedGuard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = [need for ds in tiny_subject.programs.values() for d in ds for need in d.needs]
-    gathered = spied(monkeypatch, guard.offline.fit, "gather_all")
+    gathered = spied(monkeypatch, guard.offline.evidence.cache, "gather_all")
     remembered, images = EvidenceCache(tiny_subject.classifier), tiny.data(30, seed=93)[0]
     mixed = np.concatenate([images[10:], images[5:6], images[5:6]])
     remembered(needs, images[:20])
@@ -227,9 +227,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(bundle.path.with_name("bundle.work") / "without-single-step")
-    shards = spied(monkeypatch, guard.offline.shard, "attack_shard")
+    shards = spied(monkeypatch, guard.offline.crafting.shard, "attack_shard")
     heads = spied(monkeypatch, guard.offline.build, "fit_heads")
-    runs = spied(monkeypatch, guard.offline.campaign, "write_result")
+    runs = spied(monkeypatch, guard.offline.adversary.runs, "write_result")
     parts = PARTS * len(METHODS) * 3  # the guard and two detectors
     runs.interrupt_at = PARTS + 2
     folder = bundle.path.with_name("bundle.work") / "adaptive"

@@ -121,7 +121,7 @@ def test_an_interrupted_run_ends_as_any_other_bit_for_bit(
 ) -> None:
     """Interrupted in the middle of crafting, then run again, in another place: the same bundle to the last bit."""
     job, shards = tiny.job(problem, threads=1), 0
-    whole = guard.offline.shard.attack_shard
+    whole = guard.offline.crafting.shard.attack_shard
 
     def interrupted(*arguments: Any) -> Any:
         nonlocal shards

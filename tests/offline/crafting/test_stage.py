@@ -103,7 +103,7 @@ def test_a_second_run_goes_on_with_the_plan_and_computes_nothing(
     job = tiny.job(problem, minutes=30.0)
     first = craft(job, opened)
     before = {file: file.read_bytes() for file in job.work.rglob("*") if file.is_file()}
-    monkeypatch.setattr(guard.offline.shard, "attack_shard", None)
+    monkeypatch.setattr(guard.offline.crafting.shard, "attack_shard", None)
     said = Said()
     assert same(craft(job, opened, said), first)
     assert "going on with the plan of before" in said.lines
@@ -127,7 +127,7 @@ def test_interrupted_anywhere_it_ends_as_any_other(
     problem: Path, tmp_path: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch, stops_at: int
 ) -> None:
     """In a probe, or in the crafting; on two workers, against one that was left alone."""
-    whole, calls = guard.offline.shard.attack_shard, []
+    whole, calls = guard.offline.crafting.shard.attack_shard, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(None)
@@ -137,7 +137,7 @@ def test_interrupted_anywhere_it_ends_as_any_other(
 
     job = tiny.job(problem, minutes=30.0, threads=2)
     with monkeypatch.context() as patch:
-        patch.setattr(guard.offline.shard, "attack_shard", interrupted)
+        patch.setattr(guard.offline.crafting.shard, "attack_shard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             craft(job, opened)
     other = dataclasses.replace(job, out=tmp_path / "other", threads=1)
@@ -170,14 +170,14 @@ def test_what_attacks_one_split_was_learned_from_that_split_alone(
     problem: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch, minutes: float | None
 ) -> None:
     lessons: list[tuple[set[Split], int]] = []
-    learn, data = guard.offline.lot.learned_from, opened[1]
+    learn, data = guard.offline.crafting.learning.learned_from, opened[1]
 
     def noted(attack: Any, lot: Any) -> Any:
         items = learn(attack, lot)
         lessons.append(({data.splits[one] for one in items.hashes.tolist()}, len(items.hashes)))
         return items
 
-    monkeypatch.setattr(guard.offline.lot, "learned_from", noted)
+    monkeypatch.setattr(guard.offline.crafting.learning, "learned_from", noted)
     attacks = [{"name": "uap", "budget": 0.125, "epochs": 2}, tiny.RECIPE["attack"][0]]
     recipe = parse({**tiny.RECIPE, "attack": attacks}, "tiny")
     job, said = tiny.job(problem, minutes=minutes, recipe=recipe), Said()
@@ -185,7 +185,7 @@ def test_what_attacks_one_split_was_learned_from_that_split_alone(
     assert {frozenset(splits) for splits, _ in lessons} == {frozenset({Split.HEADS}), frozenset({Split.COMBINER})}
     assert first[0].tried == first[1].tried
     files = set(job.work.rglob("*"))
-    monkeypatch.setattr(guard.offline.shard, "attack_shard", None)
+    monkeypatch.setattr(guard.offline.crafting.shard, "attack_shard", None)
     monkeypatch.setattr(Uap, "learn", lambda *_: pytest.fail("all of it is there"))
     assert same(craft(job, opened), first)
     assert set(job.work.rglob("*")) == files
@@ -226,7 +226,7 @@ def test_the_faster_is_chosen_once_and_for_all(
     assert plan.engine == faster
     assert isinstance(attack_model(*opened_images(opened), job.work), OnnxModel) == (faster == "onnxruntime")
     monkeypatch.setattr(engine, "gradient_seconds", lambda models, images: times[::-1][: len(models)])
-    monkeypatch.setattr(guard.offline.shard, "attack_shard", None)
+    monkeypatch.setattr(guard.offline.crafting.shard, "attack_shard", None)
     assert same(craft(job, opened), first)  # the race is not run again
     with torch.no_grad():
         for one in first:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from guard.bundle import Bundle
-from guard.offline.attacks.surrogates import NOTHING_DRAWN, SURROGATES, drawing, expectation, surrogates_of
+from guard.offline.adversary.surrogates import NOTHING_DRAWN, SURROGATES, drawing, expectation, surrogates_of
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from tests.offline import tiny

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.offline.attacks.adaptive import METHODS, AdaptiveResult
-from guard.offline.attacks.directions import Method
-from guard.offline.attacks.guides import Guides
-from guard.offline.attacks.surrogates import expectation, surrogates_of
-from guard.offline.campaign import FORMAT, STARTS, Adversary, Aim, Outcome, Shown, in_parts
+from guard.offline.adversary.descent import METHODS, AdaptiveResult
+from guard.offline.adversary.directions import Method
+from guard.offline.adversary.excess import DetectorExcess, Excess, served_excess, without_gradient
+from guard.offline.adversary.guides import Guides
+from guard.offline.adversary.runs import FORMAT, GUIDES, STARTS, Adversary, Aim, Outcome, Shown, in_parts
+from guard.offline.adversary.surrogates import expectation, surrogates_of
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import HeldOut
 from guard.offline.detectors.detector import Detector
@@ -34,7 +35,6 @@ from guard.offline.findings.intervals import Promise, Rate
 from guard.offline.programs.identity import identity_of
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read, some_of
-from guard.offline.risk import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.work.parallel import Stop
 from guard.offline.work.text import duration
 from guard.runtime import Readings
@@ -45,7 +45,6 @@ PROVING_DETECTORS = ("kernel_density", "feature_squeezing", "lid")
 GUARD = "guard"  # the aim that is all of it
 FEWEST_ITEMS, FEWEST_STEPS, FEW_STEPS = 30, 20, 60
 TRIAL_STEPS = 2  # by which speed is measured
-GUIDES = 200  # clean items, at most, that feature matching chooses from
 LOOKED_AT = 16  # attacked items on which each head's gradient is looked at
 
 

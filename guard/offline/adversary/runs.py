@@ -18,11 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.offline.attacks.adaptive import METHODS, AdaptiveResult, Known, adaptive, beats
-from guard.offline.attacks.directions import Method
-from guard.offline.attacks.guides import Guides
+from guard.offline.adversary.descent import METHODS, AdaptiveResult, Known, adaptive, beats
+from guard.offline.adversary.directions import Method
+from guard.offline.adversary.guides import Guides
 from guard.offline.work.array_file import read_whole, write_whole
 from guard.offline.work.parallel import Stop, cores, side_by_side
+
+GUIDES = 200  # clean items, at most, that feature matching chooses from
+
 
 FORMAT = 2  # of a kept run: raised whenever what is computed for one changes
 STARTS = 2  # of each method: the static attack's result and a random point

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.directions import DIRECTIONS, SLACK, Method, Sight
-from guard.offline.attacks.guides import Guide, Guides, Opened
+from guard.offline.adversary.directions import DIRECTIONS, SLACK, Method, Sight
+from guard.offline.adversary.guides import Guide, Guides, Opened
 from guard.offline.attacks.norm_ball import per_item
 
 METHODS: tuple[Method, ...] = ("selective", "weighted")

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from guard.calibration import Band, Calibration
 from guard.fusion import HINGES, Fusion, Surprise, clean_knots, unfitted
-from guard.offline.detectors.kernel_density import KernelDensityHead
-from guard.offline.evidence.needs import Evidence, Logits
-from guard.offline.programs.opened_guard import OpenedGuard
-from guard.offline.programs.program import Program
-from guard.offline.programs.read import read
-from guard.offline.risk import (
+from guard.offline.adversary.excess import (
     DetectorExcess,
     Excess,
     SmoothFusion,
@@ -26,6 +21,11 @@ from guard.offline.risk import (
     served_excess,
     without_gradient,
 )
+from guard.offline.detectors.kernel_density import KernelDensityHead
+from guard.offline.evidence.needs import Evidence, Logits
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.program import Program
+from guard.offline.programs.read import read
 from tests.offline import tiny
 from tests.offline.detectors.fitting import attack
 

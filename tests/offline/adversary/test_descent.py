@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.adaptive import (
+from guard.offline.adversary.descent import (
     ALL_METHODS,
     AdaptiveResult,
     Known,
@@ -16,13 +16,13 @@ from guard.offline.attacks.adaptive import (
     class_margin,
     on_grid,
 )
-from guard.offline.attacks.directions import DIRECTIONS, SLACK, Method, Sight, pursued
-from guard.offline.attacks.guides import Guides
+from guard.offline.adversary.directions import DIRECTIONS, SLACK, Method, Sight, pursued
+from guard.offline.adversary.excess import DetectorExcess, Excess
+from guard.offline.adversary.guides import Guides
 from guard.offline.attacks.norm_ball import steepest
 from guard.offline.evidence.needs import Logits
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
-from guard.offline.risk import DetectorExcess, Excess
 from tests.offline import tiny
 
 BUDGET = 0.25

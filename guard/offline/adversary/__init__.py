@@ -1,0 +1,1 @@
+"""The attacker who knows the guard: its risk, differentiable, and the descents on it."""
