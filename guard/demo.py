@@ -97,7 +97,7 @@ def make_bundle(folder: Path, seed: int, console: Any) -> dict[str, Any]:
     """Train the network and its guard; the inputs that the client is going to send."""
     import torch
 
-    from guard.offline.digits import accuracy, load_digits, save_model, train_network
+    from guard.offline.demo_model import accuracy, load_digits, save_model, train_network
     from guard.offline.job.job import Job
     from guard.offline.job.recipe import load_recipe
     from guard.offline.train import finish, prepare

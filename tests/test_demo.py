@@ -15,7 +15,7 @@ from guard.errors import ConfigError, GateError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Data
-from guard.offline.digits import load_digits, save_model, train_network
+from guard.offline.demo_model import load_digits, save_model, train_network
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import load_recipe
 from guard.offline.train import Prepared, finish, prepare

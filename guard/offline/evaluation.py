@@ -15,7 +15,6 @@ from guard.bundle import Bundle
 from guard.offline.adaptive_rows import Size
 from guard.offline.adversary.descent import ALL_METHODS, METHODS
 from guard.offline.adversary.runs import GUIDES
-from guard.offline.build import Prepared, read_seconds
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import HeldOut
 from guard.offline.data.shifts import SHIFTS
@@ -28,8 +27,9 @@ from guard.offline.measure import Effort, LeftOut, adaptive_stage, measure, shif
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.refit import refit_all, unmade
-from guard.offline.reopen import Work
 from guard.offline.report.page import to_html, to_json
+from guard.offline.training.build import Prepared, read_seconds
+from guard.offline.training.reopen import Work
 from guard.offline.trial import Further
 from guard.offline.work.progress import Stage, Stages
 from guard.offline.work.text import duration

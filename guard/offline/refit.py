@@ -14,15 +14,15 @@ from pathlib import Path
 
 from guard.bundle import Bundle
 from guard.errors import BundleError
-from guard.offline.build import Prepared, compile_heads, fit, parities
-from guard.offline.calibrate import Calibrator
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.findings.attack_names import labels_of
-from guard.offline.fit import settled
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe
 from guard.offline.measure import LeftOut
 from guard.offline.programs.identity import identity_of
+from guard.offline.training.build import Prepared, compile_heads, fit, parities
+from guard.offline.training.calibrator import Calibrator
+from guard.offline.training.fit_heads import settled
 from guard.runtime import Runtime
 
 

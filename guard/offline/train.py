@@ -5,25 +5,22 @@ Rule 1: until the last stage nothing is at `--out`; what is slow to make lies in
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from dataclasses import asdict
-from pathlib import Path
 
 from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
-from guard.offline.build import Prepared, compile_heads, fit, parities, write_seconds
-from guard.offline.calibrate import Calibrator
 from guard.offline.crafting.plan import FLOOR, read_plan
 from guard.offline.crafting.stage import craft_all
-from guard.offline.data.dataset import Data
 from guard.offline.evidence.batches import one_batch
-from guard.offline.fit import save_heads, settled
 from guard.offline.job.job import Job, check_data, open_job
 from guard.offline.measure import Effort, measure
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.report.page import to_html, to_json
+from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
+from guard.offline.training.calibrator import Calibrator
+from guard.offline.training.fit_heads import save_heads, settled
+from guard.offline.training.reopen import write_work
 from guard.offline.work.progress import Stages
 from guard.offline.work.text import short
 from guard.offline.work.threads import choose_threads
@@ -94,15 +91,3 @@ def effort_of(job: Job, deadline: float | None) -> Effort:
     plan = read_plan(job.work) if job.minutes is not None else None
     items = job.attack_items or (ATTACK_ITEMS if plan is None else plan.attack_items)
     return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work / "crafted", deadline)
-
-
-def write_work(job: Job, data: Data) -> None:
-    """The split by content hash, and what the model and recipe were, for `guard evaluate`."""
-    job.work.mkdir(parents=True, exist_ok=True)
-    (job.work / "splits.json").write_text(json.dumps(data.splits, indent=0, sort_keys=True), encoding="utf-8")
-    settings = {key: value for key, value in asdict(job).items() if key not in ("recipe", "out")}
-    if Path(job.model).is_file():
-        settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
-    settings |= {"data": job.data.resolve(), "test": job.test and job.test.resolve()}
-    settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}
-    (job.work / "job.json").write_text(json.dumps(settings, indent=2, default=str), encoding="utf-8")

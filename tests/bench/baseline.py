@@ -39,7 +39,7 @@ from guard.offline.evaluation import Wish, prepared
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.measure import craft_enough
 from guard.offline.programs.read import read
-from guard.offline.reopen import Work
+from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 
 COLUMNS = ("attack", "items", "own forest", "own forest, right", "one forest", "guard", "guard, right")

@@ -35,7 +35,7 @@ from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.data.dataset import HeldOut
-from guard.offline.reopen import Work
+from guard.offline.training.reopen import Work
 from guard.serve.probe import probe
 from tests.serve.mlserver_process import mlserver_process
 from tests.serve.triton_process import ask_triton

@@ -28,16 +28,16 @@ from guard.calibration import Calibration
 from guard.fusion import unfitted
 from guard.offline.bench.bench import bench
 from guard.offline.bench.table import tables
-from guard.offline.calibrate import made_by, npz
 from guard.offline.data.grid import snap
 from guard.offline.evidence.cache import EvidenceCache
-from guard.offline.fit import Items, fit_heads, settled
-from guard.offline.fusion import early_reject
 from guard.offline.job.recipe import load_recipe
 from guard.offline.model.onnx_import.graph import read_graph
 from guard.offline.model.open_model import Source, load_program, open_model
 from guard.offline.programs.program import Program
 from guard.offline.programs.write_programs import compile_programs
+from guard.offline.training.calibrator import made_by, npz
+from guard.offline.training.fit_fusion import early_reject
+from guard.offline.training.fit_heads import Items, fit_heads, settled
 from guard.runtime import Runtime
 from tests.bench import efficientnet
 

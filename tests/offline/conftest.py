@@ -17,8 +17,8 @@ from guard.offline.crafting.crafter import craft
 from guard.offline.job.job import Job
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
-from guard.offline.reopen import Work
 from guard.offline.train import train
+from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 from tests.offline import tiny
 

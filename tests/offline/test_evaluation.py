@@ -17,16 +17,15 @@ import torch
 from rich.console import Console
 
 import guard.offline.adversary.runs
-import guard.offline.build
-import guard.offline.calibrate
 import guard.offline.crafting.shard
 import guard.offline.evidence.cache
+import guard.offline.training.build
+import guard.offline.training.calibrator
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.adaptive_rows import FEWEST_ITEMS, FEWEST_STEPS, Size
 from guard.offline.adversary.descent import METHODS
 from guard.offline.adversary.runs import PARTS
-from guard.offline.build import Prepared
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluation import Wish, evaluate_bundle, forecast, prepared
 from guard.offline.evidence.batches import gather_all
@@ -34,14 +33,15 @@ from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import ChannelAttribution, Latent
 from guard.offline.findings.evaluation import AttackRow, Evaluation, UnrunRow
-from guard.offline.fit import Items
 from guard.offline.job.suite import load_suite
 from guard.offline.measure import LeftOut
 from guard.offline.programs.identity import identity_of
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.refit import families, refit_all, unmade
-from guard.offline.reopen import Work
+from guard.offline.training.build import Prepared
+from guard.offline.training.fit_heads import Items
+from guard.offline.training.reopen import Work
 from guard.offline.unattacked import detector_rows
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
@@ -94,9 +94,9 @@ def refitted(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> R
     work = Work.beside(bundle)
     whole = prepared(work, bundle, quiet())
     with pytest.MonkeyPatch.context() as patch:
-        heads = spied(patch, guard.offline.build, "fit_heads")
-        fusion = spied(patch, guard.offline.calibrate, "fit_fusion")
-        pooled = spied(patch, guard.offline.calibrate, "pool")
+        heads = spied(patch, guard.offline.training.build, "fit_heads")
+        fusion = spied(patch, guard.offline.training.calibrator, "fit_fusion")
+        pooled = spied(patch, guard.offline.training.calibrator, "pool")
         guards = refit_all(work.job_of(bundle), lambda: whole, bundle, lambda text: None)
     return Refitted(bundle, whole, guards, heads, fusion, pooled)
 
@@ -228,7 +228,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
 ) -> None:
     shutil.rmtree(bundle.path.with_name("bundle.work") / "without-single-step")
     shards = spied(monkeypatch, guard.offline.crafting.shard, "attack_shard")
-    heads = spied(monkeypatch, guard.offline.build, "fit_heads")
+    heads = spied(monkeypatch, guard.offline.training.build, "fit_heads")
     runs = spied(monkeypatch, guard.offline.adversary.runs, "write_result")
     parts = PARTS * len(METHODS) * 3  # the guard and two detectors
     runs.interrupt_at = PARTS + 2

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.bundle import Bundle
-from guard.offline.digits import AsTuple
+from guard.offline.demo_model import AsTuple
 from guard.offline.model.onnx_export.export import lower
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.runtime import Runtime

@@ -17,16 +17,16 @@ import guard.offline.crafting.shard
 from guard.bundle import Bundle
 from guard.calibration import auroc, rejections_band
 from guard.errors import BundleError, ConfigError, DataError, GuardError, ModelError, PromiseError
-from guard.offline.calibrate import npz
 from guard.offline.data.splits import Split, content_hashes
 from guard.offline.detectors.detector import Head
 from guard.offline.evidence.cache import EvidenceCache
-from guard.offline.fit import Items, fit_heads, load_heads, save_heads
-from guard.offline.fusion import fit_fusion
 from guard.offline.job.job import FEWEST_CLEAN, Job, open_job
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.train import prepare, train
+from guard.offline.training.calibrator import npz
+from guard.offline.training.fit_fusion import fit_fusion
+from guard.offline.training.fit_heads import Items, fit_heads, load_heads, save_heads
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from tests.offline import tiny

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
-from guard.offline.digits import AsTuple
+from guard.offline.demo_model import AsTuple
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, load_recipe, parse
 from guard.offline.model.onnx_export.export import lower

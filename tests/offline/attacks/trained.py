@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from guard.offline.attacks.attack import Model
 from guard.offline.attacks.noise import shuffled
-from guard.offline.digits import load_digits, train_network
+from guard.offline.demo_model import load_digits, train_network
 
 HELD_OUT = 60
 

@@ -16,8 +16,8 @@ from guard.offline.detectors.table import DETECTORS
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import Evidence
-from guard.offline.fit import Items, fit_heads
 from guard.offline.model.classifier import Classifier
+from guard.offline.training.fit_heads import Items, fit_heads
 from tests.offline import tiny
 
 Kind = Literal["images", "vectors"]

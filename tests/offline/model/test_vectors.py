@@ -21,8 +21,8 @@ from guard.offline.evaluation import Wish, evaluate_bundle
 from guard.offline.findings.evaluation import NOISE, OFF_GRID
 from guard.offline.job.job import open_job
 from guard.offline.job.recipe import load_recipe
-from guard.offline.reopen import Work
 from guard.offline.train import train
+from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from guard.scoring import score_lines

@@ -19,8 +19,8 @@ from rich.console import Console
 from guard.bundle import Bundle
 from guard.calibration import rejections_band
 from guard.offline.model.onnx_import.importer import relative
-from guard.offline.reopen import Work
 from guard.offline.train import train
+from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 from guard.policy import Action, Policy
 from guard.runtime import Runtime

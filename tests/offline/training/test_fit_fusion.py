@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from guard.calibration import Band, auroc
 from guard.fusion import Floats, Fusion, Surprise
-from guard.offline.fusion import (
+from guard.offline.training.fit_fusion import (
     FEWEST_IN_TAIL,
     RESTING,
     SURPRISE_SHARE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import numpy as np
 from guard.arrays import read_examples, to_wire
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
-from guard.offline.data.dataset import HeldOut
+from guard.offline.data.dataset import Data, HeldOut
 from guard.offline.data.splits import Split, content_hashes
-from guard.offline.fit import load_heads, settled
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.training.fit_heads import load_heads, settled
 from guard.runtime import Runtime
 
 
@@ -110,3 +110,15 @@ class Work:
             )
         unit = np.clip(spec.box.to_unit(wire[fresh]), 0.0, 1.0)
         return HeldOut(unit, examples.labelled()[fresh], hashes[fresh], examples.source), int((~fresh).sum())
+
+
+def write_work(job: Job, data: Data) -> None:
+    """The split by content hash, and what the model and recipe were, for `guard evaluate`."""
+    job.work.mkdir(parents=True, exist_ok=True)
+    (job.work / "splits.json").write_text(json.dumps(data.splits, indent=0, sort_keys=True), encoding="utf-8")
+    settings = {key: value for key, value in asdict(job).items() if key not in ("recipe", "out")}
+    if Path(job.model).is_file():
+        settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
+    settings |= {"data": job.data.resolve(), "test": job.test and job.test.resolve()}
+    settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}
+    (job.work / "job.json").write_text(json.dumps(settings, indent=2, default=str), encoding="utf-8")

@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.bundle import Bundle
-from guard.offline.calibrate import pool
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Data
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.evidence.cache import EvidenceCache, Gathered
-from guard.offline.fit import Items, fit_heads
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.programs.parity import Parity, check_parity
 from guard.offline.programs.program import Cleaner, Program
 from guard.offline.programs.write_programs import ProgramFiles, compile_programs
+from guard.offline.training.calibrator import pool
+from guard.offline.training.fit_heads import Items, fit_heads
 from guard.runtime import Session
 
 PARITY_ITEMS = 100

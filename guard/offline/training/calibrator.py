@@ -25,12 +25,12 @@ from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Data
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
-from guard.offline.fusion import band_leak, early_reject, fit_fusion
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.programs.parity import Parity
 from guard.offline.programs.read import read
 from guard.offline.programs.write_programs import ProgramFiles
+from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.runtime import Runtime
 
 SAMPLES = 16  # inputs that the engine checks itself on

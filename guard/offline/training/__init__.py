@@ -1,0 +1,1 @@
+"""Crafted sets become heads, programs and a calibrated bundle."""
