@@ -225,7 +225,7 @@ def evaluate(
     is kept beside the bundle: an interrupted evaluation goes on where it was.
     """
     from guard.bundle import Bundle
-    from guard.offline.evaluation import Wish, evaluate_bundle
+    from guard.offline.evaluate import Wish, evaluate_bundle
     from guard.offline.job.suite import load_suite
     from guard.offline.report.terminal import lines_of
 

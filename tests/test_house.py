@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "job.suites": set(),
 }
 LOOSE = "loose"  # a file in guard/offline itself: it may import all, and a package nothing of it
-MOST_LOOSE = 18  # falls with every package that moves in; 3 in the end
+MOST_LOOSE = 3
 # What is still against the rules. A line here that no longer holds fails the test: it is to be taken out.
 TODAY: set[tuple[str, str]] = set()
 

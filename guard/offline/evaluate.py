@@ -1,220 +1,160 @@
-"""Measures a bundle on attacked items: how many are caught, and what becomes of all that were tried.
+"""`guard evaluate`: a bundle, its work directory and fresh data -> tables, one JSON file and one page.
 
-Rule 1: no item that was fitted or calibrated on is ever counted.
-Rule 2: an item is attacked only if the model's prediction verifiably changed; where an attack failed, the clean item
-stands.
-Rule 3: readings come from the bundle's own programs, through the one runtime.
+Rule 1: what is slow to make lies in `BUNDLE.work` and is taken up again: attacked items, guards fitted without a
+family, runs of the adaptive attack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from guard.calibration import Calibration, auroc
-from guard.fusion import Floats
-from guard.offline.crafting.crafted_set import CraftedSet
+from guard.bundle import Bundle
+from guard.offline.adversary.descent import ALL_METHODS, METHODS
+from guard.offline.adversary.runs import GUIDES
+from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import HeldOut
-from guard.offline.findings.evaluation import AttackRow, Detection, LeftOutRow, Worst
-from guard.offline.findings.intervals import Area, Caught, Promise, Rate, caught_at
+from guard.offline.data.shifts import SHIFTS
+from guard.offline.evaluation.adaptive_rows import adaptive_stage
+from guard.offline.evaluation.clean_rows import shift_items
+from guard.offline.evaluation.effort import Effort, Size
+from guard.offline.evaluation.forecast import seconds_per_item, seconds_to_read
+from guard.offline.evaluation.left_out import refit_all, unmade
+from guard.offline.evaluation.left_out_guard import LeftOut
+from guard.offline.evaluation.measure import measure
+from guard.offline.evaluation.suite_rows import Further
+from guard.offline.evidence.batches import one_batch
+from guard.offline.findings.evaluation import Evaluation
+from guard.offline.job.job import check_data, open_job
+from guard.offline.job.suite import Suite
+from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
-from guard.runtime import Readings, Runtime
+from guard.offline.report.page import to_html, to_json
+from guard.offline.training.build import Prepared, read_seconds
+from guard.offline.training.reopen import Work
+from guard.offline.work.progress import Stage, Stages
+from guard.offline.work.text import duration
+from guard.offline.work.threads import choose_threads
 
-TAILS = 2  # of a detector's p-value: the smallest that n clean items allow is 2 / (n + 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Fate:
-    """What became of every item that an attack was tried on: attacked, or clean where the attack failed. [tried]"""
-
-    hashes: NDArray[np.str_]
-    wrong: NDArray[np.bool_]  # the model's answer
-    p_value: Floats
-
-    def handled(self, rate: float) -> NDArray[np.bool_]:
-        """Rejected, or still classified right."""
-        return ~self.wrong | (self.p_value <= rate)
+MINUTES, QUICK_MINUTES, SUITE_MINUTES = 40.0, 4.0, 20.0
+FULL = (300, 50, 100)  # items an attack is tried on; items and steps of the adaptive attack
+QUICK = (100, 20, 30)
+SHIFTED, QUICK_SHIFTED = 1000, 300  # items that are shifted, at most
 
 
-@dataclass(frozen=True, eq=False)
-class Guard:
-    """A bundle at work, and its readings of all clean test items."""
+@dataclass(frozen=True)
+class Wish:
+    """What `guard evaluate` was asked for."""
 
-    runtime: Runtime
-    clean: Readings
-    hashes: NDArray[np.str_]  # [item] of the clean test items
+    seed: int = 0
+    quick: bool = False  # fewer items and steps, no family left out: an indication only
+    full: bool = False  # every method of the adaptive attack
+    minutes: float | None = None  # for all but the suite
+    suite: Suite | None = None
+    suite_minutes: float = SUITE_MINUTES
 
-    @staticmethod
-    def over(runtime: Runtime, held_out: HeldOut) -> Guard:
-        return Guard(runtime, read(runtime, held_out.images), held_out.hashes)
+    def effort(self, work: Path) -> Effort:
+        sizes = QUICK if self.quick else FULL
+        shifted = QUICK_SHIFTED if self.quick else SHIFTED
+        deadline = time.monotonic() + 60 * self.time
+        methods = ALL_METHODS if self.full else METHODS
+        return Effort(*sizes, self.seed, work / "crafted", deadline, shifted, methods)
 
-    def fate(self, crafted: CraftedSet, readings: Readings) -> Fate:
-        """`readings` are those of the crafted set's attacked items."""
-        places = {value: place for place, value in enumerate(self.hashes.tolist())}
-        p_value = self.clean.p_value[[places[value] for value in crafted.tried_hashes.tolist()]]
-        wrong = hits(crafted)
-        p_value[wrong] = readings.p_value
-        return Fate(crafted.tried_hashes, wrong, p_value)
-
-    def detection(self, readings: Readings, fate: Fate, promises: Sequence[Promise]) -> Detection:
-        return detect(self.runtime.calibration, readings, fate.p_value, fate.wrong, self.clean, promises)
-
-
-@dataclass(frozen=True, eq=False)
-class Other:
-    """A guard that was fitted without one family."""
-
-    family: str
-    fitted_on: tuple[str, ...]  # labels of the attacks that were left
-    guard: Guard
-
-    def detection(self, crafted: CraftedSet, promises: Sequence[Promise]) -> Detection:
-        readings = read(self.guard.runtime, crafted.attacked)
-        return self.guard.detection(readings, self.guard.fate(crafted, readings), promises)
-
-    def row(self, promises: Sequence[Promise]) -> LeftOutRow:
-        alarms = caught_at(promises, self.guard.clean.p_value)
-        return LeftOutRow(self.family, self.fitted_on, self.guard.runtime.bundle.digest, alarms)
+    @property
+    def time(self) -> float:
+        """Minutes."""
+        return self.minutes if self.minutes is not None else QUICK_MINUTES if self.quick else MINUTES
 
 
-@dataclass(frozen=True, eq=False)
-class Examiner:
-    """Makes the rows of attacks: the served guard, and those fitted without a family."""
+def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: Stages) -> Evaluation:
+    """Write `report.json` and `report.html` into `out`.
 
-    guard: Guard
-    promises: tuple[Promise, ...]
-    others: Mapping[str, Other]
-
-    def examine(self, crafted: CraftedSet, *, label: str, setting: str) -> Examined:
-        readings = read(self.guard.runtime, crafted.attacked)
-        fate = self.guard.fate(crafted, readings)
-        other = self.others.get(crafted.family)
-        row = attack_row(
-            self.guard,
-            crafted,
-            readings,
-            fate,
-            self.promises,
-            label=label,
-            setting=setting,
-            left_out=None if other is None else other.detection(crafted, self.promises),
-        )
-        return Examined(row, crafted, readings, fate)
-
-
-@dataclass(frozen=True, eq=False)
-class Examined:
-    """An attack's row, and what it was made from."""
-
-    row: AttackRow
-    crafted: CraftedSet
-    readings: Readings  # of the attacked items
-    fate: Fate
+    Raises:
+        BundleError, DataError, ModelError: before anything is written.
+    """
+    work = Work.beside(bundle)
+    effort = wish.effort(work.path)
+    with stages.stage("open bundle and data") as progress:
+        held_out, aside = work.held_out(bundle, data)
+        subject = work.subject(bundle)
+        choose_threads(subject.classifier.graph, one_batch(held_out.images))
+        if aside:
+            progress.say(f"put aside {aside} items that the bundle was fitted or calibrated on")
+    with stages.stage("measure speeds") as progress:
+        announce(forecast(subject, held_out, work, effort, quick=wish.quick), wish, progress)
+    left_out: tuple[LeftOut, ...] = ()
+    if not wish.quick:
+        with stages.stage("fit without each family") as progress:
+            left_out = refit_all(work.job_of(bundle), lambda: prepared(work, bundle, progress), bundle, progress.note)
+    with stages.stage("measure on held-out data") as progress:
+        further = Further(wish.suite, 60 * wish.suite_minutes, work.path / "suite") if wish.suite else None
+        evaluation = measure(subject, held_out, work.recipe, effort, progress, left_out=left_out, further=further)
+    with stages.stage("write report"):
+        write_report(evaluation, out)
+    return evaluation
 
 
-def hits(crafted: CraftedSet) -> NDArray[np.bool_]:
-    """[tried] Which of the items tried are the attacked ones: these follow in the same order."""
-    found, place = np.zeros(crafted.tried, dtype=bool), 0
-    for number, value in enumerate(crafted.tried_hashes.tolist()):
-        if place < len(crafted) and value == crafted.hashes[place]:
-            found[number], place = True, place + 1
+def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
+    """What the served bundle was fitted on: the same data, the same attacked items. Raises DataError, BundleError."""
+    job = work.job_of(bundle)
+    classifier, data = open_job(job)
+    check_data(job, classifier, data)
+    work.same_splits(data.splits)
+    return Prepared(classifier, data, craft_all(job, classifier, data, progress))
+
+
+def forecast(
+    subject: OpenedGuard, held_out: HeldOut, work: Work, effort: Effort, *, quick: bool
+) -> Mapping[str, float | None]:
+    """Seconds by what they are for; None where nobody knows yet."""
+    attacks = (*work.recipe.attacks, *work.recipe.left_out)
+    items = min(effort.attack_items, len(held_out.images))
+    read_s = seconds_to_read(subject.runtime, held_out)
+    found: dict[str, float | None] = {
+        f"{len(attacks)} attacks on {items} items": items
+        * seconds_per_item(subject.classifier.graph, attacks, held_out)
+    }
+    if not quick and (left := unmade(work.recipe, work.path, subject.runtime.bundle)):
+        build_s = read_seconds(work.path)
+        found[f"guards without a family, {len(left)} of them"] = None if build_s is None else len(left) * build_s
+    readings = len(held_out.images) + 2 * len(attacks) * items  # clean ones, and what each attack makes: items, noise
+    found[f"{readings} readings at {1 / read_s:.0f} a second"] = readings * read_s
+    if held_out.images.ndim == 4:
+        shifted = shift_items(subject.runtime, held_out, effort)
+        found[f"{len(SHIFTS)} shifts of {shifted} items"] = len(SHIFTS) * shifted * read_s
+    if work.recipe.adaptive_budgets:
+        size = Size(effort.adaptive_items, effort.adaptive_steps)
+        stage = adaptive_stage(subject, held_out, work.recipe, effort)
+        first = 2 * size.items + GUIDES
+        few = replace(held_out, images=held_out.images[:first], labels=held_out.labels[:first])
+        per = replace(stage, held_out=few).per_item_step(read(subject.runtime, few.images))
+        found[f"adaptive attack, {size.items} items x {size.steps} steps"] = per * size.items * (size.steps + 1)
     return found
 
 
-def attack_row(
-    guard: Guard,
-    crafted: CraftedSet,
-    readings: Readings,
-    fate: Fate,
-    promises: Sequence[Promise],
-    *,
-    label: str,
-    setting: str,
-    left_out: Detection | None,
-) -> AttackRow:
-    """What the bundle makes of one attack's verified items, whose readings these are, and of all that were tried."""
-    manifest, names = guard.runtime.bundle.manifest, guard.runtime.calibration.detectors
-    return AttackRow(
-        attack=crafted.attack,
-        label=label,
-        family=crafted.family,
-        norm=crafted.norm,
-        budget=crafted.budget,
-        setting=setting,
-        tried=crafted.tried,
-        success=Rate.of(fate.wrong),
-        served=guard.detection(readings, fate, promises),
-        left_out=left_out,
-        rejected=Rate.of(readings.p_value <= manifest.reject_rate),
-        flagged=Rate.of(readings.p_value <= manifest.flag_rate),
-        robust_accuracy=Rate.of(fate.handled(manifest.reject_rate)),
-        detector_auroc=by_detector(names, guard.clean.scores, readings.scores),
-        detector_surprise=by_detector(names, -guard.clean.detector_p, -readings.detector_p),
+def announce(costs: Mapping[str, float | None], wish: Wish, progress: Stage) -> None:
+    """Before anything slow begins."""
+    for what, seconds in costs.items():
+        progress.say(f"{what:<46} {'unknown' if seconds is None else duration(seconds)}")
+    known = sum(seconds for seconds in costs.values() if seconds is not None)
+    progress.say(
+        f"together about {duration(known)} of {wish.time:g} min"
+        + (": the adaptive attack will be made smaller to fit" if known > 60 * wish.time else "")
     )
+    if wish.suite:
+        count = len(wish.suite.attacks)
+        progress.say(
+            f"{f'suite {wish.suite.name}, {count} attacks, beside that':<46} {wish.suite_minutes:g} min at most"
+        )
 
 
-def detect(
-    calibration: Calibration,
-    fooling: Readings,
-    p_value: Floats,
-    wrong: NDArray[np.bool_],
-    clean: Readings,
-    promises: Sequence[Promise],
-) -> Detection:
-    """`fooling` are the readings of the items that fool the model; `p_value` and `wrong` run over all tried."""
-    made = [promise for promise in promises if promise.reason is None]
-    none: dict[str, Rate | None] = {promise.name: None for promise in promises}
-    return Detection(
-        auroc=Area.between(clean.risk, fooling.risk),
-        caught=caught_at(promises, fooling.p_value),
-        handled=none | {p.name: Rate.of(~wrong | (p_value <= p.rate)) for p in made},
-        passing=none | {p.name: Rate.of(~wrong[p_value > p.rate]) for p in made},
-        alone={
-            name: alone_at(promises, fooling.detector_p[:, column], calibration.items)
-            for column, name in enumerate(calibration.detectors)
-        },
-    )
-
-
-def alone_at(promises: Sequence[Promise], p_value: Floats, items: int) -> Caught:
-    """One detector's share at each rate; None also where two tails cannot promise it with so many clean items."""
-    caught = caught_at(promises, p_value)
-    return {p.name: caught[p.name] if p.rate * (items + 1) >= TAILS else None for p in promises}
-
-
-def worst_of(fates: Mapping[str, Fate], promises: Sequence[Promise], reject_rate: float) -> Worst | None:
-    """Over the items that all the attacks were tried on; None where there is no such item. Keys are labels."""
-    if not fates:
-        return None
-    shared = reduce(set.intersection, (set(fate.hashes.tolist()) for fate in fates.values()))
-    if not shared:
-        return None
-    chosen = [fate_of(fate, sorted(shared)) for fate in fates.values()]
-
-    def always(rate: float) -> Rate:
-        return Rate.of(np.logical_and.reduce([fate.handled(rate) for fate in chosen]))
-
-    return Worst(
-        attacks=tuple(fates),
-        bare=Rate.of(np.logical_and.reduce([~fate.wrong for fate in chosen])),
-        handled={p.name: always(p.rate) if p.reason is None else None for p in promises},
-        robust_accuracy=always(reject_rate),
-    )
-
-
-def fate_of(fate: Fate, hashes: Sequence[str]) -> Fate:
-    """Of these items alone, in this order."""
-    places = {value: place for place, value in enumerate(fate.hashes.tolist())}
-    index = np.asarray([places[value] for value in hashes], dtype=np.int64)
-    return Fate(fate.hashes[index], fate.wrong[index], fate.p_value[index])
-
-
-def by_detector(names: Sequence[str], clean: NDArray[np.float64], attacked: NDArray[np.float64]) -> dict[str, float]:
-    """AUROC of each column alone; of scores, below 0.5 the attack makes an input look calmer than clean."""
-    if len(attacked) == 0:
-        return {}
-    return {name: auroc(clean[:, d], attacked[:, d]) for d, name in enumerate(names)}
+def write_report(evaluation: Evaluation, out: Path) -> None:
+    """Each file whole or not at all."""
+    pages = {"report.json": to_json(evaluation), "report.html": to_html(evaluation)}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in pages.items():
+        partial = out / f".{name}.partial"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(out / name)

@@ -12,9 +12,10 @@ from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
 from guard.offline.crafting.plan import FLOOR, read_plan
 from guard.offline.crafting.stage import craft_all
+from guard.offline.evaluation.effort import Effort
+from guard.offline.evaluation.measure import measure
 from guard.offline.evidence.batches import one_batch
 from guard.offline.job.job import Job, check_data, open_job
-from guard.offline.measure import Effort, measure
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds

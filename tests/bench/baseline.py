@@ -35,9 +35,9 @@ from guard.offline.data.splits import Split
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
 from guard.offline.detectors.parts.residual import residual
-from guard.offline.evaluation import Wish, prepared
+from guard.offline.evaluate import Wish, prepared
+from guard.offline.evaluation.measure import craft_enough
 from guard.offline.findings.attack_names import labels_of
-from guard.offline.measure import craft_enough
 from guard.offline.programs.read import read
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages

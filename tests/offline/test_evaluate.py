@@ -1,96 +1,413 @@
-"""What becomes of every item that an attack was tried on."""
+"""`guard evaluate`: a family that is left out is really left out, what is finished is kept, and time is kept to."""
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
 
-from guard.offline.evaluate import Fate, alone_at, hits, worst_of
-from guard.offline.findings.intervals import Promise, Rate
-from guard.offline.trial import Planned, shared_out
-from guard.offline.unattacked import class_rows
-from guard.runtime import Readings
-
-PROMISES = (Promise.of(0.001, 500), Promise.of(0.01, 500), Promise.of(0.05, 500))
-
-
-class Tried:
-    """As much of a crafted set as `hits` looks at."""
-
-    def __init__(self, tried: str, attacked: str) -> None:
-        self.tried_hashes, self.hashes = np.array(list(tried)), np.array(list(attacked))
-        self.tried = len(tried)
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-
-@pytest.mark.parametrize(
-    ("tried", "attacked", "expected"),
-    [("abcd", "bd", [0, 1, 0, 1]), ("abcd", "", [0, 0, 0, 0]), ("aab", "ab", [1, 0, 1]), ("aab", "aab", [1, 1, 1])],
-)
-def test_attacked_items_are_found_among_those_tried(tried: str, attacked: str, expected: list[int]) -> None:
-    """Also where two items have one content: as many are counted as were attacked."""
-    found = hits(Tried(tried, attacked))  # type: ignore[arg-type]
-    assert found.astype(int).tolist() == expected
-
-
-def fate(hashes: str, wrong: list[int], p_value: list[float]) -> Fate:
-    return Fate(np.array(list(hashes)), np.array(wrong, dtype=bool), np.array(p_value))
-
-
-def test_handled_is_rejected_or_still_right() -> None:
-    found = fate("abcd", [1, 1, 0, 0], [0.001, 0.5, 0.5, 0.001])
-    assert found.handled(0.01).tolist() == [True, False, True, True]
+import guard.offline.adversary.runs
+import guard.offline.crafting.shard
+import guard.offline.evidence.cache
+import guard.offline.training.build
+import guard.offline.training.calibrator
+from guard.bundle import Bundle
+from guard.errors import BundleError, DataError, ModelError
+from guard.offline.adversary.descent import METHODS
+from guard.offline.adversary.runs import PARTS
+from guard.offline.data.shifts import SHIFTS
+from guard.offline.evaluate import Wish, evaluate_bundle, forecast, prepared
+from guard.offline.evaluation.detector_rows import detector_rows
+from guard.offline.evaluation.effort import FEWEST_ITEMS, FEWEST_STEPS, Size
+from guard.offline.evaluation.left_out import families, refit_all, unmade
+from guard.offline.evaluation.left_out_guard import LeftOut
+from guard.offline.evidence.batches import gather_all
+from guard.offline.evidence.cache import EvidenceCache
+from guard.offline.evidence.gather import Gather
+from guard.offline.evidence.needs import ChannelAttribution, Latent
+from guard.offline.findings.evaluation import AttackRow, Evaluation, UnrunRow
+from guard.offline.job.suite import load_suite
+from guard.offline.programs.identity import identity_of
+from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.read import read
+from guard.offline.training.build import Prepared
+from guard.offline.training.fit_heads import Items
+from guard.offline.training.reopen import Work
+from guard.offline.work.progress import Stages
+from guard.runtime import Runtime
+from tests.offline import tiny
 
 
-def test_the_worst_case_meets_each_item_with_the_attack_that_is_worst_for_it() -> None:
-    one = fate("abc", [1, 0, 0], [0.5, 0.5, 0.5])
-    two = fate("cba", [0, 1, 0], [0.5, 0.5, 0.5])  # in another order
-    other = fate("abcz", [1, 0, 1, 1], [0.001, 0.5, 0.001, 0.5])
-    worst = worst_of({"one": one, "two": two, "other": other}, PROMISES, 0.05)
-    assert worst is not None
-    assert worst.bare == Rate.counted(0, 3), "each of the three items is lost to some attack"
-    assert worst.handled["0.01"] == Rate.counted(1, 3), "c alone is caught; z was not met by all"
-    assert worst.handled["0.001"] is None
-    assert worst.robust_accuracy == Rate.counted(1, 3)
-    assert worst_of({"one": one, "none": fate("xyz", [1, 1, 1], [0.5] * 3)}, PROMISES, 0.05) is None
-    assert worst_of({}, PROMISES, 0.05) is None
+class Spy:
+    """Counts the calls of a function, and keeps what it was given by name."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.interrupt_at: int | None = None
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        self.calls.append((arguments, keywords))
+        if len(self.calls) == self.interrupt_at:
+            raise KeyboardInterrupt
+        return self.function(*arguments, **keywords)
 
 
-def test_a_detector_alone_promises_half_as_finely() -> None:
-    """Two tails: with 500 clean items its smallest p-value is 2 in 501."""
-    promises = (Promise.of(0.003, 500), Promise.of(0.05, 500))
-    found = alone_at(promises, np.asarray([0.001, 0.04, 0.5]), 500)
-    assert found["0.003"] is None
-    assert found["0.05"] == Rate.counted(2, 3)
+def spied(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> Spy:
+    spy = Spy(getattr(module, name))
+    monkeypatch.setattr(module, name, spy)
+    return spy
 
 
-def readings(prediction: list[int], p_value: list[float]) -> Readings:
-    logits = np.eye(3, dtype=np.float32)[prediction]
-    p, none = np.asarray(p_value), np.zeros((len(p_value), 0))
-    return Readings(logits, none, -p, p, np.zeros(len(p), dtype=np.int64), none)
+def quiet() -> Any:
+    with Stages(Console(file=io.StringIO())).stage("nobody looks") as stage:
+        return stage
 
 
-def test_whom_it_bothers() -> None:
-    clean = readings([0, 1, 1, 2], [0.5, 0.001, 0.5, 0.001])
-    rows = {row.name: row for row in class_rows(clean, np.asarray([0, 1, 2, 2]), ("cat", "dog"), PROMISES)}
-    assert list(rows) == ["the model is right", "the model is wrong", "cat", "dog", "class 2"]
-    assert rows["the model is right"].alarms["0.05"] == Rate.counted(2, 3)
-    assert rows["the model is wrong"].alarms["0.05"] == Rate.counted(0, 1)
-    assert rows["class 2"].accuracy == Rate.counted(1, 2)
-    assert rows["dog"].bothered(0.05)
-    assert not rows["cat"].bothered(0.05)
+@dataclass(frozen=True)
+class Refitted:
+    """The tiny bundle's guards without a family, and what fitting them was given."""
+
+    bundle: Bundle
+    whole: Prepared
+    guards: tuple[LeftOut, ...]
+    heads: Spy
+    fusion: Spy
+    pooled: Spy
 
 
-def planned(**costs: tuple[float, int]) -> list[Planned]:
-    return [Planned(label, seconds, wanted) for label, (seconds, wanted) in costs.items()]
+@pytest.fixture(scope="module")
+def refitted(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Refitted:
+    folder = tmp_path_factory.mktemp("refitted")
+    copied(tiny_bundle, folder)
+    bundle = Bundle.open(folder / "bundle")
+    work = Work.beside(bundle)
+    whole = prepared(work, bundle, quiet())
+    with pytest.MonkeyPatch.context() as patch:
+        heads = spied(patch, guard.offline.training.build, "fit_heads")
+        fusion = spied(patch, guard.offline.training.calibrator, "fit_fusion")
+        pooled = spied(patch, guard.offline.training.calibrator, "pool")
+        guards = refit_all(work.job_of(bundle), lambda: whole, bundle, lambda text: None)
+    return Refitted(bundle, whole, guards, heads, fusion, pooled)
 
 
-def test_what_a_cheap_attack_leaves_goes_to_the_dear_ones() -> None:
-    attacks = planned(dear=(10.0, 100), cheap=(0.1, 100), other=(10.0, 100))
-    sizes = shared_out(attacks, 1010)
-    assert sizes == {"cheap": 100, "dear": 50, "other": 50}
-    assert sum(sizes[one.label] * one.seconds for one in attacks) <= 1010
-    assert shared_out(attacks, 0.0) == {"cheap": 16, "dear": 16, "other": 16}, "some, whatever it takes"
-    assert shared_out(planned(broken=(0.0, 16)), 5.0) == {"broken": 16}
+def copied(bundle: Bundle, folder: Path) -> None:
+    for name in ("bundle", "bundle.work"):
+        shutil.copytree(bundle.path.with_name(name), folder / name)
+
+
+@pytest.fixture
+def bundle(refitted: Refitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A copy with a work directory of its own, and an evaluation of seconds."""
+    monkeypatch.setattr("guard.offline.evaluate.FULL", (60, 8, 4))
+    copied(refitted.bundle, tmp_path)
+    return Bundle.open(tmp_path / "bundle")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tiny.write_data(tmp_path / "fresh.npz", items=150, seed=91)
+
+
+def run(bundle: Bundle, data: Path, **settings: Any) -> tuple[Evaluation, str]:
+    """The evaluation, and what it said meanwhile."""
+    console = Console(file=io.StringIO(), width=200)
+    found = evaluate_bundle(bundle, data, data.parent / "report", Wish(**settings), Stages(console))
+    assert isinstance(console.file, io.StringIO)
+    return found, console.file.getvalue()
+
+
+def items(images: Any) -> set[bytes]:
+    return {np.ascontiguousarray(image).tobytes() for image in images}
+
+
+# Left out.
+
+
+def test_a_family_left_out_is_seen_by_nothing(refitted: Refitted) -> None:
+    """Neither a head, nor the fusion, nor noise of its size: not one of its items reaches what is fitted."""
+    crafted = refitted.whole.crafted
+    assert [left.family for left in refitted.guards] == ["high-confidence", "single-step"]
+    assert len(refitted.heads.calls) == len(refitted.pooled.calls) == 2
+    fusions = refitted.fusion.calls[1::2]  # of all detectors, after that of the screen
+    for left, fitted, pooled, fused in zip(
+        refitted.guards, refitted.heads.calls, refitted.pooled.calls, fusions, strict=True
+    ):
+        hidden = items(np.concatenate([c.attacked for c in crafted if c.family == left.family]))
+        shown = items(np.concatenate([c.attacked for c in crafted if c.family != left.family]))
+        noise = items(np.concatenate([c.noise for c in crafted if c.family != left.family]))
+        learned: Items = fitted[0][1]
+        given = items(learned.attacked)
+        assert given
+        assert given <= shown - hidden
+        assert items(learned.noisy) <= noise
+        names = {c.attack for c in crafted if c.family != left.family}
+        assert set(learned.attacks) == set(fused[0][3]) == names
+        assert {c.attack for c in pooled[0][0]} == names
+
+
+def test_what_learns_from_attacks_is_another_and_the_rest_is_the_same(refitted: Refitted) -> None:
+    served, images = Runtime(refitted.bundle), tiny.data(40, seed=92)[0]
+    names = list(served.calibration.detectors)
+    learned = names.index("saliency_classifier")
+    expected = read(served, images).scores
+    for left in refitted.guards:
+        found = read(left.runtime, images).scores
+        same = [column for column in range(len(names)) if column != learned]
+        np.testing.assert_allclose(found[:, same], expected[:, same], rtol=1e-3, atol=1e-3)
+        assert np.abs(found[:, learned] - expected[:, learned]).max() > 0.05
+        assert left.runtime.calibration.items == served.calibration.items
+
+
+def test_one_family_alone_cannot_be_left_out() -> None:
+    assert families(tiny.recipe()) == ("high-confidence", "single-step")
+    assert families(replace(tiny.recipe(), attacks=tiny.recipe().attacks[:1])) == ()
+
+
+def test_remembered_evidence_is_gathered_once_and_is_the_items_own(
+    tiny_subject: OpenedGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = [need for ds in tiny_subject.programs.values() for d in ds for need in d.needs]
+    gathered = spied(monkeypatch, guard.offline.evidence.cache, "gather_all")
+    remembered, images = EvidenceCache(tiny_subject.classifier), tiny.data(30, seed=93)[0]
+    mixed = np.concatenate([images[10:], images[5:6], images[5:6]])
+    remembered(needs, images[:20])
+    again = remembered(needs, mixed)
+    assert [len(arguments[1]) for arguments, _ in gathered.calls] == [20, 10]
+    latent = Latent(tiny_subject.classifier.taps[0].name)
+    other = remembered([*needs, latent, ChannelAttribution(latent.tap)], mixed)
+    assert len(gathered.calls) == 3
+    assert set(gathered.calls[2][0][0].needs) == {ChannelAttribution(latent.tap)}, "only what is new is asked for"
+    expected = gather_all(Gather(tiny_subject.classifier, needs), mixed)
+    for need, value in expected.items():
+        np.testing.assert_allclose(again[need].numpy(), value.numpy(), rtol=1e-3, atol=1e-5)
+        assert torch.equal(other[need], again[need])
+    assert {len(value) for value in remembered(needs, images[:0]).values()} == {0}
+
+
+def test_only_guards_that_are_not_there_yet_are_foretold(bundle: Bundle, data: Path) -> None:
+    work = Work.beside(bundle)
+    assert unmade(work.recipe, work.path, bundle) == ()
+    shutil.rmtree(work.path / "without-single-step")
+    assert unmade(work.recipe, work.path, bundle) == ("single-step",)
+    held_out, _ = work.held_out(bundle, data)
+    costs = forecast(work.subject(bundle), held_out, work, Wish().effort(work.path), quick=False)
+    assert "guards without a family, 1 of them" in costs
+
+
+def test_data_that_was_exchanged_is_refused(bundle: Bundle, data: Path) -> None:
+    work = Work.beside(bundle)
+    shutil.rmtree(work.path / "without-single-step")
+    settings = json.loads((work.path / "job.json").read_text("utf-8"))
+    other = tiny.write_data(data.with_name("other.npz"), seed=8)
+    (work.path / "job.json").write_text(json.dumps({**settings, "data": str(other)}), encoding="utf-8")
+    with pytest.raises(DataError, match="no longer holds what the bundle was trained on"):
+        run(bundle, data)
+    assert not (data.parent / "report").exists()
+    del settings["model"]
+    (work.path / "job.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"job\.json lacks a setting"):
+        Work.beside(bundle).job_of(bundle)
+
+
+# The whole.
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(bundle.path.with_name("bundle.work") / "without-single-step")
+    shards = spied(monkeypatch, guard.offline.crafting.shard, "attack_shard")
+    heads = spied(monkeypatch, guard.offline.training.build, "fit_heads")
+    runs = spied(monkeypatch, guard.offline.adversary.runs, "write_result")
+    parts = PARTS * len(METHODS) * 3  # the guard and two detectors
+    runs.interrupt_at = PARTS + 2
+    folder = bundle.path.with_name("bundle.work") / "adaptive"
+    trained = set(folder.glob("*.npz"))  # runs for the report of the training
+    with pytest.raises(KeyboardInterrupt):
+        run(bundle, data)
+    assert not (data.parent / "report").exists()
+    made = len(shards.calls)
+    assert made > 0
+    assert len(heads.calls) == 1
+    runs.interrupt_at = None
+    before, kept = len(runs.calls), len(set(folder.glob("*.npz")) - trained)
+    assert PARTS < kept < parts
+    found, said = run(bundle, data)
+    assert len(shards.calls) == made
+    assert len(heads.calls) == 1
+    assert len(runs.calls) - before == parts - kept, "no part that was finished is repeated"
+    again, _ = run(bundle, data)
+    assert again == found or repr(again) == repr(found), "and a third time nothing changes"
+    assert len(runs.calls) - before == parts - kept
+    assert "together about" in said
+
+
+def test_the_report_has_every_column(bundle: Bundle, data: Path) -> None:
+    found, said = run(bundle, data)
+    assert {row.label: row.left_out is not None for row in found.attacks} == {
+        "pgd L∞ 4/16": True,
+        "fgsm L∞ 4/16": True,
+        "pgd L2 1.5": True,
+    }
+    assert [row.setting for row in found.attacks] == ["seen", "seen", "never seen"]
+    assert [p.reason is None for p in found.promises] == [False, bundle.calibration.items >= 99, True]
+    assert [row.family for row in found.left_out] == ["high-confidence", "single-step"]
+    assert found.left_out[0].fitted_on == ("fgsm L∞ 4/16",)
+    assert {row.name for row in found.clean} >= {"clean", "noise of the attacks' sizes", "off-grid clean"}
+    clean = found.clean[0]
+    low, high = clean.bands["0.05"]
+    alarms = clean.alarms["0.05"]
+    assert alarms is not None
+    assert low <= alarms.count <= high
+    (adaptive,) = found.adaptive
+    assert {proof.detector for proof in adaptive.proof} == {"kernel_density", "feature_squeezing"}
+    assert adaptive.target == 0.05
+    raw = json.loads((data.parent / "report" / "report.json").read_text("utf-8"))
+    assert raw["attacks"][0]["left_out"]["caught"]["0.05"]["items"] == raw["attacks"][0]["success"]["count"]
+    assert "guards without a family" not in said, "they are there already"
+
+
+SUITE = """
+description = "Another budget, one that the recipe has, and one that nobody can run."
+[[attack]]
+name = "fgsm"
+budget = 0.125
+[[attack]]
+name = "pgd"
+budget = 0.25
+steps = 8
+[[attack]]
+name = "cw"
+searches = 1
+steps = 1
+"""
+
+
+def test_a_suite_has_rows_of_its_own(bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the recipe has is measured once, what cannot be run is a row that says why, and sizes are kept."""
+
+    def unable(self: Any, model: Any, *_: Any) -> Any:
+        raise ModelError("this attack asks for what the model does not tell")
+
+    monkeypatch.setattr("guard.offline.attacks.methods.cw.Cw.__call__", unable)
+    monkeypatch.setattr("guard.offline.evaluate.QUICK", (40, 4, 2))
+    file = data.with_name("mine.toml")
+    file.write_text(SUITE, encoding="utf-8")
+    asked: dict[str, Any] = {"suite": load_suite(str(file)), "suite_minutes": 0.05, "quick": True}
+    found, said = run(bundle, data, **asked)
+    assert found.suite is not None
+    fgsm, pgd, cw = found.suite.rows
+    assert isinstance(fgsm, AttackRow)
+    assert (fgsm.label, fgsm.setting) == ("fgsm L∞ 2/16", "never seen")
+    assert fgsm.success.items == fgsm.tried > 0
+    assert repr(pgd) == repr(found.attacks[0]), "the very row of the recipe's attack"
+    assert isinstance(cw, UnrunRow)
+    assert "what the model does not tell" in cw.reason
+    assert [row.label for row in found.every_attack] == [*(row.label for row in found.attacks), "fgsm L∞ 2/16"]
+    assert "cannot be run, so it counts as failed" in said
+    assert "suite mine, 0.05 min" in said
+    again, silent = run(bundle, data, **asked)
+    assert repr(again) == repr(found)
+    assert "suite mine, 0.05 min" not in silent, "sizes are kept to"
+    page = (data.parent / "report" / "report.html").read_text("utf-8")
+    assert "The suite mine" in page
+    assert "could not be run" in page
+
+
+def test_shifts_classes_and_the_worst_case_are_there(
+    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a second run gives the same page, byte for byte, whatever the speed of the day was."""
+    monkeypatch.setattr("guard.offline.evaluate.QUICK", (40, 4, 2))
+    found, said = run(bundle, data, quick=True)
+    names = [row.name for row in found.clean if row.accuracy is not None]
+    assert names == [shift.name for shift in SHIFTS]
+    (count,) = {row.accuracy.items for row in found.clean if row.accuracy is not None}
+    assert 100 <= count <= 150
+    assert f"9 shifts of {count} items" in said
+    assert sum(row.accuracy.items for row in found.classes[:2]) == found.accuracy.items
+    assert sum(row.accuracy.items for row in found.classes[2:]) == found.accuracy.items
+    assert found.worst is not None
+    handled = found.worst.handled["0.05"]
+    assert handled is not None
+    single = [row.served.handled["0.05"] for row in found.attacks]
+    assert handled.value <= min(rate.value for rate in single if rate is not None) + 0.15
+    for row in found.attacks:
+        assert set(row.served.alone) == set(bundle.calibration.detectors)
+        passing, handled = row.served.passing["0.05"], row.served.handled["0.05"]
+        assert passing is not None
+        assert handled is not None
+        caught = row.served.caught["0.05"]
+        assert caught is not None
+        assert handled.count == row.tried - row.success.count + caught.count
+    assert found.exhibit is not None
+    assert len(found.exhibit.specimens) == 6
+    first = (data.parent / "report" / "report.html").read_bytes()
+    assert b"data:image/png" in first
+    run(bundle, data, quick=True)
+    assert (data.parent / "report" / "report.html").read_bytes() == first
+
+
+def test_quick_leaves_no_family_out(bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guard.offline.evaluate.QUICK", (40, 4, 2))
+    found, _ = run(bundle, data, quick=True)
+    assert found.left_out == ()
+    assert all(row.left_out is None for row in found.attacks)
+    assert found.adaptive
+
+
+def test_where_time_is_short_the_adaptive_attack_shrinks_and_stays(bundle: Bundle, data: Path) -> None:
+    found, said = run(bundle, data, minutes=0.001)
+    (adaptive,) = found.adaptive
+    assert adaptive.fooled.items == 8
+    assert "will be made smaller" in said
+
+
+@pytest.mark.parametrize("seconds", [-5.0, 0.0, 1.0, 40.0, 300.0, 1e9])
+def test_sizes(seconds: float) -> None:
+    """It fits if it can, never falls below the fewest, and never exceeds what was wanted."""
+    wanted = Size(50, 100)
+    found = wanted.shrunk(seconds, 0.02)
+    assert FEWEST_ITEMS <= found.items <= 50
+    assert FEWEST_STEPS <= found.steps <= 100
+    fits = found.items * (found.steps + 1) * 0.02 <= seconds
+    assert fits or found == Size(FEWEST_ITEMS, FEWEST_STEPS)
+    if seconds > 1e6:
+        assert found == wanted
+
+
+def test_items_are_kept_before_steps_and_steps_before_too_few_items() -> None:
+    wanted = Size(50, 100)
+    assert wanted.shrunk(50 * 81 * 0.02, 0.02) == Size(50, 80)
+    assert wanted.shrunk(40 * 61 * 0.02, 0.02) == Size(40, 60)
+    assert wanted.shrunk(30 * 41 * 0.02, 0.02) == Size(30, 40)
+    assert Size(8, 5).shrunk(0.0, 1.0) == Size(8, 5)
+
+
+def test_the_identity_of_a_guard_is_what_decides_and_not_its_report(bundle: Bundle) -> None:
+    before = identity_of(bundle)
+    (bundle.path / "report.html").write_text("another", encoding="utf-8")
+    assert identity_of(bundle) == before
+    file = bundle.path / "calibration.npz"
+    file.write_bytes(file.read_bytes() + b" ")
+    assert identity_of(bundle) != before
+
+
+def test_costs_count_shared_evidence_once(tiny_subject: OpenedGuard) -> None:
+    rows = {row.name: row for row in detector_rows(tiny_subject.programs)}
+    assert (rows["mahalanobis"].forwards, rows["mahalanobis"].own) == (0, 0)
+    assert (rows["saliency_classifier"].forwards, rows["saliency_classifier"].own) == (1, 1)
+    assert (rows["feature_squeezing"].rows, rows["feature_squeezing"].own) == (2, 2)
+    twice = {"interpret": [copy(d) for d in tiny_subject.programs["interpret"] for _ in range(2)]}
+    assert all(row.own == 0 for row in detector_rows(twice))

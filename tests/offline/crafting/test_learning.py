@@ -21,7 +21,7 @@ from guard.offline.crafting.learning import SHARDS, in_shards, lots_of
 from guard.offline.crafting.shard import Shard
 from guard.offline.data.grid import from_steps
 from guard.offline.data.splits import content_hashes
-from guard.offline.forecast import passes
+from guard.offline.evaluation.forecast import passes
 from guard.offline.networks.weights import Knowledge
 from guard.offline.work.array_file import read_whole, write_whole
 from tests.offline.crafting.test_crafter import GRID, Spoof, same

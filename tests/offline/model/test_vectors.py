@@ -17,7 +17,7 @@ from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError
 from guard.offline.crafting.crafter import craft
 from guard.offline.data.dataset import HeldOut
-from guard.offline.evaluation import Wish, evaluate_bundle
+from guard.offline.evaluate import Wish, evaluate_bundle
 from guard.offline.findings.evaluation import NOISE, OFF_GRID
 from guard.offline.job.job import open_job
 from guard.offline.job.recipe import load_recipe
@@ -76,7 +76,7 @@ def test_the_report_has_every_row_that_vectors_can_have(bundle: Bundle) -> None:
 def test_evaluate_puts_aside_what_the_bundle_knows(
     bundle: Bundle, tmp_path: Path, stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guard.offline.evaluation.choose_threads", lambda *_: None)  # two are slow on a busy machine
+    monkeypatch.setattr("guard.offline.evaluate.choose_threads", lambda *_: None)  # two are slow on a busy machine
     data = bundle.path.with_name("data.npz")
     evaluation = evaluate_bundle(bundle, data, tmp_path, Wish(seed=1, quick=True), stages)
     assert evaluation.accuracy.items == bundle.manifest.provenance["splits"]["test"]

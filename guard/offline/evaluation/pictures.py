@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from guard.fusion import Floats
 from guard.offline.attacks.attack import Model
 from guard.offline.attacks.objective import Gap, value_and_gradient
-from guard.offline.evaluate import Examined, Guard
+from guard.offline.evaluation.attack_rows import Examined, Guard
+from guard.offline.evaluation.clean_rows import class_name
 from guard.offline.findings.figures import Exhibit, Specimen
 from guard.offline.findings.intervals import Promise
 from guard.offline.programs.read import read
-from guard.offline.unattacked import class_name
 
 SPECIMENS = 6
 MAPPED = (1, 3)  # channels that a picture can be shown with

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from guard.bundle import Bundle
 from guard.errors import BundleError
+from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe
-from guard.offline.measure import LeftOut
 from guard.offline.programs.identity import identity_of
 from guard.offline.training.build import Prepared, compile_heads, fit, parities
 from guard.offline.training.calibrator import Calibrator

@@ -5,6 +5,7 @@ Rule 1: a promise covers clean items alone. Noise, off-grid and shifted items ar
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,12 +18,16 @@ from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import HeldOut
 from guard.offline.data.grid import off_grid
 from guard.offline.data.shifts import SHIFTS, shifted
-from guard.offline.detectors.detector import Detector
-from guard.offline.evidence.gather import distinct
-from guard.offline.findings.evaluation import NOISE, OFF_GRID, ClassRow, CleanRow, DetectorRow
+from guard.offline.evaluation.effort import Effort
+from guard.offline.evaluation.forecast import seconds_to_read
+from guard.offline.findings.evaluation import NOISE, OFF_GRID, ClassRow, CleanRow
 from guard.offline.findings.intervals import Promise, Rate, caught_at
 from guard.offline.programs.read import read
+from guard.offline.work.kept_choice import kept
 from guard.runtime import Readings, Runtime
+
+SHIFT_SHARE, FEWEST_SHIFTED = 0.05, 100  # of the time left; and items, whatever it takes
+
 
 RIGHT, WRONG = "the model is right", "the model is wrong"
 
@@ -115,20 +120,16 @@ def class_name(number: int, names: Sequence[str]) -> str:
     return names[number] if number < len(names) else f"class {number}"
 
 
-def detector_rows(programs: Mapping[str, Sequence[Detector]]) -> tuple[DetectorRow, ...]:
-    """What each detector costs, and how much of that no other detector of its program pays for too."""
-    rows = []
-    for program, detectors in programs.items():
-        for detector in detectors:
-            needs = distinct(detector.needs)
-            shared = {need for other in detectors if other is not detector for need in other.needs}
-            rows.append(
-                DetectorRow(
-                    detector.name,
-                    program,
-                    rows=sum(need.rows_per_item for need in needs),
-                    backwards=sum(need.backwards for need in needs),
-                    own=sum(need.rows_per_item + need.backwards for need in needs if need not in shared),
-                )
-            )
-    return tuple(rows)
+def shift_items(runtime: Runtime, held_out: HeldOut, effort: Effort) -> int:
+    """How many test items are shifted: what a share of the time left allows; a size chosen before is kept to."""
+    wanted = min(effort.shift_items, len(held_out.images))
+    if effort.deadline is None or held_out.images.ndim != 4:
+        return wanted
+    hashes = hashlib.sha256("".join(held_out.hashes.tolist()).encode()).hexdigest()
+    asked = repr((runtime.bundle.digest, hashes, wanted))
+
+    def choose() -> int:
+        affordable = SHIFT_SHARE * effort.seconds_left() / (len(SHIFTS) * seconds_to_read(runtime, held_out))
+        return int(min(wanted, max(affordable, FEWEST_SHIFTED)))
+
+    return kept(effort.work.with_name("sizes"), asked, choose)

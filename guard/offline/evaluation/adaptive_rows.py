@@ -28,10 +28,12 @@ from guard.offline.adversary.surrogates import expectation, surrogates_of
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import HeldOut
 from guard.offline.detectors.detector import Detector
-from guard.offline.evaluate import detect
+from guard.offline.evaluation.attack_rows import detect
+from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.findings.attack_names import spoken_budget
 from guard.offline.findings.evaluation import AdaptiveRow, ProofRow
-from guard.offline.findings.intervals import Promise, Rate
+from guard.offline.findings.intervals import Promise, Rate, promises_of
+from guard.offline.job.recipe import Recipe
 from guard.offline.programs.identity import identity_of
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read, some_of
@@ -43,25 +45,8 @@ PROOF_RATE = 0.05  # the rate at which an attack must break the detectors known 
 HALF = 0.5  # the rate of SR@50: past the target, an attack goes on until half of all clean items look riskier
 PROVING_DETECTORS = ("kernel_density", "feature_squeezing", "lid")
 GUARD = "guard"  # the aim that is all of it
-FEWEST_ITEMS, FEWEST_STEPS, FEW_STEPS = 30, 20, 60
 TRIAL_STEPS = 2  # by which speed is measured
 LOOKED_AT = 16  # attacked items on which each head's gradient is looked at
-
-
-@dataclass(frozen=True)
-class Size:
-    """How many items are attacked, for how many steps."""
-
-    items: int
-    steps: int
-
-    def shrunk(self, seconds: float, per_item_step: float) -> Size:
-        """What fits: fewer steps down to FEW_STEPS, fewer items, then fewer steps again; never below the fewest."""
-        affordable = seconds / max(per_item_step, 1e-9)
-        steps = min(self.steps, max(int(affordable / self.items) - 1, min(FEW_STEPS, self.steps)))
-        items = min(self.items, max(int(affordable / (steps + 1)), min(FEWEST_ITEMS, self.items)))
-        steps = min(steps, max(int(affordable / items) - 1, min(FEWEST_STEPS, self.steps)))
-        return Size(items, steps)
 
 
 def seconds_per_step(
@@ -282,3 +267,16 @@ def static_start(
                 if (place := places.get(str(held_out.hashes[item]))) is not None:
                     start[row] = found.attacked[place]
     return start
+
+
+def adaptive_stage(subject: OpenedGuard, held_out: HeldOut, recipe: Recipe, effort: Effort) -> AdaptiveStage:
+    return AdaptiveStage(
+        subject,
+        held_out,
+        recipe.adaptive_budgets,
+        promises_of(subject.runtime.calibration.items, len(held_out.images)),
+        Size(effort.adaptive_items, effort.adaptive_steps),
+        effort.seed,
+        effort.work.with_name("adaptive"),
+        effort.methods,
+    )

@@ -2,64 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from guard.offline.adaptive_rows import AdaptiveStage, Size
-from guard.offline.adversary.descent import METHODS
-from guard.offline.adversary.directions import Method
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.engine import attack_model
 from guard.offline.data.dataset import HeldOut
-from guard.offline.data.shifts import SHIFTS
-from guard.offline.evaluate import Examiner, Guard, Other, worst_of
+from guard.offline.evaluation.adaptive_rows import adaptive_stage
+from guard.offline.evaluation.attack_rows import Examiner, Guard, Other, worst_of
+from guard.offline.evaluation.clean_rows import class_rows, clean_rows, shift_items, shift_rows, unattacked
+from guard.offline.evaluation.detector_rows import detector_rows
+from guard.offline.evaluation.effort import Effort
+from guard.offline.evaluation.left_out_guard import LeftOut
+from guard.offline.evaluation.pictures import exhibit_of
+from guard.offline.evaluation.suite_rows import Further, Trial
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import NOISE, AdaptiveRow, Evaluation, fewest
 from guard.offline.findings.intervals import Rate, promises_of
-from guard.offline.forecast import seconds_to_read
 from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard
-from guard.offline.specimens import exhibit_of
-from guard.offline.trial import Further, Trial
-from guard.offline.unattacked import class_rows, clean_rows, detector_rows, shift_rows, unattacked
-from guard.offline.work.kept_choice import kept
 from guard.offline.work.progress import Stage
-from guard.runtime import Readings, Runtime
+from guard.runtime import Readings
 
-SHIFT_SHARE, FEWEST_SHIFTED = 0.05, 100  # of the time left; and items, whatever it takes
 GROWTH = 1.15  # over the items that the success rate asks for, since it is itself measured
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much the evaluation may do."""
-
-    attack_items: int  # clean items that each attack is tried on; more where too few fool the model
-    adaptive_items: int
-    adaptive_steps: int
-    seed: int
-    work: Path  # crafted shards are kept here
-    deadline: float | None = None  # of `time.monotonic()`; the adaptive attack is sized to end by then
-    shift_items: int = 1000  # clean items that are shifted, at most
-    methods: tuple[Method, ...] = METHODS  # of the adaptive attack
-
-    def seconds_left(self) -> float:
-        return math.inf if self.deadline is None else self.deadline - time.monotonic()
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A guard that was fitted without one family of attacks, at work."""
-
-    family: str
-    fitted_on: tuple[str, ...]  # labels of the attacks that were left
-    runtime: Runtime
 
 
 def measure(
@@ -129,21 +97,6 @@ def others(left_out: Sequence[LeftOut], held_out: HeldOut) -> dict[str, Other]:
     return {left.family: Other(left.family, left.fitted_on, Guard.over(left.runtime, held_out)) for left in left_out}
 
 
-def shift_items(runtime: Runtime, held_out: HeldOut, effort: Effort) -> int:
-    """How many test items are shifted: what a share of the time left allows; a size chosen before is kept to."""
-    wanted = min(effort.shift_items, len(held_out.images))
-    if effort.deadline is None or held_out.images.ndim != 4:
-        return wanted
-    hashes = hashlib.sha256("".join(held_out.hashes.tolist()).encode()).hexdigest()
-    asked = repr((runtime.bundle.digest, hashes, wanted))
-
-    def choose() -> int:
-        affordable = SHIFT_SHARE * effort.seconds_left() / (len(SHIFTS) * seconds_to_read(runtime, held_out))
-        return int(min(wanted, max(affordable, FEWEST_SHIFTED)))
-
-    return kept(effort.work.with_name("sizes"), asked, choose)
-
-
 def craft_enough(
     model: Model, subject: OpenedGuard, held_out: HeldOut, attack: Attack, effort: Effort, progress: Stage
 ) -> CraftedSet:
@@ -185,16 +138,3 @@ def adaptive_rows(
     progress.note("speed of the adaptive attack")
     size = stage.sized(clean, None if effort.deadline is None else effort.seconds_left, progress.say)
     return stage.rows(clean, crafted, size, progress.items)
-
-
-def adaptive_stage(subject: OpenedGuard, held_out: HeldOut, recipe: Recipe, effort: Effort) -> AdaptiveStage:
-    return AdaptiveStage(
-        subject,
-        held_out,
-        recipe.adaptive_budgets,
-        promises_of(subject.runtime.calibration.items, len(held_out.images)),
-        Size(effort.adaptive_items, effort.adaptive_steps),
-        effort.seed,
-        effort.work.with_name("adaptive"),
-        effort.methods,
-    )

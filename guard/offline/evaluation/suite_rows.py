@@ -22,7 +22,7 @@ from guard.offline.attacks.attack import Attack, Model
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.data.dataset import HeldOut
-from guard.offline.evaluate import Examined, Examiner
+from guard.offline.evaluation.attack_rows import Examined, Examiner
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow, fewest
 from guard.offline.job.suite import Suite

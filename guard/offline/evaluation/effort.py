@@ -1,0 +1,46 @@
+"""How much an evaluation may do: items, steps, and the time that it has."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from guard.offline.adversary.descent import METHODS
+from guard.offline.adversary.directions import Method
+
+FEWEST_ITEMS, FEWEST_STEPS, FEW_STEPS = 30, 20, 60
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many items are attacked, for how many steps."""
+
+    items: int
+    steps: int
+
+    def shrunk(self, seconds: float, per_item_step: float) -> Size:
+        """What fits: fewer steps down to FEW_STEPS, fewer items, then fewer steps again; never below the fewest."""
+        affordable = seconds / max(per_item_step, 1e-9)
+        steps = min(self.steps, max(int(affordable / self.items) - 1, min(FEW_STEPS, self.steps)))
+        items = min(self.items, max(int(affordable / (steps + 1)), min(FEWEST_ITEMS, self.items)))
+        steps = min(steps, max(int(affordable / items) - 1, min(FEWEST_STEPS, self.steps)))
+        return Size(items, steps)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much the evaluation may do."""
+
+    attack_items: int  # clean items that each attack is tried on; more where too few fool the model
+    adaptive_items: int
+    adaptive_steps: int
+    seed: int
+    work: Path  # crafted shards are kept here
+    deadline: float | None = None  # of `time.monotonic()`; the adaptive attack is sized to end by then
+    shift_items: int = 1000  # clean items that are shifted, at most
+    methods: tuple[Method, ...] = METHODS  # of the adaptive attack
+
+    def seconds_left(self) -> float:
+        return math.inf if self.deadline is None else self.deadline - time.monotonic()

@@ -1,0 +1,96 @@
+"""What becomes of every item that an attack was tried on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from guard.offline.evaluation.attack_rows import Fate, alone_at, hits, worst_of
+from guard.offline.evaluation.clean_rows import class_rows
+from guard.offline.evaluation.suite_rows import Planned, shared_out
+from guard.offline.findings.intervals import Promise, Rate
+from guard.runtime import Readings
+
+PROMISES = (Promise.of(0.001, 500), Promise.of(0.01, 500), Promise.of(0.05, 500))
+
+
+class Tried:
+    """As much of a crafted set as `hits` looks at."""
+
+    def __init__(self, tried: str, attacked: str) -> None:
+        self.tried_hashes, self.hashes = np.array(list(tried)), np.array(list(attacked))
+        self.tried = len(tried)
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+@pytest.mark.parametrize(
+    ("tried", "attacked", "expected"),
+    [("abcd", "bd", [0, 1, 0, 1]), ("abcd", "", [0, 0, 0, 0]), ("aab", "ab", [1, 0, 1]), ("aab", "aab", [1, 1, 1])],
+)
+def test_attacked_items_are_found_among_those_tried(tried: str, attacked: str, expected: list[int]) -> None:
+    """Also where two items have one content: as many are counted as were attacked."""
+    found = hits(Tried(tried, attacked))  # type: ignore[arg-type]
+    assert found.astype(int).tolist() == expected
+
+
+def fate(hashes: str, wrong: list[int], p_value: list[float]) -> Fate:
+    return Fate(np.array(list(hashes)), np.array(wrong, dtype=bool), np.array(p_value))
+
+
+def test_handled_is_rejected_or_still_right() -> None:
+    found = fate("abcd", [1, 1, 0, 0], [0.001, 0.5, 0.5, 0.001])
+    assert found.handled(0.01).tolist() == [True, False, True, True]
+
+
+def test_the_worst_case_meets_each_item_with_the_attack_that_is_worst_for_it() -> None:
+    one = fate("abc", [1, 0, 0], [0.5, 0.5, 0.5])
+    two = fate("cba", [0, 1, 0], [0.5, 0.5, 0.5])  # in another order
+    other = fate("abcz", [1, 0, 1, 1], [0.001, 0.5, 0.001, 0.5])
+    worst = worst_of({"one": one, "two": two, "other": other}, PROMISES, 0.05)
+    assert worst is not None
+    assert worst.bare == Rate.counted(0, 3), "each of the three items is lost to some attack"
+    assert worst.handled["0.01"] == Rate.counted(1, 3), "c alone is caught; z was not met by all"
+    assert worst.handled["0.001"] is None
+    assert worst.robust_accuracy == Rate.counted(1, 3)
+    assert worst_of({"one": one, "none": fate("xyz", [1, 1, 1], [0.5] * 3)}, PROMISES, 0.05) is None
+    assert worst_of({}, PROMISES, 0.05) is None
+
+
+def test_a_detector_alone_promises_half_as_finely() -> None:
+    """Two tails: with 500 clean items its smallest p-value is 2 in 501."""
+    promises = (Promise.of(0.003, 500), Promise.of(0.05, 500))
+    found = alone_at(promises, np.asarray([0.001, 0.04, 0.5]), 500)
+    assert found["0.003"] is None
+    assert found["0.05"] == Rate.counted(2, 3)
+
+
+def readings(prediction: list[int], p_value: list[float]) -> Readings:
+    logits = np.eye(3, dtype=np.float32)[prediction]
+    p, none = np.asarray(p_value), np.zeros((len(p_value), 0))
+    return Readings(logits, none, -p, p, np.zeros(len(p), dtype=np.int64), none)
+
+
+def test_whom_it_bothers() -> None:
+    clean = readings([0, 1, 1, 2], [0.5, 0.001, 0.5, 0.001])
+    rows = {row.name: row for row in class_rows(clean, np.asarray([0, 1, 2, 2]), ("cat", "dog"), PROMISES)}
+    assert list(rows) == ["the model is right", "the model is wrong", "cat", "dog", "class 2"]
+    assert rows["the model is right"].alarms["0.05"] == Rate.counted(2, 3)
+    assert rows["the model is wrong"].alarms["0.05"] == Rate.counted(0, 1)
+    assert rows["class 2"].accuracy == Rate.counted(1, 2)
+    assert rows["dog"].bothered(0.05)
+    assert not rows["cat"].bothered(0.05)
+
+
+def planned(**costs: tuple[float, int]) -> list[Planned]:
+    return [Planned(label, seconds, wanted) for label, (seconds, wanted) in costs.items()]
+
+
+def test_what_a_cheap_attack_leaves_goes_to_the_dear_ones() -> None:
+    attacks = planned(dear=(10.0, 100), cheap=(0.1, 100), other=(10.0, 100))
+    sizes = shared_out(attacks, 1010)
+    assert sizes == {"cheap": 100, "dear": 50, "other": 50}
+    assert sum(sizes[one.label] * one.seconds for one in attacks) <= 1010
+    assert shared_out(attacks, 0.0) == {"cheap": 16, "dear": 16, "other": 16}, "some, whatever it takes"
+    assert shared_out(planned(broken=(0.0, 16)), 5.0) == {"broken": 16}
