@@ -25,7 +25,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
-class Examples:
+class DataFile:
     """Inputs as the files hold them, and their labels."""
 
     # uint8 [item, height, width, channel], float32 [item, channel, height, width] or [item, feature]
@@ -43,7 +43,7 @@ class Examples:
         return self.labels
 
 
-def read_examples(path: str | Path) -> Examples:
+def read_examples(path: str | Path) -> DataFile:
     """Read whatever `path` is.
 
     Raises:
@@ -60,7 +60,7 @@ def read_examples(path: str | Path) -> Examples:
     elif "idx" in file.name or file.suffix in (".idx", ".gz"):
         examples = read_idx_pair(file)
     elif file.suffix.lower() in PICTURES:
-        examples = Examples(read_picture(file)[None], None, str(file))
+        examples = DataFile(read_picture(file)[None], None, str(file))
     else:
         raise DataError(
             f"{file} is of no known kind; wanted an .npz, an IDX file, a picture or a folder of class folders"
@@ -69,7 +69,7 @@ def read_examples(path: str | Path) -> Examples:
     return examples
 
 
-def check(examples: Examples) -> None:
+def check(examples: DataFile) -> None:
     images, labels = examples.images, examples.labels
     if len(images) == 0:
         raise DataError(f"{examples.source} holds no items")
@@ -85,12 +85,12 @@ def check(examples: Examples) -> None:
             )
 
 
-def read_npz_examples(file: Path) -> Examples:
+def read_npz_examples(file: Path) -> DataFile:
     try:
         with file.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
-                return Examples(normal_form(loaded, str(file)), None, str(file))
+                return DataFile(normal_form(loaded, str(file)), None, str(file))
             names = list(loaded.files)
             if "images" not in names:
                 raise DataError(f"{file} has arrays {names}; wanted `images` and, for training, `labels`")
@@ -100,7 +100,7 @@ def read_npz_examples(file: Path) -> Examples:
         raise DataError(f"{file} cannot be read: {error}") from error
     if labels is not None and labels.dtype.kind not in "iu":
         raise DataError(f"{file}: labels are {labels.dtype}; wanted whole class numbers")
-    return Examples(normal_form(images, str(file)), None if labels is None else labels.astype(np.int64), str(file))
+    return DataFile(normal_form(images, str(file)), None if labels is None else labels.astype(np.int64), str(file))
 
 
 def normal_form(images: NDArray[Any], source: str) -> NDArray[Any]:
@@ -115,12 +115,12 @@ def normal_form(images: NDArray[Any], source: str) -> NDArray[Any]:
     )
 
 
-def read_idx_pair(file: Path) -> Examples:
+def read_idx_pair(file: Path) -> DataFile:
     labels_file = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1"))
     labels = None
     if labels_file != file and labels_file.exists():
         labels = read_idx(labels_file).astype(np.int64)
-    return Examples(normal_form(read_idx(file), str(file)), labels, str(file))
+    return DataFile(normal_form(read_idx(file), str(file)), labels, str(file))
 
 
 def read_idx(file: Path) -> NDArray[Any]:
@@ -137,7 +137,7 @@ def read_idx(file: Path) -> NDArray[Any]:
         raise DataError(f"{file} cannot be read as IDX: {error}") from error
 
 
-def read_folders(root: Path) -> Examples:
+def read_folders(root: Path) -> DataFile:
     """A folder of class folders; the class number is a folder's place in the sorted order."""
     classes = sorted(p for p in root.iterdir() if p.is_dir())
     pictures = [
@@ -156,7 +156,7 @@ def read_folders(root: Path) -> Examples:
         raise DataError(
             f"{root}: pictures have {len(shapes)} different sizes, e.g. {sorted(shapes)[:3]}; they must be of one size"
         )
-    return Examples(np.stack(images), np.asarray([number for _, number in pictures], dtype=np.int64), str(root))
+    return DataFile(np.stack(images), np.asarray([number for _, number in pictures], dtype=np.int64), str(root))
 
 
 def read_picture(file: Path) -> NDArray[np.uint8]:

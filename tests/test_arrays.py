@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from guard.arrays import Examples, read_examples, to_wire
+from guard.arrays import DataFile, read_examples, to_wire
 from guard.bundle import InputSpec
 from guard.errors import DataError
 
@@ -327,4 +327,4 @@ def test_inputs_are_never_changed() -> None:
 
 
 def test_examples_count_their_items() -> None:
-    assert len(Examples(pictures(3), None, "x")) == 3
+    assert len(DataFile(pictures(3), None, "x")) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,3 +175,12 @@ def test_a_package_is_one_room() -> None:
     house = by_rooms(House(sources))
     assert house.arrows["guard.offline.c"] == {"guard.offline.b"}
     assert house.floors["guard.offline.c"] == 2
+
+
+def test_no_two_classes_share_a_name() -> None:
+    files: dict[str, list[str]] = {}
+    for file, source in HOUSE.sources.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not file.endswith("_pb2.py"):
+                files.setdefault(node.name, []).append(file)
+    assert {name: found for name, found in files.items() if len(found) > 1} == {}

@@ -62,7 +62,7 @@ class _CoreStartedError(Exception):
     """Leaves the library's own accepting coroutine once it has started the core."""
 
 
-class Watched(cygrpc.AioServer):  # type: ignore[misc]  # it ships no types
+class WatchedServer(cygrpc.AioServer):  # type: ignore[misc]  # it ships no types
     """The library's server, except that the end of its acceptance cancels nothing and `lost` hears of it."""
 
     def __init__(self, options: Options, lost: Lost) -> None:
@@ -89,11 +89,11 @@ class Watched(cygrpc.AioServer):  # type: ignore[misc]  # it ships no types
             self.lost(error)
 
 
-class Acceptor(Watched):
+class Acceptor(WatchedServer):
     """A server that takes calls by registered method, and never decodes a path."""
 
     def serve(self, methods: Mapping[str, Any], other: Any, gates: Mapping[str, Gate]) -> None:
-        """As `Watched`'s; a path's gate is asked before anything is spent on a call."""
+        """As `WatchedServer`'s; a path's gate is asked before anything is spent on a call."""
         self.methods, self.other, self.gates = dict(methods), other, dict(gates)
         self.calls: set[asyncio.Task[None]] = set()
         self.add_registered_method_handlers({path: as_handler(what) for path, what in methods.items()})

@@ -41,7 +41,7 @@ class Observer(Protocol):
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedRequest:
     """One request's items, and whoever waits for their readings."""
 
     images: NDArray[Any]  # [item, ...]
@@ -65,7 +65,7 @@ class Job:
 class Piece:
     """The part of a job that goes to the device in one batch; a job of more rows than a batch has several."""
 
-    job: Job
+    job: QueuedRequest
     start: int
     stop: int
 
@@ -145,7 +145,7 @@ class Batcher:
                 self.forget({job: "expired" if job.expired else "cancelled"})
                 self.observer.queued(self.waiting_items * self.rows_per_item)
 
-    def admit(self, images: NDArray[Any], deadline: float) -> Job:
+    def admit(self, images: NDArray[Any], deadline: float) -> QueuedRequest:
         count = len(images)
         if count > self.max_queue_items:
             raise MalformedRequest(
@@ -158,7 +158,7 @@ class Batcher:
         if self.waiting_items + count > self.max_queue_items:
             raise Overloaded(f"{self.waiting_items} items wait for inspection already; try again later or elsewhere")
         now = self.clock()
-        job = Job(images, deadline, now, asyncio.get_running_loop().create_future())
+        job = QueuedRequest(images, deadline, now, asyncio.get_running_loop().create_future())
         for start in range(0, count, self.max_items):
             self.queue.append(Piece(job, start, min(start + self.max_items, count)))
         self.waiting_items += count
@@ -173,7 +173,7 @@ class Batcher:
         if reasons:
             self.forget(reasons)
 
-    def forget(self, reasons: Mapping[Job, str]) -> None:
+    def forget(self, reasons: Mapping[QueuedRequest, str]) -> None:
         """Take these out of the queue, counting each request that was still in it once."""
         kept = deque(piece for piece in self.queue if piece.job not in reasons)
         gone = {piece.job for piece in self.queue if piece.job in reasons}
@@ -246,7 +246,7 @@ def deliver(piece: Piece, readings: Readings) -> None:
         job.waiter.set_result(job.found[0] if len(job.found) == 1 else joined(job.found))
 
 
-def fail(job: Job, error: GuardError) -> None:
+def fail(job: QueuedRequest, error: GuardError) -> None:
     if not job.waiter.done():
         job.waiter.set_exception(error)
 

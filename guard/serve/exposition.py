@@ -48,7 +48,7 @@ Headers = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Request:
+class ProbeRequest:
     """What a request's head asks for; `headers` has names in lower case."""
 
     method: str
@@ -75,7 +75,7 @@ class Response:
         return "\r\n".join(lines).encode("latin-1") + (self.body if body else b"")
 
 
-Page = Callable[[Request], Response]
+Page = Callable[[ProbeRequest], Response]
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def site(registry: CollectorRegistry, *, live: Check, ready: Check) -> dict[str,
 def health(check: Check) -> Page:
     """A page that is 200 while all is well, else 503 and the reason."""
 
-    def page(_: Request) -> Response:
+    def page(_: ProbeRequest) -> Response:
         reason = check()
         return line(HTTPStatus.OK, "ok") if reason is None else line(HTTPStatus.SERVICE_UNAVAILABLE, reason)
 
@@ -136,7 +136,7 @@ def metrics(registry: CollectorRegistry) -> Page:
     """The registry's metrics, in the format and the compression that the client prefers."""
     library = make_wsgi_app(registry)
 
-    def page(request: Request) -> Response:
+    def page(request: ProbeRequest) -> Response:
         headers: list[tuple[str, str]] = []
         environ = {
             "REQUEST_METHOD": "GET",
@@ -173,7 +173,7 @@ def answer(head: bytes, pages: Mapping[str, Page]) -> bytes:
     return respond(request, pages).encode(body=request.method != "HEAD")
 
 
-def respond(request: Request, pages: Mapping[str, Page]) -> Response:
+def respond(request: ProbeRequest, pages: Mapping[str, Page]) -> Response:
     page = pages.get(request.path)
     if page is None:
         return line(HTTPStatus.NOT_FOUND, f"not here; there is {', '.join(pages)}")
@@ -186,7 +186,7 @@ def respond(request: Request, pages: Mapping[str, Page]) -> Response:
         return line(HTTPStatus.INTERNAL_SERVER_ERROR, "it failed; the log says why")
 
 
-def parse(head: bytes) -> Request | None:
+def parse(head: bytes) -> ProbeRequest | None:
     """A head without its last empty line; None if it is not one of HTTP/1."""
     first, *rest = head.decode("latin-1").split("\r\n")
     found = REQUEST_LINE.fullmatch(first)
@@ -201,7 +201,7 @@ def parse(head: bytes) -> Request | None:
         headers[name] = f"{headers[name]},{value}" if name in headers else value
     method, target = found.groups()
     path, _, query = target.partition("?")
-    return Request(method, path, query, headers)
+    return ProbeRequest(method, path, query, headers)
 
 
 async def serve(listener: socket.socket, pages: Mapping[str, Page]) -> None:

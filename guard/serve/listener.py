@@ -21,7 +21,7 @@ import grpc
 
 from guard.config import split_address
 from guard.errors import PortError
-from guard.serve.acceptor import Acceptor, Watched, is_known
+from guard.serve.acceptor import Acceptor, WatchedServer, is_known
 from guard.serve.gatekeeper import Gate, Wall
 
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that nobody reads yet
@@ -60,13 +60,13 @@ class Listener:
         self.reopened = 0  # how often it had to be opened again
         self.accepts_by_itself = is_known()  # or leaves it to the library
         self.changed: Changed = silent
-        self.server: Watched | None = None
+        self.server: WatchedServer | None = None
         self.background: set[asyncio.Task[None]] = set()
         self.stopped = False
 
     async def open(self) -> None:
         """Raises PortError."""
-        kind = Acceptor if self.accepts_by_itself else Watched
+        kind = Acceptor if self.accepts_by_itself else WatchedServer
         server = kind(self.options, self.lost)
         server.serve(self.methods, self.other, self.gates)
         self.port = bound(server, self.address)
@@ -115,7 +115,7 @@ class Listener:
             await shut(self.server, 0)
 
 
-async def shut(server: Watched, grace_s: float | None) -> None:
+async def shut(server: WatchedServer, grace_s: float | None) -> None:
     """Stop a server, its own acceptance failed or not; without a grace its calls may take what they take."""
     grace = FOREVER_S if grace_s is None else grace_s
     with suppress(Exception):  # what ended the acceptance is raised once more, and was told already
@@ -204,7 +204,7 @@ def is_on(found: socket.socket, port: int, *, listening: bool) -> bool:
     return accepts is listening and found.getsockname()[1] == port
 
 
-def bound(server: Watched, address: str) -> int:
+def bound(server: WatchedServer, address: str) -> int:
     """The port that was really bound. Raises PortError."""
     try:
         try_bind(address)

@@ -61,9 +61,9 @@ class Adversary:
     work: Path
     device: str = "cpu"  # where `Aim.known` and its guides are
 
-    def attack(self, aim: Aim, start: NDArray[np.float32], budget: float, shown: Shown) -> Outcome:
+    def attack(self, aim: Aim, start: NDArray[np.float32], budget: float, shown: Shown) -> MethodResults:
         """Every method of the aim, each part from its file, or computed and kept."""
-        return Outcome({m: self.run(aim, m, start, budget, shown) for m in aim.methods})
+        return MethodResults({m: self.run(aim, m, start, budget, shown) for m in aim.methods})
 
     def run(self, aim: Aim, method: Method, start: NDArray[np.float32], budget: float, shown: Shown) -> AdaptiveResult:
         name = f"{aim.name}-{method}-{self.identify(aim.name, method, start, budget)[:24]}"
@@ -123,7 +123,7 @@ class Adversary:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MethodResults:
     """What each method found of the same items."""
 
     by_method: Mapping[Method, AdaptiveResult]

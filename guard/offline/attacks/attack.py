@@ -56,7 +56,7 @@ class Attack(Protocol):
 
 
 @runtime_checkable
-class Learner(Protocol):
+class LearningAttack(Protocol):
     """An attack that learns one thing from clean items before it attacks any: a universal perturbation, a substitute.
 
     Whoever calls it lets it learn first (craft.py does); called without, it raises ValueError.

@@ -84,7 +84,7 @@ def bench(
     if len(bundle.samples.images) == 0:
         raise BundleError(f"{bundle.path} has no samples to run; train the bundle again")
     with tempfile.TemporaryDirectory(prefix="guard-bench-") as folder:
-        subject = OpenedGuard(bundle, Path(folder), device=device, threads=threads)
+        subject = OpenedBundle(bundle, Path(folder), device=device, threads=threads)
         found = []
         for items in batches:
             report(f"batch {items}")
@@ -118,7 +118,7 @@ def reached(bundle: Bundle) -> tuple[float, ...]:
     return tuple(shares)
 
 
-class OpenedGuard:
+class OpenedBundle:
     """A bundle's programs and its bare model, and in turn each program without each of its detectors."""
 
     def __init__(self, bundle: Bundle, folder: Path, *, device: Device, threads: int | None) -> None:

@@ -23,7 +23,7 @@ LAYOUT = ("ReorderInput", "ReorderOutput")  # into and out of ONNX Runtime's blo
 
 
 @dataclass(frozen=True)
-class Operator:
+class OperatorTime:
     """All operators of one type in one part of the program, of a call."""
 
     part: str
@@ -38,7 +38,7 @@ class Profile:
 
     program: str
     items: int
-    operators: tuple[Operator, ...]  # dearest first
+    operators: tuple[OperatorTime, ...]  # dearest first
 
     @property
     def microseconds(self) -> float:
@@ -111,7 +111,7 @@ def part_named(*names: str) -> str | None:
     return next((name.split(MARK)[0].removeprefix("fused ") for name in names if MARK in name), None)
 
 
-def operators(events: Sequence[Mapping[str, Any]], places: Mapping[str, str]) -> tuple[Operator, ...]:
+def operators(events: Sequence[Mapping[str, Any]], places: Mapping[str, str]) -> tuple[OperatorTime, ...]:
     """Sum up the kernels of all calls but the first, which allocates."""
     kernels = [e for e in events if e.get("cat") == "Node" and str(e["name"]).endswith(KERNEL)]
     times: dict[str, list[float]] = {}
@@ -126,4 +126,4 @@ def operators(events: Sequence[Mapping[str, Any]], places: Mapping[str, str]) ->
         key = (places.get(name) or part_named(name) or INPUT, kinds[name])
         sums[key] += float(np.median(taken[1:] or taken))  # type: ignore[assignment]
         counts[key] += 1
-    return tuple(Operator(*key, counts[key], taken) for key, taken in sums.most_common())
+    return tuple(OperatorTime(*key, counts[key], taken) for key, taken in sums.most_common())

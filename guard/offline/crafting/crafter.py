@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from guard.errors import DataError
-from guard.offline.attacks.attack import Attack, Learner, Model
+from guard.offline.attacks.attack import Attack, LearningAttack, Model
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.crafting.checks import check, check_budgets
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.learning import Ready, in_shards, learn, lots_of
-from guard.offline.crafting.shard import Job, Outcome, Shard, answer, resume, shard_items
+from guard.offline.crafting.shard import CraftRun, Shard, ShardOutcome, answer, resume, shard_items
 from guard.offline.data.grid import Images
 from guard.offline.work.parallel import Stop, cores, side_by_side
 
@@ -32,10 +32,10 @@ Progress = Callable[[object, int, int], None]  # the attack, or that it learns; 
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class Crafter:
     """A model and the clean items that it has right, in shards, ready to be attacked."""
 
-    job: Job
+    job: CraftRun
     shards: tuple[Shard, ...]
     workers: int
 
@@ -54,14 +54,16 @@ class Target:
         shard_size: int | None = None,
         workers: int | None = None,
         device: torch.device | str = "cpu",
-    ) -> Target:
+    ) -> Crafter:
         """Arguments and errors are those of `craft`."""
         names = np.asarray(hashes, dtype="<U64")
         size = shard_items(images.shape[1:]) if shard_size is None else shard_size
         told = np.asarray([""] * len(images) if groups is None else groups, dtype=np.str_)
         check(model, images, labels, names, told, grid, size)
         count = cores() if workers is None else workers
-        job = Job(model, getattr(model, "engine", "torch"), grid, fingerprint, work, seed, torch.device(device), Stop())
+        job = CraftRun(
+            model, getattr(model, "engine", "torch"), grid, fingerprint, work, seed, torch.device(device), Stop()
+        )
         parts = np.split(images, range(size, len(images), size))
         logits = np.concatenate(side_by_side([partial(answer, job, part) for part in parts], count, job.stop))
         if labels.max() >= logits.shape[1]:
@@ -75,7 +77,7 @@ class Target:
             Shard(number, part, images[part], labels[part], names[part], group)
             for number, (group, part) in enumerate(in_shards(correct, told, size))
         )
-        return Target(job, tuple(shards), count)
+        return Crafter(job, tuple(shards), count)
 
     @property
     def items(self) -> int:
@@ -107,7 +109,7 @@ class Target:
 
         `anew`: whatever has been learned.
         """
-        if not isinstance(attack, Learner):
+        if not isinstance(attack, LearningAttack):
             return {shard.number: Ready(attack) for shard in self.shards}
         job, lots = replace(self.job, stop=Stop()), self.lots(tried)
         ends = np.cumsum([min(attack.learning_items, sum(len(shard.source) for shard in lot)) for lot in lots]).tolist()
@@ -156,7 +158,7 @@ class Target:
         )
 
 
-def call_of(job: Job, ready: Ready, shard: Shard, *, anew: bool) -> Callable[[], Outcome]:
+def call_of(job: CraftRun, ready: Ready, shard: Shard, *, anew: bool) -> Callable[[], ShardOutcome]:
     return partial(resume, job, ready.attack, shard, learned=ready.digest, anew=anew)
 
 
@@ -189,7 +191,7 @@ def craft(
         ConfigError: an L∞ budget below one step of the grid, or a shard without items.
     """
     check_budgets(attacks, grid)
-    target = Target.open(
+    target = Crafter.open(
         model,
         images,
         labels,
@@ -206,7 +208,7 @@ def craft(
     return target.attacked(attacks, progress=progress)
 
 
-def collect(job: Job, attack: Attack, shards: Sequence[Shard], outcomes: Sequence[Outcome]) -> CraftedSet:
+def collect(job: CraftRun, attack: Attack, shards: Sequence[Shard], outcomes: Sequence[ShardOutcome]) -> CraftedSet:
     pairs = list(zip(shards, outcomes, strict=True))
     clean = np.concatenate([shard.images[outcome.kept] for shard, outcome in pairs])
     attacked = np.concatenate([outcome.attacked for outcome in outcomes])

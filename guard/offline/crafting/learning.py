@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.offline.attacks.attack import Attack, Learner
-from guard.offline.crafting.shard import Job, Shard, identify
-from guard.offline.crafting.stoppable_model import Watched
+from guard.offline.attacks.attack import Attack, LearningAttack
+from guard.offline.crafting.shard import CraftRun, Shard, identify
+from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.work.array_file import read_whole, write_whole
 
 SHARDS = 4  # of a lot; what is left of a group joins the lot before where it has less than half as many
@@ -60,7 +60,7 @@ def lots_of(shards: Sequence[Shard]) -> Mapping[int, tuple[Shard, ...]]:
     return found
 
 
-def learned_from(attack: Learner, lot: Sequence[Shard]) -> Shard:
+def learned_from(attack: LearningAttack, lot: Sequence[Shard]) -> Shard:
     """The items of a lot that an attack learns from, under the number of its first shard."""
     joined = Shard(
         lot[0].number,
@@ -73,10 +73,10 @@ def learned_from(attack: Learner, lot: Sequence[Shard]) -> Shard:
     return joined.first(attack.learning_items)
 
 
-def learn(job: Job, attack: Any, lot: Sequence[Shard], *, anew: bool = False) -> Ready:
+def learn(job: CraftRun, attack: Any, lot: Sequence[Shard], *, anew: bool = False) -> Ready:
     """What an attack knows after this lot: from its file, or learned and written; `anew`: learned whatever is there.
 
-    `attack` is a Learner.
+    `attack` is a LearningAttack.
     """
     items = learned_from(attack, lot)
     identity = hashlib.sha256(f"learned {identify(job, attack, items)}".encode()).hexdigest()
@@ -85,7 +85,7 @@ def learn(job: Job, attack: Any, lot: Sequence[Shard], *, anew: bool = False) ->
     if knowledge is None:
         inputs, labels = torch.from_numpy(items.images).to(job.device), torch.from_numpy(items.labels).to(job.device)
         generator = torch.Generator().manual_seed(int(identity[:15], 16))
-        found = attack.learn(Watched(job.model, job.stop), inputs, labels, generator)
+        found = attack.learn(StoppableModel(job.model, job.stop), inputs, labels, generator)
         knowledge = {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in found.items()}
         write_whole(file, knowledge)
     return Ready(

@@ -39,7 +39,7 @@ CHECKED = (1, 32)  # batch sizes in which it is compared with torch
 ROWS, OUTPUTS = "rows", ("logits", "gradient")
 
 
-class Aim(nn.Module):
+class AimedSeed(nn.Module):
     """Logits and aims [item, class + 2] -> the seed: gain * softmax(sharpness * the logits in the running) + shift.
 
     An aim is [shift, sharpness, gain]. What `shift` names is out of the running. Log-odds and gaps are softmax and
@@ -66,7 +66,7 @@ class Steered(nn.Module):
 
 
 def steered(module: fx.GraphModule) -> fx.GraphModule:
-    """A graph with a gradient, its seed replaced by an Aim that reads a second input."""
+    """A graph with a gradient, its seed replaced by an AimedSeed that reads a second input."""
     (seed,) = [
         node
         for node in module.graph.nodes
@@ -75,7 +75,7 @@ def steered(module: fx.GraphModule) -> fx.GraphModule:
     (images,) = [node for node in module.graph.nodes if node.op == "placeholder"]
     with module.graph.inserting_after(images):
         aims = module.graph.placeholder("aims")
-    module.add_submodule("aim", Aim())
+    module.add_submodule("aim", AimedSeed())
     seed.target, seed.args = "aim", (*seed.args, aims)
     module.recompile()
     return module

@@ -23,7 +23,7 @@ from guard.offline.attacks.layers import torch_module
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import into_reach
 from guard.offline.attacks.objective import gap
-from guard.offline.crafting.stoppable_model import Watched
+from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.data.grid import Images, snap, snap_within
 from guard.offline.work.array_file import read_whole, write_whole
 from guard.offline.work.parallel import Stop
@@ -55,7 +55,7 @@ class Shard:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class ShardOutcome:
     """What became of a shard; this is what its file holds."""
 
     kept: NDArray[np.int64]  # [item] places within the shard of the verified items
@@ -65,7 +65,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Job:
+class CraftRun:
     """What all shards of a run share."""
 
     model: Model
@@ -78,7 +78,7 @@ class Job:
     stop: Stop
 
 
-def resume(job: Job, attack: Attack, shard: Shard, *, learned: str = "", anew: bool = False) -> Outcome:
+def resume(job: CraftRun, attack: Attack, shard: Shard, *, learned: str = "", anew: bool = False) -> ShardOutcome:
     """The shard's outcome from its file, or computed and written; `anew`: computed whatever is there.
 
     `learned` is the digest of what the attack knows.
@@ -92,7 +92,7 @@ def resume(job: Job, attack: Attack, shard: Shard, *, learned: str = "", anew: b
     return outcome
 
 
-def identify(job: Job, attack: Attack, shard: Shard, learned: str = "") -> str:
+def identify(job: CraftRun, attack: Attack, shard: Shard, learned: str = "") -> str:
     """SHA-256 (hex) over everything that a shard's outcome follows from."""
     given = (FORMAT, job.fingerprint, job.engine, repr(attack), job.grid, job.seed, shard.number)
     digest = hashlib.sha256(repr(given).encode())
@@ -102,18 +102,20 @@ def identify(job: Job, attack: Attack, shard: Shard, learned: str = "") -> str:
     return digest.hexdigest()
 
 
-def attack_shard(job: Job, attack: Attack, shard: Shard, identity: str) -> Outcome:
+def attack_shard(job: CraftRun, attack: Attack, shard: Shard, identity: str) -> ShardOutcome:
     generator = torch.Generator().manual_seed(int(identity[:15], 16))
     clean, labels = torch.from_numpy(shard.images).to(job.device), torch.from_numpy(shard.labels).to(job.device)
     model = torch_module(job.model, attack) if isinstance(attack, TorchOnly) else job.model
-    raw = attack(Watched(model, job.stop), clean, labels, generator).cpu().numpy()
+    raw = attack(StoppableModel(model, job.stop), clean, labels, generator).cpu().numpy()
     attacked, predictions, fooled = settle(job, attack, shard, raw)
     kept = np.flatnonzero(fooled)
     noise = shuffled(torch.from_numpy(shard.images[kept]), torch.from_numpy(attacked[kept]), generator).numpy()
-    return Outcome(kept, predictions[kept], attacked[kept], snap(noise, job.grid))
+    return ShardOutcome(kept, predictions[kept], attacked[kept], snap(noise, job.grid))
 
 
-def settle(job: Job, attack: Attack, shard: Shard, raw: Images) -> tuple[Images, NDArray[np.int64], NDArray[np.bool_]]:
+def settle(
+    job: CraftRun, attack: Attack, shard: Shard, raw: Images
+) -> tuple[Images, NDArray[np.int64], NDArray[np.bool_]]:
     """Final attacked items, the model's answers to them, and which of them fool it.
 
     An attack without a budget ends so close to the boundary that snapping takes many back over it: its perturbation is
@@ -135,7 +137,7 @@ def settle(job: Job, attack: Attack, shard: Shard, raw: Images) -> tuple[Images,
     return final, predictions, fooled
 
 
-def into_place(job: Job, attack: Attack, clean: Images, points: Images) -> Images:
+def into_place(job: CraftRun, attack: Attack, clean: Images, points: Images) -> Images:
     """Into the box, the ball, and onto the grid."""
     if job.grid is not None:
         return snap_within(points, clean, job.grid, attack.budget, attack.norm)
@@ -145,7 +147,7 @@ def into_place(job: Job, attack: Attack, clean: Images, points: Images) -> Image
     return np.asarray(reached.numpy(), dtype=np.float32)
 
 
-def answer(job: Job, images: Images) -> NDArray[np.float32]:
+def answer(job: CraftRun, images: Images) -> NDArray[np.float32]:
     """Logits [item, class]. Raises ModelError."""
     with torch.no_grad():
         logits = job.model(torch.tensor(images, device=job.device)).cpu()
@@ -158,13 +160,13 @@ def answer(job: Job, images: Images) -> NDArray[np.float32]:
     return np.asarray(logits.numpy(), dtype=np.float32)
 
 
-def read_outcome(file: Path) -> Outcome | None:
+def read_outcome(file: Path) -> ShardOutcome | None:
     """None where there is no whole shard: it is then made anew."""
-    found = read_whole(file, [field.name for field in dataclasses.fields(Outcome)])
-    return None if found is None else Outcome(**found)
+    found = read_whole(file, [field.name for field in dataclasses.fields(ShardOutcome)])
+    return None if found is None else ShardOutcome(**found)
 
 
-def write_outcome(file: Path, outcome: Outcome) -> None:
+def write_outcome(file: Path, outcome: ShardOutcome) -> None:
     write_whole(file, {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)})
 
 

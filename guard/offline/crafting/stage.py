@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.crafting.crafter import Target, craft
+from guard.offline.crafting.crafter import Crafter, craft
 from guard.offline.crafting.engine import attack_model, choose_engine, compiled_model
 from guard.offline.crafting.plan import (
     CAP,
@@ -87,7 +87,7 @@ def craft_all(job: Job, classifier: Classifier, data: Data, progress: Stage) -> 
     return follow(plan, planner.target(attack_model(classifier, data.images, job.work)), job, progress)
 
 
-def follow(plan: Plan, target: Target, job: Job, progress: Stage) -> tuple[CraftedSet, ...]:
+def follow(plan: Plan, target: Crafter, job: Job, progress: Stage) -> tuple[CraftedSet, ...]:
     """What the plan says, and more items where fewer came of them than were expected and too few to fit on."""
     tried = [row.tried for row in plan.rows]
     while True:
@@ -133,12 +133,12 @@ class Planner:
         hashes = "".join(self.data.hashes[learning_order(self.data)].tolist())
         return hashlib.sha256(f"{given!r} {hashes} {len(self.data.part(Split.TEST))}".encode()).hexdigest()
 
-    def target(self, model: Model) -> Target:
+    def target(self, model: Model) -> Crafter:
         """The items to learn from."""
         index = learning_order(self.data)
         if self.job.craft_items is not None:
             index = index[: self.job.craft_items]
-        return Target.open(
+        return Crafter.open(
             model,
             self.data.images[index],
             self.data.labels[index],
@@ -177,7 +177,7 @@ class Planner:
             rows = tuple(Row(speed.attack, speed.seconds, speed.share, target.items) for speed in seen)
         return Plan(self.key, engine, reason, target.workers, target.items, budget, rows, min(wanted, default=REPORTED))
 
-    def probe(self, target: Target, attack: Attack) -> Speed:
+    def probe(self, target: Crafter, attack: Attack) -> Speed:
         """One shard a worker, which is kept: its time is no estimate, and its items count.
 
         What is learned for the lot of such a shard serves all items of the lot, and its time is shared out among them.

@@ -9,7 +9,7 @@ from guard.offline.attacks.objective import Objective, value_and_gradient
 from guard.offline.work.parallel import Stop
 
 
-class Watched:
+class StoppableModel:
     """A model that looks at `Stop` before each pass, so that an attack of minutes ends within one pass."""
 
     def __init__(self, model: Model, stop: Stop) -> None:

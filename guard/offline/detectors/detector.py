@@ -78,7 +78,7 @@ class Ask(Protocol):
 
 
 @runtime_checkable
-class Learner(Protocol):
+class LearningDetector(Protocol):
     """A detector that finds out what to ask for before it is fitted."""
 
     def learn(self, ask: Ask) -> Detector:

@@ -23,7 +23,7 @@ from guard.offline.adversary.descent import METHODS, AdaptiveResult
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.excess import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.adversary.guides import Guides
-from guard.offline.adversary.runs import FORMAT, GUIDES, STARTS, Adversary, Aim, Outcome, Shown, in_parts
+from guard.offline.adversary.runs import FORMAT, GUIDES, STARTS, Adversary, Aim, MethodResults, Shown, in_parts
 from guard.offline.adversary.surrogates import expectation, surrogates_of
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import HeldOut
@@ -197,7 +197,7 @@ class AdaptiveStage:
 
     def row(
         self,
-        outcome: Outcome,
+        outcome: MethodResults,
         labels: NDArray[np.int64],
         clean: Readings,
         budget: float,

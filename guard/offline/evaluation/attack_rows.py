@@ -28,7 +28,7 @@ TAILS = 2  # of a detector's p-value: the smallest that n clean items allow is 2
 
 
 @dataclass(frozen=True, eq=False)
-class Fate:
+class Outcomes:
     """What became of every item that an attack was tried on: attacked, or clean where the attack failed. [tried]"""
 
     hashes: NDArray[np.str_]
@@ -41,7 +41,7 @@ class Fate:
 
 
 @dataclass(frozen=True, eq=False)
-class Guard:
+class GuardReadings:
     """A bundle at work, and its readings of all clean test items."""
 
     runtime: Runtime
@@ -49,18 +49,18 @@ class Guard:
     hashes: NDArray[np.str_]  # [item] of the clean test items
 
     @staticmethod
-    def over(runtime: Runtime, held_out: HeldOut) -> Guard:
-        return Guard(runtime, read(runtime, held_out.images), held_out.hashes)
+    def over(runtime: Runtime, held_out: HeldOut) -> GuardReadings:
+        return GuardReadings(runtime, read(runtime, held_out.images), held_out.hashes)
 
-    def fate(self, crafted: CraftedSet, readings: Readings) -> Fate:
+    def fate(self, crafted: CraftedSet, readings: Readings) -> Outcomes:
         """`readings` are those of the crafted set's attacked items."""
         places = {value: place for place, value in enumerate(self.hashes.tolist())}
         p_value = self.clean.p_value[[places[value] for value in crafted.tried_hashes.tolist()]]
         wrong = hits(crafted)
         p_value[wrong] = readings.p_value
-        return Fate(crafted.tried_hashes, wrong, p_value)
+        return Outcomes(crafted.tried_hashes, wrong, p_value)
 
-    def detection(self, readings: Readings, fate: Fate, promises: Sequence[Promise]) -> Detection:
+    def detection(self, readings: Readings, fate: Outcomes, promises: Sequence[Promise]) -> Detection:
         return detect(self.runtime.calibration, readings, fate.p_value, fate.wrong, self.clean, promises)
 
 
@@ -70,7 +70,7 @@ class Other:
 
     family: str
     fitted_on: tuple[str, ...]  # labels of the attacks that were left
-    guard: Guard
+    guard: GuardReadings
 
     def detection(self, crafted: CraftedSet, promises: Sequence[Promise]) -> Detection:
         readings = read(self.guard.runtime, crafted.attacked)
@@ -85,7 +85,7 @@ class Other:
 class Examiner:
     """Makes the rows of attacks: the served guard, and those fitted without a family."""
 
-    guard: Guard
+    guard: GuardReadings
     promises: tuple[Promise, ...]
     others: Mapping[str, Other]
 
@@ -113,7 +113,7 @@ class Examined:
     row: AttackRow
     crafted: CraftedSet
     readings: Readings  # of the attacked items
-    fate: Fate
+    fate: Outcomes
 
 
 def hits(crafted: CraftedSet) -> NDArray[np.bool_]:
@@ -126,10 +126,10 @@ def hits(crafted: CraftedSet) -> NDArray[np.bool_]:
 
 
 def attack_row(
-    guard: Guard,
+    guard: GuardReadings,
     crafted: CraftedSet,
     readings: Readings,
-    fate: Fate,
+    fate: Outcomes,
     promises: Sequence[Promise],
     *,
     label: str,
@@ -186,14 +186,14 @@ def alone_at(promises: Sequence[Promise], p_value: Floats, items: int) -> Caught
     return {p.name: caught[p.name] if p.rate * (items + 1) >= TAILS else None for p in promises}
 
 
-def worst_of(fates: Mapping[str, Fate], promises: Sequence[Promise], reject_rate: float) -> Worst | None:
+def worst_of(fates: Mapping[str, Outcomes], promises: Sequence[Promise], reject_rate: float) -> Worst | None:
     """Over the items that all the attacks were tried on; None where there is no such item. Keys are labels."""
     if not fates:
         return None
     shared = reduce(set.intersection, (set(fate.hashes.tolist()) for fate in fates.values()))
     if not shared:
         return None
-    chosen = [fate_of(fate, sorted(shared)) for fate in fates.values()]
+    chosen = [outcomes_of(fate, sorted(shared)) for fate in fates.values()]
 
     def always(rate: float) -> Rate:
         return Rate.of(np.logical_and.reduce([fate.handled(rate) for fate in chosen]))
@@ -206,11 +206,11 @@ def worst_of(fates: Mapping[str, Fate], promises: Sequence[Promise], reject_rate
     )
 
 
-def fate_of(fate: Fate, hashes: Sequence[str]) -> Fate:
+def outcomes_of(fate: Outcomes, hashes: Sequence[str]) -> Outcomes:
     """Of these items alone, in this order."""
     places = {value: place for place, value in enumerate(fate.hashes.tolist())}
     index = np.asarray([places[value] for value in hashes], dtype=np.int64)
-    return Fate(fate.hashes[index], fate.wrong[index], fate.p_value[index])
+    return Outcomes(fate.hashes[index], fate.wrong[index], fate.p_value[index])
 
 
 def by_detector(names: Sequence[str], clean: NDArray[np.float64], attacked: NDArray[np.float64]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Learner, Model
+from guard.offline.attacks.attack import Attack, LearningAttack, Model
 from guard.offline.crafting.learning import SHARDS
 from guard.offline.crafting.shard import shard_items
 from guard.offline.data.dataset import HeldOut
@@ -58,14 +58,14 @@ class Counted(nn.Module):
 def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor, lot: int) -> Passes:
     """An item's share of what is learned for a lot of so many items is counted in."""
     counted, learning = Counted(model), Passes(0, 0)
-    if isinstance(attack, Learner):
+    if isinstance(attack, LearningAttack):
         attack, learning = learn(attack, counted, images, labels, lot)
     before = counted.so_far
     attack(counted, images, labels, torch.Generator().manual_seed(0))
     return learning + (counted.so_far + before.times(-1)).times(1 / len(images))
 
 
-def learn(attack: Learner, counted: Counted, images: Tensor, labels: Tensor, lot: int) -> tuple[Attack, Passes]:
+def learn(attack: LearningAttack, counted: Counted, images: Tensor, labels: Tensor, lot: int) -> tuple[Attack, Passes]:
     """The attack with what two items teach it, and what learning from a lot costs each of the lot's items.
 
     Counted over one item and over two, so that what every item adds is told from what is spent once.

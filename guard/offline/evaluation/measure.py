@@ -12,7 +12,7 @@ from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.engine import attack_model
 from guard.offline.data.dataset import HeldOut
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
-from guard.offline.evaluation.attack_rows import Examiner, Guard, Other, worst_of
+from guard.offline.evaluation.attack_rows import Examiner, GuardReadings, Other, worst_of
 from guard.offline.evaluation.clean_rows import class_rows, clean_rows, shift_items, shift_rows, unattacked
 from guard.offline.evaluation.detector_rows import detector_rows
 from guard.offline.evaluation.effort import Effort
@@ -49,7 +49,7 @@ def measure(
         label: craft_enough(model, subject, held_out, attack, effort, progress) for label, attack in attacks.items()
     }
     progress.note("clean items")
-    examiner = Examiner(Guard.over(runtime, held_out), promises, others(left_out, held_out))
+    examiner = Examiner(GuardReadings.over(runtime, held_out), promises, others(left_out, held_out))
     clean = examiner.guard.clean
     examined = {
         label: examiner.examine(
@@ -94,7 +94,9 @@ def measure(
 
 def others(left_out: Sequence[LeftOut], held_out: HeldOut) -> dict[str, Other]:
     """By family."""
-    return {left.family: Other(left.family, left.fitted_on, Guard.over(left.runtime, held_out)) for left in left_out}
+    return {
+        left.family: Other(left.family, left.fitted_on, GuardReadings.over(left.runtime, held_out)) for left in left_out
+    }
 
 
 def craft_enough(

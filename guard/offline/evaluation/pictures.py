@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from guard.fusion import Floats
 from guard.offline.attacks.attack import Model
 from guard.offline.attacks.objective import Gap, value_and_gradient
-from guard.offline.evaluation.attack_rows import Examined, Guard
+from guard.offline.evaluation.attack_rows import Examined, GuardReadings
 from guard.offline.evaluation.clean_rows import class_name
 from guard.offline.findings.figures import Exhibit, Specimen
 from guard.offline.findings.intervals import Promise
@@ -24,7 +24,7 @@ NO_PICTURES = "the inputs are not pictures of one or three channels, so there is
 
 
 def exhibit_of(
-    guard: Guard,
+    guard: GuardReadings,
     examined: Mapping[str, Examined],
     promises: Sequence[Promise],
     model: Model,
@@ -49,7 +49,7 @@ def threshold(rising: Floats, rate: float) -> float:
     return float(rising[-math.floor(rate * (len(rising) + 1) + 1e-12)])
 
 
-def specimens(guard: Guard, examined: Mapping[str, Examined], model: Model) -> tuple[Specimen, ...]:
+def specimens(guard: GuardReadings, examined: Mapping[str, Examined], model: Model) -> tuple[Specimen, ...]:
     """Items of as many families as there are, each another item where that is possible."""
     found: list[Specimen] = []
     used: set[str] = set()
@@ -72,7 +72,7 @@ def chosen(examined: Mapping[str, Examined]) -> list[tuple[str, int]]:
     return sorted(kept, key=lambda pair: (list(examined).index(pair[0]), pair[1]))
 
 
-def specimen(guard: Guard, one: Examined, place: int, model: Model) -> Specimen:
+def specimen(guard: GuardReadings, one: Examined, place: int, model: Model) -> Specimen:
     crafted, names = one.crafted, guard.runtime.bundle.manifest.model.output.labels
     before, after = int(crafted.labels[place]), int(crafted.predictions[place])
     where = int(np.flatnonzero(guard.hashes == crafted.hashes[place])[0])

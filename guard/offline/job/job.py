@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from guard.arrays import Examples, read_examples, to_wire
+from guard.arrays import DataFile, read_examples, to_wire
 from guard.calibration import check_promise
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.offline.data.dataset import Data
@@ -71,7 +71,7 @@ def open_job(job: Job) -> tuple[Classifier, Data]:
     return replace(classifier, spec=replace(classifier.spec, input=spec)), data
 
 
-def item_shape(examples: Examples) -> tuple[int, ...]:
+def item_shape(examples: DataFile) -> tuple[int, ...]:
     """Of one item as the model takes it."""
     images = examples.images
     if images.dtype == np.uint8 and images.ndim == 4:
@@ -89,7 +89,7 @@ def check_box(job: Job, shape: tuple[int, ...]) -> None:
         )
 
 
-def split_data(job: Job, classifier: Classifier, examples: Examples) -> Data:
+def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Data:
     wire = to_wire(examples.images, classifier.spec.input, examples.source)
     hashes = content_hashes(wire)
     splits = assign(hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)

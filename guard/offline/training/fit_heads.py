@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.bundle import read_npz
-from guard.offline.detectors.detector import Detector, Examples, Head, Learner
+from guard.offline.detectors.detector import Detector, Examples, Head, LearningDetector
 from guard.offline.evidence.cache import Gathered
 from guard.offline.evidence.gather import distinct
 from guard.offline.evidence.needs import Need
@@ -61,7 +61,7 @@ def fit_heads(
     settled = []
     for detector in detectors:
         report(f"{detector.name}: what to ask")
-        settled.append(detector.learn(ask) if isinstance(detector, Learner) else detector)
+        settled.append(detector.learn(ask) if isinstance(detector, LearningDetector) else detector)
     report("evidence")
     examples = ask(distinct(need for detector in settled for need in detector.needs))
     heads = {}

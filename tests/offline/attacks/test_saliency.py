@@ -18,7 +18,7 @@ from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.saliency import Bending, likeness, map_of, saliency
 from guard.offline.attacks.table import ATTACKS, MAP_ATTACKS
-from guard.offline.crafting.stoppable_model import Watched
+from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.work.parallel import Stop
 from tests.offline.attacks.test_table import seeded
 
@@ -108,7 +108,7 @@ def test_the_centre_of_the_map_moves_further_than_by_noise_of_the_same_size():
 def test_it_stays_in_box_and_ball_depends_on_nobody_and_needs_a_torch_module(attack):
     model, inputs, labels = trained()
     inputs, labels = inputs[:4], labels[:4]
-    together = attack(Watched(model, Stop()), inputs, labels, seeded())
+    together = attack(StoppableModel(model, Stop()), inputs, labels, seeded())
     assert together.min() >= 0
     assert together.max() <= 1
     assert sizes(together - inputs, "linf").max() <= BUDGET + 1e-6

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Learner
+from guard.offline.attacks.attack import Attack, Family, LearningAttack
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS, build_attack, settings_of
 from guard.offline.data.norms import Measure, Norm
@@ -63,11 +63,13 @@ def variants(*, budget: float = 0.1, **settings: Any) -> list[Attack]:
 
 def ready(attack: Attack, model: nn.Module, inputs: Tensor, labels: Tensor) -> Attack:
     """The attack, having learned from these items where it learns first."""
-    return attack.knowing(attack.learn(model, inputs, labels, seeded(9))) if isinstance(attack, Learner) else attack
+    return (
+        attack.knowing(attack.learn(model, inputs, labels, seeded(9))) if isinstance(attack, LearningAttack) else attack
+    )
 
 
 def climbing(attack: Attack) -> bool:
-    return attack.family in CLIMBING and not isinstance(attack, Learner)
+    return attack.family in CLIMBING and not isinstance(attack, LearningAttack)
 
 
 def size(perturbation: Tensor, norm: Measure) -> Tensor:

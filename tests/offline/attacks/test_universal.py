@@ -17,7 +17,7 @@ from guard.offline.attacks.norm_ball import sizes, uniform
 from guard.offline.attacks.objective import log_odds
 from guard.offline.attacks.shared_perturbation import CEILING
 from guard.offline.crafting.onnx_model import open_compiled
-from guard.offline.crafting.stoppable_model import Watched
+from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.work.parallel import Stop, Stopped
 from tests.offline import tiny
 from tests.offline.attacks.learning import learned, problem, seeded
@@ -136,10 +136,15 @@ def test_a_compiled_model_shows_its_torch_side_and_one_without_layers_is_refused
     classifier = tiny.image_classifier()
     compiled = open_compiled(classifier, images.numpy(), tmp_path)
     attack, found = GdUap(0.25, steps=3), []
-    for model in (classifier.graph, compiled, Watched(compiled, Stop()), Watched(classifier.graph, Stop())):
+    for model in (
+        classifier.graph,
+        compiled,
+        StoppableModel(compiled, Stop()),
+        StoppableModel(classifier.graph, Stop()),
+    ):
         found.append(attack.learn(model, images, labels, seeded())["perturbation"])
         assert torch.equal(found[0], found[-1])
-    for blind in (lambda images: images.flatten(1), Watched(lambda images: images.flatten(1), Stop())):
+    for blind in (lambda images: images.flatten(1), StoppableModel(lambda images: images.flatten(1), Stop())):
         with pytest.raises(ConfigError, match=r"gd_uap\(.*looks at the model's layers.*torch module"):
             attack.learn(blind, images, labels, seeded())
     with pytest.raises(ConfigError, match="this model has none"):
@@ -151,7 +156,7 @@ def test_an_interrupt_ends_it_within_a_pass() -> None:
     stop = Stop()
     stop.asked.set()
     with pytest.raises(Stopped):
-        GdUap(0.25).learn(Watched(tiny.image_model(), stop), images, labels, seeded())
+        GdUap(0.25).learn(StoppableModel(tiny.image_model(), stop), images, labels, seeded())
 
 
 @pytest.mark.parametrize("attack", [Uap(0.25), GdUap(0.25)], ids=repr)

@@ -20,7 +20,7 @@ from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.objective import gap
 from guard.offline.crafting import shard as sharding
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.crafting.crafter import Target, craft
+from guard.offline.crafting.crafter import Crafter, craft
 from guard.offline.crafting.shard import shard_items
 from guard.offline.data.grid import from_steps, off_grid, on_grid
 from guard.offline.data.norms import Norm
@@ -207,7 +207,7 @@ def test_an_interrupt_beside_other_workers_loses_no_finished_shard(network, exam
 
 def test_each_attack_is_tried_on_as_many_of_the_first_items_as_is_said(network, examples, tmp_path):
     settings = {"grid": GRID, "fingerprint": "f", "work": tmp_path, "seed": 0, "shard_size": 12, "workers": 1}
-    target = Target.open(network, *examples, **settings)
+    target = Crafter.open(network, *examples, **settings)
     attack = Spoof(0.25)
     assert (target.items, target.shard_size) == (32, 12)
     fewer, more, all_of_them = target.attacked([attack] * 3, tried=[5, 24, None])

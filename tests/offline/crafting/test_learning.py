@@ -16,7 +16,7 @@ from guard.errors import DataError
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.crafting.crafter import Target, craft
+from guard.offline.crafting.crafter import Crafter, craft
 from guard.offline.crafting.learning import SHARDS, in_shards, lots_of
 from guard.offline.crafting.shard import Shard
 from guard.offline.data.grid import from_steps
@@ -168,7 +168,7 @@ def test_more_items_of_one_group_leave_what_full_lots_learned(network, problem, 
 
 def test_a_prefix_learns_for_the_lots_that_it_touches(network, problem, tmp_path):
     *given, groups = problem
-    target = Target.open(
+    target = Crafter.open(
         network, *given, grid=GRID, fingerprint="f", work=tmp_path, seed=0, shard_size=SIZE, workers=1, groups=groups
     )
     attack = Average()

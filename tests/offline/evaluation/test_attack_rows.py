@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from guard.offline.evaluation.attack_rows import Fate, alone_at, hits, worst_of
+from guard.offline.evaluation.attack_rows import Outcomes, alone_at, hits, worst_of
 from guard.offline.evaluation.clean_rows import class_rows
 from guard.offline.evaluation.suite_rows import Planned, shared_out
 from guard.offline.findings.intervals import Promise, Rate
@@ -35,8 +35,8 @@ def test_attacked_items_are_found_among_those_tried(tried: str, attacked: str, e
     assert found.astype(int).tolist() == expected
 
 
-def fate(hashes: str, wrong: list[int], p_value: list[float]) -> Fate:
-    return Fate(np.array(list(hashes)), np.array(wrong, dtype=bool), np.array(p_value))
+def fate(hashes: str, wrong: list[int], p_value: list[float]) -> Outcomes:
+    return Outcomes(np.array(list(hashes)), np.array(wrong, dtype=bool), np.array(p_value))
 
 
 def test_handled_is_rejected_or_still_right() -> None:

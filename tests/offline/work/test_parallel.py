@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
-from guard.offline.crafting.stoppable_model import Watched
+from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.work.parallel import Stop, Stopped, cores, side_by_side
 
 both = pytest.mark.parametrize("workers", [1, 2, 3])
@@ -48,7 +48,7 @@ def test_what_ends_one_ends_all_at_their_next_look(
     stop, ended, going = Stop(), threading.Event(), threading.Event()
 
     def endless() -> None:
-        model = Watched(lambda images: images, stop)
+        model = StoppableModel(lambda images: images, stop)
         going.set()
         try:
             while True:
@@ -73,7 +73,7 @@ def test_an_interrupt_while_waiting_ends_the_workers_too() -> None:
     stop, model = Stop(), torch.nn.Linear(2, 2).requires_grad_(requires_grad=False)
 
     def endless() -> None:
-        watched = Watched(model, stop)
+        watched = StoppableModel(model, stop)
         while True:
             value_and_gradient(watched, torch.zeros(1, 2), LogOdds(torch.zeros(1, dtype=torch.int64)))
 
@@ -86,7 +86,7 @@ def test_an_interrupt_while_waiting_ends_the_workers_too() -> None:
 
 def test_a_watched_model_is_the_model() -> None:
     model = torch.nn.Linear(2, 3).requires_grad_(requires_grad=False)
-    watched, points = Watched(model, Stop()), torch.rand(4, 2)
+    watched, points = StoppableModel(model, Stop()), torch.rand(4, 2)
     objective = LogOdds(torch.zeros(4, dtype=torch.int64))
     assert torch.equal(watched(points), model(points))
     for one, other in zip(

@@ -61,7 +61,7 @@ def smallest(
     weight = torch.tensor([constant], dtype=torch.float64)
     lower, upper = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
     for _ in range(searches):
-        descent = Descent(model, clean, label, target, weight.item())
+        descent = BoxedDescent(model, clean, label, target, weight.item())
         descent.run(steps)
         if descent.size < best_size:
             best, best_size = descent.found, descent.size
@@ -69,7 +69,7 @@ def smallest(
     return best
 
 
-class Descent:
+class BoxedDescent:
     """One minimisation of one item, and the smallest fooling point that it has looked at."""
 
     def __init__(self, model: Model, clean: Tensor, label: Tensor, target: Tensor | None, weight: float) -> None:
