@@ -142,22 +142,14 @@ def fresh_inputs(job: Any, prepared: Any, progress: Any) -> dict[str, Any]:
     from guard.offline.attacks.methods.deepfool import DeepFool
     from guard.offline.attacks.methods.pgd import Pgd
     from guard.offline.crafting.crafter import craft
+    from guard.offline.crafting.shard import CraftRun
     from guard.offline.data.grid import off_grid
+    from guard.offline.data.splits import Split
 
-    test, spec = prepared.data.held_out(), prepared.classifier.spec
+    test, spec = prepared.data.part(Split.TEST), prepared.classifier.spec
     attacks: list[Attack] = [*(Pgd(budget=steps / 16, steps=40) for steps in (1, 2, 4)), DeepFool()]
-    crafted = craft(
-        prepared.classifier.graph,
-        test.images,
-        test.labels,
-        test.hashes,
-        attacks,
-        grid=spec.input.grid,
-        fingerprint=spec.fingerprint,
-        work=job.work / "demo",
-        seed=job.seed + 1,
-        progress=progress.items,
-    )
+    run = CraftRun(prepared.classifier.graph, spec.input.grid, spec.fingerprint, job.work / "demo", job.seed + 1)
+    crafted = craft(run, test, attacks, progress=progress.items)
     names = ["PGD-40, 1/16", "PGD-40, 2/16", "PGD-40, 4/16", "DeepFool (never trained on)"]
     return {
         "clean": test.images,

@@ -14,7 +14,7 @@ from guard.demo import Caught, gate, make_room
 from guard.errors import ConfigError, GateError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.data.dataset import Data
+from guard.offline.data.dataset import Dataset
 from guard.offline.demo_model import load_digits, save_model, train_network
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import load_recipe
@@ -55,7 +55,7 @@ def permuted(prepared: Prepared, seed: int) -> Prepared:
     place = {value: i for i, value in enumerate(prepared.data.hashes.tolist())}
     images[[place[value] for value in crafted.hashes.tolist()]] = clean
     shuffled: CraftedSet = replace(crafted, clean=clean, attacked=attacked)
-    data: Data = replace(prepared.data, images=images)
+    data: Dataset = replace(prepared.data, images=images)
     return replace(prepared, data=data, crafted=(shuffled,))
 
 

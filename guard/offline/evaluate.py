@@ -15,7 +15,7 @@ from guard.bundle import Bundle
 from guard.offline.adversary.descent import ALL_METHODS, METHODS
 from guard.offline.adversary.runs import GUIDES
 from guard.offline.crafting.stage import craft_all
-from guard.offline.data.dataset import HeldOut
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.clean_rows import shift_items
@@ -106,7 +106,7 @@ def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
 
 
 def forecast(
-    subject: OpenedGuard, held_out: HeldOut, work: Work, effort: Effort, *, quick: bool
+    subject: OpenedGuard, held_out: Dataset, work: Work, effort: Effort, *, quick: bool
 ) -> Mapping[str, float | None]:
     """Seconds by what they are for; None where nobody knows yet."""
     attacks = (*work.recipe.attacks, *work.recipe.left_out)

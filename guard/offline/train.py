@@ -12,6 +12,7 @@ from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
 from guard.offline.crafting.plan import FLOOR, read_plan
 from guard.offline.crafting.stage import craft_all
+from guard.offline.data.splits import Split
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.measure import measure
 from guard.offline.evidence.batches import one_batch
@@ -79,7 +80,7 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
     with stages.stage("measure on held-out data") as progress:
         subject = OpenedGuard(classifier, programs, heads, Runtime(provisional))
         effort = effort_of(job, deadline)
-        evaluation = measure(subject, data.held_out(), job.recipe, effort, progress)
+        evaluation = measure(subject, data.part(Split.TEST), job.recipe, effort, progress)
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
         bundle = calibrator.bundle(job.out, calibration, leaks, reports, parity)

@@ -63,7 +63,7 @@ def main() -> None:
         fresh = {
             label: craft_enough(model, subject, held_out, attack, effort, progress) for label, attack in attacks.items()
         }
-    clean = numbers_of(graph, ready.data.images[ready.data.part(Split.HEADS)])
+    clean = numbers_of(graph, ready.data.part(Split.HEADS).images)
     known = {
         label: numbers_of(graph, of_attack(ready.crafted, attack).select(ready.data.splits, Split.HEADS).attacked)
         for label, attack in attacks.items()

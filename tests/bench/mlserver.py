@@ -34,7 +34,8 @@ from guard.errors import NotReadyError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
-from guard.offline.data.dataset import HeldOut
+from guard.offline.crafting.shard import CraftRun
+from guard.offline.data.dataset import Dataset
 from guard.offline.training.reopen import Work
 from guard.serve.probe import probe
 from tests.serve.mlserver_process import mlserver_process
@@ -97,24 +98,15 @@ def inputs(bundle: Bundle, options: argparse.Namespace) -> tuple[NDArray[np.floa
 
 
 def attacked(
-    work: Work, bundle: Bundle, held_out: HeldOut, rest: NDArray[np.int64], options: argparse.Namespace
+    work: Work, bundle: Bundle, held_out: Dataset, rest: NDArray[np.int64], options: argparse.Namespace
 ) -> CraftedSet:
     """PGD on as many of the items as it takes; crafted shards are kept in the work directory."""
     classifier = work.subject(bundle).classifier
+    grid, work_path = bundle.manifest.model.input.grid, work.path / "crafted"
+    run = CraftRun(classifier.graph, grid, classifier.spec.fingerprint, work_path, options.seed)
     tried = min(len(rest), 3 * options.attacked // 2)
     while True:
-        index = rest[:tried]
-        (crafted,) = craft(
-            classifier.graph,
-            held_out.images[index],
-            held_out.labels[index],
-            held_out.hashes[index],
-            [Pgd(budget=options.budget, steps=options.steps)],
-            grid=bundle.manifest.model.input.grid,
-            fingerprint=classifier.spec.fingerprint,
-            work=work.path / "crafted",
-            seed=options.seed,
-        )
+        (crafted,) = craft(run, held_out.take(rest[:tried]), [Pgd(budget=options.budget, steps=options.steps)])
         if len(crafted) >= options.attacked or tried == len(rest):
             return crafted
         tried = min(len(rest), 2 * tried)

@@ -28,6 +28,8 @@ from guard.calibration import Calibration
 from guard.fusion import unfitted
 from guard.offline.bench.bench import bench
 from guard.offline.bench.table import tables
+from guard.offline.data.attacked import Attacked
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import snap
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.job.recipe import load_recipe
@@ -37,7 +39,7 @@ from guard.offline.programs.program import Program
 from guard.offline.programs.write_programs import compile_programs
 from guard.offline.training.calibrator import made_by, npz
 from guard.offline.training.fit_fusion import early_reject
-from guard.offline.training.fit_heads import Items, fit_heads, settled
+from guard.offline.training.fit_heads import FittingItems, fit_heads, settled
 from guard.runtime import Runtime
 from tests.bench import efficientnet
 
@@ -110,7 +112,9 @@ def random_bundle(
     asked = {name: [detector for detector in recipe[name] if detector.name not in without] for name in programs}
     heads = fit_heads(
         [detector for members in asked.values() for detector in members],
-        Items(images, labels, images[:0], attacked, ("random",) * items),
+        FittingItems(
+            Dataset(images, labels, np.arange(items).astype(str)), images[:0], Attacked(attacked, ("random",) * items)
+        ),
         EvidenceCache(classifier),
         seed=0,
         report=lambda _: None,

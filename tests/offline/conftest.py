@@ -14,6 +14,8 @@ from rich.console import Console
 
 from guard.bundle import Bundle
 from guard.offline.crafting.crafter import craft
+from guard.offline.crafting.shard import CraftRun
+from guard.offline.data.dataset import Dataset
 from guard.offline.job.job import Job
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
@@ -28,7 +30,7 @@ def one_thread() -> Iterator[None]:
     """Training on one thread, whichever was the quicker a moment ago: figures are compared to the last bit."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("train", "evaluation"):
+        for module in ("train", "evaluate"):
             patch.setattr(f"guard.offline.{module}.choose_threads", lambda *_: torch.set_num_threads(1))
         torch.set_num_threads(1)
         yield
@@ -74,19 +76,11 @@ def caught_inputs(
 ) -> NDArray[np.float32]:
     """Freshly crafted wire inputs that the guard rejects."""
     unit, labels = tiny.data(60, seed=32)
-    hashes = [f"{i:064d}" for i in range(len(unit))]
+    items = Dataset(unit, labels, np.asarray([f"{i:064d}" for i in range(len(unit))]))
     spec = tiny_subject.classifier.spec
-    (crafted,) = craft(
-        tiny_subject.classifier.graph,
-        unit,
-        labels,
-        hashes,
-        tiny_job.recipe.attacks[:1],
-        grid=spec.input.grid,
-        fingerprint=spec.fingerprint,
-        work=tmp_path_factory.mktemp("fresh"),
-        seed=5,
-    )
+    work = tmp_path_factory.mktemp("fresh")
+    run = CraftRun(tiny_subject.classifier.graph, spec.input.grid, spec.fingerprint, work, seed=5)
+    (crafted,) = craft(run, items, tiny_job.recipe.attacks[:1])
     p = read(tiny_subject.runtime, crafted.attacked).p_value
     found = spec.input.box.from_unit(crafted.attacked[p <= tiny_subject.runtime.bundle.manifest.reject_rate])
     assert len(found) >= 3

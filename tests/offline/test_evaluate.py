@@ -41,7 +41,7 @@ from guard.offline.programs.identity import identity_of
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.training.build import Prepared
-from guard.offline.training.fit_heads import Items
+from guard.offline.training.fit_heads import FittingItems
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
@@ -146,13 +146,13 @@ def test_a_family_left_out_is_seen_by_nothing(refitted: Refitted) -> None:
         hidden = items(np.concatenate([c.attacked for c in crafted if c.family == left.family]))
         shown = items(np.concatenate([c.attacked for c in crafted if c.family != left.family]))
         noise = items(np.concatenate([c.noise for c in crafted if c.family != left.family]))
-        learned: Items = fitted[0][1]
-        given = items(learned.attacked)
+        learned: FittingItems = fitted[0][1]
+        given = items(learned.attacked.items)
         assert given
         assert given <= shown - hidden
         assert items(learned.noisy) <= noise
         names = {c.attack for c in crafted if c.family != left.family}
-        assert set(learned.attacks) == set(fused[0][3]) == names
+        assert set(learned.attacked.by) == set(fused[0][2].by) == names
         assert {c.attack for c in pooled[0][0]} == names
 
 

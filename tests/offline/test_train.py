@@ -17,6 +17,8 @@ import guard.offline.crafting.shard
 from guard.bundle import Bundle
 from guard.calibration import auroc, rejections_band
 from guard.errors import BundleError, ConfigError, DataError, GuardError, ModelError, PromiseError
+from guard.offline.data.attacked import Attacked
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split, content_hashes
 from guard.offline.detectors.detector import Head
 from guard.offline.evidence.cache import EvidenceCache
@@ -26,7 +28,7 @@ from guard.offline.programs.read import read
 from guard.offline.train import prepare, train
 from guard.offline.training.calibrator import npz
 from guard.offline.training.fit_fusion import fit_fusion
-from guard.offline.training.fit_heads import Items, fit_heads, load_heads, save_heads
+from guard.offline.training.fit_heads import FittingItems, fit_heads, load_heads, save_heads
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from tests.offline import tiny
@@ -63,13 +65,13 @@ def test_the_manifest_says_what_was_asked(tiny_bundle: Bundle, tiny_job: Job) ->
 
 def test_heads_combiner_calibration_and_test_share_no_item(tiny_bundle: Bundle, tiny_job: Job) -> None:
     classifier, data = open_job(tiny_job)
-    parts = {split: set(data.hashes[data.part(split)].tolist()) for split in Split}
+    parts = {split: set(data.part(split).hashes.tolist()) for split in Split}
     assert sum(map(len, parts.values())) == len(set(data.hashes.tolist())) == 640
     kept = json.loads((tiny_job.work / "splits.json").read_text("utf-8"))
     assert kept == {value: split.value for split, values in parts.items() for value in values}
     # Only calibration items calibrate: read anew, they give the very risks that the bundle ranks by.
     runtime = Runtime(tiny_bundle, threads=1)
-    again = read(runtime, data.images[data.part(Split.CALIBRATE)])
+    again = read(runtime, data.part(Split.CALIBRATE).images)
     np.testing.assert_allclose(again.risk, tiny_bundle.calibration.clean_risks, rtol=0, atol=1e-5)
     assert classifier.spec.fingerprint == tiny_bundle.manifest.model.fingerprint
 
@@ -177,7 +179,7 @@ def fused(
         with torch.no_grad():
             return program.scores(program.evidence(torch.from_numpy(images))).double().numpy()
 
-    fusion = fit_fusion(scores(clean), scores(clean[:0]), scores(attacked), ("fgsm",) * len(attacked))
+    fusion = fit_fusion(scores(clean), scores(clean[:0]), Attacked(scores(attacked), ("fgsm",) * len(attacked)))
     return lambda images: fusion.risk(scores(images))
 
 
@@ -195,7 +197,11 @@ def test_with_clean_and_attacked_swapped_nothing_is_learned(tiny_subject: Opened
         clean, attacked = attacked, clean
     heads = fit_heads(
         detectors,
-        Items(heads_clean, labels, heads_clean[:0], heads_attacked, ("fgsm",) * 200),
+        FittingItems(
+            Dataset(heads_clean, labels, np.arange(200).astype(str)),
+            heads_clean[:0],
+            Attacked(heads_attacked, ("fgsm",) * 200),
+        ),
         EvidenceCache(tiny_subject.classifier),
         seed=0,
         report=lambda text: None,
@@ -302,7 +308,7 @@ def test_a_test_file_of_its_own_is_the_test_split(problem: Path) -> None:
     job = tiny.job(problem, test=tiny.write_data(problem / "test.npz", items=90, seed=12))
     _, data = open_job(job)
     own = content_hashes(tiny.data(90, seed=12)[0])
-    assert set(data.hashes[data.part(Split.TEST)].tolist()) == set(own.tolist())
+    assert set(data.part(Split.TEST).hashes.tolist()) == set(own.tolist())
     shares = [len(data.part(split)) / 640 for split in (Split.HEADS, Split.COMBINER, Split.CALIBRATE)]
     np.testing.assert_allclose(shares, [0.5, 0.2, 0.3], atol=0.06)
 

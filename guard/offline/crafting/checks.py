@@ -5,37 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from guard.errors import ConfigError, DataError, ModelError
-from guard.offline.attacks.attack import Attack, Model
-from guard.offline.data.grid import Images, on_grid, whole_steps
+from guard.offline.attacks.attack import Attack
+from guard.offline.crafting.shard import CraftRun
+from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import on_grid, whole_steps
 
 
-def check(
-    model: Model,
-    images: Images,
-    labels: NDArray[np.int64],
-    hashes: NDArray[np.str_],
-    groups: NDArray[np.str_],
-    grid: int | None,
-    shard_size: int,
-) -> None:
-    """Raises as `craft` says."""
+def check(run: CraftRun, items: Dataset) -> None:
+    """Whether these items can be attacked. Raises as `craft` says."""
+    model, images, labels = run.model, items.images, items.labels
     if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
         raise ModelError("the model is in training mode; call eval() first, or its answers depend on batch mates")
-    counts = [len(given) for given in (images, labels, hashes, groups)]
+    counts = [len(given) for given in (images, labels, items.hashes)]
     if min(counts) == 0 or min(counts) != max(counts):
-        raise DataError("{} images, {} labels, {} hashes and {} groups; wanted equally many, not 0".format(*counts))
+        raise DataError("{} images, {} labels and {} hashes; wanted equally many, not 0".format(*counts))
     if images.dtype != np.float32 or not bool(((images >= 0) & (images <= 1)).all()):
         raise DataError(f"images are {images.dtype} in [{images.min():g}, {images.max():g}]; wanted float32 in [0, 1]")
     if labels.dtype != np.int64 or labels.min() < 0:
         raise DataError(f"labels are {labels.dtype} from {labels.min()} on; wanted int64 class numbers from 0")
-    if grid is not None and not on_grid(images, grid):
-        raise DataError(f"images are not on a grid of {grid} steps; grid_of() finds the data's own")
-    if shard_size < 1:
-        raise ConfigError(f"shard_size = {shard_size}; wanted at least 1")
+    if run.grid is not None and not on_grid(images, run.grid):
+        raise DataError(f"images are not on a grid of {run.grid} steps; grid_of() finds the data's own")
+    if run.shard_items is not None and run.shard_items < 1:
+        raise ConfigError(f"shard_items = {run.shard_items}; wanted at least 1")
 
 
 def check_budgets(attacks: Sequence[Attack], grid: int | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,30 +62,29 @@ def lots_of(shards: Sequence[Shard]) -> Mapping[int, tuple[Shard, ...]]:
 
 def learned_from(attack: LearningAttack, lot: Sequence[Shard]) -> Shard:
     """The items of a lot that an attack learns from, under the number of its first shard."""
-    joined = Shard(
-        lot[0].number,
-        np.concatenate([shard.source for shard in lot]),
-        np.concatenate([shard.images for shard in lot]),
-        np.concatenate([shard.labels for shard in lot]),
-        np.concatenate([shard.hashes for shard in lot]),
-        lot[0].group,
+    first = lot[0]
+    images, labels, hashes = (
+        np.concatenate([getattr(shard.items, name) for shard in lot]) for name in ("images", "labels", "hashes")
     )
+    items = replace(first.items, images=images, labels=labels, hashes=hashes)
+    joined = Shard(first.number, np.concatenate([shard.source for shard in lot]), items, first.group)
     return joined.first(attack.learning_items)
 
 
-def learn(job: CraftRun, attack: Any, lot: Sequence[Shard], *, anew: bool = False) -> Ready:
+def learn(run: CraftRun, attack: Any, lot: Sequence[Shard], *, anew: bool = False) -> Ready:
     """What an attack knows after this lot: from its file, or learned and written; `anew`: learned whatever is there.
 
     `attack` is a LearningAttack.
     """
-    items = learned_from(attack, lot)
-    identity = hashlib.sha256(f"learned {identify(job, attack, items)}".encode()).hexdigest()
-    file = job.work / f"{attack.name}-learned-{items.number:05d}-{identity[:24]}.npz"
+    learned = learned_from(attack, lot)
+    identity = hashlib.sha256(f"learned {identify(run, attack, learned)}".encode()).hexdigest()
+    file = run.work / f"{attack.name}-learned-{learned.number:05d}-{identity[:24]}.npz"
     knowledge = None if anew else read_whole(file)
     if knowledge is None:
-        inputs, labels = torch.from_numpy(items.images).to(job.device), torch.from_numpy(items.labels).to(job.device)
+        inputs = torch.from_numpy(learned.items.images).to(run.device)
+        labels = torch.from_numpy(learned.items.labels).to(run.device)
         generator = torch.Generator().manual_seed(int(identity[:15], 16))
-        found = attack.learn(StoppableModel(job.model, job.stop), inputs, labels, generator)
+        found = attack.learn(StoppableModel(run.model, run.stop), inputs, labels, generator)
         knowledge = {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in found.items()}
         write_whole(file, knowledge)
     return Ready(

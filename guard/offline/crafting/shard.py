@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import into_reach
 from guard.offline.attacks.objective import gap
 from guard.offline.crafting.stoppable_model import StoppableModel
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Images, snap, snap_within
 from guard.offline.work.array_file import read_whole, write_whole
-from guard.offline.work.parallel import Stop
+from guard.offline.work.parallel import Stop, cores
 
 VALUES = 2**20  # in a shard, at most, unless it has fewer than eight items
 
@@ -42,16 +43,17 @@ class Shard:
     """Some correctly classified items, to be attacked in one batch."""
 
     number: int
-    source: NDArray[np.int64]  # [tried]
-    images: Images
-    labels: NDArray[np.int64]
-    hashes: NDArray[np.str_]
+    source: NDArray[np.int64]  # [tried] places in the data given
+    items: Dataset
     group: str = ""  # of all its items: attacks learn within one
+
+    def __len__(self) -> int:
+        return len(self.items)
 
     def first(self, items: int) -> Shard:
         """Its first items alone: another shard, with another outcome."""
-        kept = (self.source[:items], self.images[:items], self.labels[:items], self.hashes[:items])
-        return self if items >= len(self.source) else Shard(self.number, *kept, group=self.group)
+        part = slice(items)
+        return self if items >= len(self) else Shard(self.number, self.source[part], self.items.take(part), self.group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,91 +68,109 @@ class ShardOutcome:
 
 @dataclass(frozen=True)
 class CraftRun:
-    """What all shards of a run share."""
+    """Everything but the items and the attacks that a run of crafting follows from, and how it is carried out."""
 
     model: Model
-    engine: str  # what computes it: torch, or what a compiled model says
-    grid: int | None
-    fingerprint: str
-    work: Path
+    grid: int | None  # steps of the items' grid
+    fingerprint: str  # of the model
+    work: Path  # where finished shards are kept: called again, only what is missing is computed
     seed: int
-    device: torch.device
-    stop: Stop
+    shard_items: int | None = None  # None: as many as fit into a small memory
+    workers: int | None = None  # threads that attack side by side, which changes no bit; None: one a core
+    device: torch.device | str = "cpu"
+    stop: Stop = field(default_factory=Stop)
+
+    @property
+    def engine(self) -> str:
+        """What computes the model: torch, or what a compiled model says."""
+        return str(getattr(self.model, "engine", "torch"))
+
+    @property
+    def threads(self) -> int:
+        """The number of workers."""
+        return cores() if self.workers is None else self.workers
+
+    def begun(self) -> CraftRun:
+        """The same run, which nobody has stopped."""
+        return replace(self, stop=Stop())
 
 
-def resume(job: CraftRun, attack: Attack, shard: Shard, *, learned: str = "", anew: bool = False) -> ShardOutcome:
+def resume(run: CraftRun, attack: Attack, shard: Shard, *, learned: str = "", anew: bool = False) -> ShardOutcome:
     """The shard's outcome from its file, or computed and written; `anew`: computed whatever is there.
 
     `learned` is the digest of what the attack knows.
     """
-    identity = identify(job, attack, shard, learned)
-    file = job.work / f"{attack.name}-{shard.number:05d}-{identity[:24]}.npz"
+    identity = identify(run, attack, shard, learned)
+    file = run.work / f"{attack.name}-{shard.number:05d}-{identity[:24]}.npz"
     outcome = None if anew else read_outcome(file)
     if outcome is None:
-        outcome = attack_shard(job, attack, shard, identity)
+        outcome = attack_shard(run, attack, shard, identity)
         write_outcome(file, outcome)
     return outcome
 
 
-def identify(job: CraftRun, attack: Attack, shard: Shard, learned: str = "") -> str:
+def identify(run: CraftRun, attack: Attack, shard: Shard, learned: str = "") -> str:
     """SHA-256 (hex) over everything that a shard's outcome follows from."""
-    given = (FORMAT, job.fingerprint, job.engine, repr(attack), job.grid, job.seed, shard.number)
+    items = shard.items
+    given = (FORMAT, run.fingerprint, run.engine, repr(attack), run.grid, run.seed, shard.number)
     digest = hashlib.sha256(repr(given).encode())
-    digest.update(repr((shard.images.shape, shard.labels.tolist(), shard.hashes.tolist())).encode())
-    digest.update(np.ascontiguousarray(shard.images, dtype="<f4").tobytes())
+    digest.update(repr((items.images.shape, items.labels.tolist(), items.hashes.tolist())).encode())
+    digest.update(np.ascontiguousarray(items.images, dtype="<f4").tobytes())
     digest.update(learned.encode())
     return digest.hexdigest()
 
 
-def attack_shard(job: CraftRun, attack: Attack, shard: Shard, identity: str) -> ShardOutcome:
+def attack_shard(run: CraftRun, attack: Attack, shard: Shard, identity: str) -> ShardOutcome:
     generator = torch.Generator().manual_seed(int(identity[:15], 16))
-    clean, labels = torch.from_numpy(shard.images).to(job.device), torch.from_numpy(shard.labels).to(job.device)
-    model = torch_module(job.model, attack) if isinstance(attack, TorchOnly) else job.model
-    raw = attack(StoppableModel(model, job.stop), clean, labels, generator).cpu().numpy()
-    attacked, predictions, fooled = settle(job, attack, shard, raw)
+    items = shard.items
+    clean, labels = torch.from_numpy(items.images).to(run.device), torch.from_numpy(items.labels).to(run.device)
+    model = torch_module(run.model, attack) if isinstance(attack, TorchOnly) else run.model
+    raw = attack(StoppableModel(model, run.stop), clean, labels, generator).cpu().numpy()
+    attacked, predictions, fooled = settle(run, attack, shard, raw)
     kept = np.flatnonzero(fooled)
-    noise = shuffled(torch.from_numpy(shard.images[kept]), torch.from_numpy(attacked[kept]), generator).numpy()
-    return ShardOutcome(kept, predictions[kept], attacked[kept], snap(noise, job.grid))
+    noise = shuffled(torch.from_numpy(items.images[kept]), torch.from_numpy(attacked[kept]), generator).numpy()
+    return ShardOutcome(kept, predictions[kept], attacked[kept], snap(noise, run.grid))
 
 
 def settle(
-    job: CraftRun, attack: Attack, shard: Shard, raw: Images
+    run: CraftRun, attack: Attack, shard: Shard, raw: Images
 ) -> tuple[Images, NDArray[np.int64], NDArray[np.bool_]]:
     """Final attacked items, the model's answers to them, and which of them fool it.
 
     An attack without a budget ends so close to the boundary that snapping takes many back over it: its perturbation is
     stretched until the snapped item fools, up to fourfold. What no norm measures is left as it is.
     """
-    final, predictions = shard.images.copy(), shard.labels.copy()
+    items = shard.items
+    final, predictions = items.images.copy(), items.labels.copy()
     fooled = np.zeros(len(final), dtype=bool)
     for stretch in STRETCHES if attack.budget is None and attack.norm != "none" else (1.0,):
         left = np.flatnonzero(~fooled)
         if len(left) == 0:
             break
-        clean = shard.images[left]
-        tried = into_place(job, attack, clean, clean + np.float32(stretch) * (raw[left] - clean))
-        logits = torch.from_numpy(answer(job, tried))
-        ahead = gap(logits, torch.from_numpy(shard.labels[left]))
+        clean = items.images[left]
+        tried = into_place(run, attack, clean, clean + np.float32(stretch) * (raw[left] - clean))
+        logits = torch.from_numpy(answer(run, tried))
+        ahead = gap(logits, torch.from_numpy(items.labels[left]))
         hit = (ahead > MARGIN * torch.linalg.vector_norm(logits, dim=1)).numpy()
         final[left[hit]], predictions[left[hit]] = tried[hit], logits.argmax(dim=1).numpy()[hit]
         fooled[left[hit]] = True
     return final, predictions, fooled
 
 
-def into_place(job: CraftRun, attack: Attack, clean: Images, points: Images) -> Images:
+def into_place(run: CraftRun, attack: Attack, clean: Images, points: Images) -> Images:
     """Into the box, the ball, and onto the grid."""
-    if job.grid is not None:
-        return snap_within(points, clean, job.grid, attack.budget, attack.norm)
+    if run.grid is not None:
+        return snap_within(points, clean, run.grid, attack.budget, attack.norm)
     if attack.budget is None or attack.norm == "l0" or attack.norm == "none":
         return points.clip(0, 1)
     reached: Tensor = into_reach(torch.from_numpy(points), torch.from_numpy(clean), attack.budget, attack.norm)
     return np.asarray(reached.numpy(), dtype=np.float32)
 
 
-def answer(job: CraftRun, images: Images) -> NDArray[np.float32]:
+def answer(run: CraftRun, images: Images) -> NDArray[np.float32]:
     """Logits [item, class]. Raises ModelError."""
     with torch.no_grad():
-        logits = job.model(torch.tensor(images, device=job.device)).cpu()
+        logits = run.model(torch.tensor(images, device=run.device)).cpu()
     if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
         raise ModelError(
             f"the model answers {len(images)} items with {list(logits.shape)}; wanted logits [item, class]"

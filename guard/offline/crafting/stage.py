@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.crafting.crafted_set import CraftedSet
@@ -29,8 +28,8 @@ from guard.offline.crafting.plan import (
     sizes,
     write_plan,
 )
-from guard.offline.crafting.shard import FORMAT, shard_items
-from guard.offline.data.dataset import Data
+from guard.offline.crafting.shard import FORMAT, CraftRun, shard_items
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.evidence.gather import Gather
 from guard.offline.job.job import Job
@@ -45,36 +44,25 @@ OPERATOR_S = 0.1  # to write one operator of the model into one program, forward
 GATHERED = 32  # items on which the evidence is timed
 
 
-def learning_order(data: Data) -> NDArray[np.int64]:
+def learning_items(data: Dataset) -> Dataset:
     """The items to learn from, so that any first part of them is shared out between heads and combiner alike."""
-    parts = {split: data.part(split) for split in LEARNING}
+    parts = {split: data.places(split) for split in LEARNING}
     places = [(np.arange(len(parts[split])) + 0.5) / share for split, share in LEARNING.items()]
-    return np.concatenate(list(parts.values()))[np.argsort(np.concatenate(places), kind="stable")]
+    return data.take(np.concatenate(list(parts.values()))[np.argsort(np.concatenate(places), kind="stable")])
 
 
-def groups_of(data: Data, index: NDArray[np.int64]) -> list[str]:
-    """What the items are for: an attack on those of one split learns from none of another."""
-    return [data.splits[one].value for one in data.hashes[index].tolist()]
+def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftRun:
+    """Where and how this job's attacks to learn from are crafted."""
+    spec, work = classifier.spec, job.work / "crafted"
+    return CraftRun(model, spec.input.grid, spec.fingerprint, work, job.seed, workers=job.threads)
 
 
-def craft_all(job: Job, classifier: Classifier, data: Data, progress: Stage) -> tuple[CraftedSet, ...]:
+def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) -> tuple[CraftedSet, ...]:
     """Every attack of the recipe, on items of the splits that are fitted on."""
     if job.minutes is None:
-        index = learning_order(data)[: job.craft_items or CRAFT_ITEMS]
-        return craft(
-            classifier.graph,
-            data.images[index],
-            data.labels[index],
-            data.hashes[index],
-            job.recipe.attacks,
-            grid=classifier.spec.input.grid,
-            fingerprint=classifier.spec.fingerprint,
-            work=job.work / "crafted",
-            seed=job.seed,
-            groups=groups_of(data, index),
-            workers=job.threads,
-            progress=progress.items,
-        )
+        items = learning_items(data).take(slice(job.craft_items or CRAFT_ITEMS))
+        run = craft_run(job, classifier, classifier.graph)
+        return craft(run, items, job.recipe.attacks, progress=progress.items)
     planner = Planner(job, classifier, data, progress, time.monotonic())
     plan = read_plan(job.work, planner.key)
     if plan is None:
@@ -112,7 +100,7 @@ class Planner:
 
     job: Job
     classifier: Classifier
-    data: Data
+    data: Dataset
     progress: Stage
     began: float
 
@@ -130,37 +118,25 @@ class Planner:
             job.craft_items,
             job.attack_items,
         )
-        hashes = "".join(self.data.hashes[learning_order(self.data)].tolist())
+        hashes = "".join(learning_items(self.data).hashes.tolist())
         return hashlib.sha256(f"{given!r} {hashes} {len(self.data.part(Split.TEST))}".encode()).hexdigest()
 
     def target(self, model: Model) -> Crafter:
         """The items to learn from."""
-        index = learning_order(self.data)
-        if self.job.craft_items is not None:
-            index = index[: self.job.craft_items]
-        return Crafter.open(
-            model,
-            self.data.images[index],
-            self.data.labels[index],
-            self.data.hashes[index],
-            grid=self.classifier.spec.input.grid,
-            fingerprint=self.classifier.spec.fingerprint,
-            work=self.job.work / "crafted",
-            seed=self.job.seed,
-            groups=groups_of(self.data, index),
-            workers=self.job.threads,
-        )
+        items = learning_items(self.data).take(slice(self.job.craft_items))
+        return Crafter.open(craft_run(self.job, self.classifier, model), items)
 
     def make(self, minutes: float) -> Plan:
         data, recipe = self.data, self.job.recipe
         self.progress.note("choosing torch or ONNX Runtime")
-        batch = data.images[learning_order(data)[: shard_items(data.images.shape[1:])]]
+        learning = learning_items(data)
+        batch = learning.images[: shard_items(data.item_shape)]
         engine, reason = choose_engine(self.classifier, batch, self.job.work)
         model = self.classifier.graph if engine == "torch" else compiled_model(self.classifier, batch, self.job.work)
         target = self.target(model)
         seen = [self.probe(target, attack) for attack in recipe.attacks]
         left_out = [self.probe(target, attack) for attack in recipe.left_out]
-        accuracy = target.items / len(learning_order(data)[: self.job.craft_items])
+        accuracy = target.items / len(learning.take(slice(self.job.craft_items)))
         held_out = len(data.part(Split.TEST))
         every = (*seen, *left_out)
         wanted = [self.job.attack_items or report_items(speed, accuracy, held_out) for speed in every]
@@ -175,7 +151,9 @@ class Planner:
             rows = sizes(seen, target.items, 60 * budget.crafting, step=target.shard_size)
         else:
             rows = tuple(Row(speed.attack, speed.seconds, speed.share, target.items) for speed in seen)
-        return Plan(self.key, engine, reason, target.workers, target.items, budget, rows, min(wanted, default=REPORTED))
+        return Plan(
+            self.key, engine, reason, target.run.threads, target.items, budget, rows, min(wanted, default=REPORTED)
+        )
 
     def probe(self, target: Crafter, attack: Attack) -> Speed:
         """One shard a worker, which is kept: its time is no estimate, and its items count.
@@ -183,13 +161,13 @@ class Planner:
         What is learned for the lot of such a shard serves all items of the lot, and its time is shared out among them.
         """
         self.progress.note(f"speed of {attack!r}")
-        tried = target.workers * target.shard_size
+        tried = target.run.threads * target.shard_size
         began = time.perf_counter()
         target.learn(attack, tried=tried, anew=True)
         between = time.perf_counter()
         (found,) = target.attacked([attack], tried=[tried], anew=True)
         ended = time.perf_counter()
-        served = sum(len(shard.source) for lot in target.lots(tried) for shard in lot)
+        served = sum(len(shard) for lot in target.lots(tried) for shard in lot)
         seconds = (between - began) / served + (ended - between) / found.tried
         return Speed(repr(attack), seconds, (len(found) + 1) / (found.tried + 2))
 

@@ -1,42 +1,55 @@
-"""Clean items with their labels and hashes."""
+"""Clean items with their labels, content hashes and splits: what every stage of training and evaluation works on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.offline.data.splits import Split, members
+from guard.offline.data.grid import Images
+from guard.offline.data.splits import Split, members, split_of
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Clean items that nothing was fitted or calibrated on; unit space."""
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Clean items in unit space; a part of them is a Dataset again."""
 
-    images: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    hashes: NDArray[np.str_]
-    name: str
+    images: Images
+    labels: NDArray[np.int64]  # [item] true class
+    hashes: NDArray[np.str_]  # [item] of the wire values
+    name: str = "items"  # for people: where they come from
+    splits: Mapping[str, Split] = field(default_factory=dict, repr=False)  # of each hash; empty where there are none
 
+    def __len__(self) -> int:
+        return len(self.images)
 
-@dataclass(frozen=True)
-class Data:
-    """Clean items in unit space, split by content hash."""
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of one item."""
+        return tuple(self.images.shape[1:])
 
-    images: NDArray[np.float32]  # [item, ...]
-    labels: NDArray[np.int64]
-    hashes: NDArray[np.str_]  # [item]
-    splits: Mapping[str, Split]  # of each hash
-    name: str
+    def take(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Dataset:
+        """Some of the items, in the order of the index."""
+        return replace(self, images=self.images[index], labels=self.labels[index], hashes=self.hashes[index])
 
-    def part(self, split: Split) -> NDArray[np.int64]:
+    def places(self, split: Split) -> NDArray[np.int64]:
         """Indices of a split's items, in the order of their hashes: an order that knows nothing of their scores."""
         chosen = np.flatnonzero(members(self.hashes, self.splits, split))
         return np.asarray(chosen[np.argsort(self.hashes[chosen], kind="stable")], dtype=np.int64)
 
-    def held_out(self) -> HeldOut:
-        """The items that only the report sees."""
-        test = self.part(Split.TEST)
-        return HeldOut(self.images[test], self.labels[test], self.hashes[test], self.name)
+    def part(self, split: Split) -> Dataset:
+        """The items of one split, in the order of their hashes. Raises DataError for an item in no split."""
+        return self.take(self.places(split))
+
+    @property
+    def groups(self) -> NDArray[np.str_]:
+        """The split of each item [item], as a word; all the same where there are no splits.
+
+        Raises:
+            DataError: an item that is in no split, where there are splits.
+        """
+        if not self.splits:
+            return np.full(len(self), "")
+        return np.asarray([split_of(one, self.splits).value for one in self.hashes.tolist()], dtype=np.str_)

@@ -71,15 +71,13 @@ def place(content: str, seed: int) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def members(hashes: Iterable[str], splits: Mapping[str, Split], *wanted: Split) -> NDArray[np.bool_]:
-    """Which items are in one of the splits wanted, [item].
+def split_of(content: str, splits: Mapping[str, Split]) -> Split:
+    """The split of one content. Raises DataError where it was never assigned."""
+    if content not in splits:
+        raise DataError(f"item {content[:12]}… is in no split; assign() has not seen it")
+    return splits[content]
 
-    Raises:
-        DataError: an item that was never assigned.
-    """
-    found = []
-    for one in hashes:
-        if one not in splits:
-            raise DataError(f"item {one[:12]}… is in no split; assign() has not seen it")
-        found.append(splits[one] in wanted)
-    return np.array(found, dtype=bool)
+
+def members(hashes: Iterable[str], splits: Mapping[str, Split], *wanted: Split) -> NDArray[np.bool_]:
+    """Which items are in one of the splits wanted, [item]. Raises DataError for an item that was never assigned."""
+    return np.array([split_of(one, splits) in wanted for one in hashes], dtype=bool)

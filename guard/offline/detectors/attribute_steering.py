@@ -63,8 +63,8 @@ class AttributeSteering:
         """AUROC between negatives and attacked items, the mean over attacks."""
         head = AttributeSteeringHead(self)
         negatives = torch.cat([head(examples.clean), head(examples.noisy)]).double().numpy()
-        attacked = head(examples.attacked).double().numpy()
-        attacks = np.asarray(examples.attacks)
+        attacked = head(examples.attacked.items).double().numpy()
+        attacks = examples.attacked.names
         return float(np.mean([auroc(negatives, attacked[attacks == attack]) for attack in np.unique(attacks)]))
 
     def fit(self, examples: Examples) -> AttributeSteeringHead:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from guard.offline.data.attacked import Attacked
 from guard.offline.evidence.needs import Evidence, Need
 
 
@@ -19,8 +20,7 @@ class Examples:
     clean: Evidence
     labels: Tensor  # [item] true class of the clean items
     noisy: Evidence
-    attacked: Evidence
-    attacks: tuple[str, ...]  # [item] what made each attacked item; with `guard train` an attack with its settings
+    attacked: Attacked[Evidence]
     seed: int
 
     @property
@@ -32,7 +32,7 @@ class Examples:
         return torch.cat([self.clean[need], self.noisy[need]])
 
     def count_attacked(self) -> int:
-        return len(self.attacks)
+        return len(self.attacked)
 
 
 class Head(nn.Module):

@@ -46,8 +46,9 @@ class Lid:
         chosen = torch.randperm(items, generator=examples.generator)[: self.references]
         banks = [Bank(examples.clean[latent][chosen]) for latent in self.latents]
         head = LidHead(self, banks, Logistic.mean(len(banks)))
-        clean, noisy, attacked = map(head.dimensions, (examples.clean, examples.noisy, examples.attacked))
-        return LidHead(self, banks, fit_logistic(clean, noisy, attacked, examples.attacks))
+        clean, noisy = head.dimensions(examples.clean), head.dimensions(examples.noisy)
+        attacked = examples.attacked.seen_as(head.dimensions(examples.attacked.items))
+        return LidHead(self, banks, fit_logistic(clean, noisy, attacked))
 
     def restore(self, state: Mapping[str, Tensor]) -> LidHead:
         banks = [Bank(state[f"banks.{i}.references"]) for i in range(len(self.latents))]

@@ -57,15 +57,15 @@ class SaliencyClassifier:
                 f"wanted at least {FEWEST}"
             )
         evidence: dict[Need, Tensor] = {
-            need: torch.cat([examples.negatives(need), examples.attacked[need]]) for need in self.needs
+            need: torch.cat([examples.negatives(need), examples.attacked.items[need]]) for need in self.needs
         }
         positives, noisy = examples.count_attacked(), len(examples.noisy[Image()])
         negatives = len(evidence[Image()]) - positives
-        kinds = item_kinds(negatives, examples.attacks)
+        kinds = item_kinds(negatives, examples.attacked)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(examples.seed)
             head = SaliencyClassifierHead(self, evidence[Image()].shape[1:], int(kinds.max()) + 1)
-            train(head, evidence, kinds, item_weights(negatives - noisy, noisy, examples.attacks), self)
+            train(head, evidence, kinds, item_weights(negatives - noisy, noisy, examples.attacked), self)
         return head.eval().requires_grad_(False)
 
     def restore(self, state: Mapping[str, Tensor]) -> SaliencyClassifierHead:

@@ -53,13 +53,13 @@ class SummaryClassifier:
         attacked = examples.count_attacked()
         if attacked < FEWEST:
             raise DataError(f"summary_classifier learns from attacked items; got {attacked}, wanted at least {FEWEST}")
-        parts = [summaries(self, evidence) for evidence in (examples.clean, examples.noisy, examples.attacked)]
+        parts = [summaries(self, evidence) for evidence in (examples.clean, examples.noisy, examples.attacked.items)]
         clean, noisy = len(parts[0]), len(parts[1])
-        numbers, kinds = torch.cat(parts), item_kinds(clean + noisy, examples.attacks)
+        numbers, kinds = torch.cat(parts), item_kinds(clean + noisy, examples.attacked)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(examples.seed)
             head = SummaryClassifierHead(self, numbers.shape[1], int(kinds.max()) + 1)
-            train(head, numbers, kinds, item_weights(clean, noisy, examples.attacks), self)
+            train(head, numbers, kinds, item_weights(clean, noisy, examples.attacked), self)
         return head.eval().requires_grad_(False)
 
     def restore(self, state: Mapping[str, Tensor]) -> SummaryClassifierHead:

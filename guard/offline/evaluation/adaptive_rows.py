@@ -26,7 +26,7 @@ from guard.offline.adversary.guides import Guides
 from guard.offline.adversary.runs import FORMAT, GUIDES, STARTS, Adversary, Aim, MethodResults, Shown, in_parts
 from guard.offline.adversary.surrogates import expectation, surrogates_of
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.data.dataset import HeldOut
+from guard.offline.data.dataset import Dataset
 from guard.offline.detectors.detector import Detector
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
@@ -76,7 +76,7 @@ class AdaptiveStage:
     """All runs of the adaptive attack on one guard, before any of them has begun."""
 
     subject: OpenedGuard
-    held_out: HeldOut
+    held_out: Dataset
     budgets: tuple[float, ...]
     promises: tuple[Promise, ...]
     wanted: Size
@@ -256,7 +256,7 @@ def told(shown: Shown, budget: str, what: object, done: int, total: int) -> None
 
 
 def static_start(
-    held_out: HeldOut, index: NDArray[np.int64], crafted: Sequence[CraftedSet], budget: float
+    held_out: Dataset, index: NDArray[np.int64], crafted: Sequence[CraftedSet], budget: float
 ) -> NDArray[np.float32]:
     """For each item the static L-infinity attack's result within the budget, or the clean item where there is none."""
     start = held_out.images[index].copy()
@@ -269,7 +269,7 @@ def static_start(
     return start
 
 
-def adaptive_stage(subject: OpenedGuard, held_out: HeldOut, recipe: Recipe, effort: Effort) -> AdaptiveStage:
+def adaptive_stage(subject: OpenedGuard, held_out: Dataset, recipe: Recipe, effort: Effort) -> AdaptiveStage:
     return AdaptiveStage(
         subject,
         held_out,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from guard.calibration import Calibration, auroc
 from guard.fusion import Floats
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.data.dataset import HeldOut
+from guard.offline.data.dataset import Dataset
 from guard.offline.findings.evaluation import AttackRow, Detection, LeftOutRow, Worst
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate, caught_at
 from guard.offline.programs.read import read
@@ -49,7 +49,7 @@ class GuardReadings:
     hashes: NDArray[np.str_]  # [item] of the clean test items
 
     @staticmethod
-    def over(runtime: Runtime, held_out: HeldOut) -> GuardReadings:
+    def over(runtime: Runtime, held_out: Dataset) -> GuardReadings:
         return GuardReadings(runtime, read(runtime, held_out.images), held_out.hashes)
 
     def fate(self, crafted: CraftedSet, readings: Readings) -> Outcomes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from guard.bundle import Manifest
 from guard.calibration import rejections_band
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.data.dataset import HeldOut
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import off_grid
 from guard.offline.data.shifts import SHIFTS, shifted
 from guard.offline.evaluation.effort import Effort
@@ -85,7 +85,7 @@ def unattacked(
 
 
 def shift_rows(
-    runtime: Runtime, held_out: HeldOut, promises: Sequence[Promise], items: int
+    runtime: Runtime, held_out: Dataset, promises: Sequence[Promise], items: int
 ) -> tuple[tuple[CleanRow, ...], str]:
     """The first `items` test items, shifted each way; or none, and the reason."""
     images, labels = held_out.images[:items], held_out.labels[:items]
@@ -120,7 +120,7 @@ def class_name(number: int, names: Sequence[str]) -> str:
     return names[number] if number < len(names) else f"class {number}"
 
 
-def shift_items(runtime: Runtime, held_out: HeldOut, effort: Effort) -> int:
+def shift_items(runtime: Runtime, held_out: Dataset, effort: Effort) -> int:
     """How many test items are shifted: what a share of the time left allows; a size chosen before is kept to."""
     wanted = min(effort.shift_items, len(held_out.images))
     if effort.deadline is None or held_out.images.ndim != 4:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from guard.offline.attacks.attack import Attack, LearningAttack, Model
 from guard.offline.crafting.learning import SHARDS
 from guard.offline.crafting.shard import shard_items
-from guard.offline.data.dataset import HeldOut
+from guard.offline.data.dataset import Dataset
 from guard.offline.evidence.batches import one_batch
 from guard.offline.programs.read import read
 from guard.runtime import Runtime
@@ -80,7 +80,7 @@ def learn(attack: LearningAttack, counted: Counted, images: Tensor, labels: Tens
     return attack.knowing(knowledge), (once + each.times(min(lot, attack.learning_items))).times(1 / lot)
 
 
-def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: HeldOut) -> float:
+def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: Dataset) -> float:
     """What all the attacks together take an item: their passes, counted on a few items, at the speed of a batch."""
     images = one_batch(held_out.images)
     labels = torch.from_numpy(held_out.labels[: len(images)])
@@ -104,7 +104,7 @@ def speed(model: Model, images: Tensor) -> tuple[float, float]:
     return (between - began) / len(images), (ended - between) / len(images)
 
 
-def seconds_to_read(runtime: Runtime, held_out: HeldOut) -> float:
+def seconds_to_read(runtime: Runtime, held_out: Dataset) -> float:
     """What all programs of a bundle take an item, in a batch."""
     few = held_out.images[: len(one_batch(held_out.images))]
     read(runtime, few)

@@ -10,7 +10,8 @@ from guard.offline.attacks.attack import Attack, Model
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.engine import attack_model
-from guard.offline.data.dataset import HeldOut
+from guard.offline.crafting.shard import CraftRun
+from guard.offline.data.dataset import Dataset
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.attack_rows import Examiner, GuardReadings, Other, worst_of
 from guard.offline.evaluation.clean_rows import class_rows, clean_rows, shift_items, shift_rows, unattacked
@@ -32,7 +33,7 @@ GROWTH = 1.15  # over the items that the success rate asks for, since it is itse
 
 def measure(
     subject: OpenedGuard,
-    held_out: HeldOut,
+    held_out: Dataset,
     recipe: Recipe,
     effort: Effort,
     progress: Stage,
@@ -92,7 +93,7 @@ def measure(
     )
 
 
-def others(left_out: Sequence[LeftOut], held_out: HeldOut) -> dict[str, Other]:
+def others(left_out: Sequence[LeftOut], held_out: Dataset) -> dict[str, Other]:
     """By family."""
     return {
         left.family: Other(left.family, left.fitted_on, GuardReadings.over(left.runtime, held_out)) for left in left_out
@@ -100,24 +101,15 @@ def others(left_out: Sequence[LeftOut], held_out: HeldOut) -> dict[str, Other]:
 
 
 def craft_enough(
-    model: Model, subject: OpenedGuard, held_out: HeldOut, attack: Attack, effort: Effort, progress: Stage
+    model: Model, subject: OpenedGuard, held_out: Dataset, attack: Attack, effort: Effort, progress: Stage
 ) -> CraftedSet:
     """Tried on `attack_items`, and on more where fewer fool the model than its family takes, and there are more."""
+    spec = subject.classifier.spec
+    run = CraftRun(model, spec.input.grid, spec.fingerprint, effort.work, effort.seed)
     least = fewest(attack.family)
     tried = min(effort.attack_items, len(held_out.images))
     while True:
-        (found,) = craft(
-            model,
-            held_out.images[:tried],
-            held_out.labels[:tried],
-            held_out.hashes[:tried],
-            [attack],
-            grid=subject.runtime.spec.grid,
-            fingerprint=subject.classifier.spec.fingerprint,
-            work=effort.work,
-            seed=effort.seed,
-            progress=progress.items,
-        )
+        (found,) = craft(run, held_out.take(slice(tried)), [attack], progress=progress.items)
         wanted = math.ceil(GROWTH * tried * least / max(len(found), 1))
         if len(found) >= least or effort.attack_items < least or tried == len(held_out.images):
             return found
@@ -126,7 +118,7 @@ def craft_enough(
 
 def adaptive_rows(
     subject: OpenedGuard,
-    held_out: HeldOut,
+    held_out: Dataset,
     recipe: Recipe,
     effort: Effort,
     crafted: Sequence[CraftedSet],

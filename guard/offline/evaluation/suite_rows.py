@@ -21,7 +21,8 @@ from guard.errors import GuardError
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
-from guard.offline.data.dataset import HeldOut
+from guard.offline.crafting.shard import CraftRun
+from guard.offline.data.dataset import Dataset
 from guard.offline.evaluation.attack_rows import Examined, Examiner
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow, fewest
@@ -70,7 +71,7 @@ class Trial:
     examiner: Examiner
     model: Model
     subject: OpenedGuard
-    held_out: HeldOut
+    held_out: Dataset
     seed: int
     progress: Stage
 
@@ -111,20 +112,10 @@ class Trial:
 
     def crafted(self, attack: Attack, tried: int) -> CraftedSet:
         """On what the recipe's attacks run on."""
-        index = self.right[:tried]
-        (found,) = craft(
-            self.model,
-            self.held_out.images[index],
-            self.held_out.labels[index],
-            self.held_out.hashes[index],
-            [attack],
-            grid=self.subject.runtime.spec.grid,
-            fingerprint=self.subject.classifier.spec.fingerprint,
-            work=self.further.work / "crafted",
-            seed=self.seed,
-            progress=self.progress.items,
-            shard_size=PROBED if attack.family == "query" else None,
-        )
+        spec, work = self.subject.classifier.spec, self.further.work / "crafted"
+        size = PROBED if attack.family == "query" else None
+        run = CraftRun(self.model, spec.input.grid, spec.fingerprint, work, self.seed, shard_items=size)
+        (found,) = craft(run, self.held_out.take(self.right[:tried]), [attack], progress=self.progress.items)
         return found
 
     def sizes(self, attacks: Mapping[str, Attack]) -> dict[str, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from guard.arrays import DataFile, read_examples, to_wire
 from guard.calibration import check_promise
 from guard.errors import ConfigError, DataError, PromiseError
-from guard.offline.data.dataset import Data
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_of
 from guard.offline.data.splits import SHARES, Split, assign, content_hashes
 from guard.offline.job.recipe import Recipe
@@ -57,7 +57,7 @@ class Job:
         return self.out.with_name(self.out.name + ".work")
 
 
-def open_job(job: Job) -> tuple[Classifier, Data]:
+def open_job(job: Job) -> tuple[Classifier, Dataset]:
     """Raises ConfigError, DataError, ModelError."""
     examples = read_examples(job.data)
     shape = item_shape(examples)
@@ -89,12 +89,12 @@ def check_box(job: Job, shape: tuple[int, ...]) -> None:
         )
 
 
-def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Data:
+def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Dataset:
     wire = to_wire(examples.images, classifier.spec.input, examples.source)
     hashes = content_hashes(wire)
     splits = assign(hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
     unit = np.clip(classifier.spec.input.box.to_unit(wire), 0.0, 1.0)
-    data = Data(unit, examples.labelled(), hashes, splits, examples.source)
+    data = Dataset(unit, examples.labelled(), hashes, examples.source, splits)
     if job.test is None:
         return data
     held_out = read_examples(job.test)
@@ -104,16 +104,16 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Data:
         raise DataError(
             f"{held_out.source} and {examples.source} share {len(shared)} items; test data must be held out"
         )
-    return Data(
+    return Dataset(
         np.concatenate([data.images, np.clip(classifier.spec.input.box.to_unit(test_wire), 0.0, 1.0)]),
         np.concatenate([data.labels, held_out.labelled()]),
         np.concatenate([hashes, test_hashes]),
-        {**splits, **dict.fromkeys(test_hashes.tolist(), Split.TEST)},
         held_out.source,
+        {**splits, **dict.fromkeys(test_hashes.tolist(), Split.TEST)},
     )
 
 
-def check_data(job: Job, classifier: Classifier, data: Data) -> None:
+def check_data(job: Job, classifier: Classifier, data: Dataset) -> None:
     """Raises DataError for labels that the model does not have, or too few items; PromiseError for rates."""
     classes = classifier.spec.output.classes
     if int(data.labels.max()) >= classes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import Bundle
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.data.dataset import Data
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.evidence.cache import EvidenceCache, Gathered
@@ -22,7 +22,7 @@ from guard.offline.programs.parity import Parity, check_parity
 from guard.offline.programs.program import Cleaner, Program
 from guard.offline.programs.write_programs import ProgramFiles, compile_programs
 from guard.offline.training.calibrator import pool
-from guard.offline.training.fit_heads import Items, fit_heads
+from guard.offline.training.fit_heads import FittingItems, fit_heads
 from guard.runtime import Session
 
 PARITY_ITEMS = 100
@@ -33,7 +33,7 @@ class Prepared:
     """Everything that fitting starts from."""
 
     classifier: Classifier
-    data: Data
+    data: Dataset
     crafted: tuple[CraftedSet, ...]  # of the heads and combiner splits
 
     def programs(self, job: Job) -> dict[str, list[Detector]]:
@@ -58,11 +58,10 @@ def fit(
 ) -> dict[str, Head]:
     """Every detector's head, from the heads split; `gathered` may remember evidence. Raises DataError."""
     data = prepared.data
-    part = data.part(Split.HEADS)
-    attacked, noisy, attacks = pool(prepared.crafted, data, Split.HEADS)
+    attacked, noisy = pool(prepared.crafted, data, Split.HEADS)
     return fit_heads(
         [d for detectors in programs.values() for d in detectors],
-        Items(data.images[part], data.labels[part], noisy, attacked, attacks),
+        FittingItems(data.part(Split.HEADS), noisy, attacked),
         gathered or EvidenceCache(prepared.classifier),
         seed=job.seed,
         report=note,
@@ -76,7 +75,7 @@ def compile_heads(
     classifier, data = prepared.classifier, prepared.data
     modules = {name: Program(classifier, [heads[d.name] for d in ds]) for name, ds in programs.items()}
     cleaners = {denoiser.name: Cleaner(denoiser, classifier.spec.input) for denoiser in job.recipe.repairs}
-    wire = classifier.spec.input.box.from_unit(data.images[data.part(Split.COMBINER)][:PARITY_ITEMS])
+    wire = classifier.spec.input.box.from_unit(data.part(Split.COMBINER).images[:PARITY_ITEMS])
     return Graphs(modules, compile_programs(modules, cleaners, wire), wire)
 
 

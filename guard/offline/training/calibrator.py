@@ -22,7 +22,9 @@ from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
 from guard.calibration import Band, Calibration
 from guard.fusion import unfitted
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.data.dataset import Data
+from guard.offline.data.attacked import Attacked
+from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import Images
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
 from guard.offline.job.job import Job
@@ -45,7 +47,7 @@ class Calibrator:
         classifier: Classifier,
         programs: Mapping[str, Sequence[Detector]],
         compiled: ProgramFiles,
-        data: Data,
+        data: Dataset,
     ) -> None:
         self.job = job
         self.classifier = classifier
@@ -62,21 +64,21 @@ class Calibrator:
             shutil.rmtree(self.job.work / "uncalibrated")
 
     def fit_and_rank(self, runtime: Runtime, crafted: Sequence[CraftedSet]) -> tuple[Calibration, dict[str, float]]:
-        attacked, noisy, attacks = pool(crafted, self.data, Split.COMBINER)
-        clean = read(runtime, self.data.images[self.data.part(Split.COMBINER)]).scores
-        noise, bad = read(runtime, noisy).scores, read(runtime, attacked).scores
+        attacked, noisy = pool(crafted, self.data, Split.COMBINER)
+        clean = read(runtime, self.data.part(Split.COMBINER).images).scores
+        noise, bad = read(runtime, noisy).scores, read(runtime, attacked.items).scores
         sizes = runtime.calibration.programs
         ends = np.cumsum(sizes)
-        fusions = tuple(fit_fusion(clean[:, :end], noise[:, :end], bad[:, :end], attacks) for end in ends)
+        fusions = tuple(fit_fusion(clean[:, :end], noise[:, :end], attacked.seen_as(bad[:, :end])) for end in ends)
         bands = tuple(
             early_reject(fusion.risk(clean[:, :end]), self.job.reject_rate)
             for fusion, end in zip(fusions[:-1], ends[:-1], strict=True)
         )
         leaks: dict[str, float] = {}
         for fusion, band, end in zip(fusions[:-1], bands, ends[:-1], strict=True):
-            leaks |= band_leak(band, fusion.risk(bad[:, :end]), attacks)
+            leaks |= band_leak(band, attacked.seen_as(fusion.risk(bad[:, :end])))
         fitted = replace(runtime.calibration, fusions=fusions, bands=bands)
-        ranked = read(runtime.with_calibration(fitted), self.data.images[self.data.part(Split.CALIBRATE)])
+        ranked = read(runtime.with_calibration(fitted), self.data.part(Split.CALIBRATE).images)
         return replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores), leaks
 
     def blank(self) -> Calibration:
@@ -112,17 +114,17 @@ class Calibrator:
 
     def samples(self, calibration: Calibration) -> dict[str, NDArray[Any]]:
         """Clean inputs of the combiner's split, none of them near a threshold, with the readings they must give."""
-        part = self.data.part(Split.COMBINER)[: 4 * SAMPLES]
+        images = self.data.part(Split.COMBINER).images[: 4 * SAMPLES]
         runtime = Runtime(self.bundle(self.job.work / "sampling", replace(self.blank()), {}, {})).with_calibration(
             calibration
         )
         shutil.rmtree(self.job.work / "sampling")
-        readings = read(runtime, self.data.images[part])
+        readings = read(runtime, images)
         rates = np.asarray([self.job.reject_rate, self.job.flag_rate])
         near = np.abs(readings.p_value[:, None] - rates).min(axis=1) < 3 / (calibration.items + 1)
         keep = np.flatnonzero(~near)[:SAMPLES]
         return {
-            "images": self.classifier.spec.input.box.from_unit(self.data.images[part[keep]]),
+            "images": self.classifier.spec.input.box.from_unit(images[keep]),
             "logits": readings.logits[keep],
             "scores": readings.scores[keep],
             "p_values": readings.p_value[keep],
@@ -153,16 +155,13 @@ class Calibrator:
         )
 
 
-def pool(
-    crafted: Sequence[CraftedSet], data: Data, split: Split
-) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[str, ...]]:
-    """Attacked items, noise, and the attack that made each, of all sets, restricted to one split."""
+def pool(crafted: Sequence[CraftedSet], data: Dataset, split: Split) -> tuple[Attacked[Images], Images]:
+    """The attacked items of all sets in one split, and the noise beside them."""
     parts = [found.select(data.splits, split) for found in crafted]
-    shape = data.images.shape[1:]
-    blank = np.zeros((0, *shape), dtype=np.float32)
+    blank = np.zeros((0, *data.item_shape), dtype=np.float32)
     attacked = np.concatenate([blank, *(p.attacked for p in parts)])
     noisy = np.concatenate([blank, *(p.noise for p in parts)])
-    return attacked, noisy, tuple(p.attack for p in parts for _ in range(len(p.attacked)))
+    return Attacked(attacked, tuple(part.attack for part in parts for _ in range(len(part)))), noisy
 
 
 def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from guard.calibration import Band
 from guard.fusion import HINGES, Floats, Fusion, Surprise, clean_knots, unfitted
+from guard.offline.data.attacked import Attacked
 
 RIDGE = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
 NOISE_SHARE = 0.25  # of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
@@ -28,10 +28,10 @@ ROUNDING = 1e-5  # of a number's size: a tail no longer than that is float32's, 
 RESTING = 1e-3  # slope of every tail before fitting, so that an unknown kind of surprise still counts a little
 
 
-def fit_fusion(clean: Floats, noisy: Floats, attacked: Floats, attacks: tuple[str, ...]) -> Fusion:
+def fit_fusion(clean: Floats, noisy: Floats, attacked: Attacked[Floats]) -> Fusion:
     """A logistic combiner with rising contributions of both tails of every detector, beside the surprise of any one.
 
-    `clean`, `noisy`, `attacked` are [item, detector]. Negatives weigh as much as all attacks together, each attack as
+    All are scores [item, detector]. Negatives weigh as much as all attacks together, each attack as
     much as the next. Without attacks the tails weigh the same (`unfitted`), and no detector is heard alone.
     """
     if len(attacked) == 0:
@@ -40,10 +40,10 @@ def fit_fusion(clean: Floats, noisy: Floats, attacked: Floats, attacks: tuple[st
     count = clean.shape[1]
     blank = Fusion(knots, levels, np.zeros((count, 2, len(HINGES))), 0.0, Surprise.silent(count))
     negatives = np.concatenate([clean, noisy])
-    features = blank.features(np.concatenate([negatives, attacked])).reshape(len(negatives) + len(attacked), -1)
+    features = blank.features(np.concatenate([negatives, attacked.items])).reshape(len(negatives) + len(attacked), -1)
     target = np.concatenate([np.zeros(len(negatives)), np.ones(len(attacked))])
     shares = negative_shares(len(clean), len(noisy))
-    slopes, bias = logistic(features, target, np.concatenate([shares, attack_shares(attacks)]))
+    slopes, bias = logistic(features, target, np.concatenate([shares, attacked.shares()]))
     fitted = replace(blank, weights=slopes.reshape(blank.weights.shape) + resting(blank.weights.shape), bias=bias)
     return replace(fitted, surprise=surprise_beside(fitted, clean, [exponential_tail(n, shares) for n in negatives.T]))
 
@@ -58,12 +58,6 @@ def negative_shares(clean: int, noisy: int) -> Floats:
     """Weights [item] of clean items and of noise after them, adding up to one."""
     share = NOISE_SHARE if noisy else 0.0
     return np.concatenate([np.full(clean, (1 - share) / clean), np.full(noisy, share / max(noisy, 1))])
-
-
-def attack_shares(attacks: tuple[str, ...]) -> Floats:
-    """Weights [item] that add up to one, every attack the same."""
-    names, index, counts = np.unique(np.asarray(attacks), return_inverse=True, return_counts=True)
-    return np.asarray(1.0 / (len(names) * counts[index]), dtype=np.float64)
 
 
 def logistic(features: Floats, target: Floats, weights: Floats) -> tuple[Floats, float]:
@@ -141,7 +135,7 @@ def early_reject(clean_risk: Floats, reject_rate: float) -> Band:
     return Band() if tail is None else Band(high=tail.at(EARLY * reject_rate))
 
 
-def band_leak(band: Band, attacked_risk: Floats, attacks: tuple[str, ...]) -> dict[str, float]:
+def band_leak(band: Band, risk: Attacked[Floats]) -> dict[str, float]:
     """Share of each crafted attack that an early pass would let through; the report prints it."""
-    names: NDArray[np.str_] = np.asarray(attacks)
-    return {str(name): float((attacked_risk[names == name] < band.low).mean()) for name in np.unique(names)}
+    names = risk.names
+    return {str(name): float((risk.items[names == name] < band.low).mean()) for name in np.unique(names)}

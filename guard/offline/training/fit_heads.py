@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from guard.bundle import read_npz
+from guard.offline.data.attacked import Attacked, chosen
+from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import Images
 from guard.offline.detectors.detector import Detector, Examples, Head, LearningDetector
 from guard.offline.evidence.cache import Gathered
 from guard.offline.evidence.gather import distinct
@@ -18,34 +20,31 @@ from guard.offline.evidence.needs import Need
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
-    """What heads are fitted on: clean, noisy and attacked unit-space images [item, ...]."""
+class FittingItems:
+    """Everything that heads are fitted on: clean, noisy and attacked items in unit space."""
 
-    clean: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    noisy: NDArray[np.float32]
-    attacked: NDArray[np.float32]
-    attacks: tuple[str, ...]  # [item] of the attacked ones
+    clean: Dataset
+    noisy: Images
+    attacked: Attacked[Images]
 
-    def unattacked(self) -> Items:
+    def unattacked(self) -> FittingItems:
         """The clean ones alone."""
-        return Items(self.clean, self.labels, self.noisy[:0], self.attacked[:0], ())
+        return FittingItems(self.clean, self.noisy[:0], Attacked(self.attacked.items[:0], ()))
 
-    def some(self, most: int | None, seed: int) -> Items:
+    def some(self, most: int | None, seed: int) -> FittingItems:
         """At most so many of each kind, drawn evenly."""
         if most is None:
             return self
         draw = np.random.default_rng(seed)
         clean, noisy, attacked = (
-            np.sort(draw.permutation(len(images))[:most]) for images in (self.clean, self.noisy, self.attacked)
+            np.sort(draw.permutation(len(items))[:most]) for items in (self.clean, self.noisy, self.attacked)
         )
-        attacks = tuple(self.attacks[i] for i in attacked)
-        return Items(self.clean[clean], self.labels[clean], self.noisy[noisy], self.attacked[attacked], attacks)
+        return FittingItems(self.clean.take(clean), self.noisy[noisy], chosen(self.attacked, attacked))
 
 
 def fit_heads(
     detectors: Sequence[Detector],
-    items: Items,
+    items: FittingItems,
     gathered: Gathered,
     *,
     seed: int,
@@ -55,8 +54,9 @@ def fit_heads(
 
     def ask(needs: Sequence[Need], *, most: int | None = None, clean_only: bool = False) -> Examples:
         some = (items.unattacked() if clean_only else items).some(most, seed)
-        clean, noisy, attacked = (gathered(needs, images) for images in (some.clean, some.noisy, some.attacked))
-        return Examples(clean, torch.from_numpy(some.labels), noisy, attacked, some.attacks, seed)
+        images = (some.clean.images, some.noisy, some.attacked.items)
+        clean, noisy, attacked = (gathered(needs, part) for part in images)
+        return Examples(clean, torch.from_numpy(some.clean.labels), noisy, some.attacked.seen_as(attacked), seed)
 
     settled = []
     for detector in detectors:

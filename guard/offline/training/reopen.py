@@ -13,7 +13,7 @@ import numpy as np
 from guard.arrays import read_examples, to_wire
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
-from guard.offline.data.dataset import Data, HeldOut
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split, content_hashes
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, parse
@@ -93,7 +93,7 @@ class Work:
                 "its training; bring the data back, or use --quick"
             )
 
-    def held_out(self, bundle: Bundle, data: Path) -> tuple[HeldOut, int]:
+    def held_out(self, bundle: Bundle, data: Path) -> tuple[Dataset, int]:
         """The items of a file that nothing was fitted or calibrated on, and how many had to be put aside.
 
         Raises:
@@ -109,10 +109,10 @@ class Work:
                 f"{data}: every item was fitted or calibrated on; evaluation needs items that this bundle has not seen"
             )
         unit = np.clip(spec.box.to_unit(wire[fresh]), 0.0, 1.0)
-        return HeldOut(unit, examples.labelled()[fresh], hashes[fresh], examples.source), int((~fresh).sum())
+        return Dataset(unit, examples.labelled()[fresh], hashes[fresh], examples.source), int((~fresh).sum())
 
 
-def write_work(job: Job, data: Data) -> None:
+def write_work(job: Job, data: Dataset) -> None:
     """The split by content hash, and what the model and recipe were, for `guard evaluate`."""
     job.work.mkdir(parents=True, exist_ok=True)
     (job.work / "splits.json").write_text(json.dumps(data.splits, indent=0, sort_keys=True), encoding="utf-8")

@@ -21,7 +21,8 @@ from guard.offline.attacks.objective import gap
 from guard.offline.crafting import shard as sharding
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import Crafter, craft
-from guard.offline.crafting.shard import shard_items
+from guard.offline.crafting.shard import CraftRun, shard_items
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import from_steps, off_grid, on_grid
 from guard.offline.data.norms import Norm
 from guard.offline.data.splits import Split, assign, content_hashes
@@ -70,12 +71,21 @@ def examples(network):
     images = from_steps(steps, GRID)
     labels = network(torch.from_numpy(images)).argmax(dim=1).numpy()
     labels[::5] = (labels[::5] + 1) % 5
-    return images, labels, content_hashes(images)
+    return Dataset(images, labels, content_hashes(images))
+
+
+def arrays(examples: Dataset) -> tuple:
+    return examples.images, examples.labels, examples.hashes
 
 
 def run(network, examples, attack: Attack, work: Path, **changes) -> CraftedSet:
-    settings = {"grid": GRID, "fingerprint": "f", "work": work, "seed": 0, "shard_size": 12, "workers": 1} | changes
-    return craft(network, *examples, [attack], **settings)[0]
+    progress = changes.pop("progress", None)
+    return craft(crafting(network, work, **changes), examples, [attack], progress=progress)[0]
+
+
+def crafting(network, work: Path, **changes) -> CraftRun:
+    settings = {"grid": GRID, "fingerprint": "f", "seed": 0, "shard_items": 12, "workers": 1} | changes
+    return CraftRun(network, work=work, **settings)
 
 
 def same(one: CraftedSet, other: CraftedSet) -> bool:
@@ -90,7 +100,7 @@ def answers(network, images) -> np.ndarray:
 @every_attack
 @every_grid
 def test_what_counts_as_attacked_verifiably_is(network, examples, attack, grid, tmp_path):
-    images, labels, hashes = examples
+    images, labels, hashes = arrays(examples)
     crafted = run(network, examples, attack, tmp_path, grid=grid)
     assert len(crafted) > 5
     assert crafted.tried == 32
@@ -197,24 +207,23 @@ def test_an_interrupt_beside_other_workers_loses_no_finished_shard(network, exam
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(network, examples, attack, tmp_path / "one", progress=stop, workers=2, shard_size=4)
+        run(network, examples, attack, tmp_path / "one", progress=stop, workers=2, shard_items=4)
     kept = len(list((tmp_path / "one").iterdir()))
     assert kept >= 1
-    resumed = run(network, examples, attack, tmp_path / "one", workers=2, shard_size=4)
+    resumed = run(network, examples, attack, tmp_path / "one", workers=2, shard_items=4)
     assert len(attack.calls) == 8
-    assert same(resumed, run(network, examples, attack, tmp_path / "other", shard_size=4))
+    assert same(resumed, run(network, examples, attack, tmp_path / "other", shard_items=4))
 
 
 def test_each_attack_is_tried_on_as_many_of_the_first_items_as_is_said(network, examples, tmp_path):
-    settings = {"grid": GRID, "fingerprint": "f", "work": tmp_path, "seed": 0, "shard_size": 12, "workers": 1}
-    target = Crafter.open(network, *examples, **settings)
+    target = Crafter.open(crafting(network, tmp_path), examples)
     attack = Spoof(0.25)
     assert (target.items, target.shard_size) == (32, 12)
     fewer, more, all_of_them = target.attacked([attack] * 3, tried=[5, 24, None])
     assert (fewer.tried, more.tried, all_of_them.tried) == (5, 24, 32)
     for part in (fewer, more):
         assert np.array_equal(part.tried_hashes, all_of_them.tried_hashes[: part.tried])
-    assert same(all_of_them, craft(network, *examples, [attack], **settings)[0])
+    assert same(all_of_them, run(network, examples, attack, tmp_path))
     assert sorted(attack.calls) == [5, 8, 12, 12]  # full shards are shared
     before = len(attack.calls)
     assert same(target.attacked([attack], tried=[24], anew=True)[0], more)
@@ -245,17 +254,20 @@ def test_a_shard_of_large_items_has_fewer():
     ]
 
 
-@pytest.mark.parametrize("change", ["fingerprint", "seed", "grid", "attack", "images", "hashes", "shard_size"])
+@pytest.mark.parametrize("change", ["fingerprint", "seed", "grid", "attack", "images", "hashes", "shard_items"])
 def test_nothing_that_an_outcome_follows_from_may_change(network, examples, change, tmp_path):
-    images, labels, hashes = examples
+    images, labels, hashes = arrays(examples)
     attack = Spoof(0.25)
     run(network, examples, attack, tmp_path)
     before = len(attack.calls)
     brighter = images.copy()
     brighter[:, 0, 0, 0] = 1 - brighter[:, 0, 0, 0]
     labels_then = np.where(np.arange(40) % 5 == 0, labels, answers(network, brighter))
-    settings = {"fingerprint": "g", "seed": 1, "grid": None, "shard_size": 11}
-    given = {"images": (brighter, labels_then, hashes), "hashes": (images, labels, hashes[::-1].copy())}
+    settings = {"fingerprint": "g", "seed": 1, "grid": None, "shard_items": 11}
+    given = {
+        "images": Dataset(brighter, labels_then, hashes),
+        "hashes": Dataset(images, labels, hashes[::-1].copy()),
+    }
     told = dataclasses.replace(attack, amount=0.26) if change == "attack" else attack
     run(network, given.get(change, examples), told, tmp_path, **{k: v for k, v in settings.items() if k == change})
     assert len(attack.calls) >= 2 * before  # nothing was found again
@@ -282,33 +294,34 @@ def test_a_damaged_shard_is_made_anew_and_nothing_unfinished_is_left(network, ex
 def test_progress_tells_attack_and_items(network, examples, tmp_path):
     seen = []
     attacks = [Fgsm(budget=0.125), Spoof(0.0)]
-    settings = {"grid": GRID, "fingerprint": "f", "work": tmp_path, "seed": 0, "shard_size": 20}
-    sets = craft(network, *examples, attacks, progress=lambda *call: seen.append(call), **settings)
+    sets = craft(
+        crafting(network, tmp_path, shard_items=20), examples, attacks, progress=lambda *call: seen.append(call)
+    )
     assert seen == [(attack, done, 32) for attack in attacks for done in (20, 32)]
     assert [one.attack for one in sets] == [repr(attack) for attack in attacks]
 
 
 def test_selecting_keeps_clean_and_attacked_versions_of_an_item_in_one_split(network, examples, tmp_path):
     crafted = run(network, examples, Fgsm(budget=0.125), tmp_path)
-    splits = assign(examples[2])
+    splits = assign(examples.hashes)
     parts = {split: crafted.select(splits, split) for split in Split}
     assert sum(len(part) for part in parts.values()) == len(crafted)
     assert sum(part.tried for part in parts.values()) == crafted.tried
     assert np.isnan(parts[Split.TEST].success_rate)
     for split, part in parts.items():
         assert all(splits[one] is split for one in part.hashes)
-        assert np.array_equal(examples[0][part.source], part.clean)
+        assert np.array_equal(examples.images[part.source], part.clean)
         assert np.array_equal(answers(network, part.attacked), part.predictions)
     both = crafted.select(splits, Split.HEADS, Split.COMBINER)
     assert len(both) == len(parts[Split.HEADS]) + len(parts[Split.COMBINER]) > 0
 
 
 def test_nothing_given_is_changed(network, examples, tmp_path):
-    kept = [array.copy() for array in examples]
-    for array in examples:
+    kept = [array.copy() for array in arrays(examples)]
+    for array in arrays(examples):
         array.setflags(write=False)
     run(network, examples, Pgd(budget=0.125, steps=2), tmp_path)
-    assert all(np.array_equal(a, b) for a, b in zip(kept, examples, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(kept, arrays(examples), strict=True))
 
 
 def test_off_grid_is_half_a_step_away_everywhere():
@@ -356,9 +369,9 @@ def bad(images, labels, hashes, name: str):
     "name", ["too few labels", "none", "float64", "range", "nan", "grid", "negative", "large", "all wrong"]
 )
 def test_data_that_cannot_be_attacked_is_refused(network, examples, name, tmp_path):
-    given, message = bad(*examples, name)
+    given, message = bad(*arrays(examples), name)
     with pytest.raises(DataError, match=message):
-        run(network, given, ATTACKS[0], tmp_path)
+        run(network, Dataset(*given), ATTACKS[0], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -366,5 +379,5 @@ def test_a_budget_below_one_step_of_the_grid_is_refused(network, examples, tmp_p
     with pytest.raises(ConfigError, match="below one step, 1/16"):
         run(network, examples, Pgd(budget=8 / 255), tmp_path)
     assert run(network, examples, Pgd(budget=8 / 255, steps=2), tmp_path, grid=None).tried == 32
-    with pytest.raises(ConfigError, match="shard_size"):
-        run(network, examples, ATTACKS[0], tmp_path, shard_size=0)
+    with pytest.raises(ConfigError, match="shard_items"):
+        run(network, examples, ATTACKS[0], tmp_path, shard_items=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,10 @@ from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import Crafter, craft
 from guard.offline.crafting.learning import SHARDS, in_shards, lots_of
-from guard.offline.crafting.shard import Shard
+from guard.offline.crafting.shard import CraftRun, Shard
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import from_steps
-from guard.offline.data.splits import content_hashes
+from guard.offline.data.splits import Split, content_hashes
 from guard.offline.evaluation.forecast import passes
 from guard.offline.networks.weights import Knowledge
 from guard.offline.work.array_file import read_whole, write_whole
@@ -67,18 +69,28 @@ def network() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def problem(network: nn.Module) -> tuple[Any, ...]:
+def problem(network: nn.Module) -> Dataset:
     """Images that the network has right: 70 to fit heads on and 33 for the combiner, mixed."""
     images = from_steps(np.random.default_rng(0).integers(0, GRID + 1, (103, 1, 8, 8)), GRID)
     labels = network(torch.from_numpy(images)).argmax(dim=1).numpy()
     groups = np.random.default_rng(1).permutation(["heads"] * 70 + ["combiner"] * 33)
-    return images, labels, content_hashes(images), groups
+    return dataset(images, labels, groups)
 
 
-def run(network: Any, problem: tuple[Any, ...], attack: Attack, work: Path, **changes: Any) -> CraftedSet:
-    *given, groups = problem
-    settings: dict[str, Any] = {"grid": GRID, "fingerprint": "f", "work": work, "seed": 0, "shard_size": SIZE}
-    return craft(network, *given, [attack], groups=groups, **{**settings, "workers": 1, **changes})[0]
+def dataset(images: Any, labels: Any, groups: Any) -> Dataset:
+    hashes = content_hashes(images)
+    splits = {one: Split(group) for one, group in zip(hashes.tolist(), groups, strict=True)}
+    return Dataset(images, labels, hashes, splits=splits)
+
+
+def run(network: Any, problem: Dataset, attack: Attack, work: Path, **changes: Any) -> CraftedSet:
+    progress = changes.pop("progress", None)
+    return craft(crafting(network, work, **changes), problem, [attack], progress=progress)[0]
+
+
+def crafting(network: Any, work: Path, **changes: Any) -> CraftRun:
+    settings: dict[str, Any] = {"grid": GRID, "fingerprint": "f", "seed": 0, "shard_items": SIZE, "workers": 1}
+    return CraftRun(network, work=work, **settings | changes)
 
 
 def rows(images: Tensor) -> set[bytes]:
@@ -89,7 +101,7 @@ def test_a_lot_attacks_its_own_items_and_learns_from_no_others(network, problem,
     attack = Average()
     found = run(network, problem, attack, tmp_path)
     assert 0 < len(found) <= found.tried == 103
-    of_group = {image.tobytes(): group for image, group in zip(problem[0], problem[3], strict=True)}
+    of_group = {image.tobytes(): group for image, group in zip(problem.images, problem.groups, strict=True)}
     lessons = [rows(lesson) for lesson in attack.lessons]
     assert Counter(len({of_group[one] for one in lesson}) for lesson in lessons) == {1: len(lessons)}
     assert sorted(len(lesson) for lesson in lessons) == [10, 13, 20, 20, 20, 20]
@@ -162,15 +174,13 @@ def test_more_items_of_one_group_leave_what_full_lots_learned(network, problem, 
     """The report tries an attack on more items where too few fool the model."""
     attack = Average()
     for items in (60, 100):
-        run(network, (*(part[:items] for part in problem[:3]), ["test"] * items), attack, tmp_path)
+        first = problem.take(slice(items))
+        run(network, dataset(first.images, first.labels, ["test"] * items), attack, tmp_path)
     assert len(attack.lessons) == 5  # three of 20, then two more
 
 
 def test_a_prefix_learns_for_the_lots_that_it_touches(network, problem, tmp_path):
-    *given, groups = problem
-    target = Crafter.open(
-        network, *given, grid=GRID, fingerprint="f", work=tmp_path, seed=0, shard_size=SIZE, workers=1, groups=groups
-    )
+    target = Crafter.open(crafting(network, tmp_path), problem)
     attack = Average()
     assert target.shard_size == SIZE
     (few,) = target.attacked([attack], tried=[2 * SIZE])
@@ -204,15 +214,18 @@ def test_without_groups_shards_are_as_they_always_were():
 
 @pytest.mark.parametrize(("shards", "lots"), [(1, [1]), (4, [4]), (5, [5]), (6, [4, 2]), (9, [4, 5])])
 def test_a_rest_of_less_than_half_a_lot_joins_the_one_before(shards, lots):
-    blank = np.zeros(1)
-    found = lots_of([Shard(number, blank, blank, blank, blank) for number in range(shards)])  # type: ignore[arg-type]
+    blank = np.zeros(1, dtype=np.int64)
+    items = Dataset(blank.astype(np.float32), blank, blank.astype(str))
+    found = lots_of([Shard(number, blank, items) for number in range(shards)])
     assert sorted(found) == list(range(shards))
     assert [len(lot) for lot in dict.fromkeys(found.values())] == lots
 
 
-def test_groups_that_do_not_fit_are_refused(network, problem, tmp_path):
-    with pytest.raises(DataError, match="103 hashes and 102 groups"):
-        run(network, (*problem[:3], problem[3][1:]), Average(), tmp_path)
+def test_an_item_in_no_split_is_refused(network, problem, tmp_path):
+    missing = problem.hashes[3]
+    splits = {one: split for one, split in problem.splits.items() if one != missing}
+    with pytest.raises(DataError, match=f"item {missing[:12]}… is in no split"):
+        run(network, dataclasses.replace(problem, splits=splits), Average(), tmp_path)
 
 
 def test_untaught_it_refuses(network, problem):

@@ -21,6 +21,8 @@ from guard.offline.attacks.objective import Climbing, Gap, LogOdds, Objective, g
 from guard.offline.crafting import onnx_model as compiled
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.onnx_model import OnnxModel, aims_of, check_compiled, given, open_compiled
+from guard.offline.crafting.shard import CraftRun
+from guard.offline.data.dataset import Dataset
 from tests.offline import tiny
 
 ATTACKS = (
@@ -69,12 +71,12 @@ def test_logits_values_and_gradients_are_torchs(model: OnnxModel, objective: Obj
 def test_a_sharp_seed_is_the_best_rivals_even_when_logits_are_nearly_equal() -> None:
     logits = torch.tensor([[9.0, 8.9999, 8.9998], [-30.0, 30.0, 30.0]])
     labels = torch.tensor([0, 0])
-    seed = compiled.Aim()(logits, aims_of(Gap(labels), 3))
+    seed = compiled.AimedSeed()(logits, aims_of(Gap(labels), 3))
     torch.testing.assert_close(seed, torch.tensor([[-1.0, 1.0, 0.0], [-1.0, 0.5, 0.5]]))  # ties are shared, as in torch
     watched = logits.clone().requires_grad_()
     (expected,) = torch.autograd.grad(gap(watched, labels).sum(), watched)
     torch.testing.assert_close(seed, expected)
-    torch.testing.assert_close(compiled.Aim()(logits, given(logits)), logits)
+    torch.testing.assert_close(compiled.AimedSeed()(logits, given(logits)), logits)
 
 
 def test_autograd_runs_through_it_more_than_once(model: OnnxModel) -> None:
@@ -129,16 +131,7 @@ def test_vectors_are_climbed_too(tmp_path: Path) -> None:
 
 def test_crafting_hands_the_torch_side_to_what_differentiates_twice(model: OnnxModel, tmp_path: Path) -> None:
     hashes = [f"{item:064x}" for item in range(len(IMAGES))]
-    (found,) = craft(
-        model,
-        IMAGES.numpy(),
-        LABELS.numpy(),
-        hashes,
-        [MapKeeping(budget=0.25, steps=4)],
-        grid=tiny.GRID,
-        fingerprint="f",
-        work=tmp_path,
-        seed=0,
-        workers=1,
-    )
+    run = CraftRun(model, tiny.GRID, fingerprint="f", work=tmp_path, seed=0, workers=1)
+    items = Dataset(IMAGES.numpy(), LABELS.numpy(), np.asarray(hashes))
+    (found,) = craft(run, items, [MapKeeping(budget=0.25, steps=4)])
     assert len(found)

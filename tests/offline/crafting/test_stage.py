@@ -23,8 +23,8 @@ from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.engine import attack_model, choose_engine
 from guard.offline.crafting.onnx_model import OnnxModel
 from guard.offline.crafting.plan import FLOOR, read_plan
-from guard.offline.crafting.stage import craft_all, learning_order
-from guard.offline.data.dataset import Data
+from guard.offline.crafting.stage import craft_all, learning_items
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import parse
@@ -48,7 +48,7 @@ class Said:
         """Nor this."""
 
 
-def craft(job: Job, opened: tuple[Classifier, Data], said: Said | None = None) -> tuple[CraftedSet, ...]:
+def craft(job: Job, opened: tuple[Classifier, Dataset], said: Said | None = None) -> tuple[CraftedSet, ...]:
     stage: Any = said or Said()
     return craft_all(job, *opened, stage)
 
@@ -69,21 +69,22 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def opened(problem: Path) -> tuple[Classifier, Data]:
+def opened(problem: Path) -> tuple[Classifier, Dataset]:
     return open_job(tiny.job(problem))
 
 
-def test_any_first_part_is_shared_out_between_heads_and_combiner(opened: tuple[Classifier, Data]) -> None:
+def test_any_first_part_is_shared_out_between_heads_and_combiner(opened: tuple[Classifier, Dataset]) -> None:
     _, data = opened
-    order = learning_order(data)
-    heads = np.isin(order, data.part(Split.HEADS))
-    assert sorted(order) == sorted([*data.part(Split.HEADS), *data.part(Split.COMBINER)])
+    order = learning_items(data).hashes
+    first, second = data.part(Split.HEADS).hashes, data.part(Split.COMBINER).hashes
+    heads = np.isin(order, first)
+    assert sorted(order) == sorted([*first, *second])
     for items in (10, 50, 100, 200):
         assert abs(heads[:items].mean() - 0.7) <= 1 / items + 0.01
-    assert np.array_equal(order[heads], data.part(Split.HEADS))  # each part in its own order
+    assert np.array_equal(order[heads], first)  # each part in its own order
 
 
-def test_the_plan_is_printed_kept_and_followed(problem: Path, opened: tuple[Classifier, Data]) -> None:
+def test_the_plan_is_printed_kept_and_followed(problem: Path, opened: tuple[Classifier, Dataset]) -> None:
     job, said = tiny.job(problem, minutes=30.0), Said()
     found = craft(job, opened, said)
     plan = read_plan(job.work)
@@ -98,7 +99,7 @@ def test_the_plan_is_printed_kept_and_followed(problem: Path, opened: tuple[Clas
 
 
 def test_a_second_run_goes_on_with_the_plan_and_computes_nothing(
-    problem: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch
+    problem: Path, opened: tuple[Classifier, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = tiny.job(problem, minutes=30.0)
     first = craft(job, opened)
@@ -110,7 +111,7 @@ def test_a_second_run_goes_on_with_the_plan_and_computes_nothing(
     assert {file: file.read_bytes() for file in job.work.rglob("*") if file.is_file()} == before
 
 
-def test_another_wish_is_another_plan(problem: Path, opened: tuple[Classifier, Data]) -> None:
+def test_another_wish_is_another_plan(problem: Path, opened: tuple[Classifier, Dataset]) -> None:
     craft(tiny.job(problem, minutes=30.0), opened)
     said = Said()
     job = tiny.job(problem, minutes=30.0, craft_items=64, attack_items=20)
@@ -124,7 +125,7 @@ def test_another_wish_is_another_plan(problem: Path, opened: tuple[Classifier, D
 
 @pytest.mark.parametrize("stops_at", [1, 3, 6])
 def test_interrupted_anywhere_it_ends_as_any_other(
-    problem: Path, tmp_path: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch, stops_at: int
+    problem: Path, tmp_path: Path, opened: tuple[Classifier, Dataset], monkeypatch: pytest.MonkeyPatch, stops_at: int
 ) -> None:
     """In a probe, or in the crafting; on two workers, against one that was left alone."""
     whole, calls = guard.offline.crafting.shard.attack_shard, []
@@ -151,7 +152,7 @@ def test_interrupted_anywhere_it_ends_as_any_other(
 
 
 def test_fewer_than_expected_are_made_up_for(
-    problem: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch
+    problem: Path, opened: tuple[Classifier, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a probe fell on easy items."""
     monkeypatch.setattr(
@@ -167,15 +168,15 @@ def test_fewer_than_expected_are_made_up_for(
 
 @pytest.mark.parametrize("minutes", [None, 30.0])
 def test_what_attacks_one_split_was_learned_from_that_split_alone(
-    problem: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch, minutes: float | None
+    problem: Path, opened: tuple[Classifier, Dataset], monkeypatch: pytest.MonkeyPatch, minutes: float | None
 ) -> None:
     lessons: list[tuple[set[Split], int]] = []
     learn, data = guard.offline.crafting.learning.learned_from, opened[1]
 
     def noted(attack: Any, lot: Any) -> Any:
-        items = learn(attack, lot)
-        lessons.append(({data.splits[one] for one in items.hashes.tolist()}, len(items.hashes)))
-        return items
+        learned = learn(attack, lot)
+        lessons.append(({data.splits[one] for one in learned.items.hashes.tolist()}, len(learned)))
+        return learned
 
     monkeypatch.setattr(guard.offline.crafting.learning, "learned_from", noted)
     attacks = [{"name": "uap", "budget": 0.125, "epochs": 2}, tiny.RECIPE["attack"][0]]
@@ -198,7 +199,7 @@ def test_what_attacks_one_split_was_learned_from_that_split_alone(
 # What attacks run on.
 
 
-def test_a_quick_model_is_not_worth_compiling(opened: tuple[Classifier, Data], tmp_path: Path) -> None:
+def test_a_quick_model_is_not_worth_compiling(opened: tuple[Classifier, Dataset], tmp_path: Path) -> None:
     classifier, data = opened
     name, reason = choose_engine(classifier, data.images[:64], tmp_path / "work")
     assert (name, reason.split(",")[0]) == ("torch", "torch")
@@ -215,7 +216,7 @@ def slow(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("faster", ["torch", "onnxruntime"])
 def test_the_faster_is_chosen_once_and_for_all(
-    problem: Path, opened: tuple[Classifier, Data], monkeypatch: pytest.MonkeyPatch, faster: str
+    problem: Path, opened: tuple[Classifier, Dataset], monkeypatch: pytest.MonkeyPatch, faster: str
 ) -> None:
     times = [1.0, 2.0] if faster == "torch" else [2.0, 1.0]
     monkeypatch.setattr(engine, "gradient_seconds", lambda models, images: times[: len(models)])
@@ -234,13 +235,13 @@ def test_the_faster_is_chosen_once_and_for_all(
             assert (one.predictions != one.labels).all()
 
 
-def opened_images(opened: tuple[Classifier, Data]) -> tuple[Classifier, Any]:
+def opened_images(opened: tuple[Classifier, Dataset]) -> tuple[Classifier, Any]:
     return opened[0], opened[1].images
 
 
 @pytest.mark.usefixtures("slow")
 def test_one_that_disagrees_is_not_used_and_that_is_said(
-    opened: tuple[Classifier, Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: tuple[Classifier, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def disagrees(*_: Any) -> Any:
         raise ParityError("ONNX Runtime and torch differ by 1")
@@ -252,7 +253,7 @@ def test_one_that_disagrees_is_not_used_and_that_is_said(
     )
 
 
-def test_the_plan_file_is_plain_json(problem: Path, opened: tuple[Classifier, Data]) -> None:
+def test_the_plan_file_is_plain_json(problem: Path, opened: tuple[Classifier, Dataset]) -> None:
     job = tiny.job(problem, minutes=30.0)
     craft(job, opened)
     content = json.loads((job.work / "plan.json").read_text("utf-8"))

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.methods.fgsm import Fgsm
+from guard.offline.data.attacked import Attacked
+from guard.offline.data.dataset import Dataset
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.table import DETECTORS
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import Evidence
 from guard.offline.model.classifier import Classifier
-from guard.offline.training.fit_heads import Items, fit_heads
+from guard.offline.training.fit_heads import FittingItems, fit_heads
 from tests.offline import tiny
 
 Kind = Literal["images", "vectors"]
@@ -60,15 +62,17 @@ def fitted(kind: Kind) -> Fitted:
     held_out, held_out_labels = items_of(kind, seed=2)
     noise = (torch.rand(inputs.shape, generator=torch.Generator().manual_seed(3)) - 0.5) / 8
     noisy, attacked = (inputs + noise).clamp(0, 1), attack(classifier, inputs, labels)
-    items = Items(inputs.numpy(), labels.numpy(), noisy.numpy(), attacked.numpy(), ("fgsm", "another") * (ITEMS // 2))
+    clean = Dataset(inputs.numpy(), labels.numpy(), np.arange(ITEMS).astype(str))
+    fooling = Attacked(attacked.numpy(), ("fgsm", "another") * (ITEMS // 2))
+    items = FittingItems(clean, noisy.numpy(), fooling)
     heads = fit_heads([build(taps) for build in DETECTORS.values()], items, remembered, seed=4, report=lambda _: None)
     detectors = {name: head.detector for name, head in heads.items()}
     needs = [need for detector in detectors.values() for need in detector.needs]
-    evidence = [remembered(needs, images) for images in (items.clean, items.noisy, items.attacked)]
-    examples = Examples(evidence[0], labels, evidence[1], evidence[2], items.attacks, seed=4)
-    fooling = attack(classifier, held_out, held_out_labels)
-    clean, fooled = remembered(needs, held_out.numpy()), remembered(needs, fooling.numpy())
-    return Fitted(classifier, detectors, heads, examples, held_out, clean, fooled)
+    evidence = [remembered(needs, images) for images in (clean.images, items.noisy, fooling.items)]
+    examples = Examples(evidence[0], labels, evidence[1], fooling.seen_as(evidence[2]), seed=4)
+    unseen = attack(classifier, held_out, held_out_labels)
+    calm, fooled = remembered(needs, held_out.numpy()), remembered(needs, unseen.numpy())
+    return Fitted(classifier, detectors, heads, examples, held_out, calm, fooled)
 
 
 def attack(classifier: Classifier, inputs: Tensor, labels: Tensor) -> Tensor:

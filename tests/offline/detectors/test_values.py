@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from guard.errors import ConfigError, DataError
+from guard.offline.data.attacked import Attacked
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.detectors.attribute_steering import (
     TRIED,
@@ -66,7 +67,7 @@ def sure_of(labels: Tensor) -> Tensor:
 def examples(z: Tensor, labels: Tensor) -> Examples:
     clean: Evidence = {TAP: z, Logits(): sure_of(labels), Image(): z}
     nothing: Evidence = {need: value[:0] for need, value in clean.items()}
-    return Examples(clean, labels, nothing, nothing, (), seed=0)
+    return Examples(clean, labels, nothing, Attacked(nothing, ()), seed=0)
 
 
 def test_mahalanobis_is_scipys_distance_to_the_predicted_class() -> None:
@@ -166,7 +167,7 @@ def test_saliency_classifier_sees_the_gradients_size_as_well_as_its_form() -> No
 
 
 def test_attacks_weigh_the_same_and_noise_a_quarter_of_the_negatives() -> None:
-    weights = item_weights(240, 240, ("a",) * 200 + ("b",) * 40)
+    weights = item_weights(240, 240, Attacked(None, ("a",) * 200 + ("b",) * 40))
     clean, noisy, attacked = weights.split(240)
     assert float(weights.mean()) == pytest.approx(1.0)
     assert float(attacked[:200].sum()) == pytest.approx(float(attacked[200:].sum()), rel=1e-4)
@@ -175,7 +176,7 @@ def test_attacks_weigh_the_same_and_noise_a_quarter_of_the_negatives() -> None:
 
 
 def test_kinds_are_clean_then_one_a_family() -> None:
-    assert item_kinds(3, ("pgd", "cw", "pgd")).tolist() == [0, 0, 0, 2, 1, 2]
+    assert item_kinds(3, Attacked(None, ("pgd", "cw", "pgd"))).tolist() == [0, 0, 0, 2, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["saliency_classifier", "summary_classifier"])
@@ -186,7 +187,7 @@ def test_classifiers_tell_each_attack_from_the_others(name: str) -> None:
     kinds = (
         head.last.out_features if isinstance(head, SaliencyClassifierHead) else len(head.state_dict()["body.4.bias"])
     )
-    assert kinds == 1 + len(set(have.examples.attacks)) == 3
+    assert kinds == 1 + len(set(have.examples.attacked.by)) == 3
 
 
 def test_odds_of_attack_are_those_of_all_kinds_together() -> None:
@@ -198,7 +199,7 @@ def test_odds_of_attack_are_those_of_all_kinds_together() -> None:
 def test_with_one_family_the_loss_is_the_logistic_one() -> None:
     generator = torch.Generator().manual_seed(0)
     answers, weights = torch.randn(40, 2, generator=generator), torch.rand(40, generator=generator)
-    kinds = item_kinds(15, ("pgd",) * 25)
+    kinds = item_kinds(15, Attacked(None, ("pgd",) * 25))
     expected = binary_cross_entropy_with_logits(odds_of_attack(answers), kinds.float(), weights)
     torch.testing.assert_close(kind_loss(answers, kinds, weights), expected)
 
@@ -211,7 +212,7 @@ def test_lid_is_the_maximum_likelihood_estimate() -> None:
         clean: Evidence = {TAP: cube}
         nothing: Evidence = {TAP: cube[:0]}
         labels = torch.zeros(len(cube), dtype=torch.int64)
-        head = Lid((TAP,), references=3000).fit(Examples(clean, labels, nothing, nothing, (), seed=0))
+        head = Lid((TAP,), references=3000).fit(Examples(clean, labels, nothing, Attacked(nothing, ()), seed=0))
         probes = 0.3 + 0.4 * torch.from_numpy(generator.uniform(size=(200, dimensions))).float()
         assert float(head.dimensions({TAP: probes}).exp().median()) == pytest.approx(dimensions, rel=0.35)
 
@@ -221,7 +222,7 @@ def test_lid_by_hand() -> None:
     clean: Evidence = {TAP: bank}
     nothing: Evidence = {TAP: bank[:0]}
     head = Lid((TAP,), neighbours=2).fit(
-        Examples(clean, torch.zeros(4, dtype=torch.int64), nothing, nothing, (), seed=0)
+        Examples(clean, torch.zeros(4, dtype=torch.int64), nothing, Attacked(nothing, ()), seed=0)
     )
     found = head.dimensions({TAP: torch.tensor([[0.0]])}).exp()  # distances 0, 1, 2, 4: the nearest is left out
     assert float(found) == pytest.approx(2 / math.log(2), rel=1e-4)
@@ -240,7 +241,8 @@ def test_gradient_direction_is_one_minus_the_cosine() -> None:
 def test_a_logistic_regression_is_scikit_learns() -> None:
     generator = np.random.default_rng(0)
     clean, attacked = generator.normal(size=(300, 3)), generator.normal([1.0, 0.0, -0.5], size=(300, 3))
-    weighing = fit_logistic(*(torch.from_numpy(p).float() for p in (clean, clean[:0], attacked)), ("a",) * 300)
+    plain, none, fooling = (torch.from_numpy(part).float() for part in (clean, clean[:0], attacked))
+    weighing = fit_logistic(plain, none, Attacked(fooling, ("a",) * 300))
     numbers = np.concatenate([clean, attacked])
     scaled = (numbers - numbers.mean(axis=0)) / numbers.std(axis=0, ddof=1)
     reference = LogisticRegression(C=1 / (RIDGE * 600)).fit(scaled, np.repeat([0, 1], 300))

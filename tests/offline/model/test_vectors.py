@@ -16,7 +16,8 @@ from rich.console import Console
 from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError
 from guard.offline.crafting.crafter import craft
-from guard.offline.data.dataset import HeldOut
+from guard.offline.crafting.shard import CraftRun
+from guard.offline.data.dataset import Dataset
 from guard.offline.evaluate import Wish, evaluate_bundle
 from guard.offline.findings.evaluation import NOISE, OFF_GRID
 from guard.offline.job.job import open_job
@@ -39,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def unseen(bundle: Bundle) -> HeldOut:
+def unseen(bundle: Bundle) -> Dataset:
     """What neither the network nor the guard has seen; unit space."""
     return Work.beside(bundle).held_out(bundle, bundle.path.with_name("data.npz"))[0]
 
@@ -89,19 +90,11 @@ def test_evaluate_puts_aside_what_the_bundle_knows(
 
 
 def test_score_and_wire_judge_alike_and_what_passes_is_the_models_own_answer(
-    bundle: Bundle, unseen: HeldOut, side: Callable[[str], Path], tmp_path: Path
+    bundle: Bundle, unseen: Dataset, side: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    (found,) = craft(
-        Work.beside(bundle).subject(bundle).classifier.graph,
-        unseen.images,
-        unseen.labels,
-        unseen.hashes,
-        load_recipe("vectors").attacks[1:2],
-        grid=None,
-        fingerprint=bundle.manifest.model.fingerprint,
-        work=tmp_path / "fresh",
-        seed=5,
-    )
+    graph = Work.beside(bundle).subject(bundle).classifier.graph
+    run = CraftRun(graph, None, bundle.manifest.model.fingerprint, tmp_path / "fresh", seed=5)
+    (found,) = craft(run, unseen, load_recipe("vectors").attacks[1:2])
     sent = np.concatenate([measurements(unseen.images[:40], bundle), measurements(found.attacked[:40], bundle)])
     np.savez(tmp_path / "sent.npz", images=sent)
     lines = [json.loads(line) for line in score_lines(bundle.path, tmp_path / "sent.npz", device="cpu", threads=1)]
@@ -137,7 +130,7 @@ def test_ranges_that_fit_nothing_are_named(tmp_path: Path) -> None:
         open_job(tumours.job(tmp_path, high=narrow))
 
 
-def test_the_runtime_inspects_values_outside_the_box_as_they_are(bundle: Bundle, unseen: HeldOut) -> None:
+def test_the_runtime_inspects_values_outside_the_box_as_they_are(bundle: Bundle, unseen: Dataset) -> None:
     """A vector far beyond every range is no reason to fail, and nothing that passes for clean."""
     far = measurements(unseen.images[:5] + 3.0, bundle)
     assert (Runtime(bundle, threads=1).read(far).p_value <= bundle.manifest.reject_rate).all()

@@ -10,12 +10,12 @@ from sklearn.linear_model import LogisticRegression
 
 from guard.calibration import Band, auroc
 from guard.fusion import Floats, Fusion, Surprise
+from guard.offline.data.attacked import Attacked
 from guard.offline.training.fit_fusion import (
     FEWEST_IN_TAIL,
     RESTING,
     SURPRISE_SHARE,
     TAIL,
-    attack_shares,
     band_leak,
     early_reject,
     exponential_tail,
@@ -35,7 +35,7 @@ CLEAN, NOISY, FRESH = scores(200, 0), scores(100, 1, (0.3, 0.0, 0.0)), scores(20
 def test_an_attack_is_found_in_the_tail_it_goes_to() -> None:
     """One family pushes the first detector up, the other the second one down; the third says nothing."""
     up, down = scores(100, 3, (3.0, 0.0, 0.0)), scores(100, 4, (0.0, -3.0, 0.0))
-    fusion = fit_fusion(CLEAN, NOISY, np.concatenate([up, down]), ("up",) * 100 + ("down",) * 100)
+    fusion = fit_fusion(CLEAN, NOISY, Attacked(np.concatenate([up, down]), ("up",) * 100 + ("down",) * 100))
     clean = fusion.risk(FRESH)
     for shift, wanted in (((3.0, 0.0, 0.0), 0.9), ((0.0, -3.0, 0.0), 0.9)):
         assert auroc(clean, fusion.risk(scores(500, 5, shift))) > wanted
@@ -48,7 +48,7 @@ def test_weights_are_never_negative_and_every_tail_counts_a_little() -> None:
     """Even where the attack makes a detector look calmer than clean: an unknown kind of surprise is never welcome."""
     calm = scores(150, 6) * 0.1
     calm[:, 0] += 3
-    fusion = fit_fusion(CLEAN, NOISY, calm, ("calm",) * 150)
+    fusion = fit_fusion(CLEAN, NOISY, Attacked(calm, ("calm",) * 150))
     assert (fusion.weights >= 0).all()
     assert (fusion.weights[..., 0] >= RESTING).all()
     far = np.asarray([[0.0, 0.0, 50.0], [0.0, 0.0, -50.0], [0.0, 0.0, 0.0]])
@@ -57,7 +57,7 @@ def test_weights_are_never_negative_and_every_tail_counts_a_little() -> None:
 
 
 def test_without_attacks_every_tail_weighs_the_same() -> None:
-    fusion = fit_fusion(CLEAN, NOISY, CLEAN[:0], ())
+    fusion = fit_fusion(CLEAN, NOISY, Attacked(CLEAN[:0], ()))
     assert np.ptp(fusion.weights.sum(axis=2)) == 0
     clean = fusion.risk(FRESH)
     assert auroc(clean, fusion.risk(scores(500, 7, (0.0, 0.0, 6.0)))) > 0.85
@@ -65,7 +65,7 @@ def test_without_attacks_every_tail_weighs_the_same() -> None:
 
 
 def test_without_noise_it_fits_too() -> None:
-    fusion = fit_fusion(CLEAN, NOISY[:0], scores(100, 3, (3.0, 0.0, 0.0)), ("up",) * 100)
+    fusion = fit_fusion(CLEAN, NOISY[:0], Attacked(scores(100, 3, (3.0, 0.0, 0.0)), ("up",) * 100))
     assert auroc(fusion.risk(FRESH), fusion.risk(scores(500, 5, (3.0, 0.0, 0.0)))) > 0.9
 
 
@@ -73,12 +73,12 @@ def test_swapped_labels_teach_nothing() -> None:
     """Clean and attacked swapped, or dealt out by chance, before fitting: no better than chance afterwards."""
     attacked = scores(200, 8, (2.0, 0.0, 0.0))
     truth = scores(1000, 9, (2.0, 0.0, 0.0))
-    honest = fit_fusion(CLEAN, NOISY[:0], attacked, ("a",) * 200)
+    honest = fit_fusion(CLEAN, NOISY[:0], Attacked(attacked, ("a",) * 200))
     assert auroc(honest.risk(FRESH), honest.risk(truth)) > 0.85
-    swapped = fit_fusion(attacked, NOISY[:0], CLEAN, ("a",) * 200)
+    swapped = fit_fusion(attacked, NOISY[:0], Attacked(CLEAN, ("a",) * 200))
     assert auroc(swapped.risk(FRESH), swapped.risk(truth)) < 0.5
     mixed = np.random.default_rng(10).permutation(np.concatenate([CLEAN, attacked]))
-    dealt = fit_fusion(mixed[:200], NOISY[:0], mixed[200:], ("a",) * 200)
+    dealt = fit_fusion(mixed[:200], NOISY[:0], Attacked(mixed[200:], ("a",) * 200))
     found = auroc(dealt.risk(FRESH), dealt.risk(truth))
     assert found < auroc(honest.risk(FRESH), honest.risk(truth)) - 0.1
 
@@ -86,7 +86,7 @@ def test_swapped_labels_teach_nothing() -> None:
 def test_a_detector_that_always_says_the_same_does_no_harm() -> None:
     clean, attacked = CLEAN.copy(), scores(100, 3, (3.0, 0.0, 0.0))
     clean[:, 2] = attacked[:, 2] = 7.0
-    fusion = fit_fusion(clean, NOISY[:0], attacked, ("up",) * 100)
+    fusion = fit_fusion(clean, NOISY[:0], Attacked(attacked, ("up",) * 100))
     fresh = FRESH.copy()
     fresh[:, 2] = 7.0
     assert np.isfinite(fusion.risk(fresh)).all()
@@ -94,14 +94,14 @@ def test_a_detector_that_always_says_the_same_does_no_harm() -> None:
 
 
 def test_attacks_weigh_the_same_whatever_their_size() -> None:
-    shares = attack_shares(("a",) * 90 + ("b",) * 10)
+    shares = Attacked(None, ("a",) * 90 + ("b",) * 10).shares()
     assert shares[:90].sum() == pytest.approx(0.5)
     assert shares[90:].sum() == pytest.approx(0.5)
 
 
 def test_a_small_family_is_not_drowned() -> None:
     large, small = scores(400, 3, (3.0, 0.0, 0.0)), scores(20, 4, (0.0, 0.0, 5.0))
-    fusion = fit_fusion(CLEAN, NOISY, np.concatenate([large, small]), ("large",) * 400 + ("small",) * 20)
+    fusion = fit_fusion(CLEAN, NOISY, Attacked(np.concatenate([large, small]), ("large",) * 400 + ("small",) * 20))
     assert auroc(fusion.risk(FRESH), fusion.risk(scores(500, 6, (0.0, 0.0, 5.0)))) > 0.9
 
 
@@ -123,7 +123,7 @@ def test_the_combiner_is_logistic_regression_where_that_has_non_negative_slopes(
 def known(clean: int = 4000, noise_at: float = 0.0) -> Fusion:
     """Fitted on one family, which moves the first detector alone; noise moves the second."""
     attacked, noisy = scores(300, 3, (4.0, 0.0, 0.0)), scores(300, 1, (0.0, noise_at, 0.0))
-    return fit_fusion(scores(clean, 0), noisy, attacked, ("known",) * 300)
+    return fit_fusion(scores(clean, 0), noisy, Attacked(attacked, ("known",) * 300))
 
 
 def caught(fusion: Fusion, shift: tuple[float, float, float], rate: float = 0.01) -> float:
@@ -158,7 +158,9 @@ def test_a_detector_that_takes_offence_at_noise_does_not_reject_it() -> None:
 
 def test_without_a_tail_nobody_is_heard_alone() -> None:
     few = int(FEWEST_IN_TAIL / TAIL) - 10
-    surprise = fit_fusion(scores(few, 0), NOISY[:0], scores(100, 3, (4.0, 0.0, 0.0)), ("known",) * 100).surprise
+    surprise = fit_fusion(
+        scores(few, 0), NOISY[:0], Attacked(scores(100, 3, (4.0, 0.0, 0.0)), ("known",) * 100)
+    ).surprise
     assert (surprise.risk(scores(100, 5, (0.0, 0.0, 50.0))) == -np.inf).all()
 
 
@@ -168,7 +170,7 @@ def test_a_detector_that_always_says_the_same_surprises_nobody() -> None:
     rounded = 1 + 1e-6 * np.random.default_rng(0).standard_normal(len(clean))
     for constant in (clean[:, 2].copy(), clean[:, 2] * rounded):
         clean[:, 2] = constant
-        surprise = fit_fusion(clean, NOISY[:0], attacked, ("known",) * 100).surprise
+        surprise = fit_fusion(clean, NOISY[:0], Attacked(attacked, ("known",) * 100)).surprise
         assert surprise.slopes[2] == 0
     assert (surprise.slopes[:2] > 0).all()
 
@@ -216,5 +218,5 @@ def test_where_clean_items_all_look_the_same_nothing_is_decided_early() -> None:
 
 def test_no_family_leaks_through_an_early_pass_that_does_not_exist() -> None:
     risk = np.asarray([-9.0, 0.0, 1.0, 5.0])
-    assert band_leak(Band(high=2.0), risk, ("a", "a", "b", "b")) == {"a": 0.0, "b": 0.0}
-    assert band_leak(Band(low=0.5), risk, ("a", "a", "b", "b")) == {"a": 1.0, "b": 0.0}
+    assert band_leak(Band(high=2.0), Attacked(risk, ("a", "a", "b", "b"))) == {"a": 0.0, "b": 0.0}
+    assert band_leak(Band(low=0.5), Attacked(risk, ("a", "a", "b", "b"))) == {"a": 1.0, "b": 0.0}

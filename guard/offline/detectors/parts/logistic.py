@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from guard.offline.data.attacked import Attacked
 from guard.offline.detectors.parts.supervision import item_weights
 
 RIDGE = 1e-2  # on the mean loss, in standard deviations
@@ -31,16 +32,16 @@ class Logistic(nn.Module):
         return (numbers - self.centre) @ self.slopes + self.bias
 
 
-def fit_logistic(clean: Tensor, noisy: Tensor, attacked: Tensor, attacks: tuple[str, ...]) -> Logistic:
+def fit_logistic(clean: Tensor, noisy: Tensor, attacked: Attacked[Tensor]) -> Logistic:
     """Numbers [item, feature] of clean, noisy and attacked items -> the regression; the mean where none is attacked.
 
     Attacks weigh as much as clean items, each attack as much as the next; noise a quarter of the negatives.
     """
     if len(attacked) == 0:
         return Logistic.mean(clean.shape[1])
-    numbers = torch.cat([clean, noisy, attacked]).double()
+    numbers = torch.cat([clean, noisy, attacked.items]).double()
     target = torch.cat([torch.zeros(len(clean) + len(noisy)), torch.ones(len(attacked))]).double()
-    weights = item_weights(len(clean), len(noisy), attacks).double()
+    weights = item_weights(len(clean), len(noisy), attacked).double()
     centre, spread = numbers.mean(dim=0), numbers.std(dim=0).clamp_min(1e-6)
     scaled = torch.cat([(numbers - centre) / spread, torch.ones(len(numbers), 1, dtype=torch.float64)], dim=1)
     theta = torch.zeros(scaled.shape[1], dtype=torch.float64)

@@ -1,0 +1,48 @@
+"""Attacked items of several attacks together, each with the attack that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T", covariant=True)
+U = TypeVar("U")
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked(Generic[T]):
+    """Attacked items, as images, as their evidence or as their scores, and what made each.
+
+    For example the scores of five items, of which PGD made three: `Attacked(scores, ("pgd",) * 3 + ("fgsm",) * 2)`.
+    """
+
+    items: T
+    by: tuple[str, ...]  # [item] the attack, as the call that makes it
+
+    def __len__(self) -> int:
+        return len(self.by)
+
+    def seen_as(self, items: U) -> Attacked[U]:
+        """The same items, in the same order, as something else: their scores in place of their images."""
+        return Attacked(items, self.by)
+
+    @property
+    def names(self) -> NDArray[np.str_]:
+        """The attack of each item [item]."""
+        return np.asarray(self.by, dtype=np.str_)
+
+    def shares(self) -> NDArray[np.float64]:
+        """Weights [item] that add up to one: each attack weighs as much as the next, however many items it has."""
+        names, index, counts = np.unique(self.names, return_inverse=True, return_counts=True)
+        return np.asarray(1.0 / (len(names) * counts[index]), dtype=np.float64)
+
+
+def chosen(
+    attacked: Attacked[NDArray[np.float32]], index: Sequence[int] | NDArray[np.int64]
+) -> Attacked[NDArray[np.float32]]:
+    """Some of the attacked images."""
+    return Attacked(attacked.items[index], tuple(attacked.by[place] for place in index))
