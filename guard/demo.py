@@ -148,7 +148,7 @@ def fresh_inputs(job: Any, prepared: Any, progress: Any) -> dict[str, Any]:
 
     test, spec = prepared.data.part(Split.TEST), prepared.classifier.spec
     attacks: list[Attack] = [*(Pgd(budget=steps / 16, steps=40) for steps in (1, 2, 4)), DeepFool()]
-    run = CraftRun(prepared.classifier.graph, spec.input.grid, spec.fingerprint, job.work / "demo", job.seed + 1)
+    run = CraftRun(prepared.classifier.graph, spec.input.grid, spec.fingerprint, job.work.demo, job.seed + 1)
     crafted = craft(run, test, attacks, progress=progress.items)
     names = ["PGD-40, 1/16", "PGD-40, 2/16", "PGD-40, 4/16", "DeepFool (never trained on)"]
     return {

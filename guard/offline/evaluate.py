@@ -34,6 +34,8 @@ from guard.offline.programs.read import read
 from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, read_seconds
 from guard.offline.training.reopen import Work
+from guard.offline.work.directory import WorkDirectory
+from guard.offline.work.files import write_bytes
 from guard.offline.work.progress import Stage, Stages
 from guard.offline.work.text import duration
 from guard.offline.work.threads import choose_threads
@@ -55,12 +57,12 @@ class Wish:
     suite: Suite | None = None
     suite_minutes: float = SUITE_MINUTES
 
-    def effort(self, work: Path) -> Effort:
+    def effort(self, work: WorkDirectory) -> Effort:
         sizes = QUICK if self.quick else FULL
         shifted = QUICK_SHIFTED if self.quick else SHIFTED
         deadline = time.monotonic() + 60 * self.time
         methods = ALL_METHODS if self.full else METHODS
-        return Effort(*sizes, self.seed, work / "crafted", deadline, shifted, methods)
+        return Effort(*sizes, self.seed, work, deadline, shifted, methods)
 
     @property
     def time(self) -> float:
@@ -75,7 +77,7 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
         BundleError, DataError, ModelError: before anything is written.
     """
     work = Work.beside(bundle)
-    effort = wish.effort(work.path)
+    effort = wish.effort(work.directory)
     with stages.stage("open bundle and data") as progress:
         held_out, aside = work.held_out(bundle, data)
         subject = work.subject(bundle)
@@ -89,7 +91,7 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
         with stages.stage("fit without each family") as progress:
             left_out = refit_all(work.job_of(bundle), lambda: prepared(work, bundle, progress), bundle, progress.note)
     with stages.stage("measure on held-out data") as progress:
-        further = Further(wish.suite, 60 * wish.suite_minutes, work.path / "suite") if wish.suite else None
+        further = Further(wish.suite, 60 * wish.suite_minutes, work.directory) if wish.suite else None
         evaluation = measure(subject, held_out, work.recipe, effort, progress, left_out=left_out, further=further)
     with stages.stage("write report"):
         write_report(evaluation, out)
@@ -116,8 +118,8 @@ def forecast(
         f"{len(attacks)} attacks on {items} items": items
         * seconds_per_item(subject.classifier.graph, attacks, held_out)
     }
-    if not quick and (left := unmade(work.recipe, work.path, subject.runtime.bundle)):
-        build_s = read_seconds(work.path)
+    if not quick and (left := unmade(work.recipe, work.directory, subject.runtime.bundle)):
+        build_s = read_seconds(work.directory)
         found[f"guards without a family, {len(left)} of them"] = None if build_s is None else len(left) * build_s
     readings = len(held_out.images) + 2 * len(attacks) * items  # clean ones, and what each attack makes: items, noise
     found[f"{readings} readings at {1 / read_s:.0f} a second"] = readings * read_s
@@ -153,8 +155,5 @@ def announce(costs: Mapping[str, float | None], wish: Wish, progress: Stage) -> 
 def write_report(evaluation: Evaluation, out: Path) -> None:
     """Each file whole or not at all."""
     pages = {"report.json": to_json(evaluation), "report.html": to_html(evaluation)}
-    out.mkdir(parents=True, exist_ok=True)
     for name, content in pages.items():
-        partial = out / f".{name}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(out / name)
+        write_bytes(out / name, content.encode())

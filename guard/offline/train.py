@@ -67,14 +67,14 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
     programs, began = prepared.programs(job), time.monotonic()
     with stages.stage("fit detectors") as progress:
         heads = fit(job, prepared, programs, progress.note)
-        save_heads(heads, job.work / "heads")
+        save_heads(heads, job.work)
         programs = settled(programs, heads)
     with stages.stage("compile to ONNX"):
         graphs = compile_heads(job, prepared, programs, heads)
     with stages.stage("calibrate"):
         calibrator = Calibrator(job, classifier, programs, graphs.compiled, data)
         calibration, leaks = calibrator.calibrate(prepared.crafted)
-        provisional = calibrator.bundle(job.work / "provisional", calibration, leaks, {})
+        provisional = calibrator.bundle(job.work.path / "provisional", calibration, leaks, {})
         parity = parities(graphs, provisional)
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:
@@ -84,7 +84,7 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
         bundle = calibrator.bundle(job.out, calibration, leaks, reports, parity)
-        shutil.rmtree(job.work / "provisional")
+        shutil.rmtree(job.work.path / "provisional")
     return bundle
 
 
@@ -92,4 +92,4 @@ def effort_of(job: Job, deadline: float | None) -> Effort:
     """What the report may cost: as asked for, or as planned."""
     plan = read_plan(job.work) if job.minutes is not None else None
     items = job.attack_items or (ATTACK_ITEMS if plan is None else plan.attack_items)
-    return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work / "crafted", deadline)
+    return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work, deadline)

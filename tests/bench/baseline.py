@@ -54,11 +54,11 @@ def main() -> None:
     bundle = Bundle.open(options.bundle)
     work = Work.beside(bundle)
     held_out, _ = work.held_out(bundle, options.data)
-    subject, effort = work.subject(bundle), Wish().effort(work.path)
+    subject, effort = work.subject(bundle), Wish().effort(work.directory)
     graph, grid = subject.classifier.graph, subject.runtime.spec.grid
     with Stages(console).stage("items") as progress:
         ready = prepared(work, bundle, progress)
-        model = attack_model(subject.classifier, held_out.images, work.path)
+        model = attack_model(subject.classifier, held_out.images, work.directory)
         attacks = labels_of(work.recipe.attacks, grid)
         fresh = {
             label: craft_enough(model, subject, held_out, attack, effort, progress) for label, attack in attacks.items()

@@ -102,7 +102,7 @@ def attacked(
 ) -> CraftedSet:
     """PGD on as many of the items as it takes; crafted shards are kept in the work directory."""
     classifier = work.subject(bundle).classifier
-    grid, work_path = bundle.manifest.model.input.grid, work.path / "crafted"
+    grid, work_path = bundle.manifest.model.input.grid, work.directory.crafted
     run = CraftRun(classifier.graph, grid, classifier.spec.fingerprint, work_path, options.seed)
     tried = min(len(rest), 3 * options.attacked // 2)
     while True:

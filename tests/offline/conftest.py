@@ -22,6 +22,7 @@ from guard.offline.programs.read import read
 from guard.offline.train import train
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
+from guard.offline.work.store import ResultStore
 from tests.offline import tiny
 
 
@@ -78,7 +79,7 @@ def caught_inputs(
     unit, labels = tiny.data(60, seed=32)
     items = Dataset(unit, labels, np.asarray([f"{i:064d}" for i in range(len(unit))]))
     spec = tiny_subject.classifier.spec
-    work = tmp_path_factory.mktemp("fresh")
+    work = ResultStore(tmp_path_factory.mktemp("fresh"))
     run = CraftRun(tiny_subject.classifier.graph, spec.input.grid, spec.fingerprint, work, seed=5)
     (crafted,) = craft(run, items, tiny_job.recipe.attacks[:1])
     p = read(tiny_subject.runtime, crafted.attacked).p_value

@@ -16,11 +16,11 @@ import pytest
 import torch
 from rich.console import Console
 
-import guard.offline.adversary.runs
 import guard.offline.crafting.shard
 import guard.offline.evidence.cache
 import guard.offline.training.build
 import guard.offline.training.calibrator
+import guard.offline.work.store
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.adversary.descent import METHODS
@@ -51,20 +51,23 @@ from tests.offline import tiny
 class Spy:
     """Counts the calls of a function, and keeps what it was given by name."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], counted: Callable[..., bool] = lambda *_: True) -> None:
+        self.function, self.counted = function, counted
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.interrupt_at: int | None = None
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        self.calls.append((arguments, keywords))
+        if self.counted(*arguments):
+            self.calls.append((arguments, keywords))
         if len(self.calls) == self.interrupt_at:
             raise KeyboardInterrupt
         return self.function(*arguments, **keywords)
 
 
-def spied(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> Spy:
-    spy = Spy(getattr(module, name))
+def spied(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, counted: Callable[..., bool] = lambda *_: True
+) -> Spy:
+    spy = Spy(getattr(module, name), counted)
     monkeypatch.setattr(module, name, spy)
     return spy
 
@@ -197,25 +200,25 @@ def test_remembered_evidence_is_gathered_once_and_is_the_items_own(
 
 def test_only_guards_that_are_not_there_yet_are_foretold(bundle: Bundle, data: Path) -> None:
     work = Work.beside(bundle)
-    assert unmade(work.recipe, work.path, bundle) == ()
-    shutil.rmtree(work.path / "without-single-step")
-    assert unmade(work.recipe, work.path, bundle) == ("single-step",)
+    assert unmade(work.recipe, work.directory, bundle) == ()
+    shutil.rmtree(work.directory.without("single-step"))
+    assert unmade(work.recipe, work.directory, bundle) == ("single-step",)
     held_out, _ = work.held_out(bundle, data)
-    costs = forecast(work.subject(bundle), held_out, work, Wish().effort(work.path), quick=False)
+    costs = forecast(work.subject(bundle), held_out, work, Wish().effort(work.directory), quick=False)
     assert "guards without a family, 1 of them" in costs
 
 
 def test_data_that_was_exchanged_is_refused(bundle: Bundle, data: Path) -> None:
     work = Work.beside(bundle)
-    shutil.rmtree(work.path / "without-single-step")
-    settings = json.loads((work.path / "job.json").read_text("utf-8"))
+    shutil.rmtree(work.directory.without("single-step"))
+    settings = json.loads(work.directory.job.read_text("utf-8"))
     other = tiny.write_data(data.with_name("other.npz"), seed=8)
-    (work.path / "job.json").write_text(json.dumps({**settings, "data": str(other)}), encoding="utf-8")
+    work.directory.job.write_text(json.dumps({**settings, "data": str(other)}), encoding="utf-8")
     with pytest.raises(DataError, match="no longer holds what the bundle was trained on"):
         run(bundle, data)
     assert not (data.parent / "report").exists()
     del settings["model"]
-    (work.path / "job.json").write_text(json.dumps(settings), encoding="utf-8")
+    work.directory.job.write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(BundleError, match=r"job\.json lacks a setting"):
         Work.beside(bundle).job_of(bundle)
 
@@ -229,7 +232,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     shutil.rmtree(bundle.path.with_name("bundle.work") / "without-single-step")
     shards = spied(monkeypatch, guard.offline.crafting.shard, "attack_shard")
     heads = spied(monkeypatch, guard.offline.training.build, "fit_heads")
-    runs = spied(monkeypatch, guard.offline.adversary.runs, "write_result")
+    runs = spied(monkeypatch, guard.offline.work.store, "write_arrays", lambda file, _: file.parent.name == "adaptive")
     parts = PARTS * len(METHODS) * 3  # the guard and two detectors
     runs.interrupt_at = PARTS + 2
     folder = bundle.path.with_name("bundle.work") / "adaptive"

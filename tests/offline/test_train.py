@@ -29,6 +29,7 @@ from guard.offline.train import prepare, train
 from guard.offline.training.calibrator import npz
 from guard.offline.training.fit_fusion import fit_fusion
 from guard.offline.training.fit_heads import FittingItems, fit_heads, load_heads, save_heads
+from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from tests.offline import tiny
@@ -67,7 +68,7 @@ def test_heads_combiner_calibration_and_test_share_no_item(tiny_bundle: Bundle, 
     classifier, data = open_job(tiny_job)
     parts = {split: set(data.part(split).hashes.tolist()) for split in Split}
     assert sum(map(len, parts.values())) == len(set(data.hashes.tolist())) == 640
-    kept = json.loads((tiny_job.work / "splits.json").read_text("utf-8"))
+    kept = json.loads((tiny_job.work.splits).read_text("utf-8"))
     assert kept == {value: split.value for split, values in parts.items() for value in values}
     # Only calibration items calibrate: read anew, they give the very risks that the bundle ranks by.
     runtime = Runtime(tiny_bundle, threads=1)
@@ -99,11 +100,12 @@ def test_a_batch_is_read_as_its_items_one_by_one(tiny_subject: OpenedGuard) -> N
 
 
 def test_only_what_resuming_and_evaluating_need_is_left_beside_it(tiny_bundle: Bundle, tiny_job: Job) -> None:
-    assert {path.name for path in tiny_job.work.iterdir()} == {
+    assert {path.name for path in tiny_job.work.path.iterdir()} == {
         "adaptive",
         "crafted",
         "heads",
         "job.json",
+        "layout.json",
         "seconds.json",
         "splits.json",
     }
@@ -137,10 +139,10 @@ def test_an_interrupted_run_ends_as_any_other_bit_for_bit(
         with pytest.raises(KeyboardInterrupt):
             train(job, stages)
     assert not job.out.exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in (job.work / "crafted").iterdir()}
+    kept = {path.name: path.stat().st_mtime_ns for path in job.work.crafted.folder.iterdir()}
     assert len(kept) == 2
     again = train(job, stages)
-    assert {path.name: path.stat().st_mtime_ns for path in (job.work / "crafted").iterdir()}.items() >= kept.items()
+    assert {path.name: path.stat().st_mtime_ns for path in job.work.crafted.folder.iterdir()}.items() >= kept.items()
     here, there = ({f.name: f.read_bytes() for f in bundle.path.iterdir()} for bundle in (again, tiny_bundle))
     assert [name for name in there if here.get(name) != there[name]] == []
     assert again.digest == tiny_bundle.digest
@@ -153,14 +155,14 @@ def test_arrays_are_written_the_same_every_time() -> None:
 
 def test_heads_survive_their_files(tiny_subject: OpenedGuard, tmp_path: Path) -> None:
     detectors = [d for ds in tiny_subject.programs.values() for d in ds]
-    save_heads(tiny_subject.heads, tmp_path / "heads")
-    again = load_heads(detectors, tmp_path / "heads")
+    save_heads(tiny_subject.heads, WorkDirectory(tmp_path))
+    again = load_heads(detectors, WorkDirectory(tmp_path))
     for name, head in tiny_subject.heads.items():
         for key, value in head.state_dict().items():
             assert torch.equal(again[name].state_dict()[key], value)
     (tmp_path / "heads" / "mahalanobis.npz").write_bytes(b"no")
     with pytest.raises(BundleError, match=r"mahalanobis\.npz"):
-        load_heads(detectors, tmp_path / "heads")
+        load_heads(detectors, WorkDirectory(tmp_path))
 
 
 # Labels teach.
@@ -237,7 +239,7 @@ def test_out_exists(problem: Path, stages: Stages) -> None:
     with pytest.raises(BundleError, match="exists"):
         train(job, stages)
     assert [path.name for path in job.out.iterdir()] == ["mine"]
-    assert not job.work.exists()
+    assert not job.work.path.exists()
 
 
 def test_labels_that_the_model_does_not_have(problem: Path, stages: Stages) -> None:
@@ -298,7 +300,7 @@ def test_a_recipe_without_adaptive_budgets_is_no_report(problem: Path, stages: S
     job = tiny.job(problem, recipe=replace(tiny.recipe(), adaptive_budgets=()))
     with pytest.raises((ConfigError, DataError), match="adaptive"):
         prepare(job, stages)
-    assert not (job.work / "crafted").exists()
+    assert not job.work.crafted.folder.exists()
 
 
 # Test data of its own.

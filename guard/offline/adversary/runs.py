@@ -11,8 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,13 +20,14 @@ from numpy.typing import NDArray
 from guard.offline.adversary.descent import METHODS, AdaptiveResult, Known, adaptive, beats
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.guides import Guides
-from guard.offline.work.array_file import read_whole, write_whole
 from guard.offline.work.parallel import Stop, cores, side_by_side
+from guard.offline.work.store import ResultStore, cache_key
 
 GUIDES = 200  # clean items, at most, that feature matching chooses from
 
 
-FORMAT = 2  # of a kept run: raised whenever what is computed for one changes
+# What a run's result follows from: the descent, and the guard's risk with everything in it that is differentiated.
+CODE = (__name__, "guard.offline.adversary.excess", "guard.offline.detectors.table")
 STARTS = 2  # of each method: the static attack's result and a random point
 PARTS = 4  # that the items are attacked in
 
@@ -58,7 +58,7 @@ class Adversary:
     seed: int
     grid: int | None
     identity: str  # of the guard attacked, and of the guides
-    work: Path
+    work: ResultStore
     device: str = "cpu"  # where `Aim.known` and its guides are
 
     def attack(self, aim: Aim, start: NDArray[np.float32], budget: float, shown: Shown) -> MethodResults:
@@ -66,16 +66,19 @@ class Adversary:
         return MethodResults({m: self.run(aim, m, start, budget, shown) for m in aim.methods})
 
     def run(self, aim: Aim, method: Method, start: NDArray[np.float32], budget: float, shown: Shown) -> AdaptiveResult:
-        name = f"{aim.name}-{method}-{self.identify(aim.name, method, start, budget)[:24]}"
+        key = self.identify(aim.name, method, start, budget)
         stop, counter = Stop(), Counter(f"{aim.name}, {method}", len(self.images) * STARTS * self.steps, shown)
+        names = [field.name for field in fields(AdaptiveResult)]
 
         def part(number: int) -> AdaptiveResult:
-            file, mine = self.work / f"{name}-{number}.npz", slice(number, None, PARTS)
-            found = read_result(file)
-            if found is None:
+            mine = slice(number, None, PARTS)
+
+            def make() -> dict[str, NDArray[Any]]:
                 found = self.part(aim, method, mine, start, budget, Heard(stop, counter))
-                write_result(file, found)
-            return found
+                return {name: getattr(found, name).numpy() for name in names}
+
+            kept = self.work.arrays(f"{aim.name}-{method}-{number}", key, make, names=names)
+            return AdaptiveResult(**{name: torch.from_numpy(kept[name]) for name in names})
 
         return in_parts(part, len(self.images), self.workers, stop)
 
@@ -115,11 +118,11 @@ class Adversary:
 
     def identify(self, aim: str, method: Method, start: NDArray[np.float32], budget: float) -> str:
         """SHA-256 (hex) over everything that a run's result follows from."""
-        settings = (FORMAT, self.identity, aim, method, budget, self.steps, self.seed, self.grid, self.device)
+        settings = (self.identity, aim, method, budget, self.steps, self.seed, self.grid, self.device)
         digest = hashlib.sha256(repr((settings, self.labels.tolist(), start.shape)).encode())
         for images in (self.images, start):
             digest.update(np.ascontiguousarray(images, dtype="<f4").tobytes())
-        return digest.hexdigest()
+        return cache_key(digest.hexdigest(), CODE)
 
 
 @dataclass(frozen=True)
@@ -182,15 +185,3 @@ class Heard:
     def __call__(self, items: int) -> None:
         self.stop.look()
         self.counter.add(items)
-
-
-def read_result(file: Path) -> AdaptiveResult | None:
-    """None where there is no whole result: it is then made anew."""
-    found = read_whole(file, [field.name for field in fields(AdaptiveResult)])
-    if found is None:
-        return None
-    return AdaptiveResult(**{name: torch.from_numpy(value) for name, value in found.items()})
-
-
-def write_result(file: Path, result: AdaptiveResult) -> None:
-    write_whole(file, {field.name: getattr(result, field.name).numpy() for field in fields(AdaptiveResult)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,16 +12,19 @@ from numpy.typing import NDArray
 from guard.errors import ModelError, ParityError
 from guard.offline.attacks.attack import Model
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.crafting import onnx_model
 from guard.offline.crafting.onnx_model import CHECKED, open_compiled
 from guard.offline.crafting.plan import read_plan
 from guard.offline.model.classifier import Classifier
+from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.parallel import one_thread
+from guard.offline.work.store import cache_key
 
 TRIES = 5
 QUICK_S = 1e-4  # an item: a model that torch differentiates faster is not worth compiling
 
 
-def choose_engine(classifier: Classifier, images: NDArray[np.float32], work: Path) -> tuple[str, str]:
+def choose_engine(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> tuple[str, str]:
     """torch or onnxruntime, and the reason, in words. `images` are a batch as attacks are going to form it."""
     with one_thread():
         (torch_s,) = gradient_seconds([classifier.graph], images)
@@ -54,13 +56,13 @@ def gradient_seconds(models: Sequence[Model], images: NDArray[np.float32]) -> li
     return [sorted(taken)[TRIES // 2] for taken in times]
 
 
-def compiled_model(classifier: Classifier, images: NDArray[np.float32], work: Path) -> Model:
+def compiled_model(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> Model:
     """Raises ModelError, ParityError."""
-    folder = work / "compiled" / classifier.spec.fingerprint[:16]
-    return open_compiled(classifier, images[: max(CHECKED)], folder)
+    key = cache_key(classifier.spec.fingerprint, (onnx_model.__name__,))
+    return open_compiled(classifier, images[: max(CHECKED)], work.model(key[:24]))
 
 
-def attack_model(classifier: Classifier, images: NDArray[np.float32], work: Path) -> Model:
+def attack_model(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> Model:
     """What this work directory's plan runs attacks on; torch where there is no plan. `images` are any real items.
 
     Raises:

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from guard.offline.attacks.attack import Attack, LearningAttack
-from guard.offline.crafting.shard import CraftRun, Shard, identify
+from guard.offline.crafting.shard import CODE, CraftRun, Shard, identify, modules_of
 from guard.offline.crafting.stoppable_model import StoppableModel
-from guard.offline.work.array_file import read_whole, write_whole
+from guard.offline.work.store import cache_key
 
 SHARDS = 4  # of a lot; what is left of a group joins the lot before where it has less than half as many
 
@@ -78,15 +78,16 @@ def learn(run: CraftRun, attack: Any, lot: Sequence[Shard], *, anew: bool = Fals
     """
     learned = learned_from(attack, lot)
     identity = hashlib.sha256(f"learned {identify(run, attack, learned)}".encode()).hexdigest()
-    file = run.work / f"{attack.name}-learned-{learned.number:05d}-{identity[:24]}.npz"
-    knowledge = None if anew else read_whole(file)
-    if knowledge is None:
+
+    def make() -> dict[str, NDArray[Any]]:
         inputs = torch.from_numpy(learned.items.images).to(run.device)
         labels = torch.from_numpy(learned.items.labels).to(run.device)
         generator = torch.Generator().manual_seed(int(identity[:15], 16))
         found = attack.learn(StoppableModel(run.model, run.stop), inputs, labels, generator)
-        knowledge = {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in found.items()}
-        write_whole(file, knowledge)
+        return {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in found.items()}
+
+    name, key = f"{attack.name}-learned-{learned.number:05d}", cache_key(identity, (*CODE, *modules_of(attack)))
+    knowledge = run.work.arrays(name, key, make, anew=anew)
     return Ready(
         attack.knowing({name: torch.from_numpy(array) for name, array in knowledge.items()}), digest_of(knowledge)
     )

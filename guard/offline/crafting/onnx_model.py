@@ -29,6 +29,7 @@ from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.graph.seed import Seed
 from guard.offline.model.onnx_export.export import OPSET, lower
 from guard.offline.programs.parity import FORWARD_TOLERANCE, relative
+from guard.offline.work.files import write_bytes
 from guard.runtime import Session, onnxruntime
 
 SHARP = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing
@@ -159,15 +160,12 @@ def write_compiled(classifier: Classifier, example: Tensor, folder: Path) -> Non
     """Lower the classifier into two files, if they are not there. Raises ModelError where it has no ONNX form."""
     if all(file.is_file() for file in files_of(folder)):
         return
-    folder.mkdir(parents=True, exist_ok=True)
     module = Steered(classifier)
     rows = torch.from_numpy(joined(example, example.new_zeros(len(example), classifier.spec.output.classes + SETTINGS)))
     model = lower(module, rows, input_name=ROWS, output_names=OUTPUTS, opset=OPSET)
     plain = onnx.utils.Extractor(model).extract_model([ROWS], list(OUTPUTS[:1]))
     for file, content in zip(files_of(folder), (plain, model), strict=True):
-        unfinished = file.with_name(f".{file.name}")
-        unfinished.write_bytes(content.SerializeToString(deterministic=True))
-        unfinished.replace(file)
+        write_bytes(file, content.SerializeToString(deterministic=True))
 
 
 def files_of(folder: Path) -> tuple[Path, Path]:

@@ -6,18 +6,17 @@ Rule 2: a plan is made once. It lies in the work directory, and a run that is ta
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from guard.offline.work.directory import WorkDirectory
+from guard.offline.work.files import read_json, write_json
 from guard.offline.work.text import short
 
 FLOOR, CAP = 300, 1200  # verified items of each family, to fit on
 REPORTED = 200  # and of each attack in the report
 MARGIN = 1.1  # over what a success rate asks for, since a probe measured it on few items
-FILE = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -179,20 +178,17 @@ def report_items(speed: Speed, accuracy: float, held_out: int, *, wanted: int = 
     return min(held_out, math.ceil(speed.tried_for(MARGIN * wanted) / max(accuracy, 1e-3)))
 
 
-def read_plan(work: Path, key: str | None = None) -> Plan | None:
+def read_plan(work: WorkDirectory, key: str | None = None) -> Plan | None:
     """The plan of this work directory; None where there is none, or none for `key`."""
+    content = read_json(work.plan)
     try:
-        content = json.loads((work / FILE).read_text(encoding="utf-8"))
         rows = tuple(Row(**row) for row in content.pop("rows"))
         plan = Plan(**{**content, "budget": Budget(**content["budget"]), "rows": rows})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         return None
     return plan if key in (None, plan.key) else None
 
 
-def write_plan(work: Path, plan: Plan) -> None:
-    """Whole or not at all."""
-    work.mkdir(parents=True, exist_ok=True)
-    unfinished = work / f".{FILE}.partial"
-    unfinished.write_text(json.dumps(asdict(plan), indent=2), encoding="utf-8")
-    unfinished.replace(work / FILE)
+def write_plan(work: WorkDirectory, plan: Plan) -> None:
+    """Keep the plan."""
+    write_json(work.plan, asdict(plan), indent=2)

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +26,15 @@ from guard.offline.attacks.objective import gap
 from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Images, snap, snap_within
-from guard.offline.work.array_file import read_whole, write_whole
 from guard.offline.work.parallel import Stop, cores
+from guard.offline.work.store import ResultStore, cache_key
 
 VALUES = 2**20  # in a shard, at most, unless it has fewer than eight items
 
 
-FORMAT = 2  # of a shard: raised whenever what is computed for one changes
+SALT = 2  # of an attack's randomness: another number is another draw
+# What a shard's outcome follows from, beside the attack itself: how it is crafted, and what answers for the model.
+CODE = (__name__, "guard.offline.crafting.onnx_model", "guard.offline.model.open_model")
 # Of the logits' length: what ONNX Runtime may answer otherwise (the law of parity) fools nobody for sure.
 MARGIN = 2e-4
 STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 4.0)
@@ -73,7 +75,7 @@ class CraftRun:
     model: Model
     grid: int | None  # steps of the items' grid
     fingerprint: str  # of the model
-    work: Path  # where finished shards are kept: called again, only what is missing is computed
+    work: ResultStore  # of finished shards: called again, only what is missing is computed
     seed: int
     shard_items: int | None = None  # None: as many as fit into a small memory
     workers: int | None = None  # threads that attack side by side, which changes no bit; None: one a core
@@ -96,23 +98,32 @@ class CraftRun:
 
 
 def resume(run: CraftRun, attack: Attack, shard: Shard, *, learned: str = "", anew: bool = False) -> ShardOutcome:
-    """The shard's outcome from its file, or computed and written; `anew`: computed whatever is there.
+    """The shard's outcome from its file, or computed and kept; `anew`: computed whatever is there.
 
     `learned` is the digest of what the attack knows.
     """
     identity = identify(run, attack, shard, learned)
-    file = run.work / f"{attack.name}-{shard.number:05d}-{identity[:24]}.npz"
-    outcome = None if anew else read_outcome(file)
-    if outcome is None:
-        outcome = attack_shard(run, attack, shard, identity)
-        write_outcome(file, outcome)
-    return outcome
+
+    def make() -> dict[str, NDArray[Any]]:
+        return vars(attack_shard(run, attack, shard, identity))
+
+    name, key = f"{attack.name}-{shard.number:05d}", cache_key(identity, (*CODE, *modules_of(attack)))
+    names = [field.name for field in dataclasses.fields(ShardOutcome)]
+    return ShardOutcome(**run.work.arrays(name, key, make, names=names, anew=anew))
+
+
+def modules_of(attack: Any) -> list[str]:
+    """Where the code of an attack lies, and the code of an attack that it is made of."""
+    settings = dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ()
+    parts = [getattr(attack, setting.name) for setting in settings]
+    inner = [part for part in parts if dataclasses.is_dataclass(part) and not isinstance(part, type)]
+    return [type(attack).__module__, *(module for part in inner for module in modules_of(part))]
 
 
 def identify(run: CraftRun, attack: Attack, shard: Shard, learned: str = "") -> str:
-    """SHA-256 (hex) over everything that a shard's outcome follows from."""
+    """SHA-256 (hex) over all that an outcome follows from, but for the code; it seeds the attack's randomness."""
     items = shard.items
-    given = (FORMAT, run.fingerprint, run.engine, repr(attack), run.grid, run.seed, shard.number)
+    given = (SALT, run.fingerprint, run.engine, repr(attack), run.grid, run.seed, shard.number)
     digest = hashlib.sha256(repr(given).encode())
     digest.update(repr((items.images.shape, items.labels.tolist(), items.hashes.tolist())).encode())
     digest.update(np.ascontiguousarray(items.images, dtype="<f4").tobytes())
@@ -178,16 +189,6 @@ def answer(run: CraftRun, images: Images) -> NDArray[np.float32]:
     if not bool(logits.isfinite().all()):
         raise ModelError("the model's logits hold NaN or infinity; its weights or the inputs' range are wrong")
     return np.asarray(logits.numpy(), dtype=np.float32)
-
-
-def read_outcome(file: Path) -> ShardOutcome | None:
-    """None where there is no whole shard: it is then made anew."""
-    found = read_whole(file, [field.name for field in dataclasses.fields(ShardOutcome)])
-    return None if found is None else ShardOutcome(**found)
-
-
-def write_outcome(file: Path, outcome: ShardOutcome) -> None:
-    write_whole(file, {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)})
 
 
 def shard_items(shape: Sequence[int]) -> int:

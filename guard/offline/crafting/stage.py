@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from dataclasses import dataclass
@@ -28,13 +27,14 @@ from guard.offline.crafting.plan import (
     sizes,
     write_plan,
 )
-from guard.offline.crafting.shard import FORMAT, CraftRun, shard_items
+from guard.offline.crafting.shard import CraftRun, shard_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.evidence.gather import Gather
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.work.progress import Stage
+from guard.offline.work.store import cache_key
 from guard.offline.work.text import short
 
 CRAFT_ITEMS = 1000  # clean items that each attack is tried on where no time is given
@@ -53,8 +53,8 @@ def learning_items(data: Dataset) -> Dataset:
 
 def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftRun:
     """Where and how this job's attacks to learn from are crafted."""
-    spec, work = classifier.spec, job.work / "crafted"
-    return CraftRun(model, spec.input.grid, spec.fingerprint, work, job.seed, workers=job.threads)
+    spec = classifier.spec
+    return CraftRun(model, spec.input.grid, spec.fingerprint, job.work.crafted, job.seed, workers=job.threads)
 
 
 def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) -> tuple[CraftedSet, ...]:
@@ -109,7 +109,6 @@ class Planner:
         """Over all that a plan is made for, but for what is measured."""
         job, recipe = self.job, self.job.recipe
         given = (
-            FORMAT,
             self.classifier.spec.fingerprint,
             recipe.attacks,
             recipe.left_out,
@@ -119,7 +118,7 @@ class Planner:
             job.attack_items,
         )
         hashes = "".join(learning_items(self.data).hashes.tolist())
-        return hashlib.sha256(f"{given!r} {hashes} {len(self.data.part(Split.TEST))}".encode()).hexdigest()
+        return cache_key((given, hashes, len(self.data.places(Split.TEST))), (__name__,))
 
     def target(self, model: Model) -> Crafter:
         """The items to learn from."""

@@ -8,7 +8,6 @@ Rule 3: untargeted: any wrong class counts. That is easier than a chosen class, 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from guard.offline.adversary.descent import METHODS, AdaptiveResult
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.excess import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.adversary.guides import Guides
-from guard.offline.adversary.runs import FORMAT, GUIDES, STARTS, Adversary, Aim, MethodResults, Shown, in_parts
+from guard.offline.adversary.runs import GUIDES, STARTS, Adversary, Aim, MethodResults, Shown, in_parts
 from guard.offline.adversary.surrogates import expectation, surrogates_of
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
@@ -37,7 +36,9 @@ from guard.offline.job.recipe import Recipe
 from guard.offline.programs.identity import identity_of
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read, some_of
+from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.parallel import Stop
+from guard.offline.work.store import ResultStore, cache_key
 from guard.offline.work.text import duration
 from guard.runtime import Readings
 
@@ -58,7 +59,7 @@ def seconds_per_step(
     """
     seconds = 0.0
     for steps in (0, TRIAL_STEPS):
-        trial = Adversary(images, labels, steps, 0, None, "", Path(), device)
+        trial = Adversary(images, labels, steps, 0, None, "", ResultStore(Path()), device)
         for method in aim.methods:
             began = time.perf_counter()
             in_parts(partial(trial.tried, aim, method, budget), len(images), trial.workers, Stop())
@@ -81,7 +82,7 @@ class AdaptiveStage:
     promises: tuple[Promise, ...]
     wanted: Size
     seed: int
-    work: Path
+    work: WorkDirectory
     methods: tuple[Method, ...] = METHODS
     device: str = "cpu"
 
@@ -140,24 +141,22 @@ class AdaptiveStage:
         """The size that fits into the seconds left; one chosen before for the same question is kept to."""
         if seconds is None:
             return self.wanted
-        file = self.work / f"size-{self.question()[:24]}.json"
-        try:
-            return Size(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+
+        def choose() -> dict[str, int]:
             per = self.per_item_step(clean)
-        size = self.wanted.shrunk(seconds(), per)
-        say(
-            f"adaptive attack: {self.descents() / per:.0f} guarded steps/s, so {size.items} items x {size.steps} steps "
-            f"x {self.descents()} descents, at most {duration(per * size.items * (size.steps + 1))}"
-        )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(size)), encoding="utf-8")
-        return size
+            size = self.wanted.shrunk(seconds(), per)
+            say(
+                f"adaptive attack: {self.descents() / per:.0f} guarded steps/s, so {size.items} items x {size.steps} "
+                f"steps x {self.descents()} descents, at most {duration(per * size.items * (size.steps + 1))}"
+            )
+            return asdict(size)
+
+        return Size(**self.work.choices.choice("adaptive", self.question(), choose))
 
     def question(self) -> str:
         hashes = hashlib.sha256("".join(self.held_out.hashes.tolist()).encode()).hexdigest()
-        settings = (FORMAT, identity_of(self.subject.runtime.bundle), hashes, self.budgets, self.target, self.seed)
-        return hashlib.sha256(repr((settings, self.wanted, self.methods)).encode()).hexdigest()
+        settings = (identity_of(self.subject.runtime.bundle), hashes, self.budgets, self.target, self.seed)
+        return cache_key((settings, self.wanted, self.methods), (__name__,))
 
     def rows(self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, shown: Shown) -> tuple[AdaptiveRow, ...]:
         """One row a budget, on the first items that the model has right; the proof is at the largest budget."""
@@ -191,7 +190,7 @@ class AdaptiveStage:
             seed=self.seed,
             grid=self.subject.runtime.spec.grid,
             identity=identity,
-            work=self.work,
+            work=self.work.adaptive,
             device=self.device,
         )
 
@@ -277,6 +276,6 @@ def adaptive_stage(subject: OpenedGuard, held_out: Dataset, recipe: Recipe, effo
         promises_of(subject.runtime.calibration.items, len(held_out.images)),
         Size(effort.adaptive_items, effort.adaptive_steps),
         effort.seed,
-        effort.work.with_name("adaptive"),
+        effort.work,
         effort.methods,
     )

@@ -23,7 +23,7 @@ from guard.offline.evaluation.forecast import seconds_to_read
 from guard.offline.findings.evaluation import NOISE, OFF_GRID, ClassRow, CleanRow
 from guard.offline.findings.intervals import Promise, Rate, caught_at
 from guard.offline.programs.read import read
-from guard.offline.work.kept_choice import kept
+from guard.offline.work.store import cache_key
 from guard.runtime import Readings, Runtime
 
 SHIFT_SHARE, FEWEST_SHIFTED = 0.05, 100  # of the time left; and items, whatever it takes
@@ -126,10 +126,10 @@ def shift_items(runtime: Runtime, held_out: Dataset, effort: Effort) -> int:
     if effort.deadline is None or held_out.images.ndim != 4:
         return wanted
     hashes = hashlib.sha256("".join(held_out.hashes.tolist()).encode()).hexdigest()
-    asked = repr((runtime.bundle.digest, hashes, wanted))
+    asked = (runtime.bundle.digest, hashes, wanted)
 
     def choose() -> int:
         affordable = SHIFT_SHARE * effort.seconds_left() / (len(SHIFTS) * seconds_to_read(runtime, held_out))
         return int(min(wanted, max(affordable, FEWEST_SHIFTED)))
 
-    return kept(effort.work.with_name("sizes"), asked, choose)
+    return effort.work.choices.choice("shifts", cache_key(asked, (__name__,)), choose)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from guard.offline.adversary.descent import METHODS
 from guard.offline.adversary.directions import Method
+from guard.offline.work.directory import WorkDirectory
 
 FEWEST_ITEMS, FEWEST_STEPS, FEW_STEPS = 30, 20, 60
 
@@ -37,7 +37,7 @@ class Effort:
     adaptive_items: int
     adaptive_steps: int
     seed: int
-    work: Path  # crafted shards are kept here
+    work: WorkDirectory
     deadline: float | None = None  # of `time.monotonic()`; the adaptive attack is sized to end by then
     shift_items: int = 1000  # clean items that are shifted, at most
     methods: tuple[Method, ...] = METHODS  # of the adaptive attack

@@ -6,11 +6,9 @@ Rule 2: the path is the served bundle's own, down to the runtime.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from guard.bundle import Bundle
 from guard.errors import BundleError
@@ -23,6 +21,9 @@ from guard.offline.programs.identity import identity_of
 from guard.offline.training.build import Prepared, compile_heads, fit, parities
 from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.fit_heads import settled
+from guard.offline.work.code import code_digest
+from guard.offline.work.directory import WorkDirectory
+from guard.offline.work.files import read_json, write_json
 from guard.runtime import Runtime
 
 
@@ -32,10 +33,10 @@ def families(recipe: Recipe) -> tuple[str, ...]:
     return found if len(found) > 1 else ()
 
 
-def unmade(recipe: Recipe, work: Path, served: Bundle) -> tuple[str, ...]:
+def unmade(recipe: Recipe, work: WorkDirectory, served: Bundle) -> tuple[str, ...]:
     """The families without which no guard lies in the work directory yet."""
     identity = identity_of(served)
-    return tuple(family for family in families(recipe) if reopened(place(work, family), identity) is None)
+    return tuple(family for family in families(recipe) if reopened(work, family, identity) is None)
 
 
 def refit_all(
@@ -50,24 +51,22 @@ def refit_all(
     identity = identity_of(served)
     found, opened, remembered = [], None, None
     for family in families(job.recipe):
-        path = place(job.work, family)
-        bundle = reopened(path, identity)
+        bundle = reopened(job.work, family, identity)
         if bundle is None:
             if opened is None or remembered is None:
                 note("model, data and crafted items")
                 opened = prepared()
                 remembered = EvidenceCache(opened.classifier)
-            bundle = refit(job, opened, family, path, remembered, note)
-            mark(path).write_text(json.dumps({"of": identity, "bundle": bundle.digest}), encoding="utf-8")
+            bundle = refit(job, opened, family, remembered, note)
+            write_json(job.work.made_for(family), made_for(identity, bundle))
         fitted_on = tuple(label for label, attack in labels.items() if attack.family != family)
         found.append(LeftOut(family, fitted_on, Runtime(bundle)))
     return tuple(found)
 
 
-def refit(
-    job: Job, prepared: Prepared, family: str, path: Path, remembered: EvidenceCache, note: Callable[[str], None]
-) -> Bundle:
+def refit(job: Job, prepared: Prepared, family: str, remembered: EvidenceCache, note: Callable[[str], None]) -> Bundle:
     """Fit, compile and calibrate as for the served bundle, on the crafted sets of all other families."""
+    path = job.work.without(family)
     if path.exists():
         shutil.rmtree(path)
     kept = replace(prepared, crafted=tuple(found for found in prepared.crafted if found.family != family))
@@ -84,24 +83,19 @@ def refit(
         bundle = calibrator.bundle(path, calibration, leaks, {})
         parities(graphs, bundle)
     finally:
-        shutil.rmtree(own.work, ignore_errors=True)
+        shutil.rmtree(own.work.path, ignore_errors=True)
     return bundle
 
 
-def place(work: Path, family: str) -> Path:
-    return work / f"without-{family}"
+def made_for(identity: str, bundle: Bundle) -> dict[str, str]:
+    """What a guard without a family follows from: the served one, and the code that made it."""
+    return {"of": identity, "bundle": bundle.digest, "code": code_digest(__name__)}
 
 
-def mark(path: Path) -> Path:
-    """What a refitted bundle was made for; written when it is whole."""
-    return path.with_name(f"{path.name}.json")
-
-
-def reopened(path: Path, identity: str) -> Bundle | None:
-    """None where there is no whole bundle made for this served one."""
+def reopened(work: WorkDirectory, family: str, identity: str) -> Bundle | None:
+    """None where there is no whole bundle made for this served one, by this code."""
     try:
-        made: Mapping[str, str] = json.loads(mark(path).read_text(encoding="utf-8"))
-        bundle = Bundle.open(path)
-        return bundle if (made["of"], made["bundle"]) == (identity, bundle.digest) else None
-    except (OSError, ValueError, KeyError, TypeError, BundleError):
+        bundle = Bundle.open(work.without(family))
+    except (OSError, BundleError):
         return None
+    return bundle if read_json(work.made_for(family)) == made_for(identity, bundle) else None

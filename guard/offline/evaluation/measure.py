@@ -45,7 +45,7 @@ def measure(
     runtime, manifest = subject.runtime, subject.runtime.bundle.manifest
     promises = promises_of(runtime.calibration.items, len(held_out.images))
     attacks = labels_of((*recipe.attacks, *recipe.left_out), runtime.spec.grid)
-    model = attack_model(subject.classifier, held_out.images, effort.work.parent)
+    model = attack_model(subject.classifier, held_out.images, effort.work)
     crafted = {
         label: craft_enough(model, subject, held_out, attack, effort, progress) for label, attack in attacks.items()
     }
@@ -105,7 +105,7 @@ def craft_enough(
 ) -> CraftedSet:
     """Tried on `attack_items`, and on more where fewer fool the model than its family takes, and there are more."""
     spec = subject.classifier.spec
-    run = CraftRun(model, spec.input.grid, spec.fingerprint, effort.work, effort.seed)
+    run = CraftRun(model, spec.input.grid, spec.fingerprint, effort.work.crafted, effort.seed)
     least = fewest(attack.family)
     tried = min(effort.attack_items, len(held_out.images))
     while True:

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +27,10 @@ from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow, fewest
 from guard.offline.job.suite import Suite
 from guard.offline.programs.opened_guard import OpenedGuard
-from guard.offline.work.kept_choice import kept
+from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.parallel import cores
 from guard.offline.work.progress import Stage
+from guard.offline.work.store import cache_key
 from guard.offline.work.text import short
 
 PROBED = 16  # items by which an attack's speed is measured; a shard of one that asks for thousands of answers
@@ -47,7 +47,7 @@ class Further:
 
     suite: Suite
     seconds: float
-    work: Path
+    work: WorkDirectory
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Trial:
 
     def crafted(self, attack: Attack, tried: int) -> CraftedSet:
         """On what the recipe's attacks run on."""
-        spec, work = self.subject.classifier.spec, self.further.work / "crafted"
+        spec, work = self.subject.classifier.spec, self.further.work.suite
         size = PROBED if attack.family == "query" else None
         run = CraftRun(self.model, spec.input.grid, spec.fingerprint, work, self.seed, shard_items=size)
         (found,) = craft(run, self.held_out.take(self.right[:tried]), [attack], progress=self.progress.items)
@@ -127,13 +127,13 @@ class Trial:
             self.announce(planned, found)
             return found
 
-        return kept(self.further.work / "sizes", f"suite {self.question(attacks)}", choose)
+        return self.further.work.choices.choice("suite", self.question(attacks), choose)
 
     def question(self, attacks: Mapping[str, Attack]) -> str:
         hashes = hashlib.sha256("".join(self.held_out.hashes.tolist()).encode()).hexdigest()
         fingerprint = self.subject.classifier.spec.fingerprint
         settings = (fingerprint, hashes, list(attacks.values()), self.further.seconds, self.seed)
-        return hashlib.sha256(repr(settings).encode()).hexdigest()
+        return cache_key(settings, (__name__,))
 
     def probe(self, label: str, attack: Attack) -> Planned:
         """One that cannot be run takes no time."""

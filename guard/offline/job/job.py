@@ -19,6 +19,7 @@ from guard.offline.data.splits import SHARES, Split, assign, content_hashes
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
+from guard.offline.work.directory import WorkDirectory
 
 FEWEST_CLEAN = 20  # in each split
 WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.TEST: 0.25}
@@ -52,9 +53,9 @@ class Job:
     adaptive_steps: int = 100
 
     @property
-    def work(self) -> Path:
-        """Beside the bundle: crafted shards, heads, splits."""
-        return self.out.with_name(self.out.name + ".work")
+    def work(self) -> WorkDirectory:
+        """The directory beside the bundle, of what is slow to make."""
+        return WorkDirectory.beside(self.out)
 
 
 def open_job(job: Job) -> tuple[Classifier, Dataset]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +21,8 @@ from guard.offline.programs.program import Cleaner, Program
 from guard.offline.programs.write_programs import ProgramFiles, compile_programs
 from guard.offline.training.calibrator import pool
 from guard.offline.training.fit_heads import FittingItems, fit_heads
+from guard.offline.work.directory import WorkDirectory
+from guard.offline.work.files import read_json, write_json
 from guard.runtime import Session
 
 PARITY_ITEMS = 100
@@ -88,14 +88,14 @@ def parities(graphs: Graphs, bundle: Bundle) -> dict[str, Parity]:
     return found
 
 
-def write_seconds(work: Path, seconds: float) -> None:
+def write_seconds(work: WorkDirectory, seconds: float) -> None:
     """How long fitting, compiling and calibrating took: what each guard fitted without a family will take about."""
-    (work / "seconds.json").write_text(json.dumps({"build": round(seconds, 1)}), encoding="utf-8")
+    write_json(work.seconds, {"build": round(seconds, 1)})
 
 
-def read_seconds(work: Path) -> float | None:
+def read_seconds(work: WorkDirectory) -> float | None:
     """None where nobody wrote it down."""
     try:
-        return float(json.loads((work / "seconds.json").read_text(encoding="utf-8"))["build"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(read_json(work.seconds)["build"])
+    except (ValueError, KeyError, TypeError):
         return None

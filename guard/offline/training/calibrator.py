@@ -57,11 +57,11 @@ class Calibrator:
 
     def calibrate(self, crafted: Sequence[CraftedSet]) -> tuple[Calibration, dict[str, float]]:
         """Also the share of each crafted attack that the bands would pass early."""
-        runtime = Runtime(self.bundle(self.job.work / "uncalibrated", self.blank(), {}, {}))
+        runtime = Runtime(self.bundle(self.job.work.path / "uncalibrated", self.blank(), {}, {}))
         try:
             return self.fit_and_rank(runtime, crafted)
         finally:
-            shutil.rmtree(self.job.work / "uncalibrated")
+            shutil.rmtree(self.job.work.path / "uncalibrated")
 
     def fit_and_rank(self, runtime: Runtime, crafted: Sequence[CraftedSet]) -> tuple[Calibration, dict[str, float]]:
         attacked, noisy = pool(crafted, self.data, Split.COMBINER)
@@ -115,10 +115,10 @@ class Calibrator:
     def samples(self, calibration: Calibration) -> dict[str, NDArray[Any]]:
         """Clean inputs of the combiner's split, none of them near a threshold, with the readings they must give."""
         images = self.data.part(Split.COMBINER).images[: 4 * SAMPLES]
-        runtime = Runtime(self.bundle(self.job.work / "sampling", replace(self.blank()), {}, {})).with_calibration(
+        runtime = Runtime(self.bundle(self.job.work.path / "sampling", replace(self.blank()), {}, {})).with_calibration(
             calibration
         )
-        shutil.rmtree(self.job.work / "sampling")
+        shutil.rmtree(self.job.work.path / "sampling")
         readings = read(runtime, images)
         rates = np.asarray([self.job.reject_rate, self.job.flag_rate])
         near = np.abs(readings.p_value[:, None] - rates).min(axis=1) < 3 / (calibration.items + 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,8 @@ from guard.offline.detectors.detector import Detector, Examples, Head, LearningD
 from guard.offline.evidence.cache import Gathered
 from guard.offline.evidence.gather import distinct
 from guard.offline.evidence.needs import Need
+from guard.offline.work.directory import WorkDirectory
+from guard.offline.work.files import write_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,20 +77,19 @@ def settled(programs: Mapping[str, Sequence[Detector]], heads: Mapping[str, Head
     return {name: [heads[detector.name].detector for detector in detectors] for name, detectors in programs.items()}
 
 
-def save_heads(heads: Mapping[str, Head], folder: Path) -> None:
+def save_heads(heads: Mapping[str, Head], work: WorkDirectory) -> None:
     """One .npz a head, no pickle."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, head in heads.items():
-        np.savez(folder / f"{name}.npz", **{key: value.detach().numpy() for key, value in head.state_dict().items()})
+        write_arrays(work.head(name), {key: value.detach().numpy() for key, value in head.state_dict().items()})
 
 
-def load_heads(detectors: Sequence[Detector], folder: Path) -> dict[str, Head]:
+def load_heads(detectors: Sequence[Detector], work: WorkDirectory) -> dict[str, Head]:
     """Raises BundleError where a head is missing or damaged."""
     heads = {}
     for detector in detectors:
         state = {
             key: torch.from_numpy(np.ascontiguousarray(value))
-            for key, value in read_npz(folder / f"{detector.name}.npz").items()
+            for key, value in read_npz(work.head(detector.name)).items()
         }
         heads[detector.name] = detector.restore(state)
     return heads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,6 +19,8 @@ from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.training.fit_heads import load_heads, settled
+from guard.offline.work.directory import WorkDirectory
+from guard.offline.work.files import read_json, write_json
 from guard.runtime import Runtime
 
 
@@ -27,7 +28,7 @@ from guard.runtime import Runtime
 class Work:
     """BUNDLE.work: the torch side of a bundle."""
 
-    path: Path
+    directory: WorkDirectory
     job: dict[str, Any]
     recipe: Recipe
     splits: dict[str, str]  # content hash -> split
@@ -35,15 +36,17 @@ class Work:
     @staticmethod
     def beside(bundle: Bundle, path: Path | None = None) -> Work:
         """Raises BundleError when the work directory is gone: nobody can play the knowing attacker without it."""
-        work = path or bundle.path.with_name(bundle.path.name + ".work")
+        work = WorkDirectory.beside(bundle.path) if path is None else WorkDirectory(path)
+        if work.path.exists():
+            work.check()
+        job, splits = read_json(work.job), read_json(work.splits)
         try:
-            job = json.loads((work / "job.json").read_text(encoding="utf-8"))
-            splits = json.loads((work / "splits.json").read_text(encoding="utf-8"))
             recipe = parse(job["recipe"]["raw"], str(job["recipe"]["name"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            splits = {str(key): str(value) for key, value in splits.items()}
+        except (AttributeError, KeyError, TypeError) as error:
             raise BundleError(
-                f"{work} cannot be read ({error}); `guard train` keeps it beside the bundle, "
-                "and the adaptive attack needs it"
+                f"{work.path} holds no job and splits of a training; `guard train` keeps them beside the bundle, "
+                "and the adaptive attack needs them"
             ) from error
         return Work(work, job, recipe, splits)
 
@@ -69,7 +72,7 @@ class Work:
                 f"{classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…); train a new bundle"
             )
         programs = self.recipe.programs([tap.name for tap in classifier.taps])
-        heads = load_heads([d for detectors in programs.values() for d in detectors], self.path / "heads")
+        heads = load_heads([d for detectors in programs.values() for d in detectors], self.directory)
         return OpenedGuard(classifier, settled(programs, heads), heads, Runtime(bundle))
 
     def job_of(self, bundle: Bundle) -> Job:
@@ -83,7 +86,7 @@ class Work:
         try:
             return Job(out=bundle.path, recipe=self.recipe, **settings)
         except TypeError as error:
-            raise BundleError(f"{self.path / 'job.json'} lacks a setting ({error}); train the bundle again") from error
+            raise BundleError(f"{self.directory.job} lacks a setting ({error}); train the bundle again") from error
 
     def same_splits(self, splits: Mapping[str, Split]) -> None:
         """Raises DataError where the training data is not what the bundle was made from."""
@@ -114,11 +117,11 @@ class Work:
 
 def write_work(job: Job, data: Dataset) -> None:
     """The split by content hash, and what the model and recipe were, for `guard evaluate`."""
-    job.work.mkdir(parents=True, exist_ok=True)
-    (job.work / "splits.json").write_text(json.dumps(data.splits, indent=0, sort_keys=True), encoding="utf-8")
+    job.work.begin()
+    write_json(job.work.splits, dict(sorted(data.splits.items())), indent=0)
     settings = {key: value for key, value in asdict(job).items() if key not in ("recipe", "out")}
     if Path(job.model).is_file():
         settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
     settings |= {"data": job.data.resolve(), "test": job.test and job.test.resolve()}
     settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}
-    (job.work / "job.json").write_text(json.dumps(settings, indent=2, default=str), encoding="utf-8")
+    write_json(job.work.job, settings, indent=2)

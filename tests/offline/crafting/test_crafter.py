@@ -26,6 +26,7 @@ from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import from_steps, off_grid, on_grid
 from guard.offline.data.norms import Norm
 from guard.offline.data.splits import Split, assign, content_hashes
+from guard.offline.work.store import ResultStore
 
 GRID = 16
 ATTACKS: tuple[Attack, ...] = (
@@ -85,7 +86,7 @@ def run(network, examples, attack: Attack, work: Path, **changes) -> CraftedSet:
 
 def crafting(network, work: Path, **changes) -> CraftRun:
     settings = {"grid": GRID, "fingerprint": "f", "seed": 0, "shard_items": 12, "workers": 1} | changes
-    return CraftRun(network, work=work, **settings)
+    return CraftRun(network, work=ResultStore(work), **settings)
 
 
 def same(one: CraftedSet, other: CraftedSet) -> bool:

@@ -25,7 +25,8 @@ from guard.offline.data.grid import from_steps
 from guard.offline.data.splits import Split, content_hashes
 from guard.offline.evaluation.forecast import passes
 from guard.offline.networks.weights import Knowledge
-from guard.offline.work.array_file import read_whole, write_whole
+from guard.offline.work.files import read_arrays, write_arrays
+from guard.offline.work.store import ResultStore
 from tests.offline.crafting.test_crafter import GRID, Spoof, same
 
 SIZE = 5  # of a shard
@@ -90,7 +91,7 @@ def run(network: Any, problem: Dataset, attack: Attack, work: Path, **changes: A
 
 def crafting(network: Any, work: Path, **changes: Any) -> CraftRun:
     settings: dict[str, Any] = {"grid": GRID, "fingerprint": "f", "seed": 0, "shard_items": SIZE, "workers": 1}
-    return CraftRun(network, work=work, **settings | changes)
+    return CraftRun(network, work=ResultStore(work), **settings | changes)
 
 
 def rows(images: Tensor) -> set[bytes]:
@@ -151,9 +152,9 @@ def test_a_shard_is_found_again_only_by_what_its_attacker_knew(network, problem,
     before = run(network, problem, attack, tmp_path)
     (file, *others) = sorted(tmp_path.glob("average-learned-*"))
     assert len(others) == 5
-    known = read_whole(file)
+    known = read_arrays(file)
     assert known is not None
-    write_whole(file, {**known, "mean": 1 - known["mean"]})
+    write_arrays(file, {**known, "mean": 1 - known["mean"]})
     assert not same(run(network, problem, attack, tmp_path), before)
     assert len(attack.lessons) == 6
     assert 21 + SHARDS - 1 <= len(attack.met) <= 21 + SHARDS + 1  # that lot's alone

@@ -23,6 +23,7 @@ from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.onnx_model import OnnxModel, aims_of, check_compiled, given, open_compiled
 from guard.offline.crafting.shard import CraftRun
 from guard.offline.data.dataset import Dataset
+from guard.offline.work.store import ResultStore
 from tests.offline import tiny
 
 ATTACKS = (
@@ -131,7 +132,7 @@ def test_vectors_are_climbed_too(tmp_path: Path) -> None:
 
 def test_crafting_hands_the_torch_side_to_what_differentiates_twice(model: OnnxModel, tmp_path: Path) -> None:
     hashes = [f"{item:064x}" for item in range(len(IMAGES))]
-    run = CraftRun(model, tiny.GRID, fingerprint="f", work=tmp_path, seed=0, workers=1)
+    run = CraftRun(model, tiny.GRID, fingerprint="f", work=ResultStore(tmp_path), seed=0, workers=1)
     items = Dataset(IMAGES.numpy(), LABELS.numpy(), np.asarray(hashes))
     (found,) = craft(run, items, [MapKeeping(budget=0.25, steps=4)])
     assert len(found)

@@ -22,6 +22,7 @@ from guard.offline.crafting.plan import (
     sizes,
     write_plan,
 )
+from guard.offline.work.directory import WorkDirectory
 
 SPEEDS = (Speed("pgd", 0.02, 0.55), Speed("fgsm", 0.001, 0.7), Speed("cw", 0.5, 0.99))
 PLENTY, STEP = 10_000, 64
@@ -119,12 +120,14 @@ def test_the_report_gets_what_its_rows_need() -> None:
 
 def test_a_plan_is_found_again_only_for_what_it_was_made_for(tmp_path: Path) -> None:
     made = plan(sizes(SPEEDS, PLENTY, 60.0, step=STEP))
-    assert read_plan(tmp_path) is None
-    write_plan(tmp_path / "work", made)
-    assert read_plan(tmp_path / "work") == read_plan(tmp_path / "work", "key") == made
-    assert read_plan(tmp_path / "work", "other") is None
-    write_plan(tmp_path / "work", replace(made, key="other"))
-    assert read_plan(tmp_path / "work", "key") is None
-    (tmp_path / "work" / "plan.json").write_text('{"rows": []}')
-    assert read_plan(tmp_path / "work") is None
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["plan.json"]
+    work = WorkDirectory(tmp_path / "work")
+    assert read_plan(work) is None
+    write_plan(work, made)
+    assert read_plan(work) == read_plan(work, "key") == made
+    assert read_plan(work, "other") is None
+    write_plan(work, replace(made, key="other"))
+    assert read_plan(work, "key") is None
+    for damaged in ('{"rows": []}', "[]", "{", ""):
+        work.plan.write_text(damaged)
+        assert read_plan(work) is None
+    assert [path.name for path in work.path.iterdir()] == ["plan.json"]

@@ -29,6 +29,7 @@ from guard.offline.data.splits import Split
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import parse
 from guard.offline.model.classifier import Classifier
+from guard.offline.work.directory import WorkDirectory
 from tests.offline import tiny
 
 
@@ -103,12 +104,12 @@ def test_a_second_run_goes_on_with_the_plan_and_computes_nothing(
 ) -> None:
     job = tiny.job(problem, minutes=30.0)
     first = craft(job, opened)
-    before = {file: file.read_bytes() for file in job.work.rglob("*") if file.is_file()}
+    before = {file: file.read_bytes() for file in job.work.path.rglob("*") if file.is_file()}
     monkeypatch.setattr(guard.offline.crafting.shard, "attack_shard", None)
     said = Said()
     assert same(craft(job, opened, said), first)
     assert "going on with the plan of before" in said.lines
-    assert {file: file.read_bytes() for file in job.work.rglob("*") if file.is_file()} == before
+    assert {file: file.read_bytes() for file in job.work.path.rglob("*") if file.is_file()} == before
 
 
 def test_another_wish_is_another_plan(problem: Path, opened: tuple[Classifier, Dataset]) -> None:
@@ -185,11 +186,11 @@ def test_what_attacks_one_split_was_learned_from_that_split_alone(
     first = craft(job, opened, said)
     assert {frozenset(splits) for splits, _ in lessons} == {frozenset({Split.HEADS}), frozenset({Split.COMBINER})}
     assert first[0].tried == first[1].tried
-    files = set(job.work.rglob("*"))
+    files = set(job.work.path.rglob("*"))
     monkeypatch.setattr(guard.offline.crafting.shard, "attack_shard", None)
     monkeypatch.setattr(Uap, "learn", lambda *_: pytest.fail("all of it is there"))
     assert same(craft(job, opened), first)
-    assert set(job.work.rglob("*")) == files
+    assert set(job.work.path.rglob("*")) == files
     if minutes is not None:
         plan = read_plan(job.work)
         assert plan is not None
@@ -201,10 +202,10 @@ def test_what_attacks_one_split_was_learned_from_that_split_alone(
 
 def test_a_quick_model_is_not_worth_compiling(opened: tuple[Classifier, Dataset], tmp_path: Path) -> None:
     classifier, data = opened
-    name, reason = choose_engine(classifier, data.images[:64], tmp_path / "work")
+    name, reason = choose_engine(classifier, data.images[:64], WorkDirectory(tmp_path / "work"))
     assert (name, reason.split(",")[0]) == ("torch", "torch")
     assert not (tmp_path / "work").exists()
-    assert attack_model(classifier, data.images, tmp_path / "work") is classifier.graph
+    assert attack_model(classifier, data.images, WorkDirectory(tmp_path / "work")) is classifier.graph
 
 
 @pytest.fixture
@@ -247,7 +248,7 @@ def test_one_that_disagrees_is_not_used_and_that_is_said(
         raise ParityError("ONNX Runtime and torch differ by 1")
 
     monkeypatch.setattr(engine, "open_compiled", disagrees)
-    assert choose_engine(opened[0], opened[1].images[:64], tmp_path) == (
+    assert choose_engine(opened[0], opened[1].images[:64], WorkDirectory(tmp_path)) == (
         "torch",
         "torch: ONNX Runtime and torch differ by 1",
     )
@@ -256,5 +257,5 @@ def test_one_that_disagrees_is_not_used_and_that_is_said(
 def test_the_plan_file_is_plain_json(problem: Path, opened: tuple[Classifier, Dataset]) -> None:
     job = tiny.job(problem, minutes=30.0)
     craft(job, opened)
-    content = json.loads((job.work / "plan.json").read_text("utf-8"))
+    content = json.loads((job.work.plan).read_text("utf-8"))
     assert set(content) >= {"engine", "reason", "rows", "budget", "available", "attack_items"}

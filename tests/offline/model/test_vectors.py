@@ -25,6 +25,7 @@ from guard.offline.job.recipe import load_recipe
 from guard.offline.train import train
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
+from guard.offline.work.store import ResultStore
 from guard.runtime import Runtime
 from guard.scoring import score_lines
 from guard.summary import summarise
@@ -93,7 +94,7 @@ def test_score_and_wire_judge_alike_and_what_passes_is_the_models_own_answer(
     bundle: Bundle, unseen: Dataset, side: Callable[[str], Path], tmp_path: Path
 ) -> None:
     graph = Work.beside(bundle).subject(bundle).classifier.graph
-    run = CraftRun(graph, None, bundle.manifest.model.fingerprint, tmp_path / "fresh", seed=5)
+    run = CraftRun(graph, None, bundle.manifest.model.fingerprint, ResultStore(tmp_path / "fresh"), seed=5)
     (found,) = craft(run, unseen, load_recipe("vectors").attacks[1:2])
     sent = np.concatenate([measurements(unseen.images[:40], bundle), measurements(found.attacked[:40], bundle)])
     np.savez(tmp_path / "sent.npz", images=sent)

@@ -1,0 +1,111 @@
+"""The work directory of a bundle: everything slow to make that lies in `OUT.work`, and where.
+
+Rule 1: no other file says where something lies in a work directory.
+Rule 2: a directory that another layout was written in is refused, never read by halves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from guard.errors import BundleError
+from guard.offline.work.files import read_json, write_json
+from guard.offline.work.store import ResultStore
+
+LAYOUT = 2  # raised when a thing of the work directory moves
+SUFFIX = ".work"
+
+
+@dataclass(frozen=True)
+class WorkDirectory:
+    """`OUT.work`: its files and folders by what they are for."""
+
+    path: Path
+
+    @staticmethod
+    def beside(bundle: Path) -> WorkDirectory:
+        """The work directory of the bundle at this path, whether either is there or not."""
+        return WorkDirectory(bundle.with_name(bundle.name + SUFFIX))
+
+    def begin(self) -> None:
+        """Create it where it is not there. Raises BundleError where another layout lies there."""
+        if self.path.exists() and any(self.path.iterdir()):
+            self.check()
+        write_json(self.layout, {"layout": LAYOUT})
+
+    def check(self) -> None:
+        """Raises BundleError where what lies there is of another layout."""
+        content = read_json(self.layout)
+        found = content.get("layout") if isinstance(content, dict) else None
+        if found != LAYOUT:
+            raise BundleError(
+                f"{self.path} was written by another version of the guard (layout {found or 1}; this one has "
+                f"{LAYOUT}); remove it and train the bundle again"
+            )
+
+    @property
+    def layout(self) -> Path:
+        """Which layout the directory has."""
+        return self.path / "layout.json"
+
+    @property
+    def job(self) -> Path:
+        """What `guard train` was asked for."""
+        return self.path / "job.json"
+
+    @property
+    def splits(self) -> Path:
+        """The split of each item, by its content hash."""
+        return self.path / "splits.json"
+
+    @property
+    def plan(self) -> Path:
+        """How many items each attack is tried on."""
+        return self.path / "plan.json"
+
+    @property
+    def seconds(self) -> Path:
+        """How long parts of the training took."""
+        return self.path / "seconds.json"
+
+    def head(self, detector: str) -> Path:
+        """A fitted detector's numbers."""
+        return self.path / "heads" / f"{detector}.npz"
+
+    def model(self, key: str) -> Path:
+        """The folder of the model in ONNX Runtime, as attacks run on it."""
+        return self.path / "model" / key
+
+    @property
+    def crafted(self) -> ResultStore:
+        """Attacked items, shard by shard."""
+        return ResultStore(self.path / "crafted")
+
+    @property
+    def demo(self) -> ResultStore:
+        """Attacked items that `guard demo` sends."""
+        return ResultStore(self.path / "demo")
+
+    @property
+    def suite(self) -> ResultStore:
+        """Attacked items of suites."""
+        return ResultStore(self.path / "suite")
+
+    @property
+    def adaptive(self) -> ResultStore:
+        """Runs of the attacker who knows the guard."""
+        return ResultStore(self.path / "adaptive")
+
+    @property
+    def choices(self) -> ResultStore:
+        """Sizes that were chosen by measured speed."""
+        return ResultStore(self.path / "choices")
+
+    def without(self, family: str) -> Path:
+        """The bundle that was fitted without one family of attacks."""
+        return self.path / f"without-{family}"
+
+    def made_for(self, family: str) -> Path:
+        """What that bundle was made for; written when it is whole."""
+        return self.path / f"without-{family}.json"

@@ -1,0 +1,65 @@
+"""A folder of results that are slow to make, each found again by what it follows from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
+
+from guard.offline.work.code import code_digest
+from guard.offline.work.files import read_arrays, read_json, write_arrays, write_json
+
+Choice = TypeVar("Choice")  # what JSON holds as it is: a size, or sizes by name
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def cache_key(given: object, code: Sequence[str]) -> str:
+    """SHA-256 (hex) over what a result follows from: `given`, as it prints, and the code of these modules."""
+    return hashlib.sha256(f"{given!r} {code_digest(*code)}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ResultStore:
+    """One folder of results; a name is for people, a key tells results apart."""
+
+    folder: Path
+
+    def file(self, name: str, key: str, suffix: str) -> Path:
+        """Where a result lies, made or not."""
+        return self.folder / f"{name}-{key[:24]}{suffix}"
+
+    def arrays(
+        self,
+        name: str,
+        key: str,
+        make: Callable[[], Arrays],
+        *,
+        names: Sequence[str] | None = None,
+        anew: bool = False,
+    ) -> Arrays:
+        """What was made before under this key, or is made now and kept; `anew`: made now whatever is there.
+
+        `names` are those that it must hold: a file without one of them counts as not there.
+        """
+        file = self.file(name, key, ".npz")
+        found: Arrays | None = None if anew else read_arrays(file, names)
+        if found is None:
+            found = make()
+            write_arrays(file, found)
+        return found
+
+    def choice(self, name: str, key: str, make: Callable[[], Choice]) -> Choice:
+        """What was chosen before under this key, or is chosen now and kept.
+
+        Speeds differ from run to run; what is computed from a size that was chosen by them must not.
+        """
+        file = self.file(name, key, ".json")
+        found: Choice | None = read_json(file)
+        if found is None:
+            found = make()
+            write_json(file, found)
+        return found
