@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from guard.errors import BundleError
 from guard.value_box import ValueBox
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
 LAYOUTS = ("NCHW", "NHWC", "NC")
 DATATYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 
@@ -229,18 +229,22 @@ class Bundle:
                 f"{file} cannot be read ({type(error).__name__}: {error}); the bundle is damaged or foreign"
             ) from error
         verify_files(root, files)
-        named = (
-            [p.file for p in manifest.programs]
-            + [r.file for r in manifest.repairs]
-            + ["calibration.npz", "samples.npz"]
-        )
+        named = [p.file for p in manifest.programs] + [r.file for r in manifest.repairs] + [CALIBRATION, "samples.npz"]
         if absent := [name for name in named if name not in files]:
             raise BundleError(f"{file} does not vouch for {', '.join(absent)}; the bundle is damaged or foreign")
         return Bundle(root, manifest, hashlib.sha256(text).hexdigest())
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 (hex) over what decides: programs, weights and calibration, and not the report beside them."""
+        files = self.path
+        return identity(
+            self.manifest.programs, lambda name: file_digest(files / name) if (files / name).is_file() else None
+        )
+
     @cached_property
     def calibration(self) -> Calibration:
-        return Calibration.from_arrays(read_npz(self.path / "calibration.npz"))
+        return Calibration.from_arrays(read_npz(self.path / CALIBRATION))
 
     @cached_property
     def samples(self) -> Samples:
@@ -277,6 +281,16 @@ def plain_name(name: str) -> str:
     if Path(name).name != name or name in (".", "..", MANIFEST):
         raise BundleError(f"{name!r} is no name of a file in a bundle: it lies elsewhere")
     return name
+
+
+def identity(programs: Sequence[ProgramSpec], digest: Callable[[str], str | None]) -> str:
+    """What tells one guard from another, whether it is in a bundle already or not.
+
+    `digest` gives that of a file's content by its name; None where there is no such file.
+    """
+    files = sorted({*(program.file for program in programs), WEIGHTS, CALIBRATION})
+    found = [(name, known) for name in files if (known := digest(name)) is not None]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -7,7 +7,6 @@ Rule 2: only ranks of risks ever reach a threshold.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from guard.errors import BundleError, PromiseError
 from guard.fusion import Floats, Fusion, Surprise
 
-JITTER = 1e-9  # below float32 tolerance of any score
 WARN_FACTOR = 10  # a promise resting on fewer than this many clean items above the threshold is thin
 
 
@@ -29,22 +27,6 @@ class Band:
 
     low: float = -math.inf
     high: float = math.inf
-
-
-def cascade_risk(level: int | NDArray[np.int64], risk: Floats) -> Floats:
-    """One scalar for the whole cascade: everything decided at a higher level is riskier than everything below it.
-
-    Levels, from safe to suspicious: screen below its band 0, interpret 1, screen above its band 2 (each further program
-    nests in between). The squash is strictly monotone in float64, so ranks survive.
-    """
-    squashed: Floats = level + 0.5 + 0.5 * risk / (1.0 + np.abs(risk))
-    return squashed
-
-
-def jitter(images: NDArray[Any]) -> Floats:
-    """A tie-break in [0, JITTER) an item, from the item's own bytes and from nothing else."""
-    raw = [zlib.crc32(np.ascontiguousarray(image).view(np.uint8).data) for image in images]
-    return np.asarray(raw, dtype=np.float64) * (JITTER / 2**32)
 
 
 @dataclass(frozen=True)
@@ -75,6 +57,11 @@ class Calibration:
     def p_value(self, risk: Floats) -> Floats:
         """Share of clean calibration items at least as risky, the item itself counted: valid for any finite sample."""
         return rank_p(self.sorted_risks, risk)
+
+    def threshold(self, rate: float) -> float:
+        """The clean calibration risk that an input must exceed for a p-value of at most `rate`."""
+        allowed = int(rate * (self.items + 1) + 1e-12)  # p <= rate needs at most allowed - 1 clean items at or above
+        return float(self.sorted_risks[-max(allowed, 1)])
 
     def request_p_value(self, risk: float, rows: int) -> float:
         """p-value of the riskiest of `rows` items, against blocks of as many calibration items."""

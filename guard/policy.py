@@ -62,11 +62,6 @@ class Verdict:
     items: tuple[Action, ...]
     request: Action
 
-    @property
-    def told(self) -> str:
-        """What the caller may know."""
-        return "reject" if self.request is Action.REJECT else "pass"
-
 
 def decide(p_values: Sequence[float], policy: Policy, *, request_p_value: float | None = None) -> Verdict:
     """Judge the items of one request [item].

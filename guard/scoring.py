@@ -9,15 +9,17 @@ from pathlib import Path
 
 from guard.arrays import read_examples, to_wire
 from guard.bundle import Bundle
+from guard.cascade import Readings
 from guard.policy import Policy
-from guard.runtime import Device, Readings, Runtime
+from guard.runtime import Runtime
+from guard.session import Device
 
 BATCH = 64
 
 
 def score_lines(bundle: Path, file: Path, *, device: Device, threads: int | None) -> Iterator[str]:
     """Raises BundleError, DataError, DeviceError, before the first line."""
-    runtime = Runtime(Bundle.open(bundle), device=device, threads=threads)
+    runtime = Runtime.open(Bundle.open(bundle), device=device, threads=threads)
     wire = to_wire(read_examples(file).images, runtime.spec, str(file))
     manifest = runtime.bundle.manifest
     policy = Policy(reject_rate=manifest.reject_rate, flag_rate=manifest.flag_rate)

@@ -14,19 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom, binomtest
 from sklearn.metrics import roc_auc_score
 
-from guard.calibration import (
-    JITTER,
-    Band,
-    Calibration,
-    auroc,
-    cascade_risk,
-    check_promise,
-    jitter,
-    rank_p,
-    rejections_band,
-    smallest_rate,
-    wilson,
-)
+from guard.calibration import Band, Calibration, auroc, check_promise, rank_p, rejections_band, smallest_rate, wilson
+from guard.cascade import JITTER, cascade_risk, jitter
 from guard.errors import BundleError, PromiseError
 from guard.fusion import HINGES, Floats, unfitted
 

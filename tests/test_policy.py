@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from guard.policy import GRAVITY, Action, Mode, Policy, Verdict, decide
+from guard.policy import GRAVITY, Action, Mode, Policy, decide
 
 POLICY = Policy(reject_rate=0.01, flag_rate=0.05)
 
@@ -65,11 +65,6 @@ def test_a_request_as_a_whole_has_a_p_value_of_its_own() -> None:
     assert decide([0.001, 0.5], policy, request_p_value=0.005).request is Action.REJECT
     with pytest.raises(ValueError, match="p-value is missing"):
         decide([0.5], policy)
-
-
-@pytest.mark.parametrize("action", Action)
-def test_callers_learn_reject_or_pass(action: Action) -> None:
-    assert Verdict((action,), action).told == ("reject" if action is Action.REJECT else "pass")
 
 
 def test_gravity_orders_the_actions() -> None:

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from guard import container
 from guard.bundle import Bundle, write_bundle
-from guard.calibration import Band, cascade_risk, jitter
+from guard.calibration import Band
+from guard.cascade import Readings, cascade_risk, jitter
 from guard.errors import BundleError, DataError, DeviceError
-from guard.runtime import CudaOptions, Device, Readings, Runtime, Session, divided, onnxruntime, providers
+from guard.runtime import Runtime, divided
+from guard.session import CudaOptions, Device, Session, onnxruntime, providers
 from tests.serve import tiny_bundle
 
 
@@ -32,7 +34,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def runtime(bundle: Bundle) -> Runtime:
-    return Runtime(bundle, threads=1)
+    return Runtime.open(bundle, threads=1)
 
 
 def mixed() -> NDArray[Any]:
@@ -91,7 +93,7 @@ def test_detectors_that_did_not_run_read_null_and_never_one(runtime: Runtime) ->
 
 
 def test_later_programs_see_only_the_undecided(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime, seen = Runtime(bundle, threads=1), []
+    runtime, seen = Runtime.open(bundle, threads=1), []
     real = runtime.sessions[1].run
 
     def run(outputs: Sequence[str], inputs: NDArray[Any]) -> list[NDArray[Any]]:
@@ -130,7 +132,7 @@ def test_an_early_pass_is_the_safest_of_all(runtime: Runtime) -> None:
     images = mixed()
     first = runtime.calibration.fusions[0].risk(runtime.read(images, complete=True).scores[:, :1])
     banded = replace(runtime.calibration, bands=(Band(float(np.median(first)), runtime.calibration.bands[0].high),))
-    found = runtime.with_calibration(banded).read(images)
+    found = runtime.cascade.with_calibration(banded).read(images)
     passed = np.isnan(found.scores[:, 1]) & (first < np.median(first))
     assert passed.sum() == 23
     assert found.risk[passed].max() < found.risk[~passed].min()
@@ -180,7 +182,7 @@ def test_repair(runtime: Runtime) -> None:
 
 
 def test_uint8_models(tmp_path: Path) -> None:
-    runtime = Runtime(tiny_bundle.make(tmp_path / "bytes", datatype="UINT8"), threads=1)
+    runtime = Runtime.open(tiny_bundle.make(tmp_path / "bytes", datatype="UINT8"), threads=1)
     runtime.self_check()
     images = tiny_bundle.as_wire(mixed(), "UINT8")
     assert runtime.repair(images, "steps").dtype == np.uint8
@@ -189,10 +191,6 @@ def test_uint8_models(tmp_path: Path) -> None:
         tiny_bundle.python_scores((images / 255).astype(np.float32)),
         atol=1e-5,
     )
-
-
-def test_the_widest_program_counts(runtime: Runtime) -> None:
-    assert runtime.rows_per_item == 2
 
 
 # A bundle that is not what it says.
@@ -209,7 +207,7 @@ def test_the_self_check_finds_another_model(bundle: Bundle, tmp_path: Path) -> N
         if tensor.name == "matrix":
             weights = onnx.numpy_helper.to_array(tensor) * np.float32(1.01)
             tensor.CopyFrom(onnx.numpy_helper.from_array(weights, "matrix"))
-    runtime = Runtime(altered(bundle, tmp_path / "other", "screen.onnx", graph.SerializeToString()), threads=1)
+    runtime = Runtime.open(altered(bundle, tmp_path / "other", "screen.onnx", graph.SerializeToString()), threads=1)
     with pytest.raises(BundleError, match="self-check: the model's outputs differ"):
         runtime.self_check()
 
@@ -217,7 +215,7 @@ def test_the_self_check_finds_another_model(bundle: Bundle, tmp_path: Path) -> N
 def test_the_self_check_finds_other_verdicts(bundle: Bundle, runtime: Runtime) -> None:
     calmer = replace(runtime.calibration, clean_risks=runtime.calibration.clean_risks + 2)
     with pytest.raises(BundleError, match="got another verdict"):
-        runtime.with_calibration(calmer).self_check()
+        replace(runtime, cascade=runtime.cascade.with_calibration(calmer)).self_check()
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", None], ids=["empty", "text", "half"])
@@ -225,19 +223,19 @@ def test_a_program_that_is_no_graph(bundle: Bundle, tmp_path: Path, content: byt
     whole = (bundle.path / "screen.onnx").read_bytes()
     spoilt = altered(bundle, tmp_path / "spoilt", "screen.onnx", whole[:200] if content is None else content)
     with pytest.raises(BundleError, match=r"cannot load screen\.onnx") as caught:
-        Runtime(spoilt, threads=1)
+        Runtime.open(spoilt, threads=1)
     assert "\n" not in str(caught.value)
 
 
 def test_a_graph_that_takes_or_gives_something_else(bundle: Bundle, tmp_path: Path) -> None:
     plain = altered(bundle, tmp_path / "plain", "screen.onnx", tiny_bundle.classifier())
     with pytest.raises(BundleError, match="gives no scores"):
-        Runtime(plain, threads=1)
+        Runtime.open(plain, threads=1)
     other = replace(bundle.manifest.model, input=replace(bundle.manifest.model.input, shape=(1, 4, 5)))
     files = {file.name: file.read_bytes() for file in bundle.path.iterdir() if file.name != "manifest.json"}
     wider = write_bundle(tmp_path / "wider", replace(bundle.manifest, model=other), files)
     with pytest.raises(BundleError, match=r"screen\.onnx takes"):
-        Runtime(wider, threads=1)
+        Runtime.open(wider, threads=1)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +256,7 @@ def test_a_calibration_for_other_programs(
     files = {file.name: file.read_bytes() for file in bundle.path.iterdir() if file.name != "manifest.json"}
     other = write_bundle(tmp_path / "other", replace(bundle.manifest, programs=programs), files)
     with pytest.raises(BundleError, match=words):
-        Runtime(other, threads=1)
+        Runtime.open(other, threads=1)
 
 
 # Devices.
@@ -307,7 +305,7 @@ def test_every_session_gets_the_cuda_options(bundle: Bundle, monkeypatch: pytest
     real = ort.InferenceSession
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA])
     monkeypatch.setattr(ort, "InferenceSession", on_the_cpu)
-    Runtime(bundle, device="cuda", threads=1, cuda=SMALL_CUDA)
+    Runtime.open(bundle, device="cuda", threads=1, cuda=SMALL_CUDA)
     assert asked == [[(CUDA, SMALL_CUDA_ASKED)]] * 3
 
 
@@ -343,7 +341,7 @@ def test_a_bundle_that_vanishes_while_it_is_loaded(bundle: Bundle, tmp_path: Pat
     copy = Bundle.open(shutil.copytree(bundle.path, tmp_path / "copy"))
     (copy.path / "screen.onnx").unlink()
     with pytest.raises(BundleError, match=r"screen\.onnx"):
-        Runtime(copy, threads=1)
+        Runtime.open(copy, threads=1)
 
 
 # Threads.
@@ -377,7 +375,7 @@ def test_threads_go_where_they_save_most(threads: int, costs: list[int], found: 
 
 @pytest.mark.parametrize(("threads", "found"), [(1, [1, 1, 1]), (2, [1, 2, 1]), (3, [2, 2, 1])])
 def test_sessions_of_a_shared_runtime_divide_its_threads(bundle: Bundle, threads: int, found: list[int]) -> None:
-    runtime = Runtime(bundle, threads=threads, shared=True)
+    runtime = Runtime.open(bundle, threads=threads, shared=True)
     assert widths(runtime) == found
     for session in (*runtime.sessions, *runtime.repairs.values()):
         assert session.session.get_session_options().get_session_config_entry(SPINNING) == "0"
@@ -385,18 +383,18 @@ def test_sessions_of_a_shared_runtime_divide_its_threads(bundle: Bundle, threads
 
 def test_sessions_of_another_runtime_have_them_to_themselves(bundle: Bundle) -> None:
     """`guard bench` and crafting: explicit numbers, one beside the other in one process, and nothing else changed."""
-    assert [widths(Runtime(bundle, threads=threads)) for threads in (2, 1, 3)] == [[2] * 3, [1] * 3, [3] * 3]
+    assert [widths(Runtime.open(bundle, threads=threads)) for threads in (2, 1, 3)] == [[2] * 3, [1] * 3, [3] * 3]
     with pytest.raises(RuntimeError, match="does not have"):
-        Runtime(bundle, threads=2).sessions[0].session.get_session_options().get_session_config_entry(SPINNING)
+        Runtime.open(bundle, threads=2).sessions[0].session.get_session_options().get_session_config_entry(SPINNING)
 
 
 def test_threads_follow_the_container(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(container, "cpus", lambda: 3)
-    assert widths(Runtime(bundle)) == [3, 3, 3]
-    assert widths(Runtime(bundle, shared=True)) == [2, 2, 1]
+    assert widths(Runtime.open(bundle)) == [3, 3, 3]
+    assert widths(Runtime.open(bundle, shared=True)) == [2, 2, 1]
     assert Session(bundle.path / "screen.onnx", device="cpu", threads=None).session.get_session_options()
     monkeypatch.setattr(container, "cpus", lambda: 1)
-    assert widths(Runtime(bundle)) == [1, 1, 1]
+    assert widths(Runtime.open(bundle)) == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("shared", "wait_s"), [(True, 0.05), (False, 10.0)], ids=["shared", "alone"])
@@ -404,7 +402,7 @@ def test_shared_runtimes_take_turns(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *, shared: bool, wait_s: float
 ) -> None:
     """Two threads with a Runtime each: do their sessions ever compute at the same time?"""
-    runtimes = [Runtime(bundle, threads=1, shared=shared) for _ in range(2)]
+    runtimes = [Runtime.open(bundle, threads=1, shared=shared) for _ in range(2)]
     both, met = threading.Barrier(2), []
 
     class Meeting:
@@ -425,12 +423,12 @@ def test_shared_runtimes_take_turns(
 
 def test_readings_do_not_depend_on_the_threads(bundle: Bundle, runtime: Runtime) -> None:
     for threads in (1, 2, 5):
-        same(Runtime(bundle, threads=threads, shared=True).read(mixed()), runtime.read(mixed()))
+        same(Runtime.open(bundle, threads=threads, shared=True).read(mixed()), runtime.read(mixed()))
 
 
 TELEMETRY = """
 import os
-from guard.runtime import onnxruntime
+from guard.session import onnxruntime
 before = len(os.listdir("/proc/self/task"))
 onnxruntime()
 print(os.environ["ORT_DISABLE_TELEMETRY"], len(os.listdir("/proc/self/task")) - before)

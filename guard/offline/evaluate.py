@@ -85,7 +85,7 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
         if aside:
             progress.say(f"put aside {aside} items that the bundle was fitted or calibrated on")
     with stages.stage("measure speeds") as progress:
-        announce(forecast(subject, held_out, work, effort, quick=wish.quick), wish, progress)
+        announce(forecast(bundle, subject, held_out, work, effort, quick=wish.quick), wish, progress)
     left_out: tuple[LeftOut, ...] = ()
     if not wish.quick:
         with stages.stage("fit without each family") as progress:
@@ -108,30 +108,30 @@ def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
 
 
 def forecast(
-    subject: OpenedGuard, held_out: Dataset, work: Work, effort: Effort, *, quick: bool
+    bundle: Bundle, subject: OpenedGuard, held_out: Dataset, work: Work, effort: Effort, *, quick: bool
 ) -> Mapping[str, float | None]:
     """Seconds by what they are for; None where nobody knows yet."""
     attacks = (*work.recipe.attacks, *work.recipe.left_out)
     items = min(effort.attack_items, len(held_out.images))
-    read_s = seconds_to_read(subject.runtime, held_out)
+    read_s = seconds_to_read(subject.cascade, held_out)
     found: dict[str, float | None] = {
         f"{len(attacks)} attacks on {items} items": items
         * seconds_per_item(subject.classifier.graph, attacks, held_out)
     }
-    if not quick and (left := unmade(work.recipe, work.directory, subject.runtime.bundle)):
+    if not quick and (left := unmade(work.recipe, work.directory, bundle)):
         build_s = read_seconds(work.directory)
         found[f"guards without a family, {len(left)} of them"] = None if build_s is None else len(left) * build_s
     readings = len(held_out.images) + 2 * len(attacks) * items  # clean ones, and what each attack makes: items, noise
     found[f"{readings} readings at {1 / read_s:.0f} a second"] = readings * read_s
     if held_out.images.ndim == 4:
-        shifted = shift_items(subject.runtime, held_out, effort)
+        shifted = shift_items(subject, held_out, effort)
         found[f"{len(SHIFTS)} shifts of {shifted} items"] = len(SHIFTS) * shifted * read_s
     if work.recipe.adaptive_budgets:
         size = Size(effort.adaptive_items, effort.adaptive_steps)
         stage = adaptive_stage(subject, held_out, work.recipe, effort)
         first = 2 * size.items + GUIDES
         few = replace(held_out, images=held_out.images[:first], labels=held_out.labels[:first])
-        per = replace(stage, held_out=few).per_item_step(read(subject.runtime, few.images))
+        per = replace(stage, held_out=few).per_item_step(read(subject.cascade, few.images))
         found[f"adaptive attack, {size.items} items x {size.steps} steps"] = per * size.items * (size.steps + 1)
     return found
 

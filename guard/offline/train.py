@@ -5,7 +5,6 @@ Rule 1: until the last stage nothing is at `--out`; what is slow to make lies in
 
 from __future__ import annotations
 
-import shutil
 import time
 
 from guard.bundle import Bundle
@@ -17,7 +16,6 @@ from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.measure import measure
 from guard.offline.evidence.batches import one_batch
 from guard.offline.job.job import Job, check_data, open_job
-from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
@@ -26,7 +24,6 @@ from guard.offline.training.reopen import write_work
 from guard.offline.work.progress import Stages
 from guard.offline.work.text import short
 from guard.offline.work.threads import choose_threads
-from guard.runtime import Runtime
 
 ATTACK_ITEMS = 300  # held-out items that each attack is tried on where no time is given
 
@@ -72,20 +69,16 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
     with stages.stage("compile to ONNX"):
         graphs = compile_heads(job, prepared, programs, heads)
     with stages.stage("calibrate"):
-        calibrator = Calibrator(job, classifier, programs, graphs.compiled, data)
-        calibration, leaks = calibrator.calibrate(prepared.crafted)
-        provisional = calibrator.bundle(job.work.path / "provisional", calibration, leaks, {})
-        parity = parities(graphs, provisional)
+        calibrator = Calibrator(job, classifier, programs, graphs.files, data)
+        calibrated = calibrator.calibrate(prepared.crafted)
+        parity = parities(graphs, calibrated.cascade)
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:
-        subject = OpenedGuard(classifier, programs, heads, Runtime(provisional))
-        effort = effort_of(job, deadline)
-        evaluation = measure(subject, data.part(Split.TEST), job.recipe, effort, progress)
+        subject = calibrator.opened(calibrated, heads)
+        evaluation = measure(subject, data.part(Split.TEST), job.recipe, effort_of(job, deadline), progress)
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
-        bundle = calibrator.bundle(job.out, calibration, leaks, reports, parity)
-        shutil.rmtree(job.work.path / "provisional")
-    return bundle
+        return calibrator.bundle(job.out, calibrated, parity, reports)
 
 
 def effort_of(job: Job, deadline: float | None) -> Effort:

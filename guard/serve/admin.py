@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from guard.bundle import Bundle
+from guard.cascade import Readings
 from guard.errors import UnknownModel
 from guard.policy import Verdict
-from guard.runtime import Readings
 from guard.serve.call import Call
 from guard.serve.door import Door
 from guard.serve.listener import Methods

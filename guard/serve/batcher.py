@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.cascade import Readings
 from guard.errors import Expired, GuardError, MalformedRequest, Overloaded, Unchecked
-from guard.runtime import Readings
 
 EXPIRED = "the deadline passed while the request waited to be inspected; nothing was forwarded"
 SHUTTING_DOWN = "the guard is shutting down; send the request to another replica"

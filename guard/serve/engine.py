@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.bundle import Bundle
+from guard.cascade import Readings
 from guard.errors import BundleError, DeviceError, GuardError, Unchecked
-from guard.runtime import DEFAULT_CUDA, CudaOptions, Device, Readings, Runtime
+from guard.runtime import Runtime
+from guard.session import DEFAULT_CUDA, CudaOptions, Device
 
 Answer = TypeVar("Answer")
 
@@ -48,7 +50,7 @@ class Engine:
         self.runtime = await self.on_thread(lambda: self.open(largest))
 
     def open(self, largest: int) -> Runtime:
-        runtime = Runtime(self.bundle, device=self.device, threads=self.threads, cuda=self.cuda, shared=True)
+        runtime = Runtime.open(self.bundle, device=self.device, threads=self.threads, cuda=self.cuda, shared=True)
         try:
             runtime.self_check()
             self.warm_up(runtime, largest)
@@ -80,11 +82,6 @@ class Engine:
         """Readings of wire inputs [item, ...]. Raises Unchecked before `load` is done."""
         runtime = self.loaded()
         return await self.on_thread(lambda: self.timed("program", lambda: runtime.read(images)))
-
-    async def read_all(self, images: NDArray[Any]) -> Readings:
-        """As `read`, every detector run on every item."""
-        runtime = self.loaded()
-        return await self.on_thread(lambda: runtime.read(images, complete=True))
 
     async def check(self) -> None:
         """Run the bundle's self-check again. Raises whatever is wrong with the device."""

@@ -21,7 +21,6 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from guard.errors import MalformedRequest, ModelError, UnknownModel
-from guard.runtime import onnxruntime, session_options
 from guard.serve.call import Call
 from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.door import Door
@@ -48,6 +47,7 @@ from guard.serve.wire.inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
+from guard.session import onnxruntime, session_options
 
 ONNX_TYPES = {  # ONNX Runtime's name -> the protocol's
     "tensor(float)": "FP32",

@@ -29,7 +29,6 @@ from guard.config import ServeConfig, split_address
 from guard.container import memory_bytes
 from guard.errors import ConfigError
 from guard.policy import Policy
-from guard.runtime import CudaOptions
 from guard.serve import admin as guard_admin
 from guard.serve.admin import Admin
 from guard.serve.allocator import few_heaps
@@ -49,6 +48,7 @@ from guard.serve.readiness import Readiness
 from guard.serve.reflection import reflecting
 from guard.serve.service import Service
 from guard.serve.upstream import SERVICE, Upstream
+from guard.session import CudaOptions
 
 ENGINE_POLL_S = 0.25
 PULSE_S = 0.5

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import ModelSpec
 from guard.calibration import Calibration, smallest_rate
+from guard.cascade import Readings
 from guard.config import ServeConfig
 from guard.errors import (
     Expired,
@@ -37,7 +38,6 @@ from guard.errors import (
     UpstreamDown,
 )
 from guard.policy import Action, Policy, Verdict, decide
-from guard.runtime import Readings
 from guard.serve import decode
 from guard.serve.acceptor import TICKET
 from guard.serve.admission import Admission, Place

@@ -78,8 +78,8 @@ def parse() -> argparse.Namespace:
 
 def contenders(model: str, folder: Path, threads: int) -> Mapping[str, Callable[[NDArray[Any]], object]]:
     """The guard's answers; its heads are fitted on random images, which does not change what they cost."""
-    forward = Runtime(random_bundle(model, folder / "forward", programs=("screen",)), threads=threads)
-    whole = Runtime(random_bundle(model, folder / "whole"), threads=threads)
+    forward = Runtime.open(random_bundle(model, folder / "forward", programs=("screen",)), threads=threads)
+    whole = Runtime.open(random_bundle(model, folder / "whole"), threads=threads)
     screen, interpret = whole.sessions
     wanted = ("logits", "scores")
     return {

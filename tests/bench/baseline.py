@@ -55,7 +55,7 @@ def main() -> None:
     work = Work.beside(bundle)
     held_out, _ = work.held_out(bundle, options.data)
     subject, effort = work.subject(bundle), Wish().effort(work.directory)
-    graph, grid = subject.classifier.graph, subject.runtime.spec.grid
+    graph, grid = subject.classifier.graph, subject.cascade.spec.grid
     with Stages(console).stage("items") as progress:
         ready = prepared(work, bundle, progress)
         model = attack_model(subject.classifier, held_out.images, work.directory)
@@ -70,14 +70,14 @@ def main() -> None:
     }
     test = numbers_of(graph, held_out.images)
     right = graph_labels(graph, held_out.images) == held_out.labels
-    risk = read(subject.runtime, held_out.images).risk
+    risk = read(subject.cascade, held_out.images).risk
     draw = np.random.default_rng(options.seed)
     joint = forest(clean, np.concatenate(list(known.values())), options.seed)
     table = Table(*COLUMNS)
     for label, found in fresh.items():
         own = forest(some(clean, options.items, draw), some(known[label], options.items, draw), options.seed)
         attacked = numbers_of(graph, found.attacked)
-        guarded = read(subject.runtime, found.attacked).risk
+        guarded = read(subject.cascade, found.attacked).risk
         alone, clean_odds = odds(own, attacked), odds(own, test)
         cells = (
             auroc(clean_odds, alone),

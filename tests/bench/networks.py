@@ -150,9 +150,9 @@ def random_bundle(
         "scores": np.zeros((SAMPLES, scores.shape[1])),
         "p_values": np.zeros(SAMPLES),
     }
-    readings = Runtime(write_bundle(path.with_suffix(".draft"), manifest, {**files, "samples.npz": npz(draft)})).read(
-        wire, complete=True
-    )
+    readings = Runtime.open(
+        write_bundle(path.with_suffix(".draft"), manifest, {**files, "samples.npz": npz(draft)})
+    ).read(wire, complete=True)
     samples: dict[str, NDArray[Any]] = {
         "images": wire,
         "logits": readings.logits,

@@ -65,7 +65,7 @@ import numpy as np
 from guard.bundle import Bundle
 from guard.runtime import Runtime
 bundle, options = Bundle.open(sys.argv[1]), json.loads(sys.argv[2])
-runtime, image = Runtime(bundle, **options), bundle.samples.images[:1]
+runtime, image = Runtime.open(bundle, **options), bundle.samples.images[:1]
 for _ in range(10):
     runtime.read(image, complete=True)
 print(flush=True)

@@ -82,8 +82,8 @@ def caught_inputs(
     work = ResultStore(tmp_path_factory.mktemp("fresh"))
     run = CraftRun(tiny_subject.classifier.graph, spec.input.grid, spec.fingerprint, work, seed=5)
     (crafted,) = craft(run, items, tiny_job.recipe.attacks[:1])
-    p = read(tiny_subject.runtime, crafted.attacked).p_value
-    found = spec.input.box.from_unit(crafted.attacked[p <= tiny_subject.runtime.bundle.manifest.reject_rate])
+    p = read(tiny_subject.cascade, crafted.attacked).p_value
+    found = spec.input.box.from_unit(crafted.attacked[p <= tiny_subject.rates.reject])
     assert len(found) >= 3
     return np.asarray(found, dtype=np.float32)
 

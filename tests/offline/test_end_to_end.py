@@ -71,11 +71,11 @@ def test_score_evaluation_and_wire_give_the_same_p_values(
 ) -> None:
     np.savez(tmp_path / "data.npz", images=clean_inputs)
     lines = [json.loads(line) for line in score_lines(tiny_bundle.path, tmp_path / "data.npz", device="cpu", threads=1)]
-    evaluated = read(Runtime(tiny_bundle, threads=1), clean_inputs).p_value
+    evaluated = read(Runtime.open(tiny_bundle, threads=1), clean_inputs).p_value
 
     async def inspect() -> list[float]:
         async with (
-            guarding(tiny_bundle.path, Recording(Runtime(tiny_bundle, threads=1))) as guard,
+            guarding(tiny_bundle.path, Recording(Runtime.open(tiny_bundle, threads=1))) as guard,
             calling(guard.serving.admin_address) as operator,
         ):
             request = guard_pb2.InspectRequest()
@@ -93,7 +93,7 @@ def test_repair_by_median_is_what_the_model_server_receives(
     clean_inputs: NDArray[np.float32],
     served_name: str,
 ) -> None:
-    runtime = Runtime(tiny_bundle, threads=1)
+    runtime = Runtime.open(tiny_bundle, threads=1)
     policy = Policy(reject_rate=tiny_bundle.manifest.reject_rate, flag_rate=0.5, repair="median")
     p_values = runtime.read(clean_inputs).p_value
     judged = [policy.judge(float(p)) for p in p_values]
@@ -148,7 +148,7 @@ def test_tritonclient_cannot_tell_the_guard_from_the_model_server(
 
     direct, guarded, counted = asyncio.run(both())
     assert counted == len(sent)
-    actions = Runtime(tiny_bundle, threads=1).read(sent).p_value <= tiny_bundle.manifest.reject_rate
+    actions = Runtime.open(tiny_bundle, threads=1).read(sent).p_value <= tiny_bundle.manifest.reject_rate
     assert actions[-3:].all()
     for plain, seen, refused in zip(direct["answers"], guarded["answers"], actions, strict=True):
         if refused:

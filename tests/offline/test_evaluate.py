@@ -37,7 +37,6 @@ from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import ChannelAttribution, Latent
 from guard.offline.findings.evaluation import AttackRow, Evaluation, UnrunRow
 from guard.offline.job.suite import load_suite
-from guard.offline.programs.identity import identity_of
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.training.build import Prepared
@@ -160,16 +159,16 @@ def test_a_family_left_out_is_seen_by_nothing(refitted: Refitted) -> None:
 
 
 def test_what_learns_from_attacks_is_another_and_the_rest_is_the_same(refitted: Refitted) -> None:
-    served, images = Runtime(refitted.bundle), tiny.data(40, seed=92)[0]
+    served, images = Runtime.open(refitted.bundle), tiny.data(40, seed=92)[0]
     names = list(served.calibration.detectors)
     learned = names.index("saliency_classifier")
     expected = read(served, images).scores
     for left in refitted.guards:
-        found = read(left.runtime, images).scores
+        found = read(left.cascade, images).scores
         same = [column for column in range(len(names)) if column != learned]
         np.testing.assert_allclose(found[:, same], expected[:, same], rtol=1e-3, atol=1e-3)
         assert np.abs(found[:, learned] - expected[:, learned]).max() > 0.05
-        assert left.runtime.calibration.items == served.calibration.items
+        assert left.cascade.calibration.items == served.calibration.items
 
 
 def test_one_family_alone_cannot_be_left_out() -> None:
@@ -204,7 +203,7 @@ def test_only_guards_that_are_not_there_yet_are_foretold(bundle: Bundle, data: P
     shutil.rmtree(work.directory.without("single-step"))
     assert unmade(work.recipe, work.directory, bundle) == ("single-step",)
     held_out, _ = work.held_out(bundle, data)
-    costs = forecast(work.subject(bundle), held_out, work, Wish().effort(work.directory), quick=False)
+    costs = forecast(bundle, work.subject(bundle), held_out, work, Wish().effort(work.directory), quick=False)
     assert "guards without a family, 1 of them" in costs
 
 
@@ -399,12 +398,12 @@ def test_items_are_kept_before_steps_and_steps_before_too_few_items() -> None:
 
 
 def test_the_identity_of_a_guard_is_what_decides_and_not_its_report(bundle: Bundle) -> None:
-    before = identity_of(bundle)
+    before = bundle.identity
     (bundle.path / "report.html").write_text("another", encoding="utf-8")
-    assert identity_of(bundle) == before
+    assert bundle.identity == before
     file = bundle.path / "calibration.npz"
     file.write_bytes(file.read_bytes() + b" ")
-    assert identity_of(bundle) != before
+    assert bundle.identity != before
 
 
 def test_costs_count_shared_evidence_once(tiny_subject: OpenedGuard) -> None:

@@ -89,7 +89,7 @@ def house(
 @pytest.fixture(scope="module")
 def passing(tiny_bundle: Bundle, clean_inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Clean inputs that the guard does not reject."""
-    p = Runtime(tiny_bundle, threads=1).read(clean_inputs).p_value
+    p = Runtime.open(tiny_bundle, threads=1).read(clean_inputs).p_value
     return clean_inputs[p > tiny_bundle.manifest.reject_rate]
 
 
@@ -102,7 +102,7 @@ def test_what_passes_is_mlservers_own_answer_and_what_is_crafted_does_not(
     side: Callable[[str], Path],
 ) -> None:
     sent = np.concatenate([clean_inputs, caught_inputs])
-    rejected = Runtime(tiny_bundle, threads=1).read(sent).p_value <= tiny_bundle.manifest.reject_rate
+    rejected = Runtime.open(tiny_bundle, threads=1).read(sent).p_value <= tiny_bundle.manifest.reject_rate
     assert rejected[len(clean_inputs) :].all()
     before = {action: house.metric("guard_items_total", action=action) for action in ("pass", "flag", "reject")}
 
@@ -121,7 +121,7 @@ def test_what_passes_is_mlservers_own_answer_and_what_is_crafted_does_not(
     assert house.metric("guard_upstream_compared_items_total") >= (~rejected).sum()
     assert house.metric("guard_upstream_disagreement_items_total") == 0
     logits = np.asarray([answer["logits"][0] for answer in direct["answers"]])
-    np.testing.assert_allclose(logits, Runtime(tiny_bundle, threads=1).read(sent).logits, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits, Runtime.open(tiny_bundle, threads=1).read(sent).logits, rtol=0, atol=1e-4)
 
 
 def test_health_and_metadata_are_mlservers_and_fit_the_bundle(

@@ -44,7 +44,7 @@ RATE = 0.05
 def test_the_bundle_is_whole_and_reads_its_own_samples(tiny_bundle: Bundle) -> None:
     again = Bundle.open(tiny_bundle.path)
     assert again.digest == tiny_bundle.digest
-    runtime = Runtime(again, threads=1)
+    runtime = Runtime.open(again, threads=1)
     runtime.self_check()
     assert len(again.samples.images) >= 8
     found = runtime.read(again.samples.images, complete=True)
@@ -71,7 +71,7 @@ def test_heads_combiner_calibration_and_test_share_no_item(tiny_bundle: Bundle, 
     kept = json.loads((tiny_job.work.splits).read_text("utf-8"))
     assert kept == {value: split.value for split, values in parts.items() for value in values}
     # Only calibration items calibrate: read anew, they give the very risks that the bundle ranks by.
-    runtime = Runtime(tiny_bundle, threads=1)
+    runtime = Runtime.open(tiny_bundle, threads=1)
     again = read(runtime, data.part(Split.CALIBRATE).images)
     np.testing.assert_allclose(again.risk, tiny_bundle.calibration.clean_risks, rtol=0, atol=1e-5)
     assert classifier.spec.fingerprint == tiny_bundle.manifest.model.fingerprint
@@ -81,19 +81,19 @@ def test_clean_items_are_lost_as_promised_and_attacked_ones_are_found(
     tiny_bundle: Bundle, tiny_subject: OpenedGuard
 ) -> None:
     images, labels = tiny.data(500, seed=81)
-    clean = read(tiny_subject.runtime, images).p_value <= RATE
+    clean = read(tiny_subject.cascade, images).p_value <= RATE
     low, high = rejections_band(RATE, tiny_bundle.calibration.items, 500)
     assert low <= clean.sum() <= high
     attacked = attack(tiny_subject.classifier, torch.from_numpy(images), torch.from_numpy(labels)).numpy()
-    fooled = read(tiny_subject.runtime, attacked).prediction != labels
-    caught = read(tiny_subject.runtime, attacked).p_value <= RATE
+    fooled = read(tiny_subject.cascade, attacked).prediction != labels
+    caught = read(tiny_subject.cascade, attacked).p_value <= RATE
     assert fooled.sum() > 100
     assert caught[fooled].mean() > 0.6
 
 
 def test_a_batch_is_read_as_its_items_one_by_one(tiny_subject: OpenedGuard) -> None:
     images = tiny.data(60, seed=82)[0]
-    whole, alone = read(tiny_subject.runtime, images), read(tiny_subject.runtime, images, batch=1)
+    whole, alone = read(tiny_subject.cascade, images), read(tiny_subject.cascade, images, batch=1)
     np.testing.assert_allclose(alone.scores, whole.scores, rtol=1e-4, atol=1e-4)
     for rate in (0.05, 0.1):
         assert np.array_equal(alone.p_value <= rate, whole.p_value <= rate)

@@ -116,10 +116,10 @@ def endure(
 
 
 @contextmanager
-def subject(bundle: Path, upstream: str, findings: Findings, limits: Limits) -> Iterator[OpenedGuard]:
+def subject(bundle: Path, upstream: str, findings: Findings, limits: Limits) -> Iterator[WatchedGuard]:
     """A ready guard and its bystander."""
     with guard_process(config_for(bundle, upstream)) as guard:
-        watched = OpenedGuard(guard, findings, limits)
+        watched = WatchedGuard(guard, findings, limits)
         with reading(guard, watched.log_line) as log:
             watched.address = log.until("listening")["inference"]
             watched.metrics = log.until("listening")["metrics"]
@@ -173,7 +173,7 @@ class Lines:
 
 
 @dataclass
-class OpenedGuard:
+class WatchedGuard:
     """One guard process, as long as it is of use."""
 
     guard: Process

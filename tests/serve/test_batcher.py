@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from guard.cascade import Readings
 from guard.errors import Expired, MalformedRequest, Overloaded, Unchecked
-from guard.runtime import Readings
 from guard.serve.batcher import Batcher
 
 FAR = 1e9

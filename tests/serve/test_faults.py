@@ -19,7 +19,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 from numpy.typing import NDArray
 
-from guard.runtime import Readings, Runtime
+from guard.cascade import Readings
+from guard.runtime import Runtime
 from guard.serve.log import Log
 from guard.serve.metrics import ACTIONS
 from guard.serve.server import running

@@ -192,7 +192,7 @@ def test_repair_sends_up_what_the_denoiser_made_of_it(bundle: Path, form: str) -
             answer = await guarded.client.call("ModelInfer", request)
             assert answer.ok
             (sent,) = guarded.upstream.requests
-            cleaned = Runtime(opened, threads=1).repair(suspicious, "steps")
+            cleaned = Runtime.open(opened, threads=1).repair(suspicious, "steps")
             assert not np.array_equal(cleaned, suspicious)
             np.testing.assert_array_equal(received(sent), np.concatenate([images[:1], cleaned]))
             message = type(request).FromString(sent)
@@ -218,7 +218,7 @@ def test_repair_works_on_bytes_too(tmp_path: Path) -> None:
             for form in ("raw", "typed"):
                 assert (await guarded.client.infer(suspicious, form=form)).ok
                 np.testing.assert_array_equal(
-                    received(guarded.upstream.requests[-1]), Runtime(opened, threads=1).repair(suspicious, "steps")
+                    received(guarded.upstream.requests[-1]), Runtime.open(opened, threads=1).repair(suspicious, "steps")
                 )
 
     asyncio.run(story())

@@ -19,9 +19,10 @@ import pytest
 from guard import container
 from guard.bundle import Bundle
 from guard.errors import BundleError, DeviceError
-from guard.runtime import CudaOptions, Runtime
+from guard.runtime import Runtime
 from guard.serve.engine import Engine
 from guard.serve.model_server import Model
+from guard.session import CudaOptions
 from tests.serve import tiny_bundle
 from tests.serve.census import pinned, processor_s, threads_of
 from tests.serve.guarded import calling, config_for
@@ -34,11 +35,12 @@ OPEN = """
 import json, os, sys
 from guard import container
 from guard.bundle import Bundle
-from guard.runtime import Runtime, onnxruntime
+from guard.runtime import Runtime
+from guard.session import onnxruntime
 onnxruntime()
 bundles, before = [Bundle.open(path) for path in sys.argv[2:]], len(os.listdir("/proc/self/task"))
 for bundle in bundles:
-    runtime = Runtime(bundle, threads=json.loads(sys.argv[1]), shared=True)
+    runtime = Runtime.open(bundle, threads=json.loads(sys.argv[1]), shared=True)
     for _ in range(3):
         runtime.read(bundle.samples.images, complete=True)
 print(json.dumps([container.cpus(), len(os.listdir("/proc/self/task")) - before]))
@@ -122,7 +124,7 @@ def test_the_engine_asks_for_what_was_configured(bundle: Path, monkeypatch: pyte
 
     def runtime(opened: Bundle, **options: Any) -> Runtime:
         asked.update(options)
-        return Runtime(opened, threads=1)
+        return Runtime.open(opened, threads=1)
 
     monkeypatch.setattr("guard.serve.engine.Runtime", runtime)
     cuda = CudaOptions(device_id=1, memory_bytes=2**30)

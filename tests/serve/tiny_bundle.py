@@ -29,7 +29,8 @@ from guard.bundle import (
     RepairSpec,
     write_bundle,
 )
-from guard.calibration import Band, Calibration, cascade_risk, jitter
+from guard.calibration import Band, Calibration
+from guard.cascade import cascade_risk, jitter
 from guard.fusion import unfitted
 from guard.runtime import Runtime
 
@@ -223,14 +224,14 @@ def make(
         images=samples, logits=np.zeros((8, CLASSES), np.float32), scores=np.zeros((8, 2)), p_values=np.zeros(8)
     )
     draft = write_bundle(path.with_name(path.name + ".draft"), manifest, {**files, "samples.npz": blank})
-    readings = Runtime(draft, threads=1).read(samples, complete=True)
+    readings = Runtime.open(draft, threads=1).read(samples, complete=True)
     filled = npz(images=samples, logits=readings.logits, scores=readings.scores, p_values=readings.p_value)
     return write_bundle(path, manifest, {**files, "samples.npz": filled})
 
 
 def flagged(bundle: Bundle) -> NDArray[Any]:
     """One item [1, ...] whose p-value lies between the two rates."""
-    runtime = Runtime(bundle, threads=1)
+    runtime = Runtime.open(bundle, threads=1)
     images = as_wire(clean(2000, seed=11), runtime.spec.datatype)
     p = runtime.read(images).p_value
     chosen = np.flatnonzero((p > 2 * bundle.manifest.reject_rate) & (p < 0.8 * FLAG_RATE))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.calibration import Calibration
+from guard.cascade import risk_limits
 from guard.fusion import HINGES, Floats, Fusion
 from guard.offline.evidence.needs import Evidence, Logits
 from guard.offline.programs.program import Program
@@ -85,7 +86,7 @@ class Excess(nn.Module):
         self.program = program
         self.fusions = nn.ModuleList(SmoothFusion(fusion) for fusion in calibration.fusions)
         self.ends = tuple(accumulate(calibration.programs))
-        self.limits = tuple(limits(calibration, rate) for rate in rates)  # of each rate, of each program
+        self.limits = tuple(risk_limits(calibration, rate) for rate in rates)  # of each rate, of each program
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.judge(self.evidence(images))
@@ -107,7 +108,7 @@ def largest(risks: Sequence[Tensor], limit: Sequence[float]) -> Tensor:
 
 def served_excess(calibration: Calibration, scores: Floats, rate: float) -> Floats:
     """The same [item] from the scores [item, detector] that the bundle's own programs gave."""
-    parts = zip(accumulate(calibration.programs), calibration.fusions, limits(calibration, rate), strict=True)
+    parts = zip(accumulate(calibration.programs), calibration.fusions, risk_limits(calibration, rate), strict=True)
     excess = [fusion.risk(scores[:, :end]) - low for end, fusion, low in parts if low != math.inf]
     return np.asarray(np.max(excess, axis=0), dtype=np.float64)
 
@@ -127,33 +128,6 @@ def without_gradient(program: Program, images: Tensor) -> tuple[str, ...]:
     sizes = [slope.flatten(1).abs().amax(dim=1) for slope in slopes]
     good = [float(((size > 0) & size.isfinite()).float().mean()) for size in sizes]
     return tuple(name for name, share in zip(program.names, good, strict=True) if share <= 0.5)
-
-
-def limits(calibration: Calibration, rate: float) -> tuple[float, ...]:
-    """Each program's own risk above which the cascade's p-value is at most `rate`; infinite where it never is."""
-    last = len(calibration.programs) - 1
-    threshold = cascade_threshold(calibration, rate)
-    found = []
-    for index, low in enumerate([band.high for band in calibration.bands] + [-math.inf]):
-        level = 2 * last - index  # where `guard.runtime` puts what this program rejects early
-        if threshold >= level + 1:
-            found.append(math.inf)
-        else:
-            found.append(low if threshold < level else max(low, unsquashed(threshold - level)))
-    return tuple(found)
-
-
-def cascade_threshold(calibration: Calibration, rate: float) -> float:
-    """The clean calibration risk that an input must exceed for a p-value of at most `rate`."""
-    allowed = int(rate * (calibration.items + 1) + 1e-12)  # p <= rate needs at most allowed - 1 clean items at or above
-    ordered = sorted(calibration.clean_risks, reverse=True)
-    return float(ordered[max(allowed - 1, 0)])
-
-
-def unsquashed(place: float) -> float:
-    """The risk whose place within its level of the cascade, 0 to 1, this is."""
-    share = min(max(2.0 * (place - 0.5), -1 + 1e-12), 1 - 1e-12)
-    return share / (1.0 - abs(share))
 
 
 class DetectorExcess(nn.Module):

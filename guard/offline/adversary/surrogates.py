@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import onnx
 
-from guard.bundle import Bundle
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
 from guard.offline.detectors.detector import Detector
@@ -85,22 +84,22 @@ def surrogates_of(detectors: Iterable[Detector]) -> tuple[str, ...]:
     return tuple(str(surrogate) for surrogate in SURROGATES if any(map(surrogate.used, known)))
 
 
-def drawing(bundle: Bundle) -> Mapping[str, tuple[str, ...]]:
-    """The random operators of each served program; an attack would have to average over what they draw.
+def drawing(graphs: Mapping[str, bytes]) -> Mapping[str, tuple[str, ...]]:
+    """The random operators of each served program, by its name; an attack would have to average over what they draw.
 
     The noise of `NoisedGradients` is a constant of the program, the same for every request: nothing is averaged there.
     """
     found = {}
-    for program in bundle.manifest.programs:
-        graph = onnx.load(bundle.path / program.file, load_external_data=False).graph
+    for name, content in graphs.items():
+        graph = onnx.load_from_string(content).graph
         if drawn := tuple(sorted(RANDOM_OPERATORS & {node.op_type for node in graph.node})):
-            found[program.name] = drawn
+            found[name] = drawn
     return found
 
 
-def expectation(bundle: Bundle) -> str:
+def expectation(graphs: Mapping[str, bytes]) -> str:
     """Says that nothing has to be averaged. Raises ValueError where a program draws: this attack does not average."""
-    if drawn := drawing(bundle):
+    if drawn := drawing(graphs):
         named = "; ".join(f"{name}: {', '.join(operators)}" for name, operators in drawn.items())
         raise ValueError(f"the served programs draw at random ({named}); the adaptive attack must average over that")
     return NOTHING_DRAWN

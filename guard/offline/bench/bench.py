@@ -24,7 +24,8 @@ from guard.offline.bench.excerpt import depthwise, excerpt, read_graph, without_
 from guard.offline.bench.profile import Profile, profile
 from guard.offline.bench.stopwatch import Clock, Laps, race, spread
 from guard.offline.bench.table import tables
-from guard.runtime import LOGITS_TOLERANCE, Device, Runtime, Session
+from guard.runtime import LOGITS_TOLERANCE, Runtime
+from guard.session import Device, Session
 
 SCREEN_FORWARDS, SCREEN_MICROSECONDS = 1.10, 150.0  # a forward-only program's aim: the larger of the two
 OVER_FLOOR, OVER_FLOOR_DEPTHWISE = 1.25, 2.0  # any other program's aim
@@ -123,7 +124,7 @@ class OpenedBundle:
 
     def __init__(self, bundle: Bundle, folder: Path, *, device: Device, threads: int | None) -> None:
         self.bundle, self.folder, self.device, self.threads = bundle, folder, device, threads
-        self.runtime = Runtime(bundle, device=device, threads=threads)
+        self.runtime = Runtime.open(bundle, device=device, threads=threads)
         self.served = {p.name: session for p, session in zip(self.runtime.programs, self.runtime.sessions, strict=True)}
         self.shares = reached(bundle)
         self.graphs = {program.name: read_graph(bundle.path / program.file) for program in self.runtime.programs}

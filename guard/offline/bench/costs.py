@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from guard.offline.bench.profile import Profile
 from guard.offline.bench.stopwatch import Spread
-from guard.runtime import Device
+from guard.session import Device
 
 BUSY = 0.25  # interquartile range of a plain forward, over its median, at which its microseconds tell little
 MODEL, READ = "model alone", "guard, whole read"

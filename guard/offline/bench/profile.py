@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from guard.offline.bench.excerpt import INPUT, parts, read_graph, write_graph
-from guard.runtime import PROVIDERS, Device, onnxruntime, session_options
+from guard.session import PROVIDERS, Device, onnxruntime, session_options
 
 MARK = "::"  # between a part's name and a tensor's; ONNX Runtime names what it fuses after the tensors
 KERNEL = "_kernel_time"

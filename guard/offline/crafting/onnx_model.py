@@ -30,7 +30,7 @@ from guard.offline.model.graph.seed import Seed
 from guard.offline.model.onnx_export.export import OPSET, lower
 from guard.offline.programs.parity import FORWARD_TOLERANCE, relative
 from guard.offline.work.files import write_bytes
-from guard.runtime import Session, onnxruntime
+from guard.session import Session, onnxruntime
 
 SHARP = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing
 OUT = 1e30  # taken from a logit that is out of the running

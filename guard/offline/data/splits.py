@@ -30,13 +30,6 @@ class Split(StrEnum):
 SHARES: Mapping[Split, float] = {Split.HEADS: 0.5, Split.COMBINER: 0.2, Split.CALIBRATE: 0.3}
 
 
-def with_test(share: float) -> Mapping[Split, float]:
-    """Shares where a part of the data is to be kept for testing. Raises ConfigError."""
-    if not 0 < share < 1:
-        raise ConfigError(f"test share = {share!r}; wanted a number between 0 and 1")
-    return {Split.TEST: share, **{split: part * (1 - share) for split, part in SHARES.items()}}
-
-
 def content_hash(image: NDArray[Any]) -> str:
     """SHA-256 (hex) of one item's wire values: dtype, shape and bytes. Raises DataError."""
     if image.dtype.kind not in "biuf":

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from guard.cascade import Readings
 from guard.offline.adversary.descent import METHODS, AdaptiveResult
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.excess import DetectorExcess, Excess, served_excess, without_gradient
@@ -26,21 +27,18 @@ from guard.offline.adversary.runs import GUIDES, STARTS, Adversary, Aim, MethodR
 from guard.offline.adversary.surrogates import expectation, surrogates_of
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
-from guard.offline.detectors.detector import Detector
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.findings.attack_names import spoken_budget
 from guard.offline.findings.evaluation import AdaptiveRow, ProofRow
 from guard.offline.findings.intervals import Promise, Rate, promises_of
 from guard.offline.job.recipe import Recipe
-from guard.offline.programs.identity import identity_of
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read, some_of
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.parallel import Stop
 from guard.offline.work.store import ResultStore, cache_key
 from guard.offline.work.text import duration
-from guard.runtime import Readings
 
 PROOF_RATE = 0.05  # the rate at which an attack must break the detectors known to be broken
 HALF = 0.5  # the rate of SR@50: past the target, an attack goes on until half of all clean items look riskier
@@ -88,12 +86,12 @@ class AdaptiveStage:
 
     @property
     def target(self) -> float:
-        return target_rate(self.promises, self.subject.runtime.bundle.manifest.flag_rate)
+        return target_rate(self.promises, self.subject.rates.flag)
 
     @property
     def proving(self) -> tuple[str, ...]:
         """The detectors known to be broken that the guard has."""
-        return tuple(name for name in PROVING_DETECTORS if name in self.subject.runtime.calibration.detectors)
+        return tuple(name for name in PROVING_DETECTORS if name in self.subject.cascade.calibration.detectors)
 
     def right(self, clean: Readings, size: Size) -> NDArray[np.int64]:
         """The first items that the model has right."""
@@ -107,7 +105,7 @@ class AdaptiveStage:
 
     def aims(self, clean: Readings) -> tuple[Aim, ...]:
         """The whole guard at the target rate and past it at HALF, and each detector known to be broken alone."""
-        calibration = self.subject.runtime.calibration
+        calibration = self.subject.cascade.calibration
         against: dict[str, Excess | DetectorExcess] = {
             GUARD: Excess(self.subject.joint(), calibration, self.target, HALF)
         }
@@ -155,13 +153,13 @@ class AdaptiveStage:
 
     def question(self) -> str:
         hashes = hashlib.sha256("".join(self.held_out.hashes.tolist()).encode()).hexdigest()
-        settings = (identity_of(self.subject.runtime.bundle), hashes, self.budgets, self.target, self.seed)
+        settings = (self.subject.identity, hashes, self.budgets, self.target, self.seed)
         return cache_key((settings, self.wanted, self.methods), (__name__,))
 
     def rows(self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, shown: Shown) -> tuple[AdaptiveRow, ...]:
         """One row a budget, on the first items that the model has right; the proof is at the largest budget."""
-        expectation(self.subject.runtime.bundle)
-        index, grid = self.right(clean, size), self.subject.runtime.spec.grid
+        expectation(self.subject.graphs)
+        index, grid = self.right(clean, size), self.subject.cascade.spec.grid
         adversary = self.adversary(clean, index, size)
         starts = {budget: static_start(self.held_out, index, crafted, budget) for budget in self.budgets}
         whole, *alone = self.aims(clean)
@@ -179,7 +177,7 @@ class AdaptiveStage:
 
     def adversary(self, clean: Readings, index: NDArray[np.int64], size: Size) -> Adversary:
         """Whose runs also follow from the guides, where they have any."""
-        identity = identity_of(self.subject.runtime.bundle)
+        identity = self.subject.identity
         if "feature_matching" in self.methods:
             guides = self.held_out.hashes[self.guides(clean)].tolist()
             identity = hashlib.sha256(repr((identity, guides)).encode()).hexdigest()
@@ -188,7 +186,7 @@ class AdaptiveStage:
             labels=self.held_out.labels[index],
             steps=size.steps,
             seed=self.seed,
-            grid=self.subject.runtime.spec.grid,
+            grid=self.subject.cascade.spec.grid,
             identity=identity,
             work=self.work.adaptive,
             device=self.device,
@@ -203,45 +201,40 @@ class AdaptiveStage:
         size: Size,
         proof: tuple[ProofRow, ...],
     ) -> AdaptiveRow:
-        runtime, found = self.subject.runtime, outcome.best
-        manifest = runtime.bundle.manifest
-        readings = read(runtime, found.images.numpy())
+        cascade, rates, found = self.subject.cascade, self.subject.rates, outcome.best
+        readings = read(cascade, found.images.numpy())
         fooled, p_value = readings.prediction != labels, readings.p_value
         missed = missed_at(readings, labels)
         passed = {p.name: Rate.of(missed > p.rate) if p.reason is None else None for p in self.promises}
         by_method = {
-            method: missed_at(read(runtime, result.images.numpy()), labels)
+            method: missed_at(read(cascade, result.images.numpy()), labels)
             for method, result in outcome.by_method.items()
         }
         return AdaptiveRow(
             budget=budget,
-            label=f"adaptive L∞ {spoken_budget(budget, runtime.spec.grid)}",
+            label=f"adaptive L∞ {spoken_budget(budget, cascade.spec.grid)}",
             steps=size.steps,
             methods=self.methods,
             target=self.target,
             fooled=Rate.of(fooled),
             detection=detect(
-                self.subject.runtime.calibration, some_of(readings, fooled), p_value, fooled, clean, self.promises
+                self.subject.cascade.calibration, some_of(readings, fooled), p_value, fooled, clean, self.promises
             ),
             passed=passed,
-            passed_reject=Rate.of(missed > manifest.reject_rate),
-            passed_flag=Rate.of(missed > manifest.flag_rate),
+            passed_reject=Rate.of(missed > rates.reject),
+            passed_flag=Rate.of(missed > rates.flag),
             disagreement=float(((missed > self.target) != found.success.numpy()).mean()),
             proof=proof,
             by_method={method: Rate.of(of_method > self.target) for method, of_method in by_method.items()},
             sr50=Rate.of(missed > HALF),
-            surrogates=(*surrogates_of(self.detectors), expectation(runtime.bundle)),
+            surrogates=(*surrogates_of(self.subject.detectors), expectation(self.subject.graphs)),
             risk_gap=self.risk_gap(found, readings),
             without_gradient=without_gradient(self.subject.joint(), found.images[:LOOKED_AT]),
         )
 
-    @property
-    def detectors(self) -> tuple[Detector, ...]:
-        return tuple(d for detectors in self.subject.programs.values() for d in detectors)
-
     def risk_gap(self, found: AdaptiveResult, readings: Readings) -> float:
         """The largest difference in risk between the torch side that was attacked and the programs that are served."""
-        served = served_excess(self.subject.runtime.calibration, readings.scores, self.target)
+        served = served_excess(self.subject.cascade.calibration, readings.scores, self.target)
         return float(np.abs(served - found.excess[:, 0].numpy()).max(initial=0.0))
 
 
@@ -273,7 +266,7 @@ def adaptive_stage(subject: OpenedGuard, held_out: Dataset, recipe: Recipe, effo
         subject,
         held_out,
         recipe.adaptive_budgets,
-        promises_of(subject.runtime.calibration.items, len(held_out.images)),
+        promises_of(subject.cascade.calibration.items, len(held_out.images)),
         Size(effort.adaptive_items, effort.adaptive_steps),
         effort.seed,
         effort.work,

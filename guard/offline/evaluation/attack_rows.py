@@ -3,7 +3,7 @@
 Rule 1: no item that was fitted or calibrated on is ever counted.
 Rule 2: an item is attacked only if the model's prediction verifiably changed; where an attack failed, the clean item
 stands.
-Rule 3: readings come from the bundle's own programs, through the one runtime.
+Rule 3: readings come from the bundle's own programs, through the one cascade.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.calibration import Calibration, auroc
+from guard.cascade import Cascade, Readings
 from guard.fusion import Floats
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
 from guard.offline.findings.evaluation import AttackRow, Detection, LeftOutRow, Worst
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate, caught_at
+from guard.offline.programs.opened_guard import Rates
 from guard.offline.programs.read import read
-from guard.runtime import Readings, Runtime
 
 TAILS = 2  # of a detector's p-value: the smallest that n clean items allow is 2 / (n + 1)
 
@@ -44,13 +45,16 @@ class Outcomes:
 class GuardReadings:
     """A bundle at work, and its readings of all clean test items."""
 
-    runtime: Runtime
+    cascade: Cascade
+    rates: Rates
+    identity: str  # of what decides in it
     clean: Readings
     hashes: NDArray[np.str_]  # [item] of the clean test items
 
     @staticmethod
-    def over(runtime: Runtime, held_out: Dataset) -> GuardReadings:
-        return GuardReadings(runtime, read(runtime, held_out.images), held_out.hashes)
+    def over(cascade: Cascade, rates: Rates, identity: str, held_out: Dataset) -> GuardReadings:
+        """Read all clean test items."""
+        return GuardReadings(cascade, rates, identity, read(cascade, held_out.images), held_out.hashes)
 
     def fate(self, crafted: CraftedSet, readings: Readings) -> Outcomes:
         """`readings` are those of the crafted set's attacked items."""
@@ -61,7 +65,7 @@ class GuardReadings:
         return Outcomes(crafted.tried_hashes, wrong, p_value)
 
     def detection(self, readings: Readings, fate: Outcomes, promises: Sequence[Promise]) -> Detection:
-        return detect(self.runtime.calibration, readings, fate.p_value, fate.wrong, self.clean, promises)
+        return detect(self.cascade.calibration, readings, fate.p_value, fate.wrong, self.clean, promises)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +77,12 @@ class Other:
     guard: GuardReadings
 
     def detection(self, crafted: CraftedSet, promises: Sequence[Promise]) -> Detection:
-        readings = read(self.guard.runtime, crafted.attacked)
+        readings = read(self.guard.cascade, crafted.attacked)
         return self.guard.detection(readings, self.guard.fate(crafted, readings), promises)
 
     def row(self, promises: Sequence[Promise]) -> LeftOutRow:
         alarms = caught_at(promises, self.guard.clean.p_value)
-        return LeftOutRow(self.family, self.fitted_on, self.guard.runtime.bundle.digest, alarms)
+        return LeftOutRow(self.family, self.fitted_on, self.guard.identity, alarms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +94,7 @@ class Examiner:
     others: Mapping[str, Other]
 
     def examine(self, crafted: CraftedSet, *, label: str, setting: str) -> Examined:
-        readings = read(self.guard.runtime, crafted.attacked)
+        readings = read(self.guard.cascade, crafted.attacked)
         fate = self.guard.fate(crafted, readings)
         other = self.others.get(crafted.family)
         row = attack_row(
@@ -137,7 +141,7 @@ def attack_row(
     left_out: Detection | None,
 ) -> AttackRow:
     """What the bundle makes of one attack's verified items, whose readings these are, and of all that were tried."""
-    manifest, names = guard.runtime.bundle.manifest, guard.runtime.calibration.detectors
+    rates, names = guard.rates, guard.cascade.calibration.detectors
     return AttackRow(
         attack=crafted.attack,
         label=label,
@@ -149,9 +153,9 @@ def attack_row(
         success=Rate.of(fate.wrong),
         served=guard.detection(readings, fate, promises),
         left_out=left_out,
-        rejected=Rate.of(readings.p_value <= manifest.reject_rate),
-        flagged=Rate.of(readings.p_value <= manifest.flag_rate),
-        robust_accuracy=Rate.of(fate.handled(manifest.reject_rate)),
+        rejected=Rate.of(readings.p_value <= rates.reject),
+        flagged=Rate.of(readings.p_value <= rates.flag),
+        robust_accuracy=Rate.of(fate.handled(rates.reject)),
         detector_auroc=by_detector(names, guard.clean.scores, readings.scores),
         detector_surprise=by_detector(names, -guard.clean.detector_p, -readings.detector_p),
     )

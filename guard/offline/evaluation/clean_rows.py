@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.bundle import Manifest
 from guard.calibration import rejections_band
+from guard.cascade import Readings
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import off_grid
@@ -22,9 +22,9 @@ from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.forecast import seconds_to_read
 from guard.offline.findings.evaluation import NOISE, OFF_GRID, ClassRow, CleanRow
 from guard.offline.findings.intervals import Promise, Rate, caught_at
+from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.programs.read import read
 from guard.offline.work.store import cache_key
-from guard.runtime import Readings, Runtime
 
 SHIFT_SHARE, FEWEST_SHIFTED = 0.05, 100  # of the time left; and items, whatever it takes
 
@@ -33,17 +33,17 @@ RIGHT, WRONG = "the model is right", "the model is wrong"
 
 
 def clean_rows(
-    runtime: Runtime, clean: Readings, others: Mapping[str, NDArray[np.float32]], promises: Sequence[Promise]
+    subject: OpenedGuard, clean: Readings, others: Mapping[str, NDArray[np.float32]], promises: Sequence[Promise]
 ) -> tuple[CleanRow, ...]:
     """Clean items, whose readings these are and whom the promise covers, and others that nobody attacked either.
 
     `others` are unit-space images [item, ...] by name.
     """
-    manifest = runtime.bundle.manifest
-    rows = [clean_row("clean", clean, promises, manifest, promised_on=runtime.calibration.items)]
+    cascade, rates = subject.cascade, subject.rates
+    rows = [clean_row("clean", clean, promises, rates, promised_on=cascade.calibration.items)]
     for name, images in others.items():
         if len(images):
-            rows.append(clean_row(name, read(runtime, images), promises, manifest, promised_on=None))
+            rows.append(clean_row(name, read(cascade, images), promises, rates, promised_on=None))
     return tuple(rows)
 
 
@@ -51,7 +51,7 @@ def clean_row(
     name: str,
     readings: Readings,
     promises: Sequence[Promise],
-    manifest: Manifest,
+    rates: Rates,
     *,
     promised_on: int | None,
     accuracy: Rate | None = None,
@@ -62,10 +62,10 @@ def clean_row(
     count = promised_on or 0
     return CleanRow(
         name,
-        rejected=Rate.of(p <= manifest.reject_rate),
-        flagged=Rate.of(p <= manifest.flag_rate),
-        reject_band=rejections_band(manifest.reject_rate, count, len(p)) if covered else None,
-        flag_band=rejections_band(manifest.flag_rate, count, len(p)) if covered else None,
+        rejected=Rate.of(p <= rates.reject),
+        flagged=Rate.of(p <= rates.flag),
+        reject_band=rejections_band(rates.reject, count, len(p)) if covered else None,
+        flag_band=rejections_band(rates.flag, count, len(p)) if covered else None,
         alarms=caught_at(promises, p),
         bands={promise.name: rejections_band(promise.rate, count, len(p)) for promise in made} if covered else {},
         accuracy=accuracy,
@@ -85,7 +85,7 @@ def unattacked(
 
 
 def shift_rows(
-    runtime: Runtime, held_out: Dataset, promises: Sequence[Promise], items: int
+    subject: OpenedGuard, held_out: Dataset, promises: Sequence[Promise], items: int
 ) -> tuple[tuple[CleanRow, ...], str]:
     """The first `items` test items, shifted each way; or none, and the reason."""
     images, labels = held_out.images[:items], held_out.labels[:items]
@@ -93,12 +93,11 @@ def shift_rows(
         return (), "the inputs are vectors, and blur, brightness, contrast and compression are done to pictures"
     rows = []
     for shift in SHIFTS:
-        moved = shifted(shift, images, runtime.spec.grid)
+        moved = shifted(shift, images, subject.cascade.spec.grid)
         if moved is not None:
-            readings = read(runtime, moved)
+            readings = read(subject.cascade, moved)
             right = Rate.of(readings.prediction == labels)
-            manifest = runtime.bundle.manifest
-            rows.append(clean_row(shift.name, readings, promises, manifest, promised_on=None, accuracy=right))
+            rows.append(clean_row(shift.name, readings, promises, subject.rates, promised_on=None, accuracy=right))
     return tuple(rows), ""
 
 
@@ -120,16 +119,16 @@ def class_name(number: int, names: Sequence[str]) -> str:
     return names[number] if number < len(names) else f"class {number}"
 
 
-def shift_items(runtime: Runtime, held_out: Dataset, effort: Effort) -> int:
+def shift_items(subject: OpenedGuard, held_out: Dataset, effort: Effort) -> int:
     """How many test items are shifted: what a share of the time left allows; a size chosen before is kept to."""
     wanted = min(effort.shift_items, len(held_out.images))
     if effort.deadline is None or held_out.images.ndim != 4:
         return wanted
     hashes = hashlib.sha256("".join(held_out.hashes.tolist()).encode()).hexdigest()
-    asked = (runtime.bundle.digest, hashes, wanted)
+    asked = (subject.identity, hashes, wanted)
 
     def choose() -> int:
-        affordable = SHIFT_SHARE * effort.seconds_left() / (len(SHIFTS) * seconds_to_read(runtime, held_out))
+        affordable = SHIFT_SHARE * effort.seconds_left() / (len(SHIFTS) * seconds_to_read(subject.cascade, held_out))
         return int(min(wanted, max(affordable, FEWEST_SHIFTED)))
 
     return effort.work.choices.choice("shifts", cache_key(asked, (__name__,)), choose)

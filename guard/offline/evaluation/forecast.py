@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from guard.cascade import Cascade
 from guard.offline.attacks.attack import Attack, LearningAttack, Model
 from guard.offline.crafting.learning import SHARDS
 from guard.offline.crafting.shard import shard_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.evidence.batches import one_batch
 from guard.offline.programs.read import read
-from guard.runtime import Runtime
 
 PROBED = 2  # items by which an attack's passes are counted
 
@@ -104,10 +104,10 @@ def speed(model: Model, images: Tensor) -> tuple[float, float]:
     return (between - began) / len(images), (ended - between) / len(images)
 
 
-def seconds_to_read(runtime: Runtime, held_out: Dataset) -> float:
+def seconds_to_read(cascade: Cascade, held_out: Dataset) -> float:
     """What all programs of a bundle take an item, in a batch."""
     few = held_out.images[: len(one_batch(held_out.images))]
-    read(runtime, few)
+    read(cascade, few)
     began = time.perf_counter()
-    read(runtime, few)
+    read(cascade, few)
     return (time.perf_counter() - began) / len(few)

@@ -17,7 +17,6 @@ from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe
-from guard.offline.programs.identity import identity_of
 from guard.offline.training.build import Prepared, compile_heads, fit, parities
 from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.fit_heads import settled
@@ -35,7 +34,7 @@ def families(recipe: Recipe) -> tuple[str, ...]:
 
 def unmade(recipe: Recipe, work: WorkDirectory, served: Bundle) -> tuple[str, ...]:
     """The families without which no guard lies in the work directory yet."""
-    identity = identity_of(served)
+    identity = served.identity
     return tuple(family for family in families(recipe) if reopened(work, family, identity) is None)
 
 
@@ -48,7 +47,7 @@ def refit_all(
     """
     grid = served.manifest.model.input.grid
     labels = labels_of(job.recipe.attacks, grid)
-    identity = identity_of(served)
+    identity = served.identity
     found, opened, remembered = [], None, None
     for family in families(job.recipe):
         bundle = reopened(job.work, family, identity)
@@ -60,7 +59,7 @@ def refit_all(
             bundle = refit(job, opened, family, remembered, note)
             write_json(job.work.made_for(family), made_for(identity, bundle))
         fitted_on = tuple(label for label, attack in labels.items() if attack.family != family)
-        found.append(LeftOut(family, fitted_on, Runtime(bundle)))
+        found.append(LeftOut(family, fitted_on, Runtime.open(bundle).cascade, bundle.identity))
     return tuple(found)
 
 
@@ -70,21 +69,16 @@ def refit(job: Job, prepared: Prepared, family: str, remembered: EvidenceCache, 
     if path.exists():
         shutil.rmtree(path)
     kept = replace(prepared, crafted=tuple(found for found in prepared.crafted if found.family != family))
-    own = replace(job, out=path)
     programs = kept.programs(job)
-    heads = fit(own, kept, programs, lambda name: note(f"{family}: {name}"), remembered)
+    heads = fit(job, kept, programs, lambda name: note(f"{family}: {name}"), remembered)
     programs = settled(programs, heads)
     note(f"{family}: compile")
-    graphs = compile_heads(own, kept, programs, heads)
+    graphs = compile_heads(job, kept, programs, heads)
     note(f"{family}: calibrate")
-    calibrator = Calibrator(own, kept.classifier, programs, graphs.compiled, kept.data)
-    try:
-        calibration, leaks = calibrator.calibrate(kept.crafted)
-        bundle = calibrator.bundle(path, calibration, leaks, {})
-        parities(graphs, bundle)
-    finally:
-        shutil.rmtree(own.work.path, ignore_errors=True)
-    return bundle
+    calibrator = Calibrator(job, kept.classifier, programs, graphs.files, kept.data)
+    calibrated = calibrator.calibrate(kept.crafted)
+    parities(graphs, calibrated.cascade)
+    return calibrator.bundle(path, calibrated, {}, {})
 
 
 def made_for(identity: str, bundle: Bundle) -> dict[str, str]:

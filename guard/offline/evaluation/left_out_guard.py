@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from guard.runtime import Runtime
+from guard.cascade import Cascade
 
 
 @dataclass(frozen=True)
@@ -13,4 +13,5 @@ class LeftOut:
 
     family: str
     fitted_on: tuple[str, ...]  # labels of the attacks that were left
-    runtime: Runtime
+    cascade: Cascade
+    identity: str  # of what decides in it

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from guard.cascade import Readings
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
@@ -24,9 +25,8 @@ from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import NOISE, AdaptiveRow, Evaluation, fewest
 from guard.offline.findings.intervals import Rate, promises_of
 from guard.offline.job.recipe import Recipe
-from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.work.progress import Stage
-from guard.runtime import Readings
 
 GROWTH = 1.15  # over the items that the success rate asks for, since it is itself measured
 
@@ -42,16 +42,18 @@ def measure(
     further: Further | None = None,
 ) -> Evaluation:
     """Everything that the report states; `further` attacks have time of their own. Raises as `craft` does."""
-    runtime, manifest = subject.runtime, subject.runtime.bundle.manifest
-    promises = promises_of(runtime.calibration.items, len(held_out.images))
-    attacks = labels_of((*recipe.attacks, *recipe.left_out), runtime.spec.grid)
+    cascade, rates, spec = subject.cascade, subject.rates, subject.classifier.spec
+    names = spec.output.labels
+    promises = promises_of(cascade.calibration.items, len(held_out.images))
+    attacks = labels_of((*recipe.attacks, *recipe.left_out), spec.input.grid)
     model = attack_model(subject.classifier, held_out.images, effort.work)
     crafted = {
         label: craft_enough(model, subject, held_out, attack, effort, progress) for label, attack in attacks.items()
     }
     progress.note("clean items")
-    examiner = Examiner(GuardReadings.over(runtime, held_out), promises, others(left_out, held_out))
-    clean = examiner.guard.clean
+    guard = GuardReadings.over(cascade, rates, subject.identity, held_out)
+    examiner = Examiner(guard, promises, others(left_out, rates, held_out))
+    clean = guard.clean
     examined = {
         label: examiner.examine(
             found, label=label, setting="seen" if attacks[label] in recipe.attacks else "never seen"
@@ -59,44 +61,47 @@ def measure(
         for label, found in crafted.items()
     }
     progress.note("shifted items")
-    noisy = unattacked(held_out.images, crafted, runtime.spec.grid, effort.seed)
-    shifts, shift_note = shift_rows(runtime, held_out, promises, shift_items(runtime, held_out, effort))
+    noisy = unattacked(held_out.images, crafted, spec.input.grid, effort.seed)
+    shifts, shift_note = shift_rows(subject, held_out, promises, shift_items(subject, held_out, effort))
     adaptive = adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, progress)
     suite, tried = None, examined
     if further is not None:
         suite, more = Trial(further, examiner, model, subject, held_out, effort.seed, progress).run(attacks, examined)
         tried = examined | more
     return Evaluation(
-        model=manifest.model.name,
-        bundle=runtime.bundle.digest,
+        model=spec.name,
+        guard=subject.identity,
         data=f"{Path(held_out.name).name} ({len(held_out.images)} held-out items)",
         seed=effort.seed,
-        grid=runtime.spec.grid,
-        reject_rate=manifest.reject_rate,
-        flag_rate=manifest.flag_rate,
-        calibration_items=runtime.calibration.items,
+        grid=spec.input.grid,
+        reject_rate=rates.reject,
+        flag_rate=rates.flag,
+        calibration_items=cascade.calibration.items,
         promises=promises,
         accuracy=Rate.of(clean.prediction == held_out.labels),
-        clean=(*clean_rows(runtime, clean, noisy, promises), *shifts),
+        clean=(*clean_rows(subject, clean, noisy, promises), *shifts),
         attacks=tuple(found.row for found in examined.values()),
         left_out=tuple(other.row(promises) for other in examiner.others.values()),
         adaptive=adaptive,
         detectors=detector_rows(subject.programs),
-        classes=class_rows(clean, held_out.labels, manifest.model.output.labels, promises),
+        classes=class_rows(clean, held_out.labels, names, promises),
         shift_note=shift_note,
-        worst=worst_of({label: found.fate for label, found in examined.items()}, promises, manifest.reject_rate),
+        worst=worst_of({label: found.fate for label, found in examined.items()}, promises, rates.reject),
         suite=suite,
-        forwards=sum(program.rows + program.backwards for program in runtime.programs),
-        item_shape=tuple(runtime.spec.shape),
-        class_count=manifest.model.output.classes,
-        exhibit=exhibit_of(examiner.guard, tried, promises, model, noisy[NOISE]),
+        forwards=sum(program.rows + program.backwards for program in cascade.programs),
+        item_shape=tuple(spec.input.shape),
+        class_count=spec.output.classes,
+        exhibit=exhibit_of(guard, tried, promises, model, noisy[NOISE], names),
     )
 
 
-def others(left_out: Sequence[LeftOut], held_out: Dataset) -> dict[str, Other]:
-    """By family."""
+def others(left_out: Sequence[LeftOut], rates: Rates, held_out: Dataset) -> dict[str, Other]:
+    """The guards that were fitted without a family, by the family."""
     return {
-        left.family: Other(left.family, left.fitted_on, GuardReadings.over(left.runtime, held_out)) for left in left_out
+        left.family: Other(
+            left.family, left.fitted_on, GuardReadings.over(left.cascade, rates, left.identity, held_out)
+        )
+        for left in left_out
     }
 
 

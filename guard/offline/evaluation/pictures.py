@@ -29,17 +29,18 @@ def exhibit_of(
     promises: Sequence[Promise],
     model: Model,
     noise: NDArray[np.float32],
+    names: Sequence[str],
 ) -> Exhibit:
-    """`model` is what attacks run on; `noise` are unit-space items [item, ...]."""
-    shape = guard.runtime.spec.shape
+    """`model` is what attacks run on; `noise` are unit-space items [item, ...]; `names` are the classes', if any."""
+    shape = guard.cascade.spec.shape
     pictures = len(shape) == 3 and shape[0] in MAPPED
-    risks = guard.runtime.calibration.sorted_risks
+    risks = guard.cascade.calibration.sorted_risks
     return Exhibit(
         thresholds={p.name: threshold(risks, p.rate) for p in promises if p.reason is None},
         clean=guard.clean.risk,
-        noise=read(guard.runtime, noise).risk,
+        noise=read(guard.cascade, noise).risk,
         attacks={label: found.readings.risk for label, found in examined.items()},
-        specimens=specimens(guard, examined, model) if pictures else (),
+        specimens=specimens(guard, examined, model, names) if pictures else (),
         reason="" if pictures else NO_PICTURES,
     )
 
@@ -49,7 +50,9 @@ def threshold(rising: Floats, rate: float) -> float:
     return float(rising[-math.floor(rate * (len(rising) + 1) + 1e-12)])
 
 
-def specimens(guard: GuardReadings, examined: Mapping[str, Examined], model: Model) -> tuple[Specimen, ...]:
+def specimens(
+    guard: GuardReadings, examined: Mapping[str, Examined], model: Model, names: Sequence[str]
+) -> tuple[Specimen, ...]:
     """Items of as many families as there are, each another item where that is possible."""
     found: list[Specimen] = []
     used: set[str] = set()
@@ -58,7 +61,7 @@ def specimens(guard: GuardReadings, examined: Mapping[str, Examined], model: Mod
         hashes = one.crafted.hashes.tolist()
         place = next((i for i in range(place, len(hashes)) if hashes[i] not in used), place)
         used.add(hashes[place])
-        found.append(specimen(guard, one, place, model))
+        found.append(specimen(guard, one, place, model, names))
     return tuple(found)
 
 
@@ -72,8 +75,8 @@ def chosen(examined: Mapping[str, Examined]) -> list[tuple[str, int]]:
     return sorted(kept, key=lambda pair: (list(examined).index(pair[0]), pair[1]))
 
 
-def specimen(guard: GuardReadings, one: Examined, place: int, model: Model) -> Specimen:
-    crafted, names = one.crafted, guard.runtime.bundle.manifest.model.output.labels
+def specimen(guard: GuardReadings, one: Examined, place: int, model: Model, names: Sequence[str]) -> Specimen:
+    crafted = one.crafted
     before, after = int(crafted.labels[place]), int(crafted.predictions[place])
     where = int(np.flatnonzero(guard.hashes == crafted.hashes[place])[0])
     return Specimen(

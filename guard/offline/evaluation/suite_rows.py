@@ -86,7 +86,7 @@ class Trial:
 
         `known` are the recipe's attacks by label, and `examined` what was made of them.
         """
-        suite, grid = self.further.suite, self.subject.runtime.spec.grid
+        suite, grid = self.further.suite, self.subject.cascade.spec.grid
         done = {repr(attack): examined[label] for label, attack in known.items()}
         labels = {
             f"{label} ({suite.name})" if label in known and repr(attack) not in done else label: attack

@@ -18,7 +18,7 @@ from guard.errors import ModelError
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import ChannelAttribution, Evidence, Need
 from guard.offline.model.onnx_export.export import lower
-from guard.runtime import Session
+from guard.session import Session
 
 WORTH = 1000  # items; fewer are done in torch before the program is written
 CHECKED = 8  # items on which both must agree

@@ -135,7 +135,7 @@ class LeftOutRow:
 
     family: str
     fitted_on: tuple[str, ...]  # labels of the attacks that were left
-    bundle: str  # digest
+    guard: str  # what tells it from another; `guard inspect` prints it too
     alarms: Caught  # on the clean items: the same promise
 
 
@@ -200,7 +200,7 @@ class Evaluation:
     """Everything that a report states."""
 
     model: str
-    bundle: str
+    guard: str  # what tells it from another
     data: str
     seed: int
     grid: int | None

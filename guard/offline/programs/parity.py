@@ -23,7 +23,7 @@ from torch import Tensor
 from guard.errors import ParityError
 from guard.offline.model.unit_space import unit_of
 from guard.offline.programs.program import Program
-from guard.runtime import Session
+from guard.session import Session
 
 FORWARD_TOLERANCE = 1e-4  # relative L2 an item
 GRADIENT_TOLERANCE = 1e-3

@@ -7,17 +7,17 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.cascade import Cascade, Readings
 from guard.offline.evidence.batches import batch_items
-from guard.runtime import Readings, Runtime
 
 
-def read(runtime: Runtime, unit: NDArray[np.float32], batch: int | None = None) -> Readings:
+def read(cascade: Cascade, unit: NDArray[np.float32], batch: int | None = None) -> Readings:
     """Readings of unit-space images [item, ...], every program run on every item, in batches."""
-    wire = runtime.spec.box.from_unit(unit)
+    wire = cascade.spec.box.from_unit(unit)
     batch = batch or batch_items(unit.shape[1:])
-    parts = [runtime.read(wire[i : i + batch], complete=True) for i in range(0, len(wire), batch)]
+    parts = [cascade.read(wire[i : i + batch], complete=True) for i in range(0, len(wire), batch)]
     if not parts:
-        return runtime.read(wire[:0], complete=True)
+        return cascade.read(wire[:0], complete=True)
     return Readings(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Readings)))
 
 

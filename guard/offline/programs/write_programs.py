@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 
-from guard.bundle import ProgramSpec, RepairSpec
+from guard.bundle import WEIGHTS, ProgramSpec, RepairSpec
 from guard.offline.model.onnx_export.export import OPSET, lower
 from guard.offline.programs.program import Cleaner, Program
+from guard.session import GraphInMemory
 
-WEIGHTS = "weights.bin"
 INLINE_BYTES = 1024  # smaller tensors stay in their graph
 
 
@@ -29,6 +30,24 @@ class ProgramFiles:
     programs: tuple[ProgramSpec, ...]
     repairs: tuple[RepairSpec, ...]
     files: Mapping[str, bytes]
+
+    def in_memory(self, file: str) -> GraphInMemory:
+        """One of the graphs with the large tensors that it reads from the weights file."""
+        model = onnx.load_from_string(self.files[file])
+        return GraphInMemory(file, self.files[file], {t.name: self.tensor(t) for t in external(model)})
+
+    def tensor(self, tensor: onnx.TensorProto) -> NDArray[Any]:
+        """The values of a tensor that lies in the weights file."""
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        start, length = int(place["offset"]), int(place["length"])
+        content = memoryview(self.files[WEIGHTS])[start : start + length]
+        return np.frombuffer(content, dtype=dtype).reshape(tuple(tensor.dims))
+
+
+def external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The tensors of a graph that are not in it."""
+    return [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
 
 
 def compile_programs(

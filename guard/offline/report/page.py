@@ -71,7 +71,7 @@ def to_html(evaluation: Evaluation) -> str:
         *clean_part(e),
         *class_part(e),
         *picture_part(e),
-        f'<p class="note">Bundle {html.escape(e.bundle[:16])}, seed {e.seed}.</p>',
+        f'<p class="note">Guard {html.escape(e.guard[:16])}, seed {e.seed}.</p>',
     ]
     body = "\n".join(parts)
     return (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import Bundle
+from guard.cascade import Cascade
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
@@ -23,7 +23,6 @@ from guard.offline.training.calibrator import pool
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
-from guard.runtime import Session
 
 PARITY_ITEMS = 100
 
@@ -45,7 +44,7 @@ class Graphs:
     """The programs in torch and as files, and real inputs on which the two must agree."""
 
     modules: Mapping[str, Program]
-    compiled: ProgramFiles
+    files: ProgramFiles
     wire: NDArray[np.float32]
 
 
@@ -79,13 +78,12 @@ def compile_heads(
     return Graphs(modules, compile_programs(modules, cleaners, wire), wire)
 
 
-def parities(graphs: Graphs, bundle: Bundle) -> dict[str, Parity]:
+def parities(graphs: Graphs, cascade: Cascade) -> dict[str, Parity]:
     """Each written program against torch. Raises ParityError."""
-    found = {}
-    for spec in bundle.manifest.programs:
-        session = Session(bundle.path / spec.file, device="cpu", threads=None)
-        found[spec.name] = check_parity(spec.name, graphs.modules[spec.name], session, graphs.wire)
-    return found
+    return {
+        program.name: check_parity(program.name, graphs.modules[program.name], session, graphs.wire)
+        for program, session in zip(cascade.programs, cascade.sessions, strict=True)
+    }
 
 
 def write_seconds(work: WorkDirectory, seconds: float) -> None:

@@ -17,7 +17,7 @@ from guard.offline.data.splits import Split, content_hashes
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.open_model import Source, open_model
-from guard.offline.programs.opened_guard import OpenedGuard
+from guard.offline.programs.opened_guard import OpenedGuard, graphs_of, rates_of
 from guard.offline.training.fit_heads import load_heads, settled
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
@@ -73,7 +73,9 @@ class Work:
             )
         programs = self.recipe.programs([tap.name for tap in classifier.taps])
         heads = load_heads([d for detectors in programs.values() for d in detectors], self.directory)
-        return OpenedGuard(classifier, settled(programs, heads), heads, Runtime(bundle))
+        cascade = Runtime.open(bundle).cascade
+        detectors, guard = settled(programs, heads), bundle.identity
+        return OpenedGuard(classifier, detectors, heads, cascade, rates_of(bundle), guard, graphs_of(bundle))
 
     def job_of(self, bundle: Bundle) -> Job:
         """What `guard train` was asked for. Raises BundleError."""

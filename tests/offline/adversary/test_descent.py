@@ -271,12 +271,12 @@ def test_tiny_gradients_have_a_direction() -> None:
 
 def guides(subject: OpenedGuard, known: DetectorExcess | Excess) -> Guides:
     images, labels = tiny.data(60, seed=62)
-    right = read(subject.runtime, images).prediction == labels
+    right = read(subject.cascade, images).prediction == labels
     return Guides.of(known, torch.from_numpy(images[right]), torch.from_numpy(labels[right]))
 
 
 def density(subject: OpenedGuard) -> DetectorExcess:
-    calibration = subject.runtime.calibration
+    calibration = subject.cascade.calibration
     column = torch.from_numpy(calibration.clean_scores[:, calibration.detectors.index("kernel_density")])
     return DetectorExcess(subject.alone("kernel_density"), "kernel_density", column, 0.05)
 
@@ -339,7 +339,7 @@ def test_it_breaks_kernel_density_alone(method: Method, tiny_subject: OpenedGuar
 @pytest.mark.parametrize("method", ALL_METHODS)
 def test_it_runs_against_the_whole_guard(method: Method, tiny_subject: OpenedGuard) -> None:
     inputs, labels = problem(8)
-    known = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, 0.1, 0.5)
+    known = Excess(tiny_subject.joint(), tiny_subject.cascade.calibration, 0.1, 0.5)
     found = adaptive(
         known,
         inputs,

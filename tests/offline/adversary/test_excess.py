@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.calibration import Band, Calibration
+from guard.cascade import risk_limits
 from guard.fusion import HINGES, Fusion, Surprise, clean_knots, unfitted
 from guard.offline.adversary.excess import (
     DetectorExcess,
     Excess,
     SmoothFusion,
-    cascade_threshold,
-    limits,
     served_excess,
     without_gradient,
 )
@@ -79,10 +78,10 @@ def test_fusion_at_and_beyond_its_knots() -> None:
 @pytest.mark.parametrize("rate", RATES)
 def test_excess_is_the_served_decision(rate: float, tiny_subject: OpenedGuard) -> None:
     images = many(tiny_subject)
-    logits, excesses = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, rate, 0.5)(images)
+    logits, excesses = Excess(tiny_subject.joint(), tiny_subject.cascade.calibration, rate, 0.5)(images)
     excess, half = excesses.unbind(dim=1)
     assert bool((half >= excess).all()), "a lower threshold is further exceeded"
-    served = read(tiny_subject.runtime, images.numpy())
+    served = read(tiny_subject.cascade, images.numpy())
     rejected = served.p_value <= rate
     clear = excess.detach().abs().numpy() > 1e-4  # nearer than that, float32 in two runtimes may differ
     assert clear.mean() > 0.97
@@ -94,9 +93,9 @@ def test_excess_is_the_served_decision(rate: float, tiny_subject: OpenedGuard) -
 @pytest.mark.parametrize("rate", RATES)
 def test_the_served_programs_exceed_by_as_much(rate: float, tiny_subject: OpenedGuard) -> None:
     images = many(tiny_subject)
-    calibration = tiny_subject.runtime.calibration
+    calibration = tiny_subject.cascade.calibration
     _, excess = Excess(tiny_subject.joint(), calibration, rate)(images)
-    served = served_excess(calibration, read(tiny_subject.runtime, images.numpy()).scores, rate)
+    served = served_excess(calibration, read(tiny_subject.cascade, images.numpy()).scores, rate)
     np.testing.assert_allclose(served, excess.detach().numpy()[:, 0], rtol=1e-3, atol=1e-3)
 
 
@@ -127,7 +126,7 @@ def cascade(threshold_level: int) -> tuple[Calibration, Band]:
     scores = generator.normal(size=(99, 2))
     fusions = (unfitted(scores[:, :1]), unfitted(scores))
     band = Band(high=0.5)
-    from guard.calibration import cascade_risk
+    from guard.cascade import cascade_risk
 
     first, both = fusions[0].risk(scores[:, :1]), fusions[1].risk(scores)
     if threshold_level == 1:
@@ -138,12 +137,12 @@ def cascade(threshold_level: int) -> tuple[Calibration, Band]:
 
 @pytest.mark.parametrize("level", [1, 2])
 def test_limits_are_where_p_reaches_the_rate(level: int) -> None:
-    from guard.calibration import cascade_risk
+    from guard.cascade import cascade_risk
 
     calibration, band = cascade(level)
-    threshold = cascade_threshold(calibration, 0.05)
+    threshold = calibration.threshold(0.05)
     assert int(threshold) == level
-    first, last = limits(calibration, 0.05)
+    first, last = risk_limits(calibration, 0.05)
     probe = np.linspace(-1, 40, 5001)
     early, late = calibration.p_value(cascade_risk(2, probe)), calibration.p_value(cascade_risk(1, probe))
     decided = probe > band.high
@@ -154,13 +153,13 @@ def test_limits_are_where_p_reaches_the_rate(level: int) -> None:
 def test_a_program_that_never_decides_early_has_no_limit() -> None:
     calibration, _ = cascade(1)
     never = replace(calibration, bands=(Band(),))
-    assert limits(never, 0.05)[0] == np.inf
+    assert risk_limits(never, 0.05)[0] == np.inf
 
 
 @pytest.mark.parametrize("rate", RATES)
 def test_the_threshold_is_the_rank_of_the_promise(rate: float) -> None:
     calibration, _ = cascade(1)
-    threshold = cascade_threshold(calibration, rate)
+    threshold = calibration.threshold(rate)
     above, at = calibration.p_value(np.asarray([threshold + 1e-9, threshold]))
     assert above <= rate + 1e-12 < at
 
@@ -182,7 +181,7 @@ def slopes(program: Program, column: int, images: Tensor) -> NDArray[np.float64]
 
 @pytest.mark.parametrize("name", ["mahalanobis", "kernel_density", "saliency_classifier", "feature_squeezing"])
 def test_every_head_has_a_gradient_to_the_input(name: str, tiny_subject: OpenedGuard) -> None:
-    assert name in {d for spec in tiny_subject.runtime.programs for d in spec.detectors}
+    assert name in {d for spec in tiny_subject.cascade.programs for d in spec.detectors}
     program = tiny_subject.joint()
     found = slopes(program, program.names.index(name), many(tiny_subject))
     assert np.isfinite(found).all()
@@ -191,12 +190,12 @@ def test_every_head_has_a_gradient_to_the_input(name: str, tiny_subject: OpenedG
 
 def test_every_head_of_the_bundle_was_looked_at(tiny_subject: OpenedGuard) -> None:
     looked_at = {"mahalanobis", "kernel_density", "saliency_classifier", "feature_squeezing"}
-    assert set(tiny_subject.runtime.calibration.detectors) == looked_at
+    assert set(tiny_subject.cascade.calibration.detectors) == looked_at
 
 
 def test_the_excess_has_a_gradient_to_the_input(tiny_subject: OpenedGuard) -> None:
     points = many(tiny_subject).requires_grad_()
-    _, excess = Excess(tiny_subject.joint(), tiny_subject.runtime.calibration, 0.1)(points)
+    _, excess = Excess(tiny_subject.joint(), tiny_subject.cascade.calibration, 0.1)(points)
     (slope,) = torch.autograd.grad(excess.sum(), points)
     assert bool(slope.isfinite().all())
     assert float((slope.flatten(1).abs().amax(dim=1) > 0).float().mean()) > 0.95

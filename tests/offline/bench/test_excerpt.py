@@ -23,7 +23,7 @@ from guard.offline.bench.excerpt import (
     without_detector,
     write_graph,
 )
-from guard.runtime import Session
+from guard.session import Session
 from tests.bench.networks import random_bundle
 
 

@@ -8,7 +8,8 @@ from sklearn.datasets import load_digits
 
 from guard.errors import ConfigError, DataError
 from guard.offline.data.grid import from_steps, grid_of, on_grid, snap, snap_within, whole_steps
-from guard.offline.data.splits import SHARES, Split, assign, content_hash, content_hashes, members, with_test
+from guard.offline.data.splits import SHARES, Split, assign, content_hash, content_hashes, members
+from guard.offline.job.job import WHOLE
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -63,18 +64,9 @@ def test_shares_are_kept_within_chance_and_every_split_is_independent_of_the_las
     assert Split.TEST not in first.values()
 
 
-def test_a_test_share_leaves_the_others_in_proportion():
-    shares = with_test(0.25)
-    assert shares[Split.TEST] == 0.25
-    assert sum(shares.values()) == pytest.approx(1)
-    assert shares[Split.HEADS] / shares[Split.COMBINER] == pytest.approx(2.5)
-    every = hashes(2000)
-    assert abs(members(every, assign(every, shares=shares), Split.TEST).mean() - 0.25) < 0.04
-
-
 def test_every_item_is_in_exactly_one_split():
     every = hashes(50)
-    splits = assign(every, shares=with_test(0.3))
+    splits = assign(every, shares=WHOLE)
     assert (sum(members(every, splits, split).astype(int) for split in Split) == 1).all()
     assert members(every, splits, *Split).all()
 
@@ -83,8 +75,6 @@ def test_every_item_is_in_exactly_one_split():
 def test_shares_that_divide_nothing_are_refused(shares):
     with pytest.raises(ConfigError, match="no division"):
         assign(hashes(2), shares=shares)
-    with pytest.raises(ConfigError, match="test share"):
-        with_test(1.0)
 
 
 def test_an_item_that_was_never_assigned_is_refused():

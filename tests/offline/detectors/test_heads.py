@@ -30,7 +30,7 @@ from guard.offline.evidence import needs
 from guard.offline.evidence.needs import DenoisedLogits, Evidence, Latent, Logits, NoisedGradients, SteeredLogits, take
 from guard.offline.programs.program import Program
 from guard.offline.programs.write_programs import compile_programs
-from guard.runtime import Session
+from guard.session import Session
 from tests.offline.detectors.fitting import ITEMS, KINDS, NAMES, Fitted, Kind, auroc, fitted
 
 BY_KIND = pytest.mark.parametrize("kind", KINDS)

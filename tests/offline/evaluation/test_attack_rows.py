@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from guard.cascade import Readings
 from guard.offline.evaluation.attack_rows import Outcomes, alone_at, hits, worst_of
 from guard.offline.evaluation.clean_rows import class_rows
 from guard.offline.evaluation.suite_rows import Planned, shared_out
 from guard.offline.findings.intervals import Promise, Rate
-from guard.runtime import Readings
 
 PROMISES = (Promise.of(0.001, 500), Promise.of(0.01, 500), Promise.of(0.05, 500))
 

@@ -134,4 +134,4 @@ def test_ranges_that_fit_nothing_are_named(tmp_path: Path) -> None:
 def test_the_runtime_inspects_values_outside_the_box_as_they_are(bundle: Bundle, unseen: Dataset) -> None:
     """A vector far beyond every range is no reason to fail, and nothing that passes for clean."""
     far = measurements(unseen.images[:5] + 3.0, bundle)
-    assert (Runtime(bundle, threads=1).read(far).p_value <= bundle.manifest.reject_rate).all()
+    assert (Runtime.open(bundle, threads=1).read(far).p_value <= bundle.manifest.reject_rate).all()

@@ -23,7 +23,7 @@ from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.parity import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, check_parity, compare
 from guard.offline.programs.program import Cleaner, Program, unit_of, wire_of
 from guard.offline.programs.write_programs import WEIGHTS, ProgramFiles, WeightsPool, compile_programs
-from guard.runtime import Session
+from guard.session import Session
 from tests.offline import tiny
 from tests.offline.told import Told
 

@@ -94,7 +94,7 @@ def attacked(**changes: Any) -> AttackRow:
 def evaluation(**changes: Any) -> Evaluation:
     made = Evaluation(
         model=NASTY,
-        bundle="d" * 64,
+        guard="d" * 64,
         data=NASTY,
         seed=0,
         grid=255,

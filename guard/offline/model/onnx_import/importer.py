@@ -20,7 +20,7 @@ from guard.errors import ModelError
 from guard.offline.model.onnx_import.graph import Graph, read_graph
 from guard.offline.model.onnx_import.layout import channel_first
 from guard.offline.model.onnx_import.replay import Replay
-from guard.runtime import onnxruntime
+from guard.session import onnxruntime
 from guard.value_box import ValueBox
 
 TOLERANCE = 1e-4  # relative L2 an item

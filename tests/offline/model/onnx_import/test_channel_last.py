@@ -83,7 +83,7 @@ def test_its_programs_take_bytes_as_they_travel(bundle: Bundle, images: NDArray[
         (given,) = onnx.load(bundle.path / program.file, load_external_data=False).graph.input
         assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
         assert [size.dim_value for size in given.type.tensor_type.shape.dim][1:] == [8, 8, 1]
-    found = Runtime(bundle, threads=1).read(images)
+    found = Runtime.open(bundle, threads=1).read(images)
     request = infer_request(images)
     request.inputs[0].name = "image"
     answer = Model(folder / "keras.onnx", name=None, version="", threads=1).run(request).raw_output_contents[0]
@@ -93,7 +93,7 @@ def test_its_programs_take_bytes_as_they_travel(bundle: Bundle, images: NDArray[
 
 
 def test_clean_items_are_lost_as_promised(bundle: Bundle) -> None:
-    lost = Runtime(bundle, threads=1).read(bytes_of(tiny.data(500, seed=81)[0])).p_value <= 0.05
+    lost = Runtime.open(bundle, threads=1).read(bytes_of(tiny.data(500, seed=81)[0])).p_value <= 0.05
     low, high = rejections_band(0.05, bundle.calibration.items, 500)
     assert low <= lost.sum() <= high
 
@@ -103,7 +103,7 @@ def test_score_reads_the_same_file_and_gives_what_the_wire_gives(
 ) -> None:
     np.savez(tmp_path / "some.npz", images=images)
     lines = [json.loads(line) for line in score_lines(bundle.path, tmp_path / "some.npz", device="cpu", threads=1)]
-    read = Runtime(bundle, threads=1).read(images)
+    read = Runtime.open(bundle, threads=1).read(images)
     assert [line["p_value"] for line in lines] == [round(float(p), 6) for p in read.p_value]
 
 
@@ -129,7 +129,7 @@ class Recording(FakeUpstream):
 def test_the_sidecar_repairs_in_the_form_that_it_got(
     bundle: Bundle, images: NDArray[np.uint8], folder: Path, form: str
 ) -> None:
-    runtime = Runtime(bundle, threads=1)
+    runtime = Runtime.open(bundle, threads=1)
     policy = Policy(reject_rate=bundle.manifest.reject_rate, flag_rate=0.5, repair="median")
     judged = [policy.judge(float(p)) for p in runtime.read(images).p_value]
     assert judged.count(Action.REPAIR) >= 3

@@ -1,0 +1,150 @@
+"""One ONNX graph, loaded by ONNX Runtime on one device.
+
+Rule 1: the threads of a process's shared sessions together are as many as one of them was given.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard import container
+from guard.errors import BundleError, DeviceError
+
+Device = Literal["cpu", "cuda"]
+Arena = Literal["as_requested", "power_of_two"]
+ARENAS: dict[Arena, str] = {"as_requested": "kSameAsRequested", "power_of_two": "kNextPowerOfTwo"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+SHARED_TURN = threading.Lock()  # of all shared sessions of this process, whichever Runtime they belong to
+
+
+@dataclass(frozen=True)
+class GraphInMemory:
+    """An ONNX graph that is in no file, its large tensors beside it."""
+
+    name: str  # for people
+    content: bytes = field(repr=False)
+    weights: Mapping[str, NDArray[Any]] = field(repr=False)  # by the names that the graph has for them
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """What the sessions may take of a CUDA device; without meaning where the programs run on the CPU."""
+
+    device_id: int = 0
+    memory_bytes: int | None = None  # most that one session's arena may hold; None: no limit. cuDNN's own is beside it
+    arena: Arena = "as_requested"  # by how much it grows; doubling pushes neighbours out (onnxruntime#16307)
+
+
+DEFAULT_CUDA = CudaOptions()
+
+
+def providers(device: Device, cuda: CudaOptions) -> list[Any]:
+    """What ONNX Runtime is asked to run on, with its settings."""
+    if device == "cpu":
+        return [PROVIDERS["cpu"]]
+    settings = {"device_id": str(cuda.device_id), "arena_extend_strategy": ARENAS[cuda.arena], "use_tf32": "0"}
+    if cuda.memory_bytes is not None:
+        settings["gpu_mem_limit"] = str(cuda.memory_bytes)
+    return [(PROVIDERS["cuda"], settings)]
+
+
+def session_options(ort: Any, *, threads: int | None, spinning: bool) -> Any:
+    """Settings of a session that computes on `threads` threads, its caller among them; None: on `container.cpus()`.
+
+    ONNX Runtime is blind to a container's quota: left alone it takes a thread for each core of the host. A thread that
+    spins waits for the next call in a loop, which burns its core for some 20 ms after each call.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = container.cpus() if threads is None else threads
+    options.inter_op_num_threads = 1
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+class Session:
+    """One ONNX graph, loaded on one device."""
+
+    def __init__(
+        self,
+        graph: Path | GraphInMemory,
+        *,
+        device: Device,
+        threads: int | None,
+        cuda: CudaOptions = DEFAULT_CUDA,
+        shared: bool = False,
+    ) -> None:
+        """Load it. The threads of a `shared` session do not spin, and no two shared sessions compute on CPUs at once.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load the file.
+            DeviceError: the device that was asked for is not there.
+        """
+        ort = onnxruntime()
+        options = session_options(ort, threads=threads, spinning=not shared)
+        self.turn: AbstractContextManager[Any] = SHARED_TURN if shared and device == "cpu" else nullcontext()
+        if device == "cuda" and PROVIDERS["cuda"] not in ort.get_available_providers():
+            raise DeviceError(
+                "device = 'cuda' was asked for, but this ONNX Runtime has no CUDA; "
+                "install inference-guard[gpu] instead of [cpu]"
+            )
+        try:
+            source = source_of(graph, options, ort)
+            self.session = ort.InferenceSession(source, options, providers=providers(device, cuda))
+        except Exception as error:  # onnxruntime raises its own untyped family
+            raise BundleError(f"ONNX Runtime cannot load {graph.name}: {str(error).splitlines()[0]}") from error
+        if self.session.get_providers()[0] != PROVIDERS[device]:
+            raise DeviceError(
+                f"device = {device!r} was asked for, but ONNX Runtime fell back to {self.session.get_providers()[0]}; "
+                f"check the driver, CUDA, cuDNN, device_id = {cuda.device_id} and device_memory_bytes"
+            )
+        self.input = self.session.get_inputs()[0].name
+
+    def run(self, outputs: Sequence[str], inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        with self.turn:
+            result: list[NDArray[Any]] = self.session.run(list(outputs), {self.input: inputs})
+        return result
+
+
+def source_of(graph: Path | GraphInMemory, options: Any, ort: Any) -> str | bytes:
+    """What ONNX Runtime loads; the weights of a graph in memory go into its options."""
+    if isinstance(graph, Path):
+        return str(graph)
+    values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in graph.weights.values()]
+    options.add_external_initializers(list(graph.weights), values)
+    return graph.content
+
+
+def onnxruntime() -> Any:
+    """The one installed ONNX Runtime. Raises DeviceError where there is none, or two that overwrote each other."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    have = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            version(name)
+            have.append(name)
+        except PackageNotFoundError:
+            continue
+    if len(have) == 2:
+        raise DeviceError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "uninstall both, then install one extra"
+        )
+    if not have:
+        raise DeviceError("ONNX Runtime is not installed; install inference-guard[cpu] or inference-guard[gpu]")
+    # From 1.29 on it tells Microsoft of each process and model, on a thread of its own (onnxruntime#27379).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime as ort
+
+    return ort
