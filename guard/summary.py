@@ -15,7 +15,7 @@ def summarise(bundle: Bundle) -> str:
     lines = [
         f"bundle      {bundle.path}",
         f"digest      {bundle.digest[:16]}",
-        f"guard       {bundle.identity[:16]}: programs, weights and calibration; its reports name it",
+        f"guard       {bundle.identity[:16]}: its programs and calibration; reports name it",
         f"model       {model.name}{':' + model.version if model.version else ''}, fingerprint {model.fingerprint[:16]}",
         f"input       {spec.name} {spec.datatype} [item, {shape}], values {min(spec.low):g} to {max(spec.high):g}"
         + (f", {spec.grid + 1} levels" if spec.grid else ""),
