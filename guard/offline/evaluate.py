@@ -130,7 +130,7 @@ def forecast(
         size = Size(effort.adaptive_items, effort.adaptive_steps)
         stage = adaptive_stage(subject, held_out, work.recipe, effort)
         first = 2 * size.items + GUIDES
-        few = replace(held_out, images=held_out.images[:first], labels=held_out.labels[:first])
+        few = held_out.take(slice(first))
         per = replace(stage, held_out=few).per_item_step(read(subject.cascade, few.images))
         found[f"adaptive attack, {size.items} items x {size.steps} steps"] = per * size.items * (size.steps + 1)
     return found

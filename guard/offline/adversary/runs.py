@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from guard.offline.adversary.descent import METHODS, AdaptiveResult, Known, adaptive, beats
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.guides import Guides
+from guard.offline.data.dataset import Dataset
 from guard.offline.work.parallel import Stop, cores, side_by_side
 from guard.offline.work.store import ResultStore, cache_key
 
@@ -50,10 +51,9 @@ class Aim:
 
 @dataclass(frozen=True)
 class Adversary:
-    """Who attacks: these clean items, which the model has right, for so many steps. Arrays are unit space."""
+    """Who attacks: these clean items, which the model has right, for so many steps."""
 
-    images: NDArray[np.float32]  # [item, ...]
-    labels: NDArray[np.int64]
+    items: Dataset
     steps: int
     seed: int
     grid: int | None
@@ -67,7 +67,7 @@ class Adversary:
 
     def run(self, aim: Aim, method: Method, start: NDArray[np.float32], budget: float, shown: Shown) -> AdaptiveResult:
         key = self.identify(aim.name, method, start, budget)
-        stop, counter = Stop(), Counter(f"{aim.name}, {method}", len(self.images) * STARTS * self.steps, shown)
+        stop, counter = Stop(), Counter(f"{aim.name}, {method}", len(self.items) * STARTS * self.steps, shown)
         names = [field.name for field in fields(AdaptiveResult)]
 
         def part(number: int) -> AdaptiveResult:
@@ -80,7 +80,7 @@ class Adversary:
             kept = self.work.arrays(f"{aim.name}-{method}-{number}", key, make, names=names)
             return AdaptiveResult(**{name: torch.from_numpy(kept[name]) for name in names})
 
-        return in_parts(part, len(self.images), self.workers, stop)
+        return in_parts(part, len(self.items), self.workers, stop)
 
     def part(
         self,
@@ -94,8 +94,8 @@ class Adversary:
         here = partial(torch.as_tensor, device=self.device)
         found = adaptive(
             aim.known,
-            here(self.images[mine]),
-            here(self.labels[mine]),
+            here(self.items.images[mine]),
+            here(self.items.labels[mine]),
             budget=budget,
             steps=self.steps,
             grid=self.grid,
@@ -119,8 +119,8 @@ class Adversary:
     def identify(self, aim: str, method: Method, start: NDArray[np.float32], budget: float) -> str:
         """SHA-256 (hex) over everything that a run's result follows from."""
         settings = (self.identity, aim, method, budget, self.steps, self.seed, self.grid, self.device)
-        digest = hashlib.sha256(repr((settings, self.labels.tolist(), start.shape)).encode())
-        for images in (self.images, start):
+        digest = hashlib.sha256(repr((settings, self.items.labels.tolist(), start.shape)).encode())
+        for images in (self.items.images, start):
             digest.update(np.ascontiguousarray(images, dtype="<f4").tobytes())
         return cache_key(digest.hexdigest(), CODE)
 

@@ -48,21 +48,19 @@ TRIAL_STEPS = 2  # by which speed is measured
 LOOKED_AT = 16  # attacked items on which each head's gradient is looked at
 
 
-def seconds_per_step(
-    aim: Aim, images: NDArray[np.float32], labels: NDArray[np.int64], budget: float, device: str
-) -> float:
+def seconds_per_step(aim: Aim, items: Dataset, budget: float, device: str) -> float:
     """Seconds that one step of one descent takes an item, the mean of the methods; the first steps only warm up.
 
     An upper bound for a run, whose items leave once nothing is left to gain.
     """
     seconds = 0.0
     for steps in (0, TRIAL_STEPS):
-        trial = Adversary(images, labels, steps, 0, None, "", ResultStore(Path()), device)
+        trial = Adversary(items, steps, 0, None, "", ResultStore(Path()), device)
         for method in aim.methods:
             began = time.perf_counter()
-            in_parts(partial(trial.tried, aim, method, budget), len(images), trial.workers, Stop())
+            in_parts(partial(trial.tried, aim, method, budget), len(items), trial.workers, Stop())
             seconds += (time.perf_counter() - began) if steps else 0.0
-    return seconds / (len(aim.methods) * len(images) * TRIAL_STEPS)
+    return seconds / (len(aim.methods) * len(items) * TRIAL_STEPS)
 
 
 def target_rate(promises: Sequence[Promise], flag_rate: float) -> float:
@@ -127,11 +125,10 @@ class AdaptiveStage:
 
     def per_item_step(self, clean: Readings) -> float:
         """Seconds that one step of every descent takes an item."""
-        index, largest = self.right(clean, self.wanted), max(self.budgets)
-        images, labels = self.held_out.images[index], self.held_out.labels[index]
+        items, largest = self.held_out.take(self.right(clean, self.wanted)), max(self.budgets)
         times = {GUARD: len(self.budgets)}  # that an aim is attacked
         return sum(
-            seconds_per_step(aim, images, labels, largest, self.device) * aim.descents * times.get(aim.name, 1)
+            seconds_per_step(aim, items, largest, self.device) * aim.descents * times.get(aim.name, 1)
             for aim in self.aims(clean)
         )
 
@@ -172,7 +169,7 @@ class AdaptiveStage:
         for budget, start in starts.items():
             spoken = partial(told, shown, spoken_budget(budget, grid))
             outcome = adversary.attack(whole, start, budget, spoken)
-            rows.append(self.row(outcome, adversary.labels, clean, budget, size, tuple(proof)))
+            rows.append(self.row(outcome, adversary.items.labels, clean, budget, size, tuple(proof)))
         return tuple(rows)
 
     def adversary(self, clean: Readings, index: NDArray[np.int64], size: Size) -> Adversary:
@@ -182,8 +179,7 @@ class AdaptiveStage:
             guides = self.held_out.hashes[self.guides(clean)].tolist()
             identity = hashlib.sha256(repr((identity, guides)).encode()).hexdigest()
         return Adversary(
-            images=self.held_out.images[index],
-            labels=self.held_out.labels[index],
+            items=self.held_out.take(index),
             steps=size.steps,
             seed=self.seed,
             grid=self.subject.cascade.spec.grid,
