@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from guard.arrays import read_examples, to_wire
-from guard.offline.attacks.attack import Attack, LearningAttack, Model
+from guard.offline.attacks.attack import Attack, Model, learns
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS
@@ -84,7 +84,7 @@ def row(
     attack: Attack, model: Model, images: Tensor, labels: Tensor, seen: Tensor, seen_labels: Tensor
 ) -> tuple[str, ...]:
     text, began = repr(attack), time.thread_time()
-    if isinstance(attack, LearningAttack):
+    if learns(attack):
         wanted = attack.learning_items
         knowledge = attack.learn(model, seen[:wanted], seen_labels[:wanted], torch.Generator().manual_seed(1))
         attack = attack.knowing(knowledge)

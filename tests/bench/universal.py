@@ -21,7 +21,7 @@ from torch import Tensor
 
 from guard.arrays import read_examples, to_wire
 from guard.calibration import wilson
-from guard.offline.attacks.attack import Attack, LearningAttack, Model
+from guard.offline.attacks.attack import Attack, Model, learns
 from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.methods.frame import Frame, UniversalFrame, border
 from guard.offline.attacks.methods.gd_uap import GdUap
@@ -88,7 +88,7 @@ def line(attack: Attack, model: Model, own: tuple[Tensor, Tensor], others: tuple
     for seed in range(seeds):
         generator, ready = torch.Generator().manual_seed(seed), attack
         began = time.perf_counter()
-        if isinstance(attack, LearningAttack):
+        if learns(attack):
             ready = attack.knowing(attack.learn(model, *own, generator))
         between = time.perf_counter()
         attacked = ready(model, *others, generator)

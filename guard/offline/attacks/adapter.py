@@ -17,14 +17,14 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Model
+from guard.offline.attacks.attack import Attack, Model
 from guard.offline.attacks.methods.deepfool import linearise
 from guard.offline.attacks.methods.pgd import keep, rank
 from guard.offline.attacks.norm_ball import into_reach, per_item, sizes
@@ -40,22 +40,12 @@ SCHEDULED = 10  # steps from which on an L1 walk begins in larger balls
 LOST = 1e10  # further than any boundary
 
 
-@runtime_checkable
-class Packaged(Protocol):
-    """An attack that a package of the extra `attacks` runs."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def package(self) -> str: ...
-
-
-def installed(attack: Packaged) -> None:
-    """Raises ConfigError where the attack's package is not installed."""
-    if find_spec(attack.package) is None:
+def installed(attack: Attack) -> None:
+    """Raises ConfigError where a package runs the attack, and it is not installed."""
+    package = attack.traits.package
+    if package is not None and find_spec(package) is None:
         raise ConfigError(
-            f"attack {attack.name!r} is run by the package {attack.package!r}, which is not installed; "
+            f"attack {attack.name!r} is run by the package {package!r}, which is not installed; "
             "pip install 'inference-guard[attacks]'"
         )
 

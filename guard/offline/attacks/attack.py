@@ -2,15 +2,16 @@
 
 Rule 1: an attack changes nothing that it is given, nor the model's parameters, their gradients or global randomness.
 Rule 2: what it returns lies in the unit box and, where it has a budget, in the ball around the inputs.
-Rule 3: it promises no success. Whoever calls an item attacked verifies that first (craft.py does).
+Rule 3: it promises no success. Whoever calls an item attacked verifies that first (`crafting/` does).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from numbers import Real
-from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeAlias, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +21,46 @@ from guard.offline.data.norms import Measure, Norm
 from guard.offline.networks.weights import Knowledge
 
 Model: TypeAlias = Callable[[Tensor], Tensor]  # unit-space inputs [item, ...] -> logits [item, class]
-Family = Literal[
-    "single-step",
-    "high-confidence",
-    "low-confidence",
-    "universal",  # one perturbation for all items
-    "patch",  # a region is replaced
-    "query",  # asks for answers alone
-    "transfer",  # crafted on another model
-    "spatial",
-    "interpretation",  # aims at what explains the model, or is led by it
-]
+# What an attack asks the model for: its answers alone, the gradient of a function of its logits, what its layers answer
+# on the way, or a gradient's own gradient. For the last a compiled model will not do.
+Asks = Literal["answers", "gradient", "layers", "curvature"]
+
+
+class Family(StrEnum):
+    """A kind of attack; a guard that was fitted without a family is asked about all of it.
+
+    `min_verified_items` are those that make a row of a report more than an indication, `shard_items` as many as are
+    attacked in one batch, where that is not only a matter of memory.
+    """
+
+    min_verified_items: int
+    shard_items: int | None
+
+    def __new__(cls, text: str, min_verified_items: int = 200, shard_items: int | None = None) -> Self:
+        member = str.__new__(cls, text)
+        member._value_ = text
+        member.min_verified_items = min_verified_items
+        member.shard_items = shard_items
+        return member
+
+    SINGLE_STEP = "single-step"
+    HIGH_CONFIDENCE = "high-confidence"
+    LOW_CONFIDENCE = "low-confidence"
+    UNIVERSAL = "universal"  # one perturbation for all items
+    PATCH = "patch"  # a region is replaced
+    QUERY = "query", 60, 16  # asks for answers alone, thousands of them an item
+    TRANSFER = "transfer"  # crafted on another model
+    SPATIAL = "spatial"
+    INTERPRETATION = "interpretation"  # aims at what explains the model, or is led by it
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an attack takes; a class states it, whatever its settings are."""
+
+    asks: Asks = "gradient"
+    learns: bool = False  # from clean items, before it attacks any
+    package: str | None = None  # of the extra `attacks`, that runs it
 
 
 class Attack(Protocol):
@@ -46,6 +76,9 @@ class Attack(Protocol):
     def norm(self) -> Measure: ...
 
     @property
+    def traits(self) -> Traits: ...
+
+    @property
     def budget(self) -> float | None:
         """Largest perturbation in unit space and in `norm`; None for attacks that look for the smallest one."""
         ...
@@ -55,11 +88,10 @@ class Attack(Protocol):
         ...
 
 
-@runtime_checkable
-class LearningAttack(Protocol):
+class LearningAttack(Attack, Protocol):
     """An attack that learns one thing from clean items before it attacks any: a universal perturbation, a substitute.
 
-    Whoever calls it lets it learn first (craft.py does); called without, it raises ValueError.
+    Its traits say so. Whoever calls it lets it learn first (`crafting/` does); called without, it raises ValueError.
     """
 
     @property
@@ -76,15 +108,9 @@ class LearningAttack(Protocol):
         ...
 
 
-@runtime_checkable
-class TorchOnly(Protocol):
-    """An attack that looks into the model, or differentiates it twice: a compiled model will not do.
-
-    Called with anything but a torch module, bare or watched, it raises ValueError.
-    """
-
-    @property
-    def torch_only(self) -> bool: ...
+def learns(attack: Attack) -> TypeGuard[LearningAttack]:
+    """Whether an attack learns before it attacks."""
+    return attack.traits.learns
 
 
 def check_torch(attack: Any, model: Model) -> None:

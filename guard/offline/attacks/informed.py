@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model
+from guard.offline.attacks.attack import Family, Model, Traits
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 
 
 class Teachable(Protocol):
-    """A Learner as a value, whose attack is a function of what it knows."""
+    """A learning attack as a value, whose attack is a function of what it knows."""
 
     @property
     def name(self) -> str: ...
@@ -27,6 +27,9 @@ class Teachable(Protocol):
 
     @property
     def budget(self) -> float | None: ...
+
+    @property
+    def traits(self) -> Traits: ...
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
@@ -57,6 +60,10 @@ class Informed:
     @property
     def budget(self) -> float | None:
         return self.attack.budget
+
+    @property
+    def traits(self) -> Traits:
+        return replace(self.attack.traits, learns=False)
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         return self.attack.informed(self.knowledge, model, inputs, labels, generator)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from guard.errors import DataError
-from guard.offline.attacks.attack import Attack, LearningAttack
+from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.crafting.checks import check, check_budgets
 from guard.offline.crafting.crafted_set import CraftedSet
@@ -88,7 +88,7 @@ class Crafter:
 
         `anew`: whatever has been learned.
         """
-        if not isinstance(attack, LearningAttack):
+        if not learns(attack):
             return {shard.number: Ready(attack) for shard in self.shards}
         run, lots = self.run.begun(), self.lots(tried)
         ends = np.cumsum([min(attack.learning_items, sum(len(shard) for shard in lot)) for lot in lots]).tolist()

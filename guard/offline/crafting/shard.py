@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import ModelError
-from guard.offline.attacks.attack import Attack, Model, TorchOnly
+from guard.offline.attacks.attack import Attack, Model
 from guard.offline.attacks.layers import torch_module
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import into_reach
@@ -135,7 +135,7 @@ def attack_shard(run: CraftRun, attack: Attack, shard: Shard, identity: str) -> 
     generator = torch.Generator().manual_seed(int(identity[:15], 16))
     items = shard.items
     clean, labels = torch.from_numpy(items.images).to(run.device), torch.from_numpy(items.labels).to(run.device)
-    model = torch_module(run.model, attack) if isinstance(attack, TorchOnly) else run.model
+    model = torch_module(run.model, attack) if attack.traits.asks == "curvature" else run.model
     raw = attack(StoppableModel(model, run.stop), clean, labels, generator).cpu().numpy()
     attacked, predictions, fooled = settle(run, attack, shard, raw)
     kept = np.flatnonzero(fooled)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.cascade import Cascade
-from guard.offline.attacks.attack import Attack, LearningAttack, Model
+from guard.offline.attacks.attack import Attack, LearningAttack, Model, learns
 from guard.offline.crafting.learning import SHARDS
 from guard.offline.crafting.shard import shard_items
 from guard.offline.data.dataset import Dataset
@@ -58,7 +58,7 @@ class Counted(nn.Module):
 def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor, lot: int) -> Passes:
     """An item's share of what is learned for a lot of so many items is counted in."""
     counted, learning = Counted(model), Passes(0, 0)
-    if isinstance(attack, LearningAttack):
+    if learns(attack):
         attack, learning = learn(attack, counted, images, labels, lot)
     before = counted.so_far
     attack(counted, images, labels, torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evaluation.pictures import exhibit_of
 from guard.offline.evaluation.suite_rows import Further, Trial
 from guard.offline.findings.attack_names import labels_of
-from guard.offline.findings.evaluation import NOISE, AdaptiveRow, Evaluation, fewest
+from guard.offline.findings.evaluation import NOISE, AdaptiveRow, Evaluation
 from guard.offline.findings.intervals import Rate, promises_of
 from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard, Rates
@@ -111,7 +111,7 @@ def craft_enough(
     """Tried on `attack_items`, and on more where fewer fool the model than its family takes, and there are more."""
     spec = subject.classifier.spec
     run = CraftRun(model, spec.input.grid, spec.fingerprint, effort.work.crafted, effort.seed)
-    least = fewest(attack.family)
+    least = attack.family.min_verified_items
     tried = min(effort.attack_items, len(held_out.images))
     while True:
         (found,) = craft(run, held_out.take(slice(tried)), [attack], progress=progress.items)

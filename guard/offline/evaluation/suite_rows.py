@@ -24,7 +24,7 @@ from guard.offline.crafting.shard import CraftRun
 from guard.offline.data.dataset import Dataset
 from guard.offline.evaluation.attack_rows import Examined, Examiner
 from guard.offline.findings.attack_names import labels_of
-from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow, fewest
+from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow
 from guard.offline.job.suite import Suite
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.work.directory import WorkDirectory
@@ -113,7 +113,7 @@ class Trial:
     def crafted(self, attack: Attack, tried: int) -> CraftedSet:
         """On what the recipe's attacks run on."""
         spec, work = self.subject.classifier.spec, self.further.work.suite
-        size = PROBED if attack.family == "query" else None
+        size = attack.family.shard_items
         run = CraftRun(self.model, spec.input.grid, spec.fingerprint, work, self.seed, shard_items=size)
         (found,) = craft(run, self.held_out.take(self.right[:tried]), [attack], progress=self.progress.items)
         return found
@@ -145,7 +145,7 @@ class Trial:
             return Planned(label, 0.0, PROBED)
         seconds = SLACK * (time.perf_counter() - began) / (found.tried * cores())
         share = (len(found) + 1) / (found.tried + 2)
-        wanted = min(math.ceil(GROWTH * fewest(attack.family) / share), len(self.right))
+        wanted = min(math.ceil(GROWTH * attack.family.min_verified_items / share), len(self.right))
         return Planned(label, seconds, max(wanted, PROBED))
 
     def announce(self, planned: Sequence[Planned], sizes: Mapping[str, int]) -> None:

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from guard.offline.attacks.attack import Family
 from guard.offline.findings.figures import Exhibit
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate
 
 PROOF_SHARE = 0.9
 MOST_DISAGREEMENT = 0.02  # one item in fifty, whose risk lies on the threshold
 MOST_RISK_GAP = 0.1  # in units of risk
-FEWEST = 200  # verified items for a row to be more than an indication
-FEWEST_QUERY = 60  # of an attack that asks for thousands of answers an item
 OFF_GRID, NOISE = "off-grid clean", "noise of the attacks' sizes"
 
 
@@ -92,7 +91,7 @@ class AttackRow:
 
 def fewest(family: str) -> int:
     """Verified items for a row of this family to be more than an indication."""
-    return FEWEST_QUERY if family == "query" else FEWEST
+    return Family(family).min_verified_items
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.errors import ConfigError
-from guard.offline.attacks.adapter import Packaged, installed
+from guard.offline.attacks.adapter import installed
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.table import build_attack
 from guard.offline.denoisers.denoiser import Denoiser
@@ -85,8 +85,7 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
     repairs = tuple(denoiser_of(entry, origin) for entry in tables(raw, "repair", origin))
     attacks, left_out = (attacks_of(tables(raw, key, origin), origin) for key in ("attack", "left_out"))
     for attack in (*attacks, *left_out):
-        if isinstance(attack, Packaged):
-            installed(attack)  # now, not when crafting comes to it
+        installed(attack)  # now, not when crafting comes to it
     for kind, names in (("detector", [d["name"] for d in detectors]), ("repair", [r.name for r in repairs])):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(

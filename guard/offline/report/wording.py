@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from guard.offline.findings.evaluation import FEWEST, FEWEST_QUERY, AdaptiveRow, Evaluation
+from guard.offline.attacks.attack import Family
+from guard.offline.findings.evaluation import AdaptiveRow, Evaluation
 from guard.offline.findings.intervals import Area, Promise, Rate
 
 NONE = "–"
@@ -59,5 +60,6 @@ def gap_text(row: AdaptiveRow) -> str:
 
 def thin_text(families: Iterable[str]) -> str:
     """What a star beside a row means."""
-    query = f"; {FEWEST_QUERY} where only answers are asked for" if "query" in set(families) else ""
-    return f"fewer than {FEWEST} items{query}: an indication"
+    query = Family.QUERY in set(families)
+    fewer = f"; {Family.QUERY.min_verified_items} where only answers are asked for" if query else ""
+    return f"fewer than {Family.SINGLE_STEP.min_verified_items} items{fewer}: an indication"

@@ -10,7 +10,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import TorchOnly
 from guard.offline.attacks.methods.map_keeping import MapFaking, MapKeeping
 from guard.offline.attacks.methods.map_only import MapOnly, centre, overlap
 from guard.offline.attacks.methods.pgd import Pgd
@@ -120,7 +119,7 @@ def test_it_stays_in_box_and_ball_depends_on_nobody_and_needs_a_torch_module(att
         torch.testing.assert_close(all_at_once, alone, atol=1e-6, rtol=0)
     finally:
         model.float()
-    assert isinstance(attack, TorchOnly)
+    assert attack.traits.asks == "curvature"
     with pytest.raises(ValueError, match=rf"'{attack.name}' needs the model as a torch module; got function"):
         attack(lambda points: model(points), inputs, labels, seeded())
 

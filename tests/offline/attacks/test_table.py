@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, LearningAttack
+from guard.offline.attacks.attack import Attack, Family, learns
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS, build_attack, settings_of
 from guard.offline.data.norms import Measure, Norm
@@ -27,7 +27,7 @@ FACTORS = {"cw": 1.1, "deepfool": 1.05}
 SHARE = 0.25  # the budget of attacks that count values: a tenth of nine features is none
 # They climb the model's own gradient all the way, and it alone: the closed form is their law. The others' laws are in
 # their own test files: what is one for all items, led by answers, or has to please an autoencoder too ends beside it.
-CLIMBING: tuple[Family, ...] = ("single-step", "high-confidence", "low-confidence")
+CLIMBING = (Family.SINGLE_STEP, Family.HIGH_CONFIDENCE, Family.LOW_CONFIDENCE)
 # What these draw, they draw for the whole batch at once: a patch is thrown, noise is averaged over, samples are asked.
 DRAWING = (
     "rfgsm",
@@ -63,13 +63,11 @@ def variants(*, budget: float = 0.1, **settings: Any) -> list[Attack]:
 
 def ready(attack: Attack, model: nn.Module, inputs: Tensor, labels: Tensor) -> Attack:
     """The attack, having learned from these items where it learns first."""
-    return (
-        attack.knowing(attack.learn(model, inputs, labels, seeded(9))) if isinstance(attack, LearningAttack) else attack
-    )
+    return attack.knowing(attack.learn(model, inputs, labels, seeded(9))) if learns(attack) else attack
 
 
 def climbing(attack: Attack) -> bool:
-    return attack.family in CLIMBING and not isinstance(attack, LearningAttack)
+    return attack.family in CLIMBING and not learns(attack)
 
 
 def size(perturbation: Tensor, norm: Measure) -> Tensor:
@@ -105,6 +103,32 @@ def network(kind: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@every_attack
+def test_takes_of_the_model_what_it_states(attack):
+    """With answers that cannot be differentiated, those attacks alone go on that say that they ask for no more."""
+    model, inputs, labels = network("images")
+
+    def answers(points: Tensor) -> Tensor:
+        return model(points).detach()
+
+    def attacked(by: Any) -> Tensor:
+        return ready(attack, by, inputs, labels)(by, inputs, labels, seeded(1))
+
+    if attack.traits.asks == "answers":
+        assert torch.equal(attacked(answers), attacked(model))
+    else:
+        with pytest.raises((RuntimeError, ConfigError, ValueError)):
+            attacked(answers)
+
+
+@every_attack
+def test_states_itself_as_class_variables(attack):
+    stated = vars(type(attack))
+    assert {"name", "traits"} <= set(stated)
+    assert isinstance(attack.family, Family)
+    assert learns(attack) == hasattr(attack, "learn")
 
 
 @every_attack_and_kind
@@ -205,7 +229,6 @@ def test_smallest_perturbation_is_close_to_the_optimum(attack, classes):
 def test_prints_as_the_call_that_makes_it(attack):
     assert eval(repr(attack), dict(ATTACKS)) == attack
     assert repr(attack).startswith(f"{attack.name}(")
-    assert attack.family in get_args(Family)
     assert ATTACKS[attack.name] is type(attack)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import ConfigError, DataError, ModelError
-from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.attack import Attack, Family, Traits
 from guard.offline.attacks.methods.cw import Cw
 from guard.offline.attacks.methods.deepfool import DeepFool
 from guard.offline.attacks.methods.fgsm import Fgsm
@@ -50,7 +50,8 @@ class Spoof:
     calls: list[int] = dataclasses.field(default_factory=list, repr=False, compare=False)
 
     name = "spoof"
-    family = "high-confidence"
+    family = Family.HIGH_CONFIDENCE
+    traits = Traits()
 
     def __call__(self, model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         self.calls.append(len(inputs))

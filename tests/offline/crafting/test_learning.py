@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
-from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.attack import Attack, Family, Traits
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import Crafter, craft
@@ -40,7 +40,8 @@ class Average:
     lessons: list[Tensor] = field(default_factory=list, repr=False, compare=False)
     met: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False, compare=False)  # items, what was known
 
-    name, family, norm, budget = "average", "universal", "linf", 0.25
+    name, family, norm, budget = "average", Family.UNIVERSAL, "linf", 0.25
+    traits = Traits(learns=True)
 
     def learn(self, model: Any, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         self.lessons.append(inputs)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.adapter import Loss, apgd, boundary, fab, hop_skip_jump, installed, spatial, square
-from guard.offline.attacks.attack import Family, Model, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero, whole
 from guard.offline.data.norms import Measure, Norm
 
 
 @dataclass(frozen=True, repr=False)
 class Apgd:
     """PGD that sets its own step, on cross-entropy or on the scaled difference of logits."""
+
+    name: ClassVar[str] = "apgd"
+    family: ClassVar[Family] = Family.HIGH_CONFIDENCE
+    traits: ClassVar[Traits] = Traits(package="pyautoattack")
 
     budget: float
     norm: Norm = "linf"
@@ -30,18 +34,6 @@ class Apgd:
         known_norm(self)
         if self.loss not in get_args(Loss):
             raise ConfigError(f"attack {self.name!r}: loss = {self.loss!r}; wanted one of {', '.join(get_args(Loss))}")
-
-    @property
-    def package(self) -> str:
-        return "pyautoattack"
-
-    @property
-    def name(self) -> str:
-        return "apgd"
-
-    @property
-    def family(self) -> Family:
-        return "high-confidence"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         installed(self)
@@ -65,6 +57,10 @@ class Apgd:
 class Square:
     """Random search with squares, on logits alone."""
 
+    name: ClassVar[str] = "square"
+    family: ClassVar[Family] = Family.QUERY
+    traits: ClassVar[Traits] = Traits(asks="answers", package="pyautoattack")
+
     budget: float
     norm: Norm = "linf"
     queries: int = 1000
@@ -73,18 +69,6 @@ class Square:
         more_than_zero(self, "budget")
         whole(self, "queries")
         known_norm(self)
-
-    @property
-    def package(self) -> str:
-        return "pyautoattack"
-
-    @property
-    def name(self) -> str:
-        return "square"
-
-    @property
-    def family(self) -> Family:
-        return "query"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         installed(self)
@@ -100,6 +84,11 @@ class Square:
 class Fab:
     """The nearest fooling point, by a walk along the boundary."""
 
+    name: ClassVar[str] = "fab"
+    family: ClassVar[Family] = Family.LOW_CONFIDENCE
+    budget: ClassVar[float | None] = None
+    traits: ClassVar[Traits] = Traits(package="pyautoattack")
+
     norm: Norm = "linf"
     steps: int = 100
     classes: int = 10
@@ -107,22 +96,6 @@ class Fab:
     def __post_init__(self) -> None:
         whole(self, "steps", "classes")
         known_norm(self)
-
-    @property
-    def package(self) -> str:
-        return "pyautoattack"
-
-    @property
-    def name(self) -> str:
-        return "fab"
-
-    @property
-    def family(self) -> Family:
-        return "low-confidence"
-
-    @property
-    def budget(self) -> None:
-        return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         installed(self)
@@ -137,31 +110,17 @@ class Fab:
 class HopSkipJump:
     """The nearest fooling point, from answers alone: by estimated gradients."""
 
+    name: ClassVar[str] = "hop_skip_jump"
+    family: ClassVar[Family] = Family.QUERY
+    norm: ClassVar[Measure] = "l2"
+    budget: ClassVar[float | None] = None
+    traits: ClassVar[Traits] = Traits(asks="answers", package="foolbox")
+
     queries: int = 5000
     evaluations: int = 100
 
     def __post_init__(self) -> None:
         whole(self, "queries", "evaluations")
-
-    @property
-    def package(self) -> str:
-        return "foolbox"
-
-    @property
-    def name(self) -> str:
-        return "hop_skip_jump"
-
-    @property
-    def family(self) -> Family:
-        return "query"
-
-    @property
-    def norm(self) -> Norm:
-        return "l2"
-
-    @property
-    def budget(self) -> None:
-        return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         installed(self)
@@ -177,30 +136,16 @@ class HopSkipJump:
 class Boundary:
     """The nearest fooling point, from answers alone: by a random walk."""
 
+    name: ClassVar[str] = "boundary"
+    family: ClassVar[Family] = Family.QUERY
+    norm: ClassVar[Measure] = "l2"
+    budget: ClassVar[float | None] = None
+    traits: ClassVar[Traits] = Traits(asks="answers", package="foolbox")
+
     queries: int = 5000
 
     def __post_init__(self) -> None:
         whole(self, "queries")
-
-    @property
-    def package(self) -> str:
-        return "foolbox"
-
-    @property
-    def name(self) -> str:
-        return "boundary"
-
-    @property
-    def family(self) -> Family:
-        return "query"
-
-    @property
-    def norm(self) -> Norm:
-        return "l2"
-
-    @property
-    def budget(self) -> None:
-        return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         installed(self)
@@ -214,6 +159,12 @@ class Boundary:
 class Spatial:
     """A turn and a shift; no norm measures it."""
 
+    name: ClassVar[str] = "spatial"
+    family: ClassVar[Family] = Family.SPATIAL
+    norm: ClassVar[Measure] = "none"
+    budget: ClassVar[float | None] = None
+    traits: ClassVar[Traits] = Traits(asks="answers", package="foolbox")
+
     rotation: float = 30.0  # degrees, either way
     translation: float = 0.1  # share of the height, either way
     rotations: int = 7
@@ -222,26 +173,6 @@ class Spatial:
     def __post_init__(self) -> None:
         more_than_zero(self, "rotation", "translation")
         whole(self, "rotations", "translations")
-
-    @property
-    def package(self) -> str:
-        return "foolbox"
-
-    @property
-    def name(self) -> str:
-        return "spatial"
-
-    @property
-    def family(self) -> Family:
-        return "spatial"
-
-    @property
-    def norm(self) -> Measure:
-        return "none"
-
-    @property
-    def budget(self) -> None:
-        return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         installed(self)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.methods.pgd import pgd
 from guard.offline.attacks.target import Target, known_target, targets_of
-from guard.offline.data.norms import Norm
+from guard.offline.data.norms import Measure
 
 LEVEL = 1 / 255
 
@@ -54,6 +55,11 @@ def original_steps(budget: float) -> int:
 class Bim:
     """The attack as a value; without `steps` it takes the original number."""
 
+    name: ClassVar[str] = "bim"
+    family: ClassVar[Family] = Family.HIGH_CONFIDENCE
+    norm: ClassVar[Measure] = "linf"
+    traits: ClassVar[Traits] = Traits()
+
     budget: float
     steps: int | None = None
     step_size: float = LEVEL
@@ -63,18 +69,6 @@ class Bim:
         more_than_zero(self, "budget", "step_size")
         whole(self, "steps")
         known_target(self)
-
-    @property
-    def name(self) -> str:
-        return "bim"
-
-    @property
-    def family(self) -> Family:
-        return "high-confidence"
-
-    @property
-    def norm(self) -> Norm:
-        return "linf"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         targets = targets_of(self.target, model, inputs, labels, generator)

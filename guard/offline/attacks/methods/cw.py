@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.norm_ball import per_item, sizes
 from guard.offline.attacks.objective import Gap, gap, value_and_gradient
 from guard.offline.attacks.target import Target, known_target, targets_of
-from guard.offline.data.norms import Norm
+from guard.offline.data.norms import Measure
 
 INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
 DECAY = 0.1  # of the learning rate over one descent
@@ -151,6 +152,11 @@ def rise_if_short(
 class Cw:
     """The attack as a value."""
 
+    name: ClassVar[str] = "cw"
+    norm: ClassVar[Measure] = "l2"
+    budget: ClassVar[float | None] = None
+    traits: ClassVar[Traits] = Traits()
+
     steps: int = 100
     searches: int = 5
     learning_rate: float = 0.1
@@ -166,20 +172,8 @@ class Cw:
             more_than_zero(self, "confidence")
 
     @property
-    def name(self) -> str:
-        return "cw"
-
-    @property
     def family(self) -> Family:
-        return "high-confidence" if self.confidence > 0 else "low-confidence"
-
-    @property
-    def norm(self) -> Norm:
-        return "l2"
-
-    @property
-    def budget(self) -> None:
-        return None
+        return Family.HIGH_CONFIDENCE if self.confidence > 0 else Family.LOW_CONFIDENCE
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         targets = targets_of(self.target, model, inputs, labels, generator)

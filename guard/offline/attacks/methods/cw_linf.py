@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.norm_ball import per_item, sizes
 from guard.offline.attacks.objective import Gap, value_and_gradient
 from guard.offline.attacks.target import Target, known_target, targets_of
-from guard.offline.data.norms import Norm
+from guard.offline.data.norms import Measure
 
 FALL, RISE = 0.7, 4.0  # of the threshold, while an item yields to every one and while it yields to none
 CLOSE = 1.01  # the smallest size that fooled over the largest threshold that did not: an item that is nearer rests
@@ -112,6 +113,11 @@ def descend(
 class CwLinf:
     """The attack as a value."""
 
+    name: ClassVar[str] = "cw_linf"
+    norm: ClassVar[Measure] = "linf"
+    budget: ClassVar[float | None] = None
+    traits: ClassVar[Traits] = Traits()
+
     steps: int = 30
     searches: int = 12
     pace: float = 0.15
@@ -128,20 +134,8 @@ class CwLinf:
         known_target(self)
 
     @property
-    def name(self) -> str:
-        return "cw_linf"
-
-    @property
     def family(self) -> Family:
-        return "high-confidence" if self.confidence > 0 else "low-confidence"
-
-    @property
-    def norm(self) -> Norm:
-        return "linf"
-
-    @property
-    def budget(self) -> None:
-        return None
+        return Family.HIGH_CONFIDENCE if self.confidence > 0 else Family.LOW_CONFIDENCE
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         targets = targets_of(self.target, model, inputs, labels, generator)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.norm_ball import per_item, steepest
 from guard.offline.attacks.objective import chosen, gap, without
 
@@ -90,6 +90,11 @@ def nearest_boundary(behind: Tensor, normals: Tensor, norm: Walk = "l2") -> Tens
 class DeepFool:
     """The attack as a value."""
 
+    name: ClassVar[str] = "deepfool"
+    family: ClassVar[Family] = Family.LOW_CONFIDENCE
+    budget: ClassVar[float | None] = None
+    traits: ClassVar[Traits] = Traits()
+
     steps: int = 50
     overshoot: float = 0.02
     classes: int = 10
@@ -102,18 +107,6 @@ class DeepFool:
             raise ConfigError(f"attack {self.name!r}: classes = {self.classes!r}; wanted 2 at least: the label is one")
         if self.norm not in DUAL:
             raise ConfigError(f"attack {self.name!r}: norm = {self.norm!r}; wanted one of {', '.join(DUAL)}")
-
-    @property
-    def name(self) -> str:
-        return "deepfool"
-
-    @property
-    def family(self) -> Family:
-        return "low-confidence"
-
-    @property
-    def budget(self) -> None:
-        return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del generator  # nothing is drawn

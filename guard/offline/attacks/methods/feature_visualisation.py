@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
 from guard.offline.attacks.objective import LogOdds, value_and_gradient, without
 from guard.offline.attacks.shared_perturbation import LAST, MOMENTUM, class_number
+from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 
 BATCH = 32
@@ -136,6 +137,11 @@ class FeatureVisualisation:
     (`data_free`) it is drawn on grey canvases: the model is shown nothing but what it holds itself.
     """
 
+    name: ClassVar[str] = "feature_visualisation"
+    family: ClassVar[Family] = Family.UNIVERSAL
+    norm: ClassVar[Measure] = "linf"
+    traits: ClassVar[Traits] = Traits(asks="layers", learns=True)
+
     budget: float
     target: int | None = None
     neuron: int | None = None
@@ -156,18 +162,6 @@ class FeatureVisualisation:
             raise ConfigError(f"attack {self.name!r}: blur = {self.blur!r}; wanted a share of at most 1")
         if not isinstance(self.data_free, bool):
             raise ConfigError(f"attack {self.name!r}: data_free = {self.data_free!r}; wanted true or false")
-
-    @property
-    def name(self) -> str:
-        return "feature_visualisation"
-
-    @property
-    def family(self) -> Family:
-        return "universal"
-
-    @property
-    def norm(self) -> Literal["linf"]:
-        return "linf"
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         """Raises ConfigError for a neuron that the model does not have, or does not show."""
@@ -203,7 +197,7 @@ class FeatureVisualisation:
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
         del model, labels, generator  # one perturbation for all items
-        return into_reach(inputs + knowledge["perturbation"].to(inputs), inputs, self.budget, self.norm)
+        return into_reach(inputs + knowledge["perturbation"].to(inputs), inputs, self.budget, "linf")
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del model, inputs, labels, generator

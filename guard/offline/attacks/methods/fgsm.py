@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, call_text, known_norm, more_than_zero
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero
 from guard.offline.attacks.norm_ball import furthest
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
 from guard.offline.attacks.target import Target, known_target, targets_of
@@ -29,6 +30,10 @@ def fgsm(
 class Fgsm:
     """The attack as a value."""
 
+    name: ClassVar[str] = "fgsm"
+    family: ClassVar[Family] = Family.SINGLE_STEP
+    traits: ClassVar[Traits] = Traits()
+
     budget: float
     norm: Norm = "linf"
     target: Target | None = None
@@ -37,14 +42,6 @@ class Fgsm:
         more_than_zero(self, "budget")
         known_norm(self)
         known_target(self)
-
-    @property
-    def name(self) -> str:
-        return "fgsm"
-
-    @property
-    def family(self) -> Family:
-        return "single-step"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         targets = targets_of(self.target, model, inputs, labels, generator)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Attack, Family, Model, call_text
+from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text
 from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.methods.patch import cover, share
@@ -69,6 +70,11 @@ def frame(
 class Frame:
     """The attack as a value, with a frame for each item: untargeted, or towards one class."""
 
+    name: ClassVar[str] = "frame"
+    family: ClassVar[Family] = Family.PATCH
+    norm: ClassVar[Measure] = "l0"
+    traits: ClassVar[Traits] = Traits()
+
     budget: float  # share of an item's pixels, or features, that it covers at most
     steps: int = 20
     target: int | None = None
@@ -78,18 +84,6 @@ class Frame:
         share(self, "budget")
         whole_number(self, "steps")
         class_number(self)
-
-    @property
-    def name(self) -> str:
-        return "frame"
-
-    @property
-    def family(self) -> Family:
-        return "patch"
-
-    @property
-    def norm(self) -> Measure:
-        return "l0"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         return frame(
@@ -110,6 +104,11 @@ class Frame:
 class UniversalFrame:
     """The attack as a value, with one frame for all items: untargeted, or towards one class."""
 
+    name: ClassVar[str] = "universal_frame"
+    family: ClassVar[Family] = Family.PATCH
+    norm: ClassVar[Measure] = "l0"
+    traits: ClassVar[Traits] = Traits(learns=True)
+
     budget: float  # share of an item's pixels, or features, that it covers at most
     epochs: int = 5
     batch: int = 8
@@ -120,18 +119,6 @@ class UniversalFrame:
         share(self, "budget")
         whole_number(self, "epochs", "batch", "learning_items")
         class_number(self)
-
-    @property
-    def name(self) -> str:
-        return "universal_frame"
-
-    @property
-    def family(self) -> Family:
-        return "patch"
-
-    @property
-    def norm(self) -> Measure:
-        return "l0"
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         taken = border(inputs, self.budget, self)

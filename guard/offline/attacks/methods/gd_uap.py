@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Attack, Family, Model, call_text, known_norm, more_than_zero
+from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, known_norm, more_than_zero
 from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.layers import layers_of
@@ -65,6 +66,11 @@ def saturation(model: Model, images: Tensor, attack: object) -> Tensor:
 class GdUap:
     """The attack as a value. It needs the torch side of a model, because it looks at the layers."""
 
+    name: ClassVar[str] = "gd_uap"
+    family: ClassVar[Family] = Family.UNIVERSAL
+    traits: ClassVar[Traits] = Traits(asks="layers", learns=True)
+    learning_items: ClassVar[int] = 1
+
     budget: float
     norm: Norm = "linf"
     steps: int = 60
@@ -74,19 +80,6 @@ class GdUap:
         more_than_zero(self, "budget")
         whole_number(self, "steps", "batch")
         known_norm(self)
-
-    @property
-    def name(self) -> str:
-        return "gd_uap"
-
-    @property
-    def family(self) -> Family:
-        return "universal"
-
-    @property
-    def learning_items(self) -> int:
-        """One, for its shape."""
-        return 1
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         """Raises ConfigError for a model that shows no layers."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.objective import LogOdds, Objective, gap, value_and_gradient
 from guard.offline.data.norms import Measure
 
@@ -107,6 +107,11 @@ def highest(gain: Tensor, count: int) -> Tensor:
 class IgDeletion:
     """The untargeted attack as a value; its budget is a share of an item's values."""
 
+    name: ClassVar[str] = "ig_deletion"
+    family: ClassVar[Family] = Family.INTERPRETATION
+    norm: ClassVar[Measure] = "l0"
+    traits: ClassVar[Traits] = Traits()
+
     budget: float
     rounds: int = 20
     path: int = 8
@@ -120,18 +125,6 @@ class IgDeletion:
         if self.baseline not in get_args(Baseline):
             known = ", ".join(get_args(Baseline))
             raise ConfigError(f"attack 'ig_deletion': baseline = {self.baseline!r}; wanted one of {known}")
-
-    @property
-    def name(self) -> str:
-        return "ig_deletion"
-
-    @property
-    def family(self) -> Family:
-        return "interpretation"
-
-    @property
-    def norm(self) -> Measure:
-        return "l0"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del generator  # nothing is drawn

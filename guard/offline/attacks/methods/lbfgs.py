@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.methods.cw import narrowed
 from guard.offline.attacks.objective import Gap, LogOdds, gap, value_and_gradient
 from guard.offline.attacks.target import Target, known_target, targets_of
-from guard.offline.data.norms import Norm
+from guard.offline.data.norms import Measure
 
 MEMORY = 10  # pairs of steps and slopes that stand for the curvature
 
@@ -99,6 +100,12 @@ class BoxedDescent:
 class Lbfgs:
     """The attack as a value."""
 
+    name: ClassVar[str] = "lbfgs"
+    family: ClassVar[Family] = Family.LOW_CONFIDENCE
+    norm: ClassVar[Measure] = "l2"
+    budget: ClassVar[float | None] = None
+    traits: ClassVar[Traits] = Traits()
+
     steps: int = 20
     searches: int = 9
     constant: float = 0.1
@@ -108,22 +115,6 @@ class Lbfgs:
         whole(self, "steps", "searches")
         more_than_zero(self, "constant")
         known_target(self)
-
-    @property
-    def name(self) -> str:
-        return "lbfgs"
-
-    @property
-    def family(self) -> Family:
-        return "low-confidence"
-
-    @property
-    def norm(self) -> Norm:
-        return "l2"
-
-    @property
-    def budget(self) -> None:
-        return None
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         targets = targets_of(self.target, model, inputs, labels, generator)

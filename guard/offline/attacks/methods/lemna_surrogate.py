@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.local_surrogate import Blocks, enough_queries, lasso, surrogate
 from guard.offline.data.norms import Norm
 
@@ -95,6 +96,10 @@ def lemna_surrogate(
 class LemnaSurrogate:
     """The untargeted attack as a value."""
 
+    name: ClassVar[str] = "lemna_surrogate"
+    family: ClassVar[Family] = Family.QUERY
+    traits: ClassVar[Traits] = Traits(asks="answers")
+
     budget: float
     norm: Norm = "linf"
     queries: int = 1000
@@ -112,14 +117,6 @@ class LemnaSurrogate:
             whole(self, "block")
         known_norm(self)
         enough_queries(self)
-
-    @property
-    def name(self) -> str:
-        return "lemna_surrogate"
-
-    @property
-    def family(self) -> Family:
-        return "query"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         return lemna_surrogate(

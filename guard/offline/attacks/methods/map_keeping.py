@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, call_text, check_torch, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, check_torch, more_than_zero, whole
 from guard.offline.attacks.saliency import Walk, likeness, saliency
-from guard.offline.data.norms import Norm
+from guard.offline.data.norms import Measure
 
 
 def toward_map(
@@ -28,6 +29,11 @@ def toward_map(
 class MapKeeping:
     """Changes the answer and keeps the clean item's saliency map."""
 
+    name: ClassVar[str] = "map_keeping"
+    family: ClassVar[Family] = Family.INTERPRETATION
+    norm: ClassVar[Measure] = "linf"
+    traits: ClassVar[Traits] = Traits(asks="curvature")
+
     budget: float
     steps: int = 30
     confidence: float = 1.0  # logits by which the wrong class is kept ahead while the map is worked on
@@ -35,22 +41,6 @@ class MapKeeping:
     def __post_init__(self) -> None:
         more_than_zero(self, "budget", "confidence")
         whole(self, "steps")
-
-    @property
-    def name(self) -> str:
-        return "map_keeping"
-
-    @property
-    def family(self) -> Family:
-        return "interpretation"
-
-    @property
-    def norm(self) -> Norm:
-        return "linf"
-
-    @property
-    def torch_only(self) -> bool:
-        return True
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del generator  # nothing is drawn
@@ -69,6 +59,11 @@ class MapKeeping:
 class MapFaking:
     """Changes the answer, and shows the clean item's map turned by 180 degrees: natural, and in the wrong place."""
 
+    name: ClassVar[str] = "map_faking"
+    family: ClassVar[Family] = Family.INTERPRETATION
+    norm: ClassVar[Measure] = "linf"
+    traits: ClassVar[Traits] = Traits(asks="curvature")
+
     budget: float
     steps: int = 30
     confidence: float = 1.0
@@ -76,22 +71,6 @@ class MapFaking:
     def __post_init__(self) -> None:
         more_than_zero(self, "budget", "confidence")
         whole(self, "steps")
-
-    @property
-    def name(self) -> str:
-        return "map_faking"
-
-    @property
-    def family(self) -> Family:
-        return "interpretation"
-
-    @property
-    def norm(self) -> Norm:
-        return "linf"
-
-    @property
-    def torch_only(self) -> bool:
-        return True
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del generator  # nothing is drawn

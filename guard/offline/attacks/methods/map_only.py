@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Model, call_text, check_torch, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, check_torch, more_than_zero, whole
 from guard.offline.attacks.saliency import Distance, Walk, saliency
-from guard.offline.data.norms import Norm
+from guard.offline.data.norms import Measure
 
 Aim = Literal["top_places", "centre"]
 
@@ -82,6 +82,11 @@ def moved_from(clean: Tensor, shape: torch.Size) -> Distance:
 class MapOnly:
     """Moves the saliency map and keeps the answer."""
 
+    name: ClassVar[str] = "map_only"
+    family: ClassVar[Family] = Family.INTERPRETATION
+    norm: ClassVar[Measure] = "linf"
+    traits: ClassVar[Traits] = Traits(asks="curvature")
+
     budget: float
     steps: int = 30
     confidence: float = 0.5  # logits by which the answer is kept ahead
@@ -95,22 +100,6 @@ class MapOnly:
             raise ConfigError(f"attack {self.name!r}: share = {self.share!r}; wanted at most 1")
         if self.aim not in get_args(Aim):
             raise ConfigError(f"attack {self.name!r}: aim = {self.aim!r}; wanted one of {', '.join(get_args(Aim))}")
-
-    @property
-    def name(self) -> str:
-        return "map_only"
-
-    @property
-    def family(self) -> Family:
-        return "interpretation"
-
-    @property
-    def norm(self) -> Norm:
-        return "linf"
-
-    @property
-    def torch_only(self) -> bool:
-        return True
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del generator  # nothing is drawn

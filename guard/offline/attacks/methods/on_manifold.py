@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Family, Model, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.norm_ball import per_item
 from guard.offline.attacks.objective import Gap, value_and_gradient
-from guard.offline.data.norms import Norm
+from guard.offline.data.norms import Measure
 from guard.offline.networks.architectures import autoencoder
 from guard.offline.networks.training import Schedule, train
 from guard.offline.networks.weights import Knowledge, drawn, knowledge_of, recalled
@@ -117,6 +118,11 @@ def off_manifold(encoder: Model, points: Tensor, inputs: Tensor, weight: float) 
 class OnManifold:
     """The untargeted attack as a value."""
 
+    name: ClassVar[str] = "on_manifold"
+    norm: ClassVar[Measure] = "l2"
+    budget: ClassVar[float | None] = None
+    traits: ClassVar[Traits] = Traits(learns=True)
+
     steps: int = 100
     searches: int = 4
     learning_rate: float = 0.1
@@ -133,20 +139,8 @@ class OnManifold:
             more_than_zero(self, "confidence")
 
     @property
-    def name(self) -> str:
-        return "on_manifold"
-
-    @property
     def family(self) -> Family:
-        return "high-confidence" if self.confidence > 0 else "low-confidence"
-
-    @property
-    def norm(self) -> Norm:
-        return "l2"
-
-    @property
-    def budget(self) -> None:
-        return None
+        return Family.HIGH_CONFIDENCE if self.confidence > 0 else Family.LOW_CONFIDENCE
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         del model, labels  # what data look like is not the model's to say

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Model, call_text, more_than_zero
+from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, more_than_zero
 from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_shared
@@ -98,6 +99,11 @@ class Patch:
     Source: Brown et al. 2017, arXiv:1712.09665, section 3. Theirs is a circle, trained by Adam for one class.
     """
 
+    name: ClassVar[str] = "patch"
+    family: ClassVar[Family] = Family.PATCH
+    norm: ClassVar[Measure] = "l0"
+    traits: ClassVar[Traits] = Traits(learns=True)
+
     budget: float  # share of an item's pixels, or features, that it covers at most
     smallest: float = 0.8  # share of the largest side that a patch may shrink to
     rotation: float = 20.0  # degrees, either way
@@ -111,18 +117,6 @@ class Patch:
         more_than_zero(self, "rotation")
         whole_number(self, "epochs", "batch", "learning_items")
         class_number(self)
-
-    @property
-    def name(self) -> str:
-        return "patch"
-
-    @property
-    def family(self) -> Family:
-        return "patch"
-
-    @property
-    def norm(self) -> Measure:
-        return "l0"
 
     def place(self, patch: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Where the generator throws it; differentiable in the patch."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.l1_step import sparse_step
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest, uniform
 from guard.offline.attacks.objective import LogOdds, gap, log_odds, value_and_gradient
@@ -87,6 +88,10 @@ def keep(best: Tensor, best_rank: Tensor, points: Tensor, ranks: Tensor) -> tupl
 class Pgd:
     """The attack as a value."""
 
+    name: ClassVar[str] = "pgd"
+    family: ClassVar[Family] = Family.HIGH_CONFIDENCE
+    traits: ClassVar[Traits] = Traits()
+
     budget: float
     norm: Norm = "linf"
     steps: int = 40
@@ -99,14 +104,6 @@ class Pgd:
         more_than_zero(self, "budget", "step_size")
         whole(self, "steps")
         known_norm(self)
-
-    @property
-    def name(self) -> str:
-        return "pgd"
-
-    @property
-    def family(self) -> Family:
-        return "high-confidence"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         targets = targets_of(self.target, model, inputs, labels, generator)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Model, call_text, more_than_zero
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero
 from guard.offline.attacks.methods.fgsm import fgsm
 from guard.offline.attacks.norm_ball import into_reach
 from guard.offline.attacks.target import Target, known_target, targets_of
-from guard.offline.data.norms import Norm
+from guard.offline.data.norms import Measure
 
 
 def rfgsm(
@@ -42,6 +43,11 @@ def rfgsm(
 class Rfgsm:
     """The attack as a value."""
 
+    name: ClassVar[str] = "rfgsm"
+    family: ClassVar[Family] = Family.SINGLE_STEP
+    norm: ClassVar[Measure] = "linf"
+    traits: ClassVar[Traits] = Traits()
+
     budget: float
     random_share: float = 0.5
     target: Target | None = None
@@ -54,18 +60,6 @@ class Rfgsm:
                 "the step along the gradient"
             )
         known_target(self)
-
-    @property
-    def name(self) -> str:
-        return "rfgsm"
-
-    @property
-    def family(self) -> Family:
-        return "single-step"
-
-    @property
-    def norm(self) -> Norm:
-        return "linf"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         targets = targets_of(self.target, model, inputs, labels, generator)

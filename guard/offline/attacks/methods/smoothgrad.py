@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.methods.pgd import keep, rank, start
 from guard.offline.attacks.norm_ball import into_reach, steepest
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
@@ -66,6 +67,10 @@ def averaged(
 class SmoothGrad:
     """The untargeted attack as a value."""
 
+    name: ClassVar[str] = "smoothgrad"
+    family: ClassVar[Family] = Family.HIGH_CONFIDENCE
+    traits: ClassVar[Traits] = Traits()
+
     budget: float
     norm: Norm = "linf"
     steps: int = 20
@@ -78,14 +83,6 @@ class SmoothGrad:
         more_than_zero(self, "budget", "step_size", "spread")
         whole(self, "steps", "copies")
         known_norm(self)
-
-    @property
-    def name(self) -> str:
-        return "smoothgrad"
-
-    @property
-    def family(self) -> Family:
-        return "high-confidence"
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         return smoothgrad(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Family, Model, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.methods.pgd import pgd
 from guard.offline.attacks.objective import chosen, value_and_gradient
@@ -75,6 +76,10 @@ def augmented(student: nn.Module, inputs: Tensor, named: Tensor, stride: float) 
 class Substitute:
     """PGD on the substitute as a value: the model itself is asked nothing more once the substitute has learned."""
 
+    name: ClassVar[str] = "substitute"
+    family: ClassVar[Family] = Family.TRANSFER
+    traits: ClassVar[Traits] = Traits(asks="answers", learns=True)
+
     budget: float
     norm: Norm = "linf"
     steps: int = 40
@@ -87,14 +92,6 @@ class Substitute:
         more_than_zero(self, "budget", "stride")
         whole(self, "steps", "rounds", "epochs", "learning_items")
         known_norm(self)
-
-    @property
-    def name(self) -> str:
-        return "substitute"
-
-    @property
-    def family(self) -> Family:
-        return "transfer"
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         del labels  # the model's own answers are what is learned

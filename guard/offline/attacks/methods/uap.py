@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Model, call_text, known_norm, more_than_zero
+from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, known_norm, more_than_zero
 from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.methods.deepfool import deepfool
@@ -89,6 +89,10 @@ def uap_by_deepfool(
 class Uap:
     """The attack as a value: untargeted, or towards one class."""
 
+    name: ClassVar[str] = "uap"
+    family: ClassVar[Family] = Family.UNIVERSAL
+    traits: ClassVar[Traits] = Traits(learns=True)
+
     budget: float
     norm: Norm = "linf"
     form: Form = "gradient"
@@ -106,14 +110,6 @@ class Uap:
             raise ConfigError(f"attack 'uap': form = {self.form!r}; wanted one of {', '.join(get_args(Form))}")
         if self.form == "deepfool" and self.target is not None:
             raise ConfigError("attack 'uap': target goes with form = 'gradient'; DeepFool takes the nearest class")
-
-    @property
-    def name(self) -> str:
-        return "uap"
-
-    @property
-    def family(self) -> Family:
-        return "universal"
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         if self.form == "deepfool":

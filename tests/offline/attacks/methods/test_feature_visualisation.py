@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import LearningAttack
+from guard.offline.attacks.attack import learns
 from guard.offline.attacks.methods.feature_visualisation import (
     FeatureVisualisation,
     answer_of,
@@ -139,7 +139,7 @@ def test_the_easiest_class_is_the_one_that_a_larger_weight_reaches():
 
 def test_it_learns_first_and_says_so():
     attack, digits = FeatureVisualisation(budget=0.1), trained()
-    assert isinstance(attack, LearningAttack)
+    assert learns(attack)
     with pytest.raises(ValueError, match="has not learned yet"):
         attack(digits.model, digits.inputs, digits.labels, seeded())
 

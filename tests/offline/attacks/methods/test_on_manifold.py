@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import LearningAttack
+from guard.offline.attacks.attack import learns
 from guard.offline.attacks.methods.cw import cw
 from guard.offline.attacks.methods.on_manifold import OnManifold, off_manifold, on_manifold, taught
 from guard.offline.attacks.norm_ball import sizes
@@ -111,6 +111,6 @@ def test_the_autoencoder_tells_data_from_noise():
 
 def test_it_learns_first_and_says_so():
     attack, digits = OnManifold(), trained()
-    assert isinstance(attack, LearningAttack)
+    assert learns(attack)
     with pytest.raises(ValueError, match="has not learned yet"):
         attack(digits.model, digits.inputs, digits.labels, seeded())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, LearningAttack
+from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.methods.frame import Frame, UniversalFrame, border
 from guard.offline.attacks.methods.patch import Patch, Spots, put, throw
@@ -24,7 +24,7 @@ every_kind = pytest.mark.parametrize("kind", ["images", "vectors"])
 
 def run(attack: Attack, given: Problem) -> Tensor:
     model, _, (inputs, labels) = given
-    ready = learned(attack, given) if isinstance(attack, LearningAttack) else attack
+    ready = learned(attack, given) if learns(attack) else attack
     return ready(model, inputs, labels, seeded())
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Attack, LearningAttack
+from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.methods.substitute import Substitute, augmented, distil
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
@@ -95,6 +95,6 @@ def test_the_generator_decides():
 
 def test_it_learns_first_and_says_so():
     attack, digits = Substitute(budget=0.1), trained()
-    assert isinstance(attack, LearningAttack)
+    assert learns(attack)
     with pytest.raises(ValueError, match="has not learned yet"):
         attack(digits.model, digits.inputs, digits.labels, seeded())
