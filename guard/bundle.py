@@ -25,7 +25,7 @@ from guard.calibration import Calibration
 from guard.errors import BundleError
 from guard.value_box import ValueBox
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
 LAYOUTS = ("NCHW", "NHWC", "NC")
 DATATYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
@@ -103,12 +103,20 @@ class ProgramSpec:
 
 
 @dataclass(frozen=True)
+class NeedSpec:
+    """A kind of evidence as it prints, and the pass that it comes with: plain, rows or backward."""
+
+    expression: str
+    rides: str
+
+
+@dataclass(frozen=True)
 class DetectorSpec:
     """A detector as the recipe wrote it, and what it asked for."""
 
     name: str
     expression: str
-    needs: tuple[str, ...]
+    needs: tuple[NeedSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,10 @@ class Manifest:
                 OutputSpec(output["name"], output["kind"], int(output["classes"]), tuple(output["labels"])),
             ),
             programs=tuple(ProgramSpec(**{**p, "detectors": tuple(p["detectors"])}) for p in raw["programs"]),
-            detectors=tuple(DetectorSpec(d["name"], d["expression"], tuple(d["needs"])) for d in raw["detectors"]),
+            detectors=tuple(
+                DetectorSpec(d["name"], d["expression"], tuple(NeedSpec(**need) for need in d["needs"]))
+                for d in raw["detectors"]
+            ),
             repairs=tuple(RepairSpec(**r) for r in raw["repairs"]),
             reject_rate=float(raw["reject_rate"]),
             flag_rate=float(raw["flag_rate"]),
@@ -220,7 +231,8 @@ class Bundle:
             found = raw["format"]
             if found != FORMAT:
                 raise BundleError(
-                    f"{root} has bundle format {found!r}; this version of the guard reads format {FORMAT}"
+                    f"{root} has bundle format {found!r}; this version of the guard reads format {FORMAT}; "
+                    "train the bundle again"
                 )
             files = {str(name): str(digest) for name, digest in raw.pop("files").items()}
             manifest = Manifest.from_json(raw)

@@ -167,7 +167,7 @@ def test_another_format(bundle: Path, found: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b"3", b"\xff\xff", b'{"format": 1}', b'{"format": 1, "files": []}']
+    "content", [b"", b"{", b"[]", b"null", b"3", b"\xff\xff", b'{"format": 2}', b'{"format": 2, "files": []}']
 )
 def test_a_foreign_manifest(bundle: Path, content: bytes) -> None:
     (bundle / MANIFEST).write_bytes(content)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from guard import cli
+from guard.bundle import FORMAT
 from tests.serve import tiny_bundle
 
 COMMANDS = ("demo", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe")
@@ -66,7 +67,7 @@ def test_inspect_fits_eighty_columns(bundle: Path, capsys: pytest.CaptureFixture
     assert "promise" in said
     assert max(map(len, said.splitlines())) <= max(80, len(str(bundle)) + 12)
     assert cli.run(["inspect", str(bundle), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["format"] == 1
+    assert json.loads(capsys.readouterr().out)["format"] == FORMAT
 
 
 def test_bundle_errors(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

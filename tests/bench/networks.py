@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from guard.bundle import Bundle, DetectorSpec, Manifest, write_bundle
+from guard.bundle import Bundle, DetectorSpec, Manifest, NeedSpec, write_bundle
 from guard.calibration import Calibration
 from guard.fusion import unfitted
 from guard.offline.bench.bench import bench
@@ -131,7 +131,7 @@ def random_bundle(
         model=classifier.spec,
         programs=compiled.programs,
         detectors=tuple(
-            DetectorSpec(d.name, repr(d), tuple(repr(need) for need in d.needs))
+            DetectorSpec(d.name, repr(d), tuple(NeedSpec(repr(need), need.rides) for need in d.needs))
             for ds in detectors.values()
             for d in ds
         ),

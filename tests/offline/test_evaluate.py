@@ -34,7 +34,7 @@ from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evidence.batches import gather_all
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.gather import Gather
-from guard.offline.evidence.needs import ChannelAttribution, Latent
+from guard.offline.evidence.kinds.plain import ChannelAttribution, Latent
 from guard.offline.findings.evaluation import AttackRow, Evaluation, UnrunRow
 from guard.offline.job.suite import load_suite
 from guard.offline.programs.opened_guard import OpenedGuard

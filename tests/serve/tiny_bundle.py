@@ -24,6 +24,7 @@ from guard.bundle import (
     InputSpec,
     Manifest,
     ModelSpec,
+    NeedSpec,
     OutputSpec,
     ProgramSpec,
     RepairSpec,
@@ -203,8 +204,8 @@ def make(
             ProgramSpec("interpret", "interpret.onnx", ("roughness",), rows=1, backwards=0, opset=OPSET),
         ),
         detectors=(
-            DetectorSpec("brightness", "brightness()", ("image",)),
-            DetectorSpec("roughness", "roughness()", ("image",)),
+            DetectorSpec("brightness", "brightness()", (NeedSpec("image", "plain"),)),
+            DetectorSpec("roughness", "roughness()", (NeedSpec("image", "plain"),)),
         ),
         repairs=(RepairSpec("steps", "steps.onnx", "steps(8)"),),
         reject_rate=reject_rate,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from guard.calibration import Calibration
 from guard.cascade import risk_limits
 from guard.fusion import HINGES, Floats, Fusion
-from guard.offline.evidence.needs import Evidence, Logits
+from guard.offline.evidence.kinds.plain import Logits
+from guard.offline.evidence.needs import Evidence
 from guard.offline.programs.program import Program
 
 

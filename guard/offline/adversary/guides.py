@@ -9,9 +9,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from guard.offline.evidence.needs import DenoisedLogits, Evidence, Latent, Logits, Need, SteeredLogits
+from guard.offline.evidence.kinds.plain import Logits
+from guard.offline.evidence.needs import Evidence, Need
 
-MATCHED = (Logits, Latent, DenoisedLogits, SteeredLogits)  # an input's own pixels and gradient are no one else's
 BATCH = 32
 SUSPICIOUS, OTHER_CLASS, OWN_CLASS = 1e3, 1e6, 1e9  # added to distances, each far above the one before
 
@@ -63,7 +63,7 @@ class Guides:
         with torch.no_grad():
             for batch in images.split(BATCH):
                 found = known.evidence(batch)
-                parts.append({need: value for need, value in found.items() if isinstance(need, MATCHED)})
+                parts.append({need: value for need, value in found.items() if need.comparable})
                 passing.append(known.judge(found)[1][:, 0] < 0)
         evidence = {need: torch.cat([part[need] for part in parts]) for need in parts[0]}
         return Guides(evidence, labels, torch.cat(passing))

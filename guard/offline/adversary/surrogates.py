@@ -8,15 +8,12 @@ transformation).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import onnx
 
-from guard.offline.denoisers.bit_depth import BitDepth
-from guard.offline.denoisers.median import Median
+from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector
-from guard.offline.evidence.needs import DenoisedLogits, InputGradient, Need, NoisedGradients, SteeredLogits
 
 RANDOM_OPERATORS = {
     "RandomNormal",
@@ -29,59 +26,23 @@ RANDOM_OPERATORS = {
 NOTHING_DRAWN = "expectation over randomness: none needed, no operator of the served programs draws anything"
 
 
-@dataclass(frozen=True)
-class Surrogate:
-    """One step of the guard, and what stands in for its derivative."""
-
-    step: str
-    stand_in: str
-    used: Callable[[Detector], bool]
-
-    def __str__(self) -> str:
-        return f"{self.step}: {self.stand_in}"
-
-
-def needing(*kinds: type[Need]) -> Callable[[Detector], bool]:
-    return lambda detector: any(isinstance(need, kinds) for need in detector.needs)
-
-
-def squeezing(kind: type) -> Callable[[Detector], bool]:
-    return lambda detector: any(isinstance(n, DenoisedLogits) and isinstance(n.denoiser, kind) for n in detector.needs)
-
-
-def called(*names: str) -> Callable[[Detector], bool]:
-    return lambda detector: detector.name in names
-
-
-def always(detector: Detector) -> bool:
-    del detector  # each is behind this step
-    return True
-
-
-SURROGATES: tuple[Surrogate, ...] = (
-    Surrogate("rounding to the data's grid", "the identity (straight-through)", always),
-    Surrogate("rounding to fewer grey levels", "the identity (straight-through)", squeezing(BitDepth)),
-    Surrogate("median", "the pixel that is the median, through minima and maxima", squeezing(Median)),
-    Surrogate("ReLU's step in an input gradient", "softplus of sharpness 10", needing(InputGradient, NoisedGradients)),
-    Surrogate("sign of an input gradient or a residual", "zero: its factors carry it", called("summary_classifier")),
-    Surrogate("sorted distances to neighbours", "this step's neighbours, held", called("lid")),
-    Surrogate(
-        "class that the model names",
-        "this step's class, held",
-        called("mahalanobis", "kernel_density", "summary_classifier"),
-    ),
-    Surrogate("class that steering strengthens", "this step's class, held", needing(SteeredLogits)),
-    Surrogate("class whose gradient is taken", "this step's class, held", needing(InputGradient, NoisedGradients)),
-    Surrogate("rank among clean scores", "the slope of this step's piece between quantiles", always),
-    Surrogate("programs that stop early", "the largest excess of all programs", always),
-    Surrogate("jitter that breaks ties, from the item's hash", "left out, below float tolerance", always),
+# Of the guard itself, whatever its detectors are.
+EVERY_GUARD = (
+    StandIn("rounding to the data's grid", "the identity (straight-through)"),
+    StandIn("rank among clean scores", "the slope of this step's piece between quantiles"),
+    StandIn("programs that stop early", "the largest excess of all programs"),
+    StandIn("jitter that breaks ties, from the item's hash", "left out, below float tolerance"),
 )
 
 
-def surrogates_of(detectors: Iterable[Detector]) -> tuple[str, ...]:
+def stand_ins_of(detectors: Iterable[Detector]) -> tuple[str, ...]:
     """What an attack on these detectors differentiates in place of the served steps, in words."""
-    known = tuple(detectors)
-    return tuple(str(surrogate) for surrogate in SURROGATES if any(map(surrogate.used, known)))
+    found = dict.fromkeys(EVERY_GUARD)
+    for detector in detectors:
+        found |= dict.fromkeys(detector.stand_ins)
+        for need in detector.needs:
+            found |= dict.fromkeys(need.stand_ins)
+    return tuple(map(str, found))
 
 
 def drawing(graphs: Mapping[str, bytes]) -> Mapping[str, tuple[str, ...]]:

@@ -27,6 +27,7 @@ from guard.offline.bench.table import tables
 from guard.runtime import LOGITS_TOLERANCE, Runtime
 from guard.session import Device, Session
 
+ROWS = "rows"  # how a need of the shared pass over variants rides
 SCREEN_FORWARDS, SCREEN_MICROSECONDS = 1.10, 150.0  # a forward-only program's aim: the larger of the two
 OVER_FLOOR, OVER_FLOOR_DEPTHWISE = 1.25, 2.0  # any other program's aim
 Report = Callable[[str], None]
@@ -239,10 +240,5 @@ def detector_cost(
         program=program.name,
         microseconds=spread(saved),
         forwards=spread(saved / laps.of(MODEL)),
-        at_least=any(is_row(need) for need in own) and any(is_row(need) for need in others),
+        at_least=any(need.rides == ROWS for need in own) and any(need.rides == ROWS for need in others),
     )
-
-
-def is_row(need: str) -> bool:
-    """Whether a need, as the manifest prints it, is met by the pass over variant rows."""
-    return need.startswith("DenoisedLogits(")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from guard.offline.denoisers.stand_in import StandIn
 
 
 @dataclass(frozen=True)
@@ -15,11 +18,12 @@ class BitDepth:
     Source: Xu et al. 2018, arXiv:1704.01155, section III-A.
     """
 
-    bits: int = 4
+    name: ClassVar[str] = "bit_depth"
+    stand_ins: ClassVar[tuple[StandIn, ...]] = (
+        StandIn("rounding to fewer grey levels", "the identity (straight-through)"),
+    )
 
-    @property
-    def name(self) -> str:
-        return "bit_depth"
+    bits: int = 4
 
     def __call__(self, images: Tensor) -> Tensor:
         levels: int = 2**self.bits - 1

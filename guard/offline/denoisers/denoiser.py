@@ -6,12 +6,19 @@ from typing import Protocol
 
 from torch import Tensor
 
+from guard.offline.denoisers.stand_in import StandIn
+
 
 class Denoiser(Protocol):
     """A map from unit-space images [item, ...] to cleaned ones of the same shape; a frozen, printable value."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def stand_ins(self) -> tuple[StandIn, ...]:
+        """What an attacker differentiates in place of its steps; none where its own derivative will do."""
+        ...
 
     def __call__(self, images: Tensor) -> Tensor: ...
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from guard.offline.denoisers.stand_in import StandIn
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,12 @@ class Median:
     Source: Xu et al. 2018, arXiv:1704.01155, section III-B.
     """
 
-    window: int = 2
+    name: ClassVar[str] = "median"
+    stand_ins: ClassVar[tuple[StandIn, ...]] = (
+        StandIn("median", "the pixel that is the median, through minima and maxima"),
+    )
 
-    @property
-    def name(self) -> str:
-        return "median"
+    window: int = 2
 
     def __call__(self, images: Tensor) -> Tensor:
         maps = images if images.ndim == 4 else images[:, None, None, :]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.denoiser import Denoiser
@@ -12,3 +13,7 @@ DENOISERS: Mapping[str, Callable[..., Denoiser]] = {
     "bit_depth": BitDepth,
     "median": Median,
 }
+
+
+def denoisers(entries: Sequence[Mapping[str, Any]]) -> tuple[Denoiser, ...]:
+    return tuple(DENOISERS[e["name"]](**{k: v for k, v in e.items() if k != "name"}) for e in entries)

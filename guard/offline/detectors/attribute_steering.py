@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from guard.calibration import auroc
 from guard.errors import DataError
-from guard.offline.detectors.detector import Ask, Examples, Head
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.detectors.detector import Ask, Detector, Examples, Head
 from guard.offline.detectors.summary_classifier import belief
-from guard.offline.evidence.needs import ChannelAttribution, Evidence, Logits, SteeredLogits
+from guard.offline.evidence.kinds.plain import ChannelAttribution, Logits
+from guard.offline.evidence.kinds.variants import SteeredLogits
+from guard.offline.evidence.needs import Evidence
 from guard.offline.evidence.steering import Critical, Steering, Strength
 
 TRIED = tuple(Strength(*values) for values in product((100.0, 10.0, 1.0, 0.3), (1.0, 1.15), (60.0,)))
@@ -32,13 +36,12 @@ class AttributeSteering:
     attribution, for every class. They raise an alarm when the label changes; our score counts the distribution as well.
     """
 
+    name: ClassVar[str] = "attribute_steering"
+    stand_ins: ClassVar[tuple[StandIn, ...]] = (StandIn("class that the model names", "this step's class, held"),)
+
     taps: tuple[str, ...]
     share: float = 0.25  # of a tap's channels that are critical for a class
     steering: Steering | None = field(default=None, repr=False)  # found by `learn`
-
-    @property
-    def name(self) -> str:
-        return "attribute_steering"
 
     @property
     def needs(self) -> tuple[Logits | SteeredLogits, ...]:
@@ -105,3 +108,8 @@ def critical_channels(attribution: Tensor, labels: Tensor, classes: int, share: 
         members = attribution[labels == number]
         row[(members if len(members) else attribution).mean(dim=0).topk(count).indices] = 1.0
     return Critical.of(mask)
+
+
+def attribute_steering(taps: Sequence[str], *, steered: Sequence[str] | None = None, share: float = 0.25) -> Detector:
+    """`steered` are the taps that are steered, in the order of the forward pass; all unless given."""
+    return AttributeSteering(tuple(taps if steered is None else steered), share)

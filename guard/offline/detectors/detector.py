@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.offline.data.attacked import Attacked
+from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.evidence.needs import Evidence, Need
 
 
@@ -59,6 +60,11 @@ class Detector(Protocol):
 
     @property
     def needs(self) -> tuple[Need, ...]: ...
+
+    @property
+    def stand_ins(self) -> tuple[StandIn, ...]:
+        """What an attacker differentiates in place of its head's steps; those of its needs are stated by them."""
+        ...
 
     def fit(self, examples: Examples) -> Head:
         """Raises DataError when the examples cannot answer the question."""

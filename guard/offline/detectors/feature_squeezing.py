@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,8 +12,12 @@ from torch import Tensor
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.median import Median
-from guard.offline.detectors.detector import Examples, Head
-from guard.offline.evidence.needs import DenoisedLogits, Evidence, Logits
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.denoisers.table import denoisers
+from guard.offline.detectors.detector import Detector, Examples, Head
+from guard.offline.evidence.kinds.plain import Logits
+from guard.offline.evidence.kinds.variants import DenoisedLogits
+from guard.offline.evidence.needs import Evidence
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,10 @@ class FeatureSqueezing:
     out.
     """
 
-    squeezers: tuple[Denoiser, ...] = (BitDepth(4), Median(2))
+    name: ClassVar[str] = "feature_squeezing"
+    stand_ins: ClassVar[tuple[StandIn, ...]] = ()
 
-    @property
-    def name(self) -> str:
-        return "feature_squeezing"
+    squeezers: tuple[Denoiser, ...] = (BitDepth(4), Median(2))
 
     @property
     def needs(self) -> tuple[Logits | DenoisedLogits, ...]:
@@ -52,3 +56,8 @@ class FeatureSqueezingHead(Head):
         plain = evidence[Logits()].softmax(dim=1)
         moved = [(evidence[DenoisedLogits(s)].softmax(dim=1) - plain).abs().sum(dim=1) for s in self.squeezers]
         return torch.stack(moved).amax(dim=0)
+
+
+def feature_squeezing(taps: Sequence[str], *, squeezers: Sequence[Mapping[str, Any]] | None = None) -> Detector:
+    del taps
+    return FeatureSqueezing() if squeezers is None else FeatureSqueezing(denoisers(squeezers))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from guard.offline.detectors.detector import Examples, Head
-from guard.offline.evidence.needs import Evidence, InputGradient, NoisedGradients
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.detectors.detector import Detector, Examples, Head
+from guard.offline.detectors.parts.settings import one_of
+from guard.offline.evidence.kinds.gradients import InputGradient, Noise, NoisedGradients, Objective
+from guard.offline.evidence.needs import Evidence
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,10 @@ class GradientDirection:
     the cosine are ours, and so is that no classifier is trained on top.
     """
 
-    gradients: NoisedGradients
+    name: ClassVar[str] = "gradient_direction"
+    stand_ins: ClassVar[tuple[StandIn, ...]] = ()
 
-    @property
-    def name(self) -> str:
-        return "gradient_direction"
+    gradients: NoisedGradients
 
     @property
     def needs(self) -> tuple[InputGradient | NoisedGradients, ...]:
@@ -54,3 +57,11 @@ class GradientDirectionHead(Head):
 def unit(vectors: Tensor) -> Tensor:
     """Of length one along the last axis; a zero stays zero."""
     return vectors / (vectors.square().sum(dim=-1, keepdim=True) + 1e-24).sqrt()
+
+
+def gradient_direction(
+    taps: Sequence[str], *, of: Objective = "margin", noise: float = 0.02, rows: int = 1, seed: int = 0
+) -> Detector:
+    del taps
+    one_of("of", of, Objective)
+    return GradientDirection(NoisedGradients(Noise(noise, rows, seed), of))

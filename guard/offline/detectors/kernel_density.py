@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from guard.errors import DataError
-from guard.offline.detectors.detector import Examples, Head, one_hot_prediction
-from guard.offline.evidence.needs import Evidence, Latent, Logits
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.detectors.detector import Detector, Examples, Head, one_hot_prediction
+from guard.offline.evidence.kinds.plain import Latent, Logits
+from guard.offline.evidence.needs import Evidence
 
 FEW = 3  # references that make a density
 FAR = 1e6  # stands for "not of this class" in units of squared bandwidths; finite, so that no 0 * inf arises
@@ -28,13 +31,12 @@ class KernelDensity:
     item).
     """
 
+    name: ClassVar[str] = "kernel_density"
+    stand_ins: ClassVar[tuple[StandIn, ...]] = (StandIn("class that the model names", "this step's class, held"),)
+
     latent: Latent
     bandwidth: float = 0.5  # in median within-class distances
     references: int = 1000  # clean items kept, spread evenly over the classes
-
-    @property
-    def name(self) -> str:
-        return "kernel_density"
 
     @property
     def needs(self) -> tuple[Latent | Logits, ...]:
@@ -101,3 +103,7 @@ def typical_distance(z: Tensor, labels: Tensor) -> float:
         raise DataError(f"kernel_density needs at least two clean items; got {len(z)}")
     distances = [torch.pdist(z[labels == k]) for k in labels.unique() if int((labels == k).sum()) > 1]
     return max(float(torch.cat(distances or [torch.pdist(z)]).median()), 1e-6)
+
+
+def kernel_density(taps: Sequence[str], *, bandwidth: float = 0.5, references: int = 1000) -> Detector:
+    return KernelDensity(Latent(taps[-1]), bandwidth, references)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
-from guard.offline.detectors.detector import Examples, Head
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.logistic import Logistic, fit_logistic
-from guard.offline.evidence.needs import Evidence, Latent
+from guard.offline.evidence.kinds.plain import Latent
+from guard.offline.evidence.needs import Evidence
 
 FLOOR = 1e-12  # of a squared distance: a reference met again is no neighbour at distance zero
 
@@ -27,13 +30,14 @@ class Lid:
     every input; ours are fixed, so that an input's score does not depend on when it comes.
     """
 
+    name: ClassVar[str] = "lid"
+    stand_ins: ClassVar[tuple[StandIn, ...]] = (
+        StandIn("sorted distances to neighbours", "this step's neighbours, held"),
+    )
+
     latents: tuple[Latent, ...]
     neighbours: int = 20
     references: int = 1000
-
-    @property
-    def name(self) -> str:
-        return "lid"
 
     @property
     def needs(self) -> tuple[Latent, ...]:
@@ -99,3 +103,7 @@ class LidHead(Head):
             logs = (nearest + FLOOR).log()  # of squares: twice the logarithm of the distance
             found.append(-(0.5 * (logs[:, -1:] - logs).mean(dim=1)).clamp_min(1e-6).log())
         return torch.stack(found, dim=1)
+
+
+def lid(taps: Sequence[str], *, neighbours: int = 20, references: int = 1000) -> Detector:
+    return Lid(tuple(Latent(tap) for tap in taps), neighbours, references)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
-from guard.offline.detectors.detector import Examples, Head, one_hot_prediction
-from guard.offline.evidence.needs import Evidence, Latent, Logits
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.detectors.detector import Detector, Examples, Head, one_hot_prediction
+from guard.offline.detectors.parts.settings import one_of
+from guard.offline.evidence.kinds.plain import Latent, Logits
+from guard.offline.evidence.needs import Evidence
 
 FEW = 3  # items of a class that have a mean of their own; fewer say more about themselves than about their class
 Centre = Literal["predicted", "nearest"]
@@ -30,13 +33,12 @@ class Mahalanobis:
     fusion weighs detectors, and an unweighted mean can never turn round.
     """
 
+    name: ClassVar[str] = "mahalanobis"
+    stand_ins: ClassVar[tuple[StandIn, ...]] = (StandIn("class that the model names", "this step's class, held"),)
+
     latents: tuple[Latent, ...]
     shrinkage: float = 0.01  # share of the covariance replaced by a scaled identity
     centre: Centre = "predicted"
-
-    @property
-    def name(self) -> str:
-        return "mahalanobis"
 
     @property
     def needs(self) -> tuple[Latent | Logits, ...]:
@@ -132,3 +134,8 @@ def inverse_root(covariance: Tensor, shrinkage: float) -> Tensor:
     values, vectors = torch.linalg.eigh(shrunk)
     root: Tensor = vectors @ torch.diag(values.clamp_min(1e-8).rsqrt()) @ vectors.T
     return root
+
+
+def mahalanobis(taps: Sequence[str], *, shrinkage: float = 0.01, centre: Centre = "predicted") -> Detector:
+    one_of("centre", centre, Centre)
+    return Mahalanobis(tuple(Latent(tap) for tap in taps), shrinkage, centre)

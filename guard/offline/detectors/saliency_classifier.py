@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
-from guard.offline.detectors.detector import Examples, Head
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.residual import residual
+from guard.offline.detectors.parts.settings import one_of
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
-from guard.offline.evidence.needs import Evidence, Image, InputGradient, Need, NoisedGradients, take
+from guard.offline.evidence.kinds.gradients import InputGradient, Noise, NoisedGradients, Objective
+from guard.offline.evidence.kinds.plain import Image
+from guard.offline.evidence.needs import Evidence, Need, take
 from guard.offline.networks.architectures import convolutional, perceptron
 from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit
@@ -36,15 +40,14 @@ class SaliencyClassifier:
     arXiv:1706.03825, the mean gradient of noisy copies.
     """
 
+    name: ClassVar[str] = "saliency_classifier"
+    stand_ins: ClassVar[tuple[StandIn, ...]] = ()
+
     gradient: InputGradient | NoisedGradients = field(default_factory=lambda: InputGradient("margin"))
     map: Map = "gradient"
     width: int = 16
     epochs: int = 12
     learning_rate: float = 3e-3
-
-    @property
-    def name(self) -> str:
-        return "saliency_classifier"
 
     @property
     def needs(self) -> tuple[Image | InputGradient | NoisedGradients, ...]:
@@ -131,3 +134,22 @@ def train(
         lambda index: kind_loss(head.answers(take(evidence, index)), kinds[index], weights[index]),
         Schedule(settings.epochs, 64, settings.learning_rate, weight_decay=1e-3, falls="each epoch"),
     )
+
+
+def saliency_classifier(
+    taps: Sequence[str],
+    *,
+    map: Map = "gradient",
+    of: Objective = "margin",
+    noise: float = 0.02,
+    rows: int = 4,
+    width: int = 16,
+    epochs: int = 12,
+    learning_rate: float = 3e-3,
+) -> Detector:
+    """`noise` and `rows` are SmoothGrad's."""
+    del taps
+    one_of("map", map, Map)
+    one_of("of", of, Objective)
+    gradient = NoisedGradients(Noise(noise, rows), of) if map == "smoothgrad" else InputGradient(of)
+    return SaliencyClassifier(gradient, map, width, epochs, learning_rate)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,16 @@ from guard.errors import DataError
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.median import Median
-from guard.offline.detectors.detector import Examples, Head
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.denoisers.table import denoisers
+from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.residual import residual
+from guard.offline.detectors.parts.settings import one_of
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
-from guard.offline.evidence.needs import DenoisedLogits, Evidence, Image, InputGradient, Logits
+from guard.offline.evidence.kinds.gradients import InputGradient, Objective
+from guard.offline.evidence.kinds.plain import Image, Logits
+from guard.offline.evidence.kinds.variants import DenoisedLogits
+from guard.offline.evidence.needs import Evidence
 from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit
 
@@ -35,15 +42,17 @@ class SummaryClassifier:
     arXiv:1704.01155; correlations of neighbouring residuals, Pevný et al. 2010 (SPAM, of steganalysis).
     """
 
+    name: ClassVar[str] = "summary_classifier"
+    stand_ins: ClassVar[tuple[StandIn, ...]] = (
+        StandIn("sign of an input gradient or a residual", "zero: its factors carry it"),
+        StandIn("class that the model names", "this step's class, held"),
+    )
+
     gradient: InputGradient = field(default_factory=lambda: InputGradient("margin"))
     squeezers: tuple[Denoiser, ...] = (BitDepth(4), Median(2))
     width: int = 64
     epochs: int = 30
     learning_rate: float = 5e-3
-
-    @property
-    def name(self) -> str:
-        return "summary_classifier"
 
     @property
     def needs(self) -> tuple[Image | Logits | InputGradient | DenoisedLogits, ...]:
@@ -185,3 +194,18 @@ def train(
         lambda index: kind_loss(head.answers(numbers[index]), kinds[index], weights[index]),
         Schedule(settings.epochs, 128, settings.learning_rate, weight_decay=0.1, falls="each epoch"),
     )
+
+
+def summary_classifier(
+    taps: Sequence[str],
+    *,
+    of: Objective = "margin",
+    squeezers: Sequence[Mapping[str, Any]] | None = None,
+    width: int = 64,
+    epochs: int = 30,
+    learning_rate: float = 5e-3,
+) -> Detector:
+    del taps
+    one_of("of", of, Objective)
+    asked = SummaryClassifier(InputGradient(of), width=width, epochs=epochs, learning_rate=learning_rate)
+    return asked if squeezers is None else replace(asked, squeezers=denoisers(squeezers))

@@ -24,7 +24,7 @@ from guard.offline.adversary.directions import Method
 from guard.offline.adversary.excess import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.adversary.guides import Guides
 from guard.offline.adversary.runs import GUIDES, STARTS, Adversary, Aim, MethodResults, Shown, in_parts
-from guard.offline.adversary.surrogates import expectation, surrogates_of
+from guard.offline.adversary.surrogates import expectation, stand_ins_of
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
 from guard.offline.evaluation.attack_rows import detect
@@ -223,7 +223,7 @@ class AdaptiveStage:
             proof=proof,
             by_method={method: Rate.of(of_method > self.target) for method, of_method in by_method.items()},
             sr50=Rate.of(missed > HALF),
-            surrogates=(*surrogates_of(self.subject.detectors), expectation(self.subject.graphs)),
+            surrogates=(*stand_ins_of(self.subject.detectors), expectation(self.subject.graphs)),
             risk_gap=self.risk_gap(found, readings),
             without_gradient=without_gradient(self.subject.joint(), found.images[:LOOKED_AT]),
         )

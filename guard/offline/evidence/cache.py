@@ -12,7 +12,8 @@ from torch import Tensor
 
 from guard.offline.evidence.batches import gather_all
 from guard.offline.evidence.gather import Gather, distinct
-from guard.offline.evidence.needs import Evidence, Image, Logits, Need
+from guard.offline.evidence.kinds.plain import Image, Logits
+from guard.offline.evidence.needs import Evidence, Need
 from guard.offline.model.classifier import Classifier
 
 # What to ask for, and unit-space images [item, ...], none perhaps -> their evidence.

@@ -3,28 +3,21 @@
 Rule 1: one plain pass over the items, one pass over all variant rows together, one backward per distinct rule; noisy
 rows whose gradient is asked for run in the plain pass, beside their items.
 Rule 2: an item's evidence depends on no other item of its batch.
+Rule 3: a need says with which pass it comes; nothing here knows its kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from guard.offline.evidence.needs import (
-    ChannelAttribution,
-    DenoisedLogits,
-    Evidence,
-    Image,
-    InputGradient,
-    Latent,
-    Logits,
-    Need,
-    NoisedGradients,
-    Objective,
-    SteeredLogits,
-)
+from guard.offline.evidence.kinds.gradients import SEEDS, GradientNeed, Objective
+from guard.offline.evidence.kinds.plain import Image, Logits, PlainAnswers, PlainNeed
+from guard.offline.evidence.kinds.variants import RowNeed
+from guard.offline.evidence.needs import Evidence, Need
 from guard.offline.evidence.row_pass import RowPass
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.gradient.input_gradient import ADJOINTS, ADJOINTS_SMOOTH, with_gradient
@@ -39,20 +32,19 @@ class Gather(nn.Module):
 
     def __init__(self, classifier: Classifier, needs: Iterable[Need], *, smooth: bool = False) -> None:
         super().__init__()
-        self.needs: tuple[Need, ...] = distinct(with_own_gradient(needs))
-        steered = [need for need in self.needs if isinstance(need, SteeredLogits)]
-        denoised = [need for need in self.needs if isinstance(need, DenoisedLogits)]
-        self.row_pass = RowPass(classifier, denoised, steered) if denoised or steered else None
-        self.attributions = {
-            need: classifier.after(need.tap) for need in self.needs if isinstance(need, ChannelAttribution)
-        }
+        self.needs: tuple[Need, ...] = distinct(with_brought(needs))
+        self.read_plain = [cast(PlainNeed, need) for need in self.needs if need.rides == "plain"]
+        variants = [cast(RowNeed, need) for need in self.needs if need.rides == "rows"]
+        gradients = [cast(GradientNeed, need) for need in self.needs if need.rides == "backward"]
+        self.row_pass = RowPass(classifier, variants) if variants else None
+        self.rest = {tap: classifier.after(tap) for tap in self.cut_at()}
         self.taps = self.plain_taps()
-        gradients = [need for need in self.needs if isinstance(need, InputGradient)]
-        if len(gradients) > 1:
-            raise ValueError(f"one backward rule a program is supported; the needs name {gradients}")
-        self.gradient = gradients[0] if gradients else None
-        self.noised = tuple(need for need in self.needs if isinstance(need, NoisedGradients))
-        patterns = [need.noise.patterns(classifier.item_shape) for need in self.noised]
+        own = [need for need in gradients if need.noise is None]
+        if len(own) > 1:
+            raise ValueError(f"one backward rule a program is supported; the needs name {own}")
+        self.gradient = cast(Need, own[0]) if own else None
+        self.noised = tuple(need for need in gradients if need.noise is not None)
+        patterns = [need.noise.patterns(classifier.item_shape) for need in self.noised if need.noise is not None]
         self.copies = 1 + sum(len(pattern) for pattern in patterns)
         if patterns:
             self.register_buffer("patterns", torch.cat(patterns)[:, None])  # [row, 1, shape of an item]
@@ -60,16 +52,23 @@ class Gather(nn.Module):
         plain = classifier.opened(self.taps)
         table = ADJOINTS_SMOOTH if smooth else ADJOINTS
         self.plain: fx.GraphModule = (
-            with_gradient(plain, seed=OwnClass(self.gradient.of, self.copies), adjoints=table)
-            if self.gradient
-            else plain
+            with_gradient(plain, seed=OwnClass(own[0].of, self.copies), adjoints=table) if own else plain
         )
 
+    def cut_at(self) -> tuple[str, ...]:
+        """The taps behind which a need runs the rest of the model itself; only while fitting."""
+        return tuple(dict.fromkeys(tap for need in self.read_plain if not need.compiles for tap in need.taps))
+
     def plain_taps(self) -> tuple[str, ...]:
-        """What the plain pass has to hand out: latents, and where attributions and steered rows begin."""
-        asked = [need.tap for need in self.needs if isinstance(need, Latent | ChannelAttribution)]
+        """What the plain pass has to hand out: what needs read, and where steered rows begin."""
+        asked = [tap for need in self.read_plain for tap in need.taps]
         joins = self.row_pass.joins if self.row_pass is not None else None
         return tuple(dict.fromkeys([*asked, *([joins] if joins else [])]))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether all of it has an ONNX form."""
+        return all(need.compiles for need in self.needs)
 
     @property
     def rows(self) -> int:
@@ -83,17 +82,15 @@ class Gather(nn.Module):
     def forward(self, images: Tensor) -> Evidence:
         outputs: Sequence[Tensor] = self.plain(self.with_copies(images))
         logits = self.own(outputs[0])
-        latents = dict(zip(self.taps, outputs[1:], strict=False))
+        latents = {tap: self.own(value) for tap, value in zip(self.taps, outputs[1:], strict=False)}
+        plain = PlainAnswers(images, logits, latents, self.rest.__getitem__)
         evidence: dict[Need, Tensor] = {Image(): images, Logits(): logits}
-        evidence |= {need: self.own(pooled(latents[need.tap])) for need in self.needs if isinstance(need, Latent)}
+        evidence |= {need: need.read(plain) for need in self.read_plain}
         if self.gradient:
             evidence |= self.gradients(outputs[-1])
         if self.row_pass is not None:
             joins = self.row_pass.joins
-            latent = self.own(latents[joins]) if joins else None
-            evidence |= self.row_pass(images, predicted_class(logits), latent)
-        for need, after in self.attributions.items():
-            evidence[need] = attribution(after, self.own(latents[need.tap]))
+            evidence |= self.row_pass(images, SEEDS["logit"](logits), latents[joins] if joins else None)
         return {need: evidence[need] for need in (Image(), Logits(), *self.needs)}
 
     def with_copies(self, images: Tensor) -> Tensor:
@@ -107,43 +104,28 @@ class Gather(nn.Module):
         return values if self.copies == 1 else values.unflatten(0, (self.copies, -1))[0]
 
     def gradients(self, values: Tensor) -> Evidence:
+        """By need, from the gradient at the items and at their noisy copies [copy x item, ...]."""
         if self.gradient is None or self.copies == 1:
             return {} if self.gradient is None else {self.gradient: values}
         rows = values.unflatten(0, (self.copies, -1))
         evidence: dict[Need, Tensor] = {self.gradient: rows[0]}
         first = 1
         for need in self.noised:
-            evidence[need] = rows[first : first + need.noise.rows].transpose(0, 1)
-            first += need.noise.rows
+            evidence[cast(Need, need)] = rows[first : first + cast(Need, need).rows_per_item].transpose(0, 1)
+            first += cast(Need, need).rows_per_item
         return evidence
 
 
-def with_own_gradient(needs: Iterable[Need]) -> Iterable[Need]:
-    """Noisy copies run beside their items, whose own gradient then comes as well."""
+def with_brought(needs: Iterable[Need]) -> Iterable[Need]:
+    """The needs, and those that come with them."""
     for need in needs:
         yield need
-        if isinstance(need, NoisedGradients):
-            yield InputGradient(need.of)
+        yield from need.brings
 
 
 def distinct(needs: Iterable[Need]) -> tuple[Need, ...]:
     """Each need once, in the order of first mention."""
     return tuple(dict.fromkeys(needs))
-
-
-def pooled(latent: Tensor) -> Tensor:
-    """Feature maps [item, channel, height, width] -> [item, channel]; anything else is flattened."""
-    return latent.mean(dim=(2, 3)) if latent.ndim == 4 else latent.flatten(1)
-
-
-def attribution(after: fx.GraphModule, latent: Tensor) -> Tensor:
-    """Gradient of the predicted class's logit times the layer, summed over each channel [item, channel]."""
-    with torch.enable_grad():
-        watched = latent.detach().requires_grad_(True)
-        logits = after(watched, watched)
-        (slope,) = torch.autograd.grad(logits.amax(dim=1).sum(), watched)
-    product = (slope * watched).detach()
-    return product.flatten(2).sum(dim=2) if product.ndim > 2 else product
 
 
 class OwnClass:
@@ -157,17 +139,3 @@ class OwnClass:
         if self.copies == 1:
             return SEEDS[self.of](logits)
         return SEEDS[self.of](logits.unflatten(0, (self.copies, -1))[0]).repeat(self.copies, 1)
-
-
-def predicted_class(logits: Tensor) -> Tensor:
-    """Seed of the predicted class's logit [item, class]."""
-    return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
-
-
-def predicted_margin(logits: Tensor) -> Tensor:
-    """Seed of the predicted class's margin over the runner-up [item, class]."""
-    first = predicted_class(logits)
-    return first - predicted_class(logits - first * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True) + 1.0))
-
-
-SEEDS = {"logit": predicted_class, "margin": predicted_margin}

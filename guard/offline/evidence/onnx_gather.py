@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from guard.errors import ModelError
 from guard.offline.evidence.gather import Gather
-from guard.offline.evidence.needs import ChannelAttribution, Evidence, Need
+from guard.offline.evidence.needs import Evidence, Need
 from guard.offline.model.onnx_export.export import lower
 from guard.session import Session
 
@@ -36,7 +36,7 @@ def gathering(gather: Gather, images: NDArray[np.float32]) -> Gathering:
             found: Evidence = gather(torch.from_numpy(batch))
             return found
 
-    if len(images) < WORTH or any(isinstance(need, ChannelAttribution) for need in gather.needs):
+    if len(images) < WORTH or not gather.compiles:
         return in_torch
     try:
         compiled = CompiledGather(gather, images[:CHECKED])

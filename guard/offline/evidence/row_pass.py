@@ -10,31 +10,29 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from guard.offline.evidence.needs import DenoisedLogits, SteeredLogits
-from guard.offline.evidence.steering import Steer, Steering
+from guard.offline.evidence.kinds.variants import RowNeed
+from guard.offline.evidence.steering import Steer
 from guard.offline.model.classifier import Classifier
-
-Variant = DenoisedLogits | SteeredLogits
 
 
 class RowPass(nn.Module):
     """Unit-space images [item, ...], and what the plain pass found, -> logits [item, class] of each variant."""
 
-    def __init__(
-        self, classifier: Classifier, denoised: Sequence[DenoisedLogits], steered: Sequence[SteeredLogits]
-    ) -> None:
+    def __init__(self, classifier: Classifier, needs: Sequence[RowNeed]) -> None:
         super().__init__()
-        self.denoised, self.steered = tuple(denoised), tuple(steered)
-        self.joint = joint_taps([need.steering for need in steered])
+        steers = {need: need.steers for need in needs}
+        self.inputs = tuple(need for need in needs if not steers[need])  # whose rows are other inputs
+        self.steered = tuple(need for need in needs if steers[need])
+        self.joint = joint_taps([tuple(steers[need]) for need in self.steered])
         self.before: fx.GraphModule | None = None
         self.steers = nn.ModuleList()
         if not self.joint:
             self.after = classifier.opened(())
             return
         first, *later = self.joint
-        self.steers.extend(steers(steered, first))
-        between = {tap: SteerLast(steers(steered, tap)) for tap in later}
-        self.before = classifier.before(first) if denoised else None
+        self.steers.extend(steers[need][first] for need in self.steered)
+        between = {tap: SteerLast([steers[need][tap] for need in self.steered]) for tap in later}
+        self.before = classifier.before(first) if self.inputs else None
         self.after = classifier.after(first, between)
 
     @property
@@ -42,15 +40,15 @@ class RowPass(nn.Module):
         """The tap of the plain pass that steered rows begin at."""
         return self.joint[0] if self.joint else None
 
-    def forward(self, images: Tensor, named: Tensor, latent: Tensor | None) -> Mapping[Variant, Tensor]:
+    def forward(self, images: Tensor, named: Tensor, latent: Tensor | None) -> Mapping[RowNeed, Tensor]:
         """`named` is the class that the plain pass names [item, class], one-hot; `latent` its map at `joins`."""
-        rows = [need.denoiser(images) for need in self.denoised]
+        rows = [need.variant(images) for need in self.inputs]
         if latent is None:
             (logits,) = self.after(torch.cat(rows))
         else:
             maps = [self.before(torch.cat(rows))] if self.before is not None else []
             logits = self.after(torch.cat([*maps, *(steer(latent, named) for steer in self.steers)]), named)
-        variants: tuple[Variant, ...] = (*self.denoised, *self.steered)
+        variants = (*self.inputs, *self.steered)
         shaped = logits.reshape(len(variants), -1, logits.shape[-1])
         return {need: shaped[i] for i, need in enumerate(variants)}
 
@@ -75,14 +73,9 @@ class SteerLast(nn.Module):
         return latent * factor.reshape(*factor.shape, *[1] * (latent.ndim - 2))
 
 
-def steers(needs: Sequence[SteeredLogits], tap: str) -> list[Steer]:
-    """What each of the steerings does at one tap."""
-    return [Steer(need.steering.masks()[tap], need.steering.strength) for need in needs]
-
-
-def joint_taps(steerings: Sequence[Steering]) -> tuple[str, ...]:
+def joint_taps(steered: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """The taps that all of them steer. Raises ValueError where they steer different ones."""
-    found = {steering.taps for steering in steerings}
+    found = set(steered)
     if len(found) > 1:
         raise ValueError(f"one pass steers the same taps in every row; the needs name {sorted(found)}")
     return found.pop() if found else ()

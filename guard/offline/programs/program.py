@@ -11,7 +11,8 @@ from guard.bundle import InputSpec
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.detectors.detector import Head
 from guard.offline.evidence.gather import Gather
-from guard.offline.evidence.needs import Evidence, Logits
+from guard.offline.evidence.kinds.plain import Logits
+from guard.offline.evidence.needs import Evidence
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.unit_space import unit_of, wire_of
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import CALIBRATION, Bundle, DetectorSpec, Manifest, identity, write_bundle
+from guard.bundle import CALIBRATION, Bundle, DetectorSpec, Manifest, NeedSpec, identity, write_bundle
 from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
@@ -138,7 +138,7 @@ class Calibrator:
             model=self.classifier.spec,
             programs=self.files.programs,
             detectors=tuple(
-                DetectorSpec(d.name, repr(d), tuple(repr(need) for need in d.needs))
+                DetectorSpec(d.name, repr(d), tuple(NeedSpec(repr(need), need.rides) for need in d.needs))
                 for ds in self.programs.values()
                 for d in ds
             ),

@@ -20,7 +20,7 @@ from guard.offline.adversary.directions import DIRECTIONS, SLACK, Method, Sight,
 from guard.offline.adversary.excess import DetectorExcess, Excess
 from guard.offline.adversary.guides import Guides
 from guard.offline.attacks.norm_ball import steepest
-from guard.offline.evidence.needs import Logits
+from guard.offline.evidence.kinds.plain import Logits
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from tests.offline import tiny

@@ -21,7 +21,8 @@ from guard.offline.adversary.excess import (
     without_gradient,
 )
 from guard.offline.detectors.kernel_density import KernelDensityHead
-from guard.offline.evidence.needs import Evidence, Logits
+from guard.offline.evidence.kinds.plain import Logits
+from guard.offline.evidence.needs import Evidence
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.program import Program
 from guard.offline.programs.read import read

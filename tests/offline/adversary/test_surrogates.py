@@ -2,28 +2,69 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from typing import Any
+
 import onnx
 import pytest
 import torch
 
 from guard.bundle import Bundle
-from guard.offline.adversary.surrogates import NOTHING_DRAWN, SURROGATES, drawing, expectation, surrogates_of
+from guard.offline.adversary.surrogates import NOTHING_DRAWN, drawing, expectation, stand_ins_of
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.denoisers.table import DENOISERS
+from guard.offline.detectors.table import DETECTORS
 from guard.offline.programs.opened_guard import OpenedGuard, graphs_of
 from guard.offline.programs.read import read
 from tests.offline import tiny
 
 
 def test_each_detector_names_what_it_needs(tiny_subject: OpenedGuard) -> None:
-    detectors = {d.name: d for ds in tiny_subject.programs.values() for d in ds}
-    everywhere = set(surrogates_of([detectors["mahalanobis"]])) - {
-        "class that the model names: this step's class, held"
-    }
-    squeezing = set(surrogates_of([detectors["feature_squeezing"]])) - everywhere
+    detectors = {d.name: d for d in tiny_subject.detectors}
+    every_guard = set(stand_ins_of([]))
+    assert len(every_guard) == 4
+    squeezing = set(stand_ins_of([detectors["feature_squeezing"]])) - every_guard
     assert {text.split(":")[0] for text in squeezing} == {"rounding to fewer grey levels", "median"}
-    saliency = set(surrogates_of([detectors["saliency_classifier"]])) - everywhere
+    saliency = set(stand_ins_of([detectors["saliency_classifier"]])) - every_guard
     assert "ReLU's step in an input gradient: softplus of sharpness 10" in saliency
-    assert set(surrogates_of(detectors.values())) >= everywhere | squeezing | saliency
-    assert len({surrogate.step for surrogate in SURROGATES}) == len(SURROGATES)
+    of_all = stand_ins_of(detectors.values())
+    assert set(of_all) >= every_guard | squeezing | saliency
+    assert len(set(of_all)) == len(of_all)
+
+
+# Steps through which no derivative comes, or none that is worth following.
+ROUGH = {"argmax", "detach", "round", "sign", "sort", "topk", "one_hot_prediction"}
+PARTS = [
+    *((name, build([f"tap{i}" for i in range(3)])) for name, build in DETECTORS.items()),
+    *((name, build()) for name, build in DENOISERS.items()),
+]
+
+
+def served_calls(source: str, part: str) -> set[str]:
+    """What is called when an item is scored or denoised: by heads or denoisers, and by the functions that they call."""
+    bodies = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    ahead = [name for name in bodies if name.endswith("Head")] or [part]
+    found: set[str] = set()
+    while ahead:
+        for node in ast.walk(bodies[ahead.pop()]):
+            if isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                ahead += [name] if name in bodies and name not in found else []
+                found.add(name)
+    return found
+
+
+@pytest.mark.parametrize(("name", "part"), PARTS, ids=[name for name, _ in PARTS])
+def test_every_listed_part_states_its_own_stand_ins(name: str, part: Any) -> None:
+    """On its own class, and at least one where its code takes a step that has no derivative of its own."""
+    assert part.name == name
+    stated = vars(type(part)).get("stand_ins")
+    assert isinstance(stated, tuple)
+    assert all(isinstance(one, StandIn) and one.step and one.derivative for one in stated)
+    calls = served_calls(inspect.getsource(inspect.getmodule(type(part))), type(part).__name__)
+    rough = calls & ROUGH
+    assert stated or not rough, f"{sorted(rough)} have no derivative: what does an attacker differentiate instead?"
 
 
 def test_nothing_is_random_for_a_request(tiny_bundle: Bundle, tiny_subject: OpenedGuard) -> None:

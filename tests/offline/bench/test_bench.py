@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from rich.console import Console
 
-from guard.bundle import Bundle, DetectorSpec, ProgramSpec
+from guard.bundle import Bundle, DetectorSpec, NeedSpec, ProgramSpec
 from guard.calibration import Band
 from guard.errors import BundleError, ConfigError
 from guard.offline.bench.bench import bench, detector_cost, leaner, program_cost, reached, run_bench
@@ -119,13 +119,16 @@ def test_any_other_program_is_judged_by_its_floor() -> None:
 
 def test_a_detector_costs_what_the_program_saves_without_it() -> None:
     program = ProgramSpec("interpret", "interpret.onnx", ("one", "two"), rows=1, backwards=1, opset=20)
-    one = DetectorSpec("one", "one()", ("Logits()", "InputGradient(of='logit')"))
-    two = DetectorSpec("two", "two()", ("Logits()", "DenoisedLogits(denoiser=Median(window=2))"))
+    logits, gradient = NeedSpec("Logits()", "plain"), NeedSpec("InputGradient(of='logit')", "backward")
+    one = DetectorSpec("one", "one()", (logits, gradient))
+    two = DetectorSpec("two", "two()", (logits, NeedSpec("DenoisedLogits(denoiser=Median(window=2))", "rows")))
     measured = laps(model=100.0, interpret=500.0, lean=350.0)
     cost = detector_cost(one, program, {"one": one, "two": two}, measured)
     assert (cost.forwards.median, cost.microseconds.median, cost.at_least) == (1.5, 225.0, False)
-    rows = replace(one, needs=("DenoisedLogits(denoiser=BitDepth(bits=4))",))
-    assert detector_cost(rows, program, {"one": rows, "two": two}, measured).at_least
+    for kind in ("DenoisedLogits(denoiser=BitDepth(bits=4))", "SteeredLogits(steering=...)", "a kind still to come"):
+        rows = replace(one, needs=(NeedSpec(kind, "rows"),))
+        assert detector_cost(rows, program, {"one": rows, "two": two}, measured).at_least, "rows are shared"
+    assert not detector_cost(replace(one, needs=two.needs), program, {"one": two, "two": two}, measured).at_least
 
 
 def test_who_reaches_a_program_is_counted_on_clean_calibration_items(bundle: Bundle) -> None:

@@ -27,7 +27,10 @@ from guard.offline.detectors import (
 from guard.offline.detectors.detector import Head
 from guard.offline.detectors.table import DETECTORS, build_detector
 from guard.offline.evidence import needs
-from guard.offline.evidence.needs import DenoisedLogits, Evidence, Latent, Logits, NoisedGradients, SteeredLogits, take
+from guard.offline.evidence.kinds.gradients import NoisedGradients
+from guard.offline.evidence.kinds.plain import Latent, Logits
+from guard.offline.evidence.kinds.variants import DenoisedLogits, SteeredLogits
+from guard.offline.evidence.needs import Evidence, take
 from guard.offline.programs.program import Program
 from guard.offline.programs.write_programs import compile_programs
 from guard.session import Session

@@ -35,16 +35,10 @@ from guard.offline.detectors.parts.supervision import item_kinds, item_weights, 
 from guard.offline.detectors.saliency_classifier import SaliencyClassifier, SaliencyClassifierHead
 from guard.offline.detectors.summary_classifier import SummaryClassifierHead, grain
 from guard.offline.detectors.table import build_detector
-from guard.offline.evidence.needs import (
-    DenoisedLogits,
-    Evidence,
-    Image,
-    InputGradient,
-    Latent,
-    Logits,
-    Noise,
-    NoisedGradients,
-)
+from guard.offline.evidence.kinds.gradients import InputGradient, Noise, NoisedGradients
+from guard.offline.evidence.kinds.plain import Image, Latent, Logits
+from guard.offline.evidence.kinds.variants import DenoisedLogits
+from guard.offline.evidence.needs import Evidence
 from tests.offline.detectors.fitting import fitted
 
 TAP = Latent("tap")

@@ -15,20 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from guard.errors import ModelError
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
-from guard.offline.evidence.gather import Gather, distinct, pooled
-from guard.offline.evidence.needs import (
-    ChannelAttribution,
-    DenoisedLogits,
-    Evidence,
-    Image,
-    InputGradient,
-    Latent,
-    Logits,
-    Need,
-    Noise,
-    NoisedGradients,
-    SteeredLogits,
-)
+from guard.offline.evidence.gather import Gather, distinct
+from guard.offline.evidence.kinds.gradients import InputGradient, Noise, NoisedGradients
+from guard.offline.evidence.kinds.plain import ChannelAttribution, Image, Latent, Logits, pooled
+from guard.offline.evidence.kinds.variants import DenoisedLogits, SteeredLogits
+from guard.offline.evidence.needs import Evidence, Need
 from guard.offline.evidence.onnx_gather import CompiledGather
 from guard.offline.evidence.steering import Critical, Steer, Steering, Strength
 from guard.offline.model.classifier import Classifier

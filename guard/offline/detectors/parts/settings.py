@@ -1,0 +1,11 @@
+"""Settings of a recipe, checked before a detector is built of them."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+
+def one_of(name: str, value: object, kind: Any) -> None:
+    """Raises ValueError for what is none of a Literal's values."""
+    if value not in get_args(kind):
+        raise ValueError(f"{name} = {value!r}; wanted one of {', '.join(get_args(kind))}")

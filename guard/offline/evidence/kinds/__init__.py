@@ -1,0 +1,1 @@
+"""The kinds of evidence, by the pass that they come with."""

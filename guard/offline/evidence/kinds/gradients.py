@@ -1,0 +1,100 @@
+"""Evidence that comes with the backward pass: gradients to the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.evidence.needs import Need, Pass
+
+Objective = Literal["logit", "margin"]  # of the predicted class; margin: over the runner-up
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Fixed Gaussian patterns, the same for every item: an item's evidence is the same whenever it is asked for."""
+
+    scale: float  # standard deviation in unit space
+    rows: int = 1
+    seed: int = 0
+
+    def patterns(self, shape: tuple[int, ...]) -> Tensor:
+        """[row, *shape of an item]"""
+        generator = torch.Generator().manual_seed(self.seed)
+        return self.scale * torch.randn((self.rows, *shape), generator=generator)
+
+
+class GradientNeed:
+    """A need that the backward pass meets, at the item itself or at noisy copies of it, as every one of this file."""
+
+    rides: ClassVar[Pass] = "backward"
+    compiles: ClassVar[bool] = True
+    comparable: ClassVar[bool] = False
+
+    of: Objective
+    noise: Noise | None = None  # None: at the item itself
+
+    @property
+    def stand_ins(self) -> tuple[StandIn, ...]:
+        return (
+            StandIn("ReLU's step in an input gradient", "softplus of sharpness 10"),
+            StandIn("class whose gradient is taken", "this step's class, held"),
+        )
+
+
+@dataclass(frozen=True)
+class InputGradient(GradientNeed):
+    """Gradient to the input [shape of the input] of the predicted class's logit or of its margin over the runner-up."""
+
+    of: Objective = "logit"
+
+    @property
+    def rows_per_item(self) -> int:
+        return 0
+
+    @property
+    def backwards(self) -> int:
+        return 1
+
+    @property
+    def brings(self) -> tuple[Need, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class NoisedGradients(GradientNeed):
+    """`InputGradient` at noisy copies of the item [item, row, shape of the input], always of the item's own class."""
+
+    noise: Noise
+    of: Objective = "logit"
+
+    @property
+    def rows_per_item(self) -> int:
+        return self.noise.rows
+
+    @property
+    def backwards(self) -> int:
+        return self.noise.rows
+
+    @property
+    def brings(self) -> tuple[Need, ...]:
+        """The item's own gradient: its copies run beside it in the plain pass."""
+        return (InputGradient(self.of),)
+
+
+def predicted_class(logits: Tensor) -> Tensor:
+    """Seed of the predicted class's logit [item, class]."""
+    return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+
+
+def predicted_margin(logits: Tensor) -> Tensor:
+    """Seed of the predicted class's margin over the runner-up [item, class]."""
+    first = predicted_class(logits)
+    return first - predicted_class(logits - first * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True) + 1.0))
+
+
+SEEDS = {"logit": predicted_class, "margin": predicted_margin}

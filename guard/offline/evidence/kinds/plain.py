@@ -1,0 +1,121 @@
+"""Evidence that comes with the one forward pass over the items themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.evidence.needs import Need, Pass
+
+
+@dataclass(frozen=True)
+class PlainAnswers:
+    """What the plain pass gives, for needs to read."""
+
+    images: Tensor  # [item, ...] in unit space
+    logits: Tensor  # [item, class]
+    latents: Mapping[str, Tensor]  # by tap [item, ...]
+    after: Callable[[str], fx.GraphModule]  # the rest of the model behind a tap
+
+
+@dataclass(frozen=True)
+class PlainNeed:
+    """A need that the plain pass meets, as every one of this file."""
+
+    rides: ClassVar[Pass] = "plain"
+    compiles: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
+
+    @property
+    def rows_per_item(self) -> int:
+        return 0
+
+    @property
+    def backwards(self) -> int:
+        return 0
+
+    @property
+    def brings(self) -> tuple[Need, ...]:
+        return ()
+
+    @property
+    def stand_ins(self) -> tuple[StandIn, ...]:
+        return ()
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The layers that it reads."""
+        return ()
+
+    def read(self, plain: PlainAnswers) -> Tensor:
+        """The evidence [item, ...]."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is read from {plain.latents.keys()}")
+
+
+@dataclass(frozen=True)
+class Image(PlainNeed):
+    """The input itself, unit space [item, channel, height, width] or [item, feature]."""
+
+    comparable: ClassVar[bool] = False
+
+    def read(self, plain: PlainAnswers) -> Tensor:
+        return plain.images
+
+
+@dataclass(frozen=True)
+class Logits(PlainNeed):
+    """What the model says, before any softmax [item, class]."""
+
+    def read(self, plain: PlainAnswers) -> Tensor:
+        return plain.logits
+
+
+@dataclass(frozen=True)
+class Latent(PlainNeed):
+    """What a layer says [item, feature]; feature maps are averaged over height and width."""
+
+    tap: str
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return (self.tap,)
+
+    def read(self, plain: PlainAnswers) -> Tensor:
+        return pooled(plain.latents[self.tap])
+
+
+@dataclass(frozen=True)
+class ChannelAttribution(PlainNeed):
+    """What each channel of a layer adds to the predicted class's logit [item, channel]: gradient times activation."""
+
+    tap: str
+
+    compiles: ClassVar[bool] = False
+    comparable: ClassVar[bool] = False
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return (self.tap,)
+
+    def read(self, plain: PlainAnswers) -> Tensor:
+        return attribution(plain.after(self.tap), plain.latents[self.tap])
+
+
+def pooled(latent: Tensor) -> Tensor:
+    """Feature maps [item, channel, height, width] -> [item, channel]; anything else is flattened."""
+    return latent.mean(dim=(2, 3)) if latent.ndim == 4 else latent.flatten(1)
+
+
+def attribution(after: fx.GraphModule, latent: Tensor) -> Tensor:
+    """Gradient of the predicted class's logit times the layer, summed over each channel [item, channel]."""
+    with torch.enable_grad():
+        watched = latent.detach().requires_grad_(True)
+        logits = after(watched, watched)
+        (slope,) = torch.autograd.grad(logits.amax(dim=1).sum(), watched)
+    product = (slope * watched).detach()
+    return product.flatten(2).sum(dim=2) if product.ndim > 2 else product

@@ -1,0 +1,83 @@
+"""Evidence that comes with the pass over variants of the items: denoised, or steered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from guard.offline.denoisers.denoiser import Denoiser
+from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.evidence.needs import Need, Pass
+from guard.offline.evidence.steering import Steer, Steering
+
+
+@dataclass(frozen=True)
+class RowNeed:
+    """A need that takes one row an item of the shared row pass, as every one of this file.
+
+    Its row is another input, or it joins the pass where a layer of the plain pass is steered.
+    """
+
+    rides: ClassVar[Pass] = "rows"
+    compiles: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
+
+    @property
+    def rows_per_item(self) -> int:
+        return 1
+
+    @property
+    def backwards(self) -> int:
+        return 0
+
+    @property
+    def brings(self) -> tuple[Need, ...]:
+        return ()
+
+    @property
+    def stand_ins(self) -> tuple[StandIn, ...]:
+        return ()
+
+    @property
+    def steers(self) -> Mapping[str, Steer]:
+        """What it does at each tap that it steers, in the order of the forward pass; none: its row is another input."""
+        return {}
+
+    def variant(self, images: Tensor) -> Tensor:
+        """The row's own input [item, ...] in unit space, where it is another."""
+        return images
+
+
+@dataclass(frozen=True)
+class SteeredLogits(RowNeed):
+    """What the model says when some of its neurons are strengthened and the others weakened [item, class].
+
+    Its row joins the shared pass at the first layer that is steered; what comes before is the plain pass's own.
+    """
+
+    steering: Steering
+
+    @property
+    def stand_ins(self) -> tuple[StandIn, ...]:
+        return (StandIn("class that steering strengthens", "this step's class, held"),)
+
+    @property
+    def steers(self) -> Mapping[str, Steer]:
+        return {tap: Steer(mask, self.steering.strength) for tap, mask in self.steering.masks().items()}
+
+
+@dataclass(frozen=True)
+class DenoisedLogits(RowNeed):
+    """What the model says about the denoised input [item, class]."""
+
+    denoiser: Denoiser
+
+    @property
+    def stand_ins(self) -> tuple[StandIn, ...]:
+        return self.denoiser.stand_ins
+
+    def variant(self, images: Tensor) -> Tensor:
+        return self.denoiser(images)
