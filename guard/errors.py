@@ -179,3 +179,8 @@ def leaves(root: type[GuardError] = GuardError) -> Iterator[type[GuardError]]:
         yield root
     for child in below:
         yield from leaves(child)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard import container
-from guard.errors import BundleError, DeviceError
+from guard.errors import BundleError, DeviceError, first_line
 
 Device = Literal["cpu", "cuda"]
 Arena = Literal["as_requested", "power_of_two"]
@@ -102,7 +102,7 @@ class Session:
             source = source_of(graph, options, ort)
             self.session = ort.InferenceSession(source, options, providers=providers(device, cuda))
         except Exception as error:  # onnxruntime raises its own untyped family
-            raise BundleError(f"ONNX Runtime cannot load {graph.name}: {str(error).splitlines()[0]}") from error
+            raise BundleError(f"ONNX Runtime cannot load {graph.name}: {first_line(error)}") from error
         if self.session.get_providers()[0] != PROVIDERS[device]:
             raise DeviceError(
                 f"device = {device!r} was asked for, but ONNX Runtime fell back to {self.session.get_providers()[0]}; "

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from guard import errors
-from guard.errors import GuardError, MalformedRequest, RequestError, UserError, leaves
+from guard.errors import GuardError, MalformedRequest, RequestError, UserError, first_line, leaves
 
 LEAVES = list(leaves())
 
@@ -70,3 +70,18 @@ def test_readme_lists_it(leaf: type[GuardError], root: Path) -> None:
     rows = re.findall(r"^\|(.+)\|\s*$", (root / "README.md").read_text("utf-8"), flags=re.MULTILINE)
     cells = [tuple(cell.strip().strip("`") for cell in row.split("|")) for row in rows]
     assert (leaf.__name__, leaf.status, str(leaf.exit_code)) in {row[:3] for row in cells}
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [("", "OSError"), ("\n", "OSError"), ("  \n\n", "OSError"), ("one\ntwo", "one"), ("\n one", "one")],
+)
+)
+def test_an_error_that_says_nothing_has_a_first_line_too(said: str, line: str) -> None:
+    assert first_line(OSError(said)) == line
+
+
+def test_nobody_takes_the_first_line_of_an_error_by_hand() -> None:
+    """`str(error).splitlines()[0]` fails where the error has no message; `first_line` does not."""
+    sources = {file: file.read_text("utf-8") for file in Path(errors.__file__).parent.rglob("*.py")}
+    assert [file.name for file, source in sources.items() if "splitlines()[0]" in source] == []

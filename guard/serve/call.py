@@ -1,7 +1,6 @@
-"""One client's call: its id, its deadline, what it is told at the end, and how a failure becomes its gRPC status.
+"""One client's call: its id, its deadline, what it is told at the end.
 
-Rule 1: every call ends in exactly one of `ENDS`, whatever became of it; the books are kept by that.
-Rule 2: this is the one place where an exception becomes a status.
+Rule 1: every call ends in exactly one way of `End`, whatever became of it; the books are kept by that.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -24,7 +21,6 @@ from google.rpc.status_pb2 import Status
 from guard.errors import Expired, GuardError, UpstreamDown
 from guard.serve.admission import Place
 from guard.serve.gatekeeper import Refusal
-from guard.serve.log import Log
 from guard.serve.upstream import Answer, Metadata, end_to_end
 
 UNCHECKED = "unchecked"  # the verdict on what passed uninspected
@@ -91,30 +87,8 @@ class Call:
         self.context.set_trailing_metadata((*answer.trailing, *self.marks))
         return answer.body
 
-    @asynccontextmanager
-    async def answering(self, log: Log) -> AsyncIterator[None]:
-        """The outermost place: whatever is raised inside becomes this call's gRPC status, and how it ended is noted."""
-        try:
-            yield
-        except GuardError as error:
-            self.ended(error)
-            await self.abort(error)
-        except grpc.aio.AioRpcError as error:  # the model server's own status, untouched
-            self.ended(error)
-            trailing = (*end_to_end(error.trailing_metadata()), *self.marks)
-            await self.context.abort(error.code(), error.details() or "", trailing)
-        except (asyncio.CancelledError, grpc.aio.InternalError) as error:
-            # The client left, or the core ended the call at its deadline, perhaps while something was written to it.
-            self.end = "cancelled" if time.monotonic() < self.deadline else "expired"
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            raise asyncio.CancelledError from error
-        except Exception as error:  # noqa: BLE001  grpc would tell the client the text of it
-            self.ended(error)
-            log.error("internal", id=self.id, cause=repr(error))
-            await self.context.abort(grpc.StatusCode.INTERNAL, f"the guard failed; guard-id {self.id}", self.marks)
-
     def ended(self, error: Exception) -> None:
+        """Note which error ended it, and so in which way."""
         self.error = error
         late = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         if isinstance(error, Expired) or (late and time.monotonic() >= self.deadline - CLOCKS_DIFFER_S):
@@ -128,12 +102,8 @@ class Call:
         """Let go of what the books needed: an error's traceback holds its frames, they the message and this call."""
         self.error = self.outcome = None
 
-    async def abort(self, error: GuardError) -> None:
-        """Answer with the error's own status, message and reason."""
-        refusal = self.refusal(error)
-        await self.context.abort(refusal.code, refusal.details, refusal.trailing)
-
     def refusal(self, error: GuardError) -> Refusal:
+        """The error's own status, message and reason."""
         details = str(error)
         status = status_details(error.status, error.reason, details).replace(NO_ID, self.id.encode())
         return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status)))
@@ -153,16 +123,3 @@ def status_details(status: str, reason: str, message: str) -> bytes:
     code = grpc.StatusCode[status].value[0]
     serialized: bytes = Status(code=code, message=message, details=[detail]).SerializeToString()
     return serialized
-
-
-@asynccontextmanager
-async def let_go() -> AsyncIterator[None]:
-    """A handler's outermost block: an abort ends here, and the library, which has it already, raises it by itself.
-
-    It keeps the abort with the call. With its traceback and what it came from it would also keep the frames, and they
-    the call and its message: a circle that only the garbage collector finds, 120 MiB a refusal.
-    """
-    try:
-        yield
-    except grpc.aio.AbortError as abort:
-        abort.__context__ = abort.__traceback__ = None

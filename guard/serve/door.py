@@ -26,9 +26,10 @@ import grpc.aio
 
 from guard.errors import Expired, MalformedRequest, Overloaded, TooLarge, Unchecked
 from guard.serve.allocator import give_back
-from guard.serve.call import Call, let_go
+from guard.serve.call import Call
 from guard.serve.listener import Handler
 from guard.serve.log import Log
+from guard.serve.outermost import Answer, Note, nothing, outermost
 from guard.serve.permits import FULL, Permit, Permits
 
 INLINE_BYTES = 64 * 1024  # what is smaller is worked on where it is: a thread costs more
@@ -42,11 +43,6 @@ SHUTTING_DOWN = "the guard is shutting down; send the request to another replica
 
 Result = TypeVar("Result")
 Work = Callable[[bytes, Call], Awaitable[bytes]]
-Note = Callable[[Call], None]
-
-
-def nothing(call: Call) -> None:
-    """Say nothing of a call."""
 
 
 class Door:
@@ -69,28 +65,31 @@ class Door:
     def unary(self, work: Work, *, ended: Note = nothing, begun: Note = nothing) -> Handler:
         """The handler of a method of one request and one answer; `begun` may refuse a call before it is read."""
 
-        async def handler(requests: Any, context: Any) -> bytes:  # noqa: ARG001  the context reads
-            answer = b""  # which nobody gets where the call was aborted
-            async with let_go():
-                answer = await self.answer(Call.of(context, timeout_s=self.timeout_s), work, ended, begun)
-            return answer  # noqa: RET504  mypy holds what follows a block that may end an exception for unreachable
+        async def answer(call: Call) -> bytes:
+            if self.closed:
+                raise Unchecked(SHUTTING_DOWN)
+            begun(call)
+            with self.counted():
+                async with self.message(call) as request:
+                    found = await work(request, call)
+            return found
 
-        return grpc.stream_unary_rpc_method_handler(handler)
+        return grpc.stream_unary_rpc_method_handler(self.outermost(answer, ended=ended))
 
-    async def answer(self, call: Call, work: Work, ended: Note, begun: Note) -> bytes:
-        """See one call to its end. Raises grpc.aio.AbortError where that is no answer."""
-        try:
-            async with call.answering(self.log):
-                if self.closed:
-                    raise Unchecked(SHUTTING_DOWN)
-                begun(call)
-                with self.counted():
-                    async with self.message(call) as request:
-                        return await work(request, call)
-        finally:
-            ended(call)
-            call.forget()
-        raise AssertionError("answering() has aborted the call")
+    def streaming(self, work: Callable[[Call], Awaitable[None]], *, ended: Note = nothing) -> Handler:
+        """The handler of a method of many messages both ways, which `work` reads and writes itself."""
+
+        async def pass_through(call: Call) -> None:
+            with self.counted():
+                await work(call)
+
+        return grpc.stream_stream_rpc_method_handler(self.outermost(pass_through, ended=ended))
+
+    def outermost(
+        self, work: Callable[[Call], Awaitable[Answer]], *, ended: Note = nothing
+    ) -> Callable[[Any, Any], Awaitable[Answer | None]]:
+        """The handler around `work`, with this door's deadline and log."""
+        return outermost(work, timeout_s=self.timeout_s, log=self.log, ended=ended)
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
         """All messages of a call that may stay silent for long; its memory is taken when a message is there.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import Bundle
 from guard.cascade import Readings
-from guard.errors import BundleError, DeviceError, GuardError, Unchecked
+from guard.errors import BundleError, DeviceError, GuardError, Unchecked, first_line
 from guard.runtime import Runtime
 from guard.session import DEFAULT_CUDA, CudaOptions, Device
 
@@ -57,7 +57,7 @@ class Engine:
         except GuardError:
             raise
         except Exception as error:  # onnxruntime raises its own untyped family
-            what = [*str(error).splitlines(), type(error).__name__][0]
+            what = first_line(error)
             raise DeviceError(
                 f"the programs failed on {self.device} before the first request: {what}; "
                 "if memory was short, lower max_rows or raise device_memory_bytes"

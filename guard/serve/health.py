@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from guard.errors import MalformedRequest, UnknownService
-from guard.serve.call import Call, let_go
+from guard.serve.call import Call
 from guard.serve.door import Door
 from guard.serve.listener import Methods
 from guard.serve.readiness import Readiness
@@ -34,16 +33,14 @@ class Health:
         readiness.listeners.append(lambda _: self.wake())
 
     def methods(self, door: Door) -> Methods:
-        async def watch(requests: Any, context: Any) -> None:  # noqa: ARG001  the context reads
-            call = Call.of(context, timeout_s=door.timeout_s)
-            async with let_go(), call.answering(door.log):
-                async with door.message(call) as request:
-                    service = asked(request)
-                await self.watch(service, call)
+        async def watch(call: Call) -> None:
+            async with door.message(call) as request:
+                service = asked(request)
+            await self.watch(service, call)
 
         return {
             f"/{HEALTH}/Check": door.unary(self.check),
-            f"/{HEALTH}/Watch": grpc.stream_stream_rpc_method_handler(watch),
+            f"/{HEALTH}/Watch": grpc.stream_stream_rpc_method_handler(door.outermost(watch)),
         }
 
     def status(self, service: str) -> int | None:

@@ -20,7 +20,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from guard.errors import MalformedRequest, ModelError, UnknownModel
+from guard.errors import MalformedRequest, ModelError, UnknownModel, first_line
 from guard.serve.call import Call
 from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.door import Door
@@ -87,7 +87,7 @@ class Model:
         try:
             self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own untyped family
-            raise ModelError(f"{file} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"{file} cannot be loaded by ONNX Runtime: {first_line(error)}") from error
         self.name = file.stem if name is None else name
         self.version = version
         self.inputs = [declared(node, file) for node in self.session.get_inputs()]
@@ -102,9 +102,7 @@ class Model:
         try:
             arrays = self.session.run(wanted, feed)
         except Exception as error:  # onnxruntime raises its own untyped family
-            raise MalformedRequest(
-                f"model {self.name!r} cannot run on this input: {str(error).splitlines()[0]}"
-            ) from error
+            raise MalformedRequest(f"model {self.name!r} cannot run on this input: {first_line(error)}") from error
         response = ModelInferResponse(model_name=self.name, model_version=self.version, id=request.id)
         datatypes = {output.name: output.datatype for output in self.outputs}
         for name, array in zip(wanted, arrays, strict=True):

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from guard.config import ServeConfig
 from guard.errors import ConfigError, NotAllowed
-from guard.serve.call import UNCHECKED, Call, let_go
+from guard.serve.call import UNCHECKED, Call
 from guard.serve.door import Door, Work
 from guard.serve.gatekeeper import Refusal, Wall
 from guard.serve.listener import Handler, Methods
@@ -130,18 +130,15 @@ class Passage:
         """An opaque method, unary or streaming, both ways as bytes."""
         label = self.metrics.method(method.rpartition("/")[2])
 
-        async def handler(requests: Any, context: Any) -> None:  # noqa: ARG001  the context reads
-            call = Call.of(context, timeout_s=self.config.timeout_s)
+        async def work(call: Call) -> None:
             call.told = UNCHECKED
             self.metrics.unchecked.labels(OTHER, "allowed_method").inc()
-            try:
-                with self.door.counted():
-                    async with let_go(), call.answering(self.door.log):
-                        await self.pass_through(method, call)
-            finally:
-                self.metrics.calls.labels(label, "opened" if call.end == "answered" else call.end).inc()
+            await self.pass_through(method, call)
 
-        return grpc.stream_stream_rpc_method_handler(handler)
+        def ended(call: Call) -> None:
+            self.metrics.calls.labels(label, "opened" if call.end == "answered" else call.end).inc()
+
+        return self.door.streaming(work, ended=ended)
 
     async def pass_through(self, method: str, call: Call) -> None:
         """Messages both ways until the upstream ends the call, or the client leaves; then the other side ends, too."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from guard.errors import MalformedRequest, TooLarge
-from guard.serve.call import Call, let_go
+from guard.serve.call import Call
 from guard.serve.door import INLINE_BYTES, Door
 from guard.serve.listener import Methods
 from guard.serve.wire import guard_pb2, inference_pb2
@@ -27,14 +26,11 @@ def reflecting(services: Sequence[str], door: Door) -> Methods:
         pool.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
     servicer: Any = reflection.aio.ReflectionServicer([*services, reflection.SERVICE_NAME], pool=pool)
 
-    async def handler(requests: Any, context: Any) -> None:  # noqa: ARG001  the context reads
-        call = Call.of(context, timeout_s=door.timeout_s)
-        with door.counted():
-            async with let_go(), call.answering(door.log):
-                async for answer in servicer.ServerReflectionInfo(asked(door, call), context):
-                    await context.write(answer.SerializeToString())
+    async def answer(call: Call) -> None:
+        async for found in servicer.ServerReflectionInfo(asked(door, call), call.context):
+            await call.context.write(found.SerializeToString())
 
-    return {METHOD: grpc.stream_stream_rpc_method_handler(handler)}
+    return {METHOD: door.streaming(answer)}
 
 
 async def asked(door: Door, call: Call) -> AsyncIterator[Any]:

@@ -3,7 +3,7 @@
 Rule 1: what was inspected is what is forwarded: the bytes as they came. REPAIR alone re-encodes, and logs both hashes.
 Rule 2: what could not be inspected passes only where mode or on_failure say so; then it is marked and counted.
 Rule 3: a caller learns PASS or REJECT, never a score, an item or a detector.
-Rule 4: errors become gRPC statuses in `Call.answering`, and nowhere else.
+Rule 4: errors become gRPC statuses in `outermost`, and nowhere else.
 """
 
 from __future__ import annotations

@@ -122,11 +122,13 @@ def test_an_idle_guard_sleeps(bundle: Path, upstream: str) -> None:
 def test_the_engine_asks_for_what_was_configured(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
-    def runtime(opened: Bundle, **options: Any) -> Runtime:
-        asked.update(options)
-        return Runtime.open(opened, threads=1)
+    opened_for_real = Runtime.open
 
-    monkeypatch.setattr("guard.serve.engine.Runtime", runtime)
+    def opened(bundle: Bundle, **options: Any) -> Runtime:
+        asked.update(options)
+        return opened_for_real(bundle, threads=1)
+
+    monkeypatch.setattr(Runtime, "open", opened)
     cuda = CudaOptions(device_id=1, memory_bytes=2**30)
     engine = Engine(Bundle.open(bundle), device="cuda", threads=3, cuda=cuda, stage=lambda *_: None)
     asyncio.run(engine.load(largest=2))

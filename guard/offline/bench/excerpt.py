@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from guard.errors import BundleError
+from guard.errors import BundleError, first_line
 
 FORWARD, BACKWARD, ROWS, HEADS, INPUT = "forward", "backward", "variant rows", "heads", "input"
 
@@ -23,7 +23,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError has no public home
-        raise BundleError(f"{path} is no ONNX graph: {str(error).splitlines()[0]}") from error
+        raise BundleError(f"{path} is no ONNX graph: {first_line(error)}") from error
 
 
 def write_graph(model: onnx.ModelProto, path: Path, weights_from: Path) -> Path:

@@ -106,8 +106,8 @@ class Trial:
         try:
             crafted = self.crafted(attack, tried)
         except UNRUNNABLE as error:
-            self.progress.say(f"{short(label, 34)}: cannot be run, so it counts as failed: {first_line(error)}")
-            return UnrunRow(repr(attack), label, str(attack.family), first_line(error))
+            self.progress.say(f"{short(label, 34)}: cannot be run, so it counts as failed: {cause_of(error)}")
+            return UnrunRow(repr(attack), label, str(attack.family), cause_of(error))
         return self.examiner.examine(crafted, label=label, setting="never seen")
 
     def crafted(self, attack: Attack, tried: int) -> CraftedSet:
@@ -168,7 +168,6 @@ def shared_out(planned: Sequence[Planned], seconds: float) -> dict[str, int]:
     return found
 
 
-def first_line(error: BaseException) -> str:
-    """What it says, in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return short(text, 200)
+def cause_of(error: BaseException) -> str:
+    """What an attack that cannot be run says, all of it in one line of a table."""
+    return short(" ".join(str(error).split()) or type(error).__name__, 200)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
-from guard.errors import ModelError
+from guard.errors import ModelError, first_line
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.graph.batch_norm import fold_batch_norm
 from guard.offline.model.onnx_import.importer import check_import, import_onnx
@@ -266,7 +266,3 @@ def count_classes(module: fx.GraphModule, source: Source) -> int:
             f"for 3 items the model's output has shape {shape}; wanted [3, class] with at least two classes"
         )
     return int(result.shape[1])
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from guard.errors import ModelError
+from guard.errors import ModelError, first_line
 from guard.offline.model.onnx_export.layout_rewrites import (
     BATCH,
     clipped_steps_as_hard_sigmoids,
@@ -50,7 +50,7 @@ def lower(
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:
-        raise ModelError(f"cannot be written as ONNX with any number of items: {_first_line(error)}") from error
+        raise ModelError(f"cannot be written as ONNX with any number of items: {cause_of(error)}") from error
     if program is None:
         raise ModelError("cannot be written as ONNX: the exporter returned nothing")
     model = program.model_proto
@@ -64,11 +64,11 @@ def lower(
     return model
 
 
-def _first_line(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """What happened, not where: the exporter's messages run over pages."""
     cause = error.__cause__ or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
+    said = first_line(cause)
+    return said if said == type(cause).__name__ else f"{type(cause).__name__}: {said}"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
 
-from guard.errors import ModelError
+from guard.errors import ModelError, first_line
 
 
 def read_onnx(file: Path) -> onnx.ModelProto:
@@ -25,7 +25,7 @@ def read_onnx(file: Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(file.parent))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise ModelError(
-            f"{file} keeps weights in a file beside it that cannot be read: {str(error).splitlines()[0]}; "
+            f"{file} keeps weights in a file beside it that cannot be read: {first_line(error)}; "
             "put that file back under the name it had"
         ) from error
     return onnx.inliner.inline_local_functions(model) if model.functions else model
