@@ -76,7 +76,6 @@ def test_readme_lists_it(leaf: type[GuardError], root: Path) -> None:
     ("said", "line"),
     [("", "OSError"), ("\n", "OSError"), ("  \n\n", "OSError"), ("one\ntwo", "one"), ("\n one", "one")],
 )
-)
 def test_an_error_that_says_nothing_has_a_first_line_too(said: str, line: str) -> None:
     assert first_line(OSError(said)) == line
 

@@ -9,11 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from guard.bundle import Bundle
-from guard.cascade import Readings
 from guard.errors import UnknownModel
-from guard.policy import Verdict
 from guard.serve.call import Call
 from guard.serve.door import Door
+from guard.serve.inspector import Inspection
 from guard.serve.listener import Methods
 from guard.serve.readiness import Readiness
 from guard.serve.scan import embedded
@@ -42,14 +41,13 @@ class Admin:
         message, decoded = service.read(embedded(request))
         if decoded is None:
             raise UnknownModel(f"no bundle guards model {message.model_name!r}; it passes uninspected")
-        service.check_judgeable(len(decoded.images))
-        readings = await service.batcher.submit(decoded.images, call.deadline)
-        answer: bytes = self.response(service.judge(readings), readings).SerializeToString()
+        found = await service.inspector.inspect(decoded.images, call.deadline)
+        answer: bytes = self.response(found).SerializeToString()
         return answer
 
-    def response(self, verdict: Verdict, readings: Readings) -> InspectResponse:
-        service = self.service
-        names = service.calibration.detectors
+    def response(self, found: Inspection) -> InspectResponse:
+        """The verdict with its reasons."""
+        readings, names = found.readings, self.service.inspector.calibration.detectors
         items = [
             Item(
                 action=action.value,
@@ -61,11 +59,13 @@ class Admin:
                     for name, p, score in zip(names, readings.detector_p[index], readings.scores[index], strict=True)
                 ],
             )
-            for index, action in enumerate(verdict.items)
+            for index, action in enumerate(found.verdict.items)
         ]
-        whole = service.request_p_value(readings) if service.policy.rows == "request" else 0.0
         return InspectResponse(
-            action=verdict.request.value, items=items, bundle_digest=self.bundle.digest, request_p_value=whole
+            action=found.verdict.request.value,
+            items=items,
+            bundle_digest=self.bundle.digest,
+            request_p_value=found.request_p_value or 0.0,
         )
 
     async def describe(self, request: bytes, call: Call) -> bytes:  # noqa: ARG002
@@ -80,7 +80,7 @@ class Admin:
             repair=policy.repair or "",
             reject_rate=policy.reject_rate,
             flag_rate=policy.flag_rate,
-            calibration_items=service.calibration.items,
+            calibration_items=service.inspector.calibration.items,
             ready=because is None,
             not_ready_because=because or "",
             guard_version=guard_version(),

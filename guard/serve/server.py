@@ -1,6 +1,6 @@
 """The composition root: a configuration becomes a guard that listens, watches its upstream, and drains when told to.
 
-    client ── inference listener ─► service ─► batcher ─► engine ─► policy ─► upstream
+    client ── inference listener ─► service ─► inspector (batcher ─► engine, policy) ─► upstream
     operator ── admin listener ─► guard.v1        Prometheus ── metrics listener
 
 Rule 1: the guard never exits because the upstream is absent; as a sidecar it starts first.
@@ -38,6 +38,7 @@ from guard.serve.engine import Engine
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
 from guard.serve.health import HEALTH, Health
+from guard.serve.inspector import Inspector
 from guard.serve.limits import ANSWER_BYTES, Limits
 from guard.serve.listener import Listener, listening
 from guard.serve.log import Bridge, Log
@@ -146,11 +147,8 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
         service = Service(
             config=config,
-            policy=policy,
             model=model,
-            calibration=bundle.calibration,
-            batcher=batcher,
-            engine=engine,
+            inspector=Inspector(policy=policy, calibration=bundle.calibration, batcher=batcher, engine=engine),
             upstream=upstream,
             metrics=metrics,
             readiness=readiness,

@@ -9,7 +9,6 @@ Rule 4: errors become gRPC statuses in `outermost`, and nowhere else.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
 from contextlib import suppress
@@ -22,33 +21,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.bundle import ModelSpec
-from guard.calibration import Calibration, smallest_rate
-from guard.cascade import Readings
 from guard.config import ServeConfig
 from guard.errors import (
-    Expired,
     GuardError,
-    MalformedRequest,
     Overloaded,
     Rejected,
     RequestError,
     Unchecked,
-    Uninspectable,
     UnknownModel,
     UpstreamDown,
 )
-from guard.policy import Action, Policy, Verdict, decide
+from guard.policy import Action
 from guard.serve import decode
 from guard.serve.acceptor import TICKET
 from guard.serve.admission import Admission, Place
 from guard.serve.agreement import Agreement
-from guard.serve.batcher import Batcher
 from guard.serve.call import UNCHECKED, Call
 from guard.serve.decode import Decoded
 from guard.serve.door import Door
-from guard.serve.engine import Engine
 from guard.serve.gate import InferGate
 from guard.serve.gatekeeper import Gate
+from guard.serve.inspector import Inspection, Inspector, label
 from guard.serve.listener import Methods
 from guard.serve.log import Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
@@ -78,11 +71,8 @@ class Service:
     """The one method that carries tensors."""
 
     config: ServeConfig
-    policy: Policy
     model: ModelSpec
-    calibration: Calibration
-    batcher: Batcher
-    engine: Engine
+    inspector: Inspector
     upstream: Upstream
     metrics: Metrics
     readiness: Readiness
@@ -90,6 +80,7 @@ class Service:
     log: Log
 
     def __post_init__(self) -> None:
+        self.policy = self.inspector.policy
         self.allowed_models = frozenset(self.config.allow_models)
         self.seldom = Seldom(REFUSAL_LOG_S)
         self.seldom_disagreeing = Seldom(DISAGREEMENT_LOG_S)
@@ -138,31 +129,25 @@ class Service:
         """Inspect, and turn "could not" into what mode and on_failure say."""
         if self.policy.mode == "off":
             return self.unchecked(request, OTHER, "off", call)
-        shadow = self.policy.mode == "shadow"
         try:
             return await self.inspect(request, call)
-        except (MalformedRequest, Uninspectable) as error:
-            if not shadow:
-                raise
-            return self.unchecked(request, self.model.name, error.reason.lower(), call, cause=error)
-        except (Unchecked, Overloaded) as error:
-            if not shadow and self.policy.on_failure == "closed":
-                raise
-            return self.unchecked(request, self.model.name, error.reason.lower(), call, cause=error)
-        except (GuardError, asyncio.CancelledError):
-            raise
-        except Exception as error:  # a fault of ours must not become a way past us
-            self.log.error("internal", id=call.id, cause=repr(error))
-            if not shadow and self.policy.on_failure == "closed":
+        except Exception as error:
+            ours = not isinstance(error, GuardError)
+            if ours:  # a fault of ours must not become a way past us
+                self.log.error("internal", id=call.id, cause=repr(error))
+            reason = self.inspector.unchecked(error)
+            if reason is not None:
+                return self.unchecked(request, self.model.name, reason, call, cause=error)
+            if ours:
                 raise Unchecked("the guard failed while inspecting this request") from error
-            return self.unchecked(request, self.model.name, "internal", call, cause=error)
+            raise
 
     def read(self, request: bytes) -> tuple[ModelInferRequest, Decoded | None]:
         """The message, and its tensor unless the operator lets the model's requests pass."""
         parsed = decode.parse(request)
         if not self.guarded(parsed.message):
             return parsed.message, None
-        return parsed.message, decode.decode(parsed, self.model.input, max_items=self.batcher.max_queue_items)
+        return parsed.message, decode.decode(parsed, self.model.input, max_items=self.inspector.max_items)
 
     async def inspect(self, request: bytes, call: Call) -> Outcome:
         began = time.monotonic()
@@ -170,25 +155,23 @@ class Service:
         if decoded is None:
             return self.unchecked(request, message.model_name, "allowed_model", call)
         call.items = len(decoded.images)
-        self.check_judgeable(call.items)
         self.metrics.stage("decode", time.monotonic() - began)
-        readings = await self.batcher.submit(decoded.images, call.deadline)
-        self.metrics.inspected(readings.p_value, readings.detector_p)
-        verdict = self.judge(readings)
-        enacted = self.policy.enact(verdict.request)
+        found = await self.inspector.inspect(decoded.images, call.deadline)
+        self.metrics.inspected(found.readings.p_value, found.readings.detector_p)
         forward = request
         fields: dict[str, Any] = {}
-        if enacted is Action.REPAIR:
-            forward, fields = await self.repair(message, decoded, verdict, call)
-        if verdict.request is not Action.PASS:
-            self.log_verdict(message, call, verdict, enacted, readings, fields)
+        if found.enacted is Action.REPAIR:
+            forward, fields = await self.repair(message, decoded, found, call)
+        if found.verdict.request is not Action.PASS:
+            self.log_verdict(message, call, found, fields)
+        told = found.enacted if self.config.tell_flags or found.enacted is Action.REJECT else Action.PASS
         return Outcome(
             model=self.model.name,
-            action=label(verdict.request, enacted),
-            items=self.item_labels(verdict),
+            action=label(found.verdict.request, found.enacted),
+            items=self.inspector.item_labels(found.verdict),
             forward=forward,
-            told=enacted.value if self.config.tell_flags or enacted is Action.REJECT else Action.PASS.value,
-            prediction=readings.prediction if forward is request else None,
+            told=told.value,
+            prediction=found.readings.prediction if forward is request else None,
         )
 
     def guarded(self, message: ModelInferRequest) -> bool:
@@ -237,36 +220,17 @@ class Service:
                 f"the request names {asked}"
             )
 
-    def check_judgeable(self, items: int) -> None:
-        """Where a request is judged as a whole, one too large could never be rejected. Raises Uninspectable."""
-        if self.policy.rows == "request" and smallest_rate(self.calibration.items // items) > self.policy.reject_rate:
-            most = self.calibration.items // (math.ceil(1 / self.policy.reject_rate) - 1)
-            raise Uninspectable(
-                f"a request of {items} items cannot be judged as a whole at the promised rate; send at most {most}"
-            )
-
-    def judge(self, readings: Readings) -> Verdict:
-        whole = self.request_p_value(readings) if self.policy.rows == "request" else None
-        return decide(readings.p_value.tolist(), self.policy, request_p_value=whole)
-
-    def request_p_value(self, readings: Readings) -> float:
-        """p-value of the riskiest item among requests of as many items."""
-        return self.calibration.request_p_value(float(readings.risk.max()), len(readings.risk))
-
     async def repair(
-        self, message: ModelInferRequest, decoded: Decoded, verdict: Verdict, call: Call
+        self, message: ModelInferRequest, decoded: Decoded, found: Inspection, call: Call
     ) -> tuple[bytes, dict[str, Any]]:
-        """The request with its suspicious items cleaned (all, where it is judged as a whole), and what to log."""
-        name = self.policy.repair or ""
-        whole = self.policy.rows == "request"
-        chosen = np.asarray([whole or item is Action.REPAIR for item in verdict.items])
-        images = decoded.images.copy()
-        try:
-            async with asyncio.timeout(call.remaining_s()):
-                images[chosen] = await self.engine.repair(decoded.images[chosen], name)
-        except TimeoutError as error:
-            raise Expired("the deadline passed while the request was repaired; nothing was forwarded") from error
-        hashes = {"repair": name, "sha256_before": decoded.digest, "sha256_after": decode.tensor_digest(images)}
+        """The request with its suspicious items cleaned, and what to log."""
+        call.remaining_s()
+        images = await self.inspector.repair(decoded.images, found.verdict, call.deadline)
+        hashes = {
+            "repair": self.policy.repair,
+            "sha256_before": decoded.digest,
+            "sha256_after": decode.tensor_digest(images),
+        }
         return decode.encode(message, images, self.model.input, decoded.form), hashes
 
     def unchecked(
@@ -292,11 +256,6 @@ class Service:
         return await call.deliver(answer)
 
     # what is remembered of it
-
-    def item_labels(self, verdict: Verdict) -> tuple[str, ...]:
-        """Each item's own verdict; where the request is judged as a whole, the request's."""
-        items = (verdict.request,) * len(verdict.items) if self.policy.rows == "request" else verdict.items
-        return tuple(label(item, self.policy.enact(item)) for item in items)
 
     def count_items(self, outcome: Outcome) -> None:
         for action, count in Counter(outcome.items).items():
@@ -328,24 +287,17 @@ class Service:
             why = {"cause": str(error), "because": because(error)}
             self.log.warning("refused", id=call.id, reason=reason, **why, held_back=held_back)
 
-    def log_verdict(
-        self,
-        message: ModelInferRequest,
-        call: Call,
-        verdict: Verdict,
-        enacted: Action,
-        readings: Readings,
-        fields: dict[str, Any],
-    ) -> None:
-        worst = int(readings.p_value.argmin())
-        detectors = zip(self.calibration.detectors, readings.detector_p[worst].tolist(), strict=True)
+    def log_verdict(self, message: ModelInferRequest, call: Call, found: Inspection, fields: dict[str, Any]) -> None:
+        readings, worst = found.readings, found.worst
+        names = self.inspector.calibration.detectors
+        detectors = zip(names, readings.detector_p[worst].tolist(), strict=True)
         self.log.info(
-            label(verdict.request, enacted),
+            label(found.verdict.request, found.enacted),
             id=call.id,
             request_id=message.id[:80],
             model=self.model.name,
-            items=len(verdict.items),
-            suspicious=[index for index, item in enumerate(verdict.items) if item is not Action.PASS][:64],
+            items=len(found.verdict.items),
+            suspicious=[index for index, item in enumerate(found.verdict.items) if item is not Action.PASS][:64],
             worst_item=worst,
             p_value=float(readings.p_value[worst]),
             prediction=int(readings.prediction[worst]),
@@ -386,11 +338,6 @@ class Service:
         if stale is (self.readiness.part("bundle") is None):
             reason = f"bundle and model server name different classes for {share:.0%} of the last items"
             self.readiness.say("bundle", f"{reason}; is the bundle for this model?" if stale else None)
-
-
-def label(judged: Action, enacted: Action) -> str:
-    """The action for metrics and logs: what happened, or what would have happened in `enforce`."""
-    return judged.value if judged is enacted else f"would_{judged.value}"
 
 
 def because(error: BaseException | None) -> str | None:

@@ -17,10 +17,10 @@ from guard.config import ServeConfig
 from guard.errors import ConfigError
 from guard.policy import Action
 from guard.runtime import Runtime
+from guard.serve.inspector import label
 from guard.serve.log import Log
 from guard.serve.passage import opened_methods
 from guard.serve.server import running
-from guard.serve.service import label
 from guard.serve.wire.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,

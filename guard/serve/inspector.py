@@ -1,0 +1,118 @@
+"""The middle of the guard: images -> an inspection. It knows no protocol, and no door but asks it.
+
+Rule 1: what could not be inspected passes only where mode or on_failure say so.
+Rule 2: nothing here decodes, forwards, counts or logs; whoever asks does, and answers its own client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.calibration import Calibration, smallest_rate
+from guard.cascade import Readings
+from guard.errors import Expired, GuardError, MalformedRequest, Overloaded, Unchecked, Uninspectable
+from guard.policy import Action, Policy, Verdict, decide
+from guard.serve.batcher import Batcher
+from guard.serve.engine import Engine
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What the guard makes of the items of one request."""
+
+    readings: Readings
+    verdict: Verdict
+    enacted: Action  # what the mode makes of the request's verdict
+    request_p_value: float | None  # where requests are judged as a whole
+
+    @property
+    def worst(self) -> int:
+        """The item with the smallest p-value."""
+        return int(self.readings.p_value.argmin())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspector:
+    """Has images read, judges them, and repairs them where that is what the verdict says."""
+
+    policy: Policy
+    calibration: Calibration
+    batcher: Batcher
+    engine: Engine
+
+    @property
+    def max_items(self) -> int:
+        """The most items that one request may hold."""
+        return self.batcher.max_queue_items
+
+    async def inspect(self, images: NDArray[Any], deadline: float) -> Inspection:
+        """Wire inputs [item, ...] -> readings and verdict, by `deadline` of time.monotonic().
+
+        Raises:
+            Uninspectable: the request can not be judged as a whole, as the policy wants it.
+            Overloaded, Expired, Unchecked: as the batcher does.
+        """
+        self.check_judgeable(len(images))
+        readings = await self.batcher.submit(images, deadline)
+        whole = self.whole(readings)
+        verdict = decide(readings.p_value.tolist(), self.policy, request_p_value=whole)
+        return Inspection(readings, verdict, self.policy.enact(verdict.request), whole)
+
+    def check_judgeable(self, items: int) -> None:
+        """Where a request is judged as a whole, one too large could never be rejected. Raises Uninspectable."""
+        if self.policy.rows == "request" and smallest_rate(self.calibration.items // items) > self.policy.reject_rate:
+            most = self.calibration.items // (math.ceil(1 / self.policy.reject_rate) - 1)
+            raise Uninspectable(
+                f"a request of {items} items cannot be judged as a whole at the promised rate; send at most {most}"
+            )
+
+    def whole(self, readings: Readings) -> float | None:
+        """p-value of the riskiest item among requests of as many items, where requests are judged as a whole."""
+        if self.policy.rows != "request":
+            return None
+        return self.calibration.request_p_value(float(readings.risk.max()), len(readings.risk))
+
+    async def repair(self, images: NDArray[Any], verdict: Verdict, deadline: float) -> NDArray[Any]:
+        """The images with suspicious items cleaned; all of them, where the request is judged as a whole.
+
+        Raises:
+            Expired: the deadline passed meanwhile.
+        """
+        whole = self.policy.rows == "request"
+        chosen = np.asarray([whole or item is Action.REPAIR for item in verdict.items])
+        repaired = images.copy()
+        left_s = deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
+                repaired[chosen] = await self.engine.repair(images[chosen], self.policy.repair or "")
+        except TimeoutError as error:
+            raise Expired("the deadline passed while the request was repaired; nothing was forwarded") from error
+        return repaired
+
+    def unchecked(self, error: Exception) -> str | None:
+        """The reason for which a request passes uninspected after this error; None where the error is the answer."""
+        if isinstance(error, MalformedRequest | Uninspectable):
+            excused = self.policy.mode == "shadow"
+        elif isinstance(error, GuardError) and not isinstance(error, Unchecked | Overloaded):
+            excused = False
+        else:  # ours: out of order, overloaded, or a fault
+            excused = self.policy.mode == "shadow" or self.policy.on_failure == "open"
+        reason = error.reason.lower() if isinstance(error, GuardError) else "internal"
+        return reason if excused else None
+
+    def item_labels(self, verdict: Verdict) -> tuple[str, ...]:
+        """Each item's own verdict; where the request is judged as a whole, the request's."""
+        items = (verdict.request,) * len(verdict.items) if self.policy.rows == "request" else verdict.items
+        return tuple(label(item, self.policy.enact(item)) for item in items)
+
+
+def label(judged: Action, enacted: Action) -> str:
+    """The action for metrics and logs: what happened, or what would have happened in `enforce`."""
+    return judged.value if judged is enacted else f"would_{judged.value}"
