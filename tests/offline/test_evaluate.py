@@ -268,8 +268,8 @@ def test_the_report_has_every_column(bundle: Bundle, data: Path) -> None:
     assert found.left_out[0].fitted_on == ("fgsm L∞ 4/16",)
     assert {row.name for row in found.clean} >= {"clean", "noise of the attacks' sizes", "off-grid clean"}
     clean = found.clean[0]
-    low, high = clean.bands["0.05"]
-    alarms = clean.alarms["0.05"]
+    low, high = clean.bands[0.05]
+    alarms = clean.alarms[0.05]
     assert alarms is not None
     assert low <= alarms.count <= high
     (adaptive,) = found.adaptive
@@ -341,16 +341,16 @@ def test_shifts_classes_and_the_worst_case_are_there(
     assert sum(row.accuracy.items for row in found.classes[:2]) == found.accuracy.items
     assert sum(row.accuracy.items for row in found.classes[2:]) == found.accuracy.items
     assert found.worst is not None
-    handled = found.worst.handled["0.05"]
+    handled = found.worst.handled[0.05]
     assert handled is not None
-    single = [row.served.handled["0.05"] for row in found.attacks]
+    single = [row.served.handled[0.05] for row in found.attacks]
     assert handled.value <= min(rate.value for rate in single if rate is not None) + 0.15
     for row in found.attacks:
         assert set(row.served.alone) == set(bundle.calibration.detectors)
-        passing, handled = row.served.passing["0.05"], row.served.handled["0.05"]
+        passing, handled = row.served.passing[0.05], row.served.handled[0.05]
         assert passing is not None
         assert handled is not None
-        caught = row.served.caught["0.05"]
+        caught = row.served.caught[0.05]
         assert caught is not None
         assert handled.count == row.tried - row.success.count + caught.count
     assert found.exhibit is not None

@@ -201,7 +201,7 @@ class AdaptiveStage:
         readings = read(cascade, found.images.numpy())
         fooled, p_value = readings.prediction != labels, readings.p_value
         missed = missed_at(readings, labels)
-        passed = {p.name: Rate.of(missed > p.rate) if p.reason is None else None for p in self.promises}
+        passed = {p.rate: Rate.of(missed > p.rate) if p.reason is None else None for p in self.promises}
         by_method = {
             method: missed_at(read(cascade, result.images.numpy()), labels)
             for method, result in outcome.by_method.items()

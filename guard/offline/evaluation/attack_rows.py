@@ -171,12 +171,12 @@ def detect(
 ) -> Detection:
     """`fooling` are the readings of the items that fool the model; `p_value` and `wrong` run over all tried."""
     made = [promise for promise in promises if promise.reason is None]
-    none: dict[str, Rate | None] = {promise.name: None for promise in promises}
+    none: dict[float, Rate | None] = {promise.rate: None for promise in promises}
     return Detection(
         auroc=Area.between(clean.risk, fooling.risk),
         caught=caught_at(promises, fooling.p_value),
-        handled=none | {p.name: Rate.of(~wrong | (p_value <= p.rate)) for p in made},
-        passing=none | {p.name: Rate.of(~wrong[p_value > p.rate]) for p in made},
+        handled=none | {p.rate: Rate.of(~wrong | (p_value <= p.rate)) for p in made},
+        passing=none | {p.rate: Rate.of(~wrong[p_value > p.rate]) for p in made},
         alone={
             name: alone_at(promises, fooling.detector_p[:, column], calibration.items)
             for column, name in enumerate(calibration.detectors)
@@ -187,7 +187,7 @@ def detect(
 def alone_at(promises: Sequence[Promise], p_value: Floats, items: int) -> Caught:
     """One detector's share at each rate; None also where two tails cannot promise it with so many clean items."""
     caught = caught_at(promises, p_value)
-    return {p.name: caught[p.name] if p.rate * (items + 1) >= TAILS else None for p in promises}
+    return {p.rate: caught[p.rate] if p.rate * (items + 1) >= TAILS else None for p in promises}
 
 
 def worst_of(fates: Mapping[str, Outcomes], promises: Sequence[Promise], reject_rate: float) -> Worst | None:
@@ -205,7 +205,7 @@ def worst_of(fates: Mapping[str, Outcomes], promises: Sequence[Promise], reject_
     return Worst(
         attacks=tuple(fates),
         bare=Rate.of(np.logical_and.reduce([~fate.wrong for fate in chosen])),
-        handled={p.name: always(p.rate) if p.reason is None else None for p in promises},
+        handled={p.rate: always(p.rate) if p.reason is None else None for p in promises},
         robust_accuracy=always(reject_rate),
     )
 

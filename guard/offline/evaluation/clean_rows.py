@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,17 +34,21 @@ RIGHT, WRONG = "the model is right", "the model is wrong"
 
 
 def clean_rows(
-    subject: OpenedGuard, clean: Readings, others: Mapping[str, NDArray[np.float32]], promises: Sequence[Promise]
+    subject: OpenedGuard, clean: Readings, harmless: Unattacked, promises: Sequence[Promise]
 ) -> tuple[CleanRow, ...]:
-    """Clean items, whose readings these are and whom the promise covers, and others that nobody attacked either.
-
-    `others` are unit-space images [item, ...] by name.
-    """
+    """Clean items, whose readings these are and whom the promise covers, and others that nobody attacked either."""
     cascade, rates = subject.cascade, subject.rates
+
+    def row(name: str, images: NDArray[np.float32], *, part: bool = False) -> CleanRow:
+        found = clean_row(name, read(cascade, images), promises, rates, promised_on=None)
+        return replace(found, part=part)
+
     rows = [clean_row("clean", clean, promises, rates, promised_on=cascade.calibration.items)]
-    for name, images in others.items():
-        if len(images):
-            rows.append(clean_row(name, read(cascade, images), promises, rates, promised_on=None))
+    if len(harmless.noise):
+        rows.append(row(NOISE, harmless.noise))
+    rows += [row(f"as large as {label}", noise, part=True) for label, noise in harmless.as_large.items() if len(noise)]
+    if harmless.off_grid is not None:
+        rows.append(row(OFF_GRID, harmless.off_grid))
     return tuple(rows)
 
 
@@ -67,21 +72,28 @@ def clean_row(
         reject_band=rejections_band(rates.reject, count, len(p)) if covered else None,
         flag_band=rejections_band(rates.flag, count, len(p)) if covered else None,
         alarms=caught_at(promises, p),
-        bands={promise.name: rejections_band(promise.rate, count, len(p)) for promise in made} if covered else {},
+        bands={promise.rate: rejections_band(promise.rate, count, len(p)) for promise in made} if covered else {},
         accuracy=accuracy,
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Unattacked:
+    """Items that nobody attacked and that are not as clean items are; unit space [item, ...]."""
+
+    noise: NDArray[np.float32]  # snapped, as large as all the attacks
+    as_large: Mapping[str, NDArray[np.float32]]  # by attack: the part of it that is as large as that one
+    off_grid: NDArray[np.float32] | None  # clean items beside their grid, where they have one
+
+
 def unattacked(
     images: NDArray[np.float32], crafted: Mapping[str, CraftedSet], grid: int | None, seed: int
-) -> dict[str, NDArray[np.float32]]:
-    """Snapped noise, as large as all the attacks and as each of them, and off-grid clean; unit space [item, ...]."""
+) -> Unattacked:
+    """What comes of these clean images and crafted sets without anybody's intent."""
     blank = np.zeros_like(images[:0])
-    found = {NOISE: np.concatenate([blank, *(c.noise for c in crafted.values())])}
-    found |= {f"  as large as {label}": c.noise for label, c in crafted.items()}
-    if grid is not None:
-        found[OFF_GRID] = off_grid(images, grid, torch.Generator().manual_seed(seed))
-    return found
+    off = None if grid is None else off_grid(images, grid, torch.Generator().manual_seed(seed))
+    as_large = {label: found.noise for label, found in crafted.items()}
+    return Unattacked(np.concatenate([blank, *as_large.values()]), as_large, off)
 
 
 def shift_rows(
@@ -106,12 +118,12 @@ def class_rows(
 ) -> tuple[ClassRow, ...]:
     """Items that the model has right, those that it has wrong, and those of each true class, by number."""
     right = clean.prediction == labels
-    groups = {RIGHT: right, WRONG: ~right}
-    groups |= {class_name(int(one), names): labels == one for one in np.unique(labels)}
-    return tuple(
-        ClassRow(name, Rate.of(right[members]), caught_at(promises, clean.p_value[members]))
-        for name, members in groups.items()
-    )
+
+    def row(name: str, members: NDArray[np.bool_], true_class: int | None = None) -> ClassRow:
+        return ClassRow(name, Rate.of(right[members]), caught_at(promises, clean.p_value[members]), true_class)
+
+    present = [int(one) for one in np.unique(labels)]
+    return (row(RIGHT, right), row(WRONG, ~right), *(row(class_name(c, names), labels == c, c) for c in present))
 
 
 def class_name(number: int, names: Sequence[str]) -> str:

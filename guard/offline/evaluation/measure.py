@@ -22,7 +22,7 @@ from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evaluation.pictures import exhibit_of
 from guard.offline.evaluation.suite_rows import Further, Trial
 from guard.offline.findings.attack_names import labels_of
-from guard.offline.findings.evaluation import NOISE, AdaptiveRow, Evaluation
+from guard.offline.findings.evaluation import AdaptiveRow, Evaluation
 from guard.offline.findings.intervals import Rate, promises_of
 from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard, Rates
@@ -91,7 +91,7 @@ def measure(
         forwards=sum(program.rows + program.backwards for program in cascade.programs),
         item_shape=tuple(spec.input.shape),
         class_count=spec.output.classes,
-        exhibit=exhibit_of(guard, tried, promises, model, noisy[NOISE], names),
+        exhibit=exhibit_of(guard, tried, promises, model, noisy.noise, names),
     )
 
 

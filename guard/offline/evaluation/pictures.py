@@ -36,7 +36,7 @@ def exhibit_of(
     pictures = len(shape) == 3 and shape[0] in MAPPED
     risks = guard.cascade.calibration.sorted_risks
     return Exhibit(
-        thresholds={p.name: threshold(risks, p.rate) for p in promises if p.reason is None},
+        thresholds={p.rate: threshold(risks, p.rate) for p in promises if p.reason is None},
         clean=guard.clean.risk,
         noise=read(guard.cascade, noise).risk,
         attacks={label: found.readings.risk for label, found in examined.items()},

@@ -26,8 +26,9 @@ class CleanRow:
     reject_band: tuple[int, int] | None = None  # where the number of rejections must lie, if a promise covers this row
     flag_band: tuple[int, int] | None = None
     alarms: Caught = field(default_factory=dict)
-    bands: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    bands: Mapping[float, tuple[int, int]] = field(default_factory=dict)
     accuracy: Rate | None = None  # of the bare model, where the inputs have labels
+    part: bool = False  # of the row before it: the noise that is as large as one attack
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ class ClassRow:
     name: str
     accuracy: Rate  # of the bare model
     alarms: Caught
+    true_class: int | None = None  # None: of all classes, that the model has right, or wrong
 
     def bothered(self, rate: float) -> bool:
         """Whether the interval of its false alarms lies wholly above the rate."""
-        found = self.alarms.get(f"{rate:g}")
+        found = self.alarms.get(rate)
         return found is not None and found.items > 0 and found.low > rate
 
 
@@ -227,6 +229,16 @@ class Evaluation:
     def stated(self) -> tuple[Promise, ...]:
         """The rates at which there are figures; for the others there is a reason."""
         return tuple(promise for promise in self.promises if promise.reason is None)
+
+    @property
+    def by_answer(self) -> tuple[ClassRow, ...]:
+        """The rows of the clean items that the model has right, and of those that it has wrong."""
+        return tuple(row for row in self.classes if row.true_class is None)
+
+    @property
+    def by_class(self) -> tuple[ClassRow, ...]:
+        """The rows of the true classes."""
+        return tuple(row for row in self.classes if row.true_class is not None)
 
     @property
     def every_attack(self) -> tuple[AttackRow, ...]:

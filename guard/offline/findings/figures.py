@@ -30,7 +30,7 @@ class Specimen:
 class Exhibit:
     """Risks of clean, noisy and attacked items, and specimens."""
 
-    thresholds: Mapping[str, float]  # by the promise's name: the largest risk that passes
+    thresholds: Mapping[float, float]  # by the promised rate: the largest risk that passes
     clean: Floats
     noise: Floats
     attacks: Mapping[str, Floats]  # by label

@@ -115,9 +115,9 @@ def promises_of(items: int, tested: int) -> tuple[Promise, ...]:
     return tuple(Promise.of(rate, items, tested) for rate in PROMISED)
 
 
-Caught = Mapping[str, Rate | None]  # by the promise's name; None where it cannot be promised
+Caught = Mapping[float, Rate | None]  # by the promised rate; None where it cannot be promised
 
 
 def caught_at(promises: Sequence[Promise], p_value: Floats) -> Caught:
     """The share of items whose p-value is at most each rate."""
-    return {p.name: Rate.of(p_value <= p.rate) if p.reason is None else None for p in promises}
+    return {p.rate: Rate.of(p_value <= p.rate) if p.reason is None else None for p in promises}

@@ -56,7 +56,7 @@ def left_out_note(e: Evaluation) -> str:
         return note("No family was left out in this run.")
     alarms = (
         f"without <b>{html.escape(row.family)}</b> (fitted on {html.escape(', '.join(row.fitted_on))}): "
-        + ", ".join(f"{plain_rate(row.alarms.get(p.name))} at {promise_text(p)}" for p in e.promises)
+        + ", ".join(f"{plain_rate(row.alarms.get(p.rate))} at {promise_text(p)}" for p in e.promises)
         for row in e.left_out
     )
     return f'<p class="note">False alarms of those guards on clean items: {"; ".join(alarms)}.</p>'

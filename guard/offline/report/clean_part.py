@@ -17,8 +17,8 @@ MOST = 20  # classes in the table; the JSON file has all
 def clean_part(e: Evaluation) -> list[str]:
     own = ("rejected (bundle's own rate)", "flagged or rejected") if has_own_rates(e) else ()
     shifted = [row for row in e.clean if row.accuracy is not None]
-    others = [row for row in e.clean if row.accuracy is None and not row.name.startswith(" ")]
-    sizes = [row for row in e.clean if row.name.startswith(" ")]
+    others = [row for row in e.clean if row.accuracy is None and not row.part]
+    sizes = [row for row in e.clean if row.part]
 
     def rows_of(rows: Sequence[CleanRow]) -> str:
         names = ("inputs", "items", *heads(e.stated, "taken for attacked at "), *own)
@@ -55,7 +55,7 @@ def shift_part(e: Evaluation, shifted: Sequence[CleanRow]) -> list[str]:
                     named(row.name),
                     td(str(row.rejected.items)),
                     td(rate(row.accuracy, 1)),
-                    *(td(rate(row.alarms.get(p.name), 1), first=p is e.stated[0]) for p in e.stated),
+                    *(td(rate(row.alarms.get(p.rate), 1), first=p is e.stated[0]) for p in e.stated),
                 )
                 for row in shifted
             ),
@@ -71,11 +71,11 @@ def has_own_rates(e: Evaluation) -> bool:
 def clean_cells(row: CleanRow, promises: Sequence[Promise], *, own: bool) -> tuple[str, ...]:
     cells = []
     for promise in promises:
-        found, band = row.alarms.get(promise.name), row.bands.get(promise.name)
+        found, band = row.alarms.get(promise.rate), row.bands.get(promise.rate)
         allowed = f"<small>{found.count}; promised {band[0]} to {band[1]}</small>" if found and band else ""
         cells.append(td(rate(found, 1) + allowed, first=promise is promises[0]))
     at_own = (td(rate(row.rejected, 1), first=True), td(rate(row.flagged, 1))) if own else ()
-    return named(row.name.strip()), td(str(row.rejected.items)), *cells, *at_own
+    return named(row.name), td(str(row.rejected.items)), *cells, *at_own
 
 
 def class_part(e: Evaluation) -> list[str]:
@@ -85,10 +85,10 @@ def class_part(e: Evaluation) -> list[str]:
     loudest = next(reversed(e.stated), None)
 
     def alarm(row: ClassRow) -> float:
-        found = row.alarms.get(loudest.name) if loudest else None
+        found = row.alarms.get(loudest.rate) if loudest else None
         return found.value if found and found.items else -1.0
 
-    classes = sorted(e.classes[2:], key=lambda row: -alarm(row))
+    classes = sorted(e.by_class, key=lambda row: -alarm(row))
     more = f" The {MOST} of {len(classes)} classes that are bothered most." if len(classes) > MOST else ""
     return [
         heading("Whom it bothers"),
@@ -99,7 +99,7 @@ def class_part(e: Evaluation) -> list[str]:
         ),
         table(
             ("clean items", "items", "model right", *heads(e.stated, "taken for attacked at ")),
-            (class_cells(row, e.stated) for row in (*e.classes[:2], *classes[:MOST])),
+            (class_cells(row, e.stated) for row in (*e.by_answer, *classes[:MOST])),
         ),
     ]
 
@@ -108,6 +108,6 @@ def class_cells(row: ClassRow, promises: Sequence[Promise]) -> Sequence[str]:
     cells = []
     for promise in promises:
         over = f'<small class="bad">above {html.escape(promise_text(promise))}</small>'
-        text = rate(row.alarms.get(promise.name), 1) + (over if row.bothered(promise.rate) else "")
+        text = rate(row.alarms.get(promise.rate), 1) + (over if row.bothered(promise.rate) else "")
         cells.append(td(text, first=promise is promises[0]))
     return named(row.name), td(str(row.accuracy.items)), td(percent(row.accuracy.value)), *cells

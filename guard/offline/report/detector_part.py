@@ -56,10 +56,10 @@ def alone_cells(row: AttackRow, e: Evaluation, promise: Promise) -> Sequence[str
 def cells(served: Detection, left_out: Detection | None, e: Evaluation, promise: Promise) -> list[str]:
     found = []
     for detector in e.detectors:
-        without = left_out.alone.get(detector.name, {}).get(promise.name) if left_out else None
-        found.append(cell(served.alone.get(detector.name, {}).get(promise.name), without))
-    together = left_out.caught.get(promise.name) if left_out else None
-    return [*found, cell(served.caught.get(promise.name), together, first=True)]
+        without = left_out.alone.get(detector.name, {}).get(promise.rate) if left_out else None
+        found.append(cell(served.alone.get(detector.name, {}).get(promise.rate), without))
+    together = left_out.caught.get(promise.rate) if left_out else None
+    return [*found, cell(served.caught.get(promise.rate), together, first=True)]
 
 
 def cell(share: Rate | None, without: Rate | None, *, first: bool = False) -> str:

@@ -84,7 +84,7 @@ def rates(found: Caught | None, promises: Sequence[Promise], *, first: bool = Tr
     """A cell a promise; a rule before the first of them."""
     cells = []
     for promise in promises:
-        share = found.get(promise.name) if found else None
+        share = found.get(promise.rate) if found else None
         colour = shade(share) if shaded else ""
         cells.append(td(rate(share), first=first and promise is promises[0], shade=colour))
     return cells

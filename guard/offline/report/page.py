@@ -35,9 +35,9 @@ def to_json(evaluation: Evaluation) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """The same content with None for what is no number: JSON has no word for it."""
+    """The same content as JSON can hold it: rates as text where they are keys, None for what is no number."""
     if isinstance(value, Mapping):
-        return {key: without_nan(inner) for key, inner in value.items()}
+        return {key if isinstance(key, str) else f"{key:g}": without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -118,11 +118,11 @@ def budgets_in(e: Evaluation, norm: str) -> list[float]:
 def one_norm(ax: Axes, e: Evaluation, norm: str, promise: Promise) -> None:
     kinds: dict[str, list[tuple[float, Rate]]] = {}
     for row in e.every_attack:
-        share = row.served.caught.get(promise.name)
+        share = row.served.caught.get(promise.rate)
         if row.norm == norm and row.budget is not None and share is not None and share.items:
             kinds.setdefault(row.attack.split("(")[0], []).append((row.budget, share))
     if norm == "linf":
-        found = [(row.budget, row.detection.caught.get(promise.name)) for row in e.adaptive]
+        found = [(row.budget, row.detection.caught.get(promise.rate)) for row in e.adaptive]
         kinds["knows the guard"] = [(budget, share) for budget, share in found if share is not None and share.items]
     places = {budget: place for place, budget in enumerate(budgets_in(e, norm))}
     for number, (kind, points) in enumerate((kind, points) for kind, points in kinds.items() if points):
@@ -153,7 +153,7 @@ def risk_figure(e: Evaluation) -> list[str]:
     kinds = {"clean": e.exhibit.clean, "noise": e.exhibit.noise, **e.exhibit.attacks}
     kinds = {name: risk for name, risk in kinds.items() if len(risk)}
     made = e.stated
-    limits = [e.exhibit.thresholds[p.name] for p in made if p.name in e.exhibit.thresholds]
+    limits = [e.exhibit.thresholds[p.rate] for p in made if p.rate in e.exhibit.thresholds]
     low, high = min(float(risk.min()) for risk in kinds.values()), max(float(risk.max()) for risk in kinds.values())
     edges = np.linspace(low, high + 1e-6, BINS + 1)
     drawn, (ax,) = panels(1, 1, width=9.0, height=1.2 + 0.42 * len(kinds))
@@ -213,10 +213,10 @@ def cost_figure(e: Evaluation) -> list[str]:
     promise = made[-1]
     points: list[tuple[str, int, list[float]]] = []
     for detector in e.detectors:
-        shares = shares_of([row.served.alone.get(detector.name, {}).get(promise.name) for row in rows])
+        shares = shares_of([row.served.alone.get(detector.name, {}).get(promise.rate) for row in rows])
         if shares:
             points.append((detector.name, detector.forwards, shares))
-    together = shares_of([row.served.caught.get(promise.name) for row in rows])
+    together = shares_of([row.served.caught.get(promise.rate) for row in rows])
     if not points or not together:
         return []
     points.append(("all together", e.forwards, together))

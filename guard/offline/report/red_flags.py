@@ -56,13 +56,13 @@ def adaptive_flags(e: Evaluation) -> list[str]:
 
 def stronger_static(row: AdaptiveRow, e: Evaluation) -> tuple[str, Rate, Rate] | None:
     """A static attack within the same budget that gets through as often, its share, and the adaptive one's."""
-    names = f"{row.target:g}"
+    rate = row.target
     for attack in e.every_attack:
         if attack.norm != "linf" or attack.budget is None or attack.budget > row.budget + 1e-9:
             continue
-        handled = attack.served.handled.get(names)
+        handled = attack.served.handled.get(rate)
         pairs = [(attack.robust_accuracy.complement(), row.passed_reject)]
-        if handled is not None and (own := row.passed.get(names)) is not None:
+        if handled is not None and (own := row.passed.get(rate)) is not None:
             pairs.append((handled.complement(), own))
         for static, own in pairs:
             if static.items and own.items and own.value <= static.value and own.value < PROOF_SHARE:
@@ -99,11 +99,11 @@ def promise_flags(e: Evaluation) -> list[str]:
         for what, found, band in own:
             if band and not band[0] <= found.count <= band[1]:
                 flags.append(f"{row.name}: {found.count} {what}, outside the promised band {band[0]} to {band[1]}.")
-        for name, (low, high) in row.bands.items():
-            alarms = row.alarms.get(name)
+        for rate, (low, high) in row.bands.items():
+            alarms = row.alarms.get(rate)
             if alarms is not None and not low <= alarms.count <= high:
                 band_text = f"outside the promised band {low} to {high}"
-                flags.append(f"{row.name}: {alarms.count} alarms at {100 * float(name):g}%, {band_text}.")
+                flags.append(f"{row.name}: {alarms.count} alarms at {100 * rate:g}%, {band_text}.")
         if row.name in MEANING:
             flags += unattacked_flags(row.name, row.alarms, MEANING[row.name])
     return [*flags, *few_flags(e)]
@@ -129,9 +129,9 @@ def few_flags(e: Evaluation) -> list[str]:
 def unattacked_flags(name: str, alarms: Caught, meaning: str) -> list[str]:
     """More alarms than chance and bad luck explain, on inputs that the promise does not cover but that are harmless."""
     return [
-        f"{name}: {percent(rate.value, 1)} taken for attacked at {100 * float(at):g}%; {meaning}."
+        f"{name}: {percent(rate.value, 1)} taken for attacked at {100 * at:g}%; {meaning}."
         for at, rate in alarms.items()
-        if rate is not None and rate.low > BEYOND_LUCK * float(at)
+        if rate is not None and rate.low > BEYOND_LUCK * at
     ]
 
 
@@ -139,9 +139,9 @@ def class_flags(e: Evaluation) -> list[str]:
     """The class that is bothered most, at each rate, if that is beyond its interval."""
     told: dict[str, list[str]] = {}
     for promise in e.stated:
-        over = [row for row in e.classes[2:] if row.bothered(promise.rate)]
-        worst = max(over, key=lambda row: alarm_value(row.alarms.get(promise.name)), default=None)
-        if worst is not None and (found := worst.alarms[promise.name]) is not None:
+        over = [row for row in e.by_class if row.bothered(promise.rate)]
+        worst = max(over, key=lambda row: alarm_value(row.alarms.get(promise.rate)), default=None)
+        if worst is not None and (found := worst.alarms[promise.rate]) is not None:
             text = f"{percent(found.value, 1)} {bracket(found, 1)} at {promise_text(promise)}"
             told.setdefault(
                 f"{worst.name} is bothered most, {found.items} clean items: taken for attacked ", []

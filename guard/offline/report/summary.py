@@ -16,13 +16,13 @@ def summary(e: Evaluation) -> list[str]:
     if promise is None:
         return []
     at = promise_text(promise)
-    clean = e.clean[0].alarms.get(promise.name) if e.clean else None
+    clean = e.clean[0].alarms.get(promise.rate) if e.clean else None
     return [
         '<div class="tiles">',
         tile(percent_of(clean), f"of clean items taken for attacked, where {at} was promised"),
         tile(span([row.served for row in verified(e)], promise), f"caught at {at}, from the least attack to the most"),
         *left_out(e, promise),
-        *(tile(percent_of(row.passed.get(promise.name)), knowing(row.label)) for row in e.adaptive),
+        *(tile(percent_of(row.passed.get(promise.rate)), knowing(row.label)) for row in e.adaptive),
         *whole(e, promise),
         "</div>",
     ]
@@ -46,7 +46,7 @@ def left_out(e: Evaluation, promise: Promise) -> list[str]:
 def whole(e: Evaluation, promise: Promise) -> list[str]:
     if e.worst is None:
         return []
-    handled = e.worst.handled.get(promise.name)
+    handled = e.worst.handled.get(promise.rate)
     text = "right or rejected where each item meets the worst attack of the recipe; the bare model: "
     return [tile(percent_of(handled), text + percent_of(e.worst.bare))]
 
@@ -68,7 +68,7 @@ def percent_of(rate: Rate | None) -> str:
 def span(found: Sequence[Detection | None], promise: Promise) -> str:
     """From the least to the most."""
     caught: list[Caught] = [one.caught for one in found if one is not None]
-    shares = [rate.value for one in caught if (rate := one.get(promise.name)) is not None and rate.items]
+    shares = [rate.value for one in caught if (rate := one.get(promise.rate)) is not None and rate.items]
     if not shares:
         return NONE
     low, high = percent(min(shares)), percent(max(shares))

@@ -51,7 +51,7 @@ def heads(e: Evaluation, width: int) -> str:
 
 def cells(found: Caught, e: Evaluation, decimals: int = 0) -> str:
     """A share and its interval at each stated rate."""
-    return "".join(f"{rate_text(found.get(p.name), decimals):<{width_of(e)}}" for p in e.stated).rstrip()
+    return "".join(f"{rate_text(found.get(p.rate), decimals):<{width_of(e)}}" for p in e.stated).rstrip()
 
 
 def width_of(e: Evaluation) -> int:
@@ -65,9 +65,9 @@ def clean_lines(e: Evaluation) -> Iterator[str]:
     yield f"{'INPUTS THAT NOBODY ATTACKED':<34}{'items':>6}  {'taken for attacked, promised':<35}".rstrip()
     yield f"{'':<40}  " + heads(e, width)
     for row in e.clean:
-        yield f"{short(row.name, 33):<34}{row.rejected.items:>6}  " + alarms(row, e, width)
+        yield f"{short('  ' * row.part + row.name, 33):<34}{row.rejected.items:>6}  " + alarms(row, e, width)
         if row.bands:
-            bands = (row.bands.get(p.name) for p in e.stated)
+            bands = (row.bands.get(p.rate) for p in e.stated)
             yield (
                 f"{'  as many, if the promise holds':<42}"
                 + "".join(f"{f'{band[0]} to {band[1]}' if band else NONE:<{width}}" for band in bands).rstrip()
@@ -82,7 +82,7 @@ def clean_lines(e: Evaluation) -> Iterator[str]:
 def alarms(row: CleanRow, e: Evaluation, width: int) -> str:
     found = []
     for promise in e.stated:
-        rate = row.alarms.get(promise.name)
+        rate = row.alarms.get(promise.rate)
         if width < FINE or (rate is not None and row.bands):
             text = NONE if rate is None else f"{rate.count}: {percent(rate.value, 1)}"
         else:
@@ -96,13 +96,13 @@ def class_lines(e: Evaluation) -> Iterator[str]:
     if not e.classes or not e.stated:
         return
     width = COARSE - 2 if len(e.stated) > 2 else FINE
-    loudest = e.stated[-1].name
-    classes = sorted(e.classes[2:], key=lambda row: -value(row.alarms.get(loudest)))
+    loudest = e.stated[-1].rate
+    classes = sorted(e.by_class, key=lambda row: -value(row.alarms.get(loudest)))
     yield ""
     yield f"{'WHOM IT BOTHERS: CLEAN ITEMS':<27}{'items':>6}{'right':>7}  taken for attacked, promised"
     yield f"{'':<42}" + heads(e, width)
-    for row in (*e.classes[:2], *classes[:MOST_CLASSES]):
-        rates = [row.alarms.get(promise.name) for promise in e.stated]
+    for row in (*e.by_answer, *classes[:MOST_CLASSES]):
+        rates = [row.alarms.get(promise.rate) for promise in e.stated]
         texts = (rate_text(rate, 1) if width == FINE else percent(value(rate), 1) for rate in rates)
         found = "".join(f"{text:<{width}}" for text in texts)
         yield f"{short(row.name, 26):<28}{row.accuracy.items:>5}{percent(row.accuracy.value):>7}  {found}".rstrip()
@@ -160,7 +160,7 @@ def left_out_lines(e: Evaluation) -> Iterator[str]:
         yield from wrapped("No family was left out, so these rows say little of attacks that nobody thought of.")
         return
     for row in e.left_out:
-        found = ", ".join(f"{rate_text(row.alarms.get(p.name), 1)} at {promise_text(p)}" for p in e.stated)
+        found = ", ".join(f"{rate_text(row.alarms.get(p.rate), 1)} at {promise_text(p)}" for p in e.stated)
         yield from wrapped(
             f"Without {row.family}: fitted on {', '.join(row.fitted_on)}; false alarms on clean {found}."
         )
@@ -189,7 +189,7 @@ def adaptive_lines(e: Evaluation) -> Iterator[str]:
     yield f"{'':<{wide + 8}}" + "".join(f"{promise_text(p):<{width_of(e) - 1}}" for p in e.stated).rstrip()
     for row in e.adaptive:
         name = f"{row.label}, {row.fooled.items} x {row.steps} steps"
-        found = "".join(f"{rate_text(row.passed.get(p.name)):<{width_of(e) - 1}}" for p in e.stated)
+        found = "".join(f"{rate_text(row.passed.get(p.rate)):<{width_of(e) - 1}}" for p in e.stated)
         yield f"{short(name, wide - 1):<{wide}}{percent(row.fooled.value):>6}  {found}".rstrip()
         if row.sr50 is not None:
             yield f"    {'where half of the clean are lost':<{wide + 4}}{rate_text(row.sr50)}"
@@ -237,9 +237,9 @@ def handled_width(e: Evaluation) -> int:
 
 def system_line(name: str, tried: int | None, bare: Rate | None, found: Detection, e: Evaluation) -> str:
     few = handled_width(e)
-    rates = [found.handled.get(p.name) for p in e.stated]
+    rates = [found.handled.get(p.rate) for p in e.stated]
     handled = "".join(f"{rate_text(one) if few == COARSE else percent(value(one)):<{few}}" for one in rates)
-    passing = "".join(f"{percent(value(found.passing[p.name])):<6}" for p in e.stated if p.name in found.passing)
+    passing = "".join(f"{percent(value(found.passing[p.rate])):<6}" for p in e.stated if p.rate in found.passing)
     count, share = "" if tried is None else str(tried), "" if bare is None else percent(bare.value)
     return f"{name:<22}{count:>6}{share:>6}  {handled}{passing}".rstrip()
 
@@ -258,9 +258,9 @@ def detector_lines(e: Evaluation) -> Iterator[str]:
             yield f"{'':<24}{'':>8}  caught at {promise_text(promise)} alone"
             for detector in e.detectors:
                 yield share_line(
-                    detector.name, [row.served.alone.get(detector.name, {}).get(promise.name) for _, row in some]
+                    detector.name, [row.served.alone.get(detector.name, {}).get(promise.rate) for _, row in some]
                 )
-            yield share_line("all together", [row.served.caught.get(promise.name) for _, row in some])
+            yield share_line("all together", [row.served.caught.get(promise.rate) for _, row in some])
     yield from wrapped(
         "Forwards: beside the one that the model needs anyway, a backward counting as one; own: what no other "
         "detector of its program pays for too. AUROC in the direction of the paper: below .5 the attack makes an "

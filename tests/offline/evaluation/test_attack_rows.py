@@ -51,8 +51,8 @@ def test_the_worst_case_meets_each_item_with_the_attack_that_is_worst_for_it() -
     worst = worst_of({"one": one, "two": two, "other": other}, PROMISES, 0.05)
     assert worst is not None
     assert worst.bare == Rate.counted(0, 3), "each of the three items is lost to some attack"
-    assert worst.handled["0.01"] == Rate.counted(1, 3), "c alone is caught; z was not met by all"
-    assert worst.handled["0.001"] is None
+    assert worst.handled[0.01] == Rate.counted(1, 3), "c alone is caught; z was not met by all"
+    assert worst.handled[0.001] is None
     assert worst.robust_accuracy == Rate.counted(1, 3)
     assert worst_of({"one": one, "none": fate("xyz", [1, 1, 1], [0.5] * 3)}, PROMISES, 0.05) is None
     assert worst_of({}, PROMISES, 0.05) is None
@@ -62,8 +62,8 @@ def test_a_detector_alone_promises_half_as_finely() -> None:
     """Two tails: with 500 clean items its smallest p-value is 2 in 501."""
     promises = (Promise.of(0.003, 500), Promise.of(0.05, 500))
     found = alone_at(promises, np.asarray([0.001, 0.04, 0.5]), 500)
-    assert found["0.003"] is None
-    assert found["0.05"] == Rate.counted(2, 3)
+    assert found[0.003] is None
+    assert found[0.05] == Rate.counted(2, 3)
 
 
 def readings(prediction: list[int], p_value: list[float]) -> Readings:
@@ -76,8 +76,8 @@ def test_whom_it_bothers() -> None:
     clean = readings([0, 1, 1, 2], [0.5, 0.001, 0.5, 0.001])
     rows = {row.name: row for row in class_rows(clean, np.asarray([0, 1, 2, 2]), ("cat", "dog"), PROMISES)}
     assert list(rows) == ["the model is right", "the model is wrong", "cat", "dog", "class 2"]
-    assert rows["the model is right"].alarms["0.05"] == Rate.counted(2, 3)
-    assert rows["the model is wrong"].alarms["0.05"] == Rate.counted(0, 1)
+    assert rows["the model is right"].alarms[0.05] == Rate.counted(2, 3)
+    assert rows["the model is wrong"].alarms[0.05] == Rate.counted(0, 1)
     assert rows["class 2"].accuracy == Rate.counted(1, 2)
     assert rows["dog"].bothered(0.05)
     assert not rows["cat"].bothered(0.05)

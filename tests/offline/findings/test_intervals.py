@@ -57,4 +57,4 @@ def test_a_rate_that_cannot_be_promised_is_not_stated() -> None:
     assert "it takes 99" in promises[0].reason
     assert promises[1].reason is None
     p_values = np.asarray([0.004, 0.05, 0.051, 0.9])
-    assert caught_at(promises, p_values) == {"0.01": None, "0.05": Rate.of(np.asarray([True, True, False, False]))}
+    assert caught_at(promises, p_values) == {0.01: None, 0.05: Rate.of(np.asarray([True, True, False, False]))}

@@ -49,7 +49,7 @@ def proof(name: str, count: int) -> ProofRow:
 
 
 def detection(caught: int, items: int) -> Detection:
-    return Detection(Area(0.9, 0.85, 0.94), {"0.01": None, "0.05": rate(caught, items)})
+    return Detection(Area(0.9, 0.85, 0.94), {0.01: None, 0.05: rate(caught, items)})
 
 
 def adaptive(**changes: Any) -> AdaptiveRow:
@@ -61,7 +61,7 @@ def adaptive(**changes: Any) -> AdaptiveRow:
         target=0.05,
         fooled=rate(10, 10),
         detection=detection(4, 10),
-        passed={"0.01": None, "0.05": rate(6, 10)},
+        passed={0.01: None, 0.05: rate(6, 10)},
         passed_reject=rate(6, 10),
         passed_flag=rate(4, 10),
         disagreement=0.0,
@@ -110,10 +110,10 @@ def evaluation(**changes: Any) -> Evaluation:
                 rate(30, 300),
                 (3, 33),
                 (12, 52),
-                {"0.01": None, "0.05": rate(15, 300)},
-                {"0.05": (3, 33)},
+                {0.01: None, 0.05: rate(15, 300)},
+                {0.05: (3, 33)},
             ),
-            CleanRow("noise", rate(1, 9), rate(2, 9), alarms={"0.01": None, "0.05": rate(1, 9)}),
+            CleanRow("noise", rate(1, 9), rate(2, 9), alarms={0.01: None, 0.05: rate(1, 9)}),
         ),
         attacks=(
             attacked(),
@@ -122,7 +122,7 @@ def evaluation(**changes: Any) -> Evaluation:
                 label="fgsm()",
                 setting="never seen",
                 success=rate(0, 300),
-                served=Detection(Area(float("nan"), 0.0, 1.0), {"0.01": None, "0.05": rate(0, 0)}),
+                served=Detection(Area(float("nan"), 0.0, 1.0), {0.01: None, 0.05: rate(0, 0)}),
                 left_out=None,
                 rejected=rate(0, 0),
                 flagged=rate(0, 0),
@@ -130,7 +130,7 @@ def evaluation(**changes: Any) -> Evaluation:
                 detector_surprise={},
             ),
         ),
-        left_out=(LeftOutRow("high-confidence", ("fgsm()",), "e" * 64, {"0.01": None, "0.05": rate(14, 300)}),),
+        left_out=(LeftOutRow("high-confidence", ("fgsm()",), "e" * 64, {0.01: None, 0.05: rate(14, 300)}),),
         adaptive=(adaptive(),),
         detectors=(DetectorRow("mahalanobis", "screen", 0, 0, 0), DetectorRow(NASTY, "interpret", 2, 1, 3)),
     )
@@ -146,7 +146,7 @@ def exhibit(**changes: Any) -> Exhibit:
         return Specimen(f"pgd {NASTY}", clean, attacked, maps[0], maps[1], "cat", "dog", 0.4, 0.01)
 
     made = Exhibit(
-        thresholds={"0.05": 1.8},
+        thresholds={0.05: 1.8},
         clean=generator.normal(size=300),
         noise=generator.normal(size=200),
         attacks={f"pgd {NASTY}": generator.normal(2, size=250), "fgsm()": np.zeros(0)},
@@ -291,9 +291,7 @@ def test_what_flags_an_evaluation_is_on_its_page() -> None:
 
 
 def noisy(count: int) -> Evaluation:
-    return evaluation(
-        clean=(CleanRow("off-grid clean", rate(1, 300), rate(9, 300), alarms={"0.05": rate(count, 300)}),)
-    )
+    return evaluation(clean=(CleanRow("off-grid clean", rate(1, 300), rate(9, 300), alarms={0.05: rate(count, 300)}),))
 
 
 def test_a_guard_that_reads_the_file_format_is_told() -> None:
@@ -313,12 +311,12 @@ def test_few_items_are_an_indication_only() -> None:
 
 def test_a_static_attack_that_does_better_is_held_against_the_knowing_one() -> None:
     """PGD, which knows nothing, lets 17 of 100 through; the knowing attacker must not do worse."""
-    served = replace(detection(200, 250), handled={"0.05": rate(249, 300)})
+    served = replace(detection(200, 250), handled={0.05: rate(249, 300)})
     static = attacked(served=served, robust_accuracy=rate(250, 300))
     for passed, flagged in ((rate(1, 10), True), (rate(6, 10), False)):
-        made = evaluation(attacks=(static,), adaptive=(adaptive(passed={"0.05": passed}, passed_reject=passed),))
+        made = evaluation(attacks=(static,), adaptive=(adaptive(passed={0.05: passed}, passed_reject=passed),))
         assert any("too weak to be believed" in flag for flag in red_flags(made)) is flagged
-    smaller = adaptive(budget=0.05, passed={"0.05": rate(1, 10)}, passed_reject=rate(1, 10))
+    smaller = adaptive(budget=0.05, passed={0.05: rate(1, 10)}, passed_reject=rate(1, 10))
     assert not any("too weak" in flag for flag in red_flags(evaluation(attacks=(static,), adaptive=(smaller,))))
 
 
@@ -332,7 +330,7 @@ def test_a_static_attack_that_does_better_is_held_against_the_knowing_one() -> N
     ],
 )
 def test_a_claim_beyond_what_is_known_to_be_possible(budget: float, passed: int, expected: str | None) -> None:
-    row = adaptive(budget=budget, passed={"0.05": rate(passed, 10)}, passed_reject=rate(passed, 10))
+    row = adaptive(budget=budget, passed={0.05: rate(passed, 10)}, passed_reject=rate(passed, 10))
     made = evaluation(adaptive=(row,), item_shape=(3, 32, 32), class_count=10, attacks=())
     flags = [flag for flag in red_flags(made) if "RobustBench" in flag]
     assert bool(flags) is (expected is not None)
@@ -389,7 +387,11 @@ def test_few_test_items_are_said_against_a_rate() -> None:
 
 def bothered() -> tuple[ClassRow, ...]:
     rows = {"the model is right": (12, 280), "the model is wrong": (1, 20), NASTY: (20, 60), "dog": (3, 60)}
-    return tuple(ClassRow(name, rate(n, n), {"0.01": None, "0.05": rate(k, n)}) for name, (k, n) in rows.items())
+    true_class = {NASTY: 0, "dog": 1}
+    return tuple(
+        ClassRow(name, rate(n, n), {0.01: None, 0.05: rate(k, n)}, true_class.get(name))
+        for name, (k, n) in rows.items()
+    )
 
 
 def suite() -> SuiteRows:
@@ -400,10 +402,10 @@ def suite() -> SuiteRows:
 def full() -> Evaluation:
     """Everything that a report may hold."""
     row = adaptive(by_method={"weighted": rate(5, 10)}, sr50=rate(3, 10), surrogates=("softplus",), risk_gap=0.01)
-    shifted = CleanRow("blur 1 px", rate(1, 9), rate(2, 9), alarms={"0.05": rate(1, 9)}, accuracy=rate(5, 9))
-    size = CleanRow("  as large as pgd", rate(1, 9), rate(2, 9), alarms={"0.05": rate(1, 9)})
+    shifted = CleanRow("blur 1 px", rate(1, 9), rate(2, 9), alarms={0.05: rate(1, 9)}, accuracy=rate(5, 9))
+    size = CleanRow("as large as pgd", rate(1, 9), rate(2, 9), alarms={0.05: rate(1, 9)}, part=True)
     three = (Promise.of(0.001, 999, 3000), Promise.of(0.01, 999, 3000), Promise.of(0.05, 999, 3000))
-    whole = {p.name: rate(9, 10) for p in three}
+    whole = {p.rate: rate(9, 10) for p in three}
     worst = Worst(("a", "b"), rate(1, 10), whole, rate(8, 10))
     found = Detection(Area(0.9, 0.85, 0.94), whole, whole, whole, {"mahalanobis": whole})
     return evaluation(
