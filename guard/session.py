@@ -110,9 +110,11 @@ class Session:
             )
         self.input = self.session.get_inputs()[0].name
 
-    def run(self, outputs: Sequence[str], inputs: NDArray[Any]) -> list[NDArray[Any]]:
+    def run(self, outputs: Sequence[str], inputs: NDArray[Any] | Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """The outputs of these names; `inputs` by name, or the only one."""
+        feed = inputs if isinstance(inputs, Mapping) else {self.input: inputs}
         with self.turn:
-            result: list[NDArray[Any]] = self.session.run(list(outputs), {self.input: inputs})
+            result: list[NDArray[Any]] = self.session.run(list(outputs), feed)
         return result
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from guard.offline.adversary.directions import DIRECTIONS, SLACK, Method, Sight
-from guard.offline.adversary.guides import Guide, Guides, Opened
+from guard.offline.adversary.guides import Guide, Guides
 from guard.offline.attacks.norm_ball import per_item
 
 METHODS: tuple[Method, ...] = ("selective", "weighted")
@@ -89,7 +89,7 @@ def adaptive(
     random point of the ball. `heard` is told how many items each step moved.
 
     Raises:
-        ValueError: feature matching without guides, or of a guard that does not show its evidence.
+        ValueError: feature matching without guides.
     """
     if steps < 0:
         raise ValueError(f"steps must not be negative; got {steps}")
@@ -101,7 +101,7 @@ def adaptive(
         left = torch.arange(len(inputs), device=inputs.device) if best is None else (~best.settled).nonzero()[:, 0]
         if len(left) == 0:
             continue
-        prey = Prey(inputs[left], labels[left], guide_of(known, begin[left], labels[left], method, guides))
+        prey = Prey(inputs[left], labels[left], guide_of(begin[left], labels[left], method, guides))
         descent = Descent(known, radius, steps, grid, method, heard)
         found = descent.run(prey, begin[left])
         best = found if best is None else merged(best, left, found)
@@ -110,13 +110,14 @@ def adaptive(
     return best
 
 
-def guide_of(known: Known, begin: Tensor, labels: Tensor, method: Method, guides: Guides | None) -> Guide | None:
+def guide_of(begin: Tensor, labels: Tensor, method: Method, guides: Guides | None) -> Guide | None:
+    """What feature matching leads each item to; None for every other method."""
     if method != "feature_matching":
         return None
-    if guides is None or not isinstance(known, Opened):
-        raise ValueError("feature matching needs clean items as guides, and a guard whose evidence can be looked at")
+    if guides is None:
+        raise ValueError("feature matching needs clean items as guides")
     with torch.no_grad():
-        return guides.choose(known.evidence(begin), labels)
+        return guides.choose(guides.known.evidence(begin), labels)
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,10 @@ class Descent:
             point = points.detach().requires_grad_(True)
             served = on_grid(point, self.grid)
             distance = None
-            if prey.guide is not None and isinstance(self.known, Opened):
-                evidence = self.known.evidence(served)
-                (logits, excess), distance = self.known.judge(evidence), prey.guide.distance(evidence)
+            if prey.guide is not None:
+                opened = prey.guide.known
+                evidence = opened.evidence(served)
+                (logits, excess), distance = opened.judge(evidence), prey.guide.distance(evidence)
             else:
                 logits, excess = self.known(served)
             sight = Sight(point, class_margin(logits, prey.labels), excess, distance)

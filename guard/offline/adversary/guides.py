@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ BATCH = 32
 SUSPICIOUS, OTHER_CLASS, OWN_CLASS = 1e3, 1e6, 1e9  # added to distances, each far above the one before
 
 
-@runtime_checkable
 class Opened(Protocol):
     """A guard whose evidence can be looked at before it judges."""
 
@@ -33,6 +32,7 @@ class Opened(Protocol):
 class Guide:
     """What each attacked item's evidence shall become, and by how much each kind of evidence varies."""
 
+    known: Opened  # whose evidence it is
     reference: Mapping[Need, Tensor]  # [item, feature]
     variance: Mapping[Need, Tensor]  # of a guide from the guides' mean
 
@@ -42,13 +42,14 @@ class Guide:
         return torch.stack(parts).mean(dim=0)
 
     def take(self, index: Tensor) -> Guide:
-        return Guide({need: values[index] for need, values in self.reference.items()}, self.variance)
+        return replace(self, reference={need: values[index] for need, values in self.reference.items()})
 
 
 @dataclass(frozen=True)
 class Guides:
     """Items that nobody attacks and the model has right, with the evidence of them that can be matched."""
 
+    known: Opened  # whose evidence it is
     evidence: Mapping[Need, Tensor]  # [guide, feature]
     labels: Tensor  # [guide]
     passing: Tensor  # [guide] bool: the guard lets it through
@@ -66,7 +67,7 @@ class Guides:
                 parts.append({need: value for need, value in found.items() if need.comparable})
                 passing.append(known.judge(found)[1][:, 0] < 0)
         evidence = {need: torch.cat([part[need] for part in parts]) for need in parts[0]}
-        return Guides(evidence, labels, torch.cat(passing))
+        return Guides(known, evidence, labels, torch.cat(passing))
 
     def choose(self, evidence: Evidence, labels: Tensor) -> Guide:
         """For each item the nearest guide of the wrong class that it leans to, one that passes the guard if any does.
@@ -82,7 +83,7 @@ class Guides:
         cost = distance.double() + SUSPICIOUS * ~self.passing
         cost = cost + OTHER_CLASS * (self.labels != leaning[:, None]) + OWN_CLASS * (self.labels == labels[:, None])
         chosen = cost.argmin(dim=1)
-        return Guide({need: values[chosen] for need, values in self.evidence.items()}, variance)
+        return Guide(self.known, {need: values[chosen] for need, values in self.evidence.items()}, variance)
 
     def variance(self) -> Mapping[Need, Tensor]:
         return {n: (g - g.mean(dim=0)).square().sum(dim=1).mean().clamp_min(1e-12) for n, g in self.evidence.items()}

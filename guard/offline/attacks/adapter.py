@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -264,10 +265,20 @@ def start(ledger: Ledger, generator: torch.Generator) -> None:
         low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
 
 
+def ignore_mean_of_nothing() -> None:
+    """Ignore one of foolbox's warnings, for the whole process, once: a filter for a thread alone there is none.
+
+    An item whose counts foolbox has just cleared has a mean of nothing; it looks at that only where it has counts.
+    """
+    text, module = "Mean of empty slice", r"foolbox\.attacks\.boundary_attack"
+    wanted = ("ignore", re.compile(text, re.IGNORECASE), RuntimeWarning, re.compile(module), 0)
+    if wanted not in warnings.filters:
+        warnings.filterwarnings("ignore", text, RuntimeWarning, module)
+
+
 def decide(search: Any, ledger: Ledger, generator: torch.Generator) -> Tensor:
     """Let foolbox search until the ledger is spent; the nearest fooling point of each item, or the clean item."""
-    # An item whose counts foolbox has just cleared has a mean of nothing; it looks at that only where it has counts.
-    warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning, r"foolbox\.attacks\.boundary_attack")
+    ignore_mean_of_nothing()
     # foolbox asserts that points still fool after rounding; one that does not ends the search, and not what it found.
     with suppress(SpentError, AssertionError), torch.no_grad():
         start(ledger, generator)

@@ -4,7 +4,7 @@ Rule 1: it is used only where it agrees with torch on real items, logits and gra
 every program that it writes.
 Rule 2: a run takes one thread, the caller's: the same items in the same batch give the same bits, whoever runs beside.
 
-The gradient's seed [item, class] is worked out within the program, from the logits and from what an item aims at; so
+The gradient's seed [item, class] is worked out within the program, from the logits and an item's rule (`SeedRule`); so
 an attack's step costs one forward and one backward, and not a second forward to find the seed first.
 """
 
@@ -34,50 +34,78 @@ from guard.session import Session, onnxruntime
 
 SHARP = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing
 OUT = 1e30  # taken from a logit that is out of the running
-SETTINGS = 2  # of an aim, beside its seed [class]: sharpness and gain
 STEEP_TOLERANCE = 1e-2  # half of the items: what climbs needs no more, and forwards verify what it finds
 CHECKED = (1, 32)  # batch sizes in which it is compared with torch
-ROWS, OUTPUTS = "rows", ("logits", "gradient")
+INPUTS, OUTPUTS = ("images", "shift", "sharpness", "gain"), ("logits", "gradient")
 
 
-class AimedSeed(nn.Module):
-    """Logits and aims [item, class + 2] -> the seed: gain * softmax(sharpness * the logits in the running) + shift.
+@dataclass(frozen=True, eq=False)
+class SeedRule:
+    """How the seed of each item follows from its logits: gain * softmax(sharpness * logits in the running) + shift.
 
-    An aim is [shift, sharpness, gain]. What `shift` names is out of the running. Log-odds and gaps are softmax and
-    maximum over the others less the one that is named; a gain of zero leaves the shift, a seed as it is given.
+    What `shift` names is out of the running. Log-odds and gaps are softmax and maximum over the others less the one
+    that is named; a gain of zero leaves the shift, a seed as it is given. For example the gap of three classes to the
+    first, whose seed is the best rival less the first: shift [-1, 0, 0], a large sharpness, gain 1.
     """
 
-    def forward(self, logits: Tensor, aims: Tensor) -> Tensor:
-        shift, sharpness, gain = aims[:, :-SETTINGS], aims[:, -2:-1], aims[:, -1:]
+    shift: Tensor  # [item, class]
+    sharpness: Tensor  # [item, 1]
+    gain: Tensor  # [item, 1]
+
+    @staticmethod
+    def of(objective: LogOdds | Gap, classes: int) -> SeedRule:
+        """The rule by which the program climbs this objective."""
+        sign = 1.0 if objective.targets is None else -1.0
+        named = objective.labels if objective.targets is None else objective.targets
+        sharpness = 1.0 if isinstance(objective, LogOdds) else SHARP
+        like = torch.ones(len(named), 1)
+        return SeedRule(-sign * one_hot(named, classes).float(), sharpness * like, sign * like)
+
+    @staticmethod
+    def given(seed: Tensor) -> SeedRule:
+        """The rule that gives this seed [item, class], whatever the logits are."""
+        nothing = seed.new_zeros(len(seed), 1)
+        return SeedRule(seed, nothing, nothing)
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.shift, self.sharpness, self.gain
+
+
+class RuledSeed(nn.Module):
+    """The seed [item, class] of a gradient, from the logits and a SeedRule's three parts."""
+
+    def forward(self, logits: Tensor, shift: Tensor, sharpness: Tensor, gain: Tensor) -> Tensor:
         return gain * torch.softmax(sharpness * logits - OUT * shift.abs(), dim=1) + shift
 
 
 class Steered(nn.Module):
-    """Rows [item, feature + class + 2], each an item of unit space and its aim -> (logits, gradient along the seed)."""
+    """Images of unit space and the parts of their seed rules -> (logits, gradient along the seed)."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.shape = classifier.spec.input.shape
-        self.features = int(np.prod(self.shape))
         self.both = steered(with_gradient(classifier.opened(()), seed=top_class))
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        logits, gradient = self.both(rows[:, : self.features].reshape(-1, *self.shape), rows[:, self.features :])
+    def forward(self, images: Tensor, shift: Tensor, sharpness: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        logits, gradient = self.both(images, shift, sharpness, gain)
         return logits, gradient
 
 
 def steered(module: fx.GraphModule) -> fx.GraphModule:
-    """A graph with a gradient, its seed replaced by an AimedSeed that reads a second input."""
+    """A graph with a gradient, its seed replaced by a RuledSeed that reads three further inputs."""
     (seed,) = [
         node
         for node in module.graph.nodes
         if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), Seed)
     ]
     (images,) = [node for node in module.graph.nodes if node.op == "placeholder"]
-    with module.graph.inserting_after(images):
-        aims = module.graph.placeholder("aims")
-    module.add_submodule("aim", AimedSeed())
-    seed.target, seed.args = "aim", (*seed.args, aims)
+    rule, last = [], images
+    for name in INPUTS[1:]:
+        with module.graph.inserting_after(last):
+            last = module.graph.placeholder(name)
+        rule.append(last)
+    module.add_submodule("ruled_seed", RuledSeed())
+    seed.target, seed.args = "ruled_seed", (*seed.args, *rule)
     module.recompile()
     return module
 
@@ -86,8 +114,8 @@ def steered(module: fx.GraphModule) -> fx.GraphModule:
 class OnnxModel:
     """The classifier as attacks see it. Called where a gradient is wanted, torch's autograd finds it."""
 
-    forward: Session  # rows -> logits
-    steered: Session  # rows -> logits, gradient
+    forward: Session  # images -> logits
+    steered: Session  # images, seed rule -> logits, gradient
     shape: tuple[int, ...]
     classes: int
     engine: str  # what computes it, to the last bit
@@ -100,25 +128,25 @@ class OnnxModel:
         return self.logits(images)
 
     def logits(self, images: Tensor) -> Tensor:
-        rows = joined(images, images.new_zeros(len(images), self.classes + SETTINGS))
-        return torch.from_numpy(self.forward.run(OUTPUTS[:1], rows)[0])
+        return torch.from_numpy(self.forward.run(OUTPUTS[:1], as_array(images))[0])
 
-    def pull(self, images: Tensor, aims: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the gradient along the aims."""
-        logits, gradient = self.steered.run(OUTPUTS, joined(images, aims))
+    def pull(self, images: Tensor, rule: SeedRule) -> tuple[Tensor, Tensor]:
+        """Logits, and the gradient along the seeds that follow from them by the rule."""
+        parts = (images, *rule.parts)
+        logits, gradient = self.steered.run(OUTPUTS, dict(zip(INPUTS, map(as_array, parts), strict=True)))
         return torch.from_numpy(logits), torch.from_numpy(gradient)
 
     def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
         """As attacks ask for it; an objective that the program does not know costs a second forward."""
         points = points.detach()
         if isinstance(objective, LogOdds | Gap):
-            logits, gradient = self.pull(points, aims_of(objective, self.classes))
+            logits, gradient = self.pull(points, SeedRule.of(objective, self.classes))
             return logits, objective(logits), gradient
         with torch.enable_grad():
             logits = self.logits(points).requires_grad_()
             values = objective(logits)
             (seed,) = torch.autograd.grad(values.sum(), logits)
-        return logits.detach(), values.detach(), self.pull(points, given(seed))[1]
+        return logits.detach(), values.detach(), self.pull(points, SeedRule.given(seed))[1]
 
 
 class Pulled(torch.autograd.Function):
@@ -134,26 +162,12 @@ class Pulled(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(context: Any, seed: Tensor) -> tuple[Tensor, None]:
         (images,) = context.saved_tensors
-        return context.model.pull(images, given(seed))[1], None
+        return context.model.pull(images, SeedRule.given(seed))[1], None
 
 
-def joined(images: Tensor, aims: Tensor) -> NDArray[np.float32]:
-    rows = torch.cat([images.detach().flatten(1), aims], dim=1)
-    return np.asarray(rows.numpy(), dtype=np.float32)
-
-
-def aims_of(objective: LogOdds | Gap, classes: int) -> Tensor:
-    """The aims [item, class + 2] by which the program climbs this objective."""
-    sign = 1.0 if objective.targets is None else -1.0
-    named = objective.labels if objective.targets is None else objective.targets
-    sharpness = 1.0 if isinstance(objective, LogOdds) else SHARP
-    settings = torch.tensor([sharpness, sign]).expand(len(named), SETTINGS)
-    return torch.cat([-sign * one_hot(named, classes).float(), settings], dim=1)
-
-
-def given(seed: Tensor) -> Tensor:
-    """Aims whose seed is this one."""
-    return torch.cat([seed, seed.new_zeros(len(seed), SETTINGS)], dim=1)
+def as_array(values: Tensor) -> NDArray[np.float32]:
+    """Single precision, as the programs take it."""
+    return np.ascontiguousarray(values.detach().numpy(), dtype=np.float32)
 
 
 def write_compiled(classifier: Classifier, example: Tensor, folder: Path) -> None:
@@ -161,9 +175,9 @@ def write_compiled(classifier: Classifier, example: Tensor, folder: Path) -> Non
     if all(file.is_file() for file in files_of(folder)):
         return
     module = Steered(classifier)
-    rows = torch.from_numpy(joined(example, example.new_zeros(len(example), classifier.spec.output.classes + SETTINGS)))
-    model = lower(module, rows, input_name=ROWS, output_names=OUTPUTS, opset=OPSET)
-    plain = onnx.utils.Extractor(model).extract_model([ROWS], list(OUTPUTS[:1]))
+    rule = SeedRule.given(example.new_zeros(len(example), classifier.spec.output.classes))
+    model = lower(module, (example, *rule.parts), input_name=INPUTS, output_names=OUTPUTS, opset=OPSET)
+    plain = onnx.utils.Extractor(model).extract_model(list(INPUTS[:1]), list(OUTPUTS[:1]))
     for file, content in zip(files_of(folder), (plain, model), strict=True):
         write_bytes(file, content.SerializeToString(deterministic=True))
 

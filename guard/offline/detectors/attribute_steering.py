@@ -37,6 +37,7 @@ class AttributeSteering:
     """
 
     name: ClassVar[str] = "attribute_steering"
+    learns: ClassVar[bool] = True
     stand_ins: ClassVar[tuple[StandIn, ...]] = (StandIn("class that the model names", "this step's class, held"),)
 
     taps: tuple[str, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,11 @@ class Detector(Protocol):
     def name(self) -> str: ...
 
     @property
+    def learns(self) -> bool:
+        """Whether it finds out what to ask for before it is fitted."""
+        ...
+
+    @property
     def needs(self) -> tuple[Need, ...]: ...
 
     @property
@@ -83,13 +88,17 @@ class Ask(Protocol):
         ...
 
 
-@runtime_checkable
-class LearningDetector(Protocol):
-    """A detector that finds out what to ask for before it is fitted."""
+class LearningDetector(Detector, Protocol):
+    """A detector that finds out what to ask for before it is fitted; its `learns` says so."""
 
     def learn(self, ask: Ask) -> Detector:
         """The detector whose `needs` are complete. Raises DataError when the examples cannot answer."""
         ...
+
+
+def learns(detector: Detector) -> TypeGuard[LearningDetector]:
+    """Whether a detector learns what to ask for."""
+    return detector.learns
 
 
 def one_hot_prediction(logits: Tensor) -> Tensor:

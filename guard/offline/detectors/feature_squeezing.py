@@ -29,6 +29,7 @@ class FeatureSqueezing:
     """
 
     name: ClassVar[str] = "feature_squeezing"
+    learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = ()
 
     squeezers: tuple[Denoiser, ...] = (BitDepth(4), Median(2))

@@ -25,6 +25,7 @@ class GradientDirection:
     """
 
     name: ClassVar[str] = "gradient_direction"
+    learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = ()
 
     gradients: NoisedGradients

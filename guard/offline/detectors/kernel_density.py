@@ -32,6 +32,7 @@ class KernelDensity:
     """
 
     name: ClassVar[str] = "kernel_density"
+    learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = (StandIn("class that the model names", "this step's class, held"),)
 
     latent: Latent

@@ -31,6 +31,7 @@ class Lid:
     """
 
     name: ClassVar[str] = "lid"
+    learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = (
         StandIn("sorted distances to neighbours", "this step's neighbours, held"),
     )

@@ -34,6 +34,7 @@ class Mahalanobis:
     """
 
     name: ClassVar[str] = "mahalanobis"
+    learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = (StandIn("class that the model names", "this step's class, held"),)
 
     latents: tuple[Latent, ...]

@@ -41,6 +41,7 @@ class SaliencyClassifier:
     """
 
     name: ClassVar[str] = "saliency_classifier"
+    learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = ()
 
     gradient: InputGradient | NoisedGradients = field(default_factory=lambda: InputGradient("margin"))

@@ -43,6 +43,7 @@ class SummaryClassifier:
     """
 
     name: ClassVar[str] = "summary_classifier"
+    learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = (
         StandIn("sign of an input gradient or a residual", "zero: its factors carry it"),
         StandIn("class that the model names", "this step's class, held"),

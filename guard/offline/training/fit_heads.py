@@ -12,7 +12,7 @@ from guard.bundle import read_npz
 from guard.offline.data.attacked import Attacked, chosen
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Images
-from guard.offline.detectors.detector import Detector, Examples, Head, LearningDetector
+from guard.offline.detectors.detector import Detector, Examples, Head, learns
 from guard.offline.evidence.cache import Gathered
 from guard.offline.evidence.gather import distinct
 from guard.offline.evidence.needs import Need
@@ -62,7 +62,7 @@ def fit_heads(
     settled = []
     for detector in detectors:
         report(f"{detector.name}: what to ask")
-        settled.append(detector.learn(ask) if isinstance(detector, LearningDetector) else detector)
+        settled.append(detector.learn(ask) if learns(detector) else detector)
     report("evidence")
     examples = ask(distinct(need for detector in settled for need in detector.needs))
     heads = {}

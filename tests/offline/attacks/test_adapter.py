@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -224,3 +225,14 @@ def test_fab_looks_at_the_largest_logits_alone():
     runner_up = model(inputs).topk(2, dim=1).indices[:, 1]
     assert (fooled != labels).all()
     assert (fooled == runner_up).float().mean() > 0.5
+
+
+def test_the_warning_that_is_ignored_is_ignored_once_and_nobody_else_s_filter_is_passed_over():
+    """Filters hold for the whole process, and the first that fits decides: one added at every call goes before all."""
+    with warnings.catch_warnings():
+        adapter.ignore_mean_of_nothing()
+        warnings.filterwarnings("error", "somebody's own")
+        before = list(warnings.filters)
+        for _ in range(3):
+            adapter.ignore_mean_of_nothing()
+        assert warnings.filters == before

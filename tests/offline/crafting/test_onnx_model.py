@@ -20,7 +20,7 @@ from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.objective import Climbing, Gap, LogOdds, Objective, gap, value_and_gradient
 from guard.offline.crafting import onnx_model as compiled
 from guard.offline.crafting.crafter import craft
-from guard.offline.crafting.onnx_model import OnnxModel, aims_of, check_compiled, given, open_compiled
+from guard.offline.crafting.onnx_model import OnnxModel, SeedRule, check_compiled, open_compiled
 from guard.offline.crafting.shard import CraftRun
 from guard.offline.data.dataset import Dataset
 from guard.offline.work.store import ResultStore
@@ -72,12 +72,12 @@ def test_logits_values_and_gradients_are_torchs(model: OnnxModel, objective: Obj
 def test_a_sharp_seed_is_the_best_rivals_even_when_logits_are_nearly_equal() -> None:
     logits = torch.tensor([[9.0, 8.9999, 8.9998], [-30.0, 30.0, 30.0]])
     labels = torch.tensor([0, 0])
-    seed = compiled.AimedSeed()(logits, aims_of(Gap(labels), 3))
+    seed = compiled.RuledSeed()(logits, *SeedRule.of(Gap(labels), 3).parts)
     torch.testing.assert_close(seed, torch.tensor([[-1.0, 1.0, 0.0], [-1.0, 0.5, 0.5]]))  # ties are shared, as in torch
     watched = logits.clone().requires_grad_()
     (expected,) = torch.autograd.grad(gap(watched, labels).sum(), watched)
     torch.testing.assert_close(seed, expected)
-    torch.testing.assert_close(compiled.AimedSeed()(logits, given(logits)), logits)
+    torch.testing.assert_close(compiled.RuledSeed()(logits, *SeedRule.given(logits).parts), logits)
 
 
 def test_autograd_runs_through_it_more_than_once(model: OnnxModel) -> None:

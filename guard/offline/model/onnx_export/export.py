@@ -29,22 +29,30 @@ OPSET = 20
 
 
 def lower(
-    module: nn.Module, example: Tensor, *, input_name: str, output_names: Sequence[str], opset: int = 20
+    module: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    *,
+    input_name: str | Sequence[str],
+    output_names: Sequence[str],
+    opset: int = 20,
 ) -> onnx.ModelProto:
-    """The module, which takes one tensor [item, ...] and returns a tuple of tensors [item, ...], as ONNX.
+    """The module, which takes tensors [item, ...] and returns a tuple of tensors [item, ...], as ONNX.
 
     `example` gives shape and type; its number of items does not matter. Takes about 30 ms an operator.
 
     Raises: ModelError when an operator has no ONNX form, or when something depends on the number of items.
     """
-    items = torch.cat([example[:1]] * 3)  # 0 and 1 would be taken for fixed
+    names = [input_name] if isinstance(input_name, str) else list(input_name)
+    examples = [example] if isinstance(example, Tensor) else list(example)
+    items = tuple(torch.cat([one[:1]] * 3) for one in examples)  # 0 and 1 would be taken for fixed
     try:
         with _quiet():
-            exported = torch.export.export(module, (items,), dynamic_shapes=({0: torch.export.Dim(BATCH)},))
+            free = torch.export.Dim(BATCH)
+            exported = torch.export.export(module, items, dynamic_shapes=tuple({0: free} for _ in items))
             program = torch.onnx.export(
                 exported,
                 dynamo=True,
-                input_names=[input_name],
+                input_names=names,
                 output_names=list(output_names),
                 opset_version=opset,
                 verbose=False,
