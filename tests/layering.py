@@ -149,11 +149,17 @@ def strongly_connected(arrows: Mapping[str, Iterable[str]]) -> list[list[str]]:
 
 
 def by_rooms(house: House) -> House:
-    """The same house, each package one room; a file in `guard/` or `guard/offline` itself is a room of its own."""
+    """The same house, each package one room with all that lies in it; `offline` and its `model` are whole floors.
+
+    A file in `guard/` or `guard/offline` itself is a room of its own.
+    """
 
     def room(module: str) -> str:
         package = package_of(house.files[module])
-        return module if package in ("guard", "guard.offline") else package
+        if package in ("guard", "guard.offline"):
+            return module
+        deep = 4 if package.startswith("guard.offline.model") else 3 if package.startswith("guard.offline") else 2
+        return ".".join(package.split(".")[:deep])
 
     arrows: dict[str, set[str]] = {}
     for module, targets in house.arrows.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.layering import House, by_rooms
+from tests.layering import ROOT, House, by_rooms
 
 HOUSE = House.read()
 OFFLINE = "guard/offline"
@@ -184,3 +185,14 @@ def test_no_two_classes_share_a_name() -> None:
             if isinstance(node, ast.ClassDef) and not file.endswith("_pb2.py"):
                 files.setdefault(node.name, []).append(file)
     assert {name: found for name, found in files.items() if len(found) > 1} == {}
+
+
+def test_where_is_what_names_files_that_are_there() -> None:
+    """README's table for newcomers: at least ten tasks, each with its file."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    table = text.partition("## Where is what")[2].partition("\n\n**")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    named = {row: re.findall(r"`([\w/]+\.py)`", row) for row in rows}
+    assert len(rows) >= 10
+    assert all(named.values())
+    assert [name for names in named.values() for name in names if not (ROOT / name).is_file()] == []
