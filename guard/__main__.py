@@ -1,4 +1,4 @@
-"""`python -m guard`."""
+"""Run the command line: `python -m guard`."""
 
 from guard.cli import main
 

@@ -1,4 +1,4 @@
-"""Reads inputs and labels from files: `.npz`, IDX pairs, folders of class folders.
+"""Inputs and labels from files: `.npz`, IDX pairs, single pictures, folders of class folders.
 
 Rule 1: what comes out of a file is in the model's wire values, in the order of axes that its wire has; files are only
 read.
@@ -26,7 +26,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @dataclass(frozen=True)
 class DataFile:
-    """Inputs as the files hold them, and their labels."""
+    """Inputs in the form in which their file holds them, and their labels."""
 
     # uint8 [item, height, width, channel], float32 [item, channel, height, width] or [item, feature]
     images: NDArray[Any]
@@ -37,17 +37,17 @@ class DataFile:
         return len(self.images)
 
     def labelled(self) -> NDArray[np.int64]:
-        """Raises DataError when the file has no labels."""
+        """Return the labels [item]. Raises DataError when the file has none."""
         if self.labels is None:
             raise DataError(f"{self.source} has no labels; an array `labels` [item] of class numbers is needed here")
         return self.labels
 
 
 def read_examples(path: str | Path) -> DataFile:
-    """Read whatever `path` is.
+    """Read the inputs of a file or folder, and their labels where it has any.
 
     Raises:
-        DataError: it is missing, of an unknown kind, damaged, empty, or inputs and labels do not match.
+        DataError: `path` is missing, of an unknown kind, damaged, empty, or inputs and labels do not match.
     """
     file = Path(path)
     if file.is_dir():
@@ -124,7 +124,7 @@ def read_idx_pair(file: Path) -> DataFile:
 
 
 def read_idx(file: Path) -> NDArray[Any]:
-    """One IDX array (the MNIST family's format), gzipped or not. Raises DataError."""
+    """Read an IDX array (the MNIST family's format), gzipped or not. Raises DataError."""
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         zero, kind, axes = struct.unpack(">HBB", raw[:4])
@@ -138,7 +138,7 @@ def read_idx(file: Path) -> NDArray[Any]:
 
 
 def read_folders(root: Path) -> DataFile:
-    """A folder of class folders; the class number is a folder's place in the sorted order."""
+    """Read a folder of class folders; the class number is a folder's place in the sorted order."""
     classes = sorted(p for p in root.iterdir() if p.is_dir())
     pictures = [
         (p, number)
@@ -160,7 +160,7 @@ def read_folders(root: Path) -> DataFile:
 
 
 def read_picture(file: Path) -> NDArray[np.uint8]:
-    """[height, width, channel]. Raises DataError."""
+    """Read a picture as bytes [height, width, channel]. Raises DataError."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -177,10 +177,10 @@ def read_picture(file: Path) -> NDArray[np.uint8]:
 
 
 def to_wire(images: NDArray[Any], spec: InputSpec, source: str = "inputs") -> NDArray[Any]:
-    """Inputs as files hold them -> the model's wire values, in its layout.
+    """Convert inputs from a file's form into the model's wire values, in its layout.
 
     Raises:
-        DataError: shape or values cannot be this model's.
+        DataError: the shape or the values do not fit this model.
     """
     if images.dtype == np.uint8 and images.ndim == 4:
         channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -196,7 +196,7 @@ def to_wire(images: NDArray[Any], spec: InputSpec, source: str = "inputs") -> ND
 
 
 def check_box(images: NDArray[Any], unit: NDArray[np.float32], spec: InputSpec, source: str) -> None:
-    """Raises DataError for values outside the model's box, naming the channel or feature that leaves it furthest."""
+    """Raise DataError for values outside the model's box, naming the channel or feature that leaves it furthest."""
     beyond = np.maximum(-unit, unit - 1)
     if beyond.max() <= 1e-3:
         return

@@ -51,7 +51,7 @@ class InputSpec:
 
     @property
     def wire_shape(self) -> tuple[int, ...]:
-        """Of one item as it travels."""
+        """The shape of one item in the order of axes in which it travels."""
         return (*self.shape[1:], self.shape[0]) if self.layout == "NHWC" else self.shape
 
     @property
@@ -60,13 +60,13 @@ class InputSpec:
 
     @property
     def box(self) -> ValueBox:
-        """The passage between the wire and [0, 1]."""
+        """The conversion between wire values and [0, 1]."""
         return ValueBox(self.low, self.high, len(self.shape), self.layout, self.dtype)
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """Which of the model's outputs is the prediction, and what it holds."""
+    """The output of the model that holds its prediction, and the kind of values in it."""
 
     name: str
     kind: str  # logits | probabilities | label
@@ -87,7 +87,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """One ONNX graph of the cascade: wire input -> `logits` [item, class], `scores` [item, own detector]."""
+    """An ONNX graph of the cascade: wire input -> `logits` [item, class], `scores` [item, own detector]."""
 
     name: str
     file: str
@@ -98,13 +98,13 @@ class ProgramSpec:
 
     @property
     def floor(self) -> int:
-        """The least it can cost, in forwards of the model: 1 + backwards + rows."""
+        """The least that the program can cost, in forward passes of the model: 1 + backwards + rows."""
         return 1 + self.backwards + self.rows
 
 
 @dataclass(frozen=True)
 class NeedSpec:
-    """A kind of evidence as it prints, and the pass that it comes with: plain, rows or backward."""
+    """A kind of evidence, as it prints, and the pass of the model that yields it: plain, rows or backward."""
 
     expression: str
     rides: str
@@ -112,7 +112,7 @@ class NeedSpec:
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """A detector as the recipe wrote it, and what it asked for."""
+    """A detector as the recipe wrote it, and the evidence that it needs."""
 
     name: str
     expression: str
@@ -130,7 +130,7 @@ class RepairSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`manifest.json`, field by field."""
+    """The contents of `manifest.json`, field by field."""
 
     model: ModelSpec
     programs: tuple[ProgramSpec, ...]
@@ -206,7 +206,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened and verified bundle."""
+    """An opened bundle, its files verified against its manifest."""
 
     path: Path
     manifest: Manifest
@@ -214,10 +214,10 @@ class Bundle:
 
     @staticmethod
     def open(path: str | Path) -> Bundle:
-        """Read and verify every file.
+        """Open the bundle at `path` and verify every file.
 
         Raises:
-            BundleError: it is no bundle, was made by another format, or a file is missing, added to, or altered.
+            BundleError: `path` is no bundle or one of another format, or a file is missing, added or altered.
         """
         root = Path(path)
         file = root / MANIFEST
@@ -248,7 +248,7 @@ class Bundle:
 
     @property
     def identity(self) -> str:
-        """SHA-256 (hex) over what decides: programs, weights and calibration, and not the report beside them."""
+        """SHA-256 (hex) of what decides on inputs: programs, weights and calibration, not the report beside them."""
         files = self.path
         return identity(
             self.manifest.programs, lambda name: file_digest(files / name) if (files / name).is_file() else None
@@ -267,7 +267,7 @@ class Bundle:
             raise BundleError(f"samples.npz of {self.path} lacks {error}; train the bundle again") from error
 
     def repair(self, name: str) -> RepairSpec:
-        """Raises BundleError naming the denoisers that there are."""
+        """Return the denoiser `name`. Raises BundleError, which lists those that there are, where it is unknown."""
         for spec in self.manifest.repairs:
             if spec.name == name:
                 return spec
@@ -276,7 +276,7 @@ class Bundle:
 
 
 def verify_files(root: Path, files: Mapping[str, str]) -> None:
-    """Hidden files are let be: some mounts leave theirs."""
+    """Raise BundleError for a missing, altered or added file; hidden files are ignored: some mounts leave theirs."""
     for file in sorted(root.iterdir()):
         if file.is_file() and file.name not in {*files, MANIFEST} and not file.name.startswith("."):
             raise BundleError(f"{file} is not named in the manifest; a bundle holds nothing else")
@@ -289,16 +289,16 @@ def verify_files(root: Path, files: Mapping[str, str]) -> None:
 
 
 def plain_name(name: str) -> str:
-    """Raises BundleError for a name that leads out of the bundle, or to its manifest."""
+    """Return `name`. Raises BundleError where it leads out of the bundle, or to its manifest."""
     if Path(name).name != name or name in (".", "..", MANIFEST):
         raise BundleError(f"{name!r} is no name of a file in a bundle: it lies elsewhere")
     return name
 
 
 def identity(programs: Sequence[ProgramSpec], digest: Callable[[str], str | None]) -> str:
-    """What tells one guard from another, whether it is in a bundle already or not.
+    """SHA-256 (hex) that tells one guard from another, whether it is in a bundle already or not.
 
-    `digest` gives that of a file's content by its name; None where there is no such file.
+    `digest` returns the digest of a file's content by the file's name; None where there is no such file.
     """
     files = sorted({*(program.file for program in programs), WEIGHTS, CALIBRATION})
     found = [(name, known) for name in files if (known := digest(name)) is not None]
@@ -311,7 +311,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Arrays of an .npz, never unpickled. Raises BundleError."""
+    """Read the arrays of an .npz, never unpickled. Raises BundleError."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

@@ -1,4 +1,4 @@
-"""From one risk an item to a p-value with a promise.
+"""Calibration: the risk of an item becomes a p-value, which promises a false-alarm rate.
 
 Rule 1: nothing here was fitted on the items that it is calibrated on.
 Rule 2: only ranks of risks ever reach a threshold.
@@ -23,7 +23,7 @@ WARN_FACTOR = 10  # a promise resting on fewer than this many clean items above 
 
 @dataclass(frozen=True)
 class Band:
-    """Where a program leaves the decision to the next one; outside, its own risk decides."""
+    """The risks for which a program leaves the decision to the next one; outside of them it decides by itself."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -31,7 +31,10 @@ class Band:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Everything between the scores of the programs and a p-value. Read from, and written to, `calibration.npz`."""
+    """The calibration of a cascade: everything between the scores of its programs and a p-value.
+
+    It is read from, and written to, `calibration.npz`.
+    """
 
     detectors: tuple[str, ...]  # in the order of the programs
     programs: tuple[int, ...]  # how many of the detectors each program adds
@@ -42,7 +45,7 @@ class Calibration:
 
     @property
     def items(self) -> int:
-        """How many clean items the promise rests on."""
+        """The number of clean items that the promise rests on."""
         return int(self.clean_risks.size)
 
     @cached_property
@@ -51,7 +54,7 @@ class Calibration:
 
     @cached_property
     def sorted_scores(self) -> Floats:
-        """[detector, item]"""
+        """The clean scores [detector, item], rising for each detector."""
         return np.sort(self.clean_scores.T, axis=1)
 
     def p_value(self, risk: Floats) -> Floats:
@@ -64,7 +67,11 @@ class Calibration:
         return float(self.sorted_risks[-max(allowed, 1)])
 
     def request_p_value(self, risk: float, rows: int) -> float:
-        """p-value of the riskiest of `rows` items, against blocks of as many calibration items."""
+        """The p-value of the riskiest of `rows` items, against blocks of as many calibration items.
+
+        Raises:
+            PromiseError: there are fewer calibration items than `rows`.
+        """
         blocks = self.items // rows
         if blocks == 0:
             raise PromiseError(
@@ -106,7 +113,7 @@ class Calibration:
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Calibration:
-        """Raises BundleError when a field is missing or the shapes contradict each other."""
+        """Read a calibration. Raises BundleError when an array is missing or the shapes contradict each other."""
         try:
             programs = tuple(int(n) for n in arrays["programs"])
             calibration = Calibration(
@@ -134,7 +141,7 @@ class Calibration:
         return calibration
 
     def verify(self) -> None:
-        """Raises BundleError when the parts do not fit each other."""
+        """Raise BundleError when the parts do not fit each other, or hold values that have no rank."""
         seen = 0
         for fusion, added in zip(self.fusions, self.programs, strict=True):
             seen += added
@@ -152,7 +159,7 @@ class Calibration:
 
 
 def rank_p(sorted_clean: Floats, values: Floats) -> Floats:
-    """(1 + #{clean >= value}) / (n + 1) for each value, `sorted_clean` rising."""
+    """The rank p-value (1 + #{clean >= value}) / (n + 1) of each value; `sorted_clean` is rising."""
     at_least = sorted_clean.size - np.searchsorted(sorted_clean, values, side="left")
     return np.asarray((1 + at_least) / (sorted_clean.size + 1), dtype=np.float64)
 
@@ -185,9 +192,9 @@ def check_promise(rate: float, items: int, *, name: str) -> str | None:
 
 
 def rejections_band(rate: float, items: int, held_out: int, *, level: float = 0.999) -> tuple[int, int]:
-    """Central band of the number of rejections among `held_out` clean items.
+    """The central band, of probability `level`, of the number of rejections among `held_out` clean items.
 
-    BetaBinomial(m, k, n+1-k) with k = floor(rate (n+1)).
+    That number is BetaBinomial(m, k, n+1-k) with n = `items`, m = `held_out` and k = floor(rate (n+1)).
 
     Source: Angelopoulos & Bates 2021, arXiv:2107.07511, section 3.2 (their coverage, turned to rejections).
     """
@@ -211,7 +218,7 @@ def log_beta(a: float, b: float) -> float:
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson 1927): the intervals beside every rate that we print."""
+    """The interval of a rate, 95 % unless `z` says otherwise (Wilson 1927); it is printed beside every rate."""
     if trials == 0:
         return 0.0, 1.0
     rate, square = successes / trials, z * z
@@ -221,7 +228,7 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def auroc(negative: Sequence[float] | Floats, positive: Sequence[float] | Floats) -> float:
-    """Share of (clean, attacked) pairs in which the attacked item is the riskier; ties count half."""
+    """The AUROC: the share of (clean, attacked) pairs in which the attacked item is the riskier; ties count half."""
     clean, attacked = np.sort(np.asarray(negative, dtype=np.float64)), np.asarray(positive, dtype=np.float64)
     below = np.searchsorted(clean, attacked, side="left") + np.searchsorted(clean, attacked, side="right")
     return float(below.mean() / (2 * clean.size))

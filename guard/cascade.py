@@ -1,4 +1,4 @@
-"""A guard's programs and its calibration, in memory: wire inputs -> readings -> risk -> p-value.
+"""The cascade: a guard's programs and its calibration, in memory: wire inputs -> readings -> risk -> p-value.
 
 Rule 1: what is calibrated and evaluated is what is served; there is no second path from an image to a p-value.
 Rule 2: an item's p-value depends on no other item of its batch.
@@ -32,7 +32,7 @@ JITTER = 1e-9  # below float32 tolerance of any score
 
 @dataclass(frozen=True)
 class Readings:
-    """What the cascade found out about each item."""
+    """The results of the cascade for each item: logits, scores, risk and p-value."""
 
     logits: NDArray[np.float32]  # [item, class]
     scores: Floats  # [item, detector]; NaN where the detector did not run
@@ -46,7 +46,7 @@ class Readings:
         return np.asarray(self.logits.argmax(axis=1), dtype=np.int64)
 
     def rows(self, start: int, stop: int) -> Readings:
-        """The readings of some of the items."""
+        """The readings of the items from `start` up to, and without, `stop`."""
         part = slice(start, stop)
         return Readings(
             self.logits[part],
@@ -69,22 +69,22 @@ def level_below(program: int) -> int:
 
 
 def cascade_risk(level: int | NDArray[np.int64], risk: Floats) -> Floats:
-    """One scalar for the whole cascade: everything decided at a higher level is riskier than everything below it.
+    """The risk on the scale of the whole cascade: what is decided at a higher level is riskier than all below it.
 
-    The squash is strictly monotone in float64, so ranks survive: a risk of 1 at level 2 becomes 2 + 0.75.
+    The squash is monotone, so ranks survive: a risk of 1 at level 2 becomes 2 + 0.75.
     """
     squashed: Floats = level + 0.5 + 0.5 * risk / (1.0 + np.abs(risk))
     return squashed
 
 
 def own_risk(place: float) -> float:
-    """The risk whose place within its level of the cascade, 0 to 1, this is: the squash undone."""
+    """The risk at a place, 0 to 1, within its level of the cascade: the inverse of the squash of `cascade_risk`."""
     share = min(max(2.0 * (place - 0.5), -1 + 1e-12), 1 - 1e-12)
     return share / (1.0 - abs(share))
 
 
 def risk_limits(calibration: Calibration, rate: float) -> tuple[float, ...]:
-    """Each program's own risk above which the cascade's p-value is at most `rate`; infinite where it never is."""
+    """The own risk of each program above which the cascade's p-value is at most `rate`; infinite where it never is."""
     last = len(calibration.programs) - 1
     threshold = calibration.threshold(rate)
     found = []
@@ -98,14 +98,14 @@ def risk_limits(calibration: Calibration, rate: float) -> tuple[float, ...]:
 
 
 def jitter(images: NDArray[Any]) -> Floats:
-    """A tie-break in [0, JITTER) an item, from the item's own bytes and from nothing else."""
+    """A tie-break in [0, JITTER) for each item, computed from the item's own bytes and from nothing else."""
     raw = [zlib.crc32(np.ascontiguousarray(image).view(np.uint8).data) for image in images]
     return np.asarray(raw, dtype=np.float64) * (JITTER / 2**32)
 
 
 @dataclass(frozen=True, eq=False)
 class Cascade:
-    """Loaded programs under a calibration, ready to read. Raises BundleError where the two do not fit each other."""
+    """Loaded programs under a calibration, ready to run. Raises BundleError where the two do not fit each other."""
 
     spec: InputSpec
     classes: int
@@ -125,7 +125,7 @@ class Cascade:
             )
 
     def verify_graph(self, session: Session, program: ProgramSpec) -> None:
-        """Raises BundleError when a graph does not take and give what the manifest says."""
+        """Raise BundleError when a graph's input or outputs are not what the manifest says."""
         found = session.session.get_inputs()
         if len(found) != 1 or list(found[0].shape[1:]) != list(self.spec.wire_shape):
             raise BundleError(
@@ -141,7 +141,7 @@ class Cascade:
                 raise BundleError(f"{program.file} gives {widths[name]} {name} an item, the manifest says {width}")
 
     def with_calibration(self, calibration: Calibration) -> Cascade:
-        """The same programs under another calibration."""
+        """A cascade of the same programs under another calibration."""
         return replace(self, calibration=calibration)
 
     def read(self, images: NDArray[Any], *, complete: bool = False) -> Readings:
@@ -182,7 +182,7 @@ class Cascade:
         )
 
     def decide(self, index: int, risk: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Which items program `index` decides, and at which level of the cascade."""
+        """Return which items program `index` decides, and at which level of the cascade."""
         last = len(self.programs) - 1
         if index == last:
             return np.ones(risk.size, dtype=bool), np.full(risk.size, level_below(last))

@@ -168,7 +168,7 @@ def train(
 def value_box(
     value_range: tuple[float, float], mean: str | None, std: str | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Wire values of black and white per channel. Raises ConfigError."""
+    """The wire values of black and white per channel or feature. Raises ConfigError."""
     if (mean is None) != (std is None):
         raise ConfigError("--mean and --std go together; give both or neither")
     if mean is None or std is None:
@@ -247,7 +247,7 @@ def score(
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
-    """One JSON line an item: item, prediction, action, p_value, detectors."""
+    """Print one JSON line an item: item, prediction, action, p_value, detectors."""
     from guard.scoring import score_lines
 
     for line in score_lines(bundle, file, device=device_name(device), threads=threads):
@@ -384,7 +384,7 @@ def probe(
 
 
 def device_name(text: str) -> Any:
-    """Raises ConfigError."""
+    """Return a device's name as it is. Raises ConfigError where it is unknown."""
     if text not in ("cpu", "cuda"):
         raise ConfigError(f"--device {text!r}; wanted cpu or cuda")
     return text
@@ -403,7 +403,7 @@ def stages(console: Any) -> Any:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit code. Every error of ours is one line on standard error."""
+    """Run a command and return its exit code; every error of ours is one line on standard error."""
     debug = "--debug" in arguments
     try:
         command = typer.main.get_command(app)
@@ -451,5 +451,5 @@ def complain(error: BaseException, text: str, code: int, *, debug: bool) -> int:
 
 
 def main() -> None:
-    """Console script."""
+    """Entry point of the console script `guard`."""
     sys.exit(run(sys.argv[1:]))

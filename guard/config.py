@@ -1,6 +1,6 @@
-"""`guard.toml` + `GUARD_*` + the command line -> one frozen value.
+"""The settings of `guard serve`: `guard.toml`, `GUARD_*` and the command line become one frozen value.
 
-Rule 1: a setting that we do not know is an error; nothing is dropped in silence.
+Rule 1: an unknown setting is an error; nothing is dropped in silence.
 Rule 2: the command line beats the environment, the environment beats the file, the file beats the default.
 """
 
@@ -22,20 +22,20 @@ PREFIX = "GUARD_"
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """All settings of `guard serve`; each is a key of guard.toml, a GUARD_ variable in capitals, and many are flags."""
+    """The settings of `guard serve`; each is a key of guard.toml, a GUARD_ variable in capitals, and many are flags."""
 
     bundle: str = ""  # directory of the bundle
     upstream: str = ""  # HOST:PORT of the model server that is guarded
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
     admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
-    mode: Mode = "enforce"  # shadow and off change nothing for anybody, flag rejects nothing
+    mode: Mode = "enforce"  # shadow and off change nothing for any client, flag rejects nothing
     on_failure: OnFailure = "closed"  # whether a request that cannot be checked passes
     reject_rate: float | None = None  # share of clean items that may be rejected; None: the bundle's
     flag_rate: float | None = None  # the same for flagged ones, rejected ones included; None: the bundle's
     rows: Rows = "any"  # whether one rejected item rejects its request, or the request is judged as a whole
     repair: str | None = None  # denoiser through which flagged items are cleaned
-    tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker's gradient
+    tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker can search by it
     allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig"
     allow_models: tuple[str, ...] = ()  # further model names to pass uninspected
     device: Literal["cpu", "cuda"] = "cpu"  # of the programs; cuda never falls back in silence
@@ -75,7 +75,7 @@ class ServeConfig:
 
 
 def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServeConfig:
-    """Merge the three sources. `flags` whose value is None were not given.
+    """Merge the file, the environment and the command line; `flags` whose value is None were not given.
 
     Raises:
         ConfigError: names file or variable, key, what was found, what was expected, and the nearest known key.
@@ -121,7 +121,7 @@ def known(key: str, hints: Mapping[str, Any], *, origin: str) -> None:
 
 
 def convert(value: Any, hint: Any, *, where: str) -> Any:
-    """`value` as `hint` wants it; text (an environment variable) is parsed."""
+    """Convert `value` to the type `hint`; text (an environment variable) is parsed. Raises ConfigError."""
     options = [a for a in get_args(hint) if a is not type(None)] if type(None) in get_args(hint) else [hint]
     if type(None) in get_args(hint) and value in ("", "none"):
         return None
@@ -180,6 +180,6 @@ def check(config: ServeConfig) -> None:
 
 
 def split_address(text: str) -> tuple[str, int] | None:
-    """HOST:PORT, or None when it is not one."""
+    """Split HOST:PORT into host and port; None when the text is not of that form."""
     host, colon, port = text.rpartition(":")
     return (host, int(port)) if colon and host and port.isdecimal() and int(port) < 65536 else None

@@ -1,4 +1,4 @@
-"""What the container leaves this process of the machine: CPUs and memory, read from its control groups.
+"""The CPUs and the memory that the container leaves this process, read from its control groups.
 
 How it works: Linux writes a group's limits into files of a folder. Version 1 has a tree of folders for each controller,
 version 2 one tree for all, and a host may mount both. `/proc/self/cgroup` names this process' folder in each tree,
@@ -23,19 +23,19 @@ OCTAL = re.compile(r"\\([0-7]{3})")  # mountinfo writes a space as \040
 
 
 def cpus(root: Path = ROOT) -> int:
-    """CPUs that this process may use: of its affinity and the groups' quotas the smallest, rounded down, at least 1."""
+    """The CPUs that this process may use: the least of affinity and its groups' quotas, rounded down, at least 1."""
     quotas = [quota for folder in folders("cpu", root) if (quota := cpu_quota(folder)) is not None]
     return max(1, int(min([affinity(), *quotas])))
 
 
 def memory_bytes(root: Path = ROOT) -> int | None:
-    """The smallest memory limit of the groups that this process is in; None: there is none."""
+    """The smallest memory limit of the groups that this process is in; None where there is none."""
     limits = [limit for folder in folders("memory", root) if (limit := memory_limit(folder)) is not None]
     return min(limits, default=None)
 
 
 def affinity() -> int:
-    """CPUs that the scheduler may put this process on."""
+    """The number of CPUs that the scheduler may put this process on."""
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):  # not on every system that Python runs on
@@ -43,7 +43,7 @@ def affinity() -> int:
 
 
 def cpu_quota(folder: Path) -> float | None:
-    """CPUs' worth of time that one folder allows: `cpu.max` is version 2, `cpu.cfs_*` version 1."""
+    """The CPU time that a folder allows, in CPUs: `cpu.max` is version 2, `cpu.cfs_*` version 1; None: no limit."""
     quota, period = [*words(folder / "cpu.max"), "", ""][:2]
     if not quota:
         quota = " ".join(words(folder / "cpu.cfs_quota_us"))
@@ -53,20 +53,20 @@ def cpu_quota(folder: Path) -> float | None:
 
 
 def memory_limit(folder: Path) -> int | None:
-    """Bytes that one folder allows: `memory.max` is version 2, `memory.limit_in_bytes` version 1."""
+    """The bytes that a folder allows: `memory.max` is version 2, `memory.limit_in_bytes` version 1; None: no limit."""
     written = words(folder / "memory.max") or words(folder / "memory.limit_in_bytes")
     limit = positive(" ".join(written))
     return None if limit is None or limit >= UNLIMITED_BYTES else limit
 
 
 def positive(text: str) -> int | None:
-    """A number above zero; None for `max`, -1 and whatever else stands for no limit."""
+    """Parse a number above zero; None for `max`, -1 and any other text that stands for no limit."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 and int(text) > 0 else None
 
 
 @dataclass(frozen=True)
 class Mount:
-    """One mounted tree of groups: the folder of the tree that is seen at a path of this file system."""
+    """A mounted tree of groups: the folder of the tree that is seen at a path of this file system."""
 
     version: int
     controllers: frozenset[str]  # of version 1; version 2 has them all in one tree
@@ -91,7 +91,7 @@ def upwards(group: PurePosixPath, trees: list[Mount], root: Path) -> Iterator[Pa
     """The folders of `group` and all its parents within the mount that shows it.
 
     In a container the group's name may be the host's while the mount shows the container's part of the tree only; then
-    what is mounted is the best that is known.
+    the mounted folder alone is taken.
     """
     shown = [tree for tree in trees if group.is_relative_to(tree.top) and ".." not in group.parts]
     tree = (shown or trees)[0]

@@ -27,7 +27,7 @@ from guard.errors import ConfigError, GateError, NotReadyError
 
 REJECT_RATE, FLAG_RATE = 0.05, 0.10  # what 1,800 images can promise
 FEWEST_ACCURATE = 0.97
-STRONG = 0.9  # success on the bare model from which an attack is held against the guard
+STRONG = 0.9  # success on the bare model from which an attack counts in `gate`
 ADAPTIVE_ITEMS, ADAPTIVE_STEPS = 40, 50
 START_S = 60.0
 PAIRS = 200  # of requests, with and without the guard
@@ -38,7 +38,7 @@ THREADS = 1  # for so small a network more are slower, and every run on a machin
 
 @dataclass(frozen=True)
 class Caught:
-    """What became of one kind of input, counted by the client."""
+    """The counts of one kind of input, as the client sees it: tried, verified and rejected."""
 
     name: str
     tried: int  # clean items that were attacked, or inputs sent
@@ -59,7 +59,7 @@ class Caught:
 
 
 def run_demo(folder: Path, *, seed: int, keep: bool) -> None:
-    """Print the whole story. Raises GateError when the guard does no better than chance."""
+    """Run the demo and print what happens. Raises GateError when the guard does no better than chance."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -84,7 +84,7 @@ def run_demo(folder: Path, *, seed: int, keep: bool) -> None:
 
 
 def make_room(folder: Path) -> None:
-    """An empty folder. Raises ConfigError rather than remove what an earlier demo did not make."""
+    """Make the folder, empty. Raises ConfigError rather than remove what an earlier demo did not make."""
     if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there and was not made by a demo; name another --folder")
     if folder.exists():
@@ -94,7 +94,7 @@ def make_room(folder: Path) -> None:
 
 
 def make_bundle(folder: Path, seed: int, console: Any) -> dict[str, Any]:
-    """Train the network and its guard; the inputs that the client is going to send."""
+    """Train the network and its guard; return the inputs that the client is going to send."""
     import torch
 
     from guard.offline.demo_model import accuracy, load_digits, save_model, train_network
@@ -160,7 +160,7 @@ def fresh_inputs(job: Any, prepared: Any, progress: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class House:
-    """Addresses of what runs."""
+    """The addresses of the servers that the demo runs."""
 
     upstream: str
     guarded: str
@@ -169,7 +169,7 @@ class House:
 
 @contextmanager
 def servers(folder: Path) -> Iterator[House]:
-    """A model server and a guard before it, as processes on free ports."""
+    """Run a model server and a guard before it within the block, as processes on free ports."""
     from guard.serve.probe import probe
 
     ports = free_ports(4)
@@ -194,7 +194,7 @@ def servers(folder: Path) -> Iterator[House]:
 
 @contextmanager
 def running(words: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`guard WORDS` as a process, its log in the folder; ended with SIGTERM."""
+    """Run `guard WORDS` as a process within the block, its log in the folder; SIGTERM ends it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GUARD_")}
     with (folder / f"{words[0]}.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "guard", *words], stdout=log, stderr=log, env=environment)
@@ -279,7 +279,7 @@ def client(address: str) -> Iterator[Callable[[NDArray[Any]], bool]]:
 
 
 def compare_latency(house: House, images: NDArray[np.float32], console: Any) -> None:
-    """Single clean items, one at a time, in turn with and without the guard."""
+    """Measure and print the latency of single clean items, in turn with and without the guard."""
     with client(house.guarded) as guarded, client(house.upstream) as bare:
         times: dict[str, list[float]] = {"bare": [], "guarded": []}
         for i in range(PAIRS):
@@ -296,7 +296,7 @@ def compare_latency(house: House, images: NDArray[np.float32], console: Any) -> 
 
 
 def show_adaptive(bundle: Path, console: Any) -> None:
-    """The row of the report that matters most."""
+    """Print the report's rows about the adaptive attack, by an attacker who knows the guard."""
     import json
 
     report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
@@ -311,7 +311,7 @@ def show_adaptive(bundle: Path, console: Any) -> None:
 
 
 def gate(attacks: Sequence[Any], clean: Any) -> None:
-    """Hold the guard to the weakest attack that reliably fools the bare model.
+    """Check the guard against the weakest attack that reliably fools the bare model.
 
     Raises:
         GateError: no attack is strong, or the guard rejects no more of it than a coin or its own false alarms would.
@@ -330,7 +330,7 @@ def gate(attacks: Sequence[Any], clean: Any) -> None:
 
 
 def wait_for_interrupt() -> None:
-    """Until Ctrl-C or SIGTERM; the servers are then ended by whoever started them."""
+    """Wait until Ctrl-C or SIGTERM; the caller then ends the servers."""
     with suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)

@@ -1,7 +1,7 @@
-"""Every way this program fails on purpose.
+"""The tree of errors: the ways in which this program fails on purpose.
 
     GuardError
-    ├── UserError                what somebody typed, wrote or handed over; the command line prints it on one line
+    ├── UserError                a mistake in what was typed, written or handed over; the command line prints one line
     │   ├── ConfigError          a setting that is unknown, missing or out of range
     │   ├── DataError            inputs or labels that cannot be used
     │   ├── ModelError           a model that cannot be opened or differentiated
@@ -12,10 +12,10 @@
     │   ├── PortError            an address that cannot be listened on
     │   ├── NotReadyError        the server that was probed or called is not ready
     │   └── GateError            the demo's guard does no better than chance
-    └── RequestError             one client's request; its batch mates never notice
+    └── RequestError             a failure of one client's request; others of its batch are not affected
         ├── MalformedRequest     it contradicts the protocol or the model's input
         ├── TooLarge             it is larger, unpacked, than any request may be
-        ├── Uninspectable        its pixels do not travel with it, so nobody can look at them
+        ├── Uninspectable        its pixels do not travel with it, so they cannot be inspected
         ├── UnknownModel         no bundle guards the model it names
         ├── UnknownService       no health is known for the service it names
         ├── NotAllowed           a remote procedure that the operator has not opened
@@ -36,7 +36,7 @@ from typing import ClassVar
 
 
 class GuardError(Exception):
-    """A failure with a name: it says what came, what was wanted and what to do."""
+    """An error of this program; its message says what came, what was wanted and what to do."""
 
     status: ClassVar[str] = "INTERNAL"  # name of a grpc.StatusCode; this floor does not import grpc
     exit_code: ClassVar[int] = 1
@@ -49,12 +49,12 @@ class GuardError(Exception):
 
 @cache
 def reason_of(name: str) -> str:
-    """MalformedRequest -> MALFORMED_REQUEST."""
+    """Convert a class name into a reason: MalformedRequest -> MALFORMED_REQUEST."""
     return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(name)).upper()
 
 
 class UserError(GuardError):
-    """Somebody can mend this by changing what they typed or handed over."""
+    """An error that the user can mend by changing what was typed or handed over."""
 
     status = "FAILED_PRECONDITION"
     exit_code = 2
@@ -111,7 +111,7 @@ class GateError(UserError):
 
 
 class RequestError(GuardError):
-    """What happened to one request; never to the process."""
+    """An error of one request, and never of the process."""
 
     status = "INTERNAL"
     exit_code = 1
@@ -182,5 +182,5 @@ def leaves(root: type[GuardError] = GuardError) -> Iterator[type[GuardError]]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type's name where it says nothing."""
+    """The first line of an error's message; its type's name where the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

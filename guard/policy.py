@@ -1,6 +1,6 @@
-"""p-values and an operator's settings -> a verdict. Pure: no clock, no network, no model.
+"""The policy: p-values and an operator's settings become a verdict. Pure: no clock, no network, no model.
 
-Rule 1: a caller can never learn from the verdict more than PASS or REJECT, unless the operator tells.
+Rule 1: a caller learns no more of a verdict than PASS or REJECT, unless the operator has set that it may.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Rows = Literal["any", "request"]
 
 
 class Action(StrEnum):
-    """What happens to an item, or to the request that carries it; later members are the graver."""
+    """The action for an item, or for the request that carries it; later members are the graver."""
 
     PASS = "pass"
     FLAG = "flag"
@@ -29,7 +29,7 @@ GRAVITY = {action: rank for rank, action in enumerate(Action)}
 
 @dataclass(frozen=True)
 class Policy:
-    """What the operator promised: which share of clean items may be rejected, and which flagged."""
+    """The operator's settings: which share of clean items may be rejected or flagged, and what is done about it."""
 
     reject_rate: float = 0.01
     flag_rate: float = 0.05
@@ -47,7 +47,7 @@ class Policy:
         return Action.PASS
 
     def enact(self, judged: Action) -> Action:
-        """What the mode lets happen: `flag` never rejects or repairs, `shadow` changes nothing for anybody."""
+        """The action that the mode lets happen: `flag` never rejects or repairs, `shadow` and `off` let all pass."""
         if self.mode in ("shadow", "off"):
             return Action.PASS
         if self.mode == "flag" and judged is not Action.PASS:
@@ -57,14 +57,14 @@ class Policy:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided for a request: each item's action, and the gravest of them."""
+    """The decision on a request: each item's action, and the request's (the gravest of them, or judged as a whole)."""
 
     items: tuple[Action, ...]
     request: Action
 
 
 def decide(p_values: Sequence[float], policy: Policy, *, request_p_value: float | None = None) -> Verdict:
-    """Judge the items of one request [item].
+    """Judge the items of one request by their p-values [item].
 
     `request_p_value` is the p-value of the request's riskiest item against requests of its size; it is needed, and
     decides for the request as a whole, when `policy.rows` is "request".

@@ -1,4 +1,4 @@
-"""A bundle at work: its cascade, its repairs, and the check that this machine answers as the bundle says.
+"""A loaded bundle: its cascade, its repairs, and the check that this machine answers as the bundle says.
 
 Rule 1: a guard beside a model server takes no more of the machine than it was given: all sessions of a shared Runtime
 together have its threads, and a thread without work sleeps.
@@ -24,9 +24,9 @@ LOGITS_TOLERANCE = 1e-3  # relative L2 an item, bundle's samples against this ma
 
 
 def divided(threads: int, costs: Sequence[int]) -> list[int]:
-    """Threads for each session, together `threads`: they run one after another, so all share the one that calls them.
+    """Divide `threads` among sessions that run one after another, so that all share the thread that calls them.
 
-    The others belong to one session each, and each goes where it saves most: cost / t - cost / (t + 1). For example
+    The other threads belong to one session each; each goes where it saves most: cost / t - cost / (t + 1). For example
     4 threads among programs of 1 and 5 forwards: the caller and one for the first, the caller and two for the second.
 
     ONNX Runtime has a pool that sessions share (`set_global_thread_pool_sizes`). It is not used: from Python (1.23 to
@@ -43,7 +43,7 @@ def divided(threads: int, costs: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Runtime:
-    """A bundle's programs and repairs, loaded on one device and ready to read."""
+    """The programs and repairs of a bundle, loaded on one device and ready to run."""
 
     bundle: Bundle
     device: Device
@@ -59,9 +59,9 @@ class Runtime:
         cuda: CudaOptions = DEFAULT_CUDA,
         shared: bool = False,
     ) -> Runtime:
-        """Load every program and repair.
+        """Load every program and repair of a bundle.
 
-        Each has `threads` threads (None: `container.cpus()`), and they spin: right where nothing else wants the cores.
+        Each has `threads` threads (None: `container.cpus()`), which spin: right where nothing else needs the cores.
         `shared` is for a process with neighbours: the sessions together have `threads` threads, none spins, and the
         sessions of several shared Runtimes take turns, so that no more than that many compute.
 
@@ -86,22 +86,22 @@ class Runtime:
 
     @property
     def spec(self) -> InputSpec:
-        """What the model takes."""
+        """The input that the model takes."""
         return self.cascade.spec
 
     @property
     def calibration(self) -> Calibration:
-        """What turns scores into p-values."""
+        """The calibration that turns scores into p-values."""
         return self.cascade.calibration
 
     @property
     def programs(self) -> tuple[ProgramSpec, ...]:
-        """The programs, cheapest first."""
+        """The programs of the cascade, cheapest first."""
         return self.cascade.programs
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        """The programs, loaded."""
+        """The loaded sessions of the programs, in their order."""
         return self.cascade.sessions
 
     def read(self, images: NDArray[Any], *, complete: bool = False) -> Readings:
@@ -109,7 +109,7 @@ class Runtime:
         return self.cascade.read(images, complete=complete)
 
     def repair(self, images: NDArray[Any], name: str) -> NDArray[Any]:
-        """Wire inputs [item, ...] cleaned by the bundle's denoiser `name`; same shape and type."""
+        """Clean wire inputs [item, ...] with the bundle's denoiser `name`; shape and type stay the same."""
         self.cascade.check_images(images)
         self.bundle.repair(name)
         return self.repairs[name].run(("cleaned",), images)[0].astype(self.spec.dtype, copy=False)

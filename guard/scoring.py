@@ -1,4 +1,4 @@
-"""A file's items, read by a bundle: one JSON line an item."""
+"""Scoring of a file's items by a bundle: one JSON line an item."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 64
 
 
 def score_lines(bundle: Path, file: Path, *, device: Device, threads: int | None) -> Iterator[str]:
-    """Raises BundleError, DataError, DeviceError, before the first line."""
+    """Yield a JSON line for each item of a file. Raises BundleError, DataError, DeviceError before the first line."""
     runtime = Runtime.open(Bundle.open(bundle), device=device, threads=threads)
     wire = to_wire(read_examples(file).images, runtime.spec, str(file))
     manifest = runtime.bundle.manifest
@@ -30,7 +30,10 @@ def score_lines(bundle: Path, file: Path, *, device: Device, threads: int | None
 
 
 def score_line(item: int, row: int, readings: Readings, detectors: tuple[str, ...], policy: Policy) -> str:
-    """`detectors` holds two-sided p-values; null where the cascade had decided before the detector ran."""
+    """The JSON line of one item.
+
+    Its `detectors` holds two-sided p-values; null where the cascade had decided before the detector ran.
+    """
     values = (float(p) for p in readings.detector_p[row])
     return json.dumps(
         {

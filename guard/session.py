@@ -1,6 +1,6 @@
-"""One ONNX graph, loaded by ONNX Runtime on one device.
+"""An ONNX graph, loaded by ONNX Runtime on one device.
 
-Rule 1: the threads of a process's shared sessions together are as many as one of them was given.
+Rule 1: shared sessions of a process take turns on the CPU: no more threads compute than one of them was given.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Device = Literal["cpu", "cuda"]
 Arena = Literal["as_requested", "power_of_two"]
 ARENAS: dict[Arena, str] = {"as_requested": "kSameAsRequested", "power_of_two": "kNextPowerOfTwo"}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-SHARED_TURN = threading.Lock()  # of all shared sessions of this process, whichever Runtime they belong to
+SHARED_TURN = threading.Lock()  # held by the shared session that computes, whichever Runtime it belongs to
 
 
 @dataclass(frozen=True)
 class GraphInMemory:
-    """An ONNX graph that is in no file, its large tensors beside it."""
+    """An ONNX graph in memory instead of a file, with its large tensors beside it."""
 
-    name: str  # for people
+    name: str  # for error messages
     content: bytes = field(repr=False)
     weights: Mapping[str, NDArray[Any]] = field(repr=False)  # by the names that the graph has for them
 
 
 @dataclass(frozen=True)
 class CudaOptions:
-    """What the sessions may take of a CUDA device; without meaning where the programs run on the CPU."""
+    """Limits on what a session may take of a CUDA device; they mean nothing where the programs run on the CPU."""
 
     device_id: int = 0
     memory_bytes: int | None = None  # most that one session's arena may hold; None: no limit. cuDNN's own is beside it
@@ -48,7 +48,7 @@ DEFAULT_CUDA = CudaOptions()
 
 
 def providers(device: Device, cuda: CudaOptions) -> list[Any]:
-    """What ONNX Runtime is asked to run on, with its settings."""
+    """The execution providers that ONNX Runtime is asked to use, with their settings."""
     if device == "cpu":
         return [PROVIDERS["cpu"]]
     settings = {"device_id": str(cuda.device_id), "arena_extend_strategy": ARENAS[cuda.arena], "use_tf32": "0"}
@@ -58,9 +58,9 @@ def providers(device: Device, cuda: CudaOptions) -> list[Any]:
 
 
 def session_options(ort: Any, *, threads: int | None, spinning: bool) -> Any:
-    """Settings of a session that computes on `threads` threads, its caller among them; None: on `container.cpus()`.
+    """The settings of a session that computes on `threads` threads, its caller among them; None: on `container.cpus()`.
 
-    ONNX Runtime is blind to a container's quota: left alone it takes a thread for each core of the host. A thread that
+    ONNX Runtime does not see a container's quota: left alone it takes a thread for each core of the host. A thread that
     spins waits for the next call in a loop, which burns its core for some 20 ms after each call.
     """
     options = ort.SessionOptions()
@@ -73,7 +73,7 @@ def session_options(ort: Any, *, threads: int | None, spinning: bool) -> Any:
 
 
 class Session:
-    """One ONNX graph, loaded on one device."""
+    """A loaded ONNX graph, ready to run on one device."""
 
     def __init__(
         self,
@@ -84,7 +84,9 @@ class Session:
         cuda: CudaOptions = DEFAULT_CUDA,
         shared: bool = False,
     ) -> None:
-        """Load it. The threads of a `shared` session do not spin, and no two shared sessions compute on CPUs at once.
+        """Load the graph on the device.
+
+        The threads of a `shared` session do not spin, and no two shared sessions compute on CPUs at once.
 
         Raises:
             BundleError: ONNX Runtime cannot load the file.
@@ -111,7 +113,7 @@ class Session:
         self.input = self.session.get_inputs()[0].name
 
     def run(self, outputs: Sequence[str], inputs: NDArray[Any] | Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """The outputs of these names; `inputs` by name, or the only one."""
+        """Run the graph and return the named outputs; `inputs` is a mapping by name, or the only input."""
         feed = inputs if isinstance(inputs, Mapping) else {self.input: inputs}
         with self.turn:
             result: list[NDArray[Any]] = self.session.run(list(outputs), feed)
@@ -119,7 +121,7 @@ class Session:
 
 
 def source_of(graph: Path | GraphInMemory, options: Any, ort: Any) -> str | bytes:
-    """What ONNX Runtime loads; the weights of a graph in memory go into its options."""
+    """The source that ONNX Runtime loads: a path, or a graph in memory, whose weights are added to `options`."""
     if isinstance(graph, Path):
         return str(graph)
     values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in graph.weights.values()]
@@ -128,7 +130,7 @@ def source_of(graph: Path | GraphInMemory, options: Any, ort: Any) -> str | byte
 
 
 def onnxruntime() -> Any:
-    """The one installed ONNX Runtime. Raises DeviceError where there is none, or two that overwrote each other."""
+    """Import the installed ONNX Runtime. Raises DeviceError where there is none, or two that overwrote each other."""
     from importlib.metadata import PackageNotFoundError, version
 
     have = []
@@ -145,7 +147,7 @@ def onnxruntime() -> Any:
         )
     if not have:
         raise DeviceError("ONNX Runtime is not installed; install inference-guard[cpu] or inference-guard[gpu]")
-    # From 1.29 on it tells Microsoft of each process and model, on a thread of its own (onnxruntime#27379).
+    # From 1.29 on it reports each process and model to Microsoft, on a thread of its own (onnxruntime#27379).
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
 

@@ -1,4 +1,4 @@
-"""A bundle in words, for whoever finds one."""
+"""A summary of a bundle in plain text, as `guard inspect` prints it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from guard.calibration import smallest_rate
 
 
 def summarise(bundle: Bundle) -> str:
-    """Plain text of at most 80 columns."""
+    """Summarise a bundle as plain text for 80 columns."""
     manifest, calibration = bundle.manifest, bundle.calibration
     model, spec = manifest.model, manifest.model.input
     smallest = smallest_rate(calibration.items)
@@ -39,7 +39,7 @@ def summarise(bundle: Bundle) -> str:
 
 
 def own_ranges(spec: InputSpec) -> list[str]:
-    """A line where the values' range is not one for all."""
+    """A line that says so where channels or features have ranges of their own; none where all share one range."""
     part = "channel" if len(spec.shape) == 3 else "feature"
     several = len(set(zip(spec.low, spec.high, strict=True))) > 1
     return [f"{'':<12}each {part} has a range of its own"] if several else []

@@ -1,4 +1,4 @@
-"""Where a model's input values lie, how they travel, and the [0, 1] in which everything but the wire works.
+"""The box of a model's input values, how they travel, and their map to the [0, 1] in which all but the wire works.
 
 Example: low (0,), high (255,), bytes: 51 on the wire is 0.2. With --mean and --std each channel has bounds of its own.
 """
@@ -28,31 +28,31 @@ class ValueBox:
 
     @property
     def is_unit(self) -> bool:
-        """Whether wire values are in [0, 1] as they come."""
+        """Whether wire values lie in [0, 1] already."""
         return set(self.low) == {0.0} and set(self.high) == {1.0}
 
     @property
     def bounds(self) -> Bounds:
-        """Low and high, shaped so that they broadcast over an item [channel, height, width] or [feature]."""
+        """The low and high bounds, shaped so that they broadcast over an item [channel, height, width] or [feature]."""
         shape = (-1,) + (1,) * (self.axes - 1)
         return np.asarray(self.low, np.float32).reshape(shape), np.asarray(self.high, np.float32).reshape(shape)
 
     def to_layout(self, images: NDArray[Any]) -> NDArray[Any]:
-        """[item, channel, height, width] -> the wire's order of axes."""
+        """Transpose [item, channel, height, width] into the wire's order of axes."""
         return images.transpose(0, 2, 3, 1) if self.layout == "NHWC" else images
 
     def from_layout(self, wire: NDArray[Any]) -> NDArray[Any]:
-        """The wire's order of axes -> [item, channel, height, width]."""
+        """Transpose the wire's order of axes into [item, channel, height, width]."""
         return wire.transpose(0, 3, 1, 2) if self.layout == "NHWC" else wire
 
     def to_unit(self, wire: NDArray[Any]) -> NDArray[np.float32]:
-        """Wire inputs -> [0, 1] per channel, channel first."""
+        """Map wire inputs to [0, 1] per channel, channel first."""
         low, high = self.bounds
         unit = (self.from_layout(wire).astype(np.float32) - low) / (high - low)
         return np.ascontiguousarray(unit, dtype=np.float32)
 
     def from_unit(self, unit: NDArray[Any]) -> NDArray[Any]:
-        """[0, 1] per channel, channel first -> wire inputs; whole numbers where bytes travel."""
+        """Map [0, 1] per channel, channel first, to wire inputs; rounded to whole numbers where bytes travel."""
         low, high = self.bounds
         wire = self.to_layout(low + unit.astype(np.float32) * (high - low))
         whole = np.rint(wire).clip(0, 255).astype(np.uint8) if self.dtype == np.uint8 else wire.astype(np.float32)

@@ -1,1 +1,1 @@
-"""Everything that needs torch: from a model and clean data to a bundle."""
+"""The offline side, which is all that needs torch: from a model and clean data to a bundle."""

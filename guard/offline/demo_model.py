@@ -27,7 +27,7 @@ class Digits:
 
 
 def load_digits(seed: int) -> Digits:
-    """scikit-learn's copy of the UCI test set of handwritten digits, shuffled and parted."""
+    """Load scikit-learn's copy of the UCI test set of handwritten digits, shuffled and parted."""
     from sklearn.datasets import load_digits as load
 
     images, labels = load(return_X_y=True)
@@ -38,7 +38,7 @@ def load_digits(seed: int) -> Digits:
 
 
 def network() -> nn.Sequential:
-    """Three convolutions, one pool, two linear layers; 27 thousand weights."""
+    """Build a network of three convolutions, two pools and two linear layers, with 32 thousand parameters."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.BatchNorm2d(16),
@@ -59,7 +59,7 @@ def network() -> nn.Sequential:
 
 
 def train_network(digits: Digits, seed: int, progress: Callable[[int, int], None]) -> nn.Module:
-    """AdamW on randomly shifted images; a few seconds."""
+    """Train the network with AdamW on randomly shifted images, in a few seconds."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = network().train()
@@ -78,21 +78,21 @@ def train_network(digits: Digits, seed: int, progress: Callable[[int, int], None
 
 
 def shifted(images: Tensor) -> Tensor:
-    """The batch moved by up to one pixel in each direction, zeros moving in."""
+    """Return the batch moved by up to one pixel in each direction, zeros moving in."""
     down, right = (int(d) for d in torch.randint(-1, 2, (2,)))
     padded = nn.functional.pad(images, (1, 1, 1, 1))
     return padded[:, :, 1 + down : 9 + down, 1 + right : 9 + right]
 
 
 def accuracy(model: nn.Module, digits: Digits) -> float:
-    """Share of the unseen images that the model has right."""
+    """Return the share of the unseen images that the model has right."""
     with torch.no_grad():
         predicted = model(torch.from_numpy(digits.unseen)).argmax(dim=1).numpy()
     return float((predicted == digits.unseen_labels).mean())
 
 
 def save_model(model: nn.Module, folder: Path) -> tuple[Path, Path]:
-    """The model as `model.pt2` (for `guard train`) and as `model.onnx` (for the model server)."""
+    """Save the model as `model.pt2` (for `guard train`) and as `model.onnx` (for the model server)."""
     from guard.offline.model.onnx_export.export import lower
 
     example = torch.zeros(2, 1, 8, 8)

@@ -48,7 +48,7 @@ SHIFTED, QUICK_SHIFTED = 1000, 300  # items that are shifted, at most
 
 @dataclass(frozen=True)
 class Wish:
-    """What `guard evaluate` was asked for."""
+    """The settings of one run of `guard evaluate`."""
 
     seed: int = 0
     quick: bool = False  # fewer items and steps, no family left out: an indication only
@@ -66,12 +66,12 @@ class Wish:
 
     @property
     def time(self) -> float:
-        """Minutes."""
+        """The minutes for all but the suite, as asked for or by default."""
         return self.minutes if self.minutes is not None else QUICK_MINUTES if self.quick else MINUTES
 
 
 def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: Stages) -> Evaluation:
-    """Write `report.json` and `report.html` into `out`.
+    """Evaluate a bundle on fresh data, and write `report.json` and `report.html` into `out`.
 
     Raises:
         BundleError, DataError, ModelError: before anything is written.
@@ -99,7 +99,7 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
 
 
 def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
-    """What the served bundle was fitted on: the same data, the same attacked items. Raises DataError, BundleError."""
+    """Return what the served bundle was fitted on: same data, same attacked items. Raises DataError, BundleError."""
     job = work.job_of(bundle)
     classifier, data = open_job(job)
     check_data(job, classifier, data)
@@ -110,7 +110,7 @@ def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
 def forecast(
     bundle: Bundle, subject: OpenedGuard, held_out: Dataset, work: Work, effort: Effort, *, quick: bool
 ) -> Mapping[str, float | None]:
-    """Seconds by what they are for; None where nobody knows yet."""
+    """Return the expected seconds by what they are for; None where they are not known yet."""
     attacks = (*work.recipe.attacks, *work.recipe.left_out)
     items = min(effort.attack_items, len(held_out.images))
     read_s = seconds_to_read(subject.cascade, held_out)
@@ -137,7 +137,7 @@ def forecast(
 
 
 def announce(costs: Mapping[str, float | None], wish: Wish, progress: Stage) -> None:
-    """Before anything slow begins."""
+    """Report the expected times before anything slow begins."""
     for what, seconds in costs.items():
         progress.say(f"{what:<46} {'unknown' if seconds is None else duration(seconds)}")
     known = sum(seconds for seconds in costs.values() if seconds is not None)
@@ -153,7 +153,7 @@ def announce(costs: Mapping[str, float | None], wish: Wish, progress: Stage) -> 
 
 
 def write_report(evaluation: Evaluation, out: Path) -> None:
-    """Each file whole or not at all."""
+    """Write the two files of the report, each whole or not at all."""
     pages = {"report.json": to_json(evaluation), "report.html": to_html(evaluation)}
     for name, content in pages.items():
         write_bytes(out / name, content.encode())

@@ -82,7 +82,7 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
 
 
 def effort_of(job: Job, deadline: float | None) -> Effort:
-    """What the report may cost: as asked for, or as planned."""
+    """Return what the report may cost: as asked for, or as planned."""
     plan = read_plan(job.work) if job.minutes is not None else None
     items = job.attack_items or (ATTACK_ITEMS if plan is None else plan.attack_items)
     return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work, deadline)

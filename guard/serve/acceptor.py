@@ -1,17 +1,17 @@
-"""The part of grpc.aio that takes calls from gRPC's core, made to outlive what a client can send.
+"""A gRPC server that takes calls from gRPC's core as grpc.aio does, and survives whatever a client can send.
 
 How it works. grpc.aio takes every call in one coroutine, and decodes the call's path there: a path that is not UTF-8
 raises, the coroutine ends, and the library answers by cancelling all calls and closing the port. Here each known method
 is registered with the core, which compares paths as bytes; whatever is not registered goes to one handler that needs no
 path. So no byte of a client is decoded in the coroutines that accept. A call waits in the core, unseen and uncounted,
-until somebody asks for it, so requests for calls stand ready by the dozen. A flood of calls must not keep those that
-are being handled from getting on, nor hold up whoever calls once: at most `SLICE` calls begin in one turn of the event
-loop. The others wait, and the newest is taken first, since it has the longest to live; `gatekeeper` has the rest.
+until it is asked for, so dozens of requests for calls are kept open. A flood of calls must not delay the calls that are
+being handled, nor a client that calls once: at most `SLICE` calls begin in one turn of the event loop. The others wait,
+and the newest is taken first, since it has the most time left; `gatekeeper` explains the order.
 
 Rule 1: nothing that a client sends ends the acceptance of calls.
-Rule 2: should it end all the same, `lost` is told, and calls in flight go on: what to do is the listener's to decide.
+Rule 2: should it end all the same, `lost` is called, and calls in flight go on: the listener decides what to do.
 Rule 3: the library's private parts are used only where they look as they did when this was written (`KNOWN`).
-        Elsewhere the library accepts by itself, and rule 2 holds alone.
+        Elsewhere the library accepts calls by itself, and only rule 2 holds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from guard.serve.gatekeeper import REFUSALS_IN_A_TURN, SLICE, Gate, GateKeeper, 
 
 DEPTH = 32  # calls of one method that the core hands over without being asked again
 DEPTH_AT_GATE = 256
-UNREGISTERED = "unregistered"  # stands for the path of every call whose method nobody registered
+UNREGISTERED = "unregistered"  # stands for the path of every call whose method is not registered
 
 KNOWN = {  # private function -> its parameters, as this file calls it
     "_handle_rpc": "method_name method_resolver interceptors rpc_state loop concurrency_exceeded",
@@ -50,7 +50,7 @@ TICKET: ContextVar[Ticket | None] = ContextVar("TICKET", default=None)  # of the
 
 
 def is_known() -> bool:
-    """Whether the installed grpcio looks as `Acceptor` expects it."""
+    """Whether the installed grpcio has the private functions that `Acceptor` uses, with the same parameters."""
     try:
         found = {name: " ".join(inspect.signature(getattr(cygrpc, name)).parameters) for name in KNOWN}
     except (AttributeError, TypeError, ValueError):
@@ -59,11 +59,11 @@ def is_known() -> bool:
 
 
 class _CoreStartedError(Exception):
-    """Leaves the library's own accepting coroutine once it has started the core."""
+    """The way out of the library's own accepting coroutine once it has started the core."""
 
 
 class WatchedServer(cygrpc.AioServer):  # type: ignore[misc]  # it ships no types
-    """The library's server, except that the end of its acceptance cancels nothing and `lost` hears of it."""
+    """The library's server, except that the end of its acceptance cancels no call and is reported to `lost`."""
 
     def __init__(self, options: Options, lost: Lost) -> None:
         self.loop = asyncio.get_running_loop()
@@ -73,14 +73,14 @@ class WatchedServer(cygrpc.AioServer):  # type: ignore[misc]  # it ships no type
     def serve(self, methods: Mapping[str, Any], other: Any, gates: Mapping[str, Gate]) -> None:  # noqa: ARG002
         """Answer each path of `methods` by its handler, and every other path by `other`.
 
-        Where the library accepts by itself there are no gates, and so no tickets: what a gate would have refused, the
-        handler has to.
+        Where the library accepts by itself there are no gates, and so no tickets: the handler has to refuse what a gate
+        would have refused.
         """
         handlers = {path: as_handler(what) for path, what in methods.items()}
         self.add_generic_rpc_handlers([_Dispatch(handlers, as_handler(other))])
 
     def listen(self, address: str) -> int:
-        """The port really bound. Raises RuntimeError where it cannot be."""
+        """Bind an address and return its port. Raises RuntimeError where it cannot be bound."""
         port: int = self.add_insecure_port(address.encode())
         return port
 
@@ -93,7 +93,7 @@ class Acceptor(WatchedServer):
     """A server that takes calls by registered method, and never decodes a path."""
 
     def serve(self, methods: Mapping[str, Any], other: Any, gates: Mapping[str, Gate]) -> None:
-        """As `WatchedServer`'s; a path's gate is asked before anything is spent on a call."""
+        """Answer paths as `WatchedServer` does; a path's gate is asked before anything is spent on a call."""
         self.methods, self.other, self.gates = dict(methods), other, dict(gates)
         self.calls: set[asyncio.Task[None]] = set()
         self.add_registered_method_handlers({path: as_handler(what) for path, what in methods.items()})
@@ -121,12 +121,12 @@ class Acceptor(WatchedServer):
         await self.accepting
 
     def accept(self, method: bytes | None, begin: Begin) -> None:
-        """Take one call after the other until the server stops."""
+        """Ask the core for the next call of a method, which `came` then begins."""
         asked = self._request_call() if method is None else self._request_registered_call(method)
         drive(asked, partial(self.came, method, begin))
 
     def came(self, method: bytes | None, begin: Begin, call: Any, error: Exception | None) -> None:
-        """Begin with a call, and ask for the next."""
+        """Begin a call that the core has handed over, and ask for the next until the server stops."""
         try:
             if error is None:
                 begin(call)
@@ -136,11 +136,11 @@ class Acceptor(WatchedServer):
                 self.end(None)
                 return
             self.accept(method, begin)
-        except Exception as failed:  # noqa: BLE001  whatever it was, `lost` has to hear of it
+        except Exception as failed:  # noqa: BLE001  whatever it was, it is reported to `lost`
             self.end(failed)
 
     def end(self, error: Exception | None) -> None:
-        """Accept no more calls, for the first reason that came up."""
+        """Stop accepting calls; the first reason given is kept."""
         if self.accepting.done():
             return
         if error is None:
@@ -158,13 +158,13 @@ class Acceptor(WatchedServer):
         self.turn_away(call, wall.refuse(context))
 
     def enter(self, path: str, resolver: _Fixed, call: Any, ticket: Ticket) -> None:
-        """Begin with a call that has a ticket."""
+        """Begin a call with its ticket, which is torn when the call is over."""
         own = copy_context()
         own.run(TICKET.set, ticket)
         self.begin(path, resolver, call, own).add_done_callback(partial(torn, ticket))
 
     def begin(self, path: str, resolver: _Fixed, call: Any, context: Context | None = None) -> asyncio.Task[None]:
-        """Let the library handle a call, to its end."""
+        """Start the task in which the library handles a call to its end."""
         handling = cygrpc._handle_rpc(path, resolver, (), call, self.loop, False)
         return self.run(cygrpc._schedule_rpc_coro(handling, call, self.loop, path), context)
 
@@ -175,7 +175,7 @@ class Acceptor(WatchedServer):
         return task
 
     def turn_away(self, call: Any, refusal: Refusal) -> None:
-        """End a call with a status and nothing else: half of what a handler and its abort would cost."""
+        """End a call with a status and nothing else, at half the cost of a handler and its abort."""
         first = cygrpc.SendInitialMetadataOperation((), 0)
         code = refusal.code.value[0]
         sending = cygrpc._send_error_status_from_server(call, code, refusal.details, refusal.trailing, first, self.loop)
@@ -187,15 +187,15 @@ class Acceptor(WatchedServer):
 
 
 def drive(work: Coroutine[Any, Any, Any], done: Done) -> None:
-    """Run one of the library's coroutines without a task, a third of whose price it is; `done` hears how it ended.
+    """Run one of the library's coroutines without a task, at a third of its cost; `done` gets the result or the error.
 
-    It must await futures of the running loop and nothing else, and nobody can cancel it.
+    The coroutine must await futures of the running loop and nothing else, and it cannot be cancelled.
     """
     try:
         awaited = work.send(None)
     except StopIteration as end:
         done(end.value, None)
-    except Exception as error:  # noqa: BLE001  it is `done`'s
+    except Exception as error:  # noqa: BLE001  it goes to `done`
         done(None, error)
     else:
         awaited._asyncio_future_blocking = False  # as asyncio's own tasks do
@@ -203,7 +203,7 @@ def drive(work: Coroutine[Any, Any, Any], done: Done) -> None:
 
 
 def as_handler(what: Any) -> Any:
-    """What the library itself would call."""
+    """The handler that the library itself would call for a method."""
     return what.handler() if isinstance(what, Wall) else what
 
 
@@ -212,7 +212,7 @@ def torn(ticket: Ticket, task: asyncio.Task[None]) -> None:  # noqa: ARG001
 
 
 class _Fixed:
-    """Finds the same handler for whatever call."""
+    """A resolver that finds the same handler for every call."""
 
     def __init__(self, handler: Any) -> None:
         self.handler = handler
@@ -222,7 +222,7 @@ class _Fixed:
 
 
 class _Dispatch(grpc.GenericRpcHandler):
-    """Finds handlers by path, for a library that accepts by itself."""
+    """A lookup of handlers by path, for a library that accepts calls by itself."""
 
     def __init__(self, methods: Mapping[str, Any], other: Any) -> None:
         self.methods, self.other = methods, other

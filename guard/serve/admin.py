@@ -1,4 +1,4 @@
-"""guard.v1 for the operator: verdicts with their reasons, and the bundle at work. On the admin listener only."""
+"""The service guard.v1, on the admin listener only: verdicts with their reasons, and the bundle at work."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ SERVICE = "guard.v1.Guard"
 
 @dataclass(frozen=True)
 class Admin:
-    """Inspect and Describe."""
+    """The methods of guard.v1: Inspect and Describe."""
 
     service: Service
     bundle: Bundle
     readiness: Readiness
 
     async def inspect(self, request: bytes, call: Call) -> bytes:
-        """A verdict as `enforce` would have it; nothing is forwarded, and no request metric moves."""
+        """Answer Inspect: a verdict as `enforce` would have it; nothing is forwarded, and no request metric changes."""
         service = self.service
         message, decoded = service.read(embedded(request))
         if decoded is None:
@@ -46,7 +46,7 @@ class Admin:
         return answer
 
     def response(self, found: Inspection) -> InspectResponse:
-        """The verdict with its reasons."""
+        """The answer to Inspect: the verdict with its reasons."""
         readings, names = found.readings, self.service.inspector.calibration.detectors
         items = [
             Item(

@@ -1,17 +1,18 @@
-"""Sheds at the door what could not be answered within its deadline: work on it would be lost, and others' with it.
+"""Admission control: refuses calls that could not be answered within their deadlines, since work on them is lost.
 
-How it works. Calls that were inspected lately took `stay_s`, among `company` others. One that comes now finds `inside`
-others, and each more than then delays it by what one takes where the guard is at its best: it will take
-stay_s + (inside - company) / best_rate, and then what the model server lately took. If that is more than `SHARE` of
-what is left until its deadline, it does not come in, and its message is not read. Example: 12 ms among 5, now 21
-inside, at best 800 a second, 5 ms upstream: 12 + 16 / 0.8 + 5 = 37 ms. A call with 250 ms left comes in, one with 50
-does not.
+How it works. Calls that were inspected lately took `stay_s` on average, among `company` others. A call that comes now
+finds `inside` others, and each one more than `company` delays it by the time that one call takes at the guard's best
+rate. So it is expected to take stay_s + (inside - company) / best_rate, and then what the model server lately took. If
+that is more than `SHARE` of the time left until its deadline, it is not admitted, and its message is not read. Example:
+12 ms among 5 others, now 21 inside, at best 800 calls a second, 5 ms upstream: 12 + 16 / 0.8 + 5 = 37 ms. A call with
+250 ms left is admitted, one with 40 ms left is not, since 37 ms are more than 0.85 * 40 ms.
 
-A rate measured at the door alone would not do: few let in is few that leave, and so few that are let in.
+The rate of late cannot stand in for the best one: where few calls are admitted few leave, and so still fewer would be
+admitted.
 
 Rule 1: an idle guard sheds nothing, whatever was measured before.
-Rule 2: a place that was taken is left, once, whatever becomes of its call.
-Rule 3: no queue, no input and output; who enters tells the time.
+Rule 2: a place that was taken is given back, once, whatever becomes of its call.
+Rule 3: no queue, no input or output; the caller passes the time (`tear` alone reads the clock).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import time
 from guard.errors import Overloaded
 
 CROWDED = "too many requests are being inspected for another to be answered in time; try again later or elsewhere"
-SHARE = 0.85  # of the time left that may be spent, as far as it can be foreseen
-FEWEST_INSIDE = 128  # calls, before any has to wait outside
+SHARE = 0.85  # of the time left that a call may be expected to take
+FEWEST_INSIDE = 128  # calls, before any has to wait at the gate
 INSIDE_S = 0.5  # of work, at the best rate
 NEWEST_WEIGHT = 0.1  # of the newest call in a mean
 RATE_WINDOW_S = 0.25  # of busy time over which departures are counted
@@ -31,7 +32,7 @@ RATE_KEPT = 0.98  # of the best rate after a window that was worse
 
 
 class Place:
-    """One call's place among those that are being inspected."""
+    """The place of a call among those that are being inspected."""
 
     def __init__(self, admission: Admission, now: float) -> None:
         self.admission: Admission | None = admission
@@ -39,20 +40,20 @@ class Place:
         self.company = admission.inside
 
     def leave(self, now: float, *, inspected: bool) -> None:
-        """Make room for the next, the inspection done or given up; a second time is none."""
+        """Give the place back, the inspection done or given up; only the first time counts."""
         if self.admission is not None:
             self.admission.left(self, now, inspected=inspected)
             self.admission = None
 
     def tear(self) -> None:
-        """The call is over."""
+        """Give the place back because the call is over, or may no longer hold it."""
         self.leave(time.monotonic(), inspected=False)
 
 
 class Admission:
-    """How many calls are being inspected, how long each takes, and how fast they leave at best.
+    """The number of calls being inspected, how long each takes, and how fast they leave at best.
 
-    Whoever gives up leaves as well: a client that takes its calls back must not make the guard seem slow to others.
+    Calls that are given up leave as well: a client that cancels its calls must not make the guard seem slow to others.
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class Admission:
         self.departures = 0  # in this window
 
     def enter(self, now: float, remaining_s: float) -> Place:
-        """A place for a call. Raises Overloaded where it could not leave in time."""
+        """Admit a call and return its place. Raises Overloaded where it could not be answered in time."""
         self.update(now)
         if not self.is_in_time(remaining_s):
             raise Overloaded(CROWDED)
@@ -79,11 +80,11 @@ class Admission:
             self.company += NEWEST_WEIGHT * (place.company - self.company)
 
     def forwarded(self, seconds: float) -> None:
-        """The model server took so long over an answer."""
+        """Record how many seconds the model server took over an answer."""
         self.upstream_s += NEWEST_WEIGHT * (seconds - self.upstream_s)
 
     def has_room(self) -> bool:
-        """Whether more inside could keep the guard busier; if not, who waits outside loses nothing by it."""
+        """Whether more calls inside could keep the guard busier; if not, a call loses nothing by waiting."""
         return self.inside < max(FEWEST_INSIDE, INSIDE_S * self.best_rate)
 
     def is_in_time(self, remaining_s: float, ahead: int = 0) -> bool:
@@ -91,13 +92,13 @@ class Admission:
         return remaining_s > 0 and (not self.inside + ahead or self.expected_s(ahead) <= SHARE * remaining_s)
 
     def expected_s(self, ahead: int = 0) -> float:
-        """How long a call that comes now will take, `ahead` others before it."""
+        """The seconds that a call that comes now is expected to take, with `ahead` others before it."""
         rate = self.best_rate or (self.departures / self.busy_s if self.departures >= FEWEST_DEPARTURES else 0.0)
         more = (self.inside + ahead - self.company) / rate if rate else 0.0
         return max(0.0, self.stay_s + more) + self.upstream_s
 
     def update(self, now: float) -> None:
-        """Time has passed: it was busy if anybody was inside, and a full window of that is one more measurement."""
+        """Count the time that has passed as busy if calls were inside; a full window of that measures the rate anew."""
         passed, self.updated = now - self.updated, now
         if self.inside:
             self.busy_s += passed

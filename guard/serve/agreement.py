@@ -1,11 +1,11 @@
-"""How often bundle and upstream have lately named different classes for the same items."""
+"""The share of recent items for which bundle and upstream have named different classes."""
 
 from __future__ import annotations
 
 from collections import deque
 
 WINDOW_ITEMS = 256
-FEWEST_ITEMS = 64  # before anything is said: one odd answer is no incident
+FEWEST_ITEMS = 64  # below which no share is given: one odd answer is no incident
 
 
 class Agreement:
@@ -16,7 +16,7 @@ class Agreement:
         self.different = self.items = 0
 
     def note(self, different: int, items: int) -> float | None:
-        """Add a request; the share then, or None while too few items were compared."""
+        """Add a request and return the share, or None while too few items were compared."""
         self.requests.append((different, items))
         self.different += different
         self.items += items

@@ -1,8 +1,8 @@
-"""Memory that large messages took goes back to the system, as far as the C library can be told so.
+"""Return to the system of the memory that large messages took, where the C library is glibc.
 
 gRPC's core puts a message together from thousands of small pieces, on several threads. glibc gives each thread a heap
 of its own and keeps what was freed in the middle of it: after three bodies of 120 MiB, one after the other, 284 MiB
-were held where 102 are in use. With two heaps, and a word when a large message is gone, it is 102.
+were held where 102 are in use. With two heaps, and `malloc_trim` when a large message is gone, it is 102.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def library() -> Any:
 
 
 def few_heaps() -> None:
-    """Let this process have `HEAPS` heaps; to be called before it starts threads."""
+    """Limit this process to `HEAPS` heaps; to be called before it starts threads."""
     if (glibc := library()) is not None:
         glibc.mallopt(M_ARENA_MAX, HEAPS)
 
 
 def give_back() -> None:
-    """Hand free memory back. Takes milliseconds, without the interpreter's lock."""
+    """Hand free memory back to the system. Takes milliseconds, without the interpreter's lock."""
     if (glibc := library()) is not None:
         glibc.malloc_trim(0)

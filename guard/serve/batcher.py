@@ -1,11 +1,11 @@
-"""Requests wait here until the device is free; then as many as fit go together.
+"""The batcher: requests wait until the device is free, and then as many as fit go there together.
 
-Rule 1: one request's fate never touches another's: the cancelled, the expired and the failing leave their mates alone.
-Rule 2: there is no timer: an idle device takes what is there at once, a busy one finds what arrived meanwhile.
-Rule 3: limits are in rows on the device; load beyond the queue's is shed at the door.
-Rule 4: the dead are dropped before they reach the device.
+Rule 1: no request affects another: those that are cancelled, expire or fail leave the others of their batch alone.
+Rule 2: there is no timer: an idle device takes what is there at once, a busy one then takes what arrived meanwhile.
+Rule 3: limits are in rows on the device; load beyond the queue's limit is shed at once.
+Rule 4: requests that were cancelled or have expired are dropped before they reach the device.
 
-No sockets and no protocol here; a request is an array, a deadline and somebody who waits.
+No sockets and no protocol here; a request is an array, a deadline and a future for its readings.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Read = Callable[[NDArray[Any]], Awaitable[Readings]]
 
 
 class Observer(Protocol):
-    """Whom the batcher tells what it does."""
+    """A receiver of the batcher's events, for metrics."""
 
     def queued(self, rows: int) -> None: ...
     def batched(self, rows: int) -> None: ...
@@ -42,7 +42,7 @@ class Observer(Protocol):
 
 @dataclass(eq=False)
 class QueuedRequest:
-    """One request's items, and whoever waits for their readings."""
+    """A request in the queue: its items, its deadline, and the future that gets their readings."""
 
     images: NDArray[Any]  # [item, ...]
     deadline: float  # of the batcher's clock
@@ -53,7 +53,7 @@ class QueuedRequest:
     expired: bool = False
 
     def dead(self, now: float) -> str | None:
-        """Why nobody needs the answer any more."""
+        """The reason why the answer is no longer needed; None while it is."""
         if self.expired or now >= self.deadline:
             return "expired"
         if self.waiter.done():
@@ -63,7 +63,7 @@ class QueuedRequest:
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of a job that goes to the device in one batch; a job of more rows than a batch has several."""
+    """The part of a request that goes to the device in one batch; a request larger than a batch has several."""
 
     job: QueuedRequest
     start: int
@@ -79,7 +79,7 @@ class Piece:
 
 
 class Batcher:
-    """The queue in front of one device. `running` is its life; nothing is read outside of it."""
+    """The queue in front of one device, served while `running` is entered; nothing is read outside of it."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Batcher:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serve the queue; on leaving, whoever still waits is told that he goes unchecked."""
+        """Serve the queue within the block; on leaving, requests that still wait fail as Unchecked."""
         task = asyncio.create_task(self.serve(), name="batcher")
         self.running_task = task
         try:
@@ -121,17 +121,17 @@ class Batcher:
             self.waiting_items = 0
 
     def busy_s(self) -> float:
-        """For how long the device has owed an answer."""
+        """The seconds that the batch on the device has taken so far; 0 while the device is idle."""
         return 0.0 if self.busy_since is None else self.clock() - self.busy_since
 
     async def submit(self, images: NDArray[Any], deadline: float) -> Readings:
-        """The readings of `images` [item, ...].
+        """Queue `images` [item, ...] and return their readings.
 
         Raises:
             Overloaded: the queue is full.
             Expired: `deadline` (of the batcher's clock) passed first.
-            Unchecked: the engine failed on this request.
-            MalformedRequest: it is larger than the queue can ever hold.
+            Unchecked: the engine failed on this request, or the batcher is not running.
+            MalformedRequest: the request is larger than the queue can ever hold.
         """
         job = self.admit(images, deadline)
         try:
@@ -167,14 +167,14 @@ class Batcher:
         return job
 
     def forget_dead(self) -> None:
-        """Drop whoever nobody waits for."""
+        """Drop the requests whose answers are no longer needed."""
         now = self.clock()
         reasons = {piece.job: reason for piece in self.queue if (reason := piece.job.dead(now))}
         if reasons:
             self.forget(reasons)
 
     def forget(self, reasons: Mapping[QueuedRequest, str]) -> None:
-        """Take these out of the queue, counting each request that was still in it once."""
+        """Take requests out of the queue, and count each that was still in it once, by its reason."""
         kept = deque(piece for piece in self.queue if piece.job not in reasons)
         gone = {piece.job for piece in self.queue if piece.job in reasons}
         self.queue = kept
@@ -202,7 +202,7 @@ class Batcher:
                 self.busy_since = None
 
     def take(self) -> list[Piece]:
-        """The next batch: in order of arrival, without the dead, as many items as the device takes."""
+        """Take the next batch: in order of arrival, without the dropped, as many items as the device takes."""
         self.forget_dead()
         batch: list[Piece] = []
         room = self.max_items
@@ -218,7 +218,7 @@ class Batcher:
         return batch
 
     async def run(self, batch: list[Piece]) -> None:
-        """Read a batch together; if that fails, each request of it alone, so that only the faulty one does."""
+        """Read a batch together; if that fails, each request of it alone, so that only the faulty one fails."""
         images = batch[0].images if len(batch) == 1 else np.concatenate([piece.images for piece in batch])
         self.observer.batched(len(images) * self.rows_per_item)
         try:
@@ -252,14 +252,14 @@ def fail(job: QueuedRequest, error: GuardError) -> None:
 
 
 def as_unchecked(error: Exception) -> Unchecked:
-    """What the operator reads is in `__cause__`; the client learns only that nobody looked."""
+    """Wrap an engine's error: the client learns that inspection failed, the operator finds the error in `__cause__`."""
     unchecked = Unchecked("the guard failed while inspecting this request")
     unchecked.__cause__ = error
     return unchecked
 
 
 def joined(parts: list[Readings]) -> Readings:
-    """Readings of consecutive items as one."""
+    """Join the readings of consecutive items into one."""
     return Readings(
         logits=np.concatenate([part.logits for part in parts]),
         scores=np.concatenate([part.scores for part in parts]),

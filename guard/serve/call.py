@@ -1,6 +1,6 @@
-"""One client's call: its id, its deadline, what it is told at the end.
+"""A client's call: its id, its deadline, and what the client is told at its end.
 
-Rule 1: every call ends in exactly one way of `End`, whatever became of it; the books are kept by that.
+Rule 1: every call ends in exactly one way of `End`, whatever became of it; metrics and log go by that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DETAILS = "grpc-status-details-bin"
 FARTHEST_S = 365 * 86400.0  # a deadline further away is as good as none, and overflows what it is added to
 
 IDS = random.Random(secrets.randbits(128))  # names in a log, no secrets; the system's own would cost 5 us each
-NO_ID = b"?" * 16  # where a prepared status has its call's id
+NO_ID = b"?" * 16  # the place of the call's id in a prepared status
 CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours
 
 End = Literal["answered", "refused", "failed", "expired", "cancelled"]
@@ -38,7 +38,7 @@ End = Literal["answered", "refused", "failed", "expired", "cancelled"]
 
 @dataclass
 class Call:
-    """One gRPC call from its arrival to its answer; verdict, items and end are filled in as they are known."""
+    """A gRPC call from its arrival to its answer; verdict, items and end are filled in as they become known."""
 
     context: Any  # grpc.aio.ServicerContext
     deadline: float  # of time.monotonic()
@@ -48,23 +48,23 @@ class Call:
     began: float = field(default_factory=time.monotonic)
     place: Place | None = None  # among those that are being inspected
     patience: asyncio.TimerHandle | None = None  # until the place is given to others, as long as no message has come
-    outcome: Any = None  # what the method's own service leaves here for its books
+    outcome: Any = None  # what the method's own service leaves here for its metrics
     end: End = "answered"
     error: Exception | None = None  # what ended it, where it was not answered
 
     @staticmethod
     def of(context: Any, *, timeout_s: float) -> Call:
-        """`timeout_s` holds where the client set no deadline."""
+        """Create the call of a context; `timeout_s` is its deadline where the client set none."""
         return Call(context, time.monotonic() + time_left_s(context, timeout_s))
 
     @property
     def client_timeout_s(self) -> float | None:
-        """What is left of the client's own deadline; None where there is none, or it is as good as none."""
+        """The seconds left until the client's own deadline; None where there is none, or it is as good as none."""
         remaining: float | None = self.context.time_remaining()
         return None if remaining is None or remaining > FARTHEST_S else remaining
 
     def remaining_s(self) -> float:
-        """Raises Expired when there is no time left."""
+        """The seconds left until the deadline. Raises Expired when there are none."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise Expired("the deadline passed before the request could be forwarded; nothing was forwarded")
@@ -77,18 +77,18 @@ class Call:
 
     @property
     def upward(self) -> Metadata:
-        """Metadata for the upstream: the client's own and our marks."""
+        """The metadata for the upstream: the client's own and our marks."""
         return (*end_to_end(self.context.invocation_metadata()), *self.marks)
 
     async def deliver(self, answer: Answer) -> bytes:
-        """The upstream's answer with its metadata and our marks."""
+        """Send the client the upstream's metadata and our marks, and return the body of its answer."""
         if answer.initial:
             await self.context.send_initial_metadata(answer.initial)
         self.context.set_trailing_metadata((*answer.trailing, *self.marks))
         return answer.body
 
     def ended(self, error: Exception) -> None:
-        """Note which error ended it, and so in which way."""
+        """Record the error that ended the call, and with it the way in which the call ended."""
         self.error = error
         late = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         if isinstance(error, Expired) or (late and time.monotonic() >= self.deadline - CLOCKS_DIFFER_S):
@@ -99,25 +99,25 @@ class Call:
             self.end = "refused"
 
     def forget(self) -> None:
-        """Let go of what the books needed: an error's traceback holds its frames, they the message and this call."""
+        """Drop error and outcome: an error's traceback holds its frames, and these the message and this call."""
         self.error = self.outcome = None
 
     def refusal(self, error: GuardError) -> Refusal:
-        """The error's own status, message and reason."""
+        """The refusal that tells a client of an error: its status, its message and its reason, with our marks."""
         details = str(error)
         status = status_details(error.status, error.reason, details).replace(NO_ID, self.id.encode())
         return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status)))
 
 
 def time_left_s(context: Any, timeout_s: float) -> float:
-    """Until a call's deadline; `timeout_s` where its client set none."""
+    """The seconds left until a call's deadline; `timeout_s` where its client set none."""
     remaining: float | None = context.time_remaining()
     return timeout_s if remaining is None else min(remaining, FARTHEST_S)
 
 
 @lru_cache(maxsize=256)
 def status_details(status: str, reason: str, message: str) -> bytes:
-    """A google.rpc.Status with its ErrorInfo, and `NO_ID` for the call's id, which has as many bytes."""
+    """A serialized google.rpc.Status with its ErrorInfo, and `NO_ID` for the call's id, which has as many bytes."""
     detail = AnyMessage()
     detail.Pack(ErrorInfo(reason=reason, domain=DOMAIN, metadata={"guard_id": NO_ID.decode()}))
     code = grpc.StatusCode[status].value[0]

@@ -1,4 +1,4 @@
-"""ModelInfer messages -> the array that the model will see, and back where a repair changes it.
+"""Decoding of ModelInfer messages into the array that the model will see, and encoding where a repair changes it.
 
 Rule 1: what two parsers could read differently is refused, so that the guard and the model see the same tensor.
 Rule 2: what the bytes do not show (shared memory, encoded pictures) is uninspectable, and never passed as if inspected.
@@ -60,7 +60,7 @@ PLAIN_CONTENT = "np"  # MLServer's name for "the tensor is what it says"; any ot
 
 @dataclass(frozen=True)
 class Decoded:
-    """One request's input tensor, as the model will read it."""
+    """The input tensor of a request, as the model will read it."""
 
     images: NDArray[Any]  # [item, ...] wire values
     form: Form
@@ -77,14 +77,14 @@ def tensor_digest(images: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """A ModelInferRequest whose raw tensors stay where they came: `message` has all but them."""
+    """A ModelInferRequest whose raw tensors are views of the bytes received: `message` has all but them."""
 
     message: ModelInferRequest
     raw: tuple[memoryview, ...]
 
 
 def parse(request: bytes) -> Request:
-    """Raises MalformedRequest when the bytes are no ModelInferRequest, or one of too many parts."""
+    """Parse a request. Raises MalformedRequest when the bytes are no ModelInferRequest, or one of too many parts."""
     spans = scan(request)
     try:
         message = ModelInferRequest.FromString(request if spans is None else without(request, spans))
@@ -97,13 +97,13 @@ def parse(request: bytes) -> Request:
 
 
 def without(request: bytes, spans: Sequence[Span]) -> bytes:
-    """The message without these fields."""
+    """Cut fields out of a serialized message."""
     edges = [0, *(edge for span in spans for edge in (span.field, span.end)), len(request)]
     return b"".join(request[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
 
 
 def decode(request: Request, spec: InputSpec, *, max_items: int | None = None) -> Decoded:
-    """The request's one input tensor.
+    """Decode and check the one input tensor of a request.
 
     Raises:
         MalformedRequest: it contradicts itself, the protocol or the model's input, or has more than `max_items`.
@@ -131,7 +131,7 @@ def decode(request: Request, spec: InputSpec, *, max_items: int | None = None) -
 
 
 def check_unknown_fields(message: ModelInferRequest) -> None:
-    """A field that we do not know may mean something to the model server. Raises MalformedRequest."""
+    """Raise MalformedRequest for a field that we do not know: it may mean something to the model server."""
     parts: list[Message] = [message, *message.inputs, *message.outputs, *message.parameters.values()]
     for given in message.inputs:
         parts.extend(given.parameters.values())
@@ -224,7 +224,7 @@ def typed_tensor(contents: InferTensorContents, shape: tuple[int, ...], spec: In
 
 
 def encode(message: ModelInferRequest, images: NDArray[Any], spec: InputSpec, form: Form) -> bytes:
-    """The request with another input tensor, in the form in which it came; everything else stays as it was."""
+    """Serialize the request with another input tensor, in the form in which it came; all else stays as it was."""
     changed = ModelInferRequest()
     changed.CopyFrom(message)
     if form == "raw":

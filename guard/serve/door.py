@@ -1,7 +1,7 @@
-"""How a call's message comes in: a permit for its memory, a limit for its time, and bounded unpacking.
+"""The door of a listener: reads calls' messages, with a permit for memory, a limit for time, and bounded unpacking.
 
 How it works. gRPC's core would unpack gzip by itself, on the way to the event loop, which then copies a thousand small
-pieces: 65 KB on the wire hold everybody up for a quarter of a second. So the core hands messages over as they came, and
+pieces: 65 KB on the wire hold all calls up for a quarter of a second. So the core hands messages over as they came, and
 they are unpacked here, on a thread, up to `max_message_bytes`. Whether a message is packed is told by its first bytes,
 since the flag stays in the core: 1f 8b, gzip's, begin no protobuf message; 78, zlib's, would be a field 15 that no
 message of the protocol has, and counts only if the whole is a zlib stream with a right checksum.
@@ -32,7 +32,7 @@ from guard.serve.log import Log
 from guard.serve.outermost import Answer, Note, nothing, outermost
 from guard.serve.permits import FULL, Permit, Permits
 
-INLINE_BYTES = 64 * 1024  # what is smaller is worked on where it is: a thread costs more
+INLINE_BYTES = 64 * 1024  # smaller messages are worked on in the event loop: a thread costs more
 LARGE_BYTES = 8 * 2**20
 TIDY_S = 0.5
 THREADS = 2
@@ -46,7 +46,7 @@ Work = Callable[[bytes, Call], Awaitable[bytes]]
 
 
 class Door:
-    """Reads messages for the methods of a listener, and sees each call to its end."""
+    """A reader of messages for the methods of a listener, which also follows each call to its end."""
 
     def __init__(
         self, permits: Permits, *, largest_bytes: int, read_timeout_s: float, timeout_s: float, log: Log
@@ -63,7 +63,7 @@ class Door:
         self.closed = False
 
     def unary(self, work: Work, *, ended: Note = nothing, begun: Note = nothing) -> Handler:
-        """The handler of a method of one request and one answer; `begun` may refuse a call before it is read."""
+        """Build the handler of a method of one request and one answer; `begun` may refuse a call before it is read."""
 
         async def answer(call: Call) -> bytes:
             if self.closed:
@@ -77,7 +77,7 @@ class Door:
         return grpc.stream_unary_rpc_method_handler(self.outermost(answer, ended=ended))
 
     def streaming(self, work: Callable[[Call], Awaitable[None]], *, ended: Note = nothing) -> Handler:
-        """The handler of a method of many messages both ways, which `work` reads and writes itself."""
+        """Build the handler of a method of many messages both ways, which `work` reads and writes itself."""
 
         async def pass_through(call: Call) -> None:
             with self.counted():
@@ -88,13 +88,13 @@ class Door:
     def outermost(
         self, work: Callable[[Call], Awaitable[Answer]], *, ended: Note = nothing
     ) -> Callable[[Any, Any], Awaitable[Answer | None]]:
-        """The handler around `work`, with this door's deadline and log."""
+        """Build the handler around `work`, with this door's deadline and log."""
         return outermost(work, timeout_s=self.timeout_s, log=self.log, ended=ended)
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
-        """All messages of a call that may stay silent for long; its memory is taken when a message is there.
+        """Yield the messages of a call that may stay silent for long; memory is taken once a message is there.
 
-        What is on its way is bounded by the number of such calls alone (`MOST_STREAMS`).
+        Messages on their way are bounded by the number of such calls alone (`MOST_STREAMS`).
 
         Raises:
             Overloaded: there are too many such calls, or there is no memory for a message.
@@ -112,7 +112,7 @@ class Door:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """A call is under way within the block."""
+        """Count a call as under way within the block."""
         self.calls += 1
         try:
             yield
@@ -120,7 +120,7 @@ class Door:
             self.calls -= 1
 
     async def empty(self, within_s: float) -> None:
-        """Let nobody in any more, and wait for those inside."""
+        """Refuse new unary calls, and wait up to `within_s` for the calls that are under way."""
         self.closed = True
         end = time.monotonic() + within_s
         while self.calls and time.monotonic() < end:
@@ -131,12 +131,12 @@ class Door:
 
     @asynccontextmanager
     async def message(self, call: Call) -> AsyncIterator[bytes]:
-        """The call's first message, unpacked; its memory is the call's within the block.
+        """Read the call's first message, unpacked; the call holds its memory within the block.
 
         Raises:
-            Overloaded: there is no memory for it.
-            Expired: it did not come in time.
-            TooLarge: it is larger than any request may be.
+            Overloaded: there is no memory for the message.
+            Expired: the message did not come in time.
+            TooLarge: the message is larger than any request may be.
             MalformedRequest: the call ended without one.
         """
         async with self.permits.permit(wait_s=call.remaining_s()) as permit:
@@ -150,7 +150,7 @@ class Door:
                 self.tidy(permit.size_bytes)
 
     def tidy(self, size_bytes: int) -> None:
-        """Give memory back soon after a large message, or one that never came whole."""
+        """Schedule the return of memory after a large message, or one that never came whole."""
         if size_bytes >= LARGE_BYTES and self.tidying is None:
             self.tidying = asyncio.get_running_loop().call_later(TIDY_S, self.give_back)
 
@@ -175,26 +175,26 @@ class Door:
         return bytes(came)
 
     async def plain(self, came: bytes) -> bytes:
-        """The message, unpacked. Raises TooLarge."""
+        """Unpack a message, if it is packed. Raises TooLarge."""
         if not is_packed(came):
             return came
         return await asyncio.get_running_loop().run_in_executor(self.threads, unpacked, came, self.largest_bytes)
 
     async def aside(self, size_bytes: int, work: Callable[[], Result]) -> Result:
-        """Do `work` on a message of `size_bytes`, off the event loop where it may take long."""
+        """Run `work` on a message of `size_bytes`, off the event loop where it may take long."""
         if size_bytes <= INLINE_BYTES:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
 
 def is_packed(message: bytes) -> bool:
-    """Whether it looks like gzip's or zlib's format."""
+    """Whether a message looks like gzip's or zlib's format."""
     head = message[:2]
     return head == b"\x1f\x8b" or (head[:1] == b"\x78" and int.from_bytes(head, "big") % 31 == 0)
 
 
 def unpacked(message: bytes, largest_bytes: int) -> bytes:
-    """What its sender packed; the message itself where it only looks so. Raises TooLarge."""
+    """Unpack a message; one that only looks packed is returned as it is. Raises TooLarge."""
     stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by the header
     try:
         plain = stream.decompress(message, largest_bytes + 1)

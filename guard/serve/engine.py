@@ -1,4 +1,4 @@
-"""The bundle's programs at work on a thread of their own, so that the event loop never waits for arithmetic."""
+"""The engine: a bundle's programs, run on a thread of their own, so that the event loop never waits for arithmetic."""
 
 from __future__ import annotations
 
@@ -79,16 +79,16 @@ class Engine:
         return self.runtime is not None
 
     async def read(self, images: NDArray[Any]) -> Readings:
-        """Readings of wire inputs [item, ...]. Raises Unchecked before `load` is done."""
+        """Run the cascade over wire inputs [item, ...]. Raises Unchecked before `load` is done."""
         runtime = self.loaded()
         return await self.on_thread(lambda: self.timed("program", lambda: runtime.read(images)))
 
     async def check(self) -> None:
-        """Run the bundle's self-check again. Raises whatever is wrong with the device."""
+        """Run the bundle's self-check again. Raises the error of whatever is wrong with the device."""
         await self.on_thread(self.loaded().self_check)
 
     async def repair(self, images: NDArray[Any], name: str) -> NDArray[Any]:
-        """The images cleaned by the bundle's denoiser `name`."""
+        """Clean images with the bundle's denoiser `name`."""
         runtime = self.loaded()
         return await self.on_thread(lambda: self.timed("repair", lambda: runtime.repair(images, name)))
 
@@ -107,5 +107,5 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(self.thread, work)
 
     def close(self) -> None:
-        """Let the thread end after what it is doing; a hung device is not waited for."""
+        """Let the thread end after its current work; a hung device is not waited for."""
         self.thread.shutdown(wait=False, cancel_futures=True)

@@ -24,7 +24,7 @@ MOST_WAITING = 64 * 1024
 
 
 class EventLoop(BaseLoop):
-    """A loop that answers many of gRPC's events by one turn."""
+    """An event loop that answers many of gRPC's events in one turn."""
 
     # Why grpc.aio and not threads, measured once for this shape: parse, batch to one program thread, forward the bytes
     # (two shared cores, interleaved, medians of 5). CPU a request, aio+uvloop over 8 threads: 12 KB at 1/8/32 in flight
@@ -37,14 +37,14 @@ class EventLoop(BaseLoop):
 
 
 def is_grpcs(fd: Any, callback: Any) -> bool:
-    """Whether it is grpc.aio that waits for its own events."""
+    """Whether a reader is the one by which grpc.aio waits for its own events."""
     owner = getattr(getattr(callback, "func", None), "__self__", None)
     poller = getattr(cygrpc, "PollerCompletionQueue", None)
     return poller is not None and isinstance(owner, poller) and isinstance(fd, socket.socket)
 
 
 def drained(wake: socket.socket, read: Callable[[], Any]) -> None:
-    """Leave of all bytes that wait only the one that `read` will take."""
+    """Drop all waiting bytes but the one that `read` takes, then call it."""
     with suppress(BlockingIOError):
         waiting = len(wake.recv(MOST_WAITING, socket.MSG_PEEK))
         if waiting > 1:

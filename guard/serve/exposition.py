@@ -5,12 +5,12 @@
     GET /readyz, /v2/health/ready    200 while the guard is ready, else 503 and the reason
 
 How it works. The thread runs an event loop of its own. A connection carries one request, is answered and closed. One
-newcomer is accepted a turn of the loop, and read from within that turn, so a probe whose request came with its
-connection is answered before anybody can take its place.
+new connection is accepted a turn of the loop, and read from within that turn, so a probe whose request came with its
+connection is answered before another connection can take its place.
 
 Rule 1: one thread and MAX_CONNECTIONS connections, whatever clients do; none lives longer than CONNECTION_TIMEOUT_S.
-Rule 2: a newcomer is never turned away. If there are too many, the oldest goes: an idle one, unless more than half of
-        them are being answered, which takes that long only where clients do not read.
+Rule 2: a new connection is never refused. If there are too many, the oldest is closed: an idle one, unless more than
+        half of them are being answered, which takes that long only where clients do not read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_CONNECTIONS = 32
 CONNECTION_TIMEOUT_S = 5.0  # from accepted to closed
 MAX_HEAD_BYTES = 8192  # of the request line and all headers
 MAX_BACKLOG = 1024  # connections that the kernel holds until they are accepted
-MAX_DISCARDED_READS = 16  # of a request's body, which nobody wants
+MAX_DISCARDED_READS = 16  # of a request's body, which is ignored
 READ_BYTES = 4096
 ACCEPT_PAUSE_S = 0.05  # after a failed accept, e.g. when no file descriptor is left
 
@@ -49,7 +49,7 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What a request's head asks for; `headers` has names in lower case."""
+    """The parsed head of an HTTP request; `headers` has names in lower case."""
 
     method: str
     path: str
@@ -66,7 +66,7 @@ class Response:
     headers: Headers
 
     def encode(self, *, body: bool) -> bytes:
-        """The bytes to send; without `body` as the answer to HEAD, which tells the length all the same."""
+        """Serialize the response; without `body` for the answer to HEAD, which tells the length all the same."""
         lines = [
             f"HTTP/1.1 {self.status.value} {self.status.phrase}",
             *(f"{name}: {text}" for name, text in self.headers),
@@ -85,7 +85,7 @@ def exposing(address: str, registry: CollectorRegistry, *, live: Check, ready: C
     `live` and `ready` return None when all is well, else the reason. They are called in another thread: they only read.
 
     Raises:
-        PortError: nobody can listen on the address.
+        PortError: the address cannot be listened on.
     """
     host, port = split_address(address) or ("", 0)
     try:
@@ -152,12 +152,12 @@ def metrics(registry: CollectorRegistry) -> Page:
 
 
 def comparable(accept: str) -> str:
-    """The media ranges of an Accept header but those with a version such as `1.x`, over which the library raises."""
+    """Drop the media ranges of an Accept header that have a version such as `1.x`, over which the library raises."""
     return ",".join(part for part in accept.split(",") if not UNCOMPARABLE_VERSION.search(part))
 
 
 def line(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Response:
-    """A response of one line of plain text."""
+    """Build a response of one line of plain text."""
     body = (" ".join(text.split()) + "\n").encode("utf-8", "replace")
     return Response(status, body, (("Content-Type", "text/plain; charset=utf-8"), *headers))
 
@@ -187,7 +187,7 @@ def respond(request: ProbeRequest, pages: Mapping[str, Page]) -> Response:
 
 
 def parse(head: bytes) -> ProbeRequest | None:
-    """A head without its last empty line; None if it is not one of HTTP/1."""
+    """Parse a head without its last empty line; None if it is not one of HTTP/1."""
     first, *rest = head.decode("latin-1").split("\r\n")
     found = REQUEST_LINE.fullmatch(first)
     if found is None:
@@ -205,7 +205,7 @@ def parse(head: bytes) -> ProbeRequest | None:
 
 
 async def serve(listener: socket.socket, pages: Mapping[str, Page]) -> None:
-    """Accept and answer until cancelled."""
+    """Accept connections and answer their requests until cancelled."""
     loop, connections = asyncio.get_running_loop(), Connections(pages)
     try:
         while True:
@@ -268,7 +268,7 @@ class Connections:
 
 
 async def read_head(connection: socket.socket) -> bytes:
-    """All bytes up to an empty line, or more than MAX_HEAD_BYTES. Raises OSError if the client leaves before."""
+    """Read all bytes up to an empty line, or more than MAX_HEAD_BYTES. Raises OSError if the client leaves before."""
     head = bytearray()
     while END_OF_HEAD not in head and len(head) <= MAX_HEAD_BYTES:
         received = await asyncio.get_running_loop().sock_recv(connection, READ_BYTES)
@@ -279,7 +279,7 @@ async def read_head(connection: socket.socket) -> bytes:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket that never blocks. Raises OSError."""
+    """Open a listening socket that never blocks. Raises OSError."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

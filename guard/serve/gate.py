@@ -1,4 +1,4 @@
-"""What is asked of a ModelInfer call before anything is spent on it: a place, or how it ends without one."""
+"""The gate of ModelInfer: before anything is spent on a call it gets a place, or the refusal that ends it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guard.serve.gatekeeper import Refusal
 
 @dataclass(frozen=True)
 class InferGate:
-    """`Acceptor`'s gate of ModelInfer; `ended` enters in the books whoever does not come in."""
+    """The gate that `Acceptor` asks for ModelInfer; `ended` records each call that is not admitted."""
 
     admission: Admission
     timeout_s: float  # of a call whose client set no deadline

@@ -1,10 +1,11 @@
-"""Who comes in at a gate, who waits before it, and who is told that it is in vain.
+"""The gatekeeper: which calls a gate admits, which wait before it, and which are refused because they wait in vain.
 
 How it works. Where more calls come than can be handled, each that begins late makes others late as well. So a few begin
-in one turn of the event loop, and the others wait; `line` says in which order. Whoever waits in vain should hear so at
-once, but a refusal costs a tenth of a small answer, and who hears it at once may well come again at once: told without
-measure, four times what can be answered leaves half of it. So `REFUSALS_A_SECOND` are told, and for the others nothing
-more is spent: their deadline passes, they are counted, and what the core holds of them is freed.
+in one turn of the event loop, and the others wait; `line` says in which order. A call that waits in vain should be
+refused at once, but a refusal costs a tenth of a small answer, and its client may well call again at once: with
+unlimited refusals, a load of four times what can be answered leaves half of the answers. So `REFUSALS_A_SECOND` are
+sent, and nothing more is spent on the other calls: their deadline passes, they are counted, and what the core holds of
+them is freed.
 
 Rule 1: every call that comes is begun, refused or expired, once.
 Rule 2: what waits is bounded, and so is what one turn does.
@@ -23,24 +24,24 @@ import grpc
 from guard.serve.line import Allowance, Line
 
 SLICE = 4  # calls that begin in one turn of the event loop
-TURN_S = 0.005  # at most, until somebody looks after those that wait
+TURN_S = 0.005  # at most, until the calls that wait are looked after
 REFUSALS_IN_A_TURN = 16  # at a wall
 NEVER = float("inf")
 MOST_WAITING = 4096
-MOST_EXPIRED = 64  # calls that are let go of in one turn
+MOST_EXPIRED = 64  # calls that are given up in one turn
 REFUSALS_A_SECOND = 100.0  # of calls that wait in vain; each costs 0.2 ms
 REFUSALS_AT_ONCE = 300.0  # after a pause
 
 
 class Ticket(Protocol):
-    """What a gate gives to a call that it lets in; it is torn when the call is over."""
+    """The token that a gate gives a call that it admits; it is torn when the call is over."""
 
     def tear(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """How a call ends that a gate does not let in."""
+    """The status that ends a call that a gate does not admit."""
 
     code: grpc.StatusCode
     details: str
@@ -48,35 +49,35 @@ class Refusal:
 
 
 class Gate(Protocol):
-    """Is asked about each call of its method before anything is spent on it; it knows a call by its ServicerContext."""
+    """The admission of one method's calls, asked before anything is spent on a call; it gets the ServicerContext."""
 
     def deadline(self, context: Any) -> float:
-        """Of time.monotonic(): when the call's time is over."""
+        """The moment, of time.monotonic(), at which the call's time is over."""
 
     def client(self, context: Any) -> Hashable:
-        """Whose call it is; nobody's calls keep another's waiting for long."""
+        """The client whose call it is; no client's calls keep another's waiting for long."""
 
     def enter(self, deadline: float) -> Ticket | None:
-        """Let a call in; None: not now."""
+        """Admit a call and return its ticket; None: not now."""
 
     def is_hopeless(self, deadline: float, ahead: int) -> bool:
-        """Whether a call comes too late once those `ahead` have been handled."""
+        """Whether a call is too late once the `ahead` calls before it have been handled."""
 
     def refuse(self, context: Any) -> Refusal:
-        """There is no room for the call."""
+        """Refuse a call for which there is no room."""
 
     def expire(self, context: Any) -> Refusal | None:
-        """The call's time is over; None where its client knows that by itself."""
+        """End a call whose time is over; None where its client knows that by itself."""
 
 
 @dataclass(frozen=True)
 class Wall:
-    """Stands where no call comes in: `refuse` is asked, by its ServicerContext, how each ends."""
+    """A method that admits no call: `refuse` gives the end of each, by its ServicerContext."""
 
     refuse: Callable[[Any], Refusal]
 
     def handler(self) -> grpc.RpcMethodHandler[Any, Any]:
-        """The same as a handler, for a library that accepts calls by itself."""
+        """Build the same as a handler, for a library that accepts calls by itself."""
 
         async def abort(requests: Any, context: Any) -> None:  # noqa: ARG001  messages are never read
             refusal = self.refuse(context)
@@ -87,7 +88,7 @@ class Wall:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A call that has come and not begun."""
+    """A call that has arrived and not begun."""
 
     call: Any
     context: Any
@@ -98,7 +99,7 @@ TurnAway = Callable[[Any, Refusal], None]
 
 
 class Porter:
-    """Lets calls begin where there is no gate, a few in each turn of the event loop."""
+    """A queue of calls where there is no gate: a few begin in each turn of the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, begin: Callable[[Any, Any, Any], None], slice_: int) -> None:
         self.loop, self.begin, self.slice = loop, begin, slice_
@@ -106,7 +107,7 @@ class Porter:
         self.left = slice_  # of this turn
 
     def take(self, what: Any, call: Any, context: Any) -> None:
-        """A call has come: it begins, or joins the line; `begin` is told what it is."""
+        """Begin a call that has come, or let it join the line; `begin` gets `what` as well."""
         if self.left == self.slice:
             self.loop.call_soon(self.turn)
         if self.left > 0:
@@ -126,7 +127,7 @@ class Porter:
 
 
 class GateKeeper:
-    """Lets calls of one method in, a few in each turn of the event loop, and keeps the line of those that wait."""
+    """A queue of one method's calls at a gate: a few begin in each turn of the event loop, and the others wait."""
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class GateKeeper:
         self.due: asyncio.Handle | None = None  # the next turn
 
     def take(self, call: Any, context: Any) -> None:
-        """A call has come: it begins, or joins the line."""
+        """Begin a call that has come, or let it join the line."""
         came = Waiting(call, context, self.gate.deadline(context))
         if self.left == SLICE:
             self.turn_soon()
@@ -163,7 +164,7 @@ class GateKeeper:
         self.due = self.loop.call_soon(self.turn)
 
     def turn(self) -> None:
-        """Another turn of the event loop: let some in, and see to those that will not get in."""
+        """Work through a turn of the event loop: begin some calls, and expire or refuse those that will not begin."""
         self.left, self.due = SLICE, None
         now = self.now()
         self.line.tell_time(now)
@@ -180,7 +181,7 @@ class GateKeeper:
             self.due = self.loop.call_later(TURN_S, self.turn)
 
     def begin(self, waiting: Waiting) -> bool:
-        """Whether the gate lets the call in; then it is under way."""
+        """Begin a call if its gate admits it, and return whether it did."""
         ticket = self.gate.enter(waiting.deadline)
         if ticket is None:
             return False
@@ -188,7 +189,7 @@ class GateKeeper:
         return True
 
     def refuse(self, now: float) -> None:
-        """Tell those who wait in vain, who would come in last first, as long as that costs little."""
+        """Refuse calls that wait in vain, the last of the line first, as far as the allowance for refusals goes."""
         while self.refusals.any(now) and (last := self.line.last()) is not None:
             if not self.gate.is_hopeless(last.deadline, len(self.line) - 1):
                 return

@@ -1,4 +1,4 @@
-"""grpc.health.v1 from the one Readiness: what is answered is what holds at that moment.
+"""The service grpc.health.v1, from the one Readiness: what is answered is what holds at that moment.
 
 "" and "liveness" say that the guard lives; "readiness" and the inference service's name say that it is ready.
 """
@@ -24,7 +24,7 @@ READY = frozenset({"readiness", SERVICE})
 
 
 class Health:
-    """Check and Watch. `close` ends the watchers, so that a stopping server need not wait for them."""
+    """The methods Check and Watch; `close` ends the watchers, so that a stopping server need not wait for them."""
 
     def __init__(self, readiness: Readiness) -> None:
         self.readiness = readiness
@@ -44,7 +44,7 @@ class Health:
         }
 
     def status(self, service: str) -> int | None:
-        """None for a name that nobody serves."""
+        """The status of a service by its name; None for a name that is not served."""
         if service in LIVE:
             return int(health_pb2.HealthCheckResponse.SERVING)
         if service in READY:
@@ -85,7 +85,7 @@ class Health:
 
 
 def asked(request: bytes) -> str:
-    """The service's name in a HealthCheckRequest. Raises MalformedRequest."""
+    """Read the service's name from a HealthCheckRequest. Raises MalformedRequest."""
     try:
         return str(health_pb2.HealthCheckRequest.FromString(request).service)
     except DecodeError as error:

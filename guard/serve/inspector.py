@@ -1,7 +1,7 @@
-"""The middle of the guard: images -> an inspection. It knows no protocol, and no door but asks it.
+"""The inspector: images become an inspection. It knows no protocol; the services of every listener call it.
 
 Rule 1: what could not be inspected passes only where mode or on_failure say so.
-Rule 2: nothing here decodes, forwards, counts or logs; whoever asks does, and answers its own client.
+Rule 2: nothing here decodes, forwards, counts or logs; the caller does, and answers its own client.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from guard.serve.engine import Engine
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What the guard makes of the items of one request."""
+    """The result of inspecting the items of one request."""
 
     readings: Readings
     verdict: Verdict
@@ -34,13 +34,13 @@ class Inspection:
 
     @property
     def worst(self) -> int:
-        """The item with the smallest p-value."""
+        """The index of the item with the smallest p-value."""
         return int(self.readings.p_value.argmin())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspector:
-    """Has images read, judges them, and repairs them where that is what the verdict says."""
+    """The inspector of images: it has them read, judges them, and repairs them where the verdict says so."""
 
     policy: Policy
     calibration: Calibration
@@ -53,11 +53,11 @@ class Inspector:
         return self.batcher.max_queue_items
 
     async def inspect(self, images: NDArray[Any], deadline: float) -> Inspection:
-        """Wire inputs [item, ...] -> readings and verdict, by `deadline` of time.monotonic().
+        """Inspect wire inputs [item, ...]: readings and verdict, by `deadline` of time.monotonic().
 
         Raises:
-            Uninspectable: the request can not be judged as a whole, as the policy wants it.
-            Overloaded, Expired, Unchecked: as the batcher does.
+            Uninspectable: the request cannot be judged as a whole, as the policy wants it.
+            Overloaded, Expired, Unchecked, MalformedRequest: as `Batcher.submit`.
         """
         self.check_judgeable(len(images))
         readings = await self.batcher.submit(images, deadline)
@@ -66,7 +66,7 @@ class Inspector:
         return Inspection(readings, verdict, self.policy.enact(verdict.request), whole)
 
     def check_judgeable(self, items: int) -> None:
-        """Where a request is judged as a whole, one too large could never be rejected. Raises Uninspectable."""
+        """Raise Uninspectable for a request that is judged as a whole and too large ever to be rejected."""
         if self.policy.rows == "request" and smallest_rate(self.calibration.items // items) > self.policy.reject_rate:
             most = self.calibration.items // (math.ceil(1 / self.policy.reject_rate) - 1)
             raise Uninspectable(
@@ -74,13 +74,13 @@ class Inspector:
             )
 
     def whole(self, readings: Readings) -> float | None:
-        """p-value of the riskiest item among requests of as many items, where requests are judged as a whole."""
+        """The p-value of the riskiest item among requests of as many; None unless requests are judged as a whole."""
         if self.policy.rows != "request":
             return None
         return self.calibration.request_p_value(float(readings.risk.max()), len(readings.risk))
 
     async def repair(self, images: NDArray[Any], verdict: Verdict, deadline: float) -> NDArray[Any]:
-        """The images with suspicious items cleaned; all of them, where the request is judged as a whole.
+        """Return the images with suspicious items cleaned; all of them, where the request is judged as a whole.
 
         Raises:
             Expired: the deadline passed meanwhile.
@@ -108,7 +108,7 @@ class Inspector:
         return reason if excused else None
 
     def item_labels(self, verdict: Verdict) -> tuple[str, ...]:
-        """Each item's own verdict; where the request is judged as a whole, the request's."""
+        """The label of each item's own verdict; where the request is judged as a whole, of the request's."""
         items = (verdict.request,) * len(verdict.items) if self.policy.rows == "request" else verdict.items
         return tuple(label(item, self.policy.enact(item)) for item in items)
 

@@ -1,4 +1,4 @@
-"""How large a message may be, and how many bytes of messages there may be at once.
+"""Limits on messages: the size of one, and the bytes of all that there are at once.
 
 Rule 1: what can never be inspected is not read: the largest message is the largest request that the queue can hold.
 Rule 2: several of the largest fit at once, unless the operator says otherwise; then the log says what that means.
@@ -25,17 +25,17 @@ ANSWER_BYTES = 128 * 2**20  # of the model server, at least
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of one message, unpacked, and of all messages that are being read or held."""
+    """The limits in bytes: of one message, unpacked, and of all messages that are being read or held."""
 
     message_bytes: int
     in_flight_bytes: int
 
     @staticmethod
     def of(config: ServeConfig, spec: InputSpec, batcher: Batcher, *, memory_bytes: int | None) -> Limits:
-        """What the operator set, and for the rest what bundle, queue and container make of it.
+        """Compute the limits: as the operator set them, and for the rest from bundle, queue and container.
 
         Raises:
-            ConfigError: the two contradict each other.
+            ConfigError: the two limits contradict each other.
         """
         message, in_flight = config.max_message_bytes, config.max_bytes_in_flight
         if in_flight is None:
@@ -53,7 +53,7 @@ class Limits:
 
     @property
     def warning(self) -> str | None:
-        """What to say where few messages can come at once."""
+        """The line for the log where few messages can be read at once; None otherwise."""
         at_once = self.in_flight_bytes // self.message_bytes
         if at_once >= FEW_AT_ONCE:
             return None
@@ -64,6 +64,6 @@ class Limits:
 
 
 def request_bytes(spec: InputSpec, items: int) -> int:
-    """Upper bound of a request of so many items; typed, a UINT8 travels as a varint of up to two bytes."""
+    """The most bytes of a request of so many items; typed, a UINT8 travels as a varint of up to two bytes."""
     elements = items * math.prod(spec.shape)
     return elements * max(2, spec.dtype.itemsize) + HEADER_BYTES

@@ -1,14 +1,14 @@
-"""Calls that wait to begin: whose turn it is, whose time is over, and how many of them may be told something.
+"""The line of calls that wait to begin: which comes next, which has expired, and how many may be refused.
 
-How it works. Of the clients that wait, those come first who had fewest turns in this round (a quarter of a second);
-among them the newest call of all, since it has the longest to live. So one client's thousand calls do not keep the only
-one of another waiting, each gets as much as the other, and of a thousand clients with one call each the newest is
-first.
+How it works. Of the clients that wait, those come first that had the fewest turns in this round (a quarter of a
+second); among them the newest call of all, since it has the most time left. So one client's thousand calls do not keep
+the only call of another waiting, each client gets as much as the other, and of a thousand clients with one call each
+the newest is first.
 Three orders are kept: each client's calls by age, a heap of clients by turns, and a heap of calls by deadline. Entries
 of the heaps that no longer hold are passed over when they come up.
 
-Rule 1: every call that joins goes out once: by its turn, as the one to be given up, or because its time is over.
-Rule 2: no clock, no input and output; who asks tells the time.
+Rule 1: every call that joins leaves once: by its turn, as the one to be given up, or because its time is over.
+Rule 2: no clock, no input or output; the caller passes the time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Call = TypeVar("Call")
 
 @dataclass(order=True, slots=True)
 class Member(Generic[Call]):
-    """One call that has not begun."""
+    """A call in the line, which has not begun."""
 
     deadline: float
     number: int
@@ -37,14 +37,14 @@ class Member(Generic[Call]):
 
 
 class Line(Generic[Call]):
-    """Calls that wait, each client's in the order in which they came."""
+    """The line of calls that wait, each client's in the order in which they came."""
 
     def __init__(self) -> None:
         self.clients: dict[Hashable, dict[int, Member[Call]]] = {}
         self.had: Counter[Hashable] = Counter()  # turns of each client in this round
-        self.turns: list[tuple[int, int, Member[Call]]] = []  # a client's turns, minus his newest's number, his newest
+        self.turns: list[tuple[int, int, Member[Call]]] = []  # a client's turns, minus its newest's number, its newest
         self.by_deadline: list[Member[Call]] = []
-        self.over: deque[Member[Call]] = deque()  # by deadline: theirs has passed, but perhaps not by their own clocks
+        self.over: deque[Member[Call]] = deque()  # by deadline: it has passed, but perhaps not by the clients' clocks
         self.waiting = self.came = 0
         self.round_over = 0.0
 
@@ -63,7 +63,7 @@ class Line(Generic[Call]):
             heapq.heapify(self.by_deadline)
 
     def next(self) -> Call | None:
-        """Whose turn it is, still waiting."""
+        """The call whose turn it is, which stays in the line; None where the line is empty."""
         while self.turns:
             had, _, newest = self.turns[0]
             members = self.clients.get(newest.client)
@@ -73,7 +73,7 @@ class Line(Generic[Call]):
         return None
 
     def take_next(self) -> Call:
-        """Whose turn it is, no longer waiting. Raises KeyError where there is nobody."""
+        """Take the call whose turn it is out of the line. Raises KeyError where the line is empty."""
         if self.next() is None:
             raise KeyError("nobody waits")
         first = self.turns[0][2]
@@ -81,7 +81,7 @@ class Line(Generic[Call]):
         return self.out(first)
 
     def new_round(self, now: float = 0.0) -> None:
-        """Forget who had how many turns."""
+        """Begin a round in which no client has had a turn."""
         self.round_over = now + ROUND_S
         self.had.clear()
         self.rank()
@@ -92,11 +92,11 @@ class Line(Generic[Call]):
             self.new_round(now)
 
     def last(self) -> Call | None:
-        """Who would come in after all others: the oldest call of whoever has most, still waiting."""
+        """The call that would begin last, which stays in the line: the oldest of the client that has most."""
         return self.oldest().call if self.waiting else None
 
     def take_last(self) -> Call:
-        """The same, no longer waiting. Raises ValueError where there is nobody."""
+        """Take the last call out of the line. Raises ValueError where the line is empty."""
         return self.out(self.oldest())
 
     def oldest(self) -> Member[Call]:
@@ -104,7 +104,7 @@ class Line(Generic[Call]):
         return next(iter(members.values()))
 
     def expire(self, now: float, most: int) -> list[Call]:
-        """At most so many whose time is over, by any clock, no longer waiting."""
+        """Take out calls whose time is over by any clock, and return at most `most` of them."""
         while self.by_deadline and (self.by_deadline[0].call is None or self.by_deadline[0].deadline <= now):
             first = heapq.heappop(self.by_deadline)
             if first.call is not None:
@@ -126,7 +126,7 @@ class Line(Generic[Call]):
         return call
 
     def counted(self, client: Hashable) -> None:
-        """The client has another newest call, or has had another turn."""
+        """Rank a client anew after its newest call has changed or it has had another turn."""
         members = self.clients[client]
         if not members:
             del self.clients[client]
@@ -143,7 +143,7 @@ class Line(Generic[Call]):
 
 
 class Allowance:
-    """So many a second, and no more than `most` at once."""
+    """An allowance of `rate` a second, and no more than `most` at once."""
 
     def __init__(self, rate: float, most: float, now: float) -> None:
         self.rate, self.most, self.left, self.updated = rate, most, most, now
@@ -155,5 +155,5 @@ class Allowance:
         return self.left >= 1
 
     def take(self) -> None:
-        """One of those that `any` allowed."""
+        """Use up one that `any` has allowed."""
         self.left -= 1

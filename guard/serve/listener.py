@@ -1,9 +1,9 @@
-"""A gRPC server on one address: bounded connections, and a door that is opened again should it ever fall shut.
+"""A gRPC server on one address, with bounded connections, that is opened again should it ever close by itself.
 
-Rule 1: whoever asks whether the guard accepts calls hears the truth: `changed` is told when it does not, and when it
-        does again.
+Rule 1: readiness tells the truth about acceptance: `changed` is called when calls are not accepted, and when they are
+        again.
 Rule 2: a listener that stops by itself is opened again on the same port; calls in flight on the old one finish.
-Rule 3: the end of a listener is no `CANCELLED` to anybody: whoever is still there sees his connection close.
+Rule 3: the end of a listener is no `CANCELLED` to any client: those still there see their connection close.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from guard.errors import PortError
 from guard.serve.acceptor import Acceptor, WatchedServer, is_known
 from guard.serve.gatekeeper import Gate, Wall
 
-WINDOW_BYTES = 64 * 1024  # what the core holds of a call that nobody reads yet
+WINDOW_BYTES = 64 * 1024  # what the core holds of a call that is not read yet
 METADATA_BYTES = 32 * 1024  # of a call's headers; gRPC's servers take 16 KiB
 MOST_PENDING = 1_000_000
 REOPEN_POLL_S = 0.02
@@ -37,11 +37,11 @@ Changed = Callable[[str | None], None]
 
 
 def silent(reason: str | None) -> None:
-    """Tell nobody."""
+    """Ignore a change, as long as there is no receiver for it."""
 
 
 class Listener:
-    """One address, served; `listening` is its life."""
+    """A gRPC server on one address, from `open` to `stop`; see `listening`."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Listener:
         self.stopped = False
 
     async def open(self) -> None:
-        """Raises PortError."""
+        """Start a server on the address. Raises PortError."""
         kind = Acceptor if self.accepts_by_itself else WatchedServer
         server = kind(self.options, self.lost)
         server.serve(self.methods, self.other, self.gates)
@@ -75,7 +75,7 @@ class Listener:
         self.server = server
 
     def lost(self, error: BaseException) -> None:
-        """The server no longer accepts calls, and nobody asked it to stop."""
+        """Report that the server accepts no calls any more, unless it was stopped, and open it again."""
         if not self.stopped:
             self.changed(f"the listener on {self.address} has closed by itself ({error!r}); it is being opened again")
             self.spawn(self.reopen())
@@ -99,12 +99,12 @@ class Listener:
             return
 
     async def stop(self) -> None:
-        """Close, with nobody told CANCELLED: connections end first, and their calls with them."""
+        """Close without a CANCELLED to any client: connections end first, and their calls with them."""
         self.stopped = True
         for task in tuple(self.background):
             task.cancel()
         if self.server is not None:
-            if any_there(self.port):  # else nobody can be sent away, and gRPC's core need not complain
+            if any_there(self.port):  # else no client can be sent away, and gRPC's core need not complain
                 for entrance in sockets(self.port, listening=True):  # or they come in again at once
                     with entrance, suppress(OSError):
                         entrance.shutdown(socket.SHUT_RDWR)
@@ -116,9 +116,9 @@ class Listener:
 
 
 async def shut(server: WatchedServer, grace_s: float | None) -> None:
-    """Stop a server, its own acceptance failed or not; without a grace its calls may take what they take."""
+    """Stop a server, whether its acceptance failed or not; without a grace its calls may take `FOREVER_S`."""
     grace = FOREVER_S if grace_s is None else grace_s
-    with suppress(Exception):  # what ended the acceptance is raised once more, and was told already
+    with suppress(Exception):  # what ended the acceptance is raised once more, and was reported already
         await server.shutdown(grace)
     with suppress(Exception):
         await server.shutdown(grace)
@@ -135,13 +135,13 @@ async def listening(
     max_calls: int,
     gates: Mapping[str, Gate] | None = None,
 ) -> AsyncIterator[Listener]:
-    """A server of `methods` on `address` within the block, `other` for all other paths.
+    """Serve `methods` on `address` within the block, and `other` for all other paths.
 
     `max_calls` may be under way on one connection; gRPC's core refuses further ones. A gate may refuse calls of its
     path before they are handled; where the installed grpcio has no room for gates, it is not asked.
 
     Raises:
-        PortError: it cannot listen there.
+        PortError: the address cannot be listened on.
     """
     options = [
         ("grpc.so_reuseport", 0),  # on by default, and then a forgotten second guard silently shares the port
@@ -152,7 +152,7 @@ async def listening(
         ("grpc.absolute_max_metadata_size", METADATA_BYTES),
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_concurrent_streams", max_calls),
-        ("grpc.server.max_pending_requests", MOST_PENDING),  # by default 1,000, and whoever is beyond hears CANCELLED
+        ("grpc.server.max_pending_requests", MOST_PENDING),  # by default 1,000, and calls beyond that get CANCELLED
         ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
         # The core would widen windows by what it measures: 450 MiB of unread bodies on eight connections, 40 without.
         ("grpc.http2.bdp_probe", 0),
@@ -167,9 +167,9 @@ async def listening(
 
 
 def sockets(port: int, *, listening: bool) -> Iterator[socket.socket]:
-    """This process' sockets on one of its ports, those that listen or the connections, as copies to be closed.
+    """Yield this process' sockets on one of its ports, those that listen or the connections, as copies to be closed.
 
-    There are none where /proc is not.
+    Without /proc there are none.
     """
     for entry in descriptors():
         with suppress(OSError):
@@ -205,7 +205,7 @@ def is_on(found: socket.socket, port: int, *, listening: bool) -> bool:
 
 
 def bound(server: WatchedServer, address: str) -> int:
-    """The port that was really bound. Raises PortError."""
+    """Bind a server to an address and return the port. Raises PortError."""
     try:
         try_bind(address)
         return server.listen(address)
@@ -215,7 +215,7 @@ def bound(server: WatchedServer, address: str) -> int:
 
 
 def try_bind(address: str) -> None:
-    """Bind and let go: a failure says why, and spares us gRPC's own lines on standard error. Raises OSError."""
+    """Bind and release an address: a failure says why, without gRPC's own lines on standard error. Raises OSError."""
     host, port = split_address(address) or ("", 0)
     family, kind, protocol, _, target = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as probe:

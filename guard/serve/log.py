@@ -1,4 +1,4 @@
-"""One JSON line an event, for whoever reads the guard's output.
+"""The log of the guard: one JSON line an event.
 
 Rule 1: nothing a line says is ever sent to a client; scores and p-values belong here and on the admin listener.
 Rule 2: one line a reject, a flag, an unchecked request or a change of state; none for what simply passed.
@@ -21,7 +21,7 @@ RANK: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 
 class Log:
-    """Writes JSON lines of at least `level`."""
+    """A log that writes JSON lines of at least `level`."""
 
     def __init__(self, level: Level = "info", stream: TextIO | None = None) -> None:
         self.level: Level = level
@@ -51,7 +51,7 @@ class Log:
 
 
 class Seldom:
-    """Lets one line of a kind through in `every_s`, and counts those between: a flood of calls is no flood of lines."""
+    """A limit of one line of a kind in `every_s`, which counts those between: a flood of calls is no flood of lines."""
 
     def __init__(self, every_s: float) -> None:
         self.every_s = every_s
@@ -59,7 +59,7 @@ class Seldom:
         self.held_back: dict[str, int] = {}
 
     def due(self, kind: str, now: float) -> int | None:
-        """How many lines of this kind were held back since the last; None: this one is, too."""
+        """The number of lines of this kind held back since the last one; None where this one is held back, too."""
         if now - self.last.get(kind, -self.every_s) < self.every_s:
             self.held_back[kind] = self.held_back.get(kind, 0) + 1
             return None
@@ -68,7 +68,7 @@ class Seldom:
 
 
 class Bridge(logging.Handler):
-    """Libraries' log records as lines of ours, so that the output stays one format."""
+    """A handler that writes libraries' log records as lines of ours, so that the output stays one format."""
 
     def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)

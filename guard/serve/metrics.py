@@ -1,4 +1,4 @@
-"""What the guard counts, for Prometheus.
+"""The metrics of the guard, for Prometheus.
 
 Rule 1: labels are bounded: what the operator configured or the protocol names; everything else is "other".
 Rule 2: names begin with guard_, units are base units, and the registry is handed in.
@@ -38,7 +38,7 @@ class PValues(Collector):
         self.sums = np.zeros(len(self.values))
 
     def observe(self, p_values: Floats) -> None:
-        """[item, value]; NaN where a detector did not run is no observation."""
+        """Count p-values [item, value]; NaN where a detector did not run is no observation."""
         for column in range(len(self.values)):
             seen = p_values[:, column]
             seen = seen[~np.isnan(seen)]
@@ -58,7 +58,7 @@ class PValues(Collector):
 
 
 class Metrics:
-    """All of the guard's metrics on one registry."""
+    """The metrics of the guard on one registry."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Metrics:
         registry.register(self.detector_p_values)
 
     def ended(self, model: str, action: str, seconds: float) -> None:
-        """One ModelInfer request is over."""
+        """Count a ModelInfer request that is over."""
         child = self.request_children.get((model, action))
         if child is None:  # looking a child up by its labels costs as much as all else here
             child = self.request_children[model, action] = self.requests.labels(model, action)
@@ -163,18 +163,18 @@ class Metrics:
         return name if name in self.methods else OTHER
 
     def inspected(self, p_values: Floats, detector_p: Floats) -> None:
-        """p-values [item] and [item, detector] of one request."""
+        """Count the p-values [item] and [item, detector] of one request."""
         self.p_values.observe(p_values[:, None])
         self.detector_p_values.observe(detector_p)
 
     def predictions(self, model: str, own: NDArray[np.int64], upstream: NDArray[np.int64]) -> int:
-        """Count the items [item] on which bundle and upstream disagree."""
+        """Count the items [item] on which bundle and upstream disagree, and return their number."""
         different = int((own != upstream).sum())
         self.compared.labels(self.model(model)).inc(len(own))
         self.disagreed.labels(self.model(model)).inc(different)
         return different
 
-    # what the batcher tells
+    # events of the batcher
 
     def queued(self, rows: int) -> None:
         self.queue_rows.set(rows)

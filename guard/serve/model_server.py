@@ -68,7 +68,7 @@ READ_TIMEOUT_S, TIMEOUT_S = 10.0, 30.0
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output as the model declares it; -1: any size."""
+    """An input or output as the model declares it; a size of -1 stands for any."""
 
     name: str
     datatype: str
@@ -76,10 +76,10 @@ class Tensor:
 
 
 class Model:
-    """An ONNX file, loaded."""
+    """A model from an ONNX file, loaded."""
 
     def __init__(self, file: Path, *, name: str | None, version: str, threads: int | None) -> None:
-        """Load it for `threads` threads; None: the CPUs that this process may use. Raises ModelError."""
+        """Load the file for `threads` threads; None: the CPUs that this process may use. Raises ModelError."""
         ort = onnxruntime()
         options = session_options(ort, threads=threads, spinning=False)
         if not file.is_file():
@@ -94,7 +94,7 @@ class Model:
         self.outputs = [declared(node, file) for node in self.session.get_outputs()]
 
     def run(self, request: ModelInferRequest) -> ModelInferResponse:
-        """Raises MalformedRequest."""
+        """Run the model on one request. Raises MalformedRequest."""
         wanted = [output.name for output in request.outputs] or [output.name for output in self.outputs]
         if unknown := set(wanted) - {output.name for output in self.outputs}:
             raise MalformedRequest(f"model {self.name!r} has no output {', '.join(sorted(unknown))}")
@@ -207,7 +207,7 @@ async def answered(
     body: bytes,
     call: Call,  # noqa: ARG001
 ) -> bytes:
-    """Parse, work, and serialize. Raises MalformedRequest, and whatever `work` does."""
+    """Parse a request, work on it, and serialize the answer. Raises MalformedRequest, and what `work` raises."""
     if request_type is ModelInferRequest:
         scan(body)
     try:
@@ -224,7 +224,7 @@ async def unknown(requests: Any, context: Any) -> None:  # noqa: ARG001
 
 @asynccontextmanager
 async def serving(model: Model, listen: str, *, log: Log | None = None) -> AsyncIterator[str]:
-    """The model server listens within the block; its address with the port that was really bound. Raises PortError."""
+    """Run the model server within the block; yields its address, with the port that was bound. Raises PortError."""
     service, readiness = ModelService(model), Readiness()
     readiness.reasons.clear()
     health = Health(readiness)

@@ -1,8 +1,8 @@
-"""The outermost place of every handler: what is raised inside becomes the call's gRPC status, and its end is noted.
+"""The outermost layer of every handler: what is raised inside becomes the call's gRPC status, and its end is recorded.
 
 Rule 1: this is the one place where an exception becomes a status.
-Rule 2: every call ends in exactly one way, and whoever keeps books hears of it once, before the client is told.
-Rule 3: nothing outlives a call: an error's traceback holds its frames, and they the message.
+Rule 2: every call ends in exactly one way, and `ended` is called with it once, before the client is told.
+Rule 3: nothing outlives a call: an error's traceback holds its frames, and these the message.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Note = Callable[[Call], None]
 
 
 def nothing(call: Call) -> None:
-    """Say nothing of a call."""
+    """Take no note of a call."""
 
 
 def outermost(
     work: Callable[[Call], Awaitable[Answer]], *, timeout_s: float, log: Log, ended: Note = nothing
 ) -> Callable[[Any, Any], Awaitable[Answer | None]]:
-    """A handler as grpc.aio calls it, around `work`; `ended` hears of each call once it is known how it ends.
+    """Build the handler that grpc.aio calls around `work`; `ended` gets each call once it is known how it ends.
 
     `timeout_s` is the deadline of a call whose client set none. The handler gives None where the call was aborted: the
     library has the status already, and raises by itself.
@@ -63,7 +63,7 @@ def outermost(
 
 
 def close(call: Call, ended: Note) -> None:
-    """Enter the call in the books, and let go of what they needed."""
+    """Pass a call that is over to `ended`, and drop what that needed."""
     try:
         ended(call)
     finally:
@@ -71,7 +71,7 @@ def close(call: Call, ended: Note) -> None:
 
 
 def refusal_of(error: Exception, call: Call, log: Log) -> Refusal:
-    """What the client is told of an error: ours with its reason, the model server's as it came, nothing of a fault."""
+    """The refusal for an error: ours with its reason, the model server's as it came, a fault by the call's id only."""
     if isinstance(error, GuardError):
         return call.refusal(error)
     if isinstance(error, grpc.aio.AioRpcError):
@@ -82,10 +82,10 @@ def refusal_of(error: Exception, call: Call, log: Log) -> Refusal:
 
 
 async def abort(context: Any, refusal: Refusal) -> None:
-    """End the call with this status; the library, which keeps its own error with the call, raises that by itself.
+    """End the call with a status; the library raises an error for that, which it keeps with the call.
 
-    With its traceback and what it came from the error would also keep the frames, and they the call and its message: a
-    circle that only the garbage collector finds, 120 MiB a refusal.
+    With its traceback and its context the error would also keep the frames, and these the call and its message: a cycle
+    that only the garbage collector finds, 120 MiB a refusal.
     """
     try:
         await context.abort(refusal.code, refusal.details, refusal.trailing)

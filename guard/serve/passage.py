@@ -1,4 +1,4 @@
-"""Every method of the inference listener but ModelInfer: answered here, passed as it came, or refused.
+"""The methods of the inference listener but ModelInfer: answered here, passed as they came, or refused.
 
 Rule 1: a method passes only if it is harmless by name, or opened by the operator; then it is marked and counted.
 Rule 2: what is passed, passes as bytes: servers disagree on the messages behind one name.
@@ -52,7 +52,7 @@ METHODS = (  # by name in metrics; every other method is "other"
 
 @dataclass(kw_only=True)
 class Passage:
-    """What goes by the inspection, and what does not."""
+    """The handlers of methods that pass by the inspection, and of those that are refused."""
 
     config: ServeConfig
     guarded: str  # the guarded model's name
@@ -79,7 +79,7 @@ class Passage:
         return found
 
     def answered(self, method: str, answer: Any) -> Handler:
-        """A method whose answer is the guard's own, whatever was sent: nothing is read."""
+        """Build the handler of a method whose answer is the guard's own, whatever was sent: nothing is read."""
 
         async def handler(requests: Any, context: Any) -> bytes:  # noqa: ARG001
             self.metrics.calls.labels(method, "answered").inc()
@@ -89,14 +89,14 @@ class Passage:
         return grpc.stream_unary_rpc_method_handler(handler)
 
     def server_live(self) -> ServerLiveResponse:
-        """The guard's own: it never depends on the upstream."""
+        """The guard's own liveness, which never depends on the upstream."""
         return ServerLiveResponse(live=True)
 
     def server_ready(self) -> ServerReadyResponse:
         return ServerReadyResponse(ready=self.readiness.because is None)
 
     def passed(self, method: str, work: Work) -> Handler:
-        """A harmless unary method; how it ended is counted, and `passed` is an answer of the model server's."""
+        """Build the handler of a harmless unary method; its ends are counted, `passed` if the model server answered."""
 
         def ended(call: Call) -> None:
             self.metrics.calls.labels(method, "passed" if call.end == "answered" else call.end).inc()
@@ -104,18 +104,18 @@ class Passage:
         return self.side_door.unary(work, ended=ended)
 
     async def model_ready(self, request: bytes, call: Call) -> bytes:
-        """False for the guarded model while the guard is not ready; otherwise what the upstream says."""
+        """Answer ModelReady: false for the guarded model while the guard is not ready, else what the upstream says."""
         with suppress(DecodeError):  # the upstream says what is wrong with it
             if ModelReadyRequest.FromString(request).name == self.guarded and self.readiness.because is not None:
                 return ModelReadyResponse(ready=False).SerializeToString()
         return await self.forward("ModelReady", request, call)
 
     async def forward(self, method: str, request: bytes, call: Call) -> bytes:
-        """The upstream's answer to a request as it came."""
+        """Forward a request as it came, and return the upstream's answer."""
         return await call.deliver(await self.upstream.unary(path(method), request, call.upward, call.remaining_s()))
 
     def closed(self, method: str | None) -> Wall:
-        """A method that nobody opened (None: one whose name nobody asked for); its messages are never read."""
+        """Refuse a method that is not opened (None: any that is not known by name); its messages are never read."""
         named = "this method" if method is None else method
         label = OTHER if method is None else self.metrics.method(method.rpartition("/")[2])
 
@@ -127,7 +127,7 @@ class Passage:
         return Wall(refuse)
 
     def opened(self, method: str) -> Handler:
-        """An opaque method, unary or streaming, both ways as bytes."""
+        """Build the handler of an opaque method, unary or streaming, both ways as bytes."""
         label = self.metrics.method(method.rpartition("/")[2])
 
         async def work(call: Call) -> None:
@@ -141,7 +141,7 @@ class Passage:
         return self.door.streaming(work, ended=ended)
 
     async def pass_through(self, method: str, call: Call) -> None:
-        """Messages both ways until the upstream ends the call, or the client leaves; then the other side ends, too."""
+        """Pass messages both ways until the upstream ends the call or the client leaves; then the other end follows."""
         upstream = self.upstream.stream(method, call.upward, call.client_timeout_s)
         upwards = asyncio.create_task(pass_upwards(self.door.stream(call), upstream))
         try:
@@ -157,13 +157,13 @@ class Passage:
 
 
 async def pass_upwards(messages: AsyncIterator[bytes], upstream: Any) -> None:
-    """The client's messages to the upstream; an error of ours ends the upstream's call."""
+    """Pass the client's messages to the upstream; an error of ours ends the upstream's call."""
     try:
         async for message in messages:
             await upstream.write(message)
         await upstream.done_writing()
     except grpc.aio.AioRpcError:
-        return  # whoever reads the answers hears of it
+        return  # `pass_downwards` raises it
     except asyncio.InvalidStateError:
         return  # the upstream has ended the call and wants no more
     except BaseException:
@@ -172,7 +172,7 @@ async def pass_upwards(messages: AsyncIterator[bytes], upstream: Any) -> None:
 
 
 async def pass_downwards(upstream: Any, call: Call) -> None:
-    """The upstream's answers, and how it ended. Raises grpc.aio.AioRpcError where it was not well."""
+    """Pass the upstream's answers and metadata to the client. Raises grpc.aio.AioRpcError where the call failed."""
     if initial := end_to_end(await upstream.initial_metadata()):
         await call.context.send_initial_metadata(initial)
     while (message := await upstream.read()) is not grpc.aio.EOF:
@@ -184,7 +184,7 @@ def opened_methods(names: Sequence[str]) -> frozenset[str]:
     """Full paths of the methods that the operator opened; a bare name is one of the inference service's.
 
     Raises:
-        ConfigError: it names the method that is inspected.
+        ConfigError: a name is that of the method that is inspected.
     """
     paths = frozenset(name if name.startswith("/") else f"/{name}" if "/" in name else path(name) for name in names)
     if path("ModelInfer") in paths:

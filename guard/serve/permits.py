@@ -1,4 +1,4 @@
-"""Memory for clients' messages, granted before they exist.
+"""Permits for the memory of clients' messages, granted before these are read.
 
 How it works. A message's size is known only when it is whole, so the largest that may come is reserved before anything
 is read, and what the message did not need is given back once it is there. Reserved and held bytes together never exceed
@@ -6,8 +6,8 @@ the limit. Example: a limit of 256 MiB and messages of at most 32 MiB let eight 
 its 12 KB, all but 12 KB of its permit is free again.
 
 Rule 1: permits are granted in the order in which they were asked for: a small one does not overtake a large one.
-Rule 2: nobody waits for longer than `WAIT_S`, and no more than `MAX_WAITING` wait; everybody else is refused at once.
-Rule 3: a message that does not end makes room: when others wait, whoever has read for `PATIENCE_S` is given up.
+Rule 2: no call waits for longer than `WAIT_S`, and no more than `MAX_WAITING` wait; all others are refused at once.
+Rule 3: a message that does not end makes room: when others wait, a read that has lasted `PATIENCE_S` is given up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Permit:
 
     @asynccontextmanager
     async def read_within(self, limit_s: float) -> AsyncIterator[None]:
-        """A message is being read within the block. Raises TimeoutError after `limit_s`, or when it is given up."""
+        """Read a message within the block. Raises TimeoutError after `limit_s`, or when the read is given up."""
         self.reading_since = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(limit_s) as self.reading:
@@ -60,7 +60,7 @@ class Permit:
 
 
 class Permits:
-    """The bytes of all messages that are being read or held."""
+    """The memory of all messages that are being read or held, in bytes."""
 
     def __init__(self, limit_bytes: int, *, largest_bytes: int, patience_s: float = PATIENCE_S) -> None:
         self.limit_bytes = limit_bytes
@@ -72,10 +72,10 @@ class Permits:
 
     @asynccontextmanager
     async def permit(self, *, wait_s: float) -> AsyncIterator[Permit]:
-        """A permit for one message of the largest size, within the block.
+        """Hold a permit for one message of the largest size within the block.
 
         Raises:
-            Overloaded: there was none within `wait_s` and `WAIT_S`.
+            Overloaded: there was none within the shorter of `wait_s` and `WAIT_S`.
         """
         permit = Permit(self, self.largest_bytes)
         await self.take(self.largest_bytes, min(wait_s, WAIT_S))
@@ -86,7 +86,7 @@ class Permits:
 
     @asynccontextmanager
     async def holding(self, size_bytes: int) -> AsyncIterator[None]:
-        """Bytes that are here already are counted within the block. Raises Overloaded where they are too many."""
+        """Hold memory within the block for bytes that are here already. Raises Overloaded where they are too many."""
         await self.take(size_bytes, WAIT_S)
         try:
             yield
@@ -114,7 +114,7 @@ class Permits:
             else:
                 with suppress(ValueError):  # others were granted theirs since, and this one was passed over
                     self.waiting.remove(entry)
-                self.grant()  # whoever stood behind may fit
+                self.grant()  # those behind it may fit
             if isinstance(error, TimeoutError):
                 raise Overloaded(FULL) from None
             raise
@@ -122,7 +122,7 @@ class Permits:
             again.cancel()
 
     def make_room(self) -> None:
-        """Give up the oldest reader if it has had its time."""
+        """Give up the oldest read if it has lasted for `patience_s`."""
         oldest = next(iter(self.reading), None)
         now = asyncio.get_running_loop().time()
         if oldest is not None and now - oldest.reading_since >= self.patience_s:
@@ -134,7 +134,7 @@ class Permits:
         self.grant()
 
     def grant(self) -> None:
-        """Let those in front pass, as far as their bytes are free."""
+        """Grant permits to those in front, as far as their bytes are free."""
         while self.waiting:
             size_bytes, granted = self.waiting[0]
             if self.taken_bytes + size_bytes > self.limit_bytes:

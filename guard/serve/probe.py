@@ -1,4 +1,4 @@
-"""Asks a server's grpc.health.v1 whether it serves: exec probes, scripts, and whoever waits for a start."""
+"""A health check by grpc.health.v1, for exec probes, scripts, and programs that wait for a server's start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def probe(address: str, service: str = "readiness", *, timeout_s: float = 2.0) -
     """Return if `service` is SERVING at `address`; "" is the liveness of any server.
 
     Raises:
-        NotReadyError: it is not, is not known there, or nothing answers.
+        NotReadyError: the service is not serving, is not known there, or nothing answers.
     """
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         request = health_pb2.HealthCheckRequest(service=service)

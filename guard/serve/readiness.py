@@ -1,6 +1,6 @@
-"""Whether the guard is ready, and if not, why: one truth for ServerReady, grpc.health.v1, the metrics and the log.
+"""The guard's readiness, with a reason if it is not ready: one truth for ServerReady, health, metrics and log.
 
-Rule 1: liveness is not here: it is the guard's own and never depends on anybody else.
+Rule 1: liveness is decided elsewhere: it is the guard's own and never depends on another process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Listener = Callable[[str | None], None]
 
 
 class Readiness:
-    """A reason for each part that is not ready; ready when there is none."""
+    """The reasons of the parts that are not ready; the guard is ready when there are none."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {
@@ -24,9 +24,9 @@ class Readiness:
 
     @property
     def because(self) -> str | None:
-        """Why the guard is not ready; None when it is."""
+        """The reason why the guard is not ready; None when it is."""
         for part in PARTS:
-            if (reason := self.reasons.get(part)) is not None:  # one look: other threads read here, too
+            if (reason := self.reasons.get(part)) is not None:  # one look-up: other threads read here, too
                 return reason
         return None
 
@@ -34,7 +34,7 @@ class Readiness:
         return self.reasons.get(name)
 
     def say(self, part: str, reason: str | None) -> None:
-        """State what holds for one part, and tell the listeners if that changes anything."""
+        """Set the reason of one part (None: it is ready), and call the listeners if that changes anything."""
         before: Mapping[str, str] = dict(self.reasons)
         if reason is None:
             self.reasons.pop(part, None)

@@ -1,4 +1,4 @@
-"""Reflection: what a listener serves, told from descriptors of our own."""
+"""The gRPC service of reflection: what a listener serves, from descriptors of our own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METHOD = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
 
 
 def reflecting(services: Sequence[str], door: Door) -> Methods:
-    """The method of reflection, telling of `services` and of itself."""
+    """The method of reflection, which lists `services` and itself."""
     pool = DescriptorPool()
     for file in (inference_pb2, guard_pb2, health_pb2, reflection_pb2):
         pool.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
@@ -34,7 +34,7 @@ def reflecting(services: Sequence[str], door: Door) -> Methods:
 
 
 async def asked(door: Door, call: Call) -> AsyncIterator[Any]:
-    """The call's requests. Raises MalformedRequest, TooLarge."""
+    """Yield the reflection requests of a call. Raises MalformedRequest, TooLarge."""
     async for message in door.stream(call):
         if len(message) > INLINE_BYTES:
             raise TooLarge(f"a reflection request of {len(message)} bytes; wanted at most {INLINE_BYTES}")

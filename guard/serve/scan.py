@@ -38,7 +38,7 @@ MAX_LENGTH_BYTES = 5  # of a tag and of a length: some parsers take longer ones,
 
 @dataclass(frozen=True)
 class Part:
-    """What one field of a message is: its kind's name in `MOST`, and the fields that it has itself."""
+    """A field of a message: its kind's name in `MOST`, and the fields that it has itself."""
 
     kind: str | None = None  # None: bounded by MAX_FIELDS alone
     fields: Mapping[int, Part] | None = None
@@ -66,7 +66,7 @@ UNKNOWN = Part("unknown fields")
 
 @dataclass(frozen=True)
 class Span:
-    """Where one raw tensor lies: its field from `field` to `end`, its bytes from `start` to `end`."""
+    """The place of a raw tensor: its field from `field` to `end`, its bytes from `start` to `end`."""
 
     field: int
     start: int
@@ -76,7 +76,7 @@ class Span:
 def scan(request: bytes) -> list[Span] | None:
     """Count the parts of a serialized ModelInferRequest.
 
-    Returns where its raw_input_contents lie; None where it is no protobuf message.
+    Returns the places of its raw_input_contents; None where it is no protobuf message.
 
     Raises:
         MalformedRequest: it has more parts than any request has use for.
@@ -135,7 +135,7 @@ def count(kind: str, counts: dict[str, int]) -> None:
 
 
 def varint(request: bytes, at: int, end: int, most_bytes: int = MAX_VARINT_BYTES) -> tuple[int, int]:
-    """A varint's value and the place behind it; a place beyond `end` where there is none of at most that many bytes."""
+    """Read a varint and return its value and the place behind it; one beyond `end` where none is that short."""
     value = 0
     for index in range(most_bytes):
         if at + index >= end:
@@ -148,7 +148,7 @@ def varint(request: bytes, at: int, end: int, most_bytes: int = MAX_VARINT_BYTES
 
 
 def embedded(message: bytes) -> bytes:
-    """The message in field 1 of one that has nothing else; several of them merge as protobuf has it, end to end.
+    """Extract the message in field 1 of one that has nothing else; several of them merge as in protobuf, end to end.
 
     Raises:
         MalformedRequest: there is anything else in it.

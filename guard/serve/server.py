@@ -62,7 +62,7 @@ SIDE_PATIENCE_S = 0.05
 
 @dataclass(frozen=True)
 class Serving:
-    """A guard at work, and where to reach it (the ports that were really bound)."""
+    """A running guard, and its addresses (with the ports that were bound)."""
 
     inference: Listener
     admin: Listener
@@ -83,7 +83,7 @@ def serve(config: ServeConfig) -> None:
     """Run the guard until SIGTERM or SIGINT, then drain.
 
     Raises:
-        UserError: whatever keeps it from starting (ConfigError, BundleError, DeviceError, PromiseError, PortError).
+        UserError: the guard cannot start (ConfigError, BundleError, DeviceError, PromiseError, PortError).
     """
     few_heaps()
     with asyncio.Runner(loop_factory=EventLoop) as runner:
@@ -98,7 +98,7 @@ async def serve_until_signal(config: ServeConfig) -> None:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stop.set)
         async with running(config, log=log) as serving:
-            gc.freeze()  # what is here now stays: no collection need look at it again
+            gc.freeze()  # what is here now stays: the garbage collector need not look at it again
             await stop.wait()
             stop.clear()
             draining = asyncio.create_task(serving.drain())
@@ -112,7 +112,7 @@ async def serve_until_signal(config: ServeConfig) -> None:
 
 @asynccontextmanager
 async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
-    """A guard that listens within the block. It becomes ready when its programs are checked and the upstream is there.
+    """Run a guard within the block; it becomes ready when its programs are checked and the upstream is there.
 
     Raises:
         UserError: as `serve`.
@@ -219,7 +219,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
 
 
 def told_to(log: Log) -> Readiness:
-    """A readiness whose changes are lines of the log."""
+    """A readiness whose changes are written to the log."""
     readiness = Readiness()
     readiness.listeners.append(
         lambda reason: log.info("ready") if reason is None else log.warning("not ready", because=reason)
@@ -238,7 +238,7 @@ def build_engine(config: ServeConfig, bundle: Bundle, metrics: Metrics) -> Engin
 
 
 def stated(limits: Limits, log: Log) -> Limits:
-    """The limits, with a line in the log where they let little through."""
+    """Return the limits, with a line in the log where they let little through."""
     if warning := limits.warning:
         log.warning("few messages at once", warning=warning)
     return limits
@@ -246,7 +246,7 @@ def stated(limits: Limits, log: Log) -> Limits:
 
 @contextmanager
 def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door, Door]]:
-    """One door for tensors and one for what is small; a share of the memory each, so that probes find theirs."""
+    """Open a door for tensors and one for small messages, a share of the memory each, so that probes find theirs."""
     side_bytes = max(limits.message_bytes, limits.in_flight_bytes // SIDE_SHARE)
     main = Permits(limits.in_flight_bytes - side_bytes, largest_bytes=limits.message_bytes)
     side = Permits(side_bytes, largest_bytes=limits.message_bytes, patience_s=SIDE_PATIENCE_S)
@@ -266,7 +266,7 @@ def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door,
 
 
 class Pulse:
-    """When the event loop was last seen alive; whoever asks does so from another thread."""
+    """The time at which the event loop last turned, which another thread reads."""
 
     def __init__(self) -> None:
         self.last_beat = time.monotonic()
@@ -281,7 +281,7 @@ class Pulse:
 
 
 def alive(pulse: Pulse, readiness: Readiness) -> str | None:
-    """Why the guard does not live; None when it does."""
+    """The reason why the guard is not live; None when it is."""
     if (missed_s := pulse.missed_s()) > HUNG_S:
         return f"the event loop has not turned for {missed_s:.0f} s"
     return readiness.part("listener")
@@ -294,7 +294,7 @@ def listener_changed(name: str, readiness: Readiness, metrics: Metrics, reason: 
 
 
 def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy]:
-    """The bundle, verified, and the policy that it can promise. Raises UserError."""
+    """Open the bundle, verified, and the policy that it can promise. Raises UserError."""
     for name in ("bundle", "upstream"):
         if not getattr(config, name):
             raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
@@ -310,7 +310,7 @@ def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy]:
 
 
 def check_loopback(address: str) -> None:
-    """The admin listener tells p-values, and asks nobody who they are. Raises ConfigError."""
+    """Raise ConfigError unless the address is loopback: the admin listener tells p-values without authentication."""
     host = (split_address(address) or ("", 0))[0].strip("[]")
     with suppress(ValueError):
         if ipaddress.ip_address(host).is_loopback:
@@ -340,7 +340,7 @@ def build_metrics(config: ServeConfig, bundle: Bundle, policy: Policy, readiness
 
 @asynccontextmanager
 async def in_background(work: Coroutine[Any, Any, None], failed: Callable[[str], None]) -> AsyncIterator[None]:
-    """`work` runs within the block; should it ever end by itself, `failed` is told."""
+    """Run `work` within the block; should it ever end by itself, `failed` is called."""
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -375,7 +375,7 @@ async def watch_engine(engine: Engine, batcher: Batcher, readiness: Readiness, *
 
 @contextmanager
 def bridged(log: Log) -> Iterator[None]:
-    """Libraries' log records as JSON lines, within the block."""
+    """Write libraries' log records as JSON lines within the block."""
     root, bridge = logging.getLogger(), Bridge(log)
     root.addHandler(bridge)
     try:

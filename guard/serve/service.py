@@ -1,4 +1,4 @@
-"""ModelInfer: decode, have it read, judge, and forward or refuse. Every other method is in `passage`.
+"""The service of ModelInfer: decode, inspect, and forward or refuse. Every other method is in `passage`.
 
 Rule 1: what was inspected is what is forwarded: the bytes as they came. REPAIR alone re-encodes, and logs both hashes.
 Rule 2: what could not be inspected passes only where mode or on_failure say so; then it is marked and counted.
@@ -56,19 +56,19 @@ DISAGREEMENT_LOG_S = 10.0  # at most one line about a stale bundle in this time
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one ModelInfer request, before it is forwarded."""
+    """The result of inspecting one ModelInfer request, before it is forwarded."""
 
     model: str  # metric label
     action: str  # of the request: an Action, would_*, or unchecked
     items: tuple[str, ...]  # of each item
-    forward: bytes  # what goes up
+    forward: bytes  # what the upstream gets
     told: str
     prediction: NDArray[np.int64] | None = None  # ours, where the upstream sees the same input
 
 
 @dataclass(kw_only=True)
 class Service:
-    """The one method that carries tensors."""
+    """The handler of ModelInfer, the one method that carries tensors."""
 
     config: ServeConfig
     model: ModelSpec
@@ -92,18 +92,18 @@ class Service:
         return {path("ModelInfer"): self.door.unary(self.model_infer, begun=self.begun, ended=self.ended)}
 
     def gates(self) -> dict[str, Gate]:
-        """What is asked before a call is handled; `off` holds nobody up."""
+        """The gates that are asked before a call is handled; none in mode `off`."""
         if self.policy.mode == "off":
             return {}
         return {path("ModelInfer"): InferGate(self.admission, self.config.timeout_s, self.ended)}
 
     def place(self, call: Call) -> Place:
-        """Raises Overloaded."""
+        """Take a place for a call. Raises Overloaded."""
         now = time.monotonic()
         return self.admission.enter(now, call.deadline - now)
 
     def begun(self, call: Call) -> None:
-        """Find the place that the gate gave, or take one where there is no gate. Raises Overloaded."""
+        """Find the place that the gate gave a call, or take one where there is no gate. Raises Overloaded."""
         if self.policy.mode == "off":
             return
         given = TICKET.get()
@@ -126,14 +126,14 @@ class Service:
         return await self.forward(outcome, call)
 
     async def examine(self, request: bytes, call: Call) -> Outcome:
-        """Inspect, and turn "could not" into what mode and on_failure say."""
+        """Inspect a request; where that fails, mode and on_failure decide whether it passes."""
         if self.policy.mode == "off":
             return self.unchecked(request, OTHER, "off", call)
         try:
             return await self.inspect(request, call)
         except Exception as error:
             ours = not isinstance(error, GuardError)
-            if ours:  # a fault of ours must not become a way past us
+            if ours:  # a fault of ours must not become a way past the guard
                 self.log.error("internal", id=call.id, cause=repr(error))
             reason = self.inspector.unchecked(error)
             if reason is not None:
@@ -143,7 +143,7 @@ class Service:
             raise
 
     def read(self, request: bytes) -> tuple[ModelInferRequest, Decoded | None]:
-        """The message, and its tensor unless the operator lets the model's requests pass."""
+        """Parse the message, and decode its tensor unless the operator lets the model's requests pass."""
         parsed = decode.parse(request)
         if not self.guarded(parsed.message):
             return parsed.message, None
@@ -178,7 +178,7 @@ class Service:
         """Whether the bundle guards the named model; False where the operator lets it pass.
 
         Raises:
-            UnknownModel: neither.
+            UnknownModel: the model is neither guarded nor let pass.
         """
         name = message.model_name
         if name == self.model.name:
@@ -189,10 +189,10 @@ class Service:
         raise UnknownModel(f"no bundle guards model {name[:80]!r}; this guard inspects {self.model.name!r}")
 
     def check_version(self, named: str) -> None:
-        """Whether a request for this version ("": the server's choice) reaches the weights that the bundle is for.
+        """Check that a request for this version ("": the server's choice) reaches the weights that the bundle is for.
 
         Raises:
-            UnknownModel: it may reach others.
+            UnknownModel: it may reach other weights.
             Unchecked: the model server has not said yet which versions it has.
         """
         ours, model, served = self.model.version, self.model.name, self.upstream.versions
@@ -223,7 +223,7 @@ class Service:
     async def repair(
         self, message: ModelInferRequest, decoded: Decoded, found: Inspection, call: Call
     ) -> tuple[bytes, dict[str, Any]]:
-        """The request with its suspicious items cleaned, and what to log."""
+        """Return the request with its suspicious items cleaned, and what to log."""
         call.remaining_s()
         images = await self.inspector.repair(decoded.images, found.verdict, call.deadline)
         hashes = {
@@ -255,14 +255,14 @@ class Service:
             self.compare(outcome.prediction, theirs)
         return await call.deliver(answer)
 
-    # what is remembered of it
+    # metrics and log
 
     def count_items(self, outcome: Outcome) -> None:
         for action, count in Counter(outcome.items).items():
             self.metrics.items.labels(outcome.model, action).inc(count)
 
     def ended(self, call: Call) -> None:
-        """Enter the call in the books, once, by what became of it: a verdict counts only if it was carried out."""
+        """Count a call that is over, once, by what became of it: a verdict counts only if it was carried out."""
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=False)
         outcome: Outcome | None = call.outcome
@@ -307,12 +307,12 @@ class Service:
 
     def predicted(self, answer: bytes, items: int) -> NDArray[np.int64] | None:
         """The classes that the upstream's answer names; None where it does not show them."""
-        with suppress(ValueError, OverflowError):  # whatever the upstream sent, it is the client's
+        with suppress(ValueError, OverflowError):  # whatever the upstream sent, it goes to the client
             return decode.prediction(answer, self.model.output, items)
         return None
 
     def compare(self, own: NDArray[np.int64], theirs: NDArray[np.int64] | None) -> None:
-        """Count where bundle and upstream disagree: a stale bundle is an incident, not a mystery."""
+        """Count and log the items on which bundle and upstream disagree, so that a stale bundle is noticed."""
         if theirs is None:
             return
         different = self.metrics.predictions(self.model.name, own, theirs)
@@ -327,7 +327,7 @@ class Service:
             )
 
     def note_agreement(self, different: int, items: int) -> None:
-        """A disagreement that lasts is an incident; readiness follows it where the operator has set a limit."""
+        """Update the share of disagreement, which readiness follows where the operator has set a limit."""
         share, most = self.agreement.note(different, items), self.config.max_disagreement
         if share is None:
             return

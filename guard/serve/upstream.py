@@ -1,6 +1,6 @@
 """The guarded model server as the guard sees it: calls go through as bytes, and its readiness is watched.
 
-Rule 1: what goes up are the bytes that were handed in; nothing is re-serialized here.
+Rule 1: the upstream gets the bytes that were handed in; nothing is re-serialized here.
 Rule 2: end-to-end metadata passes both ways, `guard-*` and what belongs to one hop never.
 """
 
@@ -51,10 +51,10 @@ def path(method: str) -> str:
 
 
 def end_to_end(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
-    """What concerns the two ends, and neither the connection nor us; what no gRPC client may send is left out.
+    """The metadata for the two ends, and neither the connection nor us; what no gRPC client may send is left out.
 
-    gRPC's servers take any byte in a text header (they do not look), its clients send none but printable ASCII: a call
-    that bears another would fail here where a direct one does not. Such a header cannot travel on, the call can.
+    gRPC's servers take any byte in a text header unchecked, its clients send none but printable ASCII: a call with such
+    a header would fail here where a direct one does not. The header cannot travel on, the call can.
     """
     return tuple(
         (key, value)
@@ -78,7 +78,7 @@ async def answer_of(call: Any) -> bytes:
 
 
 def ignore(answering: asyncio.Future[bytes]) -> None:
-    """Nobody waits for the answer any more, nor for why there is none."""
+    """Discard an answer that is no longer waited for, and the error where there is none."""
     if not answering.cancelled():
         answering.exception()
 
@@ -98,7 +98,7 @@ def end_in_core(call: Any) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """A unary answer as it came."""
+    """A unary answer as it came, with its metadata."""
 
     body: bytes
     initial: Metadata
@@ -106,7 +106,7 @@ class Answer:
 
 
 class Upstream:
-    """A channel to the model server; `open` is its life."""
+    """A channel to the model server, which lasts as long as `open`."""
 
     def __init__(self, channel: grpc.aio.Channel, address: str, model: ModelSpec, *, timeout_s: float) -> None:
         self.channel = channel
@@ -121,7 +121,7 @@ class Upstream:
     async def open(
         address: str, model: ModelSpec, *, max_message_bytes: int, timeout_s: float
     ) -> AsyncIterator[Upstream]:
-        """Never waits for the model server: it may start after the guard, or go and come back."""
+        """Open a channel and never wait for the model server: it may start after the guard, or go and come back."""
         shortest, first, longest = RECONNECT_MS
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -137,11 +137,11 @@ class Upstream:
             yield Upstream(channel, address, model, timeout_s=timeout_s)
 
     async def unary(self, method: str, request: bytes, metadata: Metadata, timeout_s: float | None) -> Answer:
-        """One call, bytes in and bytes out.
+        """Make a unary call, bytes in and bytes out.
 
         Raises:
             UpstreamDown: the connection failed.
-            grpc.aio.AioRpcError: whatever the model server answered.
+            grpc.aio.AioRpcError: the model server answered with an error.
         """
         start: Any = self.channel.unary_unary(method)  # without serializers: bytes in, bytes out
         call = start(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
@@ -157,12 +157,12 @@ class Upstream:
         return Answer(body, end_to_end(await call.initial_metadata()), end_to_end(await call.trailing_metadata()))
 
     def stream(self, method: str, metadata: Metadata, timeout_s: float | None) -> Any:
-        """An opaque call of any arity, to be written to and read from."""
+        """Start an opaque call of any arity, to be written to and read from."""
         start: Any = self.channel.stream_stream(method)
         return start(metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
 
     def judged(self, error: grpc.aio.AioRpcError) -> Exception:
-        """`error`, or UpstreamDown where the connection is to blame and not the model server's own judgement."""
+        """Return `error`, or UpstreamDown where the connection is to blame and not the model server itself."""
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             return error
         self.doubt.set()
@@ -171,7 +171,7 @@ class Upstream:
         return UpstreamDown("the model server behind the guard cannot be reached; nothing answered this request")
 
     async def watch(self, say: Callable[[str | None], None]) -> None:
-        """Check for ever, saying after each check why the upstream is not ready (None: it is)."""
+        """Check for ever, and pass to `say` after each check why the upstream is not ready (None: it is)."""
         while True:
             self.doubt.clear()
             reason = await self.check()
@@ -179,7 +179,7 @@ class Upstream:
             await self.pause(ready=reason is None)
 
     async def pause(self, *, ready: bool) -> None:
-        """Until the next check is due: some time, a failed call, or the loss of the connection."""
+        """Wait until the next check is due: some time, a failed call, or the loss of the connection."""
         waits: list[asyncio.Task[Any]] = [asyncio.create_task(self.doubt.wait())] if ready else []
         if ready and (state := self.channel.get_state()) is grpc.ChannelConnectivity.READY:
             waits.append(asyncio.create_task(self.channel.wait_for_state_change(state)))
@@ -194,7 +194,7 @@ class Upstream:
             await asyncio.gather(*waits, return_exceptions=True)
 
     async def check(self) -> str | None:
-        """Why the upstream is not ready for this bundle's model; None when it is."""
+        """The reason why the upstream is not ready for this bundle's model; None when it is."""
         name, version = self.model.name, self.model.version
         try:
             server = ServerReadyResponse.FromString(await self.ask("ServerReady", ServerReadyRequest()))
@@ -228,7 +228,7 @@ class Upstream:
 
 
 def mismatch(metadata: ModelMetadataResponse, model: ModelSpec) -> str | None:
-    """How the upstream's model differs from the bundle's; None where nothing tells them apart."""
+    """The first difference between the upstream's model and the bundle's; None where nothing tells them apart."""
     spec, output = model.input, model.output
     where = f"the upstream's model {model.name!r}"
     if not model.version and len(metadata.versions) > 1:

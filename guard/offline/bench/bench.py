@@ -44,7 +44,7 @@ def run_bench(
     as_json: bool,
     console: Console,
 ) -> None:
-    """`guard bench`: measure, and print tables, or one JSON object. Raises GuardError as `bench` does."""
+    """Run `guard bench`: measure, and print tables, or one JSON object. Raises GuardError as `bench` does."""
     with console.status("starting") as status:
         result = bench(
             bundle,
@@ -100,7 +100,7 @@ def bench(
 
 
 def worst(costs: Sequence[tuple[int, ProgramCost]]) -> Iterator[tuple[int, ProgramCost]]:
-    """Of each program, the batch at which it is farthest from its floor; missed aims before others."""
+    """Yield for each program the batch at which it is farthest from its floor, missed aims before others."""
     for name in dict.fromkeys(cost.name for _, cost in costs):
         yield max(
             ((items, cost) for items, cost in costs if cost.name == name),
@@ -109,7 +109,7 @@ def worst(costs: Sequence[tuple[int, ProgramCost]]) -> Iterator[tuple[int, Progr
 
 
 def reached(bundle: Bundle) -> tuple[float, ...]:
-    """Of each program, the share of the clean calibration items that no earlier program decides."""
+    """Return for each program the share of the clean calibration items that no earlier program decides."""
     calibration, shares = bundle.calibration, [1.0]
     waiting = np.ones(calibration.items, dtype=bool)
     ends = np.cumsum(calibration.programs)
@@ -139,7 +139,7 @@ class OpenedBundle:
         return Session(file, device=self.device, threads=self.threads)
 
     def check_model(self) -> None:
-        """Raises BundleError where the bare model does not say what the bundle's samples say."""
+        """Check that the bare model gives the logits of the bundle's samples. Raises BundleError where it does not."""
         samples = self.bundle.samples
         (logits,) = self.model.run(("logits",), samples.images)
         error = np.linalg.norm(logits - samples.logits, axis=1) / np.maximum(
@@ -149,12 +149,12 @@ class OpenedBundle:
             raise BundleError(f"the model alone differs from the bundle's samples by {error.max():.1e}; train it again")
 
     def images(self, items: int) -> NDArray[Any]:
-        """Clean wire inputs: the bundle's samples, over and over."""
+        """Return clean wire inputs: the bundle's samples, over and over."""
         samples = self.bundle.samples.images
         return np.ascontiguousarray(samples[np.arange(items) % len(samples)])
 
     def measure(self, items: int, seconds: float, clock: Clock) -> BatchCost:
-        """Half of the time goes to what is served, the other half to its detectors, each in a race of its own."""
+        """Measure one batch size: half of the time for what is served, half for its detectors, a race for each."""
         images = self.images(items)
         contenders: dict[str, Callable[[], object]] = {
             MODEL: running(self.model, images),
@@ -184,7 +184,7 @@ class OpenedBundle:
     def detector(
         self, program: ProgramSpec, name: str, images: NDArray[Any], seconds: float, clock: Clock
     ) -> DetectorCost:
-        """What the program costs more than without this detector, beside the bare model."""
+        """Measure what the program costs more than without this detector, beside the bare model."""
         lean = leaner(program.name, name)
         graph = without_detector(self.graphs[program.name], program.detectors, name)
         sessions = {MODEL: self.model, program.name: self.served[program.name], lean: self.load(lean, graph)}
@@ -206,7 +206,7 @@ class OpenedBundle:
 
 
 def running(session: Session, images: NDArray[Any]) -> Callable[[], object]:
-    """A call of all that a program, or an excerpt of one, answers."""
+    """Return a call that computes a program's logits and scores, or of an excerpt those that it has."""
     names = {output.name for output in session.session.get_outputs()}
     wanted = tuple(name for name in ("logits", "scores") if name in names)
     return lambda: session.run(wanted, images)
@@ -217,7 +217,7 @@ def leaner(program: str, detector: str) -> str:
 
 
 def program_cost(program: ProgramSpec, laps: Laps, limit: float) -> ProgramCost:
-    """A forward-only program is judged by what it adds to a forward, any other by its floor; medians decide."""
+    """Judge a forward-only program by what it adds to a forward, any other by its floor; medians decide."""
     forward, own = laps.of(MODEL), laps.of(program.name)
     forwards, added = spread(own / forward), spread(own - forward).median
     over = spread(own / forward / program.floor)

@@ -1,4 +1,4 @@
-"""What `guard bench` finds out: values, and nothing that measures."""
+"""The values that `guard bench` finds; nothing here measures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL, READ = "model alone", "guard, whole read"
 
 @dataclass(frozen=True)
 class ProgramCost:
-    """One program of the cascade, in a call of some items."""
+    """The cost of one program of the cascade, in a call of some items."""
 
     name: str
     floor: int  # the least it can cost, in forwards: 1 + backwards + rows
@@ -29,7 +29,7 @@ class ProgramCost:
 
 @dataclass(frozen=True)
 class DetectorCost:
-    """What its program would cost less without this detector; evidence that another one needs too is not counted."""
+    """The cost that a program would save without a detector; evidence that another one needs too is not counted."""
 
     name: str
     program: str
@@ -40,7 +40,7 @@ class DetectorCost:
 
 @dataclass(frozen=True)
 class BatchCost:
-    """All costs of a call of `items` items."""
+    """The costs of a call of `items` items."""
 
     items: int
     rounds: int
@@ -57,13 +57,13 @@ class BatchCost:
         return self.model.relative > BUSY
 
     def per_second(self, microseconds: Spread) -> float:
-        """Items a second."""
+        """Return the items a second at this time for a call."""
         return self.items * 1e6 / microseconds.median
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What `guard bench` found."""
+    """The result of `guard bench` on one bundle."""
 
     model: str
     device: Device
@@ -74,7 +74,7 @@ class BenchResult:
 
     @property
     def missed(self) -> tuple[tuple[int, ProgramCost], ...]:
-        """(items, program) for each aim that was missed."""
+        """The (items, program) of each aim that was missed."""
         return tuple((batch.items, cost) for batch in self.batches for cost in batch.programs if not cost.met)
 
     def to_json(self) -> str:

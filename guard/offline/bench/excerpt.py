@@ -1,4 +1,4 @@
-"""Parts of a compiled program: what each of its nodes is for, and the program with less in it.
+"""Parts of a compiled program: what each of its nodes is for, and excerpts of it that hold fewer nodes.
 
 Rule 1: an excerpt holds nodes and weights of the program as they are; it never computes anything in another way.
 """
@@ -19,7 +19,7 @@ FORWARD, BACKWARD, ROWS, HEADS, INPUT = "forward", "backward", "variant rows", "
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """The graph without its large weights, which stay in their file. Raises BundleError."""
+    """Read a graph without its large weights, which stay in their file. Raises BundleError."""
     try:
         return onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError has no public home
@@ -37,7 +37,7 @@ def write_graph(model: onnx.ModelProto, path: Path, weights_from: Path) -> Path:
 
 
 def excerpt(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
-    """What these outputs take, and nothing else. Raises BundleError for an output that is not there."""
+    """Return what these outputs take, and nothing else. Raises BundleError for an output that is not there."""
     have = {output.name: output for output in model.graph.output}
     if missing := [name for name in outputs if name not in have]:
         raise BundleError(f"the program gives no {missing[0]}; it gives {', '.join(have)}")
@@ -55,7 +55,7 @@ def excerpt(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
 
 
 def without_detector(model: onnx.ModelProto, detectors: Sequence[str], name: str) -> onnx.ModelProto:
-    """The program as if it had been compiled without this detector, where no other one shares its variant rows."""
+    """Return the program as if compiled without this detector, where no other one shares its variant rows."""
     if len(detectors) == 1:
         return excerpt(model, ("logits",))
     column = columns(model, detectors)[detectors.index(name)]
@@ -72,7 +72,7 @@ def without_detector(model: onnx.ModelProto, detectors: Sequence[str], name: str
 
 
 def columns(model: onnx.ModelProto, detectors: Sequence[str]) -> list[str]:
-    """Each detector's column of `scores`. Raises BundleError where the graph does not join them last."""
+    """Return the tensor of each detector's column of `scores`. Raises BundleError where no Concat joins them."""
     if len(detectors) == 1:
         return ["scores"]
     joint = maker(model.graph, "scores")
@@ -92,7 +92,7 @@ def maker(graph: onnx.GraphProto, tensor: str) -> onnx.NodeProto:
 
 
 def ancestors(graph: onnx.GraphProto, tensors: Iterable[str]) -> set[str]:
-    """The names of these tensors and of everything that they are computed from."""
+    """Return the names of these tensors and of everything that they are computed from."""
     read = set(tensors)
     for node in reversed(graph.node):  # a graph is written in the order of its computation
         if read.intersection(node.output):
@@ -101,7 +101,7 @@ def ancestors(graph: onnx.GraphProto, tensors: Iterable[str]) -> set[str]:
 
 
 def parts(model: onnx.ModelProto, detectors: Sequence[str]) -> dict[str, str]:
-    """What each computed tensor is for: forward, backward, variant rows, the heads of one detector or of several."""
+    """Map each computed tensor to its purpose: forward, backward, variant rows, heads of one detector or of several."""
     graph = model.graph
     named = {output.name for output in graph.output}
     forward = ancestors(graph, ["logits"])
@@ -117,7 +117,7 @@ def parts(model: onnx.ModelProto, detectors: Sequence[str]) -> dict[str, str]:
 
 
 def second_pass(graph: onnx.GraphProto, forward: set[str], backward: set[str]) -> Iterator[str]:
-    """What comes out where the model's own weights are used once more."""
+    """Yield the results of the operators that use the model's own weights once more."""
     contents = {tensor.name: content(tensor) for tensor in graph.initializer}
     heavy = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
     weights = {
@@ -134,14 +134,14 @@ def second_pass(graph: onnx.GraphProto, forward: set[str], backward: set[str]) -
 
 
 def content(tensor: TensorProto) -> tuple[object, ...]:
-    """The same for the same numbers: two passes of one model may name its weights differently."""
+    """Return a key that is equal for equal numbers: two passes of one model may name its weights differently."""
     place = tuple(sorted((entry.key, entry.value) for entry in tensor.external_data))
     inline = onnx.numpy_helper.to_array(tensor).tobytes() if not place else b""
     return (tuple(tensor.dims), place, hashlib.sha256(inline).digest())
 
 
 def depthwise(model: onnx.ModelProto) -> bool:
-    """Does the model filter channels each by itself? Such convolutions do little arithmetic for what they read."""
+    """Tell whether a model has depthwise convolutions, which do little arithmetic for what they read."""
     graph = excerpt(model, ("logits",)).graph
     filters = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     groups = {

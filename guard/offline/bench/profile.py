@@ -1,4 +1,4 @@
-"""Where a program's time goes: ONNX Runtime's own profile, by what each operator is for."""
+"""A profile of where a program's time goes, from ONNX Runtime's own profiler, by what each operator is for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYOUT = ("ReorderInput", "ReorderOutput")  # into and out of ONNX Runtime's blo
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """All operators of one type in one part of the program, of a call."""
+    """The time of all operators of one type in one part of the program, in one call."""
 
     part: str
     kind: str  # ONNX Runtime's operator type
@@ -45,7 +45,7 @@ class Profile:
         return sum(operator.microseconds for operator in self.operators)
 
     def by_part(self) -> dict[str, float]:
-        """Microseconds of each part, dearest first; `forward` is what one pass of the model costs here."""
+        """Return the microseconds of each part, dearest first; `forward` is what one pass of the model costs here."""
         total: Counter[str] = Counter()
         for operator in self.operators:
             total[operator.part] += operator.microseconds  # type: ignore[assignment]
@@ -62,7 +62,7 @@ def profile(
     threads: int | None,
     folder: Path,
 ) -> Profile:
-    """Run the program a few times under ONNX Runtime's profiler; `folder` takes what that writes."""
+    """Run the program CALLS times under ONNX Runtime's profiler; `folder` takes what that writes."""
     model = read_graph(path)
     mark(model, parts(model, detectors))
     marked = write_graph(model, folder / f"{program}-marked.onnx", path.parent)
@@ -94,7 +94,10 @@ def mark(model: onnx.ModelProto, part_of: Mapping[str, str]) -> None:
 
 
 def parts_of_nodes(optimised: onnx.ModelProto) -> dict[str, str]:
-    """The part of each node that ONNX Runtime made: by the names it kept, or else its reader's; so for a new layout."""
+    """Return the part of each node that ONNX Runtime made: by the names it kept, or else its reader's.
+
+    A reorder between layouts has its reader's part first.
+    """
     part_of: dict[str, str] = {}  # of what reads a tensor
     found: dict[str, str] = {}
     fixed = {tensor.name for tensor in optimised.graph.initializer}
@@ -107,12 +110,12 @@ def parts_of_nodes(optimised: onnx.ModelProto) -> dict[str, str]:
 
 
 def part_named(*names: str) -> str | None:
-    """The part that the first marked name tells; a fused node's name is `fused PART::...`."""
+    """Return the part that the first marked name tells; a fused node's name is `fused PART::...`."""
     return next((name.split(MARK)[0].removeprefix("fused ") for name in names if MARK in name), None)
 
 
 def operators(events: Sequence[Mapping[str, Any]], places: Mapping[str, str]) -> tuple[OperatorTime, ...]:
-    """Sum up the kernels of all calls but the first, which allocates."""
+    """Sum up, by part and type, each kernel's median time over all calls but the first, which allocates."""
     kernels = [e for e in events if e.get("cat") == "Node" and str(e["name"]).endswith(KERNEL)]
     times: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Times several things against each other, on a machine that does other work as well.
+"""A stopwatch that times several things against each other, on a machine that does other work as well.
 
 Rule 1: contenders take turns in one run; what is compared was measured within the same round.
-Rule 2: ratios and differences are formed round by round; only their medians and quartiles are told.
+Rule 2: ratios and differences are formed round by round; only their medians and quartiles are reported.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-Clock = Callable[[], int]  # nanoseconds since whenever
+Clock = Callable[[], int]  # nanoseconds since an arbitrary moment
 BURST_S = 0.002  # short calls are repeated for this long: the first finds the caches as the last contender left them
-WARM_UP = 3  # calls of each before anything is noted
+WARM_UP = 3  # calls of each before anything is recorded
 FEWEST, MOST = 5, 2000  # rounds
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of many measurements, and the quartiles around it."""
+    """The median of many measurements, and the quartiles around it."""
 
     median: float
     low: float
@@ -32,7 +32,7 @@ class Spread:
 
     @property
     def relative(self) -> float:
-        """Interquartile range over the median."""
+        """The interquartile range over the median."""
         return (self.high - self.low) / abs(self.median) if self.median else math.inf
 
 
@@ -43,7 +43,7 @@ def spread(values: NDArray[np.float64]) -> Spread:
 
 @dataclass(frozen=True)
 class Laps:
-    """Microseconds a call, of each contender in each round."""
+    """The times of all rounds: microseconds a call, of each contender in each round."""
 
     names: tuple[str, ...]
     microseconds: NDArray[np.float64] = field(repr=False)  # [round, contender]
@@ -53,7 +53,7 @@ class Laps:
         return len(self.microseconds)
 
     def of(self, name: str) -> NDArray[np.float64]:
-        """[round]"""
+        """Return the microseconds a call of one contender [round]."""
         column: NDArray[np.float64] = self.microseconds[:, self.names.index(name)]
         return column
 
@@ -76,20 +76,20 @@ def race(
 
 
 def turns(contenders: int, number: int) -> list[int]:
-    """Who runs when in round `number`: everyone comes first in turn, and every other round runs backwards."""
+    """Return the order of round `number`: each contender comes first in turn, every other round runs backwards."""
     order = [(place + number // 2) % contenders for place in range(contenders)]
     return order if number % 2 == 0 else order[::-1]
 
 
 def calls_in(contender: Callable[[], object], clock: Clock) -> int:
-    """Warm it up; how many of its calls fill a burst."""
+    """Warm a contender up, and return how many of its calls fill a burst."""
     for _ in range(WARM_UP):
         contender()
     return max(1, math.ceil(BURST_S * 1e6 / max(lap(contender, 1, clock), 1.0)))
 
 
 def lap(contender: Callable[[], object], calls: int, clock: Clock) -> float:
-    """Microseconds a call."""
+    """Measure the microseconds that a call takes, over several calls."""
     began = clock()
     for _ in range(calls):
         contender()
@@ -98,7 +98,7 @@ def lap(contender: Callable[[], object], calls: int, clock: Clock) -> float:
 
 @contextmanager
 def garbage_kept() -> Iterator[None]:
-    """Without a collection in the middle of a measurement."""
+    """Suspend garbage collection for the length of a measurement."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()

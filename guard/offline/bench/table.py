@@ -18,7 +18,7 @@ SMALLEST_SHARE = 0.01  # of a profile's time, for an operator to have a line of 
 
 
 def tables(result: BenchResult) -> Group:
-    """Costs, aims and, where there are any, profiles."""
+    """Return the tables of costs and aims and, where there are any, of profiles."""
     threads = {None: "a thread for each CPU", 1: "1 thread"}.get(result.threads, f"{result.threads} threads")
     head = (
         f"{result.model} on {result.device}, {threads}. All take turns: medians of rounds, [quartiles].\n"
@@ -72,7 +72,7 @@ def aim_line(cost: ProgramCost) -> str:
 
 
 def profile_table(found: Profile) -> RenderableType:
-    """Time by part, and within each part by operator type."""
+    """Return a table of time by part, and within each part by operator type."""
     title = f"where {found.program} spends a call of {found.items} (ONNX Runtime's profile)"
     table = new_table(title, ("", "count", "µs", "share", "forwards"))
     total, parts = found.microseconds, found.by_part()

@@ -1,1 +1,1 @@
-"""The rows of a report: attacks, clean items, suites, the attacker who knows the guard."""
+"""The rows of a report: attacks, clean items, suites and the adaptive attack."""

@@ -1,4 +1,4 @@
-"""The attacker who knows the guard: how much of it there is time for, its proof of strength, and its rows.
+"""The rows of the adaptive attack, which knows the guard: how much of it there is time for, its proof, its results.
 
 Rule 1: the row is always there. Where time is short it has fewer steps, then fewer items, never below the fewest.
 Rule 2: what is attacked is the torch side; what is counted are the bundle's own verdicts, and how far the two differ.
@@ -43,13 +43,13 @@ from guard.offline.work.text import duration
 PROOF_RATE = 0.05  # the rate at which an attack must break the detectors known to be broken
 HALF = 0.5  # the rate of SR@50: past the target, an attack goes on until half of all clean items look riskier
 PROVING_DETECTORS = ("kernel_density", "feature_squeezing", "lid")
-GUARD = "guard"  # the aim that is all of it
+GUARD = "guard"  # the aim that is the whole guard
 TRIAL_STEPS = 2  # by which speed is measured
 LOOKED_AT = 16  # attacked items on which each head's gradient is looked at
 
 
 def seconds_per_step(aim: Aim, items: Dataset, budget: float, device: str) -> float:
-    """Seconds that one step of one descent takes an item, the mean of the methods; the first steps only warm up.
+    """Measure the seconds that one step of one descent takes an item, the mean of the methods; the first steps warm up.
 
     An upper bound for a run, whose items leave once nothing is left to gain.
     """
@@ -64,13 +64,13 @@ def seconds_per_step(aim: Aim, items: Dataset, budget: float, device: str) -> fl
 
 
 def target_rate(promises: Sequence[Promise], flag_rate: float) -> float:
-    """The rate whose threshold is attacked: the largest that is promised."""
+    """Return the rate whose threshold is attacked: the largest that is promised."""
     return max((p.rate for p in promises if p.reason is None), default=flag_rate)
 
 
 @dataclass(frozen=True)
 class AdaptiveStage:
-    """All runs of the adaptive attack on one guard, before any of them has begun."""
+    """The stage of the adaptive attack on one guard: all its runs, before any of them has begun."""
 
     subject: OpenedGuard
     held_out: Dataset
@@ -92,17 +92,20 @@ class AdaptiveStage:
         return tuple(name for name in PROVING_DETECTORS if name in self.subject.cascade.calibration.detectors)
 
     def right(self, clean: Readings, size: Size) -> NDArray[np.int64]:
-        """The first items that the model has right."""
+        """Return the first items that the model has right, by index."""
         return np.flatnonzero(clean.prediction == self.held_out.labels)[: size.items]
 
     def guides(self, clean: Readings) -> NDArray[np.int64]:
-        """Items that the model has right and nobody attacks; where there are none, any: none guides its own class."""
+        """Return items that the model has right and that are not attacked, by index.
+
+        Where fewer than two are left, the last of the right ones serve; no item guides its own class.
+        """
         right = np.flatnonzero(clean.prediction == self.held_out.labels)
         spare = right[self.wanted.items :][:GUIDES]
         return spare if len(spare) > 1 else right[-GUIDES:]
 
     def aims(self, clean: Readings) -> tuple[Aim, ...]:
-        """The whole guard at the target rate and past it at HALF, and each detector known to be broken alone."""
+        """Return what is attacked: the guard at the target rate and past it at HALF, and each broken detector alone."""
         calibration = self.subject.cascade.calibration
         against: dict[str, Excess | DetectorExcess] = {
             GUARD: Excess(self.subject.joint(), calibration, self.target, HALF)
@@ -120,11 +123,11 @@ class AdaptiveStage:
         return Aim(name, known, self.methods, guides)
 
     def descents(self) -> int:
-        """Of all runs together."""
+        """Return the number of descents of all runs together."""
         return STARTS * len(self.methods) * (len(self.budgets) + len(self.proving))
 
     def per_item_step(self, clean: Readings) -> float:
-        """Seconds that one step of every descent takes an item."""
+        """Measure the seconds that one step of every descent takes an item."""
         items, largest = self.held_out.take(self.right(clean, self.wanted)), max(self.budgets)
         times = {GUARD: len(self.budgets)}  # that an aim is attacked
         return sum(
@@ -133,7 +136,7 @@ class AdaptiveStage:
         )
 
     def sized(self, clean: Readings, seconds: Callable[[], float] | None, say: Callable[[str], None]) -> Size:
-        """The size that fits into the seconds left; one chosen before for the same question is kept to."""
+        """Return the size that fits into the seconds left; one chosen before for the same question is kept to."""
         if seconds is None:
             return self.wanted
 
@@ -154,7 +157,7 @@ class AdaptiveStage:
         return cache_key((settings, self.wanted, self.methods), (__name__,))
 
     def rows(self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, shown: Shown) -> tuple[AdaptiveRow, ...]:
-        """One row a budget, on the first items that the model has right; the proof is at the largest budget."""
+        """Make one row a budget, on the first items that the model has right; the proof is at the largest budget."""
         expectation(self.subject.graphs)
         index, grid = self.right(clean, size), self.subject.cascade.spec.grid
         adversary = self.adversary(clean, index, size)
@@ -173,7 +176,7 @@ class AdaptiveStage:
         return tuple(rows)
 
     def adversary(self, clean: Readings, index: NDArray[np.int64], size: Size) -> Adversary:
-        """Whose runs also follow from the guides, where they have any."""
+        """Make the adversary; where it has guides, its identity, and so its stored runs, follow from them too."""
         identity = self.subject.identity
         if "feature_matching" in self.methods:
             guides = self.held_out.hashes[self.guides(clean)].tolist()
@@ -229,13 +232,13 @@ class AdaptiveStage:
         )
 
     def risk_gap(self, found: AdaptiveResult, readings: Readings) -> float:
-        """The largest difference in risk between the torch side that was attacked and the programs that are served."""
+        """Return the largest difference in risk between the attacked torch side and the served programs."""
         served = served_excess(self.subject.cascade.calibration, readings.scores, self.target)
         return float(np.abs(served - found.excess[:, 0].numpy()).max(initial=0.0))
 
 
 def missed_at(readings: Readings, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """p-value [item] where the model is fooled; below any rate where it is not: there nothing is missed."""
+    """Return the p-value [item] where the model is fooled, and -1, below any rate, where there is nothing to miss."""
     return np.where(readings.prediction != labels, readings.p_value, -1.0)
 
 
@@ -246,7 +249,10 @@ def told(shown: Shown, budget: str, what: object, done: int, total: int) -> None
 def static_start(
     held_out: Dataset, index: NDArray[np.int64], crafted: Sequence[CraftedSet], budget: float
 ) -> NDArray[np.float32]:
-    """For each item the static L-infinity attack's result within the budget, or the clean item where there is none."""
+    """Return the item from which the adaptive attack may start, for each item of `index`.
+
+    It is the static L-infinity attack's result within the budget, or the clean item where there is none.
+    """
     start = held_out.images[index].copy()
     for found in crafted:
         if found.norm == "linf" and found.budget is not None and found.budget <= budget + 1e-9:

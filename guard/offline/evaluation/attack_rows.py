@@ -30,20 +30,20 @@ TAILS = 2  # of a detector's p-value: the smallest that n clean items allow is 2
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What became of every item that an attack was tried on: attacked, or clean where the attack failed. [tried]"""
+    """The outcomes of one attack on every item tried [tried]: attacked, or clean where the attack failed."""
 
     hashes: NDArray[np.str_]
     wrong: NDArray[np.bool_]  # the model's answer
     p_value: Floats
 
     def handled(self, rate: float) -> NDArray[np.bool_]:
-        """Rejected, or still classified right."""
+        """Return which items are rejected, or still classified right [tried]."""
         return ~self.wrong | (self.p_value <= rate)
 
 
 @dataclass(frozen=True, eq=False)
 class GuardReadings:
-    """A bundle at work, and its readings of all clean test items."""
+    """A guard at work, and its readings of all clean test items."""
 
     cascade: Cascade
     rates: Rates
@@ -53,11 +53,11 @@ class GuardReadings:
 
     @staticmethod
     def over(cascade: Cascade, rates: Rates, identity: str, held_out: Dataset) -> GuardReadings:
-        """Read all clean test items."""
+        """Read all clean test items by the guard's own programs."""
         return GuardReadings(cascade, rates, identity, read(cascade, held_out.images), held_out.hashes)
 
     def fate(self, crafted: CraftedSet, readings: Readings) -> Outcomes:
-        """`readings` are those of the crafted set's attacked items."""
+        """Return the outcomes of a crafted set; `readings` are those of its attacked items."""
         places = {value: place for place, value in enumerate(self.hashes.tolist())}
         p_value = self.clean.p_value[[places[value] for value in crafted.tried_hashes.tolist()]]
         wrong = hits(crafted)
@@ -70,7 +70,7 @@ class GuardReadings:
 
 @dataclass(frozen=True, eq=False)
 class Other:
-    """A guard that was fitted without one family."""
+    """A guard that was fitted without one family of attacks, and its readings."""
 
     family: str
     fitted_on: tuple[str, ...]  # labels of the attacks that were left
@@ -87,7 +87,7 @@ class Other:
 
 @dataclass(frozen=True, eq=False)
 class Examiner:
-    """Makes the rows of attacks: the served guard, and those fitted without a family."""
+    """A maker of attack rows, from the served guard and from those fitted without a family."""
 
     guard: GuardReadings
     promises: tuple[Promise, ...]
@@ -121,7 +121,7 @@ class Examined:
 
 
 def hits(crafted: CraftedSet) -> NDArray[np.bool_]:
-    """[tried] Which of the items tried are the attacked ones: these follow in the same order."""
+    """Return which of the items tried are the attacked ones [tried]; the attacked items follow in the same order."""
     found, place = np.zeros(crafted.tried, dtype=bool), 0
     for number, value in enumerate(crafted.tried_hashes.tolist()):
         if place < len(crafted) and value == crafted.hashes[place]:
@@ -140,7 +140,7 @@ def attack_row(
     setting: str,
     left_out: Detection | None,
 ) -> AttackRow:
-    """What the bundle makes of one attack's verified items, whose readings these are, and of all that were tried."""
+    """Return the row of one attack: of its verified items, whose readings these are, and of all that were tried."""
     rates, names = guard.rates, guard.cascade.calibration.detectors
     return AttackRow(
         attack=crafted.attack,
@@ -169,7 +169,10 @@ def detect(
     clean: Readings,
     promises: Sequence[Promise],
 ) -> Detection:
-    """`fooling` are the readings of the items that fool the model; `p_value` and `wrong` run over all tried."""
+    """Measure how one guard detects one attack: all together, and each detector alone.
+
+    `fooling` are the readings of the items that fool the model; `p_value` and `wrong` run over all tried.
+    """
     made = [promise for promise in promises if promise.reason is None]
     none: dict[float, Rate | None] = {promise.rate: None for promise in promises}
     return Detection(
@@ -185,13 +188,16 @@ def detect(
 
 
 def alone_at(promises: Sequence[Promise], p_value: Floats, items: int) -> Caught:
-    """One detector's share at each rate; None also where two tails cannot promise it with so many clean items."""
+    """Return one detector's share at each rate; None also where two tails cannot promise it with so few clean items."""
     caught = caught_at(promises, p_value)
     return {p.rate: caught[p.rate] if p.rate * (items + 1) >= TAILS else None for p in promises}
 
 
 def worst_of(fates: Mapping[str, Outcomes], promises: Sequence[Promise], reject_rate: float) -> Worst | None:
-    """Over the items that all the attacks were tried on; None where there is no such item. Keys are labels."""
+    """Return the worst case over the items that all the attacks were tried on; None where there is no such item.
+
+    The keys of `fates` are labels.
+    """
     if not fates:
         return None
     shared = reduce(set.intersection, (set(fate.hashes.tolist()) for fate in fates.values()))
@@ -211,14 +217,14 @@ def worst_of(fates: Mapping[str, Outcomes], promises: Sequence[Promise], reject_
 
 
 def outcomes_of(fate: Outcomes, hashes: Sequence[str]) -> Outcomes:
-    """Of these items alone, in this order."""
+    """Return the outcomes of these items alone, in this order."""
     places = {value: place for place, value in enumerate(fate.hashes.tolist())}
     index = np.asarray([places[value] for value in hashes], dtype=np.int64)
     return Outcomes(fate.hashes[index], fate.wrong[index], fate.p_value[index])
 
 
 def by_detector(names: Sequence[str], clean: NDArray[np.float64], attacked: NDArray[np.float64]) -> dict[str, float]:
-    """AUROC of each column alone; of scores, below 0.5 the attack makes an input look calmer than clean."""
+    """Return the AUROC of each column alone; of scores, below 0.5 an attack makes inputs look calmer than clean."""
     if len(attacked) == 0:
         return {}
     return {name: auroc(clean[:, d], attacked[:, d]) for d, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Inputs that nobody attacked: how often the guard takes them for attacked, and whom it bothers.
+"""The rows of unattacked inputs: how often the guard takes them for attacked, by kind and by class.
 
 Rule 1: a promise covers clean items alone. Noise, off-grid and shifted items are measured, and nothing is promised.
 """
@@ -36,7 +36,7 @@ RIGHT, WRONG = "the model is right", "the model is wrong"
 def clean_rows(
     subject: OpenedGuard, clean: Readings, harmless: Unattacked, promises: Sequence[Promise]
 ) -> tuple[CleanRow, ...]:
-    """Clean items, whose readings these are and whom the promise covers, and others that nobody attacked either."""
+    """Return the rows of clean items, which the promise covers, and of noisy and off-grid ones, which it does not."""
     cascade, rates = subject.cascade, subject.rates
 
     def row(name: str, images: NDArray[np.float32], *, part: bool = False) -> CleanRow:
@@ -61,7 +61,10 @@ def clean_row(
     promised_on: int | None,
     accuracy: Rate | None = None,
 ) -> CleanRow:
-    """`promised_on` is the number of clean items that the promise rests on, where one covers the row."""
+    """Return the row of one kind of unattacked items.
+
+    `promised_on` is the number of clean items that the promise rests on, where one covers the row.
+    """
     p, made = readings.p_value, [promise for promise in promises if promise.reason is None]
     covered = promised_on is not None
     count = promised_on or 0
@@ -79,7 +82,7 @@ def clean_row(
 
 @dataclass(frozen=True, eq=False)
 class Unattacked:
-    """Items that nobody attacked and that are not as clean items are; unit space [item, ...]."""
+    """Unattacked items that are not as clean items are: noise and off-grid ones; unit space [item, ...]."""
 
     noise: NDArray[np.float32]  # snapped, as large as all the attacks
     as_large: Mapping[str, NDArray[np.float32]]  # by attack: the part of it that is as large as that one
@@ -89,7 +92,7 @@ class Unattacked:
 def unattacked(
     images: NDArray[np.float32], crafted: Mapping[str, CraftedSet], grid: int | None, seed: int
 ) -> Unattacked:
-    """What comes of these clean images and crafted sets without anybody's intent."""
+    """Collect the crafted sets' noise, and put the clean images beside their grid where they have one."""
     blank = np.zeros_like(images[:0])
     off = None if grid is None else off_grid(images, grid, torch.Generator().manual_seed(seed))
     as_large = {label: found.noise for label, found in crafted.items()}
@@ -99,7 +102,7 @@ def unattacked(
 def shift_rows(
     subject: OpenedGuard, held_out: Dataset, promises: Sequence[Promise], items: int
 ) -> tuple[tuple[CleanRow, ...], str]:
-    """The first `items` test items, shifted each way; or none, and the reason."""
+    """Return the rows of the first `items` test items, shifted each way; or none, and the reason."""
     images, labels = held_out.images[:items], held_out.labels[:items]
     if images.ndim != 4:
         return (), "the inputs are vectors, and blur, brightness, contrast and compression are done to pictures"
@@ -116,7 +119,7 @@ def shift_rows(
 def class_rows(
     clean: Readings, labels: NDArray[np.int64], names: Sequence[str], promises: Sequence[Promise]
 ) -> tuple[ClassRow, ...]:
-    """Items that the model has right, those that it has wrong, and those of each true class, by number."""
+    """Return rows of the items that the model has right, of those it has wrong, and of each true class, by number."""
     right = clean.prediction == labels
 
     def row(name: str, members: NDArray[np.bool_], true_class: int | None = None) -> ClassRow:
@@ -127,12 +130,12 @@ def class_rows(
 
 
 def class_name(number: int, names: Sequence[str]) -> str:
-    """As the bundle calls it, or its number."""
+    """Return the name that the bundle has for a class, or its number."""
     return names[number] if number < len(names) else f"class {number}"
 
 
 def shift_items(subject: OpenedGuard, held_out: Dataset, effort: Effort) -> int:
-    """How many test items are shifted: what a share of the time left allows; a size chosen before is kept to."""
+    """Choose how many test items are shifted, for a share of the time left; a size chosen before is kept to."""
     wanted = min(effort.shift_items, len(held_out.images))
     if effort.deadline is None or held_out.images.ndim != 4:
         return wanted

@@ -10,7 +10,7 @@ from guard.offline.findings.evaluation import DetectorRow
 
 
 def detector_rows(programs: Mapping[str, Sequence[Detector]]) -> tuple[DetectorRow, ...]:
-    """What each detector costs, and how much of that no other detector of its program pays for too."""
+    """Return what each detector costs, and how much of that no other detector of its program pays for too."""
     rows = []
     for program, detectors in programs.items():
         for detector in detectors:

@@ -1,4 +1,4 @@
-"""How much an evaluation may do: items, steps, and the time that it has."""
+"""The limits of an evaluation: items, steps, and the time that it has."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ FEWEST_ITEMS, FEWEST_STEPS, FEW_STEPS = 30, 20, 60
 
 @dataclass(frozen=True)
 class Size:
-    """How many items are attacked, for how many steps."""
+    """The size of an adaptive attack: how many items are attacked, for how many steps."""
 
     items: int
     steps: int
 
     def shrunk(self, seconds: float, per_item_step: float) -> Size:
-        """What fits: fewer steps down to FEW_STEPS, fewer items, then fewer steps again; never below the fewest."""
+        """Return the size that fits into the seconds.
+
+        First there are fewer steps down to FEW_STEPS, then fewer items, then fewer steps again; never below the fewest.
+        """
         affordable = seconds / max(per_item_step, 1e-9)
         steps = min(self.steps, max(int(affordable / self.items) - 1, min(FEW_STEPS, self.steps)))
         items = min(self.items, max(int(affordable / (steps + 1)), min(FEWEST_ITEMS, self.items)))
@@ -31,7 +34,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much the evaluation may do."""
+    """The limits of one evaluation: items, steps and a deadline."""
 
     attack_items: int  # clean items that each attack is tried on; more where too few fool the model
     adaptive_items: int

@@ -1,4 +1,4 @@
-"""What an evaluation will take, measured before it begins."""
+"""A forecast of the time that an evaluation will take, measured before it begins."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Passes:
 
 
 class Counted(nn.Module):
-    """A model that counts the items that it is asked about."""
+    """A model that counts the items passed through it, with a backward or without."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Counted(nn.Module):
 
 
 def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor, lot: int) -> Passes:
-    """An item's share of what is learned for a lot of so many items is counted in."""
+    """Count an attack's passes for an item, with the item's share of what is learned for a lot of so many items."""
     counted, learning = Counted(model), Passes(0, 0)
     if learns(attack):
         attack, learning = learn(attack, counted, images, labels, lot)
@@ -66,9 +66,9 @@ def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor, lot: in
 
 
 def learn(attack: LearningAttack, counted: Counted, images: Tensor, labels: Tensor, lot: int) -> tuple[Attack, Passes]:
-    """The attack with what two items teach it, and what learning from a lot costs each of the lot's items.
+    """Return the attack with what two items teach it, and what learning from a lot costs each of the lot's items.
 
-    Counted over one item and over two, so that what every item adds is told from what is spent once.
+    Passes are counted over one item and over two, so that what every item adds is told apart from what is spent once.
     """
     counts = []
     for items in (1, 2):
@@ -81,7 +81,7 @@ def learn(attack: LearningAttack, counted: Counted, images: Tensor, labels: Tens
 
 
 def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: Dataset) -> float:
-    """What all the attacks together take an item: their passes, counted on a few items, at the speed of a batch."""
+    """Measure the seconds of all attacks an item: passes counted on a few items, at the speed of a batch."""
     images = one_batch(held_out.images)
     labels = torch.from_numpy(held_out.labels[: len(images)])
     forward_s, backward_s = speed(model, images)
@@ -93,7 +93,7 @@ def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: Dataset)
 
 
 def speed(model: Model, images: Tensor) -> tuple[float, float]:
-    """Seconds an item of a forward, and of a forward with its backward to the input."""
+    """Measure the seconds an item of a forward, and of a forward with its backward to the input."""
     began = time.perf_counter()
     with torch.no_grad():
         model(images)
@@ -105,7 +105,7 @@ def speed(model: Model, images: Tensor) -> tuple[float, float]:
 
 
 def seconds_to_read(cascade: Cascade, held_out: Dataset) -> float:
-    """What all programs of a bundle take an item, in a batch."""
+    """Measure the seconds that all programs of a bundle take an item, in a batch."""
     few = held_out.images[: len(one_batch(held_out.images))]
     read(cascade, few)
     began = time.perf_counter()

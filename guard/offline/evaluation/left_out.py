@@ -1,4 +1,4 @@
-"""Guards fitted without one family of attacks: what is caught of a kind of attack that nobody thought of.
+"""Guards fitted without one family of attacks: what is caught of a kind of attack that training never saw.
 
 Rule 1: everything that saw attacked items is made anew without the family: heads, fusion, bands, ranks.
 Rule 2: the path is the served bundle's own, down to the runtime.
@@ -27,13 +27,13 @@ from guard.runtime import Runtime
 
 
 def families(recipe: Recipe) -> tuple[str, ...]:
-    """Those that can be left out: where there is but one, nothing would be left to learn from."""
+    """Return the families that can be left out: none where there is but one, or nothing were left to learn from."""
     found = tuple(dict.fromkeys(str(attack.family) for attack in recipe.attacks))
     return found if len(found) > 1 else ()
 
 
 def unmade(recipe: Recipe, work: WorkDirectory, served: Bundle) -> tuple[str, ...]:
-    """The families without which no guard lies in the work directory yet."""
+    """Return the families without which no guard lies in the work directory yet."""
     identity = served.identity
     return tuple(family for family in families(recipe) if reopened(work, family, identity) is None)
 
@@ -41,9 +41,9 @@ def unmade(recipe: Recipe, work: WorkDirectory, served: Bundle) -> tuple[str, ..
 def refit_all(
     job: Job, prepared: Callable[[], Prepared], served: Bundle, note: Callable[[str], None]
 ) -> tuple[LeftOut, ...]:
-    """One guard a family, taken up from the work directory where it is there; `prepared` is asked for where one is not.
+    """Return one guard a family, reopened from the work directory where it is there.
 
-    Raises: as fitting, compiling and calibrating do.
+    Where one is not, `prepared` is asked for. Raises: as fitting, compiling and calibrating do.
     """
     grid = served.manifest.model.input.grid
     labels = labels_of(job.recipe.attacks, grid)
@@ -82,12 +82,12 @@ def refit(job: Job, prepared: Prepared, family: str, remembered: EvidenceCache, 
 
 
 def made_for(identity: str, bundle: Bundle) -> dict[str, str]:
-    """What a guard without a family follows from: the served one, and the code that made it."""
+    """Return what a guard without a family is kept for: the served one, its own content, and the code that made it."""
     return {"of": identity, "bundle": bundle.digest, "code": code_digest(__name__)}
 
 
 def reopened(work: WorkDirectory, family: str, identity: str) -> Bundle | None:
-    """None where there is no whole bundle made for this served one, by this code."""
+    """Reopen a guard without a family; None where no whole one was made for this served bundle, by this code."""
     try:
         bundle = Bundle.open(work.without(family))
     except (OSError, BundleError):

@@ -1,4 +1,4 @@
-"""The order in which an evaluation is made: clean items, each attack, then the attacker who knows everything."""
+"""The order of an evaluation: crafted attacks, clean items, shifted items, the adaptive attack, the suite."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def measure(
     left_out: Sequence[LeftOut] = (),
     further: Further | None = None,
 ) -> Evaluation:
-    """Everything that the report states; `further` attacks have time of their own. Raises as `craft` does."""
+    """Measure everything that the report states; `further` attacks have time of their own. Raises as `craft` does."""
     cascade, rates, spec = subject.cascade, subject.rates, subject.classifier.spec
     names = spec.output.labels
     promises = promises_of(cascade.calibration.items, len(held_out.images))
@@ -96,7 +96,7 @@ def measure(
 
 
 def others(left_out: Sequence[LeftOut], rates: Rates, held_out: Dataset) -> dict[str, Other]:
-    """The guards that were fitted without a family, by the family."""
+    """Return the guards that were fitted without a family, by the family."""
     return {
         left.family: Other(
             left.family, left.fitted_on, GuardReadings.over(left.cascade, rates, left.identity, held_out)
@@ -108,7 +108,7 @@ def others(left_out: Sequence[LeftOut], rates: Rates, held_out: Dataset) -> dict
 def craft_enough(
     model: Model, subject: OpenedGuard, held_out: Dataset, attack: Attack, effort: Effort, progress: Stage
 ) -> CraftedSet:
-    """Tried on `attack_items`, and on more where fewer fool the model than its family takes, and there are more."""
+    """Craft one attack on `attack_items`, and on more while too few for its family fool the model and more are left."""
     spec = subject.classifier.spec
     run = CraftRun(model, spec.input.grid, spec.fingerprint, effort.work.crafted, effort.seed)
     least = attack.family.min_verified_items
@@ -130,7 +130,7 @@ def adaptive_rows(
     clean: Readings,
     progress: Stage,
 ) -> tuple[AdaptiveRow, ...]:
-    """As much of it as there is time for."""
+    """Run the adaptive attack, as much of it as there is time for, and return its rows."""
     if not recipe.adaptive_budgets:
         return ()
     stage = adaptive_stage(subject, held_out, recipe, effort)

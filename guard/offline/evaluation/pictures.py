@@ -1,4 +1,4 @@
-"""What the page's pictures show: risks of all kinds of items, and a few attacked ones beside their clean selves."""
+"""The contents of the page's pictures: risks of all kinds of items, and attacked items beside their clean selves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def exhibit_of(
     noise: NDArray[np.float32],
     names: Sequence[str],
 ) -> Exhibit:
-    """`model` is what attacks run on; `noise` are unit-space items [item, ...]; `names` are the classes', if any."""
+    """Collect what the page's pictures are drawn from.
+
+    `model` is what attacks run on; `noise` are unit-space items [item, ...]; `names` are the classes', if any.
+    """
     shape = guard.cascade.spec.shape
     pictures = len(shape) == 3 and shape[0] in MAPPED
     risks = guard.cascade.calibration.sorted_risks
@@ -46,14 +49,14 @@ def exhibit_of(
 
 
 def threshold(rising: Floats, rate: float) -> float:
-    """The largest clean risk that still passes at the rate: a p-value is at most the rate just above it."""
+    """Return the largest clean risk that still passes at the rate: a p-value is at most the rate just above it."""
     return float(rising[-math.floor(rate * (len(rising) + 1) + 1e-12)])
 
 
 def specimens(
     guard: GuardReadings, examined: Mapping[str, Examined], model: Model, names: Sequence[str]
 ) -> tuple[Specimen, ...]:
-    """Items of as many families as there are, each another item where that is possible."""
+    """Return items of as many families as there are, each another item where that is possible."""
     found: list[Specimen] = []
     used: set[str] = set()
     for label, place in chosen(examined):
@@ -66,7 +69,7 @@ def specimens(
 
 
 def chosen(examined: Mapping[str, Examined]) -> list[tuple[str, int]]:
-    """(label, place among its attacked items): first one attack a family, then the others, then further items."""
+    """Choose (label, place among its attacked items): first an attack a family, then the others, then further items."""
     able = [label for label, one in examined.items() if len(one.crafted)]
     first = {examined[label].crafted.family: label for label in reversed(able)}
     order = [label for label in able if label in first.values()] + [x for x in able if x not in first.values()]
@@ -93,7 +96,7 @@ def specimen(guard: GuardReadings, one: Examined, place: int, model: Model, name
 
 
 def saliency(model: Model, picture: NDArray[np.float32], answer: int) -> NDArray[np.float32]:
-    """[height, width] How fast the answer's lead over the runner-up changes with a pixel: the largest of its channels.
+    """Return how fast the answer's lead over the runner-up changes with a pixel [height, width]: its largest channel's.
 
     Source: Simonyan et al. 2014, arXiv:1312.6034, section 3.1; of the lead, where theirs is of the class score.
     """

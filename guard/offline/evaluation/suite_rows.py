@@ -1,4 +1,4 @@
-"""A suite at work: each attack tried on as many items as its share of the suite's time allows.
+"""Runs a suite: each attack is tried on as many items as its share of the suite's time allows.
 
 Rule 1: an attack that cannot be run is a row that says why, and counts as failed; no row is ever missing.
 Rule 2: an attack that the recipe has too is measured once.
@@ -36,7 +36,7 @@ from guard.offline.work.text import short
 PROBED = 16  # items by which an attack's speed is measured; a shard of one that asks for thousands of answers
 GROWTH = 1.3  # over the items that a success rate asks for, since few items measured it
 SLACK = 1.2  # over the seconds that a probe foretells: the last shards leave cores without work
-# What an attack may raise that cannot do with this model, these inputs or what is installed. foolbox, pyautoattack and
+# What an attack may raise that cannot handle this model, these inputs or what is installed. foolbox, pyautoattack and
 # torch raise RuntimeError and ValueError for that; the row quotes it, and hours of other rows are not lost to it.
 UNRUNNABLE = (GuardError, ImportError, NotImplementedError, RuntimeError, ValueError)
 
@@ -52,7 +52,7 @@ class Further:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a probe found out about one attack."""
+    """The result of probing one attack: its seconds an item, and the items it needs."""
 
     label: str
     seconds: float  # an item, all workers at it
@@ -65,7 +65,7 @@ class Planned:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Attacks that are not the recipe's, on the items that the model has right."""
+    """A trial of the attacks that are not the recipe's, on the items that the model has right."""
 
     further: Further
     examiner: Examiner
@@ -82,7 +82,7 @@ class Trial:
     def run(
         self, known: Mapping[str, Attack], examined: Mapping[str, Examined]
     ) -> tuple[SuiteRows, dict[str, Examined]]:
-        """Also what the rows of attacks that only the suite has were made from, by label.
+        """Run the suite, and also return what the rows of attacks that only the suite has were made from, by label.
 
         `known` are the recipe's attacks by label, and `examined` what was made of them.
         """
@@ -111,7 +111,7 @@ class Trial:
         return self.examiner.examine(crafted, label=label, setting="never seen")
 
     def crafted(self, attack: Attack, tried: int) -> CraftedSet:
-        """On what the recipe's attacks run on."""
+        """Craft one attack on the first `tried` items that the model has right, as the recipe's attacks are crafted."""
         spec, work = self.subject.classifier.spec, self.further.work.suite
         size = attack.family.shard_items
         run = CraftRun(self.model, spec.input.grid, spec.fingerprint, work, self.seed, shard_items=size)
@@ -119,7 +119,7 @@ class Trial:
         return found
 
     def sizes(self, attacks: Mapping[str, Attack]) -> dict[str, int]:
-        """Items that each attack is tried on, by label; those chosen before for the same question are kept to."""
+        """Return the items that each attack is tried on, by label; numbers chosen before for this question stay."""
 
         def choose() -> dict[str, int]:
             planned = [self.probe(label, attack) for label, attack in attacks.items()]
@@ -136,7 +136,7 @@ class Trial:
         return cache_key(settings, (__name__,))
 
     def probe(self, label: str, attack: Attack) -> Planned:
-        """One that cannot be run takes no time."""
+        """Measure the speed and success of one attack on PROBED items; one that cannot be run takes no time."""
         self.progress.note(f"speed of {label}")
         began = time.perf_counter()
         try:
@@ -149,7 +149,7 @@ class Trial:
         return Planned(label, seconds, max(wanted, PROBED))
 
     def announce(self, planned: Sequence[Planned], sizes: Mapping[str, int]) -> None:
-        """Before anything slow begins."""
+        """Report the expected times before anything slow begins."""
         say = self.progress.say
         say(f"suite {self.further.suite.name}, {self.further.seconds / 60:g} min")
         for one in planned:
@@ -158,7 +158,7 @@ class Trial:
 
 
 def shared_out(planned: Sequence[Planned], seconds: float) -> dict[str, int]:
-    """Items by label, within the seconds: what a cheap attack leaves goes to the dear ones; PROBED at least."""
+    """Share out the seconds and return items by label: what a cheap attack leaves goes to the dear; PROBED at least."""
     found, left = {}, seconds
     cheapest = sorted(planned, key=lambda one: one.cost)
     for number, one in enumerate(cheapest):
@@ -169,5 +169,5 @@ def shared_out(planned: Sequence[Planned], seconds: float) -> dict[str, int]:
 
 
 def cause_of(error: BaseException) -> str:
-    """What an attack that cannot be run says, all of it in one line of a table."""
+    """Return what an attack that cannot be run says, all of it in one line of a table."""
     return short(" ".join(str(error).split()) or type(error).__name__, 200)

@@ -1,1 +1,1 @@
-"""What an evaluation found: its values, their intervals, and what attacks are called."""
+"""The findings of an evaluation: values, their intervals, and the names of attacks."""

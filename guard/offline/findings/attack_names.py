@@ -1,4 +1,4 @@
-"""What attacks are called where people read it."""
+"""The names of attacks and budgets in reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SYMBOLS: Mapping[Measure, str] = {"linf": " L∞", "l2": " L2", "l1": " L1", "l0
 
 
 def labels_of(attacks: Sequence[Attack], grid: int | None) -> dict[str, Attack]:
-    """A name for people, each another: pgd L∞ 8/255."""
+    """Return the attacks by readable labels, of which no two are alike: pgd L∞ 8/255."""
     found: dict[str, Attack] = {}
     for attack in attacks:
         size = "" if attack.budget is None else f" {size_text(attack.budget, attack.norm, grid)}"
@@ -22,12 +22,12 @@ def labels_of(attacks: Sequence[Attack], grid: int | None) -> dict[str, Attack]:
 
 
 def size_text(budget: float, norm: Measure, grid: int | None) -> str:
-    """8/255, 0.5 or, of an item's values, 6%."""
+    """Return a budget as text: 8/255, 0.5 or, as a share of an item's values, 6.0%."""
     return f"{budget:.1%}" if norm == "l0" else spoken_budget(budget, grid if norm == "linf" else None)
 
 
 def spoken_budget(budget: float, grid: int | None) -> str:
-    """As a count of grid steps where it is one: 8/255."""
+    """Return a budget as a count of grid steps where it is one (8/255), else as a number."""
     if grid is not None and abs(budget * grid - round(budget * grid)) < 1e-6:
         return f"{round(budget * grid)}/{grid}"
     return f"{budget:.3g}"

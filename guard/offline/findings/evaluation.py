@@ -1,4 +1,4 @@
-"""What an evaluation finds: values, and nothing that measures."""
+"""The values that an evaluation finds; nothing here measures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OFF_GRID, NOISE = "off-grid clean", "noise of the attacks' sizes"
 
 @dataclass(frozen=True)
 class CleanRow:
-    """How often inputs that nobody attacked are taken for attacked."""
+    """A row of unattacked inputs: how often they are taken for attacked."""
 
     name: str
     rejected: Rate  # at the bundle's own rates
@@ -33,7 +33,7 @@ class CleanRow:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Whom the guard bothers: the clean test items of one true class, or those that the model has right, or wrong."""
+    """A row of the clean test items of one true class, or of those that the model has right, or wrong."""
 
     name: str
     accuracy: Rate  # of the bare model
@@ -41,14 +41,14 @@ class ClassRow:
     true_class: int | None = None  # None: of all classes, that the model has right, or wrong
 
     def bothered(self, rate: float) -> bool:
-        """Whether the interval of its false alarms lies wholly above the rate."""
+        """Tell whether the interval of the row's false alarms lies wholly above the rate."""
         found = self.alarms.get(rate)
         return found is not None and found.items > 0 and found.low > rate
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What one guard makes of one attack: of its verified items, and of all that it was tried on.
+    """The detection of one attack by one guard: of its verified items, and of all that it was tried on.
 
     An item on which the attack failed stands as its clean version.
     """
@@ -62,10 +62,10 @@ class Detection:
 
 @dataclass(frozen=True)
 class AttackRow:
-    """One attack: what it does to the bare model, and what the guard makes of it."""
+    """A row of one attack: what it does to the bare model, and what the guard makes of it."""
 
     attack: str  # as the call that makes it
-    label: str  # for people
+    label: str  # for readers
     family: str
     norm: str
     budget: float | None
@@ -82,17 +82,17 @@ class AttackRow:
 
     @property
     def thin(self) -> bool:
-        """Fewer verified items than a row of its family takes."""
+        """Whether there are fewer verified items than a row of its family takes."""
         return self.success.count < fewest(self.family)
 
     @property
     def bare(self) -> Rate:
-        """Of the items tried: the bare model still classifies them right."""
+        """The share of the items tried that the bare model still classifies right."""
         return self.success.complement()
 
 
 def fewest(family: str) -> int:
-    """Verified items for a row of this family to be more than an indication."""
+    """Return how many verified items a row of this family takes to be more than an indication."""
     return Family(family).min_verified_items
 
 
@@ -108,7 +108,7 @@ class UnrunRow:
 
 @dataclass(frozen=True)
 class SuiteRows:
-    """A further list of attacks, on a budget of its own."""
+    """The rows of a suite, a further list of attacks on a time budget of its own."""
 
     name: str
     description: str
@@ -122,7 +122,7 @@ class SuiteRows:
 
 @dataclass(frozen=True)
 class Worst:
-    """The items that several attacks were tried on, each item meeting the attack that is worst for it."""
+    """The worst case over several attacks: each item that all were tried on meets the attack that is worst for it."""
 
     attacks: tuple[str, ...]  # labels
     bare: Rate  # still right, whichever attack
@@ -142,7 +142,7 @@ class LeftOutRow:
 
 @dataclass(frozen=True)
 class ProofRow:
-    """The same attack against one detector known to be broken."""
+    """The same attack as the adaptive one, against one detector known to be broken."""
 
     detector: str
     budget: float
@@ -151,7 +151,7 @@ class ProofRow:
 
 @dataclass(frozen=True)
 class AdaptiveRow:
-    """An attacker who knows model, detectors, fusion and threshold."""
+    """A row of the adaptive attack, which knows model, detectors, fusion and threshold."""
 
     budget: float
     label: str
@@ -169,7 +169,7 @@ class AdaptiveRow:
     sr50: Rate | None = None  # as `passed`, under the threshold that half of all clean items exceed
     surrogates: tuple[str, ...] = ()  # what was differentiated in place of what has no gradient
     risk_gap: float = 0.0  # largest difference in risk between the attacked torch side and the served programs
-    without_gradient: tuple[str, ...] = ()  # heads that hide their evidence from whoever descends
+    without_gradient: tuple[str, ...] = ()  # heads that give a descent no gradient to follow
 
     @property
     def proven(self) -> bool:
@@ -177,13 +177,13 @@ class AdaptiveRow:
 
     @property
     def agrees(self) -> bool:
-        """What was attacked is what is served; otherwise the row says nothing about the guard."""
+        """Whether what was attacked is what is served; otherwise the row says nothing about the guard."""
         return self.disagreement <= MOST_DISAGREEMENT and self.risk_gap <= MOST_RISK_GAP
 
 
 @dataclass(frozen=True)
 class DetectorRow:
-    """What a detector costs an item, in forwards beside the one that the model needs anyway."""
+    """A detector's cost an item, in forwards beside the one that the model needs anyway."""
 
     name: str
     program: str
@@ -198,7 +198,7 @@ class DetectorRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that a report states."""
+    """An evaluation, which is everything that a report states."""
 
     model: str
     guard: str  # what tells it from another
@@ -242,7 +242,7 @@ class Evaluation:
 
     @property
     def every_attack(self) -> tuple[AttackRow, ...]:
-        """Those of the recipe, and those that only a suite has."""
+        """The rows of the recipe's attacks, and of those that only a suite has."""
         own = {row.attack for row in self.attacks}
         return self.attacks + tuple(row for row in (self.suite.run if self.suite else ()) if row.attack not in own)
 

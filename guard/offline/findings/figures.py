@@ -1,4 +1,4 @@
-"""What the page's pictures are drawn from; arrays that no table needs, and nothing that draws."""
+"""The arrays that the page's pictures are drawn from, which no table needs; nothing here draws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Specimen:
-    """One item before and after an attack, with its saliency maps."""
+    """An item before and after an attack, with its saliency maps."""
 
     attack: str  # label
     clean: NDArray[np.float32]  # [channel, height, width] in unit space
@@ -28,7 +28,7 @@ class Specimen:
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
-    """Risks of clean, noisy and attacked items, and specimens."""
+    """The contents of the page's pictures: risks of clean, noisy and attacked items, and specimens."""
 
     thresholds: Mapping[float, float]  # by the promised rate: the largest risk that passes
     clean: Floats

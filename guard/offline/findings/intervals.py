@@ -1,4 +1,4 @@
-"""A figure of a report: a share or an area with its 95 % interval, and the rates at which it can be stated.
+"""The figures of a report: shares and areas with their 95 % intervals, and the rates at which they can be stated.
 
 Rule 1: every share and every AUROC carries its interval.
 Rule 2: a rate that the calibration items cannot promise, or the test items cannot show, has no number, but a reason.
@@ -42,7 +42,7 @@ class Rate:
         return Rate(count / items if items else float("nan"), low, high, count, items)
 
     def complement(self) -> Rate:
-        """The share of the others."""
+        """Return the share of the other items."""
         return Rate.counted(self.items - self.count, self.items)
 
 
@@ -56,9 +56,10 @@ class Area:
 
     @staticmethod
     def between(clean: Floats, attacked: Floats) -> Area:
-        """Wilson's interval with as many items as DeLong's variance is worth, at most as many as where chance rules.
+        """Return the AUROC with Wilson's interval, at the effective sample size of DeLong's variance.
 
-        So it stays within [0, 1] and does not shrink to a point where the two are fully apart.
+        That size is at most the one under chance, so the interval stays within [0, 1] and does not shrink to a point
+        where the two are fully apart.
 
         Source: DeLong et al. 1988, Biometrics 44(3) (variance); Wilson 1927 (interval).
         """
@@ -74,20 +75,20 @@ class Area:
 
 
 def placements(clean: Floats, attacked: Floats) -> Floats:
-    """For each attacked item the share of clean ones below it, ties counting half."""
+    """Return for each attacked item the share of clean ones below it, ties counting half."""
     ordered = np.sort(clean)
     both = np.searchsorted(ordered, attacked, side="left") + np.searchsorted(ordered, attacked, side="right")
     return np.asarray(both / (2 * len(clean)), dtype=np.float64)
 
 
 def spread(values: Floats) -> float:
-    """Variance of the mean."""
+    """Return the variance of the mean of these values."""
     return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A rate, whether so many clean calibration items can promise it, and so many test items show it."""
+    """A promised rate: whether so many clean calibration items can promise it, and so many test items show it."""
 
     rate: float
     items: int  # for calibration
@@ -111,7 +112,7 @@ class Promise:
 
 
 def promises_of(items: int, tested: int) -> tuple[Promise, ...]:
-    """At the rates that every report states."""
+    """Return the promises at the rates that every report states."""
     return tuple(Promise.of(rate, items, tested) for rate in PROMISED)
 
 
@@ -119,5 +120,5 @@ Caught = Mapping[float, Rate | None]  # by the promised rate; None where it cann
 
 
 def caught_at(promises: Sequence[Promise], p_value: Floats) -> Caught:
-    """The share of items whose p-value is at most each rate."""
+    """Return the share of items whose p-value is at most each rate; None where there is a reason to state none."""
     return {p.rate: Rate.of(p_value <= p.rate) if p.reason is None else None for p in promises}

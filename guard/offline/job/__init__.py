@@ -1,1 +1,1 @@
-"""What the guard was asked for: recipes, suites, the settings of a training."""
+"""Requests to the guard as values: recipes, suites, the settings of a training."""

@@ -27,7 +27,7 @@ WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.T
 
 @dataclass(frozen=True)
 class Job:
-    """What `guard train` was asked to do."""
+    """The settings of one run of `guard train`."""
 
     model: str
     data: Path
@@ -38,7 +38,7 @@ class Job:
     flag_rate: float = 0.05
     seed: int = 0
     threads: int | None = None  # of torch; None: the quicker of one and all. Another number can change the last bits.
-    # As many shards are attacked side by side (None: one a core); that changes no bit.
+    # So many shards are attacked side by side as well (None: one a core); that changes no bit.
     low: tuple[float, ...] = (0.0,)
     high: tuple[float, ...] = (1.0,)
     input_name: str | None = None
@@ -46,7 +46,7 @@ class Job:
     output: str = "logits"
     serves: str = "model"
     labels: tuple[str, ...] = ()
-    minutes: float | None = None  # the whole is sized to; None: by the numbers below, or what they are by default
+    minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
     craft_items: int | None = None  # clean items that each attack is tried on, for fitting
     attack_items: int | None = None  # and for the report
     adaptive_items: int = 50
@@ -54,12 +54,12 @@ class Job:
 
     @property
     def work(self) -> WorkDirectory:
-        """The directory beside the bundle, of what is slow to make."""
+        """The work directory beside the bundle, for what is slow to make."""
         return WorkDirectory.beside(self.out)
 
 
 def open_job(job: Job) -> tuple[Classifier, Dataset]:
-    """Raises ConfigError, DataError, ModelError."""
+    """Open a job's model and data. Raises ConfigError, DataError, ModelError."""
     examples = read_examples(job.data)
     shape = item_shape(examples)
     check_box(job, shape)
@@ -73,7 +73,7 @@ def open_job(job: Job) -> tuple[Classifier, Dataset]:
 
 
 def item_shape(examples: DataFile) -> tuple[int, ...]:
-    """Of one item as the model takes it."""
+    """Return the shape of one item as the model takes it."""
     images = examples.images
     if images.dtype == np.uint8 and images.ndim == 4:
         return (images.shape[3], images.shape[1], images.shape[2])
@@ -81,7 +81,7 @@ def item_shape(examples: DataFile) -> tuple[int, ...]:
 
 
 def check_box(job: Job, shape: tuple[int, ...]) -> None:
-    """One range for all, or one a channel or feature. Raises ConfigError."""
+    """Check that there is one range for all, or one a channel or feature. Raises ConfigError."""
     if len(job.low) != len(job.high) or len(job.low) not in (1, shape[0]):
         part = "channels" if len(shape) == 3 else "features"
         raise ConfigError(
@@ -115,7 +115,10 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Dataset:
 
 
 def check_data(job: Job, classifier: Classifier, data: Dataset) -> None:
-    """Raises DataError for labels that the model does not have, or too few items; PromiseError for rates."""
+    """Check the labels, the rates and the number of items in each split.
+
+    Raises DataError for labels that the model does not have, or too few items; PromiseError for rates.
+    """
     classes = classifier.spec.output.classes
     if int(data.labels.max()) >= classes:
         bad = int(np.flatnonzero(data.labels >= classes)[0])

@@ -23,7 +23,7 @@ KEYS = {"description", "detector", "attack", "left_out", "repair", "adaptive"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings as the TOML file has them; nothing is built until the model's taps are known."""
+    """A recipe's settings as the TOML file has them; no detector is built until the model's taps are known."""
 
     name: str
     description: str
@@ -35,7 +35,7 @@ class Recipe:
     raw: Mapping[str, Any]
 
     def programs(self, taps: Sequence[str]) -> dict[str, list[Detector]]:
-        """Detectors of each program, cheapest program first; a program without detectors is left out."""
+        """Build the detectors of each program, cheapest program first; a program without detectors is left out."""
         programs: dict[str, list[Detector]] = {name: [] for name in PROGRAMS}
         for entry in self.detectors:
             settings = {key: value for key, value in entry.items() if key not in ("name", "program")}
@@ -43,7 +43,10 @@ class Recipe:
         return {name: detectors for name, detectors in programs.items() if detectors}
 
     def offering(self, repairs: Sequence[str]) -> Recipe:
-        """The same recipe, with these of its denoisers for REPAIR. Raises ConfigError for one that does not exist."""
+        """Return the recipe with these denoisers for REPAIR, set as in the recipe or by default.
+
+        Raises ConfigError for one that does not exist.
+        """
         own = {denoiser.name: denoiser for denoiser in self.repairs}
         return replace(
             self, repairs=tuple(own.get(name) or denoiser_of({"name": name}, "--repair") for name in repairs)
@@ -51,12 +54,12 @@ class Recipe:
 
 
 def presets() -> tuple[str, ...]:
-    """Names of the recipes that come with the guard."""
+    """Return the names of the recipes that come with the guard."""
     return names_in("presets")
 
 
 def load_recipe(preset: str, file: Path | None = None) -> Recipe:
-    """A preset by name, or a file of the user's own.
+    """Load a preset by name, or a recipe from a file of the user's own.
 
     Raises:
         ConfigError: names the file and the key that is unknown, missing or out of range.
@@ -104,7 +107,7 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
 
 
 def tables(raw: Mapping[str, Any], key: str, origin: str) -> tuple[Mapping[str, Any], ...]:
-    """The entries of a [[key]]."""
+    """Return the entries of a [[key]] block. Raises ConfigError."""
     entries = raw.get(key, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"recipe {origin}: {key} is written as [[{key}]], one block an entry")
@@ -112,7 +115,7 @@ def tables(raw: Mapping[str, Any], key: str, origin: str) -> tuple[Mapping[str, 
 
 
 def budgets_of(adaptive: Any, origin: str) -> tuple[float, ...]:
-    """Of the [adaptive] block."""
+    """Return the budgets of the [adaptive] block. Raises ConfigError."""
     if not isinstance(adaptive, dict) or set(adaptive) - {"budgets"}:
         raise ConfigError(f"recipe {origin}: [adaptive] holds budgets = [...] and nothing else; got {adaptive!r}")
     budgets = adaptive.get("budgets", [])

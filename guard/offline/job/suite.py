@@ -17,7 +17,7 @@ KEYS = {"description", "attack"}
 
 @dataclass(frozen=True)
 class Suite:
-    """Attacks in the order in which they are reported; none is learned from."""
+    """A suite's attacks in the order in which they are reported; none is learned from."""
 
     name: str
     description: str
@@ -25,12 +25,12 @@ class Suite:
 
 
 def suites() -> tuple[str, ...]:
-    """Names of the suites that come with the guard."""
+    """Return the names of the suites that come with the guard."""
     return names_in("suites")
 
 
 def load_suite(name_or_file: str) -> Suite:
-    """A suite by name, or from a file of the user's own.
+    """Load a suite by name, or from a file of the user's own.
 
     Raises:
         ConfigError: names the suite and what in it is unknown, missing or out of range. A package that an attack needs
@@ -47,7 +47,7 @@ def load_suite(name_or_file: str) -> Suite:
 
 
 def parse_suite(raw: Mapping[str, Any], origin: str) -> Suite:
-    """Raises ConfigError as `load_suite` does."""
+    """Build a suite from its TOML content. Raises ConfigError as `load_suite` does."""
     if unknown := set(raw) - KEYS:
         raise ConfigError(f"suite {origin}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(KEYS))}")
     try:

@@ -1,4 +1,4 @@
-"""TOML files that come with the guard, in a folder of their own, or are a user's: recipes and suites."""
+"""Reads TOML files, recipes and suites, that come with the guard or are a user's own."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from guard.errors import ConfigError
 
 
 def names_in(folder: str) -> tuple[str, ...]:
-    """Of the files that come with the guard, without their ending."""
+    """Return the names of the files that come with the guard in a folder, without their ending."""
     names = (file.name for file in files("guard.offline.job").joinpath(folder).iterdir())
     return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
 
 def own_text(folder: str, name: str) -> str:
-    """Of a file that comes with the guard."""
+    """Return the text of a file that comes with the guard."""
     return files("guard.offline.job").joinpath(folder, f"{name}.toml").read_text(encoding="utf-8")
 
 
 def users_text(kind: str, file: Path) -> str:
-    """Raises ConfigError where it cannot be read; `kind` says what it was to be."""
+    """Return the text of a user's file. Raises ConfigError where it cannot be read; `kind` says what it was to be."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -30,7 +30,7 @@ def users_text(kind: str, file: Path) -> str:
 
 
 def content_of(kind: str, origin: str, text: str) -> dict[str, Any]:
-    """Raises ConfigError where it is not valid TOML."""
+    """Parse the text of a TOML file. Raises ConfigError where it is not valid TOML."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -1,4 +1,4 @@
-"""The protected model, opened up: an fx graph from unit-space images to logits, with named taps.
+"""The protected model as an fx graph from unit-space images to logits, with named taps.
 
 Rule 1: weights are frozen, the model is in evaluation mode, and nothing here ever changes it.
 """
@@ -20,14 +20,17 @@ from guard.offline.model.taps import Tap
 
 @dataclass(frozen=True)
 class Classifier:
-    """`graph` maps unit-space images [item, ...] to logits [item, class]; any final softmax has been taken off."""
+    """A classifier's graph from unit-space images [item, ...] to logits [item, class], its specification and its taps.
+
+    Any final softmax has been taken off the graph.
+    """
 
     graph: fx.GraphModule
     spec: ModelSpec
     taps: tuple[Tap, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Unit-space images [item, ...] -> logits [item, class]."""
+        """Return the logits [item, class] of unit-space images [item, ...]."""
         logits: Tensor = self.graph(images)
         return logits
 
@@ -37,19 +40,19 @@ class Classifier:
 
     @property
     def item_shape(self) -> tuple[int, ...]:
-        """Of one item in unit space, as the graph takes it."""
+        """The shape of one item in unit space, as the graph takes it."""
         (start,) = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
         return tuple(int(size) for size in start.meta["val"].shape[1:])
 
     def nodes_of(self, taps: Sequence[str]) -> dict[str, str]:
-        """The node behind each tap. Raises ModelError for one that the model does not have."""
+        """Return the name of the node behind each tap. Raises ModelError for a tap that the model does not have."""
         nodes = {tap.name: tap.node for tap in self.taps}
         if unknown := [name for name in taps if name not in nodes]:
             raise ModelError(f"the model has no tap {unknown[0]!r}; it has: {', '.join(nodes)}")
         return {name: nodes[name] for name in taps}
 
     def opened(self, taps: Sequence[str]) -> fx.GraphModule:
-        """A graph whose output is the tuple (logits, *taps).
+        """Return a graph whose output is the tuple (logits, *taps).
 
         Raises:
             ModelError: a tap that the model does not have; the message lists those it has.
@@ -63,11 +66,13 @@ class Classifier:
         return fx.GraphModule(self.graph, graph).eval()
 
     def before(self, tap: str) -> fx.GraphModule:
-        """Unit-space images -> the layer at `tap`. Raises ModelError for a tap that the model does not have."""
+        """Return the graph from unit-space images to the layer at `tap`. Raises ModelError for an unknown tap."""
         return before(self.graph, self.nodes_of([tap])[tap])
 
     def after(self, tap: str, between: Mapping[str, nn.Module] | None = None) -> fx.GraphModule:
-        """(The layer at `tap`, a companion) -> logits; modules of later taps change their layers (see `halves`).
+        """Return the graph from (the layer at `tap`, a companion) to logits.
+
+        The modules of `between`, by tap, change the layers of later taps (see `after` in `graph/cut.py`).
 
         Raises:
             ModelError: a tap that the model does not have.
@@ -77,7 +82,7 @@ class Classifier:
 
 
 def fingerprint(graph: fx.GraphModule) -> str:
-    """SHA-256 over the operators with their settings, in order, and every weight; nothing else changes it."""
+    """Return the SHA-256 of a graph: its operators with their settings, in order, and every weight, nothing else."""
     digest = hashlib.sha256()
     place = {node: i for i, node in enumerate(graph.graph.nodes)}
     for node in graph.graph.nodes:
@@ -91,7 +96,7 @@ def fingerprint(graph: fx.GraphModule) -> str:
 
 
 def attribute(module: torch.nn.Module, path: str) -> Tensor:
-    """A parameter or buffer by its dotted path."""
+    """Return a parameter or buffer by its dotted path."""
     value: object = module
     for part in path.split("."):
         value = getattr(value, part)

@@ -29,7 +29,7 @@ ARGMAX = {aten.argmax.default}
 
 @dataclass(frozen=True)
 class Source:
-    """Where the model is, and what its owner says of it; empty means: find out, or the usual."""
+    """The model's place and its owner's settings; an empty setting is found out, or has its usual value."""
 
     model: str  # an .onnx or .pt2 file, or module:factory
     item_shape: tuple[int, ...]  # of the data's items, [channel, height, width] or [feature]
@@ -46,7 +46,7 @@ class Source:
 
     @property
     def box(self) -> ValueBox:
-        """Where the wire input's values lie, as far as it is known."""
+        """The value box in which the wire input's values lie, as far as it is known."""
         return ValueBox(self.low, self.high, len(self.item_shape), self.layout, DATATYPES[self.datatype])
 
 
@@ -85,7 +85,10 @@ def default_output(kind: str) -> str:
 
 
 def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
-    """The model's graph, from wire values [item, channel, height, width], and what is known of the wire by now."""
+    """Return the model's graph, from wire values [item, channel, height, width], and the source.
+
+    The source is completed by what the file says of the wire.
+    """
     if not source.model.endswith(".onnx"):
         return single_path(load_program(source)), source
     imported = import_onnx(
@@ -108,7 +111,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
 
 
 def load_program(source: Source) -> ExportedProgram:
-    """Of anything but an .onnx file."""
+    """Load a model from anything but an .onnx file. Raises: ModelError."""
     if source.model.endswith(".pt2"):
         return load_exported(Path(source.model))
     if ":" in source.model:
@@ -132,7 +135,7 @@ def load_exported(file: Path) -> ExportedProgram:
 
 
 def build(reference: str) -> nn.Module:
-    """The nn.Module that `module:factory` returns."""
+    """Build the nn.Module that `module:factory` returns."""
     module_name, _, factory_name = reference.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -146,7 +149,7 @@ def build(reference: str) -> nn.Module:
         ) from error
     try:
         model = factory()
-    except Exception as error:  # somebody else's code may raise anything
+    except Exception as error:  # code from outside this repository may raise anything
         raise ModelError(f"{reference!r} raised {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{reference!r} returned {type(model).__name__}; wanted a torch.nn.Module")
@@ -166,7 +169,7 @@ def export(model: nn.Module, source: Source) -> ExportedProgram:
 
 
 def single_path(program: ExportedProgram) -> fx.GraphModule:
-    """The exported graph with one input and one output, without guards and hooks.
+    """Return the exported graph with one input and one output, without guards and hooks.
 
     Raises:
         ModelError: the model has several inputs, or its output is not one [item, class] tensor.
@@ -216,7 +219,7 @@ def strip_final(module: fx.GraphModule, kind: str) -> fx.GraphModule:
 
 
 def in_unit_space(module: fx.GraphModule, source: Source) -> fx.GraphModule:
-    """Prepend unit -> wire where the value box is not [0, 1]."""
+    """Prepend the map from unit space to wire values where the value box is not [0, 1]."""
     if source.box.is_unit:
         return module
     low, high = bounds(source.box)
@@ -245,7 +248,7 @@ def freeze(module: fx.GraphModule) -> None:
 
 
 def count_classes(module: fx.GraphModule, source: Source) -> int:
-    """Run an example through; the number of classes.
+    """Run an example through the model and return the number of classes.
 
     Raises:
         ModelError: the batch size is fixed, the model cannot take the data's items, or it does not give [item, class].

@@ -1,6 +1,6 @@
-"""Finds the layers worth listening to: stage outputs and the penultimate layer.
+"""Finds the taps of a model, the layers that detectors may read: stage outputs, hidden layers and the penultimate.
 
-A node through which every path from input to logits runs (a cut) carries all that the network still knows. The last cut
+A node through which every path from input to logits runs (a cut) carries all that the logits depend on. The last cut
 at each resolution is a stage's output; a cut that feeds a linear layer is a hidden layer; the last of these is the
 penultimate.
 """
@@ -36,17 +36,17 @@ POOLS = {aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.defaul
 
 @dataclass(frozen=True)
 class Tap:
-    """A layer that is listened to: its name for people and recipes, and its node in the graph."""
+    """A layer that detectors may read: its name for recipes and reports, and its node in the graph."""
 
     name: str
     node: str
 
 
 def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
-    """Stage outputs, hidden layers and the penultimate, in the order of the forward pass.
+    """Return stage outputs, hidden layers and the penultimate layer, in the order of the forward pass.
 
     Raises:
-        ModelError: the logits do not come from a linear layer or a convolution, so that nothing is penultimate.
+        ModelError: neither a stage output nor a hidden layer lies between the input and the logits.
     """
     cuts = cut_nodes(graph)
     hidden = [node for node in cuts if any(user.target in LINEAR for user in node.users)]
@@ -71,14 +71,14 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
 
 
 def after_first_layer(graph: fx.Graph) -> set[fx.Node]:
-    """The first layer with weights and what follows; before it there is only the input, scaled and turned."""
+    """Return the first layer with weights and what follows; before it the input is only scaled and transposed."""
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     first = next((place for place, node in enumerate(nodes) if node.target in LAYERS), 0)
     return set(nodes[first:])
 
 
 def cut_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes that every path from the input to the output passes, the input itself included."""
+    """Return the nodes that every path from the input to the output passes, the input included, the logits not."""
     active = active_nodes(graph)
     place = {node: i for i, node in enumerate(active)}
     cuts, reach = [], 0
@@ -90,7 +90,7 @@ def cut_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 
 def active_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes that depend on the input and on which the output depends, in order; not the number of items."""
+    """Return the nodes between input and output, in order, without those that compute the number of items."""
     below: set[fx.Node] = set()
     for node in graph.nodes:
         reads = node.op == "placeholder" or any(source in below for source in node.all_input_nodes)
@@ -104,7 +104,7 @@ def active_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 
 def origin(node: fx.Node) -> fx.Node:
-    """The feature map that a pooled or flattened vector is the whole of, or the node itself."""
+    """Return the feature map that a pooled or flattened vector comes from as a whole, or the node itself."""
     while node.target in VIEWS or (node.target in POOLS and shape_of(node)[2:] in ([], [1, 1])):
         pooled = node.target in POOLS
         node = node.all_input_nodes[0]
@@ -114,7 +114,7 @@ def origin(node: fx.Node) -> fx.Node:
 
 
 def feeds_activation(node: fx.Node) -> bool:
-    """Whether its only reader is elementwise (an activation, a batch normalisation): then that is the better tap."""
+    """Tell whether a node's only reader is elementwise (an activation, a batch normalisation), the better tap."""
     if len(node.users) != 1:
         return False
     (user,) = node.users
@@ -129,13 +129,13 @@ def feeds_activation(node: fx.Node) -> bool:
 
 
 def shape_of(node: fx.Node) -> list[int]:
-    """Shape of a node's value, as the example's propagation recorded it; the batch axis as it came."""
+    """Return the shape of a node's value, as the example's propagation recorded it; the batch axis is -1."""
     value = node.meta.get("val")
     return [int(size) if isinstance(size, int) else -1 for size in getattr(value, "shape", ())]
 
 
 def named(nodes: list[fx.Node]) -> tuple[Tap, ...]:
-    """Names in the model's file or module paths where they tell the taps apart, node names where they do not."""
+    """Name the taps after the file's names or module paths where these tell them apart, else after their nodes."""
     paths = [str(node.meta.get("layer") or module_path(node)) for node in nodes]
     counts = Counter(paths)
     return tuple(

@@ -1,4 +1,4 @@
-"""The same passage between wire values and [0, 1] as `ValueBox`'s, in torch, where it becomes part of a program."""
+"""Conversion between wire values and [0, 1], the same as `ValueBox`'s, in torch, where it becomes part of a program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guard.value_box import ValueBox
 
 
 def unit_of(wire: Tensor, box: ValueBox) -> Tensor:
-    """Wire inputs -> [0, 1] per channel, channel first."""
+    """Convert wire inputs to [0, 1] per channel, channel first."""
     if box.dtype != np.float32:
         wire = wire.to(torch.float32)
     if box.layout == "NHWC":
@@ -22,7 +22,7 @@ def unit_of(wire: Tensor, box: ValueBox) -> Tensor:
 
 
 def wire_of(unit: Tensor, box: ValueBox) -> Tensor:
-    """[0, 1] per channel, channel first -> wire inputs; whole numbers where bytes travel."""
+    """Convert [0, 1] per channel, channel first, to wire inputs; whole numbers where bytes travel."""
     wire = unit
     if not box.is_unit:
         low, high = bounds(box)
@@ -33,6 +33,6 @@ def wire_of(unit: Tensor, box: ValueBox) -> Tensor:
 
 
 def bounds(box: ValueBox) -> tuple[Tensor, Tensor]:
-    """Low and high, shaped so that they broadcast over an item [channel, height, width] or [feature]."""
+    """Return low and high, shaped so that they broadcast over an item [channel, height, width] or [feature]."""
     low, high = box.bounds
     return torch.from_numpy(low), torch.from_numpy(high)

@@ -1,4 +1,4 @@
-"""A guard that is opened to be attacked: the served side, and the torch side that can be differentiated."""
+"""A guard opened to be attacked: the served side, and the torch side that can be differentiated."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ class OpenedGuard:
         return tuple(detector for detectors in self.programs.values() for detector in detectors)
 
     def joint(self) -> Program:
-        """All programs' detectors in one, with the attacker's surrogate derivatives: one plain pass for all."""
+        """Return all programs' detectors in one, with the attacker's surrogate derivatives: one plain pass for all."""
         return self.smooth(self.detectors)
 
     def alone(self, name: str) -> Program:
-        """One detector, and no evidence but its own."""
+        """Return a program of one detector, with no evidence but its own."""
         return self.smooth([detector for detector in self.detectors if detector.name == name])
 
     def smooth(self, detectors: Sequence[Detector]) -> Program:
-        """A program of these detectors, with the attacker's surrogate derivatives."""
+        """Return a program of these detectors, with the attacker's surrogate derivatives."""
         return Program(self.classifier, [self.heads[d.name] for d in detectors], smooth=True)
 
 
 def rates_of(bundle: Bundle) -> Rates:
-    """The rates that a bundle promises."""
+    """Return the rates that a bundle promises."""
     return Rates(bundle.manifest.reject_rate, bundle.manifest.flag_rate)
 
 
 def graphs_of(bundle: Bundle) -> dict[str, bytes]:
-    """A bundle's programs by name, as ONNX without their large tensors."""
+    """Return a bundle's programs by name, as ONNX without their large tensors."""
     return {program.name: (bundle.path / program.file).read_bytes() for program in bundle.manifest.programs}

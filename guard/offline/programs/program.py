@@ -18,7 +18,7 @@ from guard.offline.model.unit_space import unit_of, wire_of
 
 
 class Program(nn.Module):
-    """Wire inputs [item, ...] -> (logits [item, class], scores [item, detector], the input gradient where formed)."""
+    """A program: wire inputs [item, ...] -> (logits [item, class], scores [item, detector], any input gradient)."""
 
     def __init__(self, classifier: Classifier, heads: Sequence[Head], *, smooth: bool = False) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class Program(nn.Module):
         return self.read(self.evidence(unit_of(wire, self.spec.box)))
 
     def read(self, evidence: Evidence) -> tuple[Tensor, ...]:
-        """The outputs, from the evidence."""
+        """Return the outputs that follow from the evidence."""
         scores = self.scores(evidence)
         logits = evidence[Logits()]
         return (logits, scores, evidence[self.gather.gradient]) if self.gather.gradient else (logits, scores)
 
     def evidence(self, images: Tensor) -> Evidence:
-        """Of unit-space images."""
+        """Gather the evidence of unit-space images."""
         found: Evidence = self.gather(images)
         return found
 
@@ -53,7 +53,7 @@ class Program(nn.Module):
 
 
 class Cleaner(nn.Module):
-    """Wire inputs -> denoised wire inputs, for REPAIR."""
+    """A denoiser for REPAIR as a program: wire inputs -> denoised wire inputs."""
 
     def __init__(self, denoiser: Denoiser, spec: InputSpec) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from guard.offline.evidence.batches import batch_items
 
 
 def read(cascade: Cascade, unit: NDArray[np.float32], batch: int | None = None) -> Readings:
-    """Readings of unit-space images [item, ...], every program run on every item, in batches."""
+    """Return the readings of unit-space images [item, ...], every program run on every item, in batches."""
     wire = cascade.spec.box.from_unit(unit)
     batch = batch or batch_items(unit.shape[1:])
     parts = [cascade.read(wire[i : i + batch], complete=True) for i in range(0, len(wire), batch)]
@@ -22,5 +22,5 @@ def read(cascade: Cascade, unit: NDArray[np.float32], batch: int | None = None) 
 
 
 def some_of(readings: Readings, kept: NDArray[np.bool_]) -> Readings:
-    """The readings of some of the items."""
+    """Return the readings of some of the items."""
     return Readings(*(getattr(readings, f.name)[kept] for f in fields(Readings)))

@@ -1,4 +1,4 @@
-"""Programs and denoisers become the ONNX files of a bundle; `parity` holds them against torch before it is written.
+"""Compiles programs and denoisers to a bundle's ONNX files; `parity` checks them against torch before it is written.
 
 Rule 1: the programs of a bundle share one weights file; no graph carries a path or a stack trace.
 """
@@ -25,19 +25,19 @@ INLINE_BYTES = 1024  # smaller tensors stay in their graph
 
 @dataclass(frozen=True)
 class ProgramFiles:
-    """The graphs of a bundle as files, and what they are."""
+    """The graphs of a bundle as files, with the specification of each."""
 
     programs: tuple[ProgramSpec, ...]
     repairs: tuple[RepairSpec, ...]
     files: Mapping[str, bytes]
 
     def in_memory(self, file: str) -> GraphInMemory:
-        """One of the graphs with the large tensors that it reads from the weights file."""
+        """Return one of the graphs with the large tensors that it reads from the weights file."""
         model = onnx.load_from_string(self.files[file])
         return GraphInMemory(file, self.files[file], {t.name: self.tensor(t) for t in external(model)})
 
     def tensor(self, tensor: onnx.TensorProto) -> NDArray[Any]:
-        """The values of a tensor that lies in the weights file."""
+        """Return the values of a tensor that lies in the weights file."""
         place = {entry.key: entry.value for entry in tensor.external_data}
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         start, length = int(place["offset"]), int(place["length"])
@@ -46,14 +46,14 @@ class ProgramFiles:
 
 
 def external(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """The tensors of a graph that are not in it."""
+    """Return the tensors of a graph that are stored outside it."""
     return [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
 
 
 def compile_programs(
     programs: Mapping[str, Program], cleaners: Mapping[str, Cleaner], wire: NDArray[Any]
 ) -> ProgramFiles:
-    """Lower everything and pool the weights; `wire` are real inputs [item, ...].
+    """Lower programs and denoisers to ONNX and pool their weights; `wire` are real inputs [item, ...].
 
     Raises:
         ModelError: something has no ONNX form.
@@ -78,7 +78,7 @@ def compile_programs(
 
 
 class WeightsPool:
-    """Large tensors of several graphs in one file, each content once."""
+    """A pool of the large tensors of several graphs in one file, each content once."""
 
     def __init__(self) -> None:
         self.chunks: list[bytes] = []
@@ -86,7 +86,7 @@ class WeightsPool:
         self.places: dict[bytes, tuple[int, int]] = {}
 
     def take_from(self, model: onnx.ModelProto) -> bytes:
-        """Move the model's large tensors here; the graph that is left, serialized."""
+        """Move the model's large tensors into the pool; return the graph that is left, serialized."""
         for tensor in model.graph.initializer:
             content = onnx.numpy_helper.to_array(tensor).tobytes()
             if len(content) < INLINE_BYTES:

@@ -1,4 +1,4 @@
-"""The attacker who knows the guard, and what his strength is proven by."""
+"""The page's part on the adaptive attacker, who knows the guard, and on the proof of the attack's strength."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def small_lines(lines: Sequence[str]) -> str:
 
 
 def stand_ins(e: Evaluation) -> list[str]:
-    """Once, though every row has them."""
+    """List what stands in for what has no gradient, once, though every row has the list."""
     named = dict.fromkeys(name for row in e.adaptive for name in row.surrogates)
     if not named:
         return []
@@ -83,7 +83,7 @@ def lowered(sentence: str) -> str:
 
 
 def limits(e: Evaluation) -> list[str]:
-    """What is known to be possible, where the model looks like one that figures were published for."""
+    """Compare with what is known to be possible, where the model looks like one that figures were published for."""
     data = data_like(e.item_shape, e.class_count)
     lines = []
     for row in e.adaptive:

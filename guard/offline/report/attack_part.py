@@ -1,4 +1,4 @@
-"""Attacked inputs: what is caught of each attack, seen, left out, and by one who knows the guard."""
+"""The page's part on attacked inputs: what is caught of attacks seen, left out, and adapted to the guard."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def attack_part(e: Evaluation) -> list[str]:
 
 
 def attack_table(e: Evaluation, rows: Iterable[AttackRow | UnrunRow]) -> str:
-    """The middle part only where a family was left out."""
+    """Return the table of attacks, its middle part only where a family was left out."""
     names, width = heads(e.promises), len(e.promises)
     left = ("AUROC", *names) if e.left_out else ()
     return table(
@@ -76,7 +76,7 @@ def attack_cells(row: AttackRow, e: Evaluation) -> Sequence[str]:
 
 
 def unrun_cells(row: UnrunRow, e: Evaluation) -> Sequence[str]:
-    """Counts as failed: nothing of it is caught."""
+    """Return the cells of an attack that could not be run: it counts as failed, nothing of it is caught."""
     groups = 3 if e.left_out else 2
     width = groups * (1 + len(e.promises))  # all cells but the name's and the items', less the AUROC that one lacks
     reason = f'<span class="bad">failed</span> <small class="inline">{html.escape(row.reason)}</small>'

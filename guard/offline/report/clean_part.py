@@ -1,4 +1,4 @@
-"""Inputs that nobody attacked: false alarms on clean, noisy and shifted items, and whom they fall on."""
+"""The page's part on unattacked inputs: false alarms on clean, noisy and shifted items, and by class."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def shift_part(e: Evaluation, shifted: Sequence[CleanRow]) -> list[str]:
 
 
 def has_own_rates(e: Evaluation) -> bool:
-    """Whether the bundle rejects or flags at other rates than those that every report states."""
+    """Tell whether the bundle rejects or flags at other rates than those that every report states."""
     return not {e.reject_rate, e.flag_rate} <= {p.rate for p in e.promises}
 
 
@@ -79,7 +79,7 @@ def clean_cells(row: CleanRow, promises: Sequence[Promise], *, own: bool) -> tup
 
 
 def class_part(e: Evaluation) -> list[str]:
-    """Per true class, those that are bothered most first."""
+    """Return the table of false alarms by true class, the classes with the most of them first."""
     if not e.classes:
         return []
     loudest = next(reversed(e.stated), None)

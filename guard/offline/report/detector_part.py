@@ -1,4 +1,4 @@
-"""Each detector alone: what it costs and what it catches, beside all of them together."""
+"""The page's part on single detectors: what each costs and catches alone, beside all of them together."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def head_of(e: Evaluation) -> tuple[str, ...]:
 
 
 def cost_cells(e: Evaluation, *last: str) -> Sequence[str]:
-    """The first row under the names."""
+    """Return the first row under the names, which says what each detector costs."""
     return named("forwards (own)"), *(td(f"{row.forwards} ({row.own})") for row in e.detectors), *last
 
 

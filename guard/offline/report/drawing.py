@@ -29,14 +29,14 @@ DPI = 130  # of a picture made of pixels
 
 
 def panels(columns: int, rows: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels, row by row; the sizes are inches of the whole."""
+    """Return a figure of equal panels, row by row; the sizes are inches of the whole."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, [ax for row in axes for ax in row]
 
 
 def plain(ax: Axes) -> None:
-    """Without a box, with a faint grid behind."""
+    """Draw axes without a box, with a faint grid behind."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -47,17 +47,17 @@ def plain(ax: Axes) -> None:
 
 
 def svg(figure: Figure) -> str:
-    """For lines and words."""
+    """Return a figure of lines and words as an SVG data URI."""
     return uri(figure, "svg", "svg+xml", {"Date": None, "Creator": None})
 
 
 def png(figure: Figure) -> str:
-    """For pictures."""
+    """Return a figure of pictures as a PNG data URI."""
     return uri(figure, "png", "png", {"Software": None})
 
 
 def uri(figure: Figure, form: str, kind: str, metadata: dict[str, None]) -> str:
-    """Without the moment and the program in it."""
+    """Return a figure as a data URI, without the date and the program's name in it."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "guard", "font.family": "DejaVu Sans"}):
         figure.savefig(buffer, format=form, dpi=DPI, metadata=metadata)

@@ -18,12 +18,12 @@ def heading(text: str) -> str:
 
 
 def note(text: str) -> str:
-    """A paragraph of explanation; `text` is plain."""
+    """Return a paragraph of explanation; `text` is plain."""
     return f'<p class="note">{html.escape(text)}</p>'
 
 
 def folded(summary: str, content: str) -> str:
-    """Shown when it is clicked on; `content` is HTML."""
+    """Return a section that shows its content when it is clicked on; `content` is HTML."""
     return f"<details><summary>{html.escape(summary)}</summary>\n{content}\n</details>"
 
 
@@ -34,7 +34,7 @@ def table(
     groups: Sequence[tuple[str, int]] = (),
     firsts: Sequence[int] = (),
 ) -> str:
-    """`groups` stand over so many columns each; a rule is drawn before the columns `firsts`."""
+    """Return a table; `groups` stand over so many columns each, and a rule is drawn before the columns `firsts`."""
     over = "".join(f'<th colspan="{width}">{html.escape(name)}</th>' for name, width in groups)
     above = f'<tr class="groups">{over}</tr>\n' if groups else ""
     rule = ' class="first"'
@@ -50,14 +50,14 @@ def td(content: str, *, first: bool = False, shade: str = "") -> str:
 
 
 def named(name: str, about: str = "", title: str = "") -> str:
-    """The first cell of a row; all three are plain text."""
+    """Return the first cell of a row; all three arguments are plain text."""
     small = f"<small>{html.escape(about)}</small>" if about else ""
     hover = f' title="{html.escape(title)}"' if title else ""
     return f"<td{hover}>{html.escape(name)}{small}</td>"
 
 
 def shade(found: Rate | None) -> str:
-    """A colour by how much is caught, or handled."""
+    """Return the CSS class of a colour by how much is caught, or handled."""
     if found is None or found.items == 0:
         return ""
     return next(name for least, name in SHADES if found.value >= least)
@@ -81,7 +81,7 @@ def area(value: Area) -> str:
 
 
 def rates(found: Caught | None, promises: Sequence[Promise], *, first: bool = True, shaded: bool = True) -> list[str]:
-    """A cell a promise; a rule before the first of them."""
+    """Return a cell for each promise, with a rule before the first of them."""
     cells = []
     for promise in promises:
         share = found.get(promise.rate) if found else None
@@ -95,7 +95,7 @@ def heads(promises: Sequence[Promise], before: str = "") -> list[str]:
 
 
 def figure(picture: str, alternative: str, caption: str) -> str:
-    """`picture` is a data URI; the rest is plain text."""
+    """Return a figure with its caption; `picture` is a data URI, the rest is plain text."""
     return (
         f'<figure><img src="{picture}" alt="{html.escape(alternative)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -28,14 +28,14 @@ from guard.offline.report.wording import percent, promise_notes
 
 
 def to_json(evaluation: Evaluation) -> str:
-    """Raises DataError without the adaptive row."""
+    """Return the evaluation as JSON. Raises DataError without the adaptive row."""
     require_adaptive(evaluation)
     content = {**evaluation.to_json(), "against": red_flags(evaluation)}
     return json.dumps(without_nan(content), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def without_nan(value: Any) -> Any:
-    """The same content as JSON can hold it: rates as text where they are keys, None for what is no number."""
+    """Return the same content as JSON can hold it: rate keys as text, None for what is no number."""
     if isinstance(value, Mapping):
         return {key if isinstance(key, str) else f"{key:g}": without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -52,7 +52,7 @@ def require_adaptive(evaluation: Evaluation) -> None:
 
 
 def to_html(evaluation: Evaluation) -> str:
-    """One self-contained page. Raises DataError without the adaptive row."""
+    """Return the evaluation as one self-contained page. Raises DataError without the adaptive row."""
     require_adaptive(evaluation)
     e = evaluation
     parts = [

@@ -1,6 +1,6 @@
-"""Clean and attacked inputs side by side, with their saliency maps: what the detectors look at.
+"""The page's pictures: clean and attacked inputs side by side, with the saliency maps that detectors look at.
 
-After figure 5 of the survey, from the evaluation's own items.
+After figure 5 of the survey (Liu et al. 2021, SIGKDD Explorations), from the evaluation's own items.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def draw_specimen(axes: Sequence[Axes], specimen: Specimen) -> None:
 
 
 def show(ax: Axes, picture: NDArray[np.float32]) -> None:
-    """[channel, height, width] in unit space."""
+    """Draw a picture [channel, height, width] in unit space."""
     image = picture.clip(0, 1)
     if len(image) == 1:
         ax.imshow(image[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")

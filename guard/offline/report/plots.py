@@ -25,7 +25,7 @@ FINEST = 1e-3  # of the false alarm rates shown
 
 
 def roc_figure(e: Evaluation) -> list[str]:
-    """A panel a family, or several: many lines in one could not be told apart."""
+    """Draw ROC curves, one panel a family or several: many lines in one could not be told apart."""
     if e.exhibit is None or not e.exhibit.attacks:
         return []
     risks, clean = e.exhibit.attacks, e.exhibit.clean
@@ -53,7 +53,7 @@ def roc_figure(e: Evaluation) -> list[str]:
 
 
 def in_parts(family: str, labels: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
-    """Titles and labels of panels about equally full."""
+    """Return titles and labels of panels that are about equally full."""
     count = -(-len(labels) // ABREAST)
     size = -(-len(labels) // count)
     titles = [family] if count == 1 else [f"{family}, {part + 1} of {count}" for part in range(count)]
@@ -81,7 +81,7 @@ def one_roc(ax: Axes, title: str, risks: dict[str, Floats], clean: Floats, promi
 
 
 def roc(clean: Floats, attacked: Floats) -> tuple[Floats, Floats]:
-    """False alarms and detection at each threshold that a clean item sets, rising."""
+    """Return false alarms and detection at each threshold that a clean item sets, rising."""
     falling = np.sort(clean)[::-1]
     alarms = np.concatenate([[0.0], np.arange(1, len(clean) + 1) / len(clean)])
     bad = np.sort(attacked)
@@ -91,7 +91,7 @@ def roc(clean: Floats, attacked: Floats) -> tuple[Floats, Floats]:
 
 
 def budget_figure(e: Evaluation) -> list[str]:
-    """One panel a norm in which there are several budgets."""
+    """Draw detection against budget, one panel for each norm in which there are several budgets."""
     made = e.stated
     if not made:
         return []
@@ -147,7 +147,7 @@ def one_norm(ax: Axes, e: Evaluation, norm: str, promise: Promise) -> None:
 
 
 def risk_figure(e: Evaluation) -> list[str]:
-    """Clean, noise and each attack, one above the other."""
+    """Draw the risks of clean items, noise and each attack, one above the other."""
     if e.exhibit is None or len(e.exhibit.clean) == 0:
         return []
     kinds = {"clean": e.exhibit.clean, "noise": e.exhibit.noise, **e.exhibit.attacks}
@@ -185,7 +185,7 @@ def risk_figure(e: Evaluation) -> list[str]:
 
 
 def early(e: Evaluation) -> str:
-    """What a group far on the right is."""
+    """Return a sentence that explains a group of risks far on the right, where there is one."""
     top = (
         max((float(risk.max()) for risk in e.exhibit.attacks.values() if len(risk)), default=0.0) if e.exhibit else 0.0
     )
@@ -194,7 +194,7 @@ def early(e: Evaluation) -> str:
 
 
 def ridge(ax: Axes, base: float, risk: Floats, edges: Floats, limit: float) -> None:
-    """A histogram standing on `base`; what lies beyond the limit in another colour."""
+    """Draw a histogram standing on `base`, what lies beyond the limit in another colour."""
     counts, _ = np.histogram(risk, edges)
     heights = 0.85 * counts / max(int(counts.max()), 1)
     for colour, kept in ((BLUE, edges[:-1] < limit), (VERMILION, edges[:-1] >= limit)):
@@ -205,7 +205,7 @@ def ridge(ax: Axes, base: float, risk: Floats, edges: Floats, limit: float) -> N
 
 
 def cost_figure(e: Evaluation) -> list[str]:
-    """A point a detector, and all together: forwards an item, and what is caught on average and at least."""
+    """Draw each detector, and all together: forwards an item, and the mean, least and most caught of the attacks."""
     made = e.stated
     rows = [row for row in e.attacks if row.success.count]
     if not made or not rows:
@@ -238,7 +238,7 @@ def shares_of(rates: Sequence[Rate | None]) -> list[float]:
 
 
 def place_points(ax: Axes, points: Sequence[tuple[str, int, list[float]]]) -> None:
-    """Those of equal cost beside each other, the most caught first, so that names have room."""
+    """Place points of equal cost beside each other, the most caught first, so that names have room."""
     columns: dict[int, list[tuple[str, list[float]]]] = {}
     for name, cost, shares in points:
         columns.setdefault(cost, []).append((name, shares))

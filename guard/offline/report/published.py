@@ -33,13 +33,13 @@ TABLE: tuple[Published, ...] = (
 
 
 def data_like(shape: Sequence[int], classes: int) -> str | None:
-    """The data set that the published figures hold for, as far as shape and classes tell."""
+    """Return the data set that the published figures hold for, as far as shape and classes tell."""
     if tuple(shape) == (3, 32, 32):
         return {10: "CIFAR-10", 100: "CIFAR-100"}.get(classes)
     return "ImageNet" if len(shape) == 3 and shape[0] == 3 and classes == 1000 else None
 
 
 def best_within(data: str | None, norm: str, budget: float) -> Published | None:
-    """The figure of the largest published budget that is no larger than this one; robustness only falls beyond."""
+    """Return the figure of the largest published budget that is no larger than this one; robustness falls beyond."""
     fitting = [p for p in TABLE if (p.data, p.norm) == (data, norm) and p.budget <= budget + SAME]
     return max(fitting, key=lambda p: p.budget, default=None)

@@ -1,4 +1,4 @@
-"""What a report says against itself: red flags, each a sentence.
+"""Red flags: sentences in which a report says what speaks against its own figures.
 
 Rule 1: no flag rests on a figure whose source was not read.
 """
@@ -23,7 +23,7 @@ MEANING = {
 
 
 def red_flags(e: Evaluation) -> list[str]:
-    """What the report says against itself."""
+    """Return everything that the report says against itself."""
     return [*adaptive_flags(e), *claim_flags(e), *promise_flags(e), *class_flags(e), *attack_flags(e), *suite_flags(e)]
 
 
@@ -55,7 +55,7 @@ def adaptive_flags(e: Evaluation) -> list[str]:
 
 
 def stronger_static(row: AdaptiveRow, e: Evaluation) -> tuple[str, Rate, Rate] | None:
-    """A static attack within the same budget that gets through as often, its share, and the adaptive one's."""
+    """Return a static attack within the budget that gets through as often, its share, and the adaptive one's."""
     rate = row.target
     for attack in e.every_attack:
         if attack.norm != "linf" or attack.budget is None or attack.budget > row.budget + 1e-9:
@@ -71,7 +71,7 @@ def stronger_static(row: AdaptiveRow, e: Evaluation) -> tuple[str, Rate, Rate] |
 
 
 def claim_flags(e: Evaluation) -> list[str]:
-    """Claims beyond what is known to be possible: of all items, those that the model had wrong before included."""
+    """Flag claims beyond what is known to be possible, over all items, also those the model had wrong before."""
     flags, data = [], data_like(e.item_shape, e.class_count)
     for row in e.adaptive:
         claim = e.accuracy.value * row.passed_reject.complement().value
@@ -110,7 +110,7 @@ def promise_flags(e: Evaluation) -> list[str]:
 
 
 def few_flags(e: Evaluation) -> list[str]:
-    """Rates that are stated, and rest on little."""
+    """Flag rates that are stated, and rest on few items."""
     flags = []
     for promise in e.promises:
         if promise.reason is not None:
@@ -127,7 +127,7 @@ def few_flags(e: Evaluation) -> list[str]:
 
 
 def unattacked_flags(name: str, alarms: Caught, meaning: str) -> list[str]:
-    """More alarms than chance and bad luck explain, on inputs that the promise does not cover but that are harmless."""
+    """Flag more alarms than chance and bad luck explain, on harmless inputs that the promise does not cover."""
     return [
         f"{name}: {percent(rate.value, 1)} taken for attacked at {100 * at:g}%; {meaning}."
         for at, rate in alarms.items()
@@ -136,7 +136,7 @@ def unattacked_flags(name: str, alarms: Caught, meaning: str) -> list[str]:
 
 
 def class_flags(e: Evaluation) -> list[str]:
-    """The class that is bothered most, at each rate, if that is beyond its interval."""
+    """Flag the class with the most false alarms at each rate, if its interval lies above that rate."""
     told: dict[str, list[str]] = {}
     for promise in e.stated:
         over = [row for row in e.by_class if row.bothered(promise.rate)]

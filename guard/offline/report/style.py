@@ -1,4 +1,4 @@
-"""How the page looks. Colours tell apart for the colour-blind, and no meaning rests on a colour alone."""
+"""The page's style sheet: its colours differ for the colour-blind too, and no meaning rests on a colour alone."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1.5rem; color: #1b1f24; }

@@ -1,4 +1,4 @@
-"""The page's first lines: the few figures that a decision rests on, none without its opposite."""
+"""The page's summary: the few figures that a decision rests on, none without its opposite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from guard.offline.report.wording import NONE, percent, promise_text
 
 
 def summary(e: Evaluation) -> list[str]:
-    """Tiles, at the bundle's own reject rate where it is stated, and else at the smallest that is."""
+    """Return tiles at the bundle's own reject rate where it is stated, and else at the smallest that is."""
     promise = own_promise(e)
     if promise is None:
         return []
@@ -66,7 +66,7 @@ def percent_of(rate: Rate | None) -> str:
 
 
 def span(found: Sequence[Detection | None], promise: Promise) -> str:
-    """From the least to the most."""
+    """Return the range of what is caught, from the least to the most."""
     caught: list[Caught] = [one.caught for one in found if one is not None]
     shares = [rate.value for one in caught if (rate := one.get(promise.rate)) is not None and rate.items]
     if not shares:

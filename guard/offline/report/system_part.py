@@ -1,4 +1,4 @@
-"""The whole system under attack: what operators care about."""
+"""The page's part on the whole system under attack: the figures that operators care about."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOTHING = Area(float("nan"), 0.0, 1.0)
 
 
 def system_part(e: Evaluation) -> list[str]:
-    """Robust accuracy with rejection, beside the bare model's, and the accuracy of what still passes."""
+    """Return robust accuracy with rejection, beside the bare model's, and the accuracy of what still passes."""
     promises, left = e.stated, bool(e.left_out)
     width, names = len(promises), heads(promises)
     rows: list[Sequence[str]] = [attack_cells(row, promises, left=left) for row in e.every_attack]
@@ -69,7 +69,7 @@ def adaptive_cells(row: AdaptiveRow, promises: Sequence[Promise], *, left: bool)
 
 
 def both(served: Detection, left_out: Detection | None, promises: Sequence[Promise], *, left: bool) -> list[str]:
-    """`left`: with columns for a guard that was fitted without the family."""
+    """Return the cells of one row; `left` adds columns for a guard that was fitted without the family."""
     return [
         *rates(served.handled, promises),
         *(rates(left_out.handled if left_out else None, promises) if left else ()),
@@ -79,7 +79,7 @@ def both(served: Detection, left_out: Detection | None, promises: Sequence[Promi
 
 
 def worst_note(e: Evaluation) -> list[str]:
-    """The single attack that is worst for the guard, at its own reject rate, adaptive ones included."""
+    """Name the single attack that is worst for the guard, at its own reject rate, adaptive ones included."""
     found: list[tuple[str, Rate, Rate]] = [(row.label, row.robust_accuracy, row.bare) for row in e.every_attack]
     found += [(row.label, row.passed_reject.complement(), row.fooled.complement()) for row in e.adaptive]
     found = [one for one in found if one[1].items]

@@ -31,7 +31,7 @@ FINE, COARSE = 19, 15  # columns of a cell with an interval, where two rates are
 
 
 def lines_of(e: Evaluation) -> list[str]:
-    """Everything that the page says, but for its pictures."""
+    """Return everything that the page says, but for its pictures, as lines."""
     parts = (
         clean_lines(e),
         class_lines(e),
@@ -50,12 +50,12 @@ def heads(e: Evaluation, width: int) -> str:
 
 
 def cells(found: Caught, e: Evaluation, decimals: int = 0) -> str:
-    """A share and its interval at each stated rate."""
+    """Return a share and its interval at each stated rate."""
     return "".join(f"{rate_text(found.get(p.rate), decimals):<{width_of(e)}}" for p in e.stated).rstrip()
 
 
 def width_of(e: Evaluation) -> int:
-    """Of a cell in the tables of attacks."""
+    """Return the width of a cell in the tables of attacks."""
     return COARSE if len(e.stated) > 2 else COARSE + 1
 
 
@@ -92,7 +92,7 @@ def alarms(row: CleanRow, e: Evaluation, width: int) -> str:
 
 
 def class_lines(e: Evaluation) -> Iterator[str]:
-    """Right and wrong ones, and the classes that are bothered most."""
+    """Yield false alarms on items that the model has right and wrong, and in the classes with the most of them."""
     if not e.classes or not e.stated:
         return
     width = COARSE - 2 if len(e.stated) > 2 else FINE
@@ -205,7 +205,7 @@ def adaptive_lines(e: Evaluation) -> Iterator[str]:
 
 
 def system_lines(e: Evaluation) -> Iterator[str]:
-    """Handled, that is rejected or still right; and of what passes, the share that is right."""
+    """Yield what is handled (rejected, or still right), and of what passes the share that is right."""
     names, few = e.stated, handled_width(e)
     yield ""
     title = f"{'THE WHOLE SYSTEM':<22}{'tried':>6}{'bare':>6}  "
@@ -231,7 +231,7 @@ def system_lines(e: Evaluation) -> Iterator[str]:
 
 
 def handled_width(e: Evaluation) -> int:
-    """With an interval where two rates are stated, without where three are."""
+    """Return the width of a handled share, with an interval where two rates are stated, without for three."""
     return 6 if len(e.stated) > 2 else COARSE
 
 

@@ -1,4 +1,4 @@
-"""How an evaluation's findings read, on the terminal and on the page."""
+"""The wording of an evaluation's findings, on the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def percent(value: float, decimals: int = 0) -> str:
 
 
 def bracket(rate: Rate, decimals: int = 0) -> str:
-    """The interval, in per cent."""
+    """Return the interval in brackets, in per cent."""
     return f"[{100 * rate.low:.{decimals}f}, {100 * rate.high:.{decimals}f}]"
 
 
 def rate_text(rate: Rate | None, decimals: int = 0) -> str:
-    """A share and its interval; a dash where it was not promised, or of nothing."""
+    """Return a share and its interval; a dash where the rate was not promised, or no item was counted."""
     return NONE if rate is None or rate.items == 0 else f"{percent(rate.value, decimals)} {bracket(rate, decimals)}"
 
 
 def decimal(value: float) -> str:
-    """Three places, no leading zero."""
+    """Return a number with three places and no leading zero; 1.00 from 0.9995 on."""
     return NONE if math.isnan(value) else "1.00" if value >= 0.9995 else f"{value:.3f}".lstrip("0")
 
 
@@ -36,7 +36,7 @@ def area_text(area: Area) -> str:
 
 
 def promise_notes(evaluation: Evaluation) -> list[str]:
-    """Why a rate has no numbers, and what few items make of a promise."""
+    """Return a sentence for each rate without numbers that says why it has none."""
     return [f"At {promise_text(p)} nothing is stated: {p.reason}." for p in evaluation.promises if p.reason is not None]
 
 
@@ -45,12 +45,12 @@ def promise_text(promise: Promise) -> str:
 
 
 def proof_text(row: AdaptiveRow) -> str:
-    """What the attack does to detectors known to be broken."""
+    """Return what the attack does to detectors known to be broken."""
     return ", ".join(f"{p.detector} {percent(p.success.value)}" for p in row.proof) or "none of them is in the bundle"
 
 
 def gap_text(row: AdaptiveRow) -> str:
-    """How far what was attacked is what is served."""
+    """Return how far what was attacked and what is served differ."""
     parts = [f"attacked side and served verdict differ on {percent(row.disagreement, 1)} of the items"]
     if row.risk_gap:
         parts.append(f"their risks by at most {row.risk_gap:.2g}")
@@ -59,7 +59,7 @@ def gap_text(row: AdaptiveRow) -> str:
 
 
 def thin_text(families: Iterable[str]) -> str:
-    """What a star beside a row means."""
+    """Return what a star beside a row means."""
     query = Family.QUERY in set(families)
     fewer = f"; {Family.QUERY.min_verified_items} where only answers are asked for" if query else ""
     return f"fewer than {Family.SINGLE_STEP.min_verified_items} items{fewer}: an indication"

@@ -1,1 +1,1 @@
-"""Crafted sets become heads, programs and a calibrated bundle."""
+"""Training of a bundle: crafted sets become heads, programs and a calibration."""

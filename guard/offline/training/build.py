@@ -1,4 +1,4 @@
-"""Crafted sets -> heads -> programs: the path of every bundle, the served one and those fitted without a family."""
+"""The path of every bundle, the served one and those fitted without a family: crafted sets -> heads -> programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PARITY_ITEMS = 100
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that fitting starts from."""
+    """The inputs of fitting: the model, the data and the crafted sets."""
 
     classifier: Classifier
     data: Dataset
@@ -55,7 +55,7 @@ def fit(
     note: Callable[[str], None],
     gathered: Gathered | None = None,
 ) -> dict[str, Head]:
-    """Every detector's head, from the heads split; `gathered` may remember evidence. Raises DataError."""
+    """Fit every detector's head on the heads split; `gathered` may remember evidence. Raises DataError."""
     data = prepared.data
     attacked, noisy = pool(prepared.crafted, data, Split.HEADS)
     return fit_heads(
@@ -70,7 +70,7 @@ def fit(
 def compile_heads(
     job: Job, prepared: Prepared, programs: Mapping[str, Sequence[Detector]], heads: Mapping[str, Head]
 ) -> Graphs:
-    """Raises ParityError."""
+    """Compile the programs of fitted heads. Raises ModelError where something has no ONNX form."""
     classifier, data = prepared.classifier, prepared.data
     modules = {name: Program(classifier, [heads[d.name] for d in ds]) for name, ds in programs.items()}
     cleaners = {denoiser.name: Cleaner(denoiser, classifier.spec.input) for denoiser in job.recipe.repairs}
@@ -79,7 +79,7 @@ def compile_heads(
 
 
 def parities(graphs: Graphs, cascade: Cascade) -> dict[str, Parity]:
-    """Each written program against torch. Raises ParityError."""
+    """Check each written program against torch. Raises ParityError."""
     return {
         program.name: check_parity(program.name, graphs.modules[program.name], session, graphs.wire)
         for program, session in zip(cascade.programs, cascade.sessions, strict=True)
@@ -87,12 +87,12 @@ def parities(graphs: Graphs, cascade: Cascade) -> dict[str, Parity]:
 
 
 def write_seconds(work: WorkDirectory, seconds: float) -> None:
-    """How long fitting, compiling and calibrating took: what each guard fitted without a family will take about."""
+    """Record how long fitting, compiling and calibrating took: about what a guard without a family will take."""
     write_json(work.seconds, {"build": round(seconds, 1)})
 
 
 def read_seconds(work: WorkDirectory) -> float | None:
-    """None where nobody wrote it down."""
+    """Return the seconds that `write_seconds` recorded; None where there is no such record."""
     try:
         return float(read_json(work.seconds)["build"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Written programs and crafted sets -> fusion, bands, p-values, and the files of a bundle.
+"""Calibration: written programs and crafted sets -> fusion, bands, p-values, and the files of a bundle.
 
 Rule 1: fusion and bands see the combiner's split, p-values the calibration split, and neither an item of the other.
 Rule 2: every score comes from the written programs, through the one cascade.
@@ -51,7 +51,7 @@ class Calibrated:
 
 @dataclass(frozen=True, eq=False)
 class Calibrator:
-    """Written programs become a bundle: fusion and bands from the combiner's split, p-values from calibration's."""
+    """A calibrator of written programs: fusion and bands from the combiner's split, p-values from calibration's."""
 
     job: Job
     classifier: Classifier
@@ -80,7 +80,7 @@ class Calibrator:
         return Calibrated(cascade.with_calibration(calibration), leaks)
 
     def uncalibrated(self) -> Cascade:
-        """The written programs, loaded, under a calibration of the right shape that promises nothing yet."""
+        """Load the written programs under a calibration of the right shape that promises nothing yet."""
         names = tuple(d.name for detectors in self.programs.values() for d in detectors)
         sizes = tuple(len(detectors) for detectors in self.programs.values())
         fusions = tuple(unfitted(np.zeros((2, end))) for end in np.cumsum(sizes))
@@ -93,7 +93,7 @@ class Calibrator:
         return Cascade(spec.input, spec.output.classes, self.files.programs, sessions, calibration)
 
     def opened(self, calibrated: Calibrated, heads: Mapping[str, Head]) -> OpenedGuard:
-        """The guard as an attacker opens it, before it is in any bundle."""
+        """Return the guard as an attacker opens it, before it is in any bundle."""
         content = self.content(calibrated)
         programs = self.files.programs
         return OpenedGuard(
@@ -107,19 +107,19 @@ class Calibrator:
         )
 
     def content(self, calibrated: Calibrated) -> dict[str, bytes]:
-        """The files that decide."""
+        """Return the files that decide the answers: graphs, weights and calibration."""
         return {**self.files.files, CALIBRATION: npz(calibrated.cascade.calibration.to_arrays())}
 
     def bundle(
         self, path: Path, calibrated: Calibrated, parity: Mapping[str, Parity], reports: Mapping[str, bytes]
     ) -> Bundle:
-        """Write the bundle."""
+        """Write the bundle to `path` and open it."""
         manifest = self.manifest(calibrated, parity)
         samples = npz(self.samples(calibrated.cascade))
         return write_bundle(path, manifest, {**self.content(calibrated), **reports, "samples.npz": samples})
 
     def samples(self, cascade: Cascade) -> dict[str, NDArray[Any]]:
-        """Clean inputs of the combiner's split, none of them near a threshold, with the readings they must give."""
+        """Return clean inputs of the combiner's split, none near a threshold, with the readings they must give."""
         images = self.data.part(Split.COMBINER).images[: 4 * SAMPLES]
         readings = read(cascade, images)
         rates = np.asarray([self.job.reject_rate, self.job.flag_rate])
@@ -158,7 +158,7 @@ class Calibrator:
 
 
 def pool(crafted: Sequence[CraftedSet], data: Dataset, split: Split) -> tuple[Attacked[Images], Images]:
-    """The attacked items of all sets in one split, and the noise beside them."""
+    """Return the attacked items of all sets in one split, and the noise beside them."""
     parts = [found.select(data.splits, split) for found in crafted]
     blank = np.zeros((0, *data.item_shape), dtype=np.float32)
     attacked = np.concatenate([blank, *(p.attacked for p in parts)])
@@ -167,14 +167,14 @@ def pool(crafted: Sequence[CraftedSet], data: Dataset, split: Split) -> tuple[At
 
 
 def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """An .npz in memory, the same bytes for the same arrays."""
+    """Return arrays as an .npz in memory, the same bytes for the same arrays."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def made_by() -> dict[str, str]:
-    """Versions of what makes a bundle."""
+    """Return the versions of what makes a bundle."""
     found = {"python": platform.python_version()}
     for name in ("inference-guard", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "scikit-learn"):
         try:

@@ -1,9 +1,21 @@
-"""Fits what turns the scores of several detectors into one risk, and the bands of the cascade.
+"""Fits the fusion of several detectors' scores to one risk, and the bands of the cascade.
 
-The fitted part knows the attacks that were crafted, and weighs every detector by them. What no crafted attack moved it
-hardly hears; so a share of whatever rate is promised goes to the most surprised detector, whoever that is.
+The fitted part knows the attacks that were crafted, and weighs every detector by them. A detector that no crafted
+attack moved has next to no weight in it; so a share of whatever rate is promised goes to the most surprised detector.
 
 Rule 1: nothing here sees an item that a head was fitted on, or that calibrates.
+
+How it works. A weighted logistic regression of attacked against clean and noisy items gives the fitted risk, which only
+rises in either tail of a score. Beside it stands the surprise: how far the furthest score lies in its upper tail.
+The risk of an item is the larger of the two, once `floor` and `pace` have put the surprise on the fitted risk's scale.
+
+Example: let the largest tenth of the clean fitted risks begin at 2.0 and lie 0.5 beyond on average; let the largest
+tenth of the clean surprises begin at 0.5 and lie 1.0 beyond. Then `pace` is 0.5 / 1.0 = 0.5. Drawn on as lines, the
+first tail stands for 90 % of the items at 2.0 + 0.5 ln(0.1 / 0.9) = 0.901 and the second for 10 % at 0.5, so `floor` is
+0.901 - 0.5 * 0.5 = 0.651. Of a rate of 1 % the fitted risk takes 0.9 %, the items above 2.0 + 0.5 ln(0.1 / 0.009)
+= 3.204. The surprise takes 0.1 %, those above 0.5 + ln(0.1 / 0.001) = 5.105, which on the risk's scale is
+0.651 + 0.5 * 5.105 = 3.204: the same threshold. A first program with that tail of risks may reject early, at a promised
+rate of 1 %, above 2.0 + 0.5 ln(0.1 / 0.00025) = 4.996, where 1/40 of 1 % of the clean items are left.
 """
 
 from __future__ import annotations
@@ -22,17 +34,17 @@ from guard.offline.data.attacked import Attacked
 RIDGE = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
 NOISE_SHARE = 0.25  # of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
 SURPRISE_SHARE = 0.1  # of a promised rate: for what one detector finds and the fitted risk does not
-TAIL, FEWEST_IN_TAIL = 0.1, 20  # the share of items that shows how a number thins out, and how many it takes
+TAIL, FEWEST_IN_TAIL = 0.1, 20  # the share of items that a tail is fitted to, and how many that must be
 EARLY = 1 / 40  # of the promised rate: what clean items may lose to an early reject
 ROUNDING = 1e-5  # of a number's size: a tail no longer than that is float32's, not the detector's
-RESTING = 1e-3  # slope of every tail before fitting, so that an unknown kind of surprise still counts a little
+RESTING = 1e-3  # slope that every fitted tail gets besides, so that an unknown kind of surprise still counts a little
 
 
 def fit_fusion(clean: Floats, noisy: Floats, attacked: Attacked[Floats]) -> Fusion:
-    """A logistic combiner with rising contributions of both tails of every detector, beside the surprise of any one.
+    """Fit a logistic combiner with rising contributions of both tails of every detector, and the surprise beside it.
 
-    All are scores [item, detector]. Negatives weigh as much as all attacks together, each attack as
-    much as the next. Without attacks the tails weigh the same (`unfitted`), and no detector is heard alone.
+    All are scores [item, detector]. Negatives weigh as much as all attacks together, each attack as much as the next.
+    Without attacks the tails weigh the same (`unfitted`), and there is no surprise.
     """
     if len(attacked) == 0:
         return unfitted(clean)
@@ -55,13 +67,13 @@ def resting(shape: tuple[int, ...]) -> Floats:
 
 
 def negative_shares(clean: int, noisy: int) -> Floats:
-    """Weights [item] of clean items and of noise after them, adding up to one."""
+    """Return weights [item] of clean items and of noise after them, adding up to one."""
     share = NOISE_SHARE if noisy else 0.0
     return np.concatenate([np.full(clean, (1 - share) / clean), np.full(noisy, share / max(noisy, 1))])
 
 
 def logistic(features: Floats, target: Floats, weights: Floats) -> tuple[Floats, float]:
-    """Non-negative slopes and a free bias of the smallest weighted logistic loss."""
+    """Return the non-negative slopes and the free bias of the smallest weighted logistic loss with a ridge."""
     scale = np.maximum(features.std(axis=0), 1e-6)
     scaled = features / scale
 
@@ -79,19 +91,19 @@ def logistic(features: Floats, target: Floats, weights: Floats) -> tuple[Floats,
 
 @dataclass(frozen=True)
 class Tail:
-    """How a number thins out: beyond `start` lie `share` of the items, on average by `scale`."""
+    """An exponential tail of a number: beyond `start` lie `share` of the items, on average by `scale`."""
 
     start: float
     scale: float
     share: float
 
     def at(self, rate: float) -> float:
-        """Where an exponential tail falls to this share of the items."""
+        """Return where an exponential tail falls to this share of the items."""
         return float(self.start + self.scale * np.log(self.share / rate))
 
 
 def exponential_tail(values: Floats, weights: Floats | None = None) -> Tail | None:
-    """Drawn through the largest of the values [item], which `weights` may weigh.
+    """Fit an exponential tail to the largest of the values [item], which `weights` may weigh.
 
     None where too few lie out there, or no further than float32 rounds.
     """
@@ -106,12 +118,12 @@ def exponential_tail(values: Floats, weights: Floats | None = None) -> Tail | No
 
 
 def surprise_beside(fitted: Fusion, clean: Floats, tails: Sequence[Tail | None]) -> Surprise:
-    """Surprise that takes about SURPRISE_SHARE of a rate from clean items [item, detector]; the rest is for `fitted`.
+    """Return the surprise that takes about SURPRISE_SHARE of a rate from clean items [item, detector], beside `fitted`.
 
-    Where both thin out exponentially one line puts the one on the scale of the other: at every rate the fitted risk
+    Where both tails are exponential, a line maps the surprise to the scale of the risk: at every rate the fitted risk
     reaches (1 - share) of it where surprise reaches share. A score whose clean tail is heavier takes more of the
     smallest rates, one that is lighter less; the promise is kept by the ranks either way. `tails` are the detectors';
-    noise is in them, or a detector that takes offence at harmless noise would drown the others.
+    noise is in them, or a detector that reacts to harmless noise would drown the others.
     """
     starts = np.asarray([0.0 if tail is None else tail.start for tail in tails])
     slopes = np.asarray([0.0 if tail is None else 1 / tail.scale for tail in tails])
@@ -125,7 +137,7 @@ def surprise_beside(fitted: Fusion, clean: Floats, tails: Sequence[Tail | None])
 
 
 def early_reject(clean_risk: Floats, reject_rate: float) -> Band:
-    """The band of a first program: no early pass, and early reject where next to no clean item comes.
+    """Return the band of a first program: no early pass, and early reject where next to no clean item comes.
 
     What is rejected early lies above all that later programs decide: every clean item there takes from the rate that
     they have left to find attacks with. The bound is where an exponential tail, drawn through the riskiest clean items,
@@ -136,6 +148,6 @@ def early_reject(clean_risk: Floats, reject_rate: float) -> Band:
 
 
 def band_leak(band: Band, risk: Attacked[Floats]) -> dict[str, float]:
-    """Share of each crafted attack that an early pass would let through; the report prints it."""
+    """Return the share of each crafted attack that an early pass would let through; the manifest records it."""
     names = risk.names
     return {str(name): float((risk.items[names == name] < band.low).mean()) for name in np.unique(names)}

@@ -22,18 +22,18 @@ from guard.offline.work.files import write_arrays
 
 @dataclass(frozen=True, eq=False)
 class FittingItems:
-    """Everything that heads are fitted on: clean, noisy and attacked items in unit space."""
+    """The items that heads are fitted on: clean, noisy and attacked, in unit space."""
 
     clean: Dataset
     noisy: Images
     attacked: Attacked[Images]
 
     def unattacked(self) -> FittingItems:
-        """The clean ones alone."""
+        """Return the clean items alone, without noisy and attacked ones."""
         return FittingItems(self.clean, self.noisy[:0], Attacked(self.attacked.items[:0], ()))
 
     def some(self, most: int | None, seed: int) -> FittingItems:
-        """At most so many of each kind, drawn evenly."""
+        """Return at most so many items of each kind, drawn evenly."""
         if most is None:
             return self
         draw = np.random.default_rng(seed)
@@ -51,7 +51,7 @@ def fit_heads(
     seed: int,
     report: Callable[[str], None],
 ) -> dict[str, Head]:
-    """Fit every detector; those that have to find out what to ask for do so first. Raises DataError."""
+    """Fit every detector, after those that learn which evidence they need have learned it. Raises DataError."""
 
     def ask(needs: Sequence[Need], *, most: int | None = None, clean_only: bool = False) -> Examples:
         some = (items.unattacked() if clean_only else items).some(most, seed)
@@ -73,18 +73,18 @@ def fit_heads(
 
 
 def settled(programs: Mapping[str, Sequence[Detector]], heads: Mapping[str, Head]) -> dict[str, list[Detector]]:
-    """The detectors of each program as they were fitted, their needs complete."""
+    """Return the detectors of each program as they were fitted, their needs complete."""
     return {name: [heads[detector.name].detector for detector in detectors] for name, detectors in programs.items()}
 
 
 def save_heads(heads: Mapping[str, Head], work: WorkDirectory) -> None:
-    """One .npz a head, no pickle."""
+    """Save each head as an .npz of its own, without pickle."""
     for name, head in heads.items():
         write_arrays(work.head(name), {key: value.detach().numpy() for key, value in head.state_dict().items()})
 
 
 def load_heads(detectors: Sequence[Detector], work: WorkDirectory) -> dict[str, Head]:
-    """Raises BundleError where a head is missing or damaged."""
+    """Load the heads of these detectors. Raises BundleError where a head is missing or damaged."""
     heads = {}
     for detector in detectors:
         state = {

@@ -26,7 +26,7 @@ from guard.runtime import Runtime
 
 @dataclass(frozen=True)
 class Work:
-    """BUNDLE.work: the torch side of a bundle."""
+    """The work directory beside a bundle, BUNDLE.work, which holds the guard's torch side."""
 
     directory: WorkDirectory
     job: dict[str, Any]
@@ -35,7 +35,7 @@ class Work:
 
     @staticmethod
     def beside(bundle: Bundle, path: Path | None = None) -> Work:
-        """Raises BundleError when the work directory is gone: nobody can play the knowing attacker without it."""
+        """Open the work directory. Raises BundleError when it is gone: the adaptive attack cannot run without it."""
         work = WorkDirectory.beside(bundle.path) if path is None else WorkDirectory(path)
         if work.path.exists():
             work.check()
@@ -51,7 +51,7 @@ class Work:
         return Work(work, job, recipe, splits)
 
     def subject(self, bundle: Bundle) -> OpenedGuard:
-        """Model, heads and runtime. Raises ModelError when the model is not the one the bundle was made for."""
+        """Open model, heads and runtime. Raises ModelError when the model is not the one the bundle was made for."""
         spec = bundle.manifest.model
         source = Source(
             model=self.job["model"],
@@ -78,7 +78,7 @@ class Work:
         return OpenedGuard(classifier, detectors, heads, cascade, rates_of(bundle), guard, graphs_of(bundle))
 
     def job_of(self, bundle: Bundle) -> Job:
-        """What `guard train` was asked for. Raises BundleError."""
+        """Return the settings that `guard train` was called with. Raises BundleError."""
         known = {field.name for field in fields(Job)} - {"recipe", "out"}
         settings = {key: value for key, value in self.job.items() if key in known}
         for key in ("data", "test"):
@@ -91,7 +91,7 @@ class Work:
             raise BundleError(f"{self.directory.job} lacks a setting ({error}); train the bundle again") from error
 
     def same_splits(self, splits: Mapping[str, Split]) -> None:
-        """Raises DataError where the training data is not what the bundle was made from."""
+        """Check that the training data is what the bundle was made from. Raises DataError where it is not."""
         if {key: str(value) for key, value in splits.items()} != self.splits:
             raise DataError(
                 f"{self.job['data']} no longer holds what the bundle was trained on, so no family can be left out of "
@@ -99,7 +99,7 @@ class Work:
             )
 
     def held_out(self, bundle: Bundle, data: Path) -> tuple[Dataset, int]:
-        """The items of a file that nothing was fitted or calibrated on, and how many had to be put aside.
+        """Return the items of a file that nothing was fitted or calibrated on, and how many had to be put aside.
 
         Raises:
             DataError: none is left.
@@ -118,7 +118,7 @@ class Work:
 
 
 def write_work(job: Job, data: Dataset) -> None:
-    """The split by content hash, and what the model and recipe were, for `guard evaluate`."""
+    """Write the split by content hash, and what the model and recipe were, for `guard evaluate`."""
     job.work.begin()
     write_json(job.work.splits, dict(sorted(data.splits.items())), indent=0)
     settings = {key: value for key, value in asdict(job).items() if key not in ("recipe", "out")}

@@ -1,1 +1,1 @@
-"""Presets of `guard train`, as TOML files."""
+"""Presets of `guard train`, which are recipes as TOML files."""

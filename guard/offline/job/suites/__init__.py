@@ -1,1 +1,1 @@
-"""Lists of attacks to be evaluated against, as data."""
+"""Suites as TOML files: lists of attacks to be evaluated against."""

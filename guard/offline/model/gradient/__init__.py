@@ -1,1 +1,1 @@
-"""The gradient to the input, as further nodes of the model's own graph."""
+"""The gradient to the input, written as further nodes of the model's own graph."""

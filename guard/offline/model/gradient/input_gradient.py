@@ -46,7 +46,7 @@ ADJOINTS: Adjoints = {
 
 
 def smooth_adjoints(sharpness: float) -> Adjoints:
-    """The same gradient, for differentiating again: steps get the derivative of sigmoid(sharpness * x)."""
+    """Return the table for differentiating twice: a step gets the derivative of sigmoid(sharpness * x)."""
     return {**ADJOINTS, **pointwise.smooth_rules(sharpness)}
 
 
@@ -54,7 +54,7 @@ ADJOINTS_SMOOTH = smooth_adjoints(10.0)
 
 
 def top_class(logits: Tensor) -> Tensor:
-    """The seed [item, class] that picks each item's predicted class: 1 there, 0 elsewhere."""
+    """Return the seed [item, class] that picks each item's predicted class: 1 there, 0 elsewhere."""
     return (torch.arange(logits.shape[1], device=logits.device) == logits.argmax(1, keepdim=True)).to(logits.dtype)
 
 
@@ -65,10 +65,10 @@ def with_gradient(
     output: int = 0,
     adjoints: Adjoints = ADJOINTS,
 ) -> fx.GraphModule:
-    """A graph of the same input with one more output: the gradient, shaped as the input, of `output` along its seed.
+    """Return a graph with one more output: the gradient, shaped as the input, of `output` along its seed.
 
-    `seed` turns that output into the vector of a vector-Jacobian product, e.g. `top_class`. The result can be given in
-    again, for another output, seed or table; each costs one backward.
+    `seed` turns that output into the cotangent of a vector-Jacobian product, e.g. `top_class`. The result can be given
+    in again, for another output, seed or table; each costs one backward.
 
     Raises: ModelError naming operator and node, where an operator on the way has no rule in the table.
     """
@@ -85,7 +85,7 @@ def with_gradient(
 
 
 def _backward(tape: Tape, start: fx.Node, along: fx.Node, adjoints: Adjoints) -> fx.Node:
-    """Walk from `start` to the input against the arrows, adding up what reaches each node."""
+    """Walk from `start` back to the input, adding up the cotangents that reach each node; return the input's."""
     arrived: dict[fx.Node, list[fx.Node]] = {start: [along]}
     for node in reversed([node for node in tape.graph.nodes if node in tape.live]):
         if node not in arrived:
@@ -103,7 +103,7 @@ def _backward(tape: Tape, start: fx.Node, along: fx.Node, adjoints: Adjoints) ->
 
 
 def _sum(tape: Tape, parts: list[fx.Node]) -> fx.Node:
-    """Add up; what all parts do last (weave the phases of strided convolutions) is done once, to the sum."""
+    """Add up cotangents; a `weave` that ends all of them (strided convolutions) is done once, to their sum."""
     first, *rest = parts
     woven = convolution.weave
     if rest and all(part.target is woven and part.args[1:] == first.args[1:] for part in parts):
@@ -115,7 +115,7 @@ def _sum(tape: Tape, parts: list[fx.Node]) -> fx.Node:
 
 
 def live(graph: fx.Graph) -> frozenset[fx.Node]:
-    """The nodes that the input can move."""
+    """Return the nodes that depend on the input."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes):

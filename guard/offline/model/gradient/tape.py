@@ -33,7 +33,7 @@ class Tape:
         return self.graph.call_function(function, arguments, keywords)
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
-        """A tensor worked out now, so that nothing is flipped, summed or gathered at run time."""
+        """Store a tensor that is computed now, so that nothing is flipped, summed or gathered at run time."""
         while name in self.tensors:  # of a gradient that the graph holds already
             name += "_"
         self.tensors[name] = value.detach().contiguous()
@@ -42,7 +42,7 @@ class Tape:
         return node
 
     def tensor(self, operand: Any, node: fx.Node) -> Tensor:
-        """The frozen tensor behind an operand of `node`.
+        """Return the frozen tensor behind an operand of `node`.
 
         Raises: ModelError when it is computed from the input, as in a network that makes its own filters.
         """
@@ -62,22 +62,22 @@ Rule: TypeAlias = Callable[[Tape, fx.Node, fx.Node], Sent]  # (tape, forward nod
 
 
 def from_output(function: Callable[..., Tensor], **more: Any) -> Rule:
-    """The rule of an operator of one tensor, from `function(gradient, output, *settings)`."""
+    """Make the rule of an operator of one tensor from `function(gradient, output, *settings)`."""
     return _unary(function, lambda node: [node], more)
 
 
 def from_operand(function: Callable[..., Tensor], **more: Any) -> Rule:
-    """The rule of an operator of one tensor, from `function(gradient, operand, *settings)`."""
+    """Make the rule of an operator of one tensor from `function(gradient, operand, *settings)`."""
     return _unary(function, lambda node: [node.args[0]], more)
 
 
 def from_both(function: Callable[..., Tensor], **more: Any) -> Rule:
-    """The rule of an operator of one tensor, from `function(gradient, output, operand, *settings)`."""
+    """Make the rule of an operator of one tensor from `function(gradient, output, operand, *settings)`."""
     return _unary(function, lambda node: [node, node.args[0]], more)
 
 
 def from_gradient(function: Callable[..., Tensor], **more: Any) -> Rule:
-    """The rule of a linear operator of one tensor, from `function(gradient, *settings)`."""
+    """Make the rule of a linear operator of one tensor from `function(gradient, *settings)`."""
     return _unary(function, lambda _: [], more)
 
 

@@ -1,4 +1,4 @@
-"""A finished graph becomes a module that can be called."""
+"""Assembles a finished graph and its tensors to a module that can be called."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 
 def finished(tensors: Mapping[str, Tensor | nn.Module], graph: fx.Graph) -> fx.GraphModule:
-    """The graph as a module, without what nothing reads."""
+    """Return the graph as a module, without the nodes whose result nothing reads."""
     module = fx.GraphModule(dict(tensors), graph)
     module.graph.eliminate_dead_code()
     module.recompile()

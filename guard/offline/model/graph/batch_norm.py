@@ -1,6 +1,6 @@
-"""Batch normalisation, folded into the layer before it.
+"""Folding of a batch normalisation into the layer before it.
 
-What cannot be folded (a normalisation in front of its convolution, or one whose convolution somebody else reads)
+What cannot be folded (a normalisation in front of its convolution, or one whose convolution another node reads)
 becomes a 1x1 convolution with one filter a channel: ONNX Runtime keeps that in its blocked layout, and its adjoint is
 in the table already.
 """
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
-    """The same function without batch normalisation; other layers keep their names, `module` is left as it was."""
+    """Return the same function without batch normalisation; other layers keep their names, `module` stays as it was."""
     folded = plain(module)
     for node in folded.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
         scale, shift = scale_and_shift(folded, node)
@@ -40,7 +40,7 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def scale_and_shift(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
-    """What a batch normalisation does to each channel: scale [channel] and shift [channel], in float64."""
+    """Return what a batch normalisation does to each channel: scale [channel] and shift [channel], in float64."""
     weight, bias, mean, variance = (_fixed(module, operand) for operand in node.args[1:5])
     epsilon = node.args[7]
     if mean is None or variance is None or not isinstance(epsilon, float):
@@ -58,7 +58,7 @@ def _fixed(module: fx.GraphModule, operand: Any) -> Tensor | None:
 
 
 def _takes(layer: Any, norm: fx.Node) -> bool:
-    """Is this a convolution or linear layer with fixed weights that nobody but the normalisation reads?"""
+    """Is this a convolution or linear layer with fixed weights that only the normalisation reads?"""
     if not isinstance(layer, fx.Node) or layer.target not in (aten.conv2d.default, aten.linear.default):
         return False
     if layer.target == aten.linear.default and len(shape(layer)) != 2:

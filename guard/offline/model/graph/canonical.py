@@ -1,6 +1,6 @@
-"""One spelling for each operator, so that whatever reads the graph afterwards needs to know only one.
+"""Lowers a graph to one canonical form of each operator, so that later passes need to know that form alone.
 
-What comes in is a graph of torch.export; what goes out computes the same, and
+The input is a graph of torch.export; the output computes the same, and
 - has no guards, dropout, copies or in-place operators, and no bundles of results;
 - has computed already whatever does not depend on the input;
 - writes convolution, normalisation, pooling and attention in one way each, and knows the shape of every node.
@@ -26,9 +26,9 @@ aten = torch.ops.aten
 
 
 def plain(module: fx.GraphModule) -> fx.GraphModule:
-    """The same function of one batch, in plain spelling; `module` is left as it was, its tensors are shared.
+    """Return the same function of one batch in canonical form; `module` stays as it was, its tensors are shared.
 
-    Raises: ModelError when the model takes more than one tensor, is in training mode, or holds what cannot be unfolded.
+    Raises: ModelError when the model takes more than one tensor, is in training mode, or holds what has no such form.
     """
     pen = Pen()
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
@@ -55,7 +55,7 @@ def plain(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _spell(pen: Pen, node: fx.Node) -> None:
-    """Write one operator, in place ones as their twins that return a new tensor."""
+    """Write one operator in canonical form; an in-place operator becomes its twin that returns a new tensor."""
     target: Any = node.target
     arguments, keywords = fx.map_arg((node.args, node.kwargs), lambda operand: pen.written[operand])
     if target is operator.getitem and isinstance(arguments[0], tuple):
@@ -82,7 +82,7 @@ def _spell(pen: Pen, node: fx.Node) -> None:
 
 
 def _forbid_views(changed: fx.Node, by: fx.Node) -> None:
-    """An in-place operator changes the views of its operand too. Raises: ModelError when one is read afterwards."""
+    """Refuse an in-place operator if a view of its operand, which it changes too, is read afterwards: ModelError."""
 
     def base(node: fx.Node) -> fx.Node:
         shares = isinstance(node.target, OpOverload) and (node.target.is_view or node.target in SAME)

@@ -13,7 +13,7 @@ SIZE = torch.ops.aten.sym_size.int
 
 
 def before(graph: fx.GraphModule, cut: str) -> fx.GraphModule:
-    """Images -> the layer that the node `cut` computes."""
+    """Return the graph from images to the layer that the node `cut` computes."""
     first = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     first.graph_copy(graph.graph, copies)
@@ -22,9 +22,9 @@ def before(graph: fx.GraphModule, cut: str) -> fx.GraphModule:
 
 
 def after(graph: fx.GraphModule, cut: str, between: Mapping[str, nn.Module]) -> fx.GraphModule:
-    """(The layer at `cut`, a companion) -> logits.
+    """Return the graph from (the layer at `cut`, a companion) to logits.
 
-    Each module of `between` takes the layer of a later node and the companion, and its answer stands for that layer.
+    Each module of `between` takes the layer of a later node and the companion, and its result replaces that layer.
     """
     last = fx.Graph()
     layer, companion = last.placeholder("layer"), last.placeholder("companion")
@@ -49,6 +49,6 @@ def after(graph: fx.GraphModule, cut: str, between: Mapping[str, nn.Module]) -> 
 
 
 def cleared(module: fx.GraphModule) -> fx.GraphModule:
-    """Without what nothing reads."""
+    """Return the module in evaluation mode, without the nodes whose result nothing reads."""
     module.graph.eliminate_dead_code()
     return fx.GraphModule(module, module.graph).eval()

@@ -1,4 +1,4 @@
-"""The spellings of operators: one function each, from the arguments of one spelling to the plain one."""
+"""Decompositions of operators: one function each, from an operator's arguments to its canonical form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dropout(_pen: Pen, operand: Any, share: float, training: Any) -> Any:
 
 
 def cast(pen: Pen, operand: Any, dtype: Any = None, *_: Any, **more: Any) -> Any:
-    """A cast to the type it has already is nothing."""
+    """Drop a cast to the type that the operand has already; any other becomes `aten.to`."""
     wanted = dtype or more.get("dtype")
     if isinstance(operand, fx.Node) and wanted in (None, operand.meta["val"].dtype):
         return operand
@@ -37,7 +37,7 @@ def cast(pen: Pen, operand: Any, dtype: Any = None, *_: Any, **more: Any) -> Any
 
 
 def view(pen: Pen, operand: Any, sizes: Any) -> Any:
-    """Without copies a view may not be one any more."""
+    """Write a view as a reshape, since with its copies dropped the operand may have no view of that shape any more."""
     return pen.call(aten.reshape.default, operand, sizes)
 
 
@@ -51,7 +51,7 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    """All seven arguments, and sizes as pairs; "same" padding that is uneven becomes a pad of its own."""
+    """Write conv2d with all seven arguments, sizes as pairs; "same" padding that is uneven becomes a pad of its own."""
     stride, dilation = pair(stride), pair(dilation)
     if padding == "valid":
         padding = 0
@@ -130,7 +130,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(query key^T * scale + mask) value, in matrix products."""
+    """Write attention as matrix products: softmax(query key^T * scale + mask) value."""
     if dropped > 0 or enable_gqa:
         raise ModelError("attention with dropout or grouped queries has no plain form here")
     (width,) = static(query, -1)
@@ -159,7 +159,7 @@ def average_pool(
     counted: Any = 1,
     divisor: int | None = None,
 ) -> Any:
-    """A divisor of its own, which the ONNX exporter leaves out in silence, is written as the pool's two matrices."""
+    """Write an average pool; one with its own divisor, which the ONNX exporter drops in silence, as two matrices."""
     settings = (kernel, stride or kernel, padding, bool(ceil_mode), bool(counted))
     if divisor is None:
         return pen.call(aten.avg_pool2d.default, image, *settings)
@@ -168,7 +168,7 @@ def average_pool(
 
 
 def adaptive_max_pool(pen: Pen, image: Any, sizes: Sequence[int]) -> Any:
-    """Equal windows where the sizes divide; otherwise one pool for each output pixel, put side by side."""
+    """Write equal windows as one max-pool where the sizes divide; otherwise join one pool for each output pixel."""
     lengths, counts = static(image, 2, 3), pair(sizes)
     if all(length % count == 0 for length, count in zip(lengths, counts, strict=True)):
         window = [length // count for length, count in zip(lengths, counts, strict=True)]

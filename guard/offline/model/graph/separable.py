@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def matrices(operator: Any, height: int, width: int, *settings: Any, **more: Any) -> tuple[Tensor, Tensor]:
-    """[out height, height] and [out width, width], found by applying the operator to one row or column at a time."""
+    """Return an operator's two matrices, [out height, height] and [out width, width].
+
+    They are found by applying the operator to one row or column at a time.
+    """
     # Channel c is an image whose row (column) c is 1: out comes one column of a matrix times the other's row sums.
     stripes = torch.eye(height, dtype=torch.float64)[None, :, :, None].expand(1, height, height, width)
     bars = torch.eye(width, dtype=torch.float64)[None, :, None, :].expand(1, width, height, width)

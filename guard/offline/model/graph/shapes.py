@@ -1,4 +1,4 @@
-"""Sizes of a graph's values, the free batch among them."""
+"""Sizes of a graph's values, in which the batch axis is left free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shape: TypeAlias = tuple[int | None, ...]
 
 
 def shape(operand: Any) -> Shape:
-    """Sizes as the exporter recorded them; the batch, and whatever is a multiple of it, is None. A number has none."""
+    """Return an operand's sizes as the exporter recorded them; None is the batch or a multiple. A number has none."""
     if not isinstance(operand, fx.Node):
         return tuple(operand.shape) if isinstance(operand, Tensor) else ()
     value = operand.meta.get("val")
@@ -27,7 +27,7 @@ def shape(operand: Any) -> Shape:
 
 
 def static(operand: fx.Node, *axes: int) -> tuple[int, ...]:
-    """The sizes of these axes. Raises: ModelError when one varies: only the batch may."""
+    """Return the sizes of these axes. Raises: ModelError when one varies: only the batch may."""
     sizes = shape(operand)
     found = tuple(size for size in (sizes[axis] for axis in axes) if size is not None)
     if len(found) < len(axes):
@@ -38,7 +38,7 @@ def static(operand: fx.Node, *axes: int) -> tuple[int, ...]:
 
 
 def wildcard(sizes: Shape, node: fx.Node) -> list[int]:
-    """A shape to reshape to, the batch written as -1. Raises: ModelError when two axes vary."""
+    """Return the sizes to reshape to, the batch written as -1. Raises: ModelError when two axes vary."""
     if sum(size is None for size in sizes) > 1:
         raise ModelError(
             f"{node.target} ({node.name}) splits the batch over two axes {sizes}; an item must stay in one piece"
@@ -47,7 +47,7 @@ def wildcard(sizes: Shape, node: fx.Node) -> list[int]:
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """A setting for height and width, given once or twice."""
+    """Return a setting that was given once or twice as a pair, for height and width."""
     if isinstance(value, int):
         return value, value
     return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])

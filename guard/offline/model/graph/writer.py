@@ -15,7 +15,7 @@ from guard.offline.model.graph.seed import Seed
 
 
 def attribute(module: nn.Module, target: str) -> Tensor:
-    """The tensor at a dotted path. Raises: ModelError when something else is there: a branch, a loop body."""
+    """Return the tensor at a dotted path. Raises: ModelError when something else is there: a branch, a loop body."""
     found: Any = module
     for part in target.split("."):
         found = getattr(found, part)
@@ -28,7 +28,7 @@ def attribute(module: nn.Module, target: str) -> Tensor:
 
 @dataclass
 class Pen:
-    """Writes a new graph; fixed tensors are computed on the spot and written down only where they are used."""
+    """A writer of new graphs: fixed tensors are computed on the spot and written down only where they are used."""
 
     graph: fx.Graph = field(default_factory=fx.Graph)
     tensors: dict[str, Tensor | nn.Module] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Pen:
         return node
 
     def call(self, target: Any, *arguments: Any, **keywords: Any) -> Any:
-        """What the operator returns: a node of known shape, or the tensor itself where nothing depends on the input."""
+        """Write one call: return a node of known shape, or the tensor itself where nothing depends on the input."""
         if not any(isinstance(leaf, fx.Node) for leaf in tree_leaves((arguments, keywords))):
             return target(*arguments, **keywords)
         arguments, keywords = tree_map(self.noted, (arguments, keywords))
@@ -63,7 +63,7 @@ class Pen:
         return node
 
     def seed(self, seed: Seed, output: fx.Node) -> fx.Node:
-        """The start of a gradient that the graph holds already."""
+        """Write the start of a gradient that the graph holds already."""
         name = f"seed_{len(self.tensors)}"
         self.tensors[name] = seed
         node = self.graph.call_module(name, (output,))
@@ -76,7 +76,7 @@ class Pen:
         self.graph.output(nodes[0] if bare else tuple(nodes))
 
     def noted(self, value: Any) -> Any:
-        """A fixed tensor as a node of the graph; anything else as it is."""
+        """Return a fixed tensor as a node of the graph; anything else as it is."""
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self._attributes:

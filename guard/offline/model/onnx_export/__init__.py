@@ -1,1 +1,1 @@
-"""A torch module becomes an ONNX graph that ONNX Runtime computes fast."""
+"""Export of torch modules to ONNX graphs that ONNX Runtime computes fast."""

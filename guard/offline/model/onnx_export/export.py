@@ -1,8 +1,17 @@
-"""A torch module as one ONNX model.
+"""Exports a torch module as one ONNX model.
 
 Rule 1. The first axis of input and outputs is free: a size of the example that sticks is an error.
 Rule 2. The model says nothing about where it was made: no stack traces, no source paths.
 Rule 3. What is rewritten for speed is equal for every float: see `comparisons_as_hard_sigmoids`.
+
+How it works. `torch.export` traces the module on three copies of the example's first item, with the first axis declared
+free; `torch.onnx.export` turns the trace into ONNX. Then the exporter's notes are removed, the free axis is named
+`batch`, and a few nodes are replaced by equal ones that ONNX Runtime computes faster (`layout_rewrites`).
+
+Example: a module that returns (x > 0.5) as float32, lowered with an example [8, 2], is traced on [3, 2] and gets an
+input [batch, 2]. Its two nodes, Greater and Cast, become one HardSigmoid, max(0, min(1, slope x + offset)) with slope
+2**100 and offset -2**99. It gives 0 at x = 0.5, and at the next larger float32, 0.5 + 2**-24, min(1, 2**76) = 1. A
+batch of 7 gives 7 rows.
 """
 
 from __future__ import annotations
@@ -36,7 +45,7 @@ def lower(
     output_names: Sequence[str],
     opset: int = 20,
 ) -> onnx.ModelProto:
-    """The module, which takes tensors [item, ...] and returns a tuple of tensors [item, ...], as ONNX.
+    """Export a module that takes tensors [item, ...] and returns a tuple of tensors [item, ...] as one ONNX model.
 
     `example` gives shape and type; its number of items does not matter. Takes about 30 ms an operator.
 
@@ -73,7 +82,7 @@ def lower(
 
 
 def cause_of(error: BaseException) -> str:
-    """What happened, not where: the exporter's messages run over pages."""
+    """Return in one line what happened, not where: the exporter's messages run over pages."""
     cause = error.__cause__ or error
     said = first_line(cause)
     return said if said == type(cause).__name__ else f"{type(cause).__name__}: {said}"
@@ -81,7 +90,7 @@ def cause_of(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on what is not installed and on its own internals."""
+    """Silence the exporter's remarks on what is not installed and on its own internals."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -94,7 +103,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Remove every note the exporter left."""
+    """Remove every note that the exporter left in the model."""
     if model.functions:
         raise ModelError(f"the exporter left {len(model.functions)} functions that are not plain ONNX")
     graph = model.graph
@@ -115,7 +124,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _name_batch(model: onnx.ModelProto) -> None:
-    """Call the free axis `batch`. Raises: ModelError for an output that is not free along its first axis."""
+    """Name the free axis `batch`. Raises: ModelError for an output that is not free along its first axis."""
     graph = model.graph
     free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for output in graph.output:

@@ -91,7 +91,7 @@ def averages_a_map(
 
 
 def enter_blocks(graph: onnx.GraphProto) -> None:
-    """Let what meets a convolution's result in a sum or product enter the blocked layout, not drag that result out.
+    """Move what meets a convolution's result in a sum or product into the blocked layout, not that result out of it.
 
     A tensor enters through a 1x1 convolution with one filter a channel, each 1: it multiplies by 1 and nothing else.
     """
@@ -121,7 +121,7 @@ def enter_blocks(graph: onnx.GraphProto) -> None:
 
 
 def convolves_blocks(node: onnx.NodeProto, filters: Mapping[str, Sequence[int]]) -> bool:
-    """Whether ONNX Runtime computes this convolution in blocks: ungrouped, or one filter a channel."""
+    """Tell whether ONNX Runtime computes this convolution in blocks: ungrouped, or one filter a channel."""
     if node.op_type != "Conv" or node.input[1] not in filters:
         return False
     groups = attribute(node, "group") or 1
@@ -136,7 +136,7 @@ def entrance(graph: onnx.GraphProto, name: str, channels: int) -> onnx.NodeProto
 
 
 def sizes_of(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
-    """[batch (0), channel, height, width] of an image tensor of fixed size, else None."""
+    """Return [batch (0), channel, height, width] of an image tensor of fixed size, else None."""
     sizes = value.type.tensor_type.shape.dim
     fixed = len(sizes) == 4 and sizes[0].dim_param == BATCH and all(size.dim_value > 0 for size in sizes[1:])
     return tuple(size.dim_value for size in sizes) if fixed else None
@@ -147,7 +147,7 @@ def attribute(node: onnx.NodeProto, name: str) -> Any:
 
 
 def scalar(fixed: dict[str, TensorProto], name: str) -> float | None:
-    """The value of a fixed float32 number, None for anything else."""
+    """Return the value of a fixed float32 number, None for anything else."""
     tensor = fixed.get(name)
     if tensor is None or tensor.data_type != TensorProto.FLOAT:
         return None

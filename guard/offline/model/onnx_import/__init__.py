@@ -1,1 +1,1 @@
-"""An ONNX file becomes a torch graph."""
+"""Import of ONNX files as torch graphs."""

@@ -1,10 +1,19 @@
-"""Makes a graph that was exported for a fixed number of items take any number.
+"""Frees the batch axis of a graph that was exported for a fixed number of items.
 
 Such a file writes the batch as a number into its reshapes. An item's numbers lie side by side, so the batch must come
-out where it went in: at the same distance from the end. Where more than one axis of the target could hold it, an axis
-that is the batch and nothing else is taken first, then the axis after that place (heads are folded into the batch so),
-and the last axis, which holds features, only where there is no other. Whether that was right is seen when the import
-is checked against ONNX Runtime with several items.
+out where it went in: at the same distance from the end, which is the product of the sizes after it. Where more than one
+axis of the target could hold it, an axis that is the batch and nothing else is taken first, then one whose slow part is
+the batch (heads are folded into the batch so), then one whose fast part is; the last axis, which holds features, only
+where there is no other. Whether that was right is seen when the import is checked against ONNX Runtime with several
+items.
+
+How it works. The place of the operand's batch is known: its distance from the end is compared with that of each axis of
+the target that divides by the number of items. The axis that fits becomes -1, so that any number of items fits in.
+
+Example: a file made for 4 items reshapes [4, 3, 8, 8] to [4, 192]. After the operand's batch lie 3*8*8 = 192 numbers;
+after the target's axis 0, which is 4 as well, lie 192 too, so the target becomes [-1, 192]. With heads,
+[4, 6, 10, 8] is reshaped to [24, 10, 8]. After the batch lie 6*10*8 = 480 numbers. No axis of the target is 4, but 24
+divides by 4, and each of its 4 slow parts is 6*10*8 = 480 numbers long, so the target becomes [-1, 10, 8].
 """
 
 from __future__ import annotations
@@ -19,7 +28,7 @@ ROW_WISE = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "Concat"}
 
 
 def freed(before: Sequence[int], axis: int, target: Sequence[int], batch: int) -> list[int] | None:
-    """`target` with -1 where the batch is; None where it does not fit.
+    """Return `target` with -1 where the batch is; None where it does not fit.
 
     `before` are the operand's sizes with `batch` items, of which sizes[axis] holds them.
     """
@@ -41,7 +50,7 @@ def freed(before: Sequence[int], axis: int, target: Sequence[int], batch: int) -
 
 
 def resolved(before: Sequence[int], target: Sequence[int]) -> list[int]:
-    """Without the 0 that copies a size, and the -1 that stands for the rest."""
+    """Return the target's sizes without the 0 that copies a size, and the -1 that stands for the rest."""
     sizes = [before[place] if size == 0 else size for place, size in enumerate(target)]
     rest = math.prod(before) // max(1, math.prod(size for size in sizes if size != -1))
     return [rest if size == -1 else size for size in sizes]
@@ -52,6 +61,6 @@ def at(sizes: Sequence[int], place: int) -> list[int]:
 
 
 def one_row(constant: NDArray[Any], batch: int) -> NDArray[Any]:
-    """A constant that was repeated for each of the file's items, once."""
+    """Return a constant that was repeated for each of the file's items once; any other as it is."""
     repeated = batch > 1 and constant.ndim > 1 and len(constant) == batch and bool((constant == constant[:1]).all())
     return constant[:1] if repeated else constant

@@ -1,4 +1,4 @@
-"""An ONNX file as a message: read whole, weights that lie beside it included, and local functions written out."""
+"""Reads an ONNX file as one message: weights that lie beside it are included, local functions written out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from guard.errors import ModelError, first_line
 
 
 def read_onnx(file: Path) -> onnx.ModelProto:
-    """Raises ModelError: it is missing, damaged, no ONNX, or its weights are not where it says."""
+    """Read an ONNX file. Raises ModelError: it is missing, damaged, no ONNX, or its weights are not where it says."""
     if not file.is_file():
         raise ModelError(f"{file} does not exist; wanted an .onnx file")
     try:

@@ -27,7 +27,7 @@ ONNX_DOMAINS = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class Node:
-    """One operator of the file: `inputs` and `outputs` name tensors, an empty name is an operand left out."""
+    """An operator of the file: `inputs` and `outputs` name tensors, an empty name is an operand left out."""
 
     kind: str  # its op_type, with the domain in front where that is not ONNX's own
     name: str
@@ -43,13 +43,13 @@ class Node:
         return self.attributes.get(name, default)
 
     def refuse(self, why: str) -> ModelError:
-        """The error that says what of this node cannot be done."""
+        """Return the error that says what of this node cannot be done."""
         return ModelError(f"{self}: {why}; hand over the .pt2 or module:factory that the file came from")
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in an order in which they can run, from the one input to the one output."""
+    """An ONNX graph: nodes in an order in which they can run, from the one input to the one output."""
 
     file: Path
     input: str
@@ -61,12 +61,12 @@ class Graph:
 
     @property
     def batch(self) -> int | None:
-        """How many items the file is fixed to; None where any number will do."""
+        """The number of items that the file is fixed to; None where any number will do."""
         return self.sizes[0]
 
 
 def read_graph(file: Path, *, input_name: str | None = None, output_name: str | None = None) -> Graph:
-    """Raises ModelError: the file cannot be read, or which input or which output is meant does not show."""
+    """Read a file's graph. Raises ModelError: it cannot be read, or does not show which input or output is meant."""
     model = read_onnx(file)
     output = chosen(file, "output", [value.name for value in model.graph.output], output_name)
     nodes, constants = needed(file, model, output)
@@ -87,7 +87,7 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
 
 
 def chosen(file: Path, what: str, names: list[str], wanted: str | None) -> str:
-    """The name that was asked for, or the only one."""
+    """Return the name that was asked for, or the only one. Raises ModelError where there is neither."""
     if wanted is None and len(names) == 1:
         return names[0]
     if wanted in names:
@@ -99,7 +99,7 @@ def chosen(file: Path, what: str, names: list[str], wanted: str | None) -> str:
 
 
 def needed(file: Path, model: onnx.ModelProto, output: str) -> tuple[list[Node], dict[str, Array]]:
-    """The nodes on which the output depends, in the file's order, and the file's tensors."""
+    """Return the nodes on which the output depends, in the file's order, and the file's tensors."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     opset = next((opsets[domain] for domain in ONNX_DOMAINS if domain in opsets), 0)
@@ -127,7 +127,7 @@ def node_of(proto: onnx.NodeProto, opset: int) -> Node:
 
 
 def plain_attribute(value: Any) -> Any:
-    """Tensors as arrays, bytes as text."""
+    """Return an attribute's value with tensors as arrays and bytes as text."""
     if isinstance(value, TensorProto):
         return numpy_helper.to_array(value)
     return value.decode() if isinstance(value, bytes) else value
@@ -143,7 +143,7 @@ def fold(nodes: list[Node], constants: dict[str, Array]) -> None:
 
 
 def computed(node: Node, constants: Mapping[str, Array]) -> Iterable[Array]:
-    """What one node gives on fixed operands."""
+    """Compute what one node gives on fixed operands, by ONNX's reference evaluator."""
     names = [name for name in dict.fromkeys(node.inputs) if name]
     outputs = [name for name in node.outputs if name]
     attributes = {
@@ -168,7 +168,7 @@ def computed(node: Node, constants: Mapping[str, Array]) -> Iterable[Array]:
 
 
 def input_form(file: Path, value: onnx.ValueInfoProto) -> tuple[str, tuple[int | None, ...]]:
-    """Datatype and sizes of the input. Raises ModelError for what the guard cannot read on the wire."""
+    """Return datatype and sizes of the input. Raises ModelError for what the guard cannot read on the wire."""
     tensor = value.type.tensor_type
     if tensor.elem_type not in DATATYPES:
         name = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

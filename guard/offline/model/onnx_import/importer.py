@@ -1,4 +1,4 @@
-"""Opens an ONNX file for the offline side, and shows that what it opened is what the file computes.
+"""Opens an ONNX file for the offline side, and checks that what it opened computes what the file computes.
 
 Rule 1. The graph that is used gives what ONNX Runtime gives for the file, within 1e-4 of an item's length, or nothing
 is opened.
@@ -29,7 +29,7 @@ ITEMS = 4
 
 @dataclass(frozen=True)
 class Imported:
-    """The exported program, which takes [item, channel, height, width], and how the file itself takes its input."""
+    """An imported file: its exported program, which takes [item, channel, height, width], and the file's own layout."""
 
     graph: Graph
     layout: str
@@ -39,7 +39,7 @@ class Imported:
 def import_onnx(
     file: Path, item_shape: tuple[int, ...], *, input_name: str | None = None, output_name: str | None = None
 ) -> Imported:
-    """Raises ModelError: the file cannot be read, takes other items, or holds an operator that is not in the table."""
+    """Import a file. Raises ModelError: it cannot be read, takes other items, or has an operator not in the table."""
     graph = read_graph(file, input_name=input_name, output_name=output_name)
     layout = layout_of(graph, item_shape)
     turned = channel_first(graph) if layout == "NHWC" else None
@@ -62,7 +62,7 @@ def import_onnx(
 
 
 def layout_of(graph: Graph, item_shape: tuple[int, ...]) -> str:
-    """NCHW, NHWC, or NC for vectors. Raises ModelError when the data's items fit neither way."""
+    """Return the layout: NCHW, NHWC, or NC for vectors. Raises ModelError when the data's items fit neither way."""
     wanted = graph.sizes[1:]
     layouts = (
         {"NC": item_shape} if len(item_shape) == 1 else {"NCHW": item_shape, "NHWC": (*item_shape[1:], item_shape[0])}
@@ -78,7 +78,7 @@ def layout_of(graph: Graph, item_shape: tuple[int, ...]) -> str:
 
 
 def name_layers(exported: fx.Graph, graph: Graph) -> None:
-    """Note at the last operator of each node what its result is called in the file."""
+    """Record at the last operator of each node what its result is called in the file."""
     last: dict[int, fx.Node] = {}
     for node in exported.nodes:
         for path, _ in (node.meta.get("nn_module_stack") or {}).values():
@@ -89,7 +89,7 @@ def name_layers(exported: fx.Graph, graph: Graph) -> None:
 
 
 def check_import(imported: Imported, module: fx.GraphModule, box: ValueBox, *, items: int = ITEMS) -> float:
-    """The largest relative difference between the module and ONNX Runtime on the file.
+    """Return the largest relative difference between the module and ONNX Runtime on the file.
 
     Raises:
         ModelError: it is beyond the tolerance.
@@ -113,7 +113,7 @@ def check_import(imported: Imported, module: fx.GraphModule, box: ValueBox, *, i
 
 
 def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, items: int) -> NDArray[np.float32]:
-    """Noise in the value box, coarse and fine, [item, channel, height, width]; whole numbers for a wire of bytes."""
+    """Draw noise in the value box, coarse and fine, [item, channel, height, width]; whole numbers for a byte wire."""
     (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
     shape = tuple(int(size) for size in start.meta["val"].shape[1:])
     generator = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, ite
 
 
 def run_file(imported: Imported, images: NDArray[np.float32]) -> NDArray[Any]:
-    """The file's own output for images [item, channel, height, width], as many at a time as it was made for."""
+    """Return the file's own output for images [item, channel, height, width], as many at a time as it was made for."""
     graph = imported.graph
     wire = images.transpose(0, 2, 3, 1) if imported.layout == "NHWC" else images
     wire = np.ascontiguousarray(wire.astype(np.uint8 if graph.datatype == "UINT8" else np.float32))
@@ -147,7 +147,7 @@ def run_file(imported: Imported, images: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[Any]]:
-    """Zeros for inputs on which the chosen output does not depend."""
+    """Return zeros for the inputs on which the chosen output does not depend."""
     kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
     return {
         value.name: np.zeros([size if isinstance(size, int) else items for size in value.shape], kinds[value.type])
@@ -157,6 +157,6 @@ def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[An
 
 
 def relative(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest relative L2 difference of an item."""
+    """Return the largest relative L2 difference of an item."""
     a, b = (values.reshape(len(values), -1).astype(np.float64) for values in (found, expected))
     return float((np.linalg.norm(a - b, axis=1) / np.maximum(np.linalg.norm(b, axis=1), 1e-12)).max())

@@ -1,4 +1,4 @@
-"""Takes off the transposition with which a channel-last file begins, since images come channel first here."""
+"""Removes the transposition with which a channel-last file begins, since images come channel first here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EACH_ALONE = {"Add", "Sub", "Mul", "Div", "Cast", "Identity", "Clip", "Neg"}
 
 
 def channel_first(graph: Graph) -> Graph | None:
-    """The same graph from an image [item, channel, height, width]; None where it does not begin so.
+    """Return the same graph from an image [item, channel, height, width]; None where no transposition begins it.
 
     What is done to each number before the transposition (a cast, a rescaling, a normalisation) moves behind it.
     """
@@ -38,7 +38,7 @@ def channel_first(graph: Graph) -> Graph | None:
 
 
 def turn(node: Node, given: str, constants: dict[str, NDArray[Any]]) -> Node | None:
-    """The node on channel-first operands, its constants turned as well; None where it looks at its neighbours."""
+    """Return an elementwise node on channel-first operands, its constants transposed too; None for any other node."""
     if node.kind not in EACH_ALONE:
         return None
     inputs = list(node.inputs)

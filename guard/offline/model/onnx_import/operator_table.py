@@ -51,7 +51,7 @@ class Operator:
 
 
 def operator_of(node: Node, graph: Graph) -> Operator | None:
-    """None for what is not in the table, or only among sizes."""
+    """Return the operator of a node; None for one that is not in the table, or only among sizes."""
     if node.kind == "MatMul" and getattr(graph.constants.get(node.inputs[1]), "ndim", 0) == 2:
         return Operator(linear)
     function = FUNCTIONS.get(node.kind)

@@ -24,7 +24,7 @@ def convolution(node: Node, image: Tensor, weight: Tensor, bias: Tensor | None =
 
 
 def gemm(node: Node, left: Tensor, right: Tensor, shift: Tensor | None = None) -> Tensor:
-    """alpha * left right + beta * shift, as a linear layer."""
+    """Compute alpha * left right + beta * shift, as a linear layer."""
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
     left = left.t() if node.get("transA", 0) else left
     weight = right if node.get("transB", 0) else right.t().contiguous()
@@ -41,7 +41,7 @@ def product(_node: Node, left: Tensor, right: Tensor) -> Tensor:
 
 
 def linear(_node: Node, left: Tensor, weight: Tensor) -> Tensor:
-    """A matrix product with a fixed matrix [feature in, feature out]."""
+    """Compute a matrix product with a fixed matrix [feature in, feature out], as a linear layer."""
     return functional.linear(left, weight.t().contiguous())
 
 
@@ -59,7 +59,7 @@ def layer_norm(node: Node, x: Tensor, scale: Tensor, shift: Tensor | None = None
 
 
 def group_norm(node: Node, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Before operator set 21 scale and shift came by group, from then on by channel."""
+    """Compute a group normalisation; before operator set 21 scale and shift came by group, from then on by channel."""
     groups = int(node.get("num_groups"))
     repeated = x.shape[1] // scale.shape[0]
     scale, shift = scale.repeat_interleave(repeated), shift.repeat_interleave(repeated)
@@ -79,7 +79,7 @@ def log_softmax(node: Node, x: Tensor) -> Tensor:
 
 
 def along(node: Node, x: Tensor, function: Any) -> Tensor:
-    """Before operator set 13 all axes from the one named on were one."""
+    """Apply a softmax along an axis; before operator set 13 all axes from the named one on were one."""
     rank = x.dim()
     axis = int(node.get("axis", -1 if node.opset >= 13 else 1)) % rank
     if node.opset >= 13 or axis == rank - 1:
@@ -88,7 +88,7 @@ def along(node: Node, x: Tensor, function: Any) -> Tensor:
 
 
 def attention(node: Node, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Of [item, head, position, feature] each, without a cache."""
+    """Compute attention of [item, head, position, feature] each, without a cache."""
     if query.dim() != 4 or node.get("softcap", 0.0) or node.get("qk_matmul_output_mode", 0):
         raise node.refuse("is supported on [item, head, position, feature], without a soft cap or further outputs")
     causal, scale = bool(node.get("is_causal", 0)), node.get("scale")
@@ -96,7 +96,7 @@ def attention(node: Node, query: Tensor, key: Tensor, value: Tensor, mask: Tenso
 
 
 def axes_of(node: Node, x: Tensor, given: Any) -> list[int]:
-    """The axes of a reduction, from 0; all where none is named."""
+    """Return the axes of a reduction, counted from 0; all of them where none is named."""
     named = node.get("axes") if given is None else given
     if named is None or len(named) == 0:
         return [] if node.get("noop_with_empty_axes", 0) else list(range(x.dim()))
@@ -122,7 +122,7 @@ def squares(node: Node, x: Tensor, axes: Any = None) -> Tensor:
 
 
 def maximum(node: Node, x: Tensor, axes: Any = None) -> Tensor:
-    """As a max-pool, whose gradient goes to the first of equal maxima as everywhere here."""
+    """Compute a maximum as a max-pool, whose gradient goes to the first of equal maxima as everywhere here."""
     found = axes_of(node, x, axes)
     others = [axis for axis in range(x.dim()) if axis not in found]
     span = math.prod(int(x.shape[axis]) for axis in found)

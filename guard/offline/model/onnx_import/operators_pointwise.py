@@ -1,4 +1,4 @@
-"""ONNX operators that work on each number by itself, in torch calls that have an adjoint."""
+"""ONNX operators that work on each number by itself, written in torch calls that have an adjoint."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def binary(function: Callable[[Any, Any], Any]) -> Operator:
 
 
 def folded(function: Callable[[Any, Any], Any]) -> Operator:
-    """Of any number of operands, two at a time."""
+    """Make an operator of any number of operands from a function of two."""
     return lambda _node, *operands: functools.reduce(function, operands)
 
 
 def number(value: Any) -> float | None:
-    """A limit or exponent as a number; None where it was left out."""
+    """Return a limit or exponent as a number; None where it was left out."""
     return None if value is None else float(value.item() if hasattr(value, "item") else value)
 
 
 def clip(node: Node, x: Tensor, low: Any = None, high: Any = None) -> Tensor:
-    """0 to 6 is the ReLU6 that it was; its gradient at the two ends is 0, a clamp's is 1."""
+    """Clamp, or where the limits are 0 and 6 compute ReLU6, whose gradient at both ends is 0 (a clamp's is 1)."""
     bottom = number(node.get("min") if low is None else low)
     top = number(node.get("max") if high is None else high)
     if (bottom, top) == (0.0, 6.0):
@@ -79,7 +79,7 @@ def thresholded(node: Node, x: Tensor) -> Tensor:
 
 
 def leaky(_node: Node, x: Tensor, slope: Tensor) -> Tensor:
-    """PRelu: a slope of its own for each channel."""
+    """Compute PRelu, a leaky ReLU with a slope of its own for each channel."""
     return functional.relu(x) - slope * functional.relu(-x)
 
 
@@ -95,7 +95,7 @@ def power(node: Node, x: Tensor, exponent: Any) -> Tensor:
 
 
 def divide(_node: Node, left: Any, right: Any) -> Any:
-    """Whole numbers are divided as whole numbers."""
+    """Divide two operands; whole numbers are divided as whole numbers."""
     if isinstance(left, Tensor) and not left.is_floating_point():
         return torch.div(left, right, rounding_mode="trunc")
     return left / right

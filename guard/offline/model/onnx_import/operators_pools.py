@@ -16,7 +16,7 @@ from guard.offline.model.onnx_import.shape_arithmetic import whole
 
 @dataclass(frozen=True)
 class Window:
-    """A kernel on its way over an image [item, channel, height, width]; pairs are (height, width)."""
+    """A window that slides over an image [item, channel, height, width]; pairs are (height, width)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -30,7 +30,7 @@ class Window:
 
 
 def window(node: Node, image: Tensor, kernel: tuple[int, ...]) -> Window:
-    """Strides, dilations and padding as the node's attributes say them. Raises ModelError for what is no image."""
+    """Read strides, dilations and padding from the node's attributes. Raises ModelError for what is no image."""
     if image.dim() != 4 or len(kernel) != 2:
         raise node.refuse(f"works on {image.dim() - 2} axes; only images are supported")
     stride = pair(node.get("strides", (1, 1)))
@@ -50,7 +50,10 @@ def window(node: Node, image: Tensor, kernel: tuple[int, ...]) -> Window:
 
 
 def same(size: int, kernel: int, stride: int, dilation: int, *, upper: bool) -> tuple[int, int]:
-    """Padding on both sides under which there are ceil(size / stride) outputs; the odd one goes to the upper side."""
+    """Return the padding (before, after) under which there are ceil(size / stride) outputs.
+
+    Of an odd number the larger half goes after the image with `upper`, else before it.
+    """
     outputs = -(-size // stride)
     total = max(0, (outputs - 1) * stride + dilation * (kernel - 1) + 1 - size)
     small, large = total // 2, total - total // 2
@@ -63,7 +66,7 @@ def pair(values: Any) -> tuple[int, int]:
 
 
 def padded(image: Tensor, view: Window, value: float) -> tuple[Tensor, tuple[int, int]]:
-    """The image and the padding that is left for the operator: uneven padding is done at once."""
+    """Return the image and the padding that is left for the operator: uneven padding is done at once."""
     if view.even:
         return image, view.before
     (top, left), (bottom, right) = view.before, view.after
@@ -81,7 +84,7 @@ def max_pool(node: Node, image: Tensor) -> Tensor:
 
 
 def average_pool(node: Node, image: Tensor) -> Tensor:
-    """With uneven padding: the pool of the padded image, over the share of each window that is image."""
+    """Average over windows; uneven padding: pool the padded image, over the share of each window that is image."""
     view = window(node, image, tuple(node.get("kernel_shape")))
     if view.dilation != (1, 1):
         raise node.refuse("has dilations")
@@ -105,7 +108,7 @@ def global_max(node: Node, image: Tensor) -> Tensor:
 
 
 def resize(node: Node, image: Tensor, _region: Any = None, scales: Any = None, sizes: Any = None) -> Tensor:
-    """The kinds that torch has too: nearest, linear and cubic, of height and width."""
+    """Resize height and width in the ways that torch has too: nearest, linear and cubic."""
     before = [int(size) for size in image.shape[2:]]
     if sizes is not None and len(sizes):
         after = whole(sizes)[-2:]

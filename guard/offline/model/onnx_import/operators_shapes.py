@@ -1,4 +1,4 @@
-"""ONNX operators that move numbers and change none.
+"""ONNX operators that move numbers and change none of them.
 
 Rule 1. The batch axis is the symbol among the sizes; it is never written as a number.
 """
@@ -27,7 +27,7 @@ def count(_node: Node, x: Tensor) -> Sizes:
 
 
 def reshape(node: Node, x: Tensor, sizes: Any) -> Tensor:
-    """The batch is written as -1 wherever that can be told, so that no later reader depends on it."""
+    """Reshape, with the batch written as -1 wherever that can be told, so that no later reader depends on it."""
     target = whole(sizes)
     if not node.get("allowzero", 0):
         target = [x.shape[axis] if is_number(size, 0) else size for axis, size in enumerate(target)]
@@ -85,7 +85,7 @@ def unsqueeze(node: Node, x: Tensor, axes: Any = None) -> Tensor:
 
 
 def concat(node: Node, *parts: Tensor) -> Tensor:
-    """A part that is the same for every item is repeated for each."""
+    """Concatenate; a part that is the same for every item is repeated for each."""
     axis = int(node.get("axis")) % parts[0].dim()
     sizes = [next((p.shape[i] for p in parts if not is_number(p.shape[i], 1)), 1) for i in range(parts[0].dim())]
     repeated = []
@@ -123,14 +123,14 @@ def cut(node: Node, x: Tensor, starts: Any = None, ends: Any = None, axes: Any =
 
 
 def is_whole(length: Any, start: Any, stop: Any, step: Any) -> bool:
-    """Whether nothing is cut away; "to the end" is written as any huge number."""
+    """Tell whether a slice cuts nothing away; "to the end" is written as any huge number."""
     if is_symbol(stop) or is_symbol(start) or (start, step) != (0, 1):
         return False
     return bool(stop >= 2**31 - 1 or (not is_symbol(length) and stop >= length))
 
 
 def gather(node: Node, x: Tensor, index: Any) -> Tensor:
-    """Fixed places along an axis, as selections and slices."""
+    """Pick fixed places along an axis, as selections and slices."""
     axis = int(node.get("axis", 0)) % x.dim()
     length = x.shape[axis]
     if index.ndim == 0:
@@ -162,7 +162,7 @@ def pad(node: Node, x: Tensor, widths: Any = None, value: Any = None, axes: Any 
 
 
 def expand(_node: Node, x: Tensor, sizes: Any) -> Tensor:
-    """Sizes of 1 keep what is there."""
+    """Expand to these sizes, of which a 1 keeps what is there."""
     wanted = whole(sizes)
     wanted = [1] * (x.dim() - len(wanted)) + wanted
     more = len(wanted) - x.dim()
@@ -174,7 +174,7 @@ def expand(_node: Node, x: Tensor, sizes: Any) -> Tensor:
 
 
 def same_size(have: Any, wanted: Any) -> bool:
-    """A symbol is the batch, and there is only one."""
+    """Tell whether two sizes are the same; a symbol is the batch, and there is only one."""
     return is_symbol(have) or (not is_symbol(wanted) and int(have) == int(wanted))
 
 
@@ -209,7 +209,7 @@ def space_to_depth(node: Node, x: Tensor) -> Tensor:
 
 
 def filled(node: Node, sizes: Any) -> Tensor:
-    """A constant for each item."""
+    """Return a tensor of these sizes filled with the node's value, by default 0."""
     value = node.get("value")
     return torch.full(whole(sizes), 0.0 if value is None else value.item())
 

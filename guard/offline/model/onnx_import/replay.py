@@ -1,6 +1,6 @@
-"""The nodes of an ONNX graph, run one after the other in torch: what torch.export is given.
+"""Runs the nodes of an ONNX graph one after the other in torch, as the module that torch.export is given.
 
-Rule 1. In goes what the rest of the guard works on: float32 [item, channel, height, width] in the values of the wire.
+Rule 1. Input is what the rest of the guard works on: float32 [item, channel, height, width] in the values of the wire.
 Rule 2. Sizes are carried as Python numbers and symbols (`Sizes`), tensors as tensors; an operator on sizes alone is
 done in `shape_arithmetic`.
 """
@@ -24,7 +24,7 @@ INTEGERS = "iub"  # kinds of constants that can be sizes
 
 
 class Step(nn.Module):
-    """One node, with those of its operands that are constants."""
+    """A node as a module, with those of its operands that are constants."""
 
     def __init__(self, node: Node, graph: Graph) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Step(nn.Module):
         return self.operator.settings if self.operator else ()
 
     def forward(self, *given: Any) -> tuple[Any, ...]:
-        """Operands in the node's order, None for constants and what is left out."""
+        """Run the node on its operands in its order, None for constants and what is left out."""
         result = self.on_sizes(given) if self.is_about_sizes(given) else self.on_tensors(given)
         return result if isinstance(result, tuple) else (result,)
 
@@ -82,7 +82,7 @@ class Step(nn.Module):
         return number_of(self.node, value) if isinstance(value, np.ndarray) else value
 
     def free_target(self, x: Tensor) -> Any:
-        """The sizes to reshape to, with the batch free where the file has a number."""
+        """Return the sizes to reshape to, with the batch free where the file has a number."""
         target = [int(size) for size in self.fixed[1]]
         symbols = [axis for axis, size in enumerate(x.shape) if is_symbol(size)]
         if len(symbols) != 1 or self.seen is None or self.batch is None:
@@ -101,7 +101,7 @@ def tensor_of(value: NDArray[Any]) -> Tensor:
 
 
 def number_of(node: Node, sizes: NDArray[Any]) -> Any:
-    """Sizes that meet a tensor: one as a number, several as a tensor where none is the batch."""
+    """Return sizes that meet a tensor: one as a number, several as a tensor where none is the batch."""
     if sizes.size == 1:
         return sizes.item()
     if is_fixed(sizes):

@@ -25,17 +25,17 @@ def sizes_of(values: Any) -> Sizes:
 
 
 def is_symbol(size: Any) -> bool:
-    """Whether a size is the batch, or as many times the batch."""
+    """Tell whether a size is the batch, or a multiple of the batch."""
     return isinstance(size, torch.SymInt)
 
 
 def is_fixed(values: Sizes) -> bool:
-    """Whether no size of the batch is among them."""
+    """Tell whether no size among these values is the batch."""
     return not any(map(is_symbol, np.ravel(values)))
 
 
 def whole(values: Any) -> list[Any]:
-    """As Python numbers and symbols, for a list of sizes, axes or indices."""
+    """Return a list of sizes, axes or indices as Python numbers and symbols."""
     return [value if is_symbol(value) else int(value) for value in np.ravel(values)]
 
 
@@ -96,7 +96,7 @@ def binary(function: Callable[[Any, Any], Any]) -> Callable[..., Sizes]:
 
 
 def quotient(left: Any, right: Any) -> Any:
-    """Whole numbers are divided as whole numbers."""
+    """Divide two sizes; whole numbers are divided as whole numbers."""
     return left / right if isinstance(left, float) or isinstance(right, float) else left // right
 
 

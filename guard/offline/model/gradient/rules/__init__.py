@@ -1,1 +1,1 @@
-"""Transposes of operators: one file a kind of operator, read by `input_gradient`."""
+"""Transpose rules of operators: one file for each kind of operator, read by `input_gradient`."""

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 
 def quotient(gradient: Tensor, output: Tensor, divisor: Tensor) -> Tensor:
-    """The part of a division's gradient that reaches its divisor."""
+    """Return the part of a division's gradient that reaches its divisor."""
     return -gradient * output / divisor
 
 

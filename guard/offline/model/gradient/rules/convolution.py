@@ -1,4 +1,4 @@
-"""The adjoint of a 2-D convolution, as convolutions.
+"""The adjoint of a 2-D convolution, written as convolutions.
 
 Stride 1: a convolution with flipped, transposed filters. Larger strides: the image's pixels fall into stride*stride
 phases, each a small convolution of the gradient; one convolution computes all phases, and they are woven together
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 def convolution(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
-    """conv2d(image, weight, bias, stride, padding, dilation, groups), all seven given (see `plain`)."""
+    """Yield the gradient through conv2d, all seven arguments given (see `plain`): image, weight, bias, stride ..."""
     image, weight, bias = node.args[:3]
     stride, padding, dilation, groups = _settings(node)
     if tape.is_live(bias):
@@ -40,7 +40,7 @@ def convolution(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
 
 
 def _unpadded(image: fx.Node) -> tuple[fx.Node, tuple[int, int]]:
-    """What a padding with zeros was put around, and how much of it on top and at the left; any other node as it is."""
+    """Return what a zero padding was put around, and its width on top and at the left; any other node as it is."""
     match image.target, image.args:
         case aten.constant_pad_nd.default, (fx.Node() as inner, widths, *value):
             zeros = value in ([], [0])
@@ -58,7 +58,8 @@ def _unpadded(image: fx.Node) -> tuple[fx.Node, tuple[int, int]]:
 class Filters:
     """A convolution's filters [out, in/groups, height, width] and how they move over the image.
 
-    `padding` is what lies above and to the left of it; below and to the right lies what the outputs' number tells.
+    `padding` is what lies above and to the left of the image; what lies below and to the right follows from the number
+    of outputs.
     """
 
     weight: Tensor
@@ -69,7 +70,7 @@ class Filters:
 
     @property
     def exchanged(self) -> Tensor:
-        """[groups, in/groups, out/groups, height, width]: the filters of the way back."""
+        """The filters with input and output channels exchanged: [groups, in/groups, out/groups, height, width]."""
         outputs, *rest = self.weight.shape
         return self.weight.reshape(self.groups, outputs // self.groups, *rest).transpose(1, 2)
 
@@ -111,9 +112,9 @@ def _strided(tape: Tape, node: fx.Node, image: fx.Node, gradient: fx.Node, filte
 
 
 def phases(taps: int, stride: int, padding: int, dilation: int) -> tuple[Tensor, int]:
-    """Taps that link pixel stride*cell + phase to output cell + first + offset: 0/1 [phase, offset, tap], and first.
+    """Return which taps link which phase of the image to which output: 0/1 [phase, offset, tap], and the first offset.
 
-    From stride*output + dilation*tap - padding = pixel.
+    Pixel stride*cell + phase is linked to output cell + first + offset: stride*output + dilation*tap - padding = pixel.
     """
     links = [
         (phase, (phase + padding - dilation * tap) // stride, tap)
@@ -130,8 +131,9 @@ def phases(taps: int, stride: int, padding: int, dilation: int) -> tuple[Tensor,
 
 
 def weave(parts: Tensor, stride: tuple[int, int], sizes: tuple[int, int]) -> Tensor:
-    """[item, (channel, phase row, phase column), cell row, cell column] -> [item, channel, height, width].
+    """Interleave the phases of a strided gradient to an image, as depth to space does.
 
+    [item, (channel, phase row, phase column), cell row, cell column] -> [item, channel, height, width].
     Columns first, then rows: ONNX Runtime does these two transpositions in half the time of one DepthToSpace.
     """
     down, across = stride
@@ -143,7 +145,7 @@ def weave(parts: Tensor, stride: tuple[int, int], sizes: tuple[int, int]) -> Ten
 
 
 def _padded(tape: Tape, gradient: fx.Node, pads: list[int]) -> fx.Node:
-    """Zeros around it (left, right, top, bottom); negative numbers crop."""
+    """Pad a gradient with zeros (left, right, top, bottom); negative numbers crop it."""
     return tape.call(aten.constant_pad_nd.default, gradient, pads) if any(pads) else gradient
 
 

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def linear(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
-    """linear(x, weight [out, in], bias): the weight serves the way back as it lies."""
+    """Yield the gradient through linear(x, weight [out, in], bias): a product with the weight as it is stored."""
     operand, weight = node.args[:2]
     if tape.is_live(weight):
         raise ModelError(f"{node.target} ({node.name}) has weights that depend on the input; write it as a matmul")
@@ -25,12 +25,12 @@ def linear(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
 
 
 def product(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
-    """matmul, mm and bmm of two matrices or two stacks of them."""
+    """Yield the gradients through matmul, mm and bmm of two matrices or two stacks of them."""
     yield from _product(tape, node, gradient, *node.args[:2])
 
 
 def shifted_product(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
-    """addmm and baddbmm: beta * shift + alpha * left @ right."""
+    """Yield the gradients through addmm and baddbmm: beta * shift + alpha * left @ right."""
     shift, left, right = node.args[:3]
     alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
     if isinstance(shift, fx.Node) and tape.is_live(shift):

@@ -1,4 +1,4 @@
-"""The adjoint of a max-pool, by slices and comparisons: no indices, nothing scattered.
+"""The adjoint of a max-pool, by slices and comparisons, without indices and without a scatter.
 
 Rule 1. Of equal maxima the first in row-major order gets the whole gradient, as torch routes it. Padding never wins.
 """
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 def max_pool(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
-    """max_pool2d(image, kernel, stride, padding, dilation, ceil_mode)"""
+    """Yield the gradient through max_pool2d(image, kernel, stride, padding, dilation, ceil_mode)."""
     image, *settings = node.args
     if not isinstance(image, fx.Node):
         return
@@ -45,7 +45,7 @@ def unpool(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """Hand each window's gradient to the first pixel that equals the window's maximum."""
+    """Route each window's gradient to the first pixel that equals the window's maximum."""
     ends = [stride[axis] * (outputs[axis] - 1) + dilation[axis] * (kernel[axis] - 1) + 1 for axis in (0, 1)]
     beyond = [max(0, ends[axis] - padding[axis] - sizes[axis]) for axis in (0, 1)]
     padded = pad(image, (padding[1], beyond[1], padding[0], beyond[0]), value=-torch.inf)

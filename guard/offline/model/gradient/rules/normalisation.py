@@ -23,7 +23,7 @@ def log_softmax(gradient: Tensor, output: Tensor, axis: int) -> Tensor:
 
 
 def layer_norm(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
-    """layer_norm(operand, sizes, weight, bias, epsilon)"""
+    """Yield the gradient through layer_norm(operand, sizes, weight, bias, epsilon)."""
     operand, sizes, weight = (*node.args, None)[:3]
     epsilon = node.args[4] if len(node.args) > 4 else 1e-5
     if isinstance(operand, fx.Node) and isinstance(sizes, Sequence):
@@ -32,7 +32,7 @@ def layer_norm(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
 
 
 def group_norm(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
-    """group_norm(operand, groups, weight, bias, epsilon)"""
+    """Yield the gradient through group_norm(operand, groups, weight, bias, epsilon)."""
     operand, groups, weight = (*node.args, None)[:3]
     epsilon = node.args[4] if len(node.args) > 4 else 1e-5
     if isinstance(operand, fx.Node):
@@ -49,7 +49,7 @@ def normalised_groups(gradient: Tensor, operand: Tensor, groups: int, epsilon: f
 
 
 def normalised(gradient: Tensor, operand: Tensor, axes: list[int], epsilon: float) -> Tensor:
-    """Through (x - mean) / deviation: what would move the mean or the deviation is taken out."""
+    """Return the gradient through (x - mean) / deviation: what would move the mean or the deviation is taken out."""
     centred = operand - operand.mean(axes, keepdim=True)
     scale = torch.rsqrt((centred * centred).mean(axes, keepdim=True) + epsilon)
     unit = centred * scale
@@ -74,7 +74,7 @@ def _spread(tape: Tape, node: fx.Node, gradient: fx.Node, operand: fx.Node) -> f
 
 
 def batch_norm(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
-    """One that was not folded away: its scale."""
+    """Yield the gradient through a batch normalisation that was not folded away: a product with its scale."""
     operand, weight, _, _, variance = node.args[:5]
     if isinstance(operand, fx.Node):
         scale = torch.rsqrt(tape.tensor(variance, node).double() + float(str(node.args[7])))

@@ -1,4 +1,4 @@
-"""Adjoints of operators that work on each number by itself.
+"""Adjoints of elementwise operators, which work on each number by itself.
 
 Rule 1. A jump is made by `above` or `below` and by nothing else: lowering writes both as one HardSigmoid, the only
 exact comparison that ONNX Runtime computes inside its blocked convolution layout; any other costs two reorders.
@@ -21,22 +21,22 @@ aten = torch.ops.aten
 
 
 def above(value: Tensor, limit: float) -> Tensor:
-    """1 where value > limit, else 0."""
+    """Return 1 where value > limit, else 0."""
     return (value > limit).to(value.dtype)
 
 
 def below(value: Tensor, limit: float) -> Tensor:
-    """1 where value < limit, else 0."""
+    """Return 1 where value < limit, else 0."""
     return (value < limit).to(value.dtype)
 
 
 def step(value: Tensor) -> Tensor:
-    """The derivative of a ReLU, from its operand or its output; its own derivative is 0."""
+    """Return the derivative of a ReLU, from its operand or its output; the derivative of the step itself is 0."""
     return above(value, 0.0)
 
 
 def smooth_step(value: Tensor, sharpness: float) -> Tensor:
-    """`step` in value, bit for bit; in derivative sigmoid(sharpness * value), as if the ReLU were a softplus."""
+    """Return `step`, bit for bit, with the derivative of sigmoid(sharpness * value), as if the ReLU were a softplus."""
     soft = torch.sigmoid(sharpness * value)
     return step(value) + (soft - soft.detach())
 
@@ -78,7 +78,7 @@ def magnitude(gradient: Tensor, operand: Tensor) -> Tensor:
     return gradient * (above(operand, 0.0) - below(operand, 0.0))
 
 
-# The same for an attacker who differentiates again: the operand is tested, so that units that are off count as well.
+# The rectifiers again, for differentiating twice: the operand is tested, so that units that are off count as well.
 
 
 def smooth_relu(gradient: Tensor, operand: Tensor, *, sharpness: float) -> Tensor:
@@ -107,7 +107,7 @@ def sigmoid(gradient: Tensor, output: Tensor) -> Tensor:
 
 
 def silu(gradient: Tensor, output: Tensor, operand: Tensor) -> Tensor:
-    """s + y (1 - s): sums and products only, and s is the forward's own."""
+    """Return the gradient through SiLU as s + y (1 - s): sums and products only, and s is the forward's own."""
     share = torch.sigmoid(operand)
     return gradient * (share + output * (1.0 - share))
 
@@ -117,7 +117,7 @@ def hardsigmoid(gradient: Tensor, operand: Tensor) -> Tensor:
 
 
 def hardswish(gradient: Tensor, operand: Tensor) -> Tensor:
-    """h + x/6 inside (-3, 3) where h, the forward's own hard sigmoid, is 0 or 1 outside."""
+    """Return the gradient through hard swish: h + x/6 in (-3, 3), else h, where h is the forward's hard sigmoid."""
     inside = above(operand, -3.0) * below(operand, 3.0)
     return gradient * (torch.nn.functional.hardsigmoid(operand) + operand * inside.clamp(max=1.0 / 6.0))
 
@@ -175,7 +175,7 @@ def negative(gradient: Tensor) -> Tensor:
 
 
 def nothing(_tape: Tape, _node: fx.Node, _gradient: fx.Node) -> Sent:
-    """Constant wherever it is smooth."""
+    """Send no gradient, since the operator is constant wherever it is smooth."""
     return ()
 
 
@@ -218,7 +218,7 @@ RULES: Mapping[OpOverload, Rule] = {
 
 
 def smooth_rules(sharpness: float) -> Mapping[OpOverload, Rule]:
-    """The rectifiers again, with steps whose derivative is a bump of width 1/sharpness instead of 0."""
+    """Return the rectifiers' rules with steps whose derivative is a bump of width 1/sharpness instead of 0."""
     return {
         aten.relu.default: from_operand(smooth_relu, sharpness=sharpness),
         aten.relu6.default: from_operand(smooth_relu6, sharpness=sharpness),

@@ -35,7 +35,7 @@ def separable(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
 
 
 def _tiles(matrix: Tensor) -> int:
-    """Length of the equal windows that lie side by side and cover everything, or 0."""
+    """Return the length of the equal windows that lie side by side and cover everything, or 0 where they do not."""
     outputs, inputs = matrix.shape
     length = inputs // outputs
     if length * outputs != inputs:
@@ -45,7 +45,7 @@ def _tiles(matrix: Tensor) -> int:
 
 
 def spread(gradient: Tensor, weight: float, tiles: tuple[int, int]) -> Tensor:
-    """Every pixel of a window gets the same share of its gradient."""
+    """Give each pixel of a window the same share of the window's gradient."""
     share = gradient * weight
     if gradient.shape[2] == gradient.shape[3] == 1:
         return share.expand(-1, -1, *tiles)

@@ -1,4 +1,4 @@
-"""Adjoints of operators that move numbers and change none."""
+"""Adjoints of operators that move numbers and change none of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 def reshape(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
-    """view, reshape, flatten, squeeze ...: back to the shape it had."""
+    """Yield the gradient of view, reshape, flatten, squeeze ..., in the operand's shape."""
     operand = node.args[0]
     if isinstance(operand, fx.Node):
         yield operand, tape.call(aten.reshape.default, gradient, wildcard(shape(operand), node))
@@ -52,7 +52,7 @@ def concatenate(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
 
 
 def cut(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
-    """slice(x, axis, start, end, step): what was left out had no part in it."""
+    """Yield the gradient through slice(x, axis, start, end, step), which is zero where the slice left numbers out."""
     operand = node.args[0]
     if not isinstance(operand, fx.Node):
         return
@@ -88,7 +88,7 @@ def uncut(gradient: Tensor, axis: int, length: int, start: int, every: int) -> T
 
 
 def padded(gradient: Tensor, widths: Sequence[int], *_: object) -> Tensor:
-    """Zero padding: cut it off again."""
+    """Return the gradient through a constant padding: what falls on the padding is cut off."""
     return pad(gradient, [-width for width in widths])
 
 
