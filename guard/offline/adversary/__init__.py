@@ -1,1 +1,1 @@
-"""The attacker who knows the guard: its risk, differentiable, and the descents on it."""
+"""Adaptive attack on the guard: its risk as a differentiable function, and the descents on it."""

@@ -1,4 +1,4 @@
-"""Where an attacker who knows the guard walks next: one function a method.
+"""Directions of the adaptive attack's steps, one function a method.
 
 Rule 1: an item's direction depends on no other item.
 """
@@ -15,42 +15,42 @@ from torch import Tensor
 from guard.offline.attacks.norm_ball import per_item, steepest
 
 Method = Literal["selective", "weighted", "orthogonal", "feature_matching"]
-CONFIDENCE = 0.5  # margin in logits by which the class is kept lost while the risk is worked on
+CONFIDENCE = 0.5  # margin in logits by which the class stays lost while the risk is descended
 SLACK = 0.05  # how far below a threshold counts as safely below
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What the attacker sees at a point, all of it differentiable to the point."""
+    """Values that the attacker computes at a point, all of them differentiable with respect to the point."""
 
     point: Tensor  # [item, ...]
-    margin: Tensor  # [item] true class over the best other one, in logits; negative: fooled
-    excess: Tensor  # [item, rate] over what passes, at falling thresholds; negative passes
-    distance: Tensor | None = None  # [item] of the evidence from the guide's
+    margin: Tensor  # [item] true class's logit minus the best other one; negative: fooled
+    excess: Tensor  # [item, rate] risk minus each falling threshold; negative passes
+    distance: Tensor | None = None  # [item] between the item's evidence and its guide's
 
     @property
     def wants_class(self) -> Tensor:
-        """[item] 1 while the class is not safely lost."""
+        """Indicator [item]: 1 while the class is not safely lost (margin above -CONFIDENCE), else 0."""
         return (self.margin > -CONFIDENCE).to(self.point.dtype)
 
     @property
     def wants_pass(self) -> Tensor:
-        """[item] 1 while the lowest threshold is not safely met."""
+        """Indicator [item]: 1 while the excess over the lowest threshold is not safely below zero, else 0."""
         return (self.excess[:, -1] > -SLACK).to(self.point.dtype)
 
     def slope(self, values: Tensor, *, last: bool = False) -> Tensor:
-        """Gradient of each item's value to its own point; `last` frees what the passes share."""
+        """Return the gradient of each item's value to its own point; `last` frees the graph that all passes share."""
         return torch.autograd.grad(values.sum(), self.point, retain_graph=not last)[0]
 
 
 def pursued(excess: Tensor) -> Tensor:
-    """The excess [item] over the first threshold that an item is not safely below; over the last where it is."""
+    """Return the excess [item] over the first threshold that an item is not safely below, or else over the last."""
     met = (excess < -SLACK).long().cumprod(dim=1).sum(dim=1).clamp_max(excess.shape[1] - 1)
     return excess.gather(1, met[:, None])[:, 0]
 
 
 def selective(sight: Sight) -> Tensor:
-    """The margin until the class is lost, the risk afterwards; one backward, as items do not depend on each other.
+    """Return the margin's gradient until the class is lost, the risk's afterwards; one backward serves all items.
 
     Source: Bryniarski et al. 2021, arXiv:2106.15023, section 4.1.
     """
@@ -59,7 +59,7 @@ def selective(sight: Sight) -> Tensor:
 
 
 def weighted(sight: Sight) -> Tensor:
-    """Both at unit length, the one that is still wanted six times the other.
+    """Return the sum of both gradients at unit length; a goal that is still wanted weighs six times one that is met.
 
     Source: Carlini & Wagner 2017, arXiv:1705.07263, section 3; their weight is searched for, ours follows the need.
     """
@@ -70,7 +70,7 @@ def weighted(sight: Sight) -> Tensor:
 
 
 def orthogonal(sight: Sight) -> Tensor:
-    """As `selective`, but each gradient without its part along the other: what is gained is not paid for elsewhere.
+    """Return the gradient of `selective` without its part along the other one, so that neither goal pays for the other.
 
     Source: Bryniarski et al. 2021, arXiv:2106.15023, equations 4 and 5. As there, the sign is taken afterwards.
     """
@@ -82,7 +82,7 @@ def orthogonal(sight: Sight) -> Tensor:
 
 
 def feature_matching(sight: Sight) -> Tensor:
-    """Towards the evidence of a guide until the class is lost, and again once the guard passes; the risk in between.
+    """Return the gradient of the distance to a guide's evidence, or of the risk if only the guard's pass is missing.
 
     Source: Sabour et al. 2016, arXiv:1511.05122 (one latent, distance alone); Tramer et al. 2020, arXiv:2002.08347
     (logits). All evidence that another item can have is matched: latents, logits, denoised and steered logits.

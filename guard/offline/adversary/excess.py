@@ -1,7 +1,7 @@
-"""The guard's whole risk as one differentiable function: what an attacker who knows everything would descend.
+"""Differentiable risk of the whole guard: the function that an attacker with full knowledge descends.
 
 Rule 1: values equal the bundle's own (heads, fusion, thresholds); only derivatives are surrogates, and all of them are
-named in `attacks/surrogates.py`.
+named in `adversary/surrogates.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from guard.offline.programs.program import Program
 
 
 class SmoothFusion(nn.Module):
-    """`Fusion.risk` in torch, scores [item, detector] -> risk [item]."""
+    """Torch module that computes `Fusion.risk`: scores [item, detector] -> risk [item]."""
 
     def __init__(self, fusion: Fusion) -> None:
         super().__init__()
@@ -59,14 +59,14 @@ class SmoothFusion(nn.Module):
 
 
 def middle_levels(knots: object, levels: Tensor) -> Tensor:
-    """Level of each distinct knot: the middle one where several coincide, as in `guard.fusion.normal_scale`."""
+    """Return each distinct knot's level: the middle one where several coincide, as in `guard.fusion.normal_scale`."""
     _, counts = torch.unique(torch.as_tensor(knots), return_counts=True)
     last = counts.cumsum(0)
     return (levels[last - counts] + levels[last - 1]) / 2
 
 
 def interpolate(scores: Tensor, knots: Tensor, levels: Tensor) -> Tensor:
-    """Piecewise linear through (knots, levels), its outer pieces extended."""
+    """Interpolate linearly between the points (knots, levels), the outer pieces extended beyond them."""
     if len(knots) == 1:
         return levels[0] + (scores - knots[0]) / (1e-3 * max(abs(float(knots[0])), 1.0))
     piece = torch.searchsorted(knots, scores.detach().contiguous()).clamp(1, len(knots) - 1)
@@ -75,11 +75,11 @@ def interpolate(scores: Tensor, knots: Tensor, levels: Tensor) -> Tensor:
 
 
 class Excess(nn.Module):
-    """How far an input's risk lies above what passes, at each promised rate: negative passes, positive is rejected.
+    """Excess of an input's risk over what passes, at each promised rate: negative passes, positive is rejected.
 
-    `program` holds the detectors of all programs in their order, so that the plain pass is made once. The largest
-    excess over all programs, so that early rejects count; unit-space images [item, ...] -> ([item, class] logits,
-    [item, rate] excess).
+    Unit-space images [item, ...] -> (logits [item, class], excess [item, rate]). `program` holds the detectors of all
+    programs in their order, so that the plain pass is made once. The excess is the largest over all programs, since
+    each of them may reject early.
     """
 
     def __init__(self, program: Program, calibration: Calibration, *rates: float) -> None:
@@ -93,7 +93,7 @@ class Excess(nn.Module):
         return self.judge(self.evidence(images))
 
     def evidence(self, images: Tensor) -> Evidence:
-        """Of unit-space images [item, ...]."""
+        """Gather the evidence of unit-space images [item, ...]."""
         return self.program.evidence(images)
 
     def judge(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
@@ -103,21 +103,21 @@ class Excess(nn.Module):
 
 
 def largest(risks: Sequence[Tensor], limit: Sequence[float]) -> Tensor:
-    """Excess [item] of the program that is furthest above its limit; one that rejects nothing has none."""
+    """Return the excess [item] of the program furthest above its limit; one that rejects nothing is left out."""
     return torch.stack([risk - low for risk, low in zip(risks, limit, strict=True) if low != math.inf]).amax(dim=0)
 
 
 def served_excess(calibration: Calibration, scores: Floats, rate: float) -> Floats:
-    """The same [item] from the scores [item, detector] that the bundle's own programs gave."""
+    """Return the excess [item] as `Excess` does, but from the scores [item, detector] of the bundle's programs."""
     parts = zip(accumulate(calibration.programs), calibration.fusions, risk_limits(calibration, rate), strict=True)
     excess = [fusion.risk(scores[:, :end]) - low for end, fusion, low in parts if low != math.inf]
     return np.asarray(np.max(excess, axis=0), dtype=np.float64)
 
 
 def without_gradient(program: Program, images: Tensor) -> tuple[str, ...]:
-    """The detectors whose score's gradient is zero or not finite on most of these unit-space images [item, ...].
+    """Return the detectors whose score has a zero or non-finite gradient on half or more of these unit-space images.
 
-    Such a head hides its evidence from whoever descends, and makes a guard look stronger than it is.
+    Such a head hides its evidence from a gradient descent, and makes a guard look stronger than it is.
     """
     with torch.enable_grad():
         points = images.detach().requires_grad_(True)
@@ -132,7 +132,10 @@ def without_gradient(program: Program, images: Tensor) -> tuple[str, ...]:
 
 
 class DetectorExcess(nn.Module):
-    """The same at one rate for one detector alone, larger scores suspicious: known-broken detectors prove strength."""
+    """Excess of one detector's score at one rate, larger scores being suspicious, in clean standard deviations.
+
+    The attack proves its strength on detectors that are known to be broken.
+    """
 
     def __init__(self, program: Program, detector: str, clean_scores: Tensor, rate: float) -> None:
         super().__init__()
@@ -145,7 +148,7 @@ class DetectorExcess(nn.Module):
         return self.judge(self.evidence(images))
 
     def evidence(self, images: Tensor) -> Evidence:
-        """Of unit-space images [item, ...]."""
+        """Gather the evidence of unit-space images [item, ...]."""
         return self.program.evidence(images)
 
     def judge(self, evidence: Evidence) -> tuple[Tensor, Tensor]:

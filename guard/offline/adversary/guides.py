@@ -1,4 +1,4 @@
-"""Clean items of other classes, towards whose evidence an attacked item is driven."""
+"""Guides of feature matching: clean items of other classes, towards whose evidence an attacked item is driven."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from guard.offline.evidence.kinds.plain import Logits
 from guard.offline.evidence.needs import Evidence, Need
 
 BATCH = 32
-SUSPICIOUS, OTHER_CLASS, OWN_CLASS = 1e3, 1e6, 1e9  # added to distances, each far above the one before
+SUSPICIOUS, OTHER_CLASS, OWN_CLASS = 1e3, 1e6, 1e9  # penalties on a guide's distance, each far above the one before
 
 
 class Opened(Protocol):
-    """A guard whose evidence can be looked at before it judges."""
+    """Guard that gives its evidence before it judges it."""
 
     def evidence(self, images: Tensor, /) -> Evidence:
-        """Of unit-space images [item, ...]."""
+        """Gather the evidence of unit-space images [item, ...]."""
         ...
 
     def judge(self, evidence: Evidence, /) -> tuple[Tensor, Tensor]:
-        """Evidence -> logits [item, class] and excess [item, rate]."""
+        """Return the logits [item, class] and the excess [item, rate] that follow from this evidence."""
         ...
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What each attacked item's evidence shall become, and by how much each kind of evidence varies."""
+    """Reference evidence for each attacked item, and the variance of each kind of evidence among all guides."""
 
-    known: Opened  # whose evidence it is
+    known: Opened  # the guard that the evidence is of
     reference: Mapping[Need, Tensor]  # [item, feature]
-    variance: Mapping[Need, Tensor]  # of a guide from the guides' mean
+    variance: Mapping[Need, Tensor]  # mean squared distance of a guide from the guides' mean
 
     def distance(self, evidence: Evidence) -> Tensor:
-        """Mean squared distance [item] over the kinds of evidence, each in its own variance."""
+        """Return the mean squared distance [item] over the kinds of evidence, each divided by its variance."""
         parts = [(evidence[n] - r).square().sum(dim=1) / self.variance[n] for n, r in self.reference.items()]
         return torch.stack(parts).mean(dim=0)
 
@@ -47,16 +47,16 @@ class Guide:
 
 @dataclass(frozen=True)
 class Guides:
-    """Items that nobody attacks and the model has right, with the evidence of them that can be matched."""
+    """Clean items that the model classifies correctly, with their evidence of comparable kinds."""
 
-    known: Opened  # whose evidence it is
+    known: Opened  # the guard that the evidence is of
     evidence: Mapping[Need, Tensor]  # [guide, feature]
     labels: Tensor  # [guide]
     passing: Tensor  # [guide] bool: the guard lets it through
 
     @staticmethod
     def of(known: Opened, images: Tensor, labels: Tensor) -> Guides:
-        """Raises ValueError where there are fewer than two: nothing tells how far evidence varies."""
+        """Gather the guides' evidence. Raises ValueError for fewer than two: their variance would be unknown."""
         if len(labels) < 2:
             raise ValueError(f"feature matching needs at least two clean items as guides; got {len(labels)}")
         parts: list[dict[Need, Tensor]] = []
@@ -70,9 +70,9 @@ class Guides:
         return Guides(known, evidence, labels, torch.cat(passing))
 
     def choose(self, evidence: Evidence, labels: Tensor) -> Guide:
-        """For each item the nearest guide of the wrong class that it leans to, one that passes the guard if any does.
+        """Return for each item the nearest guide of its likeliest wrong class, one that passes the guard if any does.
 
-        Where no guide is of that class, the nearest of any class but the item's own.
+        Where no guide is of that class, it is the nearest of any class but the item's own.
         """
         own = torch.nn.functional.one_hot(labels, evidence[Logits()].shape[1]).bool()
         leaning = evidence[Logits()].masked_fill(own, -torch.inf).argmax(dim=1)

@@ -1,7 +1,16 @@
-"""Runs of the adaptive attack: a method against an aim within a budget, in parts beside each other, kept in files.
+"""Runs of the adaptive attack: one method against one aim within a budget, in parts side by side, kept in files.
 
 Rule 1: a part's file is named by all that it follows from; an interrupted run repeats no part that was finished.
 Rule 2: the number of parts is fixed, so that a result does not depend on the machine's cores.
+
+How it works. A run takes every fourth item into the same part, attacks the parts on threads (one per core at most),
+keeps each part's result in a file, and puts the items back into their order.
+
+For example 100 items, two methods and 25 steps. Each method has four parts of 25 items: part 0 holds the items 0, 4,
+... 96, part 1 the items 1, 5, ... 97. With seed 0 the parts draw from the seeds 0, 1, 2 and 3. Two methods leave 2 x 4
+files (NAME-METHOD-PART-KEY.npz). Each method descends twice (from the static attack's result and from a random point),
+so one method takes at most 100 x 2 x 25 = 5,000 item steps. A run that is interrupted after three files computes the
+other five.
 """
 
 from __future__ import annotations
@@ -29,20 +38,20 @@ GUIDES = 200  # clean items, at most, that feature matching chooses from
 
 # What a run's result follows from: the descent, and the guard's risk with everything in it that is differentiated.
 CODE = (__name__, "guard.offline.adversary.excess", "guard.offline.detectors.table")
-STARTS = 2  # of each method: the static attack's result and a random point
-PARTS = 4  # that the items are attacked in
+STARTS = 2  # descents of each method: from the static attack's result and from a random point
+PARTS = 4  # into which the items are divided
 
-Shown: TypeAlias = Callable[[object, int, int], None]  # what, item steps done, item steps at most
+Shown: TypeAlias = Callable[[object, int, int], None]  # (what runs, item steps done, item steps at most)
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a run of the attack is against."""
+    """Target of a run: the guard or detector that is attacked, and the methods that are tried against it."""
 
     name: str
     known: Known
     methods: tuple[Method, ...] = METHODS
-    guides: Guides | None = None  # of feature matching
+    guides: Guides | None = None  # for feature matching alone
 
     @property
     def descents(self) -> int:
@@ -51,18 +60,18 @@ class Aim:
 
 @dataclass(frozen=True)
 class Adversary:
-    """Who attacks: these clean items, which the model has right, for so many steps."""
+    """Attack on these clean items, which the model classifies correctly, with so many steps."""
 
     items: Dataset
     steps: int
     seed: int
     grid: int | None
-    identity: str  # of the guard attacked, and of the guides
+    identity: str  # digest of the guard attacked and of the guides
     work: ResultStore
-    device: str = "cpu"  # where `Aim.known` and its guides are
+    device: str = "cpu"  # device that `Aim.known` and its guides are on
 
     def attack(self, aim: Aim, start: NDArray[np.float32], budget: float, shown: Shown) -> MethodResults:
-        """Every method of the aim, each part from its file, or computed and kept."""
+        """Run every method of the aim, each part read from its file, or computed and kept."""
         return MethodResults({m: self.run(aim, m, start, budget, shown) for m in aim.methods})
 
     def run(self, aim: Aim, method: Method, start: NDArray[np.float32], budget: float, shown: Shown) -> AdaptiveResult:
@@ -108,16 +117,16 @@ class Adversary:
         return AdaptiveResult(*(getattr(found, f.name).cpu() for f in fields(AdaptiveResult)))
 
     def tried(self, aim: Aim, method: Method, budget: float, number: int) -> AdaptiveResult:
-        """One part from a random point, neither shown nor kept."""
+        """Attack one part from a random point, without showing progress and without keeping the result."""
         return self.part(aim, method, slice(number, None, PARTS), None, budget, None)
 
     @property
     def workers(self) -> int:
-        """One a core; a GPU is given everything by one."""
+        """Number of parts attacked at once: one per core on a CPU, one alone on a GPU."""
         return cores() if self.device == "cpu" else 1
 
     def identify(self, aim: str, method: Method, start: NDArray[np.float32], budget: float) -> str:
-        """SHA-256 (hex) over everything that a run's result follows from."""
+        """Return the cache key of a run: SHA-256 (hex) over everything that its result follows from."""
         settings = (self.identity, aim, method, budget, self.steps, self.seed, self.grid, self.device)
         digest = hashlib.sha256(repr((settings, self.items.labels.tolist(), start.shape)).encode())
         for images in (self.items.images, start):
@@ -127,13 +136,13 @@ class Adversary:
 
 @dataclass(frozen=True)
 class MethodResults:
-    """What each method found of the same items."""
+    """Results of each method on the same items."""
 
     by_method: Mapping[Method, AdaptiveResult]
 
     @property
     def winners(self) -> tuple[Method, ...]:
-        """The method that each item's best point is of; the first named of equals."""
+        """Method that found each item's best point; the first named of equals."""
         return self.chosen[0]
 
     @property
@@ -152,7 +161,10 @@ class MethodResults:
 
 
 def in_parts(part: Callable[[int], AdaptiveResult], items: int, workers: int, stop: Stop) -> AdaptiveResult:
-    """Items beside each other on all cores, one thread each: small convolutions gain less from sharing one."""
+    """Compute all parts on `workers` threads, and put their items back into order.
+
+    Each part takes one core: small convolutions gain less from sharing several.
+    """
     count = min(PARTS, items)
     found: Sequence[AdaptiveResult] = side_by_side([partial(part, number) for number in range(count)], workers, stop)
     order = torch.cat([torch.arange(number, items, PARTS) for number in range(count)]).argsort()
@@ -161,7 +173,7 @@ def in_parts(part: Callable[[int], AdaptiveResult], items: int, workers: int, st
 
 @dataclass
 class Counter:
-    """Item steps done by all parts together, shown as they grow."""
+    """Counter of the item steps that all parts have done together, reported as it grows."""
 
     what: str
     total: int
@@ -177,7 +189,7 @@ class Counter:
 
 @dataclass(frozen=True)
 class Heard:
-    """Counts a step, and ends the part once the work is to end."""
+    """Callback of a part that counts its steps, and ends it once the work is to end."""
 
     stop: Stop
     counter: Counter

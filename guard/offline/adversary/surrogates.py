@@ -1,4 +1,4 @@
-"""Which derivative an attacker who knows the guard uses where the served guard has none, all of them in one place.
+"""Surrogate derivatives of the adaptive attack, in one place, for the served steps that have no useful derivative.
 
 Rule 1: a surrogate changes derivatives and never a value: what is attacked is what is served.
 
@@ -26,7 +26,7 @@ RANDOM_OPERATORS = {
 NOTHING_DRAWN = "expectation over randomness: none needed, no operator of the served programs draws anything"
 
 
-# Of the guard itself, whatever its detectors are.
+# Surrogates of the guard itself, whatever its detectors are.
 EVERY_GUARD = (
     StandIn("rounding to the data's grid", "the identity (straight-through)"),
     StandIn("rank among clean scores", "the slope of this step's piece between quantiles"),
@@ -36,7 +36,7 @@ EVERY_GUARD = (
 
 
 def stand_ins_of(detectors: Iterable[Detector]) -> tuple[str, ...]:
-    """What an attack on these detectors differentiates in place of the served steps, in words."""
+    """List in words what an attack on these detectors differentiates in place of the served steps."""
     found = dict.fromkeys(EVERY_GUARD)
     for detector in detectors:
         found |= dict.fromkeys(detector.stand_ins)
@@ -46,7 +46,7 @@ def stand_ins_of(detectors: Iterable[Detector]) -> tuple[str, ...]:
 
 
 def drawing(graphs: Mapping[str, bytes]) -> Mapping[str, tuple[str, ...]]:
-    """The random operators of each served program, by its name; an attack would have to average over what they draw.
+    """Return the random operators of each served program by its name; an attack would have to average over their draws.
 
     The noise of `NoisedGradients` is a constant of the program, the same for every request: nothing is averaged there.
     """
@@ -59,7 +59,7 @@ def drawing(graphs: Mapping[str, bytes]) -> Mapping[str, tuple[str, ...]]:
 
 
 def expectation(graphs: Mapping[str, bytes]) -> str:
-    """Says that nothing has to be averaged. Raises ValueError where a program draws: this attack does not average."""
+    """State that nothing has to be averaged. Raises ValueError where a program draws: this attack does not average."""
     if drawn := drawing(graphs):
         named = "; ".join(f"{name}: {', '.join(operators)}" for name, operators in drawn.items())
         raise ValueError(f"the served programs draw at random ({named}); the adaptive attack must average over that")

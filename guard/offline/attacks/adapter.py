@@ -1,6 +1,6 @@
-"""Attacks of foolbox and pyautoattack behind our seam; both packages come with the extra `[attacks]`.
+"""Adapter of foolbox and pyautoattack to our attack seam; both packages come with the extra `[attacks]`.
 
-Rule 1: what they draw is drawn from the generator given, and nobody else's randomness moves, on any thread.
+Rule 1: what they draw is drawn from the generator given, and no other randomness moves, on any thread.
 Rule 2: neither package is imported before one of its attacks runs; building one only asks whether it is there.
 Rule 3: they see float32 whatever the items are, and the model's parameters get no gradients from them.
 
@@ -33,16 +33,16 @@ from guard.offline.data.norms import Norm
 
 Loss = Literal["ce", "dlr"]
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # as pyautoattack spells them
-QUIET = logging.Logger("pyautoattack", logging.CRITICAL)  # it warns of items whose gradient is zero
+QUIET = logging.Logger("pyautoattack", logging.CRITICAL)  # pyautoattack warns of items whose gradient is zero
 DRAWS = {torch.rand, torch.randn, torch.randn_like}
 START_TRIES = 50  # uniform images, and as many other items, asked for an answer that is not an item's label
 BISECTIONS = 10  # from the start found to the boundary
-SCHEDULED = 10  # steps from which on an L1 walk begins in larger balls
-LOST = 1e10  # further than any boundary
+SCHEDULED = 10  # from this many steps on an L1 walk begins in larger balls
+LOST = 1e10  # the label's own distance: further than any boundary
 
 
 def installed(attack: Attack) -> None:
-    """Raises ConfigError where a package runs the attack, and it is not installed."""
+    """Check that the package that runs the attack is installed. Raises ConfigError."""
     package = attack.traits.package
     if package is not None and find_spec(package) is None:
         raise ConfigError(
@@ -52,7 +52,7 @@ def installed(attack: Attack) -> None:
 
 
 def foolbox() -> Any:
-    """The package, imported quietly: it imports GitPython, which fails without git, and a name that SciPy drops."""
+    """Import foolbox quietly: it imports GitPython, which fails without git, and a name that SciPy drops."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -60,7 +60,7 @@ def foolbox() -> Any:
 
 
 class Drawing(TorchFunctionMode):
-    """Within it, this thread's draws come from one generator; other threads are not concerned."""
+    """Context in which this thread's draws come from one generator; other threads are not concerned."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Drawing(TorchFunctionMode):
 
 
 class Asked(nn.Module):
-    """A model as these packages want it: a module, of float32, whose parameters they cannot reach."""
+    """Model as these packages want it: a module of float32 whose parameters they cannot reach."""
 
     def __init__(self, model: Model, dtype: torch.dtype) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def apgd(
     norm: Norm = "linf",
     loss: Loss = "ce",
 ) -> Tensor:
-    """PGD that sets its own step: the best point of all starts, ranked as our own PGD ranks them.
+    """Run Auto-PGD, which sets its own step; return the best point of all starts, ranked as our own PGD ranks them.
 
     Costs steps + 1 forwards and backwards a start, and two forwards. Raises ValueError for "dlr" with two classes.
 
@@ -137,7 +137,7 @@ def apgd(
 
 
 def apgd_start(walk: Any, points: Tensor, labels: Tensor, budget: float, steps: int, norm: Norm) -> Any:
-    """One start; in L1 through balls of three times and twice the budget first, as AutoAttack does."""
+    """Run one start of Auto-PGD; in L1 first through balls of three times and twice the budget, as AutoAttack does."""
     if norm != "l1" or steps < SCHEDULED:
         return walk.attack_single_run(points, labels)
     large = -(-3 * steps // 10)
@@ -154,9 +154,10 @@ def square(
     generator: torch.Generator,
     norm: Norm = "linf",
 ) -> Tensor:
-    """Random squares of the whole budget, kept where the answer gets worse; each item is asked at most `queries` times.
+    """Run the Square attack: random squares of the whole budget, kept where they make the answer worse.
 
-    Images [item, channel, height, width] alone. Source: Andriushchenko et al. 2020, arXiv:1912.00049.
+    Each item is asked at most `queries` times. Images [item, channel, height, width] alone. Source: Andriushchenko et
+    al. 2020, arXiv:1912.00049.
     """
     if inputs.ndim != 4 or (norm != "linf" and min(inputs.shape[2:]) < 5):
         wanted = "images" if norm == "linf" else "images of at least 5 by 5 pixels"
@@ -172,17 +173,17 @@ def square(
 
 
 def fab(model: Model, inputs: Tensor, labels: Tensor, *, steps: int, norm: Norm = "linf", classes: int = 10) -> Tensor:
-    """The smallest fooling point on a walk along the boundary from the clean item; the clean item where there is none.
+    """Return the smallest fooling point on a walk along the boundary; the clean item where there is none.
 
     Deterministic. Costs a forward and min(classes, all) backwards a step, and a forward. Only the `classes` largest
-    logits of each point are looked at. Their own gradients would add to the parameters'.
+    logits of each point are looked at. FAB's own gradients would add to the parameters'.
 
     Source: Croce & Hein 2020, arXiv:1907.02044. Random restarts are left out.
     """
     asked = Asked(model, inputs.dtype)
 
     def rivals(points: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """How far rivals are ahead in logits [item, class], and the gradients of that; the label itself is first."""
+        """Return how far rivals lead in logits [item, class], the label itself first, and the gradients of that."""
         with torch.no_grad():
             logits = asked(points)
         ranked = logits.scatter(1, own[:, None], torch.inf).topk(min(classes, logits.shape[1]), dim=1).indices
@@ -207,13 +208,13 @@ def answers(model: Model, points: Tensor) -> Tensor:
 
 
 class SpentError(Exception):
-    """The query budget is used up."""
+    """Exception that ends a search: the query budget is used up."""
 
 
 class Ledger(nn.Module):
-    """A model asked for its answers alone: it counts the questions, and keeps each item's nearest fooling point.
+    """Model for attacks on answers alone: it counts the queries, and keeps each item's nearest fooling point.
 
-    Every question is for all items of `rows`, so that one count is every item's.
+    Every query is for all items of `rows`, so that one count is every item's.
     """
 
     def __init__(self, model: Model, clean: Tensor, labels: Tensor, queries: int) -> None:
@@ -242,7 +243,7 @@ class Ledger(nn.Module):
 
 
 def start(ledger: Ledger, generator: torch.Generator) -> None:
-    """A fooling point for each item where one is found, on its boundary, and the ledger narrowed down to those.
+    """Find a fooling point on the boundary for each item where possible, and narrow the ledger down to those items.
 
     foolbox would end the whole batch where one item's start fails; uniform images often all get the same answer.
     """
@@ -277,7 +278,7 @@ def ignore_mean_of_nothing() -> None:
 
 
 def decide(search: Any, ledger: Ledger, generator: torch.Generator) -> Tensor:
-    """Let foolbox search until the ledger is spent; the nearest fooling point of each item, or the clean item."""
+    """Run a foolbox search until the ledger is spent; return each item's nearest fooling point, or the clean item."""
     ignore_mean_of_nothing()
     # foolbox asserts that points still fool after rounding; one that does not ends the search, and not what it found.
     with suppress(SpentError, AssertionError), torch.no_grad():
@@ -295,7 +296,7 @@ def decide(search: Any, ledger: Ledger, generator: torch.Generator) -> Tensor:
 def hop_skip_jump(
     model: Model, inputs: Tensor, labels: Tensor, *, queries: int, evaluations: int, generator: torch.Generator
 ) -> Tensor:
-    """Along the boundary by gradients estimated from answers: the nearest fooling point that was asked for. L2.
+    """Return the nearest fooling point of a walk along the boundary, by gradients estimated from answers. L2.
 
     `evaluations` answers estimate the first gradient, growing with the root of the step. Each item is asked at most
     `queries` times.
@@ -310,7 +311,7 @@ def hop_skip_jump(
 
 
 def estimate(fooling: Callable[[Any], Any], points: Any, count: int, radius: Any) -> Any:
-    """The boundary's normal at each point, of unit length, from `count` answers at `radius` [item]; eagerpy tensors."""
+    """Estimate the boundary's unit normal at each point from `count` answers at `radius` [item]; eagerpy tensors."""
     centre = points.raw
     reach = per_item(radius.raw, centre)
     signed, plain, balance = torch.zeros_like(centre), torch.zeros_like(centre), torch.zeros_like(radius.raw)
@@ -327,7 +328,7 @@ def estimate(fooling: Callable[[Any], Any], points: Any, count: int, radius: Any
 
 
 def boundary(model: Model, inputs: Tensor, labels: Tensor, *, queries: int, generator: torch.Generator) -> Tensor:
-    """A random walk along the boundary towards the clean item: the nearest fooling point asked for. L2.
+    """Return the nearest fooling point of a random walk along the boundary towards the clean item. L2.
 
     Each item is asked at most `queries` times. Source: Brendel et al. 2018, arXiv:1712.04248.
     """
@@ -346,7 +347,7 @@ def spatial(
     rotations: int,
     translations: int,
 ) -> Tensor:
-    """The first fooling one of a grid of turns and shifts; the clean item where none fools. Deterministic.
+    """Turn and shift each image by a grid; return its first fooling form, or the clean item. Deterministic.
 
     `rotation` in degrees, `translation` a share of the height. Costs at most rotations * translations**2 forwards.
     Images [item, channel, height, width] alone.

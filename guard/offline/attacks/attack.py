@@ -1,8 +1,8 @@
-"""The seam of every attack: a frozen value that prints as the call that makes it.
+"""Seam of every attack: a frozen value that prints as the call that makes it.
 
 Rule 1: an attack changes nothing that it is given, nor the model's parameters, their gradients or global randomness.
 Rule 2: what it returns lies in the unit box and, where it has a budget, in the ball around the inputs.
-Rule 3: it promises no success. Whoever calls an item attacked verifies that first (`crafting/` does).
+Rule 3: it promises no success: before an item counts as attacked, the caller verifies it (`crafting/` does).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from guard.offline.data.norms import Measure, Norm
 from guard.offline.networks.weights import Knowledge
 
 Model: TypeAlias = Callable[[Tensor], Tensor]  # unit-space inputs [item, ...] -> logits [item, class]
-# What an attack asks the model for: its answers alone, the gradient of a function of its logits, what its layers answer
-# on the way, or a gradient's own gradient. For the last a compiled model will not do.
+# What an attack asks the model for: its answers alone, the gradient of a function of its logits, the outputs of its
+# layers, or a gradient's own gradient. For the last a compiled model will not do.
 Asks = Literal["answers", "gradient", "layers", "curvature"]
 
 
 class Family(StrEnum):
-    """A kind of attack; a guard that was fitted without a family is asked about all of it.
+    """Kind of attack; a guard fitted without a family is tested on all attacks of it.
 
     `min_verified_items` are those that make a row of a report more than an indication, `shard_items` as many as are
     attacked in one batch, where that is not only a matter of memory.
@@ -51,20 +51,20 @@ class Family(StrEnum):
     QUERY = "query", 60, 16  # asks for answers alone, thousands of them an item
     TRANSFER = "transfer"  # crafted on another model
     SPATIAL = "spatial"
-    INTERPRETATION = "interpretation"  # aims at what explains the model, or is led by it
+    INTERPRETATION = "interpretation"  # aims at the model's explanations, or is led by them
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What an attack takes; a class states it, whatever its settings are."""
+    """Requirements of an attack, stated by its class whatever its settings are."""
 
     asks: Asks = "gradient"
     learns: bool = False  # from clean items, before it attacks any
-    package: str | None = None  # of the extra `attacks`, that runs it
+    package: str | None = None  # the package of the extra `attacks` that runs it
 
 
 class Attack(Protocol):
-    """A method with its settings."""
+    """Attack method with its settings."""
 
     @property
     def name(self) -> str: ...
@@ -84,37 +84,37 @@ class Attack(Protocol):
         ...
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Unit-space inputs [item, ...] and labels [item] -> attacked inputs, of the same shape."""
+        """Attack unit-space inputs [item, ...] with labels [item]; return attacked inputs of the same shape."""
         ...
 
 
 class LearningAttack(Attack, Protocol):
-    """An attack that learns one thing from clean items before it attacks any: a universal perturbation, a substitute.
+    """Attack that learns one thing from clean items before it attacks any: a universal perturbation, a substitute.
 
-    Its traits say so. Whoever calls it lets it learn first (`crafting/` does); called without, it raises ValueError.
+    Its traits say so. The caller lets it learn first (`crafting/` does); called without, it raises ValueError.
     """
 
     @property
     def learning_items(self) -> int:
-        """How many clean items it wants to learn from, at most."""
+        """Largest number of clean items to learn from."""
         ...
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
-        """From unit-space inputs [item, ...] and labels [item]; Rule 1 holds."""
+        """Learn from unit-space inputs [item, ...] and labels [item]; Rule 1 holds."""
         ...
 
     def knowing(self, knowledge: Knowledge) -> Attack:
-        """The same attack with this knowledge; it prints as it did before."""
+        """Return the same attack with this knowledge; it prints as it did before."""
         ...
 
 
 def learns(attack: Attack) -> TypeGuard[LearningAttack]:
-    """Whether an attack learns before it attacks."""
+    """Return whether an attack learns before it attacks."""
     return attack.traits.learns
 
 
 def check_torch(attack: Any, model: Model) -> None:
-    """Raises ValueError where there is no torch module to be found."""
+    """Check that the model is or holds a torch module. Raises ValueError."""
     if not isinstance(model, nn.Module) and not isinstance(getattr(model, "model", None), nn.Module):
         raise ValueError(
             f"attack {attack.name!r} needs the model as a torch module; got {type(model).__name__}. "
@@ -123,13 +123,13 @@ def check_torch(attack: Any, model: Model) -> None:
 
 
 def call_text(attack: Any) -> str:
-    """The call that makes this value; settings that are None were not given."""
+    """Return the call that makes this value; settings that are None were not given."""
     settings = ((field.name, getattr(attack, field.name)) for field in fields(attack))
     return f"{attack.name}({', '.join(f'{name}={value!r}' for name, value in settings if value is not None)})"
 
 
 def more_than_zero(attack: Any, *names: str) -> None:
-    """Raises ConfigError for a setting that is not a finite number above zero; None passes."""
+    """Check that settings are finite numbers above zero, or None. Raises ConfigError."""
     for name in names:
         value = getattr(attack, name)
         if value is None:
@@ -139,7 +139,7 @@ def more_than_zero(attack: Any, *names: str) -> None:
 
 
 def whole(attack: Any, *names: str) -> None:
-    """Raises ConfigError for a setting that is not a whole number above zero; None passes."""
+    """Check that settings are whole numbers above zero, or None. Raises ConfigError."""
     for name in names:
         value = getattr(attack, name)
         if value is None:
@@ -149,6 +149,6 @@ def whole(attack: Any, *names: str) -> None:
 
 
 def known_norm(attack: Any) -> None:
-    """Raises ConfigError for a norm that there is no ball for."""
+    """Check that the attack's norm has a ball. Raises ConfigError."""
     if attack.norm not in get_args(Norm):
         raise ConfigError(f"attack {attack.name!r}: norm = {attack.norm!r}; wanted one of {', '.join(get_args(Norm))}")

@@ -1,4 +1,4 @@
-"""An attack together with what it has learned: what a Learner's `knowing` returns."""
+"""Attack together with what it has learned: what a LearningAttack's `knowing` returns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from guard.offline.networks.weights import Knowledge
 
 
 class Teachable(Protocol):
-    """A learning attack as a value, whose attack is a function of what it knows."""
+    """Learning attack as a value, whose attack is a function of what it has learned."""
 
     @property
     def name(self) -> str: ...
@@ -34,13 +34,13 @@ class Teachable(Protocol):
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """As an Attack is called."""
+        """Attack inputs with this knowledge; arguments and result are those of an Attack."""
         ...
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Informed:
-    """Prints as the attack did before it learned."""
+    """Attack with its knowledge; it prints as the attack did before it learned."""
 
     attack: Teachable
     knowledge: Knowledge
@@ -73,5 +73,5 @@ class Informed:
 
 
 def untaught(attack: object) -> ValueError:
-    """What a Learner raises that is called without having learned."""
+    """Return the error that a LearningAttack raises when it is called without having learned."""
     return ValueError(f"{attack!r} has not learned yet; call attack.knowing(attack.learn(...)) first, as craft does")

@@ -1,4 +1,4 @@
-"""The step that climbs in an L1 ball: along the signs of a small share of the coordinates, and of ever fewer.
+"""Step of an ascent in an L1 ball: along the signs of a small share of the coordinates, and of ever fewer.
 
 One coordinate, the steepest step, is soon at the edge of the box, where it can gain no more; all coordinates cost more
 than they gain. On images the best share depends on the budget; falling through all of them does as well as the best.
@@ -16,7 +16,7 @@ SPEED = 8  # how much longer the first step is than the last
 
 
 def sparse_step(points: Tensor, gradient: Tensor, stride: float, progress: float) -> Tensor:
-    """A step of L1 size `stride`, more while `progress` in [0, 1] is small; coordinates at the edge of the box rest.
+    """Return a step of L1 size `stride`, more while `progress` in [0, 1] is small; coordinates at the box's edge rest.
 
     Source: Tramèr & Boneh 2019, arXiv:1904.13000, section 4.1 (SLIDE: the top one per cent); Croce & Hein 2021,
     arXiv:2103.01208, section 3 (that the share should fall): theirs by what an item has found, ours for all alike.

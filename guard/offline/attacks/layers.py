@@ -1,6 +1,6 @@
-"""What a torch model's layers answer on the way to its logits, for attacks that look inside.
+"""Outputs of a torch model's layers on the way to its logits, for attacks that look inside.
 
-Rule 1: nothing is hooked or changed; listening is the listening thread's own affair.
+Rule 1: nothing is hooked or changed; other threads are not concerned.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LAYERS = {"conv1d", "conv2d", "conv3d", "convolution", "linear", "addmm", "mm", 
 
 
 class Listening(TorchFunctionMode):
-    """Keeps the answer of every convolution and linear layer that is called within, in the order of the calls."""
+    """Context that records the output of every convolution and linear layer called in it, in the order of the calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Listening(TorchFunctionMode):
 
 
 def torch_module(model: Model, attack: object) -> nn.Module:
-    """The torch side of a model: itself, or what stands behind a compiled or watched one. Raises ConfigError."""
+    """Return the torch module of a model: itself, or the one behind a compiled or watched model. Raises ConfigError."""
     found = model if isinstance(model, nn.Module) else getattr(model, "module", None)
     if not isinstance(found, nn.Module):
         raise ConfigError(
@@ -44,7 +44,7 @@ def torch_module(model: Model, attack: object) -> nn.Module:
 
 
 def layers_of(model: Model, images: Tensor, attack: object) -> list[Tensor]:
-    """What each convolution and linear layer answers, the logits last. Raises ConfigError."""
+    """Return the output of each convolution and linear layer, the logits last. Raises ConfigError."""
     listening = Listening()
     with listening:
         torch_module(model, attack)(images)

@@ -1,4 +1,4 @@
-"""Attack through a local surrogate: ask the model around a point, fit, step along the fitted slope, ask again.
+"""Local surrogates: ask the model around a point, fit, step along the fitted slope, ask again.
 
 Rule 1: the model is asked `queries` times an item at most, and for its answers alone: no gradient, no inside.
 `lime_surrogate.py` and `lemna_surrogate.py` differ in what they fit.
@@ -26,14 +26,14 @@ from guard.offline.data.norms import Norm
 Fit: TypeAlias = Callable[[Tensor, Tensor, "Blocks"], Tensor]
 
 ACROSS = 8  # blocks along a side of an image, unless the block's size is given
-ROWS = 64  # asked at once
-PASSES = 30  # of a fit
+ROWS = 64  # inputs asked at once
+PASSES = 30  # of ADMM in a fit
 RIDGE = 1e-3  # of the mean square of a move: keeps a fit on fewer samples than blocks solvable
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A coarse view of an item: squares of an image's channels, or the single values of a vector."""
+    """Coarse view of an item: squares of an image's channels, or the single values of a vector."""
 
     shape: tuple[int, ...]  # of an item
     size: int  # along a side
@@ -44,7 +44,7 @@ class Blocks:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """How many there are, along each axis."""
+        """Number of blocks along each axis."""
         if len(self.shape) != 3:
             return (math.prod(self.shape),)
         return (self.shape[0], -(-self.shape[1] // self.size), -(-self.shape[2] // self.size))
@@ -54,7 +54,7 @@ class Blocks:
         return math.prod(self.grid)
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values [..., block] -> [..., *shape], each over its whole block."""
+        """Map values [..., block] to [..., *shape], each over its whole block."""
         if len(self.shape) != 3:
             return values.reshape(*values.shape[:-1], *self.shape)
         tall = values.reshape(*values.shape[:-1], *self.grid)
@@ -62,7 +62,7 @@ class Blocks:
         return wide[..., : self.shape[1], : self.shape[2]]
 
     def edges(self, like: Tensor) -> Tensor:
-        """The differences between neighbouring blocks, as a matrix [edge, block]."""
+        """Return the differences between neighbouring blocks, as a matrix [edge, block]."""
         number = torch.arange(self.count, device=like.device).reshape(self.grid)
         axes = range(1, 3) if len(self.shape) == 3 else range(1)
         pairs = [
@@ -90,7 +90,7 @@ def surrogate(
     spread: float = 0.5,
     targets: Tensor | None = None,
 ) -> Tensor:
-    """Each item's first fooling point, or the last one reached.
+    """Return each item's first fooling point, or the last one reached.
 
     A round asks about the point reached, and about moves of all its blocks up or down at random by `spread` * the
     budget's share of a value; then it steps. The last question is about the last point, and all add up to `queries`.
@@ -116,7 +116,7 @@ def surrogate(
 
 
 def enough_queries(attack: Any) -> None:
-    """Raises ConfigError where a round would have no question beside the one about its own point."""
+    """Check that every round has a question beside the one about its own point. Raises ConfigError."""
     if attack.queries < 2 * attack.rounds + 1:
         raise ConfigError(
             f"attack {attack.name!r}: queries = {attack.queries}; wanted at least {2 * attack.rounds + 1}, "
@@ -125,7 +125,7 @@ def enough_queries(attack: Any) -> None:
 
 
 def parts(total: int, rounds: int) -> list[int]:
-    """`total` questions over the rounds, as evenly as whole numbers go."""
+    """Divide `total` questions over the rounds, as evenly as whole numbers go."""
     ends = [total * number // rounds for number in range(rounds + 1)]
     return [after - before for before, after in pairwise(ends)]
 
@@ -136,7 +136,7 @@ def signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> T
 
 
 def ask(model: Model, points: Tensor, moves: Tensor, blocks: Blocks) -> Tensor:
-    """Answers [item, sample, class] at points [item, ...] with their blocks moved by [item, sample, block]."""
+    """Ask for answers [item, sample, class] at points [item, ...] with their blocks moved by [item, sample, block]."""
     items, samples = moves.shape[:2]
     owner = torch.arange(items, device=points.device).repeat_interleave(samples)
     rows = zip(owner.split(ROWS), moves.flatten(0, 1).split(ROWS), strict=True)
@@ -146,14 +146,14 @@ def ask(model: Model, points: Tensor, moves: Tensor, blocks: Blocks) -> Tensor:
 
 
 def per_sample(answers: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-    """Log-odds [item, sample] of answers [item, sample, class]; logarithms of probabilities give the same."""
+    """Return log-odds [item, sample] of answers [item, sample, class]; logarithms of probabilities give the same."""
     samples = answers.shape[1]
     aims = None if targets is None else targets.repeat_interleave(samples)
     return log_odds(answers.flatten(0, 1), labels.repeat_interleave(samples), aims).reshape(-1, samples)
 
 
 def lasso(moves: Tensor, answers: Tensor, weights: Tensor, kinks: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Coefficients [item, block] and kinks @ coefficients, of a least-squares fit that would have the latter sparse.
+    """Fit least squares with sparse kinks; return coefficients [item, block] and kinks @ coefficients.
 
     Minimises sum of weights * (answers - moves @ c)^2 / 2 + penalty * largest * |kinks @ c|_1, where `largest` is the
     answers' highest correlation with a move: with the identity for kinks, 1 leaves nothing. The second is exactly zero

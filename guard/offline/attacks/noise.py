@@ -1,4 +1,4 @@
-"""Size-matched noise: what an attack did to an item, with everything that the attacker thought of taken out."""
+"""Size-matched noise: an attack's perturbation with its entries shuffled, so that only its size remains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from guard.offline.data.grid import moved_inside
 
 
 def shuffled(clean: Tensor, attacked: Tensor, generator: torch.Generator) -> Tensor:
-    """Each item's perturbation, its entries in random places and with random signs.
+    """Return clean items with each one's perturbation, its entries in random places and with random signs.
 
     So it has the attack's size in every norm, the attack's histogram, and lies on the grid that both arguments lie on:
     a detector that tells it from the attack has read more than size or file format. Where a sign would leave the unit

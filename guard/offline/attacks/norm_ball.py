@@ -1,7 +1,7 @@
-"""The ball of allowed perturbations: measure, project, draw, and the steepest step in a norm.
+"""Ball of allowed perturbations: measure, project, draw, and the steepest step in a norm.
 
-Rule 1: projecting twice is projecting once, what is inside comes back bit for bit, what comes out is within budget
-(L2: but for a millionth of it), and L2 keeps the direction.
+Rule 1: projecting twice is projecting once, what is inside comes back bit for bit, what comes out is within budget (L2:
+but for a millionth of it), and L2 keeps the direction.
 Every function flattens an item: vectors [item, feature] and images [item, channel, height, width] are alike.
 """
 
@@ -19,13 +19,13 @@ SLACK = 1e-6  # of the budget: what rounding may add, so that a projected pertur
 
 
 def sizes(perturbation: Tensor, norm: Norm) -> Tensor:
-    """How large each item's perturbation is, [item]."""
+    """Return the size of each item's perturbation in a norm [item]."""
     found: Tensor = torch.linalg.vector_norm(perturbation.flatten(1), ord=ORDERS[norm], dim=1)
     return found
 
 
 def project(perturbation: Tensor, budget: float, norm: Norm) -> Tensor:
-    """The nearest perturbation of at most `budget`."""
+    """Project each perturbation to the nearest one of at most `budget`."""
     if norm == "linf":
         return perturbation.clamp(-budget, budget)
     size = per_item(sizes(perturbation, norm), perturbation)
@@ -34,7 +34,7 @@ def project(perturbation: Tensor, budget: float, norm: Norm) -> Tensor:
 
 
 def onto_l1(perturbation: Tensor, budget: float, room: Tensor | None = None) -> Tensor:
-    """The nearest perturbation of size `budget` with no entry over its `room`, or over any.
+    """Return the nearest perturbation of size `budget` with no entry over its `room` (None: no limit).
 
     All amounts shrink by one number an item and stay between zero and their room. What is left is piecewise linear in
     that number: each entry begins to count at its own amount, and is full where its amount exceeds its room by as much.
@@ -58,7 +58,7 @@ def onto_l1(perturbation: Tensor, budget: float, room: Tensor | None = None) -> 
 
 
 def into_reach(points: Tensor, centres: Tensor, budget: float, norm: Norm) -> Tensor:
-    """Points, pulled into the ball around `centres` and into the unit box; in L-infinity and L1 to the nearest there.
+    """Pull points into the ball around `centres` and into the unit box; in L-infinity and L1 to the nearest there.
 
     Cutting to a box that holds the centre only shortens each coordinate's perturbation: the point stays in the ball.
     """
@@ -73,12 +73,12 @@ def into_reach(points: Tensor, centres: Tensor, budget: float, norm: Norm) -> Te
 
 
 def room_of(points: Tensor, direction: Tensor) -> Tensor:
-    """How far each coordinate can go in its direction before it leaves the unit box."""
+    """Return how far each coordinate can go in its direction before it leaves the unit box."""
     return torch.where(direction > 0, 1 - points, points).clamp_min(0)
 
 
 def furthest(points: Tensor, gradient: Tensor, budget: float, norm: Norm) -> Tensor:
-    """Where in ball and unit box a linear function with this gradient is greatest; in L2 the box is cut to afterwards.
+    """Return where in ball and box a linear function of this gradient is greatest; in L2 the box is cut to afterwards.
 
     In L1 that is to fill the room of one coordinate after another, the steepest first.
     """
@@ -93,7 +93,7 @@ def furthest(points: Tensor, gradient: Tensor, budget: float, norm: Norm) -> Ten
 
 
 def uniform(like: Tensor, budget: float, norm: Norm, generator: torch.Generator) -> Tensor:
-    """A perturbation drawn uniformly from the ball, for each item of `like`."""
+    """Draw a perturbation uniformly from the ball, for each item of `like`."""
     if norm == "linf":
         unit = torch.rand(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
         return (2 * unit - 1).to(like.device) * budget
@@ -106,7 +106,10 @@ def uniform(like: Tensor, budget: float, norm: Norm, generator: torch.Generator)
 
 
 def uniform_l1(like: Tensor, budget: float, generator: torch.Generator) -> Tensor:
-    """Exponential draws over their sum are uniform on a simplex; one draw more than features fills the inside."""
+    """Draw a perturbation uniformly from the L1 ball, for each item of `like`.
+
+    Exponential draws over their sum are uniform on a simplex; one draw more than features fills the inside.
+    """
     features = like[0].numel()
     draws = torch.rand((len(like), features + 1), generator=generator, device=generator.device, dtype=like.dtype)
     draws = -torch.log1p(-draws)
@@ -116,7 +119,7 @@ def uniform_l1(like: Tensor, budget: float, generator: torch.Generator) -> Tenso
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The perturbation of size one that a gradient climbs fastest along; zero where the gradient is zero."""
+    """Return the perturbation of size one that a gradient climbs fastest along; zero where the gradient is zero."""
     if norm == "linf":
         return gradient.sign()
     if norm == "l1":
@@ -132,5 +135,5 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def per_item(values: Tensor, like: Tensor) -> Tensor:
-    """Values [item], shaped so that they broadcast over the items of `like`."""
+    """Reshape values [item] so that they broadcast over the items of `like`."""
     return values.reshape(-1, *(1,) * (like.ndim - 1))

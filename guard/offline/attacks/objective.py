@@ -1,4 +1,4 @@
-"""What gradient attacks climb: log-odds of a wrong answer, or the gap between two logits."""
+"""Objectives that gradient attacks climb: log-odds of a wrong answer, or the gap between two logits."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ Objective: TypeAlias = Callable[[Tensor], Tensor]  # logits [item, class] -> wha
 
 @runtime_checkable
 class Climbing(Protocol):
-    """A model that forms the gradient of an objective itself, as a compiled one does."""
+    """Model that computes the gradient of an objective itself, as a compiled one does."""
 
     def __call__(self, images: Tensor, /) -> Tensor: ...
 
     def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-        """As the function of this name."""
+        """Return what the function of this name returns."""
         ...
 
 
 def without(logits: Tensor, classes: Tensor) -> Tensor:
-    """Logits [item, class] with one class of each item out of the running."""
+    """Return logits [item, class] with one class of each item excluded, at minus infinity."""
     return logits.masked_fill(one_hot(classes, logits.shape[1]).bool(), -torch.inf)
 
 
 def chosen(logits: Tensor, classes: Tensor) -> Tensor:
-    """The logit of one class of each item, [item]."""
+    """Return the logit of one class of each item, [item]."""
     return logits.gather(1, classes[:, None])[:, 0]
 
 
 def log_odds(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Log-odds of any class but the label, or of the target, [item]; larger is a better attack.
+    """Return log-odds of any class but the label, or of the target, [item]; larger is a better attack.
 
     Cross-entropy is softplus of this, so both rise in the same direction; but cross-entropy's gradient rounds to zero
     on a confident model, and an attack that stands still for that reason says nothing about the model.
@@ -48,7 +48,7 @@ def log_odds(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> T
 
 
 def gap(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """How far the best wrong class, or the target, is ahead in logits, [item]; above zero the attack has succeeded."""
+    """Return the lead in logits of the best wrong class, or the target, [item]; above zero the attack has succeeded."""
     if targets is None:
         return without(logits, labels).amax(dim=1) - chosen(logits, labels)
     return chosen(logits, targets) - without(logits, targets).amax(dim=1)
@@ -56,7 +56,7 @@ def gap(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor
 
 @dataclass(frozen=True, eq=False)
 class LogOdds:
-    """`log_odds` as a value, so that a compiled model knows it."""
+    """Objective `log_odds` as a value, so that a compiled model recognises it."""
 
     labels: Tensor
     targets: Tensor | None = None
@@ -67,7 +67,7 @@ class LogOdds:
 
 @dataclass(frozen=True, eq=False)
 class Gap:
-    """`gap` as a value."""
+    """Objective `gap` as a value, so that a compiled model recognises it."""
 
     labels: Tensor
     targets: Tensor | None = None
@@ -77,7 +77,7 @@ class Gap:
 
 
 def value_and_gradient(model: Model, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [item, class], `objective(logits)` [item] and its gradient to the points; parameters get none."""
+    """Return logits [item, class], `objective(logits)` [item] and its gradient to the points; parameters get none."""
     if isinstance(model, Climbing):
         return model.value_and_gradient(points, objective)
     with torch.enable_grad():

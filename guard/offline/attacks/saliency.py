@@ -1,4 +1,4 @@
-"""A model's saliency map, and a walk that moves the map and holds the answer where it is wanted.
+"""Saliency map of a model, and a walk that moves the map while the answer is changed or kept.
 
 Rule 1: logits and maps are the model's own, bit for bit; only the map's derivative is a surrogate, where a rectifier's
 step has none.
@@ -22,10 +22,10 @@ from guard.offline.attacks.objective import gap
 from guard.offline.model.gradient.rules.pointwise import smooth_hardtanh, smooth_leaky_relu, smooth_relu, smooth_relu6
 
 aten = torch.ops.aten
-Distance: TypeAlias = Callable[[Tensor], Tensor]  # maps [item, place] -> what is to fall, [item]
+Distance: TypeAlias = Callable[[Tensor], Tensor]  # maps [item, place] -> distance to minimise [item]
 Answer = Literal["change", "keep"]
 
-SHARPNESS = 10.0  # of the sigmoid that stands for a step where it is differentiated: the adaptive attack's
+SHARPNESS = 10.0  # of the sigmoid that replaces a step where it is differentiated, as in the adaptive attack
 LONG, SHORT = 0.5, 0.02  # the first and the last step, as shares of the budget
 
 RECTIFIERS: Mapping[Any, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
@@ -45,7 +45,7 @@ RECTIFIERS: Mapping[Any, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = 
 
 
 class Bent(torch.autograd.Function):
-    """A rectifier whose derivative is its own step, and can be differentiated again."""
+    """Rectifier whose derivative is its own step, and can be differentiated again."""
 
     @staticmethod
     def forward(context: Any, operand: Tensor, rectifier: Any, rule: Any, settings: tuple[float, ...]) -> Tensor:
@@ -61,7 +61,7 @@ class Bent(torch.autograd.Function):
 
 
 class Bending(TorchFunctionMode):
-    """Within it, this thread's rectifiers can be differentiated twice."""
+    """Context in which this thread's rectifiers can be differentiated twice."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         settings = dict(kwargs or {})
@@ -72,13 +72,13 @@ class Bending(TorchFunctionMode):
 
 
 def map_of(gradient: Tensor) -> Tensor:
-    """Saliency [item, place] from an input gradient: its size, summed over channels where there are any."""
+    """Compute saliency [item, place] from an input gradient: its size, summed over channels where there are any."""
     amount = gradient.abs()
     return (amount.sum(dim=1) if amount.ndim == 4 else amount).flatten(1)
 
 
 def saliency(model: Model, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [item, class] and the map [item, place] of each item's own answer; in grad mode, both differentiable."""
+    """Return logits [item, class] and the predicted class's map [item, place]; differentiable in grad mode."""
     twice = torch.is_grad_enabled()
     with torch.enable_grad(), Bending():
         watched = points if points.requires_grad else points.detach().requires_grad_()
@@ -89,13 +89,16 @@ def saliency(model: Model, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def likeness(one: Tensor, other: Tensor) -> Tensor:
-    """Cosine of two maps [item, place], from 0 to 1, [item]."""
+    """Return the cosine of two maps [item, place], from 0 to 1, [item]."""
     return functional.cosine_similarity(one, other, dim=1, eps=1e-12)
 
 
 @dataclass(frozen=True)
 class Walk:
-    """How the answer is held: `change` wants it wrong, `confidence` logits ahead; `keep` wants it right by as much."""
+    """Walk that moves the saliency map under a condition on the answer.
+
+    `change` wants the answer wrong, `confidence` logits ahead; `keep` wants it right by as much.
+    """
 
     answer: Answer
     budget: float
@@ -103,7 +106,7 @@ class Walk:
     confidence: float
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, distance: Distance) -> Tensor:
-        """The point of least distance among those whose answer is as wanted. L∞, deterministic.
+        """Return the point of least distance among those whose answer is as wanted. L∞, deterministic.
 
         Both gradients count at unit length: the answer's until it is held, the map's once it is as wanted. Where no
         point's answer was as wanted, `change` returns the one that came nearest, and `keep` the input. Costs steps + 1
@@ -126,12 +129,12 @@ class Walk:
         return best
 
     def unheld(self, held: Tensor) -> Tensor:
-        """The rank of a point whose answer is not as wanted."""
+        """Rank points whose answer is not as wanted [item]."""
         return held / (1 + held.abs()) if self.answer == "change" else torch.full_like(held, -torch.inf)
 
 
 def slopes(model: Model, points: Tensor, labels: Tensor, distance: Distance) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """How far a wrong class is ahead [item], the map's distance [item], and the gradients of both."""
+    """Return how far a wrong class leads [item], the map's distance [item], and the gradients of both."""
     with torch.enable_grad():
         watched = points.detach().requires_grad_()
         logits, found = saliency(model, watched)

@@ -1,4 +1,4 @@
-"""One thing for all items, climbed by the mean of their gradients: a universal perturbation, a patch, a frame.
+"""Shared perturbation: one thing for all items (a universal perturbation, a patch, a frame), climbed by mean gradients.
 
 Rule 1: the model is asked through `value_and_gradient` alone, so a compiled one serves as well as torch.
 """
@@ -17,16 +17,16 @@ from guard.offline.attacks.norm_ball import per_item
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
 
 MOMENTUM = 0.9
-CEILING = 9.0  # log-odds from which on an item pulls no more: it is fooled, and others need the budget
+CEILING = 9.0  # log-odds from which on an item adds no gradient: it is fooled, and others need the budget
 LAST = 0.1  # of the first step: how small the last one is
 
-Place = Callable[[Tensor, Tensor], Tensor]  # what is shared, and unit-space items [item, ...] -> attacked items
-Step = Callable[[Tensor, Tensor, float], Tensor]  # what is shared, a direction, how long a step, to 1 -> moved
+Place = Callable[[Tensor, Tensor], Tensor]  # (what is shared, unit-space items [item, ...]) -> attacked items
+Step = Callable[[Tensor, Tensor, float], Tensor]  # (what is shared, direction, step length to 1) -> moved
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How long to climb."""
+    """Length of the ascent, in epochs and items per batch."""
 
     epochs: int
     batch: int
@@ -44,7 +44,9 @@ def climb_shared(
     target: int | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """What is shared, moved so that it fools the model on as many items as it can; a forward and backward an item.
+    """Move what is shared so that it fools the model on as many items as it can.
+
+    Costs a forward and a backward per item and epoch.
 
     Source: Shafahi et al. 2020, arXiv:1811.11304, algorithm 1: stochastic gradients of a loss that is clipped from
     above. Ours climbs log-odds, whose gradient does not fade, and adds the momentum of Dong et al. 2018.
@@ -63,7 +65,7 @@ def climb_shared(
 
 
 def pulled(model: Model, inputs: Tensor, labels: Tensor, shared: Tensor, place: Place, target: int | None) -> Tensor:
-    """The gradient of the items' clipped log-odds to what they share."""
+    """Return the gradient of the items' clipped log-odds to what they share."""
     targets = None if target is None else torch.full_like(labels, target)
     with torch.enable_grad():
         watched = shared.detach().requires_grad_()
@@ -75,7 +77,7 @@ def pulled(model: Model, inputs: Tensor, labels: Tensor, shared: Tensor, place: 
 
 
 def class_number(attack: object, name: str = "target", *, of: str = "class") -> None:
-    """Raises ConfigError for a setting that is neither None nor the number of a class, or of what `of` says."""
+    """Check that a setting is None or the number of a class, or of what `of` says. Raises ConfigError."""
     value = getattr(attack, name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise ConfigError(f"attack {getattr(attack, 'name', attack)!r}: {name} = {value!r}; wanted a {of} number")

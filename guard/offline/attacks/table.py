@@ -1,4 +1,4 @@
-"""The table of attacks, written out. An attack listed here is tested by being listed."""
+"""Table of attacks, written out. An attack listed here is tested by being listed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "map_faking": MapFaking,
 }
 
-# These change what explains the answer and not the answer: none of their items ever counts as attacked, so that no
+# These change the explanation of the answer and not the answer: none of their items ever counts as attacked, so that no
 # recipe may learn from them. They are for asking how far a map, and a detector that reads it, can be moved.
 MAP_ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "map_only": MapOnly,
@@ -71,7 +71,7 @@ MAP_ATTACKS: Mapping[str, Callable[..., Attack]] = {
 
 
 def build_attack(name: str, settings: Mapping[str, Any]) -> Attack:
-    """Raises ConfigError for an attack or a setting that does not exist, is missing or out of range."""
+    """Build an attack by its name. Raises ConfigError for names or settings unknown, missing or out of range."""
     if name not in ATTACKS:
         raise ConfigError(f"unknown attack {name!r}; {nearest(name, ATTACKS)}")
     known = settings_of(name)
@@ -85,7 +85,7 @@ def build_attack(name: str, settings: Mapping[str, Any]) -> Attack:
 
 
 def settings_of(name: str) -> tuple[str, ...]:
-    """The names of an attack's settings, in the order in which it prints them."""
+    """Return the names of an attack's settings, in the order in which it prints them."""
     attack: Any = ATTACKS[name]
     return tuple(field.name for field in fields(attack))
 

@@ -1,4 +1,4 @@
-"""Which class a targeted attack walks to, chosen here for all of them."""
+"""Target class of a targeted attack, chosen here for all attacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Target = Literal["least_likely", "random", "next"]
 
 
 def known_target(attack: Any) -> None:
-    """Raises ConfigError for a target that is not known; None passes, and means any class but the label."""
+    """Check that the target is known; None is, and means any class but the label. Raises ConfigError."""
     if attack.target is not None and attack.target not in get_args(Target):
         raise ConfigError(
             f"attack {attack.name!r}: target = {attack.target!r}; wanted one of {', '.join(get_args(Target))}, or none "
@@ -26,9 +26,10 @@ def known_target(attack: Any) -> None:
 def targets_of(
     target: Target | None, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
 ) -> Tensor | None:
-    """One class an item, never its label; None where any will do. Costs a forward, of one item for two of the three.
+    """Choose a target class for each item, never its label; None where any class will do.
 
-    `least_likely` has the smallest logit of the clean input, `random` is any other, `next` the label plus one.
+    `least_likely` has the smallest logit of the clean input, `random` is any other, `next` the label plus one. Costs a
+    forward, of one item for `random` and `next`.
 
     Source: Kurakin et al. 2017, arXiv:1607.02533, section 2.3 (least likely); Carlini & Wagner 2017, arXiv:1608.04644,
     section V (random), and the usual one of Xu et al. 2018, arXiv:1704.01155 (next).

@@ -1,1 +1,1 @@
-"""Attacked items are made here: verified, in shards, resumably."""
+"""Crafting of attacked items: verified, in shards, resumable."""

@@ -1,4 +1,4 @@
-"""What may be attacked: items, labels and a model that fit each other, and budgets that the data's grid can hold."""
+"""Checks before crafting: items, labels and model fit each other, and the data's grid can hold the budgets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guard.offline.data.grid import on_grid, whole_steps
 
 
 def check(run: CraftRun, items: Dataset) -> None:
-    """Whether these items can be attacked. Raises as `craft` says."""
+    """Check that these items can be attacked; raises the errors that `craft` documents."""
     model, images, labels = run.model, items.images, items.labels
     if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
         raise ModelError("the model is in training mode; call eval() first, or its answers depend on batch mates")
@@ -33,7 +33,7 @@ def check(run: CraftRun, items: Dataset) -> None:
 
 
 def check_budgets(attacks: Sequence[Attack], grid: int | None) -> None:
-    """Raises ConfigError for an L∞ budget below one step of the grid."""
+    """Check that no L∞ budget is below one step of the grid. Raises ConfigError."""
     for attack in attacks:
         small = grid is not None and attack.norm == "linf" and attack.budget is not None
         if small and whole_steps(attack.budget or 0.0, grid or 1) < 1:

@@ -1,4 +1,4 @@
-"""One attack's verified items, each with its provenance."""
+"""Crafted set: the verified items of one attack, each with its provenance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from guard.offline.data.splits import Split, members
 
 @dataclass(frozen=True, eq=False)
 class CraftedSet:
-    """One attack's verified items. Arrays run over the same items; a noisy item keeps its clean label."""
+    """Verified items of one attack, as arrays that all run over the same items.
+
+    A noisy item keeps its clean label.
+    """
 
     attack: str  # as the call that makes it
     name: str
@@ -45,11 +48,11 @@ class CraftedSet:
 
     @property
     def success_rate(self) -> float:
-        """Verified items over items tried; NaN when none was."""
+        """Number of verified items over the number of items tried; NaN when none was tried."""
         return len(self) / self.tried if self.tried else float("nan")
 
     def select(self, splits: Mapping[str, Split], *wanted: Split) -> CraftedSet:
-        """The items whose clean version is in one of the splits wanted. Raises DataError for an item in no split."""
+        """Return the items whose clean version is in a wanted split. Raises DataError for an item in no split."""
         kept = members(self.hashes, splits, *wanted)
         per_item = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf")
         tried = self.tried_hashes[members(self.tried_hashes, splits, *wanted)]

@@ -1,8 +1,10 @@
-"""Crafted sets: clean items, what an attack made of them, and noise of the same size, each with its provenance.
+"""Crafted sets: clean items, their attacked versions, and noise of the same size, each with its provenance.
 
-Rule 1: an item is attacked only if the model verifiably answers its final form otherwise: on the grid, in box and ball.
-Rule 2: only items that the model classifies correctly are attacked: every attacked item is the attack's doing.
-Rule 3: a shard is found again only by all that it follows from; an interrupted run ends as any other, bit for bit.
+Rule 1: an item counts as attacked only if the model verifiably answers its final form otherwise: on the grid, in box
+and ball.
+Rule 2: only items that the model classifies correctly are attacked: every wrong answer is the attack's doing.
+Rule 3: a shard's file is used again only if all that it follows from is the same; an interrupted run ends as any other,
+bit for bit.
 
     images ─► correct ones ─► shards ─► learn ─► attack ─► snap ─► verify ─► noise ─► .npz ─► CraftedSet
 """
@@ -26,19 +28,19 @@ from guard.offline.crafting.shard import CraftRun, Shard, ShardOutcome, answer, 
 from guard.offline.data.dataset import Dataset
 from guard.offline.work.parallel import side_by_side
 
-Progress = Callable[[object, int, int], None]  # the attack, or that it learns; items done, items in all
+Progress = Callable[[object, int, int], None]  # (the attack or a text, items done, items in all)
 
 
 @dataclass(frozen=True, eq=False)
 class Crafter:
-    """A model and the clean items that it has right, in shards, ready to be attacked."""
+    """Model and the clean items that it classifies correctly, in shards, ready to be attacked."""
 
     run: CraftRun
     shards: tuple[Shard, ...]
 
     @staticmethod
     def open(run: CraftRun, items: Dataset) -> Crafter:
-        """Ask the model about every item. Errors are those of `craft`."""
+        """Classify every item, and divide the correctly classified ones into shards. Errors are those of `craft`."""
         check(run, items)
         size = shard_items(items.item_shape) if run.shard_items is None else run.shard_items
         parts = np.split(items.images, range(size, len(items), size))
@@ -60,16 +62,16 @@ class Crafter:
 
     @property
     def items(self) -> int:
-        """How many items can be attacked."""
+        """Number of items that can be attacked."""
         return sum(len(shard) for shard in self.shards)
 
     @property
     def shard_size(self) -> int:
-        """Items of a full shard."""
+        """Number of items in the largest shard."""
         return max(len(shard) for shard in self.shards)
 
     def prefix(self, items: int | None) -> list[Shard]:
-        """The first items, in shards; all of them for None."""
+        """Return the first items, in shards; all of them for None."""
         if items is None:
             return list(self.shards)
         ends = np.cumsum([len(shard) for shard in self.shards])
@@ -77,16 +79,16 @@ class Crafter:
         return [shard.first(items - start) for start, shard in zip(starts, self.shards, strict=True) if start < items]
 
     def lots(self, items: int | None) -> list[tuple[Shard, ...]]:
-        """Those that the first items belong to; an attack that learns first learns from each as a whole."""
+        """Return the lots that the first items belong to; an attack that learns first learns from whole lots."""
         found = lots_of(self.shards)
         return list(dict.fromkeys(found[shard.number] for shard in self.prefix(items)))
 
     def learn(
         self, attack: Attack, *, tried: int | None = None, progress: Progress | None = None, anew: bool = False
     ) -> dict[int, Ready]:
-        """The attack as it meets each shard, by its number: one that learns first has done so, lot by lot.
+        """Return the attack for each shard, by shard number; an attack that learns first has learned, lot by lot.
 
-        `anew`: whatever has been learned.
+        `anew`: learn even where a result is stored.
         """
         if not learns(attack):
             return {shard.number: Ready(attack) for shard in self.shards}
@@ -109,10 +111,11 @@ class Crafter:
         progress: Progress | None = None,
         anew: bool = False,
     ) -> tuple[CraftedSet, ...]:
-        """One set an attack; `tried` is how many of the first items each is tried on, unless it is all of them.
+        """Attack the items; return one crafted set for each attack.
 
-        `anew`: whatever shards are there, but with what was learned for them. Raises ConfigError for an L∞ budget below
-        one step of the grid.
+        `tried` is how many of the first items each attack is tried on; None is all of them. `anew`: compute shards even
+        where files are stored, but with stored learning. Raises ConfigError for an L∞ budget below one step of the
+        grid.
         """
         check_budgets(attacks, self.run.grid)
         counts = tried or [None] * len(attacks)
@@ -144,7 +147,7 @@ def call_of(run: CraftRun, ready: Ready, shard: Shard, *, anew: bool) -> Callabl
 def craft(
     run: CraftRun, items: Dataset, attacks: Sequence[Attack], *, progress: Progress | None = None
 ) -> tuple[CraftedSet, ...]:
-    """Attack the items that the model gets right; one set an attack, in the order given.
+    """Attack the items that the model classifies correctly; return one crafted set for each attack, in the order given.
 
     No attack learns from items of one split in order to attack those of another.
 
@@ -158,7 +161,7 @@ def craft(
 
 
 def collect(run: CraftRun, attack: Attack, shards: Sequence[Shard], outcomes: Sequence[ShardOutcome]) -> CraftedSet:
-    """The verified items of all shards of one attack."""
+    """Join the verified items of all shards of one attack into its crafted set."""
     pairs = list(zip(shards, outcomes, strict=True))
     clean = np.concatenate([shard.items.images[outcome.kept] for shard, outcome in pairs])
     attacked = np.concatenate([outcome.attacked for outcome in outcomes])

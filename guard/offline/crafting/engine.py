@@ -1,4 +1,4 @@
-"""What attacks run the model on: torch, or ONNX Runtime where it agrees with torch and is faster."""
+"""Engine that attacks run the model on: torch, or ONNX Runtime where it agrees with torch and is faster."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from guard.offline.work.parallel import one_thread
 from guard.offline.work.store import cache_key
 
 TRIES = 5
-QUICK_S = 1e-4  # an item: a model that torch differentiates faster is not worth compiling
+QUICK_S = 1e-4  # per item: a model that torch differentiates faster is not worth compiling
 
 
 def choose_engine(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> tuple[str, str]:
-    """torch or onnxruntime, and the reason, in words. `images` are a batch as attacks are going to form it."""
+    """Choose torch or onnxruntime, with the reason in words. `images` are a batch as attacks are going to form it."""
     with one_thread():
         (torch_s,) = gradient_seconds([classifier.graph], images)
         if torch_s < QUICK_S:
@@ -40,7 +40,7 @@ def choose_engine(classifier: Classifier, images: NDArray[np.float32], work: Wor
 
 
 def gradient_seconds(models: Sequence[Model], images: NDArray[np.float32]) -> list[float]:
-    """Median seconds an item of one step of an attack on each model, measured in turn."""
+    """Measure the median seconds per item of one step of an attack on each model, in turn."""
     points = torch.from_numpy(images)
     labels = torch.zeros(len(points), dtype=torch.int64)
     steps: list[Callable[[], object]] = [
@@ -57,13 +57,15 @@ def gradient_seconds(models: Sequence[Model], images: NDArray[np.float32]) -> li
 
 
 def compiled_model(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> Model:
-    """Raises ModelError, ParityError."""
+    """Open the compiled classifier of this work directory. Raises ModelError, ParityError."""
     key = cache_key(classifier.spec.fingerprint, (onnx_model.__name__,))
     return open_compiled(classifier, images[: max(CHECKED)], work.model(key[:24]))
 
 
 def attack_model(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> Model:
-    """What this work directory's plan runs attacks on; torch where there is no plan. `images` are any real items.
+    """Open the model that this work directory's plan runs attacks on; torch where there is no plan.
+
+    `images` are any real items.
 
     Raises:
         ModelError, ParityError: the plan says ONNX Runtime, and it no longer runs or agrees.

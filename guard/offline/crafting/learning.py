@@ -1,8 +1,9 @@
 """Lots: a few shards of one group, and what an attack that learns first learns from their items alone.
 
-Rule 1: a lot attacks its own items and learns from no others: nothing crosses from one group, a split, to another; and
-where one perturbation serves all items, a detector meets as many of them as there are lots.
-Rule 2: knowledge is found again only by all that it follows from, and a shard only by what its attacker knew.
+Rule 1: an attack learns from the items of a lot and attacks those alone: nothing crosses from one group, a split, to
+another; and where one perturbation serves all items, a detector meets as many of them as there are lots.
+Rule 2: stored knowledge is used again only if all that it follows from is the same, and a shard only if the attack knew
+the same.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from guard.offline.crafting.shard import CODE, CraftRun, Shard, identify, module
 from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.work.store import cache_key
 
-SHARDS = 4  # of a lot; what is left of a group joins the lot before where it has less than half as many
+SHARDS = 4  # in a lot; a rest of a group of less than half as many joins the lot before
 
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """An attack that can be called, and what tells apart one that learned something else."""
+    """Attack that can be called, with a digest that distinguishes what it has learned."""
 
     attack: Attack
     digest: str = ""
@@ -35,7 +36,7 @@ class Ready:
 def in_shards(
     places: NDArray[np.int64], groups: NDArray[np.str_], size: int
 ) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Places in parts of `size`, each of one group; any first parts hold the groups in proportion.
+    """Divide places into parts of `size`, each of one group, so that any first parts hold the groups in proportion.
 
     What is left of each group, fewer than `size`, comes last.
     """
@@ -50,7 +51,7 @@ def in_shards(
 
 
 def lots_of(shards: Sequence[Shard]) -> Mapping[int, tuple[Shard, ...]]:
-    """The lot of each shard, by its number."""
+    """Return the lot of each shard, by shard number."""
     found: dict[int, tuple[Shard, ...]] = {}
     for group in dict.fromkeys(shard.group for shard in shards):
         own = [shard for shard in shards if shard.group == group]
@@ -61,7 +62,7 @@ def lots_of(shards: Sequence[Shard]) -> Mapping[int, tuple[Shard, ...]]:
 
 
 def learned_from(attack: LearningAttack, lot: Sequence[Shard]) -> Shard:
-    """The items of a lot that an attack learns from, under the number of its first shard."""
+    """Join the items of a lot that an attack learns from, under the number of the lot's first shard."""
     first = lot[0]
     images, labels, hashes = (
         np.concatenate([getattr(shard.items, name) for shard in lot]) for name in ("images", "labels", "hashes")
@@ -72,9 +73,9 @@ def learned_from(attack: LearningAttack, lot: Sequence[Shard]) -> Shard:
 
 
 def learn(run: CraftRun, attack: Any, lot: Sequence[Shard], *, anew: bool = False) -> Ready:
-    """What an attack knows after this lot: from its file, or learned and written; `anew`: learned whatever is there.
+    """Return the attack with what it learns from this lot, read from its file, or learned and kept.
 
-    `attack` is a LearningAttack.
+    `attack` is a LearningAttack; `anew`: learn even where a file exists.
     """
     learned = learned_from(attack, lot)
     identity = hashlib.sha256(f"learned {identify(run, attack, learned)}".encode()).hexdigest()
@@ -94,7 +95,7 @@ def learn(run: CraftRun, attack: Any, lot: Sequence[Shard], *, anew: bool = Fals
 
 
 def digest_of(knowledge: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 (hex) over names and contents."""
+    """Return the SHA-256 (hex) over names and contents of arrays."""
     digest = hashlib.sha256()
     for name, array in sorted(knowledge.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())

@@ -1,11 +1,11 @@
-"""A classifier for attacks, run by ONNX Runtime: its logits, and the gradients that attacks climb.
+"""Classifier for attacks, run by ONNX Runtime: its logits, and the gradients that attacks climb.
 
 Rule 1: it is used only where it agrees with torch on real items, logits and gradients, as `guard train` demands of
 every program that it writes.
-Rule 2: a run takes one thread, the caller's: the same items in the same batch give the same bits, whoever runs beside.
+Rule 2: a run takes one thread, the caller's: the same items in the same batch give the same bits, whatever runs beside.
 
-The gradient's seed [item, class] is worked out within the program, from the logits and an item's rule (`SeedRule`); so
-an attack's step costs one forward and one backward, and not a second forward to find the seed first.
+The gradient's seed [item, class] is computed within the program, from the logits and an item's rule (`SeedRule`); so an
+attack's step costs one forward and one backward, and not a second forward to find the seed first.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from guard.offline.work.files import write_bytes
 from guard.session import Session, onnxruntime
 
 SHARP = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing
-OUT = 1e30  # taken from a logit that is out of the running
-STEEP_TOLERANCE = 1e-2  # half of the items: what climbs needs no more, and forwards verify what it finds
+OUT = 1e30  # subtracted from the logit of a class that is excluded
+STEEP_TOLERANCE = 1e-2  # for the median item: a climb needs no more, and forwards verify what it finds
 CHECKED = (1, 32)  # batch sizes in which it is compared with torch
 INPUTS, OUTPUTS = ("images", "shift", "sharpness", "gain"), ("logits", "gradient")
 
 
 @dataclass(frozen=True, eq=False)
 class SeedRule:
-    """How the seed of each item follows from its logits: gain * softmax(sharpness * logits in the running) + shift.
+    """Rule that gives an item's seed from its logits: gain * softmax(sharpness * logits not named by shift) + shift.
 
-    What `shift` names is out of the running. Log-odds and gaps are softmax and maximum over the others less the one
-    that is named; a gain of zero leaves the shift, a seed as it is given. For example the gap of three classes to the
-    first, whose seed is the best rival less the first: shift [-1, 0, 0], a large sharpness, gain 1.
+    Log-odds and gaps are softmax and maximum over the other classes, less the one that `shift` names; a gain of zero
+    leaves the shift, a seed as it is given. For example the gap of three classes to the first, whose seed is the best
+    rival less the first: shift [-1, 0, 0], a large sharpness, gain 1.
     """
 
     shift: Tensor  # [item, class]
@@ -54,7 +54,7 @@ class SeedRule:
 
     @staticmethod
     def of(objective: LogOdds | Gap, classes: int) -> SeedRule:
-        """The rule by which the program climbs this objective."""
+        """Return the rule by which the program climbs this objective."""
         sign = 1.0 if objective.targets is None else -1.0
         named = objective.labels if objective.targets is None else objective.targets
         sharpness = 1.0 if isinstance(objective, LogOdds) else SHARP
@@ -63,7 +63,7 @@ class SeedRule:
 
     @staticmethod
     def given(seed: Tensor) -> SeedRule:
-        """The rule that gives this seed [item, class], whatever the logits are."""
+        """Return the rule that gives this seed [item, class], whatever the logits are."""
         nothing = seed.new_zeros(len(seed), 1)
         return SeedRule(seed, nothing, nothing)
 
@@ -73,14 +73,14 @@ class SeedRule:
 
 
 class RuledSeed(nn.Module):
-    """The seed [item, class] of a gradient, from the logits and a SeedRule's three parts."""
+    """Module that computes a gradient's seed [item, class] from the logits and a SeedRule's three parts."""
 
     def forward(self, logits: Tensor, shift: Tensor, sharpness: Tensor, gain: Tensor) -> Tensor:
         return gain * torch.softmax(sharpness * logits - OUT * shift.abs(), dim=1) + shift
 
 
 class Steered(nn.Module):
-    """Images of unit space and the parts of their seed rules -> (logits, gradient along the seed)."""
+    """Module that maps unit-space images and the parts of their seed rules to (logits, gradient along the seed)."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Steered(nn.Module):
 
 
 def steered(module: fx.GraphModule) -> fx.GraphModule:
-    """A graph with a gradient, its seed replaced by a RuledSeed that reads three further inputs."""
+    """Replace the seed in a graph with a gradient by a RuledSeed, which reads three further inputs."""
     (seed,) = [
         node
         for node in module.graph.nodes
@@ -112,13 +112,13 @@ def steered(module: fx.GraphModule) -> fx.GraphModule:
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """The classifier as attacks see it. Called where a gradient is wanted, torch's autograd finds it."""
+    """Compiled classifier as attacks call it; torch's autograd can differentiate it where a gradient is wanted."""
 
     forward: Session  # images -> logits
     steered: Session  # images, seed rule -> logits, gradient
     shape: tuple[int, ...]
     classes: int
-    engine: str  # what computes it, to the last bit
+    engine: str  # identifies what computes the logits, to the last bit
     module: nn.Module  # its torch side, for attacks that look at layers
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -131,13 +131,13 @@ class OnnxModel:
         return torch.from_numpy(self.forward.run(OUTPUTS[:1], as_array(images))[0])
 
     def pull(self, images: Tensor, rule: SeedRule) -> tuple[Tensor, Tensor]:
-        """Logits, and the gradient along the seeds that follow from them by the rule."""
+        """Return the logits, and the gradient along the seeds that the rule gives for them."""
         parts = (images, *rule.parts)
         logits, gradient = self.steered.run(OUTPUTS, dict(zip(INPUTS, map(as_array, parts), strict=True)))
         return torch.from_numpy(logits), torch.from_numpy(gradient)
 
     def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-        """As attacks ask for it; an objective that the program does not know costs a second forward."""
+        """Compute what attacks ask for; an objective that the program does not know costs a second forward."""
         points = points.detach()
         if isinstance(objective, LogOdds | Gap):
             logits, gradient = self.pull(points, SeedRule.of(objective, self.classes))
@@ -150,7 +150,7 @@ class OnnxModel:
 
 
 class Pulled(torch.autograd.Function):
-    """The compiled model in torch's autograd, once differentiable."""
+    """Autograd function of the compiled model, differentiable once."""
 
     @staticmethod
     def forward(context: Any, images: Tensor, model: OnnxModel) -> Tensor:
@@ -166,12 +166,12 @@ class Pulled(torch.autograd.Function):
 
 
 def as_array(values: Tensor) -> NDArray[np.float32]:
-    """Single precision, as the programs take it."""
+    """Convert to contiguous single precision, as the programs take it."""
     return np.ascontiguousarray(values.detach().numpy(), dtype=np.float32)
 
 
 def write_compiled(classifier: Classifier, example: Tensor, folder: Path) -> None:
-    """Lower the classifier into two files, if they are not there. Raises ModelError where it has no ONNX form."""
+    """Lower the classifier into two files unless they exist. Raises ModelError where it has no ONNX form."""
     if all(file.is_file() for file in files_of(folder)):
         return
     module = Steered(classifier)
@@ -187,7 +187,7 @@ def files_of(folder: Path) -> tuple[Path, Path]:
 
 
 def open_compiled(classifier: Classifier, images: NDArray[np.float32], folder: Path) -> OnnxModel:
-    """The classifier compiled, and compared with torch on these unit-space items.
+    """Open the compiled classifier, and compare it with torch on these unit-space items.
 
     Raises:
         ModelError: it has no ONNX form.
@@ -204,7 +204,7 @@ def open_compiled(classifier: Classifier, images: NDArray[np.float32], folder: P
 
 
 def check_compiled(model: OnnxModel, classifier: Classifier, images: Tensor) -> None:
-    """Raises ParityError where logits, or what an attack would climb, differ from torch's."""
+    """Compare logits and attack gradients with torch's. Raises ParityError where they differ."""
     with torch.no_grad():
         labels = classifier(images).argmax(dim=1)
     for objective in (LogOdds, Gap):

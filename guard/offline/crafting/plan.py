@@ -1,4 +1,4 @@
-"""What `guard train --minutes M` is going to do: how many items each attack is tried on, and what that takes.
+"""Plan of `guard train --minutes M`: how many items each attack is tried on, and how long that takes.
 
 Rule 1: no family is planned below FLOOR verified items unless the data hold no more; time never shrinks it further.
 Rule 2: a plan is made once. It lies in the work directory, and a run that is taken up again follows it.
@@ -15,17 +15,17 @@ from guard.offline.work.files import read_json, write_json
 from guard.offline.work.text import short
 
 FLOOR, CAP = 300, 1200  # verified items of each family, to fit on
-REPORTED = 200  # and of each attack in the report
+REPORTED = 200  # verified items of each attack in the report
 MARGIN = 1.1  # over what a success rate asks for, since a probe measured it on few items
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a probe found out about one attack."""
+    """Speed and success rate of one attack, as a probe measured them."""
 
     attack: str
-    seconds: float  # an item, all workers at it
-    share: float  # of the items tried, that fool the model
+    seconds: float  # per item, with all workers running
+    share: float  # of the items tried: how many fool the model
 
     def tried_for(self, verified: float) -> float:
         return verified / max(self.share, 1e-3)
@@ -33,16 +33,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class Row:
-    """One attack in the plan."""
+    """Line of the plan: one attack, its speed, and how many items it is tried on."""
 
     attack: str
     seconds: float  # an item
     share: float
-    tried: int  # of the first items that the model has right
+    tried: int  # how many of the first correctly classified items
 
     @property
     def expected(self) -> int:
-        """Verified items."""
+        """Expected number of verified items."""
         return round(self.tried * self.share)
 
     @property
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Budget:
-    """Where the minutes go that crafting does not have."""
+    """Minutes in all, and those that other stages than crafting take."""
 
     minutes: float  # in all
     spent: float  # minutes until the plan was made: opening, compiling, probing
@@ -62,35 +62,35 @@ class Budget:
 
     @property
     def crafting(self) -> float:
-        """Minutes that are left for it; below zero where nothing is."""
+        """Minutes that are left for crafting; below zero where none are left."""
         return self.minutes - self.spent - self.fitting - self.report - self.adaptive
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes, and why."""
+    """Sizes of the crafting stage, and the measurements that they follow from."""
 
-    key: str  # over all that it was made for
+    key: str  # cache key over all that the plan was made for
     engine: str  # torch | onnxruntime: what attacks run on
     reason: str
     workers: int  # at the time; another number changes times, not results
     available: int  # items that the model has right
     budget: Budget
     rows: tuple[Row, ...]
-    attack_items: int  # held-out ones; the report tries attacks that fool the model less often on more
+    attack_items: int  # held-out items; the report tries attacks that fool the model less often on more
 
     @property
     def minutes(self) -> float:
-        """Of crafting."""
+        """Minutes that crafting takes by this plan."""
         return sum(row.minutes for row in self.rows)
 
     @property
     def overrun(self) -> float:
-        """Minutes beyond the budget, because nothing may be made smaller."""
+        """Minutes beyond the budget, because no size may be reduced further."""
         return max(0.0, self.minutes - self.budget.crafting)
 
     def lines(self) -> list[str]:
-        """A table of 80 columns, and what it leaves to be said."""
+        """Return the plan as a table that fits 80 columns, followed by its remarks."""
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         lines = [
             f"plan for {self.budget.minutes:g} minutes, {workers} on {self.reason}",
@@ -113,7 +113,7 @@ class Plan:
         return lines + self.remarks()
 
     def remarks(self) -> list[str]:
-        """What falls short, said before it does."""
+        """List what will fall short, before the work begins."""
         lines = [
             f"{short(row.attack, 36)}: about {row.expected} verified items are all that {self.available} clean ones "
             f"yield; {FLOOR} are wanted"
@@ -132,7 +132,7 @@ class Plan:
 def sizes(
     speeds: Sequence[Speed], available: int, seconds: float, *, step: int, floor: int = FLOOR, cap: int = CAP
 ) -> tuple[Row, ...]:
-    """How many items each attack is tried on, within `seconds` in all, in whole shards of `step` items.
+    """Return how many items each attack is tried on, within `seconds` in all, in whole shards of `step` items.
 
     Every family gets as much time as the next, but none fewer than `floor` nor more than `cap` verified items. So what
     an expensive attack leaves goes to the cheap ones, and a floor is kept whatever it takes.
@@ -141,7 +141,7 @@ def sizes(
     most = [max(low, whole(speed.tried_for(cap), step, available)) for low, speed in zip(least, speeds, strict=True)]
 
     def tried(each: float) -> list[int]:
-        """With this many seconds for each."""
+        """Return the items of each attack if each gets this many seconds."""
         free = [int(each / max(speed.seconds, 1e-9)) for speed in speeds]
         return [
             high if count >= high else max(low, count // step * step)
@@ -161,12 +161,12 @@ def sizes(
 
 
 def whole(items: float, step: int, available: int) -> int:
-    """Rounded up to whole shards, as far as there are items."""
+    """Round up to whole shards, but to no more items than are available."""
     return min(available, math.ceil(items / step) * step)
 
 
 def more(tried: int, verified: int, *, step: int, available: int, floor: int = FLOOR) -> int:
-    """How many items to try where so many came of those tried: more only where they are too few, and there are more."""
+    """Return how many items to try when `tried` gave `verified`: more only if those are too few and more exist."""
     if verified >= floor or tried >= available:
         return tried
     rate = (verified + 1) / (tried + 2)
@@ -174,12 +174,12 @@ def more(tried: int, verified: int, *, step: int, available: int, floor: int = F
 
 
 def report_items(speed: Speed, accuracy: float, held_out: int, *, wanted: int = REPORTED) -> int:
-    """Held-out items, right or wrong, that an attack needs for so many verified ones."""
+    """Return how many held-out items, correctly classified or not, an attack needs for `wanted` verified ones."""
     return min(held_out, math.ceil(speed.tried_for(MARGIN * wanted) / max(accuracy, 1e-3)))
 
 
 def read_plan(work: WorkDirectory, key: str | None = None) -> Plan | None:
-    """The plan of this work directory; None where there is none, or none for `key`."""
+    """Read the plan of this work directory; None where there is none, or none for `key`."""
     content = read_json(work.plan)
     try:
         rows = tuple(Row(**row) for row in content.pop("rows"))
@@ -190,5 +190,5 @@ def read_plan(work: WorkDirectory, key: str | None = None) -> Plan | None:
 
 
 def write_plan(work: WorkDirectory, plan: Plan) -> None:
-    """Keep the plan."""
+    """Write the plan into the work directory."""
     write_json(work.plan, asdict(plan), indent=2)

@@ -1,7 +1,18 @@
-"""A shard: some items attacked in one batch, what became of them, and the file that keeps it.
+"""Shard: some items attacked in one batch, their outcome, and the file that keeps it.
 
 Rule 1: a file is whole or it is not there; one that cannot be read counts as not there, and is made anew.
 Rule 2: a shard's file is named by all that its outcome follows from, what computed it included.
+
+How it works. Correctly classified items are divided into shards of one split each (`learning.py`). A shard is attacked
+in one batch; the result is brought into box, ball and grid, the model answers it once more, and only the items whose
+answer is wrong are kept, with noise of the same size. The outcome is written to a file, and a later run with the same
+key reads it.
+
+For example 100 correctly classified images of 3 x 32 x 32 values, 70 of the split `heads` and 30 of `combiner`. A shard
+holds 64 of them, so there are three shards: 64 of `heads`, 30 of `combiner`, and the 6 of `heads` that are left. Two
+attacks write 2 x 3 files. PGD's first is pgd-00000-KEY.npz; if PGD fools the model on 60 of these 64 items, it holds
+60. Larger images make smaller shards: 21 items of 3 x 128 x 128 values, 8 of 3 x 224 x 224. Without splits, 100 items
+are two shards, of 64 and of 36.
 """
 
 from __future__ import annotations
@@ -29,38 +40,39 @@ from guard.offline.data.grid import Images, snap, snap_within
 from guard.offline.work.parallel import Stop, cores
 from guard.offline.work.store import ResultStore, cache_key
 
-VALUES = 2**20  # in a shard, at most, unless it has fewer than eight items
+VALUES = 2**20  # in a shard, at most; but a shard has at least eight items
 
 
-SALT = 2  # of an attack's randomness: another number is another draw
+SALT = 2  # part of what seeds an attack's randomness: another number gives other draws
 # What a shard's outcome follows from, beside the attack itself: how it is crafted, and what answers for the model.
 CODE = (__name__, "guard.offline.crafting.onnx_model", "guard.offline.model.open_model")
-# Of the logits' length: what ONNX Runtime may answer otherwise (the law of parity) fools nobody for sure.
+# Lead of the wrong class, as a share of the logits' length, above which an item counts as fooled: below it ONNX Runtime
+# may answer otherwise (the law of parity).
 MARGIN = 2e-4
 STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 4.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Some correctly classified items, to be attacked in one batch."""
+    """Correctly classified items that are attacked in one batch."""
 
     number: int
     source: NDArray[np.int64]  # [tried] places in the data given
     items: Dataset
-    group: str = ""  # of all its items: attacks learn within one
+    group: str = ""  # the split of all its items: attacks learn within one
 
     def __len__(self) -> int:
         return len(self.items)
 
     def first(self, items: int) -> Shard:
-        """Its first items alone: another shard, with another outcome."""
+        """Return a shard of the first items alone, which is another shard with another outcome."""
         part = slice(items)
         return self if items >= len(self) else Shard(self.number, self.source[part], self.items.take(part), self.group)
 
 
 @dataclass(frozen=True, eq=False)
 class ShardOutcome:
-    """What became of a shard; this is what its file holds."""
+    """Outcome of an attacked shard, as its file holds it."""
 
     kept: NDArray[np.int64]  # [item] places within the shard of the verified items
     predictions: NDArray[np.int64]
@@ -70,12 +82,12 @@ class ShardOutcome:
 
 @dataclass(frozen=True)
 class CraftRun:
-    """Everything but the items and the attacks that a run of crafting follows from, and how it is carried out."""
+    """Settings that a run of crafting follows from, beside items and attacks, and how it is carried out."""
 
     model: Model
     grid: int | None  # steps of the items' grid
     fingerprint: str  # of the model
-    work: ResultStore  # of finished shards: called again, only what is missing is computed
+    work: ResultStore  # holds finished shards: called again, only what is missing is computed
     seed: int
     shard_items: int | None = None  # None: as many as fit into a small memory
     workers: int | None = None  # threads that attack side by side, which changes no bit; None: one a core
@@ -84,21 +96,21 @@ class CraftRun:
 
     @property
     def engine(self) -> str:
-        """What computes the model: torch, or what a compiled model says."""
+        """Name of what computes the model: torch, or what a compiled model states."""
         return str(getattr(self.model, "engine", "torch"))
 
     @property
     def threads(self) -> int:
-        """The number of workers."""
+        """Number of workers, one per core unless given."""
         return cores() if self.workers is None else self.workers
 
     def begun(self) -> CraftRun:
-        """The same run, which nobody has stopped."""
+        """Return the same run with a new stop signal."""
         return replace(self, stop=Stop())
 
 
 def resume(run: CraftRun, attack: Attack, shard: Shard, *, learned: str = "", anew: bool = False) -> ShardOutcome:
-    """The shard's outcome from its file, or computed and kept; `anew`: computed whatever is there.
+    """Return the shard's outcome from its file, or compute and keep it; `anew`: compute it in any case.
 
     `learned` is the digest of what the attack knows.
     """
@@ -113,7 +125,7 @@ def resume(run: CraftRun, attack: Attack, shard: Shard, *, learned: str = "", an
 
 
 def modules_of(attack: Any) -> list[str]:
-    """Where the code of an attack lies, and the code of an attack that it is made of."""
+    """List the modules that hold an attack's code, and the code of the attacks that it is made of."""
     settings = dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ()
     parts = [getattr(attack, setting.name) for setting in settings]
     inner = [part for part in parts if dataclasses.is_dataclass(part) and not isinstance(part, type)]
@@ -121,7 +133,7 @@ def modules_of(attack: Any) -> list[str]:
 
 
 def identify(run: CraftRun, attack: Attack, shard: Shard, learned: str = "") -> str:
-    """SHA-256 (hex) over all that an outcome follows from, but for the code; it seeds the attack's randomness."""
+    """Return the SHA-256 (hex) over all that an outcome follows from but the code; it seeds the attack's randomness."""
     items = shard.items
     given = (SALT, run.fingerprint, run.engine, repr(attack), run.grid, run.seed, shard.number)
     digest = hashlib.sha256(repr(given).encode())
@@ -146,10 +158,10 @@ def attack_shard(run: CraftRun, attack: Attack, shard: Shard, identity: str) -> 
 def settle(
     run: CraftRun, attack: Attack, shard: Shard, raw: Images
 ) -> tuple[Images, NDArray[np.int64], NDArray[np.bool_]]:
-    """Final attacked items, the model's answers to them, and which of them fool it.
+    """Return the final attacked items, the model's answers to them, and which of them fool it.
 
     An attack without a budget ends so close to the boundary that snapping takes many back over it: its perturbation is
-    stretched until the snapped item fools, up to fourfold. What no norm measures is left as it is.
+    stretched until the snapped item fools, up to fourfold. An attack that no norm measures is not stretched.
     """
     items = shard.items
     final, predictions = items.images.copy(), items.labels.copy()
@@ -169,7 +181,7 @@ def settle(
 
 
 def into_place(run: CraftRun, attack: Attack, clean: Images, points: Images) -> Images:
-    """Into the box, the ball, and onto the grid."""
+    """Bring points into the unit box and the ball, and onto the grid."""
     if run.grid is not None:
         return snap_within(points, clean, run.grid, attack.budget, attack.norm)
     if attack.budget is None or attack.norm == "l0" or attack.norm == "none":
@@ -179,7 +191,7 @@ def into_place(run: CraftRun, attack: Attack, clean: Images, points: Images) -> 
 
 
 def answer(run: CraftRun, images: Images) -> NDArray[np.float32]:
-    """Logits [item, class]. Raises ModelError."""
+    """Return the model's logits [item, class]. Raises ModelError for another shape, NaN or infinity."""
     with torch.no_grad():
         logits = run.model(torch.tensor(images, device=run.device)).cpu()
     if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
@@ -192,5 +204,5 @@ def answer(run: CraftRun, images: Images) -> NDArray[np.float32]:
 
 
 def shard_items(shape: Sequence[int]) -> int:
-    """Items of a shard: 64, or fewer where an item has many values, so that a batch fits into a small memory."""
+    """Return the number of items in a shard: 64, or down to 8 where items have many values, to save memory."""
     return max(8, min(64, VALUES // int(np.prod(shape))))

@@ -1,4 +1,4 @@
-"""The crafting stage of `guard train`: measures its speed, sizes itself to the minutes given, says so, and does it."""
+"""Crafting stage of `guard train`: measures its speed, sizes itself to the minutes given, says so, and does it."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ from guard.offline.work.progress import Stage
 from guard.offline.work.store import cache_key
 from guard.offline.work.text import short
 
-CRAFT_ITEMS = 1000  # clean items that each attack is tried on where no time is given
-LEARNING = {Split.HEADS: 0.7, Split.COMBINER: 0.3}  # of the items that are attacked to learn from
-ADAPTIVE_SHARE = 1 / 3  # of the minutes: kept for the adaptive attack, which is slow and takes what it gets
+CRAFT_ITEMS = 1000  # clean items that each attack is tried on where no minutes are given
+LEARNING = {Split.HEADS: 0.7, Split.COMBINER: 0.3}  # shares of the items that are attacked to fit on
+ADAPTIVE_SHARE = 1 / 3  # of the minutes, kept for the adaptive attack, which is slow and takes what is left
 OPERATOR_S = 0.1  # to write one operator of the model into one program, forward and gradient
 GATHERED = 32  # items on which the evidence is timed
 
 
 def learning_items(data: Dataset) -> Dataset:
-    """The items to learn from, so that any first part of them is shared out between heads and combiner alike."""
+    """Return the items to fit on, in an order whose every first part holds heads and combiner in proportion."""
     parts = {split: data.places(split) for split in LEARNING}
     places = [(np.arange(len(parts[split])) + 0.5) / share for split, share in LEARNING.items()]
     return data.take(np.concatenate(list(parts.values()))[np.argsort(np.concatenate(places), kind="stable")])
 
 
 def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftRun:
-    """Where and how this job's attacks to learn from are crafted."""
+    """Return the settings with which this job's attacks to fit on are crafted."""
     spec = classifier.spec
     return CraftRun(model, spec.input.grid, spec.fingerprint, job.work.crafted, job.seed, workers=job.threads)
 
 
 def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) -> tuple[CraftedSet, ...]:
-    """Every attack of the recipe, on items of the splits that are fitted on."""
+    """Craft every attack of the recipe, on items of the splits that are fitted on."""
     if job.minutes is None:
         items = learning_items(data).take(slice(job.craft_items or CRAFT_ITEMS))
         run = craft_run(job, classifier, classifier.graph)
@@ -76,7 +76,7 @@ def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) 
 
 
 def follow(plan: Plan, target: Crafter, job: Job, progress: Stage) -> tuple[CraftedSet, ...]:
-    """What the plan says, and more items where fewer came of them than were expected and too few to fit on."""
+    """Craft what the plan says, and try more items where too few were verified to fit on."""
     tried = [row.tried for row in plan.rows]
     while True:
         found = target.attacked(job.recipe.attacks, tried=tried, progress=progress.items)
@@ -96,7 +96,7 @@ def follow(plan: Plan, target: Crafter, job: Job, progress: Stage) -> tuple[Craf
 
 @dataclass(frozen=True)
 class Planner:
-    """Measures, and makes the plan."""
+    """Planner of the crafting stage: measures every attack's speed, and makes the plan."""
 
     job: Job
     classifier: Classifier
@@ -106,7 +106,7 @@ class Planner:
 
     @property
     def key(self) -> str:
-        """Over all that a plan is made for, but for what is measured."""
+        """Cache key of the plan, over all that it is made for, but not over what is measured."""
         job, recipe = self.job, self.job.recipe
         given = (
             self.classifier.spec.fingerprint,
@@ -121,7 +121,7 @@ class Planner:
         return cache_key((given, hashes, len(self.data.places(Split.TEST))), (__name__,))
 
     def target(self, model: Model) -> Crafter:
-        """The items to learn from."""
+        """Open a crafter of the items to fit on."""
         items = learning_items(self.data).take(slice(self.job.craft_items))
         return Crafter.open(craft_run(self.job, self.classifier, model), items)
 
@@ -155,7 +155,7 @@ class Planner:
         )
 
     def probe(self, target: Crafter, attack: Attack) -> Speed:
-        """One shard a worker, which is kept: its time is no estimate, and its items count.
+        """Measure an attack on one shard per worker; the shards are kept and count.
 
         What is learned for the lot of such a shard serves all items of the lot, and its time is shared out among them.
         """
@@ -171,7 +171,7 @@ class Planner:
         return Speed(repr(attack), seconds, (len(found) + 1) / (found.tried + 2))
 
     def fitting_seconds(self, families: int) -> float:
-        """Evidence once in torch and once in the programs, for clean, noisy and attacked items, and the programs."""
+        """Estimate seconds for evidence of clean, noisy and attacked items, in torch and programs, and to compile."""
         programs = self.job.recipe.programs([tap.name for tap in self.classifier.taps])
         gather = Gather(self.classifier, [need for ds in programs.values() for d in ds for need in d.needs])
         images = torch.from_numpy(self.data.images[:GATHERED])

@@ -1,4 +1,4 @@
-"""A model that can be told to stop before its next pass."""
+"""Wrapper of a model that can be told to stop before its next pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guard.offline.work.parallel import Stop
 
 
 class StoppableModel:
-    """A model that looks at `Stop` before each pass, so that an attack of minutes ends within one pass."""
+    """Model that checks `Stop` before each pass, so that an attack of minutes ends within one pass."""
 
     def __init__(self, model: Model, stop: Stop) -> None:
         self.model = model
@@ -22,7 +22,7 @@ class StoppableModel:
 
     @property
     def module(self) -> nn.Module | None:
-        """The torch side, for attacks that look at layers: they ask for it before each pass."""
+        """Torch module of the model, for attacks that look at layers: they ask for it before each pass."""
         self.stop.look()
         return self.model if isinstance(self.model, nn.Module) else getattr(self.model, "module", None)
 

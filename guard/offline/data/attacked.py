@@ -15,7 +15,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True, eq=False)
 class Attacked(Generic[T]):
-    """Attacked items, as images, as their evidence or as their scores, and what made each.
+    """Attacked items (as images, as evidence or as scores) and the attack that made each.
 
     For example the scores of five items, of which PGD made three: `Attacked(scores, ("pgd",) * 3 + ("fgsm",) * 2)`.
     """
@@ -27,16 +27,16 @@ class Attacked(Generic[T]):
         return len(self.by)
 
     def seen_as(self, items: U) -> Attacked[U]:
-        """The same items, in the same order, as something else: their scores in place of their images."""
+        """Return the same items in the same order in another form, such as their scores in place of their images."""
         return Attacked(items, self.by)
 
     @property
     def names(self) -> NDArray[np.str_]:
-        """The attack of each item [item]."""
+        """Names of the attack that made each item [item]."""
         return np.asarray(self.by, dtype=np.str_)
 
     def shares(self) -> NDArray[np.float64]:
-        """Weights [item] that add up to one: each attack weighs as much as the next, however many items it has."""
+        """Return weights [item] that add up to one: every attack weighs the same, however many items it has."""
         names, index, counts = np.unique(self.names, return_inverse=True, return_counts=True)
         return np.asarray(1.0 / (len(names) * counts[index]), dtype=np.float64)
 
@@ -44,5 +44,5 @@ class Attacked(Generic[T]):
 def chosen(
     attacked: Attacked[NDArray[np.float32]], index: Sequence[int] | NDArray[np.int64]
 ) -> Attacked[NDArray[np.float32]]:
-    """Some of the attacked images."""
+    """Return the attacked images at `index`."""
     return Attacked(attacked.items[index], tuple(attacked.by[place] for place in index))

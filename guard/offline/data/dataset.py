@@ -19,7 +19,7 @@ class Dataset:
     images: Images
     labels: NDArray[np.int64]  # [item] true class
     hashes: NDArray[np.str_]  # [item] of the wire values
-    name: str = "items"  # for people: where they come from
+    name: str = "items"  # where the items come from, for display
     splits: Mapping[str, Split] = field(default_factory=dict, repr=False)  # of each hash; empty where there are none
 
     def __len__(self) -> int:
@@ -27,28 +27,27 @@ class Dataset:
 
     @property
     def item_shape(self) -> tuple[int, ...]:
-        """The shape of one item."""
+        """Shape of one item, without the item axis."""
         return tuple(self.images.shape[1:])
 
     def take(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Dataset:
-        """Some of the items, in the order of the index."""
+        """Return some of the items, in the order of the index."""
         return replace(self, images=self.images[index], labels=self.labels[index], hashes=self.hashes[index])
 
     def places(self, split: Split) -> NDArray[np.int64]:
-        """Indices of a split's items, in the order of their hashes: an order that knows nothing of their scores."""
+        """Return the indices of a split's items, in the order of their hashes, which is independent of their scores."""
         chosen = np.flatnonzero(members(self.hashes, self.splits, split))
         return np.asarray(chosen[np.argsort(self.hashes[chosen], kind="stable")], dtype=np.int64)
 
     def part(self, split: Split) -> Dataset:
-        """The items of one split, in the order of their hashes. Raises DataError for an item in no split."""
+        """Return the items of one split, in the order of their hashes. Raises DataError for an item in no split."""
         return self.take(self.places(split))
 
     @property
     def groups(self) -> NDArray[np.str_]:
-        """The split of each item [item], as a word; all the same where there are no splits.
+        """Split of each item [item], as a word; all the same where there are no splits.
 
-        Raises:
-            DataError: an item that is in no split, where there are splits.
+        Raises DataError for an item that is in no split, where there are splits.
         """
         if not self.splits:
             return np.full(len(self), "")

@@ -1,4 +1,4 @@
-"""The grid that clean values lie on, and how a perturbed item is brought onto it."""
+"""Grid of clean values, and how a perturbed item is brought onto it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Images = NDArray[np.float32]  # [item, ...] in unit space
 
 
 def grid_of(images: NDArray[Any]) -> int | None:
-    """Steps of the grid that all values lie on: 255 for uint8, the fewest that fit for unit-space floats, or None.
+    """Return the steps of the grid that all values lie on, or None: 255 for uint8, the fewest that fit for floats.
 
     Raises:
         DataError: neither uint8 nor unit-space floats.
@@ -41,12 +41,12 @@ def grid_of(images: NDArray[Any]) -> int | None:
 
 
 def on_grid(images: NDArray[Any], grid: int) -> bool:
-    """Whether every value is a whole number of steps, within rounding."""
+    """Return whether every value is a whole number of steps, within rounding."""
     return bool((np.abs(images - np.rint(images * grid) / grid) <= NEAR).all())
 
 
 def snap(images: NDArray[Any], grid: int | None) -> NDArray[np.float32]:
-    """Unit-space values at their nearest grid points; unchanged where there is no grid."""
+    """Snap unit-space values to their nearest grid points; unchanged where there is no grid."""
     return np.asarray(images, dtype=np.float32) if grid is None else from_steps(to_steps(images, grid), grid)
 
 
@@ -55,14 +55,14 @@ def to_steps(images: NDArray[Any], grid: int) -> NDArray[np.int64]:
 
 
 def from_steps(steps: NDArray[np.int64], grid: int) -> NDArray[np.float32]:
-    """The very floats that dividing an 8-bit image by 255 gives."""
+    """Convert whole steps to the very floats that dividing an 8-bit image by 255 gives."""
     return steps.astype(np.float32) / np.float32(grid)
 
 
 def snap_within(
     images: NDArray[np.float32], clean: NDArray[np.float32], grid: int, budget: float | None, norm: Measure
 ) -> NDArray[np.float32]:
-    """Images on the grid, in the unit box, and within `budget` of `clean`, which is on the grid itself.
+    """Snap images to the grid, within the unit box and within `budget` of `clean`, which is on the grid itself.
 
     In L∞ a perturbation is cut to the whole steps that fit. In L2 and L1 rounding can lengthen it: it is then shrunk by
     2 % of what it was, and rounded anew, until it fits. What L0 leaves alone rounding leaves alone too.
@@ -87,18 +87,18 @@ def snap_within(
 
 
 def whole_steps(budget: float, grid: int) -> int:
-    """How many grid steps fit into an L∞ budget; 8/255 holds eight steps of 255 whatever it rounds to."""
+    """Return how many grid steps fit into an L∞ budget; 8/255 holds eight steps of 255 whatever it rounds to."""
     return int(budget * grid + 1e-6)
 
 
 def off_grid(images: Images, grid: int, generator: torch.Generator) -> Images:
-    """Every value half a grid step up or down, inside the box: clean, but as no 8-bit file holds it."""
+    """Move every value half a grid step up or down, inside the box: clean, but as no 8-bit file holds it."""
     clean = torch.tensor(images)
     return np.asarray(moved_inside(clean, torch.full_like(clean, 0.5 / grid), generator).numpy(), dtype=np.float32)
 
 
 def moved_inside(clean: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
-    """Clean items with each entry moved by `amount`: up or down at random, where both ways stay in the unit box."""
+    """Move each entry by `amount`, up or down at random where both stay in the unit box, else the way that does."""
     coin = torch.rand(clean.shape, generator=generator, device=generator.device).to(clean.device) < 0.5
     up = torch.where(coin, clean + amount <= 1, clean - amount < 0)
     return torch.where(up, clean + amount, clean - amount).clamp(0, 1)

@@ -1,9 +1,9 @@
-"""The norms in which perturbations are measured."""
+"""Norms in which perturbations are measured."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-Norm = Literal["linf", "l2", "l1"]  # there is a ball of each
-# l0: share of an item's values; none: nothing bounds it, a rotation
+Norm = Literal["linf", "l2", "l1"]  # the norms that have a ball to project to
+# l0: share of an item's values that change; none: no norm bounds it, as for a rotation
 Measure = Literal["linf", "l2", "l1", "l0", "none"]

@@ -1,4 +1,4 @@
-"""Natural shifts: what cameras, screens and files do to pictures, without anybody's intent.
+"""Natural shifts: what cameras, screens and files do to pictures, without any attack.
 
 Rule 1: a shifted picture lies in the unit box and on the data's grid, as any other does: the shift is all there is to
 see.
@@ -16,18 +16,18 @@ from PIL import Image, ImageFilter
 
 from guard.offline.data.grid import Images, snap
 
-LEVELS = 255  # of a picture in a file
-MODES = {1: "L", 3: "RGB"}  # of Pillow, by channels
+LEVELS = 255  # steps of a picture's values in a file
+MODES = {1: "L", 3: "RGB"}  # Pillow's modes by number of channels
 
 
 @dataclass(frozen=True)
 class Shift:
-    """One kind of shift at one severity."""
+    """Natural shift of one kind at one severity."""
 
     kind: str
     severity: str  # in words
     change: Callable[[Images], Images]  # one picture [channel, height, width] in unit space, to be clipped and snapped
-    channels: tuple[int, ...] | None = None  # that it is defined for; None: any
+    channels: tuple[int, ...] | None = None  # numbers of channels that it is defined for; None: any
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ class Shift:
 
 
 def blurred(radius: float) -> Callable[[Images], Images]:
-    """Gaussian, each channel by itself; `radius` is its standard deviation in pixels."""
+    """Blur each channel by a Gaussian; `radius` is its standard deviation in pixels."""
 
     def change(picture: Images) -> Images:
         planes = [Image.fromarray(to_bytes(plane)).filter(ImageFilter.GaussianBlur(radius)) for plane in picture]
@@ -49,7 +49,7 @@ def brightened(by: float) -> Callable[[Images], Images]:
 
 
 def contrasted(factor: float) -> Callable[[Images], Images]:
-    """Distances from the picture's mean grey, multiplied."""
+    """Multiply each value's distance from the picture's mean grey."""
 
     def change(picture: Images) -> Images:
         mean = picture.mean(dtype=np.float64)
@@ -59,7 +59,7 @@ def contrasted(factor: float) -> Callable[[Images], Images]:
 
 
 def compressed(quality: int) -> Callable[[Images], Images]:
-    """Written as JPEG and read again."""
+    """Write a picture as JPEG and read it again."""
 
     def change(picture: Images) -> Images:
         mode = MODES[len(picture)]
@@ -94,7 +94,7 @@ SHIFTS: tuple[Shift, ...] = (
 
 
 def shifted(shift: Shift, images: Images, grid: int | None) -> Images | None:
-    """Unit-space pictures [item, channel, height, width], shifted; None where it is not defined for their channels."""
+    """Shift unit-space pictures [item, channel, height, width]; None where it is not defined for their channels."""
     if shift.channels is not None and images.shape[1] not in shift.channels:
         return None
     moved = np.stack([shift.change(picture) for picture in images]) if len(images) else images

@@ -1,4 +1,4 @@
-"""Clean data: who is in which split, and the grid that its values lie on.
+"""Splits of clean data: which items detectors are fitted on, calibrated on and tested on.
 
 Rule 1: an item's split follows from its own content, the seed and the shares alone: never from the other items.
 Duplicates land together, and so do an item's clean, noisy and attacked versions: they carry the hash of the clean one.
@@ -18,7 +18,7 @@ from guard.errors import ConfigError, DataError
 
 
 class Split(StrEnum):
-    """What an item is for."""
+    """Split of the clean data, by what its items are for."""
 
     HEADS = "heads"  # detectors are fitted on it
     COMBINER = "combiner"  # fusion, ranks and bands
@@ -31,7 +31,7 @@ SHARES: Mapping[Split, float] = {Split.HEADS: 0.5, Split.COMBINER: 0.2, Split.CA
 
 
 def content_hash(image: NDArray[Any]) -> str:
-    """SHA-256 (hex) of one item's wire values: dtype, shape and bytes. Raises DataError."""
+    """Return the SHA-256 (hex) of one item's wire values: dtype, shape and bytes. Raises DataError."""
     if image.dtype.kind not in "biuf":
         raise DataError(f"items of dtype {image.dtype} have no content to hash; wanted numbers")
     values = np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<"))
@@ -40,12 +40,12 @@ def content_hash(image: NDArray[Any]) -> str:
 
 
 def content_hashes(images: NDArray[Any]) -> NDArray[np.str_]:
-    """One hash an item, [item]."""
+    """Return the content hash of each item [item]."""
     return np.array([content_hash(image) for image in images], dtype="<U64")
 
 
 def assign(hashes: Iterable[str], *, shares: Mapping[Split, float] = SHARES, seed: int = 0) -> dict[str, Split]:
-    """The split of each content.
+    """Assign a split to each content hash.
 
     Raises:
         ConfigError: the shares are no division of the whole.
@@ -59,18 +59,18 @@ def assign(hashes: Iterable[str], *, shares: Mapping[Split, float] = SHARES, see
 
 
 def place(content: str, seed: int) -> float:
-    """Where in [0, 1) a content falls; uniform over contents, and another place for another seed."""
+    """Map a content hash into [0, 1): uniform over contents, and another place for another seed."""
     digest = hashlib.sha256(f"split {seed} {content}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def split_of(content: str, splits: Mapping[str, Split]) -> Split:
-    """The split of one content. Raises DataError where it was never assigned."""
+    """Return the split of one content hash. Raises DataError where it was never assigned."""
     if content not in splits:
         raise DataError(f"item {content[:12]}… is in no split; assign() has not seen it")
     return splits[content]
 
 
 def members(hashes: Iterable[str], splits: Mapping[str, Split], *wanted: Split) -> NDArray[np.bool_]:
-    """Which items are in one of the splits wanted, [item]. Raises DataError for an item that was never assigned."""
+    """Return which items are in a wanted split [item]. Raises DataError for an item that was never assigned."""
     return np.array([split_of(one, splits) in wanted for one in hashes], dtype=bool)

@@ -1,4 +1,4 @@
-"""Fewer grey levels: what lies between them cannot carry a perturbation."""
+"""Bit depth reduction: fewer grey levels, since what lies between them cannot carry a perturbation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from guard.offline.denoisers.stand_in import StandIn
 
 @dataclass(frozen=True)
 class BitDepth:
-    """Round every value to `bits` bits.
+    """Denoiser that rounds every value to `bits` bits.
 
     Source: Xu et al. 2018, arXiv:1704.01155, section III-A.
     """
@@ -31,7 +31,7 @@ class BitDepth:
 
 
 def round_through(values: Tensor) -> Tensor:
-    """Round; an attacker who differentiates sees the identity (Athalye et al. 2018, arXiv:1802.00420, BPDA)."""
+    """Round values, with the identity as derivative for attackers (Athalye et al. 2018, arXiv:1802.00420, BPDA)."""
     if not values.requires_grad:
         return torch.round(values)
     return values + (torch.round(values) - values).detach()

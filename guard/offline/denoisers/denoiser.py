@@ -1,4 +1,4 @@
-"""The seam of every denoiser: a map from images to cleaned ones."""
+"""Seam of every denoiser: a map from images to cleaned images."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from guard.offline.denoisers.stand_in import StandIn
 
 
 class Denoiser(Protocol):
-    """A map from unit-space images [item, ...] to cleaned ones of the same shape; a frozen, printable value."""
+    """Map from unit-space images [item, ...] to cleaned ones of the same shape; a frozen, printable value."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def stand_ins(self) -> tuple[StandIn, ...]:
-        """What an attacker differentiates in place of its steps; none where its own derivative will do."""
+        """Surrogates that an attacker differentiates in place of its steps; none where its own derivative will do."""
         ...
 
     def __call__(self, images: Tensor) -> Tensor: ...

@@ -1,4 +1,4 @@
-"""Median of a small window: removes lone pixels, keeps edges."""
+"""Median of a small window, which removes lone pixels and keeps edges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from guard.offline.denoisers.stand_in import StandIn
 
 @dataclass(frozen=True)
 class Median:
-    """Replace each pixel by the median of its `window` x `window` neighbourhood, borders reflected.
+    """Denoiser that replaces each pixel by the median of its `window` x `window` neighbourhood, borders reflected.
 
     A window of even size reaches further to the lower right, and takes the lower of the two middle values, as scipy's
     does not; both are conventions. Vectors [item, feature] use a window along the features.
@@ -41,7 +41,7 @@ class Median:
 
 
 def lower_median(values: list[Tensor]) -> Tensor:
-    """Elementwise lower median of equally shaped tensors, by a pruned network of minima and maxima.
+    """Return the elementwise lower median of equally shaped tensors, by a pruned network of minima and maxima.
 
     Elementwise minima and maxima are what runtimes do fastest, and they have gradients almost everywhere.
     """

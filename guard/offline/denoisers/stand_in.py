@@ -1,4 +1,4 @@
-"""What an attacker differentiates in place of a served step that has no useful derivative."""
+"""Stand-in for a served step without a useful derivative: what an attacker differentiates in its place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StandIn:
-    """One served step, and what stands in for its derivative; values stay those of the step."""
+    """Served step, and what replaces its derivative; values stay those of the step."""
 
     step: str
     derivative: str

@@ -1,4 +1,4 @@
-"""The table of denoisers, written out."""
+"""Table of denoisers by name, written out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the model stand by its answer when the neurons behind it are strengthened and the others weakened?"""
+"""Attribute steering: does the answer hold when the neurons behind it are strengthened and the others weakened?"""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from guard.offline.evidence.needs import Evidence
 from guard.offline.evidence.steering import Critical, Steering, Strength
 
 TRIED = tuple(Strength(*values) for values in product((100.0, 10.0, 1.0, 0.3), (1.0, 1.15), (60.0,)))
-TRIED_ITEMS = 300  # of each kind, for choosing among them
+TRIED_ITEMS = 300  # items of each kind on which the strength is chosen
 
 
 @dataclass(frozen=True)
 class AttributeSteering:
-    """How much less does the model believe in its answer after steering?
+    """Detector that scores how much less the model believes in its answer after steering.
 
     Critical channels of a class are those whose gradient times activation, averaged over the clean items of the class,
-    is largest. How hard is pulled is chosen on attacked items (without any: the published constants).
+    is largest. The strength of the pull is chosen on attacked items (without any: the published constants).
 
     Source: Tao et al. 2018, arXiv:1810.11580, section 3. Their witnesses are found by swapping parts of faces; ours by
     attribution, for every class. They raise an alarm when the label changes; our score counts the distribution as well.
@@ -41,7 +41,7 @@ class AttributeSteering:
     stand_ins: ClassVar[tuple[StandIn, ...]] = (StandIn("class that the model names", "this step's class, held"),)
 
     taps: tuple[str, ...]
-    share: float = 0.25  # of a tap's channels that are critical for a class
+    share: float = 0.25  # of a tap's channels: how many are critical for a class
     steering: Steering | None = field(default=None, repr=False)  # found by `learn`
 
     @property
@@ -49,7 +49,7 @@ class AttributeSteering:
         return (Logits(), *([SteeredLogits(self.steering)] if self.steering else []))
 
     def learn(self, ask: Ask) -> AttributeSteering:
-        """Find the critical channels, then the strength that tells attacked from other items best."""
+        """Find the critical channels, then the strength that separates attacked from other items best."""
         examples = ask([Logits(), *(ChannelAttribution(tap) for tap in self.taps)], clean_only=True)
         classes = examples.clean[Logits()].shape[1]
         critical = tuple(
@@ -64,7 +64,7 @@ class AttributeSteering:
         return max(tried, key=lambda one: one.worth(examples))
 
     def worth(self, examples: Examples) -> float:
-        """AUROC between negatives and attacked items, the mean over attacks."""
+        """Return the AUROC between negatives and attacked items, averaged over attacks."""
         head = AttributeSteeringHead(self)
         negatives = torch.cat([head(examples.clean), head(examples.noisy)]).double().numpy()
         attacked = head(examples.attacked.items).double().numpy()
@@ -95,14 +95,14 @@ class AttributeSteeringHead(Head):
         )
 
     def forward(self, evidence: Evidence) -> Tensor:
-        """Log-odds [item] of the model's answer, before less after steering; larger is more suspicious."""
+        """Return the log-odds [item] of the predicted class, before less after steering; larger is more suspicious."""
         plain, steered = evidence[Logits()], evidence[SteeredLogits(self.steering)]
         named = torch.nn.functional.one_hot(plain.argmax(dim=1), plain.shape[1]).bool()
         return belief(plain, named) - belief(steered, named)
 
 
 def critical_channels(attribution: Tensor, labels: Tensor, classes: int, share: float) -> Critical:
-    """The channels that add most to their class; a class without items is judged by all items."""
+    """Return the channels that add most to each class; a class without items is judged by all items."""
     count = max(1, round(share * attribution.shape[1]))
     mask = torch.zeros(classes, attribution.shape[1])
     for number, row in enumerate(mask):
@@ -112,5 +112,5 @@ def critical_channels(attribution: Tensor, labels: Tensor, classes: int, share: 
 
 
 def attribute_steering(taps: Sequence[str], *, steered: Sequence[str] | None = None, share: float = 0.25) -> Detector:
-    """`steered` are the taps that are steered, in the order of the forward pass; all unless given."""
+    """Build the detector. `steered` are the taps to steer, in the order of the forward pass; all unless given."""
     return AttributeSteering(tuple(taps if steered is None else steered), share)

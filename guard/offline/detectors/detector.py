@@ -1,4 +1,4 @@
-"""The seam of every detector: it names evidence, is fitted on examples, and becomes a head."""
+"""Seam of every detector: it names evidence, is fitted on examples, and becomes a head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guard.offline.evidence.needs import Evidence, Need
 
 @dataclass(frozen=True)
 class Examples:
-    """Evidence to fit on. Clean and noisy items are negatives; attacked ones, where there are any, positives."""
+    """Evidence to fit on: clean and noisy items are negatives, attacked ones, where there are any, positives."""
 
     clean: Evidence
     labels: Tensor  # [item] true class of the clean items
@@ -26,7 +26,7 @@ class Examples:
 
     @property
     def generator(self) -> torch.Generator:
-        """A fresh stream of this fit's randomness: each detector begins at the same place."""
+        """Fresh random generator of this fit: every detector draws from the same seed."""
         return torch.Generator().manual_seed(self.seed)
 
     def negatives(self, need: Need) -> Tensor:
@@ -37,14 +37,14 @@ class Examples:
 
 
 class Head(nn.Module):
-    """A fitted detector: Evidence -> score [item]. `detector` names the evidence that it reads."""
+    """Fitted detector: Evidence -> score [item]. `detector` names the evidence that it reads."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, evidence: Evidence) -> Tensor:
-        """Score [item], in the paper's direction."""
+        """Return the score [item], in the paper's direction."""
         raise TypeError(f"{type(self).__name__} has no forward; it was given {len(evidence)} kinds of evidence")
 
     def __call__(self, evidence: Evidence) -> Tensor:
@@ -53,14 +53,14 @@ class Head(nn.Module):
 
 
 class Detector(Protocol):
-    """A question with its settings: a frozen value that prints as it is written in the recipe."""
+    """Detector with its settings: a frozen value that prints as it is written in the recipe."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def learns(self) -> bool:
-        """Whether it finds out what to ask for before it is fitted."""
+        """Whether the detector finds out what it needs before it is fitted."""
         ...
 
     @property
@@ -68,39 +68,39 @@ class Detector(Protocol):
 
     @property
     def stand_ins(self) -> tuple[StandIn, ...]:
-        """What an attacker differentiates in place of its head's steps; those of its needs are stated by them."""
+        """Surrogates that an attacker differentiates in place of its head's steps; its needs state their own."""
         ...
 
     def fit(self, examples: Examples) -> Head:
-        """Raises DataError when the examples cannot answer the question."""
+        """Fit the head. Raises DataError when the examples do not suffice for this detector."""
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> Head:
-        """The head whose `state_dict()` this is."""
+        """Return the head that has this `state_dict()`."""
         ...
 
 
 class Ask(Protocol):
-    """Needs -> their evidence, on the items that heads are fitted on."""
+    """Function that gathers the evidence of needs on the items that heads are fitted on."""
 
     def __call__(self, needs: Sequence[Need], *, most: int | None = None, clean_only: bool = False) -> Examples:
-        """At most so many items of each kind; `clean_only` leaves noisy and attacked ones out."""
+        """Gather evidence of at most `most` items of each kind; `clean_only` leaves noisy and attacked ones out."""
         ...
 
 
 class LearningDetector(Detector, Protocol):
-    """A detector that finds out what to ask for before it is fitted; its `learns` says so."""
+    """Detector that finds out what it needs before it is fitted; its `learns` says so."""
 
     def learn(self, ask: Ask) -> Detector:
-        """The detector whose `needs` are complete. Raises DataError when the examples cannot answer."""
+        """Return the detector with complete `needs`. Raises DataError when the examples do not suffice."""
         ...
 
 
 def learns(detector: Detector) -> TypeGuard[LearningDetector]:
-    """Whether a detector learns what to ask for."""
+    """Return whether a detector finds out what it needs before it is fitted."""
     return detector.learns
 
 
 def one_hot_prediction(logits: Tensor) -> Tensor:
-    """[item, class]: 1 at the class that the model names."""
+    """Return a tensor [item, class] that is 1 at the predicted class and 0 elsewhere."""
     return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)

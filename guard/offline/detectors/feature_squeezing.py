@@ -1,4 +1,4 @@
-"""Feature squeezing: does the model change its mind when the input loses detail?"""
+"""Feature squeezing: does the model's answer change when the input loses detail?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from guard.offline.evidence.needs import Evidence
 
 @dataclass(frozen=True)
 class FeatureSqueezing:
-    """How far do the probabilities move, at most, when the input is squeezed?
+    """Detector that scores how far the probabilities move, at most, when the input is squeezed.
 
     Source: Xu et al. 2018, arXiv:1704.01155, eq. 5, with their joint maximum over squeezers. Non-local means is left
     out.
@@ -53,7 +53,10 @@ class FeatureSqueezingHead(Head):
         self.squeezers = detector.squeezers
 
     def forward(self, evidence: Evidence) -> Tensor:
-        """Largest L1 distance [item] between probabilities, 0 to 2; low-confidence attacks lie high, others low."""
+        """Return the largest L1 distance [item] between probabilities, 0 to 2.
+
+        Low-confidence attacks lie high, others low.
+        """
         plain = evidence[Logits()].softmax(dim=1)
         moved = [(evidence[DenoisedLogits(s)].softmax(dim=1) - plain).abs().sum(dim=1) for s in self.squeezers]
         return torch.stack(moved).amax(dim=0)

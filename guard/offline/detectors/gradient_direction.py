@@ -1,4 +1,4 @@
-"""Does the input gradient keep its direction when the input is disturbed a little?"""
+"""Gradient direction: does the input gradient keep its direction when the input is slightly perturbed?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from guard.offline.evidence.needs import Evidence
 
 @dataclass(frozen=True)
 class GradientDirection:
-    """The angle between the gradient at the input and the gradient at a noisy copy of it.
+    """Detector that scores the angle between the gradient at the input and the gradient at noisy copies of it.
 
     Source: Wu et al. 2021, arXiv:2012.15386: directions of adversarial gradients after a single random perturbation.
     Only the abstract's statement was at hand; the gradient's objective (the margin over the runner-up), the noise and
@@ -49,14 +49,14 @@ class GradientDirectionHead(Head):
         self.gradients = detector.gradients
 
     def forward(self, evidence: Evidence) -> Tensor:
-        """One minus the mean cosine [item], 0 to 2; an attacked input's gradient turns further."""
+        """Return one minus the mean cosine [item], 0 to 2; an attacked input's gradient turns further."""
         own = unit(evidence[InputGradient(self.gradients.of)].flatten(1))
         noisy = unit(evidence[self.gradients].flatten(2))
         return 1.0 - (noisy * own[:, None]).sum(dim=2).mean(dim=1)
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Of length one along the last axis; a zero stays zero."""
+    """Scale vectors to length one along the last axis; a zero stays zero."""
     return vectors / (vectors.square().sum(dim=-1, keepdim=True) + 1e-24).sqrt()
 
 

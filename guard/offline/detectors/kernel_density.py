@@ -16,13 +16,13 @@ from guard.offline.detectors.detector import Detector, Examples, Head, one_hot_p
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.needs import Evidence
 
-FEW = 3  # references that make a density
+FEW = 3  # references that a class needs for a density of its own
 FAR = 1e6  # stands for "not of this class" in units of squared bandwidths; finite, so that no 0 * inf arises
 
 
 @dataclass(frozen=True)
 class KernelDensity:
-    """Is this latent where clean items of the class that the model names are dense?
+    """Detector that scores how thinly clean items of the predicted class lie around the latent.
 
     The bandwidth is a share of the median distance between clean items of one class, which carries over between
     networks.
@@ -50,7 +50,7 @@ class KernelDensity:
         z, labels = z[keep], labels[keep]
         scale = 1.0 / (math.sqrt(2.0) * self.bandwidth * typical_distance(z, labels))
         other_class = 1.0 - torch.nn.functional.one_hot(labels, classes).to(z.dtype).T  # [class, reference]
-        other_class[(1.0 - other_class).sum(dim=1) < FEW] = 0.0  # of a class with hardly any items: among all
+        other_class[(1.0 - other_class).sum(dim=1) < FEW] = 0.0  # a class of few items uses all references
         sizes = (1.0 - other_class).sum(dim=1).clamp_min(1.0)
         penalty = FAR * other_class + sizes.log()[:, None]
         middle = z.mean(dim=0) * scale
@@ -61,7 +61,7 @@ class KernelDensity:
 
 
 class KernelDensityHead(Head):
-    """Everything is measured from the references' middle: far from the origin float32 would lose the differences."""
+    """Head of kernel density, measured from the references' mean: far from zero float32 would lose the differences."""
 
     def __init__(
         self, detector: KernelDensity, references: Tensor, penalty: Tensor, middle: Tensor, scale: Tensor
@@ -78,7 +78,7 @@ class KernelDensityHead(Head):
         self.scale: Tensor
 
     def forward(self, evidence: Evidence) -> Tensor:
-        """Minus log density [item]; larger is more suspicious."""
+        """Return minus the log density [item]; larger is more suspicious."""
         z = evidence[self.latent] * self.scale - self.middle
         named = one_hot_prediction(evidence[Logits()])
         table = torch.cat([2.0 * self.references, -self.penalty])  # [feature + class, reference]
@@ -89,7 +89,7 @@ class KernelDensityHead(Head):
 
 
 def pick(labels: Tensor, classes: int, references: int, generator: torch.Generator) -> Tensor:
-    """Indices of at most `references` items, the same number of each class where there are enough."""
+    """Draw the indices of the references: max(2, references // classes) of each class, where it has as many."""
     share = max(2, references // classes)
     kept = []
     for k in range(classes):
@@ -99,7 +99,10 @@ def pick(labels: Tensor, classes: int, references: int, generator: torch.Generat
 
 
 def typical_distance(z: Tensor, labels: Tensor) -> float:
-    """Median distance between items of one class; of any where no class has two. Raises DataError for a lone item."""
+    """Return the median distance between items of one class, or of any where no class has two.
+
+    Raises DataError for fewer than two items.
+    """
     if len(z) < 2:
         raise DataError(f"kernel_density needs at least two clean items; got {len(z)}")
     distances = [torch.pdist(z[labels == k]) for k in labels.unique() if int((labels == k).sum()) > 1]

@@ -16,12 +16,12 @@ from guard.offline.detectors.parts.logistic import Logistic, fit_logistic
 from guard.offline.evidence.kinds.plain import Latent
 from guard.offline.evidence.needs import Evidence
 
-FLOOR = 1e-12  # of a squared distance: a reference met again is no neighbour at distance zero
+FLOOR = 1e-12  # added to squared distances: a reference that is met again is no neighbour at distance zero
 
 
 @dataclass(frozen=True)
 class Lid:
-    """In how many directions do clean neighbours thin out around this latent?
+    """Detector that estimates in how many directions clean neighbours thin out around each latent.
 
     The maximum-likelihood estimate at every tap, weighed by a logistic regression on attacked items; without any, their
     mean.
@@ -63,7 +63,7 @@ class Lid:
 
 
 class Bank(nn.Module):
-    """Clean references of one tap, measured from their middle: far from the origin float32 would lose differences."""
+    """Clean references of one tap, measured from their mean: far from zero float32 would lose the differences."""
 
     def __init__(self, references: Tensor) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Bank(nn.Module):
         self.middle: Tensor
 
     def forward(self, latent: Tensor) -> Tensor:
-        """Squared distances [item, reference]."""
+        """Return squared distances to all references [item, reference]."""
         z, references = latent - self.middle, self.references - self.middle
         squares = (z * z).sum(dim=1, keepdim=True) + (references * references).sum(dim=1)
         return (squares - 2.0 * z @ references.T).clamp_min(0.0)
@@ -88,12 +88,12 @@ class LidHead(Head):
         self.weighing = weighing
 
     def forward(self, evidence: Evidence) -> Tensor:
-        """Log-odds of "attacked" [item]; larger is more suspicious."""
+        """Return the log-odds of "attacked" [item]; larger is more suspicious."""
         score: Tensor = self.weighing(self.dimensions(evidence))
         return score
 
     def dimensions(self, evidence: Evidence) -> Tensor:
-        """Logarithm of the estimated dimensionality at each tap [item, tap].
+        """Return the logarithm of the estimated dimensionality at each tap [item, tap].
 
         A clean item that is its own nearest reference is measured by the neighbours beyond it: the nearest of all is
         left out for every input alike.

@@ -1,4 +1,4 @@
-"""Mahalanobis distance from the latents to the centre of the class that the model names."""
+"""Mahalanobis distance from the latents to the centre of the predicted class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Centre = Literal["predicted", "nearest"]
 
 @dataclass(frozen=True)
 class Mahalanobis:
-    """Are these latents far from the class that the model names, in the metric that the classes share?
+    """Detector that scores how far the latents are from the predicted class, in the metric that the classes share.
 
     Each tap's distance is divided by its clean median; the score is the mean of their logarithms, so that no tap drowns
     another.
@@ -60,7 +60,7 @@ class Mahalanobis:
 
 
 class Metric(nn.Module):
-    """Squared distance [item, class] to each class centre, in clean medians."""
+    """Squared distance [item, class] to each class centre, in units of its clean median."""
 
     def __init__(self, whiten: Tensor, centres: Tensor) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class MahalanobisHead(Head):
         self.metrics = nn.ModuleList(metrics)
 
     def forward(self, evidence: Evidence) -> Tensor:
-        """Mean log distance [item]; larger is more suspicious."""
+        """Return the mean log distance over taps [item]; larger is more suspicious."""
         pairs = list(zip(self.latents, self.tapped(), strict=True))
         if self.centre == "nearest":
             distances = torch.stack([metric(evidence[latent]).amin(dim=1) for latent, metric in pairs], dim=1)
@@ -99,7 +99,7 @@ class MahalanobisHead(Head):
         return [metric for metric in self.metrics if isinstance(metric, Metric)]
 
     def joined(self) -> tuple[Tensor, Tensor]:
-        """Centres of all taps side by side [class, feature], and what each feature adds to which tap [feature, tap].
+        """Join the taps' centres side by side [class, feature], with each feature's weight in a tap [feature, tap].
 
         Constant in the compiled program, where few operators then serve all taps.
         """
@@ -110,10 +110,9 @@ class MahalanobisHead(Head):
 
 
 def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Metric:
-    """Class centres and shared covariance of clean latents [item, feature]; a class of few items gets the mean of all.
+    """Fit class centres and the shared covariance to clean latents [item, feature].
 
-    Raises:
-        DataError: fewer than two items.
+    A class of few items gets the mean of all. Raises DataError for fewer than two items.
     """
     if len(z) < 2:
         raise DataError(f"mahalanobis needs at least two clean items, got {len(z)}")
@@ -128,7 +127,7 @@ def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Met
 
 
 def inverse_root(covariance: Tensor, shrinkage: float) -> Tensor:
-    """C^(-1/2) of the shrunk covariance [feature, feature]; directions without variance keep a floor."""
+    """Return C^(-1/2) of the shrunk covariance [feature, feature]; directions without variance keep a floor."""
     size = len(covariance)
     level = (covariance.diagonal().mean()).clamp_min(1e-8)
     shrunk = (1 - shrinkage) * covariance + shrinkage * level * torch.eye(size, dtype=covariance.dtype)

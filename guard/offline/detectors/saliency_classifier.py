@@ -1,4 +1,4 @@
-"""A small network that looks at the input and at where the model looked."""
+"""Saliency classifier: a small network over the input and the model's saliency map."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Map = Literal["gradient", "gradient_x_input", "smoothgrad"]
 
 @dataclass(frozen=True)
 class SaliencyClassifier:
-    """Does the fine structure of the input follow what the model looks at, as a perturbation does?
+    """Detector that learns whether the input's fine structure follows the saliency map, as a perturbation does.
 
     A CNN over the image's residual, the saliency map, and their product [item, 3 x channel, height, width]; a
     perceptron over the same three, the input itself in the residual's place, where inputs are vectors.
 
-    Source: Zhang et al. 2018, arXiv:1803.08773, who give it the image and the absolute gradient. On natural images a
-    network of this size then learns the images; what an image adds to the mean of its neighbourhood tells more, and
-    an attack steps along the gradient's sign, so we keep it. Maps are scaled to unit root mean square, and the
-    logarithm of their size, which the scaling loses, is given beside. `smoothgrad`: Smilkov et al. 2017,
-    arXiv:1706.03825, the mean gradient of noisy copies.
+    Source: Zhang et al. 2018, arXiv:1803.08773; theirs sees the image and the absolute gradient. On natural images a
+    network of this size then learns the images; what an image adds to the mean of its neighbourhood tells more, and an
+    attack steps along the gradient's sign, so we keep it. Maps are scaled to unit root mean square, and the logarithm
+    of their size, which the scaling loses, is given beside. `smoothgrad`: Smilkov et al. 2017, arXiv:1706.03825, the
+    mean gradient of noisy copies.
     """
 
     name: ClassVar[str] = "saliency_classifier"
@@ -94,11 +94,11 @@ class SaliencyClassifierHead(Head):
         self.size_spread: Tensor
 
     def forward(self, evidence: Evidence) -> Tensor:
-        """Log-odds of "attacked" [item]; larger is more suspicious."""
+        """Return the log-odds of "attacked" [item]; larger is more suspicious."""
         return odds_of_attack(self.answers(evidence))
 
     def answers(self, evidence: Evidence) -> Tensor:
-        """Unnormalised log-probabilities [item, kind]."""
+        """Return unnormalised log-probabilities [item, kind]."""
         saliency = self.saliency(evidence)
         size = root_mean_square(saliency)
         unit = saliency / size.reshape(-1, *[1] * (saliency.ndim - 1))
@@ -109,7 +109,7 @@ class SaliencyClassifierHead(Head):
         return answers
 
     def saliency(self, evidence: Evidence) -> Tensor:
-        """The map [shape of the input]."""
+        """Return the saliency map [shape of the input]."""
         gradient = evidence[self.gradient]
         if self.map == "smoothgrad":
             return gradient.mean(dim=1)
@@ -117,14 +117,14 @@ class SaliencyClassifierHead(Head):
 
 
 def root_mean_square(gradient: Tensor) -> Tensor:
-    """[item]; never zero."""
+    """Return the root mean square of each item [item]; never zero."""
     return (gradient.flatten(1).square().mean(dim=1) + 1e-16).sqrt()
 
 
 def train(
     head: SaliencyClassifierHead, evidence: Evidence, kinds: Tensor, weights: Tensor, settings: SaliencyClassifier
 ) -> None:
-    """By AdamW in batches of 64, the learning rate falling along a cosine."""
+    """Train the head by AdamW in batches of 64, the learning rate falling along a cosine."""
     head.residual_spread.copy_(residual(evidence[Image()]).std().clamp_min(1e-3))
     sizes = root_mean_square(head.saliency(evidence)).log()
     head.size_mean.copy_(sizes.mean())
@@ -148,7 +148,7 @@ def saliency_classifier(
     epochs: int = 12,
     learning_rate: float = 3e-3,
 ) -> Detector:
-    """`noise` and `rows` are SmoothGrad's."""
+    """Build the detector. `noise` and `rows` are the settings of SmoothGrad."""
     del taps
     one_of("map", map, Map)
     one_of("of", of, Objective)

@@ -1,4 +1,4 @@
-"""A small perceptron over a few numbers about the input, its gradient and its second opinions."""
+"""Summary classifier: a small perceptron over a few numbers about the input, its gradient and its denoised versions."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit
 
 FEWEST = 20  # attacked items; below that nothing can be learned
-FAR = 6.0  # standard deviations at which a number is cut: a perceptron is no judge of what it has never seen
+FAR = 6.0  # standard deviations at which a number is cut: a perceptron cannot judge what it was not trained on
 
 
 @dataclass(frozen=True)
 class SummaryClassifier:
-    """Do confidence, second opinions, gradient and grain fit together as they do in clean items?
+    """Detector that learns whether confidence, second opinions, gradient and grain fit together as in clean items.
 
     Confidence: gaps between the best logits, entropy, energy. Second opinions: how far each squeezer moves logits,
-    probabilities and the belief in the class named. Gradient: size and sparsity. Grain: size, peakedness and
+    probabilities and the log-odds of the predicted class. Gradient: size and sparsity. Grain: size, peakedness and
     correlations of the image's residual, and how it lies along the gradient; vectors have none but the last.
 
     Source: ours. The numbers are others': energy, Liu et al. 2020, arXiv:2010.03759; squeezing, Xu et al. 2018,
@@ -91,17 +91,17 @@ class SummaryClassifierHead(Head):
         )
 
     def forward(self, evidence: Evidence) -> Tensor:
-        """Log-odds of "attacked" [item]; larger is more suspicious."""
+        """Return the log-odds of "attacked" [item]; larger is more suspicious."""
         return odds_of_attack(self.answers(summaries(self.asked, evidence)))
 
     def answers(self, numbers: Tensor) -> Tensor:
-        """Unnormalised log-probabilities [item, kind]."""
+        """Return unnormalised log-probabilities [item, kind]."""
         answers: Tensor = self.body(((numbers - self.centre) / self.spread).clamp(-FAR, FAR))
         return answers
 
 
 def summaries(detector: SummaryClassifier, evidence: Evidence) -> Tensor:
-    """[item, number]"""
+    """Compute the summary numbers of each item [item, number]."""
     logits, image = evidence[Logits()], evidence[Image()]
     opinions = [evidence[DenoisedLogits(squeezer)] for squeezer in detector.squeezers]
     named = nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()
@@ -137,7 +137,7 @@ def disagreement(logits: Tensor, opinion: Tensor, named: Tensor) -> list[Tensor]
 
 
 def direction(image: Tensor, gradient: Tensor) -> list[Tensor]:
-    """The gradient's size and sparsity, and how the grain lies along it, with and without their sizes."""
+    """Return the gradient's size and sparsity, and how the residual lies along it, with and without their sizes."""
     slope, fine = gradient.flatten(1), residual(image).flatten(1)
     length, total = norm(slope), slope.abs().sum(dim=1)
     up, rough = slope.sign(), fine.sign()
@@ -152,7 +152,7 @@ def direction(image: Tensor, gradient: Tensor) -> list[Tensor]:
 
 
 def grain(image: Tensor) -> list[Tensor]:
-    """Size and peakedness of the residual [item, channel, height, width], and its correlation with its neighbours."""
+    """Return size and peakedness of the image's residual, and its correlations with its neighbours, each [item]."""
     fine = residual(image)
     power = fine.square().mean(dim=(1, 2, 3)) + 1e-8
     fourth = fine.square().square().mean(dim=(1, 2, 3)) + 1e-12
@@ -170,12 +170,12 @@ def grain(image: Tensor) -> list[Tensor]:
 
 
 def belief(logits: Tensor, named: Tensor) -> Tensor:
-    """Log-odds [item] of one class of each item."""
+    """Return the log-odds [item] of the class that is named for each item [item, class]."""
     return (logits * named).sum(dim=1) - logits.masked_fill(named, -torch.inf).logsumexp(dim=1)
 
 
 def norm(vectors: Tensor) -> Tensor:
-    """[item]; its slope is finite at zero too."""
+    """Return the length of each vector [item], with a gradient that is finite at zero too."""
     return (vectors.square().sum(dim=1) + 1e-24).sqrt()
 
 
@@ -186,7 +186,7 @@ def log_norm(vectors: Tensor) -> Tensor:
 def train(
     head: SummaryClassifierHead, numbers: Tensor, kinds: Tensor, weights: Tensor, settings: SummaryClassifier
 ) -> None:
-    """By AdamW in batches of 128, the learning rate falling along a cosine."""
+    """Train the head by AdamW in batches of 128, the learning rate falling along a cosine."""
     head.centre.copy_(numbers.mean(dim=0))
     head.spread.copy_(numbers.std(dim=0).clamp_min(1e-6))
     fit(

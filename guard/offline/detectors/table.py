@@ -1,4 +1,4 @@
-"""The table of detectors, written out. A detector listed here is tested by being listed."""
+"""Table of detectors, written out. A detector listed here is tested by being listed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
 
 
 def build_detector(name: str, taps: Sequence[str], settings: Mapping[str, Any]) -> Detector:
-    """Raises ConfigError for a detector or a setting that does not exist."""
+    """Build a detector by its name. Raises ConfigError for a detector or a setting that does not exist."""
     if name not in DETECTORS:
         raise ConfigError(f"unknown detector {name!r}; known: {', '.join(DETECTORS)}")
     try:

@@ -1,1 +1,1 @@
-"""Kinds of evidence, and how all of it is gathered at once."""
+"""Kinds of evidence, and the code that gathers all of it in as few passes as possible."""

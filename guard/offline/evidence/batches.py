@@ -15,22 +15,22 @@ from guard.offline.evidence.needs import Evidence
 from guard.offline.evidence.onnx_gather import gathering
 
 BATCH = 128
-VALUES = BATCH * 3 * 32 * 32  # of a batch at most: all evidence of large images would not fit into a small memory
+VALUES = BATCH * 3 * 32 * 32  # in a batch, at most: all evidence of large images would not fit into a small memory
 Progress = Callable[[int, int], None]  # (items done, items in all)
 
 
 def batch_items(shape: Sequence[int]) -> int:
-    """How many items are gathered or read at once: fewer where an item has many values."""
+    """Return how many items are gathered or read at once: 128, or down to 4 where an item has many values."""
     return max(4, min(BATCH, VALUES // int(np.prod(shape))))
 
 
 def one_batch(images: NDArray[np.float32]) -> Tensor:
-    """The first of them, as many as are gathered at once."""
+    """Return the first images as a tensor, as many as are gathered at once."""
     return torch.from_numpy(images[: batch_items(images.shape[1:])])
 
 
 def gather_all(gather: Gather, images: NDArray[np.float32], progress: Progress | None = None) -> Evidence:
-    """Evidence of unit-space images [item, ...], computed in batches."""
+    """Gather the evidence of unit-space images [item, ...] in batches. Raises DataError for no items."""
     if not len(images):
         raise DataError("no items to gather evidence from")
     parts: list[Evidence] = []

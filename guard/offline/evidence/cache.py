@@ -1,4 +1,4 @@
-"""Evidence is kept by need and by an item's content, so that it is gathered once."""
+"""Cache of evidence by need and by an item's content, so that each is gathered once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from guard.offline.evidence.kinds.plain import Image, Logits
 from guard.offline.evidence.needs import Evidence, Need
 from guard.offline.model.classifier import Classifier
 
-# What to ask for, and unit-space images [item, ...], none perhaps -> their evidence.
+# (needs, unit-space images [item, ...], possibly none) -> their evidence.
 Gathered = Callable[[Sequence[Need], NDArray[np.float32]], Evidence]
 
 
 class EvidenceCache:
-    """Evidence by need and by an item's content: gathered once, however often and for whomever it is asked."""
+    """Evidence by need and by an item's content: gathered once, however often it is asked for."""
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
@@ -49,11 +49,11 @@ class EvidenceCache:
                 places |= dict.fromkeys(keys, 0)
                 continue
             held = self.values.get(need, found[need][:0])
-            places |= {key: len(held) + i for i, key in enumerate(keys)}  # one met again takes its new place
+            places |= {key: len(held) + i for i, key in enumerate(keys)}  # a key held already takes its new place
             self.values[need] = torch.cat([held, found[need]])
 
     def nothing(self, needs: Sequence[Need], images: NDArray[np.float32]) -> Evidence:
-        """Evidence of no item."""
+        """Return the evidence of no items: tensors of the right shapes, with zero rows."""
         one = np.zeros((1, *images.shape[1:]), dtype=np.float32)
         with torch.no_grad():
             return {need: value[:0] for need, value in Gather(self.classifier, needs)(torch.from_numpy(one)).items()}

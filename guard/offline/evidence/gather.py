@@ -1,9 +1,19 @@
-"""The union of needs -> as few passes of the model as possible.
+"""Gathering of evidence: the union of all needs, in as few passes of the model as possible.
 
 Rule 1: one plain pass over the items, one pass over all variant rows together, one backward per distinct rule; noisy
 rows whose gradient is asked for run in the plain pass, beside their items.
 Rule 2: an item's evidence depends on no other item of its batch.
 Rule 3: a need says with which pass it comes; nothing here knows its kind.
+
+How it works. The needs of all detectors are merged, each once, and sorted by the pass that they come with: needs of the
+plain pass read its outputs, variants share one further forward (`row_pass.py`), gradients come from the backward of the
+plain pass.
+
+For example a batch of 10 items, and detectors that need the logits, a latent, the input gradient and the logits of two
+denoised versions. The plain pass runs 10 rows and gives logits and latent; its backward over these 10 rows gives the
+gradient; the row pass runs 2 x 10 = 20 rows and gives both denoised logits. Then `rows` is 2 and `backwards` is 1. A
+detector that also needs the gradient at 4 noisy copies of each item makes the plain pass and its backward 10 + 4 x 10 =
+50 rows long, with no further pass; then `rows` is 2 + 4 = 6 and `backwards` is 1 + 4 = 5.
 """
 
 from __future__ import annotations
@@ -24,7 +34,7 @@ from guard.offline.model.gradient.input_gradient import ADJOINTS, ADJOINTS_SMOOT
 
 
 class Gather(nn.Module):
-    """Unit-space images [item, ...] -> Evidence for exactly these needs.
+    """Module that maps unit-space images [item, ...] to their evidence: image, logits, and these needs.
 
     `smooth` gives the input gradient a derivative of its own (a softplus-shaped surrogate for ReLU's step), for
     attackers who differentiate through it; values are the same.
@@ -56,23 +66,23 @@ class Gather(nn.Module):
         )
 
     def cut_at(self) -> tuple[str, ...]:
-        """The taps behind which a need runs the rest of the model itself; only while fitting."""
+        """Return the taps behind which a need runs the rest of the model itself, which happens only while fitting."""
         return tuple(dict.fromkeys(tap for need in self.read_plain if not need.compiles for tap in need.taps))
 
     def plain_taps(self) -> tuple[str, ...]:
-        """What the plain pass has to hand out: what needs read, and where steered rows begin."""
+        """Return the taps that the plain pass outputs: those that needs read, and the one where steered rows begin."""
         asked = [tap for need in self.read_plain for tap in need.taps]
         joins = self.row_pass.joins if self.row_pass is not None else None
         return tuple(dict.fromkeys([*asked, *([joins] if joins else [])]))
 
     @property
     def compiles(self) -> bool:
-        """Whether all of it has an ONNX form."""
+        """Whether every need has an ONNX form."""
         return all(need.compiles for need in self.needs)
 
     @property
     def rows(self) -> int:
-        """Variant rows an item, beside the item itself."""
+        """Number of variant rows per item, beside the item itself."""
         return sum(need.rows_per_item for need in self.needs)
 
     @property
@@ -94,17 +104,17 @@ class Gather(nn.Module):
         return {need: evidence[need] for need in (Image(), Logits(), *self.needs)}
 
     def with_copies(self, images: Tensor) -> Tensor:
-        """The items, followed by their noisy copies."""
+        """Return the items, followed by their noisy copies [copy x item, ...]."""
         if self.copies == 1:
             return images
         return torch.cat([images, (images + self.patterns).clamp(0.0, 1.0).flatten(0, 1)])
 
     def own(self, values: Tensor) -> Tensor:
-        """Of the items themselves, without their noisy copies."""
+        """Select the values of the items themselves, without those of their noisy copies."""
         return values if self.copies == 1 else values.unflatten(0, (self.copies, -1))[0]
 
     def gradients(self, values: Tensor) -> Evidence:
-        """By need, from the gradient at the items and at their noisy copies [copy x item, ...]."""
+        """Split the gradient at the items and at their noisy copies [copy x item, ...] by need."""
         if self.gradient is None or self.copies == 1:
             return {} if self.gradient is None else {self.gradient: values}
         rows = values.unflatten(0, (self.copies, -1))
@@ -117,19 +127,19 @@ class Gather(nn.Module):
 
 
 def with_brought(needs: Iterable[Need]) -> Iterable[Need]:
-    """The needs, and those that come with them."""
+    """Yield each need, followed by the needs that come with it."""
     for need in needs:
         yield need
         yield from need.brings
 
 
 def distinct(needs: Iterable[Need]) -> tuple[Need, ...]:
-    """Each need once, in the order of first mention."""
+    """Return each need once, in the order of first mention."""
     return tuple(dict.fromkeys(needs))
 
 
 class OwnClass:
-    """The seed [copy x item, class] of a gradient whose objective is the item's own, in each of its copies."""
+    """Gradient seed [copy x item, class] of each item's own objective, the same for all its copies."""
 
     def __init__(self, of: Objective, copies: int) -> None:
         self.of: Objective = of

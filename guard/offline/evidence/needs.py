@@ -1,6 +1,6 @@
-"""The seam of every kind of evidence: a need is a hashable value that says with which pass it comes.
+"""Seam of every kind of evidence: a need is a hashable value that says with which pass it comes.
 
-A detector names needs; `gather` meets them all at once. Two detectors that share one pay once.
+A detector names needs, and `gather.py` meets them all at once. Two detectors that share a need pay for it once.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from torch import Tensor
 
 from guard.offline.denoisers.stand_in import StandIn
 
-# The pass that a need is met by: the one forward over the items themselves; a forward over variants of them, all kinds
-# together; the backward of the first.
+# The pass that meets a need. "plain": the one forward over the items themselves; "rows": one forward over all variants
+# of them together; "backward": the backward of the plain pass.
 Pass = Literal["plain", "rows", "backward"]
 
 
 class Need(Protocol):
-    """A kind of evidence, what it costs an item, and what an attacker has to know of it."""
+    """Kind of evidence, with its cost per item and what an attacker has to know of it."""
 
     rides: ClassVar[Pass]
-    compiles: ClassVar[bool]  # into ONNX; what does not is asked for while fitting only
-    comparable: ClassVar[bool]  # one item's is near another's where the two are alike: pixels and gradients are not
+    compiles: ClassVar[bool]  # whether it has an ONNX form; a need without one is used only while fitting
+    comparable: ClassVar[bool]  # whether similar items have similar values; pixels and gradients do not
 
     @property
     def rows_per_item(self) -> int:
-        """Rows of a further forward pass."""
+        """Number of rows per item, beside the item itself, that a forward pass runs."""
         ...
 
     @property
     def backwards(self) -> int:
-        """Backward passes over one row."""
+        """Number of backward passes, each over one row per item."""
         ...
 
     @property
     def brings(self) -> tuple[Need, ...]:
-        """Other needs that come with this one at no further cost."""
+        """Needs that come with this one at no further cost."""
         ...
 
     @property
     def stand_ins(self) -> tuple[StandIn, ...]:
-        """What an attacker differentiates in place of its steps."""
+        """Surrogates that an attacker differentiates in place of this need's steps."""
         ...
 
     def __hash__(self) -> int: ...
@@ -51,5 +51,5 @@ Evidence = Mapping[Need, Tensor]
 
 
 def take(evidence: Evidence, index: Tensor) -> Mapping[Need, Tensor]:
-    """Some of the items."""
+    """Return the evidence of the items at `index`."""
     return {need: value[index] for need, value in evidence.items()}

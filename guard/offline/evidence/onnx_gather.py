@@ -1,6 +1,6 @@
-"""Evidence of many items, from ONNX Runtime: a few seconds to compile, then several times as fast as torch.
+"""Evidence of many items by ONNX Runtime: compiled in a few seconds, then several times as fast as torch.
 
-Rule 1: what is compiled gives what torch gives on real items, or torch is used.
+Rule 1: a compiled program is used only where it gives what torch gives on real items.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from guard.offline.evidence.needs import Evidence, Need
 from guard.offline.model.onnx_export.export import lower
 from guard.session import Session
 
-WORTH = 1000  # items; fewer are done in torch before the program is written
+WORTH = 1000  # items; torch finishes fewer before the program is written
 CHECKED = 8  # items on which both must agree
 TOLERANCE = 1e-3  # relative L2 over those items, of each kind of evidence
 INPUT = "images"
@@ -29,7 +29,7 @@ Gathering = Callable[[NDArray[np.float32]], Evidence]  # one batch of unit-space
 
 
 def gathering(gather: Gather, images: NDArray[np.float32]) -> Gathering:
-    """The quicker way to gather evidence of so many images [item, ...]."""
+    """Choose the quicker way to gather evidence of these images [item, ...]: torch, or a compiled program."""
 
     def in_torch(batch: NDArray[np.float32]) -> Evidence:
         with torch.no_grad():
@@ -46,7 +46,7 @@ def gathering(gather: Gather, images: NDArray[np.float32]) -> Gathering:
 
 
 class CompiledGather:
-    """A `Gather` as an ONNX program."""
+    """`Gather` compiled into an ONNX program."""
 
     def __init__(self, gather: Gather, example: NDArray[np.float32]) -> None:
         self.needs = gather.needs
@@ -70,7 +70,7 @@ class CompiledGather:
 
 
 class Outputs(nn.Module):
-    """Evidence as a tuple, in the order of the needs."""
+    """Module that returns the evidence as a tuple, in the order of the needs."""
 
     def __init__(self, gather: Gather) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""The shared row pass: every variant of the items, denoised or steered, in one forward of the model.
+"""Shared row pass: every variant of the items, denoised or steered, in one forward of the model.
 
-Rule 1: all rows run together; a steered row joins where it is first steered, its beginning being the plain pass's own.
+Rule 1: all rows run together; a steered row joins where it is first steered, and the plain pass serves as its
+beginning.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from guard.offline.model.classifier import Classifier
 
 
 class RowPass(nn.Module):
-    """Unit-space images [item, ...], and what the plain pass found, -> logits [item, class] of each variant."""
+    """Module that maps images [item, ...] and results of the plain pass to the logits [item, class] of each variant."""
 
     def __init__(self, classifier: Classifier, needs: Sequence[RowNeed]) -> None:
         super().__init__()
         steers = {need: need.steers for need in needs}
-        self.inputs = tuple(need for need in needs if not steers[need])  # whose rows are other inputs
+        self.inputs = tuple(need for need in needs if not steers[need])  # needs whose rows are other inputs
         self.steered = tuple(need for need in needs if steers[need])
         self.joint = joint_taps([tuple(steers[need]) for need in self.steered])
         self.before: fx.GraphModule | None = None
@@ -37,11 +38,15 @@ class RowPass(nn.Module):
 
     @property
     def joins(self) -> str | None:
-        """The tap of the plain pass that steered rows begin at."""
+        """Tap of the plain pass at which steered rows begin, or None."""
         return self.joint[0] if self.joint else None
 
     def forward(self, images: Tensor, named: Tensor, latent: Tensor | None) -> Mapping[RowNeed, Tensor]:
-        """`named` is the class that the plain pass names [item, class], one-hot; `latent` its map at `joins`."""
+        """Return the logits of each variant of unit-space images [item, ...].
+
+        `named` is the class that the plain pass predicts [item, class], one-hot; `latent` is its feature map at
+        `joins`.
+        """
         rows = [need.variant(images) for need in self.inputs]
         if latent is None:
             (logits,) = self.after(torch.cat(rows))
@@ -54,14 +59,14 @@ class RowPass(nn.Module):
 
 
 class SteerLast(nn.Module):
-    """Steers the last rows of a pass, one of `steers` each, and leaves the rows before them as they are."""
+    """Module that steers the last rows of a pass, one of `steers` each, and leaves the rows before them unchanged."""
 
     def __init__(self, steers: Sequence[Steer]) -> None:
         super().__init__()
         self.steers = nn.ModuleList(steers)
 
     def forward(self, latent: Tensor, named: Tensor) -> Tensor:
-        """`latent` [row x item, channel, ...], `named` [item, class]."""
+        """Steer `latent` [row x item, channel, ...] towards the predicted classes `named` [item, class], one-hot."""
         value = latent.flatten(2).mean(dim=2) if latent.ndim > 2 else latent
         rows = value.reshape(-1, *named.shape[:1], value.shape[1])  # [row, item, channel]
         last = len(self.steers)
@@ -74,7 +79,7 @@ class SteerLast(nn.Module):
 
 
 def joint_taps(steered: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The taps that all of them steer. Raises ValueError where they steer different ones."""
+    """Return the taps that all needs steer together. Raises ValueError where they steer different ones."""
     found = set(steered)
     if len(found) > 1:
         raise ValueError(f"one pass steers the same taps in every row; the needs name {sorted(found)}")

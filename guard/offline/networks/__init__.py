@@ -1,1 +1,1 @@
-"""Small networks that attacks, detectors and denoisers train for themselves, and the loop that trains them."""
+"""Small networks that attacks and detectors train for themselves, and the loop that trains them."""

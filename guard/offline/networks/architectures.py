@@ -1,4 +1,4 @@
-"""The small networks of our own: what they are made of, and nothing about what they learn."""
+"""Architectures of the guard's own small networks; what they learn is stated where they are trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def autoencoder(shape: tuple[int, ...]) -> nn.Module:
-    """A network from items to items, through a quarter of an image's height and width or of a vector's length."""
+    """Build a network from items to items, through a quarter of an image's height and width or a vector's length."""
     if len(shape) == 3:
         return nn.Sequential(
             nn.Conv2d(shape[0], 32, 3, stride=2, padding=1),
@@ -35,7 +35,7 @@ def autoencoder(shape: tuple[int, ...]) -> nn.Module:
 
 
 def small_classifier(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """A network from items to logits: three convolutions for images, two layers for vectors."""
+    """Build a network from items to logits: three convolutions for images, two hidden layers for vectors."""
     body: nn.Module
     if len(shape) == 3:
         body = nn.Sequential(
@@ -60,7 +60,7 @@ def small_classifier(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def convolutional(channels: int, width: int) -> nn.Sequential:
-    """Three stages of convolutions, the last averaged: [item, channel, height, width] -> [item, 4 x width]."""
+    """Build three stages of convolutions, the last averaged: [item, channel, height, width] -> [item, 4 x width]."""
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1),
         nn.ReLU(),
@@ -74,5 +74,5 @@ def convolutional(channels: int, width: int) -> nn.Sequential:
 
 
 def perceptron(features: int, width: int) -> nn.Sequential:
-    """Two layers: [item, feature] -> [item, width]."""
+    """Build a perceptron of two layers: [item, feature] -> [item, width]."""
     return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())

@@ -1,7 +1,7 @@
-"""The one loop in which small networks of our own are trained.
+"""Training loop of the guard's own small networks.
 
-Rule 1: whoever calls it owns the randomness: the order of the items is drawn from a generator, or, where none is given,
-from the global one, which the caller has seeded and restores.
+Rule 1: the caller owns the randomness: the order of the items is drawn from a generator, or, where none is given, from
+the global one, which the caller has seeded and restores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a network is trained, and how fast: AdamW, its learning rate falling to zero along half a cosine."""
+    """Training schedule of a network: AdamW, its learning rate falling to zero along half a cosine."""
 
     epochs: int
     batch_items: int = 64
@@ -34,7 +34,7 @@ def train(
     schedule: Schedule,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Minimise the mean loss of so many items; `loss` is told which of them are in the batch [item]."""
+    """Minimise the mean loss of `items` items; `loss` receives the indices of a batch [item]."""
     settings = schedule
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     by_step, steps = settings.falls == "each step", settings.epochs * -(-items // settings.batch_items)

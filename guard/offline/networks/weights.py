@@ -1,4 +1,4 @@
-"""The weights of a small network: drawn from a generator, kept by name, and put back.
+"""Weights of a small network: drawn from a generator, kept by name, and put back.
 
 Rule 1: nothing global is drawn from or changed: the same generator, items and threads give the same weights.
 """
@@ -17,9 +17,9 @@ Build = Callable[[], nn.Module]
 
 
 def drawn(build: Build, generator: torch.Generator, like: Tensor) -> nn.Module:
-    """The network with weights drawn from `generator`, uniform as He et al. 2015 scale them, and biases of zero.
+    """Build the network with weights drawn uniformly from `generator`, scaled by its inputs, and biases of zero.
 
-    It is where `like` is, and in its precision.
+    It is on the device of `like`, and in its precision. Source: He et al. 2015, arXiv:1502.01852.
     """
     network = empty(build).to_empty(device="cpu")
     for part in network.modules():
@@ -33,18 +33,18 @@ def drawn(build: Build, generator: torch.Generator, like: Tensor) -> nn.Module:
 
 
 def empty(build: Build) -> nn.Module:
-    """The network without weights: torch would draw them from its global generator."""
+    """Build the network without weights, which torch would draw from its global generator."""
     with torch.device("meta"):
         return build().eval()
 
 
 def knowledge_of(network: nn.Module) -> Knowledge:
-    """The weights by name, as a file can keep them."""
+    """Return the weights by name, as a file can keep them."""
     return {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
 
 
 def recalled(build: Build, knowledge: Knowledge, like: Tensor) -> nn.Module:
-    """The network that this is the knowledge of, where `like` is and in its precision."""
+    """Build the network with these weights, on the device of `like` and in its precision."""
     network = empty(build)
     network.load_state_dict({name: value.clone() for name, value in knowledge.items()}, assign=True)
     return network.to(device=like.device, dtype=like.dtype).requires_grad_(False)

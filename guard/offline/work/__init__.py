@@ -1,1 +1,1 @@
-"""Files, threads and progress of long work; nothing here knows what the work is about."""
+"""Files, threads and progress of long work, independent of what the work is about."""

@@ -1,4 +1,4 @@
-"""A digest of the code that computes something: a cached result is found again only while its code is the same.
+"""Digest of the code that computes a result: a cached result is found again only while its code is the same.
 
 Rule 1: the digest covers a module and everything of ours that it imports, at once or when a function runs.
 Rule 2: comments, docstrings and layout do not count; every other change does, whether it changes the result or not.
@@ -14,14 +14,14 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGE = "guard"  # whose modules are followed
+PACKAGE = "guard"  # the package whose modules are followed
 PARSING = threading.Lock()  # CPython 3.11 fails when threads build syntax trees side by side (cpython#106905)
 
 Sources = Callable[[str], str | None]  # a module's name -> its source; None where it has none
 
 
 def code_digest(*modules: str) -> str:
-    """SHA-256 (hex) of what these modules and all that they import of ours compute."""
+    """Return the SHA-256 (hex) of these modules and of all modules of ours that they import."""
     with PARSING:
         return digest_of(tuple(sorted(set(modules))))
 
@@ -32,7 +32,7 @@ def digest_of(modules: tuple[str, ...]) -> str:
 
 
 def digest(modules: Iterable[str], sources: Sources) -> str:
-    """The same, of any sources."""
+    """Compute the digest of modules whose sources come from `sources`."""
     ahead, found = list(modules), dict[str, str]()
     while ahead:
         module = ahead.pop()
@@ -49,7 +49,7 @@ def digest(modules: Iterable[str], sources: Sources) -> str:
 
 @cache
 def source_of(module: str) -> str | None:
-    """The source of a module that can be imported; None of one that has no source file."""
+    """Return the source of a module that can be imported; None for one that has no source file."""
     try:
         spec = find_spec(module)
     except (ImportError, ValueError):  # a part of it is no package, or it is the program's own `__main__`
@@ -60,7 +60,7 @@ def source_of(module: str) -> str | None:
 
 
 def imported(module: str, source: str, sources: Sources) -> list[str]:
-    """The modules of ours that a module imports, each with the packages that it lies in."""
+    """List the modules of ours that a module imports, each with the packages that it lies in."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -76,7 +76,7 @@ def imported(module: str, source: str, sources: Sources) -> list[str]:
 
 @cache
 def normal(source: str) -> str:
-    """The program without its docstrings, comments and layout."""
+    """Return the program without its docstrings, comments and layout."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -1,4 +1,4 @@
-"""The work directory of a bundle: everything slow to make that lies in `OUT.work`, and where.
+"""Work directory of a bundle: everything slow to make that lies in `OUT.work`, and where.
 
 Rule 1: no other file says where something lies in a work directory.
 Rule 2: a directory that another layout was written in is refused, never read by halves.
@@ -19,23 +19,23 @@ SUFFIX = ".work"
 
 @dataclass(frozen=True)
 class WorkDirectory:
-    """`OUT.work`: its files and folders by what they are for."""
+    """Work directory `OUT.work`: its files and folders by what they are for."""
 
     path: Path
 
     @staticmethod
     def beside(bundle: Path) -> WorkDirectory:
-        """The work directory of the bundle at this path, whether either is there or not."""
+        """Return the work directory of the bundle at this path, whether either exists or not."""
         return WorkDirectory(bundle.with_name(bundle.name + SUFFIX))
 
     def begin(self) -> None:
-        """Create it where it is not there. Raises BundleError where another layout lies there."""
+        """Create the directory unless it exists. Raises BundleError where another layout lies there."""
         if self.path.exists() and any(self.path.iterdir()):
             self.check()
         write_json(self.layout, {"layout": LAYOUT})
 
     def check(self) -> None:
-        """Raises BundleError where what lies there is of another layout."""
+        """Check the layout of the directory. Raises BundleError where it is another one."""
         content = read_json(self.layout)
         found = content.get("layout") if isinstance(content, dict) else None
         if found != LAYOUT:
@@ -46,66 +46,66 @@ class WorkDirectory:
 
     @property
     def layout(self) -> Path:
-        """Which layout the directory has."""
+        """File that states the directory's layout."""
         return self.path / "layout.json"
 
     @property
     def job(self) -> Path:
-        """What `guard train` was asked for."""
+        """File that states what `guard train` was asked for."""
         return self.path / "job.json"
 
     @property
     def splits(self) -> Path:
-        """The split of each item, by its content hash."""
+        """File with the split of each item, by its content hash."""
         return self.path / "splits.json"
 
     @property
     def plan(self) -> Path:
-        """How many items each attack is tried on."""
+        """File with the plan: how many items each attack is tried on."""
         return self.path / "plan.json"
 
     @property
     def seconds(self) -> Path:
-        """How long parts of the training took."""
+        """File with the seconds that parts of the training took."""
         return self.path / "seconds.json"
 
     def head(self, detector: str) -> Path:
-        """A fitted detector's numbers."""
+        """Return the file with a fitted detector's numbers."""
         return self.path / "heads" / f"{detector}.npz"
 
     def model(self, key: str) -> Path:
-        """The folder of the model in ONNX Runtime, as attacks run on it."""
+        """Return the folder of the compiled model that attacks run in ONNX Runtime."""
         return self.path / "model" / key
 
     @property
     def crafted(self) -> ResultStore:
-        """Attacked items, shard by shard."""
+        """Store of attacked items, shard by shard."""
         return ResultStore(self.path / "crafted")
 
     @property
     def demo(self) -> ResultStore:
-        """Attacked items that `guard demo` sends."""
+        """Store of the attacked items that `guard demo` sends."""
         return ResultStore(self.path / "demo")
 
     @property
     def suite(self) -> ResultStore:
-        """Attacked items of suites."""
+        """Store of the attacked items of suites."""
         return ResultStore(self.path / "suite")
 
     @property
     def adaptive(self) -> ResultStore:
-        """Runs of the attacker who knows the guard."""
+        """Store of the runs of the adaptive attack."""
         return ResultStore(self.path / "adaptive")
 
     @property
     def choices(self) -> ResultStore:
-        """Sizes that were chosen by measured speed."""
+        """Store of the sizes that were chosen by measured speed."""
         return ResultStore(self.path / "choices")
 
     def without(self, family: str) -> Path:
-        """The bundle that was fitted without one family of attacks."""
+        """Return the path of the bundle that was fitted without one family of attacks."""
         return self.path / f"without-{family}"
 
     def made_for(self, family: str) -> Path:
-        """What that bundle was made for; written when it is whole."""
+        """Return the file that states what that bundle was made for; it is written when the bundle is whole."""
         return self.path / f"without-{family}.json"

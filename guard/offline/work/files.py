@@ -32,17 +32,17 @@ def write_file(file: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file of these bytes."""
+    """Write these bytes as the content of a file."""
     write_file(file, lambda stream: stream.write(content))
 
 
 def write_json(file: Path, content: Any, *, indent: int | None = None) -> None:
-    """Write what JSON can hold; a path becomes its text."""
+    """Write content that JSON can hold; a path becomes its text."""
     write_bytes(file, json.dumps(content, indent=indent, default=str).encode())
 
 
 def read_json(file: Path) -> Any:
-    """What the file holds; None where it is not there or cannot be read."""
+    """Return the content of a JSON file; None where it is not there or cannot be read."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -55,7 +55,7 @@ def write_arrays(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_arrays(file: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]] | None:
-    """The arrays of these names, or all there are; None where one is missing or the file cannot be read."""
+    """Read the arrays of these names, or all there are; None where one is missing or the file cannot be read."""
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in (archive.files if names is None else names)}

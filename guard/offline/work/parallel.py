@@ -1,4 +1,4 @@
-"""Calls side by side on threads, one a core; ONNX Runtime and torch let go of Python's lock while they compute.
+"""Calls side by side on threads, one a core; ONNX Runtime and torch release Python's lock while they compute.
 
 Rule 1: what a call computes does not depend on how many run beside it: torch works on one thread in each.
 Rule 2: whatever ends the first call that fails, an interrupt too, ends all others at their next look at `Stop`.
@@ -19,31 +19,31 @@ T = TypeVar("T")
 
 
 class Stop:
-    """Asked by workers whether to go on; nobody but `side_by_side` says that they must not."""
+    """Stop signal that workers look at before they go on; only `side_by_side` sets it."""
 
     def __init__(self) -> None:
         self.asked = threading.Event()
         self.cause: BaseException | None = None  # what the first call that failed raised
 
     def look(self) -> None:
-        """Raises Stopped once the work is to end."""
+        """Raise Stopped once the work is to end."""
         if self.asked.is_set():
             raise Stopped
 
 
 class Stopped(Exception):
-    """In a worker: another call failed, or the user interrupted."""
+    """Exception in a worker: another call failed, or the user interrupted."""
 
 
 def cores() -> int:
-    """Those that this process may run on."""
+    """Return how many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def side_by_side(
     calls: Sequence[Callable[[], T]], workers: int, stop: Stop, done: Callable[[int], None] | None = None
 ) -> list[T]:
-    """What the calls return, in their order; `done` hears the number of each, in the same order.
+    """Return the results of the calls, in their order; `done` receives the number of each, in the same order.
 
     One worker is the caller's own thread.
     """
@@ -66,7 +66,7 @@ def following(calls: Sequence[Callable[[], T]], workers: int, stop: Stop) -> Gen
     try:
         futures = [pool.submit(noted, call, stop) for call in calls]
         while futures:
-            yield futures.pop(0).result()  # and is forgotten: a result may be large
+            yield futures.pop(0).result()  # popped, so that a large result can be freed
     except Stopped:
         raise stop.cause or Stopped from None
     finally:
@@ -75,7 +75,7 @@ def following(calls: Sequence[Callable[[], T]], workers: int, stop: Stop) -> Gen
 
 
 def noted(call: Callable[[], T], stop: Stop) -> T:
-    """The call, in a worker; one that fails ends the others before anybody has asked for its result."""
+    """Run a call in a worker; a failure ends the others before its result is asked for."""
     stop.look()
     try:
         return call()
@@ -89,7 +89,7 @@ def noted(call: Callable[[], T], stop: Stop) -> T:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread, whatever it ran on before."""
+    """Let torch run on one thread within the context, whatever it ran on before."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

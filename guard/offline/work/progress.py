@@ -13,27 +13,27 @@ from guard.offline.work.text import short
 
 
 class Stage:
-    """The stage that is running."""
+    """Stage of long work that is running, and its progress display."""
 
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self.bar = bar
         self.task = task
 
     def items(self, what: object, done: int, total: int) -> None:
-        """`done` of `total` items of `what` are finished."""
+        """Show that `done` of `total` items of `what` are finished."""
         self.bar.update(self.task, completed=done, total=total, note=short(str(what)))
 
     def note(self, text: str) -> None:
-        """What the stage is at."""
+        """Show what the stage is doing now."""
         self.bar.update(self.task, note=short(text))
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.bar.console.print(f"  {text}", highlight=False, soft_wrap=True)
 
 
 class Stages:
-    """Prints a line for each stage when it ends: its name, its time, and its last note."""
+    """Printer of a line for each stage when it ends: its name and its time."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

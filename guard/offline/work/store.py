@@ -1,4 +1,4 @@
-"""A folder of results that are slow to make, each found again by what it follows from."""
+"""Folder of results that are slow to make, each found again by what it follows from."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 from guard.offline.work.code import code_digest
 from guard.offline.work.files import read_arrays, read_json, write_arrays, write_json
 
-Choice = TypeVar("Choice")  # what JSON holds as it is: a size, or sizes by name
+Choice = TypeVar("Choice")  # a value that JSON holds as it is: a size, or sizes by name
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def cache_key(given: object, code: Sequence[str]) -> str:
-    """SHA-256 (hex) over what a result follows from: `given`, as it prints, and the code of these modules."""
+    """Return the SHA-256 (hex) of what a result follows from: `given`, as it prints, and the code of these modules."""
     return hashlib.sha256(f"{given!r} {code_digest(*code)}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class ResultStore:
-    """One folder of results; a name is for people, a key tells results apart."""
+    """Folder of results; a name is for display, a key tells results apart."""
 
     folder: Path
 
     def file(self, name: str, key: str, suffix: str) -> Path:
-        """Where a result lies, made or not."""
+        """Return where a result lies, made or not."""
         return self.folder / f"{name}-{key[:24]}{suffix}"
 
     def arrays(
@@ -41,7 +41,7 @@ class ResultStore:
         names: Sequence[str] | None = None,
         anew: bool = False,
     ) -> Arrays:
-        """What was made before under this key, or is made now and kept; `anew`: made now whatever is there.
+        """Return the arrays kept under this key, or make and keep them; `anew`: make them whatever is there.
 
         `names` are those that it must hold: a file without one of them counts as not there.
         """
@@ -53,7 +53,7 @@ class ResultStore:
         return found
 
     def choice(self, name: str, key: str, make: Callable[[], Choice]) -> Choice:
-        """What was chosen before under this key, or is chosen now and kept.
+        """Return the choice kept under this key, or make and keep it.
 
         Speeds differ from run to run; what is computed from a size that was chosen by them must not.
         """

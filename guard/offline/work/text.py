@@ -1,4 +1,4 @@
-"""Short texts for people: a name cut to a width, seconds as minutes."""
+"""Short texts for display: a name cut to a width, seconds as minutes."""
 
 from __future__ import annotations
 

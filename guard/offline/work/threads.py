@@ -1,4 +1,4 @@
-"""Chooses how many threads torch runs on: more are slower where a network is small or the machine is busy."""
+"""Number of threads that torch runs on: more are slower where a network is small or the machine is busy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def choose_threads(model: Callable[[Tensor], Tensor], images: Tensor, wanted: in
 
 
 def time_gradient(model: Callable[[Tensor], Tensor], images: Tensor, threads: int) -> float:
-    """Median seconds of a forward and a backward to the input."""
+    """Return the median seconds of a forward and a backward to the input."""
     torch.set_num_threads(threads)
     seconds = []
     for _ in range(TRIES):

@@ -1,4 +1,4 @@
-"""The attacks that foolbox and pyautoattack run for us, as values; how they are run is in `adapter.py`."""
+"""Attacks that foolbox and pyautoattack run for us, as values; how they are run is in `adapter.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guard.offline.data.norms import Measure, Norm
 
 @dataclass(frozen=True, repr=False)
 class Apgd:
-    """PGD that sets its own step, on cross-entropy or on the scaled difference of logits."""
+    """Auto-PGD: PGD that sets its own step, on cross-entropy or on the scaled difference of logits."""
 
     name: ClassVar[str] = "apgd"
     family: ClassVar[Family] = Family.HIGH_CONFIDENCE
@@ -55,7 +55,7 @@ class Apgd:
 
 @dataclass(frozen=True, repr=False)
 class Square:
-    """Random search with squares, on logits alone."""
+    """Square attack: random search with squares, on logits alone."""
 
     name: ClassVar[str] = "square"
     family: ClassVar[Family] = Family.QUERY
@@ -82,7 +82,7 @@ class Square:
 
 @dataclass(frozen=True, repr=False)
 class Fab:
-    """The nearest fooling point, by a walk along the boundary."""
+    """FAB: the nearest fooling point, by a walk along the boundary."""
 
     name: ClassVar[str] = "fab"
     family: ClassVar[Family] = Family.LOW_CONFIDENCE
@@ -108,7 +108,7 @@ class Fab:
 
 @dataclass(frozen=True, repr=False)
 class HopSkipJump:
-    """The nearest fooling point, from answers alone: by estimated gradients."""
+    """HopSkipJump: the nearest fooling point from answers alone, by estimated gradients."""
 
     name: ClassVar[str] = "hop_skip_jump"
     family: ClassVar[Family] = Family.QUERY
@@ -134,7 +134,7 @@ class HopSkipJump:
 
 @dataclass(frozen=True, repr=False)
 class Boundary:
-    """The nearest fooling point, from answers alone: by a random walk."""
+    """Boundary attack: the nearest fooling point from answers alone, by a random walk."""
 
     name: ClassVar[str] = "boundary"
     family: ClassVar[Family] = Family.QUERY
@@ -157,7 +157,7 @@ class Boundary:
 
 @dataclass(frozen=True, repr=False)
 class Spatial:
-    """A turn and a shift; no norm measures it."""
+    """Spatial attack: a turn and a shift, which no norm measures."""
 
     name: ClassVar[str] = "spatial"
     family: ClassVar[Family] = Family.SPATIAL

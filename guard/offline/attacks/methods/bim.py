@@ -27,7 +27,7 @@ def bim(
     step_size: float = LEVEL,
     targets: Tensor | None = None,
 ) -> Tensor:
-    """Each item's best point of `steps` sign steps, a fooling one before any other; L-infinity, deterministic.
+    """Return each item's best point of `steps` sign steps, a fooling one before any other; L-infinity, deterministic.
 
     With the least likely class as target it is the iterative least-likely class method.
 
@@ -53,7 +53,7 @@ def original_steps(budget: float) -> int:
 
 @dataclass(frozen=True, repr=False)
 class Bim:
-    """The attack as a value; without `steps` it takes the original number."""
+    """Basic iterative method as a value; without `steps` it takes the original number."""
 
     name: ClassVar[str] = "bim"
     family: ClassVar[Family] = Family.HIGH_CONFIDENCE

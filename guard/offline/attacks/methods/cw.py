@@ -16,7 +16,7 @@ from guard.offline.data.norms import Measure
 
 INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
 DECAY = 0.1  # of the learning rate over one descent
-LOOKS, FEWEST = 4, 10  # how often a descent asks which items have arrived, and steps that tell nothing yet
+LOOKS, FEWEST = 4, 10  # checks per descent for items that have arrived, and steps before which a check tells nothing
 PLATEAU = 0.9999  # an item whose lowest loss did not fall to this share since the last look has arrived
 
 
@@ -32,11 +32,12 @@ def cw(
     constant: float = 1.0,
     targets: Tensor | None = None,
 ) -> Tensor:
-    """The smallest fooling point seen for each item; one that nothing fooled comes back as it was. L2, deterministic.
+    """Return the smallest fooling point seen for each item; an item that is never fooled comes back as it was.
 
-    `confidence` is how far, in logits, the wrong class must be ahead. `constant` is the first weight of fooling against
-    size; it moves tenfold up while an item resists, or down while it yields, then halves the gap in logarithm. Costs at
-    most searches * steps forwards, and a backward for about half of them; items that arrived rest.
+    In L2, deterministic. `confidence` is how far, in logits, the wrong class must be ahead. `constant` is the first
+    weight of fooling against size; it moves tenfold up while an item resists, or down while it yields, then halves the
+    gap in logarithm. Costs at most searches * steps forwards, and a backward for about half of them; items that arrived
+    rest.
 
     Source: Carlini & Wagner 2017, arXiv:1608.04644, section V, f_6. They take 1,000 steps of 0.01 in 9 searches from
     0.001 on, for perturbations under 1 % smaller than ours (digits) at ten times the cost; our steps shrink instead.
@@ -54,7 +55,7 @@ def cw(
 
 
 def narrowed(weight: Tensor, lower: Tensor, upper: Tensor, fooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The next weight of fooling against size, and the weights between which the smallest that fools lies, all [item].
+    """Return the next weight of fooling against size, and the bounds of the smallest weight that fools, all [item].
 
     Tenfold up while an item resists, tenfold down while it yields, then the middle of the gap in logarithm.
     """
@@ -74,7 +75,7 @@ def descend(
     confidence: float,
     targets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The smallest fooling points on the way down, and their sizes [item], infinite where there was none.
+    """Return the smallest fooling points on the way down, and their sizes [item], infinite where there was none.
 
     The rate falls for items that were `reached` before [item] or are on the way: far from fooling no step is too long.
     """
@@ -117,7 +118,7 @@ def slope(
     targets: Tensor | None,
     ahead: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points, how far the wrong class is ahead [item], the loss [item] and its gradient in tanh space.
+    """Return points, how far the wrong class leads [item], the loss [item] and its gradient in tanh space.
 
     `ahead` is that of the step before: an item that was far enough ahead is likely to be so still.
     """
@@ -133,7 +134,7 @@ def slope(
 def rise_if_short(
     model: Model, points: Tensor, labels: Tensor, targets: Tensor | None, confidence: float, likely: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How far the wrong class is ahead [item], and its gradient; zero where it is far enough, and none is needed.
+    """Return how far the wrong class leads [item], and its gradient; zero where it leads enough, and none is needed.
 
     Those where that is `likely` get a forward alone first, which spares about half of all steps their backward.
     """
@@ -150,7 +151,7 @@ def rise_if_short(
 
 @dataclass(frozen=True, repr=False)
 class Cw:
-    """The attack as a value."""
+    """Carlini and Wagner's L2 attack as a value."""
 
     name: ClassVar[str] = "cw"
     norm: ClassVar[Measure] = "l2"

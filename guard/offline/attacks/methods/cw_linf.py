@@ -14,7 +14,7 @@ from guard.offline.attacks.objective import Gap, value_and_gradient
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
-FALL, RISE = 0.7, 4.0  # of the threshold, while an item yields to every one and while it yields to none
+FALL, RISE = 0.7, 4.0  # factors of the threshold, while an item fools within every one and while it fools within none
 CLOSE = 1.01  # the smallest size that fooled over the largest threshold that did not: an item that is nearer rests
 DECAY = 0.1  # of the pace over one descent
 
@@ -32,11 +32,12 @@ def cw_linf(
     threshold: float = 0.02,
     targets: Tensor | None = None,
 ) -> Tensor:
-    """The smallest fooling point seen for each item; one that nothing fooled comes back as it was. Deterministic.
+    """Return the smallest fooling point seen for each item; an item that is never fooled comes back as it was.
 
-    `confidence` is how far, in logits, the wrong class must be ahead; `threshold` the first one, `pace` the first step
-    in thresholds; `constant` the first weight of fooling against penalty, twice that after every threshold that was not
-    kept. Costs at most searches * steps forwards and backwards; an item that keeps its threshold rests until the next.
+    Deterministic. `confidence` is how far, in logits, the wrong class must be ahead; `threshold` the first one, `pace`
+    the first step in thresholds; `constant` the first weight of fooling against penalty, twice that after every
+    threshold that was not kept. Costs at most searches * steps forwards and backwards; an item that keeps its threshold
+    rests until the next.
 
     Source: Carlini & Wagner 2017, arXiv:1608.04644, section VI.C. Their threshold falls by a tenth at a time from one;
     ours searches. Their tanh space, slow where pixels are saturated, is left out: points are cut to the box.
@@ -80,7 +81,7 @@ def descend(
     pace: float,
     confidence: float,
 ) -> tuple[Tensor, Tensor]:
-    """From (clean, start) under (threshold, weight) [item]: the smallest fooling points met, and their sizes [item].
+    """Descend from (clean, start) under (threshold, weight) [item]; return the smallest fooling points and sizes.
 
     `classes` are labels and targets. Adam's steps, cut to the box; an item within its threshold that fools has arrived.
     """
@@ -111,7 +112,7 @@ def descend(
 
 @dataclass(frozen=True, repr=False)
 class CwLinf:
-    """The attack as a value."""
+    """Carlini and Wagner's L-infinity attack as a value."""
 
     name: ClassVar[str] = "cw_linf"
     norm: ClassVar[Measure] = "linf"

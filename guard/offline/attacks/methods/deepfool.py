@@ -15,7 +15,7 @@ from guard.offline.attacks.norm_ball import per_item, steepest
 from guard.offline.attacks.objective import chosen, gap, without
 
 Walk = Literal["linf", "l2"]
-SURE = 1e-5  # of the largest logit, by which a rival must be ahead: rounding would leave it on the boundary for ever
+SURE = 1e-5  # of the largest logit: a rival must lead by this, or rounding would keep the item on the boundary for ever
 DUAL: Mapping[Walk, float] = {"linf": 1, "l2": 2}  # the order of the norm that says how far a boundary is
 
 
@@ -29,7 +29,7 @@ def deepfool(
     classes: int = 10,
     norm: Walk = "l2",
 ) -> Tensor:
-    """The first fooling point of each item; one that never fools ends where its steps did. Deterministic.
+    """Return the first fooling point of each item; one that never fools ends where its steps did. Deterministic.
 
     Costs two forwards and min(classes, all) - 1 backwards a step, for the items that are not fooled yet.
 
@@ -56,13 +56,13 @@ def deepfool(
 
 
 def unfooled(model: Model, points: Tensor, labels: Tensor) -> Tensor:
-    """Which items still get their label, [item]. A forward of its own: it spares the fooled ones all backwards."""
+    """Return which items still get their label [item], by a forward that spares fooled items all backwards."""
     with torch.no_grad():
         return gap(model(points), labels) <= 0
 
 
 def linearise(model: Model, points: Tensor, labels: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each rival is from being ahead in logits [item, rival], and what makes it gain, [item, rival, ...]."""
+    """Return each rival's distance in logits from leading [item, rival], and its gain's gradient [item, rival, ...]."""
     with torch.enable_grad():
         watched = points.detach().requires_grad_()
         logits = model(watched)
@@ -77,7 +77,7 @@ def linearise(model: Model, points: Tensor, labels: Tensor, rivals: Tensor) -> t
 
 
 def nearest_boundary(behind: Tensor, normals: Tensor, norm: Walk = "l2") -> Tensor:
-    """The shortest step in `norm` that makes some rival's linearised logit equal the label's."""
+    """Return the shortest step in `norm` that makes some rival's linearised logit equal the label's."""
     item = torch.arange(len(behind), device=behind.device)
     lengths = torch.linalg.vector_norm(normals.flatten(2), ord=DUAL[norm], dim=2).clamp_min(1e-12)
     nearest = (behind / lengths).argmin(dim=1)
@@ -88,7 +88,7 @@ def nearest_boundary(behind: Tensor, normals: Tensor, norm: Walk = "l2") -> Tens
 
 @dataclass(frozen=True, repr=False)
 class DeepFool:
-    """The attack as a value."""
+    """DeepFool as a value, in L2 or L-infinity."""
 
     name: ClassVar[str] = "deepfool"
     family: ClassVar[Family] = Family.LOW_CONFIDENCE

@@ -1,4 +1,4 @@
-"""What a class, or a neuron, looks for, added to every item: feature visualisation as a universal perturbation."""
+"""Feature visualisation as a universal perturbation: what a class, or a neuron, looks for, added to every item."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 
 BATCH = 32
-CANDIDATES = 10  # classes that one is chosen from
-REHEARSAL = 15  # steps
-ENOUGH = 5.0  # log-odds from which on an item pulls no more
+CANDIDATES = 10  # classes that the easiest is chosen from
+REHEARSAL = 15  # steps that try out a class
+ENOUGH = 5.0  # log-odds from which on an item adds no gradient
 
-Climb: TypeAlias = Callable[[Tensor], Tensor]  # points [item, ...] -> where each of them should go, of length one or 0
+Climb: TypeAlias = Callable[[Tensor], Tensor]  # points [item, ...] -> direction of each, of length 1 or 0
 
 
 def visualise(
@@ -37,11 +37,11 @@ def visualise(
     jitter: int = 1,
     blur: float = 0.25,
 ) -> Tensor:
-    """One L∞ perturbation [...] that takes canvases [item, ...] where `climb` says.
+    """Learn one L∞ perturbation [...] that moves canvases [item, ...] in the directions that `climb` gives.
 
     Each step climbs on a batch of canvases, shifted by up to `jitter` values each way; `blur` is how much of the
-    gradient is replaced by its neighbours' mean. Both keep out patterns that one place alone reacts to.
-    Vectors are neither shifted nor blurred. Costs steps * 32 forwards and backwards.
+    gradient is replaced by its neighbours' mean. Both keep out patterns that one place alone reacts to. Vectors are
+    neither shifted nor blurred. Costs steps * 32 forwards and backwards.
 
     Source: Olah et al. 2017, "Feature Visualization", section on regularisation (transformation robustness, frequency
     penalisation); as an attack: Liu et al. 2021, arXiv:2004.11488.
@@ -59,7 +59,7 @@ def visualise(
 
 
 def towards_class(model: Model, target: int) -> Climb:
-    """Up the target's log-odds, where it is not far enough ahead."""
+    """Return a climb up the target's log-odds, for points where it is not far enough ahead."""
 
     def climb(points: Tensor) -> Tensor:
         aims = torch.full((len(points),), target, device=points.device)
@@ -70,7 +70,7 @@ def towards_class(model: Model, target: int) -> Climb:
 
 
 def towards_neuron(model: Model, neuron: int, attack: object) -> Climb:
-    """Up what a neuron of the last layer before the logits answers, a channel's mean over all places."""
+    """Return a climb up the output of a neuron of the last layer before the logits, a channel's mean over places."""
 
     def climb(points: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -82,7 +82,7 @@ def towards_neuron(model: Model, neuron: int, attack: object) -> Climb:
 
 
 def answer_of(neuron: int, model: Model, points: Tensor, attack: object) -> Tensor:
-    """[item], before any activation. Raises ConfigError where there is no such neuron."""
+    """Return a neuron's output [item], before any activation. Raises ConfigError where there is no such neuron."""
     layers = layers_of(model, points, attack)
     if len(layers) < 2 or layers[-2].ndim < 2:
         raise ConfigError(f"{attack!r} looks at the layer before the logits, and this model has none")
@@ -93,7 +93,7 @@ def answer_of(neuron: int, model: Model, points: Tensor, attack: object) -> Tens
 
 
 def rolled(points: Tensor, shift: list[int]) -> Tensor:
-    """Images moved round by so many rows and columns."""
+    """Roll images by so many rows and columns; vectors stay as they are."""
     return torch.roll(points, shift, dims=(2, 3)) if points.ndim == 4 else points
 
 
@@ -105,7 +105,7 @@ def blurred(points: Tensor, blur: float) -> Tensor:
 
 
 def easiest(model: Model, canvases: Tensor, *, budget: float, generator: torch.Generator) -> int:
-    """Of the classes that are second most often, the one whose short rehearsal changes the most answers."""
+    """Return the class, of those most often second, for which a short rehearsal changes the most answers."""
     named = answers(model, canvases)
     with torch.no_grad():
         second = without(model(canvases[:BATCH]), named[:BATCH]).argmax(dim=1)
@@ -124,17 +124,17 @@ def answers(model: Model, points: Tensor) -> Tensor:
 
 
 def grey(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Canvases without data: the middle of the box, and noise."""
+    """Draw canvases without data: the middle of the box, and noise."""
     noise = torch.randn((BATCH, *like.shape[1:]), generator=generator, device=generator.device, dtype=like.dtype)
     return (0.5 + 0.1 * noise).clamp(0, 1).to(like.device)
 
 
 @dataclass(frozen=True, repr=False)
 class FeatureVisualisation:
-    """The attack as a value; aimed at the class that is easiest to reach, unless at a `target` or at a `neuron`.
+    """Feature visualisation as a value; aimed at the class easiest to reach, unless at a `target` or a `neuron`.
 
     A `neuron` is one of the last layer before the logits, a channel where that is a convolution. Without data
-    (`data_free`) it is drawn on grey canvases: the model is shown nothing but what it holds itself.
+    (`data_free`) the perturbation is drawn on grey canvases: the model is shown no item.
     """
 
     name: ClassVar[str] = "feature_visualisation"
@@ -164,7 +164,7 @@ class FeatureVisualisation:
             raise ConfigError(f"attack {self.name!r}: data_free = {self.data_free!r}; wanted true or false")
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
-        """Raises ConfigError for a neuron that the model does not have, or does not show."""
+        """Learn the perturbation. Raises ConfigError for a neuron that the model does not have, or does not show."""
         del labels  # what the items are does not matter, only what they are to become
         canvases = grey(inputs, generator) if self.data_free else inputs
         if self.neuron is not None:

@@ -18,7 +18,7 @@ from guard.offline.data.norms import Norm
 def fgsm(
     model: Model, inputs: Tensor, labels: Tensor, *, budget: float, norm: Norm = "linf", targets: Tensor | None = None
 ) -> Tensor:
-    """One step to where the linearised model is worst, box and all for L1; deterministic.
+    """Take one step to where the linearised model is worst, within the box as well for L1; deterministic.
 
     Source: Goodfellow et al. 2015, arXiv:1412.6572, section 4; `norm="l2"` steps along the gradient itself.
     """
@@ -28,7 +28,7 @@ def fgsm(
 
 @dataclass(frozen=True, repr=False)
 class Fgsm:
-    """The attack as a value."""
+    """Fast gradient sign method as a value."""
 
     name: ClassVar[str] = "fgsm"
     family: ClassVar[Family] = Family.SINGLE_STEP

@@ -18,11 +18,11 @@ from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 
-STRIDE = 0.1  # of the unit box: a step
+STRIDE = 0.1  # size of a step in unit space
 
 
 def border(inputs: Tensor, budget: float, attack: object) -> Tensor:
-    """Which places [1, 1, height, width] or [1, feature] the frame takes: as many outermost ones as `budget` covers.
+    """Return which places [1, 1, height, width] or [1, feature] the frame takes: the outermost that `budget` covers.
 
     Whole rings but for the last, which is filled row by row. Raises ConfigError where not even one place is covered.
     """
@@ -45,7 +45,7 @@ def frame(
     target: int | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """A frame of its own for each item, climbed by signed steps; each item's best, as in PGD.
+    """Climb a frame of its own for each item by signed steps; return each item's best point, as in PGD.
 
     The content starts at random with `generator`, without one as it is. Costs steps + 1 forwards and steps backwards.
 
@@ -68,7 +68,7 @@ def frame(
 
 @dataclass(frozen=True, repr=False)
 class Frame:
-    """The attack as a value, with a frame for each item: untargeted, or towards one class."""
+    """Adversarial frame as a value, with a frame for each item: untargeted, or towards one class."""
 
     name: ClassVar[str] = "frame"
     family: ClassVar[Family] = Family.PATCH
@@ -102,7 +102,7 @@ class Frame:
 
 @dataclass(frozen=True, repr=False)
 class UniversalFrame:
-    """The attack as a value, with one frame for all items: untargeted, or towards one class."""
+    """Adversarial frame as a value, with one frame for all items: untargeted, or towards one class."""
 
     name: ClassVar[str] = "universal_frame"
     family: ClassVar[Family] = Family.PATCH
@@ -142,7 +142,7 @@ class UniversalFrame:
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """The same for every item; costs no pass."""
+        """Put the same frame on every item; costs no pass."""
         del model, labels, generator
         return torch.where(border(inputs, self.budget, self), knowledge["content"].to(inputs), inputs)
 

@@ -17,7 +17,7 @@ from guard.offline.attacks.shared_perturbation import LAST, MOMENTUM
 from guard.offline.data.norms import Norm
 from guard.offline.networks.weights import Knowledge
 
-MEAN, SPREAD = 0.5, 0.25  # of made-up inputs: all that is presumed of the data is its box
+MEAN, SPREAD = 0.5, 0.25  # of the made-up inputs: all that is assumed of the data is its box
 STRIDE = 0.3  # of the budget: the first step
 
 
@@ -32,12 +32,12 @@ def gd_uap(
     generator: torch.Generator,
     attack: object,
 ) -> Tensor:
-    """A perturbation [1, ...] for items shaped as `like` [item, ...], whose values it does not look at.
+    """Learn a perturbation [1, ...] for items shaped as `like` [item, ...], whose values it does not look at.
 
     Costs steps * batch forwards and backwards, whatever the number of items.
 
     Source: Mopuri et al. 2018, arXiv:1801.08092, eq. 3, with the range prior of section 3.3: inputs are made-up noise
-    of the data's range, here of the unit box. Their stops on a set of real images are left out. The layers listened to
+    of the data's range, here of the unit box. Their stops on a set of real images are left out. The layers that count
     are all convolutions and linear layers.
     """
     perturbation = uniform(like[:1], budget, norm, generator)
@@ -55,7 +55,7 @@ def gd_uap(
 
 
 def saturation(model: Model, images: Tensor, attack: object) -> Tensor:
-    """How strongly all layers answer: the sum of the logarithms of their lengths, [item]."""
+    """Return how strongly all layers respond: the sum of the logarithms of their outputs' lengths, [item]."""
     lengths = [
         torch.linalg.vector_norm(layer.flatten(1), dim=1).clamp_min(1e-30) for layer in layers_of(model, images, attack)
     ]
@@ -64,7 +64,7 @@ def saturation(model: Model, images: Tensor, attack: object) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class GdUap:
-    """The attack as a value. It needs the torch side of a model, because it looks at the layers."""
+    """GD-UAP as a value. It needs the torch module of a model, because it looks at the layers."""
 
     name: ClassVar[str] = "gd_uap"
     family: ClassVar[Family] = Family.UNIVERSAL
@@ -82,7 +82,7 @@ class GdUap:
         known_norm(self)
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
-        """Raises ConfigError for a model that shows no layers."""
+        """Learn the perturbation. Raises ConfigError for a model that shows no layers."""
         del labels
         found = gd_uap(
             model,
@@ -102,7 +102,7 @@ class GdUap:
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """The same for every item; costs no pass."""
+        """Add the shared perturbation to every item; costs no pass."""
         del model, labels, generator
         return into_reach(inputs + knowledge["perturbation"].to(inputs), inputs, self.budget, self.norm)
 

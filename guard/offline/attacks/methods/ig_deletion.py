@@ -1,4 +1,4 @@
-"""Deletion of what Integrated Gradients holds for the most important, until the prediction changes."""
+"""Deletion of the values that Integrated Gradients finds most important, until the prediction changes."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ def ig_deletion(
 
 
 def shares(total: int, rounds: int) -> list[int]:
-    """How many values each round may replace; never one without any."""
+    """Return how many values each round may replace; rounds without any are left out."""
     ends = [total * number // rounds for number in range(rounds + 1)]
     return [after - before for before, after in pairwise(ends) if after > before]
 
 
 def unfooled(model: Model, points: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-    """The items not yet answered otherwise."""
+    """Return the indices of the items that the model does not answer wrongly yet."""
     with torch.no_grad():
         return (gap(model(points), labels, targets) <= 0).nonzero()[:, 0]
 
 
 def baseline_of(model: Model, points: Tensor, objective: Objective, baseline: Baseline) -> Tensor:
-    """What values are replaced by, in the points' shape."""
+    """Return the values that replace a point's, in the points' shape."""
     if baseline == "contrary":
         rise = value_and_gradient(model, points, objective)[2]
         return torch.where(rise == 0, points, (rise > 0).to(points.dtype))
@@ -87,7 +87,7 @@ def baseline_of(model: Model, points: Tensor, objective: Objective, baseline: Ba
 
 
 def integrated_gradients(model: Model, start: Tensor, end: Tensor, objective: Objective, path: int) -> Tensor:
-    """Each value's share in `objective(end) - objective(start)`; midpoints of the straight path."""
+    """Return each value's share in `objective(end) - objective(start)`; midpoints of the straight path."""
     total = torch.zeros_like(start)
     for number in range(path):
         way = (number + 0.5) / path
@@ -96,7 +96,7 @@ def integrated_gradients(model: Model, start: Tensor, end: Tensor, objective: Ob
 
 
 def highest(gain: Tensor, count: int) -> Tensor:
-    """A mask of each item's `count` largest entries, those alone that are above zero."""
+    """Return a mask of each item's `count` largest entries, those alone that are above zero."""
     flat = gain.flatten(1)
     places = flat.topk(count, dim=1).indices
     chosen = torch.zeros_like(flat, dtype=torch.bool).scatter(1, places, value=True)
@@ -105,7 +105,7 @@ def highest(gain: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class IgDeletion:
-    """The untargeted attack as a value; its budget is a share of an item's values."""
+    """Deletion by Integrated Gradients as a value, untargeted; its budget is a share of an item's values."""
 
     name: ClassVar[str] = "ig_deletion"
     family: ClassVar[Family] = Family.INTERPRETATION

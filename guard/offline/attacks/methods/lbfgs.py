@@ -31,10 +31,10 @@ def lbfgs(
     constant: float = 0.1,
     targets: Tensor | None = None,
 ) -> Tensor:
-    """The smallest fooling point met for each item; one that nothing fooled comes back as it was. L2, deterministic.
+    """Return the smallest fooling point met for each item; an item that is never fooled comes back as it was.
 
-    One item at a time. `constant` is the first weight of fooling against size; it is searched for as C&W's is. Costs at
-    most searches * 2 * steps forwards and backwards an item, most often half of that.
+    In L2, deterministic. One item at a time. `constant` is the first weight of fooling against size; it is searched for
+    as C&W's is. Costs at most searches * 2 * steps forwards and backwards an item, most often half of that.
 
     Source: Szegedy et al. 2014, arXiv:1312.6199, section 4.1. They aim at a class; without one, it is the cross-entropy
     of the label against the best other class: against all others together it walks between them, 60 % too far.
@@ -57,7 +57,7 @@ def lbfgs(
 def smallest(
     model: Model, clean: Tensor, label: Tensor, target: Tensor | None, steps: int, searches: int, constant: float
 ) -> Tensor:
-    """One item's search."""
+    """Search for one item's smallest fooling point over several weights."""
     best, best_size = clean.clone(), torch.inf
     weight = torch.tensor([constant], dtype=torch.float64)
     lower, upper = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
@@ -71,7 +71,7 @@ def smallest(
 
 
 class BoxedDescent:
-    """One minimisation of one item, and the smallest fooling point that it has looked at."""
+    """Minimisation for one item and one weight, and the smallest fooling point that it has met."""
 
     def __init__(self, model: Model, clean: Tensor, label: Tensor, target: Tensor | None, weight: float) -> None:
         self.model, self.clean, self.label, self.target, self.weight = model, clean, label, target, weight
@@ -83,7 +83,7 @@ class BoxedDescent:
         minimize(self.loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * start.size, options=limits)
 
     def loss(self, flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        """Squared size and weighted cross-entropy, and their gradient."""
+        """Return squared size plus weighted cross-entropy, and their gradient."""
         point = torch.from_numpy(flat).reshape(self.clean.shape).to(self.clean)
         aim = Gap(self.label) if self.target is None else LogOdds(self.label, self.target)
         logits, odds, rise = value_and_gradient(self.model, point, aim)
@@ -98,7 +98,7 @@ class BoxedDescent:
 
 @dataclass(frozen=True, repr=False)
 class Lbfgs:
-    """The attack as a value."""
+    """L-BFGS attack as a value."""
 
     name: ClassVar[str] = "lbfgs"
     family: ClassVar[Family] = Family.LOW_CONFIDENCE

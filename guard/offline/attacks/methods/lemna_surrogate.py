@@ -1,4 +1,4 @@
-"""LEMNA turned into attack: a mixture of linear surrogates with a fused lasso, fitted on answers alone."""
+"""LEMNA turned into an attack: a mixture of linear surrogates with a fused lasso, fitted on answers alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from guard.offline.data.norms import Norm
 def mixture_slope(
     moves: Tensor, answers: Tensor, blocks: Blocks, *, components: int, iterations: int, penalty: float
 ) -> Tensor:
-    """The coefficients [item, block] of the component that the point itself most likely belongs to.
+    """Return the coefficients [item, block] of the component that the point itself most likely belongs to.
 
     Expectation and maximisation, from parts of equal numbers of samples, ordered by what one regression misses them by:
     ordered by the answers themselves, each part would see too narrow a range of them, and too gentle a slope.
@@ -46,7 +46,7 @@ def mixture_slope(
 
 
 def likelihood(missed: Tensor, share: Tensor, variance: Tensor) -> Tensor:
-    """Logarithm of how likely each component made what it missed by so much, but for a constant."""
+    """Return the log-likelihood, up to a constant, that each component made an answer that it missed by so much."""
     return share.log() - variance.log() / 2 - missed.square() / (2 * variance)
 
 
@@ -94,7 +94,7 @@ def lemna_surrogate(
 
 @dataclass(frozen=True, repr=False)
 class LemnaSurrogate:
-    """The untargeted attack as a value."""
+    """LEMNA surrogate attack as a value, untargeted."""
 
     name: ClassVar[str] = "lemna_surrogate"
     family: ClassVar[Family] = Family.QUERY

@@ -1,4 +1,4 @@
-"""LIME turned into attack: a sparse linear surrogate of the model around an item, fitted on answers alone."""
+"""LIME turned into an attack: a sparse linear surrogate of the model around an item, fitted on answers alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guard.offline.data.norms import Norm
 
 
 def sparse_slope(moves: Tensor, answers: Tensor, blocks: Blocks, *, penalty: float) -> Tensor:
-    """The lasso's coefficients [item, block]; many are zero."""
+    """Return the lasso's coefficients [item, block], many of which are zero."""
     del blocks  # each stands alone
     unit = torch.eye(moves.shape[2], dtype=moves.dtype, device=moves.device)
     return lasso(moves, answers, torch.ones_like(answers), unit, penalty)[1]
@@ -62,7 +62,7 @@ def lime_surrogate(
 
 @dataclass(frozen=True, repr=False)
 class LimeSurrogate:
-    """The untargeted attack as a value."""
+    """LIME surrogate attack as a value, untargeted."""
 
     name: ClassVar[str] = "lime_surrogate"
     family: ClassVar[Family] = Family.QUERY

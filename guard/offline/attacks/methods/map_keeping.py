@@ -1,4 +1,4 @@
-"""Another answer with the explanation of before, or with one that explains nothing."""
+"""Attacks that change the answer and choose its explanation: the clean saliency map, or that map turned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guard.offline.data.norms import Measure
 def toward_map(
     model: Model, inputs: Tensor, labels: Tensor, target: Tensor, *, budget: float, steps: int, confidence: float
 ) -> Tensor:
-    """The fooling point whose own map is most like `target` [item, place]; deterministic, and needs a torch module.
+    """Return the fooling point whose own map is most like `target` [item, place]; deterministic, on a torch module.
 
     Source: Zhang et al. 2020, arXiv:1812.00891 (ADV², both at once); Dombrowski et al. 2019, arXiv:1906.07983 (a target
     map; [109] of the survey). Instead of a weighted sum both gradients count at unit length, and the softplus that
@@ -27,7 +27,7 @@ def toward_map(
 
 @dataclass(frozen=True, repr=False)
 class MapKeeping:
-    """Changes the answer and keeps the clean item's saliency map."""
+    """Attack that changes the answer and keeps the clean item's saliency map."""
 
     name: ClassVar[str] = "map_keeping"
     family: ClassVar[Family] = Family.INTERPRETATION
@@ -57,7 +57,10 @@ class MapKeeping:
 
 @dataclass(frozen=True, repr=False)
 class MapFaking:
-    """Changes the answer, and shows the clean item's map turned by 180 degrees: natural, and in the wrong place."""
+    """Attack that changes the answer and shows the clean item's map turned by 180 degrees.
+
+    That map looks natural, and lies in the wrong place.
+    """
 
     name: ClassVar[str] = "map_faking"
     family: ClassVar[Family] = Family.INTERPRETATION

@@ -1,4 +1,4 @@
-"""The answer stays, and its explanation goes elsewhere."""
+"""Attack on the explanation alone: the answer stays, and its saliency map moves elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guard.offline.data.norms import Measure
 
 Aim = Literal["top_places", "centre"]
 
-ASIDE = 0.01  # pixels: measured from there, a centre that has not moved yet has a way to go
+ASIDE = 0.01  # pixels: measured from there, a centre that has not moved yet has a gradient
 
 
 def map_only(
@@ -29,10 +29,11 @@ def map_only(
     aim: Aim = "top_places",
     share: float = 0.1,
 ) -> Tensor:
-    """The point of the same answer whose map has least on the clean map's places, or its centre furthest away.
+    """Return the point of unchanged answer whose saliency map is moved furthest from the clean map.
 
-    `top_places`: the `share` of places that the clean map has most on. `centre`: of the map's mass; images alone.
-    An item that the model has wrong comes back as it was. Deterministic, and needs a torch module.
+    `top_places`: least mass on the `share` of places that the clean map has most on. `centre`: the centre of mass is
+    furthest away; images alone. An item that the model classifies wrongly comes back as it was. Deterministic, and
+    needs a torch module.
 
     Source: Ghorbani et al. 2019, arXiv:1710.10547, algorithm 1 ([63] of the survey).
     """
@@ -45,12 +46,12 @@ def map_only(
 
 
 def top_places(maps: Tensor, share: float) -> Tensor:
-    """The places [item, place] that maps have most on."""
+    """Return the places [item, place] that maps have most on."""
     return maps.topk(max(1, round(share * maps.shape[1])), dim=1).indices
 
 
 def overlap(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """How many of the top places of two maps [item, place] are the same, as a share, [item]."""
+    """Return the share of the top places of two maps [item, place] that are the same, [item]."""
     ours = torch.zeros_like(one).scatter(1, top_places(one, share), 1.0)
     return ours.gather(1, top_places(other, share)).mean(dim=1)
 
@@ -60,12 +61,12 @@ def shares(maps: Tensor) -> Tensor:
 
 
 def share_on(places: Tensor) -> Distance:
-    """How much of a map lies on these places."""
+    """Return a distance: how much of a map lies on these places."""
     return lambda maps: shares(maps).gather(1, places).sum(dim=1)
 
 
 def centre(maps: Tensor, shape: torch.Size) -> Tensor:
-    """Row and column of the mass's centre, [item, 2]."""
+    """Return row and column of the centre of a map's mass, [item, 2]."""
     height, width = shape
     row = torch.arange(height, device=maps.device, dtype=maps.dtype).repeat_interleave(width)
     column = torch.arange(width, device=maps.device, dtype=maps.dtype).repeat(height)
@@ -73,14 +74,14 @@ def centre(maps: Tensor, shape: torch.Size) -> Tensor:
 
 
 def moved_from(clean: Tensor, shape: torch.Size) -> Distance:
-    """How near, in pixels below zero, a map's centre has stayed."""
+    """Return a distance that falls as a map's centre moves away: minus the pixels from the clean map's centre."""
     before = centre(clean, shape) + ASIDE
     return lambda maps: -(centre(maps, shape) - before).square().sum(dim=1).sqrt()
 
 
 @dataclass(frozen=True, repr=False)
 class MapOnly:
-    """Moves the saliency map and keeps the answer."""
+    """Attack that moves the saliency map and keeps the answer."""
 
     name: ClassVar[str] = "map_only"
     family: ClassVar[Family] = Family.INTERPRETATION

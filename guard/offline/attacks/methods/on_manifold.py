@@ -1,4 +1,4 @@
-"""The smallest fooling change that an autoencoder still takes for data: Carlini and Wagner's, with one more penalty."""
+"""Attack on the data's manifold: Carlini and Wagner's, with a penalty on what an autoencoder does not reconstruct."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DECAY = 0.1  # of the learning rate over one descent
 
 
 def taught(inputs: Tensor, *, epochs: int, generator: torch.Generator) -> nn.Module:
-    """An autoencoder of these items, by mean square error."""
+    """Train an autoencoder of these items, by mean square error."""
     network = drawn(partial(autoencoder, tuple(inputs.shape[1:])), generator, inputs)
     train(
         network,
@@ -49,11 +49,11 @@ def on_manifold(
     constant: float = 1.0,
     targets: Tensor | None = None,
 ) -> Tensor:
-    """The fooling point seen with the lowest |d|^2 + weight * |x + d - encoder(x + d)|^2, squares summed over an item.
+    """Return the fooling point of lowest |d|^2 + weight * |x + d - encoder(x + d)|^2, squares summed over an item.
 
-    One that nothing fooled comes back as it was. The constant that weighs fooling against this cost is searched for as
-    in `cw`: tenfold up while an item resists, or down while it yields, then halving in logarithm. Deterministic. Costs
-    at most searches * steps forwards and backwards, of the model and of the autoencoder.
+    An item that nothing fooled comes back as it was. The constant that weighs fooling against this cost is searched for
+    as in `cw`: tenfold up while an item resists, or down while it yields, then halving in logarithm. Deterministic.
+    Costs at most searches * steps forwards and backwards, of the model and of the autoencoder.
 
     Source: Dhurandhar et al. 2018, arXiv:1802.07623, eq. 1, pertinent negatives; as an attack: Liu et al. 2021,
     arXiv:2004.11488. Their L1 term is left out, and so is their demand that values be added only.
@@ -85,7 +85,7 @@ def descend(
     weight: float,
     confidence: float,
 ) -> tuple[Tensor, Tensor]:
-    """The cheapest fooling points on one way down, and their cost [item], infinite where there was none."""
+    """Return the cheapest fooling points on one way down, and their cost [item], infinite where there was none."""
     found, found_cost = inputs.clone(), torch.full_like(ratio, torch.inf)
     walk = torch.atanh((2 * inputs - 1) * INSIDE)
     mean, square = torch.zeros_like(walk), torch.zeros_like(walk)
@@ -105,7 +105,7 @@ def descend(
 
 
 def off_manifold(encoder: Model, points: Tensor, inputs: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """What being moved and not being reconstructed costs, [item], and its gradient."""
+    """Return the cost of being moved and of not being reconstructed [item], and its gradient."""
     with torch.enable_grad():
         watched = points.detach().requires_grad_()
         missed = (watched - encoder(watched)).square().flatten(1).sum(dim=1)
@@ -116,7 +116,7 @@ def off_manifold(encoder: Model, points: Tensor, inputs: Tensor, weight: float) 
 
 @dataclass(frozen=True, repr=False)
 class OnManifold:
-    """The untargeted attack as a value."""
+    """Attack on the data's manifold as a value, untargeted."""
 
     name: ClassVar[str] = "on_manifold"
     norm: ClassVar[Measure] = "l2"
@@ -143,7 +143,7 @@ class OnManifold:
         return Family.HIGH_CONFIDENCE if self.confidence > 0 else Family.LOW_CONFIDENCE
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
-        del model, labels  # what data look like is not the model's to say
+        del model, labels  # the autoencoder learns from the items alone
         return knowledge_of(taught(inputs, epochs=self.epochs, generator=generator))
 
     def knowing(self, knowledge: Knowledge) -> Attack:

@@ -23,7 +23,7 @@ STRIDE = 0.1  # of the unit box: the first step
 
 @dataclass(frozen=True, eq=False)
 class Spots:
-    """Where on each item a patch lies: centre and half a side in pixels, and its turn, each [item]."""
+    """Places of a patch on each item: centre and half a side in pixels, and its turn, each [item]."""
 
     row: Tensor
     column: Tensor
@@ -32,7 +32,7 @@ class Spots:
 
 
 def cover(inputs: Tensor, budget: float, attack: object) -> int:
-    """How many pixels, or features of a vector, an item may lose. Raises ConfigError where it is not one."""
+    """Return how many pixels, or features of a vector, an item may lose. Raises ConfigError where it is none."""
     places = math.prod(inputs.shape[2:]) if inputs.ndim == 4 else inputs[0].numel()
     count = int(budget * places + 1e-6)
     if count < 1:
@@ -41,7 +41,7 @@ def cover(inputs: Tensor, budget: float, attack: object) -> int:
 
 
 def share(attack: object, *names: str) -> None:
-    """Raises ConfigError for a setting that is no number from 0 to 1; 0 is none either."""
+    """Check that settings are above zero and at most 1. Raises ConfigError."""
     more_than_zero(attack, *names)
     for name in names:
         if (value := getattr(attack, name)) > 1:
@@ -49,7 +49,7 @@ def share(attack: object, *names: str) -> None:
 
 
 def throw(inputs: Tensor, count: int, smallest: float, rotation: float, generator: torch.Generator) -> Spots:
-    """Drawn for each item: turned by up to `rotation` degrees, a side of `smallest` to 1 of the largest, inside."""
+    """Draw a place inside each item: turned by up to `rotation` degrees, its side `smallest` to 1 of the largest."""
     height, width = inputs.shape[2:]
     draws = torch.rand((4, len(inputs)), generator=generator, device=generator.device).to(inputs)
     half = math.sqrt(count) / 2 * (smallest + (1 - smallest) * draws[0])
@@ -63,7 +63,7 @@ def throw(inputs: Tensor, count: int, smallest: float, rotation: float, generato
 
 
 def put(patch: Tensor, inputs: Tensor, spots: Spots, count: int) -> Tensor:
-    """Items [item, channel, height, width] with the patch [1, channel, side, side] on them, on at most `count` pixels.
+    """Put the patch [1, channel, side, side] on items [item, channel, height, width], on at most `count` pixels.
 
     A pixel belongs to the patch where its middle does; of more than `count`, those nearest to its centre.
     """
@@ -80,7 +80,7 @@ def put(patch: Tensor, inputs: Tensor, spots: Spots, count: int) -> Tensor:
 
 
 def put_on_vectors(patch: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Items [item, feature] with a block of features [1, block], from a place drawn for each item on."""
+    """Put a block of features [1, block] on items [item, feature], at a place drawn for each item."""
     block, features = patch.shape[1], inputs.shape[1]
     draws = torch.rand(len(inputs), generator=generator, device=generator.device).to(inputs.device)
     first = (draws * (features - block + 1)).long()[:, None]
@@ -91,7 +91,7 @@ def put_on_vectors(patch: Tensor, inputs: Tensor, generator: torch.Generator) ->
 
 @dataclass(frozen=True, repr=False)
 class Patch:
-    """The attack as a value: untargeted, or towards one class.
+    """Adversarial patch as a value: untargeted, or towards one class.
 
     Learned over random places, sizes and turns (expectation over transformations), and thrown at random afterwards. Of
     a vector it takes a block of neighbouring features, which is neither turned nor scaled.
@@ -119,14 +119,14 @@ class Patch:
         class_number(self)
 
     def place(self, patch: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Where the generator throws it; differentiable in the patch."""
+        """Put the patch on items at places that the generator draws; differentiable in the patch."""
         if inputs.ndim != 4:
             return put_on_vectors(patch, inputs.flatten(1), generator).reshape(inputs.shape)
         count = cover(inputs, self.budget, self)
         return put(patch, inputs, throw(inputs, count, self.smallest, self.rotation, generator), count)
 
     def blank(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """A patch of random content for such items."""
+        """Draw a patch of random content for items of this shape."""
         count = cover(inputs, self.budget, self)
         side = math.ceil(math.sqrt(count))
         shape = (1, inputs.shape[1], side, side) if inputs.ndim == 4 else (1, count)
@@ -152,7 +152,7 @@ class Patch:
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Thrown once at each item; costs no pass."""
+        """Put the patch once on each item, at a random place; costs no pass."""
         del model, labels
         with torch.no_grad():
             return self.place(knowledge["patch"].to(inputs), inputs, generator)

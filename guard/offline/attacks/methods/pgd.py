@@ -54,7 +54,7 @@ def pgd(
 
 
 def start(inputs: Tensor, budget: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
-    """A random point of the ball, in L2 and L1 at a radius drawn uniformly.
+    """Draw a random point of the ball, in L2 and L1 at a radius drawn uniformly.
 
     Nearly all of such a ball is its surface, and from there the first steps are spent on the way back.
     """
@@ -73,7 +73,7 @@ def climb(model: Model, points: Tensor, labels: Tensor, targets: Tensor | None) 
 
 
 def rank(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-    """Orders points: squashed log-odds in (-1, 1), and 2 more for those that fool the model, [item]."""
+    """Rank points by squashed log-odds in (-1, 1), and 2 more for those that fool the model, [item]."""
     odds = log_odds(logits.double(), labels, targets)
     fooled = gap(logits, labels, targets) > 0
     return odds / (1 + odds.abs()) + 2 * fooled
@@ -86,7 +86,7 @@ def keep(best: Tensor, best_rank: Tensor, points: Tensor, ranks: Tensor) -> tupl
 
 @dataclass(frozen=True, repr=False)
 class Pgd:
-    """The attack as a value."""
+    """Projected gradient descent as a value."""
 
     name: ClassVar[str] = "pgd"
     family: ClassVar[Family] = Family.HIGH_CONFIDENCE

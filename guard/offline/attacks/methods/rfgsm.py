@@ -26,7 +26,7 @@ def rfgsm(
     random_share: float = 0.5,
     targets: Tensor | None = None,
 ) -> Tensor:
-    """One random sign step of `random_share` of the budget, and one FGSM step of the rest; L-infinity.
+    """Take a random sign step of `random_share` of the budget, and an FGSM step of the rest; L-infinity.
 
     On a linear model it is weaker than FGSM by the share that it spends at random.
 
@@ -41,7 +41,7 @@ def rfgsm(
 
 @dataclass(frozen=True, repr=False)
 class Rfgsm:
-    """The attack as a value."""
+    """R+FGSM as a value: a random step, then FGSM."""
 
     name: ClassVar[str] = "rfgsm"
     family: ClassVar[Family] = Family.SINGLE_STEP

@@ -1,4 +1,4 @@
-"""Steps along SmoothGrad: the gradient averaged over noisy copies, what people look at, climbed."""
+"""Ascent along SmoothGrad, the gradient averaged over noisy copies that explanations show."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def ranked(model: Model, points: Tensor, labels: Tensor, targets: Tensor | None)
 def averaged(
     model: Model, points: Tensor, objective: LogOdds, copies: int, spread: float, generator: torch.Generator
 ) -> Tensor:
-    """The mean gradient over noisy copies; they may leave the box, as in the paper."""
+    """Return the mean gradient over noisy copies; they may leave the box, as in the paper."""
     total = torch.zeros_like(points)
     for _ in range(copies):
         noise = torch.randn(points.shape, generator=generator, device=generator.device, dtype=points.dtype)
@@ -65,7 +65,7 @@ def averaged(
 
 @dataclass(frozen=True, repr=False)
 class SmoothGrad:
-    """The untargeted attack as a value."""
+    """SmoothGrad attack as a value, untargeted."""
 
     name: ClassVar[str] = "smoothgrad"
     family: ClassVar[Family] = Family.HIGH_CONFIDENCE

@@ -1,4 +1,4 @@
-"""A substitute distilled from the model's answers, and the transfer of what fools it."""
+"""Substitute network distilled from the model's answers, and the transfer of what fools it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from guard.offline.networks.architectures import small_classifier
 from guard.offline.networks.training import Schedule, train
 from guard.offline.networks.weights import Knowledge, drawn, knowledge_of, recalled
 
-ROWS = 64  # asked at once
+ROWS = 64  # inputs asked at once
 HEAD = "head.bias"  # whose length is the number of classes
 
 
@@ -31,7 +31,7 @@ def distil(
     epochs: int = 10,
     stride: float = 0.1,
 ) -> nn.Module:
-    """A small network that answers as `model` does, trained on its answers alone: inputs * 2^rounds of them.
+    """Train a small network that answers as `model` does, on its answers alone: inputs * 2^rounds of them.
 
     Each round doubles the items: every one is moved by `stride` along the sign of the substitute's own gradient for the
     class that the model named, to where the two are likely to differ, and the model is asked again.

@@ -35,7 +35,7 @@ def uap_by_gradient(
     target: int | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """A perturbation [1, ...] within budget, by stochastic gradients; from a random start, so that lots differ.
+    """Learn a perturbation [1, ...] within budget by stochastic gradients, from a random start, so that lots differ.
 
     Source: Shafahi et al. 2020, arXiv:1811.11304; see `climb_shared`.
     """
@@ -67,7 +67,7 @@ def uap_by_deepfool(
     epochs: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """A perturbation [1, ...] within budget: item by item, the shortest way that fools is added, and projected.
+    """Learn a perturbation [1, ...] within budget: item by item, the shortest way that fools is added, and projected.
 
     Source: Moosavi-Dezfooli et al. 2017, arXiv:1610.08401, algorithm 1.
     """
@@ -87,7 +87,7 @@ def uap_by_deepfool(
 
 @dataclass(frozen=True, repr=False)
 class Uap:
-    """The attack as a value: untargeted, or towards one class."""
+    """Universal adversarial perturbation as a value: untargeted, or towards one class."""
 
     name: ClassVar[str] = "uap"
     family: ClassVar[Family] = Family.UNIVERSAL
@@ -141,7 +141,7 @@ class Uap:
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """The same for every item; costs no pass."""
+        """Add the shared perturbation to every item; costs no pass."""
         del model, labels, generator
         return into_reach(inputs + knowledge["perturbation"].to(inputs), inputs, self.budget, self.norm)
 

@@ -1,1 +1,1 @@
-"""What several detectors are made of."""
+"""Parts that several detectors are made of."""

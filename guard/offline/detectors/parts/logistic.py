@@ -1,4 +1,4 @@
-"""A logistic regression over a few numbers an item: how a detector weighs its layers."""
+"""Logistic regression over a few numbers an item, by which a detector weighs its layers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from guard.offline.data.attacked import Attacked
 from guard.offline.detectors.parts.supervision import item_weights
 
-RIDGE = 1e-2  # on the mean loss, in standard deviations
+RIDGE = 1e-2  # ridge penalty on the slopes of standardised numbers, beside the mean loss
 
 
 class Logistic(nn.Module):
-    """Log-odds [item] of numbers [item, feature]."""
+    """Module that maps numbers [item, feature] to log-odds [item]."""
 
     def __init__(self, centre: Tensor, slopes: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Logistic(nn.Module):
 
     @staticmethod
     def mean(features: int) -> Logistic:
-        """What is used where there is nothing to learn from."""
+        """Return the plain mean of the numbers, for use where there is nothing to learn from."""
         return Logistic(torch.zeros(features), torch.full((features,), 1.0 / features), torch.zeros(()))
 
     def forward(self, numbers: Tensor) -> Tensor:
@@ -33,9 +33,9 @@ class Logistic(nn.Module):
 
 
 def fit_logistic(clean: Tensor, noisy: Tensor, attacked: Attacked[Tensor]) -> Logistic:
-    """Numbers [item, feature] of clean, noisy and attacked items -> the regression; the mean where none is attacked.
+    """Fit the regression to numbers [item, feature] of clean, noisy and attacked items; the mean if none is attacked.
 
-    Attacks weigh as much as clean items, each attack as much as the next; noise a quarter of the negatives.
+    Attacks weigh as much as all negatives, each attack as much as the next; noise a quarter of the negatives.
     """
     if len(attacked) == 0:
         return Logistic.mean(clean.shape[1])

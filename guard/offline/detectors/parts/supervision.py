@@ -1,7 +1,7 @@
-"""What a detector that learns from attacked items is told of each example: its kind, and how much it weighs.
+"""Supervision of detectors that learn from attacked items: each example's kind, and how much it weighs.
 
 Rule 1: kinds are told apart, not only attacked from clean. A network then learns one likelihood ratio an attack, and
-"attacked" is their sum; told the sum alone, one of the same size blurs them.
+"attacked" is their sum; trained on the sum alone, a network of the same size blurs them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.nn.functional import cross_entropy
 
 from guard.offline.data.attacked import Attacked
 
-NOISE_SHARE = 0.25  # of the negatives' weight
+NOISE_SHARE = 0.25  # of the negatives' total weight
 
 
 def item_weights(clean: int, noisy: int, attacked: Attacked[Any]) -> Tensor:
-    """Weights of so many clean and noisy and then the attacked items, mean one.
+    """Return weights with mean one, of so many clean, then noisy, then the attacked items.
 
     Attacks weigh as much as all negatives, each attack as much as the next; noise a quarter of the negatives.
     """
@@ -33,16 +33,16 @@ def item_weights(clean: int, noisy: int, attacked: Attacked[Any]) -> Tensor:
 
 
 def item_kinds(negatives: int, attacked: Attacked[Any]) -> Tensor:
-    """Kinds [item] of so many clean and noisy items, 0, and then of the attacked ones: from 1, one a name."""
+    """Return kinds [item]: 0 for each of the clean and noisy items, then 1, 2, ... by the attack's name."""
     place = {attack: 1 + index for index, attack in enumerate(sorted(set(attacked.by)))}
     return torch.tensor([0] * negatives + [place[attack] for attack in attacked.by])
 
 
 def kind_loss(answers: Tensor, kinds: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean cross-entropy of the answers [item, kind]."""
+    """Return the weighted mean cross-entropy of the answers [item, kind]."""
     return (cross_entropy(answers, kinds, reduction="none") * weights).mean()
 
 
 def odds_of_attack(answers: Tensor) -> Tensor:
-    """Answers [item, kind] -> log-odds [item] that it is of any kind but the first."""
+    """Return the log-odds [item] of any kind but the first, from answers [item, kind]."""
     return answers[:, 1:].logsumexp(dim=1) - answers[:, 0]

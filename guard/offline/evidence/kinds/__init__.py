@@ -1,1 +1,1 @@
-"""The kinds of evidence, by the pass that they come with."""
+"""Kinds of evidence, one file for each pass that they come with."""

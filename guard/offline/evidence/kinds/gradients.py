@@ -1,4 +1,4 @@
-"""Evidence that comes with the backward pass: gradients to the input."""
+"""Evidence from the backward pass: gradients with respect to the input."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.evidence.needs import Need, Pass
 
-Objective = Literal["logit", "margin"]  # of the predicted class; margin: over the runner-up
+Objective = Literal["logit", "margin"]  # of the predicted class; margin: its lead over the runner-up
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Fixed Gaussian patterns, the same for every item: an item's evidence is the same whenever it is asked for."""
+    """Fixed Gaussian patterns, the same for every item, so that an item's evidence is the same at every request."""
 
     scale: float  # standard deviation in unit space
     rows: int = 1
     seed: int = 0
 
     def patterns(self, shape: tuple[int, ...]) -> Tensor:
-        """[row, *shape of an item]"""
+        """Draw the noise patterns [row, *shape of an item] from the seed."""
         generator = torch.Generator().manual_seed(self.seed)
         return self.scale * torch.randn((self.rows, *shape), generator=generator)
 
 
 class GradientNeed:
-    """A need that the backward pass meets, at the item itself or at noisy copies of it, as every one of this file."""
+    """Common part of the needs that the backward pass meets, at the item itself or at noisy copies of it."""
 
     rides: ClassVar[Pass] = "backward"
     compiles: ClassVar[bool] = True
@@ -48,7 +48,7 @@ class GradientNeed:
 
 @dataclass(frozen=True)
 class InputGradient(GradientNeed):
-    """Gradient to the input [shape of the input] of the predicted class's logit or of its margin over the runner-up."""
+    """Input gradient [shape of the input] of the predicted class's logit, or of its margin over the runner-up."""
 
     of: Objective = "logit"
 
@@ -82,17 +82,17 @@ class NoisedGradients(GradientNeed):
 
     @property
     def brings(self) -> tuple[Need, ...]:
-        """The item's own gradient: its copies run beside it in the plain pass."""
+        """The item's own gradient, since the item runs beside its copies in the plain pass."""
         return (InputGradient(self.of),)
 
 
 def predicted_class(logits: Tensor) -> Tensor:
-    """Seed of the predicted class's logit [item, class]."""
+    """Return the seed [item, class] of the predicted class's logit."""
     return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
 
 
 def predicted_margin(logits: Tensor) -> Tensor:
-    """Seed of the predicted class's margin over the runner-up [item, class]."""
+    """Return the seed [item, class] of the predicted class's margin over the runner-up."""
     first = predicted_class(logits)
     return first - predicted_class(logits - first * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True) + 1.0))
 

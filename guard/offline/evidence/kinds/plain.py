@@ -1,4 +1,4 @@
-"""Evidence that comes with the one forward pass over the items themselves."""
+"""Evidence from the one forward pass over the items themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guard.offline.evidence.needs import Need, Pass
 
 @dataclass(frozen=True)
 class PlainAnswers:
-    """What the plain pass gives, for needs to read."""
+    """Outputs of the plain pass, from which needs read their evidence."""
 
     images: Tensor  # [item, ...] in unit space
     logits: Tensor  # [item, class]
@@ -25,7 +25,7 @@ class PlainAnswers:
 
 @dataclass(frozen=True)
 class PlainNeed:
-    """A need that the plain pass meets, as every one of this file."""
+    """Common part of the needs that the plain pass meets."""
 
     rides: ClassVar[Pass] = "plain"
     compiles: ClassVar[bool] = True
@@ -49,17 +49,17 @@ class PlainNeed:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The layers that it reads."""
+        """Names of the layers that this need reads."""
         return ()
 
     def read(self, plain: PlainAnswers) -> Tensor:
-        """The evidence [item, ...]."""
+        """Read the evidence [item, ...] from the outputs of the plain pass."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is read from {plain.latents.keys()}")
 
 
 @dataclass(frozen=True)
 class Image(PlainNeed):
-    """The input itself, unit space [item, channel, height, width] or [item, feature]."""
+    """Input itself in unit space, [item, channel, height, width] or [item, feature]."""
 
     comparable: ClassVar[bool] = False
 
@@ -69,7 +69,7 @@ class Image(PlainNeed):
 
 @dataclass(frozen=True)
 class Logits(PlainNeed):
-    """What the model says, before any softmax [item, class]."""
+    """Logits of the model [item, class], before any softmax."""
 
     def read(self, plain: PlainAnswers) -> Tensor:
         return plain.logits
@@ -77,7 +77,7 @@ class Logits(PlainNeed):
 
 @dataclass(frozen=True)
 class Latent(PlainNeed):
-    """What a layer says [item, feature]; feature maps are averaged over height and width."""
+    """Output of a layer [item, feature]; feature maps are averaged over height and width."""
 
     tap: str
 
@@ -91,7 +91,7 @@ class Latent(PlainNeed):
 
 @dataclass(frozen=True)
 class ChannelAttribution(PlainNeed):
-    """What each channel of a layer adds to the predicted class's logit [item, channel]: gradient times activation."""
+    """Contribution of a layer's channels to the predicted class's logit [item, channel]: gradient times activation."""
 
     tap: str
 
@@ -107,12 +107,12 @@ class ChannelAttribution(PlainNeed):
 
 
 def pooled(latent: Tensor) -> Tensor:
-    """Feature maps [item, channel, height, width] -> [item, channel]; anything else is flattened."""
+    """Average feature maps [item, channel, height, width] to [item, channel]; flatten anything else."""
     return latent.mean(dim=(2, 3)) if latent.ndim == 4 else latent.flatten(1)
 
 
 def attribution(after: fx.GraphModule, latent: Tensor) -> Tensor:
-    """Gradient of the predicted class's logit times the layer, summed over each channel [item, channel]."""
+    """Return the gradient of the predicted class's logit times the layer, summed over each channel [item, channel]."""
     with torch.enable_grad():
         watched = latent.detach().requires_grad_(True)
         logits = after(watched, watched)

@@ -1,4 +1,4 @@
-"""Evidence that comes with the pass over variants of the items: denoised, or steered."""
+"""Evidence from the forward pass over variants of the items, denoised or steered."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from guard.offline.evidence.steering import Steer, Steering
 
 @dataclass(frozen=True)
 class RowNeed:
-    """A need that takes one row an item of the shared row pass, as every one of this file.
+    """Common part of the needs that take one row per item of the shared row pass.
 
-    Its row is another input, or it joins the pass where a layer of the plain pass is steered.
+    The row is another input, or it joins the pass where a layer of the plain pass is steered.
     """
 
     rides: ClassVar[Pass] = "rows"
@@ -43,19 +43,19 @@ class RowNeed:
 
     @property
     def steers(self) -> Mapping[str, Steer]:
-        """What it does at each tap that it steers, in the order of the forward pass; none: its row is another input."""
+        """Steering at each steered tap, in the order of the forward pass; empty where the row is another input."""
         return {}
 
     def variant(self, images: Tensor) -> Tensor:
-        """The row's own input [item, ...] in unit space, where it is another."""
+        """Return the row's own input [item, ...] in unit space, where it is another input."""
         return images
 
 
 @dataclass(frozen=True)
 class SteeredLogits(RowNeed):
-    """What the model says when some of its neurons are strengthened and the others weakened [item, class].
+    """Logits of the model [item, class] when some of its neurons are strengthened and the others weakened.
 
-    Its row joins the shared pass at the first layer that is steered; what comes before is the plain pass's own.
+    The row joins the shared pass at the first layer that is steered; what comes before is the plain pass's own.
     """
 
     steering: Steering
@@ -71,7 +71,7 @@ class SteeredLogits(RowNeed):
 
 @dataclass(frozen=True)
 class DenoisedLogits(RowNeed):
-    """What the model says about the denoised input [item, class]."""
+    """Logits of the model for the denoised input [item, class]."""
 
     denoiser: Denoiser
 
