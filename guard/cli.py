@@ -37,20 +37,39 @@ Threads = Annotated[
 Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is refused where there is none.")]
 
 
-@app.command()
+def version_callback(wanted: bool) -> None:
+    """Print the guard's version and end, where that was asked for."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"guard {version('inference-guard')}")
+        raise typer.Exit
+
+
+@app.callback()
+def guard(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=version_callback, is_eager=True)
+    ] = False,
+) -> None:
+    """Finds inputs that were crafted to fool a classifier, in front of its model server. Begin with: guard demo."""
+
+
+@app.command(epilog="Example: guard demo --folder /tmp/demo")
 def demo(
     *,
     folder: Annotated[Path, typer.Option(help="Where model, bundle and report are put.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave model server and guard running until Ctrl-C.")] = False,
 ) -> None:
-    """The whole story on scikit-learn's digits, offline, in about two minutes on two cores."""
+    """The whole story on scikit-learn's digits, offline, in about a minute on two cores."""
     from guard.demo import run_demo
 
     run_demo(folder, seed=seed, keep=keep)
 
 
-@app.command()
+@app.command(epilog="Example: guard train --model model.onnx --data clean.npz --out bundle --serves digits")
 def train(
     *,
     model: Annotated[
@@ -69,7 +88,9 @@ def train(
             help="Held-out inputs for the report; a part of --data is held out unless given.", show_default=False
         ),
     ] = None,
-    preset: Annotated[str, typer.Option(help="A recipe that comes with the guard.")] = "standard",
+    preset: Annotated[
+        str, typer.Option(help="A recipe that comes with the guard: digits, fast, standard, thorough or vectors.")
+    ] = "standard",
     recipe: Annotated[Path | None, typer.Option(help="A recipe file of your own.", show_default=False)] = None,
     reject_rate: Annotated[float, typer.Option(help="Share of clean items that you are willing to lose.")] = 0.01,
     flag_rate: Annotated[
@@ -98,7 +119,10 @@ def train(
     ] = None,
     std: Annotated[str | None, typer.Option(help="Per channel or feature, with --mean.", show_default=False)] = None,
     repair: Annotated[
-        list[str] | None, typer.Option(help="Denoiser to offer for REPAIR; may be repeated; the recipe's unless given.")
+        list[str] | None,
+        typer.Option(
+            help="Denoiser to offer for REPAIR: bit_depth or median; may be repeated; the recipe's unless given."
+        ),
     ] = None,
     minutes: Annotated[
         float, typer.Option(help="Time for everything: what each attack is tried on is sized to it.", min=0.0)
@@ -110,7 +134,10 @@ def train(
         ),
     ] = None,
     attack_items: Annotated[
-        int | None, typer.Option(help="And for the report.", show_default="sized to --minutes", min=1)
+        int | None,
+        typer.Option(
+            help="Clean items that each attack is tried on, for the report.", show_default="sized to --minutes", min=1
+        ),
     ] = None,
     adaptive_items: Annotated[int, typer.Option(help="Items of the adaptive attack in the report.")] = 50,
     adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attack in the report.")] = 100,
@@ -190,7 +217,7 @@ def numbers(text: str, name: str) -> tuple[float, ...]:
         raise ConfigError(f"{name} {text!r}: wanted numbers separated by commas") from error
 
 
-@app.command()
+@app.command(epilog="Example: guard evaluate bundle --data unseen.npz --out report --quick")
 def evaluate(
     bundle: BundleArgument,
     *,
@@ -200,7 +227,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where report.json and report.html are written.", show_default=False)],
     suite: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="A further list of attacks: a suite's name, or a .toml file."),
+        typer.Option(metavar="NAME|FILE", help="A further list of attacks: aldahdooh, survey, or a .toml file."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer items and steps, no family left out; an indication only.")
@@ -219,7 +246,7 @@ def evaluate(
     suite_minutes: Annotated[float, typer.Option(help="Time for the suite, beside that.", min=0.0)] = 20.0,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
-    """What is caught of each attack, known and unknown, what a knowing attacker gets through, and whom it bothers.
+    """Measure what is caught of each attack, seen and left out, and what one who knows the guard gets past it.
 
     Speeds are measured first, and it is said what the run will take. What is slow
     is kept beside the bundle: an interrupted evaluation goes on where it was.
@@ -237,7 +264,7 @@ def evaluate(
     console.print(f"\nreport {out / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog="Example: guard score bundle inputs.npz")
 def score(
     bundle: BundleArgument,
     file: Annotated[
@@ -254,13 +281,13 @@ def score(
         typer.echo(line)
 
 
-@app.command()
+@app.command(epilog="Example: guard inspect bundle")
 def inspect(
     bundle: BundleArgument,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="The manifest as it stands.")] = False,
 ) -> None:
-    """What is in a bundle, and what each detector costs."""
+    """Print what is in a bundle, and what each detector costs."""
     from guard.bundle import MANIFEST, Bundle
     from guard.summary import summarise
 
@@ -271,7 +298,7 @@ def inspect(
         typer.echo(summarise(opened))
 
 
-@app.command()
+@app.command(epilog="Example: guard bench bundle --batches 1,8 --seconds 30")
 def bench(
     bundle: BundleArgument,
     *,
@@ -299,12 +326,18 @@ def bench(
     )
 
 
-@app.command()
+@app.command(epilog="Example: guard serve --bundle bundle --upstream 127.0.0.1:9000")
 def serve(
     *,
-    bundle: Annotated[str | None, typer.Option(help="Directory that guard train wrote.", show_default=False)] = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="Directory that guard train wrote; required, here or as a setting.", show_default=False),
+    ] = None,
     upstream: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="The model server to guard.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="The model server to guard; required, here or as a setting.", show_default=False
+        ),
     ] = None,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where clients connect.", show_default="0.0.0.0:8081")
@@ -327,7 +360,11 @@ def serve(
         float | None, typer.Option(help="Share of clean items that may be flagged.", show_default="the bundle's")
     ] = None,
     repair: Annotated[
-        str | None, typer.Option(help="Denoiser through which flagged items are cleaned.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Denoiser of the bundle through which flagged items are cleaned (guard inspect lists them).",
+            show_default=False,
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cpu")] = None,
     threads: Threads = None,
@@ -355,7 +392,7 @@ def serve(
     run(load_config(config, os.environ, flags))
 
 
-@app.command(name="model-server")
+@app.command(name="model-server", epilog="Example: guard model-server --model model.onnx --name digits")
 def model_server(
     *,
     model: Annotated[Path, typer.Option(help="An .onnx file.", show_default=False)],
@@ -370,7 +407,7 @@ def model_server(
     serve_model(model, listen=listen, name=name, threads=threads)
 
 
-@app.command()
+@app.command(epilog="Example: guard probe 127.0.0.1:8081")
 def probe(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", show_default=False)],
     *,

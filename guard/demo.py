@@ -303,10 +303,11 @@ def show_adaptive(bundle: Path, console: Any) -> None:
     console.print("\nan attacker who knows the guard (from the report):")
     for row in report["adaptive"]:
         proven = "" if row["proven"] else "  attack unproven"
-        fooled, passed = row["fooled"]["value"], row["passed_reject"]["value"]
+        fooled, passed = row["fooled"], row["passed_reject"]["count"]
+        rejected = 1 - passed / max(fooled["count"], 1)
         console.print(
-            f"  budget {round(16 * row['budget'])}/16: fools the model on {fooled:.0%} of {row['fooled']['items']} "
-            f"items, {passed:.0%} are not rejected{proven}"
+            f"  budget {round(16 * row['budget'])}/16: fools the model on {fooled['value']:.0%} of {fooled['items']} "
+            f"items, {rejected:.0%} of those are rejected{proven}"
         )
 
 

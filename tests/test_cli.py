@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import pytest
 
 from guard import cli
 from guard.bundle import FORMAT
+from guard.offline.denoisers.table import DENOISERS
+from guard.offline.job.recipe import presets
+from guard.offline.job.suite import suites
 from tests.serve import tiny_bundle
 
 COMMANDS = ("demo", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe")
@@ -185,3 +189,22 @@ def test_minutes_are_planned_for_unless_sizes_are_given(monkeypatch: pytest.Monk
     cli.run(words)
     cli.run([*words, "--minutes", "60", "--craft-items", "500"])
     assert [(job.minutes, job.craft_items, job.attack_items) for job in jobs] == [(25, None, None), (60, 500, None)]
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert re.fullmatch(r"guard \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_help_names_what_there_is_and_shows_an_example(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = ["demo", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe"]
+    said = {}
+    for command in commands:
+        assert cli.run([command, "--help"]) == 0
+        said[command] = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+        assert f"Example: guard {command}" in said[command]
+    listed = {"train": [*presets(), *DENOISERS], "evaluate": suites()}
+    assert {name for command, names in listed.items() for name in names if name not in said[command]} == set()

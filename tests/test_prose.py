@@ -22,7 +22,7 @@ LEANING = set(
         "none one both each all every any some such same other others so",
     )
 )
-PERSONS = re.compile(
+PERSONS = re.compile(  # a cited author is none
     r"\b((?!He et al)he|him|his|she|whoever|nobody|somebody|anybody|everybody|everyone|poor)\b", re.IGNORECASE
 )
 

@@ -19,7 +19,7 @@ Build = Callable[[], nn.Module]
 def drawn(build: Build, generator: torch.Generator, like: Tensor) -> nn.Module:
     """Build the network with weights drawn uniformly from `generator`, scaled by its inputs, and biases of zero.
 
-    It is on the device of `like`, and in its precision. Source: He et al. 2015, arXiv:1502.01852.
+    It is on the device of `like`, and in its precision. Source: He et al. 2015.
     """
     network = empty(build).to_empty(device="cpu")
     for part in network.modules():
