@@ -3,10 +3,15 @@ PYTHON ?= python3
 # The exact version first: an open range takes the registry's newest build and several GB of CUDA packages with it.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# Tests run beside each other, a file in one process, so that what a file trains is trained once.
+BESIDE := -n auto --maxprocesses 4 --dist loadfile
+QUICK := tests/test_*.py $(addprefix tests/offline/,data work findings job report networks denoisers evidence) \
+	tests/serve/test_batcher.py tests/serve/test_call.py tests/serve/test_decode.py tests/serve/test_inspector.py \
+	tests/serve/test_service.py tests/serve/test_bypass.py
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test readme lint format side clean
+.PHONY: help demo test quick readme lint format side clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +20,11 @@ demo: $(READY)  ## train, guard and attack a small model on this machine (about 
 	$(BIN)/guard demo
 
 test: $(READY) side  ## every test (the network is used before pytest, never inside it)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone'
+	$(BIN)/python -m pytest -m 'alone and not readme'
+
+quick: $(READY)  ## what to run after each change: under a minute, no side environment
+	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone and not slow' $(QUICK)
 
 readme: $(READY)  ## run the commands that README.md shows
 	$(BIN)/python -m pytest -m readme tests/test_readme.py

@@ -97,7 +97,17 @@ class SkipRecord:
                 self.places.append(f"{report.nodeid}: {reason}")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended: what it skipped while it collected, the controller has not seen."""
+    places: list[str] = node.config.stash[skipped]
+    places += [place for place in getattr(node, "workeroutput", {}).get("skipped", []) if place not in places]
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["skipped"] = session.config.stash[skipped]
+        return
     if os.environ.get("CI") == "true" and session.config.stash[skipped] and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -14,6 +14,7 @@ SKIPPING = 'import pytest\n\n@pytest.mark.skip(reason="{reason}")\ndef test_one(
 WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\n'
 
 
+@pytest.mark.parametrize("beside", [[], ["-n", "2"]], ids=["one process", "two"])
 @pytest.mark.parametrize("text", [SKIPPING, WHOLE_FILE], ids=["test", "file"])
 @pytest.mark.parametrize(
     ("reason", "ci", "passes"),
@@ -21,13 +22,13 @@ WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\
     ids=["no-gpu", "in-ci", "at-home"],
 )
 def test_ci_accepts_no_skip_but_for_want_of_a_gpu(
-    *, root: Path, tmp_path: Path, text: str, reason: str, ci: str, passes: bool
+    *, root: Path, tmp_path: Path, text: str, reason: str, ci: str, passes: bool, beside: list[str]
 ) -> None:
     (tmp_path / "conftest.py").write_text((root / "tests/conftest.py").read_text("utf-8"), encoding="utf-8")
     (tmp_path / "test_made_up.py").write_text(text.format(reason=reason), encoding="utf-8")
     (tmp_path / "test_other.py").write_text("def test_three(): pass\n", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *beside, str(tmp_path)],
         cwd=tmp_path,
         env={**os.environ, "CI": ci},
         capture_output=True,

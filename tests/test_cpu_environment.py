@@ -16,6 +16,8 @@ from tests.serve.guarded import free_port
 
 Side = Callable[[str], Path]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

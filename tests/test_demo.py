@@ -66,12 +66,14 @@ def verdict(path: Path) -> tuple[list[Caught], Caught]:
     return rows, Caught("clean", clean["items"], clean["items"], clean["count"])
 
 
+@pytest.mark.slow
 def test_gate_passes_a_guard_that_learned(started: tuple[Job, Prepared]) -> None:
     job, prepared = started
     job = replace(job, out=job.out.with_name("learned"))
     gate(*verdict(finish(job, prepared, Stages(Console(quiet=True))).path))
 
 
+@pytest.mark.slow
 def test_gate_fails_a_guard_with_permuted_labels(started: tuple[Job, Prepared]) -> None:
     job, prepared = started
     job = replace(job, out=job.out.with_name("permuted"))

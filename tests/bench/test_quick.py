@@ -16,7 +16,12 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize("name", QUICK)
+MEASURES_WAITS = {"fuzz_frames", "overload"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.alone if name in MEASURES_WAITS else ()) for name in QUICK]
+)
 def test_it_runs_and_finds_nothing_wrong(name: str, root: Path) -> None:
     command = [sys.executable, "-m", f"tests.bench.{name}", "--quick", *QUICK[name]]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)

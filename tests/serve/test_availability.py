@@ -35,6 +35,8 @@ from tests.serve.hpack import literal
 from tests.serve.processes import guard_process, model_process
 from tests.serve.test_bypass import field
 
+pytestmark = pytest.mark.alone  # waits and processor time are measured
+
 ORDINARY = tiny_bundle.ordinary(1)
 INFER, LIVE = path("ModelInfer").encode(), path("ServerLive").encode()
 REFUSED_STREAM = 7  # RFC 9113, section 7

@@ -43,6 +43,8 @@ from tests.serve.processes import ROOT, guard_process, model_process
 ORDINARY, BRIGHT = tiny_bundle.ordinary(1), tiny_bundle.bright(1)
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
+pytestmark = pytest.mark.alone  # waits and processor time are measured
+
 
 async def health(client: Client, service: str) -> int:
     answer = await client.call("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest(service=service))

@@ -8,8 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from tests.serve.endurance import Limits, endure
 from tests.serve.sequences import SESSIONS, kind
+
+pytestmark = pytest.mark.alone  # waits and processor time are measured
 
 SEED = 0
 SEQUENCES = 200

@@ -28,6 +28,8 @@ from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream
 from tests.serve.guarded import calling, config_for, free_port, guarding, infer_request
 
+pytestmark = pytest.mark.alone  # waits and processor time are measured
+
 
 def refusal(config: Any) -> GuardError:
     """The error with which a guard of this configuration refuses to start."""

@@ -28,6 +28,8 @@ from tests.serve.census import pinned, processor_s, threads_of
 from tests.serve.guarded import calling, config_for
 from tests.serve.processes import ROOT, Process, guard_process, model_process
 
+pytestmark = pytest.mark.alone  # waits and processor time are measured
+
 ONE_CPU = {min(os.sched_getaffinity(0))}
 SPINNING = "session.intra_op.allow_spinning"
 # Opens a bundle as the engine does, and tells the CPUs it found and the threads that this started.
