@@ -1,29 +1,32 @@
-"""Digest of the code that computes a result: a cached result is found again only while its code is the same.
+"""A digest of the code that computes something: a cached result is found again only while its code is the same.
 
 Rule 1: the digest covers a module and everything of ours that it imports, at once or when a function runs.
 Rule 2: comments, docstrings and layout do not count; every other change does, whether it changes the result or not.
+
+How it works. A module's source is compiled, without its docstrings, and what the interpreter would execute is digested:
+instructions, names and constants, but no line numbers. Python's syntax trees are left alone: before Python 3.12 they
+cannot be built by two threads at once (cpython#106905), and formatting a traceback builds one.
 """
 
 from __future__ import annotations
 
-import ast
+import dis
 import hashlib
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 PACKAGE = "guard"  # the package whose modules are followed
-PARSING = threading.Lock()  # CPython 3.11 fails when threads build syntax trees side by side (cpython#106905)
 
 Sources = Callable[[str], str | None]  # a module's name -> its source; None where it has none
 
 
 def code_digest(*modules: str) -> str:
     """Return the SHA-256 (hex) of these modules and of all modules of ours that they import."""
-    with PARSING:
-        return digest_of(tuple(sorted(set(modules))))
+    return digest_of(tuple(sorted(set(modules))))
 
 
 @cache
@@ -60,31 +63,52 @@ def source_of(module: str) -> str | None:
 
 
 def imported(module: str, source: str, sources: Sources) -> list[str]:
-    """List the modules of ours that a module imports, each with the packages that it lies in."""
+    """The modules of ours that a module imports, each with the packages that it lies in."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = ".".join([*module.split(".")[: -node.level], *filter(None, [base])])
-            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    for code in parts(compiled(source)):
+        before: list[Any] = []
+        for step in dis.get_instructions(code):
+            if step.opname == "IMPORT_NAME":  # after two constants: how many packages up, and the names wanted
+                level, wanted = before[-2:]
+                base = step.argval
+                if level:
+                    base = ".".join([*module.split(".")[:-level], *filter(None, [base])])
+                names |= {base} | {f"{base}.{name}" for name in wanted or ()}
+            before.append(step.argval)
     ours = {name for name in names if name.split(".")[0] == PACKAGE}
     return [name for name in ours if sources(name) is not None]
 
 
 @cache
 def normal(source: str) -> str:
-    """Return the program without its docstrings, comments and layout."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+    """The program without its docstrings, comments and layout."""
+    return repr(plain(compiled(source)))
+
+
+@cache
+def compiled(source: str) -> CodeType:
+    """A module's code; the flag that removes docstrings removes assertions, too."""
+    return compile(source, "<module>", "exec", optimize=2, dont_inherit=True)
+
+
+def parts(code: CodeType) -> Iterator[CodeType]:
+    """The code of a module, and of every class and function in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from parts(constant)
+
+
+def plain(value: Any) -> object:
+    """A constant, or what a piece of code executes, as something that prints alike in every process."""
+    if isinstance(value, CodeType):
+        counts = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags)
+        names = (value.co_name, value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars)
+        # A docstring that was removed leaves a NOP; jumps are relative, and none goes over it.
+        steps = tuple((step.opcode, step.arg) for step in dis.get_instructions(value) if step.opname != "NOP")
+        return (counts, names, steps, tuple(map(plain, value.co_consts)))
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, frozenset):
+        return ("set", *sorted(map(repr, value)))
+    return (type(value).__name__, value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -79,3 +82,22 @@ def test_threads_may_ask_side_by_side():
     for thread in threads:
         thread.join()
     assert sorted(found) == sorted(code_digest(name) for name in names)
+
+
+def test_the_digest_is_the_same_in_every_process():
+    """Sets of text have another order in each: a constant set in a program must not."""
+    program = (
+        "from guard.offline.work.code import normal, code_digest\n"
+        'print(normal(\'def f(x):\\n    return x in {"a", "b", "c", "d"}\\n\'), code_digest(\'guard.offline.data.grid\'))'
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert len(said) == 1
