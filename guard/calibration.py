@@ -191,42 +191,6 @@ def check_promise(rate: float, items: int, *, name: str) -> str | None:
     return None
 
 
-def rejections_band(rate: float, items: int, held_out: int, *, level: float = 0.999) -> tuple[int, int]:
-    """The central band, of probability `level`, of the number of rejections among `held_out` clean items.
-
-    That number is BetaBinomial(m, k, n+1-k) with n = `items`, m = `held_out` and k = floor(rate (n+1)).
-
-    Source: Angelopoulos & Bates 2021, arXiv:2107.07511, section 3.2 (their coverage, turned to rejections).
-    """
-    k = math.floor(rate * (items + 1) + 1e-12)
-    if k == 0:
-        return 0, 0
-    tail = (1 - level) / 2
-    cumulative = np.cumsum([math.exp(log_beta_binomial(j, held_out, k, items + 1 - k)) for j in range(held_out + 1)])
-    low = int(np.searchsorted(cumulative, tail, side="left"))
-    high = int(np.searchsorted(cumulative, 1 - tail, side="left"))
-    return low, min(high, held_out)
-
-
-def log_beta_binomial(successes: int, trials: int, a: float, b: float) -> float:
-    choose = math.lgamma(trials + 1) - math.lgamma(successes + 1) - math.lgamma(trials - successes + 1)
-    return choose + log_beta(successes + a, trials - successes + b) - log_beta(a, b)
-
-
-def log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a rate, 95 % unless `z` says otherwise (Wilson 1927); it is printed beside every rate."""
-    if trials == 0:
-        return 0.0, 1.0
-    rate, square = successes / trials, z * z
-    centre = (rate + square / (2 * trials)) / (1 + square / trials)
-    half = z * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials * trials)) / (1 + square / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def auroc(negative: Sequence[float] | Floats, positive: Sequence[float] | Floats) -> float:
     """The AUROC: the share of (clean, attacked) pairs in which the attacked item is the riskier; ties count half."""
     clean, attacked = np.sort(np.asarray(negative, dtype=np.float64)), np.asarray(positive, dtype=np.float64)

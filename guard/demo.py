@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.calibration import wilson
 from guard.errors import ConfigError, GateError, NotReadyError
 
 REJECT_RATE, FLAG_RATE = 0.05, 0.10  # what 1,800 images can promise
@@ -55,6 +54,8 @@ class Caught:
 
     @property
     def interval(self) -> tuple[float, float]:
+        from guard.offline.findings.intervals import wilson
+
         return wilson(self.rejected, self.verified)
 
 

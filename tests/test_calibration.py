@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import betabinom, binomtest
+from scipy.stats import betabinom
 from sklearn.metrics import roc_auc_score
 
-from guard.calibration import Band, Calibration, auroc, check_promise, rank_p, rejections_band, smallest_rate, wilson
+from guard.calibration import Band, Calibration, auroc, check_promise, rank_p, smallest_rate
 from guard.cascade import JITTER, cascade_risk, jitter
 from guard.errors import BundleError, PromiseError
 from guard.fusion import HINGES, Floats, unfitted
+from guard.offline.findings.intervals import rejections_band, wilson
 
 DRAWS = 1000
 ITEMS, HELD_OUT, RATE = 999, 1000, 0.05
@@ -96,11 +98,18 @@ def test_both_sides_of_the_band_can_fail() -> None:
 @pytest.mark.parametrize(
     ("rate", "items", "held_out"), [(0.05, 499, 400), (0.01, 99, 50), (0.3, 20, 200), (0.1, 999, 1)]
 )
-def test_the_band_is_scipys(rate: float, items: int, held_out: int) -> None:
+def test_the_band_holds_what_the_law_of_ranks_gives(rate: float, items: int, held_out: int) -> None:
+    """Summed up by hand: each end of the band is the first count at which its tail is reached."""
     k = int(rate * (items + 1) + 1e-12)
-    law = betabinom(held_out, k, items + 1 - k)
-    found = rejections_band(rate, items, held_out)
-    assert found == (int(law.ppf(0.0005)), int(law.ppf(0.9995)))
+    total = math.comb(items + held_out, items)
+    # Of all orders of calibration and held-out items: j of the latter stand above the k-th largest of the former.
+    shares = [
+        math.comb(k - 1 + j, j) * math.comb(items - k + held_out - j, held_out - j) / total for j in range(held_out + 1)
+    ]
+    reached = np.cumsum(shares)
+    assert reached[-1] == pytest.approx(1.0)
+    low, high = rejections_band(rate, items, held_out)
+    assert (low, high) == (int(np.argmax(reached >= 0.0005)), int(np.argmax(reached >= 0.9995)))
 
 
 def test_no_rejection_where_nothing_can_be_promised() -> None:
@@ -305,9 +314,14 @@ def test_a_file_that_contradicts_itself(name: str, value: NDArray[Any]) -> None:
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 10), (10, 10), (3, 50), (499, 1000)])
-def test_wilson_is_scipys(hits: int, trials: int) -> None:
-    interval = binomtest(hits, trials).proportion_ci(0.95, method="wilson")
-    assert wilson(hits, trials, z=1.959963984540054) == pytest.approx((interval.low, interval.high), abs=1e-12)
+def test_wilson_is_where_the_normal_score_of_the_rate_is_196(hits: int, trials: int) -> None:
+    """Each end is the true rate from which what was found lies 1.96 standard deviations away."""
+    low, high = wilson(hits, trials)
+    assert 0 <= low <= hits / trials <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            away = abs(hits / trials - end) / math.sqrt(end * (1 - end) / trials)
+            assert away == pytest.approx(1.959963984540054, abs=1e-9)
 
 
 def test_wilson_of_nothing_says_nothing() -> None:

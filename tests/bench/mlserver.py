@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from guard.bundle import Bundle
-from guard.calibration import rejections_band, wilson
 from guard.demo import free_ports, running
 from guard.errors import NotReadyError
 from guard.offline.attacks.methods.pgd import Pgd
@@ -36,6 +35,7 @@ from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftRun
 from guard.offline.data.dataset import Dataset
+from guard.offline.findings.intervals import rejections_band, wilson
 from guard.offline.training.reopen import Work
 from guard.serve.probe import probe
 from tests.serve.mlserver_process import mlserver_process

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from guard.arrays import read_examples, to_wire
-from guard.calibration import wilson
 from guard.offline.attacks.attack import Attack, Model, learns
 from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.methods.frame import Frame, UniversalFrame, border
@@ -29,6 +28,7 @@ from guard.offline.attacks.methods.patch import Patch
 from guard.offline.attacks.methods.uap import Uap
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.crafting.onnx_model import open_compiled
+from guard.offline.findings.intervals import wilson
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.work.text import short
 

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 import guard.offline.crafting.shard
 from guard.bundle import Bundle
-from guard.calibration import auroc, rejections_band
+from guard.calibration import auroc
 from guard.errors import BundleError, ConfigError, DataError, GuardError, ModelError, PromiseError
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split, content_hashes
 from guard.offline.detectors.detector import Head
 from guard.offline.evidence.cache import EvidenceCache
+from guard.offline.findings.intervals import rejections_band
 from guard.offline.job.job import FEWEST_CLEAN, Job, open_job
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read

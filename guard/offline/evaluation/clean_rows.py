@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.calibration import rejections_band
 from guard.cascade import Readings
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
@@ -22,7 +21,7 @@ from guard.offline.data.shifts import SHIFTS, shifted
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.forecast import seconds_to_read
 from guard.offline.findings.evaluation import NOISE, OFF_GRID, ClassRow, CleanRow
-from guard.offline.findings.intervals import Promise, Rate, caught_at
+from guard.offline.findings.intervals import Promise, Rate, caught_at, rejections_band
 from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.programs.read import read
 from guard.offline.work.store import cache_key

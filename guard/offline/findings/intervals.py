@@ -12,14 +12,39 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import betabinom, binomtest
 
-from guard.calibration import auroc, check_promise, wilson
+from guard.calibration import auroc, check_promise
 from guard.errors import PromiseError
 from guard.fusion import Floats
 
 PROMISED = (0.001, 0.01, 0.05)  # the rates that every report states, whatever the bundle's own are
 SMALL, EXPECTED = 0.01, 3  # below this rate the test items must be enough for so many false alarms, or nothing is said
 NORMAL = 1.96
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a rate (Wilson 1927), as it stands beside every rate that is printed."""
+    if trials == 0:
+        return 0.0, 1.0
+    found = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def rejections_band(rate: float, items: int, held_out: int, *, level: float = 0.999) -> tuple[int, int]:
+    """The central band of the number of rejections among `held_out` clean items, at a promised rate.
+
+    BetaBinomial(m, k, n+1-k) with k = floor(rate (n+1)), where n clean items calibrate and m are held out. For example,
+    0 to 29 of 1,000 held-out items at 1 % on 999 calibration items.
+
+    Source: Angelopoulos & Bates 2021, arXiv:2107.07511, section 3.2 (their coverage, turned to rejections).
+    """
+    k = math.floor(rate * (items + 1) + 1e-12)
+    if k == 0:
+        return 0, 0
+    tail = (1 - level) / 2
+    low, high = betabinom(held_out, k, items + 1 - k).ppf([tail, 1 - tail])
+    return int(low), int(high)
 
 
 @dataclass(frozen=True)

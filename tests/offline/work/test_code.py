@@ -87,8 +87,9 @@ def test_threads_may_ask_side_by_side():
 def test_the_digest_is_the_same_in_every_process():
     """Sets of text have another order in each: a constant set in a program must not."""
     program = (
-        "from guard.offline.work.code import normal, code_digest\n"
-        'print(normal(\'def f(x):\\n    return x in {"a", "b", "c", "d"}\\n\'), code_digest(\'guard.offline.data.grid\'))'
+        "from guard.offline.work.code import code_digest, normal\n"
+        'one = \'def f(x):\\n    return x in {"a", "b", "c", "d"}\'\n'
+        "print(normal(one), code_digest('guard.offline.data.grid'))"
     )
     said = {
         subprocess.run(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from guard.bundle import Bundle
-from guard.calibration import rejections_band
+from guard.offline.findings.intervals import rejections_band
 from guard.offline.model.onnx_import.importer import relative
 from guard.offline.train import train
 from guard.offline.training.reopen import Work
