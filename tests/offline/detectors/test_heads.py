@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
@@ -14,19 +15,9 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.denoisers import table as denoiser_table
-from guard.offline.detectors import (
-    attribute_steering,
-    feature_squeezing,
-    gradient_direction,
-    kernel_density,
-    lid,
-    mahalanobis,
-    saliency_classifier,
-    summary_classifier,
-)
 from guard.offline.detectors.detector import Head
 from guard.offline.detectors.table import DETECTORS, build_detector
-from guard.offline.evidence import needs
+from guard.offline.evidence.kinds import gradients, plain, variants
 from guard.offline.evidence.kinds.gradients import NoisedGradients
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.kinds.variants import DenoisedLogits, SteeredLogits
@@ -220,10 +211,10 @@ def test_a_planted_outlier_lands_in_the_tail_that_the_paper_names(name: str, kin
 
 
 def namespace() -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    modules = (attribute_steering, feature_squeezing, gradient_direction, kernel_density, lid, mahalanobis)
-    for module in (needs, denoiser_table, saliency_classifier, summary_classifier, *modules):
-        found |= vars(module)
+    """What the files of all detectors know by name, and of the denoisers and kinds of evidence that they print."""
+    found: dict[str, Any] = vars(denoiser_table) | vars(plain) | vars(gradients) | vars(variants)
+    for build in DETECTORS.values():
+        found |= vars(sys.modules[build.__module__])
     return found
 
 
