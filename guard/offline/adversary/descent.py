@@ -69,16 +69,16 @@ class AdaptiveResult:
 
 
 @dataclass(frozen=True)
-class Prey:
+class AttackedItems:
     """Items under attack, their labels, and the guide towards which their evidence is driven, if there is one."""
 
     inputs: Tensor
     labels: Tensor
     guide: Guide | None
 
-    def take(self, index: Tensor) -> Prey:
+    def take(self, index: Tensor) -> AttackedItems:
         guide = None if self.guide is None else self.guide.take(index)
-        return Prey(self.inputs[index], self.labels[index], guide)
+        return AttackedItems(self.inputs[index], self.labels[index], guide)
 
 
 def adaptive(
@@ -114,9 +114,9 @@ def adaptive(
         left = torch.arange(len(inputs), device=inputs.device) if best is None else (~best.settled).nonzero()[:, 0]
         if len(left) == 0:
             continue
-        prey = Prey(inputs[left], labels[left], guide_of(begin[left], labels[left], method, guides))
+        attacked = AttackedItems(inputs[left], labels[left], guide_of(begin[left], labels[left], method, guides))
         descent = Descent(known, radius, steps, grid, method, heard)
-        found = descent.run(prey, begin[left])
+        found = descent.run(attacked, begin[left])
         best = found if best is None else merged(best, left, found)
     if best is None:
         raise ValueError("adaptive needs at least one item")
@@ -144,12 +144,12 @@ class Descent:
     method: Method
     heard: Callable[[int], None] | None
 
-    def run(self, prey: Prey, begin: Tensor) -> AdaptiveResult:
+    def run(self, attacked: AttackedItems, begin: Tensor) -> AdaptiveResult:
         """Return each item's best point; items that are settled leave, so a step costs only the open ones."""
         current, left = begin, torch.arange(len(begin), device=begin.device)
         best: AdaptiveResult | None = None
         for step in range(self.steps + 1):
-            sight, seen = self.look(current, prey.take(left))
+            sight, seen = self.look(current, attacked.take(left))
             best = seen if best is None else merged(best, left, seen)
             if step == self.steps:
                 break
@@ -161,25 +161,25 @@ class Descent:
             if len(left) == 0:
                 break
             size = self.radius * (0.5 - 0.48 * step / max(self.steps - 1, 1))
-            centre = prey.inputs[left]
+            centre = attacked.inputs[left]
             current = current[stay] - size * direction[stay].sign()
             current = torch.minimum(torch.maximum(current, centre - self.radius), centre + self.radius).clamp(0.0, 1.0)
         if best is None:
             raise ValueError(f"steps must not be negative; got {self.steps}")
         return best
 
-    def look(self, points: Tensor, prey: Prey) -> tuple[Sight, AdaptiveResult]:
+    def look(self, points: Tensor, attacked: AttackedItems) -> tuple[Sight, AdaptiveResult]:
         with torch.enable_grad():
             point = points.detach().requires_grad_(True)
             served = on_grid(point, self.grid)
             distance = None
-            if prey.guide is not None:
-                opened = prey.guide.known
+            if attacked.guide is not None:
+                opened = attacked.guide.known
                 evidence = opened.evidence(served)
-                (logits, excess), distance = opened.judge(evidence), prey.guide.distance(evidence)
+                (logits, excess), distance = opened.judge(evidence), attacked.guide.distance(evidence)
             else:
                 logits, excess = self.known(served)
-            sight = Sight(point, class_margin(logits, prey.labels), excess, distance)
+            sight = Sight(point, class_margin(logits, attacked.labels), excess, distance)
         return sight, AdaptiveResult(served.detach(), sight.margin.detach() < 0, excess.detach())
 
 

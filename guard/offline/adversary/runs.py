@@ -83,7 +83,7 @@ class Adversary:
             mine = slice(number, None, PARTS)
 
             def make() -> dict[str, NDArray[Any]]:
-                found = self.part(aim, method, mine, start, budget, Heard(stop, counter))
+                found = self.part(aim, method, mine, start, budget, StepCounter(stop, counter))
                 return {name: getattr(found, name).numpy() for name in names}
 
             kept = self.work.arrays(f"{aim.name}-{method}-{number}", key, make, names=names)
@@ -188,7 +188,7 @@ class Counter:
 
 
 @dataclass(frozen=True)
-class Heard:
+class StepCounter:
     """Callback of a part that counts its steps, and ends it once the work is to end."""
 
     stop: Stop

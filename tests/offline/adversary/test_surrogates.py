@@ -47,7 +47,9 @@ def served_calls(source: str, part: str) -> set[str]:
     ahead = [name for name in bodies if name.endswith("Head")] or [part]
     found: set[str] = set()
     while ahead:
-        for node in ast.walk(bodies[ahead.pop()]):
+        body = bodies[ahead.pop()]
+        methods = [part for part in body.body if getattr(part, "name", "") != "__init__"]
+        for node in (inner for part in methods for inner in ast.walk(part)):
             if isinstance(node, ast.Call):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 ahead += [name] if name in bodies and name not in found else []

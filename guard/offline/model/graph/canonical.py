@@ -20,7 +20,7 @@ from guard.errors import ModelError
 from guard.offline.model.graph.assemble import finished
 from guard.offline.model.graph.decompositions import SAME, SPELLINGS
 from guard.offline.model.graph.seed import Seed
-from guard.offline.model.graph.writer import Pen, attribute
+from guard.offline.model.graph.writer import GraphWriter, attribute
 
 aten = torch.ops.aten
 
@@ -30,55 +30,55 @@ def plain(module: fx.GraphModule) -> fx.GraphModule:
 
     Raises: ModelError when the model takes more than one tensor, is in training mode, or holds what has no such form.
     """
-    pen = Pen()
+    writer = GraphWriter()
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise ModelError(f"the model takes {len(inputs)} inputs; exactly one tensor is wanted")
     for node in module.graph.nodes:
         match node.op:
             case "placeholder":
-                pen.written[node] = pen.placeholder(node)
+                writer.written[node] = writer.placeholder(node)
             case "get_attr":
-                pen.written[node] = attribute(module, str(node.target))
-                pen.names[id(pen.written[node])] = str(node.target)
+                writer.written[node] = attribute(module, str(node.target))
+                writer.names[id(writer.written[node])] = str(node.target)
             case "call_function":
-                _spell(pen, node)
+                _spell(writer, node)
             case "call_module" if isinstance(seed := module.get_submodule(str(node.target)), Seed):
-                pen.written[node] = pen.seed(seed, pen.written[node.all_input_nodes[0]])
+                writer.written[node] = writer.seed(seed, writer.written[node.all_input_nodes[0]])
             case "output":
-                pen.output(node.args[0], bare=_returns_bare(module, node))
+                writer.output(node.args[0], bare=_returns_bare(module, node))
             case _ if node.target != "_guards_fn":
                 raise ModelError(
                     f"{node.op} {node.target} ({node.name}) is not an operator; give the graph of torch.export"
                 )
-    return finished(pen.tensors, pen.graph)
+    return finished(writer.tensors, writer.graph)
 
 
-def _spell(pen: Pen, node: fx.Node) -> None:
+def _spell(writer: GraphWriter, node: fx.Node) -> None:
     """Write one operator in canonical form; an in-place operator becomes its twin that returns a new tensor."""
     target: Any = node.target
-    arguments, keywords = fx.map_arg((node.args, node.kwargs), lambda operand: pen.written[operand])
+    arguments, keywords = fx.map_arg((node.args, node.kwargs), lambda operand: writer.written[operand])
     if target is operator.getitem and isinstance(arguments[0], tuple):
-        pen.written[node] = arguments[0][int(str(arguments[1]))]
+        writer.written[node] = arguments[0][int(str(arguments[1]))]
         return
     name = str(getattr(target, "_opname", ""))
     if name.startswith(("_assert", "sym_constrain")):
-        pen.written[node] = None
+        writer.written[node] = None
         return
     changed = node.args[0] if name.endswith("_") and not name.endswith("__") else None
     if isinstance(changed, fx.Node):
         _forbid_views(changed, node)
         target = getattr(getattr(aten, name[:-1]), target._overloadname)
-    pen.source = node
+    writer.source = node
     spelling = SPELLINGS.get(target)
-    value = spelling(pen, *arguments, **keywords) if spelling else pen.call(target, *arguments, **keywords)
+    value = spelling(writer, *arguments, **keywords) if spelling else writer.call(target, *arguments, **keywords)
     if isinstance(value, fx.Node) and value.name.startswith(f"{node.name}_part"):
         value._rename(node.name)  # so that a layer is found under the name it had
         if "layer" in node.meta:
             value.meta["layer"] = node.meta["layer"]
-    pen.written[node] = value
+    writer.written[node] = value
     if isinstance(changed, fx.Node):
-        pen.written[changed] = value
+        writer.written[changed] = value
 
 
 def _forbid_views(changed: fx.Node, by: fx.Node) -> None:

@@ -13,36 +13,36 @@ from torch._ops import OpOverload
 from guard.errors import ModelError
 from guard.offline.model.graph.separable import matrices
 from guard.offline.model.graph.shapes import pair, static
-from guard.offline.model.graph.writer import Pen
+from guard.offline.model.graph.writer import GraphWriter
 
 aten = torch.ops.aten
 
 
-def same(_pen: Pen, operand: Any, *_: Any, **__: Any) -> Any:
+def same(_pen: GraphWriter, operand: Any, *_: Any, **__: Any) -> Any:
     return operand
 
 
-def dropout(_pen: Pen, operand: Any, share: float, training: Any) -> Any:
+def dropout(_pen: GraphWriter, operand: Any, share: float, training: Any) -> Any:
     if training and share > 0:
         raise ModelError("the model was exported in training mode (it still drops out); call eval() before exporting")
     return operand
 
 
-def cast(pen: Pen, operand: Any, dtype: Any = None, *_: Any, **more: Any) -> Any:
+def cast(writer: GraphWriter, operand: Any, dtype: Any = None, *_: Any, **more: Any) -> Any:
     """Drop a cast to the type that the operand has already; any other becomes `aten.to`."""
     wanted = dtype or more.get("dtype")
     if isinstance(operand, fx.Node) and wanted in (None, operand.meta["val"].dtype):
         return operand
-    return pen.call(aten.to.dtype, operand, wanted)
+    return writer.call(aten.to.dtype, operand, wanted)
 
 
-def view(pen: Pen, operand: Any, sizes: Any) -> Any:
+def view(writer: GraphWriter, operand: Any, sizes: Any) -> Any:
     """Write a view as a reshape, since with its copies dropped the operand may have no view of that shape any more."""
-    return pen.call(aten.reshape.default, operand, sizes)
+    return writer.call(aten.reshape.default, operand, sizes)
 
 
 def conv2d(
-    pen: Pen,
+    writer: GraphWriter,
     image: Any,
     weight: Any,
     bias: Any = None,
@@ -60,13 +60,13 @@ def conv2d(
         padding = [span // 2 for span in spans]
         if any(span % 2 for span in spans):
             widths = [side for span in reversed(spans) for side in (span // 2, span - span // 2)]
-            image, padding = pen.call(aten.constant_pad_nd.default, image, widths), 0
+            image, padding = writer.call(aten.constant_pad_nd.default, image, widths), 0
     settings = [list(stride), list(pair(padding)), list(dilation), groups]
-    return pen.call(aten.conv2d.default, image, weight, bias, *settings)
+    return writer.call(aten.conv2d.default, image, weight, bias, *settings)
 
 
 def convolution(
-    pen: Pen,
+    writer: GraphWriter,
     image: Any,
     weight: Any,
     bias: Any,
@@ -79,12 +79,12 @@ def convolution(
 ) -> Any:
     if transposed or len(stride) != 2:
         settings = (stride, padding, dilation, transposed, beyond, groups)
-        return pen.call(aten.convolution.default, image, weight, bias, *settings)
-    return conv2d(pen, image, weight, bias, stride, padding, dilation, groups)
+        return writer.call(aten.convolution.default, image, weight, bias, *settings)
+    return conv2d(writer, image, weight, bias, stride, padding, dilation, groups)
 
 
 def batch_norm(
-    pen: Pen,
+    writer: GraphWriter,
     operand: Any,
     weight: Any,
     bias: Any,
@@ -97,29 +97,29 @@ def batch_norm(
 ) -> Any:
     if training or mean is None:
         raise ModelError("a batch normalisation uses the batch's own statistics; call eval() before exporting")
-    return pen.call(aten.batch_norm.default, operand, weight, bias, mean, variance, False, momentum, epsilon, False)
+    return writer.call(aten.batch_norm.default, operand, weight, bias, mean, variance, False, momentum, epsilon, False)
 
 
 def native_batch_norm(
-    pen: Pen, operand: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, epsilon: float
+    writer: GraphWriter, operand: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, epsilon: float
 ) -> Any:
-    return batch_norm(pen, operand, weight, bias, mean, variance, False, momentum, epsilon), None, None
+    return batch_norm(writer, operand, weight, bias, mean, variance, False, momentum, epsilon), None, None
 
 
-def softmax(pen: Pen, operand: Any, axis: int, *_: Any) -> Any:
-    return pen.call(aten.softmax.int, operand, axis)
+def softmax(writer: GraphWriter, operand: Any, axis: int, *_: Any) -> Any:
+    return writer.call(aten.softmax.int, operand, axis)
 
 
-def log_softmax(pen: Pen, operand: Any, axis: int, *_: Any) -> Any:
-    return pen.call(aten.log_softmax.int, operand, axis)
+def log_softmax(writer: GraphWriter, operand: Any, axis: int, *_: Any) -> Any:
+    return writer.call(aten.log_softmax.int, operand, axis)
 
 
-def native_layer_norm(pen: Pen, operand: Any, sizes: Any, weight: Any, bias: Any, epsilon: float) -> Any:
-    return pen.call(aten.layer_norm.default, operand, sizes, weight, bias, epsilon, False), None, None
+def native_layer_norm(writer: GraphWriter, operand: Any, sizes: Any, weight: Any, bias: Any, epsilon: float) -> Any:
+    return writer.call(aten.layer_norm.default, operand, sizes, weight, bias, epsilon, False), None, None
 
 
 def attention(
-    pen: Pen,
+    writer: GraphWriter,
     query: Any,
     key: Any,
     value: Any,
@@ -134,23 +134,23 @@ def attention(
     if dropped > 0 or enable_gqa:
         raise ModelError("attention with dropout or grouped queries has no plain form here")
     (width,) = static(query, -1)
-    scores = pen.call(aten.matmul.default, query, pen.call(aten.transpose.int, key, -2, -1))
-    scores = pen.call(aten.mul.Tensor, scores, 1.0 / math.sqrt(width) if scale is None else scale)
+    scores = writer.call(aten.matmul.default, query, writer.call(aten.transpose.int, key, -2, -1))
+    scores = writer.call(aten.mul.Tensor, scores, 1.0 / math.sqrt(width) if scale is None else scale)
     if is_causal:
         mask = torch.ones(*static(scores, -2, -1), dtype=torch.bool).tril()
     if isinstance(mask, Tensor) and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
     if mask is not None:
-        scores = pen.call(aten.add.Tensor, scores, mask)
-    return pen.call(aten.matmul.default, pen.call(aten.softmax.int, scores, -1), value)
+        scores = writer.call(aten.add.Tensor, scores, mask)
+    return writer.call(aten.matmul.default, writer.call(aten.softmax.int, scores, -1), value)
 
 
-def max_pool_with_indices(pen: Pen, image: Any, *settings: Any) -> Any:
-    return pen.call(aten.max_pool2d.default, image, *settings), None
+def max_pool_with_indices(writer: GraphWriter, image: Any, *settings: Any) -> Any:
+    return writer.call(aten.max_pool2d.default, image, *settings), None
 
 
 def average_pool(
-    pen: Pen,
+    writer: GraphWriter,
     image: Any,
     kernel: Any,
     stride: Any = (),
@@ -162,57 +162,57 @@ def average_pool(
     """Write an average pool; one with its own divisor, which the ONNX exporter drops in silence, as two matrices."""
     settings = (kernel, stride or kernel, padding, bool(ceil_mode), bool(counted))
     if divisor is None:
-        return pen.call(aten.avg_pool2d.default, image, *settings)
+        return writer.call(aten.avg_pool2d.default, image, *settings)
     rows, columns = matrices(aten.avg_pool2d.default, *static(image, 2, 3), *settings, divisor)
-    return pen.call(aten.matmul.default, pen.call(aten.matmul.default, rows, image), columns.T.contiguous())
+    return writer.call(aten.matmul.default, writer.call(aten.matmul.default, rows, image), columns.T.contiguous())
 
 
-def adaptive_max_pool(pen: Pen, image: Any, sizes: Sequence[int]) -> Any:
+def adaptive_max_pool(writer: GraphWriter, image: Any, sizes: Sequence[int]) -> Any:
     """Write equal windows as one max-pool where the sizes divide; otherwise join one pool for each output pixel."""
     lengths, counts = static(image, 2, 3), pair(sizes)
     if all(length % count == 0 for length, count in zip(lengths, counts, strict=True)):
         window = [length // count for length, count in zip(lengths, counts, strict=True)]
-        return pen.call(aten.max_pool2d.default, image, window, window), None
+        return writer.call(aten.max_pool2d.default, image, window, window), None
     rows, columns = (
         [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
         for length, count in zip(lengths, counts, strict=True)
     )
     lines = []
     for top, bottom in rows:
-        strip = pen.call(aten.slice.Tensor, image, 2, top, bottom)
+        strip = writer.call(aten.slice.Tensor, image, 2, top, bottom)
         cells = [
-            pen.call(
+            writer.call(
                 aten.max_pool2d.default,
-                pen.call(aten.slice.Tensor, strip, 3, left, right),
+                writer.call(aten.slice.Tensor, strip, 3, left, right),
                 [bottom - top, right - left],
             )
             for left, right in columns
         ]
-        lines.append(pen.call(aten.cat.default, cells, 3))
-    return pen.call(aten.cat.default, lines, 2), None
+        lines.append(writer.call(aten.cat.default, cells, 3))
+    return writer.call(aten.cat.default, lines, 2), None
 
 
-def split_with_sizes(pen: Pen, operand: Any, sizes: Sequence[int], axis: int = 0) -> Any:
+def split_with_sizes(writer: GraphWriter, operand: Any, sizes: Sequence[int], axis: int = 0) -> Any:
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     return tuple(
-        pen.call(aten.slice.Tensor, operand, axis, start, start + size)
+        writer.call(aten.slice.Tensor, operand, axis, start, start + size)
         for start, size in zip(starts, sizes, strict=True)
     )
 
 
-def split(pen: Pen, operand: Any, size: int, axis: int = 0) -> Any:
+def split(writer: GraphWriter, operand: Any, size: int, axis: int = 0) -> Any:
     (length,) = static(operand, axis)
-    return split_with_sizes(pen, operand, [min(size, length - start) for start in range(0, length, size)], axis)
+    return split_with_sizes(writer, operand, [min(size, length - start) for start in range(0, length, size)], axis)
 
 
-def chunk(pen: Pen, operand: Any, count: int, axis: int = 0) -> Any:
+def chunk(writer: GraphWriter, operand: Any, count: int, axis: int = 0) -> Any:
     (length,) = static(operand, axis)
-    return split(pen, operand, -(-length // count), axis)
+    return split(writer, operand, -(-length // count), axis)
 
 
-def unbind(pen: Pen, operand: Any, axis: int = 0) -> Any:
+def unbind(writer: GraphWriter, operand: Any, axis: int = 0) -> Any:
     (length,) = static(operand, axis)
-    return tuple(pen.call(aten.select.int, operand, axis, index) for index in range(length))
+    return tuple(writer.call(aten.select.int, operand, axis, index) for index in range(length))
 
 
 SPELLINGS: Mapping[OpOverload, Callable[..., Any]] = {

@@ -27,7 +27,7 @@ def attribute(module: nn.Module, target: str) -> Tensor:
 
 
 @dataclass
-class Pen:
+class GraphWriter:
     """A writer of new graphs: fixed tensors are computed on the spot and written down only where they are used."""
 
     graph: fx.Graph = field(default_factory=fx.Graph)
