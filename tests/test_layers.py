@@ -166,7 +166,7 @@ def machine_paths() -> list[bytes]:
 def test_no_file_knows_the_machine_it_was_written_on() -> None:
     places = machine_paths()
     assert f"{ROOT}/".encode() in places
-    # Preceded by a name, it is the end of a relative path, as in offline/work/.
+    # Preceded by a name, it is a part of a relative path: a package may be called as a folder of this machine is.
     patterns = [re.compile(rb"(?<![\w.-])" + re.escape(place)) for place in places]
     found = [(str(file), known.pattern) for file in tracked() for known in patterns if known.search(file.read_bytes())]
     assert not found

@@ -47,6 +47,25 @@ class Need(Protocol):
     def __hash__(self) -> int: ...
 
 
+class ForwardNeed:
+    """What the needs that forward passes meet have in common: no backward, and nothing that comes with them."""
+
+    compiles: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
+
+    @property
+    def backwards(self) -> int:
+        return 0
+
+    @property
+    def brings(self) -> tuple[Need, ...]:
+        return ()
+
+    @property
+    def stand_ins(self) -> tuple[StandIn, ...]:
+        return ()
+
+
 Evidence = Mapping[Need, Tensor]
 
 

@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx, nn
 
 from guard.bundle import ModelSpec
 from guard.errors import ModelError
 from guard.offline.model.graph.cut import after, before
+from guard.offline.model.graph.writer import attribute
 from guard.offline.model.taps import Tap
 
 
@@ -93,13 +93,3 @@ def fingerprint(graph: fx.GraphModule) -> str:
             digest.update(f"{value.dtype} {list(value.shape)}\n".encode())
             digest.update(value.detach().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def attribute(module: torch.nn.Module, path: str) -> Tensor:
-    """Return a parameter or buffer by its dotted path."""
-    value: object = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    if not isinstance(value, Tensor):
-        raise ModelError(f"the graph reads {path!r}, which is no tensor")
-    return value

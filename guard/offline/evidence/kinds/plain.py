@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,8 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from guard.offline.denoisers.stand_in import StandIn
-from guard.offline.evidence.needs import Need, Pass
+from guard.offline.evidence.needs import ForwardNeed, Pass
 
 
 @dataclass(frozen=True)
@@ -24,37 +24,23 @@ class PlainAnswers:
 
 
 @dataclass(frozen=True)
-class PlainNeed:
+class PlainNeed(ForwardNeed, ABC):
     """Common part of the needs that the plain pass meets."""
 
     rides: ClassVar[Pass] = "plain"
-    compiles: ClassVar[bool] = True
-    comparable: ClassVar[bool] = True
 
     @property
     def rows_per_item(self) -> int:
         return 0
 
     @property
-    def backwards(self) -> int:
-        return 0
-
-    @property
-    def brings(self) -> tuple[Need, ...]:
-        return ()
-
-    @property
-    def stand_ins(self) -> tuple[StandIn, ...]:
-        return ()
-
-    @property
     def taps(self) -> tuple[str, ...]:
         """Names of the layers that this need reads."""
         return ()
 
+    @abstractmethod
     def read(self, plain: PlainAnswers) -> Tensor:
         """Read the evidence [item, ...] from the outputs of the plain pass."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it is read from {plain.latents.keys()}")
 
 
 @dataclass(frozen=True)

@@ -10,36 +10,22 @@ from torch import Tensor
 
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.stand_in import StandIn
-from guard.offline.evidence.needs import Need, Pass
+from guard.offline.evidence.needs import ForwardNeed, Pass
 from guard.offline.evidence.steering import Steer, Steering
 
 
 @dataclass(frozen=True)
-class RowNeed:
+class RowNeed(ForwardNeed):
     """Common part of the needs that take one row per item of the shared row pass.
 
     The row is another input, or it joins the pass where a layer of the plain pass is steered.
     """
 
     rides: ClassVar[Pass] = "rows"
-    compiles: ClassVar[bool] = True
-    comparable: ClassVar[bool] = True
 
     @property
     def rows_per_item(self) -> int:
         return 1
-
-    @property
-    def backwards(self) -> int:
-        return 0
-
-    @property
-    def brings(self) -> tuple[Need, ...]:
-        return ()
-
-    @property
-    def stand_ins(self) -> tuple[StandIn, ...]:
-        return ()
 
     @property
     def steers(self) -> Mapping[str, Steer]:
