@@ -25,7 +25,7 @@ from guard.calibration import Calibration
 from guard.errors import BundleError
 from guard.value_box import ValueBox
 
-FORMAT = 2
+FORMAT_VERSION = 2
 MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
 LAYOUTS = ("NCHW", "NHWC", "NC")
 DATATYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
@@ -142,7 +142,7 @@ class Manifest:
     seed: int
     made_by: Mapping[str, str]
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = FORMAT_VERSION
 
     def to_json(self, files: Mapping[str, str]) -> str:
         return json.dumps({**asdict(self), "files": dict(sorted(files.items()))}, indent=2, sort_keys=True) + "\n"
@@ -229,9 +229,9 @@ class Bundle:
         try:
             raw = json.loads(text)
             found = raw["format"]
-            if found != FORMAT:
+            if found != FORMAT_VERSION:
                 raise BundleError(
-                    f"{root} has bundle format {found!r}; this version of the guard reads format {FORMAT}; "
+                    f"{root} has bundle format {found!r}; this version of the guard reads format {FORMAT_VERSION}; "
                     "train the bundle again"
                 )
             files = {str(name): str(digest) for name, digest in raw.pop("files").items()}

@@ -27,7 +27,7 @@ from guard.errors import BundleError, DataError
 from guard.fusion import Floats
 from guard.session import Session
 
-JITTER = 1e-9  # below float32 tolerance of any score
+JITTER_RISK = 1e-9  # below float32 tolerance of any score
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def risk_limits(calibration: Calibration, rate: float) -> tuple[float, ...]:
 
 
 def jitter(images: NDArray[Any]) -> Floats:
-    """A tie-break in [0, JITTER) for each item, computed from the item's own bytes and from nothing else."""
+    """A tie-break in [0, JITTER_RISK) for each item, computed from the item's own bytes and from nothing else."""
     raw = [zlib.crc32(np.ascontiguousarray(image).view(np.uint8).data) for image in images]
-    return np.asarray(raw, dtype=np.float64) * (JITTER / 2**32)
+    return np.asarray(raw, dtype=np.float64) * (JITTER_RISK / 2**32)
 
 
 @dataclass(frozen=True, eq=False)

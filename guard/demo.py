@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from guard.errors import ConfigError, GateError, NotReadyError
 
 REJECT_RATE, FLAG_RATE = 0.05, 0.10  # what 1,800 images can promise
-FEWEST_ACCURATE = 0.97
-STRONG = 0.9  # success on the bare model from which an attack counts in `gate`
+MIN_ACCURACY_SHARE = 0.97
+STRONG_ATTACK_SHARE = 0.9  # success on the bare model from which an attack counts in `gate`
 ADAPTIVE_ITEMS, ADAPTIVE_STEPS = 40, 50
 START_S = 60.0
-PAIRS = 200  # of requests, with and without the guard
+REQUEST_PAIRS = 200  # of requests, with and without the guard
 MODEL = "digits"
 MARK = ".guard-demo"
-THREADS = 1  # for so small a network more are slower, and every run on a machine gives the same bits
+SESSION_THREADS = 1  # for so small a network more are slower, and every run on a machine gives the same bits
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,14 @@ def make_bundle(folder: Path, seed: int, console: Any) -> dict[str, Any]:
     stages = Stages(console)
     console.print("[bold]A network for scikit-learn's digits, and a guard for it[/bold]")
     digits = load_digits(seed)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(SESSION_THREADS)
     with stages.stage("train the network") as progress:
         trained = train_network(digits, seed, lambda done, total: progress.items("epochs", done, total))
         exported, _ = save_model(trained, folder)
     right = accuracy(trained, digits)
     console.print(f"  right on {right:.1%} of the {len(digits.unseen)} images it has not seen")
-    if right < FEWEST_ACCURATE:
-        raise GateError(f"the demo's network is right on {right:.1%} of unseen images; wanted {FEWEST_ACCURATE:.0%}")
+    if right < MIN_ACCURACY_SHARE:
+        raise GateError(f"the demo's network is right on {right:.1%} of unseen images; wanted {MIN_ACCURACY_SHARE:.0%}")
     np.savez(folder / "data.npz", images=digits.unseen, labels=digits.unseen_labels)
     job = Job(
         model=str(exported),
@@ -124,7 +124,7 @@ def make_bundle(folder: Path, seed: int, console: Any) -> dict[str, Any]:
         reject_rate=REJECT_RATE,
         flag_rate=FLAG_RATE,
         seed=seed,
-        threads=THREADS,
+        threads=SESSION_THREADS,
         serves=MODEL,
         adaptive_items=ADAPTIVE_ITEMS,
         adaptive_steps=ADAPTIVE_STEPS,
@@ -143,13 +143,13 @@ def fresh_inputs(job: Any, prepared: Any, progress: Any) -> dict[str, Any]:
     from guard.offline.attacks.methods.deepfool import DeepFool
     from guard.offline.attacks.methods.pgd import Pgd
     from guard.offline.crafting.crafter import craft
-    from guard.offline.crafting.shard import CraftRun
+    from guard.offline.crafting.shard import CraftSetup
     from guard.offline.data.grid import off_grid
     from guard.offline.data.splits import Split
 
     test, spec = prepared.data.part(Split.TEST), prepared.classifier.spec
     attacks: list[Attack] = [*(Pgd(budget=steps / 16, steps=40) for steps in (1, 2, 4)), DeepFool()]
-    run = CraftRun(prepared.classifier.graph, spec.input.grid, spec.fingerprint, job.work.demo, job.seed + 1)
+    run = CraftSetup(prepared.classifier.graph, spec.input.grid, spec.fingerprint, job.work.demo, job.seed + 1)
     crafted = craft(run, test, attacks, progress=progress.items)
     names = ["PGD-40, 1/16", "PGD-40, 2/16", "PGD-40, 4/16", "DeepFool (never trained on)"]
     return {
@@ -175,7 +175,7 @@ def servers(folder: Path) -> Iterator[House]:
 
     ports = free_ports(4)
     upstream, guarded, admin, metrics = (f"127.0.0.1:{port}" for port in ports)
-    threads = ["--threads", str(THREADS)]
+    threads = ["--threads", str(SESSION_THREADS)]
     with ExitStack() as stack:
         model = ["model-server", "--model", str(folder / "model.onnx"), "--name", MODEL, "--listen", upstream, *threads]
         sidecar = ["serve", "--bundle", str(folder / "bundle"), "--upstream", upstream, "--listen", guarded]
@@ -283,7 +283,7 @@ def compare_latency(house: House, images: NDArray[np.float32], console: Any) -> 
     """Measure and print the latency of single clean items, in turn with and without the guard."""
     with client(house.guarded) as guarded, client(house.upstream) as bare:
         times: dict[str, list[float]] = {"bare": [], "guarded": []}
-        for i in range(PAIRS):
+        for i in range(REQUEST_PAIRS):
             for name, infer in (("bare", bare), ("guarded", guarded)):
                 began = time.perf_counter()
                 infer(images[i % len(images), None])
@@ -318,9 +318,11 @@ def gate(attacks: Sequence[Any], clean: Any) -> None:
     Raises:
         GateError: no attack is strong, or the guard rejects no more of it than a coin or its own false alarms would.
     """
-    strong = [row for row in attacks if row.success >= STRONG]
+    strong = [row for row in attacks if row.success >= STRONG_ATTACK_SHARE]
     if not strong:
-        raise GateError(f"no attack fools the bare model on {STRONG:.0%} of the items; the demo shows nothing")
+        raise GateError(
+            f"no attack fools the bare model on {STRONG_ATTACK_SHARE:.0%} of the items; the demo shows nothing"
+        )
     row = strong[0]
     low, _ = row.interval
     _, alarms = clean.interval

@@ -30,7 +30,7 @@ from guard.errors import BundleError
 
 Floats = NDArray[np.float64]
 
-HINGES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # on asinh(z): where the slope of a tail's contribution may change
+HINGE_DEVIATIONS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # on asinh(z): where the slope of a tail's contribution may change
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Fusion:
         """The features [item, detector, tail, hinge] of scores [item, detector], none negative."""
         z = np.stack([scale.place(scores[:, d]) for d, scale in enumerate(self.scales)], axis=1)
         tails = np.arcsinh(np.maximum(np.stack([z, -z], axis=2), 0.0))
-        features: Floats = np.maximum(tails[..., None] - np.asarray(HINGES), 0.0)
+        features: Floats = np.maximum(tails[..., None] - np.asarray(HINGE_DEVIATIONS), 0.0)
         return features
 
     @cached_property
@@ -99,7 +99,7 @@ class Fusion:
     def verify(self, detectors: int) -> None:
         """Raise BundleError when the parts do not fit each other, or would let an unusual score lower the risk."""
         alone = self.surprise
-        if self.knots.shape[0] != detectors or self.weights.shape != (detectors, 2, len(HINGES)):
+        if self.knots.shape[0] != detectors or self.weights.shape != (detectors, 2, len(HINGE_DEVIATIONS)):
             raise BundleError(
                 f"calibration.npz holds a fusion of {self.knots.shape[0]} detectors where {detectors} were expected"
             )
@@ -160,6 +160,6 @@ def unfitted(scores: Floats, *, bias: float = 0.0) -> Fusion:
     It is a sum over both tails, after Fisher.
     """
     knots, levels = clean_knots(scores)
-    weights = np.zeros((scores.shape[1], 2, len(HINGES)))
+    weights = np.zeros((scores.shape[1], 2, len(HINGE_DEVIATIONS)))
     weights[:, :, 0] = 1.0
     return Fusion(knots, levels, weights, bias, Surprise.silent(scores.shape[1]))

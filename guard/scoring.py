@@ -14,7 +14,7 @@ from guard.policy import Policy
 from guard.runtime import Runtime
 from guard.session import Device
 
-BATCH = 64
+BATCH_ITEMS = 64
 
 
 def score_lines(bundle: Path, file: Path, *, device: Device, threads: int | None) -> Iterator[str]:
@@ -23,8 +23,8 @@ def score_lines(bundle: Path, file: Path, *, device: Device, threads: int | None
     wire = to_wire(read_examples(file).images, runtime.spec, str(file))
     manifest = runtime.bundle.manifest
     policy = Policy(reject_rate=manifest.reject_rate, flag_rate=manifest.flag_rate)
-    for start in range(0, len(wire), BATCH):
-        readings = runtime.read(wire[start : start + BATCH])
+    for start in range(0, len(wire), BATCH_ITEMS):
+        readings = runtime.read(wire[start : start + BATCH_ITEMS])
         for row in range(len(readings.risk)):
             yield score_line(start + row, row, readings, runtime.calibration.detectors, policy)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guard.bundle import FORMAT, MANIFEST, Bundle, Manifest, Samples, write_bundle
+from guard.bundle import FORMAT_VERSION, MANIFEST, Bundle, Manifest, Samples, write_bundle
 from guard.calibration import Calibration
 from guard.errors import BundleError
 from tests.serve import tiny_bundle
@@ -160,10 +160,10 @@ def test_what_a_mount_leaves_behind_is_let_be(bundle: Path, original: Bundle) ->
     assert Bundle.open(bundle).digest == original.digest
 
 
-@pytest.mark.parametrize("found", [0, FORMAT + 1, None, "1", 1.5])
+@pytest.mark.parametrize("found", [0, FORMAT_VERSION + 1, None, "1", 1.5])
 def test_another_format(bundle: Path, found: object) -> None:
     rewrite(bundle, lambda raw: raw.update(format=found))
-    refused(bundle, "format", repr(found), str(FORMAT))
+    refused(bundle, "format", repr(found), str(FORMAT_VERSION))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from scipy.stats import betabinom
 from sklearn.metrics import roc_auc_score
 
 from guard.calibration import Band, Calibration, auroc, check_promise, rank_p, smallest_rate
-from guard.cascade import JITTER, cascade_risk, jitter
+from guard.cascade import JITTER_RISK, cascade_risk, jitter
 from guard.errors import BundleError, PromiseError
-from guard.fusion import HINGES, Floats, unfitted
+from guard.fusion import HINGE_DEVIATIONS, Floats, unfitted
 from guard.offline.findings.intervals import rejections_band, wilson
 
 DRAWS = 1000
@@ -214,8 +214,8 @@ def test_jitter_comes_from_the_item_alone() -> None:
     assert np.array_equal(found, jitter(images))
     assert np.array_equal(found[::-1], jitter(images[::-1]))
     assert len(np.unique(found)) == 50
-    assert ((found >= 0) & (found < JITTER)).all()
-    assert JITTER < 1e-7, "below float32 tolerance"
+    assert ((found >= 0) & (found < JITTER_RISK)).all()
+    assert JITTER_RISK < 1e-7, "below float32 tolerance"
 
 
 # Detectors one by one.
@@ -291,8 +291,8 @@ def test_a_field_that_is_missing(name: str) -> None:
         ("clean_risks", np.zeros(19)),
         ("clean_risks", np.full(20, np.nan)),
         ("clean_risks", np.zeros(0)),
-        ("fusion1_weights", np.full((3, 2, len(HINGES)), -1.0)),
-        ("fusion1_weights", np.full((3, 2, len(HINGES)), np.nan)),
+        ("fusion1_weights", np.full((3, 2, len(HINGE_DEVIATIONS)), -1.0)),
+        ("fusion1_weights", np.full((3, 2, len(HINGE_DEVIATIONS)), np.nan)),
         ("fusion1_weights", np.zeros((3, 2, 1))),
         ("fusion1_tails", np.full((2, 3), -1.0)),
         ("fusion1_tails", np.full((2, 3), np.nan)),

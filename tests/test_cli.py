@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from guard import cli
-from guard.bundle import FORMAT
+from guard.bundle import FORMAT_VERSION
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.job.recipe import presets
 from guard.offline.job.suite import suites
@@ -71,7 +71,7 @@ def test_inspect_fits_eighty_columns(bundle: Path, capsys: pytest.CaptureFixture
     assert "promise" in said
     assert max(map(len, said.splitlines())) <= max(80, len(str(bundle)) + 12)
     assert cli.run(["inspect", str(bundle), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["format"] == FORMAT
+    assert json.loads(capsys.readouterr().out)["format"] == FORMAT_VERSION
 
 
 def test_bundle_errors(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from guard.fusion import HINGES, Fusion, Surprise, clean_knots, normal_scale, unfitted
+from guard.fusion import HINGE_DEVIATIONS, Fusion, Surprise, clean_knots, normal_scale, unfitted
 
 
 def fused(seed: int) -> Fusion:
@@ -18,7 +18,7 @@ def fused(seed: int) -> Fusion:
     ).astype(float)
     knots, levels = clean_knots(scores)
     alone = Surprise(np.quantile(scores, 0.9, axis=0), generator.exponential(size=3), 5.0, 20.0)
-    return Fusion(knots, levels, generator.exponential(size=(3, 2, len(HINGES))), -1.0, alone)
+    return Fusion(knots, levels, generator.exponential(size=(3, 2, len(HINGE_DEVIATIONS))), -1.0, alone)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -46,7 +46,7 @@ def test_both_tails_count() -> None:
 
 def test_the_furthest_detector_is_heard_where_it_is_more_alarmed_than_all_together() -> None:
     knots, levels = clean_knots(np.random.default_rng(0).normal(size=(500, 2)))
-    deaf = Fusion(knots, levels, np.zeros((2, 2, len(HINGES))), -3.0, Surprise.silent(2))
+    deaf = Fusion(knots, levels, np.zeros((2, 2, len(HINGE_DEVIATIONS))), -3.0, Surprise.silent(2))
     alone = replace(deaf, surprise=Surprise(np.asarray([1.0, 2.0]), np.asarray([1.0, 0.5]), floor=-4.0, pace=2.0))
     scores = np.asarray([[0.0, 0.0], [3.0, 3.0], [3.0, 9.0], [1.2, -50.0], [-50.0, -50.0]])
     assert alone.risk(scores).tolist() == [-3.0, 0.0, 3.0, -3.0, -3.0]

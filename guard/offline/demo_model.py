@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-GRID = 16  # grey levels run from 0 to 16
-TRAINED_ON = 700  # of 1,797 images; the guard gets the rest
-EPOCHS = 40
+GREY_STEPS = 16  # grey levels run from 0 to 16
+TRAINING_ITEMS = 700  # of 1,797 images; the guard gets the rest
+TRAINING_EPOCHS = 40
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ def load_digits(seed: int) -> Digits:
 
     images, labels = load(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(images))
-    unit = (images[order] / GRID).astype(np.float32).reshape(-1, 1, 8, 8)
+    unit = (images[order] / GREY_STEPS).astype(np.float32).reshape(-1, 1, 8, 8)
     classes = labels[order].astype(np.int64)
-    return Digits(unit[:TRAINED_ON], classes[:TRAINED_ON], unit[TRAINED_ON:], classes[TRAINED_ON:])
+    return Digits(unit[:TRAINING_ITEMS], classes[:TRAINING_ITEMS], unit[TRAINING_ITEMS:], classes[TRAINING_ITEMS:])
 
 
 def network() -> nn.Sequential:
@@ -65,15 +65,15 @@ def train_network(digits: Digits, seed: int, progress: Callable[[int, int], None
         model = network().train()
         images, labels = torch.from_numpy(digits.seen), torch.from_numpy(digits.seen_labels)
         optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS)
-        for epoch in range(EPOCHS):
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, TRAINING_EPOCHS)
+        for epoch in range(TRAINING_EPOCHS):
             for index in torch.randperm(len(images)).split(64):
                 loss = nn.functional.cross_entropy(model(shifted(images[index])), labels[index])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
             schedule.step()
-            progress(epoch + 1, EPOCHS)
+            progress(epoch + 1, TRAINING_EPOCHS)
     return model.eval().requires_grad_(False)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from guard.bundle import Bundle
 from guard.offline.adversary.descent import ALL_METHODS, METHODS
-from guard.offline.adversary.runs import GUIDES
+from guard.offline.adversary.runs import MAX_GUIDE_ITEMS
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.shifts import SHIFTS
@@ -40,10 +40,10 @@ from guard.offline.work.progress import Stage, Stages
 from guard.offline.work.text import duration
 from guard.offline.work.threads import choose_threads
 
-MINUTES, QUICK_MINUTES, SUITE_MINUTES = 40.0, 4.0, 20.0
-FULL = (300, 50, 100)  # items an attack is tried on; items and steps of the adaptive attack
-QUICK = (100, 20, 30)
-SHIFTED, QUICK_SHIFTED = 1000, 300  # items that are shifted, at most
+FULL_MINUTES, QUICK_MINUTES, SUITE_MINUTES = 40.0, 4.0, 20.0
+FULL_ITEMS_AND_STEPS = (300, 50, 100)  # items an attack is tried on; items and steps of the adaptive attack
+QUICK_ITEMS_AND_STEPS = (100, 20, 30)
+MAX_SHIFTED_ITEMS, MAX_QUICK_SHIFTED_ITEMS = 1000, 300  # items that are shifted, at most
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Wish:
     suite_minutes: float = SUITE_MINUTES
 
     def effort(self, work: WorkDirectory) -> Effort:
-        sizes = QUICK if self.quick else FULL
-        shifted = QUICK_SHIFTED if self.quick else SHIFTED
+        sizes = QUICK_ITEMS_AND_STEPS if self.quick else FULL_ITEMS_AND_STEPS
+        shifted = MAX_QUICK_SHIFTED_ITEMS if self.quick else MAX_SHIFTED_ITEMS
         deadline = time.monotonic() + 60 * self.time
         methods = ALL_METHODS if self.full else METHODS
         return Effort(*sizes, self.seed, work, deadline, shifted, methods)
@@ -67,7 +67,7 @@ class Wish:
     @property
     def time(self) -> float:
         """The minutes for all but the suite, as asked for or by default."""
-        return self.minutes if self.minutes is not None else QUICK_MINUTES if self.quick else MINUTES
+        return self.minutes if self.minutes is not None else QUICK_MINUTES if self.quick else FULL_MINUTES
 
 
 def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: Stages) -> Evaluation:
@@ -129,7 +129,7 @@ def forecast(
     if work.recipe.adaptive_budgets:
         size = Size(effort.adaptive_items, effort.adaptive_steps)
         stage = adaptive_stage(subject, held_out, work.recipe, effort)
-        first = 2 * size.items + GUIDES
+        first = 2 * size.items + MAX_GUIDE_ITEMS
         few = held_out.take(slice(first))
         per = replace(stage, held_out=few).per_item_step(read(subject.cascade, few.images))
         found[f"adaptive attack, {size.items} items x {size.steps} steps"] = per * size.items * (size.steps + 1)

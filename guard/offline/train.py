@@ -9,7 +9,7 @@ import time
 
 from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
-from guard.offline.crafting.plan import FLOOR, read_plan
+from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.splits import Split
 from guard.offline.evaluation.effort import Effort
@@ -53,7 +53,7 @@ def prepare(job: Job, stages: Stages) -> Prepared:
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
         for found in crafted:
-            few = f", wanted {FLOOR}" if len(found) < FLOOR else ""
+            few = f", wanted {MIN_FAMILY_ITEMS}" if len(found) < MIN_FAMILY_ITEMS else ""
             progress.say(f"  {short(found.attack, 36):<36} fools the model on {len(found)} of {found.tried}{few}")
     return Prepared(classifier, data, crafted)
 

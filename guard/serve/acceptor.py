@@ -5,8 +5,8 @@ raises, the coroutine ends, and the library answers by cancelling all calls and 
 is registered with the core, which compares paths as bytes; whatever is not registered goes to one handler that needs no
 path. So no byte of a client is decoded in the coroutines that accept. A call waits in the core, unseen and uncounted,
 until it is asked for, so dozens of requests for calls are kept open. A flood of calls must not delay the calls that are
-being handled, nor a client that calls once: at most `SLICE` calls begin in one turn of the event loop. The others wait,
-and the newest is taken first, since it has the most time left; `gatekeeper` explains the order.
+being handled, nor a client that calls once: at most `TURN_CALLS` calls begin in one turn of the event loop. The others
+wait, and the newest is taken first, since it has the most time left; `gatekeeper` explains the order.
 
 Rule 1: nothing that a client sends ends the acceptance of calls.
 Rule 2: should it end all the same, `lost` is called, and calls in flight go on: the listener decides what to do.
@@ -27,10 +27,10 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # it ships no types
 
-from guard.serve.gatekeeper import REFUSALS_IN_A_TURN, SLICE, Gate, GateKeeper, Porter, Refusal, Ticket, Wall
+from guard.serve.gatekeeper import MAX_TURN_REFUSALS, TURN_CALLS, Gate, GateKeeper, Porter, Refusal, Ticket, Wall
 
-DEPTH = 32  # calls of one method that the core hands over without being asked again
-DEPTH_AT_GATE = 256
+POSTED_CALLS = 32  # calls of one method that the core hands over without being asked again
+GATE_POSTED_CALLS = 256
 UNREGISTERED = "unregistered"  # stands for the path of every call whose method is not registered
 
 KNOWN = {  # private function -> its parameters, as this file calls it
@@ -104,8 +104,8 @@ class Acceptor(WatchedServer):
     async def _server_main_loop(self, started: asyncio.Future[bool]) -> None:
         with suppress(_CoreStartedError):
             await super()._server_main_loop(started)
-        porter = Porter(self.loop, self.begin_with, SLICE)
-        rebuffs = Porter(self.loop, self.rebuff, REFUSALS_IN_A_TURN)
+        porter = Porter(self.loop, self.begin_with, TURN_CALLS)
+        rebuffs = Porter(self.loop, self.rebuff, MAX_TURN_REFUSALS)
         self.accepting = self.loop.create_future()
         for path, handler in (*self.methods.items(), (None, self.other)):
             if isinstance(handler, Wall):
@@ -116,7 +116,7 @@ class Acceptor(WatchedServer):
                 ).take
             else:
                 take = partial(porter.take, (path or UNREGISTERED, _Fixed(handler)))
-            for _ in range(DEPTH_AT_GATE if path in self.gates else DEPTH):
+            for _ in range(GATE_POSTED_CALLS if path in self.gates else POSTED_CALLS):
                 self.accept(None if path is None else path.encode(), partial(self.show, take))
         await self.accepting
 

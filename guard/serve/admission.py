@@ -3,7 +3,8 @@
 How it works. Calls that were inspected lately took `stay_s` on average, among `company` others. A call that comes now
 finds `inside` others, and each one more than `company` delays it by the time that one call takes at the guard's best
 rate. So it is expected to take stay_s + (inside - company) / best_rate, and then what the model server lately took. If
-that is more than `SHARE` of the time left until its deadline, it is not admitted, and its message is not read. Example:
+that is more than `USABLE_TIME_SHARE` of the time left until its deadline, it is not admitted, and its message is not
+read. Example:
 12 ms among 5 others, now 21 inside, at best 800 calls a second, 5 ms upstream: 12 + 16 / 0.8 + 5 = 37 ms. A call with
 250 ms left is admitted, one with 40 ms left is not, since 37 ms are more than 0.85 * 40 ms.
 
@@ -22,13 +23,13 @@ import time
 from guard.errors import Overloaded
 
 CROWDED = "too many requests are being inspected for another to be answered in time; try again later or elsewhere"
-SHARE = 0.85  # of the time left that a call may be expected to take
-FEWEST_INSIDE = 128  # calls, before any has to wait at the gate
-INSIDE_S = 0.5  # of work, at the best rate
-NEWEST_WEIGHT = 0.1  # of the newest call in a mean
+USABLE_TIME_SHARE = 0.85  # of the time left that a call may be expected to take
+MIN_INSIDE_CALLS = 128  # calls, before any has to wait at the gate
+MAX_INSIDE_WORK_S = 0.5  # of work, at the best rate
+NEWEST_CALL_SHARE = 0.1  # of the newest call in a mean
 RATE_WINDOW_S = 0.25  # of busy time over which departures are counted
-FEWEST_DEPARTURES = 10  # that tell a rate before the first window is over
-RATE_KEPT = 0.98  # of the best rate after a window that was worse
+MIN_RATE_CALLS = 10  # that tell a rate before the first window is over
+KEPT_RATE_SHARE = 0.98  # of the best rate after a window that was worse
 
 
 class Place:
@@ -76,24 +77,26 @@ class Admission:
         self.inside -= 1
         self.departures += 1
         if inspected:
-            self.stay_s += NEWEST_WEIGHT * (now - place.entered - self.stay_s)
-            self.company += NEWEST_WEIGHT * (place.company - self.company)
+            self.stay_s += NEWEST_CALL_SHARE * (now - place.entered - self.stay_s)
+            self.company += NEWEST_CALL_SHARE * (place.company - self.company)
 
     def forwarded(self, seconds: float) -> None:
         """Record how many seconds the model server took over an answer."""
-        self.upstream_s += NEWEST_WEIGHT * (seconds - self.upstream_s)
+        self.upstream_s += NEWEST_CALL_SHARE * (seconds - self.upstream_s)
 
     def has_room(self) -> bool:
         """Whether more calls inside could keep the guard busier; if not, a call loses nothing by waiting."""
-        return self.inside < max(FEWEST_INSIDE, INSIDE_S * self.best_rate)
+        return self.inside < max(MIN_INSIDE_CALLS, MAX_INSIDE_WORK_S * self.best_rate)
 
     def is_in_time(self, remaining_s: float, ahead: int = 0) -> bool:
         """Whether a call with so much time left can be answered, where `ahead` others come in before it."""
-        return remaining_s > 0 and (not self.inside + ahead or self.expected_s(ahead) <= SHARE * remaining_s)
+        return remaining_s > 0 and (
+            not self.inside + ahead or self.expected_s(ahead) <= USABLE_TIME_SHARE * remaining_s
+        )
 
     def expected_s(self, ahead: int = 0) -> float:
         """The seconds that a call that comes now is expected to take, with `ahead` others before it."""
-        rate = self.best_rate or (self.departures / self.busy_s if self.departures >= FEWEST_DEPARTURES else 0.0)
+        rate = self.best_rate or (self.departures / self.busy_s if self.departures >= MIN_RATE_CALLS else 0.0)
         more = (self.inside + ahead - self.company) / rate if rate else 0.0
         return max(0.0, self.stay_s + more) + self.upstream_s
 
@@ -103,6 +106,6 @@ class Admission:
         if self.inside:
             self.busy_s += passed
         if self.busy_s >= RATE_WINDOW_S:
-            self.best_rate = max(self.departures / self.busy_s, RATE_KEPT * self.best_rate)
+            self.best_rate = max(self.departures / self.busy_s, KEPT_RATE_SHARE * self.best_rate)
             self.departures = 0
             self.busy_s = 0.0

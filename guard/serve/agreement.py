@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 WINDOW_ITEMS = 256
-FEWEST_ITEMS = 64  # below which no share is given: one odd answer is no incident
+MIN_COMPARED_ITEMS = 64  # below which no share is given: one odd answer is no incident
 
 
 class Agreement:
@@ -24,4 +24,4 @@ class Agreement:
             gone, count = self.requests.popleft()
             self.different -= gone
             self.items -= count
-        return self.different / self.items if self.items >= FEWEST_ITEMS else None
+        return self.different / self.items if self.items >= MIN_COMPARED_ITEMS else None

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 M_ARENA_MAX = -8  # glibc's <malloc.h>
-HEAPS = 2
+MAX_ARENAS = 2
 
 
 def library() -> Any:
@@ -25,9 +25,9 @@ def library() -> Any:
 
 
 def few_heaps() -> None:
-    """Limit this process to `HEAPS` heaps; to be called before it starts threads."""
+    """Limit this process to `MAX_ARENAS` heaps; to be called before it starts threads."""
     if (glibc := library()) is not None:
-        glibc.mallopt(M_ARENA_MAX, HEAPS)
+        glibc.mallopt(M_ARENA_MAX, MAX_ARENAS)
 
 
 def give_back() -> None:

@@ -27,7 +27,7 @@ UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 DOMAIN = "inference-guard"
 VERDICT, ID = "guard-verdict", "guard-id"
 DETAILS = "grpc-status-details-bin"
-FARTHEST_S = 365 * 86400.0  # a deadline further away is as good as none, and overflows what it is added to
+MAX_DEADLINE_S = 365 * 86400.0  # a deadline further away is as good as none, and overflows what it is added to
 
 IDS = random.Random(secrets.randbits(128))  # names in a log, no secrets; the system's own would cost 5 us each
 NO_ID = b"?" * 16  # the place of the call's id in a prepared status
@@ -61,7 +61,7 @@ class Call:
     def client_timeout_s(self) -> float | None:
         """The seconds left until the client's own deadline; None where there is none, or it is as good as none."""
         remaining: float | None = self.context.time_remaining()
-        return None if remaining is None or remaining > FARTHEST_S else remaining
+        return None if remaining is None or remaining > MAX_DEADLINE_S else remaining
 
     def remaining_s(self) -> float:
         """The seconds left until the deadline. Raises Expired when there are none."""
@@ -112,7 +112,7 @@ class Call:
 def time_left_s(context: Any, timeout_s: float) -> float:
     """The seconds left until a call's deadline; `timeout_s` where its client set none."""
     remaining: float | None = context.time_remaining()
-    return timeout_s if remaining is None else min(remaining, FARTHEST_S)
+    return timeout_s if remaining is None else min(remaining, MAX_DEADLINE_S)
 
 
 @lru_cache(maxsize=256)

@@ -35,8 +35,8 @@ from guard.serve.permits import FULL, Permit, Permits
 INLINE_BYTES = 64 * 1024  # smaller messages are worked on in the event loop: a thread costs more
 LARGE_BYTES = 8 * 2**20
 TIDY_S = 0.5
-THREADS = 2
-MOST_STREAMS = 64
+WORKER_THREADS = 2
+MAX_STREAMS = 64
 EMPTY_POLL_S = 0.01
 
 SHUTTING_DOWN = "the guard is shutting down; send the request to another replica"
@@ -56,7 +56,7 @@ class Door:
         self.read_timeout_s = read_timeout_s
         self.timeout_s = timeout_s  # of a call whose client set no deadline
         self.log = log
-        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="message")
+        self.threads = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="message")
         self.calls = 0  # that have come and not ended
         self.streams = 0
         self.tidying: asyncio.TimerHandle | None = None
@@ -94,13 +94,13 @@ class Door:
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
         """Yield the messages of a call that may stay silent for long; memory is taken once a message is there.
 
-        Messages on their way are bounded by the number of such calls alone (`MOST_STREAMS`).
+        Messages on their way are bounded by the number of such calls alone (`MAX_STREAMS`).
 
         Raises:
             Overloaded: there are too many such calls, or there is no memory for a message.
             TooLarge: as `message`.
         """
-        if self.streams >= MOST_STREAMS:
+        if self.streams >= MAX_STREAMS:
             raise Overloaded(f"{self.streams} streams are open already; try again later or elsewhere")
         self.streams += 1
         try:

@@ -20,7 +20,7 @@ try:
 except ImportError:
     from asyncio import SelectorEventLoop as BaseLoop  # type: ignore[assignment]
 
-MOST_WAITING = 64 * 1024
+MAX_READ_BYTES = 64 * 1024
 
 
 class EventLoop(BaseLoop):
@@ -46,7 +46,7 @@ def is_grpcs(fd: Any, callback: Any) -> bool:
 def drained(wake: socket.socket, read: Callable[[], Any]) -> None:
     """Drop all waiting bytes but the one that `read` takes, then call it."""
     with suppress(BlockingIOError):
-        waiting = len(wake.recv(MOST_WAITING, socket.MSG_PEEK))
+        waiting = len(wake.recv(MAX_READ_BYTES, socket.MSG_PEEK))
         if waiting > 1:
             wake.recv(waiting - 1)
     read()

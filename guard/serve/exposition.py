@@ -34,7 +34,7 @@ from guard.errors import PortError
 MAX_CONNECTIONS = 32
 CONNECTION_TIMEOUT_S = 5.0  # from accepted to closed
 MAX_HEAD_BYTES = 8192  # of the request line and all headers
-MAX_BACKLOG = 1024  # connections that the kernel holds until they are accepted
+MAX_BACKLOG_CONNECTIONS = 1024  # connections that the kernel holds until they are accepted
 MAX_DISCARDED_READS = 16  # of a request's body, which is ignored
 READ_BYTES = 4096
 ACCEPT_PAUSE_S = 0.05  # after a failed accept, e.g. when no file descriptor is left
@@ -284,7 +284,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(MAX_BACKLOG)
+        listener.listen(MAX_BACKLOG_CONNECTIONS)
         listener.setblocking(False)
     except BaseException:
         listener.close()

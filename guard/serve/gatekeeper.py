@@ -3,7 +3,7 @@
 How it works. Where more calls come than can be handled, each that begins late makes others late as well. So a few begin
 in one turn of the event loop, and the others wait; `line` says in which order. A call that waits in vain should be
 refused at once, but a refusal costs a tenth of a small answer, and its client may well call again at once: with
-unlimited refusals, a load of four times what can be answered leaves half of the answers. So `REFUSALS_A_SECOND` are
+unlimited refusals, a load of four times what can be answered leaves half of the answers. So `REFUSALS_PER_S` are
 sent, and nothing more is spent on the other calls: their deadline passes, they are counted, and what the core holds of
 them is freed.
 
@@ -23,14 +23,14 @@ import grpc
 
 from guard.serve.line import Allowance, Line
 
-SLICE = 4  # calls that begin in one turn of the event loop
-TURN_S = 0.005  # at most, until the calls that wait are looked after
-REFUSALS_IN_A_TURN = 16  # at a wall
+TURN_CALLS = 4  # calls that begin in one turn of the event loop
+MAX_TURN_S = 0.005  # at most, until the calls that wait are looked after
+MAX_TURN_REFUSALS = 16  # at a wall
 NEVER = float("inf")
-MOST_WAITING = 4096
-MOST_EXPIRED = 64  # calls that are given up in one turn
-REFUSALS_A_SECOND = 100.0  # of calls that wait in vain; each costs 0.2 ms
-REFUSALS_AT_ONCE = 300.0  # after a pause
+MAX_WAITING_CALLS = 4096
+MAX_TURN_EXPIRED_CALLS = 64  # calls that are given up in one turn
+REFUSALS_PER_S = 100.0  # of calls that wait in vain; each costs 0.2 ms
+MAX_SAVED_REFUSALS = 300.0  # after a pause
 
 
 class Ticket(Protocol):
@@ -140,21 +140,21 @@ class GateKeeper:
     ) -> None:
         self.gate, self.loop, self.enter, self.turn_away, self.now = gate, loop, enter, turn_away, now
         self.line: Line[Waiting] = Line()
-        self.refusals = Allowance(REFUSALS_A_SECOND, REFUSALS_AT_ONCE, now())
-        self.left = SLICE  # of this turn
+        self.refusals = Allowance(REFUSALS_PER_S, MAX_SAVED_REFUSALS, now())
+        self.left = TURN_CALLS  # of this turn
         self.due: asyncio.Handle | None = None  # the next turn
 
     def take(self, call: Any, context: Any) -> None:
         """Begin a call that has come, or let it join the line."""
         came = Waiting(call, context, self.gate.deadline(context))
-        if self.left == SLICE:
+        if self.left == TURN_CALLS:
             self.turn_soon()
         if self.left > 0:
             self.left -= 1
             if self.begin(came):
                 return
         self.line.join(came, came.deadline, self.gate.client(context))
-        if len(self.line) > MOST_WAITING:
+        if len(self.line) > MAX_WAITING_CALLS:
             last = self.line.take_last()
             self.turn_away(last.call, self.gate.refuse(last.context))
 
@@ -165,20 +165,20 @@ class GateKeeper:
 
     def turn(self) -> None:
         """Work through a turn of the event loop: begin some calls, and expire or refuse those that will not begin."""
-        self.left, self.due = SLICE, None
+        self.left, self.due = TURN_CALLS, None
         now = self.now()
         self.line.tell_time(now)
-        for late in self.line.expire(now, MOST_EXPIRED):
+        for late in self.line.expire(now, MAX_TURN_EXPIRED_CALLS):
             if (refusal := self.gate.expire(late.context)) is not None:
                 self.turn_away(late.call, refusal)
         while self.left > 0 and (first := self.line.next()) is not None and self.begin(first):
             self.left -= 1
             self.line.take_next()
         self.refuse(now)
-        if self.left < SLICE:
+        if self.left < TURN_CALLS:
             self.turn_soon()
         elif self.line or self.line.over:
-            self.due = self.loop.call_later(TURN_S, self.turn)
+            self.due = self.loop.call_later(MAX_TURN_S, self.turn)
 
     def begin(self, waiting: Waiting) -> bool:
         """Begin a call if its gate admits it, and return whether it did."""

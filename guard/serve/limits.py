@@ -14,13 +14,13 @@ from guard.config import ServeConfig
 from guard.errors import ConfigError
 from guard.serve.batcher import Batcher
 
-MOST_IN_FLIGHT_BYTES = 256 * 2**20
-FEWEST_IN_FLIGHT_BYTES = 32 * 2**20
-MEMORY_SHARE = 4  # one part in so many of the memory limit; a message takes three times its size on its way in
-AT_ONCE = 8  # messages of the largest size that fit by default
-FEW_AT_ONCE = 4  # below that the log warns
+MAX_DEFAULT_IN_FLIGHT_BYTES = 256 * 2**20
+MIN_DEFAULT_IN_FLIGHT_BYTES = 32 * 2**20
+MEMORY_DIVISOR = 4  # one part in so many of the memory limit; a message takes three times its size on its way in
+LARGEST_MESSAGES = 8  # messages of the largest size that fit by default
+MIN_LARGEST_MESSAGES = 4  # below that the log warns
 HEADER_BYTES = 128 * 1024  # room for names, parameters and what else is not the tensor
-ANSWER_BYTES = 128 * 2**20  # of the model server, at least
+MIN_ANSWER_BYTES = 128 * 2**20  # of the model server, at least
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Limits:
         """
         message, in_flight = config.max_message_bytes, config.max_bytes_in_flight
         if in_flight is None:
-            share = MOST_IN_FLIGHT_BYTES if memory_bytes is None else memory_bytes // MEMORY_SHARE
-            in_flight = max(FEWEST_IN_FLIGHT_BYTES, min(MOST_IN_FLIGHT_BYTES, share), 2 * (message or 0))
+            share = MAX_DEFAULT_IN_FLIGHT_BYTES if memory_bytes is None else memory_bytes // MEMORY_DIVISOR
+            in_flight = max(MIN_DEFAULT_IN_FLIGHT_BYTES, min(MAX_DEFAULT_IN_FLIGHT_BYTES, share), 2 * (message or 0))
         if message is None:
             batch, queue = (request_bytes(spec, items) for items in (batcher.max_items, batcher.max_queue_items))
-            message = min(queue, max(batch, in_flight // AT_ONCE), in_flight // 2)
+            message = min(queue, max(batch, in_flight // LARGEST_MESSAGES), in_flight // 2)
         if in_flight < 2 * message:
             raise ConfigError(
                 f"max_bytes_in_flight = {in_flight} has no room for two messages of max_message_bytes = {message}, "
@@ -55,7 +55,7 @@ class Limits:
     def warning(self) -> str | None:
         """The line for the log where few messages can be read at once; None otherwise."""
         at_once = self.in_flight_bytes // self.message_bytes
-        if at_once >= FEW_AT_ONCE:
+        if at_once >= MIN_LARGEST_MESSAGES:
             return None
         return (
             f"only {at_once} messages can be read at once: before a read max_message_bytes = {self.message_bytes} is "

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 ROUND_S = 0.25  # in which each client should have as many turns as another
 CLOCKS_DIFFER_S = 0.02  # by which a client's own timer may run out after ours
-SPARE = 1024  # entries that no longer hold may stay in a heap until they outnumber those that do, and this
+MIN_STALE_ENTRIES = 1024  # entries that no longer hold may stay in a heap until they outnumber those that do, and this
 
 Call = TypeVar("Call")
 
@@ -58,7 +58,7 @@ class Line(Generic[Call]):
         self.clients.setdefault(client, {})[member.number] = member
         heapq.heappush(self.by_deadline, member)
         self.counted(client)
-        if len(self.by_deadline) > 2 * self.waiting + SPARE:
+        if len(self.by_deadline) > 2 * self.waiting + MIN_STALE_ENTRIES:
             self.by_deadline = [member for members in self.clients.values() for member in members.values()]
             heapq.heapify(self.by_deadline)
 
@@ -133,7 +133,7 @@ class Line(Generic[Call]):
             return
         newest = next(reversed(members.values()))
         heapq.heappush(self.turns, (self.had[client], -newest.number, newest))
-        if len(self.turns) > 2 * len(self.clients) + SPARE:
+        if len(self.turns) > 2 * len(self.clients) + MIN_STALE_ENTRIES:
             self.rank()
 
     def rank(self) -> None:

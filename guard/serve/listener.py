@@ -26,9 +26,9 @@ from guard.serve.gatekeeper import Gate, Wall
 
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that is not read yet
 METADATA_BYTES = 32 * 1024  # of a call's headers; gRPC's servers take 16 KiB
-MOST_PENDING = 1_000_000
+MAX_PENDING_CALLS = 1_000_000
 REOPEN_POLL_S = 0.02
-FOREVER_S = 3600.0  # the grace of calls on a listener that was replaced
+REPLACED_LISTENER_GRACE_S = 3600.0  # the grace of calls on a listener that was replaced
 LAST_ANSWERS_S = 0.05  # for what was answered to leave before connections close
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -116,8 +116,8 @@ class Listener:
 
 
 async def shut(server: WatchedServer, grace_s: float | None) -> None:
-    """Stop a server, whether its acceptance failed or not; without a grace its calls may take `FOREVER_S`."""
-    grace = FOREVER_S if grace_s is None else grace_s
+    """Stop a server, whether its acceptance failed or not; no grace means `REPLACED_LISTENER_GRACE_S`."""
+    grace = REPLACED_LISTENER_GRACE_S if grace_s is None else grace_s
     with suppress(Exception):  # what ended the acceptance is raised once more, and was reported already
         await server.shutdown(grace)
     with suppress(Exception):
@@ -152,8 +152,11 @@ async def listening(
         ("grpc.absolute_max_metadata_size", METADATA_BYTES),
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_concurrent_streams", max_calls),
-        ("grpc.server.max_pending_requests", MOST_PENDING),  # by default 1,000, and calls beyond that get CANCELLED
-        ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
+        (
+            "grpc.server.max_pending_requests",
+            MAX_PENDING_CALLS,
+        ),  # by default 1,000, and calls beyond that get CANCELLED
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         # The core would widen windows by what it measures: 450 MiB of unread bodies on eight connections, 40 without.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),

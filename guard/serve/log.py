@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO
 
 Level = Literal["debug", "info", "warning", "error"]
 LIBRARY_LINE_S = 0.1  # between two lines of one place in a library: what clients send can make it write
-LONGEST_MESSAGE = 2000
+MAX_MESSAGE_CHARACTERS = 2000
 RANK: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 
@@ -86,7 +86,7 @@ class Bridge(logging.Handler):
             "library",
             {
                 "logger": record.name,
-                "message": record.getMessage()[:LONGEST_MESSAGE],
+                "message": record.getMessage()[:MAX_MESSAGE_CHARACTERS],
                 "cause": repr(cause) if cause else None,
                 "held_back": held_back,
             },

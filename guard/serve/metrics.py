@@ -16,9 +16,9 @@ from prometheus_client.registry import Collector
 
 from guard.fusion import Floats
 
-SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+BUCKET_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+BUCKET_P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 OTHER = "other"
 LISTENERS = ("inference", "admin")
 ACTIONS = (
@@ -34,7 +34,7 @@ class PValues(Collector):
     def __init__(self, name: str, help_text: str, label: str, values: Sequence[str]) -> None:
         self.name, self.help_text, self.label = name, help_text, label
         self.values = tuple(values)
-        self.counts = np.zeros((len(self.values), len(P_VALUES)), dtype=np.int64)  # [value, bucket]
+        self.counts = np.zeros((len(self.values), len(BUCKET_P_VALUES)), dtype=np.int64)  # [value, bucket]
         self.sums = np.zeros(len(self.values))
 
     def observe(self, p_values: Floats) -> None:
@@ -42,14 +42,14 @@ class PValues(Collector):
         for column in range(len(self.values)):
             seen = p_values[:, column]
             seen = seen[~np.isnan(seen)]
-            np.add.at(self.counts[column], np.searchsorted(P_VALUES, np.minimum(seen, 1.0), side="left"), 1)
+            np.add.at(self.counts[column], np.searchsorted(BUCKET_P_VALUES, np.minimum(seen, 1.0), side="left"), 1)
             self.sums[column] += float(seen.sum())
 
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self.name, self.help_text, labels=[self.label])
         for column, value in enumerate(self.values):
             cumulative = np.cumsum(self.counts[column])
-            buckets = [(str(bound), float(count)) for bound, count in zip(P_VALUES, cumulative, strict=True)]
+            buckets = [(str(bound), float(count)) for bound, count in zip(BUCKET_P_VALUES, cumulative, strict=True)]
             family.add_metric([value], [*buckets, ("+Inf", float(cumulative[-1]))], sum_value=float(self.sums[column]))
         yield family
 
@@ -90,12 +90,12 @@ class Metrics:
             "guard_unchecked_total", "ModelInfer requests that passed uninspected", "model", "reason"
         )
         self.calls = counter("guard_calls_total", "Calls of every other method", "method", "outcome")
-        self.request_seconds = histogram("guard_request_seconds", "ModelInfer, whole", buckets=SECONDS)
+        self.request_seconds = histogram("guard_request_seconds", "ModelInfer, whole", buckets=BUCKET_SECONDS)
         self.stage_seconds = histogram(
-            "guard_stage_seconds", "decode, queue, program, repair, upstream", "stage", buckets=SECONDS
+            "guard_stage_seconds", "decode, queue, program, repair, upstream", "stage", buckets=BUCKET_SECONDS
         )
         self.queue_rows = gauge("guard_queue_rows", "Rows waiting for the device")
-        self.batch_rows = histogram("guard_batch_rows", "Rows sent to the device at once", buckets=ROWS)
+        self.batch_rows = histogram("guard_batch_rows", "Rows sent to the device at once", buckets=BUCKET_ROWS)
         self.dropped_requests = counter(
             "guard_dropped_total", "Requests dropped from the queue before the device", "reason"
         )

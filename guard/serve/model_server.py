@@ -62,7 +62,7 @@ ONNX_TYPES = {  # ONNX Runtime's name -> the protocol's
 MAX_MESSAGE_BYTES = 128 * 2**20
 MAX_BYTES_IN_FLIGHT = 8 * MAX_MESSAGE_BYTES
 MAX_CONNECTIONS = 1024
-MAX_CALLS = 1024  # under way on one connection
+MAX_CONNECTION_CALLS = 1024  # under way on one connection
 READ_TIMEOUT_S, TIMEOUT_S = 10.0, 30.0
 
 
@@ -247,7 +247,7 @@ async def serving(model: Model, listen: str, *, log: Log | None = None) -> Async
         other,
         max_message_bytes=MAX_MESSAGE_BYTES,
         max_connections=MAX_CONNECTIONS,
-        max_calls=MAX_CALLS,
+        max_calls=MAX_CONNECTION_CALLS,
     ) as listener:
         listener.changed = partial(readiness.say, "listener")
         try:

@@ -6,7 +6,7 @@ the limit. Example: a limit of 256 MiB and messages of at most 32 MiB let eight 
 its 12 KB, all but 12 KB of its permit is free again.
 
 Rule 1: permits are granted in the order in which they were asked for: a small one does not overtake a large one.
-Rule 2: no call waits for longer than `WAIT_S`, and no more than `MAX_WAITING` wait; all others are refused at once.
+Rule 2: no call waits for longer than `WAIT_S`, and at most `MAX_WAITING_CALLS` wait; all others are refused at once.
 Rule 3: a message that does not end makes room: when others wait, a read that has lasted `PATIENCE_S` is given up.
 """
 
@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from guard.errors import Overloaded
 
 WAIT_S = 0.2
-MAX_WAITING = 256
+MAX_WAITING_CALLS = 256
 PATIENCE_S = 1.0
 FULL = "the messages that are being read and held take all the memory set aside for them; try again later or elsewhere"
 
@@ -98,7 +98,7 @@ class Permits:
             self.taken_bytes += size_bytes
             return
         self.make_room()
-        if len(self.waiting) >= MAX_WAITING or wait_s <= 0:
+        if len(self.waiting) >= MAX_WAITING_CALLS or wait_s <= 0:
             raise Overloaded(FULL)
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[None] = loop.create_future()

@@ -39,7 +39,7 @@ from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
 from guard.serve.health import HEALTH, Health
 from guard.serve.inspector import Inspector
-from guard.serve.limits import ANSWER_BYTES, Limits
+from guard.serve.limits import MIN_ANSWER_BYTES, Limits
 from guard.serve.listener import Listener, listening
 from guard.serve.log import Bridge, Log
 from guard.serve.metrics import Metrics
@@ -53,10 +53,10 @@ from guard.session import CudaOptions
 
 ENGINE_POLL_S = 0.25
 PULSE_S = 0.5
-HUNG_S = 10.0
+HUNG_LOOP_S = 10.0
 
 
-SIDE_SHARE = 4  # of the memory for messages, one part in so many is for probes and metadata
+SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
 SIDE_PATIENCE_S = 0.05
 
 
@@ -137,7 +137,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             Upstream.open(
                 config.upstream,
                 model,
-                max_message_bytes=max(limits.message_bytes, ANSWER_BYTES),
+                max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES),
                 timeout_s=config.upstream_timeout_s,
             )
         )
@@ -247,7 +247,7 @@ def stated(limits: Limits, log: Log) -> Limits:
 @contextmanager
 def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door, Door]]:
     """Open a door for tensors and one for small messages, a share of the memory each, so that probes find theirs."""
-    side_bytes = max(limits.message_bytes, limits.in_flight_bytes // SIDE_SHARE)
+    side_bytes = max(limits.message_bytes, limits.in_flight_bytes // SIDE_DIVISOR)
     main = Permits(limits.in_flight_bytes - side_bytes, largest_bytes=limits.message_bytes)
     side = Permits(side_bytes, largest_bytes=limits.message_bytes, patience_s=SIDE_PATIENCE_S)
     made = partial(
@@ -282,7 +282,7 @@ class Pulse:
 
 def alive(pulse: Pulse, readiness: Readiness) -> str | None:
     """The reason why the guard is not live; None when it is."""
-    if (missed_s := pulse.missed_s()) > HUNG_S:
+    if (missed_s := pulse.missed_s()) > HUNG_LOOP_S:
         return f"the event loop has not turned for {missed_s:.0f} s"
     return readiness.part("listener")
 

@@ -24,11 +24,11 @@ import guard.offline.work.store
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.adversary.descent import METHODS
-from guard.offline.adversary.runs import PARTS
+from guard.offline.adversary.runs import ITEM_PARTS
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluate import Wish, evaluate_bundle, forecast, prepared
 from guard.offline.evaluation.detector_rows import detector_rows
-from guard.offline.evaluation.effort import FEWEST_ITEMS, FEWEST_STEPS, Size
+from guard.offline.evaluation.effort import MIN_PROOF_ITEMS, MIN_PROOF_STEPS, Size
 from guard.offline.evaluation.left_out import families, refit_all, unmade
 from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evidence.batches import gather_all
@@ -111,7 +111,7 @@ def copied(bundle: Bundle, folder: Path) -> None:
 @pytest.fixture
 def bundle(refitted: Refitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """A copy with a work directory of its own, and an evaluation of seconds."""
-    monkeypatch.setattr("guard.offline.evaluate.FULL", (60, 8, 4))
+    monkeypatch.setattr("guard.offline.evaluate.FULL_ITEMS_AND_STEPS", (60, 8, 4))
     copied(refitted.bundle, tmp_path)
     return Bundle.open(tmp_path / "bundle")
 
@@ -232,8 +232,8 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     shards = spied(monkeypatch, guard.offline.crafting.shard, "attack_shard")
     heads = spied(monkeypatch, guard.offline.training.build, "fit_heads")
     runs = spied(monkeypatch, guard.offline.work.store, "write_arrays", lambda file, _: file.parent.name == "adaptive")
-    parts = PARTS * len(METHODS) * 3  # the guard and two detectors
-    runs.interrupt_at = PARTS + 2
+    parts = ITEM_PARTS * len(METHODS) * 3  # the guard and two detectors
+    runs.interrupt_at = ITEM_PARTS + 2
     folder = bundle.path.with_name("bundle.work") / "adaptive"
     trained = set(folder.glob("*.npz"))  # runs for the report of the training
     with pytest.raises(KeyboardInterrupt):
@@ -244,7 +244,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert len(heads.calls) == 1
     runs.interrupt_at = None
     before, kept = len(runs.calls), len(set(folder.glob("*.npz")) - trained)
-    assert PARTS < kept < parts
+    assert ITEM_PARTS < kept < parts
     found, said = run(bundle, data)
     assert len(shards.calls) == made
     assert len(heads.calls) == 1
@@ -303,7 +303,7 @@ def test_a_suite_has_rows_of_its_own(bundle: Bundle, data: Path, monkeypatch: py
         raise ModelError("this attack asks for what the model does not tell")
 
     monkeypatch.setattr("guard.offline.attacks.methods.cw.Cw.__call__", unable)
-    monkeypatch.setattr("guard.offline.evaluate.QUICK", (40, 4, 2))
+    monkeypatch.setattr("guard.offline.evaluate.QUICK_ITEMS_AND_STEPS", (40, 4, 2))
     file = data.with_name("mine.toml")
     file.write_text(SUITE, encoding="utf-8")
     asked: dict[str, Any] = {"suite": load_suite(str(file)), "suite_minutes": 0.05, "quick": True}
@@ -331,7 +331,7 @@ def test_shifts_classes_and_the_worst_case_are_there(
     bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a second run gives the same page, byte for byte, whatever the speed of the day was."""
-    monkeypatch.setattr("guard.offline.evaluate.QUICK", (40, 4, 2))
+    monkeypatch.setattr("guard.offline.evaluate.QUICK_ITEMS_AND_STEPS", (40, 4, 2))
     found, said = run(bundle, data, quick=True)
     names = [row.name for row in found.clean if row.accuracy is not None]
     assert names == [shift.name for shift in SHIFTS]
@@ -362,7 +362,7 @@ def test_shifts_classes_and_the_worst_case_are_there(
 
 
 def test_quick_leaves_no_family_out(bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.offline.evaluate.QUICK", (40, 4, 2))
+    monkeypatch.setattr("guard.offline.evaluate.QUICK_ITEMS_AND_STEPS", (40, 4, 2))
     found, _ = run(bundle, data, quick=True)
     assert found.left_out == ()
     assert all(row.left_out is None for row in found.attacks)
@@ -381,10 +381,10 @@ def test_sizes(seconds: float) -> None:
     """It fits if it can, never falls below the fewest, and never exceeds what was wanted."""
     wanted = Size(50, 100)
     found = wanted.shrunk(seconds, 0.02)
-    assert FEWEST_ITEMS <= found.items <= 50
-    assert FEWEST_STEPS <= found.steps <= 100
+    assert MIN_PROOF_ITEMS <= found.items <= 50
+    assert MIN_PROOF_STEPS <= found.steps <= 100
     fits = found.items * (found.steps + 1) * 0.02 <= seconds
-    assert fits or found == Size(FEWEST_ITEMS, FEWEST_STEPS)
+    assert fits or found == Size(MIN_PROOF_ITEMS, MIN_PROOF_STEPS)
     if seconds > 1e6:
         assert found == wanted
 

@@ -23,7 +23,7 @@ from guard.offline.data.splits import Split, content_hashes
 from guard.offline.detectors.detector import Head
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.findings.intervals import rejections_band
-from guard.offline.job.job import FEWEST_CLEAN, Job, open_job
+from guard.offline.job.job import MIN_SPLIT_ITEMS, Job, open_job
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.train import prepare, train
@@ -288,7 +288,7 @@ def test_too_few_items_for_the_rate_says_how_many(problem: Path, stages: Stages)
 def test_too_few_items_for_a_split(problem: Path, stages: Stages) -> None:
     images, labels = tiny.data(90, seed=7)
     job = with_data(tiny.job(problem, reject_rate=0.2, flag_rate=0.2), images=images, labels=labels)
-    stops(job, stages, DataError, f"at least {FEWEST_CLEAN}")
+    stops(job, stages, DataError, f"at least {MIN_SPLIT_ITEMS}")
 
 
 def test_a_recipe_whose_tables_do_not_exist(problem: Path, stages: Stages) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from guard.errors import Overloaded
-from guard.serve.admission import SHARE, Admission, Place
+from guard.serve.admission import USABLE_TIME_SHARE, Admission, Place
 
 
 @dataclass
@@ -73,7 +73,7 @@ def test_a_burst_is_taken_as_far_as_it_can_be_answered() -> None:
     for _ in range(400):
         guard.arrive(0.25)
     guard.until(guard.now + 10)
-    assert 0.5 * SHARE * 0.25 / 0.0025 <= guard.answered - before <= 0.25 / 0.0025
+    assert 0.5 * USABLE_TIME_SHARE * 0.25 / 0.0025 <= guard.answered - before <= 0.25 / 0.0025
 
 
 def test_the_model_servers_time_counts() -> None:

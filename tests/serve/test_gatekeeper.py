@@ -11,17 +11,17 @@ import grpc
 import pytest
 
 from guard.serve.gatekeeper import (
-    MOST_WAITING,
-    REFUSALS_A_SECOND,
-    REFUSALS_AT_ONCE,
-    SLICE,
-    TURN_S,
+    MAX_SAVED_REFUSALS,
+    MAX_TURN_S,
+    MAX_WAITING_CALLS,
+    REFUSALS_PER_S,
+    TURN_CALLS,
     GateKeeper,
     Porter,
     Refusal,
     Ticket,
 )
-from guard.serve.line import CLOCKS_DIFFER_S, SPARE, Line
+from guard.serve.line import CLOCKS_DIFFER_S, MIN_STALE_ENTRIES, Line
 
 CROWDED = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "crowded", ())
 LATE = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "late", ())
@@ -111,14 +111,14 @@ class House:
 
 def test_a_few_begin_in_one_turn_and_the_newest_of_those_that_wait_come_next() -> None:
     house = House()
-    house.come(range(3 * SLICE))
-    assert house.begun == list(range(SLICE))
+    house.come(range(3 * TURN_CALLS))
+    assert house.begun == list(range(TURN_CALLS))
     house.loop.turn()
-    assert house.begun[SLICE:] == list(reversed(range(2 * SLICE, 3 * SLICE)))
+    assert house.begun[TURN_CALLS:] == list(reversed(range(2 * TURN_CALLS, 3 * TURN_CALLS)))
     house.loop.turn()
-    assert sorted(house.begun) == list(range(3 * SLICE))
+    assert sorted(house.begun) == list(range(3 * TURN_CALLS))
     for _ in range(3):
-        house.loop.turn(TURN_S)
+        house.loop.turn(MAX_TURN_S)
     assert not house.loop.due  # nothing is left to look after
 
 
@@ -128,7 +128,7 @@ def test_who_waits_comes_in_when_there_is_room_again() -> None:
     house.loop.turn()
     assert house.begun == house.refused == []
     house.open = True
-    house.loop.turn(TURN_S)
+    house.loop.turn(MAX_TURN_S)
     assert house.begun == [1, 0]
 
 
@@ -136,10 +136,10 @@ def test_those_who_wait_in_vain_are_told_as_long_as_that_costs_little() -> None:
     house = House(open=False, hopeless=True)
     house.come(range(1000))
     house.loop.turn()
-    assert house.refused == list(range(int(REFUSALS_AT_ONCE)))  # who would come in last hears it first
+    assert house.refused == list(range(int(MAX_SAVED_REFUSALS)))  # who would come in last hears it first
     for _ in range(100):
         house.loop.turn(0.01)
-    assert len(house.refused) == pytest.approx(REFUSALS_AT_ONCE + REFUSALS_A_SECOND, abs=2)
+    assert len(house.refused) == pytest.approx(MAX_SAVED_REFUSALS + REFUSALS_PER_S, abs=2)
     assert house.begun == []
 
 
@@ -159,17 +159,17 @@ def test_whose_time_is_over_is_counted_and_told_only_if_his_client_cannot_know(*
     house.loop.turn(1.0)
     assert house.begun == []  # although there is room: it is too late
     assert house.expired == 0  # his own clock may be behind
-    house.loop.turn(CLOCKS_DIFFER_S + TURN_S)
-    house.loop.turn(TURN_S)
+    house.loop.turn(CLOCKS_DIFFER_S + MAX_TURN_S)
+    house.loop.turn(MAX_TURN_S)
     assert house.expired == 10
     assert len(house.told_late) == (0 if clients_know else 10)
 
 
 def test_what_waits_is_bounded() -> None:
     house = House(open=False)
-    house.come(range(MOST_WAITING + 10))
+    house.come(range(MAX_WAITING_CALLS + 10))
     assert house.refused == list(range(10))  # whoever comes into a full line is not worse off than those before
-    assert len(house.keeper.line) == MOST_WAITING
+    assert len(house.keeper.line) == MAX_WAITING_CALLS
 
 
 def test_every_call_goes_out_once_whatever_happens() -> None:
@@ -183,7 +183,7 @@ def test_every_call_goes_out_once_whatever_happens() -> None:
         came += more
         house.loop.turn(chance.uniform(0.0, 0.01))
     for _ in range(1000):
-        house.loop.turn(TURN_S)
+        house.loop.turn(MAX_TURN_S)
     assert len(house.begun) + len(house.refused) + house.expired == came
     assert len(set(house.begun) | set(house.refused)) == len(house.begun) + len(house.refused)
     assert min(len(house.begun), len(house.refused), house.expired) > 100
@@ -203,7 +203,7 @@ def test_a_thousand_calls_of_one_client_do_not_keep_anothers_one_waiting() -> No
 
 
 def test_who_waits_in_vain_among_many_is_not_the_one_who_has_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.serve.gatekeeper.MOST_WAITING", 100)
+    monkeypatch.setattr("guard.serve.gatekeeper.MAX_WAITING_CALLS", 100)
     house = House(open=False)
     house.who = 1
     house.come(range(3))
@@ -214,14 +214,14 @@ def test_who_waits_in_vain_among_many_is_not_the_one_who_has_few(monkeypatch: py
 
 def test_a_line_does_not_remember_those_that_have_gone_out() -> None:
     line: Line[int] = Line()
-    for number in range(20 * SPARE):
+    for number in range(20 * MIN_STALE_ENTRIES):
         line.join(number, 1000.0, number % 7)
         line.join(-number, 1000.0, number % 7)
         assert line.take_next() == -number
         assert line.take_last() == number
     assert len(line) == len(line.clients) == 0
-    assert len(line.by_deadline) <= SPARE + 4
-    assert len(line.turns) <= SPARE + 4
+    assert len(line.by_deadline) <= MIN_STALE_ENTRIES + 4
+    assert len(line.turns) <= MIN_STALE_ENTRIES + 4
 
 
 def test_each_client_has_as_many_turns_and_the_newest_comes_first_among_equals() -> None:

@@ -11,10 +11,10 @@ import pytest
 from guard.bundle import InputSpec
 from guard.config import ServeConfig
 from guard.errors import ConfigError, TooLarge
-from guard.serve.agreement import FEWEST_ITEMS, WINDOW_ITEMS, Agreement
+from guard.serve.agreement import MIN_COMPARED_ITEMS, WINDOW_ITEMS, Agreement
 from guard.serve.batcher import Batcher
 from guard.serve.door import is_packed, unpacked
-from guard.serve.limits import FEWEST_IN_FLIGHT_BYTES, MOST_IN_FLIGHT_BYTES, Limits, request_bytes
+from guard.serve.limits import MAX_DEFAULT_IN_FLIGHT_BYTES, MIN_DEFAULT_IN_FLIGHT_BYTES, Limits, request_bytes
 from guard.serve.log import Seldom
 from tests.serve import tiny_bundle
 from tests.serve.guarded import infer_request
@@ -32,14 +32,14 @@ def limits(spec: InputSpec, *, memory: int | None = None, **settings: Any) -> Li
 def test_the_largest_message_is_the_largest_request_that_the_queue_can_hold() -> None:
     found = limits(DIGITS)
     assert found.message_bytes == request_bytes(DIGITS, 256)
-    assert found.in_flight_bytes == MOST_IN_FLIGHT_BYTES
+    assert found.in_flight_bytes == MAX_DEFAULT_IN_FLIGHT_BYTES
     assert found.warning is None
 
 
 def test_several_of_the_largest_fit_and_one_batch_in_any_case() -> None:
-    assert limits(PICTURES).message_bytes == MOST_IN_FLIGHT_BYTES // 8
+    assert limits(PICTURES).message_bytes == MAX_DEFAULT_IN_FLIGHT_BYTES // 8
     small = limits(PICTURES, memory=128 * MIB)
-    assert small.in_flight_bytes == FEWEST_IN_FLIGHT_BYTES
+    assert small.in_flight_bytes == MIN_DEFAULT_IN_FLIGHT_BYTES
     assert small.message_bytes == request_bytes(PICTURES, 16)
     assert "only 3 messages" in str(small.warning)
 
@@ -85,7 +85,7 @@ def test_unpacking_is_bounded_and_exact(pack: Any) -> None:
 
 def test_agreement_forgets_and_does_not_judge_by_a_few() -> None:
     agreement = Agreement()
-    assert agreement.note(FEWEST_ITEMS - 1, FEWEST_ITEMS - 1) is None
+    assert agreement.note(MIN_COMPARED_ITEMS - 1, MIN_COMPARED_ITEMS - 1) is None
     assert agreement.note(1, 1) == 1.0
     share = 1.0
     for _ in range(WINDOW_ITEMS // 4):

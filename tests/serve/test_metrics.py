@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
-from guard.serve.metrics import P_VALUES, Metrics, PValues
+from guard.serve.metrics import BUCKET_P_VALUES, Metrics, PValues
 
 
 def test_p_values_are_binned_as_the_library_bins_them() -> None:
     registry = CollectorRegistry()
-    theirs = Histogram("theirs", "x", ["detector"], registry=registry, buckets=P_VALUES)
+    theirs = Histogram("theirs", "x", ["detector"], registry=registry, buckets=BUCKET_P_VALUES)
     ours = PValues("ours", "x", "detector", ["a", "b"])
     registry.register(ours)
     generator = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def test_p_values_are_binned_as_the_library_bins_them() -> None:
             if suffix != "_created":
                 found[family.name][suffix, frozenset(sample.labels.items())] = sample.value
     assert found["ours"].keys() == found["theirs"].keys()
-    assert len(found["ours"]) == 2 * (len(P_VALUES) + 3)
+    assert len(found["ours"]) == 2 * (len(BUCKET_P_VALUES) + 3)
     for key, value in found["ours"].items():
         assert value == pytest.approx(found["theirs"][key])
 

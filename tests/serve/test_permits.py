@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from guard.errors import Overloaded
-from guard.serve.permits import MAX_WAITING, Permits
+from guard.serve.permits import MAX_WAITING_CALLS, Permits
 
 LIMIT, LARGEST = 100, 40
 
@@ -118,7 +118,7 @@ def test_nobody_waits_long_and_not_all_may() -> None:
                 raise AssertionError("there was no room")
 
         async with permits.permit(wait_s=0):
-            ended = await asyncio.gather(*(call() for _ in range(MAX_WAITING + 7)), return_exceptions=True)
+            ended = await asyncio.gather(*(call() for _ in range(MAX_WAITING_CALLS + 7)), return_exceptions=True)
         assert {type(error) for error in ended} == {Overloaded}
         assert permits.taken_bytes == 0
         assert not permits.waiting

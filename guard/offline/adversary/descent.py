@@ -25,7 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from guard.offline.adversary.directions import DIRECTIONS, SLACK, Method, Sight
+from guard.offline.adversary.directions import DIRECTIONS, RISK_MARGIN, Method, Sight
 from guard.offline.adversary.guides import Guide, Guides
 from guard.offline.attacks.norm_ball import per_item
 
@@ -57,7 +57,7 @@ class AdaptiveResult:
     @property
     def settled(self) -> Tensor:
         """Whether an item [item] fools the model and is safely below the last threshold: nothing is left to gain."""
-        return self.fooled & (self.excess[:, -1] < -SLACK)
+        return self.fooled & (self.excess[:, -1] < -RISK_MARGIN)
 
     def where(self, items: Tensor, other: AdaptiveResult) -> AdaptiveResult:
         """Return this result with the rows of `other` at the items selected by `items` [item] bool."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from guard.offline.attacks.norm_ball import per_item, steepest
 
 Method = Literal["selective", "weighted", "orthogonal", "feature_matching"]
-CONFIDENCE = 0.5  # margin in logits by which the class stays lost while the risk is descended
-SLACK = 0.05  # how far below a threshold counts as safely below
+LOGIT_MARGIN = 0.5  # margin in logits by which the class stays lost while the risk is descended
+RISK_MARGIN = 0.05  # how far below a threshold counts as safely below
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Sight:
 
     @property
     def wants_class(self) -> Tensor:
-        """Indicator [item]: 1 while the class is not safely lost (margin above -CONFIDENCE), else 0."""
-        return (self.margin > -CONFIDENCE).to(self.point.dtype)
+        """Indicator [item]: 1 while the class is not safely lost (margin above -LOGIT_MARGIN), else 0."""
+        return (self.margin > -LOGIT_MARGIN).to(self.point.dtype)
 
     @property
     def wants_pass(self) -> Tensor:
         """Indicator [item]: 1 while the excess over the lowest threshold is not safely below zero, else 0."""
-        return (self.excess[:, -1] > -SLACK).to(self.point.dtype)
+        return (self.excess[:, -1] > -RISK_MARGIN).to(self.point.dtype)
 
     def slope(self, values: Tensor, *, last: bool = False) -> Tensor:
         """Return the gradient of each item's value to its own point; `last` frees the graph that all passes share."""
@@ -45,7 +45,7 @@ class Sight:
 
 def pursued(excess: Tensor) -> Tensor:
     """Return the excess [item] over the first threshold that an item is not safely below, or else over the last."""
-    met = (excess < -SLACK).long().cumprod(dim=1).sum(dim=1).clamp_max(excess.shape[1] - 1)
+    met = (excess < -RISK_MARGIN).long().cumprod(dim=1).sum(dim=1).clamp_max(excess.shape[1] - 1)
     return excess.gather(1, met[:, None])[:, 0]
 
 

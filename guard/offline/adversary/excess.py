@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from guard.calibration import Calibration
 from guard.cascade import risk_limits
-from guard.fusion import HINGES, Floats, Fusion
+from guard.fusion import HINGE_DEVIATIONS, Floats, Fusion
 from guard.offline.evidence.kinds.plain import Logits
 from guard.offline.evidence.needs import Evidence
 from guard.offline.programs.program import Program
@@ -33,7 +33,7 @@ class SmoothFusion(nn.Module):
             self.register_buffer(f"knots_{place}", torch.unique(torch.as_tensor(knots)))
             self.register_buffer(f"levels_{place}", middle_levels(knots, levels))
         self.register_buffer("weights", torch.as_tensor(fusion.weights, dtype=torch.float64))
-        self.register_buffer("hinges", torch.tensor(HINGES, dtype=torch.float64))
+        self.register_buffer("hinges", torch.tensor(HINGE_DEVIATIONS, dtype=torch.float64))
         self.register_buffer("starts", torch.as_tensor(fusion.surprise.starts, dtype=torch.float64))
         self.register_buffer("slopes", torch.as_tensor(fusion.surprise.slopes, dtype=torch.float64))
         self.weights: Tensor

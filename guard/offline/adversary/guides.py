@@ -12,8 +12,12 @@ from torch import Tensor
 from guard.offline.evidence.kinds.plain import Logits
 from guard.offline.evidence.needs import Evidence, Need
 
-BATCH = 32
-SUSPICIOUS, OTHER_CLASS, OWN_CLASS = 1e3, 1e6, 1e9  # penalties on a guide's distance, each far above the one before
+BATCH_ITEMS = 32
+SUSPICIOUS_PENALTY, OTHER_CLASS_PENALTY, OWN_CLASS_PENALTY = (
+    1e3,
+    1e6,
+    1e9,
+)  # penalties on a guide's distance, each far above the one before
 
 
 class Opened(Protocol):
@@ -62,7 +66,7 @@ class Guides:
         parts: list[dict[Need, Tensor]] = []
         passing: list[Tensor] = []
         with torch.no_grad():
-            for batch in images.split(BATCH):
+            for batch in images.split(BATCH_ITEMS):
                 found = known.evidence(batch)
                 parts.append({need: value for need, value in found.items() if need.comparable})
                 passing.append(known.judge(found)[1][:, 0] < 0)
@@ -80,8 +84,12 @@ class Guides:
         distance = torch.stack(
             [torch.cdist(evidence[n], g).square() / variance[n] for n, g in self.evidence.items()]
         ).mean(dim=0)
-        cost = distance.double() + SUSPICIOUS * ~self.passing
-        cost = cost + OTHER_CLASS * (self.labels != leaning[:, None]) + OWN_CLASS * (self.labels == labels[:, None])
+        cost = distance.double() + SUSPICIOUS_PENALTY * ~self.passing
+        cost = (
+            cost
+            + OTHER_CLASS_PENALTY * (self.labels != leaning[:, None])
+            + OWN_CLASS_PENALTY * (self.labels == labels[:, None])
+        )
         chosen = cost.argmin(dim=1)
         return Guide(self.known, {need: values[chosen] for need, values in self.evidence.items()}, variance)
 

@@ -33,15 +33,15 @@ from guard.offline.data.dataset import Dataset
 from guard.offline.work.parallel import Stop, cores, side_by_side
 from guard.offline.work.store import ResultStore, cache_key
 
-GUIDES = 200  # clean items, at most, that feature matching chooses from
+MAX_GUIDE_ITEMS = 200  # clean items, at most, that feature matching chooses from
 
 
 # What a run's result follows from: the descent, and the guard's risk with everything in it that is differentiated.
 CODE = (__name__, "guard.offline.adversary.excess", "guard.offline.detectors.table")
-STARTS = 2  # descents of each method: from the static attack's result and from a random point
-PARTS = 4  # into which the items are divided
+START_POINTS = 2  # descents of each method: from the static attack's result and from a random point
+ITEM_PARTS = 4  # into which the items are divided
 
-Shown: TypeAlias = Callable[[object, int, int], None]  # (what runs, item steps done, item steps at most)
+StepReporter: TypeAlias = Callable[[object, int, int], None]  # (what runs, item steps done, item steps at most)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Aim:
 
     @property
     def descents(self) -> int:
-        return STARTS * len(self.methods)
+        return START_POINTS * len(self.methods)
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,19 @@ class Adversary:
     work: ResultStore
     device: str = "cpu"  # device that `Aim.known` and its guides are on
 
-    def attack(self, aim: Aim, start: NDArray[np.float32], budget: float, shown: Shown) -> MethodResults:
+    def attack(self, aim: Aim, start: NDArray[np.float32], budget: float, shown: StepReporter) -> MethodResults:
         """Run every method of the aim, each part read from its file, or computed and kept."""
         return MethodResults({m: self.run(aim, m, start, budget, shown) for m in aim.methods})
 
-    def run(self, aim: Aim, method: Method, start: NDArray[np.float32], budget: float, shown: Shown) -> AdaptiveResult:
+    def run(
+        self, aim: Aim, method: Method, start: NDArray[np.float32], budget: float, shown: StepReporter
+    ) -> AdaptiveResult:
         key = self.identify(aim.name, method, start, budget)
-        stop, counter = Stop(), Counter(f"{aim.name}, {method}", len(self.items) * STARTS * self.steps, shown)
+        stop, counter = Stop(), Counter(f"{aim.name}, {method}", len(self.items) * START_POINTS * self.steps, shown)
         names = [field.name for field in fields(AdaptiveResult)]
 
         def part(number: int) -> AdaptiveResult:
-            mine = slice(number, None, PARTS)
+            mine = slice(number, None, ITEM_PARTS)
 
             def make() -> dict[str, NDArray[Any]]:
                 found = self.part(aim, method, mine, start, budget, StepCounter(stop, counter))
@@ -109,7 +111,7 @@ class Adversary:
             steps=self.steps,
             grid=self.grid,
             method=method,
-            generator=torch.Generator().manual_seed(PARTS * self.seed + mine.start),
+            generator=torch.Generator().manual_seed(ITEM_PARTS * self.seed + mine.start),
             start=None if start is None else here(start[mine]),
             guides=aim.guides,
             heard=heard,
@@ -118,7 +120,7 @@ class Adversary:
 
     def tried(self, aim: Aim, method: Method, budget: float, number: int) -> AdaptiveResult:
         """Attack one part from a random point, without showing progress and without keeping the result."""
-        return self.part(aim, method, slice(number, None, PARTS), None, budget, None)
+        return self.part(aim, method, slice(number, None, ITEM_PARTS), None, budget, None)
 
     @property
     def workers(self) -> int:
@@ -165,9 +167,9 @@ def in_parts(part: Callable[[int], AdaptiveResult], items: int, workers: int, st
 
     Each part takes one core: small convolutions gain less from sharing several.
     """
-    count = min(PARTS, items)
+    count = min(ITEM_PARTS, items)
     found: Sequence[AdaptiveResult] = side_by_side([partial(part, number) for number in range(count)], workers, stop)
-    order = torch.cat([torch.arange(number, items, PARTS) for number in range(count)]).argsort()
+    order = torch.cat([torch.arange(number, items, ITEM_PARTS) for number in range(count)]).argsort()
     return AdaptiveResult(*(torch.cat([getattr(r, f.name) for r in found])[order] for f in fields(AdaptiveResult)))
 
 
@@ -177,7 +179,7 @@ class Counter:
 
     what: str
     total: int
-    shown: Shown
+    shown: StepReporter
     done: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -35,10 +35,10 @@ Loss = Literal["ce", "dlr"]
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # as pyautoattack spells them
 QUIET = logging.Logger("pyautoattack", logging.CRITICAL)  # pyautoattack warns of items whose gradient is zero
 DRAWS = {torch.rand, torch.randn, torch.randn_like}
-START_TRIES = 50  # uniform images, and as many other items, asked for an answer that is not an item's label
-BISECTIONS = 10  # from the start found to the boundary
-SCHEDULED = 10  # from this many steps on an L1 walk begins in larger balls
-LOST = 1e10  # the label's own distance: further than any boundary
+START_IMAGES = 50  # uniform images, and as many other items, asked for an answer that is not an item's label
+BISECTION_STEPS = 10  # from the start found to the boundary
+MIN_SCHEDULED_STEPS = 10  # from this many steps on an L1 walk begins in larger balls
+LABEL_DISTANCE = 1e10  # the label's own distance: further than any boundary
 
 
 def installed(attack: Attack) -> None:
@@ -138,7 +138,7 @@ def apgd(
 
 def apgd_start(walk: Any, points: Tensor, labels: Tensor, budget: float, steps: int, norm: Norm) -> Any:
     """Run one start of Auto-PGD; in L1 first through balls of three times and twice the budget, as AutoAttack does."""
-    if norm != "l1" or steps < SCHEDULED:
+    if norm != "l1" or steps < MIN_SCHEDULED_STEPS:
         return walk.attack_single_run(points, labels)
     large = -(-3 * steps // 10)
     return walk.decr_eps_pgd(points, labels, [3 * budget, 2 * budget, budget], [large, large, steps - 2 * large])
@@ -189,7 +189,7 @@ def fab(model: Model, inputs: Tensor, labels: Tensor, *, steps: int, norm: Norm 
         ranked = logits.scatter(1, own[:, None], torch.inf).topk(min(classes, logits.shape[1]), dim=1).indices
         behind, gains = linearise(asked, points, own, ranked)
         ahead = -behind
-        ahead[:, 0] = LOST
+        ahead[:, 0] = LABEL_DISTANCE
         return ahead, gains
 
     walk = importlib.import_module("pyautoattack.fab_base").FABAttack(
@@ -247,11 +247,11 @@ def start(ledger: Ledger, generator: torch.Generator) -> None:
 
     foolbox would end the whole batch where one item's start fails; uniform images often all get the same answer.
     """
-    for _ in range(START_TRIES):
+    for _ in range(START_IMAGES):
         if ledger.fooled.all():
             break
         ledger(torch.rand(ledger.clean.shape, generator=generator, device=generator.device).to(ledger.clean.device))
-    for shift in range(1, min(len(ledger.clean), START_TRIES)):
+    for shift in range(1, min(len(ledger.clean), START_IMAGES)):
         if ledger.fooled.all():
             break
         ledger(ledger.clean.roll(shift, 0))
@@ -259,7 +259,7 @@ def start(ledger: Ledger, generator: torch.Generator) -> None:
     clean, far = ledger.clean[ledger.rows], ledger.best[ledger.rows]
     low = torch.zeros_like(ledger.distance[ledger.rows])
     high = torch.ones_like(low)
-    for _ in range(BISECTIONS if len(ledger.rows) else 0):
+    for _ in range(BISECTION_STEPS if len(ledger.rows) else 0):
         middle = (low + high) / 2
         logits = ledger(clean + per_item(middle, clean) * (far - clean))
         fooled = logits.argmax(dim=1) != ledger.labels[ledger.rows]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from guard.offline.attacks.norm_ball import room_of
 
-FIRST, LAST = 0.05, 0.002  # share of the coordinates that move
-SPEED = 8  # how much longer the first step is than the last
+FIRST_MOVED_SHARE, LAST_MOVED_SHARE = 0.05, 0.002  # share of the coordinates that move
+FIRST_STEP_FACTOR = 8  # how much longer the first step is than the last
 
 
 def sparse_step(points: Tensor, gradient: Tensor, stride: float, progress: float) -> Tensor:
@@ -22,8 +22,8 @@ def sparse_step(points: Tensor, gradient: Tensor, stride: float, progress: float
     arXiv:2103.01208, section 3 (that the share should fall): theirs by what an item has found, ours for all alike.
     """
     flat = torch.where(room_of(points, gradient) > 0, gradient, 0).flatten(1)
-    count = max(1, round(FIRST * (LAST / FIRST) ** progress * flat.shape[1]))
+    count = max(1, round(FIRST_MOVED_SHARE * (LAST_MOVED_SHARE / FIRST_MOVED_SHARE) ** progress * flat.shape[1]))
     steepest = flat.abs().topk(count, dim=1).indices
     signs = torch.zeros_like(flat).scatter(1, steepest, flat.gather(1, steepest).sign())
-    step: Tensor = signs.reshape(points.shape) * (stride * SPEED ** (1 - progress) / count)
+    step: Tensor = signs.reshape(points.shape) * (stride * FIRST_STEP_FACTOR ** (1 - progress) / count)
     return step

@@ -25,10 +25,10 @@ from guard.offline.data.norms import Norm
 # -> slopes [item, block].
 Fit: TypeAlias = Callable[[Tensor, Tensor, "Blocks"], Tensor]
 
-ACROSS = 8  # blocks along a side of an image, unless the block's size is given
-ROWS = 64  # inputs asked at once
-PASSES = 30  # of ADMM in a fit
-RIDGE = 1e-3  # of the mean square of a move: keeps a fit on fewer samples than blocks solvable
+SIDE_BLOCKS = 8  # blocks along a side of an image, unless the block's size is given
+ASKED_ROWS = 64  # inputs asked at once
+ADMM_STEPS = 30  # of ADMM in a fit
+RIDGE_SHARE = 1e-3  # of the mean square of a move: keeps a fit on fewer samples than blocks solvable
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Blocks:
 
     @staticmethod
     def of(shape: tuple[int, ...], size: int | None) -> Blocks:
-        return Blocks(shape, size or (max(1, max(shape[1:]) // ACROSS) if len(shape) == 3 else 1))
+        return Blocks(shape, size or (max(1, max(shape[1:]) // SIDE_BLOCKS) if len(shape) == 3 else 1))
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ def ask(model: Model, points: Tensor, moves: Tensor, blocks: Blocks) -> Tensor:
     """Ask for answers [item, sample, class] at points [item, ...] with their blocks moved by [item, sample, block]."""
     items, samples = moves.shape[:2]
     owner = torch.arange(items, device=points.device).repeat_interleave(samples)
-    rows = zip(owner.split(ROWS), moves.flatten(0, 1).split(ROWS), strict=True)
+    rows = zip(owner.split(ASKED_ROWS), moves.flatten(0, 1).split(ASKED_ROWS), strict=True)
     with torch.no_grad():
         answers = [model((points[item] + blocks.spread(move)).clamp(0, 1)) for item, move in rows]
     return torch.cat(answers).reshape(items, samples, -1)
@@ -164,10 +164,12 @@ def lasso(moves: Tensor, answers: Tensor, weights: Tensor, kinks: Tensor, penalt
     scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-12)[:, None]
     pull, strength = pull / scale, penalty * pull.abs().amax(dim=1, keepdim=True) / scale
     unit = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram / scale[:, :, None] + kinks.mT @ kinks + RIDGE * unit))
+    inverse = torch.cholesky_inverse(
+        torch.linalg.cholesky(gram / scale[:, :, None] + kinks.mT @ kinks + RIDGE_SHARE * unit)
+    )
     sparse = torch.zeros(len(moves), len(kinks), dtype=gram.dtype, device=gram.device)
     owed = torch.zeros_like(sparse)
-    for _ in range(PASSES):
+    for _ in range(ADMM_STEPS):
         found = (inverse @ (pull + (sparse - owed) @ kinks)[:, :, None])[:, :, 0]
         wanted = found @ kinks.mT + owed
         sparse = wanted.sign() * (wanted.abs() - strength).clamp_min(0)

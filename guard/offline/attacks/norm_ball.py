@@ -15,7 +15,7 @@ from torch import Tensor
 from guard.offline.data.norms import Norm
 
 ORDERS: Mapping[Norm, float] = {"linf": torch.inf, "l2": 2, "l1": 1}
-SLACK = 1e-6  # of the budget: what rounding may add, so that a projected perturbation counts as inside
+ROUNDING_SHARE = 1e-6  # of the budget: what rounding may add, so that a projected perturbation counts as inside
 
 
 def sizes(perturbation: Tensor, norm: Norm) -> Tensor:
@@ -30,7 +30,7 @@ def project(perturbation: Tensor, budget: float, norm: Norm) -> Tensor:
         return perturbation.clamp(-budget, budget)
     size = per_item(sizes(perturbation, norm), perturbation)
     nearest = onto_l1(perturbation, budget) if norm == "l1" else perturbation * (budget / size.clamp_min(1e-30))
-    return torch.where(size > budget * (1 + SLACK), nearest, perturbation)
+    return torch.where(size > budget * (1 + ROUNDING_SHARE), nearest, perturbation)
 
 
 def onto_l1(perturbation: Tensor, budget: float, room: Tensor | None = None) -> Tensor:
@@ -67,7 +67,7 @@ def into_reach(points: Tensor, centres: Tensor, budget: float, norm: Norm) -> Te
         room = room_of(centres, perturbation)
         cut = perturbation.clamp(-room, room)
         nearest = onto_l1(perturbation, budget, room)
-        inside = per_item(sizes(cut, norm) <= budget * (1 + SLACK), cut)
+        inside = per_item(sizes(cut, norm) <= budget * (1 + ROUNDING_SHARE), cut)
         return (centres + torch.where(inside, cut, nearest)).clamp(0, 1)
     return (centres + project(perturbation, budget, norm)).clamp(0, 1)
 

@@ -25,8 +25,8 @@ aten = torch.ops.aten
 Distance: TypeAlias = Callable[[Tensor], Tensor]  # maps [item, place] -> distance to minimise [item]
 Answer = Literal["change", "keep"]
 
-SHARPNESS = 10.0  # of the sigmoid that replaces a step where it is differentiated, as in the adaptive attack
-LONG, SHORT = 0.5, 0.02  # the first and the last step, as shares of the budget
+SIGMOID_SLOPE = 10.0  # of the sigmoid that replaces a step where it is differentiated, as in the adaptive attack
+FIRST_STEP_SHARE, LAST_STEP_SHARE = 0.5, 0.02  # the first and the last step, as shares of the budget
 
 RECTIFIERS: Mapping[Any, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     **dict.fromkeys(
@@ -57,7 +57,7 @@ class Bent(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (operand,) = context.saved_tensors
-        return context.rule(gradient, operand, *context.settings, sharpness=SHARPNESS), None, None, None
+        return context.rule(gradient, operand, *context.settings, sharpness=SIGMOID_SLOPE), None, None, None
 
 
 class Bending(TorchFunctionMode):
@@ -124,7 +124,9 @@ class Walk:
             wants_answer = sign * (held <= self.confidence).to(points.dtype)
             direction = per_item(wants_answer, points) * steepest(by_answer, "l2")
             direction = direction - per_item((held > 0).to(points.dtype), points) * steepest(by_map, "l2")
-            stride = self.budget * (LONG + (SHORT - LONG) * step / max(self.steps - 1, 1))
+            stride = self.budget * (
+                FIRST_STEP_SHARE + (LAST_STEP_SHARE - FIRST_STEP_SHARE) * step / max(self.steps - 1, 1)
+            )
             points = into_reach(points + stride * direction.sign(), inputs, self.budget, "linf")
         return best
 

@@ -16,9 +16,9 @@ from guard.offline.attacks.attack import Model
 from guard.offline.attacks.norm_ball import per_item
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
 
-MOMENTUM = 0.9
-CEILING = 9.0  # log-odds from which on an item adds no gradient: it is fooled, and others need the budget
-LAST = 0.1  # of the first step: how small the last one is
+MOMENTUM_SHARE = 0.9
+MAX_LOG_ODDS = 9.0  # log-odds from which on an item adds no gradient: it is fooled, and others need the budget
+LAST_STEP_SHARE = 0.1  # of the first step: how small the last one is
 
 Place = Callable[[Tensor, Tensor], Tensor]  # (what is shared, unit-space items [item, ...]) -> attacked items
 Step = Callable[[Tensor, Tensor, float], Tensor]  # (what is shared, direction, step length to 1) -> moved
@@ -58,8 +58,8 @@ def climb_shared(
         order = torch.randperm(len(inputs), generator=generator, device=generator.device).to(inputs.device)
         for index in order.split(pace.batch):
             gradient = pulled(model, inputs[index], labels[index], shared, place, target)
-            momentum = MOMENTUM * momentum + gradient / gradient.abs().mean().clamp_min(1e-30)
-            shared = step(shared, momentum, 1 - (1 - LAST) * done / max(batches - 1, 1))
+            momentum = MOMENTUM_SHARE * momentum + gradient / gradient.abs().mean().clamp_min(1e-30)
+            shared = step(shared, momentum, 1 - (1 - LAST_STEP_SHARE) * done / max(batches - 1, 1))
             done += 1
     return shared
 
@@ -71,7 +71,7 @@ def pulled(model: Model, inputs: Tensor, labels: Tensor, shared: Tensor, place: 
         watched = shared.detach().requires_grad_()
         points = place(watched, inputs)
         _, values, gradient = value_and_gradient(model, points.detach(), LogOdds(labels, targets))
-        gradient = torch.where(per_item(values < CEILING, gradient), gradient, torch.zeros_like(gradient))
+        gradient = torch.where(per_item(values < MAX_LOG_ODDS, gradient), gradient, torch.zeros_like(gradient))
         (found,) = torch.autograd.grad(points, watched, gradient)
     return found.detach()
 

@@ -29,7 +29,7 @@ from guard.session import Device, Session
 
 ROWS = "rows"  # how a need of the shared pass over variants rides
 SCREEN_FORWARDS, SCREEN_MICROSECONDS = 1.10, 150.0  # a forward-only program's aim: the larger of the two
-OVER_FLOOR, OVER_FLOOR_DEPTHWISE = 1.25, 2.0  # any other program's aim
+OVER_FLOOR_FACTOR, OVER_FLOOR_DEPTHWISE_FACTOR = 1.25, 2.0  # any other program's aim
 Report = Callable[[str], None]
 
 
@@ -130,7 +130,7 @@ class OpenedBundle:
         self.shares = reached(bundle)
         self.graphs = {program.name: read_graph(bundle.path / program.file) for program in self.runtime.programs}
         first = self.graphs[self.runtime.programs[0].name]
-        self.limit = OVER_FLOOR_DEPTHWISE if depthwise(first) else OVER_FLOOR
+        self.limit = OVER_FLOOR_DEPTHWISE_FACTOR if depthwise(first) else OVER_FLOOR_FACTOR
         self.model = self.load("model", excerpt(first, ("logits",)))
         self.check_model()
 

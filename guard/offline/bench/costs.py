@@ -9,7 +9,9 @@ from guard.offline.bench.profile import Profile
 from guard.offline.bench.stopwatch import Spread
 from guard.session import Device
 
-BUSY = 0.25  # interquartile range of a plain forward, over its median, at which its microseconds tell little
+BUSY_SPREAD_SHARE = (
+    0.25  # interquartile range of a plain forward, over its median, at which its microseconds tell little
+)
 MODEL, READ = "model alone", "guard, whole read"
 
 
@@ -54,7 +56,7 @@ class BatchCost:
 
     @property
     def busy(self) -> bool:
-        return self.model.relative > BUSY
+        return self.model.relative > BUSY_SPREAD_SHARE
 
     def per_second(self, microseconds: Spread) -> float:
         """Return the items a second at this time for a call."""

@@ -18,7 +18,7 @@ from guard.session import PROVIDERS, Device, onnxruntime, session_options
 
 MARK = "::"  # between a part's name and a tensor's; ONNX Runtime names what it fuses after the tensors
 KERNEL = "_kernel_time"
-CALLS = 20
+PROFILED_CALLS = 20
 LAYOUT = ("ReorderInput", "ReorderOutput")  # into and out of ONNX Runtime's blocked layout
 
 
@@ -62,7 +62,7 @@ def profile(
     threads: int | None,
     folder: Path,
 ) -> Profile:
-    """Run the program CALLS times under ONNX Runtime's profiler; `folder` takes what that writes."""
+    """Run the program PROFILED_CALLS times under ONNX Runtime's profiler; `folder` takes what that writes."""
     model = read_graph(path)
     mark(model, parts(model, detectors))
     marked = write_graph(model, folder / f"{program}-marked.onnx", path.parent)
@@ -72,7 +72,7 @@ def profile(
     options.optimized_model_filepath = str(folder / f"{program}-optimised.onnx")
     session = onnxruntime().InferenceSession(str(marked), options, providers=[PROVIDERS[device]])
     wanted = [o.name for o in session.get_outputs() if o.name.endswith((f"{MARK}logits", f"{MARK}scores"))]
-    for _ in range(CALLS):
+    for _ in range(PROFILED_CALLS):
         session.run(wanted, {session.get_inputs()[0].name: images})
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     places = parts_of_nodes(read_graph(folder / f"{program}-optimised.onnx"))

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 Clock = Callable[[], int]  # nanoseconds since an arbitrary moment
 BURST_S = 0.002  # short calls are repeated for this long: the first finds the caches as the last contender left them
-WARM_UP = 3  # calls of each before anything is recorded
-FEWEST, MOST = 5, 2000  # rounds
+WARM_UP_CALLS = 3  # calls of each before anything is recorded
+MIN_ROUNDS, MAX_ROUNDS = 5, 2000  # rounds
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Laps:
 def race(
     contenders: Mapping[str, Callable[[], object]], *, seconds: float, clock: Clock = time.perf_counter_ns
 ) -> Laps:
-    """Let the contenders take turns for `seconds`, at least FEWEST rounds, each round in another order."""
+    """Let the contenders take turns for `seconds`, at least MIN_ROUNDS rounds, each round in another order."""
     names = tuple(contenders)
     bursts = [calls_in(contenders[name], clock) for name in names]
     rounds: list[list[float]] = []
     with garbage_kept():
         until = time.perf_counter_ns() + int(seconds * 1e9)
-        while len(rounds) < FEWEST or (time.perf_counter_ns() < until and len(rounds) < MOST):
+        while len(rounds) < MIN_ROUNDS or (time.perf_counter_ns() < until and len(rounds) < MAX_ROUNDS):
             laps = [0.0] * len(names)
             for place in turns(len(names), len(rounds)):
                 laps[place] = lap(contenders[names[place]], bursts[place], clock)
@@ -83,7 +83,7 @@ def turns(contenders: int, number: int) -> list[int]:
 
 def calls_in(contender: Callable[[], object], clock: Clock) -> int:
     """Warm a contender up, and return how many of its calls fill a burst."""
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP_CALLS):
         contender()
     return max(1, math.ceil(BURST_S * 1e6 / max(lap(contender, 1, clock), 1.0)))
 

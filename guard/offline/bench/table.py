@@ -13,8 +13,8 @@ from guard.offline.bench.costs import MODEL, READ, BatchCost, BenchResult, Progr
 from guard.offline.bench.profile import Profile
 from guard.offline.bench.stopwatch import Spread
 
-WIDTH = 80
-SMALLEST_SHARE = 0.01  # of a profile's time, for an operator to have a line of its own
+WIDTH_COLUMNS = 80
+MIN_LISTED_SHARE = 0.01  # of a profile's time, for an operator to have a line of its own
 
 
 def tables(result: BenchResult) -> Group:
@@ -81,7 +81,7 @@ def profile_table(found: Profile) -> RenderableType:
         unit = f"{spent / forward:.2f}" if forward else ""
         table.add_row(part, "", number(spent), f"{spent / total:.0%}", unit, style="bold")
         for one in found.operators:
-            if one.part == part and one.microseconds >= SMALLEST_SHARE * total:
+            if one.part == part and one.microseconds >= MIN_LISTED_SHARE * total:
                 table.add_row(
                     f"  {one.kind}", str(one.count), number(one.microseconds), f"{one.microseconds / total:.0%}"
                 )
@@ -89,7 +89,7 @@ def profile_table(found: Profile) -> RenderableType:
 
 
 def new_table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, width=WIDTH, title_justify="left", pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, width=WIDTH_COLUMNS, title_justify="left", pad_edge=False)
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place else "left", no_wrap=True)
     return table

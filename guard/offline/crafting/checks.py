@@ -9,12 +9,12 @@ from torch import nn
 
 from guard.errors import ConfigError, DataError, ModelError
 from guard.offline.attacks.attack import Attack
-from guard.offline.crafting.shard import CraftRun
+from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import on_grid, whole_steps
 
 
-def check(run: CraftRun, items: Dataset) -> None:
+def check(run: CraftSetup, items: Dataset) -> None:
     """Check that these items can be attacked; raises the errors that `craft` documents."""
     model, images, labels = run.model, items.images, items.labels
     if isinstance(model, nn.Module) and any(part.training for part in model.modules()):

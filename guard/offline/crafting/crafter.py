@@ -23,8 +23,8 @@ from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.crafting.checks import check, check_budgets
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.crafting.learning import Ready, in_shards, learn, lots_of
-from guard.offline.crafting.shard import CraftRun, Shard, ShardOutcome, answer, resume, shard_items
+from guard.offline.crafting.learning import Ready, blocks_of, in_shards, learn
+from guard.offline.crafting.shard import CraftSetup, Shard, ShardOutcome, answer, resume, shard_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.work.parallel import side_by_side
 
@@ -35,11 +35,11 @@ Progress = Callable[[object, int, int], None]  # (the attack or a text, items do
 class Crafter:
     """Model and the clean items that it classifies correctly, in shards, ready to be attacked."""
 
-    run: CraftRun
+    run: CraftSetup
     shards: tuple[Shard, ...]
 
     @staticmethod
-    def open(run: CraftRun, items: Dataset) -> Crafter:
+    def open(run: CraftSetup, items: Dataset) -> Crafter:
         """Classify every item, and divide the correctly classified ones into shards. Errors are those of `craft`."""
         check(run, items)
         size = shard_items(items.item_shape) if run.shard_items is None else run.shard_items
@@ -78,30 +78,30 @@ class Crafter:
         starts = (ends - [len(shard) for shard in self.shards]).tolist()
         return [shard.first(items - start) for start, shard in zip(starts, self.shards, strict=True) if start < items]
 
-    def lots(self, items: int | None) -> list[tuple[Shard, ...]]:
-        """Return the lots that the first items belong to; an attack that learns first learns from whole lots."""
-        found = lots_of(self.shards)
+    def blocks(self, items: int | None) -> list[tuple[Shard, ...]]:
+        """Return the blocks that the first items belong to; an attack that learns first learns from whole blocks."""
+        found = blocks_of(self.shards)
         return list(dict.fromkeys(found[shard.number] for shard in self.prefix(items)))
 
     def learn(
         self, attack: Attack, *, tried: int | None = None, progress: Progress | None = None, anew: bool = False
     ) -> dict[int, Ready]:
-        """Return the attack for each shard, by shard number; an attack that learns first has learned, lot by lot.
+        """Return the attack for each shard, by shard number; an attack that learns first has learned, block by block.
 
         `anew`: learn even where a result is stored.
         """
         if not learns(attack):
             return {shard.number: Ready(attack) for shard in self.shards}
-        run, lots = self.run.begun(), self.lots(tried)
-        ends = np.cumsum([min(attack.learning_items, sum(len(shard) for shard in lot)) for lot in lots]).tolist()
+        run, blocks = self.run.begun(), self.blocks(tried)
+        ends = np.cumsum([min(attack.learning_items, sum(len(shard) for shard in block)) for block in blocks]).tolist()
 
         def tell(number: int) -> None:
             if progress is not None:
                 progress(f"learning {attack!r}", ends[number], ends[-1])
 
-        calls = [partial(learn, run, attack, lot, anew=anew) for lot in lots]
+        calls = [partial(learn, run, attack, block, anew=anew) for block in blocks]
         ready = side_by_side(calls, self.run.threads, run.stop, tell)
-        return {shard.number: one for lot, one in zip(lots, ready, strict=True) for shard in lot}
+        return {shard.number: one for block, one in zip(blocks, ready, strict=True) for shard in block}
 
     def attacked(
         self,
@@ -140,12 +140,12 @@ class Crafter:
         )
 
 
-def call_of(run: CraftRun, ready: Ready, shard: Shard, *, anew: bool) -> Callable[[], ShardOutcome]:
+def call_of(run: CraftSetup, ready: Ready, shard: Shard, *, anew: bool) -> Callable[[], ShardOutcome]:
     return partial(resume, run, ready.attack, shard, learned=ready.digest, anew=anew)
 
 
 def craft(
-    run: CraftRun, items: Dataset, attacks: Sequence[Attack], *, progress: Progress | None = None
+    run: CraftSetup, items: Dataset, attacks: Sequence[Attack], *, progress: Progress | None = None
 ) -> tuple[CraftedSet, ...]:
     """Attack the items that the model classifies correctly; return one crafted set for each attack, in the order given.
 
@@ -160,7 +160,7 @@ def craft(
     return Crafter.open(run, items).attacked(attacks, progress=progress)
 
 
-def collect(run: CraftRun, attack: Attack, shards: Sequence[Shard], outcomes: Sequence[ShardOutcome]) -> CraftedSet:
+def collect(run: CraftSetup, attack: Attack, shards: Sequence[Shard], outcomes: Sequence[ShardOutcome]) -> CraftedSet:
     """Join the verified items of all shards of one attack into its crafted set."""
     pairs = list(zip(shards, outcomes, strict=True))
     clean = np.concatenate([shard.items.images[outcome.kept] for shard, outcome in pairs])

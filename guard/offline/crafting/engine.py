@@ -13,22 +13,22 @@ from guard.errors import ModelError, ParityError
 from guard.offline.attacks.attack import Model
 from guard.offline.attacks.objective import LogOdds, value_and_gradient
 from guard.offline.crafting import onnx_model
-from guard.offline.crafting.onnx_model import CHECKED, open_compiled
+from guard.offline.crafting.onnx_model import CHECKED_BATCH_ITEMS, open_compiled
 from guard.offline.crafting.plan import read_plan
 from guard.offline.model.classifier import Classifier
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.parallel import one_thread
 from guard.offline.work.store import cache_key
 
-TRIES = 5
-QUICK_S = 1e-4  # per item: a model that torch differentiates faster is not worth compiling
+TIMED_TRIES = 5
+MIN_COMPILED_ITEM_S = 1e-4  # per item: a model that torch differentiates faster is not worth compiling
 
 
 def choose_engine(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> tuple[str, str]:
     """Choose torch or onnxruntime, with the reason in words. `images` are a batch as attacks are going to form it."""
     with one_thread():
         (torch_s,) = gradient_seconds([classifier.graph], images)
-        if torch_s < QUICK_S:
+        if torch_s < MIN_COMPILED_ITEM_S:
             return "torch", f"torch, {1000 * torch_s:.2f} ms a gradient"
         try:
             compiled = compiled_model(classifier, images, work)
@@ -48,18 +48,18 @@ def gradient_seconds(models: Sequence[Model], images: NDArray[np.float32]) -> li
         for model in models
     ]
     times: list[list[float]] = [[] for _ in steps]
-    for _ in range(TRIES):
+    for _ in range(TIMED_TRIES):
         for taken, step in zip(times, steps, strict=True):
             began = time.perf_counter()
             step()
             taken.append((time.perf_counter() - began) / len(points))
-    return [sorted(taken)[TRIES // 2] for taken in times]
+    return [sorted(taken)[TIMED_TRIES // 2] for taken in times]
 
 
 def compiled_model(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> Model:
     """Open the compiled classifier of this work directory. Raises ModelError, ParityError."""
     key = cache_key(classifier.spec.fingerprint, (onnx_model.__name__,))
-    return open_compiled(classifier, images[: max(CHECKED)], work.model(key[:24]))
+    return open_compiled(classifier, images[: max(CHECKED_BATCH_ITEMS)], work.model(key[:24]))
 
 
 def attack_model(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> Model:

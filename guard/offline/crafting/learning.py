@@ -1,7 +1,7 @@
-"""Lots: a few shards of one group, and what an attack that learns first learns from their items alone.
+"""Blocks: a few shards of one group, and what an attack that learns first learns from their items alone.
 
-Rule 1: an attack learns from the items of a lot and attacks those alone: nothing crosses from one group, a split, to
-another; and where one perturbation serves all items, a detector meets as many of them as there are lots.
+Rule 1: an attack learns from the items of a block and attacks those alone: nothing crosses from one group, a split, to
+another; and where one perturbation serves all items, a detector meets as many of them as there are blocks.
 Rule 2: stored knowledge is used again only if all that it follows from is the same, and a shard only if the attack knew
 the same.
 """
@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from guard.offline.attacks.attack import Attack, LearningAttack
-from guard.offline.crafting.shard import CODE, CraftRun, Shard, identify, modules_of
+from guard.offline.crafting.shard import CODE, CraftSetup, Shard, identify, modules_of
 from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.work.store import cache_key
 
-SHARDS = 4  # in a lot; a rest of a group of less than half as many joins the lot before
+BLOCK_SHARDS = 4  # in a block; a rest of a group of less than half as many joins the block before
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,34 +50,36 @@ def in_shards(
     yield from ((group, piece) for _, group, piece in sorted(parts, key=lambda part: part[0]))
 
 
-def lots_of(shards: Sequence[Shard]) -> Mapping[int, tuple[Shard, ...]]:
-    """Return the lot of each shard, by shard number."""
+def blocks_of(shards: Sequence[Shard]) -> Mapping[int, tuple[Shard, ...]]:
+    """Return the block of each shard, by shard number."""
     found: dict[int, tuple[Shard, ...]] = {}
     for group in dict.fromkeys(shard.group for shard in shards):
         own = [shard for shard in shards if shard.group == group]
-        starts = [start for start in range(0, len(own), SHARDS) if start == 0 or 2 * (len(own) - start) >= SHARDS]
+        starts = [
+            start for start in range(0, len(own), BLOCK_SHARDS) if start == 0 or 2 * (len(own) - start) >= BLOCK_SHARDS
+        ]
         for start, end in zip(starts, [*starts[1:], len(own)], strict=True):
             found |= {shard.number: tuple(own[start:end]) for shard in own[start:end]}
     return found
 
 
-def learned_from(attack: LearningAttack, lot: Sequence[Shard]) -> Shard:
-    """Join the items of a lot that an attack learns from, under the number of the lot's first shard."""
-    first = lot[0]
+def learned_from(attack: LearningAttack, block: Sequence[Shard]) -> Shard:
+    """Join the items of a block that an attack learns from, under the number of the block's first shard."""
+    first = block[0]
     images, labels, hashes = (
-        np.concatenate([getattr(shard.items, name) for shard in lot]) for name in ("images", "labels", "hashes")
+        np.concatenate([getattr(shard.items, name) for shard in block]) for name in ("images", "labels", "hashes")
     )
     items = replace(first.items, images=images, labels=labels, hashes=hashes)
-    joined = Shard(first.number, np.concatenate([shard.source for shard in lot]), items, first.group)
+    joined = Shard(first.number, np.concatenate([shard.source for shard in block]), items, first.group)
     return joined.first(attack.learning_items)
 
 
-def learn(run: CraftRun, attack: Any, lot: Sequence[Shard], *, anew: bool = False) -> Ready:
-    """Return the attack with what it learns from this lot, read from its file, or learned and kept.
+def learn(run: CraftSetup, attack: Any, block: Sequence[Shard], *, anew: bool = False) -> Ready:
+    """Return the attack with what it learns from this block, read from its file, or learned and kept.
 
     `attack` is a LearningAttack; `anew`: learn even where a file exists.
     """
-    learned = learned_from(attack, lot)
+    learned = learned_from(attack, block)
     identity = hashlib.sha256(f"learned {identify(run, attack, learned)}".encode()).hexdigest()
 
     def make() -> dict[str, NDArray[Any]]:

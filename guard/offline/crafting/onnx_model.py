@@ -27,15 +27,15 @@ from guard.offline.attacks.objective import Gap, LogOdds, Objective, value_and_g
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.graph.seed import Seed
-from guard.offline.model.onnx_export.export import OPSET, lower
+from guard.offline.model.onnx_export.export import OPSET_VERSION, lower
 from guard.offline.programs.parity import FORWARD_TOLERANCE, relative
 from guard.offline.work.files import write_bytes
 from guard.session import Session, onnxruntime
 
-SHARP = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing
-OUT = 1e30  # subtracted from the logit of a class that is excluded
+SOFTMAX_SLOPE = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing
+EXCLUDED_LOGIT = 1e30  # subtracted from the logit of a class that is excluded
 STEEP_TOLERANCE = 1e-2  # for the median item: a climb needs no more, and forwards verify what it finds
-CHECKED = (1, 32)  # batch sizes in which it is compared with torch
+CHECKED_BATCH_ITEMS = (1, 32)  # batch sizes in which it is compared with torch
 INPUTS, OUTPUTS = ("images", "shift", "sharpness", "gain"), ("logits", "gradient")
 
 
@@ -57,7 +57,7 @@ class SeedRule:
         """Return the rule by which the program climbs this objective."""
         sign = 1.0 if objective.targets is None else -1.0
         named = objective.labels if objective.targets is None else objective.targets
-        sharpness = 1.0 if isinstance(objective, LogOdds) else SHARP
+        sharpness = 1.0 if isinstance(objective, LogOdds) else SOFTMAX_SLOPE
         like = torch.ones(len(named), 1)
         return SeedRule(-sign * one_hot(named, classes).float(), sharpness * like, sign * like)
 
@@ -76,7 +76,7 @@ class RuledSeed(nn.Module):
     """Module that computes a gradient's seed [item, class] from the logits and a SeedRule's three parts."""
 
     def forward(self, logits: Tensor, shift: Tensor, sharpness: Tensor, gain: Tensor) -> Tensor:
-        return gain * torch.softmax(sharpness * logits - OUT * shift.abs(), dim=1) + shift
+        return gain * torch.softmax(sharpness * logits - EXCLUDED_LOGIT * shift.abs(), dim=1) + shift
 
 
 class Steered(nn.Module):
@@ -176,7 +176,7 @@ def write_compiled(classifier: Classifier, example: Tensor, folder: Path) -> Non
         return
     module = Steered(classifier)
     rule = SeedRule.given(example.new_zeros(len(example), classifier.spec.output.classes))
-    model = lower(module, (example, *rule.parts), input_name=INPUTS, output_names=OUTPUTS, opset=OPSET)
+    model = lower(module, (example, *rule.parts), input_name=INPUTS, output_names=OUTPUTS, opset=OPSET_VERSION)
     plain = onnx.utils.Extractor(model).extract_model(list(INPUTS[:1]), list(OUTPUTS[:1]))
     for file, content in zip(files_of(folder), (plain, model), strict=True):
         write_bytes(file, content.SerializeToString(deterministic=True))
@@ -199,7 +199,7 @@ def open_compiled(classifier: Classifier, images: NDArray[np.float32], folder: P
     engine = f"onnxruntime {onnxruntime().__version__} {digest}"
     spec = classifier.spec
     model = OnnxModel(forward, gradient, spec.input.shape, spec.output.classes, engine, classifier.graph)
-    check_compiled(model, classifier, torch.from_numpy(images[: max(CHECKED)]))
+    check_compiled(model, classifier, torch.from_numpy(images[: max(CHECKED_BATCH_ITEMS)]))
     return model
 
 
@@ -209,7 +209,7 @@ def check_compiled(model: OnnxModel, classifier: Classifier, images: Tensor) -> 
         labels = classifier(images).argmax(dim=1)
     for objective in (LogOdds, Gap):
         expected, _, slope = value_and_gradient(classifier.graph, images, objective(labels))
-        for size in CHECKED:
+        for size in CHECKED_BATCH_ITEMS:
             parts = [
                 (model(part), *model.value_and_gradient(part, objective(own)))
                 for part, own in zip(images.split(size), labels.split(size), strict=True)

@@ -1,6 +1,7 @@
 """Plan of `guard train --minutes M`: how many items each attack is tried on, and how long that takes.
 
-Rule 1: no family is planned below FLOOR verified items unless the data hold no more; time never shrinks it further.
+Rule 1: no family is planned below MIN_FAMILY_ITEMS verified items unless the data hold no more; time never shrinks it
+further.
 Rule 2: a plan is made once. It lies in the work directory, and a run that is taken up again follows it.
 """
 
@@ -14,9 +15,9 @@ from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
 from guard.offline.work.text import short
 
-FLOOR, CAP = 300, 1200  # verified items of each family, to fit on
-REPORTED = 200  # verified items of each attack in the report
-MARGIN = 1.1  # over what a success rate asks for, since a probe measured it on few items
+MIN_FAMILY_ITEMS, MAX_FAMILY_ITEMS = 300, 1200  # verified items of each family, to fit on
+REPORTED_ITEMS = 200  # verified items of each attack in the report
+TRIED_ITEMS_FACTOR = 1.1  # over what a success rate asks for, since a probe measured it on few items
 
 
 @dataclass(frozen=True)
@@ -116,28 +117,34 @@ class Plan:
         """List what will fall short, before the work begins."""
         lines = [
             f"{short(row.attack, 36)}: about {row.expected} verified items are all that {self.available} clean ones "
-            f"yield; {FLOOR} are wanted"
+            f"yield; {MIN_FAMILY_ITEMS} are wanted"
             for row in self.rows
-            if row.expected < FLOOR
+            if row.expected < MIN_FAMILY_ITEMS
         ]
         if self.overrun > 0:
             total = self.budget.minutes + self.overrun
             lines.append(
-                f"{FLOOR} verified items an attack do not fit into {self.budget.minutes:g} minutes: "
+                f"{MIN_FAMILY_ITEMS} verified items an attack do not fit into {self.budget.minutes:g} minutes: "
                 f"this will take about {math.ceil(total)}"
             )
         return lines
 
 
 def sizes(
-    speeds: Sequence[Speed], available: int, seconds: float, *, step: int, floor: int = FLOOR, cap: int = CAP
+    speeds: Sequence[Speed],
+    available: int,
+    seconds: float,
+    *,
+    step: int,
+    floor: int = MIN_FAMILY_ITEMS,
+    cap: int = MAX_FAMILY_ITEMS,
 ) -> tuple[Row, ...]:
     """Return how many items each attack is tried on, within `seconds` in all, in whole shards of `step` items.
 
     Every family gets as much time as the next, but none fewer than `floor` nor more than `cap` verified items. So what
     an expensive attack leaves goes to the cheap ones, and a floor is kept whatever it takes.
     """
-    least = [whole(speed.tried_for(MARGIN * floor), step, available) for speed in speeds]
+    least = [whole(speed.tried_for(TRIED_ITEMS_FACTOR * floor), step, available) for speed in speeds]
     most = [max(low, whole(speed.tried_for(cap), step, available)) for low, speed in zip(least, speeds, strict=True)]
 
     def tried(each: float) -> list[int]:
@@ -165,17 +172,17 @@ def whole(items: float, step: int, available: int) -> int:
     return min(available, math.ceil(items / step) * step)
 
 
-def more(tried: int, verified: int, *, step: int, available: int, floor: int = FLOOR) -> int:
+def more(tried: int, verified: int, *, step: int, available: int, floor: int = MIN_FAMILY_ITEMS) -> int:
     """Return how many items to try when `tried` gave `verified`: more only if those are too few and more exist."""
     if verified >= floor or tried >= available:
         return tried
     rate = (verified + 1) / (tried + 2)
-    return whole(tried + MARGIN * (floor - verified) / rate, step, available)
+    return whole(tried + TRIED_ITEMS_FACTOR * (floor - verified) / rate, step, available)
 
 
-def report_items(speed: Speed, accuracy: float, held_out: int, *, wanted: int = REPORTED) -> int:
+def report_items(speed: Speed, accuracy: float, held_out: int, *, wanted: int = REPORTED_ITEMS) -> int:
     """Return how many held-out items, correctly classified or not, an attack needs for `wanted` verified ones."""
-    return min(held_out, math.ceil(speed.tried_for(MARGIN * wanted) / max(accuracy, 1e-3)))
+    return min(held_out, math.ceil(speed.tried_for(TRIED_ITEMS_FACTOR * wanted) / max(accuracy, 1e-3)))
 
 
 def read_plan(work: WorkDirectory, key: str | None = None) -> Plan | None:

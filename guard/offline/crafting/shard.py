@@ -40,16 +40,16 @@ from guard.offline.data.grid import Images, snap, snap_within
 from guard.offline.work.parallel import Stop, cores
 from guard.offline.work.store import ResultStore, cache_key
 
-VALUES = 2**20  # in a shard, at most; but a shard has at least eight items
+MAX_SHARD_VALUES = 2**20  # in a shard, at most; but a shard has at least eight items
 
 
-SALT = 2  # part of what seeds an attack's randomness: another number gives other draws
+SEED_VERSION = 2  # part of what seeds an attack's randomness: another number gives other draws
 # What a shard's outcome follows from, beside the attack itself: how it is crafted, and what answers for the model.
 CODE = (__name__, "guard.offline.crafting.onnx_model", "guard.offline.model.open_model")
 # Lead of the wrong class, as a share of the logits' length, above which an item counts as fooled: below it ONNX Runtime
 # may answer otherwise (the law of parity).
-MARGIN = 2e-4
-STRETCHES = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 4.0)
+FOOLED_LEAD_SHARE = 2e-4
+STRETCH_FACTORS = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 4.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class ShardOutcome:
 
 
 @dataclass(frozen=True)
-class CraftRun:
+class CraftSetup:
     """Settings that a run of crafting follows from, beside items and attacks, and how it is carried out."""
 
     model: Model
@@ -104,12 +104,12 @@ class CraftRun:
         """Number of workers, one per core unless given."""
         return cores() if self.workers is None else self.workers
 
-    def begun(self) -> CraftRun:
+    def begun(self) -> CraftSetup:
         """Return the same run with a new stop signal."""
         return replace(self, stop=Stop())
 
 
-def resume(run: CraftRun, attack: Attack, shard: Shard, *, learned: str = "", anew: bool = False) -> ShardOutcome:
+def resume(run: CraftSetup, attack: Attack, shard: Shard, *, learned: str = "", anew: bool = False) -> ShardOutcome:
     """Return the shard's outcome from its file, or compute and keep it; `anew`: compute it in any case.
 
     `learned` is the digest of what the attack knows.
@@ -132,10 +132,10 @@ def modules_of(attack: Any) -> list[str]:
     return [type(attack).__module__, *(module for part in inner for module in modules_of(part))]
 
 
-def identify(run: CraftRun, attack: Attack, shard: Shard, learned: str = "") -> str:
+def identify(run: CraftSetup, attack: Attack, shard: Shard, learned: str = "") -> str:
     """Return the SHA-256 (hex) over all that an outcome follows from but the code; it seeds the attack's randomness."""
     items = shard.items
-    given = (SALT, run.fingerprint, run.engine, repr(attack), run.grid, run.seed, shard.number)
+    given = (SEED_VERSION, run.fingerprint, run.engine, repr(attack), run.grid, run.seed, shard.number)
     digest = hashlib.sha256(repr(given).encode())
     digest.update(repr((items.images.shape, items.labels.tolist(), items.hashes.tolist())).encode())
     digest.update(np.ascontiguousarray(items.images, dtype="<f4").tobytes())
@@ -143,7 +143,7 @@ def identify(run: CraftRun, attack: Attack, shard: Shard, learned: str = "") -> 
     return digest.hexdigest()
 
 
-def attack_shard(run: CraftRun, attack: Attack, shard: Shard, identity: str) -> ShardOutcome:
+def attack_shard(run: CraftSetup, attack: Attack, shard: Shard, identity: str) -> ShardOutcome:
     generator = torch.Generator().manual_seed(int(identity[:15], 16))
     items = shard.items
     clean, labels = torch.from_numpy(items.images).to(run.device), torch.from_numpy(items.labels).to(run.device)
@@ -156,7 +156,7 @@ def attack_shard(run: CraftRun, attack: Attack, shard: Shard, identity: str) -> 
 
 
 def settle(
-    run: CraftRun, attack: Attack, shard: Shard, raw: Images
+    run: CraftSetup, attack: Attack, shard: Shard, raw: Images
 ) -> tuple[Images, NDArray[np.int64], NDArray[np.bool_]]:
     """Return the final attacked items, the model's answers to them, and which of them fool it.
 
@@ -166,7 +166,7 @@ def settle(
     items = shard.items
     final, predictions = items.images.copy(), items.labels.copy()
     fooled = np.zeros(len(final), dtype=bool)
-    for stretch in STRETCHES if attack.budget is None and attack.norm != "none" else (1.0,):
+    for stretch in STRETCH_FACTORS if attack.budget is None and attack.norm != "none" else (1.0,):
         left = np.flatnonzero(~fooled)
         if len(left) == 0:
             break
@@ -174,13 +174,13 @@ def settle(
         tried = into_place(run, attack, clean, clean + np.float32(stretch) * (raw[left] - clean))
         logits = torch.from_numpy(answer(run, tried))
         ahead = gap(logits, torch.from_numpy(items.labels[left]))
-        hit = (ahead > MARGIN * torch.linalg.vector_norm(logits, dim=1)).numpy()
+        hit = (ahead > FOOLED_LEAD_SHARE * torch.linalg.vector_norm(logits, dim=1)).numpy()
         final[left[hit]], predictions[left[hit]] = tried[hit], logits.argmax(dim=1).numpy()[hit]
         fooled[left[hit]] = True
     return final, predictions, fooled
 
 
-def into_place(run: CraftRun, attack: Attack, clean: Images, points: Images) -> Images:
+def into_place(run: CraftSetup, attack: Attack, clean: Images, points: Images) -> Images:
     """Bring points into the unit box and the ball, and onto the grid."""
     if run.grid is not None:
         return snap_within(points, clean, run.grid, attack.budget, attack.norm)
@@ -190,7 +190,7 @@ def into_place(run: CraftRun, attack: Attack, clean: Images, points: Images) -> 
     return np.asarray(reached.numpy(), dtype=np.float32)
 
 
-def answer(run: CraftRun, images: Images) -> NDArray[np.float32]:
+def answer(run: CraftSetup, images: Images) -> NDArray[np.float32]:
     """Return the model's logits [item, class]. Raises ModelError for another shape, NaN or infinity."""
     with torch.no_grad():
         logits = run.model(torch.tensor(images, device=run.device)).cpu()
@@ -205,4 +205,4 @@ def answer(run: CraftRun, images: Images) -> NDArray[np.float32]:
 
 def shard_items(shape: Sequence[int]) -> int:
     """Return the number of items in a shard: 64, or down to 8 where items have many values, to save memory."""
-    return max(8, min(64, VALUES // int(np.prod(shape))))
+    return max(8, min(64, MAX_SHARD_VALUES // int(np.prod(shape))))

@@ -14,9 +14,9 @@ from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import Crafter, craft
 from guard.offline.crafting.engine import attack_model, choose_engine, compiled_model
 from guard.offline.crafting.plan import (
-    CAP,
-    FLOOR,
-    REPORTED,
+    MAX_FAMILY_ITEMS,
+    MIN_FAMILY_ITEMS,
+    REPORTED_ITEMS,
     Budget,
     Plan,
     Row,
@@ -27,7 +27,7 @@ from guard.offline.crafting.plan import (
     sizes,
     write_plan,
 )
-from guard.offline.crafting.shard import CraftRun, shard_items
+from guard.offline.crafting.shard import CraftSetup, shard_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.evidence.gather import Gather
@@ -40,8 +40,8 @@ from guard.offline.work.text import short
 CRAFT_ITEMS = 1000  # clean items that each attack is tried on where no minutes are given
 LEARNING = {Split.HEADS: 0.7, Split.COMBINER: 0.3}  # shares of the items that are attacked to fit on
 ADAPTIVE_SHARE = 1 / 3  # of the minutes, kept for the adaptive attack, which is slow and takes what is left
-OPERATOR_S = 0.1  # to write one operator of the model into one program, forward and gradient
-GATHERED = 32  # items on which the evidence is timed
+OPERATOR_EXPORT_S = 0.1  # to write one operator of the model into one program, forward and gradient
+TIMED_ITEMS = 32  # items on which the evidence is timed
 
 
 def learning_items(data: Dataset) -> Dataset:
@@ -51,10 +51,10 @@ def learning_items(data: Dataset) -> Dataset:
     return data.take(np.concatenate(list(parts.values()))[np.argsort(np.concatenate(places), kind="stable")])
 
 
-def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftRun:
+def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftSetup:
     """Return the settings with which this job's attacks to fit on are crafted."""
     spec = classifier.spec
-    return CraftRun(model, spec.input.grid, spec.fingerprint, job.work.crafted, job.seed, workers=job.threads)
+    return CraftSetup(model, spec.input.grid, spec.fingerprint, job.work.crafted, job.seed, workers=job.threads)
 
 
 def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) -> tuple[CraftedSet, ...]:
@@ -151,13 +151,20 @@ class Planner:
         else:
             rows = tuple(Row(speed.attack, speed.seconds, speed.share, target.items) for speed in seen)
         return Plan(
-            self.key, engine, reason, target.run.threads, target.items, budget, rows, min(wanted, default=REPORTED)
+            self.key,
+            engine,
+            reason,
+            target.run.threads,
+            target.items,
+            budget,
+            rows,
+            min(wanted, default=REPORTED_ITEMS),
         )
 
     def probe(self, target: Crafter, attack: Attack) -> Speed:
         """Measure an attack on one shard per worker; the shards are kept and count.
 
-        What is learned for the lot of such a shard serves all items of the lot, and its time is shared out among them.
+        What is learned for the block of such a shard serves all items of the block, and its time is shared among them.
         """
         self.progress.note(f"speed of {attack!r}")
         tried = target.run.threads * target.shard_size
@@ -166,7 +173,7 @@ class Planner:
         between = time.perf_counter()
         (found,) = target.attacked([attack], tried=[tried], anew=True)
         ended = time.perf_counter()
-        served = sum(len(shard) for lot in target.lots(tried) for shard in lot)
+        served = sum(len(shard) for block in target.blocks(tried) for shard in block)
         seconds = (between - began) / served + (ended - between) / found.tried
         return Speed(repr(attack), seconds, (len(found) + 1) / (found.tried + 2))
 
@@ -174,12 +181,14 @@ class Planner:
         """Estimate seconds for evidence of clean, noisy and attacked items, in torch and programs, and to compile."""
         programs = self.job.recipe.programs([tap.name for tap in self.classifier.taps])
         gather = Gather(self.classifier, [need for ds in programs.values() for d in ds for need in d.needs])
-        images = torch.from_numpy(self.data.images[:GATHERED])
+        images = torch.from_numpy(self.data.images[:TIMED_ITEMS])
         with torch.no_grad():
             gather(images)
             began = time.perf_counter()
             gather(images)
-        item_s = (time.perf_counter() - began) / GATHERED
+        item_s = (time.perf_counter() - began) / TIMED_ITEMS
         clean = sum(len(self.data.part(split)) for split in Split)
-        learned = 2 * families * (self.job.craft_items or math.sqrt(FLOOR * CAP))
-        return 2 * item_s * (clean + learned) + OPERATOR_S * len(self.classifier.graph.graph.nodes) * len(programs)
+        learned = 2 * families * (self.job.craft_items or math.sqrt(MIN_FAMILY_ITEMS * MAX_FAMILY_ITEMS))
+        return 2 * item_s * (clean + learned) + OPERATOR_EXPORT_S * len(self.classifier.graph.graph.nodes) * len(
+            programs
+        )

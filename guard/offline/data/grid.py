@@ -12,9 +12,9 @@ from torch import Tensor
 from guard.errors import DataError
 from guard.offline.data.norms import Measure
 
-FINEST = 255  # steps of the finest grid looked for
-NEAR = 1e-4  # in unit space: how far from a grid a value may lie and still be on it
-SAMPLE = 65536  # values by which most grids are ruled out
+MAX_GRID_STEPS = 255  # steps of the finest grid looked for
+GRID_TOLERANCE = 1e-4  # in unit space: how far from a grid a value may lie and still be on it
+SAMPLED_VALUES = 65536  # values by which most grids are ruled out
 SHRINKS = np.linspace(1, 0, 51)
 Images = NDArray[np.float32]  # [item, ...] in unit space
 
@@ -26,23 +26,23 @@ def grid_of(images: NDArray[Any]) -> int | None:
         DataError: neither uint8 nor unit-space floats.
     """
     if images.dtype == np.uint8:
-        return FINEST
+        return MAX_GRID_STEPS
     if images.dtype.kind != "f":
         raise DataError(f"images are {images.dtype}; wanted uint8, or float32 in [0, 1]")
     if images.size == 0:
         raise DataError("there are no images to find a grid in")
     low, high = float(images.min()), float(images.max())
-    if not (low >= -NEAR and high <= 1 + NEAR):
+    if not (low >= -GRID_TOLERANCE and high <= 1 + GRID_TOLERANCE):
         raise DataError(f"images span [{low:g}, {high:g}]; unit space is [0, 1]")
     values = images.reshape(-1)
-    sample = np.unique(values[:: max(1, values.size // SAMPLE)])
-    candidates = [steps for steps in range(1, FINEST + 1) if on_grid(sample, steps)]
+    sample = np.unique(values[:: max(1, values.size // SAMPLED_VALUES)])
+    candidates = [steps for steps in range(1, MAX_GRID_STEPS + 1) if on_grid(sample, steps)]
     return next((steps for steps in candidates if on_grid(values, steps)), None)
 
 
 def on_grid(images: NDArray[Any], grid: int) -> bool:
     """Return whether every value is a whole number of steps, within rounding."""
-    return bool((np.abs(images - np.rint(images * grid) / grid) <= NEAR).all())
+    return bool((np.abs(images - np.rint(images * grid) / grid) <= GRID_TOLERANCE).all())
 
 
 def snap(images: NDArray[Any], grid: int | None) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from guard.offline.data.grid import Images, snap
 
-LEVELS = 255  # steps of a picture's values in a file
+FILE_STEPS = 255  # steps of a picture's values in a file
 MODES = {1: "L", 3: "RGB"}  # Pillow's modes by number of channels
 
 
@@ -73,11 +73,11 @@ def compressed(quality: int) -> Callable[[Images], Images]:
 
 
 def to_bytes(picture: Images) -> NDArray[np.uint8]:
-    return np.rint(picture * LEVELS).clip(0, LEVELS).astype(np.uint8)
+    return np.rint(picture * FILE_STEPS).clip(0, FILE_STEPS).astype(np.uint8)
 
 
 def from_bytes(pixels: NDArray[np.uint8]) -> Images:
-    return pixels.astype(np.float32) / np.float32(LEVELS)
+    return pixels.astype(np.float32) / np.float32(FILE_STEPS)
 
 
 SHIFTS: tuple[Shift, ...] = (

@@ -16,8 +16,10 @@ from guard.offline.detectors.detector import Detector, Examples, Head, one_hot_p
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.needs import Evidence
 
-FEW = 3  # references that a class needs for a density of its own
-FAR = 1e6  # stands for "not of this class" in units of squared bandwidths; finite, so that no 0 * inf arises
+MIN_CLASS_REFERENCES = 3  # references that a class needs for a density of its own
+OTHER_CLASS_DISTANCE = (
+    1e6  # stands for "not of this class" in units of squared bandwidths; finite, so that no 0 * inf arises
+)
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,11 @@ class KernelDensity:
         z, labels = z[keep], labels[keep]
         scale = 1.0 / (math.sqrt(2.0) * self.bandwidth * typical_distance(z, labels))
         other_class = 1.0 - torch.nn.functional.one_hot(labels, classes).to(z.dtype).T  # [class, reference]
-        other_class[(1.0 - other_class).sum(dim=1) < FEW] = 0.0  # a class of few items uses all references
+        other_class[(1.0 - other_class).sum(dim=1) < MIN_CLASS_REFERENCES] = (
+            0.0  # a class of few items uses all references
+        )
         sizes = (1.0 - other_class).sum(dim=1).clamp_min(1.0)
-        penalty = FAR * other_class + sizes.log()[:, None]
+        penalty = OTHER_CLASS_DISTANCE * other_class + sizes.log()[:, None]
         middle = z.mean(dim=0) * scale
         return KernelDensityHead(self, (z * scale - middle).T, penalty, middle, torch.tensor(scale))
 

@@ -16,7 +16,9 @@ from guard.offline.detectors.parts.logistic import Logistic, fit_logistic
 from guard.offline.evidence.kinds.plain import Latent
 from guard.offline.evidence.needs import Evidence
 
-FLOOR = 1e-12  # added to squared distances: a reference that is met again is no neighbour at distance zero
+MIN_SQUARED_DISTANCE = (
+    1e-12  # added to squared distances: a reference that is met again is no neighbour at distance zero
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class LidHead(Head):
         found = []
         for latent, bank in zip(self.latents, self.banks, strict=True):
             nearest = bank(evidence[latent]).topk(self.neighbours + 1, dim=1, largest=False).values[:, 1:]
-            logs = (nearest + FLOOR).log()  # of squares: twice the logarithm of the distance
+            logs = (nearest + MIN_SQUARED_DISTANCE).log()  # of squares: twice the logarithm of the distance
             found.append(-(0.5 * (logs[:, -1:] - logs).mean(dim=1)).clamp_min(1e-6).log())
         return torch.stack(found, dim=1)
 

@@ -16,7 +16,9 @@ from guard.offline.detectors.parts.settings import one_of
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.needs import Evidence
 
-FEW = 3  # items of a class that have a mean of their own; fewer say more about themselves than about their class
+MIN_CLASS_ITEMS = (
+    3  # items of a class that have a mean of their own; fewer say more about themselves than about their class
+)
 Centre = Literal["predicted", "nearest"]
 
 
@@ -118,7 +120,9 @@ def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Met
         raise DataError(f"mahalanobis needs at least two clean items, got {len(z)}")
     members = nn.functional.one_hot(labels, classes).to(z.dtype)  # [item, class]
     counts = members.sum(dim=0)[:, None]
-    centres = torch.where(counts >= FEW, members.T @ z / counts.clamp_min(1.0), z.mean(dim=0))  # [class, feature]
+    centres = torch.where(
+        counts >= MIN_CLASS_ITEMS, members.T @ z / counts.clamp_min(1.0), z.mean(dim=0)
+    )  # [class, feature]
     residual = (z - centres[labels]).double()
     whiten = inverse_root(residual.T @ residual / len(z), shrinkage).to(z.dtype)
     metric = Metric(whiten, centres @ whiten)

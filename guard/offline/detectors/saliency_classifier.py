@@ -22,7 +22,7 @@ from guard.offline.networks.architectures import convolutional, perceptron
 from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit
 
-FEWEST = 20  # attacked items; below that nothing can be learned
+MIN_ATTACKED_ITEMS = 20  # attacked items; below that nothing can be learned
 Map = Literal["gradient", "gradient_x_input", "smoothgrad"]
 
 
@@ -55,10 +55,10 @@ class SaliencyClassifier:
         return (Image(), self.gradient)
 
     def fit(self, examples: Examples) -> SaliencyClassifierHead:
-        if examples.count_attacked() < FEWEST:
+        if examples.count_attacked() < MIN_ATTACKED_ITEMS:
             raise DataError(
                 f"saliency_classifier learns from attacked items; got {examples.count_attacked()}, "
-                f"wanted at least {FEWEST}"
+                f"wanted at least {MIN_ATTACKED_ITEMS}"
             )
         evidence: dict[Need, Tensor] = {
             need: torch.cat([examples.negatives(need), examples.attacked.items[need]]) for need in self.needs

@@ -26,8 +26,10 @@ from guard.offline.evidence.needs import Evidence
 from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit
 
-FEWEST = 20  # attacked items; below that nothing can be learned
-FAR = 6.0  # standard deviations at which a number is cut: a perceptron cannot judge what it was not trained on
+MIN_ATTACKED_ITEMS = 20  # attacked items; below that nothing can be learned
+MAX_DEVIATIONS = (
+    6.0  # standard deviations at which a number is cut: a perceptron cannot judge what it was not trained on
+)
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ class SummaryClassifier:
 
     def fit(self, examples: Examples) -> SummaryClassifierHead:
         attacked = examples.count_attacked()
-        if attacked < FEWEST:
-            raise DataError(f"summary_classifier learns from attacked items; got {attacked}, wanted at least {FEWEST}")
+        if attacked < MIN_ATTACKED_ITEMS:
+            raise DataError(
+                f"summary_classifier learns from attacked items; got {attacked}, wanted at least {MIN_ATTACKED_ITEMS}"
+            )
         parts = [summaries(self, evidence) for evidence in (examples.clean, examples.noisy, examples.attacked.items)]
         clean, noisy = len(parts[0]), len(parts[1])
         numbers, kinds = torch.cat(parts), item_kinds(clean + noisy, examples.attacked)
@@ -96,7 +100,7 @@ class SummaryClassifierHead(Head):
 
     def answers(self, numbers: Tensor) -> Tensor:
         """Return unnormalised log-probabilities [item, kind]."""
-        answers: Tensor = self.body(((numbers - self.centre) / self.spread).clamp(-FAR, FAR))
+        answers: Tensor = self.body(((numbers - self.centre) / self.spread).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS))
         return answers
 
 

@@ -23,7 +23,15 @@ from guard.offline.adversary.descent import METHODS, AdaptiveResult
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.excess import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.adversary.guides import Guides
-from guard.offline.adversary.runs import GUIDES, STARTS, Adversary, Aim, MethodResults, Shown, in_parts
+from guard.offline.adversary.runs import (
+    MAX_GUIDE_ITEMS,
+    START_POINTS,
+    Adversary,
+    Aim,
+    MethodResults,
+    StepReporter,
+    in_parts,
+)
 from guard.offline.adversary.surrogates import expectation, stand_ins_of
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
@@ -41,11 +49,11 @@ from guard.offline.work.store import ResultStore, cache_key
 from guard.offline.work.text import duration
 
 PROOF_RATE = 0.05  # the rate at which an attack must break the detectors known to be broken
-HALF = 0.5  # the rate of SR@50: past the target, an attack goes on until half of all clean items look riskier
+HALF_RATE = 0.5  # the rate of SR@50: past the target, an attack goes on until half of all clean items look riskier
 PROVING_DETECTORS = ("kernel_density", "feature_squeezing", "lid")
 GUARD = "guard"  # the aim that is the whole guard
 TRIAL_STEPS = 2  # by which speed is measured
-LOOKED_AT = 16  # attacked items on which each head's gradient is looked at
+GRADIENT_ITEMS = 16  # attacked items on which each head's gradient is looked at
 
 
 def seconds_per_step(aim: Aim, items: Dataset, budget: float, device: str) -> float:
@@ -101,14 +109,14 @@ class AdaptiveStage:
         Where fewer than two are left, the last of the right ones serve; no item guides its own class.
         """
         right = np.flatnonzero(clean.prediction == self.held_out.labels)
-        spare = right[self.wanted.items :][:GUIDES]
-        return spare if len(spare) > 1 else right[-GUIDES:]
+        spare = right[self.wanted.items :][:MAX_GUIDE_ITEMS]
+        return spare if len(spare) > 1 else right[-MAX_GUIDE_ITEMS:]
 
     def aims(self, clean: Readings) -> tuple[Aim, ...]:
-        """Return what is attacked: the guard at the target rate and past it at HALF, and each broken detector alone."""
+        """Return what is attacked: the guard at the target rate and at HALF_RATE, and each broken detector alone."""
         calibration = self.subject.cascade.calibration
         against: dict[str, Excess | DetectorExcess] = {
-            GUARD: Excess(self.subject.joint(), calibration, self.target, HALF)
+            GUARD: Excess(self.subject.joint(), calibration, self.target, HALF_RATE)
         }
         for name in self.proving:
             scores = torch.from_numpy(calibration.clean_scores[:, calibration.detectors.index(name)])
@@ -124,7 +132,7 @@ class AdaptiveStage:
 
     def descents(self) -> int:
         """Return the number of descents of all runs together."""
-        return STARTS * len(self.methods) * (len(self.budgets) + len(self.proving))
+        return START_POINTS * len(self.methods) * (len(self.budgets) + len(self.proving))
 
     def per_item_step(self, clean: Readings) -> float:
         """Measure the seconds that one step of every descent takes an item."""
@@ -156,7 +164,9 @@ class AdaptiveStage:
         settings = (self.subject.identity, hashes, self.budgets, self.target, self.seed)
         return cache_key((settings, self.wanted, self.methods), (__name__,))
 
-    def rows(self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, shown: Shown) -> tuple[AdaptiveRow, ...]:
+    def rows(
+        self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, shown: StepReporter
+    ) -> tuple[AdaptiveRow, ...]:
         """Make one row a budget, on the first items that the model has right; the proof is at the largest budget."""
         expectation(self.subject.graphs)
         index, grid = self.right(clean, size), self.subject.cascade.spec.grid
@@ -225,10 +235,10 @@ class AdaptiveStage:
             disagreement=float(((missed > self.target) != found.success.numpy()).mean()),
             proof=proof,
             by_method={method: Rate.of(of_method > self.target) for method, of_method in by_method.items()},
-            sr50=Rate.of(missed > HALF),
+            sr50=Rate.of(missed > HALF_RATE),
             surrogates=(*stand_ins_of(self.subject.detectors), expectation(self.subject.graphs)),
             risk_gap=self.risk_gap(found, readings),
-            without_gradient=without_gradient(self.subject.joint(), found.images[:LOOKED_AT]),
+            without_gradient=without_gradient(self.subject.joint(), found.images[:GRADIENT_ITEMS]),
         )
 
     def risk_gap(self, found: AdaptiveResult, readings: Readings) -> float:
@@ -242,7 +252,7 @@ def missed_at(readings: Readings, labels: NDArray[np.int64]) -> NDArray[np.float
     return np.where(readings.prediction != labels, readings.p_value, -1.0)
 
 
-def told(shown: Shown, budget: str, what: object, done: int, total: int) -> None:
+def told(shown: StepReporter, budget: str, what: object, done: int, total: int) -> None:
     shown(f"{what} {budget}", done, total)
 
 

@@ -25,7 +25,7 @@ from guard.offline.findings.intervals import Area, Caught, Promise, Rate, caught
 from guard.offline.programs.opened_guard import Rates
 from guard.offline.programs.read import read
 
-TAILS = 2  # of a detector's p-value: the smallest that n clean items allow is 2 / (n + 1)
+TESTED_TAILS = 2  # of a detector's p-value: the smallest that n clean items allow is 2 / (n + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,7 @@ def detect(
 def alone_at(promises: Sequence[Promise], p_value: Floats, items: int) -> Caught:
     """Return one detector's share at each rate; None also where two tails cannot promise it with so few clean items."""
     caught = caught_at(promises, p_value)
-    return {p.rate: caught[p.rate] if p.rate * (items + 1) >= TAILS else None for p in promises}
+    return {p.rate: caught[p.rate] if p.rate * (items + 1) >= TESTED_TAILS else None for p in promises}
 
 
 def worst_of(fates: Mapping[str, Outcomes], promises: Sequence[Promise], reject_rate: float) -> Worst | None:

@@ -26,7 +26,7 @@ from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.programs.read import read
 from guard.offline.work.store import cache_key
 
-SHIFT_SHARE, FEWEST_SHIFTED = 0.05, 100  # of the time left; and items, whatever it takes
+SHIFT_SHARE, MIN_SHIFTED_ITEMS = 0.05, 100  # of the time left; and items, whatever it takes
 
 
 RIGHT, WRONG = "the model is right", "the model is wrong"
@@ -143,6 +143,6 @@ def shift_items(subject: OpenedGuard, held_out: Dataset, effort: Effort) -> int:
 
     def choose() -> int:
         affordable = SHIFT_SHARE * effort.seconds_left() / (len(SHIFTS) * seconds_to_read(subject.cascade, held_out))
-        return int(min(wanted, max(affordable, FEWEST_SHIFTED)))
+        return int(min(wanted, max(affordable, MIN_SHIFTED_ITEMS)))
 
     return effort.work.choices.choice("shifts", cache_key(asked, (__name__,)), choose)

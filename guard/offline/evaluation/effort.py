@@ -10,7 +10,7 @@ from guard.offline.adversary.descent import METHODS
 from guard.offline.adversary.directions import Method
 from guard.offline.work.directory import WorkDirectory
 
-FEWEST_ITEMS, FEWEST_STEPS, FEW_STEPS = 30, 20, 60
+MIN_PROOF_ITEMS, MIN_PROOF_STEPS, FEW_PROOF_STEPS = 30, 20, 60
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Size:
     def shrunk(self, seconds: float, per_item_step: float) -> Size:
         """Return the size that fits into the seconds.
 
-        First there are fewer steps down to FEW_STEPS, then fewer items, then fewer steps again; never below the fewest.
+        First there are fewer steps down to FEW_PROOF_STEPS, then fewer items, then fewer steps again.
         """
         affordable = seconds / max(per_item_step, 1e-9)
-        steps = min(self.steps, max(int(affordable / self.items) - 1, min(FEW_STEPS, self.steps)))
-        items = min(self.items, max(int(affordable / (steps + 1)), min(FEWEST_ITEMS, self.items)))
-        steps = min(steps, max(int(affordable / items) - 1, min(FEWEST_STEPS, self.steps)))
+        steps = min(self.steps, max(int(affordable / self.items) - 1, min(FEW_PROOF_STEPS, self.steps)))
+        items = min(self.items, max(int(affordable / (steps + 1)), min(MIN_PROOF_ITEMS, self.items)))
+        steps = min(steps, max(int(affordable / items) - 1, min(MIN_PROOF_STEPS, self.steps)))
         return Size(items, steps)
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from guard.cascade import Cascade
 from guard.offline.attacks.attack import Attack, LearningAttack, Model, learns
-from guard.offline.crafting.learning import SHARDS
+from guard.offline.crafting.learning import BLOCK_SHARDS
 from guard.offline.crafting.shard import shard_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.evidence.batches import one_batch
 from guard.offline.programs.read import read
 
-PROBED = 2  # items by which an attack's passes are counted
+PROBED_ITEMS = 2  # items by which an attack's passes are counted
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,20 @@ class Counted(nn.Module):
         return self.model(images)
 
 
-def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor, lot: int) -> Passes:
-    """Count an attack's passes for an item, with the item's share of what is learned for a lot of so many items."""
+def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor, block: int) -> Passes:
+    """Count an attack's passes for an item, with the item's share of what is learned for a block of so many items."""
     counted, learning = Counted(model), Passes(0, 0)
     if learns(attack):
-        attack, learning = learn(attack, counted, images, labels, lot)
+        attack, learning = learn(attack, counted, images, labels, block)
     before = counted.so_far
     attack(counted, images, labels, torch.Generator().manual_seed(0))
     return learning + (counted.so_far + before.times(-1)).times(1 / len(images))
 
 
-def learn(attack: LearningAttack, counted: Counted, images: Tensor, labels: Tensor, lot: int) -> tuple[Attack, Passes]:
-    """Return the attack with what two items teach it, and what learning from a lot costs each of the lot's items.
+def learn(
+    attack: LearningAttack, counted: Counted, images: Tensor, labels: Tensor, block: int
+) -> tuple[Attack, Passes]:
+    """Return the attack with what two items teach it, and what learning from a block costs each of the block's items.
 
     Passes are counted over one item and over two, so that what every item adds is told apart from what is spent once.
     """
@@ -77,7 +79,7 @@ def learn(attack: LearningAttack, counted: Counted, images: Tensor, labels: Tens
         counts.append(counted.so_far + before.times(-1))
     each = counts[1] + counts[0].times(-1)
     once = counts[0] + each.times(-1)
-    return attack.knowing(knowledge), (once + each.times(min(lot, attack.learning_items))).times(1 / lot)
+    return attack.knowing(knowledge), (once + each.times(min(block, attack.learning_items))).times(1 / block)
 
 
 def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: Dataset) -> float:
@@ -85,9 +87,9 @@ def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: Dataset)
     images = one_batch(held_out.images)
     labels = torch.from_numpy(held_out.labels[: len(images)])
     forward_s, backward_s = speed(model, images)
-    lot, total = SHARDS * shard_items(held_out.images.shape[1:]), 0.0
+    block, total = BLOCK_SHARDS * shard_items(held_out.images.shape[1:]), 0.0
     for attack in attacks:
-        found = passes(model, attack, images[:PROBED], labels[:PROBED], lot)
+        found = passes(model, attack, images[:PROBED_ITEMS], labels[:PROBED_ITEMS], block)
         total += found.forward * forward_s + found.backward * backward_s
     return total
 

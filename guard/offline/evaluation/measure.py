@@ -11,7 +11,7 @@ from guard.offline.attacks.attack import Attack, Model
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.engine import attack_model
-from guard.offline.crafting.shard import CraftRun
+from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.attack_rows import Examiner, GuardReadings, Other, worst_of
@@ -28,7 +28,7 @@ from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.work.progress import Stage
 
-GROWTH = 1.15  # over the items that the success rate asks for, since it is itself measured
+TRIED_ITEMS_FACTOR = 1.15  # over the items that the success rate asks for, since it is itself measured
 
 
 def measure(
@@ -110,12 +110,12 @@ def craft_enough(
 ) -> CraftedSet:
     """Craft one attack on `attack_items`, and on more while too few for its family fool the model and more are left."""
     spec = subject.classifier.spec
-    run = CraftRun(model, spec.input.grid, spec.fingerprint, effort.work.crafted, effort.seed)
+    run = CraftSetup(model, spec.input.grid, spec.fingerprint, effort.work.crafted, effort.seed)
     least = attack.family.min_verified_items
     tried = min(effort.attack_items, len(held_out.images))
     while True:
         (found,) = craft(run, held_out.take(slice(tried)), [attack], progress=progress.items)
-        wanted = math.ceil(GROWTH * tried * least / max(len(found), 1))
+        wanted = math.ceil(TRIED_ITEMS_FACTOR * tried * least / max(len(found), 1))
         if len(found) >= least or effort.attack_items < least or tried == len(held_out.images):
             return found
         tried = min(wanted, 4 * tried, len(held_out.images))

@@ -18,8 +18,8 @@ from guard.offline.findings.figures import Exhibit, Specimen
 from guard.offline.findings.intervals import Promise
 from guard.offline.programs.read import read
 
-SPECIMENS = 6
-MAPPED = (1, 3)  # channels that a picture can be shown with
+PICTURED_ITEMS = 6
+DRAWABLE_CHANNELS = (1, 3)  # channels that a picture can be shown with
 NO_PICTURES = "the inputs are not pictures of one or three channels, so there is nothing to be seen in them"
 
 
@@ -36,7 +36,7 @@ def exhibit_of(
     `model` is what attacks run on; `noise` are unit-space items [item, ...]; `names` are the classes', if any.
     """
     shape = guard.cascade.spec.shape
-    pictures = len(shape) == 3 and shape[0] in MAPPED
+    pictures = len(shape) == 3 and shape[0] in DRAWABLE_CHANNELS
     risks = guard.cascade.calibration.sorted_risks
     return Exhibit(
         thresholds={p.rate: threshold(risks, p.rate) for p in promises if p.reason is None},
@@ -73,8 +73,8 @@ def chosen(examined: Mapping[str, Examined]) -> list[tuple[str, int]]:
     able = [label for label, one in examined.items() if len(one.crafted)]
     first = {examined[label].crafted.family: label for label in reversed(able)}
     order = [label for label in able if label in first.values()] + [x for x in able if x not in first.values()]
-    rounds = [(label, number) for number in range(SPECIMENS) for label in order]
-    kept = [(label, number) for label, number in rounds if number < len(examined[label].crafted)][:SPECIMENS]
+    rounds = [(label, number) for number in range(PICTURED_ITEMS) for label in order]
+    kept = [(label, number) for label, number in rounds if number < len(examined[label].crafted)][:PICTURED_ITEMS]
     return sorted(kept, key=lambda pair: (list(examined).index(pair[0]), pair[1]))
 
 

@@ -20,7 +20,7 @@ from guard.errors import GuardError
 from guard.offline.attacks.attack import Attack, Model
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
-from guard.offline.crafting.shard import CraftRun
+from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
 from guard.offline.evaluation.attack_rows import Examined, Examiner
 from guard.offline.findings.attack_names import labels_of
@@ -33,9 +33,9 @@ from guard.offline.work.progress import Stage
 from guard.offline.work.store import cache_key
 from guard.offline.work.text import short
 
-PROBED = 16  # items by which an attack's speed is measured; a shard of one that asks for thousands of answers
-GROWTH = 1.3  # over the items that a success rate asks for, since few items measured it
-SLACK = 1.2  # over the seconds that a probe foretells: the last shards leave cores without work
+PROBED_ITEMS = 16  # items by which an attack's speed is measured; a shard of one that asks for thousands of answers
+TRIED_ITEMS_FACTOR = 1.3  # over the items that a success rate asks for, since few items measured it
+FORETOLD_TIME_FACTOR = 1.2  # over the seconds that a probe foretells: the last shards leave cores without work
 # What an attack may raise that cannot handle this model, these inputs or what is installed. foolbox, pyautoattack and
 # torch raise RuntimeError and ValueError for that; the row quotes it, and hours of other rows are not lost to it.
 UNRUNNABLE = (GuardError, ImportError, NotImplementedError, RuntimeError, ValueError)
@@ -114,7 +114,7 @@ class Trial:
         """Craft one attack on the first `tried` items that the model has right, as the recipe's attacks are crafted."""
         spec, work = self.subject.classifier.spec, self.further.work.suite
         size = attack.family.shard_items
-        run = CraftRun(self.model, spec.input.grid, spec.fingerprint, work, self.seed, shard_items=size)
+        run = CraftSetup(self.model, spec.input.grid, spec.fingerprint, work, self.seed, shard_items=size)
         (found,) = craft(run, self.held_out.take(self.right[:tried]), [attack], progress=self.progress.items)
         return found
 
@@ -136,17 +136,17 @@ class Trial:
         return cache_key(settings, (__name__,))
 
     def probe(self, label: str, attack: Attack) -> Planned:
-        """Measure the speed and success of one attack on PROBED items; one that cannot be run takes no time."""
+        """Measure the speed and success of one attack on PROBED_ITEMS items; one that cannot be run takes no time."""
         self.progress.note(f"speed of {label}")
         began = time.perf_counter()
         try:
-            found = self.crafted(attack, PROBED)
+            found = self.crafted(attack, PROBED_ITEMS)
         except UNRUNNABLE:
-            return Planned(label, 0.0, PROBED)
-        seconds = SLACK * (time.perf_counter() - began) / (found.tried * cores())
+            return Planned(label, 0.0, PROBED_ITEMS)
+        seconds = FORETOLD_TIME_FACTOR * (time.perf_counter() - began) / (found.tried * cores())
         share = (len(found) + 1) / (found.tried + 2)
-        wanted = min(math.ceil(GROWTH * attack.family.min_verified_items / share), len(self.right))
-        return Planned(label, seconds, max(wanted, PROBED))
+        wanted = min(math.ceil(TRIED_ITEMS_FACTOR * attack.family.min_verified_items / share), len(self.right))
+        return Planned(label, seconds, max(wanted, PROBED_ITEMS))
 
     def announce(self, planned: Sequence[Planned], sizes: Mapping[str, int]) -> None:
         """Report the expected times before anything slow begins."""
@@ -158,12 +158,12 @@ class Trial:
 
 
 def shared_out(planned: Sequence[Planned], seconds: float) -> dict[str, int]:
-    """Share out the seconds and return items by label: what a cheap attack leaves goes to the dear; PROBED at least."""
+    """Share out the seconds and return items by label: what cheap attacks leave goes to dear ones."""
     found, left = {}, seconds
     cheapest = sorted(planned, key=lambda one: one.cost)
     for number, one in enumerate(cheapest):
         share = left / (len(cheapest) - number)
-        found[one.label] = max(min(one.wanted, int(share / max(one.seconds, 1e-9))), min(PROBED, one.wanted))
+        found[one.label] = max(min(one.wanted, int(share / max(one.seconds, 1e-9))), min(PROBED_ITEMS, one.wanted))
         left = max(0.0, left - found[one.label] * one.seconds)
     return found
 

@@ -14,14 +14,16 @@ from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import Evidence
 from guard.offline.evidence.onnx_gather import gathering
 
-BATCH = 128
-VALUES = BATCH * 3 * 32 * 32  # in a batch, at most: all evidence of large images would not fit into a small memory
+BATCH_ITEMS = 128
+VALUES = (
+    BATCH_ITEMS * 3 * 32 * 32
+)  # in a batch, at most: all evidence of large images would not fit into a small memory
 Progress = Callable[[int, int], None]  # (items done, items in all)
 
 
 def batch_items(shape: Sequence[int]) -> int:
     """Return how many items are gathered or read at once: 128, or down to 4 where an item has many values."""
-    return max(4, min(BATCH, VALUES // int(np.prod(shape))))
+    return max(4, min(BATCH_ITEMS, VALUES // int(np.prod(shape))))
 
 
 def one_batch(images: NDArray[np.float32]) -> Tensor:

@@ -20,9 +20,9 @@ from guard.offline.evidence.needs import Evidence, Need
 from guard.offline.model.onnx_export.export import lower
 from guard.session import Session
 
-WORTH = 1000  # items; torch finishes fewer before the program is written
-CHECKED = 8  # items on which both must agree
-TOLERANCE = 1e-3  # relative L2 over those items, of each kind of evidence
+MIN_COMPILED_ITEMS = 1000  # items; torch finishes fewer before the program is written
+CHECKED_ITEMS = 8  # items on which both must agree
+EVIDENCE_TOLERANCE = 1e-3  # relative L2 over those items, of each kind of evidence
 INPUT = "images"
 
 Gathering = Callable[[NDArray[np.float32]], Evidence]  # one batch of unit-space images -> its evidence
@@ -36,13 +36,13 @@ def gathering(gather: Gather, images: NDArray[np.float32]) -> Gathering:
             found: Evidence = gather(torch.from_numpy(batch))
             return found
 
-    if len(images) < WORTH or not gather.compiles:
+    if len(images) < MIN_COMPILED_ITEMS or not gather.compiles:
         return in_torch
     try:
-        compiled = CompiledGather(gather, images[:CHECKED])
+        compiled = CompiledGather(gather, images[:CHECKED_ITEMS])
     except ModelError:
         return in_torch
-    return compiled if compiled.agrees(in_torch(images[:CHECKED]), images[:CHECKED]) else in_torch
+    return compiled if compiled.agrees(in_torch(images[:CHECKED_ITEMS]), images[:CHECKED_ITEMS]) else in_torch
 
 
 class CompiledGather:
@@ -64,7 +64,7 @@ class CompiledGather:
     def agrees(self, expected: Mapping[Need, Tensor], images: NDArray[np.float32]) -> bool:
         found = self(images)
         return all(
-            float((found[need] - expected[need]).norm()) <= TOLERANCE * float(expected[need].norm()) + 1e-6
+            float((found[need] - expected[need]).norm()) <= EVIDENCE_TOLERANCE * float(expected[need].norm()) + 1e-6
             for need in self.needs
         )
 

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-SMALL = 1e-6  # keeps deviations from zero: a layer whose critical neurons are all equal is steered by their mean
+MIN_DEVIATION = (
+    1e-6  # keeps deviations from zero: a layer whose critical neurons are all equal is steered by their mean
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Steer(nn.Module):
         """Return the factor of each channel [item, channel]; mean and deviation are those of the critical channels."""
         strength, count = self.strength, critical.sum(dim=1, keepdim=True).clamp_min(1.0)
         mean = (value * critical).sum(dim=1, keepdim=True) / count
-        deviation = (((value - mean).square() * critical).sum(dim=1, keepdim=True) / count + SMALL).sqrt()
+        deviation = (((value - mean).square() * critical).sum(dim=1, keepdim=True) / count + MIN_DEVIATION).sqrt()
         least = (value + (1.0 - critical) * (value.amax(dim=1, keepdim=True) - value)).amin(dim=1, keepdim=True)
         above = ((value - mean) / deviation).clamp_min(0.0)
         away = (value - least).abs() / deviation

@@ -11,8 +11,8 @@ from guard.offline.findings.figures import Exhibit
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate
 
 PROOF_SHARE = 0.9
-MOST_DISAGREEMENT = 0.02  # one item in fifty, whose risk lies on the threshold
-MOST_RISK_GAP = 0.1  # in units of risk
+MAX_DISAGREEING_SHARE = 0.02  # one item in fifty, whose risk lies on the threshold
+MAX_RISK_GAP = 0.1  # in units of risk
 OFF_GRID, NOISE = "off-grid clean", "noise of the attacks' sizes"
 
 
@@ -178,7 +178,7 @@ class AdaptiveRow:
     @property
     def agrees(self) -> bool:
         """Whether what was attacked is what is served; otherwise the row says nothing about the guard."""
-        return self.disagreement <= MOST_DISAGREEMENT and self.risk_gap <= MOST_RISK_GAP
+        return self.disagreement <= MAX_DISAGREEING_SHARE and self.risk_gap <= MAX_RISK_GAP
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,12 @@ from guard.calibration import auroc, check_promise
 from guard.errors import PromiseError
 from guard.fusion import Floats
 
-PROMISED = (0.001, 0.01, 0.05)  # the rates that every report states, whatever the bundle's own are
-SMALL, EXPECTED = 0.01, 3  # below this rate the test items must be enough for so many false alarms, or nothing is said
-NORMAL = 1.96
+PROMISED_RATES = (0.001, 0.01, 0.05)  # the rates that every report states, whatever the bundle's own are
+SMALL_RATE, MIN_EXPECTED_ALARMS = (
+    0.01,
+    3,
+)  # below this rate the test items must be enough for so many false alarms, or nothing is said
+NORMAL_DEVIATIONS = 1.96
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -94,8 +97,11 @@ class Area:
         at_chance = 3 * len(clean) * len(attacked) / (len(clean) + len(attacked) + 1)
         variance = spread(placements(clean, attacked)) + spread(placements(-attacked, -clean))
         worth = min(value * (1 - value) / variance, at_chance) if variance > 0 else at_chance
-        centre, square = (value + NORMAL**2 / (2 * worth)) / (1 + NORMAL**2 / worth), NORMAL**2
-        half = NORMAL * np.sqrt(value * (1 - value) / worth + square / (4 * worth**2)) / (1 + square / worth)
+        centre, square = (
+            (value + NORMAL_DEVIATIONS**2 / (2 * worth)) / (1 + NORMAL_DEVIATIONS**2 / worth),
+            NORMAL_DEVIATIONS**2,
+        )
+        half = NORMAL_DEVIATIONS * np.sqrt(value * (1 - value) / worth + square / (4 * worth**2)) / (1 + square / worth)
         return Area(value, max(0.0, min(value, float(centre - half))), min(1.0, max(value, float(centre + half))))
 
 
@@ -131,14 +137,16 @@ class Promise:
             check_promise(rate, items, name="rate")
         except PromiseError as error:
             reasons.append(str(error))
-        if tested is not None and rate < SMALL and tested < math.ceil(EXPECTED / rate):
-            reasons.append(f"{tested} clean test items cannot show it; it takes {math.ceil(EXPECTED / rate)}")
+        if tested is not None and rate < SMALL_RATE and tested < math.ceil(MIN_EXPECTED_ALARMS / rate):
+            reasons.append(
+                f"{tested} clean test items cannot show it; it takes {math.ceil(MIN_EXPECTED_ALARMS / rate)}"
+            )
         return Promise(rate, items, "; and ".join(reasons) or None, tested)
 
 
 def promises_of(items: int, tested: int) -> tuple[Promise, ...]:
     """Return the promises at the rates that every report states."""
-    return tuple(Promise.of(rate, items, tested) for rate in PROMISED)
+    return tuple(Promise.of(rate, items, tested) for rate in PROMISED_RATES)
 
 
 Caught = Mapping[float, Rate | None]  # by the promised rate; None where it cannot be promised

@@ -21,7 +21,7 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.work.directory import WorkDirectory
 
-FEWEST_CLEAN = 20  # in each split
+MIN_SPLIT_ITEMS = 20  # in each split
 WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.TEST: 0.25}
 
 
@@ -134,8 +134,8 @@ def check_data(job: Job, classifier: Classifier, data: Dataset) -> None:
     for name, rate in (("reject rate", job.reject_rate), ("flag rate", job.flag_rate)):
         check_promise(rate, calibrating, name=name)
     for split in Split:
-        if (found := len(data.part(split))) < FEWEST_CLEAN:
+        if (found := len(data.part(split))) < MIN_SPLIT_ITEMS:
             raise DataError(
-                f"{data.name}: {found} clean items fall to {split.value}; at least {FEWEST_CLEAN} are needed, so bring "
-                f"about {FEWEST_CLEAN * len(data.images) // max(found, 1)} items"
+                f"{data.name}: {found} clean items fall to {split.value}; at least {MIN_SPLIT_ITEMS} are needed, so "
+                f"bring about {MIN_SPLIT_ITEMS * len(data.images) // max(found, 1)} items"
             )

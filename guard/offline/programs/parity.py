@@ -3,8 +3,9 @@
 Rule 1: forward outputs agree within 1e-4 (relative L2) for every item, gradients within 1e-3 for 99 % of them. Scores
 that rest on gradients or rounded rows may jump where those do: within 1 % of their spread, for 99 % of the items.
 Rule 2: in a deep network more than 1 % of the items lie so close to a kink (a ReLU at zero, a tie) that two float32
-computations fall on different sides. Then double precision judges: an item is forgiven only if a nudge of NUDGE moves
-the exact output at least half as far as ONNX Runtime is off, and half of all items must agree with it, forgiven or not.
+computations fall on different sides. Then double precision judges: an item is forgiven only if a nudge of NUDGE_SHARE
+moves the exact output at least half as far as ONNX Runtime is off, and half of all items must agree with it, forgiven
+or not.
 
 How it works. Torch and ONNX Runtime compute the same items, ONNX Runtime in batches of 1 and of 7. Each output is
 compared item by item; for gradients and scores the worst 1 % of the items is left out, and the largest error of the
@@ -37,12 +38,16 @@ from guard.session import Session
 
 FORWARD_TOLERANCE = 1e-4  # relative L2 an item
 GRADIENT_TOLERANCE = 1e-3
-SHARE = 0.99  # of the items; input gradients jump where a ReLU or a maximum ties
+AGREEING_SHARE = 0.99  # of the items; input gradients jump where a ReLU or a maximum ties
 SCORE_TOLERANCE = 1e-2  # of a score's standard deviation, for the same share of the items
-BATCHES = (1, 7)
-PART = 16  # items that torch computes at once: a gradient keeps every activation, 60 MB an item at 224 x 224
-NUDGE = 2.0**-20  # of the value range: a four-thousandth of an 8-bit step, and what float32 rounds off along the way
-NUDGES = 8
+BATCH_ITEMS = (1, 7)
+TORCH_BATCH_ITEMS = (
+    16  # items that torch computes at once: a gradient keeps every activation, 60 MB an item at 224 x 224
+)
+NUDGE_SHARE = (
+    2.0**-20
+)  # of the value range: a four-thousandth of an 8-bit step, and what float32 rounds off along the way
+NUDGED_COPIES = 8
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def check_parity(name: str, program: Program, session: Session, wire: NDArray[An
         ParityError: the program breaks the rules; the message names program, output and the first items.
     """
     expected = in_parts(program, wire)
-    founds = [served(session, program, wire, size) for size in BATCHES]
+    founds = [served(session, program, wire, size) for size in BATCH_ITEMS]
     worst = reduce(worse, (compare(found, expected, plain=program.plain) for found in founds))
     if not worst.forward <= FORWARD_TOLERANCE:  # NaN is not
         raise ParityError(
@@ -97,8 +102,8 @@ def check_parity(name: str, program: Program, session: Session, wire: NDArray[An
     if not worst.gradient <= GRADIENT_TOLERANCE:
         raise ParityError(
             f"program {name!r}: the input gradients of {len(worst.outliers)} of {len(wire)} items differ from torch's "
-            f"by more than {GRADIENT_TOLERANCE:g}, e.g. items {list(worst.outliers[:5])}; at most {1 - SHARE:.0%} may, "
-            f"and {len(worst.kinks)} items beyond that are explained by kinks"
+            f"by more than {GRADIENT_TOLERANCE:g}, e.g. items {list(worst.outliers[:5])}; "
+            f"at most {1 - AGREEING_SHARE:.0%} may, and {len(worst.kinks)} items beyond that are explained by kinks"
         )
     if not worst.score <= SCORE_TOLERANCE:
         raise ParityError(
@@ -144,7 +149,7 @@ class Exact:
 
     def outputs(self, unit: Tensor) -> list[NDArray[np.float64]]:
         """Return logits, scores and any gradient of unit-space items, [item, ...] each."""
-        parts = [self.part(part) for part in unit.split(PART // 4)]
+        parts = [self.part(part) for part in unit.split(TORCH_BATCH_ITEMS // 4)]
         return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
 
     def part(self, unit: Tensor) -> tuple[Tensor, ...]:
@@ -152,11 +157,11 @@ class Exact:
             return self.program.read(self.program.evidence(unit))
 
     def moved(self, unit: Tensor, truth: Sequence[NDArray[np.float64]], spread: NDArray[Any]) -> Errors:
-        """Measure how far the outputs move when every value is nudged by at most NUDGE: the most of NUDGES draws."""
+        """Measure how far the outputs move when every value is nudged: the most of NUDGED_COPIES draws."""
         generator = torch.Generator().manual_seed(0)
         found = Errors(np.zeros(len(unit)), np.zeros(len(unit)))
-        for _ in range(NUDGES if len(unit) else 0):
-            nudge = (2 * torch.rand(unit.shape, generator=generator, dtype=unit.dtype) - 1) * NUDGE
+        for _ in range(NUDGED_COPIES if len(unit) else 0):
+            nudge = (2 * torch.rand(unit.shape, generator=generator, dtype=unit.dtype) - 1) * NUDGE_SHARE
             found = found.worse(Errors.between(self.outputs(unit + nudge), truth, spread))
         return found
 
@@ -170,7 +175,9 @@ def served(session: Session, program: Program, wire: NDArray[Any], size: int) ->
 def in_parts(program: Program, wire: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """Return the program's outputs in torch, [item, ...] each."""
     with torch.no_grad():
-        parts = [program(torch.from_numpy(wire[i : i + PART])) for i in range(0, len(wire), PART)]
+        parts = [
+            program(torch.from_numpy(wire[i : i + TORCH_BATCH_ITEMS])) for i in range(0, len(wire), TORCH_BATCH_ITEMS)
+        ]
     return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
 
 
@@ -194,7 +201,7 @@ def compare(
 
 def most(errors: NDArray[np.float64]) -> float:
     """Return the largest error [item] when the share that may be beyond it is left out; NaN counts as the largest."""
-    allowed = int((1 - SHARE) * len(errors) + 1e-9)
+    allowed = int((1 - AGREEING_SHARE) * len(errors) + 1e-9)
     return float(np.sort(errors)[len(errors) - 1 - allowed])
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.bundle import WEIGHTS, ProgramSpec, RepairSpec
-from guard.offline.model.onnx_export.export import OPSET, lower
+from guard.offline.model.onnx_export.export import OPSET_VERSION, lower
 from guard.offline.programs.program import Cleaner, Program
 from guard.session import GraphInMemory
 
@@ -64,13 +64,15 @@ def compile_programs(
     repairs: list[RepairSpec] = []
     example = torch.from_numpy(wire[:4])
     for name, program in programs.items():
-        model = lower(program, example, input_name=program.spec.name, output_names=program.outputs, opset=OPSET)
+        model = lower(program, example, input_name=program.spec.name, output_names=program.outputs, opset=OPSET_VERSION)
         files[f"{name}.onnx"] = pool.take_from(model)
         specs.append(
-            ProgramSpec(name, f"{name}.onnx", program.names, program.gather.rows, program.gather.backwards, OPSET)
+            ProgramSpec(
+                name, f"{name}.onnx", program.names, program.gather.rows, program.gather.backwards, OPSET_VERSION
+            )
         )
     for name, cleaner in cleaners.items():
-        model = lower(cleaner, example, input_name=cleaner.spec.name, output_names=("cleaned",), opset=OPSET)
+        model = lower(cleaner, example, input_name=cleaner.spec.name, output_names=("cleaned",), opset=OPSET_VERSION)
         files[f"repair-{name}.onnx"] = pool.take_from(model)
         repairs.append(RepairSpec(name, f"repair-{name}.onnx", repr(cleaner.denoiser)))
     files[WEIGHTS] = pool.content()

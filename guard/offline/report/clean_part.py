@@ -11,7 +11,7 @@ from guard.offline.report.markup import folded, heading, heads, named, note, rat
 from guard.offline.report.plots import risk_figure
 from guard.offline.report.wording import percent, promise_text
 
-MOST = 20  # classes in the table; the JSON file has all
+MAX_LISTED_CLASSES = 20  # classes in the table; the JSON file has all
 
 
 def clean_part(e: Evaluation) -> list[str]:
@@ -89,7 +89,11 @@ def class_part(e: Evaluation) -> list[str]:
         return found.value if found and found.items else -1.0
 
     classes = sorted(e.by_class, key=lambda row: -alarm(row))
-    more = f" The {MOST} of {len(classes)} classes that are bothered most." if len(classes) > MOST else ""
+    more = (
+        f" The {MAX_LISTED_CLASSES} of {len(classes)} classes that are bothered most."
+        if len(classes) > MAX_LISTED_CLASSES
+        else ""
+    )
     return [
         heading("Whom it bothers"),
         note(
@@ -99,7 +103,7 @@ def class_part(e: Evaluation) -> list[str]:
         ),
         table(
             ("clean items", "items", "model right", *heads(e.stated, "taken for attacked at ")),
-            (class_cells(row, e.stated) for row in (*e.by_answer, *classes[:MOST])),
+            (class_cells(row, e.stated) for row in (*e.by_answer, *classes[:MAX_LISTED_CLASSES])),
         ),
     ]
 

@@ -12,7 +12,7 @@ from guard.offline.report.plots import cost_figure
 from guard.offline.report.wording import NONE, decimal, percent, promise_text
 
 ALL = "all together"
-SHADED = 0.5  # a share below it needs no colour: most detectors alone catch little
+MIN_SHADED_SHARE = 0.5  # a share below it needs no colour: most detectors alone catch little
 
 
 def detector_part(e: Evaluation) -> list[str]:
@@ -67,7 +67,11 @@ def cell(share: Rate | None, without: Rate | None, *, first: bool = False) -> st
         return td(NONE, first=first)
     left = f"<small>left out {percent(without.value)}</small>" if without is not None and without.items else ""
     interval = f"<small>{100 * share.low:.0f} to {100 * share.high:.0f}</small>"
-    return td(percent(share.value) + interval + left, first=first, shade=shade(share) if share.value >= SHADED else "")
+    return td(
+        percent(share.value) + interval + left,
+        first=first,
+        shade=shade(share) if share.value >= MIN_SHADED_SHARE else "",
+    )
 
 
 def area_table(e: Evaluation) -> str:

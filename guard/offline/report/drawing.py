@@ -25,7 +25,7 @@ BLUE, ORANGE, GREEN, SKY, VERMILION, PINK, BLACK = (
 CYCLE = (BLUE, VERMILION, GREEN, PINK, SKY, ORANGE, BLACK)
 MARKERS = "osD^vPX"
 GREY, PALE = "#59636e", "#c6cdd5"
-DPI = 130  # of a picture made of pixels
+PICTURE_DPI = 130  # of a picture made of pixels
 
 
 def panels(columns: int, rows: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -60,5 +60,5 @@ def uri(figure: Figure, form: str, kind: str, metadata: dict[str, None]) -> str:
     """Return a figure as a data URI, without the date and the program's name in it."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "guard", "font.family": "DejaVu Sans"}):
-        figure.savefig(buffer, format=form, dpi=DPI, metadata=metadata)
+        figure.savefig(buffer, format=form, dpi=PICTURE_DPI, metadata=metadata)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

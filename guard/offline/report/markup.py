@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate
 from guard.offline.report.wording import NONE, decimal, percent, promise_text
 
-MANY = 12  # columns that are drawn closer together
-SHADES = ((0.95, "full"), (0.8, "most"), (0.5, "some"), (0.0, "few"))
+MIN_DENSE_COLUMNS = 12  # columns that are drawn closer together
+SHADE_SHARES = ((0.95, "full"), (0.8, "most"), (0.5, "some"), (0.0, "few"))
 
 
 def heading(text: str) -> str:
@@ -40,7 +40,7 @@ def table(
     rule = ' class="first"'
     names = (f"<th{rule if i in firsts else ''}>{html.escape(cell)}</th>" for i, cell in enumerate(head))
     body = "\n".join("<tr>" + "".join(row) + "</tr>" for row in rows)
-    close = ' class="close"' if len(head) > MANY else ""
+    close = ' class="close"' if len(head) > MIN_DENSE_COLUMNS else ""
     return f'<div class="wide"><table{close}>\n{above}<tr>{"".join(names)}</tr>\n{body}\n</table></div>'
 
 
@@ -60,7 +60,7 @@ def shade(found: Rate | None) -> str:
     """Return the CSS class of a colour by how much is caught, or handled."""
     if found is None or found.items == 0:
         return ""
-    return next(name for least, name in SHADES if found.value >= least)
+    return next(name for least, name in SHADE_SHARES if found.value >= least)
 
 
 def rate(value: Rate | None, decimals: int = 0) -> str:

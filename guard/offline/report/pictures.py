@@ -17,7 +17,7 @@ from guard.offline.report.drawing import GREY, panels, png
 from guard.offline.report.markup import figure, heading, note
 
 COLUMNS = ("clean", "attacked", "perturbation", "map of clean", "map of attacked")
-BRIGHTEST = 99.5  # per cent of a map's pixels that are not cut
+UNCUT_PERCENTILE = 99.5  # per cent of a map's pixels that are not cut
 
 
 def picture_part(e: Evaluation) -> list[str]:
@@ -62,7 +62,7 @@ def draw_specimen(axes: Sequence[Axes], specimen: Specimen) -> None:
         show(ax, picture)
         ax.set_title(title, fontsize=8, color=GREY, pad=3)
     for ax, saliency in zip(axes[3:], (specimen.clean_map, specimen.attacked_map), strict=True):
-        top = max(float(np.percentile(saliency, BRIGHTEST)), 1e-12)
+        top = max(float(np.percentile(saliency, UNCUT_PERCENTILE)), 1e-12)
         ax.imshow(saliency, cmap="magma", vmin=0, vmax=top, interpolation="nearest")
     for ax in axes:
         ax.set_xticks([])

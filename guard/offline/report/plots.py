@@ -18,10 +18,10 @@ from guard.offline.report.wording import promise_text
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:g}%")
-BINS = 60
-ABREAST = 6  # curves in one panel, at most
-LETTER = 0.125  # of the room for a point that has a short name
-FINEST = 1e-3  # of the false alarm rates shown
+HISTOGRAM_BINS = 60
+MAX_PANEL_CURVES = 6  # curves in one panel, at most
+LETTER_SHARE = 0.125  # of the room for a point that has a short name
+MIN_SHOWN_RATE = 1e-3  # of the false alarm rates shown
 
 
 def roc_figure(e: Evaluation) -> list[str]:
@@ -54,14 +54,14 @@ def roc_figure(e: Evaluation) -> list[str]:
 
 def in_parts(family: str, labels: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
     """Return titles and labels of panels that are about equally full."""
-    count = -(-len(labels) // ABREAST)
+    count = -(-len(labels) // MAX_PANEL_CURVES)
     size = -(-len(labels) // count)
     titles = [family] if count == 1 else [f"{family}, {part + 1} of {count}" for part in range(count)]
     return [(title, labels[part * size : (part + 1) * size]) for part, title in enumerate(titles)]
 
 
 def one_roc(ax: Axes, title: str, risks: dict[str, Floats], clean: Floats, promises: Sequence[Promise]) -> None:
-    least = max(FINEST, 1 / len(clean))
+    least = max(MIN_SHOWN_RATE, 1 / len(clean))
     chance = np.geomspace(least, 1, 50)
     ax.plot(chance, chance, color=GREY, linewidth=1, linestyle=":")
     for promise in promises:
@@ -155,7 +155,7 @@ def risk_figure(e: Evaluation) -> list[str]:
     made = e.stated
     limits = [e.exhibit.thresholds[p.rate] for p in made if p.rate in e.exhibit.thresholds]
     low, high = min(float(risk.min()) for risk in kinds.values()), max(float(risk.max()) for risk in kinds.values())
-    edges = np.linspace(low, high + 1e-6, BINS + 1)
+    edges = np.linspace(low, high + 1e-6, HISTOGRAM_BINS + 1)
     drawn, (ax,) = panels(1, 1, width=9.0, height=1.2 + 0.42 * len(kinds))
     for place, (_, risk) in enumerate(kinds.items()):
         ridge(ax, -place, risk, edges, limits[-1] if limits else high)
@@ -253,7 +253,7 @@ def place_points(ax: Axes, points: Sequence[tuple[str, int, list[float]]]) -> No
             lines = name.split("_")
             ax.annotate("\n".join(lines), (x, mean), (6, 0), textcoords="offset points", fontsize=8, va="center")
             places.append(x)
-            x += max(1.0, LETTER * max(len(line) for line in lines))
+            x += max(1.0, LETTER_SHARE * max(len(line) for line in lines))
         ticks.append((float(np.mean(places)), str(cost)))
         x += 0.3
         if cost != max(columns):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SAME = 1e-6  # by which a budget may fall short of one published, being rounded
+BUDGET_TOLERANCE = 1e-6  # by which a budget may fall short of one published, being rounded
 
 
 @dataclass(frozen=True)
@@ -41,5 +41,5 @@ def data_like(shape: Sequence[int], classes: int) -> str | None:
 
 def best_within(data: str | None, norm: str, budget: float) -> Published | None:
     """Return the figure of the largest published budget that is no larger than this one; robustness falls beyond."""
-    fitting = [p for p in TABLE if (p.data, p.norm) == (data, norm) and p.budget <= budget + SAME]
+    fitting = [p for p in TABLE if (p.data, p.norm) == (data, norm) and p.budget <= budget + BUDGET_TOLERANCE]
     return max(fitting, key=lambda p: p.budget, default=None)

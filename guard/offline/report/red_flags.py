@@ -10,12 +10,12 @@ import math
 from guard.calibration import check_promise
 from guard.offline.findings.attack_names import spoken_budget
 from guard.offline.findings.evaluation import NOISE, OFF_GRID, PROOF_SHARE, AdaptiveRow, AttackRow, Evaluation, fewest
-from guard.offline.findings.intervals import EXPECTED, Caught, Rate
+from guard.offline.findings.intervals import MIN_EXPECTED_ALARMS, Caught, Rate
 from guard.offline.report.published import best_within, data_like
 from guard.offline.report.wording import bracket, percent, promise_text, proof_text
 
-BEYOND_LUCK = 1.5  # times the promised rate
-FEEBLE = 0.1  # success on the bare model below which an attack says little
+ALARM_RATE_FACTOR = 1.5  # times the promised rate
+FEEBLE_ATTACK_SHARE = 0.1  # success on the bare model below which an attack says little
 MEANING = {
     OFF_GRID: "some detector reads the file format",
     NOISE: "a part of what is caught is that anything was changed at all",
@@ -116,10 +116,10 @@ def few_flags(e: Evaluation) -> list[str]:
         if promise.reason is not None:
             continue
         tested = promise.tested
-        if tested is not None and tested * promise.rate < EXPECTED:
+        if tested is not None and tested * promise.rate < MIN_EXPECTED_ALARMS:
             flags.append(
                 f"At {promise_text(promise)} the false alarms on {tested} clean test items say little: "
-                f"it takes {math.ceil(EXPECTED / promise.rate)}."
+                f"it takes {math.ceil(MIN_EXPECTED_ALARMS / promise.rate)}."
             )
         if thin := check_promise(promise.rate, promise.items, name="rate"):
             flags.append(f"At {promise_text(promise)} the promise is thin: {thin}.")
@@ -131,7 +131,7 @@ def unattacked_flags(name: str, alarms: Caught, meaning: str) -> list[str]:
     return [
         f"{name}: {percent(rate.value, 1)} taken for attacked at {100 * at:g}%; {meaning}."
         for at, rate in alarms.items()
-        if rate is not None and rate.low > BEYOND_LUCK * at
+        if rate is not None and rate.low > ALARM_RATE_FACTOR * at
     ]
 
 
@@ -158,7 +158,7 @@ def attack_flags(e: Evaluation) -> list[str]:
     for row in e.every_attack:
         if row.success.count == 0:
             flags.append(f"{row.label}: it does not fool the bare model; its row says nothing.")
-        elif row.success.high < FEEBLE:
+        elif row.success.high < FEEBLE_ATTACK_SHARE:
             flags.append(
                 f"{row.label}: it fools the bare model on {percent(row.success.value, 1)} of the items; "
                 "its row says little."

@@ -22,12 +22,15 @@ from guard.offline.report.wording import (
 )
 from guard.offline.work.text import short
 
-WIDTH = 80
-ABREAST = 9  # attacks beside each other in the tables of detectors
-MOST_CLASSES = 10  # that are bothered most
+WIDTH_COLUMNS = 80
+MAX_ATTACK_COLUMNS = 9  # attacks beside each other in the tables of detectors
+MAX_LISTED_CLASSES = 10  # that are bothered most
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NOWHERE = Area(float("nan"), 0.0, 1.0)
-FINE, COARSE = 19, 15  # columns of a cell with an interval, where two rates are stated and where three are
+WIDE_CELL_COLUMNS, NARROW_CELL_COLUMNS = (
+    19,
+    15,
+)  # columns of a cell with an interval, where two rates are stated and where three are
 
 
 def lines_of(e: Evaluation) -> list[str]:
@@ -56,11 +59,11 @@ def cells(found: Caught, e: Evaluation, decimals: int = 0) -> str:
 
 def width_of(e: Evaluation) -> int:
     """Return the width of a cell in the tables of attacks."""
-    return COARSE if len(e.stated) > 2 else COARSE + 1
+    return NARROW_CELL_COLUMNS if len(e.stated) > 2 else NARROW_CELL_COLUMNS + 1
 
 
 def clean_lines(e: Evaluation) -> Iterator[str]:
-    width = COARSE - 2 if len(e.stated) > 2 else FINE
+    width = NARROW_CELL_COLUMNS - 2 if len(e.stated) > 2 else WIDE_CELL_COLUMNS
     yield ""
     yield f"{'INPUTS THAT NOBODY ATTACKED':<34}{'items':>6}  {'taken for attacked, promised':<35}".rstrip()
     yield f"{'':<40}  " + heads(e, width)
@@ -83,7 +86,7 @@ def alarms(row: CleanRow, e: Evaluation, width: int) -> str:
     found = []
     for promise in e.stated:
         rate = row.alarms.get(promise.rate)
-        if width < FINE or (rate is not None and row.bands):
+        if width < WIDE_CELL_COLUMNS or (rate is not None and row.bands):
             text = NONE if rate is None else f"{rate.count}: {percent(rate.value, 1)}"
         else:
             text = rate_text(rate, 1)
@@ -95,19 +98,19 @@ def class_lines(e: Evaluation) -> Iterator[str]:
     """Yield false alarms on items that the model has right and wrong, and in the classes with the most of them."""
     if not e.classes or not e.stated:
         return
-    width = COARSE - 2 if len(e.stated) > 2 else FINE
+    width = NARROW_CELL_COLUMNS - 2 if len(e.stated) > 2 else WIDE_CELL_COLUMNS
     loudest = e.stated[-1].rate
     classes = sorted(e.by_class, key=lambda row: -value(row.alarms.get(loudest)))
     yield ""
     yield f"{'WHOM IT BOTHERS: CLEAN ITEMS':<27}{'items':>6}{'right':>7}  taken for attacked, promised"
     yield f"{'':<42}" + heads(e, width)
-    for row in (*e.by_answer, *classes[:MOST_CLASSES]):
+    for row in (*e.by_answer, *classes[:MAX_LISTED_CLASSES]):
         rates = [row.alarms.get(promise.rate) for promise in e.stated]
-        texts = (rate_text(rate, 1) if width == FINE else percent(value(rate), 1) for rate in rates)
+        texts = (rate_text(rate, 1) if width == WIDE_CELL_COLUMNS else percent(value(rate), 1) for rate in rates)
         found = "".join(f"{text:<{width}}" for text in texts)
         yield f"{short(row.name, 26):<28}{row.accuracy.items:>5}{percent(row.accuracy.value):>7}  {found}".rstrip()
-    if len(classes) > MOST_CLASSES:
-        yield from wrapped(f"The {MOST_CLASSES} of {len(classes)} classes that are bothered most.")
+    if len(classes) > MAX_LISTED_CLASSES:
+        yield from wrapped(f"The {MAX_LISTED_CLASSES} of {len(classes)} classes that are bothered most.")
 
 
 def value(rate: Rate | None) -> float:
@@ -232,13 +235,15 @@ def system_lines(e: Evaluation) -> Iterator[str]:
 
 def handled_width(e: Evaluation) -> int:
     """Return the width of a handled share, with an interval where two rates are stated, without for three."""
-    return 6 if len(e.stated) > 2 else COARSE
+    return 6 if len(e.stated) > 2 else NARROW_CELL_COLUMNS
 
 
 def system_line(name: str, tried: int | None, bare: Rate | None, found: Detection, e: Evaluation) -> str:
     few = handled_width(e)
     rates = [found.handled.get(p.rate) for p in e.stated]
-    handled = "".join(f"{rate_text(one) if few == COARSE else percent(value(one)):<{few}}" for one in rates)
+    handled = "".join(
+        f"{rate_text(one) if few == NARROW_CELL_COLUMNS else percent(value(one)):<{few}}" for one in rates
+    )
     passing = "".join(f"{percent(value(found.passing[p.rate])):<6}" for p in e.stated if p.rate in found.passing)
     count, share = "" if tried is None else str(tried), "" if bare is None else percent(bare.value)
     return f"{name:<22}{count:>6}{share:>6}  {handled}{passing}".rstrip()
@@ -246,8 +251,8 @@ def system_line(name: str, tried: int | None, bare: Rate | None, found: Detectio
 
 def detector_lines(e: Evaluation) -> Iterator[str]:
     attacks = list(zip(LETTERS, e.attacks, strict=False))
-    for start in range(0, len(attacks), ABREAST):
-        some = attacks[start : start + ABREAST]
+    for start in range(0, len(attacks), MAX_ATTACK_COLUMNS):
+        some = attacks[start : start + MAX_ATTACK_COLUMNS]
         letters = "".join(f"{letter:<5}" for letter, _ in some).rstrip()
         yield ""
         yield f"{'EACH DETECTOR ALONE':<24}{'forwards':>8}  AUROC of attack"
@@ -290,8 +295,8 @@ def flag_lines(e: Evaluation) -> Iterator[str]:
         return
     yield "WHAT SPEAKS AGAINST THESE FIGURES"
     for flag in flags:
-        yield from textwrap.wrap(flag, WIDTH, initial_indent="- ", subsequent_indent="  ")
+        yield from textwrap.wrap(flag, WIDTH_COLUMNS, initial_indent="- ", subsequent_indent="  ")
 
 
 def wrapped(text: str, indent: int = 2) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)
+    return textwrap.wrap(text, WIDTH_COLUMNS, initial_indent=" " * indent, subsequent_indent=" " * indent)

@@ -38,7 +38,7 @@ from guard.offline.programs.write_programs import ProgramFiles
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
 
-SAMPLES = 16  # inputs that the engine checks itself on
+SAMPLE_ITEMS = 16  # inputs that the engine checks itself on
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,11 +120,11 @@ class Calibrator:
 
     def samples(self, cascade: Cascade) -> dict[str, NDArray[Any]]:
         """Return clean inputs of the combiner's split, none near a threshold, with the readings they must give."""
-        images = self.data.part(Split.COMBINER).images[: 4 * SAMPLES]
+        images = self.data.part(Split.COMBINER).images[: 4 * SAMPLE_ITEMS]
         readings = read(cascade, images)
         rates = np.asarray([self.job.reject_rate, self.job.flag_rate])
         near = np.abs(readings.p_value[:, None] - rates).min(axis=1) < 3 / (cascade.calibration.items + 1)
-        keep = np.flatnonzero(~near)[:SAMPLES]
+        keep = np.flatnonzero(~near)[:SAMPLE_ITEMS]
         return {
             "images": cascade.spec.box.from_unit(images[keep]),
             "logits": readings.logits[keep],

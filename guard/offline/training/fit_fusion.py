@@ -28,16 +28,20 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from guard.calibration import Band
-from guard.fusion import HINGES, Floats, Fusion, Surprise, clean_knots, unfitted
+from guard.fusion import HINGE_DEVIATIONS, Floats, Fusion, Surprise, clean_knots, unfitted
 from guard.offline.data.attacked import Attacked
 
-RIDGE = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
-NOISE_SHARE = 0.25  # of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
-SURPRISE_SHARE = 0.1  # of a promised rate: for what one detector finds and the fitted risk does not
-TAIL, FEWEST_IN_TAIL = 0.1, 20  # the share of items that a tail is fitted to, and how many that must be
-EARLY = 1 / 40  # of the promised rate: what clean items may lose to an early reject
-ROUNDING = 1e-5  # of a number's size: a tail no longer than that is float32's, not the detector's
-RESTING = 1e-3  # slope that every fitted tail gets besides, so that an unknown kind of surprise still counts a little
+RIDGE_PENALTY = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
+NOISE_WEIGHT_SHARE = (
+    0.25  # of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
+)
+SURPRISE_RATE_SHARE = 0.1  # of a promised rate: for what one detector finds and the fitted risk does not
+TAIL_SHARE, MIN_TAIL_ITEMS = 0.1, 20  # the share of items that a tail is fitted to, and how many that must be
+EARLY_RATE_SHARE = 1 / 40  # of the promised rate: what clean items may lose to an early reject
+ROUNDING_SHARE = 1e-5  # of a number's size: a tail no longer than that is float32's, not the detector's
+RESTING_SLOPE = (
+    1e-3  # slope that every fitted tail gets besides, so that an unknown kind of surprise still counts a little
+)
 
 
 def fit_fusion(clean: Floats, noisy: Floats, attacked: Attacked[Floats]) -> Fusion:
@@ -50,7 +54,7 @@ def fit_fusion(clean: Floats, noisy: Floats, attacked: Attacked[Floats]) -> Fusi
         return unfitted(clean)
     knots, levels = clean_knots(clean)
     count = clean.shape[1]
-    blank = Fusion(knots, levels, np.zeros((count, 2, len(HINGES))), 0.0, Surprise.silent(count))
+    blank = Fusion(knots, levels, np.zeros((count, 2, len(HINGE_DEVIATIONS))), 0.0, Surprise.silent(count))
     negatives = np.concatenate([clean, noisy])
     features = blank.features(np.concatenate([negatives, attacked.items])).reshape(len(negatives) + len(attacked), -1)
     target = np.concatenate([np.zeros(len(negatives)), np.ones(len(attacked))])
@@ -62,13 +66,13 @@ def fit_fusion(clean: Floats, noisy: Floats, attacked: Attacked[Floats]) -> Fusi
 
 def resting(shape: tuple[int, ...]) -> Floats:
     slopes = np.zeros(shape)
-    slopes[..., 0] = RESTING
+    slopes[..., 0] = RESTING_SLOPE
     return slopes
 
 
 def negative_shares(clean: int, noisy: int) -> Floats:
     """Return weights [item] of clean items and of noise after them, adding up to one."""
-    share = NOISE_SHARE if noisy else 0.0
+    share = NOISE_WEIGHT_SHARE if noisy else 0.0
     return np.concatenate([np.full(clean, (1 - share) / clean), np.full(noisy, share / max(noisy, 1))])
 
 
@@ -79,9 +83,9 @@ def logistic(features: Floats, target: Floats, weights: Floats) -> tuple[Floats,
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         margin = scaled @ theta[:-1] + theta[-1]
-        value = 0.5 * weights @ (np.logaddexp(0.0, margin) - target * margin) + RIDGE * theta[:-1] @ theta[:-1]
+        value = 0.5 * weights @ (np.logaddexp(0.0, margin) - target * margin) + RIDGE_PENALTY * theta[:-1] @ theta[:-1]
         slope = 0.5 * weights * (expit(margin) - target)
-        return float(value), np.append(scaled.T @ slope + 2 * RIDGE * theta[:-1], slope.sum())
+        return float(value), np.append(scaled.T @ slope + 2 * RIDGE_PENALTY * theta[:-1], slope.sum())
 
     size = features.shape[1]
     bounds = [(0.0, None)] * size + [(None, None)]
@@ -108,17 +112,17 @@ def exponential_tail(values: Floats, weights: Floats | None = None) -> Tail | No
     None where too few lie out there, or no further than float32 rounds.
     """
     shares = np.full(len(values), 1 / len(values)) if weights is None else weights
-    start = np.quantile(values, 1 - TAIL, weights=shares, method="inverted_cdf")
+    start = np.quantile(values, 1 - TAIL_SHARE, weights=shares, method="inverted_cdf")
     beyond = values > start
-    if beyond.sum() < FEWEST_IN_TAIL:
+    if beyond.sum() < MIN_TAIL_ITEMS:
         return None
     share = shares[beyond].sum()
     scale = float((values[beyond] - start) @ shares[beyond] / share)
-    return Tail(float(start), scale, float(share)) if scale > ROUNDING * max(abs(float(start)), 1.0) else None
+    return Tail(float(start), scale, float(share)) if scale > ROUNDING_SHARE * max(abs(float(start)), 1.0) else None
 
 
 def surprise_beside(fitted: Fusion, clean: Floats, tails: Sequence[Tail | None]) -> Surprise:
-    """Return the surprise that takes about SURPRISE_SHARE of a rate from clean items [item, detector], beside `fitted`.
+    """Return the surprise beside `fitted` that takes SURPRISE_RATE_SHARE of a rate from clean items [item, detector].
 
     Where both tails are exponential, a line maps the surprise to the scale of the risk: at every rate the fitted risk
     reaches (1 - share) of it where surprise reaches share. A score whose clean tail is heavier takes more of the
@@ -132,7 +136,7 @@ def surprise_beside(fitted: Fusion, clean: Floats, tails: Sequence[Tail | None])
     if furthest is None or risk is None:
         return Surprise.silent(len(tails))
     pace = risk.scale / furthest.scale
-    floor = risk.at(1 - SURPRISE_SHARE) - pace * furthest.at(SURPRISE_SHARE)
+    floor = risk.at(1 - SURPRISE_RATE_SHARE) - pace * furthest.at(SURPRISE_RATE_SHARE)
     return Surprise(starts, slopes, floor, pace)
 
 
@@ -141,10 +145,10 @@ def early_reject(clean_risk: Floats, reject_rate: float) -> Band:
 
     What is rejected early lies above all that later programs decide: every clean item there takes from the rate that
     they have left to find attacks with. The bound is where an exponential tail, drawn through the riskiest clean items,
-    falls to EARLY of the promised rate. Too few items show no tail, and nothing is decided early.
+    falls to EARLY_RATE_SHARE of the promised rate. Too few items show no tail, and nothing is decided early.
     """
     tail = exponential_tail(clean_risk)
-    return Band() if tail is None else Band(high=tail.at(EARLY * reject_rate))
+    return Band() if tail is None else Band(high=tail.at(EARLY_RATE_SHARE * reject_rate))
 
 
 def band_leak(band: Band, risk: Attacked[Floats]) -> dict[str, float]:

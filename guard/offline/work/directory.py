@@ -13,7 +13,7 @@ from guard.errors import BundleError
 from guard.offline.work.files import read_json, write_json
 from guard.offline.work.store import ResultStore
 
-LAYOUT = 2  # raised when a thing of the work directory moves
+LAYOUT_VERSION = 2  # raised when a thing of the work directory moves
 SUFFIX = ".work"
 
 
@@ -32,16 +32,16 @@ class WorkDirectory:
         """Create the directory unless it exists. Raises BundleError where another layout lies there."""
         if self.path.exists() and any(self.path.iterdir()):
             self.check()
-        write_json(self.layout, {"layout": LAYOUT})
+        write_json(self.layout, {"layout": LAYOUT_VERSION})
 
     def check(self) -> None:
         """Check the layout of the directory. Raises BundleError where it is another one."""
         content = read_json(self.layout)
         found = content.get("layout") if isinstance(content, dict) else None
-        if found != LAYOUT:
+        if found != LAYOUT_VERSION:
             raise BundleError(
                 f"{self.path} was written by another version of the guard (layout {found or 1}; this one has "
-                f"{LAYOUT}); remove it and train the bundle again"
+                f"{LAYOUT_VERSION}); remove it and train the bundle again"
             )
 
     @property

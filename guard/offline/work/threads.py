@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TRIES = 5
+TIMED_TRIES = 5
 
 
 def choose_threads(model: Callable[[Tensor], Tensor], images: Tensor, wanted: int | None = None) -> int:
@@ -24,9 +24,9 @@ def time_gradient(model: Callable[[Tensor], Tensor], images: Tensor, threads: in
     """Return the median seconds of a forward and a backward to the input."""
     torch.set_num_threads(threads)
     seconds = []
-    for _ in range(TRIES):
+    for _ in range(TIMED_TRIES):
         began = time.perf_counter()
         watched = images.detach().requires_grad_(True)
         torch.autograd.grad(model(watched).sum(), watched)
         seconds.append(time.perf_counter() - began)
-    return sorted(seconds)[TRIES // 2]
+    return sorted(seconds)[TIMED_TRIES // 2]

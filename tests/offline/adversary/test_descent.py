@@ -16,7 +16,7 @@ from guard.offline.adversary.descent import (
     class_margin,
     on_grid,
 )
-from guard.offline.adversary.directions import DIRECTIONS, SLACK, Method, Sight, pursued
+from guard.offline.adversary.directions import DIRECTIONS, RISK_MARGIN, Method, Sight, pursued
 from guard.offline.adversary.excess import DetectorExcess, Excess
 from guard.offline.adversary.guides import Guides
 from guard.offline.attacks.norm_ball import steepest
@@ -197,8 +197,8 @@ def test_what_cannot_be_tried_is_refused() -> None:
 
 
 def test_further_thresholds_are_pursued_in_turn() -> None:
-    excess = torch.tensor([[0.5, 2.0], [-SLACK / 2, 2.0], [-1.0, 2.0], [-3.0, -1.0]])
-    torch.testing.assert_close(pursued(excess), torch.tensor([0.5, -SLACK / 2, 2.0, -1.0]))
+    excess = torch.tensor([[0.5, 2.0], [-RISK_MARGIN / 2, 2.0], [-1.0, 2.0], [-3.0, -1.0]])
+    torch.testing.assert_close(pursued(excess), torch.tensor([0.5, -RISK_MARGIN / 2, 2.0, -1.0]))
     fooled, images = torch.ones(4, dtype=torch.bool), torch.zeros(4, 1)
     before = AdaptiveResult(images, fooled, excess)
     now = torch.tensor([[0.6, 1.0], [0.1, 0.2], [-0.1, 1.0], [-0.1, -2.0]])

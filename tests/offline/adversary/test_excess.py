@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guard.calibration import Band, Calibration
 from guard.cascade import risk_limits
-from guard.fusion import HINGES, Fusion, Surprise, clean_knots, unfitted
+from guard.fusion import HINGE_DEVIATIONS, Fusion, Surprise, clean_knots, unfitted
 from guard.offline.adversary.excess import (
     DetectorExcess,
     Excess,
@@ -37,7 +37,7 @@ def fusion(seed: int = 0) -> Fusion:
     scores = np.stack([generator.normal(size=150), generator.integers(0, 3, 150), np.full(150, 2.0)], axis=1)
     knots, levels = clean_knots(scores.astype(np.float64))
     alone = Surprise(np.asarray([1.0, 1.5, 2.0]), generator.exponential(size=3), 20.0, 40.0)
-    return Fusion(knots, levels, generator.exponential(size=(3, 2, len(HINGES))), -1.0, alone)
+    return Fusion(knots, levels, generator.exponential(size=(3, 2, len(HINGE_DEVIATIONS))), -1.0, alone)
 
 
 def many(subject: OpenedGuard) -> Tensor:

@@ -15,7 +15,7 @@ from guard.offline.attacks.methods.gd_uap import GdUap, saturation
 from guard.offline.attacks.methods.uap import Uap
 from guard.offline.attacks.norm_ball import sizes, uniform
 from guard.offline.attacks.objective import log_odds
-from guard.offline.attacks.shared_perturbation import CEILING
+from guard.offline.attacks.shared_perturbation import MAX_LOG_ODDS
 from guard.offline.crafting.onnx_model import open_compiled
 from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.work.parallel import Stop, Stopped
@@ -84,7 +84,7 @@ def test_learning_raises_the_objective(kind: str) -> None:
 
     def objective(shared: Tensor) -> float:
         with torch.no_grad():
-            return float(log_odds(model((inputs + shared).clamp(0, 1)), labels).clamp_max(CEILING).mean())
+            return float(log_odds(model((inputs + shared).clamp(0, 1)), labels).clamp_max(MAX_LOG_ODDS).mean())
 
     random = objective(uniform(inputs[:1], budget, "linf", seeded()))
     once, often = (Uap(budget, epochs=n).learn(model, inputs, labels, seeded())["perturbation"] for n in (1, 10))

@@ -20,8 +20,8 @@ from guard.errors import BundleError, ConfigError
 from guard.offline.bench.bench import bench, detector_cost, leaner, program_cost, reached, run_bench
 from guard.offline.bench.costs import MODEL, BenchResult
 from guard.offline.bench.excerpt import BACKWARD, FORWARD, HEADS, INPUT, ROWS
-from guard.offline.bench.stopwatch import FEWEST, Laps
-from guard.offline.bench.table import WIDTH, tables
+from guard.offline.bench.stopwatch import MIN_ROUNDS, Laps
+from guard.offline.bench.table import WIDTH_COLUMNS, tables
 from tests.bench.networks import random_bundle
 
 
@@ -50,7 +50,7 @@ def printed(console: Console) -> str:
 def test_every_program_and_detector_has_a_cost(bundle: Bundle, result: BenchResult) -> None:
     assert [batch.items for batch in result.batches] == [1, 3]
     for batch in result.batches:
-        assert batch.rounds >= FEWEST
+        assert batch.rounds >= MIN_ROUNDS
         assert [cost.name for cost in batch.programs] == ["screen", "interpret"]
         assert [cost.name for cost in batch.detectors] == list(bundle.calibration.detectors)
         spreads = [batch.model, batch.cascade_microseconds, batch.cascade_forwards, batch.read_microseconds]
@@ -148,7 +148,7 @@ def test_the_tables_fit_80_columns_and_hide_no_missed_aim(result: BenchResult) -
     console = Console(width=120, file=io.StringIO())
     console.print(tables(replace(result, batches=(missing,))))
     text = printed(console)
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= WIDTH
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= WIDTH_COLUMNS
     assert text.count("MISSED") == 2
     assert "aims missed: screen at batch 1, interpret at batch 1" in text
     assert "every aim is met" not in text

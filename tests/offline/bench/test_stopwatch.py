@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from guard.offline.bench.stopwatch import BURST_S, FEWEST, WARM_UP, Laps, calls_in, race, spread, turns
+from guard.offline.bench.stopwatch import BURST_S, MIN_ROUNDS, WARM_UP_CALLS, Laps, calls_in, race, spread, turns
 
 
 class Fake:
@@ -32,7 +32,7 @@ class Fake:
 def test_microseconds_a_call_are_what_the_clock_says() -> None:
     fake = Fake()
     laps = race({"short": fake.takes("short", 20_000), "long": fake.takes("long", 5_000_000)}, seconds=0, clock=fake)
-    assert laps.rounds == FEWEST
+    assert laps.rounds == MIN_ROUNDS
     assert (laps.of("short") == 20).all()
     assert (laps.of("long") == 5000).all()
 
@@ -41,14 +41,14 @@ def test_short_calls_are_repeated_for_a_burst_and_long_ones_are_not() -> None:
     fake = Fake()
     assert calls_in(fake.takes("short", 100_000), fake) == round(BURST_S * 1e9 / 100_000)
     assert calls_in(fake.takes("long", 5_000_000), fake) == 1
-    assert fake.calls == ["short"] * (WARM_UP + 1) + ["long"] * (WARM_UP + 1)
+    assert fake.calls == ["short"] * (WARM_UP_CALLS + 1) + ["long"] * (WARM_UP_CALLS + 1)
 
 
 def test_contenders_take_turns() -> None:
     fake = Fake()
     race({name: fake.takes(name, 5_000_000) for name in "abc"}, seconds=0, clock=fake)
-    measured = fake.calls[3 * (WARM_UP + 1) :]
-    assert [sorted(measured[i : i + 3]) for i in range(0, len(measured), 3)] == [["a", "b", "c"]] * FEWEST
+    measured = fake.calls[3 * (WARM_UP_CALLS + 1) :]
+    assert [sorted(measured[i : i + 3]) for i in range(0, len(measured), 3)] == [["a", "b", "c"]] * MIN_ROUNDS
 
 
 def test_everyone_is_first_and_last_equally_often() -> None:
@@ -67,12 +67,12 @@ def test_nothing_is_collected_while_the_clock_runs() -> None:
 
     assert gc.isenabled()
     race({"it": look}, seconds=0, clock=fake)
-    assert not any(seen[WARM_UP + 1 :])
+    assert not any(seen[WARM_UP_CALLS + 1 :])
     assert gc.isenabled()
 
 
 def test_collection_comes_back_when_a_contender_fails() -> None:
-    left = [WARM_UP + 3]
+    left = [WARM_UP_CALLS + 3]
 
     def fail() -> None:
         left[0] -= 1

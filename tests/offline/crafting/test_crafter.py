@@ -21,7 +21,7 @@ from guard.offline.attacks.objective import gap
 from guard.offline.crafting import shard as sharding
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import Crafter, craft
-from guard.offline.crafting.shard import CraftRun, shard_items
+from guard.offline.crafting.shard import CraftSetup, shard_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import from_steps, off_grid, on_grid
 from guard.offline.data.norms import Norm
@@ -85,9 +85,9 @@ def run(network, examples, attack: Attack, work: Path, **changes) -> CraftedSet:
     return craft(crafting(network, work, **changes), examples, [attack], progress=progress)[0]
 
 
-def crafting(network, work: Path, **changes) -> CraftRun:
+def crafting(network, work: Path, **changes) -> CraftSetup:
     settings = {"grid": GRID, "fingerprint": "f", "seed": 0, "shard_items": 12, "workers": 1} | changes
-    return CraftRun(network, work=ResultStore(work), **settings)
+    return CraftSetup(network, work=ResultStore(work), **settings)
 
 
 def same(one: CraftedSet, other: CraftedSet) -> bool:
@@ -166,7 +166,7 @@ def test_an_attack_that_leaves_its_ball_is_pulled_back(network, examples, norm, 
 def test_minimal_attacks_survive_snapping_by_stretching(network, examples, tmp_path, monkeypatch):
     raw = run(network, examples, DeepFool(), tmp_path, grid=None)
     stretched = run(network, examples, DeepFool(), tmp_path)
-    monkeypatch.setattr(sharding, "STRETCHES", (1.0,))
+    monkeypatch.setattr(sharding, "STRETCH_FACTORS", (1.0,))
     plain = run(network, examples, DeepFool(), tmp_path / "plain")
     assert raw.success_rate == 1
     assert stretched.success_rate > max(0.9, plain.success_rate)

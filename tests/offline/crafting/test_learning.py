@@ -18,8 +18,8 @@ from guard.offline.attacks.attack import Attack, Family, Traits
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import Crafter, craft
-from guard.offline.crafting.learning import SHARDS, in_shards, lots_of
-from guard.offline.crafting.shard import CraftRun, Shard
+from guard.offline.crafting.learning import BLOCK_SHARDS, blocks_of, in_shards
+from guard.offline.crafting.shard import CraftSetup, Shard
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import from_steps
 from guard.offline.data.splits import Split, content_hashes
@@ -90,16 +90,16 @@ def run(network: Any, problem: Dataset, attack: Attack, work: Path, **changes: A
     return craft(crafting(network, work, **changes), problem, [attack], progress=progress)[0]
 
 
-def crafting(network: Any, work: Path, **changes: Any) -> CraftRun:
+def crafting(network: Any, work: Path, **changes: Any) -> CraftSetup:
     settings: dict[str, Any] = {"grid": GRID, "fingerprint": "f", "seed": 0, "shard_items": SIZE, "workers": 1}
-    return CraftRun(network, work=ResultStore(work), **settings | changes)
+    return CraftSetup(network, work=ResultStore(work), **settings | changes)
 
 
 def rows(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
-def test_a_lot_attacks_its_own_items_and_learns_from_no_others(network, problem, tmp_path):
+def test_a_block_attacks_its_own_items_and_learns_from_no_others(network, problem, tmp_path):
     attack = Average()
     found = run(network, problem, attack, tmp_path)
     assert 0 < len(found) <= found.tried == 103
@@ -158,7 +158,7 @@ def test_a_shard_is_found_again_only_by_what_its_attacker_knew(network, problem,
     write_arrays(file, {**known, "mean": 1 - known["mean"]})
     assert not same(run(network, problem, attack, tmp_path), before)
     assert len(attack.lessons) == 6
-    assert 21 + SHARDS - 1 <= len(attack.met) <= 21 + SHARDS + 1  # that lot's alone
+    assert 21 + BLOCK_SHARDS - 1 <= len(attack.met) <= 21 + BLOCK_SHARDS + 1  # that block's alone
     file.write_bytes(b"")
     assert same(run(network, problem, attack, tmp_path), before)
     assert len(attack.lessons) == 7  # a file that cannot be read is made anew
@@ -172,7 +172,7 @@ def test_nothing_that_knowledge_follows_from_may_change(network, problem, tmp_pa
     assert len(attack.lessons) == 12
 
 
-def test_more_items_of_one_group_leave_what_full_lots_learned(network, problem, tmp_path):
+def test_more_items_of_one_group_leave_what_full_blocks_learned(network, problem, tmp_path):
     """The report tries an attack on more items where too few fool the model."""
     attack = Average()
     for items in (60, 100):
@@ -181,13 +181,13 @@ def test_more_items_of_one_group_leave_what_full_lots_learned(network, problem, 
     assert len(attack.lessons) == 5  # three of 20, then two more
 
 
-def test_a_prefix_learns_for_the_lots_that_it_touches(network, problem, tmp_path):
+def test_a_prefix_learns_for_the_blocks_that_it_touches(network, problem, tmp_path):
     target = Crafter.open(crafting(network, tmp_path), problem)
     attack = Average()
     assert target.shard_size == SIZE
     (few,) = target.attacked([attack], tried=[2 * SIZE])
     assert few.tried == 2 * SIZE
-    assert len(attack.lessons) == len(target.lots(2 * SIZE)) == 2
+    assert len(attack.lessons) == len(target.blocks(2 * SIZE)) == 2
     (every,) = target.attacked([attack])
     assert np.array_equal(few.tried_hashes, every.tried_hashes[: 2 * SIZE])
     assert len(attack.lessons) == 6
@@ -214,13 +214,13 @@ def test_without_groups_shards_are_as_they_always_were():
     assert parts == [list(range(3, 13)), list(range(13, 23)), list(range(23, 33)), list(range(33, 40))]
 
 
-@pytest.mark.parametrize(("shards", "lots"), [(1, [1]), (4, [4]), (5, [5]), (6, [4, 2]), (9, [4, 5])])
-def test_a_rest_of_less_than_half_a_lot_joins_the_one_before(shards, lots):
+@pytest.mark.parametrize(("shards", "blocks"), [(1, [1]), (4, [4]), (5, [5]), (6, [4, 2]), (9, [4, 5])])
+def test_a_rest_of_less_than_half_a_block_joins_the_one_before(shards, blocks):
     blank = np.zeros(1, dtype=np.int64)
     items = Dataset(blank.astype(np.float32), blank, blank.astype(str))
-    found = lots_of([Shard(number, blank, items) for number in range(shards)])
+    found = blocks_of([Shard(number, blank, items) for number in range(shards)])
     assert sorted(found) == list(range(shards))
-    assert [len(lot) for lot in dict.fromkeys(found.values())] == lots
+    assert [len(block) for block in dict.fromkeys(found.values())] == blocks
 
 
 def test_an_item_in_no_split_is_refused(network, problem, tmp_path):
@@ -235,7 +235,9 @@ def test_untaught_it_refuses(network, problem):
         Average()(network, torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), torch.Generator())
 
 
-def test_what_learning_costs_is_shared_out_among_the_lot(network):
+def test_what_learning_costs_is_shared_out_among_the_block(network):
     images, labels = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
-    assert passes(network, Average(), images, labels, lot=100).forward == pytest.approx(2)  # once to learn, once after
-    assert passes(network, Average(learning_items=50), images, labels, lot=100).forward == pytest.approx(1.5)
+    assert passes(network, Average(), images, labels, block=100).forward == pytest.approx(
+        2
+    )  # once to learn, once after
+    assert passes(network, Average(learning_items=50), images, labels, block=100).forward == pytest.approx(1.5)

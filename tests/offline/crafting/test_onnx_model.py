@@ -21,7 +21,7 @@ from guard.offline.attacks.objective import Climbing, Gap, LogOdds, Objective, g
 from guard.offline.crafting import onnx_model as compiled
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.onnx_model import OnnxModel, SeedRule, check_compiled, open_compiled
-from guard.offline.crafting.shard import CraftRun
+from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
 from guard.offline.work.store import ResultStore
 from tests.offline import tiny
@@ -132,7 +132,7 @@ def test_vectors_are_climbed_too(tmp_path: Path) -> None:
 
 def test_crafting_hands_the_torch_side_to_what_differentiates_twice(model: OnnxModel, tmp_path: Path) -> None:
     hashes = [f"{item:064x}" for item in range(len(IMAGES))]
-    run = CraftRun(model, tiny.GRID, fingerprint="f", work=ResultStore(tmp_path), seed=0, workers=1)
+    run = CraftSetup(model, tiny.GRID, fingerprint="f", work=ResultStore(tmp_path), seed=0, workers=1)
     items = Dataset(IMAGES.numpy(), LABELS.numpy(), np.asarray(hashes))
     (found,) = craft(run, items, [MapKeeping(budget=0.25, steps=4)])
     assert len(found)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from guard.offline.crafting.plan import (
-    CAP,
-    FLOOR,
-    MARGIN,
-    REPORTED,
+    MAX_FAMILY_ITEMS,
+    MIN_FAMILY_ITEMS,
+    REPORTED_ITEMS,
+    TRIED_ITEMS_FACTOR,
     Budget,
     Plan,
     Row,
@@ -41,7 +41,7 @@ def plan(rows: tuple[Row, ...], minutes: float = 25.0, available: int = PLENTY) 
 def test_every_family_lies_between_floor_and_cap(seconds: float) -> None:
     for row, speed in zip(sizes(SPEEDS, PLENTY, seconds, step=STEP), SPEEDS, strict=True):
         assert (row.attack, row.seconds, row.share) == (speed.attack, speed.seconds, speed.share)
-        assert FLOOR * MARGIN <= row.tried * row.share <= CAP + STEP
+        assert MIN_FAMILY_ITEMS * TRIED_ITEMS_FACTOR <= row.tried * row.share <= MAX_FAMILY_ITEMS + STEP
         assert row.tried % STEP == 0
 
 
@@ -67,9 +67,9 @@ def test_more_time_never_makes_a_family_smaller() -> None:
 def test_cheap_attacks_get_more_than_slow_ones() -> None:
     floors = cost(sizes(SPEEDS, PLENTY, 0.0, step=STEP))
     pgd, fgsm, cw = sizes(SPEEDS, PLENTY, floors + 60, step=STEP)
-    assert pgd.expected >= CAP
-    assert fgsm.expected >= CAP
-    assert cw.expected < FLOOR * MARGIN + 2 * STEP
+    assert pgd.expected >= MAX_FAMILY_ITEMS
+    assert fgsm.expected >= MAX_FAMILY_ITEMS
+    assert cw.expected < MIN_FAMILY_ITEMS * TRIED_ITEMS_FACTOR + 2 * STEP
 
 
 def test_no_more_items_are_planned_than_there_are_and_that_is_said() -> None:
@@ -113,7 +113,9 @@ def test_too_few_that_came_are_topped_up_and_enough_are_left_alone() -> None:
 
 
 def test_the_report_gets_what_its_rows_need() -> None:
-    assert report_items(Speed("a", 1.0, 0.5), 0.8, PLENTY) == pytest.approx(REPORTED * MARGIN / 0.4, abs=1)
+    assert report_items(Speed("a", 1.0, 0.5), 0.8, PLENTY) == pytest.approx(
+        REPORTED_ITEMS * TRIED_ITEMS_FACTOR / 0.4, abs=1
+    )
     assert report_items(Speed("a", 1.0, 0.5), 0.8, 100) == 100
     assert report_items(Speed("a", 1.0, 0.0), 0.8, 100) == 100
 

@@ -22,7 +22,7 @@ from guard.offline.crafting import stage as crafting
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.engine import attack_model, choose_engine
 from guard.offline.crafting.onnx_model import OnnxModel
-from guard.offline.crafting.plan import FLOOR, read_plan
+from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
 from guard.offline.crafting.stage import craft_all, learning_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
@@ -66,7 +66,7 @@ def same(ones: Sequence[CraftedSet], others: Sequence[CraftedSet]) -> bool:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model is worth compiling, however busy this machine is."""
-    monkeypatch.setattr(engine, "QUICK_S", float("inf"))
+    monkeypatch.setattr(engine, "MIN_COMPILED_ITEM_S", float("inf"))
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_the_plan_is_printed_kept_and_followed(problem: Path, opened: tuple[Clas
     assert 0 < plan.attack_items <= len(opened[1].part(Split.TEST))
     for row, one in zip(plan.rows, found, strict=True):
         assert one.tried >= row.tried
-        assert len(one) >= FLOOR or one.tried == plan.available  # this data holds no more, and that is said:
+        assert len(one) >= MIN_FAMILY_ITEMS or one.tried == plan.available  # this data holds no more, and that is said:
     assert [line for line in said.lines if "are wanted" in line] == plan.remarks()
 
 
@@ -174,8 +174,8 @@ def test_what_attacks_one_split_was_learned_from_that_split_alone(
     lessons: list[tuple[set[Split], int]] = []
     learn, data = guard.offline.crafting.learning.learned_from, opened[1]
 
-    def noted(attack: Any, lot: Any) -> Any:
-        learned = learn(attack, lot)
+    def noted(attack: Any, block: Any) -> Any:
+        learned = learn(attack, block)
         lessons.append(({data.splits[one] for one in learned.items.hashes.tolist()}, len(learned)))
         return learned
 
@@ -211,7 +211,7 @@ def test_a_quick_model_is_not_worth_compiling(opened: tuple[Classifier, Dataset]
 @pytest.fixture
 def slow(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model is worth trying to compile."""
-    monkeypatch.setattr(engine, "QUICK_S", 0.0)
+    monkeypatch.setattr(engine, "MIN_COMPILED_ITEM_S", 0.0)
 
 
 @pytest.mark.usefixtures("slow")

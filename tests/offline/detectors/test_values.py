@@ -30,7 +30,7 @@ from guard.offline.detectors.gradient_direction import GradientDirection
 from guard.offline.detectors.kernel_density import KernelDensity, typical_distance
 from guard.offline.detectors.lid import Lid
 from guard.offline.detectors.mahalanobis import Mahalanobis, fit_metric
-from guard.offline.detectors.parts.logistic import RIDGE, fit_logistic
+from guard.offline.detectors.parts.logistic import RIDGE_PENALTY, fit_logistic
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.detectors.saliency_classifier import SaliencyClassifier, SaliencyClassifierHead
 from guard.offline.detectors.summary_classifier import SummaryClassifierHead, grain
@@ -239,7 +239,7 @@ def test_a_logistic_regression_is_scikit_learns() -> None:
     weighing = fit_logistic(plain, none, Attacked(fooling, ("a",) * 300))
     numbers = np.concatenate([clean, attacked])
     scaled = (numbers - numbers.mean(axis=0)) / numbers.std(axis=0, ddof=1)
-    reference = LogisticRegression(C=1 / (RIDGE * 600)).fit(scaled, np.repeat([0, 1], 300))
+    reference = LogisticRegression(C=1 / (RIDGE_PENALTY * 600)).fit(scaled, np.repeat([0, 1], 300))
     expected = reference.decision_function(scaled)
     np.testing.assert_allclose(weighing(torch.from_numpy(numbers).float()).numpy(), expected, rtol=1e-2, atol=1e-2)
 

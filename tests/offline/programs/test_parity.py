@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from guard.errors import ParityError
 from guard.offline.programs.opened_guard import OpenedGuard
-from guard.offline.programs.parity import GRADIENT_TOLERANCE, NUDGE, Errors, Exact, check_parity, in_parts, relative
+from guard.offline.programs.parity import (
+    GRADIENT_TOLERANCE,
+    NUDGE_SHARE,
+    Errors,
+    Exact,
+    check_parity,
+    in_parts,
+    relative,
+)
 from guard.offline.programs.program import Program
 from tests.offline import tiny
 from tests.offline.told import Told
@@ -41,11 +49,11 @@ def kinked(program: Program) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     before, after = low.float(), high.float()
     for parts in (24, 12, 6, 3):  # of the nudge: as far aside as single precision, too, needs to see the jump
         same = torch.from_numpy(jump(program, before, after) <= 10 * GRADIENT_TOLERANCE).reshape(-1, 1, 1, 1)
-        aside = (high - low).sign() * NUDGE / parts
+        aside = (high - low).sign() * NUDGE_SHARE / parts
         before, after = torch.where(same, low - aside, before).float(), torch.where(same, high + aside, after).float()
     assert (jump(program, before, after) > 10 * GRADIENT_TOLERANCE).all()
     assert (relative(gradient(before), gradient(after)) > 10 * GRADIENT_TOLERANCE).all()
-    assert (before - after).abs().max() <= NUDGE
+    assert (before - after).abs().max() <= NUDGE_SHARE
     return np.concatenate([before.numpy(), items[KINKED:]]), np.concatenate([after.numpy(), items[KINKED:]])
 
 

@@ -33,7 +33,7 @@ from guard.offline.findings.evaluation import (
 from guard.offline.findings.figures import Exhibit, Specimen
 from guard.offline.findings.intervals import Area, Promise, Rate
 from guard.offline.report.page import to_html, to_json
-from guard.offline.report.plots import ABREAST, in_parts, roc
+from guard.offline.report.plots import MAX_PANEL_CURVES, in_parts, roc
 from guard.offline.report.red_flags import red_flags
 from guard.offline.report.terminal import lines_of
 
@@ -471,13 +471,13 @@ def test_a_page_without_pictures_says_why() -> None:
     assert "they are vectors" in text
 
 
-@pytest.mark.parametrize("count", [1, ABREAST, ABREAST + 1, 3 * ABREAST - 1])
+@pytest.mark.parametrize("count", [1, MAX_PANEL_CURVES, MAX_PANEL_CURVES + 1, 3 * MAX_PANEL_CURVES - 1])
 def test_a_crowded_family_gets_several_panels_and_loses_no_curve(count: int) -> None:
     labels = [str(number) for number in range(count)]
     parts = in_parts("family", labels)
     assert [label for _, part in parts for label in part] == labels
-    assert all(0 < len(part) <= ABREAST for _, part in parts)
-    assert len(parts) == -(-count // ABREAST)
+    assert all(0 < len(part) <= MAX_PANEL_CURVES for _, part in parts)
+    assert len(parts) == -(-count // MAX_PANEL_CURVES)
     assert parts[0][0] == ("family" if len(parts) == 1 else f"family, 1 of {len(parts)}")
 
 

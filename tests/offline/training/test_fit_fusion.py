@@ -12,10 +12,10 @@ from guard.calibration import Band, auroc
 from guard.fusion import Floats, Fusion, Surprise
 from guard.offline.data.attacked import Attacked
 from guard.offline.training.fit_fusion import (
-    FEWEST_IN_TAIL,
-    RESTING,
-    SURPRISE_SHARE,
-    TAIL,
+    MIN_TAIL_ITEMS,
+    RESTING_SLOPE,
+    SURPRISE_RATE_SHARE,
+    TAIL_SHARE,
     band_leak,
     early_reject,
     exponential_tail,
@@ -50,7 +50,7 @@ def test_weights_are_never_negative_and_every_tail_counts_a_little() -> None:
     calm[:, 0] += 3
     fusion = fit_fusion(CLEAN, NOISY, Attacked(calm, ("calm",) * 150))
     assert (fusion.weights >= 0).all()
-    assert (fusion.weights[..., 0] >= RESTING).all()
+    assert (fusion.weights[..., 0] >= RESTING_SLOPE).all()
     far = np.asarray([[0.0, 0.0, 50.0], [0.0, 0.0, -50.0], [0.0, 0.0, 0.0]])
     risk = fusion.risk(far)
     assert min(risk[0], risk[1]) > risk[2]
@@ -145,7 +145,7 @@ def test_surprise_takes_its_share_of_the_rate_from_fresh_clean_items(rate: float
     fusion, fresh = known(), scores(100_000, 12)
     level = np.quantile(fusion.risk(fresh), 1 - rate)
     alone = (fusion.surprise.risk(fresh) > level) & (fusion.fused(fresh) <= level)
-    assert SURPRISE_SHARE * rate / 2.5 < alone.mean() < SURPRISE_SHARE * rate * 2.5
+    assert SURPRISE_RATE_SHARE * rate / 2.5 < alone.mean() < SURPRISE_RATE_SHARE * rate * 2.5
 
 
 def test_a_detector_that_takes_offence_at_noise_does_not_reject_it() -> None:
@@ -157,7 +157,7 @@ def test_a_detector_that_takes_offence_at_noise_does_not_reject_it() -> None:
 
 
 def test_without_a_tail_nobody_is_heard_alone() -> None:
-    few = int(FEWEST_IN_TAIL / TAIL) - 10
+    few = int(MIN_TAIL_ITEMS / TAIL_SHARE) - 10
     surprise = fit_fusion(
         scores(few, 0), NOISY[:0], Attacked(scores(100, 3, (4.0, 0.0, 0.0)), ("known",) * 100)
     ).surprise

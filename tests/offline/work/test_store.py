@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from guard.errors import BundleError
-from guard.offline.work.directory import LAYOUT, WorkDirectory
+from guard.offline.work.directory import LAYOUT_VERSION, WorkDirectory
 from guard.offline.work.files import read_arrays, read_json, write_arrays, write_bytes, write_file, write_json
 from guard.offline.work.store import ResultStore, cache_key
 
@@ -88,7 +88,7 @@ def test_an_empty_directory_is_begun_and_one_of_this_layout_is_taken_up(tmp_path
     for _ in range(2):
         work.begin()
         work.check()
-    assert json.loads(work.layout.read_text()) == {"layout": LAYOUT}
+    assert json.loads(work.layout.read_text()) == {"layout": LAYOUT_VERSION}
 
 
 @pytest.mark.parametrize("content", [None, '{"layout": 1}', '{"layout": 3}', "[]", "nonsense"])

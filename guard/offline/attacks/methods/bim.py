@@ -14,7 +14,7 @@ from guard.offline.attacks.methods.pgd import pgd
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
-LEVEL = 1 / 255
+LEVEL_STEP = 1 / 255
 
 
 def bim(
@@ -24,7 +24,7 @@ def bim(
     *,
     budget: float,
     steps: int | None = None,
-    step_size: float = LEVEL,
+    step_size: float = LEVEL_STEP,
     targets: Tensor | None = None,
 ) -> Tensor:
     """Return each item's best point of `steps` sign steps, a fooling one before any other; L-infinity, deterministic.
@@ -47,7 +47,7 @@ def bim(
 
 
 def original_steps(budget: float) -> int:
-    levels = budget / LEVEL
+    levels = budget / LEVEL_STEP
     return math.ceil(min(levels + 4, 1.25 * levels) - 1e-6)
 
 
@@ -62,7 +62,7 @@ class Bim:
 
     budget: float
     steps: int | None = None
-    step_size: float = LEVEL
+    step_size: float = LEVEL_STEP
     target: Target | None = None
 
     def __post_init__(self) -> None:

@@ -14,10 +14,13 @@ from guard.offline.attacks.objective import Gap, gap, value_and_gradient
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
-INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
-DECAY = 0.1  # of the learning rate over one descent
-LOOKS, FEWEST = 4, 10  # checks per descent for items that have arrived, and steps before which a check tells nothing
-PLATEAU = 0.9999  # an item whose lowest loss did not fall to this share since the last look has arrived
+BOX_SHARE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
+LAST_RATE_SHARE = 0.1  # of the learning rate over one descent
+PLATEAU_CHECKS, MIN_CHECK_STEPS = (
+    4,
+    10,
+)  # checks per descent for items that have arrived, and steps before which a check tells nothing
+PLATEAU_SHARE = 0.9999  # an item whose lowest loss did not fall to this share since the last look has arrived
 
 
 def cw(
@@ -81,7 +84,7 @@ def descend(
     """
     found, found_size = inputs.clone(), torch.full_like(weight, torch.inf)
     active = torch.arange(len(inputs), device=inputs.device)
-    walk = torch.atanh((2 * inputs - 1) * INSIDE)
+    walk = torch.atanh((2 * inputs - 1) * BOX_SHARE)
     mean, square = torch.zeros_like(walk), torch.zeros_like(walk)
     ahead = torch.full_like(weight, -torch.inf)
     lowest = looked_at = torch.full_like(weight, torch.inf)  # each item's lowest loss, so far and at the last look
@@ -95,11 +98,11 @@ def descend(
         found[active[better]], found_size[active[better]] = points[better], size[better]
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
         falls = (reached | found_size.isfinite())[active]
-        rate = per_item(torch.where(falls, DECAY ** (step / steps), 1.0) * learning_rate, walk).to(walk.dtype)
+        rate = per_item(torch.where(falls, LAST_RATE_SHARE ** (step / steps), 1.0) * learning_rate, walk).to(walk.dtype)
         walk = walk - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
         lowest = torch.minimum(lowest, loss)
-        if step % max(FEWEST, steps // LOOKS) == 0:
-            moving = lowest <= PLATEAU * looked_at
+        if step % max(MIN_CHECK_STEPS, steps // PLATEAU_CHECKS) == 0:
+            moving = lowest <= PLATEAU_SHARE * looked_at
             active, walk, mean, square = active[moving], walk[moving], mean[moving], square[moving]
             lowest = looked_at = lowest[moving]
             ahead = ahead[moving]

@@ -14,9 +14,14 @@ from guard.offline.attacks.objective import Gap, value_and_gradient
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
-FALL, RISE = 0.7, 4.0  # factors of the threshold, while an item fools within every one and while it fools within none
-CLOSE = 1.01  # the smallest size that fooled over the largest threshold that did not: an item that is nearer rests
-DECAY = 0.1  # of the pace over one descent
+FALL_FACTOR, RISE_FACTOR = (
+    0.7,
+    4.0,
+)  # factors of the threshold, while an item fools within every one and while it fools within none
+RESTING_FACTOR = (
+    1.01  # the smallest size that fooled over the largest threshold that did not: an item that is nearer rests
+)
+LAST_PACE_SHARE = 0.1  # of the pace over one descent
 
 
 def cw_linf(
@@ -46,7 +51,7 @@ def cw_linf(
     bound, weight = torch.full_like(best_size, threshold), torch.full_like(best_size, constant)
     floor = torch.zeros_like(best_size)  # the largest threshold that was not kept
     for _ in range(searches):
-        active = (best_size > CLOSE * floor).nonzero()[:, 0]
+        active = (best_size > RESTING_FACTOR * floor).nonzero()[:, 0]
         if len(active) == 0:
             break
         start = inputs + (best - inputs).clamp(-per_item(bound, inputs), per_item(bound, inputs))
@@ -66,8 +71,8 @@ def cw_linf(
         resting = torch.ones_like(kept).index_fill(0, active, False)
         floor = torch.where(kept | resting, floor, bound)
         weight = torch.where(kept | resting, weight, 2 * weight)
-        falling = torch.where(floor > 0, (floor * best_size).sqrt(), FALL * best_size)
-        bound = torch.where(best_size.isfinite(), falling, (RISE * bound).clamp_max(1))
+        falling = torch.where(floor > 0, (floor * best_size).sqrt(), FALL_FACTOR * best_size)
+        bound = torch.where(best_size.isfinite(), falling, (RISE_FACTOR * bound).clamp_max(1))
     return best
 
 
@@ -106,7 +111,7 @@ def descend(
         )
         targets = None if targets is None else targets[moving]
         ahead_by = (mean / (1 - 0.9**step)) / ((square / (1 - 0.99**step)).sqrt() + 1e-8)
-        walk = (walk - per_item(pace * DECAY ** (step / steps) * bound, walk) * ahead_by).clamp(0, 1)
+        walk = (walk - per_item(pace * LAST_PACE_SHARE ** (step / steps) * bound, walk) * ahead_by).clamp(0, 1)
     return found, found_size
 
 

@@ -15,7 +15,9 @@ from guard.offline.attacks.norm_ball import per_item, steepest
 from guard.offline.attacks.objective import chosen, gap, without
 
 Walk = Literal["linf", "l2"]
-SURE = 1e-5  # of the largest logit: a rival must lead by this, or rounding would keep the item on the boundary for ever
+LEAD_SHARE = (
+    1e-5  # of the largest logit: a rival must lead by this, or rounding would keep the item on the boundary for ever
+)
 DUAL: Mapping[Walk, float] = {"linf": 1, "l2": 2}  # the order of the norm that says how far a boundary is
 
 
@@ -72,7 +74,7 @@ def linearise(model: Model, points: Tensor, labels: Tensor, rivals: Tensor) -> t
             torch.autograd.grad(gains[:, place].sum(), watched, retain_graph=place < last)[0]
             for place in range(rivals.shape[1])
         ]
-    behind = SURE * logits.abs().amax(dim=1, keepdim=True) - gains
+    behind = LEAD_SHARE * logits.abs().amax(dim=1, keepdim=True) - gains
     return behind.detach(), torch.stack(normals, dim=1)
 
 

@@ -15,14 +15,14 @@ from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
 from guard.offline.attacks.objective import LogOdds, value_and_gradient, without
-from guard.offline.attacks.shared_perturbation import LAST, MOMENTUM, class_number
+from guard.offline.attacks.shared_perturbation import LAST_STEP_SHARE, MOMENTUM_SHARE, class_number
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 
-BATCH = 32
-CANDIDATES = 10  # classes that the easiest is chosen from
-REHEARSAL = 15  # steps that try out a class
-ENOUGH = 5.0  # log-odds from which on an item adds no gradient
+BATCH_ITEMS = 32
+CANDIDATE_CLASSES = 10  # classes that the easiest is chosen from
+TRIAL_STEPS = 15  # steps that try out a class
+MAX_LOG_ODDS = 5.0  # log-odds from which on an item adds no gradient
 
 Climb: TypeAlias = Callable[[Tensor], Tensor]  # points [item, ...] -> direction of each, of length 1 or 0
 
@@ -48,12 +48,12 @@ def visualise(
     """
     found, momentum = torch.zeros_like(canvases[0]), torch.zeros_like(canvases[0])
     for step in range(steps):
-        order = torch.randperm(len(canvases), generator=generator, device=generator.device)[:BATCH]
+        order = torch.randperm(len(canvases), generator=generator, device=generator.device)[:BATCH_ITEMS]
         shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator, device=generator.device).tolist()
         points = (canvases[order.to(canvases.device)] + found).clamp(0, 1)
         rise = blurred(rolled(climb(rolled(points, shift)), [-side for side in shift]), blur).mean(dim=0)
-        momentum = MOMENTUM * momentum + rise / rise.abs().mean().clamp_min(1e-30)
-        stride = budget / 4 * (1 - (1 - LAST) * step / max(steps - 1, 1))
+        momentum = MOMENTUM_SHARE * momentum + rise / rise.abs().mean().clamp_min(1e-30)
+        stride = budget / 4 * (1 - (1 - LAST_STEP_SHARE) * step / max(steps - 1, 1))
         found = (found + stride * momentum.sign()).clamp(-budget, budget)
     return found
 
@@ -64,7 +64,7 @@ def towards_class(model: Model, target: int) -> Climb:
     def climb(points: Tensor) -> Tensor:
         aims = torch.full((len(points),), target, device=points.device)
         _, odds, rise = value_and_gradient(model, points, LogOdds(aims, aims))
-        return torch.where(per_item(odds < ENOUGH, rise), steepest(rise, "l2"), torch.zeros_like(rise))
+        return torch.where(per_item(odds < MAX_LOG_ODDS, rise), steepest(rise, "l2"), torch.zeros_like(rise))
 
     return climb
 
@@ -108,11 +108,11 @@ def easiest(model: Model, canvases: Tensor, *, budget: float, generator: torch.G
     """Return the class, of those most often second, for which a short rehearsal changes the most answers."""
     named = answers(model, canvases)
     with torch.no_grad():
-        second = without(model(canvases[:BATCH]), named[:BATCH]).argmax(dim=1)
-    often, reached = second.bincount().argsort(descending=True)[:CANDIDATES], {}
+        second = without(model(canvases[:BATCH_ITEMS]), named[:BATCH_ITEMS]).argmax(dim=1)
+    often, reached = second.bincount().argsort(descending=True)[:CANDIDATE_CLASSES], {}
     for target in (int(place) for place in often):
         climb = towards_class(model, target)
-        found = visualise(climb, canvases, budget=budget, steps=REHEARSAL, generator=generator)
+        found = visualise(climb, canvases, budget=budget, steps=TRIAL_STEPS, generator=generator)
         changed = answers(model, (canvases + found).clamp(0, 1)) != named
         reached[target] = int(changed.sum())
     return max(reached, key=lambda target: reached[target])
@@ -120,12 +120,12 @@ def easiest(model: Model, canvases: Tensor, *, budget: float, generator: torch.G
 
 def answers(model: Model, points: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([model(part).argmax(dim=1) for part in points.split(BATCH)])
+        return torch.cat([model(part).argmax(dim=1) for part in points.split(BATCH_ITEMS)])
 
 
 def grey(like: Tensor, generator: torch.Generator) -> Tensor:
     """Draw canvases without data: the middle of the box, and noise."""
-    noise = torch.randn((BATCH, *like.shape[1:]), generator=generator, device=generator.device, dtype=like.dtype)
+    noise = torch.randn((BATCH_ITEMS, *like.shape[1:]), generator=generator, device=generator.device, dtype=like.dtype)
     return (0.5 + 0.1 * noise).clamp(0, 1).to(like.device)
 
 

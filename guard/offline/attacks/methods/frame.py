@@ -18,7 +18,7 @@ from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 
-STRIDE = 0.1  # size of a step in unit space
+FIRST_STEP = 0.1  # size of a step in unit space
 
 
 def border(inputs: Tensor, budget: float, attack: object) -> Tensor:
@@ -60,7 +60,7 @@ def frame(
     for _ in range(steps):
         logits, _, gradient = value_and_gradient(model, points, LogOdds(labels, targets))
         best, best_rank = keep(best, best_rank, points, rank(logits, labels, targets))
-        points = torch.where(taken, (points + STRIDE * gradient.sign()).clamp(0, 1), inputs)
+        points = torch.where(taken, (points + FIRST_STEP * gradient.sign()).clamp(0, 1), inputs)
     with torch.no_grad():
         logits = model(points)
     return keep(best, best_rank, points, rank(logits, labels, targets))[0]
@@ -129,7 +129,7 @@ class UniversalFrame:
             labels,
             start,
             lambda content, items: torch.where(taken, content, items),
-            lambda content, direction, length: (content + length * STRIDE * direction.sign()).clamp(0, 1),
+            lambda content, direction, length: (content + length * FIRST_STEP * direction.sign()).clamp(0, 1),
             pace=Pace(self.epochs, self.batch),
             target=self.target,
             generator=generator,

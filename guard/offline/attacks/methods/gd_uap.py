@@ -13,12 +13,12 @@ from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import Informed, untaught
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.norm_ball import into_reach, project, steepest, uniform
-from guard.offline.attacks.shared_perturbation import LAST, MOMENTUM
+from guard.offline.attacks.shared_perturbation import LAST_STEP_SHARE, MOMENTUM_SHARE
 from guard.offline.data.norms import Norm
 from guard.offline.networks.weights import Knowledge
 
-MEAN, SPREAD = 0.5, 0.25  # of the made-up inputs: all that is assumed of the data is its box
-STRIDE = 0.3  # of the budget: the first step
+INPUT_MEAN, INPUT_DEVIATION = 0.5, 0.25  # of the made-up inputs: all that is assumed of the data is its box
+FIRST_STEP_SHARE = 0.3  # of the budget: the first step
 
 
 def gd_uap(
@@ -46,10 +46,12 @@ def gd_uap(
         draws = torch.randn((batch, *like.shape[1:]), generator=generator, device=generator.device).to(like)
         with torch.enable_grad():
             watched = perturbation.detach().requires_grad_()
-            value = saturation(model, ((MEAN + SPREAD * draws).clamp(0, 1) + watched).clamp(0, 1), attack).mean()
+            value = saturation(
+                model, ((INPUT_MEAN + INPUT_DEVIATION * draws).clamp(0, 1) + watched).clamp(0, 1), attack
+            ).mean()
             (gradient,) = torch.autograd.grad(value, watched)
-        momentum = MOMENTUM * momentum + gradient / gradient.abs().mean().clamp_min(1e-30)
-        length = budget * STRIDE * (1 - (1 - LAST) * number / max(steps - 1, 1))
+        momentum = MOMENTUM_SHARE * momentum + gradient / gradient.abs().mean().clamp_min(1e-30)
+        length = budget * FIRST_STEP_SHARE * (1 - (1 - LAST_STEP_SHARE) * number / max(steps - 1, 1))
         perturbation = project(perturbation + length * steepest(momentum, norm), budget, norm)
     return perturbation
 

@@ -17,7 +17,7 @@ from guard.offline.data.norms import Measure
 
 Baseline = Literal["contrary", "black", "mean", "blur"]
 
-WINDOW = 5  # of the blur
+BLUR_PIXELS = 5  # of the blur
 
 
 def ig_deletion(
@@ -81,9 +81,11 @@ def baseline_of(model: Model, points: Tensor, objective: Objective, baseline: Ba
         inner = tuple(range(2, points.ndim)) if points.ndim > 2 else (1,)
         return points.mean(dim=inner, keepdim=True).expand_as(points)
     if points.ndim == 4:
-        return avg_pool2d(points, WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
+        return avg_pool2d(points, BLUR_PIXELS, stride=1, padding=BLUR_PIXELS // 2, count_include_pad=False)
     line = points.flatten(1)[:, None]
-    return avg_pool1d(line, WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False).reshape(points.shape)
+    return avg_pool1d(line, BLUR_PIXELS, stride=1, padding=BLUR_PIXELS // 2, count_include_pad=False).reshape(
+        points.shape
+    )
 
 
 def integrated_gradients(model: Model, start: Tensor, end: Tensor, objective: Objective, path: int) -> Tensor:

@@ -18,7 +18,7 @@ from guard.offline.attacks.objective import Gap, LogOdds, gap, value_and_gradien
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
-MEMORY = 10  # pairs of steps and slopes that stand for the curvature
+KEPT_STEPS = 10  # pairs of steps and slopes that stand for the curvature
 
 
 def lbfgs(
@@ -79,7 +79,7 @@ class BoxedDescent:
 
     def run(self, steps: int) -> None:
         start = self.clean.detach().cpu().double().numpy().ravel()
-        limits = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": MEMORY}
+        limits = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": KEPT_STEPS}
         minimize(self.loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * start.size, options=limits)
 
     def loss(self, flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

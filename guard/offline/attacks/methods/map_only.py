@@ -15,7 +15,7 @@ from guard.offline.data.norms import Measure
 
 Aim = Literal["top_places", "centre"]
 
-ASIDE = 0.01  # pixels: measured from there, a centre that has not moved yet has a gradient
+OFFSET_PIXELS = 0.01  # pixels: measured from there, a centre that has not moved yet has a gradient
 
 
 def map_only(
@@ -75,7 +75,7 @@ def centre(maps: Tensor, shape: torch.Size) -> Tensor:
 
 def moved_from(clean: Tensor, shape: torch.Size) -> Distance:
     """Return a distance that falls as a map's centre moves away: minus the pixels from the clean map's centre."""
-    before = centre(clean, shape) + ASIDE
+    before = centre(clean, shape) + OFFSET_PIXELS
     return lambda maps: -(centre(maps, shape) - before).square().sum(dim=1).sqrt()
 
 

@@ -18,8 +18,8 @@ from guard.offline.networks.architectures import autoencoder
 from guard.offline.networks.training import Schedule, train
 from guard.offline.networks.weights import Knowledge, drawn, knowledge_of, recalled
 
-INSIDE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
-DECAY = 0.1  # of the learning rate over one descent
+BOX_SHARE = 1 - 1e-3  # tanh space begins this far inside the box: on its border the gradient is zero
+LAST_RATE_SHARE = 0.1  # of the learning rate over one descent
 
 
 def taught(inputs: Tensor, *, epochs: int, generator: torch.Generator) -> nn.Module:
@@ -87,7 +87,7 @@ def descend(
 ) -> tuple[Tensor, Tensor]:
     """Return the cheapest fooling points on one way down, and their cost [item], infinite where there was none."""
     found, found_cost = inputs.clone(), torch.full_like(ratio, torch.inf)
-    walk = torch.atanh((2 * inputs - 1) * INSIDE)
+    walk = torch.atanh((2 * inputs - 1) * BOX_SHARE)
     mean, square = torch.zeros_like(walk), torch.zeros_like(walk)
     for step in range(1, steps + 1):
         squashed = torch.tanh(walk)
@@ -99,7 +99,7 @@ def descend(
         short = per_item(ratio * (ahead <= confidence), rise)
         gradient = (slope - short * rise) * (1 - squashed.square()) / 2
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
-        rate = learning_rate * DECAY ** (step / steps)
+        rate = learning_rate * LAST_RATE_SHARE ** (step / steps)
         walk = walk - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
     return found, found_cost
 

@@ -18,7 +18,7 @@ from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 
-STRIDE = 0.1  # of the unit box: the first step
+FIRST_STEP = 0.1  # of the unit box: the first step
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ class Patch:
             labels,
             self.blank(inputs, generator),
             lambda patch, items: self.place(patch, items, generator),
-            lambda patch, direction, length: (patch + length * STRIDE * direction.sign()).clamp(0, 1),
+            lambda patch, direction, length: (patch + length * FIRST_STEP * direction.sign()).clamp(0, 1),
             pace=Pace(self.epochs, self.batch),
             target=self.target,
             generator=generator,

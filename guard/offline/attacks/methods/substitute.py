@@ -18,7 +18,7 @@ from guard.offline.networks.architectures import small_classifier
 from guard.offline.networks.training import Schedule, train
 from guard.offline.networks.weights import Knowledge, drawn, knowledge_of, recalled
 
-ROWS = 64  # inputs asked at once
+ASKED_ROWS = 64  # inputs asked at once
 HEAD = "head.bias"  # whose length is the number of classes
 
 
@@ -50,7 +50,7 @@ def distil(
 
 def ask(model: Model, inputs: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([model(part) for part in inputs.split(ROWS)])
+        return torch.cat([model(part) for part in inputs.split(ASKED_ROWS)])
 
 
 def learn(student: nn.Module, inputs: Tensor, answers: Tensor, epochs: int, generator: torch.Generator) -> None:
@@ -67,7 +67,7 @@ def learn(student: nn.Module, inputs: Tensor, answers: Tensor, epochs: int, gene
 
 
 def augmented(student: nn.Module, inputs: Tensor, named: Tensor, stride: float) -> Tensor:
-    parts = zip(inputs.split(ROWS), named.split(ROWS), strict=True)
+    parts = zip(inputs.split(ASKED_ROWS), named.split(ASKED_ROWS), strict=True)
     rises = [value_and_gradient(student, part, partial(chosen, classes=own))[2] for part, own in parts]
     return (inputs + stride * torch.cat(rises).sign()).clamp(0, 1)
 

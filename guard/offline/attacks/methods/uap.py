@@ -20,8 +20,8 @@ from guard.offline.data.norms import Norm
 from guard.offline.networks.weights import Knowledge
 
 Form = Literal["gradient", "deepfool"]
-ENOUGH = 0.8  # of the items fooled: where the paper stops
-PATIENCE = 10  # steps of DeepFool for one item, as in the authors' code
+FOOLED_SHARE = 0.8  # of the items fooled: where the paper stops
+DEEPFOOL_STEPS = 10  # steps of DeepFool for one item, as in the authors' code
 
 
 def uap_by_gradient(
@@ -35,7 +35,7 @@ def uap_by_gradient(
     target: int | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """Learn a perturbation [1, ...] within budget by stochastic gradients, from a random start, so that lots differ.
+    """Learn a perturbation [1, ...] within budget by stochastic gradients, from a random start, so that blocks differ.
 
     Source: Shafahi et al. 2020, arXiv:1811.11304; see `climb_shared`.
     """
@@ -76,11 +76,11 @@ def uap_by_deepfool(
         order = torch.randperm(len(inputs), generator=generator, device=generator.device).tolist()
         for place in order:
             point, label = (inputs[place : place + 1] + perturbation).clamp(0, 1), labels[place : place + 1]
-            moved = deepfool(model, point, label, steps=PATIENCE)
+            moved = deepfool(model, point, label, steps=DEEPFOOL_STEPS)
             perturbation = project(perturbation + moved - point, budget, norm)
         with torch.no_grad():
             fooled = gap(model((inputs + perturbation).clamp(0, 1)), labels) > 0
-        if float(fooled.float().mean()) >= ENOUGH:
+        if float(fooled.float().mean()) >= FOOLED_SHARE:
             break
     return perturbation
 

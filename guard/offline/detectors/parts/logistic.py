@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from guard.offline.data.attacked import Attacked
 from guard.offline.detectors.parts.supervision import item_weights
 
-RIDGE = 1e-2  # ridge penalty on the slopes of standardised numbers, beside the mean loss
+RIDGE_PENALTY = 1e-2  # ridge penalty on the slopes of standardised numbers, beside the mean loss
 
 
 class Logistic(nn.Module):
@@ -45,7 +45,7 @@ def fit_logistic(clean: Tensor, noisy: Tensor, attacked: Attacked[Tensor]) -> Lo
     centre, spread = numbers.mean(dim=0), numbers.std(dim=0).clamp_min(1e-6)
     scaled = torch.cat([(numbers - centre) / spread, torch.ones(len(numbers), 1, dtype=torch.float64)], dim=1)
     theta = torch.zeros(scaled.shape[1], dtype=torch.float64)
-    ridge = torch.full_like(theta, RIDGE)
+    ridge = torch.full_like(theta, RIDGE_PENALTY)
     ridge[-1] = 0.0
     for _ in range(50):  # Newton's steps
         share = torch.sigmoid(scaled @ theta)

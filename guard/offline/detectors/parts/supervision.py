@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from guard.offline.data.attacked import Attacked
 
-NOISE_SHARE = 0.25  # of the negatives' total weight
+NOISE_WEIGHT_SHARE = 0.25  # of the negatives' total weight
 
 
 def item_weights(clean: int, noisy: int, attacked: Attacked[Any]) -> Tensor:
@@ -23,7 +23,7 @@ def item_weights(clean: int, noisy: int, attacked: Attacked[Any]) -> Tensor:
 
     Attacks weigh as much as all negatives, each attack as much as the next; noise a quarter of the negatives.
     """
-    share = NOISE_SHARE if noisy else 0.0
+    share = NOISE_WEIGHT_SHARE if noisy else 0.0
     counts = Counter(attacked.by)
     positive = torch.tensor([1.0 / (len(counts) * counts[attack]) for attack in attacked.by])
     weights = torch.cat(

@@ -34,7 +34,7 @@ from guard.offline.model.onnx_export.layout_rewrites import (
     means_as_pools,
 )
 
-OPSET = 20
+OPSET_VERSION = 20
 
 
 def lower(

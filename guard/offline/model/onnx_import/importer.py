@@ -23,8 +23,8 @@ from guard.offline.model.onnx_import.replay import Replay
 from guard.session import onnxruntime
 from guard.value_box import ValueBox
 
-TOLERANCE = 1e-4  # relative L2 an item
-ITEMS = 4
+AGREEMENT_TOLERANCE = 1e-4  # relative L2 an item
+COMPARED_ITEMS = 4
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def name_layers(exported: fx.Graph, graph: Graph) -> None:
         node.meta["layer"] = graph.nodes[index].outputs[0]
 
 
-def check_import(imported: Imported, module: fx.GraphModule, box: ValueBox, *, items: int = ITEMS) -> float:
+def check_import(imported: Imported, module: fx.GraphModule, box: ValueBox, *, items: int = COMPARED_ITEMS) -> float:
     """Return the largest relative difference between the module and ONNX Runtime on the file.
 
     Raises:
@@ -104,10 +104,10 @@ def check_import(imported: Imported, module: fx.GraphModule, box: ValueBox, *, i
             f"{list(found.shape)}; export the file with a dynamic batch axis"
         )
     error = relative(found, expected)
-    if not error <= TOLERANCE:  # NaN is not
+    if not error <= AGREEMENT_TOLERANCE:  # NaN is not
         raise ModelError(
             f"{imported.graph.file} was imported wrongly: outputs differ from ONNX Runtime's by {error:.1e} "
-            f"(relative); at most {TOLERANCE:g}. Hand over the .pt2 or module:factory that it came from"
+            f"(relative); at most {AGREEMENT_TOLERANCE:g}. Hand over the .pt2 or module:factory that it came from"
         )
     return error
 

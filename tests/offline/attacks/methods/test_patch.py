@@ -14,7 +14,7 @@ from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.methods.frame import Frame, UniversalFrame, border
 from guard.offline.attacks.methods.patch import Patch, Spots, put, throw
 from guard.offline.attacks.objective import log_odds
-from guard.offline.attacks.shared_perturbation import CEILING
+from guard.offline.attacks.shared_perturbation import MAX_LOG_ODDS
 from tests.offline.attacks.learning import Problem, learned, problem, seeded
 from tests.offline.attacks.trained import fooled
 
@@ -118,7 +118,7 @@ def test_learning_raises_the_objective(make: type[Patch], kind: str) -> None:
     def objective(attack: Attack) -> float:
         with torch.no_grad():
             found = attack(model, inputs, labels, seeded(3))
-            return float(log_odds(model(found), labels).clamp_max(CEILING).mean())
+            return float(log_odds(model(found), labels).clamp_max(MAX_LOG_ODDS).mean())
 
     random = [objective(content(make(0.4), inputs, seed)) for seed in range(10)]
     assert objective(learned(make(0.4), given)) > max(random)
