@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -26,6 +27,15 @@ CYCLE = (BLUE, VERMILION, GREEN, PINK, SKY, ORANGE, BLACK)
 MARKERS = "osD^vPX"
 GREY, PALE = "#59636e", "#c6cdd5"
 PICTURE_DPI = 130  # of a picture made of pixels
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn figure of the page, with the words around it."""
+
+    picture: str  # a data URI
+    alternative: str
+    caption: str
 
 
 def panels(columns: int, rows: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:

@@ -7,7 +7,6 @@ Rule 3: the same evaluation is the same page, byte for byte.
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Mapping
@@ -15,16 +14,15 @@ from typing import Any
 
 from guard.errors import DataError
 from guard.offline.findings.evaluation import Evaluation
-from guard.offline.report.adaptive_part import adaptive_part
-from guard.offline.report.attack_part import attack_part, suite_part
-from guard.offline.report.clean_part import class_part, clean_part
-from guard.offline.report.detector_part import detector_part
-from guard.offline.report.pictures import picture_part
+from guard.offline.report.claims import claims
+from guard.offline.report.pictures import picture_plot
+from guard.offline.report.plots import budget_plot, cost_plot, risk_plot, roc_plot
+from guard.offline.report.published import data_like
 from guard.offline.report.red_flags import red_flags
-from guard.offline.report.style import STYLE
-from guard.offline.report.summary import summary
-from guard.offline.report.system_part import system_part
-from guard.offline.report.wording import percent, promise_notes
+from guard.offline.report.rows import classes_by_alarms, has_own_rates, stand_ins, system_rows, worst_single
+from guard.offline.report.summary import tiles
+from guard.offline.report.template import environment
+from guard.offline.report.wording import promise_notes
 
 
 def to_json(evaluation: Evaluation) -> str:
@@ -55,36 +53,27 @@ def to_html(evaluation: Evaluation) -> str:
     """Return the evaluation as one self-contained page. Raises DataError without the adaptive row."""
     require_adaptive(evaluation)
     e = evaluation
-    parts = [
-        f"<h1>What the guard does for {html.escape(e.model)}</h1>",
-        f'<p class="lead">Promised: {percent(e.reject_rate, 1)} of clean items rejected, {percent(e.flag_rate, 1)} '
-        f"flagged or rejected, calibrated on {e.calibration_items} clean items. Measured on {html.escape(e.data)}; the "
-        f"bare model is right on {percent(e.accuracy.value, 1)} of them. Small figures are 95 % intervals.</p>",
-        *summary(e),
-        *flag_list(e),
-        *(f'<p class="note">{html.escape(note)}</p>' for note in promise_notes(e)),
-        *system_part(e),
-        *attack_part(e),
-        *suite_part(e),
-        *adaptive_part(e),
-        *detector_part(e),
-        *clean_part(e),
-        *class_part(e),
-        *picture_part(e),
-        f'<p class="note">Guard {html.escape(e.guard[:16])}, seed {e.seed}.</p>',
-    ]
-    body = "\n".join(parts)
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>Guard report: {html.escape(e.model)}</title><style>{STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
+        environment()
+        .get_template("page.html")
+        .render(
+            e=e,
+            tiles=tiles(e),
+            flags=red_flags(e),
+            promise_notes=promise_notes(e),
+            system=system_rows(e),
+            worst=worst_single(e),
+            stand_ins=stand_ins(e),
+            claims=claims(e),
+            known_data=data_like(e.item_shape, e.class_count),
+            own_rates=has_own_rates(e),
+            classes=classes_by_alarms(e),
+            plots={
+                "roc": roc_plot(e),
+                "budgets": budget_plot(e),
+                "costs": cost_plot(e),
+                "risks": risk_plot(e),
+                "pictures": picture_plot(e),
+            },
+        )
     )
-
-
-def flag_list(e: Evaluation) -> list[str]:
-    flags = red_flags(e)
-    if not flags:
-        return []
-    items = "".join(f"<li>{html.escape(flag)}</li>" for flag in flags)
-    return [f'<h2>What speaks against these figures</h2><ul class="flags">{items}</ul>']

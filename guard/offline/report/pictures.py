@@ -13,26 +13,17 @@ from numpy.typing import NDArray
 
 from guard.offline.findings.evaluation import Evaluation
 from guard.offline.findings.figures import Specimen
-from guard.offline.report.drawing import GREY, panels, png
-from guard.offline.report.markup import figure, heading, note
+from guard.offline.report.drawing import GREY, Plot, panels, png
 
 COLUMNS = ("clean", "attacked", "perturbation", "map of clean", "map of attacked")
 UNCUT_PERCENTILE = 99.5  # per cent of a map's pixels that are not cut
 
 
-def picture_part(e: Evaluation) -> list[str]:
-    if e.exhibit is None:
-        return []
-    found = [heading("What an attack does to a picture, and to its explanation")]
-    if not e.exhibit.specimens:
-        return [*found, note(f"No pictures: {e.exhibit.reason or 'no attack fooled the model'}.")]
-    text = (
-        "Each row is one item: as it was, attacked, the difference made visible (grey is none; the number says how "
-        "many times it was amplified), and the saliency maps of both: how fast the lead of the model's answer changes "
-        "with each pixel, each map on its own scale. Above the pictures the model's answer, and the guard's p-value: "
-        "at or below the promised rate the item is rejected."
-    )
-    return [*found, note(text), figure(draw(e.exhibit.specimens), "Clean and attacked items with saliency maps", "")]
+def picture_plot(e: Evaluation) -> Plot | None:
+    """Draw a row for each specimen, below the names of the columns."""
+    if e.exhibit is None or not e.exhibit.specimens:
+        return None
+    return Plot(draw(e.exhibit.specimens), "Clean and attacked items with saliency maps", "")
 
 
 def draw(specimens: Sequence[Specimen]) -> str:

@@ -12,8 +12,7 @@ from guard.offline.findings.attack_names import spoken_budget
 from guard.offline.findings.evaluation import Evaluation
 from guard.offline.findings.figures import Floats
 from guard.offline.findings.intervals import Promise, Rate
-from guard.offline.report.drawing import BLACK, BLUE, CYCLE, GREY, MARKERS, PALE, VERMILION, panels, plain, svg
-from guard.offline.report.markup import figure
+from guard.offline.report.drawing import BLACK, BLUE, CYCLE, GREY, MARKERS, PALE, VERMILION, Plot, panels, plain, svg
 from guard.offline.report.wording import promise_text
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
@@ -24,17 +23,17 @@ LETTER_SHARE = 0.125  # of the room for a point that has a short name
 MIN_SHOWN_RATE = 1e-3  # of the false alarm rates shown
 
 
-def roc_figure(e: Evaluation) -> list[str]:
+def roc_plot(e: Evaluation) -> Plot | None:
     """Draw ROC curves, one panel a family or several: many lines in one could not be told apart."""
     if e.exhibit is None or not e.exhibit.attacks:
-        return []
+        return None
     risks, clean = e.exhibit.attacks, e.exhibit.clean
     families: dict[str, list[str]] = {}
     for row in e.every_attack:
         if row.label in risks and len(risks[row.label]):
             families.setdefault(row.family, []).append(row.label)
     if not families:
-        return []
+        return None
     parts = [part for family, labels in families.items() for part in in_parts(family, labels)]
     columns = min(3, len(parts))
     rows = -(-len(parts) // columns)
@@ -49,7 +48,7 @@ def roc_figure(e: Evaluation) -> list[str]:
         "ROC curves by family: the share of attacked items caught against the share of held-out clean items taken for "
         "attacked, on a logarithmic axis. Upright lines: the promised rates. Dots: chance."
     )
-    return [figure(svg(drawn), "ROC curves of every attack, by family", text)]
+    return Plot(svg(drawn), "ROC curves of every attack, by family", text)
 
 
 def in_parts(family: str, labels: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
@@ -90,15 +89,15 @@ def roc(clean: Floats, attacked: Floats) -> tuple[Floats, Floats]:
     return alarms, np.concatenate([[first], above])
 
 
-def budget_figure(e: Evaluation) -> list[str]:
+def budget_plot(e: Evaluation) -> Plot | None:
     """Draw detection against budget, one panel for each norm in which there are several budgets."""
     made = e.stated
     if not made:
-        return []
+        return None
     promise = made[-1]
     norms = [norm for norm in NORMS if len(budgets_in(e, norm)) > 1]
     if not norms:
-        return []
+        return None
     drawn, axes = panels(len(norms), 1, width=5.2 * len(norms), height=3.4)
     for ax, norm in zip(axes, norms, strict=True):
         one_norm(ax, e, norm, promise)
@@ -107,7 +106,7 @@ def budget_figure(e: Evaluation) -> list[str]:
         f"Detection at {promise_text(promise)} against the attacks' budget, with 95 % intervals. Dashed: an attacker "
         "who knows the guard."
     )
-    return [figure(svg(drawn), "Detection of attacks by their budget", text)]
+    return Plot(svg(drawn), "Detection of attacks by their budget", text)
 
 
 def budgets_in(e: Evaluation, norm: str) -> list[float]:
@@ -146,10 +145,10 @@ def one_norm(ax: Axes, e: Evaluation, norm: str, promise: Promise) -> None:
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 
 
-def risk_figure(e: Evaluation) -> list[str]:
+def risk_plot(e: Evaluation) -> Plot | None:
     """Draw the risks of clean items, noise and each attack, one above the other."""
     if e.exhibit is None or len(e.exhibit.clean) == 0:
-        return []
+        return None
     kinds = {"clean": e.exhibit.clean, "noise": e.exhibit.noise, **e.exhibit.attacks}
     kinds = {name: risk for name, risk in kinds.items() if len(risk)}
     made = e.stated
@@ -181,7 +180,7 @@ def risk_figure(e: Evaluation) -> list[str]:
         f"lie {' and '.join(promise_text(p) for p in made)} of the clean calibration items. Orange: what is caught at "
         f"the last of these rates.{early(e)}"
     )
-    return [figure(svg(drawn), "Distribution of the risk of clean, noisy and attacked inputs", text)]
+    return Plot(svg(drawn), "Distribution of the risk of clean, noisy and attacked inputs", text)
 
 
 def early(e: Evaluation) -> str:
@@ -204,12 +203,12 @@ def ridge(ax: Axes, base: float, risk: Floats, edges: Floats, limit: float) -> N
     ax.axhline(base, color=PALE, linewidth=0.8)
 
 
-def cost_figure(e: Evaluation) -> list[str]:
+def cost_plot(e: Evaluation) -> Plot | None:
     """Draw each detector, and all together: forwards an item, and the mean, least and most caught of the attacks."""
     made = e.stated
     rows = [row for row in e.attacks if row.success.count]
     if not made or not rows:
-        return []
+        return None
     promise = made[-1]
     points: list[tuple[str, int, list[float]]] = []
     for detector in e.detectors:
@@ -218,7 +217,7 @@ def cost_figure(e: Evaluation) -> list[str]:
             points.append((detector.name, detector.forwards, shares))
     together = shares_of([row.served.caught.get(promise.rate) for row in rows])
     if not points or not together:
-        return []
+        return None
     points.append(("all together", e.forwards, together))
     drawn, (ax,) = panels(1, 1, width=8.4, height=4.0)
     plain(ax)
@@ -230,7 +229,7 @@ def cost_figure(e: Evaluation) -> list[str]:
         f"Cost against detection at {promise_text(promise)}, over the attacks of the recipe. The dot is the mean over "
         "the attacks, the line reaches from the least to the most caught."
     )
-    return [figure(svg(drawn), "Cost of each detector against what it catches", text)]
+    return Plot(svg(drawn), "Cost of each detector against what it catches", text)
 
 
 def shares_of(rates: Sequence[Rate | None]) -> list[float]:

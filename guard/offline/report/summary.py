@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from guard.offline.findings.evaluation import AttackRow, Detection, Evaluation
 from guard.offline.findings.intervals import Caught, Promise, Rate
 from guard.offline.report.wording import NONE, percent, promise_text
 
 
-def summary(e: Evaluation) -> list[str]:
+@dataclass(frozen=True)
+class Tile:
+    """A figure of the summary, with the words that say what was counted."""
+
+    figure: str
+    text: str
+
+
+def tiles(e: Evaluation) -> list[Tile]:
     """Return tiles at the bundle's own reject rate where it is stated, and else at the smallest that is."""
     promise = own_promise(e)
     if promise is None:
@@ -18,13 +26,11 @@ def summary(e: Evaluation) -> list[str]:
     at = promise_text(promise)
     clean = e.clean[0].alarms.get(promise.rate) if e.clean else None
     return [
-        '<div class="tiles">',
-        tile(percent_of(clean), f"of clean items taken for attacked, where {at} was promised"),
-        tile(span([row.served for row in verified(e)], promise), f"caught at {at}, from the least attack to the most"),
+        Tile(percent_of(clean), f"of clean items taken for attacked, where {at} was promised"),
+        Tile(span([row.served for row in verified(e)], promise), f"caught at {at}, from the least attack to the most"),
         *left_out(e, promise),
-        *(tile(percent_of(row.passed.get(promise.rate)), knowing(row.label)) for row in e.adaptive),
-        *whole(e, promise),
-        "</div>",
+        *(Tile(percent_of(row.passed.get(promise.rate)), knowing(row.label)) for row in e.adaptive),
+        *worst(e, promise),
     ]
 
 
@@ -36,27 +42,23 @@ def verified(e: Evaluation) -> list[AttackRow]:
     return [row for row in e.attacks if row.success.count]
 
 
-def left_out(e: Evaluation, promise: Promise) -> list[str]:
+def left_out(e: Evaluation, promise: Promise) -> list[Tile]:
     if not e.left_out:
         return []
     found = [row.left_out for row in verified(e)]
-    return [tile(span(found, promise), "caught by a guard that was fitted without attacks of that family")]
+    return [Tile(span(found, promise), "caught by a guard that was fitted without attacks of that family")]
 
 
-def whole(e: Evaluation, promise: Promise) -> list[str]:
+def worst(e: Evaluation, promise: Promise) -> list[Tile]:
     if e.worst is None:
         return []
     handled = e.worst.handled.get(promise.rate)
     text = "right or rejected where each item meets the worst attack of the recipe; the bare model: "
-    return [tile(percent_of(handled), text + percent_of(e.worst.bare))]
+    return [Tile(percent_of(handled), text + percent_of(e.worst.bare))]
 
 
 def knowing(label: str) -> str:
     return f"gets through if the attacker knows the guard, {label.removeprefix('adaptive ')}"
-
-
-def tile(figure: str, text: str) -> str:
-    return f'<div class="tile"><b>{html.escape(figure)}</b><small>{html.escape(text)}</small></div>'
 
 
 def percent_of(rate: Rate | None) -> str:

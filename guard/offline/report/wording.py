@@ -21,6 +21,11 @@ def bracket(rate: Rate, decimals: int = 0) -> str:
     return f"[{100 * rate.low:.{decimals}f}, {100 * rate.high:.{decimals}f}]"
 
 
+def span_text(rate: Rate, decimals: int = 0) -> str:
+    """Return the interval in words, in per cent."""
+    return f"{100 * rate.low:.{decimals}f} to {100 * rate.high:.{decimals}f}"
+
+
 def rate_text(rate: Rate | None, decimals: int = 0) -> str:
     """Return a share and its interval; a dash where the rate was not promised, or no item was counted."""
     return NONE if rate is None or rate.items == 0 else f"{percent(rate.value, decimals)} {bracket(rate, decimals)}"

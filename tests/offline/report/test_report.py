@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from guard.bundle import Bundle
 from guard.calibration import auroc
@@ -35,6 +36,7 @@ from guard.offline.findings.intervals import Area, Promise, Rate
 from guard.offline.report.page import to_html, to_json
 from guard.offline.report.plots import MAX_PANEL_CURVES, in_parts, roc
 from guard.offline.report.red_flags import red_flags
+from guard.offline.report.template import environment
 from guard.offline.report.terminal import lines_of
 
 NASTY = "<script>alert('x')</script> & \"co\""
@@ -215,6 +217,20 @@ def test_every_row_has_as_many_cells_as_its_head() -> None:
         widths = {sum(int(span or 1) for span in one) for one in spans}
         assert len(widths) == 1
         assert len(rows) > 1
+
+
+def test_a_group_without_columns_is_left_out() -> None:
+    page = parsed(evaluation(promises=(Promise.of(0.01, 60),)))
+    assert {"1", "2", "3"} & {value for name, value in page.attributes if name == "colspan"}
+    assert ("colspan", "0") not in page.attributes
+    assert "handled by the guard at" not in page.text
+
+
+def test_a_template_escapes_what_it_shows_and_has_no_gap_where_a_name_is_misspelt() -> None:
+    assert "<script" not in environment().from_string("{{ name }}").render(name=NASTY)
+    for misspelt in ("{{ naem }}", "{{ e.modle }}", "{% if e.modle %}{% endif %}"):
+        with pytest.raises(UndefinedError):
+            environment().from_string(misspelt).render(e=evaluation())
 
 
 def strict(text: str) -> Any:
