@@ -162,6 +162,7 @@ def train(
     from guard.offline.job.job import Job
     from guard.offline.job.recipe import load_recipe
     from guard.offline.train import train as run
+    from guard.offline.work.tables import print_lines
 
     low, high = value_box(value_range, mean, std)
     chosen = load_recipe(preset, recipe)
@@ -189,7 +190,7 @@ def train(
     )
     console = make_console()
     bundle = run(job, stages(console))
-    console.print(f"bundle {bundle.path}, report {bundle.path / 'report.html'}", highlight=False, soft_wrap=True)
+    print_lines(console, [f"bundle {bundle.path}, report {bundle.path / 'report.html'}"])
 
 
 def value_box(
@@ -255,13 +256,12 @@ def evaluate(
     from guard.offline.evaluate import Wish, evaluate_bundle
     from guard.offline.job.suite import load_suite
     from guard.offline.report.terminal import lines_of
+    from guard.offline.work.tables import print_lines
 
     console = make_console()
     wish = Wish(seed, quick, full, minutes, load_suite(suite) if suite else None, suite_minutes)
     found = evaluate_bundle(Bundle.open(bundle), data, out, wish, stages(console))
-    for line in lines_of(found):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"\nreport {out / 'report.html'}", highlight=False, soft_wrap=True)
+    print_lines(console, [*lines_of(found), "", f"report {out / 'report.html'}"])
 
 
 @app.command(epilog="Example: guard score bundle inputs.npz")

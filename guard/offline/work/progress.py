@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from guard.offline.work.tables import print_lines
 from guard.offline.work.text import short
 
 
@@ -28,8 +29,8 @@ class Stage:
         self.bar.update(self.task, note=short(text))
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self.bar.console.print(f"  {text}", highlight=False, soft_wrap=True)
+        """Print a line that stays, as it is."""
+        print_lines(self.bar.console, [f"  {text}"])
 
 
 class Stages:

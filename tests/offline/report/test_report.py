@@ -520,6 +520,27 @@ def test_the_terminal_has_eighty_columns() -> None:
         assert all(line == line.rstrip() for line in lines)
 
 
+def test_no_name_and_no_figure_is_cut_and_no_attack_left_out() -> None:
+    labels = [f"attack [{'x' * 40}] {number}" for number in range(30)]
+    attacks = tuple(attacked(attack=label, label=label) for label in labels)
+    three = tuple(Promise.of(rate, 999, 3000) for rate in (0.001, 0.01, 0.05))
+    caught = dict.fromkeys((0.001, 0.01, 0.05), rate(100, 100))
+    served = Detection(Area(0.9, 0.85, 0.94), caught, caught, caught)
+    for made in (evaluation(attacks=attacks), full(), evaluation(promises=three, attacks=(attacked(served=served),))):
+        lines = lines_of(made)
+        assert "…" not in "".join(lines)
+        assert max(map(len, lines)) <= 80
+    assert sum("100% [96, 100] 100% [96, 100] 100% [96, 100]" in line for line in lines) == 1
+    printed = lines_of(evaluation(attacks=attacks))
+    assert sum(line.startswith(("Z attack", "AA attack", "AD attack")) for line in printed) == 2 * 3
+    assert any(line.split()[-3:] == ["AB", "AC", "AD"] for line in printed), "among the detectors too"
+
+
+def test_each_column_of_a_single_rate_has_its_heading() -> None:
+    (heads,) = [line.split() for line in lines_of(evaluation()) if "tried" in line.split()]
+    assert heads == ["tried", "bare", "at", "5%", "at", "5%"]
+
+
 def test_a_rate_that_cannot_be_promised_is_a_dash_and_a_reason() -> None:
     """60 items promise 5 % and not 1 %."""
     for text in ("\n".join(lines_of(evaluation())), parsed(evaluation()).text):
