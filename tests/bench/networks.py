@@ -27,7 +27,7 @@ from guard.bundle import Bundle, DetectorSpec, Manifest, NeedSpec, write_bundle
 from guard.calibration import Calibration
 from guard.fusion import unfitted
 from guard.offline.bench.bench import bench
-from guard.offline.bench.table import tables
+from guard.offline.bench.table import lines_of
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import snap
@@ -40,6 +40,7 @@ from guard.offline.programs.write_programs import compile_programs
 from guard.offline.training.calibrator import made_by, npz
 from guard.offline.training.fit_fusion import early_reject
 from guard.offline.training.fit_heads import FittingItems, fit_heads, settled
+from guard.offline.work.tables import print_lines
 from guard.runtime import Runtime
 from tests.bench import efficientnet
 
@@ -69,7 +70,7 @@ def main() -> None:
                 if options.json:
                     print(result.to_json())
                 else:
-                    console.print(tables(result), "", highlight=False)
+                    print_lines(console, [*lines_of(result), ""])
 
 
 def parse() -> argparse.Namespace:

@@ -23,7 +23,8 @@ from guard.offline.bench.costs import MODEL, READ, BatchCost, BenchResult, Detec
 from guard.offline.bench.excerpt import depthwise, excerpt, read_graph, without_detector, write_graph
 from guard.offline.bench.profile import Profile, profile
 from guard.offline.bench.stopwatch import Clock, Laps, race, spread
-from guard.offline.bench.table import tables
+from guard.offline.bench.table import lines_of
+from guard.offline.work.tables import print_lines
 from guard.runtime import LOGITS_TOLERANCE, Runtime
 from guard.session import Device, Session
 
@@ -58,7 +59,7 @@ def run_bench(
     if as_json:
         console.out(result.to_json(), end="", highlight=False)
     else:
-        console.print(tables(result), highlight=False)
+        print_lines(console, lines_of(result))
 
 
 def bench(

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich import box
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from guard.offline.bench.costs import MODEL, READ, BatchCost, BenchResult, ProgramCost
 from guard.offline.bench.profile import Profile
 from guard.offline.bench.stopwatch import Spread
+from guard.offline.work.tables import counts, new_table, plain_lines
 
-WIDTH_COLUMNS = 80
 MIN_LISTED_SHARE = 0.01  # of a profile's time, for an operator to have a line of its own
 
 
-def tables(result: BenchResult) -> Group:
-    """Return the tables of costs and aims and, where there are any, of profiles."""
+def lines_of(result: BenchResult) -> list[str]:
+    """Return the tables of costs and aims and, where there are any, of profiles, as lines."""
+    return plain_lines(parts(result))
+
+
+def parts(result: BenchResult) -> Iterator[RenderableType]:
     threads = {None: "a thread for each CPU", 1: "1 thread"}.get(result.threads, f"{result.threads} threads")
-    head = (
-        f"{result.model} on {result.device}, {threads}. All take turns: medians of rounds, [quartiles].\n"
-        "1 forward: the bare model. µs: a call of the whole batch. A detector's\n"
-        "line: what its program would save without it."
+    yield f"{result.model} on {result.device}, {threads}. All take turns: medians of rounds, [quartiles]."
+    yield (
+        "1 forward: the bare model. µs: a call of the whole batch. A detector's line: what its program would save "
+        "without it."
     )
-    parts = [part for batch in result.batches for part in batch_table(batch, result.reached)]
-    return Group(Text(head), *parts, *(profile_table(found) for found in result.profiles), Text(verdict(result)))
+    for batch in result.batches:
+        yield f"\nbatch {batch.items} ({batch.rounds} rounds)"
+        yield batch_table(batch)
+        yield "\n".join(["", *notes(batch, result.reached)])
+    for found in result.profiles:
+        yield f"\nwhere {found.program} spends a call of {found.items} (ONNX Runtime's profile)"
+        yield profile_table(found)
+    yield verdict(result)
 
 
-def batch_table(batch: BatchCost, reached: tuple[float, ...]) -> list[RenderableType]:
-    table = new_table(f"batch {batch.items} ({batch.rounds} rounds)", ("", "forwards", "µs", "items/s", "over floor"))
+def batch_table(batch: BatchCost) -> Table:
+    table = figures("forwards", "µs", "items/s", "over floor")
 
     def row(name: str, forwards: str, microseconds: Spread, over: str = "", *, last: bool = False) -> None:
         speed = number(batch.per_second(microseconds))
@@ -49,7 +57,7 @@ def batch_table(batch: BatchCost, reached: tuple[float, ...]) -> list[Renderable
             f"{mark}{ranged(found.forwards, sign='+')}",
             f"{mark}{number(found.microseconds.median, sign='+')}",
         )
-    return [Text(), table, Text("\n".join(notes(batch, reached)))]
+    return table
 
 
 def notes(batch: BatchCost, reached: tuple[float, ...]) -> Iterator[str]:
@@ -71,28 +79,24 @@ def aim_line(cost: ProgramCost) -> str:
     )
 
 
-def profile_table(found: Profile) -> RenderableType:
+def profile_table(found: Profile) -> Table:
     """Return a table of time by part, and within each part by operator type."""
-    title = f"where {found.program} spends a call of {found.items} (ONNX Runtime's profile)"
-    table = new_table(title, ("", "count", "µs", "share", "forwards"))
-    total, parts = found.microseconds, found.by_part()
-    forward = parts.get("forward", 0.0)
-    for part, spent in parts.items():
+    table = figures("count", "µs", "share", "forwards")
+    total, by_part = found.microseconds, found.by_part()
+    forward = by_part.get("forward", 0.0)
+    for part, spent in by_part.items():
         unit = f"{spent / forward:.2f}" if forward else ""
-        table.add_row(part, "", number(spent), f"{spent / total:.0%}", unit, style="bold")
+        table.add_row(part, "", number(spent), f"{spent / total:.0%}", unit)
         for one in found.operators:
             if one.part == part and one.microseconds >= MIN_LISTED_SHARE * total:
                 table.add_row(
                     f"  {one.kind}", str(one.count), number(one.microseconds), f"{one.microseconds / total:.0%}"
                 )
-    return Group(Text(), table)
-
-
-def new_table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, width=WIDTH_COLUMNS, title_justify="left", pad_edge=False)
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left", no_wrap=True)
     return table
+
+
+def figures(*headings: str) -> Table:
+    return new_table("", map(counts, headings))
 
 
 def verdict(result: BenchResult) -> str:

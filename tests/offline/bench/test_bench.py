@@ -21,7 +21,8 @@ from guard.offline.bench.bench import bench, detector_cost, leaner, program_cost
 from guard.offline.bench.costs import MODEL, BenchResult
 from guard.offline.bench.excerpt import BACKWARD, FORWARD, HEADS, INPUT, ROWS
 from guard.offline.bench.stopwatch import MIN_ROUNDS, Laps
-from guard.offline.bench.table import WIDTH_COLUMNS, tables
+from guard.offline.bench.table import lines_of
+from guard.offline.work.tables import WIDTH_COLUMNS, print_lines
 from tests.bench.networks import random_bundle
 
 
@@ -145,15 +146,23 @@ def test_who_reaches_a_program_is_counted_on_clean_calibration_items(bundle: Bun
 def test_the_tables_fit_80_columns_and_hide_no_missed_aim(result: BenchResult) -> None:
     batch = result.batches[0]
     missing = replace(batch, programs=tuple(replace(cost, met=False) for cost in batch.programs))
-    console = Console(width=120, file=io.StringIO())
-    console.print(tables(replace(result, batches=(missing,))))
-    text = printed(console)
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= WIDTH_COLUMNS
+    lines = lines_of(replace(result, batches=(missing,)))
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= WIDTH_COLUMNS
     assert text.count("MISSED") == 2
     assert "aims missed: screen at batch 1, interpret at batch 1" in text
     assert "every aim is met" not in text
     for name in ("model alone", "cascade, clean traffic", "mahalanobis", "variant rows", "× 5"):
         assert name in text
+
+
+@pytest.mark.parametrize("width", [40, 200])
+def test_a_narrow_terminal_cuts_no_figure(result: BenchResult, width: int) -> None:
+    console = Console(width=width, file=io.StringIO())
+    print_lines(console, lines_of(result))
+    assert printed(console).splitlines() == lines_of(result)
+    for batch in result.batches:
+        assert f"{batch.per_second(batch.model):,.0f}" in printed(console)
 
 
 def test_json_holds_everything(bundle: Bundle) -> None:
