@@ -37,6 +37,7 @@ from guard.offline.training.reopen import Work
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import write_bytes
 from guard.offline.work.progress import Stage, Stages
+from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, new_table, plain_lines, shares
 from guard.offline.work.text import duration
 from guard.offline.work.threads import choose_threads
 
@@ -138,18 +139,19 @@ def forecast(
 
 def announce(costs: Mapping[str, float | None], wish: Wish, progress: Stage) -> None:
     """Report the expected times before anything slow begins."""
+    table = new_table("expected", [shares("takes")])
     for what, seconds in costs.items():
-        progress.say(f"{what:<46} {'unknown' if seconds is None else duration(seconds)}")
+        table.add_row(what, "unknown" if seconds is None else duration(seconds))
+    if wish.suite:
+        name = f"suite {wish.suite.name}, {len(wish.suite.attacks)} attacks, beside that"
+        table.add_row(name, f"{wish.suite_minutes:g} min at most")
+    for line in plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS):
+        progress.say(line)
     known = sum(seconds for seconds in costs.values() if seconds is not None)
     progress.say(
         f"together about {duration(known)} of {wish.time:g} min"
         + (": the adaptive attack will be made smaller to fit" if known > 60 * wish.time else "")
     )
-    if wish.suite:
-        count = len(wish.suite.attacks)
-        progress.say(
-            f"{f'suite {wish.suite.name}, {count} attacks, beside that':<46} {wish.suite_minutes:g} min at most"
-        )
 
 
 def write_report(evaluation: Evaluation, out: Path) -> None:

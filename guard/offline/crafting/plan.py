@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
+from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, counts, new_table, plain_lines
 from guard.offline.work.text import short
 
 MIN_FAMILY_ITEMS, MAX_FAMILY_ITEMS = 300, 1200  # verified items of each family, to fit on
@@ -93,25 +94,23 @@ class Plan:
     def lines(self) -> list[str]:
         """Return the plan as a table that fits 80 columns, followed by its remarks."""
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-        lines = [
+        table = new_table("attack", map(counts, ("s/item", "tried", "expected", "minutes")))
+        for row in self.rows:
+            figures = (f"{row.seconds:.3f}", str(row.tried), str(row.expected), f"{row.minutes:.1f}")
+            table.add_row(row.attack, *figures)
+        costs, others = self.budget, new_table("beside that", [counts("minutes")])
+        for what, minutes in (
+            ("speeds measured, model compiled", costs.spent),
+            ("fit, compile, calibrate", costs.fitting),
+            (f"attacks on {self.attack_items} held-out items and more, for the report", costs.report),
+            ("adaptive attack: what is left, about", costs.adaptive + max(0.0, costs.crafting - self.minutes)),
+        ):
+            others.add_row(what, f"{minutes:.1f}")
+        return [
             f"plan for {self.budget.minutes:g} minutes, {workers} on {self.reason}",
-            f"{'attack':<37}{'s/item':>8}{'tried':>8}{'expected':>10}{'minutes':>9}",
+            *plain_lines([table, "", others], width_columns=STAGE_WIDTH_COLUMNS),
+            *self.remarks(),
         ]
-        lines += [
-            f"{short(row.attack, 36):<37}{row.seconds:>8.3f}{row.tried:>8}{row.expected:>10}{row.minutes:>9.1f}"
-            for row in self.rows
-        ]
-        costs = self.budget
-        lines += [
-            f"{what:<63}{minutes:>9.1f}"
-            for what, minutes in (
-                ("speeds measured, model compiled", costs.spent),
-                ("fit, compile, calibrate", costs.fitting),
-                (f"attacks on {self.attack_items} held-out items and more, for the report", costs.report),
-                ("adaptive attack: what is left, about", costs.adaptive + max(0.0, costs.crafting - self.minutes)),
-            )
-        ]
-        return lines + self.remarks()
 
     def remarks(self) -> list[str]:
         """List what will fall short, before the work begins."""

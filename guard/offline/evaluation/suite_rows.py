@@ -31,6 +31,7 @@ from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.parallel import cores
 from guard.offline.work.progress import Stage
 from guard.offline.work.store import cache_key
+from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, counts, new_table, plain_lines
 from guard.offline.work.text import short
 
 PROBED_ITEMS = 16  # items by which an attack's speed is measured; a shard of one that asks for thousands of answers
@@ -152,9 +153,12 @@ class Trial:
         """Report the expected times before anything slow begins."""
         say = self.progress.say
         say(f"suite {self.further.suite.name}, {self.further.seconds / 60:g} min")
+        table = new_table("attack", map(counts, ("items", "s/item", "minutes")))
         for one in planned:
             minutes = sizes[one.label] * one.seconds / 60
-            say(f"{short(one.label, 34):<35}{sizes[one.label]:>6} items{one.seconds:>9.3f} s/item{minutes:>7.1f} min")
+            table.add_row(one.label, str(sizes[one.label]), f"{one.seconds:.3f}", f"{minutes:.1f}")
+        for line in plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS):
+            say(line)
 
 
 def shared_out(planned: Sequence[Planned], seconds: float) -> dict[str, int]:
