@@ -75,7 +75,7 @@ def run_demo(folder: Path, *, seed: int, keep: bool) -> None:
         clean, attacks = attack_over_the_wire(house.guarded, inputs, console)
         compare_latency(house, inputs["clean"], console)
         show_adaptive(folder / "bundle", console)
-        console.print(f"\nreport   {folder / 'bundle' / 'report.html'}")
+        console.print(f"\nreport   {folder / 'bundle' / 'report.html'}", markup=False, soft_wrap=True)
         console.print(f"metrics  http://{house.metrics}/metrics{'' if keep else '  (with --keep)'}")
         console.print(f"took     {time.monotonic() - started:.0f} s")
         gate(attacks, clean)
@@ -219,6 +219,8 @@ def free_ports(count: int) -> list[int]:
 
 def attack_over_the_wire(address: str, inputs: Mapping[str, Any], console: Any) -> tuple[Caught, list[Caught]]:
     """Send everything through the guard, one item a request, and count what is rejected."""
+    from guard.offline.work.tables import print_lines
+
     noise = np.concatenate([found.noise for found in inputs["attacks"].values()])
     with client(address) as infer:
         calm = [
@@ -230,17 +232,21 @@ def attack_over_the_wire(address: str, inputs: Mapping[str, Any], console: Any) 
             )
         ]
         attacks = [count(infer, name, found.attacked, found.tried) for name, found in inputs["attacks"].items()]
-    console.print(f"\n{'sent through the guard':<30}{'fools model':>12}{'items':>7}{'rejected':>10}   95 % interval")
-    for row in calm:
-        console.print(line(row, ""))
-    for row in attacks:
-        console.print(line(row, f"{row.success:.0%}"))
+    console.print()
+    print_lines(console, lines_of(calm, attacks))
     return calm[0], attacks
 
 
-def line(row: Caught, success: str) -> str:
-    low, high = row.interval
-    return f"{row.name:<30}{success:>12}{row.verified:>7}{row.share:>10.1%}   {low:.1%} to {high:.1%}"
+def lines_of(calm: Sequence[Caught], attacks: Sequence[Caught]) -> list[str]:
+    """Return the table of what was rejected; only an attack has a share that fools the bare model."""
+    from guard.offline.work.tables import counts, new_table, plain_lines, shares
+
+    columns = [*map(counts, ("fools model", "items", "rejected")), shares("95 % interval")]
+    table = new_table("sent through the guard", columns)
+    for row, fools in (*((row, "") for row in calm), *((row, f"{row.success:.0%}") for row in attacks)):
+        low, high = row.interval
+        table.add_row(row.name, fools, str(row.verified), f"{row.share:.1%}", f"{low:.1%} to {high:.1%}")
+    return plain_lines([table])
 
 
 def count(

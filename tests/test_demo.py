@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from guard.demo import Caught, gate, make_room
+from guard.demo import Caught, gate, lines_of, make_room
 from guard.errors import ConfigError, GateError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.crafting.crafted_set import CraftedSet
@@ -103,3 +103,18 @@ def test_gate_looks_at_the_weakest_strong_attack() -> None:
     rows = [Caught("1/16", 100, 30, 0), Caught("2/16", 100, 95, 20), Caught("4/16", 100, 100, 100)]
     with pytest.raises(GateError, match="2/16"):
         gate(rows, Caught("clean", 100, 100, 5))
+
+
+def test_readme_shows_the_table_as_it_is_drawn(root: Path) -> None:
+    calm = [
+        Caught("clean", 268, 268, 16),
+        Caught("clean, off the grid", 268, 268, 15),
+        Caught("noise, sized as the attacks", 862, 862, 316),
+    ]
+    attacks = [
+        Caught("PGD-40, 1/16", 266, 84, 63),
+        Caught("PGD-40, 2/16", 266, 247, 234),
+        Caught("PGD-40, 4/16", 266, 266, 258),
+        Caught("DeepFool (never trained on)", 266, 265, 248),
+    ]
+    assert "\n".join(lines_of(calm, attacks)) in (root / "README.md").read_text("utf-8")
