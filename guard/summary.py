@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guard.bundle import Bundle, InputSpec
+from guard.bundle import Bundle, InputSpec, Manifest
 from guard.calibration import smallest_rate
 
 
@@ -26,16 +26,23 @@ def summarise(bundle: Bundle) -> str:
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
         f"recipe      {manifest.recipe.get('name', '')}, seed {manifest.seed}",
         "",
-        "program     forwards at least   detectors",
+        *program_lines(manifest),
     ]
-    for program in manifest.programs:
-        cost = f"{program.floor} (1 + {program.backwards} backward + {program.rows} rows)"
-        lines.append(f"{program.name:<11} {cost}")
-        lines += [f"{'':<31} {detector}" for detector in program.detectors]
     lines += ["", "detectors"]
     for detector in manifest.detectors:
         lines += wrap(f"  {detector.expression}")
     return "\n".join(lines)
+
+
+def program_lines(manifest: Manifest) -> list[str]:
+    """Return a table of what each program costs and holds."""
+    from guard.offline.work.tables import new_table, plain_lines, shares
+
+    table = new_table("program", map(shares, ("forwards at least", "detectors")))
+    for program in manifest.programs:
+        cost = f"{program.floor} (1 + {program.backwards} backward + {program.rows} rows)"
+        table.add_row(program.name, cost, "\n".join(program.detectors))
+    return plain_lines([table])
 
 
 def own_ranges(spec: InputSpec) -> list[str]:
