@@ -6,9 +6,11 @@ Rule 1: until the last stage nothing is at `--out`; what is slow to make lies in
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
+from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.splits import Split
@@ -22,7 +24,7 @@ from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.fit_heads import save_heads, settled
 from guard.offline.training.reopen import write_work
 from guard.offline.work.progress import Stages
-from guard.offline.work.text import short
+from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, counts, new_table, plain_lines, shares
 from guard.offline.work.threads import choose_threads
 
 ATTACK_ITEMS = 300  # held-out items that each attack is tried on where no time is given
@@ -52,10 +54,18 @@ def prepare(job: Job, stages: Stages) -> Prepared:
         choose_threads(classifier.graph, one_batch(data.images), job.threads)
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
-        for found in crafted:
-            few = f", wanted {MIN_FAMILY_ITEMS}" if len(found) < MIN_FAMILY_ITEMS else ""
-            progress.say(f"  {short(found.attack, 36):<36} fools the model on {len(found)} of {found.tried}{few}")
+        for line in crafted_lines(crafted):
+            progress.say(line)
     return Prepared(classifier, data, crafted)
+
+
+def crafted_lines(crafted: Sequence[CraftedSet]) -> list[str]:
+    """Return a table of how many items each attack fools the model on, and of how many were wanted if they are few."""
+    table = new_table("attack", [*map(counts, ("tried", "fool the model")), shares("")])
+    for found in crafted:
+        few = f"{MIN_FAMILY_ITEMS} wanted" if len(found) < MIN_FAMILY_ITEMS else ""
+        table.add_row(found.attack, str(found.tried), str(len(found)), few)
+    return plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS)
 
 
 def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | None = None) -> Bundle:
