@@ -9,7 +9,7 @@ from typing import Any
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack
-from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJump, Spatial, Square
+from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJump, Square
 from guard.offline.attacks.methods.bim import Bim
 from guard.offline.attacks.methods.cw import Cw
 from guard.offline.attacks.methods.cw_linf import CwLinf
@@ -29,6 +29,7 @@ from guard.offline.attacks.methods.patch import Patch
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.methods.rfgsm import Rfgsm
 from guard.offline.attacks.methods.smoothgrad import SmoothGrad
+from guard.offline.attacks.methods.spatial import Spatial
 from guard.offline.attacks.methods.substitute import Substitute
 from guard.offline.attacks.methods.uap import Uap
 
