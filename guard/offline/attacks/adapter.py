@@ -68,9 +68,7 @@ class Drawing(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         settings = dict(kwargs or {})
-        if function is torch.meshgrid and settings.get("indexing") is None:
-            settings["indexing"] = "ij"  # what it means by default, of which it warns
-        elif function in DRAWS:
+        if function in DRAWS:
             if function is torch.randn_like:
                 like, function = args[0], torch.randn
                 args, settings = like.shape, {"dtype": like.dtype, "device": like.device}
@@ -335,35 +333,3 @@ def boundary(model: Model, inputs: Tensor, labels: Tensor, *, queries: int, gene
     ledger = Ledger(model, inputs, labels, queries)
     search = foolbox().attacks.BoundaryAttack(steps=queries)
     return decide(search, ledger, generator).to(inputs.dtype)
-
-
-def spatial(
-    model: Model,
-    inputs: Tensor,
-    labels: Tensor,
-    *,
-    rotation: float,
-    translation: float,
-    rotations: int,
-    translations: int,
-) -> Tensor:
-    """Turn and shift each image by a grid; return its first fooling form, or the clean item. Deterministic.
-
-    `rotation` in degrees, `translation` a share of the height. Costs at most rotations * translations**2 forwards.
-    Images [item, channel, height, width] alone.
-
-    Source: Engstrom et al. 2019, arXiv:1712.02779, grid search.
-    """
-    if inputs.ndim != 4:
-        raise ValueError(f"spatial wants images [item, channel, height, width]; got {tuple(inputs.shape)}")
-    package = foolbox()
-    search = package.attacks.SpatialAttack(
-        max_translation=translation * inputs.shape[2],
-        max_rotation=rotation,
-        num_translations=translations,
-        num_rotations=rotations,
-    )
-    asked = package.PyTorchModel(Asked(model, inputs.dtype), bounds=(0, 1), device=inputs.device)
-    with Drawing(torch.Generator()), torch.no_grad():
-        found: Tensor = search.run(asked, inputs.detach().float(), package.Misclassification(labels))
-    return found.to(inputs.dtype).clamp(0, 1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack
-from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJump, Spatial, Square
+from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJump, Square
 from guard.offline.attacks.methods.bim import Bim
 from guard.offline.attacks.methods.cw import Cw
 from guard.offline.attacks.methods.cw_linf import CwLinf
@@ -29,8 +29,10 @@ from guard.offline.attacks.methods.patch import Patch
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.methods.rfgsm import Rfgsm
 from guard.offline.attacks.methods.smoothgrad import SmoothGrad
+from guard.offline.attacks.methods.spatial import Spatial
 from guard.offline.attacks.methods.substitute import Substitute
 from guard.offline.attacks.methods.uap import Uap
+from guard.offline.data.norms import Measure
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": Fgsm,
@@ -88,6 +90,13 @@ def settings_of(name: str) -> tuple[str, ...]:
     """Return the names of an attack's settings, in the order in which it prints them."""
     attack: Any = ATTACKS[name]
     return tuple(field.name for field in fields(attack))
+
+
+def budget_norm(name: str) -> Measure | None:
+    """Return the norm of the budget that an attack has to be given, or None where it needs none."""
+    attack: Any = ATTACKS[name]
+    needed = any(field.name == "budget" and field.default is MISSING for field in fields(attack))
+    return attack.norm if needed else None
 
 
 def nearest(word: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:

@@ -28,9 +28,11 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from guard.calibration import Band
+from guard.errors import DataError
 from guard.fusion import HINGE_DEVIATIONS, Floats, Fusion, Surprise, clean_knots, unfitted
 from guard.offline.data.attacked import Attacked
 
+MAX_FIT_STEPS = 500
 RIDGE_PENALTY = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
 NOISE_WEIGHT_SHARE = (
     0.25  # of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
@@ -49,9 +51,14 @@ def fit_fusion(clean: Floats, noisy: Floats, attacked: Attacked[Floats]) -> Fusi
 
     All are scores [item, detector]. Negatives weigh as much as all attacks together, each attack as much as the next.
     Without attacks the tails weigh the same (`unfitted`), and there is no surprise.
+
+    Raises:
+        DataError: a score is not finite, or the fit did not converge.
     """
     if len(attacked) == 0:
         return unfitted(clean)
+    for scores in (clean, noisy, attacked.items):
+        check_finite(scores)
     knots, levels = clean_knots(clean)
     count = clean.shape[1]
     blank = Fusion(knots, levels, np.zeros((count, 2, len(HINGE_DEVIATIONS))), 0.0, Surprise.silent(count))
@@ -62,6 +69,17 @@ def fit_fusion(clean: Floats, noisy: Floats, attacked: Attacked[Floats]) -> Fusi
     slopes, bias = logistic(features, target, np.concatenate([shares, attacked.shares()]))
     fitted = replace(blank, weights=slopes.reshape(blank.weights.shape) + resting(blank.weights.shape), bias=bias)
     return replace(fitted, surprise=surprise_beside(fitted, clean, [exponential_tail(n, shares) for n in negatives.T]))
+
+
+def check_finite(scores: Floats) -> None:
+    """Check that scores [item, detector] are finite. Raises DataError, which counts detectors from 1."""
+    unusable = (~np.isfinite(scores)).sum(axis=0)
+    if unusable.any():
+        detector = int(unusable.argmax())
+        raise DataError(
+            f"detector {detector + 1} of {scores.shape[1]}, the screen's first, has scores that are not finite: "
+            f"{unusable[detector]} of {len(scores)}; leave it out of the recipe, or tap other layers"
+        )
 
 
 def resting(shape: tuple[int, ...]) -> Floats:
@@ -77,7 +95,10 @@ def negative_shares(clean: int, noisy: int) -> Floats:
 
 
 def logistic(features: Floats, target: Floats, weights: Floats) -> tuple[Floats, float]:
-    """Return the non-negative slopes and the free bias of the smallest weighted logistic loss with a ridge."""
+    """Return the non-negative slopes and the free bias of the smallest weighted logistic loss with a ridge.
+
+    Bounds are what scikit-learn's logistic regression lacks. Raises DataError.
+    """
     scale = np.maximum(features.std(axis=0), 1e-6)
     scaled = features / scale
 
@@ -89,7 +110,13 @@ def logistic(features: Floats, target: Floats, weights: Floats) -> tuple[Floats,
 
     size = features.shape[1]
     bounds = [(0.0, None)] * size + [(None, None)]
-    found = minimize(loss, np.zeros(size + 1), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
+    found = minimize(
+        loss, np.zeros(size + 1), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": MAX_FIT_STEPS}
+    )
+    if not found.success:
+        raise DataError(
+            f"the fusion of detectors did not converge on {len(features)} items ({found.message}); craft more of them"
+        )
     return np.maximum(found.x[:-1], 0.0) / scale, float(found.x[-1])
 
 

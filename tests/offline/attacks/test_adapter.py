@@ -14,7 +14,7 @@ from guard.errors import ConfigError
 from guard.offline.attacks import adapter
 from guard.offline.attacks.adapter import Drawing, Ledger, SpentError, estimate, foolbox
 from guard.offline.attacks.attack import Attack
-from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJump, Spatial, Square
+from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJump, Square
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import build_attack
@@ -43,7 +43,7 @@ class Counted:
         return self.model(points)
 
 
-@pytest.mark.parametrize("name", ["apgd", "square", "fab", "hop_skip_jump", "boundary", "spatial"])
+@pytest.mark.parametrize("name", ["apgd", "square", "fab", "hop_skip_jump", "boundary"])
 def test_without_its_package_an_attack_says_what_to_install(name, monkeypatch):
     monkeypatch.setattr(adapter, "find_spec", lambda package: None)
     settings = {"budget": 0.1} if name in ("apgd", "square") else {}
@@ -124,28 +124,9 @@ def test_squares_fool_more_often_than_noise_of_their_size():
     assert fooled >= by_noise + 0.3
 
 
-def test_a_turn_and_a_shift_are_found_and_nothing_else_is_changed():
-    def left(points: Tensor) -> Tensor:
-        """Looks for light in the left half."""
-        half = points[..., : points.shape[3] // 2].mean(dim=(1, 2, 3)) - points[..., points.shape[3] // 2 :].mean(
-            dim=(1, 2, 3)
-        )
-        return torch.stack([half, -half], dim=1)
-
-    inputs = torch.zeros(2, 1, 20, 20)
-    inputs[0, :, 8:12, 6:9] = 1.0  # near the middle: a shift takes it over
-    inputs[1, :, 8:12, 0:3] = 1.0  # too far from it
-    labels = torch.zeros(2, dtype=torch.long)
-    attack = Spatial(rotation=10, translation=0.2, rotations=3, translations=5)
-    attacked = attack(left, inputs, labels, seeded())
-    assert left(attacked).argmax(dim=1).tolist() == [1, 0]
-    assert torch.equal(attacked[1], inputs[1])
-    torch.testing.assert_close(attacked[0].sum(), inputs[0].sum(), rtol=0.1, atol=0)
-
-
 def test_vectors_are_refused_where_there_is_no_place():
     model, inputs, labels = network("vectors")
-    for attack in (Square(0.1), Square(0.1, norm="l2"), Spatial()):
+    for attack in (Square(0.1), Square(0.1, norm="l2")):
         with pytest.raises(ValueError, match=r"\[item, channel, height, width\]; got \(6, 9\)"):
             attack(model, inputs, labels, seeded())
 

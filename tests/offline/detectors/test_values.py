@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy.spatial.distance import mahalanobis as reference_mahalanobis
 from sklearn.covariance import EmpiricalCovariance
-from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KernelDensity as ReferenceDensity
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -30,6 +29,7 @@ from guard.offline.detectors.gradient_direction import GradientDirection
 from guard.offline.detectors.kernel_density import KernelDensity, typical_distance
 from guard.offline.detectors.lid import Lid
 from guard.offline.detectors.mahalanobis import Mahalanobis, fit_metric
+from guard.offline.detectors.parts import logistic
 from guard.offline.detectors.parts.logistic import RIDGE_PENALTY, fit_logistic
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.detectors.saliency_classifier import SaliencyClassifier, SaliencyClassifierHead
@@ -232,16 +232,50 @@ def test_gradient_direction_is_one_minus_the_cosine() -> None:
     )
 
 
-def test_a_logistic_regression_is_scikit_learns() -> None:
-    generator = np.random.default_rng(0)
-    clean, attacked = generator.normal(size=(300, 3)), generator.normal([1.0, 0.0, -0.5], size=(300, 3))
-    plain, none, fooling = (torch.from_numpy(part).float() for part in (clean, clean[:0], attacked))
-    weighing = fit_logistic(plain, none, Attacked(fooling, ("a",) * 300))
-    numbers = np.concatenate([clean, attacked])
-    scaled = (numbers - numbers.mean(axis=0)) / numbers.std(axis=0, ddof=1)
-    reference = LogisticRegression(C=1 / (RIDGE_PENALTY * 600)).fit(scaled, np.repeat([0, 1], 300))
-    expected = reference.decision_function(scaled)
-    np.testing.assert_allclose(weighing(torch.from_numpy(numbers).float()).numpy(), expected, rtol=1e-2, atol=1e-2)
+def regression_items(case: str) -> tuple[Tensor, Tensor, Attacked[Tensor]]:
+    """Numbers [item, 3] of clean and noisy items, and of two attacks of unequal numbers."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noisy, attacked = (torch.randn(items, 3, generator=generator) for items in (300, 100, 90))
+    shift = {"overlapping": 0.5, "apart": 20.0}.get(case, 1.0)
+    parts = [clean, noisy + 0.1, attacked + shift * torch.tensor([1.0, 0.0, -0.5])]
+    if case == "alike":
+        parts = [part[:, :1].repeat(1, 3) for part in parts]
+    if case == "constant":
+        parts = [torch.cat([part[:, :2], torch.full((len(part), 1), 7.0)], dim=1) for part in parts]
+    if case == "large":
+        parts = [1e6 * part - 1e7 for part in parts]
+    return parts[0], parts[1], Attacked(parts[2], ("pgd",) * 60 + ("fgsm",) * 30)
+
+
+@pytest.mark.parametrize("case", ["overlapping", "apart", "alike", "constant", "large"])
+def test_a_logistic_regression_has_the_smallest_loss_as_it_is_stated(case: str) -> None:
+    """At the one minimum of a strictly convex function, and there alone, it has no slope."""
+    clean, noisy, attacked = regression_items(case)
+    fit = fit_logistic(clean, noisy, attacked)
+    numbers = torch.cat([clean, noisy, attacked.items]).double()
+    target = torch.cat([torch.zeros(len(clean) + len(noisy)), torch.ones(len(attacked))]).double()
+    spread = numbers.std(dim=0).clamp_min(1e-6)
+    scaled = (numbers - numbers.mean(dim=0)) / spread
+    theta = torch.cat([fit.slopes.double() * spread, fit.bias.double()[None]]).requires_grad_()
+    weights = item_weights(len(clean), len(noisy), attacked).double()
+    losses = binary_cross_entropy_with_logits(scaled @ theta[:-1] + theta[-1], target, weights)
+    (losses + RIDGE_PENALTY / 2 * theta[:-1].square().sum()).backward()
+    assert theta.grad is not None
+    assert theta.grad.abs().max() < 1e-7
+    assert theta[:-1].detach().abs().max() > 0.1
+    again = fit_logistic(clean, noisy, attacked)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in fit.state_dict().items())
+
+
+def test_a_logistic_regression_that_cannot_be_fitted_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean, noisy, attacked = regression_items("overlapping")
+    broken = clean.clone()
+    broken[3, 0] = math.nan
+    with pytest.raises(DataError, match="over 3 numbers an item: 1 of 490 items have one that is not finite; leave"):
+        fit_logistic(broken, noisy, attacked)
+    monkeypatch.setattr(logistic, "MAX_NEWTON_STEPS", 1)
+    with pytest.raises(DataError, match=r"490 items did not converge: .* after 1 iterations\.; leave the detector out"):
+        fit_logistic(clean, noisy, attacked)
 
 
 def test_critical_channels_are_those_that_add_most_to_their_class() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from guard.errors import ConfigError
-from guard.offline.attacks.table import ATTACKS
-from guard.offline.job.suite import Suite, load_suite, parse_suite, suites
+from guard.offline.attacks.table import ATTACKS, build_attack
+from guard.offline.job.suite import NORMS, Suite, load_suite, parse_suite, suites
 from tests.side import reach
 
 reach("zoo")  # some of the attacks listed are run by its packages
@@ -23,8 +25,43 @@ def test_every_suite_that_comes_with_the_guard_builds(name):
     assert suite.description.endswith(".")
 
 
-def test_the_survey_suite_has_one_of_each_attack():
-    assert {attack.name for attack in load_suite("survey").attacks} == set(ATTACKS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_attack_that_is_new_to_the_table_is_in_the_survey_without_a_word(
+    norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The suite's file does not know the attack: what completes it is read from the table."""
+
+    @dataclass(frozen=True)
+    class Newcomer:
+        name: ClassVar[str] = "newcomer"
+        norm: ClassVar[str]
+        budget: float
+
+    Newcomer.norm = norm
+    monkeypatch.setitem(ATTACKS, "newcomer", Newcomer)
+    attacks = load_suite("survey").attacks
+    budgets = {"linf": 8 / 255, "l2": 0.5, "l1": 5.0, "l0": 0.05}
+    assert [attack.name for attack in attacks] == list(ATTACKS)
+    assert attacks[-1] == Newcomer(budgets[norm])
+
+
+def test_what_completes_a_suite_leaves_alone_what_it_names() -> None:
+    raw = {
+        "every_attack": {"linf": 0.03, "l0": 0.1},
+        "attack": [{"name": "pgd", "budget": 0.2, "norm": "l2"}, {"name": "pgd", "budget": 0.1}],
+    }
+    attacks = parse_suite(raw, "mine").attacks
+    assert [attack.name for attack in attacks] == [name for name in ATTACKS for _ in range(1 + (name == "pgd"))]
+    assert [repr(attack) for attack in attacks if attack.name in ("fgsm", "pgd", "deepfool", "patch")] == [
+        repr(attack)
+        for attack in (
+            build_attack("fgsm", {"budget": 0.03}),
+            build_attack("pgd", {"budget": 0.2, "norm": "l2"}),
+            build_attack("pgd", {"budget": 0.1}),
+            build_attack("deepfool", {}),
+            build_attack("patch", {"budget": 0.1}),
+        )
+    ]
 
 
 def test_the_published_table_has_its_rows_in_order():
@@ -48,7 +85,12 @@ def test_a_file_of_ones_own(tmp_path: Path):
     ("text", "message"),
     [
         ("attack = [", "not valid TOML"),
-        ("detector = 3", "unknown key 'detector'; known: attack, description"),
+        ("detector = 3", "unknown key 'detector'; known: attack, description, every_attack"),
+        ("every_attack = true", r"every_attack = True; wanted a budget for each of the norms linf, l2, l1, l0"),
+        ("every_attack = { l7 = 1.0 }", r"every_attack = {'l7': 1.0}; wanted a budget"),
+        ("every_attack = { linf = true }", r"every_attack = {'linf': True}; wanted a budget"),
+        ("every_attack = { linf = -1 }", r"attack 'fgsm': budget = -1.0; wanted a number above zero"),
+        ("every_attack = { linf = 0.1 }", r"attack 'ig_deletion' needs a budget in l0; state l0 = ... in every_attack"),
         ("attack = 3", r"attack is written as \[\[attack\]\]"),
         ('description = "None."', r"lists no \[\[attack\]\]"),
         ("[[attack]]\nbudget = 0.1", "needs a name"),

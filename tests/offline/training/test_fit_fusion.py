@@ -9,8 +9,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from guard.calibration import Band, auroc
+from guard.errors import DataError
 from guard.fusion import Floats, Fusion, Surprise
 from guard.offline.data.attacked import Attacked
+from guard.offline.training import fit_fusion as fit_fusion_module
 from guard.offline.training.fit_fusion import (
     MIN_TAIL_ITEMS,
     RESTING_SLOPE,
@@ -115,6 +117,21 @@ def test_the_combiner_is_logistic_regression_where_that_has_non_negative_slopes(
     reference = LogisticRegression(C=1 / (600 * 2 * 3e-3), tol=1e-9, max_iter=2000).fit(features / scale, target)
     np.testing.assert_allclose(slopes * scale, reference.coef_[0], rtol=1e-2)
     assert bias == pytest.approx(reference.intercept_[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_is_refused_and_its_detector_named(part: int, value: float) -> None:
+    parts = [CLEAN.copy(), NOISY.copy(), scores(100, 3, (3.0, 0.0, 0.0))]
+    parts[part][7, 1] = value
+    with pytest.raises(DataError, match=f"detector 2 of 3, .* not finite: 1 of {len(parts[part])}; leave it out"):
+        fit_fusion(parts[0], parts[1], Attacked(parts[2], ("up",) * 100))
+
+
+def test_a_fit_that_does_not_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_fusion_module, "MAX_FIT_STEPS", 2)
+    with pytest.raises(DataError, match=r"did not converge on 400 items .*; craft more"):
+        fit_fusion(CLEAN, NOISY, Attacked(scores(100, 3, (3.0, 0.0, 0.0)), ("up",) * 100))
 
 
 # Surprise.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.adapter import Loss, apgd, boundary, fab, hop_skip_jump, installed, spatial, square
+from guard.offline.attacks.adapter import Loss, apgd, boundary, fab, hop_skip_jump, installed, square
 from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero, whole
 from guard.offline.data.norms import Measure, Norm
 
@@ -150,42 +150,6 @@ class Boundary:
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         installed(self)
         return boundary(model, inputs, labels, queries=self.queries, generator=generator)
-
-    def __repr__(self) -> str:
-        return call_text(self)
-
-
-@dataclass(frozen=True, repr=False)
-class Spatial:
-    """Spatial attack: a turn and a shift, which no norm measures."""
-
-    name: ClassVar[str] = "spatial"
-    family: ClassVar[Family] = Family.SPATIAL
-    norm: ClassVar[Measure] = "none"
-    budget: ClassVar[float | None] = None
-    traits: ClassVar[Traits] = Traits(asks="answers", package="foolbox")
-
-    rotation: float = 30.0  # degrees, either way
-    translation: float = 0.1  # share of the height, either way
-    rotations: int = 7
-    translations: int = 5
-
-    def __post_init__(self) -> None:
-        more_than_zero(self, "rotation", "translation")
-        whole(self, "rotations", "translations")
-
-    def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        installed(self)
-        del generator  # nothing is drawn
-        return spatial(
-            model,
-            inputs,
-            labels,
-            rotation=self.rotation,
-            translation=self.translation,
-            rotations=self.rotations,
-            translations=self.translations,
-        )
 
     def __repr__(self) -> str:
         return call_text(self)
