@@ -48,6 +48,8 @@ def test_a_file_of_ones_own(tmp_path: Path):
     ("text", "message"),
     [
         ("attack = [", "not valid TOML"),
+        ("attack = " + "[" * 5000, "not valid TOML"),
+        ("attack = " + "1" * 5000, "not valid TOML"),
         ("detector = 3", "unknown key 'detector'; known: attack, description"),
         ("attack = 3", r"attack is written as \[\[attack\]\]"),
         ('description = "None."', r"lists no \[\[attack\]\]"),
