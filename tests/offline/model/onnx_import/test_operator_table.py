@@ -148,6 +148,7 @@ POOLS = [
         note="cubic",
     ),
     op("Upsample", np.asarray([1, 1, 2, 2], np.float32), mode="nearest", opset=9),
+    op("Resize", np.asarray([1, 1, 2, 3], np.float32), mode="nearest", opset=10, note="without a region"),
 ]
 SHAPES = [
     op("Concat", noise(1, 2, 6, 5), axis=1, batch=1),
