@@ -7,9 +7,10 @@ Rule 2: the command line beats the environment, the environment beats the file, 
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -18,6 +19,8 @@ from guard.errors import ConfigError
 from guard.policy import Mode, OnFailure, Policy, Rows
 
 PREFIX = "GUARD_"
+MAX_SHOWN_CHARACTERS = 200  # of a value in an error
+MAX_PORT_CHARACTERS = 5
 
 
 @dataclass(frozen=True)
@@ -82,22 +85,30 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
     """
     hints = typing.get_type_hints(ServeConfig)
     values: dict[str, Any] = {}
+    places: dict[str, str] = {}  # of each value: the file, variable or flag that gave it
+    for origin, where, key, value in given(file, environment, flags):
+        known(key, hints, origin=origin)
+        values[key] = convert(value, hints[key], where=where)
+        places[key] = where
+    config = ServeConfig(**values)
+    check(config, places)
+    return config
+
+
+def given(
+    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str, Any]]:
+    """Yield every setting that was given, the farthest source first: (origin, place in it, key, value)."""
     if file is not None:
         for key, value in read_toml(file).items():
-            known(key, hints, origin=str(file))
-            values[key] = convert(value, hints[key], where=f"{file}: {key}")
+            yield str(file), f"{file}: {key}", key, value
     for variable, text in sorted(environment.items()):
-        if not variable.startswith(PREFIX):
-            continue
-        key = variable.removeprefix(PREFIX).lower()
-        known(key, hints, origin=f"the environment variable {variable}")
-        values[key] = convert(text, hints[key], where=variable)
+        if variable.startswith(PREFIX):
+            yield f"the environment variable {variable}", variable, variable.removeprefix(PREFIX).lower(), text
     for key, value in flags.items():
         if value is not None:
-            values[key] = convert(value, hints[key], where=f"--{key.replace('_', '-')}")
-    config = ServeConfig(**values)
-    check(config)
-    return config
+            flag = f"--{key.replace('_', '-')}"
+            yield f"the flag {flag}", flag, key, value
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -105,7 +116,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib raises them bare for huge numbers and for deep nesting
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 
@@ -122,6 +133,7 @@ def known(key: str, hints: Mapping[str, Any], *, origin: str) -> None:
 
 def convert(value: Any, hint: Any, *, where: str) -> Any:
     """Convert `value` to the type `hint`; text (an environment variable) is parsed. Raises ConfigError."""
+    found = f"{where} = {shown(value)}"
     options = [a for a in get_args(hint) if a is not type(None)] if type(None) in get_args(hint) else [hint]
     if type(None) in get_args(hint) and value in ("", "none"):
         return None
@@ -129,57 +141,71 @@ def convert(value: Any, hint: Any, *, where: str) -> Any:
     if get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
-        raise ConfigError(f"{where} = {value!r}; wanted one of {', '.join(get_args(kind))}")
+        raise ConfigError(f"{found}; wanted one of {', '.join(get_args(kind))}")
     if get_origin(kind) is tuple:
         parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
         if isinstance(parts, (list, tuple)) and all(isinstance(p, str) for p in parts):
             return tuple(parts)
-        raise ConfigError(f"{where} = {value!r}; wanted a list of names")
-    return convert_scalar(value, kind, where=where)
+        raise ConfigError(f"{found}; wanted a list of names")
+    return convert_scalar(value, kind, found=found)
 
 
-def convert_scalar(value: Any, kind: type, *, where: str) -> Any:
+def convert_scalar(value: Any, kind: type, *, found: str) -> Any:
     if kind is bool:
         if isinstance(value, bool):
             return value
-        if str(value).lower() in ("true", "1", "yes", "false", "0", "no"):
-            return str(value).lower() in ("true", "1", "yes")
-        raise ConfigError(f"{where} = {value!r}; wanted true or false")
+        text = value.lower() if isinstance(value, str) else shown(value)
+        if text in ("true", "1", "yes", "false", "0", "no"):
+            return text in ("true", "1", "yes")
+        raise ConfigError(f"{found}; wanted true or false")
     if kind is str and not isinstance(value, str):
-        raise ConfigError(f"{where} = {value!r}; wanted text")
+        raise ConfigError(f"{found}; wanted text")
     if isinstance(value, bool):
-        raise ConfigError(f"{where} = {value!r}; wanted a number")
+        raise ConfigError(f"{found}; wanted a number")
     try:
         if kind is int and isinstance(value, float) and not value.is_integer():
             raise ValueError("not whole")
         return kind(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         wanted = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
-        raise ConfigError(f"{where} = {value!r}; wanted {wanted}") from error
+        raise ConfigError(f"{found}; wanted {wanted}") from error
 
 
-def check(config: ServeConfig) -> None:
-    for name in (
-        *("max_rows", "max_queue_rows", "max_message_bytes", "max_bytes_in_flight"),
-        *("max_connections", "max_calls_per_connection"),
-        *("timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
-    ):
+def shown(value: Any) -> str:
+    """Write a value as it is shown in an error: cut short, and a number that Python cannot write described."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits or of brackets
+        return f"a value of type {type(value).__name__} too large to show"
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
+
+
+MORE_THAN_ZERO = (  # settings whose range begins there
+    *("max_rows", "max_queue_rows", "max_message_bytes", "max_bytes_in_flight"),
+    *("max_connections", "max_calls_per_connection"),
+    *("timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
+)
+
+
+def check(config: ServeConfig, places: Mapping[str, str]) -> None:
+    """Check the range of every setting; `places` says where each was given. Raises ConfigError."""
+    wanted: dict[str, tuple[Callable[[Any], bool], str]] = {  # NaN is in none of these ranges
+        **dict.fromkeys(MORE_THAN_ZERO, (lambda value: 0 < value < math.inf, "more than zero, and finite")),
+        **dict.fromkeys(("device_id", "drain_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")),
+        "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
+        **dict.fromkeys(
+            ("listen", "admin_listen", "metrics_listen", "upstream"),
+            (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
+        ),
+    }
+    for name, (is_in_range, words) in wanted.items():
         value = getattr(config, name)
-        if value is not None and not value > 0:  # NaN is not
-            raise ConfigError(f"{name} = {value}; wanted more than zero")
-    if config.device_id < 0:
-        raise ConfigError(f"device_id = {config.device_id}; wanted zero or more")
-    if config.max_disagreement is not None and not 0 <= config.max_disagreement < 1:
-        raise ConfigError(f"max_disagreement = {config.max_disagreement}; wanted a share from 0 to below 1")
-    if not config.drain_s >= 0:
-        raise ConfigError(f"drain_s = {config.drain_s}; wanted zero or more")
-    for name in ("listen", "admin_listen", "metrics_listen", "upstream"):
-        value = getattr(config, name)
-        if value and not split_address(value):
-            raise ConfigError(f"{name} = {value!r}; wanted HOST:PORT")
+        if value is not None and not is_in_range(value):
+            raise ConfigError(f"{places.get(name, name)} = {shown(value)}; wanted {words}")
 
 
 def split_address(text: str) -> tuple[str, int] | None:
     """Split HOST:PORT into host and port; None when the text is not of that form."""
     host, colon, port = text.rpartition(":")
-    return (host, int(port)) if colon and host and port.isdecimal() and int(port) < 65536 else None
+    is_port = port.isdecimal() and len(port) <= MAX_PORT_CHARACTERS and int(port) < 65536
+    return (host, int(port)) if colon and host and is_port else None

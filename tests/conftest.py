@@ -1,4 +1,4 @@
-"""What holds for every test: no network but loopback, and no skip that CI has not agreed to."""
+"""What holds for every test: no network but loopback, no skip that CI has not agreed to, the same examples."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: small networks are slower on more threads, and much slower on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Of every property test: the same examples on every machine, and no clock, since machines are loaded.
+settings.register_profile(
+    "guard",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("guard")
 
 NO_GPU = "no GPU"  # the one reason for a skip that CI accepts
 skipped: pytest.StashKey[list[str]] = pytest.StashKey()

@@ -54,6 +54,7 @@ DTYPES = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
+MAX_FLOAT_LABEL_CODE = 2**53  # the largest class that a float tells from its neighbours; NaN names none
 SHARED_MEMORY = "shared_memory_"
 PLAIN_CONTENT = "np"  # MLServer's name for "the tensor is what it says"; any other content_type has a codec of its own
 
@@ -249,22 +250,26 @@ def prediction(response: bytes, spec: OutputSpec, items: int) -> NDArray[np.int6
 
 
 def output_tensor(message: ModelInferResponse, index: int) -> NDArray[Any] | None:
+    """The elements of an output in a row; None where there are not as many as its shape says."""
     tensor = message.outputs[index]
     dtype = DTYPES.get(tensor.datatype)
     if dtype is None:
         return None
-    shape = tuple(tensor.shape)
+    if any(size < 0 for size in tensor.shape):
+        return None
+    count = math.prod(tensor.shape)
     if index < len(message.raw_output_contents):
         raw = message.raw_output_contents[index]
-        return np.frombuffer(raw, dtype).reshape(shape) if len(raw) == math.prod(shape) * dtype.itemsize else None
+        return np.frombuffer(raw, dtype) if len(raw) == count * dtype.itemsize else None
     field = TYPED_FIELD.get(tensor.datatype)
     values: NDArray[Any] = np.array(getattr(tensor.contents, field)) if field else np.empty(0)
-    return values.reshape(shape) if values.size == math.prod(shape) else None
+    return values if values.size == count else None
 
 
 def named_class(values: NDArray[Any], spec: OutputSpec, items: int) -> NDArray[np.int64] | None:
     if spec.kind == "label":
-        return values.reshape(items).astype(np.int64) if values.size == items else None
+        whole = values.dtype.kind != "f" or bool((np.abs(values) <= MAX_FLOAT_LABEL_CODE).all())
+        return values.astype(np.int64) if values.size == items and whole else None
     if values.size != items * spec.classes:
         return None
     return np.asarray(values.reshape(items, spec.classes).argmax(axis=1), dtype=np.int64)

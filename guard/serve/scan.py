@@ -148,18 +148,16 @@ def varint(request: bytes, at: int, end: int, most_bytes: int = MAX_VARINT_BYTES
 
 
 def embedded(message: bytes) -> bytes:
-    """Extract the message in field 1 of one that has nothing else; several of them merge as in protobuf, end to end.
+    """Extract the message in field 1 of one that has nothing else.
 
     Raises:
-        MalformedRequest: there is anything else in it.
+        MalformedRequest: there is anything else in it, or field 1 twice: protobuf merges two messages, each read by
+            itself, and two halves of one message would be none.
     """
-    found: list[bytes] = []
-    at = 0
-    while at < len(message):
-        tag, at = varint(message, at, len(message), MAX_LENGTH_BYTES)
-        size, at = varint(message, at, len(message), MAX_LENGTH_BYTES)
-        if tag != (1 << 3 | LENGTH) or at + size > len(message) or len(found) == MOST["inputs"]:
-            raise MalformedRequest("the request is no guard.v1.InspectRequest; wanted field 1, a ModelInferRequest")
-        found.append(message[at : at + size])
-        at += size
-    return b"".join(found)
+    if not message:
+        return b""
+    tag, at = varint(message, 0, len(message), MAX_LENGTH_BYTES)
+    size, at = varint(message, at, len(message), MAX_LENGTH_BYTES)
+    if tag != (1 << 3 | LENGTH) or at + size != len(message):
+        raise MalformedRequest("the request is no guard.v1.InspectRequest; wanted field 1, a ModelInferRequest, once")
+    return message[at:]

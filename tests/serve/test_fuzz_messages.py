@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.bundle import InputSpec
@@ -34,13 +34,7 @@ def messages(draw: Any) -> tuple[bytes, InputSpec]:
 def test_what_is_accepted_is_what_a_model_server_reads() -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(
-        max_examples=EXAMPLES,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
+    @settings(max_examples=EXAMPLES)
     @given(messages())
     def law(message: tuple[bytes, InputSpec]) -> None:
         wire, spec = message

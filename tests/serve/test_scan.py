@@ -12,7 +12,6 @@ from guard.errors import MalformedRequest
 from guard.serve.decode import parse
 from guard.serve.scan import MAX_FIELDS, MAX_TEXT_BYTES, MOST, embedded, scan
 from guard.serve.wire.guard_pb2 import InspectRequest
-from guard.serve.wire.inference_pb2 import ModelInferRequest
 from tests.serve import tiny_bundle
 from tests.serve.guarded import infer_request
 from tests.serve.test_bypass import field, varint
@@ -139,7 +138,8 @@ def test_the_message_in_an_inspection() -> None:
     message = infer_request(tiny_bundle.ordinary(2))
     wrapped = InspectRequest(request=message).SerializeToString()
     assert embedded(wrapped) == message.SerializeToString()
-    assert ModelInferRequest.FromString(embedded(wrapped + field(1, field(3, b"id")))).id == "id"  # they merge
-    for wrong in (b"\x08\x01", b"\x12\x00", b"\x0a\x05", wrapped + b"\x10\x01"):
+    assert embedded(b"") == b""
+    halves = field(1, b"\x0a") + field(1, b"\x04tiny")  # a model's name together, and each alone no message
+    for wrong in (b"\x08\x01", b"\x12\x00", b"\x0a\x05", wrapped + b"\x10\x01", halves, wrapped * 2):
         with pytest.raises(MalformedRequest, match="InspectRequest"):
             embedded(wrong)

@@ -14,6 +14,7 @@ from guard.offline.data.norms import Measure
 
 MAX_GRID_STEPS = 255  # steps of the finest grid looked for
 GRID_TOLERANCE = 1e-4  # in unit space: how far from a grid a value may lie and still be on it
+FINE_TOLERANCE = 5e-6  # the same where grids are told apart: points of two of them lie 1/(254 * 255) apart, or are one
 SAMPLED_VALUES = 65536  # values by which most grids are ruled out
 SHRINKS = np.linspace(1, 0, 51)
 Images = NDArray[np.float32]  # [item, ...] in unit space
@@ -21,6 +22,8 @@ Images = NDArray[np.float32]  # [item, ...] in unit space
 
 def grid_of(images: NDArray[Any]) -> int | None:
     """Return the steps of the grid that all values lie on, or None: 255 for uint8, the fewest that fit for floats.
+
+    Rounding is tried for first: 1/255 lies within GRID_TOLERANCE of 1/249, and would be taken for a step of that grid.
 
     Raises:
         DataError: neither uint8 nor unit-space floats.
@@ -36,13 +39,22 @@ def grid_of(images: NDArray[Any]) -> int | None:
         raise DataError(f"images span [{low:g}, {high:g}]; unit space is [0, 1]")
     values = images.reshape(-1)
     sample = np.unique(values[:: max(1, values.size // SAMPLED_VALUES)])
-    candidates = [steps for steps in range(1, MAX_GRID_STEPS + 1) if on_grid(sample, steps)]
-    return next((steps for steps in candidates if on_grid(values, steps)), None)
+    distances = {steps: distance_to_grid(sample, steps) for steps in range(1, MAX_GRID_STEPS + 1)}
+    for tolerance in (FINE_TOLERANCE, GRID_TOLERANCE):
+        for steps, distance in distances.items():
+            if distance <= tolerance and distance_to_grid(values, steps) <= tolerance:
+                return steps
+    return None
 
 
 def on_grid(images: NDArray[Any], grid: int) -> bool:
     """Return whether every value is a whole number of steps, within rounding."""
-    return bool((np.abs(images - np.rint(images * grid) / grid) <= GRID_TOLERANCE).all())
+    return distance_to_grid(images, grid) <= GRID_TOLERANCE
+
+
+def distance_to_grid(images: NDArray[Any], grid: int) -> float:
+    """Return how far the value that lies furthest from the grid is from its nearest point."""
+    return float(np.abs(images - np.rint(images * grid) / grid).max(initial=0.0))
 
 
 def snap(images: NDArray[Any], grid: int | None) -> NDArray[np.float32]:

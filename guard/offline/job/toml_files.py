@@ -33,5 +33,5 @@ def content_of(kind: str, origin: str, text: str) -> dict[str, Any]:
     """Parse the text of a TOML file. Raises ConfigError where it is not valid TOML."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib raises them bare for huge numbers and for deep nesting
         raise ConfigError(f"{kind} {origin} is not valid TOML: {error}") from error

@@ -91,6 +91,8 @@ def test_a_file_of_ones_own(tmp_path: Path):
         ("every_attack = { linf = true }", r"every_attack = {'linf': True}; wanted a budget"),
         ("every_attack = { linf = -1 }", r"attack 'fgsm': budget = -1.0; wanted a number above zero"),
         ("every_attack = { linf = 0.1 }", r"attack 'ig_deletion' needs a budget in l0; state l0 = ... in every_attack"),
+        ("attack = " + "[" * 5000, "not valid TOML"),
+        ("attack = " + "1" * 5000, "not valid TOML"),
         ("attack = 3", r"attack is written as \[\[attack\]\]"),
         ('description = "None."', r"lists no \[\[attack\]\]"),
         ("[[attack]]\nbudget = 0.1", "needs a name"),

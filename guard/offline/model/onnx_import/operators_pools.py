@@ -39,6 +39,8 @@ def window(node: Node, image: Tensor, kernel: tuple[int, ...]) -> Window:
     before, after = (top, left), (bottom, right)
     automatic = node.get("auto_pad", "NOTSET")
     if automatic.startswith("SAME"):
+        if dilation != (1, 1):
+            raise node.refuse(f"pads by {automatic} with dilations, which ONNX and ONNX Runtime count differently")
         sides = [
             same(
                 int(image.shape[2 + axis]), kernel[axis], stride[axis], dilation[axis], upper=automatic == "SAME_UPPER"
@@ -73,14 +75,28 @@ def padded(image: Tensor, view: Window, value: float) -> tuple[Tensor, tuple[int
     return functional.pad(image, (left, right, top, bottom), value=value), (0, 0)
 
 
+def rounds_up(node: Node, image: Tensor, view: Window) -> bool:
+    """Tell whether a pool covers the last places that its stride does not reach, too.
+
+    Where padding is uneven torch cannot tell padding from image, and would keep windows that lie in padding alone.
+    """
+    if not node.get("ceil_mode", 0):
+        return False
+    for axis in (0, 1):
+        length = int(image.shape[2 + axis]) + view.before[axis] + view.after[axis]
+        span = view.dilation[axis] * (view.kernel[axis] - 1) + 1
+        if not view.even and (length - span) % view.stride[axis]:
+            raise node.refuse("rounds up the number of windows over uneven padding; only even padding is supported")
+    return True
+
+
 def max_pool(node: Node, image: Tensor) -> Tensor:
     if len([name for name in node.outputs if name]) > 1:
         raise node.refuse("its indices are read")
     view = window(node, image, tuple(node.get("kernel_shape")))
+    ceil = rounds_up(node, image, view)
     image, padding = padded(image, view, -torch.inf)
-    return functional.max_pool2d(
-        image, view.kernel, view.stride, padding, view.dilation, ceil_mode=bool(node.get("ceil_mode", 0))
-    )
+    return functional.max_pool2d(image, view.kernel, view.stride, padding, view.dilation, ceil_mode=ceil)
 
 
 def average_pool(node: Node, image: Tensor) -> Tensor:
@@ -88,7 +104,7 @@ def average_pool(node: Node, image: Tensor) -> Tensor:
     view = window(node, image, tuple(node.get("kernel_shape")))
     if view.dilation != (1, 1):
         raise node.refuse("has dilations")
-    ceil, counted = bool(node.get("ceil_mode", 0)), bool(node.get("count_include_pad", 0))
+    ceil, counted = rounds_up(node, image, view), bool(node.get("count_include_pad", 0))
     wide, padding = padded(image, view, 0.0)
     pooled = functional.avg_pool2d(wide, view.kernel, view.stride, padding, ceil, counted)
     if view.even or counted:
@@ -107,34 +123,77 @@ def global_max(node: Node, image: Tensor) -> Tensor:
     return functional.max_pool2d(image, (int(image.shape[2]), int(image.shape[3])))
 
 
-def resize(node: Node, image: Tensor, _region: Any = None, scales: Any = None, sizes: Any = None) -> Tensor:
+def resize(node: Node, image: Tensor, region: Any = None, scales: Any = None, sizes: Any = None) -> Tensor:
     """Resize height and width in the ways that torch has too: nearest, linear and cubic."""
-    before = [int(size) for size in image.shape[2:]]
-    if sizes is not None and len(sizes):
-        after = whole(sizes)[-2:]
-    else:
-        factors = np.ravel(node.get("scales") if scales is None else scales)
-        after = [int(np.floor(size * float(factor))) for size, factor in zip(before, factors[-2:], strict=True)]
-    if image.dim() != 4 or node.get("axes") not in (None, [2, 3]):
+    if image.dim() != 4:
         raise node.refuse("resizes other axes than height and width")
     mode, places = node.get("mode", "nearest"), node.get("coordinate_transformation_mode", "half_pixel")
     if node.opset < 11:
         places = "asymmetric"
+    if node.opset == 10:
+        scales = region  # the region came with operator set 11, in front of the scales
+    if node.get("antialias", 0):
+        raise node.refuse("smooths before it shrinks")
+    before = [int(size) for size in image.shape[2:]]
+    if sizes is not None and len(sizes):
+        after = wanted_sizes(node, image, sizes)
+    else:
+        after = scaled_sizes(node, before, scales, exact=places != "align_corners")
+    if places == "pytorch_half_pixel" and any(large == 1 != small for small, large in zip(before, after, strict=True)):
+        raise node.refuse(
+            "shrinks an axis to one place, which pytorch_half_pixel takes from its edge and torch does not"
+        )
     match mode:
         case "nearest":
-            rounding = node.get("nearest_mode", "round_prefer_floor" if node.opset >= 11 else "floor")
-            multiple = all(large % small == 0 for small, large in zip(before, after, strict=True))
-            if not ((places, rounding) == ("asymmetric", "floor") or (multiple and places.endswith("half_pixel"))):
-                raise node.refuse(f"nearest with {places} and {rounding} has no torch form")
-            return functional.interpolate(image, after, mode="nearest")
+            return nearest(node, image, after, places)
         case "linear" | "cubic" if places in ("half_pixel", "pytorch_half_pixel", "align_corners"):
             if mode == "cubic" and (node.get("cubic_coeff_a", -0.75) != -0.75 or node.get("exclude_outside", 0)):
                 raise node.refuse("is cubic with another coefficient than torch's")
-            if node.get("antialias", 0):
-                raise node.refuse("smooths before it shrinks")
             kind = "bilinear" if mode == "linear" else "bicubic"
             return functional.interpolate(image, after, mode=kind, align_corners=places == "align_corners")
     raise node.refuse(f"{mode} with {places} has no torch form")
+
+
+def nearest(node: Node, image: Tensor, after: list[int], places: str) -> Tensor:
+    """Repeat or drop rows and columns; torch takes floor(place * before / after), and so must the node."""
+    before = [int(size) for size in image.shape[2:]]
+    rounding = node.get("nearest_mode", "round_prefer_floor" if node.opset >= 11 else "floor")
+    if node.opset == 10 and any(large < small for small, large in zip(before, after, strict=True)):
+        raise node.refuse("shrinks to the nearest place by the rules of operator set 10, which torch does not have")
+    multiple = all(large % small == 0 for small, large in zip(before, after, strict=True))
+    repeated = multiple and places.endswith("half_pixel") and rounding.startswith("round_prefer")
+    if not (repeated or (places, rounding) == ("asymmetric", "floor")):
+        raise node.refuse(f"nearest with {places} and {rounding} has no torch form")
+    return functional.interpolate(image, after, mode="nearest")
+
+
+def resized_axes(node: Node) -> list[int]:
+    return [int(axis) % 4 for axis in node.get("axes", range(4))]
+
+
+def wanted_sizes(node: Node, image: Tensor, sizes: Any) -> list[int]:
+    """Return height and width after a resize to `sizes`. Raises ModelError where channels change."""
+    if node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise node.refuse("keeps the ratio of height and width")
+    wanted = dict(zip(resized_axes(node), whole(sizes), strict=True))
+    if wanted.get(1, int(image.shape[1])) != int(image.shape[1]):
+        raise node.refuse("resizes other axes than height and width")
+    return [int(wanted.get(axis, image.shape[axis])) for axis in (2, 3)]
+
+
+def scaled_sizes(node: Node, before: list[int], scales: Any, *, exact: bool) -> list[int]:
+    """Return height and width after a resize by factors; with `exact` one that gives no whole size is refused.
+
+    ONNX then places by the factor, torch by the sizes: 4 rows by 1.4 are 5, which torch takes for a factor of 1.25.
+    """
+    given = np.ravel(node.get("scales") if scales is None else scales).astype(np.float32)
+    factors = dict(zip(resized_axes(node), given, strict=True))
+    if any(factors.get(axis, 1) != 1 for axis in (0, 1)):
+        raise node.refuse("resizes other axes than height and width")
+    products = [np.float32(size) * factors.get(axis, np.float32(1)) for axis, size in zip((2, 3), before, strict=True)]
+    if any(product < 1 or (exact and product != np.floor(product)) for product in products):
+        raise node.refuse(f"resizes {before} by {[float(factors.get(axis, 1)) for axis in (2, 3)]}: to no whole sizes")
+    return [int(product) for product in products]
 
 
 POOLS: dict[str, Any] = {

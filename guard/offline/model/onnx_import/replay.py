@@ -124,7 +124,7 @@ class Replay(nn.Module):
             self.graph.input: images.permute(0, 2, 3, 1) if self.channel_last else images,
         }
         for node, step in zip(self.graph.nodes, self.steps, strict=True):
-            operands = [values.get(name) for name in node.inputs]
+            operands = [self.value(values, node, name) for name in node.inputs]
             try:
                 results = step(*operands)
             except GuardError:
@@ -135,8 +135,14 @@ class Replay(nn.Module):
                     f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
                 ) from error
             values.update(zip(node.outputs, results, strict=False))
-        result: Tensor = values[self.graph.output]
+        result: Tensor = self.value(values, node, self.graph.output)
         return result
+
+    def value(self, values: dict[str, Any], node: Node, name: str) -> Any:
+        """Return a tensor or sizes by name, None for a constant. Raises ModelError where no node has computed it."""
+        if name not in values and name not in self.graph.constants:
+            raise node.refuse(f"its {name!r} is a further result of a node, which the importer does not compute")
+        return values.get(name)
 
 
 def described(value: Any) -> str:

@@ -96,8 +96,29 @@ def binary(function: Callable[[Any, Any], Any]) -> Callable[..., Sizes]:
 
 
 def quotient(left: Any, right: Any) -> Any:
-    """Divide two sizes; whole numbers are divided as whole numbers."""
-    return left / right if isinstance(left, float) or isinstance(right, float) else left // right
+    """Divide two sizes; whole numbers are divided as whole numbers, towards zero."""
+    if isinstance(left, float) or isinstance(right, float):
+        return left / right
+    if is_symbol(left) or is_symbol(right):
+        return left // right
+    return abs(left) // abs(right) * (1 if (left < 0) == (right < 0) else -1)
+
+
+def power(left: Any, right: Any) -> Any:
+    """Raise a size to a power, which is of the size's own kind: 2 to the power -1 is 0 in whole numbers."""
+    return left**right if is_symbol(left) or isinstance(left, float) else int(left**right)
+
+
+def rounded(function: Callable[[Any], Any]) -> Callable[..., Sizes]:
+    """Round each size; a real number stays one, or a division behind it would be one of whole numbers."""
+    return unary(lambda size: float(function(size)) if isinstance(size, float) else function(size))
+
+
+def remainder(node: Node, left: Sizes, right: Sizes) -> Sizes:
+    """Divide and keep the remainder, whose sign is the divisor's, or with `fmod` the dividend's."""
+    if node.get("fmod", 0):
+        return binary(lambda a, b: a - b * quotient(a, b) if isinstance(a, int) else math.fmod(a, b))(node, left, right)
+    return binary(lambda a, b: a % b)(node, left, right)
 
 
 def choose(_node: Node, condition: Sizes, left: Sizes, right: Sizes) -> Sizes:
@@ -113,8 +134,11 @@ def expand(_node: Node, data: Sizes, sizes: Sizes) -> Sizes:
     return np.asarray(data, dtype=object) * np.ones(whole(sizes), dtype=object)
 
 
-def span(_node: Node, start: Sizes, end: Sizes, step: Sizes) -> Sizes:
-    return sizes_of(range(*whole([start.item(), end.item(), step.item()])))
+def span(node: Node, start: Sizes, end: Sizes, step: Sizes) -> Sizes:
+    limits = [limit.item() for limit in (start, end, step)]
+    if any(isinstance(limit, float) for limit in limits):
+        raise node.refuse(f"counts {limits} in real numbers; only whole ones are supported")
+    return sizes_of(range(*limits))
 
 
 def product(node: Node, data: Sizes, _axes: Any = None) -> Sizes:
@@ -136,16 +160,16 @@ SIZES: Mapping[str, Callable[..., Sizes]] = {
     "Sub": binary(lambda a, b: a - b),
     "Mul": binary(lambda a, b: a * b),
     "Div": binary(quotient),
-    "Mod": binary(lambda a, b: a % b),
+    "Mod": remainder,
     "Min": binary(min),
     "Max": binary(max),
     "Equal": binary(lambda a, b: bool(a == b)),
     "Greater": binary(lambda a, b: bool(a > b)),
     "Less": binary(lambda a, b: bool(a < b)),
-    "Pow": binary(lambda a, b: a**b),
+    "Pow": binary(power),
     "Sqrt": unary(math.sqrt),
-    "Floor": unary(math.floor),
-    "Ceil": unary(math.ceil),
+    "Floor": rounded(math.floor),
+    "Ceil": rounded(math.ceil),
     "Neg": unary(lambda a: -a),
     "Not": unary(lambda a: not a),
     "Where": choose,

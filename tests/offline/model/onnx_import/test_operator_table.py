@@ -50,6 +50,10 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 0.5, shape).astype(np.float32)
 
 
+def floats(*values: float) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32)
+
+
 def ints(*values: int) -> NDArray[np.int64]:
     return np.asarray(values, np.int64)
 
@@ -144,6 +148,7 @@ POOLS = [
         note="cubic",
     ),
     op("Upsample", np.asarray([1, 1, 2, 2], np.float32), mode="nearest", opset=9),
+    op("Resize", np.asarray([1, 1, 2, 3], np.float32), mode="nearest", opset=10, note="without a region"),
 ]
 SHAPES = [
     op("Concat", noise(1, 2, 6, 5), axis=1, batch=1),
@@ -271,6 +276,8 @@ NUMBERS: dict[str, NDArray[Any]] = {
     "zero": np.asarray(0),
     "one": np.asarray(1),
     "two": np.asarray(2),
+    "four": np.asarray(4),
+    "minus one": np.asarray(-1),
     "first": ints(0),
     "second": ints(1),
     "third": ints(2),
@@ -319,15 +326,31 @@ SIZED |= {
     for kind in ("Floor", "Ceil")
 }
 SIZED = {kind: nodes for kind, nodes in SIZED.items() if kind != "ConstantOfShape"}
+WHOLE_AND_REAL = {
+    "a quotient of negatives": [helper.make_node("Neg", ["height"], ["below"]), *sized("Div", "below", "four")],
+    "a remainder of negatives": [
+        helper.make_node("Neg", ["height"], ["below"]),
+        *sized("Mod", "below", "four", fmod=1),
+    ],
+    "a negative power": sized("Pow", "height", "minus one"),
+    "a quotient of rounded numbers": [
+        helper.make_node("Cast", ["height"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Floor", ["real"], ["rounded"]),
+        helper.make_node("Cast", ["four"], ["four real"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["real", "four real"], ["much"]),
+        helper.make_node("Ceil", ["much"], ["above"]),
+        *sized("Div", "rounded", "above"),
+    ],
+}
 
 
-@pytest.mark.parametrize("kind", SIZED)
+@pytest.mark.parametrize("kind", [*SIZED, *WHOLE_AND_REAL])
 def test_arithmetic_on_sizes(kind: str, tmp_path: Path) -> None:
     """The result is multiplied into the image, so that it shows."""
     nodes = [
         helper.make_node("Shape", ["input"], ["sizes"]),
         helper.make_node("Gather", ["sizes", "two"], ["height"]),
-        *SIZED[kind],
+        *{**SIZED, **WHOLE_AND_REAL}[kind],
         helper.make_node("Cast", ["size"], ["factor"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["input", "factor"], ["output"]),
     ]
@@ -388,6 +411,29 @@ def test_a_missing_operator_is_named_with_its_node(tmp_path: Path) -> None:
         (op("Slice", ints(-1), ints(-9), ints(2), ints(-1)), "runs backwards"),
         (op("Conv", noise(6, 4, 3), shape=(4, 6, 1)), "convolves over 1 axes"),
         (op("Resize", None, np.asarray([1, 1, 0.5, 0.5], np.float32), mode="linear", antialias=1), "smooths before"),
+        (op("Resize", None, floats(1, 2, 1, 1)), "other axes than height and width"),
+        (op("Resize", None, floats(1, 1, 2, 2), mode="nearest", nearest_mode="floor"), "half_pixel and floor"),
+        (op("Resize", None, floats(1, 1, 1.4, 1), mode="linear"), "to no whole sizes"),
+        (op("Resize", floats(1, 1, 0.5, 1), mode="nearest", opset=10), "by the rules of operator set 10"),
+        (
+            op("Resize", None, None, ints(9, 9), axes=[2, 3], keep_aspect_ratio_policy="not_larger", mode="linear"),
+            "keeps the ratio",
+        ),
+        (
+            op(
+                *("Resize", None, None, ints(1, 9)),
+                axes=[2, 3],
+                mode="linear",
+                coordinate_transformation_mode="pytorch_half_pixel",
+            ),
+            "shrinks an axis to one place",
+        ),
+        (op("MaxPool", kernel_shape=[2, 1], strides=[2, 1], pads=[0, 0, 1, 0], ceil_mode=1, shape=(1, 2, 1)), "uneven"),
+        (
+            op("AveragePool", kernel_shape=[2, 1], strides=[2, 1], pads=[0, 0, 1, 0], ceil_mode=1, shape=(1, 2, 1)),
+            "uneven",
+        ),
+        (op("MaxPool", kernel_shape=[1, 2], dilations=[1, 2], auto_pad="SAME_UPPER"), "with dilations"),
         (op("ArgMax", axis=1, select_last_index=1), "last of equal maxima"),
         (op("Dropout", np.float32(0.5), np.asarray(True)), "still drops out"),
         (op("BatchNormalization", SCALE, SHIFT, SHIFT, SCALE, training_mode=1), "the batch's own statistics"),
@@ -402,3 +448,27 @@ def test_a_setting_that_is_not_supported_is_named(case: Case, words: str, tmp_pa
     with pytest.raises(ModelError, match=words) as caught:
         import_onnx(tmp_path / "m.onnx", case.shape)
     assert "\n" not in str(caught.value)
+
+
+def test_a_further_result_that_is_read_is_named(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("LayerNormalization", ["input", "scale"], ["normal", "mean"]),
+        helper.make_node("Clip", ["normal", "mean"], ["output"], name="cut/1"),  # an operand that may be left out
+    ]
+    onnx.save(model_of(nodes, {"scale": noise(5)}, ["item", *IMAGE]), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"Clip \(cut/1\): its 'mean' is a further result"):
+        import_onnx(tmp_path / "m.onnx", IMAGE)
+
+
+def test_real_numbers_are_not_counted_as_whole_ones(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["input"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "two"], ["height"]),
+        helper.make_node("Cast", ["height"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Range", ["half", "real", "half"], ["steps"]),
+        helper.make_node("Gather", ["steps", "two"], ["chosen"]),
+        helper.make_node("Mul", ["input", "chosen"], ["output"]),
+    ]
+    onnx.save(model_of(nodes, NUMBERS, ["item", *IMAGE]), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"Range \(steps\): counts .* in real numbers"):
+        import_onnx(tmp_path / "m.onnx", IMAGE)

@@ -1,0 +1,149 @@
+"""Small ONNX graphs that hypothesis draws: a form for them, and the shapes, constants and attributes in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from tests.onnx_files import model_of
+
+OPSETS = (11, 13, 17, 18, 20, 21)
+OMITTED = None  # an operand that is left out
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A graph from `input` [item, *shape] to `output`, and from which values its input is drawn."""
+
+    nodes: tuple[onnx.NodeProto, ...]
+    constants: dict[str, NDArray[Any]]
+    shape: tuple[int, ...]
+    opset: int
+    output_kind: int = TensorProto.FLOAT
+    seed: int = 0
+    coarse: bool = False  # whether values are halves, so that many are equal
+    positive: bool = False
+    fewest: int = 1  # items with which the graph means the same as with more
+
+    @property
+    def kinds(self) -> set[str]:
+        return {node.op_type for node in self.nodes}
+
+    def model(self) -> onnx.ModelProto:
+        sizes = ["item", *self.shape]
+        return model_of(self.nodes, self.constants, sizes, output_kind=self.output_kind, opset=self.opset)
+
+    def images(self, items: int) -> NDArray[np.float32]:
+        values = np.random.default_rng(self.seed).normal(0, 1.5, (items, *self.shape))
+        values = np.rint(values * 2) / 2 if self.coarse else values
+        return (np.abs(values) + 0.5 if self.positive else values).astype(np.float32)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: FBT001  hypothesis shows an example by it
+        printer.text(str(self))
+
+    def __str__(self) -> str:
+        written = "; ".join(onnx.printer.to_text(node) for node in self.nodes)
+        constants = ", ".join(
+            f"{name} = {np.array2string(v, threshold=8)} {v.shape}" for name, v in self.constants.items()
+        )
+        return f"[item, {', '.join(map(str, self.shape))}] opset {self.opset}: {written} where {constants or 'nothing'}"
+
+
+@dataclass
+class Writer:
+    """Writes one graph: draws its shape and its operator set, then takes node after node."""
+
+    draw: Any
+    shape: tuple[int, ...]
+    opset: int
+    positive: bool = False
+    fewest: int = 1
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @staticmethod
+    def begin(draw: Any, *, ranks: Sequence[int] = (1, 3), opsets: Sequence[int] = OPSETS, size: int = 6) -> Writer:
+        rank = draw(st.sampled_from(list(ranks)))
+        shape = tuple(draw(st.integers(1, size)) for _ in range(rank))
+        return Writer(draw, shape, draw(st.sampled_from(list(opsets))))
+
+    @property
+    def rank(self) -> int:
+        """The number of axes of the input, the batch included."""
+        return len(self.shape) + 1
+
+    def flag(self) -> bool:
+        return bool(self.draw(st.booleans()))
+
+    def integer(self, low: int, high: int) -> int:
+        return int(self.draw(st.integers(low, high)))
+
+    def one_of(self, *values: Any) -> Any:
+        return self.draw(st.sampled_from(values))
+
+    def real(self, low: float, high: float) -> float:
+        return float(np.float32(self.draw(st.floats(low, high, width=32, allow_subnormal=False))))
+
+    def constant(self, value: Any) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.asarray(value)
+        return name
+
+    def numbers(self, *sizes: int, positive: bool = False) -> str:
+        """A constant of noise."""
+        values = np.random.default_rng(self.integer(0, 9)).normal(0, 1, sizes)
+        return self.constant((np.abs(values) + 0.5 if positive else values).astype(np.float32))
+
+    def whole(self, *values: int) -> str:
+        return self.constant(np.asarray(values, np.int64))
+
+    def broadcastable(self, *, positive: bool = False) -> str:
+        """A constant that broadcasts against the input and leaves its shape alone."""
+        shape = (1, *self.shape)[self.integer(0, self.rank) :]
+        return self.numbers(*(size if self.flag() else 1 for size in shape), positive=positive)
+
+    def axis(self, first: int = 1) -> int:
+        """An axis from `first` on, counted from the front or from the end."""
+        axis = self.integer(first, self.rank - 1)
+        return axis - self.rank if self.flag() else axis
+
+    def axes(self, first: int = 1) -> list[int]:
+        chosen = self.draw(st.lists(st.integers(first, self.rank - 1), min_size=1, unique=True))
+        return [axis - self.rank if self.flag() else axis for axis in chosen]
+
+    def add(self, kind: str, operands: Sequence[str | None], outputs: int = 1, **attributes: Any) -> str:
+        """Add a node, attributes that are None left out; the name of its (first) result."""
+        names = [f"t{len(self.nodes)}.{part}" for part in range(outputs)]
+        given = [name or "" for name in operands]
+        while given and not given[-1]:
+            given.pop()
+        kept = {name: value for name, value in attributes.items() if value is not None}
+        self.nodes.append(helper.make_node(kind, given, names, **kept))
+        return names[0]
+
+    def as_number(self, name: str) -> str:
+        return self.add("Cast", [name], to=TensorProto.FLOAT)
+
+    def end(self, name: str, output_kind: int = TensorProto.FLOAT) -> Drawn:
+        """The graph whose output is that result."""
+        for node in self.nodes:
+            node.output[:] = ["output" if out == name else out for out in node.output]
+            node.input[:] = ["output" if given == name else given for given in node.input]
+        return Drawn(
+            tuple(self.nodes),
+            self.constants,
+            self.shape,
+            self.opset,
+            output_kind,
+            self.integer(0, 99),
+            self.flag(),
+            self.positive,
+            self.fewest,
+        )

@@ -1,0 +1,220 @@
+"""Strategies for graphs of one operator with weights or of one pool, and for those that resize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from tests.offline.model.onnx_import.drawn_graphs import Drawn, Writer
+
+Drawing = Callable[[Any], Drawn]
+AUTOMATIC = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
+PLACES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric")
+ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+
+def window(writer: Writer, kernel: list[int]) -> dict[str, Any]:
+    """Attributes of a window that slides: each given or left out, padding by number or by name."""
+    given: dict[str, Any] = {
+        "strides": writer.one_of(None, [writer.integer(1, 3), writer.integer(1, 3)]),
+        "dilations": writer.one_of(None, [writer.integer(1, 2), writer.integer(1, 2)]),
+    }
+    automatic = writer.one_of(None, None, None, *AUTOMATIC)
+    if automatic in (None, "NOTSET"):
+        widest = [min(2, kernel[0] - 1), min(2, kernel[1] - 1)] * 2
+        even = [writer.integer(0, width) for width in widest]
+        pads = [*even[:2], *even[:2]] if writer.flag() else even
+        given["pads"] = writer.one_of(None, pads, pads)
+    return {**given, "auto_pad": automatic}
+
+
+def kernel_of(writer: Writer) -> list[int]:
+    return [writer.integer(1, min(3, size)) for size in writer.shape[1:]]
+
+
+def convolution(draw: Any) -> Drawn:
+    writer = Writer.begin(draw, ranks=(3,), opsets=(11, 20))
+    channels = writer.shape[0]
+    groups = writer.one_of(*[count for count in range(1, channels + 1) if channels % count == 0])
+    outputs, kernel = groups * writer.integer(1, 3), kernel_of(writer)
+    weight = writer.numbers(outputs, channels // groups, *kernel)
+    bias = writer.numbers(outputs) if writer.flag() else None
+    named = {"group": writer.one_of(groups, groups if groups > 1 else None)}
+    return writer.end(writer.add("Conv", ["input", weight, bias], **window(writer, kernel), **named))
+
+
+def pool(kind: str) -> Drawing:
+    def drawn(draw: Any) -> Drawn:
+        writer = Writer.begin(draw, ranks=(3,), opsets=(11, 12, 19, 22))
+        kernel = kernel_of(writer)
+        given = {**window(writer, kernel), "ceil_mode": writer.one_of(None, 0, 1)}
+        if kind == "AveragePool":
+            given["count_include_pad"] = writer.one_of(None, 0, 1)
+            if writer.opset < 19:
+                del given["dilations"]
+        return writer.end(writer.add(kind, ["input"], kernel_shape=kernel, **given))
+
+    return drawn
+
+
+def global_pool(kind: str) -> Drawing:
+    def drawn(draw: Any) -> Drawn:
+        writer = Writer.begin(draw, ranks=(3,))
+        return writer.end(writer.add(kind, ["input"]))
+
+    return drawn
+
+
+def resize(draw: Any) -> Drawn:
+    """Resize by factors or to sizes, of all axes or of some; the settings that torch has come more often."""
+    writer = Writer.begin(draw, ranks=(3,), opsets=(10, 11, 13, 18, 19), size=8)
+    given = resize_settings(writer)
+    region = writer.constant(np.empty(0, np.float32)) if writer.opset in (11, 12) else None
+    axes = writer.one_of(None, None, [2, 3], [3, 2], [2], [-2, -1]) if writer.opset >= 18 else None
+    changed = [axis % 4 for axis in axes or (0, 1, 2, 3)]
+    if writer.opset > 10 and axes and writer.flag():
+        none = writer.constant(np.empty(0, np.float32)) if writer.opset < 13 else None
+        sizes = writer.whole(*(writer.integer(1, 16) for _ in changed))
+        keep = writer.one_of(None, None, None, "stretch", "not_larger", "not_smaller")
+        given["keep_aspect_ratio_policy"] = keep
+        return writer.end(writer.add("Resize", ["input", region, none, sizes], axes=axes, **given))
+    outer = writer.one_of(1.0, 1.0, 1.0, 1.0, 1.0, 2.0)
+    factors = [1.0, outer, *(writer.one_of(2.0, 3.0, 1.0, 1.5, 0.5, 1.4) for _ in "hw")]
+    scales = writer.constant(np.asarray([factors[axis] for axis in changed], np.float32))
+    operands = ["input", scales] if writer.opset == 10 else ["input", region, scales]
+    return writer.end(writer.add("Resize", operands, axes=axes, **given))
+
+
+def resize_settings(writer: Writer) -> dict[str, Any]:
+    mode = writer.one_of("nearest", "linear", "cubic" if writer.opset > 10 else "nearest")
+    given = {"mode": mode}
+    if writer.opset == 10:
+        return given
+    common = (None, None, "align_corners", "asymmetric")
+    given["coordinate_transformation_mode"] = writer.one_of(*common, *PLACES[: 4 if writer.opset < 19 else 5])
+    if mode == "nearest":
+        given["nearest_mode"] = writer.one_of(None, None, "floor", "floor", *ROUNDINGS)
+    if mode == "cubic":
+        given["cubic_coeff_a"] = writer.one_of(None, None, None, -0.5)
+        given["exclude_outside"] = writer.one_of(None, None, None, 1)
+    if mode != "nearest" and writer.opset >= 18:
+        given["antialias"] = writer.one_of(None, None, None, 0, 1)
+    return given
+
+
+def upsample(draw: Any) -> Drawn:
+    writer = Writer.begin(draw, ranks=(3,), opsets=(7, 9))
+    factors = [1.0, 1.0, *(writer.one_of(1.0, 1.4, 1.5, 2.0, 3.0) for _ in range(2))]
+    mode = writer.one_of(None, "nearest", "linear")
+    if writer.opset < 9:
+        return writer.end(writer.add("Upsample", ["input"], scales=factors, mode=mode))
+    return writer.end(writer.add("Upsample", ["input", writer.constant(np.asarray(factors, np.float32))], mode=mode))
+
+
+def gemm(draw: Any) -> Drawn:
+    writer = Writer.begin(draw, ranks=(1,), opsets=(9, 11, 13))
+    features, outputs = writer.shape[0], writer.integer(1, 5)
+    factors = {name: writer.one_of(None, writer.real(-2, 2)) for name in ("alpha", "beta")}
+    if writer.integer(0, 3) == 0:  # the input is the matrix on the right
+        return writer.end(writer.add("Gemm", [writer.numbers(outputs, features), "input", writer.numbers(1)], transB=1))
+    turned = writer.one_of(None, 0, 1)
+    weight = writer.numbers(*((outputs, features) if turned else (features, outputs)))
+    shift = writer.one_of(None, (outputs,), (1, outputs), (1,), (), (1, 1))
+    if shift is None and writer.opset < 11:
+        shift = (outputs,)
+    operands = ["input", weight, None if shift is None else writer.numbers(*shift)]
+    return writer.end(writer.add("Gemm", operands, transB=turned, **factors))
+
+
+def matrix_product(draw: Any) -> Drawn:
+    writer = Writer.begin(draw)
+    inner, outer = writer.shape[-1], writer.integer(1, 4)
+    if writer.integer(0, 2) == 0 and len(writer.shape) == 3:
+        inner = writer.shape[-2]
+        stack = writer.one_of((), (1,), (writer.shape[0],), (1, writer.shape[0]))
+        return writer.end(writer.add("MatMul", [writer.numbers(*stack, outer, inner), "input"]))
+    sizes = writer.one_of((inner,), (inner, outer), (inner, outer), (1, inner, outer))
+    if len(writer.shape) == 3 and writer.flag():
+        sizes = (writer.shape[0], inner, outer)
+    return writer.end(writer.add("MatMul", ["input", writer.numbers(*sizes)]))
+
+
+def batch_norm(draw: Any) -> Drawn:
+    writer = Writer.begin(draw, opsets=(9, 14, 15))
+    parts = [writer.numbers(writer.shape[0], positive=place in (0, 3)) for place in range(4)]
+    training = writer.one_of(None, 0) if writer.opset >= 14 else None
+    return writer.end(
+        writer.add("BatchNormalization", ["input", *parts], epsilon=writer.one_of(None, 1e-3), training_mode=training)
+    )
+
+
+def normalised(writer: Writer) -> Writer:
+    """Have two numbers or more to normalise: of one only its rounding is left, which a small epsilon makes large."""
+    writer.shape = (*writer.shape[:-1], max(2, writer.shape[-1]))
+    return writer
+
+
+def layer_norm(draw: Any) -> Drawn:
+    writer = normalised(Writer.begin(draw, opsets=(17, 20)))
+    axis = writer.one_of(None, writer.axis())
+    sizes = (1, *writer.shape)[-1 if axis is None else axis :]
+    scale = writer.numbers(*sizes)
+    shift = writer.numbers(*sizes) if writer.flag() else None
+    return writer.end(
+        writer.add("LayerNormalization", ["input", scale, shift], axis=axis, epsilon=writer.one_of(None, 1e-3))
+    )
+
+
+def group_norm(draw: Any) -> Drawn:
+    writer = normalised(Writer.begin(draw, ranks=(3,), opsets=(18, 21)))
+    channels = writer.shape[0]
+    groups = writer.one_of(*[count for count in range(1, channels + 1) if channels % count == 0])
+    parts = [writer.numbers(channels if writer.opset >= 21 else groups) for _ in "ab"]
+    return writer.end(
+        writer.add("GroupNormalization", ["input", *parts], num_groups=groups, epsilon=writer.one_of(None, 1e-3))
+    )
+
+
+def instance_norm(draw: Any) -> Drawn:
+    writer = normalised(Writer.begin(draw, ranks=(3,)))
+    parts = [writer.numbers(writer.shape[0]) for _ in "ab"]
+    return writer.end(writer.add("InstanceNormalization", ["input", *parts], epsilon=writer.one_of(None, 1e-3)))
+
+
+def attention(draw: Any) -> Drawn:
+    writer = Writer.begin(draw, ranks=(3,), opsets=(23,), size=4)
+    length = writer.shape[1]
+    key = writer.add(writer.one_of("Neg", "Sigmoid"), ["input"])
+    value = writer.add(writer.one_of("Identity", "Tanh"), ["input"])
+    mask = writer.one_of(None, None, "real", "kept")
+    if mask == "real":
+        mask = writer.numbers(*draw(st.sampled_from([(length, length), (1, length), (1, 1, length, length)])))
+    elif mask == "kept":
+        mask = writer.constant(np.tril(np.ones((length, length), bool)))
+    given = {
+        "scale": writer.one_of(None, 0.5),
+        "is_causal": writer.one_of(None, 0, 1),
+        "softcap": writer.one_of(None, None, 2.0),
+    }
+    return writer.end(writer.add("Attention", ["input", key, value, mask], **given))
+
+
+DRAWINGS: dict[str, Drawing] = {
+    "Attention": attention,
+    "AveragePool": pool("AveragePool"),
+    "BatchNormalization": batch_norm,
+    "Conv": convolution,
+    "Gemm": gemm,
+    "GlobalAveragePool": global_pool("GlobalAveragePool"),
+    "GlobalMaxPool": global_pool("GlobalMaxPool"),
+    "GroupNormalization": group_norm,
+    "InstanceNormalization": instance_norm,
+    "LayerNormalization": layer_norm,
+    "MatMul": matrix_product,
+    "MaxPool": pool("MaxPool"),
+    "Resize": resize,
+    "Upsample": upsample,
+}
