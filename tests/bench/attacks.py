@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guard.arrays import read_examples, to_wire
-from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.target import targets_of
 from guard.offline.bench.stopwatch import turns

@@ -21,7 +21,8 @@ from rich.table import Table
 from torch import Tensor
 
 from guard.arrays import read_examples, to_wire
-from guard.offline.attacks.attack import Attack, Model, learns
+from guard.offline.attacks.attack import Attack, learns
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from guard.arrays import read_examples, to_wire
-from guard.offline.attacks.attack import Attack, Model, learns
+from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.methods.frame import Frame, UniversalFrame, border
 from guard.offline.attacks.methods.gd_uap import GdUap
 from guard.offline.attacks.methods.patch import Patch
 from guard.offline.attacks.methods.uap import Uap
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.crafting.onnx_model import open_compiled
 from guard.offline.findings.intervals import wilson

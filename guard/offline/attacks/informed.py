@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Traits
+from guard.offline.attacks.attack import Family, Traits
+from guard.offline.attacks.model import Model
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 

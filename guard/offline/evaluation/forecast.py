@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from guard.cascade import Cascade
-from guard.offline.attacks.attack import Attack, LearningAttack, Model, learns
+from guard.offline.attacks.attack import Attack, LearningAttack, learns
+from guard.offline.attacks.model import Model, Objective, TorchModel
 from guard.offline.crafting.learning import BLOCK_SHARDS
 from guard.offline.crafting.shard import shard_items
 from guard.offline.data.dataset import Dataset
@@ -46,6 +47,17 @@ class Counted(nn.Module):
     @property
     def so_far(self) -> Passes:
         return Passes(self.forwards, self.backwards)
+
+    @property
+    def engine(self) -> str:
+        return self.model.engine
+
+    @property
+    def module(self) -> nn.Module:
+        return self
+
+    def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        return TorchModel(self).value_and_gradient(points, objective)
 
     def forward(self, images: Tensor) -> Tensor:
         if torch.is_grad_enabled() and images.requires_grad:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.model import TorchModel
 from tests.offline import tiny
 
-Problem = tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+Problem = tuple[TorchModel, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def problem(kind: str = "images") -> Problem:
@@ -20,7 +21,7 @@ def problem(kind: str = "images") -> Problem:
         with torch.no_grad():
             right = model(inputs).argmax(dim=1) == labels
         parts.append((inputs[right], labels[right]))
-    return model, parts[0], parts[1]
+    return TorchModel(model), parts[0], parts[1]
 
 
 def seeded(seed: int = 0) -> torch.Generator:

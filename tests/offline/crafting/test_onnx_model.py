@@ -17,7 +17,8 @@ from guard.offline.attacks.methods.deepfool import DeepFool
 from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.attacks.methods.map_keeping import MapKeeping
 from guard.offline.attacks.methods.pgd import Pgd
-from guard.offline.attacks.objective import Climbing, Gap, LogOdds, Objective, gap, value_and_gradient
+from guard.offline.attacks.model import Objective, TorchModel
+from guard.offline.attacks.objective import Gap, LogOdds, gap
 from guard.offline.crafting import onnx_model as compiled
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.onnx_model import OnnxModel, SeedRule, check_compiled, open_compiled
@@ -46,11 +47,6 @@ def model(folder: Path) -> OnnxModel:
     return open_compiled(tiny.image_classifier(), IMAGES.numpy(), folder)
 
 
-def test_it_climbs_for_itself(model: OnnxModel) -> None:
-    assert isinstance(model, Climbing)
-    assert not isinstance(tiny.image_classifier().graph, Climbing)
-
-
 @pytest.mark.parametrize(
     "objective",
     [
@@ -63,8 +59,10 @@ def test_it_climbs_for_itself(model: OnnxModel) -> None:
     ids=["log-odds", "gap", "log-odds of a target", "gap of a target", "unknown to it"],
 )
 def test_logits_values_and_gradients_are_torchs(model: OnnxModel, objective: Objective) -> None:
-    found = value_and_gradient(model, IMAGES, objective)
-    for one, other in zip(found, value_and_gradient(tiny.image_classifier().graph, IMAGES, objective), strict=True):
+    found = model.value_and_gradient(IMAGES, objective)
+    for one, other in zip(
+        found, TorchModel(tiny.image_classifier().graph).value_and_gradient(IMAGES, objective), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(model(IMAGES), found[0], rtol=1e-5, atol=1e-5)
 
@@ -125,8 +123,10 @@ def test_vectors_are_climbed_too(tmp_path: Path) -> None:
     images, labels = tiny.vectors(40, seed=5)
     classifier = tiny.vector_classifier()
     model = open_compiled(classifier, images, tmp_path)
-    _, _, found = value_and_gradient(model, torch.from_numpy(images), LogOdds(torch.from_numpy(labels)))
-    _, _, wanted = value_and_gradient(classifier.graph, torch.from_numpy(images), LogOdds(torch.from_numpy(labels)))
+    _, _, found = model.value_and_gradient(torch.from_numpy(images), LogOdds(torch.from_numpy(labels)))
+    _, _, wanted = TorchModel(classifier.graph).value_and_gradient(
+        torch.from_numpy(images), LogOdds(torch.from_numpy(labels))
+    )
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
 
 
