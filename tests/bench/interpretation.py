@@ -22,7 +22,7 @@ from torch import Tensor
 
 from guard.arrays import read_examples, to_wire
 from guard.offline.attacks.attack import Attack, learns
-from guard.offline.attacks.model import Model
+from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS
@@ -58,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         console = Console(width=120)
         compiled = compiled_model(classifier, images[:BATCH].numpy(), Path(folder))
-        model: Model = classifier.graph if options.torch else compiled
+        model: Model = TorchModel(classifier.graph) if options.torch else compiled
         with torch.no_grad():
             right = model(images[: 2 * options.items]).argmax(dim=1) == labels[: 2 * options.items]
         kept = right.nonzero()[: options.items, 0]

@@ -17,7 +17,7 @@ from guard.offline.attacks.methods.deepfool import DeepFool
 from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.attacks.methods.map_keeping import MapKeeping
 from guard.offline.attacks.methods.pgd import Pgd
-from guard.offline.attacks.model import Objective, TorchModel
+from guard.offline.attacks.model import Model, Objective, TorchModel
 from guard.offline.attacks.objective import Gap, LogOdds, gap
 from guard.offline.crafting import onnx_model as compiled
 from guard.offline.crafting.crafter import craft
@@ -89,12 +89,13 @@ def test_autograd_runs_through_it_more_than_once(model: OnnxModel) -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
 def test_an_attack_fares_as_with_torch(model: OnnxModel, attack: Pgd) -> None:
-    def attacked(by: OnnxModel | torch.nn.Module) -> Tensor:
+    def attacked(by: Model) -> Tensor:
         return attack(by, IMAGES, LABELS, torch.Generator().manual_seed(3))
 
     with torch.no_grad():
         fooled, expected = (
-            gap(tiny.image_classifier()(attacked(by)), LABELS) > 0 for by in (model, tiny.image_classifier().graph)
+            gap(tiny.image_classifier()(attacked(by)), LABELS) > 0
+            for by in (model, TorchModel(tiny.image_classifier().graph))
         )
     assert expected.sum() >= 20
     assert (fooled == expected).float().mean() >= 0.95  # a kink may send an item another way
@@ -128,6 +129,13 @@ def test_vectors_are_climbed_too(tmp_path: Path) -> None:
         torch.from_numpy(images), LogOdds(torch.from_numpy(labels))
     )
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gradients_own_gradient_is_the_torch_modules_to_the_last_bit(model: OnnxModel) -> None:
+    attack, plain = MapKeeping(budget=0.25, steps=4), TorchModel(tiny.image_classifier().graph)
+    found, wanted = (attack(by, IMAGES, LABELS, torch.Generator()) for by in (model, plain))
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, IMAGES)
 
 
 def test_crafting_hands_the_torch_side_to_what_differentiates_twice(model: OnnxModel, tmp_path: Path) -> None:

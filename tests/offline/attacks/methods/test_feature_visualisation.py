@@ -20,6 +20,7 @@ from guard.offline.attacks.methods.feature_visualisation import (
     towards_class,
     visualise,
 )
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
 from tests.offline.attacks.trained import fooled, fooled_by_noise, trained
@@ -100,11 +101,11 @@ def test_the_neuron_is_a_channels_mean_before_the_logits():
     model[0].weight.data = weight
     images = torch.rand(2, 3, 5, 5, generator=seeded(1))
     wanted = torch.einsum("ichw,c->i", images, weight[2, :, 0, 0]) / 25
-    torch.testing.assert_close(answer_of(2, model, images, None), wanted)
+    torch.testing.assert_close(answer_of(2, TorchModel(model), images, None), wanted)
     with pytest.raises(ConfigError, match="has 4 neurons"):
-        answer_of(4, model, images, None)
+        answer_of(4, TorchModel(model), images, None)
     with pytest.raises(ConfigError, match="this model has none"):
-        answer_of(0, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(75, 2)), images, None)
+        answer_of(0, TorchModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(75, 2))), images, None)
 
 
 def test_blur_makes_it_smoother():
@@ -133,8 +134,8 @@ def test_the_easiest_class_is_the_one_that_a_larger_weight_reaches():
         return x @ weight.T + torch.tensor([1.0, 0.0, 0.0])
 
     canvases = 0.5 + 0.05 * torch.randn(40, 6, generator=seeded())
-    assert easiest(model, canvases, budget=0.1, generator=seeded()) == 2
-    assert easiest(lambda x: model(x)[:, [0, 2, 1]], canvases, budget=0.1, generator=seeded()) == 1
+    assert easiest(TorchModel(model), canvases, budget=0.1, generator=seeded()) == 2
+    assert easiest(TorchModel(lambda x: model(x)[:, [0, 2, 1]]), canvases, budget=0.1, generator=seeded()) == 1
 
 
 def test_it_learns_first_and_says_so():

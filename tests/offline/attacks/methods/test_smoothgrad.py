@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from guard.offline.attacks.methods.smoothgrad import averaged, smoothgrad
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import LogOdds, log_odds
 from tests.offline.attacks.linear import linear
@@ -58,10 +59,11 @@ def test_the_average_of_a_constant_gradient_is_that_gradient():
 def test_the_average_hides_a_ripple_that_a_point_sees():
     """A gentle slope towards class 1 beneath a steep ripple: the point's gradient is wrong half of the time."""
 
-    def rippled(x: torch.Tensor) -> torch.Tensor:
+    def ripple(x: torch.Tensor) -> torch.Tensor:
         ahead = (x + 0.02 * torch.sin(200 * x)).sum(dim=1)
         return torch.stack([torch.zeros_like(ahead), ahead], dim=1)
 
+    rippled = TorchModel(ripple)
     inputs, objective = torch.rand(8, 30, generator=seeded(1)), LogOdds(torch.zeros(8, dtype=torch.long))
     plain = rippled.value_and_gradient(inputs, objective)[2]
     smooth = averaged(rippled, inputs, objective, 64, 0.05, seeded())
