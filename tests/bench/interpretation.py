@@ -22,6 +22,7 @@ from torch import Tensor
 
 from guard.arrays import read_examples, to_wire
 from guard.offline.attacks.attack import Attack, learns
+from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
@@ -88,7 +89,7 @@ def row(
     if learns(attack):
         wanted = attack.learning_items
         knowledge = attack.learn(model, seen[:wanted], seen_labels[:wanted], torch.Generator().manual_seed(1))
-        attack = attack.knowing(knowledge)
+        attack = Informed(attack, knowledge)
     learnt = time.thread_time()
     batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
     attacked = torch.cat([attack(model, own, truth, torch.Generator().manual_seed(2)) for own, truth in batches])

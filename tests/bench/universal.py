@@ -90,7 +90,7 @@ def line(attack: Attack, model: Model, own: tuple[Tensor, Tensor], others: tuple
         generator, ready = torch.Generator().manual_seed(seed), attack
         began = time.perf_counter()
         if learns(attack):
-            ready = attack.knowing(attack.learn(model, *own, generator))
+            ready = Informed(attack, attack.learn(model, *own, generator))
         between = time.perf_counter()
         attacked = ready(model, *others, generator)
         attacking += time.perf_counter() - between

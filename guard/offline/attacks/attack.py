@@ -102,8 +102,10 @@ class LearningAttack(Attack, Protocol):
         """Learn from unit-space inputs [item, ...] and labels [item]; Rule 1 holds."""
         ...
 
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        """Return the same attack with this knowledge; it prints as it did before."""
+    def informed(
+        self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Attack inputs with this knowledge; the other arguments and the result are those of an Attack."""
         ...
 
 

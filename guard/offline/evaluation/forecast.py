@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from guard.cascade import Cascade
 from guard.offline.attacks.attack import Attack, LearningAttack, learns
+from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.model import Model, Objective, TorchModel
 from guard.offline.crafting.learning import BLOCK_SHARDS
 from guard.offline.crafting.shard import shard_items
@@ -91,7 +92,7 @@ def learn(
         counts.append(counted.so_far + before.times(-1))
     each = counts[1] + counts[0].times(-1)
     once = counts[0] + each.times(-1)
-    return attack.knowing(knowledge), (once + each.times(min(block, attack.learning_items))).times(1 / block)
+    return Informed(attack, knowledge), (once + each.times(min(block, attack.learning_items))).times(1 / block)
 
 
 def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: Dataset) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.attack import Attack, LearningAttack
+from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.model import TorchModel
 from tests.offline import tiny
 
@@ -28,7 +29,6 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def learned(attack: Attack, problem: Problem, seed: int = 0) -> Attack:
+def learned(attack: LearningAttack, problem: Problem, seed: int = 0) -> Attack:
     model, (inputs, labels), _ = problem
-    ready: Attack = attack.knowing(attack.learn(model, inputs, labels, seeded(seed)))  # type: ignore[attr-defined]
-    return ready
+    return Informed(attack, attack.learn(model, inputs, labels, seeded(seed)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack, Family, learns
+from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS, build_attack, settings_of
@@ -64,7 +65,7 @@ def variants(*, budget: float = 0.1, **settings: Any) -> list[Attack]:
 
 def ready(attack: Attack, model: Model, inputs: Tensor, labels: Tensor) -> Attack:
     """The attack, having learned from these items where it learns first."""
-    return attack.knowing(attack.learn(model, inputs, labels, seeded(9))) if learns(attack) else attack
+    return Informed(attack, attack.learn(model, inputs, labels, seeded(9))) if learns(attack) else attack
 
 
 def climbing(attack: Attack) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from guard.errors import DataError
 from guard.offline.attacks.attack import Attack, Family, Traits
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import Crafter, craft
@@ -48,9 +48,6 @@ class Average:
         self.lessons.append(inputs)
         model(inputs)
         return {"mean": inputs.mean(dim=0), "drawn": torch.rand(inputs.shape[1:], generator=generator)}
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Any, inputs: Tensor, labels: Tensor, generator: torch.Generator

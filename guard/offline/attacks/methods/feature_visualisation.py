@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Traits, call_text, more_than_zero, whole
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
@@ -190,9 +190,6 @@ class FeatureVisualisation:
             .float()
             .cpu()
         )
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Attack, Family, Traits, call_text
+from guard.offline.attacks.attack import Family, Traits, call_text
 from guard.offline.attacks.attack import whole as whole_number
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.methods.patch import cover, share
 from guard.offline.attacks.methods.pgd import keep, rank
 from guard.offline.attacks.model import Model
@@ -136,9 +136,6 @@ class UniversalFrame:
             generator=generator,
         )
         return {"content": found}
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Family, Traits, call_text, more_than_zero, whole
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import per_item
 from guard.offline.attacks.objective import Gap
@@ -146,9 +146,6 @@ class OnManifold:
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         del model, labels  # the autoencoder learns from the items alone
         return knowledge_of(taught(inputs, epochs=self.epochs, generator=generator))
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator

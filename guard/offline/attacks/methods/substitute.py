@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Family, Traits, call_text, known_norm, more_than_zero, whole
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.methods.pgd import pgd
 from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.attacks.objective import chosen
@@ -98,9 +98,6 @@ class Substitute:
         del labels  # the model's own answers are what is learned
         settings = {"rounds": self.rounds, "epochs": self.epochs}
         return knowledge_of(distil(model, inputs, generator=generator, stride=self.stride, **settings))
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator

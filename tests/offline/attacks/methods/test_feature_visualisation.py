@@ -10,6 +10,7 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import learns
+from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.methods.feature_visualisation import (
     FeatureVisualisation,
     answer_of,
@@ -39,7 +40,7 @@ def learned() -> tuple[Tensor, int]:
     digits = trained()
     attack = FeatureVisualisation(budget=BUDGET, target=6)  # to 8, the easiest, noise alone takes many
     knowledge = attack.learn(digits.model, digits.seen[:200], digits.seen_labels[:200], seeded())
-    attacked = attack.knowing(knowledge)(digits.model, digits.inputs, digits.labels, seeded())
+    attacked = Informed(attack, knowledge)(digits.model, digits.inputs, digits.labels, seeded())
     return attacked, int(knowledge["target"])
 
 
@@ -80,7 +81,7 @@ def test_a_neuron_answers_more_than_under_any_of_twenty_noises_on_items_that_it_
     digits = trained()
     attack = FeatureVisualisation(budget=0.15, neuron=neuron, steps=60, data_free=data_free)
     knowledge = attack.learn(digits.model, digits.seen[:200], digits.seen_labels[:200], seeded())
-    attacked = attack.knowing(knowledge)(digits.model, digits.inputs, digits.labels, seeded())
+    attacked = Informed(attack, knowledge)(digits.model, digits.inputs, digits.labels, seeded())
     draws = seeded(4)
 
     def mean(points: Tensor) -> float:

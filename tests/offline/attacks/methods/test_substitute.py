@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.attack import Attack, learns
+from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.methods.substitute import Substitute, augmented, distil
 from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
@@ -44,7 +45,7 @@ def learned() -> tuple[Attack, int, Tensor]:
     attack = Substitute(budget=0.2, rounds=ROUNDS, learning_items=ITEMS)
     knowledge = attack.learn(TorchModel(model), digits.seen[:ITEMS], digits.seen_labels[:ITEMS], seeded())
     student = recalled(partial(small_classifier, (1, 8, 8), 10), knowledge, digits.inputs)
-    return attack.knowing(knowledge), model.rows, student(digits.inputs)
+    return Informed(attack, knowledge), model.rows, student(digits.inputs)
 
 
 def test_beats_noise_of_its_size_on_held_out_items():
