@@ -29,6 +29,7 @@ from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS
 from guard.offline.crafting.engine import compiled_model
 from guard.offline.model.open_model import Source, open_model
+from guard.offline.work.directory import WorkDirectory
 
 COLUMNS = ("attack", "fooled", "noise", "L∞", "L2", "values", "s/item", "s to learn")
 DEFAULTS = (
@@ -58,7 +59,7 @@ def main() -> None:
     table = Table(*COLUMNS)
     with tempfile.TemporaryDirectory() as folder:
         console = Console(width=120)
-        compiled = compiled_model(classifier, images[:BATCH].numpy(), Path(folder))
+        compiled = compiled_model(classifier, images[:BATCH].numpy(), WorkDirectory(Path(folder)))
         model: Model = TorchModel(classifier.graph) if options.torch else compiled
         with torch.no_grad():
             right = model(images[: 2 * options.items]).argmax(dim=1) == labels[: 2 * options.items]
