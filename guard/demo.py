@@ -142,6 +142,7 @@ def fresh_inputs(job: Any, prepared: Any, progress: Any) -> dict[str, Any]:
     from guard.offline.attacks.attack import Attack
     from guard.offline.attacks.methods.deepfool import DeepFool
     from guard.offline.attacks.methods.pgd import Pgd
+    from guard.offline.attacks.model import TorchModel
     from guard.offline.crafting.crafter import craft
     from guard.offline.crafting.shard import CraftSetup
     from guard.offline.data.grid import off_grid
@@ -149,7 +150,9 @@ def fresh_inputs(job: Any, prepared: Any, progress: Any) -> dict[str, Any]:
 
     test, spec = prepared.data.part(Split.TEST), prepared.classifier.spec
     attacks: list[Attack] = [*(Pgd(budget=steps / 16, steps=40) for steps in (1, 2, 4)), DeepFool()]
-    run = CraftSetup(prepared.classifier.graph, spec.input.grid, spec.fingerprint, job.work.demo, job.seed + 1)
+    run = CraftSetup(
+        TorchModel(prepared.classifier.graph), spec.input.grid, spec.fingerprint, job.work.demo, job.seed + 1
+    )
     crafted = craft(run, test, attacks, progress=progress.items)
     names = ["PGD-40, 1/16", "PGD-40, 2/16", "PGD-40, 4/16", "DeepFool (never trained on)"]
     return {

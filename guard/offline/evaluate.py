@@ -14,6 +14,7 @@ from pathlib import Path
 from guard.bundle import Bundle
 from guard.offline.adversary.descent import ALL_METHODS, METHODS
 from guard.offline.adversary.runs import MAX_GUIDE_ITEMS
+from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.shifts import SHIFTS
@@ -117,7 +118,7 @@ def forecast(
     read_s = seconds_to_read(subject.cascade, held_out)
     found: dict[str, float | None] = {
         f"{len(attacks)} attacks on {items} items": items
-        * seconds_per_item(subject.classifier.graph, attacks, held_out)
+        * seconds_per_item(TorchModel(subject.classifier.graph), attacks, held_out)
     }
     if not quick and (left := unmade(work.recipe, work.directory, bundle)):
         build_s = read_seconds(work.directory)

@@ -75,7 +75,7 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-class Model:
+class ServedModel:
     """A model from an ONNX file, loaded."""
 
     def __init__(self, file: Path, *, name: str | None, version: str, threads: int | None) -> None:
@@ -158,7 +158,7 @@ def declared(node: Any, file: Path) -> Tensor:
 class ModelService:
     """The six methods of the protocol for one model."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ServedModel) -> None:
         self.model = model
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
@@ -223,7 +223,7 @@ async def unknown(requests: Any, context: Any) -> None:  # noqa: ARG001
 
 
 @asynccontextmanager
-async def serving(model: Model, listen: str, *, log: Log | None = None) -> AsyncIterator[str]:
+async def serving(model: ServedModel, listen: str, *, log: Log | None = None) -> AsyncIterator[str]:
     """Run the model server within the block; yields its address, with the port that was bound. Raises PortError."""
     service, readiness = ModelService(model), Readiness()
     readiness.reasons.clear()
@@ -269,12 +269,12 @@ def serve_model(
         ModelError: the file is no model that ONNX Runtime can run.
         PortError: `listen` is taken.
     """
-    model = Model(file, name=name, version=version, threads=threads)
+    model = ServedModel(file, name=name, version=version, threads=threads)
     with asyncio.Runner(loop_factory=EventLoop) as runner:
         runner.run(serve_until_signal(model, listen))
 
 
-async def serve_until_signal(model: Model, listen: str) -> None:
+async def serve_until_signal(model: ServedModel, listen: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

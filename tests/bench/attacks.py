@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from guard.arrays import read_examples, to_wire
-from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.target import targets_of
 from guard.offline.bench.stopwatch import turns
@@ -54,7 +55,7 @@ def main() -> None:
         for contest in contests(classifier.graph, tuple(options.shape), classifier.spec.output.classes)
         if not options.only or contest.name in options.only
     ]
-    bench = Bench(classifier.graph, compiled, images, labels, options.batch, options.out, options.slow)
+    bench = Bench(TorchModel(classifier.graph), compiled, images, labels, options.batch, options.out, options.slow)
     until = time.monotonic() + 60 * options.minutes
     for contest in found:
         if not bench.run(contest, until):
@@ -92,7 +93,7 @@ class Row:
 class Bench:
     """The model, the items, and where the rows are kept."""
 
-    graph: nn.Module
+    plain: Model
     compiled: Model
     images: Tensor
     labels: Tensor
@@ -106,7 +107,7 @@ class Bench:
         entrants = self.entrants(contest)
         for number, (images, labels) in enumerate(self.batches()):
             targets = targets_of(
-                "least_likely" if contest.aimed else None, self.graph, images, labels, torch.Generator()
+                "least_likely" if contest.aimed else None, self.plain, images, labels, torch.Generator()
             )
             for place in turns(len(entrants), number):
                 name = list(entrants)[place]
@@ -121,7 +122,7 @@ class Bench:
 
     def entrants(self, contest: Contest) -> Mapping[str, Entrant]:
         theirs = {name: run for name, run in contest.peers.items() if self.slow or not name.startswith(SLOW)}
-        return {OURS: entrant(contest.ours, self.graph), COMPILED: entrant(contest.ours, self.compiled), **theirs}
+        return {OURS: entrant(contest.ours, self.plain), COMPILED: entrant(contest.ours, self.compiled), **theirs}
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.images.split(self.batch), self.labels.split(self.batch), strict=True)
@@ -136,7 +137,7 @@ class Bench:
         attacked = run(images.clone(), labels.clone(), targets)
         seconds = time.process_time() - began
         with torch.no_grad():
-            answers = self.graph(attacked).argmax(dim=1)
+            answers = self.plain(attacked).argmax(dim=1)
         size = sizes(attacked.detach() - images, contest.norm)  # type: ignore[arg-type]
         fooled = answers != labels if targets is None else answers == targets
         fooled &= ((attacked >= 0) & (attacked <= 1)).flatten(1).all(dim=1)

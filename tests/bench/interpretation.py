@@ -21,12 +21,15 @@ from rich.table import Table
 from torch import Tensor
 
 from guard.arrays import read_examples, to_wire
-from guard.offline.attacks.attack import Attack, Model, learns
+from guard.offline.attacks.attack import Attack, learns
+from guard.offline.attacks.informed import Informed
+from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS
 from guard.offline.crafting.engine import compiled_model
 from guard.offline.model.open_model import Source, open_model
+from guard.offline.work.directory import WorkDirectory
 
 COLUMNS = ("attack", "fooled", "noise", "L∞", "L2", "values", "s/item", "s to learn")
 DEFAULTS = (
@@ -56,8 +59,8 @@ def main() -> None:
     table = Table(*COLUMNS)
     with tempfile.TemporaryDirectory() as folder:
         console = Console(width=120)
-        compiled = compiled_model(classifier, images[:BATCH].numpy(), Path(folder))
-        model: Model = classifier.graph if options.torch else compiled
+        compiled = compiled_model(classifier, images[:BATCH].numpy(), WorkDirectory(Path(folder)))
+        model: Model = TorchModel(classifier.graph) if options.torch else compiled
         with torch.no_grad():
             right = model(images[: 2 * options.items]).argmax(dim=1) == labels[: 2 * options.items]
         kept = right.nonzero()[: options.items, 0]
@@ -87,7 +90,7 @@ def row(
     if learns(attack):
         wanted = attack.learning_items
         knowledge = attack.learn(model, seen[:wanted], seen_labels[:wanted], torch.Generator().manual_seed(1))
-        attack = attack.knowing(knowledge)
+        attack = Informed(attack, knowledge)
     learnt = time.thread_time()
     batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
     attacked = torch.cat([attack(model, own, truth, torch.Generator().manual_seed(2)) for own, truth in batches])

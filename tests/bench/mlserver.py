@@ -31,6 +31,7 @@ from guard.bundle import Bundle
 from guard.demo import free_ports, running
 from guard.errors import NotReadyError
 from guard.offline.attacks.methods.pgd import Pgd
+from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
@@ -103,7 +104,7 @@ def attacked(
     """PGD on as many of the items as it takes; crafted shards are kept in the work directory."""
     classifier = work.subject(bundle).classifier
     grid, work_path = bundle.manifest.model.input.grid, work.directory.crafted
-    run = CraftSetup(classifier.graph, grid, classifier.spec.fingerprint, work_path, options.seed)
+    run = CraftSetup(TorchModel(classifier.graph), grid, classifier.spec.fingerprint, work_path, options.seed)
     tried = min(len(rest), 3 * options.attacked // 2)
     while True:
         (crafted,) = craft(run, held_out.take(rest[:tried]), [Pgd(budget=options.budget, steps=options.steps)])

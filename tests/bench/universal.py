@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from guard.arrays import read_examples, to_wire
-from guard.offline.attacks.attack import Attack, Model, learns
+from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.methods.frame import Frame, UniversalFrame, border
 from guard.offline.attacks.methods.gd_uap import GdUap
 from guard.offline.attacks.methods.patch import Patch
 from guard.offline.attacks.methods.uap import Uap
+from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.crafting.onnx_model import open_compiled
 from guard.offline.findings.intervals import wilson
@@ -89,7 +90,7 @@ def line(attack: Attack, model: Model, own: tuple[Tensor, Tensor], others: tuple
         generator, ready = torch.Generator().manual_seed(seed), attack
         began = time.perf_counter()
         if learns(attack):
-            ready = attack.knowing(attack.learn(model, *own, generator))
+            ready = Informed(attack, attack.learn(model, *own, generator))
         between = time.perf_counter()
         attacked = ready(model, *others, generator)
         attacking += time.perf_counter() - between
@@ -115,7 +116,9 @@ def random_ones(attack: Attack, inputs: Tensor) -> Iterator[Tensor]:
             yield (inputs + (attack.budget or math.nan) / size * signs).clamp(0, 1)
         elif isinstance(attack, Patch):
             ready = Informed(attack, {"patch": attack.blank(inputs, generator)})
-            yield ready(lambda images: images, inputs, torch.zeros(len(inputs), dtype=torch.int64), generator)
+            yield ready(
+                TorchModel(lambda images: images), inputs, torch.zeros(len(inputs), dtype=torch.int64), generator
+            )
         else:
             taken = border(inputs, attack.budget or 0.0, attack)
             yield torch.where(taken, torch.rand(inputs.shape[1:], generator=generator), inputs)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from guard.bundle import Bundle
+from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
@@ -80,7 +81,7 @@ def caught_inputs(
     items = Dataset(unit, labels, np.asarray([f"{i:064d}" for i in range(len(unit))]))
     spec = tiny_subject.classifier.spec
     work = ResultStore(tmp_path_factory.mktemp("fresh"))
-    run = CraftSetup(tiny_subject.classifier.graph, spec.input.grid, spec.fingerprint, work, seed=5)
+    run = CraftSetup(TorchModel(tiny_subject.classifier.graph), spec.input.grid, spec.fingerprint, work, seed=5)
     (crafted,) = craft(run, items, tiny_job.recipe.attacks[:1])
     p = read(tiny_subject.cascade, crafted.attacked).p_value
     found = spec.input.box.from_unit(crafted.attacked[p <= tiny_subject.rates.reject])

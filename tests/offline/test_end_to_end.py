@@ -24,7 +24,7 @@ from guard.policy import Action, Policy
 from guard.runtime import Runtime
 from guard.scoring import score_lines
 from guard.serve.log import Log
-from guard.serve.model_server import Model
+from guard.serve.model_server import ServedModel
 from guard.serve.model_server import serving as model_serving
 from guard.serve.server import running
 from guard.serve.wire import guard_pb2
@@ -135,7 +135,7 @@ def test_tritonclient_cannot_tell_the_guard_from_the_model_server(
         return ask_triton(side("triton"), address, served_name, sent)
 
     async def both() -> tuple[dict[str, Any], dict[str, Any], float]:
-        model = Model(file, name=served_name, version="", threads=1)
+        model = ServedModel(file, name=served_name, version="", threads=1)
         log = Log("info", io.StringIO())
         async with (
             model_serving(model, "127.0.0.1:0") as upstream,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from guard.errors import ModelError, PortError
-from guard.serve.model_server import Model, serve_model, serving
+from guard.serve.model_server import ServedModel, serve_model, serving
 from guard.serve.probe import probe
 from guard.serve.wire.inference_pb2 import ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse
 from tests.serve import tiny_bundle
@@ -20,18 +20,18 @@ from tests.serve.guarded import Client, calling, infer_request
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Model:
+def model(tmp_path: Path) -> ServedModel:
     (tmp_path / "tiny.onnx").write_bytes(tiny_bundle.classifier())
-    return Model(tmp_path / "tiny.onnx", name=None, version="1", threads=1)
+    return ServedModel(tmp_path / "tiny.onnx", name=None, version="1", threads=1)
 
 
 @asynccontextmanager
-async def answering(model: Model) -> AsyncIterator[tuple[Client, str]]:
+async def answering(model: ServedModel) -> AsyncIterator[tuple[Client, str]]:
     async with serving(model, "127.0.0.1:0") as address, calling(address) as client:
         yield client, address
 
 
-def test_raw_is_answered_raw_and_typed_typed(model: Model) -> None:
+def test_raw_is_answered_raw_and_typed_typed(model: ServedModel) -> None:
     async def story() -> None:
         images = tiny_bundle.ordinary(3)
         matrix, _ = tiny_bundle.weights()
@@ -53,7 +53,7 @@ def test_raw_is_answered_raw_and_typed_typed(model: Model) -> None:
     asyncio.run(story())
 
 
-def test_metadata_and_readiness(model: Model) -> None:
+def test_metadata_and_readiness(model: ServedModel) -> None:
     async def story() -> None:
         async with answering(model) as (client, address):
             body = (await client.call("ModelMetadata", ModelMetadataRequest(name="tiny"))).body
@@ -67,7 +67,7 @@ def test_metadata_and_readiness(model: Model) -> None:
     asyncio.run(story())
 
 
-def test_what_it_cannot_do_has_a_status(model: Model) -> None:
+def test_what_it_cannot_do_has_a_status(model: ServedModel) -> None:
     async def story() -> None:
         wrong_shape = infer_request(tiny_bundle.ordinary(1))
         wrong_shape.inputs[0].shape[:] = [1, 1, 2, 8]
@@ -98,7 +98,7 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
         assert file.name in str(caught.value)
 
 
-def test_a_taken_port(model: Model) -> None:
+def test_a_taken_port(model: ServedModel) -> None:
     async def story() -> None:
         async with answering(model) as (_, address):
             with pytest.raises(PortError, match=address):

@@ -21,7 +21,7 @@ from guard.bundle import Bundle
 from guard.errors import BundleError, DeviceError
 from guard.runtime import Runtime
 from guard.serve.engine import Engine
-from guard.serve.model_server import Model
+from guard.serve.model_server import ServedModel
 from guard.session import CudaOptions
 from tests.serve import tiny_bundle
 from tests.serve.census import pinned, processor_s, threads_of
@@ -174,7 +174,7 @@ def test_a_device_that_cannot_run_the_largest_batch(
 def test_the_model_server_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, found: int) -> None:
     monkeypatch.setattr(container, "cpus", lambda: 3)
     (tmp_path / "tiny.onnx").write_bytes(tiny_bundle.classifier())
-    model = Model(tmp_path / "tiny.onnx", name=None, version="", threads=threads)
+    model = ServedModel(tmp_path / "tiny.onnx", name=None, version="", threads=threads)
     options = model.session.get_session_options()
     assert options.intra_op_num_threads == found
     assert options.get_session_config_entry(SPINNING) == "0"

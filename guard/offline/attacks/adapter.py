@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.methods.deepfool import linearise
 from guard.offline.attacks.methods.pgd import keep, rank
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, per_item, sizes
 from guard.offline.data.norms import Norm
 
@@ -200,7 +201,7 @@ def fab(model: Model, inputs: Tensor, labels: Tensor, *, steps: int, norm: Norm 
     return found.to(inputs.dtype).clamp(0, 1)
 
 
-def answers(model: Model, points: Tensor) -> Tensor:
+def answers(model: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     with torch.no_grad():
         return model(points).argmax(dim=1)
 

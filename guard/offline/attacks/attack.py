@@ -7,22 +7,21 @@ Rule 3: it promises no success: before an item counts as attacked, the caller ve
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from numbers import Real
-from typing import Any, Literal, Protocol, Self, TypeAlias, TypeGuard, get_args
+from typing import Any, Literal, Protocol, Self, TypeGuard, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from guard.errors import ConfigError
+from guard.offline.attacks.model import Model
 from guard.offline.data.norms import Measure, Norm
 from guard.offline.networks.weights import Knowledge
 
-Model: TypeAlias = Callable[[Tensor], Tensor]  # unit-space inputs [item, ...] -> logits [item, class]
 # What an attack asks the model for: its answers alone, the gradient of a function of its logits, the outputs of its
-# layers, or a gradient's own gradient. For the last a compiled model will not do.
+# layers, or a gradient's own gradient. The last two are asked of the torch module behind a compiled model.
 Asks = Literal["answers", "gradient", "layers", "curvature"]
 
 
@@ -103,23 +102,16 @@ class LearningAttack(Attack, Protocol):
         """Learn from unit-space inputs [item, ...] and labels [item]; Rule 1 holds."""
         ...
 
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        """Return the same attack with this knowledge; it prints as it did before."""
+    def informed(
+        self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Attack inputs with this knowledge; the other arguments and the result are those of an Attack."""
         ...
 
 
 def learns(attack: Attack) -> TypeGuard[LearningAttack]:
     """Return whether an attack learns before it attacks."""
     return attack.traits.learns
-
-
-def check_torch(attack: Any, model: Model) -> None:
-    """Check that the model is or holds a torch module. Raises ValueError."""
-    if not isinstance(model, nn.Module) and not isinstance(getattr(model, "model", None), nn.Module):
-        raise ValueError(
-            f"attack {attack.name!r} needs the model as a torch module; got {type(model).__name__}. "
-            "Hand over the classifier's graph, not the compiled model"
-        )
 
 
 def call_text(attack: Any) -> str:

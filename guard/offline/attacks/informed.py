@@ -1,48 +1,23 @@
-"""Attack together with what it has learned: what a LearningAttack's `knowing` returns."""
+"""Attack together with what it has learned, so that it can be called as any other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Traits
+from guard.offline.attacks.attack import Family, LearningAttack, Traits
+from guard.offline.attacks.model import Model
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
-
-
-class Teachable(Protocol):
-    """Learning attack as a value, whose attack is a function of what it has learned."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def family(self) -> Family: ...
-
-    @property
-    def norm(self) -> Measure: ...
-
-    @property
-    def budget(self) -> float | None: ...
-
-    @property
-    def traits(self) -> Traits: ...
-
-    def informed(
-        self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Attack inputs with this knowledge; arguments and result are those of an Attack."""
-        ...
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Informed:
     """Attack with its knowledge; it prints as the attack did before it learned."""
 
-    attack: Teachable
+    attack: LearningAttack
     knowledge: Knowledge
 
     @property
@@ -74,4 +49,6 @@ class Informed:
 
 def untaught(attack: object) -> ValueError:
     """Return the error that a LearningAttack raises when it is called without having learned."""
-    return ValueError(f"{attack!r} has not learned yet; call attack.knowing(attack.learn(...)) first, as craft does")
+    return ValueError(
+        f"{attack!r} has not learned yet; call Informed(attack, attack.learn(...)) instead, as craft does"
+    )

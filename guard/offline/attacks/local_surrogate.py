@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Model
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, steepest
 from guard.offline.attacks.objective import gap, log_odds
 from guard.offline.data.norms import Norm

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-
-from guard.offline.attacks.attack import Model
-
-Objective: TypeAlias = Callable[[Tensor], Tensor]  # logits [item, class] -> what is to grow, [item]
-
-
-@runtime_checkable
-class Climbing(Protocol):
-    """Model that computes the gradient of an objective itself, as a compiled one does."""
-
-    def __call__(self, images: Tensor, /) -> Tensor: ...
-
-    def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the function of this name returns."""
-        ...
 
 
 def without(logits: Tensor, classes: Tensor) -> Tensor:
@@ -74,15 +57,3 @@ class Gap:
 
     def __call__(self, logits: Tensor) -> Tensor:
         return gap(logits, self.labels, self.targets)
-
-
-def value_and_gradient(model: Model, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits [item, class], `objective(logits)` [item] and its gradient to the points; parameters get none."""
-    if isinstance(model, Climbing):
-        return model.value_and_gradient(points, objective)
-    with torch.enable_grad():
-        watched = points.detach().requires_grad_()
-        logits = model(watched)
-        values = objective(logits)
-        (gradient,) = torch.autograd.grad(values.sum(), watched)
-    return logits.detach(), values.detach(), gradient.detach()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from guard.offline.attacks.attack import Model
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
 from guard.offline.attacks.objective import gap
 from guard.offline.model.gradient.rules.pointwise import smooth_hardtanh, smooth_leaky_relu, smooth_relu, smooth_relu6
@@ -82,7 +82,7 @@ def saliency(model: Model, points: Tensor) -> tuple[Tensor, Tensor]:
     twice = torch.is_grad_enabled()
     with torch.enable_grad(), Bending():
         watched = points if points.requires_grad else points.detach().requires_grad_()
-        logits = model(watched)
+        logits = model.module(watched)
         (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), watched, create_graph=twice)
         found = map_of(gradient)
     return (logits, found) if twice else (logits.detach(), found.detach())

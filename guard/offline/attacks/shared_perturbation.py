@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Model
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import per_item
-from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.attacks.objective import LogOdds
 
 MOMENTUM_SHARE = 0.9
 MAX_LOG_ODDS = 9.0  # log-odds from which on an item adds no gradient: it is fooled, and others need the budget
@@ -70,7 +70,7 @@ def pulled(model: Model, inputs: Tensor, labels: Tensor, shared: Tensor, place: 
     with torch.enable_grad():
         watched = shared.detach().requires_grad_()
         points = place(watched, inputs)
-        _, values, gradient = value_and_gradient(model, points.detach(), LogOdds(labels, targets))
+        _, values, gradient = model.value_and_gradient(points.detach(), LogOdds(labels, targets))
         gradient = torch.where(per_item(values < MAX_LOG_ODDS, gradient), gradient, torch.zeros_like(gradient))
         (found,) = torch.autograd.grad(points, watched, gradient)
     return found.detach()

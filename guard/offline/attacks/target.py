@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Model
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.objective import without
 
 Target = Literal["least_likely", "random", "next"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from torch import nn
 
 from guard.errors import ConfigError, DataError, ModelError
 from guard.offline.attacks.attack import Attack
@@ -17,7 +16,7 @@ from guard.offline.data.grid import on_grid, whole_steps
 def check(run: CraftSetup, items: Dataset) -> None:
     """Check that these items can be attacked; raises the errors that `craft` documents."""
     model, images, labels = run.model, items.images, items.labels
-    if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
+    if any(part.training for part in model.module.modules()):
         raise ModelError("the model is in training mode; call eval() first, or its answers depend on batch mates")
     counts = [len(given) for given in (images, labels, items.hashes)]
     if min(counts) == 0 or min(counts) != max(counts):

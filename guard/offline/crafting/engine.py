@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from guard.errors import ModelError, ParityError
-from guard.offline.attacks.attack import Model
-from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.attacks.model import Model, TorchModel
+from guard.offline.attacks.objective import LogOdds
 from guard.offline.crafting import onnx_model
 from guard.offline.crafting.onnx_model import CHECKED_BATCH_ITEMS, open_compiled
 from guard.offline.crafting.plan import read_plan
@@ -27,14 +27,14 @@ MIN_COMPILED_ITEM_S = 1e-4  # per item: a model that torch differentiates faster
 def choose_engine(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> tuple[str, str]:
     """Choose torch or onnxruntime, with the reason in words. `images` are a batch as attacks are going to form it."""
     with one_thread():
-        (torch_s,) = gradient_seconds([classifier.graph], images)
+        (torch_s,) = gradient_seconds([TorchModel(classifier.graph)], images)
         if torch_s < MIN_COMPILED_ITEM_S:
             return "torch", f"torch, {1000 * torch_s:.2f} ms a gradient"
         try:
             compiled = compiled_model(classifier, images, work)
         except (ModelError, ParityError) as error:
             return "torch", f"torch: {error}"
-        torch_s, compiled_s = gradient_seconds([classifier.graph, compiled], images)
+        torch_s, compiled_s = gradient_seconds([TorchModel(classifier.graph), compiled], images)
     ratio = f"ONNX Runtime {1000 * compiled_s:.1f} ms a gradient, torch {1000 * torch_s:.1f}"
     return ("onnxruntime", ratio) if compiled_s < torch_s else ("torch", f"torch; {ratio}")
 
@@ -44,7 +44,7 @@ def gradient_seconds(models: Sequence[Model], images: NDArray[np.float32]) -> li
     points = torch.from_numpy(images)
     labels = torch.zeros(len(points), dtype=torch.int64)
     steps: list[Callable[[], object]] = [
-        lambda model=model: value_and_gradient(model, points, LogOdds(labels))  # type: ignore[misc]
+        lambda model=model: model.value_and_gradient(points, LogOdds(labels))  # type: ignore[misc]
         for model in models
     ]
     times: list[list[float]] = [[] for _ in steps]
@@ -72,5 +72,5 @@ def attack_model(classifier: Classifier, images: NDArray[np.float32], work: Work
     """
     plan = read_plan(work)
     if plan is None or plan.engine == "torch":
-        return classifier.graph
+        return TorchModel(classifier.graph)
     return compiled_model(classifier, images, work)

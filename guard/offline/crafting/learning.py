@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.offline.attacks.attack import Attack, LearningAttack
+from guard.offline.attacks.informed import Informed
 from guard.offline.crafting.shard import CODE, CraftSetup, Shard, identify, modules_of
 from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.work.store import cache_key
@@ -92,7 +93,7 @@ def learn(run: CraftSetup, attack: Any, block: Sequence[Shard], *, anew: bool = 
     name, key = f"{attack.name}-learned-{learned.number:05d}", cache_key(identity, (*CODE, *modules_of(attack)))
     knowledge = run.work.arrays(name, key, make, anew=anew)
     return Ready(
-        attack.knowing({name: torch.from_numpy(array) for name, array in knowledge.items()}), digest_of(knowledge)
+        Informed(attack, {name: torch.from_numpy(array) for name, array in knowledge.items()}), digest_of(knowledge)
     )
 
 

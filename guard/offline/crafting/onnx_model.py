@@ -23,7 +23,8 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import one_hot
 
 from guard.errors import ParityError
-from guard.offline.attacks.objective import Gap, LogOdds, Objective, value_and_gradient
+from guard.offline.attacks.model import Objective, TorchModel
+from guard.offline.attacks.objective import Gap, LogOdds
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.graph.seed import Seed
@@ -208,7 +209,7 @@ def check_compiled(model: OnnxModel, classifier: Classifier, images: Tensor) -> 
     with torch.no_grad():
         labels = classifier(images).argmax(dim=1)
     for objective in (LogOdds, Gap):
-        expected, _, slope = value_and_gradient(classifier.graph, images, objective(labels))
+        expected, _, slope = TorchModel(classifier.graph).value_and_gradient(images, objective(labels))
         for size in CHECKED_BATCH_ITEMS:
             parts = [
                 (model(part), *model.value_and_gradient(part, objective(own)))

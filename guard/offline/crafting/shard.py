@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import ModelError
-from guard.offline.attacks.attack import Attack, Model
-from guard.offline.attacks.layers import torch_module
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import into_reach
 from guard.offline.attacks.objective import gap
@@ -95,11 +95,6 @@ class CraftSetup:
     stop: Stop = field(default_factory=Stop)
 
     @property
-    def engine(self) -> str:
-        """Name of what computes the model: torch, or what a compiled model states."""
-        return str(getattr(self.model, "engine", "torch"))
-
-    @property
     def threads(self) -> int:
         """Number of workers, one per core unless given."""
         return cores() if self.workers is None else self.workers
@@ -135,7 +130,7 @@ def modules_of(attack: Any) -> list[str]:
 def identify(run: CraftSetup, attack: Attack, shard: Shard, learned: str = "") -> str:
     """Return the SHA-256 (hex) over all that an outcome follows from but the code; it seeds the attack's randomness."""
     items = shard.items
-    given = (SEED_VERSION, run.fingerprint, run.engine, repr(attack), run.grid, run.seed, shard.number)
+    given = (SEED_VERSION, run.fingerprint, run.model.engine, repr(attack), run.grid, run.seed, shard.number)
     digest = hashlib.sha256(repr(given).encode())
     digest.update(repr((items.images.shape, items.labels.tolist(), items.hashes.tolist())).encode())
     digest.update(np.ascontiguousarray(items.images, dtype="<f4").tobytes())
@@ -147,8 +142,7 @@ def attack_shard(run: CraftSetup, attack: Attack, shard: Shard, identity: str) -
     generator = torch.Generator().manual_seed(int(identity[:15], 16))
     items = shard.items
     clean, labels = torch.from_numpy(items.images).to(run.device), torch.from_numpy(items.labels).to(run.device)
-    model = torch_module(run.model, attack) if attack.traits.asks == "curvature" else run.model
-    raw = attack(StoppableModel(model, run.stop), clean, labels, generator).cpu().numpy()
+    raw = attack(StoppableModel(run.model, run.stop), clean, labels, generator).cpu().numpy()
     attacked, predictions, fooled = settle(run, attack, shard, raw)
     kept = np.flatnonzero(fooled)
     noise = shuffled(torch.from_numpy(items.images[kept]), torch.from_numpy(attacked[kept]), generator).numpy()

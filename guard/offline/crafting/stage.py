@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import Crafter, craft
 from guard.offline.crafting.engine import attack_model, choose_engine, compiled_model
@@ -61,7 +62,7 @@ def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) 
     """Craft every attack of the recipe, on items of the splits that are fitted on."""
     if job.minutes is None:
         items = learning_items(data).take(slice(job.craft_items or CRAFT_ITEMS))
-        run = craft_run(job, classifier, classifier.graph)
+        run = craft_run(job, classifier, TorchModel(classifier.graph))
         return craft(run, items, job.recipe.attacks, progress=progress.items)
     planner = Planner(job, classifier, data, progress, time.monotonic())
     plan = read_plan(job.work, planner.key)
@@ -131,7 +132,8 @@ class Planner:
         learning = learning_items(data)
         batch = learning.images[: shard_items(data.item_shape)]
         engine, reason = choose_engine(self.classifier, batch, self.job.work)
-        model = self.classifier.graph if engine == "torch" else compiled_model(self.classifier, batch, self.job.work)
+        compiled = engine != "torch"
+        model = compiled_model(self.classifier, batch, self.job.work) if compiled else TorchModel(self.classifier.graph)
         target = self.target(model)
         seen = [self.probe(target, attack) for attack in recipe.attacks]
         left_out = [self.probe(target, attack) for attack in recipe.left_out]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Model
-from guard.offline.attacks.objective import Objective, value_and_gradient
+from guard.offline.attacks.model import Model, Objective
 from guard.offline.work.parallel import Stop
 
 
@@ -21,11 +20,15 @@ class StoppableModel:
         return self.model(images)
 
     @property
-    def module(self) -> nn.Module | None:
-        """Torch module of the model, for attacks that look at layers: they ask for it before each pass."""
+    def engine(self) -> str:
+        return self.model.engine
+
+    @property
+    def module(self) -> nn.Module:
+        """Torch module of the model; an attack that wants it asks for it before each pass."""
         self.stop.look()
-        return self.model if isinstance(self.model, nn.Module) else getattr(self.model, "module", None)
+        return self.model.module
 
     def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
         self.stop.look()
-        return value_and_gradient(self.model, points, objective)
+        return self.model.value_and_gradient(points, objective)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from guard.cascade import Cascade
-from guard.offline.attacks.attack import Attack, LearningAttack, Model, learns
+from guard.offline.attacks.attack import Attack, LearningAttack, learns
+from guard.offline.attacks.informed import Informed
+from guard.offline.attacks.model import Model, Objective, TorchModel
 from guard.offline.crafting.learning import BLOCK_SHARDS
 from guard.offline.crafting.shard import shard_items
 from guard.offline.data.dataset import Dataset
@@ -47,6 +49,17 @@ class Counted(nn.Module):
     def so_far(self) -> Passes:
         return Passes(self.forwards, self.backwards)
 
+    @property
+    def engine(self) -> str:
+        return self.model.engine
+
+    @property
+    def module(self) -> nn.Module:
+        return self
+
+    def value_and_gradient(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        return TorchModel(self).value_and_gradient(points, objective)
+
     def forward(self, images: Tensor) -> Tensor:
         if torch.is_grad_enabled() and images.requires_grad:
             self.backwards += len(images)
@@ -79,7 +92,7 @@ def learn(
         counts.append(counted.so_far + before.times(-1))
     each = counts[1] + counts[0].times(-1)
     once = counts[0] + each.times(-1)
-    return attack.knowing(knowledge), (once + each.times(min(block, attack.learning_items))).times(1 / block)
+    return Informed(attack, knowledge), (once + each.times(min(block, attack.learning_items))).times(1 / block)
 
 
 def seconds_per_item(model: Model, attacks: Sequence[Attack], held_out: Dataset) -> float:

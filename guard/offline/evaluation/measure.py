@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guard.cascade import Readings
-from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.model import Model
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.engine import attack_model

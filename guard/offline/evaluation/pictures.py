@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from guard.fusion import Floats
-from guard.offline.attacks.attack import Model
-from guard.offline.attacks.objective import Gap, value_and_gradient
+from guard.offline.attacks.model import Model
+from guard.offline.attacks.objective import Gap
 from guard.offline.evaluation.attack_rows import Examined, GuardReadings
 from guard.offline.evaluation.clean_rows import class_name
 from guard.offline.findings.figures import Exhibit, Specimen
@@ -101,5 +101,5 @@ def saliency(model: Model, picture: NDArray[np.float32], answer: int) -> NDArray
     Source: Simonyan et al. 2014, arXiv:1312.6034, section 3.1; of the lead, where theirs is of the class score.
     """
     points = torch.from_numpy(picture[None])
-    _, _, gradient = value_and_gradient(model, points, Gap(torch.tensor([answer])))
+    _, _, gradient = model.value_and_gradient(points, Gap(torch.tensor([answer])))
     return np.asarray(gradient[0].abs().amax(dim=0).numpy(), dtype=np.float32)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import GuardError
-from guard.offline.attacks.attack import Attack, Model
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.model import Model
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.attack import Attack, LearningAttack
+from guard.offline.attacks.informed import Informed
+from guard.offline.attacks.model import TorchModel
 from tests.offline import tiny
 
-Problem = tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+Problem = tuple[TorchModel, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def problem(kind: str = "images") -> Problem:
@@ -20,14 +22,13 @@ def problem(kind: str = "images") -> Problem:
         with torch.no_grad():
             right = model(inputs).argmax(dim=1) == labels
         parts.append((inputs[right], labels[right]))
-    return model, parts[0], parts[1]
+    return TorchModel(model), parts[0], parts[1]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def learned(attack: Attack, problem: Problem, seed: int = 0) -> Attack:
+def learned(attack: LearningAttack, problem: Problem, seed: int = 0) -> Attack:
     model, (inputs, labels), _ = problem
-    ready: Attack = attack.knowing(attack.learn(model, inputs, labels, seeded(seed)))  # type: ignore[attr-defined]
-    return ready
+    return Informed(attack, attack.learn(model, inputs, labels, seeded(seed)))

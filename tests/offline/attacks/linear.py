@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from guard.offline.attacks.model import TorchModel
+
 FEATURES = 12
 
 
-def linear(classes: int, *, seed: int = 0, scale: float = 1.0) -> tuple[nn.Linear, Tensor, Tensor]:
+def linear(classes: int, *, seed: int = 0, scale: float = 1.0) -> tuple[TorchModel, Tensor, Tensor]:
     """A model, 24 inputs near the middle of the unit box, and the model's own labels for them."""
     generator = torch.Generator().manual_seed(seed)
     model = nn.Linear(FEATURES, classes)
@@ -17,14 +19,14 @@ def linear(classes: int, *, seed: int = 0, scale: float = 1.0) -> tuple[nn.Linea
         model.bias.copy_(-model.weight.sum(dim=1) / 2)  # all classes tie in the middle of the box
     model.eval().requires_grad_(False)
     inputs = 0.5 + 0.1 * torch.randn(24, FEATURES, generator=generator).clamp(-2, 2)
-    return model, inputs, model(inputs).argmax(dim=1)
+    return TorchModel(model), inputs, model(inputs).argmax(dim=1)
 
 
-def optimum(model: nn.Linear, inputs: Tensor, labels: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+def optimum(model: TorchModel, inputs: Tensor, labels: Tensor, norm: str) -> tuple[Tensor, Tensor]:
     """Distance [item] to the nearest boundary in `norm`, and the class beyond it; the box is assumed not to bind."""
-    logits = model(inputs)
+    logits, weight = model(inputs), model.module.weight
     behind = logits.gather(1, labels[:, None]) - logits  # [item, class]
-    normals = model.weight[labels][:, None] - model.weight[None]  # [item, class, feature]
+    normals = weight[labels][:, None] - weight[None]  # [item, class, feature]
     dual = torch.linalg.vector_norm(normals, ord={"linf": 1, "l2": 2, "l1": torch.inf}[norm], dim=2)
     distances = (behind / dual.clamp_min(1e-12)).scatter(1, labels[:, None], torch.inf)
     nearest = distances.min(dim=1)

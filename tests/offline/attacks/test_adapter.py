@@ -15,6 +15,7 @@ from guard.offline.attacks import adapter
 from guard.offline.attacks.adapter import Drawing, Ledger, SpentError, estimate, foolbox
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJump, Square
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import build_attack
@@ -34,7 +35,7 @@ asking = pytest.mark.parametrize("attack", ASKING, ids=repr)
 class Counted:
     """A model that counts how often it is asked, and by how many items at a time."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: TorchModel) -> None:
         self.model = model
         self.sizes: list[int] = []
 
@@ -58,7 +59,7 @@ def test_without_its_package_an_attack_says_what_to_install(name, monkeypatch):
 def test_no_item_is_asked_more_often_than_its_budget(attack):
     model, inputs, labels = network("images")
     counted = Counted(model)
-    attack(counted, inputs, labels, seeded())
+    attack(TorchModel(counted), inputs, labels, seeded())
     assert max(counted.sizes) <= len(inputs)
     assert 1 < len(counted.sizes) <= QUERIES
 
@@ -70,7 +71,7 @@ def test_answers_alone_are_enough(attack):
     def answers(points: Tensor) -> Tensor:
         return one_hot(model(points).argmax(dim=1), 4).float()
 
-    assert torch.equal(attack(answers, inputs, labels, seeded()), attack(model, inputs, labels, seeded()))
+    assert torch.equal(attack(TorchModel(answers), inputs, labels, seeded()), attack(model, inputs, labels, seeded()))
 
 
 @pytest.mark.parametrize(("attack", "factor"), [(HopSkipJump(1500), 1.1), (Boundary(1500), 1.6)], ids=repr)
@@ -107,16 +108,17 @@ def test_an_item_that_nothing_fools_comes_back_and_its_mates_are_attacked(kind):
         return torch.stack([torch.ones(len(points)), torch.zeros(len(points))], dim=1)
 
     labels = torch.zeros(3, dtype=torch.long)
-    assert torch.equal(kind(QUERIES)(always, inputs, labels, seeded()), inputs)
-    found = kind(QUERIES)(stubborn, inputs, labels, seeded())
+    assert torch.equal(kind(QUERIES)(TorchModel(always), inputs, labels, seeded()), inputs)
+    found = kind(QUERIES)(TorchModel(stubborn), inputs, labels, seeded())
     assert (stubborn(found[1:]).argmax(dim=1) == 1).all()
 
 
 def test_squares_fool_more_often_than_noise_of_their_size():
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+        layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
         inputs = torch.rand(60, 3, 8, 8)
+    model = TorchModel(layers.eval())
     labels = model(inputs).argmax(dim=1)
     attacked = Square(0.08, queries=200)(model, inputs, labels, seeded())
     noise = shuffled(inputs, attacked, seeded(1))
@@ -173,7 +175,7 @@ def test_what_is_drawn_is_the_generators():
 def test_the_ledger_keeps_the_nearest_fooling_point_and_stops_at_its_budget():
     model, inputs, labels = linear(2)
     ledger = Ledger(model, inputs, labels, 3)
-    away = (model.weight[1 - labels] - model.weight[labels]).sign()
+    away = (model.module.weight[1 - labels] - model.module.weight[labels]).sign()
     for step in (0.5, 0.3, 0.4):
         ledger((inputs + step * away).clamp(0, 1))
     assert torch.equal(ledger.best, (inputs + 0.3 * away).clamp(0, 1))
@@ -184,10 +186,10 @@ def test_the_ledger_keeps_the_nearest_fooling_point_and_stops_at_its_budget():
 def test_the_estimate_is_the_boundarys_normal_whoever_is_in_the_batch():
     model, inputs, labels = linear(2)
     nearest, _ = optimum(model, inputs, labels, "l2")
-    normals = model.weight[1 - labels] - model.weight[labels]
+    normals = model.module.weight[1 - labels] - model.module.weight[labels]
     normals = normals / sizes(normals, "l2")[:, None]
     on_it = inputs + nearest[:, None] * normals
-    eager = type(foolbox().PyTorchModel(model, bounds=(0, 1), device="cpu").dummy)
+    eager = type(foolbox().PyTorchModel(model.module, bounds=(0, 1), device="cpu").dummy)
     with Drawing(seeded()):
         found = estimate(
             lambda points: eager(model(points.raw).argmax(dim=1) != labels),

@@ -10,6 +10,7 @@ from guard.offline.attacks.methods.cw_linf import CwLinf, cw_linf
 from guard.offline.attacks.methods.deepfool import DeepFool, deepfool
 from guard.offline.attacks.methods.lbfgs import lbfgs
 from guard.offline.attacks.methods.rfgsm import Rfgsm, rfgsm
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import gap
 from tests.offline.attacks.linear import linear, optimum
@@ -20,14 +21,14 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
-    """A model that nothing fools."""
+    """Answers of a model that nothing fools."""
     return x[:, :2] * 0 + torch.tensor([1.0, 0.0])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_rfgsm_is_a_coin_and_then_fgsm_with_what_is_left(share):
     model, inputs, labels = linear(2)
-    away = (model.weight[1 - labels] - model.weight[labels]).sign()
+    away = (model.module.weight[1 - labels] - model.module.weight[labels]).sign()
     moved = rfgsm(model, inputs, labels, budget=0.05, random_share=share, generator=seeded()) - inputs
     coin = (moved - 0.05 * (1 - share) * away) / (0.05 * share)
     torch.testing.assert_close(coin.abs(), torch.ones_like(coin), atol=1e-4, rtol=0)
@@ -43,7 +44,7 @@ def test_rfgsm_must_leave_something_for_the_gradient():
 @pytest.mark.parametrize("attack", [lbfgs, cw_linf, deepfool])
 def test_what_cannot_be_fooled_comes_back_as_it_was(attack):
     inputs = torch.rand(3, 5, generator=seeded())
-    torch.testing.assert_close(attack(flat, inputs, torch.zeros(3).long(), steps=3), inputs)
+    torch.testing.assert_close(attack(TorchModel(flat), inputs, torch.zeros(3).long(), steps=3), inputs)
 
 
 @pytest.mark.parametrize(("attack", "norm"), [(lbfgs, "l2"), (cw_linf, "linf")])
@@ -66,7 +67,7 @@ def test_cw_linf_keeps_its_confidence_and_pays_for_it():
 def test_cw_linf_spends_no_more_than_it_says_and_lets_items_rest():
     model, inputs, labels = linear(4)
     rows = []
-    cw_linf(lambda x: rows.append(len(x)) or model(x), inputs, labels, steps=10, searches=6)
+    cw_linf(TorchModel(lambda x: rows.append(len(x)) or model(x)), inputs, labels, steps=10, searches=6)
     assert len(rows) <= 60
     assert sum(rows) < 0.9 * 60 * len(inputs)
 
@@ -82,7 +83,7 @@ def test_cw_linf_finds_what_is_far_away():
 def test_lbfgs_spends_no_more_than_it_says():
     model, inputs, labels = linear(4)
     rows = []
-    lbfgs(lambda x: rows.append(len(x)) or model(x), inputs, labels, steps=5, searches=4)
+    lbfgs(TorchModel(lambda x: rows.append(len(x)) or model(x)), inputs, labels, steps=5, searches=4)
     assert sum(rows) <= 4 * 2 * 5 * len(inputs)
 
 

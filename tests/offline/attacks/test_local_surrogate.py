@@ -12,6 +12,7 @@ from guard.errors import ConfigError
 from guard.offline.attacks.local_surrogate import Blocks, lasso, parts
 from guard.offline.attacks.methods.lemna_surrogate import LemnaSurrogate, lemna_surrogate, mixture_slope
 from guard.offline.attacks.methods.lime_surrogate import LimeSurrogate, lime_surrogate, sparse_slope
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
 from tests.offline.attacks.linear import linear, optimum
@@ -60,7 +61,13 @@ def test_an_item_that_resists_costs_exactly_its_queries_and_one_that_falls_fewer
     for budget in (0.001, 0.5):
         model = Counting(digits.model)
         attacked = attack(
-            model, digits.inputs, digits.labels, budget=budget, generator=seeded(), queries=queries, rounds=rounds
+            TorchModel(model),
+            digits.inputs,
+            digits.labels,
+            budget=budget,
+            generator=seeded(),
+            queries=queries,
+            rounds=rounds,
         )
         asked[budget] = (model.rows, fooled(digits.model, attacked, digits.labels))
     assert asked[0.001] == (queries * len(digits.inputs), 0.0)
@@ -89,7 +96,7 @@ def test_probabilities_serve_as_well_as_logits(attack):
         return model(x.float()).double()
 
     told = [
-        attack(answer, *few, budget=0.1, generator=seeded(), queries=100, rounds=4)
+        attack(TorchModel(answer), *few, budget=0.1, generator=seeded(), queries=100, rounds=4)
         for answer in (doubled, lambda x: doubled(x).log_softmax(dim=1))
     ]
     torch.testing.assert_close(*told, atol=1e-4, rtol=0)

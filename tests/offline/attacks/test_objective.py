@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn.functional import cross_entropy, softplus
 
-from guard.offline.attacks.objective import gap, log_odds, value_and_gradient
+from guard.offline.attacks.model import TorchModel
+from guard.offline.attacks.objective import gap, log_odds
 
 LOGITS = torch.randn(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
 LABELS = torch.randint(5, (20,), generator=torch.Generator().manual_seed(1))
@@ -38,7 +41,7 @@ def test_gradient_reaches_the_points_and_nothing_else():
     model = torch.nn.Linear(4, 5).double().eval()
     points = torch.rand(20, 4, dtype=torch.float64)
     with torch.no_grad():  # even inside no_grad
-        logits, values, gradient = value_and_gradient(model, points, lambda logits: log_odds(logits, LABELS))
+        logits, values, gradient = TorchModel(model).value_and_gradient(points, partial(log_odds, labels=LABELS))
     assert model.weight.grad is None
     assert not points.requires_grad
     assert not any(t.requires_grad for t in (logits, values, gradient))

@@ -13,6 +13,7 @@ from guard.errors import ConfigError
 from guard.offline.attacks.methods.map_keeping import MapFaking, MapKeeping
 from guard.offline.attacks.methods.map_only import MapOnly, centre, overlap
 from guard.offline.attacks.methods.pgd import Pgd
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.saliency import Bending, likeness, map_of, saliency
@@ -28,7 +29,7 @@ every = pytest.mark.parametrize("attack", EVERY, ids=repr)
 
 
 @cache
-def trained() -> tuple[nn.Module, Tensor, Tensor]:
+def trained() -> tuple[TorchModel, Tensor, Tensor]:
     """A small network with rectifiers, trained on scikit-learn's digits, and 48 held-out items that it has right."""
     digits = load_digits()
     images = torch.from_numpy(digits.images).float()[:, None] / 16
@@ -49,7 +50,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
     model.eval().requires_grad_(False)
     held_out, truth = images[1500:], labels[1500:]
     right = model(held_out).argmax(dim=1) == truth
-    return model, held_out[right][:48], truth[right][:48]
+    return TorchModel(model), held_out[right][:48], truth[right][:48]
 
 
 def maps(points: Tensor) -> Tensor:
@@ -111,17 +112,17 @@ def test_it_stays_in_box_and_ball_depends_on_nobody_and_needs_a_torch_module(att
     assert together.min() >= 0
     assert together.max() <= 1
     assert sizes(together - inputs, "linf").max() <= BUDGET + 1e-6
-    exact = model.double()
+    model.module.double()
     try:
         wide = inputs.double()
-        all_at_once = attack(exact, wide, labels, seeded())
-        alone = torch.cat([attack(exact, wide[i : i + 1], labels[i : i + 1], seeded()) for i in range(4)])
+        all_at_once = attack(model, wide, labels, seeded())
+        alone = torch.cat([attack(model, wide[i : i + 1], labels[i : i + 1], seeded()) for i in range(4)])
         torch.testing.assert_close(all_at_once, alone, atol=1e-6, rtol=0)
     finally:
-        model.float()
+        model.module.float()
     assert attack.traits.asks == "curvature"
-    with pytest.raises(ValueError, match=rf"'{attack.name}' needs the model as a torch module; got function"):
-        attack(lambda points: model(points), inputs, labels, seeded())
+    with pytest.raises(ConfigError, match="a function without layers; give a torch module instead"):
+        attack(TorchModel(lambda points: model(points)), inputs, labels, seeded())
 
 
 def test_what_changes_no_answer_is_in_a_table_of_its_own():
@@ -133,7 +134,9 @@ def test_what_changes_no_answer_is_in_a_table_of_its_own():
         with pytest.raises(ConfigError, match=next(iter(settings))):
             MapOnly(BUDGET, **settings)
     with pytest.raises(ValueError, match="a centre is for images"):
-        MapOnly(0.1, aim="centre")(nn.Linear(5, 2).eval(), torch.rand(2, 5), torch.zeros(2).long(), seeded())
+        MapOnly(0.1, aim="centre")(
+            TorchModel(nn.Linear(5, 2).eval()), torch.rand(2, 5), torch.zeros(2).long(), seeded()
+        )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ def test_logits_and_maps_are_the_models_own_and_can_be_differentiated_again(rect
     expected = model(watched)
     (gradient,) = torch.autograd.grad(expected.amax(dim=1).sum(), watched)
     points = inputs.clone().requires_grad_()
-    logits, found = saliency(model, points)
+    logits, found = saliency(TorchModel(model), points)
     assert torch.equal(logits, expected)
     torch.testing.assert_close(found, map_of(gradient), rtol=1e-6, atol=1e-7)
     (second,) = torch.autograd.grad(found.square().sum(), points)
@@ -159,9 +162,9 @@ def test_logits_and_maps_are_the_models_own_and_can_be_differentiated_again(rect
 
 def test_a_graph_of_aten_operators_bends_too():
     model, inputs, _ = trained()
-    graph = torch.export.export(model, (inputs,)).module()
+    graph = torch.export.export(model.module, (inputs,)).module()
     points = inputs.clone().requires_grad_()
-    _, found = saliency(graph, points)
+    _, found = saliency(TorchModel(graph), points)
     (second,) = torch.autograd.grad(found.square().sum(), points)
     assert (second.flatten(1).abs().amax(dim=1) > 0).all()
     torch.testing.assert_close(found.detach(), maps(inputs))

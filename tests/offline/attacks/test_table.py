@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Attack, Family, learns
+from guard.offline.attacks.informed import Informed
+from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS, build_attack, settings_of
 from guard.offline.data.norms import Measure, Norm
@@ -61,9 +63,9 @@ def variants(*, budget: float = 0.1, **settings: Any) -> list[Attack]:
     return attacks
 
 
-def ready(attack: Attack, model: nn.Module, inputs: Tensor, labels: Tensor) -> Attack:
+def ready(attack: Attack, model: Model, inputs: Tensor, labels: Tensor) -> Attack:
     """The attack, having learned from these items where it learns first."""
-    return attack.knowing(attack.learn(model, inputs, labels, seeded(9))) if learns(attack) else attack
+    return Informed(attack, attack.learn(model, inputs, labels, seeded(9))) if learns(attack) else attack
 
 
 def climbing(attack: Attack) -> bool:
@@ -85,7 +87,7 @@ every_attack = pytest.mark.parametrize("attack", EVERY, ids=repr)
 every_attack_and_kind = pytest.mark.parametrize(("attack", "kind"), of_each_kind(EVERY), ids=repr)
 
 
-def network(kind: str) -> tuple[nn.Module, Tensor, Tensor]:
+def network(kind: str) -> tuple[TorchModel, Tensor, Tensor]:
     """A small network in evaluation mode, inputs of which some touch the box, and the network's own labels."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -95,7 +97,7 @@ def network(kind: str) -> tuple[nn.Module, Tensor, Tensor]:
         else:
             layers = [nn.Linear(9, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 4)]
             inputs = torch.rand(6, 9)
-    model = nn.Sequential(*layers).eval()
+    model = TorchModel(nn.Sequential(*layers).eval())
     inputs = (inputs * 1.6 - 0.3).clamp(0, 1)
     with torch.no_grad():
         return model, inputs, model(inputs).argmax(dim=1)
@@ -113,14 +115,14 @@ def test_takes_of_the_model_what_it_states(attack):
     def answers(points: Tensor) -> Tensor:
         return model(points).detach()
 
-    def attacked(by: Any) -> Tensor:
+    def attacked(by: Model) -> Tensor:
         return ready(attack, by, inputs, labels)(by, inputs, labels, seeded(1))
 
     if attack.traits.asks == "answers":
-        assert torch.equal(attacked(answers), attacked(model))
+        assert torch.equal(attacked(TorchModel(answers)), attacked(model))
     else:
         with pytest.raises((RuntimeError, ConfigError, ValueError)):
-            attacked(answers)
+            attacked(TorchModel(answers))
 
 
 @every_attack
@@ -156,19 +158,19 @@ def test_is_deterministic_given_its_generator(attack, kind):
 @every_attack_and_kind
 def test_changes_nothing_that_it_was_given(attack, kind):
     model, inputs, labels = network(kind)
-    for parameter in model.parameters():
+    for parameter in model.module.parameters():
         parameter.grad = torch.ones_like(parameter)
     kept_inputs, kept_labels = inputs.clone(), labels.clone()
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value.clone() for name, value in model.module.state_dict().items()}
     torch_state, numpy_state = torch.get_rng_state(), pickle.dumps(np.random.get_state())  # noqa: NPY002
     ready(attack, model, inputs, labels)(model, inputs, labels, seeded())
     assert torch.equal(inputs, kept_inputs)
     assert torch.equal(labels, kept_labels)
     assert not inputs.requires_grad
     assert inputs.grad is None
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert all(torch.equal(p.grad, torch.ones_like(p)) and p.requires_grad for p in model.parameters())
-    assert not any(part.training for part in model.modules())
+    assert all(torch.equal(value, state[name]) for name, value in model.module.state_dict().items())
+    assert all(torch.equal(p.grad, torch.ones_like(p)) and p.requires_grad for p in model.module.parameters())
+    assert not any(part.training for part in model.module.modules())
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert pickle.dumps(np.random.get_state()) == numpy_state  # noqa: NPY002
 
@@ -177,7 +179,7 @@ def test_changes_nothing_that_it_was_given(attack, kind):
 def test_works_on_a_frozen_model_inside_no_grad(attack):
     model, inputs, labels = network("images" if attack.name in IMAGES_ONLY else "vectors")
     outside = ready(attack, model, inputs, labels)(model, inputs, labels, seeded())
-    model.requires_grad_(False)
+    model.module.requires_grad_(False)
     with torch.no_grad():
         assert torch.equal(ready(attack, model, inputs, labels)(model, inputs, labels, seeded()), outside)
 
@@ -189,7 +191,7 @@ def test_works_on_a_frozen_model_inside_no_grad(attack):
 )
 def test_an_item_does_not_depend_on_its_batch_mates(attack, kind):
     model, inputs, labels = network(kind)
-    model.double()
+    model.module.double()
     inputs = inputs.double()
     attack = ready(attack, model, inputs, labels)
     together = attack(model, inputs, labels, seeded())

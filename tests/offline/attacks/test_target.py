@@ -11,6 +11,7 @@ from guard.errors import ConfigError
 from guard.offline.attacks.attack import Family
 from guard.offline.attacks.methods.bim import Bim, bim
 from guard.offline.attacks.methods.pgd import Pgd
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.table import ATTACKS, build_attack, settings_of
 from guard.offline.attacks.target import Target, targets_of
@@ -108,5 +109,5 @@ def test_bim_is_pgd_without_a_random_start():
 def test_bim_takes_the_original_number_of_steps_of_one_level(levels, steps):
     model, inputs, labels = linear(3)
     calls = []
-    bim(lambda x: calls.append(1) or model(x), inputs, labels, budget=levels / 255)
+    bim(TorchModel(lambda x: calls.append(1) or model(x)), inputs, labels, budget=levels / 255)
     assert len(calls) == steps + 1

@@ -13,6 +13,7 @@ from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.methods.gd_uap import GdUap, saturation
 from guard.offline.attacks.methods.uap import Uap
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes, uniform
 from guard.offline.attacks.objective import log_odds
 from guard.offline.attacks.shared_perturbation import MAX_LOG_ODDS
@@ -125,30 +126,27 @@ def test_lots_learn_different_perturbations() -> None:
 def test_all_layers_are_heard_of_modules_and_graphs_alike() -> None:
     images = torch.rand(3, *tiny.SHAPE)
     model, graph = tiny.image_model(), tiny.image_classifier().graph
-    for layers in (layers_of(model, images, "it"), layers_of(graph, images, "it")):
+    for layers in (layers_of(TorchModel(module), images, "it") for module in (model, graph)):
         assert [layer.shape[1] for layer in layers] == [8, 16, tiny.CLASSES]
         torch.testing.assert_close(layers[-1], model(images), rtol=1e-4, atol=1e-5)
-    assert len(layers_of(tiny.vector_model(), torch.rand(3, tiny.FEATURES), "it")) == 3
+    assert len(layers_of(TorchModel(tiny.vector_model()), torch.rand(3, tiny.FEATURES), "it")) == 3
 
 
-def test_a_compiled_model_shows_its_torch_side_and_one_without_layers_is_refused(tmp_path: Path) -> None:
+def test_a_compiled_model_lends_its_torch_side_and_one_without_layers_is_refused(tmp_path: Path) -> None:
     images, labels = (torch.from_numpy(array) for array in tiny.data(40, seed=5))
     classifier = tiny.image_classifier()
     compiled = open_compiled(classifier, images.numpy(), tmp_path)
     attack, found = GdUap(0.25, steps=3), []
-    for model in (
-        classifier.graph,
-        compiled,
-        StoppableModel(compiled, Stop()),
-        StoppableModel(classifier.graph, Stop()),
-    ):
+    graph = TorchModel(classifier.graph)
+    for model in (graph, compiled, StoppableModel(compiled, Stop()), StoppableModel(graph, Stop())):
         found.append(attack.learn(model, images, labels, seeded())["perturbation"])
         assert torch.equal(found[0], found[-1])
-    for blind in (lambda images: images.flatten(1), StoppableModel(lambda images: images.flatten(1), Stop())):
-        with pytest.raises(ConfigError, match=r"gd_uap\(.*looks at the model's layers.*torch module"):
+    function = TorchModel(lambda images: images.flatten(1))
+    for blind in (function, StoppableModel(function, Stop())):
+        with pytest.raises(ConfigError, match="a function without layers; give a torch module instead"):
             attack.learn(blind, images, labels, seeded())
     with pytest.raises(ConfigError, match="this model has none"):
-        attack.learn(torch.nn.Flatten(), images, labels, seeded())
+        attack.learn(TorchModel(torch.nn.Flatten()), images, labels, seeded())
 
 
 def test_an_interrupt_ends_it_within_a_pass() -> None:
@@ -156,7 +154,7 @@ def test_an_interrupt_ends_it_within_a_pass() -> None:
     stop = Stop()
     stop.asked.set()
     with pytest.raises(Stopped):
-        GdUap(0.25).learn(StoppableModel(tiny.image_model(), stop), images, labels, seeded())
+        GdUap(0.25).learn(StoppableModel(TorchModel(tiny.image_model()), stop), images, labels, seeded())
 
 
 @pytest.mark.parametrize("attack", [Uap(0.25), GdUap(0.25)], ids=repr)

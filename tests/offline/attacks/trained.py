@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from guard.offline.attacks.attack import Model
+from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.attacks.noise import shuffled
 from guard.offline.demo_model import load_digits, train_network
 
@@ -17,7 +17,7 @@ HELD_OUT = 60
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    model: nn.Module
+    model: TorchModel
     inputs: Tensor  # [item, 1, 8, 8], answered correctly
     labels: Tensor
     seen: Tensor  # for attacks that learn first; none is among the inputs
@@ -32,7 +32,7 @@ def trained() -> Trained:
     images, labels = torch.from_numpy(digits.unseen), torch.from_numpy(digits.unseen_labels)
     right = (model(images).argmax(dim=1) == labels).nonzero()[:, 0]
     kept, rest = right[:HELD_OUT], torch.arange(2 * HELD_OUT, len(images))
-    return Trained(model, images[kept], labels[kept], images[rest], labels[rest])
+    return Trained(TorchModel(model), images[kept], labels[kept], images[rest], labels[rest])
 
 
 def fooled(model: Model, points: Tensor, labels: Tensor) -> float:

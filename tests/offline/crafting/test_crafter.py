@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from guard.offline.attacks.methods.cw import Cw
 from guard.offline.attacks.methods.deepfool import DeepFool
 from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.attacks.methods.pgd import Pgd
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.objective import gap
 from guard.offline.crafting import shard as sharding
 from guard.offline.crafting.crafted_set import CraftedSet
@@ -59,11 +61,11 @@ class Spoof:
 
 
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
+def network() -> TorchModel:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         layers = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5, bias=False))
-    return layers.eval().requires_grad_(False)
+    return TorchModel(layers.eval().requires_grad_(False))
 
 
 @pytest.fixture(scope="module")
@@ -236,13 +238,10 @@ def test_a_shard_is_found_again_only_by_what_computed_it(network, examples, tmp_
     attack = Spoof(0.25)
     run(network, examples, attack, tmp_path)
 
-    class Other:
+    class Other(TorchModel):
         engine = "another"
 
-        def __call__(self, images):
-            return network(images)
-
-    run(Other(), examples, attack, tmp_path)
+    run(Other(network.module), examples, attack, tmp_path)
     assert len(attack.calls) == 6
 
 
@@ -339,17 +338,29 @@ def test_off_grid_is_half_a_step_away_everywhere():
 
 def test_a_model_in_training_mode_is_refused(network, examples, tmp_path):
     with pytest.raises(ModelError, match="training mode"):
-        run(nn.Sequential(network, nn.Dropout()), examples, ATTACKS[0], tmp_path)
+        run(TorchModel(nn.Sequential(network.module, nn.Dropout())), examples, ATTACKS[0], tmp_path)
+
+
+class Computed(nn.Module):
+    """A module whose answers a function computes."""
+
+    def __init__(self, answers: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answers = answers
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.answers(images)
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("function", "message"),
     [(lambda x: x.flatten(1)[:, :5] * torch.nan, "NaN"), (lambda x: x.sum(), "wanted logits")],
     ids=["nan", "shape"],
 )
-def test_a_model_without_usable_logits_is_refused(model, message, examples, tmp_path):
+def test_a_model_without_usable_logits_is_refused(function, message, examples, tmp_path):
     with pytest.raises(ModelError, match=message):
-        run(model, examples, ATTACKS[0], tmp_path)
+        run(TorchModel(Computed(function)), examples, ATTACKS[0], tmp_path)
 
 
 def bad(images, labels, hashes, name: str):

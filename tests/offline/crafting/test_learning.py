@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from guard.errors import DataError
 from guard.offline.attacks.attack import Attack, Family, Traits
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.informed import untaught
+from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import Crafter, craft
 from guard.offline.crafting.learning import BLOCK_SHARDS, blocks_of, in_shards
@@ -48,9 +49,6 @@ class Average:
         model(inputs)
         return {"mean": inputs.mean(dim=0), "drawn": torch.rand(inputs.shape[1:], generator=generator)}
 
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
-
     def informed(
         self, knowledge: Knowledge, model: Any, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
@@ -63,11 +61,11 @@ class Average:
 
 
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
+def network() -> TorchModel:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         layers = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5, bias=False))
-    return layers.eval().requires_grad_(False)
+    return TorchModel(layers.eval().requires_grad_(False))
 
 
 @pytest.fixture(scope="module")

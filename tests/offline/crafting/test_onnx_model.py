@@ -17,7 +17,8 @@ from guard.offline.attacks.methods.deepfool import DeepFool
 from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.attacks.methods.map_keeping import MapKeeping
 from guard.offline.attacks.methods.pgd import Pgd
-from guard.offline.attacks.objective import Climbing, Gap, LogOdds, Objective, gap, value_and_gradient
+from guard.offline.attacks.model import Model, Objective, TorchModel
+from guard.offline.attacks.objective import Gap, LogOdds, gap
 from guard.offline.crafting import onnx_model as compiled
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.onnx_model import OnnxModel, SeedRule, check_compiled, open_compiled
@@ -46,11 +47,6 @@ def model(folder: Path) -> OnnxModel:
     return open_compiled(tiny.image_classifier(), IMAGES.numpy(), folder)
 
 
-def test_it_climbs_for_itself(model: OnnxModel) -> None:
-    assert isinstance(model, Climbing)
-    assert not isinstance(tiny.image_classifier().graph, Climbing)
-
-
 @pytest.mark.parametrize(
     "objective",
     [
@@ -63,8 +59,10 @@ def test_it_climbs_for_itself(model: OnnxModel) -> None:
     ids=["log-odds", "gap", "log-odds of a target", "gap of a target", "unknown to it"],
 )
 def test_logits_values_and_gradients_are_torchs(model: OnnxModel, objective: Objective) -> None:
-    found = value_and_gradient(model, IMAGES, objective)
-    for one, other in zip(found, value_and_gradient(tiny.image_classifier().graph, IMAGES, objective), strict=True):
+    found = model.value_and_gradient(IMAGES, objective)
+    for one, other in zip(
+        found, TorchModel(tiny.image_classifier().graph).value_and_gradient(IMAGES, objective), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(model(IMAGES), found[0], rtol=1e-5, atol=1e-5)
 
@@ -91,12 +89,13 @@ def test_autograd_runs_through_it_more_than_once(model: OnnxModel) -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
 def test_an_attack_fares_as_with_torch(model: OnnxModel, attack: Pgd) -> None:
-    def attacked(by: OnnxModel | torch.nn.Module) -> Tensor:
+    def attacked(by: Model) -> Tensor:
         return attack(by, IMAGES, LABELS, torch.Generator().manual_seed(3))
 
     with torch.no_grad():
         fooled, expected = (
-            gap(tiny.image_classifier()(attacked(by)), LABELS) > 0 for by in (model, tiny.image_classifier().graph)
+            gap(tiny.image_classifier()(attacked(by)), LABELS) > 0
+            for by in (model, TorchModel(tiny.image_classifier().graph))
         )
     assert expected.sum() >= 20
     assert (fooled == expected).float().mean() >= 0.95  # a kink may send an item another way
@@ -125,9 +124,18 @@ def test_vectors_are_climbed_too(tmp_path: Path) -> None:
     images, labels = tiny.vectors(40, seed=5)
     classifier = tiny.vector_classifier()
     model = open_compiled(classifier, images, tmp_path)
-    _, _, found = value_and_gradient(model, torch.from_numpy(images), LogOdds(torch.from_numpy(labels)))
-    _, _, wanted = value_and_gradient(classifier.graph, torch.from_numpy(images), LogOdds(torch.from_numpy(labels)))
+    _, _, found = model.value_and_gradient(torch.from_numpy(images), LogOdds(torch.from_numpy(labels)))
+    _, _, wanted = TorchModel(classifier.graph).value_and_gradient(
+        torch.from_numpy(images), LogOdds(torch.from_numpy(labels))
+    )
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gradients_own_gradient_is_the_torch_modules_to_the_last_bit(model: OnnxModel) -> None:
+    attack, plain = MapKeeping(budget=0.25, steps=4), TorchModel(tiny.image_classifier().graph)
+    found, wanted = (attack(by, IMAGES, LABELS, torch.Generator()) for by in (model, plain))
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, IMAGES)
 
 
 def test_crafting_hands_the_torch_side_to_what_differentiates_twice(model: OnnxModel, tmp_path: Path) -> None:

@@ -205,7 +205,8 @@ def test_a_quick_model_is_not_worth_compiling(opened: tuple[Classifier, Dataset]
     name, reason = choose_engine(classifier, data.images[:64], WorkDirectory(tmp_path / "work"))
     assert (name, reason.split(",")[0]) == ("torch", "torch")
     assert not (tmp_path / "work").exists()
-    assert attack_model(classifier, data.images, WorkDirectory(tmp_path / "work")) is classifier.graph
+    model = attack_model(classifier, data.images, WorkDirectory(tmp_path / "work"))
+    assert (model.engine, model.module) == ("torch", classifier.graph)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.methods.fgsm import Fgsm
+from guard.offline.attacks.model import TorchModel
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
 from guard.offline.detectors.detector import Detector, Examples, Head
@@ -76,7 +77,7 @@ def fitted(kind: Kind) -> Fitted:
 
 
 def attack(classifier: Classifier, inputs: Tensor, labels: Tensor) -> Tensor:
-    return Fgsm(budget=0.25)(classifier, inputs, labels, torch.Generator().manual_seed(5))
+    return Fgsm(budget=0.25)(TorchModel(classifier), inputs, labels, torch.Generator().manual_seed(5))
 
 
 def auroc(clean: Tensor, attacked: Tensor) -> float:

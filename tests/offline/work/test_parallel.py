@@ -9,7 +9,8 @@ from functools import partial
 import pytest
 import torch
 
-from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.attacks.model import TorchModel
+from guard.offline.attacks.objective import LogOdds
 from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.work.parallel import Stop, Stopped, cores, side_by_side
 
@@ -70,12 +71,12 @@ def test_what_ends_one_ends_all_at_their_next_look(
 
 
 def test_an_interrupt_while_waiting_ends_the_workers_too() -> None:
-    stop, model = Stop(), torch.nn.Linear(2, 2).requires_grad_(requires_grad=False)
+    stop, model = Stop(), TorchModel(torch.nn.Linear(2, 2).requires_grad_(requires_grad=False))
 
     def endless() -> None:
         watched = StoppableModel(model, stop)
         while True:
-            value_and_gradient(watched, torch.zeros(1, 2), LogOdds(torch.zeros(1, dtype=torch.int64)))
+            watched.value_and_gradient(torch.zeros(1, 2), LogOdds(torch.zeros(1, dtype=torch.int64)))
 
     def interrupt(number: int) -> None:
         raise KeyboardInterrupt
@@ -85,12 +86,12 @@ def test_an_interrupt_while_waiting_ends_the_workers_too() -> None:
 
 
 def test_a_watched_model_is_the_model() -> None:
-    model = torch.nn.Linear(2, 3).requires_grad_(requires_grad=False)
+    model = TorchModel(torch.nn.Linear(2, 3).requires_grad_(requires_grad=False))
     watched, points = StoppableModel(model, Stop()), torch.rand(4, 2)
     objective = LogOdds(torch.zeros(4, dtype=torch.int64))
     assert torch.equal(watched(points), model(points))
     for one, other in zip(
-        value_and_gradient(watched, points, objective), value_and_gradient(model, points, objective), strict=True
+        watched.value_and_gradient(points, objective), model.value_and_gradient(points, objective), strict=True
     ):
         assert torch.equal(one, other)
 

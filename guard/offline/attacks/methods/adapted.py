@@ -10,7 +10,8 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.adapter import Loss, apgd, boundary, fab, hop_skip_jump, installed, square
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.model import Model
 from guard.offline.data.norms import Measure, Norm
 
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.methods.pgd import pgd
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import per_item, sizes
-from guard.offline.attacks.objective import Gap, gap, value_and_gradient
+from guard.offline.attacks.objective import Gap, gap
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
@@ -148,7 +149,7 @@ def rise_if_short(
     left = ~likely | (ahead <= confidence)
     if left.any():
         aim = Gap(labels[left], None if targets is None else targets[left])
-        _, ahead[left], rise[left] = value_and_gradient(model, points[left], aim)
+        _, ahead[left], rise[left] = model.value_and_gradient(points[left], aim)
     return ahead, rise
 
 

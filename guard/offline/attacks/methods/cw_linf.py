@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import per_item, sizes
-from guard.offline.attacks.objective import Gap, value_and_gradient
+from guard.offline.attacks.objective import Gap
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
@@ -95,7 +96,7 @@ def descend(
     (clean, walk), (labels, targets), (bound, weight) = points, classes, terms
     mean, square = torch.zeros_like(walk), torch.zeros_like(walk)
     for step in range(1, steps + 1):
-        _, ahead, rise = value_and_gradient(model, walk, Gap(labels, targets))
+        _, ahead, rise = model.value_and_gradient(walk, Gap(labels, targets))
         moved = walk - clean
         size = sizes(moved, "linf")
         better = (ahead > confidence) & (size < found_size[active])

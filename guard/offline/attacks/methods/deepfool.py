@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import per_item, steepest
 from guard.offline.attacks.objective import chosen, gap, without
 
@@ -63,7 +64,9 @@ def unfooled(model: Model, points: Tensor, labels: Tensor) -> Tensor:
         return gap(model(points), labels) <= 0
 
 
-def linearise(model: Model, points: Tensor, labels: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
+def linearise(
+    model: Callable[[Tensor], Tensor], points: Tensor, labels: Tensor, rivals: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return each rival's distance in logits from leading [item, rival], and its gain's gradient [item, rival, ...]."""
     with torch.enable_grad():
         watched = points.detach().requires_grad_()

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, more_than_zero, whole
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.layers import layers_of
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
-from guard.offline.attacks.objective import LogOdds, value_and_gradient, without
+from guard.offline.attacks.objective import LogOdds, without
 from guard.offline.attacks.shared_perturbation import LAST_STEP_SHARE, MOMENTUM_SHARE, class_number
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
@@ -63,7 +64,7 @@ def towards_class(model: Model, target: int) -> Climb:
 
     def climb(points: Tensor) -> Tensor:
         aims = torch.full((len(points),), target, device=points.device)
-        _, odds, rise = value_and_gradient(model, points, LogOdds(aims, aims))
+        _, odds, rise = model.value_and_gradient(points, LogOdds(aims, aims))
         return torch.where(per_item(odds < MAX_LOG_ODDS, rise), steepest(rise, "l2"), torch.zeros_like(rise))
 
     return climb
@@ -189,9 +190,6 @@ class FeatureVisualisation:
             .float()
             .cpu()
         )
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator

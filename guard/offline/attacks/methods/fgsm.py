@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero
+from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import furthest
-from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.attacks.objective import LogOdds
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Norm
 
@@ -22,7 +23,7 @@ def fgsm(
 
     Source: Goodfellow et al. 2015, arXiv:1412.6572, section 4; `norm="l2"` steps along the gradient itself.
     """
-    _, _, gradient = value_and_gradient(model, inputs, LogOdds(labels, targets))
+    _, _, gradient = model.value_and_gradient(inputs, LogOdds(labels, targets))
     return furthest(inputs, gradient, budget, norm)
 
 

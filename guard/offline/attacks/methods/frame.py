@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text
+from guard.offline.attacks.attack import Family, Traits, call_text
 from guard.offline.attacks.attack import whole as whole_number
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.methods.patch import cover, share
 from guard.offline.attacks.methods.pgd import keep, rank
-from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.attacks.model import Model
+from guard.offline.attacks.objective import LogOdds
 from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_shared
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
@@ -58,7 +59,7 @@ def frame(
         points = torch.where(taken, draws.to(inputs.device), inputs)
     best, best_rank = inputs, torch.full((len(inputs),), -torch.inf, dtype=torch.float64, device=inputs.device)
     for _ in range(steps):
-        logits, _, gradient = value_and_gradient(model, points, LogOdds(labels, targets))
+        logits, _, gradient = model.value_and_gradient(points, LogOdds(labels, targets))
         best, best_rank = keep(best, best_rank, points, rank(logits, labels, targets))
         points = torch.where(taken, (points + FIRST_STEP * gradient.sign()).clamp(0, 1), inputs)
     with torch.no_grad():
@@ -135,9 +136,6 @@ class UniversalFrame:
             generator=generator,
         )
         return {"content": found}
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator

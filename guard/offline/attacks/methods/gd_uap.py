@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, known_norm, more_than_zero
+from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero
 from guard.offline.attacks.attack import whole as whole_number
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.layers import layers_of
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, project, steepest, uniform
 from guard.offline.attacks.shared_perturbation import LAST_STEP_SHARE, MOMENTUM_SHARE
 from guard.offline.data.norms import Norm
@@ -97,9 +98,6 @@ class GdUap:
             attack=self,
         )
         return {"perturbation": found}
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator

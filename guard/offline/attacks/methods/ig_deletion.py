@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
-from guard.offline.attacks.objective import LogOdds, Objective, gap, value_and_gradient
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.model import Model, Objective
+from guard.offline.attacks.objective import LogOdds, gap
 from guard.offline.data.norms import Measure
 
 Baseline = Literal["contrary", "black", "mean", "blur"]
@@ -73,7 +74,7 @@ def unfooled(model: Model, points: Tensor, labels: Tensor, targets: Tensor | Non
 def baseline_of(model: Model, points: Tensor, objective: Objective, baseline: Baseline) -> Tensor:
     """Return the values that replace a point's, in the points' shape."""
     if baseline == "contrary":
-        rise = value_and_gradient(model, points, objective)[2]
+        rise = model.value_and_gradient(points, objective)[2]
         return torch.where(rise == 0, points, (rise > 0).to(points.dtype))
     if baseline == "black":
         return torch.zeros_like(points)
@@ -93,7 +94,7 @@ def integrated_gradients(model: Model, start: Tensor, end: Tensor, objective: Ob
     total = torch.zeros_like(start)
     for number in range(path):
         way = (number + 0.5) / path
-        total += value_and_gradient(model, start + way * (end - start), objective)[2]
+        total += model.value_and_gradient(start + way * (end - start), objective)[2]
     return total / path * (end - start)
 
 

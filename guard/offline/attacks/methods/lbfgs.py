@@ -12,9 +12,10 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.methods.cw import narrowed
-from guard.offline.attacks.objective import Gap, LogOdds, gap, value_and_gradient
+from guard.offline.attacks.model import Model
+from guard.offline.attacks.objective import Gap, LogOdds, gap
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
@@ -86,7 +87,7 @@ class BoxedDescent:
         """Return squared size plus weighted cross-entropy, and their gradient."""
         point = torch.from_numpy(flat).reshape(self.clean.shape).to(self.clean)
         aim = Gap(self.label) if self.target is None else LogOdds(self.label, self.target)
-        logits, odds, rise = value_and_gradient(self.model, point, aim)
+        logits, odds, rise = self.model.value_and_gradient(point, aim)
         step = (point - self.clean).double()
         size = step.norm().item()
         if size < self.size and gap(logits, self.label, self.target).item() > 0:

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.local_surrogate import Blocks, enough_queries, lasso, surrogate
+from guard.offline.attacks.model import Model
 from guard.offline.data.norms import Norm
 
 

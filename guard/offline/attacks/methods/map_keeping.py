@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, check_torch, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.saliency import Walk, likeness, saliency
 from guard.offline.data.norms import Measure
 
@@ -44,7 +45,6 @@ class MapKeeping:
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del generator  # nothing is drawn
-        check_torch(self, model)
         with torch.no_grad():
             _, clean = saliency(model, inputs)
         return toward_map(
@@ -77,7 +77,6 @@ class MapFaking:
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del generator  # nothing is drawn
-        check_torch(self, model)
         with torch.no_grad():
             _, clean = saliency(model, inputs)
         turned = clean.flip(1)  # rows and columns both, or a vector from its end

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, check_torch, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.saliency import Distance, Walk, saliency
 from guard.offline.data.norms import Measure
 
@@ -104,7 +105,6 @@ class MapOnly:
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del generator  # nothing is drawn
-        check_torch(self, model)
         return map_only(
             model,
             inputs,

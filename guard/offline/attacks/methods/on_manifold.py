@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, more_than_zero, whole
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.informed import untaught
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import per_item
-from guard.offline.attacks.objective import Gap, value_and_gradient
+from guard.offline.attacks.objective import Gap
 from guard.offline.data.norms import Measure
 from guard.offline.networks.architectures import autoencoder
 from guard.offline.networks.training import Schedule, train
@@ -37,7 +38,7 @@ def taught(inputs: Tensor, *, epochs: int, generator: torch.Generator) -> nn.Mod
 
 def on_manifold(
     model: Model,
-    encoder: Model,
+    encoder: nn.Module,
     inputs: Tensor,
     labels: Tensor,
     *,
@@ -76,7 +77,7 @@ def on_manifold(
 
 def descend(
     model: Model,
-    encoder: Model,
+    encoder: nn.Module,
     inputs: Tensor,
     gap: Gap,
     ratio: Tensor,
@@ -93,7 +94,7 @@ def descend(
         squashed = torch.tanh(walk)
         points = (squashed + 1) / 2
         cost, slope = off_manifold(encoder, points, inputs, weight)
-        _, ahead, rise = value_and_gradient(model, points, gap)
+        _, ahead, rise = model.value_and_gradient(points, gap)
         better = (ahead > confidence) & (cost < found_cost)
         found, found_cost = torch.where(per_item(better, found), points, found), torch.where(better, cost, found_cost)
         short = per_item(ratio * (ahead <= confidence), rise)
@@ -104,7 +105,7 @@ def descend(
     return found, found_cost
 
 
-def off_manifold(encoder: Model, points: Tensor, inputs: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+def off_manifold(encoder: nn.Module, points: Tensor, inputs: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     """Return the cost of being moved and of not being reconstructed [item], and its gradient."""
     with torch.enable_grad():
         watched = points.detach().requires_grad_()
@@ -145,9 +146,6 @@ class OnManifold:
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         del model, labels  # the autoencoder learns from the items alone
         return knowledge_of(taught(inputs, epochs=self.epochs, generator=generator))
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator

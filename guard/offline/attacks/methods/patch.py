@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, more_than_zero
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero
 from guard.offline.attacks.attack import whole as whole_number
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.informed import untaught
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_shared
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
@@ -145,9 +146,6 @@ class Patch:
             generator=generator,
         )
         return {"patch": found}
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator

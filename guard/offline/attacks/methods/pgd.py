@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.l1_step import sparse_step
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest, uniform
-from guard.offline.attacks.objective import LogOdds, gap, log_odds, value_and_gradient
+from guard.offline.attacks.objective import LogOdds, gap, log_odds
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Norm
 
@@ -68,7 +69,7 @@ def start(inputs: Tensor, budget: float, norm: Norm, generator: torch.Generator 
 
 
 def climb(model: Model, points: Tensor, labels: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-    logits, _, gradient = value_and_gradient(model, points, LogOdds(labels, targets))
+    logits, _, gradient = model.value_and_gradient(points, LogOdds(labels, targets))
     return logits, gradient
 
 

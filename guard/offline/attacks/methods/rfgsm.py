@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero
 from guard.offline.attacks.methods.fgsm import fgsm
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.methods.pgd import keep, rank, start
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, steepest
-from guard.offline.attacks.objective import LogOdds, value_and_gradient
+from guard.offline.attacks.objective import LogOdds
 from guard.offline.data.norms import Norm
 
 
@@ -59,7 +60,7 @@ def averaged(
     total = torch.zeros_like(points)
     for _ in range(copies):
         noise = torch.randn(points.shape, generator=generator, device=generator.device, dtype=points.dtype)
-        total += value_and_gradient(model, points + spread * noise.to(points.device), objective)[2]
+        total += model.value_and_gradient(points + spread * noise.to(points.device), objective)[2]
     return total / copies
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Family, Model, Traits, call_text, more_than_zero, whole
+from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.methods.pgd import keep, rank
+from guard.offline.attacks.model import Model
 from guard.offline.data.norms import Measure
 
 Border = Literal["zeros", "edge", "reflection"]

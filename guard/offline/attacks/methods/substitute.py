@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, known_norm, more_than_zero, whole
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero, whole
+from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.methods.pgd import pgd
-from guard.offline.attacks.objective import chosen, value_and_gradient
+from guard.offline.attacks.model import Model, TorchModel
+from guard.offline.attacks.objective import chosen
 from guard.offline.data.norms import Norm
 from guard.offline.networks.architectures import small_classifier
 from guard.offline.networks.training import Schedule, train
@@ -68,7 +69,7 @@ def learn(student: nn.Module, inputs: Tensor, answers: Tensor, epochs: int, gene
 
 def augmented(student: nn.Module, inputs: Tensor, named: Tensor, stride: float) -> Tensor:
     parts = zip(inputs.split(ASKED_ROWS), named.split(ASKED_ROWS), strict=True)
-    rises = [value_and_gradient(student, part, partial(chosen, classes=own))[2] for part, own in parts]
+    rises = [TorchModel(student).value_and_gradient(part, partial(chosen, classes=own))[2] for part, own in parts]
     return (inputs + stride * torch.cat(rises).sign()).clamp(0, 1)
 
 
@@ -98,16 +99,15 @@ class Substitute:
         settings = {"rounds": self.rounds, "epochs": self.epochs}
         return knowledge_of(distil(model, inputs, generator=generator, stride=self.stride, **settings))
 
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
-
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
         del model, generator  # only its substitute is attacked, and that from the items themselves
         build = partial(small_classifier, tuple(inputs.shape[1:]), len(knowledge[HEAD]))
         student = recalled(build, knowledge, inputs)
-        return pgd(student, inputs, labels, budget=self.budget, steps=self.steps, generator=None, norm=self.norm)
+        return pgd(
+            TorchModel(student), inputs, labels, budget=self.budget, steps=self.steps, generator=None, norm=self.norm
+        )
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del model, inputs, labels, generator

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack, Family, Model, Traits, call_text, known_norm, more_than_zero
+from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero
 from guard.offline.attacks.attack import whole as whole_number
-from guard.offline.attacks.informed import Informed, untaught
+from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.methods.deepfool import deepfool
+from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, project, steepest, uniform
 from guard.offline.attacks.objective import gap
 from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_shared
@@ -134,9 +135,6 @@ class Uap:
                 generator=generator,
             )
         return {"perturbation": found}
-
-    def knowing(self, knowledge: Knowledge) -> Attack:
-        return Informed(self, knowledge)
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator

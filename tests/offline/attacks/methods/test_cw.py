@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from guard.offline.attacks.methods.cw import Cw, cw, slope
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
-from guard.offline.attacks.objective import gap, value_and_gradient
+from guard.offline.attacks.objective import gap
 from tests.offline.attacks.linear import linear, optimum
 
 
@@ -35,7 +36,10 @@ def test_what_cannot_be_fooled_comes_back_as_it_was():
     inputs = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
     inputs[0, 0], inputs[0, 1] = 0.0, 1.0
     attacked = cw(
-        lambda x: x.sum(dim=1, keepdim=True) * 0 + torch.tensor([1.0, 0.0]), inputs, torch.zeros(3).long(), steps=5
+        TorchModel(lambda x: x.sum(dim=1, keepdim=True) * 0 + torch.tensor([1.0, 0.0])),
+        inputs,
+        torch.zeros(3).long(),
+        steps=5,
     )
     assert torch.equal(attacked, inputs)
 
@@ -49,7 +53,7 @@ def test_more_searches_never_enlarge_the_perturbation():
 
 def test_an_item_that_starts_on_the_border_of_the_box_can_leave_it():
     model, _, _ = linear(2)
-    inputs = (model.weight[0] - model.weight[1] > 0).float()[None]  # the corner furthest into class 0
+    inputs = (model.module.weight[0] - model.module.weight[1] > 0).float()[None]  # the corner furthest into class 0
     label = model(inputs).argmax(dim=1)
     assert model(cw(model, inputs, label)).argmax(dim=1) != label
 
@@ -61,7 +65,7 @@ def test_items_that_arrived_rest():
         rows.append(len(x))
         return torch.stack([x[:, 0] * 0, 10 * (x[:, 0] - 0.6)], dim=1)
 
-    cw(counting, torch.tensor([[0.59], [0.0]]), torch.zeros(2).long(), steps=100, searches=1, constant=0.1)
+    cw(TorchModel(counting), torch.tensor([[0.59], [0.0]]), torch.zeros(2).long(), steps=100, searches=1, constant=0.1)
     assert rows[-1] == 1
     assert sum(rows) < 2 * 100
 
@@ -70,18 +74,15 @@ def test_items_that_are_far_enough_ahead_are_spared_the_backward():
     model, inputs, labels = linear(4)
     with_gradient = []
 
-    class Counting:
-        def __call__(self, x):
-            return model(x)
-
+    class Counting(TorchModel):
         def value_and_gradient(self, points, objective):
-            found = value_and_gradient(model, points, objective)
+            found = model.value_and_gradient(points, objective)
             with_gradient.append(len(points))
             return found
 
-    assert torch.equal(cw(Counting(), inputs, labels), cw(model, inputs, labels))
+    assert torch.equal(cw(Counting(model), inputs, labels), cw(model, inputs, labels))
     rows = []
-    cw(lambda x: rows.append(len(x)) or model(x), inputs, labels)
+    cw(TorchModel(lambda x: rows.append(len(x)) or model(x)), inputs, labels)
     assert sum(with_gradient) < 0.7 * sum(rows)
     # and what is spared was not needed: the slope is the loss's own gradient for every item
     walk = torch.atanh(2 * inputs - 1)
@@ -99,6 +100,8 @@ def test_items_that_are_far_enough_ahead_are_spared_the_backward():
 
 def test_an_item_that_is_far_from_fooled_is_reached_in_few_steps():
     model, inputs, labels = linear(2)
-    far = (inputs + 0.2 * (model.weight[labels] - model.weight[1 - labels]).sign()).clamp(0, 1)  # against the attack
+    far = (inputs + 0.2 * (model.module.weight[labels] - model.module.weight[1 - labels]).sign()).clamp(
+        0, 1
+    )  # against the attack
     attacked = cw(model, far, labels, steps=30, searches=2, learning_rate=0.05, constant=100.0)
     assert (model(attacked).argmax(dim=1) != labels).all()

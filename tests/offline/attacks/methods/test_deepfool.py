@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from guard.offline.attacks.methods.deepfool import deepfool, nearest_boundary
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from tests.offline.attacks.linear import linear, optimum
 
@@ -27,7 +28,7 @@ def test_only_as_many_classes_as_asked_for_are_walked_to():
     model, inputs, labels = linear(6)
     second = model(inputs).topk(2, dim=1).indices[:, 1]
     attacked = deepfool(model, inputs, labels, steps=1, classes=2)
-    towards = model.weight[second] - model.weight[labels]
+    towards = model.module.weight[second] - model.module.weight[labels]
     cosine = torch.nn.functional.cosine_similarity(attacked - inputs, towards)
     torch.testing.assert_close(cosine, torch.ones_like(cosine))
 
@@ -40,7 +41,8 @@ def test_a_fooled_item_is_not_touched_again():
 
 def test_a_flat_model_ends_where_it_began():
     inputs = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
-    attacked = deepfool(lambda x: x[:, :2] * 0 + torch.tensor([1.0, 0.0]), inputs, torch.zeros(3).long(), steps=3)
+    flat = TorchModel(lambda x: x[:, :2] * 0 + torch.tensor([1.0, 0.0]))
+    attacked = deepfool(flat, inputs, torch.zeros(3).long(), steps=3)
     torch.testing.assert_close(attacked, inputs)
 
 
@@ -51,5 +53,5 @@ def test_no_item_is_left_on_the_boundary_by_rounding():
         return 1000 + model(x)
 
     labels = coarse(inputs).argmax(dim=1)
-    attacked = deepfool(coarse, inputs, labels, steps=10, overshoot=1e-6)
+    attacked = deepfool(TorchModel(coarse), inputs, labels, steps=10, overshoot=1e-6)
     assert (coarse(attacked).argmax(dim=1) != labels).all()

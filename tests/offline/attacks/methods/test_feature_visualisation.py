@@ -10,6 +10,7 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import learns
+from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.methods.feature_visualisation import (
     FeatureVisualisation,
     answer_of,
@@ -20,6 +21,7 @@ from guard.offline.attacks.methods.feature_visualisation import (
     towards_class,
     visualise,
 )
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
 from tests.offline.attacks.trained import fooled, fooled_by_noise, trained
@@ -38,7 +40,7 @@ def learned() -> tuple[Tensor, int]:
     digits = trained()
     attack = FeatureVisualisation(budget=BUDGET, target=6)  # to 8, the easiest, noise alone takes many
     knowledge = attack.learn(digits.model, digits.seen[:200], digits.seen_labels[:200], seeded())
-    attacked = attack.knowing(knowledge)(digits.model, digits.inputs, digits.labels, seeded())
+    attacked = Informed(attack, knowledge)(digits.model, digits.inputs, digits.labels, seeded())
     return attacked, int(knowledge["target"])
 
 
@@ -79,7 +81,7 @@ def test_a_neuron_answers_more_than_under_any_of_twenty_noises_on_items_that_it_
     digits = trained()
     attack = FeatureVisualisation(budget=0.15, neuron=neuron, steps=60, data_free=data_free)
     knowledge = attack.learn(digits.model, digits.seen[:200], digits.seen_labels[:200], seeded())
-    attacked = attack.knowing(knowledge)(digits.model, digits.inputs, digits.labels, seeded())
+    attacked = Informed(attack, knowledge)(digits.model, digits.inputs, digits.labels, seeded())
     draws = seeded(4)
 
     def mean(points: Tensor) -> float:
@@ -100,11 +102,11 @@ def test_the_neuron_is_a_channels_mean_before_the_logits():
     model[0].weight.data = weight
     images = torch.rand(2, 3, 5, 5, generator=seeded(1))
     wanted = torch.einsum("ichw,c->i", images, weight[2, :, 0, 0]) / 25
-    torch.testing.assert_close(answer_of(2, model, images, None), wanted)
+    torch.testing.assert_close(answer_of(2, TorchModel(model), images, None), wanted)
     with pytest.raises(ConfigError, match="has 4 neurons"):
-        answer_of(4, model, images, None)
+        answer_of(4, TorchModel(model), images, None)
     with pytest.raises(ConfigError, match="this model has none"):
-        answer_of(0, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(75, 2)), images, None)
+        answer_of(0, TorchModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(75, 2))), images, None)
 
 
 def test_blur_makes_it_smoother():
@@ -133,8 +135,8 @@ def test_the_easiest_class_is_the_one_that_a_larger_weight_reaches():
         return x @ weight.T + torch.tensor([1.0, 0.0, 0.0])
 
     canvases = 0.5 + 0.05 * torch.randn(40, 6, generator=seeded())
-    assert easiest(model, canvases, budget=0.1, generator=seeded()) == 2
-    assert easiest(lambda x: model(x)[:, [0, 2, 1]], canvases, budget=0.1, generator=seeded()) == 1
+    assert easiest(TorchModel(model), canvases, budget=0.1, generator=seeded()) == 2
+    assert easiest(TorchModel(lambda x: model(x)[:, [0, 2, 1]]), canvases, budget=0.1, generator=seeded()) == 1
 
 
 def test_it_learns_first_and_says_so():

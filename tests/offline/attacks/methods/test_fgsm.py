@@ -10,13 +10,13 @@ from tests.offline.attacks.linear import linear, optimum
 
 def test_one_step_of_the_whole_budget_along_the_sign():
     model, inputs, labels = linear(2)
-    away = model.weight[1 - labels] - model.weight[labels]
+    away = model.module.weight[1 - labels] - model.module.weight[labels]
     torch.testing.assert_close(fgsm(model, inputs, labels, budget=0.05), inputs + 0.05 * away.sign())
 
 
 def test_one_l2_step_lies_along_the_gradient():
     model, inputs, labels = linear(2)
-    away = model.weight[1 - labels] - model.weight[labels]
+    away = model.module.weight[1 - labels] - model.module.weight[labels]
     wanted = inputs + 0.05 * away / away.norm(dim=1, keepdim=True)
     torch.testing.assert_close(fgsm(model, inputs, labels, budget=0.05, norm="l2"), wanted)
 

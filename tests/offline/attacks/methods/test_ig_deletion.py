@@ -16,6 +16,7 @@ from guard.offline.attacks.methods.ig_deletion import (
     integrated_gradients,
     shares,
 )
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.objective import LogOdds, log_odds
 from tests.offline.attacks.trained import fooled, fooled_by_noise, trained
 
@@ -26,7 +27,7 @@ BUDGET = 0.1
 class Odds(nn.Module):
     """The log-odds as captum reads them: one output an item."""
 
-    def __init__(self, model: nn.Module, labels: torch.Tensor) -> None:
+    def __init__(self, model: TorchModel, labels: torch.Tensor) -> None:
         super().__init__()
         self.model, self.labels = model, labels
 
@@ -103,8 +104,12 @@ def test_parts():
     assert highest(gain, 2).tolist() == [[True, False, True, False], [False, False, False, True]]
     image = torch.zeros(1, 1, 5, 5)
     image[0, 0, 2, 2] = 1.0
-    assert baseline_of(nn.Identity(), image, LogOdds(torch.zeros(1).long()), "mean").max() == pytest.approx(1 / 25)
-    assert baseline_of(nn.Identity(), image, LogOdds(torch.zeros(1).long()), "blur")[0, 0, 2, 2] == pytest.approx(0.04)
+    assert baseline_of(TorchModel(nn.Identity()), image, LogOdds(torch.zeros(1).long()), "mean").max() == pytest.approx(
+        1 / 25
+    )
+    assert baseline_of(TorchModel(nn.Identity()), image, LogOdds(torch.zeros(1).long()), "blur")[
+        0, 0, 2, 2
+    ] == pytest.approx(0.04)
 
 
 def test_what_cannot_be_built_says_why():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from guard.offline.attacks.attack import learns
 from guard.offline.attacks.methods.cw import cw
 from guard.offline.attacks.methods.on_manifold import OnManifold, off_manifold, on_manifold, taught
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import gap
 from tests.offline.attacks.linear import linear, optimum
@@ -94,7 +95,7 @@ def test_targets_are_reached():
 def test_what_cannot_be_fooled_comes_back_as_it_was():
     inputs = torch.rand(3, 5, generator=seeded())
     points = on_manifold(
-        lambda x: x.sum(dim=1, keepdim=True) * 0 + torch.tensor([1.0, 0.0]),
+        TorchModel(lambda x: x.sum(dim=1, keepdim=True) * 0 + torch.tensor([1.0, 0.0])),
         lambda x: 0 * x,
         inputs,
         torch.zeros(3).long(),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from guard.offline.attacks.methods.pgd import Pgd, keep, pgd, rank, start
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
 from tests.offline.attacks.linear import linear, optimum
@@ -75,7 +76,7 @@ class Bump(nn.Module):
 def test_the_best_point_is_returned_and_not_the_last():
     inputs = torch.full((1, 2), 0.5) + torch.tensor([[0.01, 0.0]])
     label = torch.zeros(1, dtype=torch.long)
-    attacked = pgd(Bump(), inputs, label, budget=0.2, steps=41, step_size=0.021, norm="l2", generator=None)
+    attacked = pgd(TorchModel(Bump()), inputs, label, budget=0.2, steps=41, step_size=0.021, norm="l2", generator=None)
     assert Bump()(attacked).argmax(dim=1).item() == 1
 
 
@@ -99,5 +100,5 @@ def test_a_confident_model_is_no_excuse():
 def test_the_default_steps_cross_the_ball_and_back():
     model, inputs, labels = linear(2)
     attacked = pgd(model, inputs, labels, budget=0.04, steps=2, generator=seeded(0))
-    away = model.weight[1 - labels] - model.weight[labels]
+    away = model.module.weight[1 - labels] - model.module.weight[labels]
     torch.testing.assert_close(attacked, inputs + 0.04 * away.sign())

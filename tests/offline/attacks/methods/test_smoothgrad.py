@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from guard.offline.attacks.methods.smoothgrad import averaged, smoothgrad
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
-from guard.offline.attacks.objective import LogOdds, log_odds, value_and_gradient
+from guard.offline.attacks.objective import LogOdds, log_odds
 from tests.offline.attacks.linear import linear
 from tests.offline.attacks.trained import fooled, fooled_by_noise, trained
 
@@ -52,18 +53,19 @@ def test_the_average_of_a_constant_gradient_is_that_gradient():
     model, inputs, labels = linear(2)
     objective = LogOdds(labels)
     mean = averaged(model, inputs, objective, 5, 0.1, seeded())
-    torch.testing.assert_close(mean, value_and_gradient(model, inputs, objective)[2])
+    torch.testing.assert_close(mean, model.value_and_gradient(inputs, objective)[2])
 
 
 def test_the_average_hides_a_ripple_that_a_point_sees():
     """A gentle slope towards class 1 beneath a steep ripple: the point's gradient is wrong half of the time."""
 
-    def rippled(x: torch.Tensor) -> torch.Tensor:
+    def ripple(x: torch.Tensor) -> torch.Tensor:
         ahead = (x + 0.02 * torch.sin(200 * x)).sum(dim=1)
         return torch.stack([torch.zeros_like(ahead), ahead], dim=1)
 
+    rippled = TorchModel(ripple)
     inputs, objective = torch.rand(8, 30, generator=seeded(1)), LogOdds(torch.zeros(8, dtype=torch.long))
-    plain = value_and_gradient(rippled, inputs, objective)[2]
+    plain = rippled.value_and_gradient(inputs, objective)[2]
     smooth = averaged(rippled, inputs, objective, 64, 0.05, seeded())
     assert (plain > 0).float().mean() < 0.7
     assert (smooth > 0).float().mean() > 0.95

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.attack import Attack, learns
+from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.methods.substitute import Substitute, augmented, distil
+from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.objective import log_odds
 from guard.offline.networks.architectures import small_classifier
@@ -41,9 +43,9 @@ def learned() -> tuple[Attack, int, Tensor]:
     """The attack, how many answers it cost, and the substitute's logits of the held-out items."""
     digits, model = trained(), Answering()
     attack = Substitute(budget=0.2, rounds=ROUNDS, learning_items=ITEMS)
-    knowledge = attack.learn(model, digits.seen[:ITEMS], digits.seen_labels[:ITEMS], seeded())
+    knowledge = attack.learn(TorchModel(model), digits.seen[:ITEMS], digits.seen_labels[:ITEMS], seeded())
     student = recalled(partial(small_classifier, (1, 8, 8), 10), knowledge, digits.inputs)
-    return attack.knowing(knowledge), model.rows, student(digits.inputs)
+    return Informed(attack, knowledge), model.rows, student(digits.inputs)
 
 
 def test_beats_noise_of_its_size_on_held_out_items():
@@ -59,7 +61,7 @@ def test_the_model_is_asked_while_learning_alone_and_so_often():
     attack, asked, _ = learned()
     assert asked == ITEMS * 2**ROUNDS
     model = Answering()
-    attack(model, digits.inputs, digits.labels, seeded())
+    attack(TorchModel(model), digits.inputs, digits.labels, seeded())
     assert model.rows == 0
 
 
@@ -77,7 +79,7 @@ def test_the_models_own_objective_rises_though_it_is_not_climbed():
 def test_new_items_are_moved_up_the_class_that_the_model_named():
     digits = trained()
     named = digits.labels
-    moved = augmented(digits.model, digits.inputs, named, 0.02)
+    moved = augmented(digits.model.module, digits.inputs, named, 0.02)
     rise = digits.model(moved).gather(1, named[:, None]) - digits.model(digits.inputs).gather(1, named[:, None])
     assert (rise > 0).float().mean() > 0.95
     assert (moved - digits.inputs).abs().max() <= 0.02 + 1e-6

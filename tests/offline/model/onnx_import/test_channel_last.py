@@ -25,7 +25,7 @@ from guard.offline.work.progress import Stages
 from guard.policy import Action, Policy
 from guard.runtime import Runtime
 from guard.scoring import score_lines
-from guard.serve.model_server import Model
+from guard.serve.model_server import ServedModel
 from guard.serve.wire.inference_pb2 import ModelInferRequest
 from tests.offline import tiny
 from tests.onnx_files import Keras
@@ -86,7 +86,7 @@ def test_its_programs_take_bytes_as_they_travel(bundle: Bundle, images: NDArray[
     found = Runtime.open(bundle, threads=1).read(images)
     request = infer_request(images)
     request.inputs[0].name = "image"
-    answer = Model(folder / "keras.onnx", name=None, version="", threads=1).run(request).raw_output_contents[0]
+    answer = ServedModel(folder / "keras.onnx", name=None, version="", threads=1).run(request).raw_output_contents[0]
     probabilities = np.frombuffer(answer, np.float32).reshape(-1, tiny.CLASSES)
     softmax = np.exp(found.logits - found.logits.max(axis=1, keepdims=True))
     assert relative(softmax / softmax.sum(axis=1, keepdims=True), probabilities) < 1e-4
@@ -115,7 +115,7 @@ def test_the_torch_side_opens_again(bundle: Bundle) -> None:
 class Recording(FakeUpstream):
     """The file itself, behind the protocol."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ServedModel) -> None:
         super().__init__(metadata=model.metadata())
         self.model = model
 
@@ -133,7 +133,7 @@ def test_the_sidecar_repairs_in_the_form_that_it_got(
     policy = Policy(reject_rate=bundle.manifest.reject_rate, flag_rate=0.5, repair="median")
     judged = [policy.judge(float(p)) for p in runtime.read(images).p_value]
     assert judged.count(Action.REPAIR) >= 3
-    upstream = Recording(Model(folder / "keras.onnx", name=NAME, version="", threads=1))
+    upstream = Recording(ServedModel(folder / "keras.onnx", name=NAME, version="", threads=1))
 
     async def send() -> list[grpc.StatusCode]:
         async with guarding(bundle.path, upstream, repair="median", flag_rate=0.5) as guard:
