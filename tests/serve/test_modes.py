@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from guard.policy import Mode
 from guard.runtime import Runtime
 from tests.layering import ROOT
 from tests.serve import tiny_bundle
-from tests.serve.guarded import Guarded, guarding, infer_request, until
+from tests.serve.guarded import PATIENCE_S, Guarded, guarding, infer_request, until
 
 COLUMNS = (
     "ModelInfer, judged an attack",
@@ -114,7 +115,9 @@ async def observed(guarded: Guarded, request: Any) -> Seen:
     off = await guarded.metric("guard_unchecked_total", reason="off")
     guarded.upstream.requests.clear()
     answer = await guarded.client.call("ModelInfer", request)
+    deadline = time.monotonic() + PATIENCE_S
     while (after := await counts("guard_requests_total")) == before:
+        assert time.monotonic() < deadline, "the request was never counted"
         await asyncio.sleep(0.01)
     (counted,) = [action for action in ACTIONS if after[action] > before[action]]
     why = None
