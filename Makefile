@@ -3,8 +3,9 @@ PYTHON ?= python3
 # The exact version first: an open range takes the registry's newest build and several GB of CUDA packages with it.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-# Tests run beside each other, a file in one process, so that what a file trains is trained once.
-BESIDE := -n auto --maxprocesses 4 --dist loadfile
+# Tests run beside each other, a file in one process, so that what a file trains is trained once; tests/order.py says
+# which begin first.
+BESIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 QUICK := tests/test_*.py $(addprefix tests/offline/,data work findings job report networks denoisers evidence) \
 	tests/serve/test_batcher.py tests/serve/test_call.py tests/serve/test_decode.py tests/serve/test_inspector.py \
 	tests/serve/test_service.py tests/serve/test_bypass.py

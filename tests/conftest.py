@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.order import rank
+
 # Before torch is imported: small networks are slower on more threads, and much slower on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -78,6 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=rank)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not gpu_is_here():
         for item in marked:

@@ -14,6 +14,7 @@ import pytest
 
 from guard import cli
 from guard.bundle import FORMAT_VERSION
+from guard.offline import train as training
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.job.recipe import presets
 from guard.offline.job.suite import suites
@@ -170,7 +171,7 @@ def test_an_interrupt_says_that_nothing_is_lost(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("guard.offline.train.train", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     assert cli.run(["train", "--model", "m.pt2", "--data", "d.npz", "--out", str(tmp_path / "b")]) == 130
     assert "what was finished is kept" in capsys.readouterr().err
 
@@ -184,7 +185,7 @@ def test_minutes_are_planned_for_unless_sizes_are_given(monkeypatch: pytest.Monk
         jobs.append(job)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("guard.offline.train.train", stop)
+    monkeypatch.setattr(training, "train", stop)
     words = ["train", "--model", "m.pt2", "--data", "d.npz", "--out", str(tmp_path / "b")]
     cli.run(words)
     cli.run([*words, "--minutes", "60", "--craft-items", "500"])

@@ -15,22 +15,27 @@ WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\
 
 
 @pytest.mark.parametrize("beside", [[], ["-n", "2"]], ids=["one process", "two"])
-@pytest.mark.parametrize("text", [SKIPPING, WHOLE_FILE], ids=["test", "file"])
 @pytest.mark.parametrize(
-    ("reason", "ci", "passes"),
-    [("no GPU", "true", True), ("no time", "true", False), ("no time", "", True)],
-    ids=["no-gpu", "in-ci", "at-home"],
+    ("reason", "ci", "texts", "passes"),
+    [
+        ("no GPU", "true", (SKIPPING, WHOLE_FILE), True),
+        ("no time", "", (SKIPPING, WHOLE_FILE), True),
+        ("no time", "true", (SKIPPING,), False),
+        ("no time", "true", (WHOLE_FILE,), False),
+    ],
+    ids=["no-gpu", "at-home", "in-ci-test", "in-ci-file"],
 )
 def test_ci_accepts_no_skip_but_for_want_of_a_gpu(
-    *, root: Path, tmp_path: Path, text: str, reason: str, ci: str, passes: bool, beside: list[str]
+    *, root: Path, tmp_path: Path, texts: tuple[str, ...], reason: str, ci: str, passes: bool, beside: list[str]
 ) -> None:
     (tmp_path / "conftest.py").write_text((root / "tests/conftest.py").read_text("utf-8"), encoding="utf-8")
-    (tmp_path / "test_made_up.py").write_text(text.format(reason=reason), encoding="utf-8")
+    for number, text in enumerate(texts):
+        (tmp_path / f"test_made_up_{number}.py").write_text(text.format(reason=reason), encoding="utf-8")
     (tmp_path / "test_other.py").write_text("def test_three(): pass\n", encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *beside, str(tmp_path)],
         cwd=tmp_path,
-        env={**os.environ, "CI": ci},
+        env={**os.environ, "CI": ci, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
         check=False,

@@ -24,13 +24,18 @@ from guard.offline.work.progress import Stages
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Prepared]:
-    """The demo's network and data, with the attack of the gate alone."""
+    """The demo's network and data, with one detector a program, and the attack of the gate alone."""
     folder = tmp_path_factory.mktemp("demo")
     digits = load_digits(0)
     exported, _ = save_model(train_network(digits, 0, lambda done, total: None), folder)
     np.savez(folder / "data.npz", images=digits.unseen, labels=digits.unseen_labels)
+    preset = load_recipe("digits")
     recipe = replace(
-        load_recipe("digits"), attacks=(Pgd(budget=0.25, steps=10),), left_out=(), adaptive_budgets=(0.25,)
+        preset,
+        detectors=tuple(one for one in preset.detectors if one["name"] in ("mahalanobis", "saliency_classifier")),
+        attacks=(Pgd(budget=0.25, steps=10),),
+        left_out=(),
+        adaptive_budgets=(0.25,),
     )
     job = Job(
         model=str(exported),
@@ -39,6 +44,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Prepared]:
         recipe=recipe,
         reject_rate=0.05,
         flag_rate=0.1,
+        attack_items=100,
         adaptive_items=4,
         adaptive_steps=2,
     )

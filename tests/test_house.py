@@ -192,3 +192,45 @@ def test_where_is_what_names_files_that_are_there() -> None:
     assert len(rows) >= 10
     assert all(named.values())
     assert [name for names in named.values() for name in names if not (ROOT / name).is_file()] == []
+
+
+def dotted_patches(source: str) -> list[str]:
+    """Patches in a test that name what they replace by a string: nobody finds them when it is renamed or moved."""
+
+    def by_string(call: ast.Call) -> bool:
+        act = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        given = [*call.args, *(word.value for word in call.keywords if word.arg != "raising")]
+        written = bool(call.args) and isinstance(call.args[0], ast.Constant | ast.JoinedStr)
+        if act in ("setattr", "delattr"):
+            on_a_patch = isinstance(call.func, ast.Attribute)
+            return on_a_patch and (written or len(given) < (3 if act == "setattr" else 2))
+        return act == "patch" and written
+
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [ast.unparse(call) for call in calls if by_string(call)]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("monkeypatch.setattr('guard.session.providers', None)", True),
+        ("monkeypatch.setattr(\n    'guard.session.providers',\n    None,\n)", True),
+        ("patch.setattr(f'guard.{name}.run', lambda: None, raising=False)", True),
+        ("monkeypatch.setattr(place, stop)", True),
+        ("monkeypatch.delattr('os.sched_getaffinity')", True),
+        ("mock.patch('guard.session.providers')", True),
+        ("patch('guard.session.providers')", True),
+        ("monkeypatch.setattr(session, 'providers', None)", False),
+        ("monkeypatch.delattr(os, 'sched_getaffinity')", False),
+        ("setattr(thing, name, value)", False),
+        ("delattr(thing, name)", False),
+    ],
+)
+def test_a_patch_by_a_dotted_string_is_found(line: str, *, found: bool) -> None:
+    assert bool(dotted_patches(line)) == found
+
+
+def test_no_test_patches_by_a_dotted_string() -> None:
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    found = {file.relative_to(ROOT).as_posix(): dotted_patches(file.read_text("utf-8")) for file in files}
+    assert {file: lines for file, lines in found.items() if lines} == {}

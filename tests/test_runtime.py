@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -325,14 +326,12 @@ def test_a_device_that_is_not_there(bundle: Bundle, monkeypatch: pytest.MonkeyPa
     ids=["none", "both"],
 )
 def test_exactly_one_onnx_runtime(monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], words: str) -> None:
-    from importlib.metadata import PackageNotFoundError
-
     def version(name: str) -> str:
         if name not in installed:
-            raise PackageNotFoundError(name)
+            raise metadata.PackageNotFoundError(name)
         return "1"
 
-    monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(DeviceError, match=words):
         onnxruntime()
 

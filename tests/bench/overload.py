@@ -9,7 +9,9 @@ loops of 4 to 64 calls get answered, as long as 95 % of the answers come within 
 before and after each cell, since machines are not as fast all the time. Calls come at one, two and four times that
 rate, whatever becomes of those before; a client whose call is refused tries again at
 once, up to `--retries` times within its deadline. Goodput counts answered requests, not calls. The books are held
-against what was sent: they must account for every call that a client did not give up before it was seen.
+against what was sent: they must account for every call that a client did not give up before it was seen. Where clients
+wait for a second and more comes than can be answered, each cell's goodput must be at least `MIN_GOODPUT_SHARE` of the
+capacity measured around it.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ TIMES = (1, 2, 4)
 CHANNELS = 8
 IN_FLIGHT = (4, 8, 16, 32, 64)
 AGAIN = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE})
+JUDGED_S = DEADLINES_S[-1]  # the deadline for which goodput is judged: shorter ones depend on how busy the machine is
+MIN_GOODPUT_SHARE = 0.5  # of the capacity; 13 to 37 % were measured of a guard that began every call that came
 HOPELESS_S = 0.002  # less than that left: nobody tries again
 
 
@@ -115,17 +119,17 @@ async def measure(guarded: Guarded, body: bytes, options: argparse.Namespace) ->
         ]
         clients = Clients([channel.unary_unary(path("ModelInfer")) for channel in channels], body)
         await clients.closed(4, 0.5)  # connections, first batches
-        loops = [(count, *await clients.closed(count, options.seconds / 2)) for count in IN_FLIGHT]
+        loops = [(count, *await clients.closed(count, options.seconds / 2)) for count in options.in_flight]
         print(
             table(
                 ["in flight", "answers/s", "95 % within"], [(n, f"{r:.0f}", f"{s * 1e3:.0f} ms") for n, r, s in loops]
             )
         )
-        rows = []
+        rows, least = [], float("inf")
         for deadline_s in options.deadlines:
             fitting = [(rate, count) for count, rate, within_s in loops if within_s <= deadline_s]
             _, count = max(fitting, default=(0.0, loops[0][0]))
-            for times in TIMES:
+            for times in options.times:
                 before, _ = await clients.closed(count, options.seconds / 4)
                 goodput = await clients.open(times * before, deadline_s, options.seconds, options.retries)
                 await asyncio.sleep(0.5)
@@ -134,13 +138,16 @@ async def measure(guarded: Guarded, body: bytes, options: argparse.Namespace) ->
                 ended = ", ".join(f"{name} {count}" for name, count in clients.statuses.most_common())
                 offered = (f"{deadline_s * 1e3:.0f} ms", f"{capacity:.0f}", f"{times} x")
                 rows.append((*offered, f"{goodput:.0f}", f"{goodput / capacity:.0%}", ended))
+                if deadline_s == JUDGED_S and times > 1:
+                    least = min(least, goodput / capacity)
                 print(".", end="", flush=True)
     print("\n" + table(["deadline", "capacity/s", "offered", "goodput/s", "of capacity", "requests ended"], rows))
     books = guarded.books()
     unseen = clients.sent - sum(books.values())
     cut_off = sum(row[-1].count("CANCELLED") for row in rows)
     print(f"\ncalls sent {clients.sent}, in the books {dict(books)}; ended by their clients, unseen: {unseen}")
-    return 0 <= unseen <= MOST_UNSEEN * clients.sent and not cut_off
+    print(f"least goodput at {JUDGED_S:g} s: {least:.0%} of capacity, wanted {MIN_GOODPUT_SHARE:.0%}")
+    return 0 <= unseen <= MOST_UNSEEN * clients.sent and not cut_off and least >= MIN_GOODPUT_SHARE
 
 
 MOST_UNSEEN = 0.25  # of all calls: a client's own deadline may pass while a call is on its way
@@ -153,9 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkout", type=Path, default=ROOT)
     parser.add_argument("--retries", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each cell")
-    parser.add_argument("--quick", action="store_true", help="one deadline, short cells: under a minute")
+    parser.add_argument("--quick", action="store_true", help="what is judged alone, short cells: seconds")
     options = parser.parse_args(arguments)
-    options.deadlines = DEADLINES_S[1:2] if options.quick else DEADLINES_S
+    options.deadlines = (JUDGED_S,) if options.quick else DEADLINES_S
+    options.times, options.in_flight = ((2, 4), (8, 32)) if options.quick else (TIMES, IN_FLIGHT)
     options.seconds = 1.5 if options.quick else options.seconds
     cpus = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""One small bundle for all offline tests, trained once a session."""
+"""One small bundle for all offline tests, trained once for all processes of a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from guard.bundle import Bundle
+from guard.offline import evaluate as evaluating
+from guard.offline import train as training
 from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
@@ -25,6 +27,7 @@ from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 from guard.offline.work.store import ResultStore
 from tests.offline import tiny
+from tests.once import once
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,8 +35,8 @@ def one_thread() -> Iterator[None]:
     """Training on one thread, whichever was the quicker a moment ago: figures are compared to the last bit."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("train", "evaluate"):
-            patch.setattr(f"guard.offline.{module}.choose_threads", lambda *_: torch.set_num_threads(1))
+        for command in (training, evaluating):
+            patch.setattr(command, "choose_threads", lambda *_: torch.set_num_threads(1))
         torch.set_num_threads(1)
         yield
     torch.set_num_threads(before)
@@ -41,14 +44,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """What `tiny_bundle` was asked for; its work directory is kept beside it."""
-    return tiny.job(tmp_path_factory.mktemp("tiny"))
+    """What `tiny_bundle` was asked for; its work directory is kept beside it, and no test changes either."""
+    silent = Stages(Console(file=io.StringIO()))
+    return tiny.job(once(tmp_path_factory, "tiny", lambda folder: train(tiny.job(folder), silent)))
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_job: Job) -> Bundle:
     """Trained, calibrated, compiled and measured as `guard train` does it; about ten seconds, once."""
-    return train(tiny_job, Stages(Console(file=io.StringIO())))
+    return Bundle.open(tiny_job.out)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +21,16 @@ import guard.offline.crafting.shard
 import guard.offline.evidence.cache
 import guard.offline.training.build
 import guard.offline.training.calibrator
-import guard.offline.work.store
 from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
+from guard.offline import evaluate as evaluating
 from guard.offline.adversary.descent import METHODS
 from guard.offline.adversary.runs import ITEM_PARTS
+from guard.offline.attacks.methods.cw import Cw
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluate import Wish, evaluate_bundle, forecast, prepared
+from guard.offline.evaluation import measure as measuring
+from guard.offline.evaluation.attack_rows import Outcomes
 from guard.offline.evaluation.detector_rows import detector_rows
 from guard.offline.evaluation.effort import MIN_PROOF_ITEMS, MIN_PROOF_STEPS, Size
 from guard.offline.evaluation.left_out import families, refit_all, unmade
@@ -36,6 +40,7 @@ from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.kinds.plain import ChannelAttribution, Latent
 from guard.offline.findings.evaluation import AttackRow, Evaluation, UnrunRow
+from guard.offline.findings.intervals import Rate
 from guard.offline.job.suite import load_suite
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
@@ -45,30 +50,8 @@ from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from tests.offline import tiny
-
-
-class Spy:
-    """Counts the calls of a function, and keeps what it was given by name."""
-
-    def __init__(self, function: Callable[..., Any], counted: Callable[..., bool] = lambda *_: True) -> None:
-        self.function, self.counted = function, counted
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self.interrupt_at: int | None = None
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        if self.counted(*arguments):
-            self.calls.append((arguments, keywords))
-        if len(self.calls) == self.interrupt_at:
-            raise KeyboardInterrupt
-        return self.function(*arguments, **keywords)
-
-
-def spied(
-    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, counted: Callable[..., bool] = lambda *_: True
-) -> Spy:
-    spy = Spy(getattr(module, name), counted)
-    monkeypatch.setattr(module, name, spy)
-    return spy
+from tests.offline.interruption import interrupted_at
+from tests.spy import Call, spied
 
 
 def quiet() -> Any:
@@ -83,9 +66,9 @@ class Refitted:
     bundle: Bundle
     whole: Prepared
     guards: tuple[LeftOut, ...]
-    heads: Spy
-    fusion: Spy
-    pooled: Spy
+    heads: list[Call]  # of fit_heads, fit_fusion and pool
+    fusion: list[Call]
+    pooled: list[Call]
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +91,29 @@ def copied(bundle: Bundle, folder: Path) -> None:
         shutil.copytree(bundle.path.with_name(name), folder / name)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """An evaluation of seconds, full or quick."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluating, "FULL_ITEMS_AND_STEPS", (60, 8, 4))
+        patch.setattr(evaluating, "QUICK_ITEMS_AND_STEPS", (40, 4, 2))
+        yield
+
+
 @pytest.fixture
-def bundle(refitted: Refitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """A copy with a work directory of its own, and an evaluation of seconds."""
-    monkeypatch.setattr("guard.offline.evaluate.FULL_ITEMS_AND_STEPS", (60, 8, 4))
+def bundle(refitted: Refitted, tmp_path: Path) -> Bundle:
+    """A copy with a work directory of its own."""
     copied(refitted.bundle, tmp_path)
     return Bundle.open(tmp_path / "bundle")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return tiny.write_data(tmp_path / "fresh.npz", items=150, seed=91)
+    return fresh_data(tmp_path)
+
+
+def fresh_data(folder: Path) -> Path:
+    return tiny.write_data(folder / "fresh.npz", items=150, seed=91)
 
 
 def run(bundle: Bundle, data: Path, **settings: Any) -> tuple[Evaluation, str]:
@@ -140,22 +135,22 @@ def test_a_family_left_out_is_seen_by_nothing(refitted: Refitted) -> None:
     """Neither a head, nor the fusion, nor noise of its size: not one of its items reaches what is fitted."""
     crafted = refitted.whole.crafted
     assert [left.family for left in refitted.guards] == ["high-confidence", "single-step"]
-    assert len(refitted.heads.calls) == len(refitted.pooled.calls) == 2
-    fusions = refitted.fusion.calls[1::2]  # of all detectors, after that of the screen
-    for left, fitted, pooled, fused in zip(
-        refitted.guards, refitted.heads.calls, refitted.pooled.calls, fusions, strict=True
-    ):
+    assert len(refitted.heads) == len(refitted.pooled) == 2
+    seen = Counter(frozenset(call.given["attacked"].by) for call in refitted.fusion)
+    for left, fitted, pooled in zip(refitted.guards, refitted.heads, refitted.pooled, strict=True):
         hidden = items(np.concatenate([c.attacked for c in crafted if c.family == left.family]))
         shown = items(np.concatenate([c.attacked for c in crafted if c.family != left.family]))
         noise = items(np.concatenate([c.noise for c in crafted if c.family != left.family]))
-        learned: FittingItems = fitted[0][1]
+        learned: FittingItems = fitted.given["items"]
         given = items(learned.attacked.items)
         assert given
         assert given <= shown - hidden
         assert items(learned.noisy) <= noise
         names = {c.attack for c in crafted if c.family != left.family}
-        assert set(learned.attacked.by) == set(fused[0][2].by) == names
-        assert {c.attack for c in pooled[0][0]} == names
+        assert set(learned.attacked.by) == names
+        assert seen[frozenset(names)] == len(left.cascade.programs), "one fusion a program, each of the others alone"
+        assert {c.attack for c in pooled.given["crafted"]} == names
+    assert seen.total() == sum(len(left.cascade.programs) for left in refitted.guards)
 
 
 def test_what_learns_from_attacks_is_another_and_the_rest_is_the_same(refitted: Refitted) -> None:
@@ -185,11 +180,11 @@ def test_remembered_evidence_is_gathered_once_and_is_the_items_own(
     mixed = np.concatenate([images[10:], images[5:6], images[5:6]])
     remembered(needs, images[:20])
     again = remembered(needs, mixed)
-    assert [len(arguments[1]) for arguments, _ in gathered.calls] == [20, 10]
+    assert [len(call.given["images"]) for call in gathered] == [20, 10]
     latent = Latent(tiny_subject.classifier.taps[0].name)
     other = remembered([*needs, latent, ChannelAttribution(latent.tap)], mixed)
-    assert len(gathered.calls) == 3
-    assert set(gathered.calls[2][0][0].needs) == {ChannelAttribution(latent.tap)}, "only what is new is asked for"
+    assert len(gathered) == 3
+    assert set(gathered[-1].given["gather"].needs) == {ChannelAttribution(latent.tap)}, "only what is new is asked for"
     expected = gather_all(Gather(tiny_subject.classifier, needs), mixed)
     for need, value in expected.items():
         np.testing.assert_allclose(again[need].numpy(), value.numpy(), rtol=1e-3, atol=1e-5)
@@ -225,45 +220,83 @@ def test_data_that_was_exchanged_is_refused(bundle: Bundle, data: Path) -> None:
 # The whole.
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(
-    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.rmtree(bundle.path.with_name("bundle.work") / "without-single-step")
-    shards = spied(monkeypatch, guard.offline.crafting.shard, "attack_shard")
-    heads = spied(monkeypatch, guard.offline.training.build, "fit_heads")
-    runs = spied(monkeypatch, guard.offline.work.store, "write_arrays", lambda file, _: file.parent.name == "adaptive")
-    parts = ITEM_PARTS * len(METHODS) * 3  # the guard and two detectors
-    runs.interrupt_at = ITEM_PARTS + 2
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation, quick or full, and where it was made."""
+
+    bundle: Bundle
+    data: Path
+    found: Evaluation
+    said: str
+
+    @property
+    def report(self) -> Path:
+        return self.data.parent / "report"
+
+    def again(self, **settings: Any) -> Evaluation:
+        return run(self.bundle, self.data, **settings)[0]
+
+
+@dataclass(frozen=True)
+class Interrupted(Evaluated):
+    """A full evaluation that was interrupted in its adaptive attack, and then ran again to its end."""
+
+    fitted: tuple[int, int]  # guards that either run fitted
+    attacked: tuple[int, int]  # shards that either run attacked
+    first: dict[Path, int]  # runs of the adaptive attack that the first kept, and when they were written
+
+    def runs(self) -> dict[Path, int]:
+        return adaptive_runs(self.bundle)
+
+
+def adaptive_runs(bundle: Bundle) -> dict[Path, int]:
+    """The files of the adaptive attack by the time when they were written."""
     folder = bundle.path.with_name("bundle.work") / "adaptive"
-    trained = set(folder.glob("*.npz"))  # runs for the report of the training
-    with pytest.raises(KeyboardInterrupt):
-        run(bundle, data)
-    assert not (data.parent / "report").exists()
-    made = len(shards.calls)
-    assert made > 0
-    assert len(heads.calls) == 1
-    runs.interrupt_at = None
-    before, kept = len(runs.calls), len(set(folder.glob("*.npz")) - trained)
-    assert ITEM_PARTS < kept < parts
-    found, said = run(bundle, data)
-    assert len(shards.calls) == made
-    assert len(heads.calls) == 1
-    assert len(runs.calls) - before == parts - kept, "no part that was finished is repeated"
-    again, _ = run(bundle, data)
-    assert again == found or repr(again) == repr(found), "and a third time nothing changes"
-    assert len(runs.calls) - before == parts - kept
-    assert "together about" in said
+    return {file: file.stat().st_mtime_ns for file in folder.glob("*.npz")}
 
 
-def test_the_report_has_every_column(bundle: Bundle, data: Path) -> None:
-    found, said = run(bundle, data)
+@pytest.fixture(scope="module")
+def evaluated(refitted: Refitted, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    folder = tmp_path_factory.mktemp("evaluated")
+    copied(refitted.bundle, folder)
+    bundle, data = Bundle.open(folder / "bundle"), fresh_data(folder)
+    shutil.rmtree(folder / "bundle.work" / "without-single-step")
+    trained = adaptive_runs(bundle)  # for the report of the training
+    with pytest.MonkeyPatch.context() as patch:
+        shards = spied(patch, guard.offline.crafting.shard, "attack_shard")
+        heads = spied(patch, guard.offline.training.build, "fit_heads")
+        with interrupted_at(ITEM_PARTS + 2, folder="adaptive"):
+            run(bundle, data)
+        assert not (folder / "report").exists()
+        first = {file: when for file, when in adaptive_runs(bundle).items() if file not in trained}
+        fitted, attacked = len(heads), len(shards)
+        found, said = run(bundle, data)
+        counts = ((fitted, len(heads) - fitted), (attacked, len(shards) - attacked))
+    return Interrupted(bundle, data, found, said, *counts, first)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(evaluated: Interrupted, refitted: Refitted) -> None:
+    parts = ITEM_PARTS * len(METHODS) * 3  # the guard and two detectors
+    assert evaluated.fitted == (1, 0)
+    assert evaluated.attacked[0] > evaluated.attacked[1] == 0
+    assert ITEM_PARTS < len(evaluated.first) < parts
+    runs = evaluated.runs()
+    assert len(runs) == parts + len(adaptive_runs(refitted.bundle))
+    assert evaluated.first.items() <= runs.items(), "no part that was finished is repeated"
+    assert repr(evaluated.again()) == repr(evaluated.found), "and a third time nothing changes"
+    assert evaluated.runs() == runs
+    assert "together about" in evaluated.said
+
+
+def test_the_report_has_every_column(evaluated: Interrupted) -> None:
+    found = evaluated.found
     assert {row.label: row.left_out is not None for row in found.attacks} == {
         "pgd L∞ 4/16": True,
         "fgsm L∞ 4/16": True,
         "pgd L2 1.5": True,
     }
     assert [row.setting for row in found.attacks] == ["seen", "seen", "never seen"]
-    assert [p.reason is None for p in found.promises] == [False, bundle.calibration.items >= 99, True]
+    assert [p.reason is None for p in found.promises] == [False, evaluated.bundle.calibration.items >= 99, True]
     assert [row.family for row in found.left_out] == ["high-confidence", "single-step"]
     assert found.left_out[0].fitted_on == ("fgsm L∞ 4/16",)
     assert {row.name for row in found.clean} >= {"clean", "noise of the attacks' sizes", "off-grid clean"}
@@ -275,9 +308,9 @@ def test_the_report_has_every_column(bundle: Bundle, data: Path) -> None:
     (adaptive,) = found.adaptive
     assert {proof.detector for proof in adaptive.proof} == {"kernel_density", "feature_squeezing"}
     assert adaptive.target == 0.05
-    raw = json.loads((data.parent / "report" / "report.json").read_text("utf-8"))
+    raw = json.loads((evaluated.report / "report.json").read_text("utf-8"))
     assert raw["attacks"][0]["left_out"]["caught"]["0.05"]["items"] == raw["attacks"][0]["success"]["count"]
-    assert "guards without a family" not in said, "they are there already"
+    assert "guards without a family" not in evaluated.said, "they are there already"
 
 
 SUITE = """
@@ -302,8 +335,7 @@ def test_a_suite_has_rows_of_its_own(bundle: Bundle, data: Path, monkeypatch: py
     def unable(self: Any, model: Any, *_: Any) -> Any:
         raise ModelError("this attack asks for what the model does not tell")
 
-    monkeypatch.setattr("guard.offline.attacks.methods.cw.Cw.__call__", unable)
-    monkeypatch.setattr("guard.offline.evaluate.QUICK_ITEMS_AND_STEPS", (40, 4, 2))
+    monkeypatch.setattr(Cw, "__call__", unable)
     file = data.with_name("mine.toml")
     file.write_text(SUITE, encoding="utf-8")
     asked: dict[str, Any] = {"suite": load_suite(str(file)), "suite_minutes": 0.05, "quick": True}
@@ -327,12 +359,61 @@ def test_a_suite_has_rows_of_its_own(bundle: Bundle, data: Path, monkeypatch: py
     assert "could not be run" in page
 
 
-def test_shifts_classes_and_the_worst_case_are_there(
-    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def assert_worst_case_is_exact(found: Evaluation, fates: Mapping[str, Outcomes]) -> None:
+    """Counted item by item over those that all attacks of the recipe met, and no other item or attack."""
+    assert found.worst is not None
+    assert list(fates) == list(found.worst.attacks) == [row.label for row in found.attacks]
+    items = [{one: number for number, one in enumerate(fate.hashes.tolist())} for fate in fates.values()]
+    met = [
+        [
+            (bool(fate.wrong[own[one]]), float(fate.p_value[own[one]]))
+            for fate, own in zip(fates.values(), items, strict=True)
+        ]
+        for one in set.intersection(*map(set, items))
+    ]
+    assert len(met) > 20
+    assert found.worst.bare == Rate.counted(sum(not any(wrong for wrong, _ in item) for item in met), len(met))
+
+    def survivors(rate: float) -> Rate:
+        return Rate.counted(sum(all(p <= rate or not wrong for wrong, p in item) for item in met), len(met))
+
+    expected = {p.rate: survivors(p.rate) if p.reason is None else None for p in found.promises}
+    assert found.worst.handled == expected
+    assert found.worst.robust_accuracy == survivors(found.reject_rate)
+    (rate,) = {p.rate for p in found.promises if p.rate == found.reject_rate}
+    for row, fate in zip(found.attacks, fates.values(), strict=True):  # the rows count the same items
+        assert row.success == Rate.of(fate.wrong)
+        assert row.served.handled[rate] == Rate.of(fate.handled(rate))
+        assert (row.tried, row.robust_accuracy) == (len(fate.hashes), Rate.of(fate.handled(rate)))
+
+
+@dataclass(frozen=True)
+class Quick(Evaluated):
+    """A quick evaluation, and how its worst case was made."""
+
+    worst: Call
+
+
+@pytest.fixture(scope="module")
+def quick(refitted: Refitted, tmp_path_factory: pytest.TempPathFactory) -> Quick:
+    folder = tmp_path_factory.mktemp("quick")
+    copied(refitted.bundle, folder)
+    bundle, data = Bundle.open(folder / "bundle"), fresh_data(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        worst = spied(patch, measuring, "worst_of")
+        found, said = run(bundle, data, quick=True)
+    (judged,) = worst
+    return Quick(bundle, data, found, said, judged)
+
+
+def test_the_worst_case_is_counted_exactly(quick: Quick) -> None:
+    assert quick.found.worst == quick.worst.result
+    assert_worst_case_is_exact(quick.found, quick.worst.given["fates"])
+
+
+def test_shifts_and_classes_are_there(quick: Quick) -> None:
     """And a second run gives the same page, byte for byte, whatever the speed of the day was."""
-    monkeypatch.setattr("guard.offline.evaluate.QUICK_ITEMS_AND_STEPS", (40, 4, 2))
-    found, said = run(bundle, data, quick=True)
+    found, said = quick.found, quick.said
     names = [row.name for row in found.clean if row.accuracy is not None]
     assert names == [shift.name for shift in SHIFTS]
     (count,) = {row.accuracy.items for row in found.clean if row.accuracy is not None}
@@ -340,13 +421,8 @@ def test_shifts_classes_and_the_worst_case_are_there(
     assert f"9 shifts of {count} items" in said
     assert sum(row.accuracy.items for row in found.classes[:2]) == found.accuracy.items
     assert sum(row.accuracy.items for row in found.classes[2:]) == found.accuracy.items
-    assert found.worst is not None
-    handled = found.worst.handled[0.05]
-    assert handled is not None
-    single = [row.served.handled[0.05] for row in found.attacks]
-    assert handled.value <= min(rate.value for rate in single if rate is not None) + 0.15
     for row in found.attacks:
-        assert set(row.served.alone) == set(bundle.calibration.detectors)
+        assert set(row.served.alone) == set(quick.bundle.calibration.detectors)
         passing, handled = row.served.passing[0.05], row.served.handled[0.05]
         assert passing is not None
         assert handled is not None
@@ -355,18 +431,16 @@ def test_shifts_classes_and_the_worst_case_are_there(
         assert handled.count == row.tried - row.success.count + caught.count
     assert found.exhibit is not None
     assert len(found.exhibit.specimens) == 6
-    first = (data.parent / "report" / "report.html").read_bytes()
+    first = (quick.report / "report.html").read_bytes()
     assert b"data:image/png" in first
-    run(bundle, data, quick=True)
-    assert (data.parent / "report" / "report.html").read_bytes() == first
+    quick.again(quick=True)
+    assert (quick.report / "report.html").read_bytes() == first
 
 
-def test_quick_leaves_no_family_out(bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.offline.evaluate.QUICK_ITEMS_AND_STEPS", (40, 4, 2))
-    found, _ = run(bundle, data, quick=True)
-    assert found.left_out == ()
-    assert all(row.left_out is None for row in found.attacks)
-    assert found.adaptive
+def test_quick_leaves_no_family_out(quick: Quick) -> None:
+    assert quick.found.left_out == ()
+    assert all(row.left_out is None for row in quick.found.attacks)
+    assert quick.found.adaptive
 
 
 def test_where_time_is_short_the_adaptive_attack_shrinks_and_stays(bundle: Bundle, data: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 
-import guard.offline.crafting.shard
 from guard.bundle import Bundle
 from guard.calibration import auroc
 from guard.errors import BundleError, ConfigError, DataError, GuardError, ModelError, PromiseError
@@ -27,6 +28,7 @@ from guard.offline.job.job import MIN_SPLIT_ITEMS, Job, open_job
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.train import prepare, train
+from guard.offline.training import calibrator
 from guard.offline.training.calibrator import npz
 from guard.offline.training.fit_fusion import fit_fusion
 from guard.offline.training.fit_heads import FittingItems, fit_heads, load_heads, save_heads
@@ -35,6 +37,8 @@ from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from tests.offline import tiny
 from tests.offline.detectors.fitting import attack
+from tests.offline.interruption import interrupted_at
+from tests.spy import Call, spied
 
 RATE = 0.05
 
@@ -121,32 +125,54 @@ def test_only_what_resuming_and_evaluating_need_is_left_beside_it(tiny_bundle: B
 # Taken up again.
 
 
-def test_an_interrupted_run_ends_as_any_other_bit_for_bit(
-    problem: Path, tiny_bundle: Bundle, stages: Stages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted in the middle of crafting, then run again, in another place: the same bundle to the last bit."""
-    job, shards = tiny.job(problem, threads=1), 0
-    whole = guard.offline.crafting.shard.attack_shard
+@dataclass(frozen=True)
+class Resumed:
+    """A training that was interrupted in the middle of crafting, and then ran again."""
 
-    def interrupted(*arguments: Any) -> Any:
-        nonlocal shards
-        shards += 1
-        if shards == 3:
-            raise KeyboardInterrupt
-        return whole(*arguments)
+    job: Job
+    kept: dict[str, int]  # crafted files of the first run, and when they were written
+    bundle: Bundle
+    written: list[Call]  # of write_bundle, in the second run
+    opened: list[Call]  # of Calibrator.opened
 
-    with monkeypatch.context() as patch:
-        patch.setattr("guard.offline.crafting.shard.attack_shard", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(job, stages)
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    """In another place than the tiny bundle, which was left alone."""
+    job, silent = tiny.job(tmp_path_factory.mktemp("resumed"), threads=1), Stages(Console(file=io.StringIO()))
+    with interrupted_at(3):
+        train(job, silent)
     assert not job.out.exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in job.work.crafted.folder.iterdir()}
-    assert len(kept) == 2
-    again = train(job, stages)
-    assert {path.name: path.stat().st_mtime_ns for path in job.work.crafted.folder.iterdir()}.items() >= kept.items()
-    here, there = ({f.name: f.read_bytes() for f in bundle.path.iterdir()} for bundle in (again, tiny_bundle))
+    kept = crafted_files(job)
+    with pytest.MonkeyPatch.context() as patch:
+        written = spied(patch, calibrator, "write_bundle")
+        opened = spied(patch, calibrator.Calibrator, "opened")
+        return Resumed(job, kept, train(job, silent), written, opened)
+
+
+def crafted_files(job: Job) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in job.work.crafted.folder.iterdir()}
+
+
+def test_an_interrupted_run_ends_as_any_other_bit_for_bit(resumed: Resumed, tiny_bundle: Bundle) -> None:
+    """Interrupted in the middle of crafting, then run again, in another place: the same bundle to the last bit."""
+    assert len(resumed.kept) == 2
+    assert crafted_files(resumed.job).items() >= resumed.kept.items()
+    here, there = ({f.name: f.read_bytes() for f in b.path.iterdir()} for b in (resumed.bundle, tiny_bundle))
     assert [name for name in there if here.get(name) != there[name]] == []
-    assert again.digest == tiny_bundle.digest
+    assert set(here) == set(there)
+    assert resumed.bundle.digest == tiny_bundle.digest
+
+
+def test_one_training_writes_one_bundle(resumed: Resumed) -> None:
+    """And the cascade that was measured, in memory, reads as the bundle that was written from it, to the last bit."""
+    assert [call.given["path"] for call in resumed.written] == [resumed.job.out]
+    (guard,), bundle = [call.result for call in resumed.opened], resumed.bundle
+    images = tiny.data(90, seed=3)[0]
+    memory, served = (vars(read(one, images)) for one in (guard.cascade, Runtime.open(bundle).cascade))
+    assert [name for name, value in memory.items() if not np.array_equal(value, served[name])] == []
+    assert guard.identity == bundle.identity
+    assert all(guard.graphs[p.name] == (bundle.path / p.file).read_bytes() for p in bundle.manifest.programs)
 
 
 def test_arrays_are_written_the_same_every_time() -> None:

@@ -85,7 +85,7 @@ def job(folder: Path, **changes: Any) -> Job:
         "serves": "tumours",
         "attack_items": 80,
         "adaptive_items": 10,
-        "adaptive_steps": 30,
+        "adaptive_steps": 8,
     }
     return Job(**{**settings, **changes})
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
 
-from guard.serve import event_loop
+from guard.serve import event_loop, model_server, server
 from guard.serve.event_loop import EventLoop, drained
+from tests.serve import tiny_bundle
+from tests.serve.guarded import config_for
 
 
 def test_a_reader_that_takes_one_byte_finds_the_last() -> None:
@@ -51,3 +54,19 @@ def test_grpcs_own_reader_is_told_from_all_others(monkeypatch: Any) -> None:
         runner.run(main())
     assert seen[0] == "other"
     assert set(seen[1:]) == {"grpc"}
+
+
+def test_both_servers_run_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops: list[type] = []
+
+    async def noted(*_: Any) -> None:
+        loops.append(type(asyncio.get_running_loop()))
+
+    for module in (server, model_server):
+        monkeypatch.setattr(module, "serve_until_signal", noted)
+    server.serve(config_for(tmp_path, "127.0.0.1:1"))
+    assert loops == [EventLoop]
+    file = tmp_path / "tiny.onnx"
+    file.write_bytes(tiny_bundle.classifier())
+    model_server.serve_model(file, listen="127.0.0.1:0")
+    assert loops == [EventLoop, EventLoop]

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from guard.serve import gatekeeper
 from guard.serve.gatekeeper import (
     MAX_SAVED_REFUSALS,
     MAX_TURN_S,
@@ -203,7 +204,7 @@ def test_a_thousand_calls_of_one_client_do_not_keep_anothers_one_waiting() -> No
 
 
 def test_who_waits_in_vain_among_many_is_not_the_one_who_has_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.serve.gatekeeper.MAX_WAITING_CALLS", 100)
+    monkeypatch.setattr(gatekeeper, "MAX_WAITING_CALLS", 100)
     house = House(open=False)
     house.who = 1
     house.come(range(3))

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnxruntime
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2
@@ -82,7 +83,7 @@ def test_what_cannot_be_promised_is_refused_at_the_start(
 
 
 def test_cuda_that_is_not_there_is_not_replaced_in_silence(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert isinstance(refusal(config_for(bundle, "127.0.0.1:1", device="cuda")), DeviceError)
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
+from collections.abc import Callable
 from typing import Any
 
 import onnx
 import pytest
 import torch
+from torch import Tensor
 
 from guard.bundle import Bundle
 from guard.offline.adversary.surrogates import NOTHING_DRAWN, drawing, expectation, stand_ins_of
+from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.denoisers.table import DENOISERS
-from guard.offline.detectors.table import DETECTORS
 from guard.offline.programs.opened_guard import OpenedGuard, graphs_of
 from guard.offline.programs.read import read
 from tests.offline import tiny
+from tests.offline.rough_steps import faults
 
 
 def test_each_detector_names_what_it_needs(tiny_subject: OpenedGuard) -> None:
@@ -33,40 +34,54 @@ def test_each_detector_names_what_it_needs(tiny_subject: OpenedGuard) -> None:
     assert len(set(of_all)) == len(of_all)
 
 
-# Steps through which no derivative comes, or none that is worth following.
-ROUGH = {"argmax", "detach", "round", "sign", "sort", "topk", "one_hot_prediction"}
-PARTS = [
-    *((name, build([f"tap{i}" for i in range(3)])) for name, build in DETECTORS.items()),
-    *((name, build()) for name, build in DENOISERS.items()),
-]
+@pytest.mark.parametrize("name", DENOISERS)
+def test_every_listed_denoiser_can_be_differentiated_or_states_its_stand_ins(name: str) -> None:
+    """Images on the grid and between: a squeezed image has a derivative, and the very values that are served."""
+    denoiser = DENOISERS[name]()
+    assert denoiser.name == name
+    assert well_stated(denoiser)
+    images = torch.rand((8, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    for given in (images, torch.round(images * tiny.GRID) / tiny.GRID, images.flatten(1)):
+        assert faults(denoiser.stand_ins, denoiser, given) == []
 
 
-def served_calls(source: str, part: str) -> set[str]:
-    """What is called when an item is scored or denoised: by heads or denoisers, and by the functions that they call."""
-    bodies = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
-    ahead = [name for name in bodies if name.endswith("Head")] or [part]
-    found: set[str] = set()
-    while ahead:
-        body = bodies[ahead.pop()]
-        methods = [part for part in body.body if getattr(part, "name", "") != "__init__"]
-        for node in (inner for part in methods for inner in ast.walk(part)):
-            if isinstance(node, ast.Call):
-                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                ahead += [name] if name in bodies and name not in found else []
-                found.add(name)
-    return found
-
-
-@pytest.mark.parametrize(("name", "part"), PARTS, ids=[name for name, _ in PARTS])
-def test_every_listed_part_states_its_own_stand_ins(name: str, part: Any) -> None:
-    """On its own class, and at least one where its code takes a step that has no derivative of its own."""
-    assert part.name == name
+def well_stated(part: Any) -> bool:
+    """On its own class, and in words."""
     stated = vars(type(part)).get("stand_ins")
-    assert isinstance(stated, tuple)
-    assert all(isinstance(one, StandIn) and one.step and one.derivative for one in stated)
-    calls = served_calls(inspect.getsource(inspect.getmodule(type(part))), type(part).__name__)
-    rough = calls & ROUGH
-    assert stated or not rough, f"{sorted(rough)} have no derivative: what does an attacker differentiate instead?"
+    return isinstance(stated, tuple) and all(isinstance(one, StandIn) and one.step and one.derivative for one in stated)
+
+
+def coarse(values: Tensor) -> Tensor:
+    return (values * 4).round() / 4
+
+
+HELD, THROUGH = StandIn("class named", "this step's class, held"), StandIn("rounding", "the identity")
+PLANTED: dict[str, tuple[tuple[StandIn, ...], Callable[..., Tensor], str]] = {
+    "rounds, and says nothing": ((), lambda a, b: coarse(a) + b, "round: what does"),
+    "rounds, and only says that it does not matter": ((THROUGH,), lambda a, b: coarse(a) + b, "no derivative"),
+    "holds all that it sees": ((HELD,), lambda a, b: coarse(a) + coarse(b), "no derivative"),
+    "hides one input": ((), lambda a, b: a.detach() + b, "detach: what does"),
+    "hides one input without a name for it": ((), lambda a, b: torch.tensor(a.tolist()) + b, "no derivative"),
+    "saturates": ((), lambda a, b: (a + 9).clamp(0, 1) + (b + 9).clamp(0, 1), "no derivative"),
+    "is smooth for attackers alone": ((THROUGH,), lambda a, b: a + b if a.requires_grad else coarse(a) + b, "another"),
+    "divides by nothing": ((), lambda a, b: (a - a).sqrt() + b, "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_step_without_its_stand_in_is_found(name: str) -> None:
+    stated, served, said = PLANTED[name]
+    one, other = torch.rand((2, 8, 3), generator=torch.Generator().manual_seed(0))
+    assert any(said in fault for fault in faults(stated, served, one, other)), faults(stated, served, one, other)
+
+
+def test_what_needs_no_stand_in_is_left_alone() -> None:
+    one, other = torch.rand((2, 8, 3), generator=torch.Generator().manual_seed(0))
+    through: Callable[..., Tensor] = lambda a, b: BitDepth(2)(a) + b  # noqa: E731
+    assert faults((), lambda a, b: (a * b).exp().amax(dim=1, keepdim=True), one, other) == []
+    assert faults((HELD,), lambda a, b: coarse(a) * b, one, other) == []
+    assert faults(BitDepth.stand_ins, through, one, other) == []
+    assert faults((), through, one, other) != []
 
 
 def test_nothing_is_random_for_a_request(tiny_bundle: Bundle, tiny_subject: OpenedGuard) -> None:

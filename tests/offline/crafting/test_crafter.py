@@ -29,6 +29,7 @@ from guard.offline.data.grid import from_steps, off_grid, on_grid
 from guard.offline.data.norms import Norm
 from guard.offline.data.splits import Split, assign, content_hashes
 from guard.offline.work.store import ResultStore
+from tests.offline.interruption import interrupted_at
 
 GRID = 16
 ATTACKS: tuple[Attack, ...] = (
@@ -178,22 +179,17 @@ def test_minimal_attacks_survive_snapping_by_stretching(network, examples, tmp_p
 
 def test_an_interrupted_run_goes_on_and_ends_as_any_other_bit_for_bit(network, examples, tmp_path):
     attack = Spoof(0.25)
-
-    def stop(_: Attack, done: int, total: int) -> None:
-        assert total == 32
-        if done == 24:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(network, examples, attack, tmp_path / "one", progress=stop)
-    assert attack.calls == [12, 12]
-    resumed = run(network, examples, attack, tmp_path / "one")
+    with interrupted_at(3):
+        run(network, examples, attack, tmp_path / "one")
     assert attack.calls == [12, 12, 8]
+    resumed = run(network, examples, attack, tmp_path / "one")
+    assert attack.calls == [12, 12, 8, 8], "the one that was not kept, and no other"
+    attack.calls.clear()
     whole = run(network, examples, attack, tmp_path / "other")
     assert same(resumed, whole)
     assert len(whole) > 0
     again = run(network, examples, attack, tmp_path / "one")
-    assert len(attack.calls) == 6
+    assert len(attack.calls) == 3, "of the whole run"
     assert same(again, whole)
 
 
@@ -206,16 +202,13 @@ def test_any_number_of_workers_gives_the_same_bits(network, examples, attack, tm
 
 def test_an_interrupt_beside_other_workers_loses_no_finished_shard(network, examples, tmp_path):
     attack = Spoof(0.25)
-
-    def stop(_: Attack, done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(network, examples, attack, tmp_path / "one", progress=stop, workers=2, shard_items=4)
+    with interrupted_at(3):
+        run(network, examples, attack, tmp_path / "one", workers=2, shard_items=4)
     kept = len(list((tmp_path / "one").iterdir()))
-    assert kept >= 1
+    assert 2 <= kept < 8
+    attack.calls.clear()
     resumed = run(network, examples, attack, tmp_path / "one", workers=2, shard_items=4)
-    assert len(attack.calls) == 8
+    assert len(attack.calls) == 8 - kept
     assert same(resumed, run(network, examples, attack, tmp_path / "other", shard_items=4))
 
 

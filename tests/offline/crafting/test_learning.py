@@ -29,6 +29,7 @@ from guard.offline.networks.weights import Knowledge
 from guard.offline.work.files import read_arrays, write_arrays
 from guard.offline.work.store import ResultStore
 from tests.offline.crafting.test_crafter import GRID, Spoof, same
+from tests.offline.interruption import interrupted_at
 
 SIZE = 5  # of a shard
 
@@ -119,26 +120,30 @@ def test_it_learns_from_no_more_than_it_wants(network, problem, tmp_path):
     assert {len(lesson) for lesson in attack.lessons} == {7}
 
 
-@pytest.mark.parametrize("stops_at", ["learning", "attacking"])
+@pytest.mark.parametrize("stops_at", [3, 6, 7, 20], ids=lambda nth: f"result {nth}")
 def test_an_interrupted_run_goes_on_and_ends_as_any_other_bit_for_bit(network, problem, tmp_path, stops_at):
-    attack, said = Average(), []
-
-    def stop(what: object, done: int, total: int) -> None:
-        said.append((str(what), done, total))
-        if done >= 30 if stops_at == "learning" else what is attack:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(network, problem, attack, tmp_path / "one", progress=stop)
-    assert said[0][0].startswith("learning ")
-    assert all(total == 103 for _, _, total in said)
-    before = len(attack.lessons)
+    """While the six blocks are learned for, or while their 21 shards are attacked."""
+    attack = Average()
+    with interrupted_at(stops_at):
+        run(network, problem, attack, tmp_path / "one")
+    assert len(attack.lessons) + len(attack.met) == stops_at
+    assert len(attack.lessons) == min(stops_at, 6)
     resumed = run(network, problem, attack, tmp_path / "one")
-    assert len(attack.lessons) == 6  # nothing is learned twice
-    assert before == (2 if stops_at == "learning" else 6)
+    assert len(attack.lessons) + len(attack.met) == 6 + 21 + 1, "only what was not kept is made again"
     assert same(resumed, run(network, problem, Average(), tmp_path / "other"))
     assert same(resumed, run(network, problem, attack, tmp_path / "one"))
-    assert (len(attack.lessons), len(attack.met)) == (6, 21)
+    assert len(attack.lessons) + len(attack.met) == 6 + 21 + 1
+
+
+def test_progress_tells_first_the_learning_and_then_the_attack(network, problem, tmp_path):
+    attack, said = Average(), []
+    run(network, problem, attack, tmp_path, progress=lambda what, done, total: said.append((what, done, total)))
+    assert [what for what, _, _ in said] == [f"learning {attack!r}"] * 6 + [attack] * 21
+    assert all(total == 103 for _, _, total in said)
+    for part in (said[:6], said[6:]):
+        counts = [done for _, done, _ in part]
+        assert counts == sorted(counts)
+        assert counts[-1] == 103
 
 
 def test_any_number_of_workers_gives_the_same_bits(network, problem, tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from guard.offline.crafting import stage as crafting
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.engine import attack_model, choose_engine
 from guard.offline.crafting.onnx_model import OnnxModel
-from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
+from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, Budget, Plan, Row, more, read_plan, write_plan
 from guard.offline.crafting.stage import craft_all, learning_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
@@ -31,6 +32,9 @@ from guard.offline.job.recipe import parse
 from guard.offline.model.classifier import Classifier
 from guard.offline.work.directory import WorkDirectory
 from tests.offline import tiny
+from tests.offline.interruption import interrupted_at
+
+SHARD = 64  # items of 8 x 8 values
 
 
 @dataclass
@@ -93,6 +97,7 @@ def test_the_plan_is_printed_kept_and_followed(problem: Path, opened: tuple[Clas
     assert said.lines[: len(plan.lines())] == plan.lines()
     assert [row.attack for row in plan.rows] == [repr(attack) for attack in job.recipe.attacks]
     assert 0 < plan.attack_items <= len(opened[1].part(Split.TEST))
+    assert all(row.seconds > 0 and 0 < row.share < 1 for row in plan.rows)
     for row, one in zip(plan.rows, found, strict=True):
         assert one.tried >= row.tried
         assert len(one) >= MIN_FAMILY_ITEMS or one.tried == plan.available  # this data holds no more, and that is said:
@@ -126,45 +131,85 @@ def test_another_wish_is_another_plan(problem: Path, opened: tuple[Classifier, D
 
 @pytest.mark.parametrize("stops_at", [1, 3, 6])
 def test_interrupted_anywhere_it_ends_as_any_other(
-    problem: Path, tmp_path: Path, opened: tuple[Classifier, Dataset], monkeypatch: pytest.MonkeyPatch, stops_at: int
+    problem: Path, tmp_path: Path, opened: tuple[Classifier, Dataset], whole: tuple[CraftedSet, ...], stops_at: int
 ) -> None:
-    """In a probe, or in the crafting; on two workers, against one that was left alone."""
-    whole, calls = guard.offline.crafting.shard.attack_shard, []
-
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(None)
-        if len(calls) == stops_at:
-            raise KeyboardInterrupt
-        return whole(*arguments)
-
+    """In a probe, or in the crafting; on two workers, against one that was left alone, whatever they plan."""
     job = tiny.job(problem, minutes=30.0, threads=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(guard.offline.crafting.shard, "attack_shard", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            craft(job, opened)
-    other = dataclasses.replace(job, out=tmp_path / "other", threads=1)
-    again, alone = craft(job, opened), craft(other, opened)
-    plans = [read_plan(one.work) for one in (job, other)]
-    assert plans[0] is not None
-    assert plans[1] is not None
-    if [row.tried for row in plans[0].rows] == [row.tried for row in plans[1].rows]:  # both ran into the data's end
-        assert same(again, alone)
-    assert all(one.tried == plans[0].available for one in again)
+    with interrupted_at(stops_at):
+        craft(job, opened)
+    again, plan = craft(job, opened), read_plan(job.work)
+    assert plan is not None
+    assert [one.tried for one in again] == tried_by(plan, whole, floor=MIN_FAMILY_ITEMS)
+    assert same(again, firsts(whole, [one.tried for one in again]))
 
 
-def test_fewer_than_expected_are_made_up_for(
-    problem: Path, opened: tuple[Classifier, Dataset], monkeypatch: pytest.MonkeyPatch
+def firsts(whole: Sequence[CraftedSet], tried: Sequence[int]) -> list[CraftedSet]:
+    """The same attacks on no more than so many of the first items."""
+    found = []
+    for one, items in zip(whole, tried, strict=True):
+        shown = one.tried_hashes[:items]
+        kept = np.isin(one.hashes, shown)
+        per_item = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf")
+        parts = {name: getattr(one, name)[kept] for name in per_item}
+        found.append(dataclasses.replace(one, tried_hashes=shown, **parts))
+    return found
+
+
+def tried_by(plan: Plan, whole: Sequence[CraftedSet], floor: int) -> list[int]:
+    """How many items a plan comes to: those planned, and more until so many are verified or the data end."""
+    counts = []
+    for row, one in zip(plan.rows, whole, strict=True):
+        tried = row.tried
+        while True:
+            (part,) = firsts([one], [tried])
+            wanted = more(tried, len(part), step=SHARD, available=plan.available, floor=floor)
+            if wanted == tried:
+                break
+            tried = wanted
+        counts.append(tried)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[CraftedSet, ...]:
+    """Every attack on every item that the model has right, without a plan and by one worker."""
+    job = tiny.job(tmp_path_factory.mktemp("whole"), craft_items=1000, threads=1)
+    return craft(job, open_job(job))
+
+
+@pytest.mark.parametrize("floor", [40, MIN_FAMILY_ITEMS])
+@pytest.mark.parametrize("planned", [[SHARD, SHARD], [SHARD, 4 * SHARD], [3 * SHARD, 10_000]])
+def test_any_plan_is_followed_and_made_up_for_and_changes_no_item(
+    problem: Path,
+    opened: tuple[Classifier, Dataset],
+    whole: tuple[CraftedSet, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    planned: list[int],
+    floor: int,
 ) -> None:
-    """As where a probe fell on easy items."""
-    monkeypatch.setattr(
-        crafting,
-        "sizes",
-        lambda speeds, *_, **__: tuple(crafting.Row(speed.attack, speed.seconds, speed.share, 64) for speed in speeds),
+    """A plan decides how many of the first items are attacked, and nothing else; too few verified are made up for."""
+    job, available = tiny.job(problem, minutes=30.0, threads=2), whole[0].tried
+    budget = Budget(minutes=30, spent=0, fitting=0, report=0, adaptive=0)
+    rows = tuple(
+        Row(repr(attack), 0.01, 0.5, min(tried, available))
+        for attack, tried in zip(job.recipe.attacks, planned, strict=True)
     )
+    stage: Any = Said()
+    key = crafting.Planner(job, *opened, stage, 0.0).key
+    plan = Plan(key, "torch", "torch", 2, available, budget, rows, 20)
+    write_plan(job.work, plan)
+    monkeypatch.setattr(crafting, "more", partial(more, floor=floor))
     said = Said()
-    found = craft(tiny.job(problem, minutes=30.0), opened, said)
-    assert all(one.tried > 64 for one in found)
-    assert sum("of 64 verified; trying" in line for line in said.lines) == len(found)
+    found = craft(job, opened, said)
+    assert read_plan(job.work) == plan
+    tried = [one.tried for one in found]
+    assert tried == tried_by(plan, whole, floor)
+    assert all(len(one) >= floor or one.tried == available for one in found)
+    assert same(found, firsts(whole, tried))
+    grown = [row for row, items in zip(rows, tried, strict=True) if items > row.tried]
+    assert sum("verified; trying" in line for line in said.lines) >= len(grown)
+    if not grown:
+        assert not any("verified; trying" in line for line in said.lines)
 
 
 @pytest.mark.parametrize("minutes", [None, 30.0])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.denoisers import table as denoiser_table
+from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Head
 from guard.offline.detectors.table import DETECTORS, build_detector
 from guard.offline.evidence.kinds import gradients, plain, variants
@@ -26,6 +27,7 @@ from guard.offline.programs.program import Program
 from guard.offline.programs.write_programs import compile_programs
 from guard.session import Session
 from tests.offline.detectors.fitting import ITEMS, KINDS, NAMES, Fitted, Kind, auroc, fitted
+from tests.offline.rough_steps import faults
 
 BY_KIND = pytest.mark.parametrize("kind", KINDS)
 BY_NAME = pytest.mark.parametrize("name", NAMES)
@@ -246,3 +248,24 @@ def test_a_setting_that_does_not_exist(name: str) -> None:
 def test_a_detector_that_does_not_exist() -> None:
     with pytest.raises(ConfigError, match=r"unknown detector 'mahalanobi'.*mahalanobis"):
         build_detector("mahalanobi", ["a"], {})
+
+
+# What an attacker differentiates.
+
+
+@BY_KIND
+@BY_NAME
+def test_every_listed_detector_can_be_differentiated_or_states_its_stand_ins(name: str, kind: Kind) -> None:
+    """With respect to each piece of evidence that it named, and of the variants among them as denoisers make them."""
+    have = fitted(kind)
+    detector, head = have.detectors[name], have.heads[name]
+    stated = vars(type(detector)).get("stand_ins")
+    assert isinstance(stated, tuple)
+    assert all(isinstance(one, StandIn) and one.step and one.derivative for one in stated)
+    needs = list(detector.needs)
+
+    def served(*values: Tensor) -> Tensor:
+        answer: Tensor = head(dict(zip(needs, values, strict=True)))
+        return answer
+
+    assert faults(stated, served, *(have.clean[need][:32] for need in needs)) == []

@@ -39,8 +39,9 @@ class FirstLayer(TorchDispatchMode):
         self.rows: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.convolution.default and tuple(args[1].shape) == (8, 1, 3, 3):
-            self.rows.append(len(args[0]))
+        given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+        if func is torch.ops.aten.convolution.default and tuple(given["weight"].shape) == (8, 1, 3, 3):
+            self.rows.append(len(given["input"]))
         return func(*args, **(kwargs or {}))
 
 

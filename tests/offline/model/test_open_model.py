@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -348,5 +349,5 @@ def test_a_foreign_archive(tmp_path: Path) -> None:
 def test_the_factory_s_module_is_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_only_model_here.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(2, 2)\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [])
+    monkeypatch.setattr(sys, "path", [])
     assert isinstance(build("my_only_model_here:make"), nn.Linear)

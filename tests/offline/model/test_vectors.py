@@ -15,6 +15,7 @@ from rich.console import Console
 
 from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError
+from guard.offline import evaluate as evaluating
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
@@ -78,7 +79,7 @@ def test_the_report_has_every_row_that_vectors_can_have(bundle: Bundle) -> None:
 def test_evaluate_puts_aside_what_the_bundle_knows(
     bundle: Bundle, tmp_path: Path, stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guard.offline.evaluate.choose_threads", lambda *_: None)  # two are slow on a busy machine
+    monkeypatch.setattr(evaluating, "QUICK_ITEMS_AND_STEPS", (40, 8, 4))
     data = bundle.path.with_name("data.npz")
     evaluation = evaluate_bundle(bundle, data, tmp_path, Wish(seed=1, quick=True), stages)
     assert evaluation.accuracy.items == bundle.manifest.provenance["splits"]["test"]

@@ -143,7 +143,7 @@ def test_the_forms_of_square_images_and_what_they_fool_are_foolboxs() -> None:
     theirs = package.attacks.SpatialAttack(
         max_translation=0.1 * side, max_rotation=10, num_translations=3, num_rotations=5
     )
-    asked = package.PyTorchModel(given.model, bounds=(0, 1), device="cpu")
+    asked = package.PyTorchModel(given.model.module, bounds=(0, 1), device="cpu")
     with torch.no_grad():
         found = theirs.run(asked, given.inputs, package.Misclassification(given.labels))
     forms = torch.stack([moved(given.inputs, one, "zeros") for one in grid(10, 0.1, 5, 3)])
