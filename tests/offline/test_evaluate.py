@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,6 @@ from guard.offline.attacks.methods.cw import Cw
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluate import Wish, evaluate_bundle, forecast, prepared
 from guard.offline.evaluation import measure as measuring
-from guard.offline.evaluation.attack_rows import Outcomes
 from guard.offline.evaluation.detector_rows import detector_rows
 from guard.offline.evaluation.effort import MIN_PROOF_ITEMS, MIN_PROOF_STEPS, Size
 from guard.offline.evaluation.left_out import families, refit_all, unmade
@@ -51,6 +50,7 @@ from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from tests.offline import tiny
 from tests.offline.interruption import interrupted_at
+from tests.offline.worst_case import counted
 from tests.spy import Call, spied
 
 
@@ -359,34 +359,6 @@ def test_a_suite_has_rows_of_its_own(bundle: Bundle, data: Path, monkeypatch: py
     assert "could not be run" in page
 
 
-def assert_worst_case_is_exact(found: Evaluation, fates: Mapping[str, Outcomes]) -> None:
-    """Counted item by item over those that all attacks of the recipe met, and no other item or attack."""
-    assert found.worst is not None
-    assert list(fates) == list(found.worst.attacks) == [row.label for row in found.attacks]
-    items = [{one: number for number, one in enumerate(fate.hashes.tolist())} for fate in fates.values()]
-    met = [
-        [
-            (bool(fate.wrong[own[one]]), float(fate.p_value[own[one]]))
-            for fate, own in zip(fates.values(), items, strict=True)
-        ]
-        for one in set.intersection(*map(set, items))
-    ]
-    assert len(met) > 20
-    assert found.worst.bare == Rate.counted(sum(not any(wrong for wrong, _ in item) for item in met), len(met))
-
-    def survivors(rate: float) -> Rate:
-        return Rate.counted(sum(all(p <= rate or not wrong for wrong, p in item) for item in met), len(met))
-
-    expected = {p.rate: survivors(p.rate) if p.reason is None else None for p in found.promises}
-    assert found.worst.handled == expected
-    assert found.worst.robust_accuracy == survivors(found.reject_rate)
-    (rate,) = {p.rate for p in found.promises if p.rate == found.reject_rate}
-    for row, fate in zip(found.attacks, fates.values(), strict=True):  # the rows count the same items
-        assert row.success == Rate.of(fate.wrong)
-        assert row.served.handled[rate] == Rate.of(fate.handled(rate))
-        assert (row.tried, row.robust_accuracy) == (len(fate.hashes), Rate.of(fate.handled(rate)))
-
-
 @dataclass(frozen=True)
 class Quick(Evaluated):
     """A quick evaluation, and how its worst case was made."""
@@ -407,8 +379,15 @@ def quick(refitted: Refitted, tmp_path_factory: pytest.TempPathFactory) -> Quick
 
 
 def test_the_worst_case_is_counted_exactly(quick: Quick) -> None:
-    assert quick.found.worst == quick.worst.result
-    assert_worst_case_is_exact(quick.found, quick.worst.given["fates"])
+    """From the outcomes of every attack of the recipe, those that its rows count; test_attack_rows has made-up ones."""
+    found, fates = quick.found, quick.worst.given["fates"]
+    assert list(fates) == [row.label for row in found.attacks]
+    assert found.worst == counted(fates, found.promises, found.reject_rate)
+    assert found.worst.bare.items > 20
+    for row, fate in zip(found.attacks, fates.values(), strict=True):
+        assert row.success == Rate.of(fate.wrong)
+        assert row.served.handled[found.reject_rate] == Rate.of(fate.handled(found.reject_rate))
+        assert (row.tried, row.robust_accuracy) == (len(fate.hashes), Rate.of(fate.handled(found.reject_rate)))
 
 
 def test_shifts_and_classes_are_there(quick: Quick) -> None:

@@ -10,6 +10,7 @@ from guard.offline.evaluation.attack_rows import Outcomes, alone_at, hits, worst
 from guard.offline.evaluation.clean_rows import class_rows
 from guard.offline.evaluation.suite_rows import Planned, shared_out
 from guard.offline.findings.intervals import Promise, Rate
+from tests.offline.worst_case import counted
 
 PROMISES = (Promise.of(0.001, 500), Promise.of(0.01, 500), Promise.of(0.05, 500))
 
@@ -56,6 +57,20 @@ def test_the_worst_case_meets_each_item_with_the_attack_that_is_worst_for_it() -
     assert worst.robust_accuracy == Rate.counted(1, 3)
     assert worst_of({"one": one, "none": fate("xyz", [1, 1, 1], [0.5] * 3)}, PROMISES, 0.05) is None
     assert worst_of({}, PROMISES, 0.05) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_worst_case_is_counted_exactly_on_the_shared_items(seed: int) -> None:
+    """Three attacks, each on items of its own in an order of its own; half of all are fooled, half of those caught."""
+    draw, fates = np.random.default_rng(seed), {}
+    for label in ("one", "two", "three"):
+        hashes = draw.permutation([f"item {number}" for number in range(120)])[:100]
+        p_value = draw.choice([0.0005, 0.005, 0.01, 0.03, 0.05, 0.5], 100)
+        fates[label] = Outcomes(hashes, draw.random(100) < 0.5, p_value)
+    worst = worst_of(fates, PROMISES, 0.05)
+    assert worst == counted(fates, PROMISES, 0.05)
+    assert worst.bare.items == len(set.intersection(*(set(fate.hashes.tolist()) for fate in fates.values())))
+    assert 0 < worst.bare.count < worst.robust_accuracy.count < worst.bare.items
 
 
 def test_a_detector_alone_promises_half_as_finely() -> None:
