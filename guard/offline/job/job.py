@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from guard.arrays import DataFile, read_examples, to_wire
+from guard.arrays import read_examples, to_wire
 from guard.calibration import check_promise
+from guard.data_file import DataFile
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_of
