@@ -21,7 +21,7 @@ from guard.class_folders import read_folders
 from guard.data_file import DataFile, check, class_numbers
 from guard.errors import DataError
 from guard.idx import idx_files, read_idx_folder, read_idx_pair
-from guard.layout import LAST, layout_for
+from guard.layout import LAST, checked_layout, layout_for
 from guard.pictures import PICTURES, read_picture
 
 MAX_UNIT_SHARE = 0.02  # of the model's range: float values that fill no more of it, from its zero on, are in [0, 1]
@@ -52,7 +52,7 @@ def read_examples(path: str | Path, *, layout: str | None = None, classes: Seque
         raise DataError(
             f"{file} is of no known kind; wanted an .npz, an IDX file, a picture or a folder of class folders"
         )
-    return check(normal_form(examples, layout))
+    return check(normal_form(examples, checked_layout(layout)))
 
 
 def read_npz_examples(file: Path) -> DataFile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from guard.errors import DataError
+from guard.errors import ConfigError, DataError
 
 FIRST, LAST = "NCHW", "NHWC"
 DATA_LAYOUTS = (FIRST, LAST)
@@ -39,6 +39,13 @@ class Reading:
     def __str__(self) -> str:
         channels, height, width = self.item
         return f"{channels} channels of {height} x {width} ({IN_WORDS[self.layout]}, {self.layout})"
+
+
+def checked_layout(layout: str | None) -> str | None:
+    """Return a layout that a user has named, or None. Raises ConfigError for an unknown one."""
+    if layout not in (None, *DATA_LAYOUTS):
+        raise ConfigError(f"--data-layout {layout!r}; wanted {' or '.join(DATA_LAYOUTS)}")
+    return layout
 
 
 def channels_first(sizes: Shape, layout: str) -> Shape:

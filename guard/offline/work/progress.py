@@ -29,7 +29,7 @@ class Stage:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.bar.console.print(f"  {text}", highlight=False, soft_wrap=True)
+        self.bar.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 class Stages:
