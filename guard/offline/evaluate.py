@@ -108,7 +108,7 @@ def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
     """Return what the served bundle was fitted on: same data, same attacked items. Raises DataError, BundleError."""
     job = work.job_of(bundle)
     classifier, data = open_job(job)
-    check_data(job, classifier, data)
+    check_data(job, data)
     work.same_splits(data.splits)
     return Prepared(classifier, data, craft_all(job, classifier, data, progress))
 

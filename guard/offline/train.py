@@ -16,7 +16,7 @@ from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.measure import measure
 from guard.offline.evidence.batches import one_batch
 from guard.offline.job.accuracy import check_accuracy
-from guard.offline.job.job import Job, check_data, open_job
+from guard.offline.job.job import Job, by_file, check_data, open_job
 from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
@@ -47,8 +47,9 @@ def prepare(job: Job, stages: Stages) -> Prepared:
         classifier, data = open_job(job)
         for note in data.notes:
             progress.say(note)
-        check_data(job, classifier, data)
-        progress.say(str(check_accuracy(classifier, data, accepted=job.accept_accuracy)))
+        check_data(job, data)
+        for part in by_file(job, data):
+            progress.say(f"{part.name}: {check_accuracy(classifier, part, accepted=job.accept_accuracy)}")
         job.recipe.programs([tap.name for tap in classifier.taps])
         if not job.recipe.adaptive_budgets:
             raise ConfigError(f"recipe {job.recipe.name}: [adaptive] budgets = [...] is missing: no report without it")

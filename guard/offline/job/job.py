@@ -137,11 +137,13 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Dataset:
     splits = assign(hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
     unit = np.clip(spec.box.to_unit(wire), 0.0, 1.0)
     labels, classes = examples.labelled(), classifier.spec.output.classes
+    check_labels(labels, classes, examples.source)
     notes = (*examples.notes, *shape_note(examples), *label_notes(examples, hashes, classes))
     data = Dataset(unit, labels, hashes, examples.source, splits, notes)
     if job.test is None:
         return data
     held_out = read_examples(job.test, layout=job.data_layout, classes=classifier.spec.output.labels)
+    check_labels(held_out.labelled(), classes, held_out.source)
     test_wire = to_wire(held_out.images, spec, held_out.source, layout=held_out.layout)
     test_hashes = content_hashes(test_wire)
     if shared := set(test_hashes.tolist()) & set(hashes.tolist()):
@@ -156,6 +158,14 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Dataset:
         {**splits, **dict.fromkeys(test_hashes.tolist(), Split.TEST)},
         (*notes, *(f"{held_out.source}: {note}" for note in held_out.notes)),
     )
+
+
+def by_file(job: Job, data: Dataset) -> list[Dataset]:
+    """Return the items of --data, and those of --test where there is one, each under its own name."""
+    if job.test is None:
+        return [data]
+    held_out = data.groups == Split.TEST.value
+    return [replace(data.take(~held_out), name=str(job.data)), data.take(held_out)]
 
 
 def shape_note(examples: DataFile) -> list[str]:
@@ -194,12 +204,8 @@ def check_labels(labels: NDArray[np.int64], classes: int, source: str) -> None:
     )
 
 
-def check_data(job: Job, classifier: Classifier, data: Dataset) -> None:
-    """Check the labels, the rates and the number of items in each split.
-
-    Raises DataError for labels that the model does not have, or too few items; PromiseError for rates.
-    """
-    check_labels(data.labels, classifier.spec.output.classes, data.name)
+def check_data(job: Job, data: Dataset) -> None:
+    """Check the rates and the number of items in each split. Raises DataError for too few items; PromiseError."""
     calibrating = len(data.part(Split.CALIBRATE))
     if job.flag_rate < job.reject_rate:
         raise PromiseError(
