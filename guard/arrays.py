@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.bundle import UNREADABLE, InputSpec
-from guard.class_folders import read_folders
+from guard.class_folders import picture_in, read_folders
 from guard.data_file import DataFile, check, class_numbers
 from guard.errors import DataError
 from guard.idx import idx_files, read_idx_folder, read_idx_pair
@@ -37,22 +37,33 @@ def read_examples(path: str | Path, *, layout: str | None = None, classes: Seque
     """
     file = Path(path)
     if file.is_dir():
-        examples = read_idx_folder(file) if idx_files(file) else read_folders(file, classes)
+        examples = read_folder(file, classes)
     elif not file.exists():
         raise DataError(f"{file} does not exist; wanted an .npz, an IDX file or a folder of class folders")
     elif file.suffix.lower() in (".npz", ".npy"):
         examples = read_npz_examples(file)
-    elif "idx" in file.name.lower() or file.suffix.lower() in (".idx", ".gz"):
-        examples = read_idx_pair(file)
     elif file.suffix.lower() in PICTURES:
         picture = read_picture(file)
         notes = tuple(f"the picture was {change}" for change in picture.changes)
         examples = DataFile(picture.values[None], None, str(file), LAST, notes=notes)
+    elif "idx" in file.name.lower() or file.suffix.lower() in (".idx", ".gz"):
+        examples = read_idx_pair(file)
     else:
         raise DataError(
             f"{file} is of no known kind; wanted an .npz, an IDX file, a picture or a folder of class folders"
         )
     return check(normal_form(examples, checked_layout(layout)))
+
+
+def read_folder(folder: Path, classes: Sequence[str]) -> DataFile:
+    """Read a folder's one IDX pair, or its class folders. Raises DataError where it holds both, or neither."""
+    idx = idx_files(folder)
+    if not idx:
+        return read_folders(folder, classes)
+    if below := next((found for entry in sorted(folder.iterdir()) if (found := picture_in(entry))), None):
+        seen = min(idx.values()).name
+        raise DataError(f"{folder} holds {seen} and {below.relative_to(folder)}; wanted IDX files or class folders")
+    return read_idx_folder(folder)
 
 
 def read_npz_examples(file: Path) -> DataFile:

@@ -7,6 +7,7 @@ capitals first. Example: 0, 1, 2, 10 are the classes 0, 1, 2 and 10; ant, bee, c
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from guard.errors import DataError
 from guard.idx import idx_files
 from guard.pictures import PICTURES, looks_like_picture, read_picture
 
+MAX_NUMBERED_CLASSES = 100_000
 TOOLS = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "lost+found", "system volume information"}
 # Pictures and arrays of kinds that are not read: a class without them would be a part of itself.
 UNREAD = {
@@ -78,10 +80,10 @@ def open_folder(path: Path) -> ClassFolder:
     pictures, others = [], []
     for entry in sorted(entry for entry in path.iterdir() if visible(entry)):
         if entry.is_dir():
-            if below := next((file for file in sorted(entry.iterdir()) if visible(file) and is_picture(file)), None):
+            if below := picture_below(entry):
                 raise DataError(
-                    f"{below} lies two folders deep; wanted class folders with pictures directly in them: name the "
-                    f"folder above the classes, as --data {path}, or move the pictures up"
+                    f"{below} lies in a folder of a class folder; wanted class folders with pictures directly in "
+                    f"them: name the folder above the classes, as --data {path}, or move the pictures up"
                 )
         elif entry.suffix.lower() in PICTURES:
             pictures.append(entry)
@@ -92,8 +94,19 @@ def open_folder(path: Path) -> ClassFolder:
     return ClassFolder(path, tuple(pictures), tuple(others))
 
 
-def is_picture(file: Path) -> bool:
-    return file.suffix.lower() in PICTURES | UNREAD or (file.is_file() and looks_like_picture(file))
+def picture_in(entry: Path) -> Path | None:
+    """Return the first picture of what may be a class folder, or None."""
+    return picture_below(entry) if entry.is_dir() and visible(entry) else None
+
+
+def picture_below(folder: Path) -> Path | None:
+    """Return the first picture at any depth below a folder, or None; links to further folders are not followed."""
+    for base, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if visible(Path(name)))
+        for file in (Path(base, name) for name in sorted(files) if visible(Path(name))):
+            if file.suffix.lower() in PICTURES | UNREAD or looks_like_picture(file):
+                return file
+    return None
 
 
 def number_of(names: Sequence[str], root: Path, known: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -104,14 +117,25 @@ def number_of(names: Sequence[str], root: Path, known: Sequence[str]) -> tuple[d
                 f"{root}: folder {unknown[0]!r} is no class; wanted one of those known, {', '.join(known)}: rename it"
             )
         return {name: list(known).index(name) for name in names}, tuple(known)
-    if not all(re.fullmatch(r"[0-9]+", name) for name in names):
-        return {name: number for number, name in enumerate(sorted(names))}, tuple(sorted(names))
+    numbered = [name for name in names if re.fullmatch(r"-?[0-9]+", name)]
+    if len(numbered) < len(names) or any(int(name) < 0 for name in numbered):
+        places = {name: number for number, name in enumerate(sorted(names))}
+        if moved := [name for name in numbered if int(name) != places[name]]:
+            raise DataError(
+                f"{root}: folder {moved[0]!r} would be class {places[moved[0]]} beside {sorted(names)[:12]}; wanted "
+                "whole numbers from 0 for all folders, or words for all"
+            )
+        return places, tuple(sorted(names))
     values = {name: int(name) for name in names}
     ordered = sorted(values.values())
     if len(set(ordered)) < len(ordered):
         twice = [name for name in names if ordered.count(values[name]) > 1]
         raise DataError(f"{root}: folders {' and '.join(twice[:2])} are the same number; wanted one folder a class")
     first = 0 if ordered[0] == 0 else 1
+    if ordered[-1] > MAX_NUMBERED_CLASSES:
+        raise DataError(
+            f"{root}: folder {ordered[-1]} is no class number; wanted 0 to {MAX_NUMBERED_CLASSES}, or words"
+        )
     if first == 1 and ordered != list(range(1, len(ordered) + 1)):
         raise DataError(
             f"{root}: folders {', '.join(map(str, ordered[:12]))} are numbers neither from 0 nor 1 to "

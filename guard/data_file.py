@@ -73,12 +73,8 @@ def remedy(labels: NDArray[Any]) -> str:
     if labels.dtype.kind == "f":
         if labels.ndim == 2 and one_hot(labels):
             return ": these are one-hot, labels.argmax(axis=1) gives them"
-        whole = bool((np.isfinite(labels) & (labels == np.rint(labels))).all())
-        return (
-            ": all are whole, write labels.astype(int)"
-            if whole
-            else f", and {labels[labels != np.rint(labels)][0]:g} is none"
-        )
+        broken = labels[~(np.isfinite(labels) & (labels == np.rint(labels)))]
+        return f", and {broken[0]:g} is none" if broken.size else ": all are whole, write labels.astype(int)"
     if labels.dtype.kind in "US":
         seen = ", ".join(sorted({str(one) for one in labels.ravel()[:1000].tolist()})[:3])
         return f" in the order of the model's classes, not names ({seen})"

@@ -159,6 +159,7 @@ def test_what_is_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
         ({"images": pictures(), "labels": np.eye(6)}, ("float64", "one-hot", "argmax")),
         ({"images": pictures(), "labels": np.zeros(6)}, ("float64", "whole class numbers", "labels.astype(int)")),
         ({"images": pictures(), "labels": np.arange(6) / 2}, ("float64", "whole class numbers", "0.5 is none")),
+        ({"images": pictures(), "labels": np.asarray([0, 1, np.inf, 0, 1, 2])}, ("float64", "inf is none")),
         ({"images": pictures(), "labels": np.full(6, np.nan)}, ("float64", "whole class numbers")),
         ({"images": pictures(), "labels": np.asarray(["a"] * 6)}, ("whole class numbers", "names (a)")),
         ({"images": pictures(), "labels": np.ones(6, dtype=bool)}, ("bool",)),

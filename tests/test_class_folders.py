@@ -62,6 +62,15 @@ def test_numbers_from_elsewhere_are_refused(tmp_path: Path, names: str) -> None:
     refused(classes(tmp_path, names.split()), "neither from 0 nor 1", names.replace(" ", ", "))
 
 
+@pytest.mark.parametrize("names", ["0 1 10 2 other", "-1 0 1", "5 cat"])
+def test_numbers_among_words_that_are_not_their_own_place_are_refused(tmp_path: Path, names: str) -> None:
+    refused(classes(tmp_path, names.split()), "would be class", "wanted whole numbers from 0 for all folders")
+
+
+def test_numbers_that_count_no_classes_are_refused(tmp_path: Path) -> None:
+    refused(classes(tmp_path, ["0", "99999999999"]), "folder 99999999999 is no class number")
+
+
 def test_one_number_spelled_twice(tmp_path: Path) -> None:
     refused(classes(tmp_path, ["0", "1", "01"]), "the same number")
 
@@ -96,8 +105,10 @@ def test_folders_without_pictures_are_no_classes_and_are_said(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("plant", "words"),
     [
-        (lambda root: save(root / "train" / "cat" / "a.png", RAMP), ("two folders deep", "--data", "train")),
-        (lambda root: save(root / "cat" / "more" / "b.png", RAMP), ("two folders deep", "b.png")),
+        (lambda root: save(root / "train" / "cat" / "a.png", RAMP), ("train/cat/a.png lies in a", "--data")),
+        (lambda root: save(root / "cat" / "more" / "b.png", RAMP), ("cat/more/b.png lies in a folder",)),
+        (lambda root: save(root / "cat" / "more" / "and" / "more" / "b.png", RAMP), ("cat/more/and/more/b.png lies",)),
+        (lambda root: (root / "cat" / "up").symlink_to(root), ("cat/up/", "lies in a folder")),
         (lambda root: save(root / "cat" / "b.jp2", RAMP), ("b.jp2", "not read")),
         (lambda root: (root / "cat" / "b.HEIC").write_bytes(b"x"), ("b.HEIC", "not read")),
         (lambda root: save(root / "cat" / "b", RAMP, format="PNG"), ("cat/b", "not read")),

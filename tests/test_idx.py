@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from guard.arrays import read_examples
 from guard.errors import DataError
+from tests.picture_files import save
 
 TRAIN, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -106,6 +107,15 @@ def test_labels_without_images_beside_a_pair_are_said(tmp_path: Path) -> None:
     found = read_examples(write(tmp_path, TRAIN, TRAIN_LABELS, TEST_LABELS))
     assert np.array_equal(found.labelled(), labels())
     assert found.notes == (f"left out: {TEST_LABELS}, whose images are missing",)
+
+
+def test_idx_files_beside_class_folders(tmp_path: Path) -> None:
+    save(write(tmp_path, TRAIN, TRAIN_LABELS) / "cat" / "a.png", grey()[0])
+    refused(tmp_path, TRAIN, "cat/a.png", "IDX files or class folders")
+
+
+def test_a_picture_with_idx_in_its_name_is_a_picture(tmp_path: Path) -> None:
+    assert np.array_equal(read_examples(save(tmp_path / "idx_3.png", grey()[0])).images[0, ..., 0], grey()[0])
 
 
 def test_missing_labels_are_named(tmp_path: Path) -> None:
