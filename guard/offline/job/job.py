@@ -66,7 +66,7 @@ class Job:
 
 def open_job(job: Job) -> tuple[Classifier, Dataset]:
     """Open a job's model and data. Raises ConfigError, DataError, ModelError."""
-    examples = settled(job, read_examples(job.data, layout=job.data_layout, classes=job.labels))
+    examples = with_layout(job, read_examples(job.data, layout=job.data_layout, classes=job.labels))
     shape = item_shape(examples)
     check_box(job, shape)
     source = Source(
@@ -87,7 +87,7 @@ def open_job(job: Job) -> tuple[Classifier, Dataset]:
     return replace(classifier, spec=replace(classifier.spec, input=spec)), data
 
 
-def settled(job: Job, examples: DataFile) -> DataFile:
+def with_layout(job: Job, examples: DataFile) -> DataFile:
     """Return examples whose order of axes is known: by their file, by the user, or by the model's input."""
     if examples.images.ndim != 4 or examples.layout is not None:
         return examples
