@@ -34,6 +34,15 @@ Threads = Annotated[
     int | None,
     typer.Option(help="Threads of ONNX Runtime; the CPUs that this process may use unless given.", show_default=False),
 ]
+DataLayout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NCHW|NHWC", help="Order of axes of arrays with four.", show_default="as the model's input says"
+    ),
+]
+AcceptAccuracy = Annotated[
+    bool, typer.Option("--accept-accuracy", help="Go on where the model is seldom right on the data.")
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is refused where there is none.")]
 
 
@@ -88,6 +97,8 @@ def train(
             help="Held-out inputs for the report; a part of --data is held out unless given.", show_default=False
         ),
     ] = None,
+    data_layout: DataLayout = None,
+    accept_accuracy: AcceptAccuracy = False,
     preset: Annotated[
         str, typer.Option(help="A recipe that comes with the guard: digits, fast, standard, thorough or vectors.")
     ] = "standard",
@@ -182,6 +193,8 @@ def train(
         output_name=output_name,
         output=output,
         serves=serves,
+        data_layout=data_layout,
+        accept_accuracy=accept_accuracy,
         minutes=minutes,
         craft_items=craft_items,
         attack_items=attack_items,
@@ -226,6 +239,8 @@ def evaluate(
         Path, typer.Option(help="Clean inputs and labels that the bundle has not seen.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Where report.json and report.html are written.", show_default=False)],
+    data_layout: DataLayout = None,
+    accept_accuracy: AcceptAccuracy = False,
     suite: Annotated[
         str | None,
         typer.Option(metavar="NAME|FILE", help="A further list of attacks: aldahdooh, survey, or a .toml file."),
@@ -259,7 +274,9 @@ def evaluate(
     from guard.offline.work.tables import print_lines
 
     console = make_console()
-    wish = Wish(seed, quick, full, minutes, load_suite(suite) if suite else None, suite_minutes)
+    wish = Wish(
+        seed, quick, full, minutes, load_suite(suite) if suite else None, suite_minutes, data_layout, accept_accuracy
+    )
     found = evaluate_bundle(Bundle.open(bundle), data, out, wish, stages(console))
     print_lines(console, [*lines_of(found), "", f"report {out / 'report.html'}"])
 
@@ -271,13 +288,22 @@ def score(
         Path, typer.Argument(metavar="FILE", help=".npz, IDX, picture or folder of class folders.", show_default=False)
     ],
     *,
+    data_layout: DataLayout = None,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
     """Print one JSON line an item: item, prediction, action, p_value, detectors."""
     from guard.scoring import score_lines
 
-    for line in score_lines(bundle, file, device=device_name(device), threads=threads):
+    lines = score_lines(
+        bundle,
+        file,
+        device=device_name(device),
+        threads=threads,
+        layout=data_layout,
+        say=lambda note: typer.echo(f"guard: {note}", err=True),
+    )
+    for line in lines:
         typer.echo(line)
 
 

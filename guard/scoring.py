@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from guard.arrays import read_examples, to_wire
@@ -17,11 +17,25 @@ from guard.session import Device
 BATCH_ITEMS = 64
 
 
-def score_lines(bundle: Path, file: Path, *, device: Device, threads: int | None) -> Iterator[str]:
-    """Yield a JSON line for each item of a file. Raises BundleError, DataError, DeviceError before the first line."""
+def score_lines(
+    bundle: Path,
+    file: Path,
+    *,
+    device: Device,
+    threads: int | None,
+    layout: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[str]:
+    """Yield a JSON line for each item of a file; what was left out or changed in reading is handed to `say`.
+
+    Raises BundleError, DataError, DeviceError before the first line.
+    """
     runtime = Runtime.open(Bundle.open(bundle), device=device, threads=threads)
-    wire = to_wire(read_examples(file).images, runtime.spec, str(file))
     manifest = runtime.bundle.manifest
+    examples = read_examples(file, layout=layout, classes=manifest.model.output.labels)
+    wire = to_wire(examples.images, runtime.spec, str(file), layout=examples.layout)
+    for note in examples.notes:
+        say(note)
     policy = Policy(reject_rate=manifest.reject_rate, flag_rate=manifest.flag_rate)
     for start in range(0, len(wire), BATCH_ITEMS):
         readings = runtime.read(wire[start : start + BATCH_ITEMS])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from guard.bundle import Bundle, InputSpec, Manifest
+import textwrap
+
+from guard.bundle import Bundle, InputSpec, Manifest, OutputSpec
 from guard.calibration import smallest_rate
 
 
@@ -21,6 +23,7 @@ def summarise(bundle: Bundle) -> str:
         + (f", {spec.grid + 1} levels" if spec.grid else ""),
         *own_ranges(spec),
         f"output      {model.output.name}, {model.output.kind} of {model.output.classes} classes",
+        *classes_in_order(model.output),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
@@ -52,7 +55,12 @@ def own_ranges(spec: InputSpec) -> list[str]:
     return [f"{'':<12}each {part} has a range of its own"] if several else []
 
 
-def wrap(text: str) -> list[str]:
-    import textwrap
+def classes_in_order(output: OutputSpec) -> list[str]:
+    """Lines that name the classes by number; of labels that are numbers, which numbers there are."""
+    named = "  ".join(f"{number} {name}" for number, name in enumerate(output.labels))
+    text = named or f"numbers 0 to {output.classes - 1}, as the labels of the data stand"
+    return textwrap.wrap(text, width=80, initial_indent="classes     ", subsequent_indent=" " * 12)
 
+
+def wrap(text: str) -> list[str]:
     return textwrap.wrap(text, width=80, subsequent_indent="      ")

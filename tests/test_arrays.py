@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from guard.arrays import DataFile, read_examples, to_wire
+from guard.arrays import read_examples, to_wire
 from guard.bundle import InputSpec
+from guard.data_file import DataFile
 from guard.errors import DataError
 
 SPEC = InputSpec("input", "FP32", (3, 4, 5), (0.0,), (1.0,), 255)
@@ -34,12 +33,6 @@ def labels(items: int = 6) -> NDArray[np.int64]:
 def npz(path: Path, **arrays: NDArray[Any]) -> Path:
     np.savez(path / "data.npz", **arrays)  # type: ignore[arg-type]
     return path / "data.npz"
-
-
-def idx(array: NDArray[Any]) -> bytes:
-    kind = {"u1": 0x08, "i4": 0x0C, "f4": 0x0D}[array.dtype.str[1:]]
-    head = struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape)
-    return head + array.astype(array.dtype.newbyteorder(">")).tobytes()
 
 
 def refused(path: Path, *words: str) -> None:
@@ -69,6 +62,39 @@ def test_npz_of_floats_and_of_vectors(tmp_path: Path) -> None:
     assert vectors.images.shape == (7, 9)
 
 
+@pytest.mark.parametrize(
+    "turned",
+    [
+        pytest.param(lambda a: a, id="as it is"),
+        pytest.param(np.asfortranarray, id="Fortran order"),
+        pytest.param(lambda a: a.astype(">f4"), id="big-endian"),
+        pytest.param(lambda a: a.astype(np.float16), id="half"),
+        pytest.param(lambda a: a.astype(np.float64), id="double"),
+        pytest.param(lambda a: a.transpose(0, 2, 3, 1), id="channels last"),
+    ],
+)
+def test_floats_in_every_form_are_the_same_items(
+    tmp_path: Path, turned: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    images = (np.arange(2 * 3 * 4 * 5) / 128).clip(0, 1).astype(np.float32).reshape(2, 3, 4, 5)  # exact in halves
+    found = read_examples(npz(tmp_path, images=turned(images), labels=np.asarray([[1], [0]], dtype=">i2")))
+    wire = to_wire(found.images, SPEC, found.source, layout=found.layout)
+    assert np.array_equal(wire, images)
+    assert wire.dtype == np.dtype("=f4")
+    assert found.labelled().tolist() == [1, 0]
+
+
+def test_a_double_beyond_all_floats(tmp_path: Path) -> None:
+    refused(npz(tmp_path, images=np.full((2, 3, 4, 5), 1e300)), "item 0", "finite")
+
+
+def test_arrays_that_are_left_out_are_said(tmp_path: Path) -> None:
+    found = read_examples(npz(tmp_path, images=pictures(), y=labels()))
+    assert found.notes == ("arrays left out: y",)
+    with pytest.raises(DataError, match=r"no labels; an array `labels`.*\['images', 'y'\]"):
+        found.labelled()
+
+
 def test_npy_has_no_labels_and_says_so_only_when_asked(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", pictures())
     found = read_examples(tmp_path / "x.npy")
@@ -81,22 +107,9 @@ def test_grey_images_without_a_channel_axis(tmp_path: Path) -> None:
     assert read_examples(npz(tmp_path, images=pictures(channels=1)[..., 0])).images.shape == (6, 4, 5, 1)
 
 
-@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
-def test_idx_pair_by_file_and_by_folder(tmp_path: Path, *, zipped: bool) -> None:
-    grey = pictures(channels=1)[..., 0]
-    squeeze: Callable[[bytes], bytes] = gzip.compress if zipped else bytes
-    end = ".gz" if zipped else ""
-    (tmp_path / f"train-images-idx3-ubyte{end}").write_bytes(squeeze(idx(grey)))
-    (tmp_path / f"train-labels-idx1-ubyte{end}").write_bytes(squeeze(idx(labels().astype(np.uint8))))
-    for path in (tmp_path, tmp_path / f"train-images-idx3-ubyte{end}"):
-        found = read_examples(path)
-        assert np.array_equal(found.images[..., 0], grey)
-        assert np.array_equal(found.labelled(), labels())
-
-
-def test_idx_without_labels(tmp_path: Path) -> None:
-    (tmp_path / "x-images-idx3-ubyte").write_bytes(idx(pictures(channels=1)[..., 0]))
-    assert read_examples(tmp_path / "x-images-idx3-ubyte").labels is None
+def test_grey_floats_without_a_channel_axis(tmp_path: Path) -> None:
+    found = read_examples(npz(tmp_path, images=np.ones((6, 4, 5), dtype=np.float32)))
+    assert (found.images.shape, found.layout) == ((6, 4, 5, 1), "NHWC")
 
 
 def test_class_folders_in_sorted_order(tmp_path: Path) -> None:
@@ -133,14 +146,25 @@ def test_what_is_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
     [
         ({"x": np.zeros(3)}, ("['x']", "`images`")),
         ({"images": np.zeros((2, 3, 4, 5), dtype=np.int32)}, ("int32", "wanted uint8")),
-        ({"images": np.zeros((2, 3, 4), dtype=np.float32)}, ("float32 [2, 3, 4]",)),
+        ({"images": np.zeros((2, 3, 4), dtype=np.uint16)}, ("uint16 [2, 3, 4]", "wanted uint8")),
+        ({"images": np.zeros((2, 3, 4), dtype=bool)}, ("bool",)),
+        ({"X_train": pictures(), "y_train": labels()}, ("['X_train', 'y_train']", "`images`")),
+        ({"images": np.zeros((2, 0, 4, 3), dtype=np.uint8)}, ("no items", "[2, 0, 4, 3]")),
         ({"images": np.zeros((2, 3, 4, 5), dtype=complex)}, ("complex",)),
         ({"images": np.zeros(5, dtype=np.float32)}, ("[5]",)),
         ({"images": np.zeros((0, 3, 4, 5), dtype=np.float32)}, ("no items",)),
         ({"images": pictures(), "labels": np.zeros(5, dtype=np.int64)}, ("6 inputs", "[5]")),
         ({"images": pictures(), "labels": np.zeros((6, 3), dtype=np.int64)}, ("6 inputs", "[6, 3]")),
-        ({"images": pictures(), "labels": np.zeros(6)}, ("float64", "whole class numbers")),
-        ({"images": pictures(), "labels": np.asarray(["a"] * 6)}, ("whole class numbers",)),
+        ({"images": pictures(), "labels": np.eye(6, dtype=np.int64)}, ("[6, 6]", "one-hot", "argmax")),
+        ({"images": pictures(), "labels": np.eye(6)}, ("float64", "one-hot", "argmax")),
+        ({"images": pictures(), "labels": np.zeros(6)}, ("float64", "whole class numbers", "labels.astype(int)")),
+        ({"images": pictures(), "labels": np.arange(6) / 2}, ("float64", "whole class numbers", "0.5 is none")),
+        ({"images": pictures(), "labels": np.asarray([0, 1, np.inf, 0, 1, 2])}, ("float64", "inf is none")),
+        ({"images": pictures(), "labels": np.full(6, np.nan)}, ("float64", "whole class numbers")),
+        ({"images": pictures(), "labels": np.asarray(["a"] * 6)}, ("whole class numbers", "names (a)")),
+        ({"images": pictures(), "labels": np.ones(6, dtype=bool)}, ("bool",)),
+        ({"images": pictures(), "labels": np.full(6, 2**64 - 1, dtype=np.uint64)}, ("18446744073709551615",)),
+        ({"images": pictures(), "labels": np.asarray(3)}, ("6 inputs", "[]")),
         ({"images": pictures(), "labels": labels() - 1}, ("label -1 is negative",)),
         ({"images": np.asarray([{"a": 1}], dtype=object)}, ("cannot be read",)),
     ],
@@ -180,39 +204,6 @@ def test_any_one_byte_of_an_npz_may_be_wrong(tmp_path: Path, save: Callable[...,
 def test_a_foreign_npz(tmp_path: Path) -> None:
     (tmp_path / "data.npz").write_text("I am a poem")
     refused(tmp_path / "data.npz", "cannot be read")
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        pytest.param(lambda raw: raw[:-3], id="cut short"),
-        pytest.param(lambda raw: raw + b"x", id="too long"),
-        pytest.param(lambda raw: raw[:2], id="head alone"),
-        pytest.param(lambda raw: b"", id="empty"),
-        pytest.param(lambda raw: b"PK" + raw[2:], id="foreign"),
-        pytest.param(lambda raw: raw[:2] + b"\x0a" + raw[3:], id="unknown type"),
-        pytest.param(lambda raw: raw[:3] + b"\xff" + raw[4:], id="absurd axes"),
-    ],
-)
-def test_damaged_idx(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
-    file = tmp_path / "x-images-idx3-ubyte"
-    file.write_bytes(spoil(idx(pictures(channels=1)[..., 0])))
-    refused(file, file.name)
-
-
-@pytest.mark.parametrize("keep", [0, 1, 15, -4])
-def test_damaged_gzip(tmp_path: Path, keep: int) -> None:
-    file = tmp_path / "x-images-idx3-ubyte.gz"
-    file.write_bytes(gzip.compress(idx(pictures(channels=1)[..., 0]))[:keep])
-    refused(file, file.name)
-
-
-def test_gzip_with_a_broken_middle(tmp_path: Path) -> None:
-    raw = bytearray(gzip.compress(idx(pictures(60, channels=1)[..., 0])))
-    raw[12:60] = b"\xff" * 48
-    file = tmp_path / "x-images-idx3-ubyte.gz"
-    file.write_bytes(raw)
-    refused(file, file.name)
 
 
 def test_a_damaged_picture(tmp_path: Path) -> None:
@@ -279,6 +270,36 @@ def test_a_channel_last_wire(datatype: str) -> None:
     assert np.array_equal(to_wire(floats, spec), wire)
 
 
+def test_bytes_with_channels_first_are_read_as_such() -> None:
+    assert np.array_equal(to_wire(pictures().transpose(0, 3, 1, 2), SPEC), to_wire(pictures(), SPEC))
+
+
+def test_a_cube_is_read_as_it_is_said_to_be_or_not_at_all() -> None:
+    cube, spec = np.random.default_rng(4).random((2, 3, 3, 3), dtype=np.float32), replace(SPEC, shape=(3, 3, 3))
+    with pytest.raises(DataError, match=r"3 channels of 3 x 3 \(channels first, NCHW\) or .*--data-layout NCHW or"):
+        to_wire(cube, spec)
+    assert np.array_equal(to_wire(cube, spec, layout="NCHW"), cube)
+    assert np.array_equal(to_wire(cube, spec, layout="NHWC"), cube.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "UINT8"])
+def test_unit_floats_for_a_model_of_bytes_are_not_taken_for_black(datatype: str) -> None:
+    images = np.random.default_rng(5).random((2, 3, 4, 5), dtype=np.float32)
+    spec = replace(SPEC, datatype=datatype, high=(255.0,))
+    with pytest.raises(DataError, match=r"span \[0.*range \[0, 255\], all but black"):
+        to_wire(images, spec)
+    to_wire(np.rint(images), spec)  # dark, but on the model's own steps
+
+
+def test_floats_for_bytes_are_whole_or_refused() -> None:
+    spec = replace(SPEC, datatype="UINT8", high=(255.0,))
+    images = np.full((1, 3, 4, 5), 7.0, dtype=np.float32)
+    assert (to_wire(images, spec) == 7).all()
+    images[0, 0, 0, 3] = 20.5
+    with pytest.raises(DataError, match=r"takes bytes, and values such as 20.5"):
+        to_wire(images, spec)
+
+
 def test_bytes_are_never_wrapped_around() -> None:
     spec = replace(SPEC, datatype="UINT8", high=(255.0,))
     unit = np.linspace(-0.1, 1.1, 60, dtype=np.float32).reshape(1, 3, 4, 5)
@@ -307,7 +328,7 @@ def test_values_outside_a_range_of_their_own_name_the_part_that_leaves_it_furthe
     "images",
     [
         pytest.param(pictures(channels=1), id="one channel"),
-        pytest.param(np.zeros((2, 4, 5, 3), np.float32), id="channels last"),
+        pytest.param(np.zeros((2, 5, 4, 3), np.float32), id="on its side"),
         pytest.param(np.zeros((2, 60), np.float32), id="flat"),
     ],
 )

@@ -32,7 +32,7 @@ IMPORTED_AS = {
 # Not certain to be there: these are imported inside the functions that need them.
 LAZY = {
     "guard/session.py": {"onnxruntime"},
-    "guard/arrays.py": {"PIL"},
+    "guard/pictures.py": {"PIL"},
     "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
 }
 UNSAFE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

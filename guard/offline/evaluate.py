@@ -28,6 +28,7 @@ from guard.offline.evaluation.measure import measure
 from guard.offline.evaluation.suite_rows import Further
 from guard.offline.evidence.batches import one_batch
 from guard.offline.findings.evaluation import Evaluation
+from guard.offline.job.accuracy import check_accuracy
 from guard.offline.job.job import check_data, open_job
 from guard.offline.job.suite import Suite
 from guard.offline.programs.opened_guard import OpenedGuard
@@ -58,6 +59,8 @@ class Wish:
     minutes: float | None = None  # for all but the suite
     suite: Suite | None = None
     suite_minutes: float = SUITE_MINUTES
+    data_layout: str | None = None  # NCHW or NHWC of arrays with four axes
+    accept_accuracy: bool = False  # go on where the model is seldom right on the data
 
     def effort(self, work: WorkDirectory) -> Effort:
         sizes = QUICK_ITEMS_AND_STEPS if self.quick else FULL_ITEMS_AND_STEPS
@@ -81,8 +84,11 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
     work = Work.beside(bundle)
     effort = wish.effort(work.directory)
     with stages.stage("open bundle and data") as progress:
-        held_out, aside = work.held_out(bundle, data)
+        held_out, aside = work.held_out(bundle, data, layout=wish.data_layout)
         subject = work.subject(bundle)
+        for note in held_out.notes:
+            progress.say(note)
+        progress.say(str(check_accuracy(subject.classifier, held_out, accepted=wish.accept_accuracy)))
         choose_threads(subject.classifier.graph, one_batch(held_out.images))
         if aside:
             progress.say(f"put aside {aside} items that the bundle was fitted or calibrated on")
@@ -104,7 +110,7 @@ def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
     """Return what the served bundle was fitted on: same data, same attacked items. Raises DataError, BundleError."""
     job = work.job_of(bundle)
     classifier, data = open_job(job)
-    check_data(job, classifier, data)
+    check_data(job, data)
     work.same_splits(data.splits)
     return Prepared(classifier, data, craft_all(job, classifier, data, progress))
 

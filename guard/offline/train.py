@@ -17,7 +17,8 @@ from guard.offline.data.splits import Split
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.measure import measure
 from guard.offline.evidence.batches import one_batch
-from guard.offline.job.job import Job, check_data, open_job
+from guard.offline.job.accuracy import check_accuracy
+from guard.offline.job.job import Job, by_file, check_data, open_job
 from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
@@ -44,9 +45,13 @@ def prepare(job: Job, stages: Stages) -> Prepared:
     """Open model and data, check the promise, and craft the attacks to learn from."""
     if job.out.exists():
         raise BundleError(f"{job.out} exists, and a bundle is never changed; name another --out or remove it first")
-    with stages.stage("open model and data"):
+    with stages.stage("open model and data") as progress:
         classifier, data = open_job(job)
-        check_data(job, classifier, data)
+        for note in data.notes:
+            progress.say(note)
+        check_data(job, data)
+        for part in by_file(job, data):
+            progress.say(f"{part.name}: {check_accuracy(classifier, part, accepted=job.accept_accuracy)}")
         job.recipe.programs([tap.name for tap in classifier.taps])
         if not job.recipe.adaptive_budgets:
             raise ConfigError(f"recipe {job.recipe.name}: [adaptive] budgets = [...] is missing: no report without it")

@@ -303,7 +303,20 @@ def test_values_outside_the_range(problem: Path, stages: Stages) -> None:
 def test_labels_of_another_order_teach_nothing_to_attack(problem: Path, stages: Stages) -> None:
     images, labels = tiny.data(640, seed=7)
     wrong = (labels + 1) % tiny.CLASSES
-    stops(with_data(tiny.job(problem), images=images, labels=wrong), stages, DataError)
+    job = with_data(tiny.job(problem), images=images, labels=wrong)
+    stops(job, stages, DataError, "with labels - 1 it would be", "--accept-accuracy")
+    assert not job.work.path.exists()
+    with pytest.raises(DataError) as caught:
+        train(replace(job, accept_accuracy=True), stages)
+    assert "--accept-accuracy" not in str(caught.value)
+
+
+def test_test_data_of_another_order_is_told_by_its_own_name(problem: Path, stages: Stages) -> None:
+    images, labels = tiny.data(60, seed=12)
+    np.savez(problem / "test.npz", images=images, labels=(labels + 1) % tiny.CLASSES)
+    stops(
+        tiny.job(problem, test=problem / "test.npz"), stages, DataError, "test.npz: the model is right on", "labels - 1"
+    )
 
 
 def test_too_few_items_for_the_rate_says_how_many(problem: Path, stages: Stages) -> None:

@@ -21,6 +21,7 @@ class Dataset:
     hashes: NDArray[np.str_]  # [item] of the wire values
     name: str = "items"  # where the items come from, for display
     splits: Mapping[str, Split] = field(default_factory=dict, repr=False)  # of each hash; empty where there are none
+    notes: tuple[str, ...] = field(default=(), repr=False)  # what was left out, changed or found when it was read
 
     def __len__(self) -> int:
         return len(self.images)

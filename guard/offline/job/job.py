@@ -9,15 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from guard.arrays import DataFile, read_examples, to_wire
+from guard.arrays import read_examples, to_wire
 from guard.calibration import check_promise
+from guard.data_file import DataFile
 from guard.errors import ConfigError, DataError, PromiseError
+from guard.layout import IN_WORDS, channels_first, layout_of_data
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_of
 from guard.offline.data.splits import SHARES, Split, assign, content_hashes
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
+from guard.offline.model.declared_input import declared_input
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.work.directory import WorkDirectory
 
@@ -45,7 +49,9 @@ class Job:
     output_name: str | None = None
     output: str = "logits"
     serves: str = "model"
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # names of the classes in the model's order; those of class folders unless given
+    data_layout: str | None = None  # NCHW or NHWC of arrays with four axes; None: as the model's input says
+    accept_accuracy: bool = False  # go on where the model is seldom right on the data
     minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
     craft_items: int | None = None  # clean items that each attack is tried on, for fitting
     attack_items: int | None = None  # and for the report
@@ -60,24 +66,58 @@ class Job:
 
 def open_job(job: Job) -> tuple[Classifier, Dataset]:
     """Open a job's model and data. Raises ConfigError, DataError, ModelError."""
-    examples = read_examples(job.data)
+    examples = with_layout(job, read_examples(job.data, layout=job.data_layout, classes=job.labels))
     shape = item_shape(examples)
     check_box(job, shape)
     source = Source(
-        job.model, shape, job.low, job.high, None, job.input_name, job.output_name, job.output, job.serves, job.labels
+        model=job.model,
+        item_shape=shape,
+        low=job.low,
+        high=job.high,
+        input_name=job.input_name,
+        output_name=job.output_name,
+        output=job.output,
+        serves=job.serves,
+        labels=job.labels or examples.classes,
     )
     classifier = open_model(source)
+    check_folders(examples, classifier.spec.output.classes)
     data = split_data(job, classifier, examples)
     spec = replace(classifier.spec.input, grid=grid_of(data.images))  # of bytes it is 255 steps or a share of them
     return replace(classifier, spec=replace(classifier.spec, input=spec)), data
 
 
+def with_layout(job: Job, examples: DataFile) -> DataFile:
+    """Return examples whose order of axes is known: by their file, by the user, or by the model's input."""
+    if examples.images.ndim != 4 or examples.layout is not None:
+        return examples
+    declared = declared_input(job.model, job.input_name, job.output_name)
+    sizes = tuple(examples.images.shape[1:])
+    return replace(examples, layout=layout_of_data(sizes, declared.item, examples.source, either=declared.either))
+
+
 def item_shape(examples: DataFile) -> tuple[int, ...]:
-    """Return the shape of one item as the model takes it."""
-    images = examples.images
-    if images.dtype == np.uint8 and images.ndim == 4:
-        return (images.shape[3], images.shape[1], images.shape[2])
-    return tuple(images.shape[1:])
+    """Return the shape of one item, channels first. Raises DataError where only the model could tell its axes."""
+    sizes = tuple(examples.images.shape[1:])
+    if len(sizes) != 3:
+        return sizes
+    return channels_first(sizes, examples.layout or layout_of_data(sizes, None, examples.source, either=False))
+
+
+def check_folders(examples: DataFile, classes: int) -> None:
+    """Check that class folders can be the model's classes. Raises DataError."""
+    names, empty = examples.classes, examples.empty
+    if len(names) > classes:
+        raise DataError(
+            f"{examples.source}: {len(names)} class folders ({', '.join(names[:12])}); the model has {classes} "
+            "classes: move what is no class elsewhere, or hide it (.name)"
+        )
+    if empty and len(names) < classes == len(names) + len(empty):
+        raise DataError(
+            f"{examples.source}: the model has {classes} classes, and there are as many folders only with those that "
+            f"hold no picture ({', '.join(empty)}); their places would move the others: put a picture there, or name "
+            "the folders by class number"
+        )
 
 
 def check_box(job: Job, shape: tuple[int, ...]) -> None:
@@ -91,40 +131,81 @@ def check_box(job: Job, shape: tuple[int, ...]) -> None:
 
 
 def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Dataset:
-    wire = to_wire(examples.images, classifier.spec.input, examples.source)
+    spec = classifier.spec.input
+    wire = to_wire(examples.images, spec, examples.source, layout=examples.layout)
     hashes = content_hashes(wire)
     splits = assign(hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
-    unit = np.clip(classifier.spec.input.box.to_unit(wire), 0.0, 1.0)
-    data = Dataset(unit, examples.labelled(), hashes, examples.source, splits)
+    unit = np.clip(spec.box.to_unit(wire), 0.0, 1.0)
+    labels, classes = examples.labelled(), classifier.spec.output.classes
+    check_labels(labels, classes, examples.source)
+    notes = (*examples.notes, *shape_note(examples), *label_notes(examples, hashes, classes))
+    data = Dataset(unit, labels, hashes, examples.source, splits, notes)
     if job.test is None:
         return data
-    held_out = read_examples(job.test)
-    test_wire = to_wire(held_out.images, classifier.spec.input, held_out.source)
+    held_out = read_examples(job.test, layout=job.data_layout, classes=classifier.spec.output.labels)
+    check_labels(held_out.labelled(), classes, held_out.source)
+    test_wire = to_wire(held_out.images, spec, held_out.source, layout=held_out.layout)
     test_hashes = content_hashes(test_wire)
     if shared := set(test_hashes.tolist()) & set(hashes.tolist()):
         raise DataError(
             f"{held_out.source} and {examples.source} share {len(shared)} items; test data must be held out"
         )
     return Dataset(
-        np.concatenate([data.images, np.clip(classifier.spec.input.box.to_unit(test_wire), 0.0, 1.0)]),
+        np.concatenate([data.images, np.clip(spec.box.to_unit(test_wire), 0.0, 1.0)]),
         np.concatenate([data.labels, held_out.labelled()]),
         np.concatenate([hashes, test_hashes]),
         held_out.source,
         {**splits, **dict.fromkeys(test_hashes.tolist(), Split.TEST)},
+        (*notes, *(f"{held_out.source}: {note}" for note in held_out.notes)),
     )
 
 
-def check_data(job: Job, classifier: Classifier, data: Dataset) -> None:
-    """Check the labels, the rates and the number of items in each split.
+def by_file(job: Job, data: Dataset) -> list[Dataset]:
+    """Return the items of --data, and those of --test where there is one, each under its own name."""
+    if job.test is None:
+        return [data]
+    held_out = data.groups == Split.TEST.value
+    return [replace(data.take(~held_out), name=str(job.data)), data.take(held_out)]
 
-    Raises DataError for labels that the model does not have, or too few items; PromiseError for rates.
-    """
-    classes = classifier.spec.output.classes
-    if int(data.labels.max()) >= classes:
-        bad = int(np.flatnonzero(data.labels >= classes)[0])
-        raise DataError(
-            f"{data.name}: item {bad} has label {int(data.labels[bad])}; the model has classes 0 to {classes - 1}"
-        )
+
+def shape_note(examples: DataFile) -> list[str]:
+    if examples.images.ndim != 4:
+        return []
+    channels, height, width = item_shape(examples)
+    order = IN_WORDS[examples.layout] if examples.layout else "in the model's order"
+    return [f"items are {channels} x {height} x {width} (channels, height, width); the file has {order}"]
+
+
+def label_notes(examples: DataFile, hashes: NDArray[np.str_], classes: int) -> list[str]:
+    """Say which classes have no items, and which items have several labels."""
+    notes, labels = [], examples.labelled()
+    absent = sorted(set(range(classes)) - set(labels.tolist()))
+    if absent and not examples.classes:
+        notes.append(f"classes without items: {', '.join(map(str, absent[:12]))}{', …' if absent[12:] else ''}")
+    if len(examples.classes) in range(1, classes):
+        notes.append(f"{len(examples.classes)} class folders for {classes} classes of the model; their order decides")
+    _, first, item = np.unique(hashes, return_index=True, return_inverse=True)
+    differ = np.flatnonzero(labels != labels[first[item]])
+    if len(differ):
+        one, other = int(first[item[differ[0]]]), int(differ[0])
+        notes.append(f"{len(differ)} items are copies with another label, such as items {one} and {other}")
+    return notes
+
+
+def check_labels(labels: NDArray[np.int64], classes: int, source: str) -> None:
+    """Check that the model has every label. Raises DataError."""
+    if int(labels.max()) < classes:
+        return
+    bad = int(np.flatnonzero(labels >= classes)[0])
+    from_one = int(labels.min()) == 1 and int(labels.max()) == classes
+    raise DataError(
+        f"{source}: item {bad} has label {int(labels[bad])}; the model has classes 0 to {classes - 1}"
+        + (f"; labels run from 1 to {classes}: subtract 1" if from_one else "")
+    )
+
+
+def check_data(job: Job, data: Dataset) -> None:
+    """Check the rates and the number of items in each split. Raises DataError for too few items; PromiseError."""
     calibrating = len(data.part(Split.CALIBRATE))
     if job.flag_rate < job.reject_rate:
         raise PromiseError(

@@ -14,7 +14,7 @@ from guard.bundle import Bundle
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split, content_hashes
-from guard.offline.job.job import Job
+from guard.offline.job.job import Job, check_labels
 from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.programs.opened_guard import OpenedGuard, graphs_of, rates_of
@@ -98,15 +98,18 @@ class Work:
                 "its training; bring the data back, or use --quick"
             )
 
-    def held_out(self, bundle: Bundle, data: Path) -> tuple[Dataset, int]:
+    def held_out(self, bundle: Bundle, data: Path, *, layout: str | None = None) -> tuple[Dataset, int]:
         """Return the items of a file that nothing was fitted or calibrated on, and how many had to be put aside.
 
+        Class folders are found by the bundle's names of classes.
+
         Raises:
-            DataError: none is left.
+            DataError: none is left, or a label or folder is no class of the model.
         """
-        examples = read_examples(data)
-        spec = bundle.manifest.model.input
-        wire = to_wire(examples.images, spec, examples.source)
+        spec, output = bundle.manifest.model.input, bundle.manifest.model.output
+        examples = read_examples(data, layout=layout, classes=output.labels)
+        check_labels(examples.labelled(), output.classes, examples.source)
+        wire = to_wire(examples.images, spec, examples.source, layout=examples.layout)
         hashes = content_hashes(wire)
         fresh = np.asarray([self.splits.get(value, Split.TEST.value) == Split.TEST.value for value in hashes.tolist()])
         if not fresh.any():
@@ -114,7 +117,8 @@ class Work:
                 f"{data}: every item was fitted or calibrated on; evaluation needs items that this bundle has not seen"
             )
         unit = np.clip(spec.box.to_unit(wire[fresh]), 0.0, 1.0)
-        return Dataset(unit, examples.labelled()[fresh], hashes[fresh], examples.source), int((~fresh).sum())
+        found = Dataset(unit, examples.labelled()[fresh], hashes[fresh], examples.source, notes=examples.notes)
+        return found, int((~fresh).sum())
 
 
 def write_work(job: Job, data: Dataset) -> None:
