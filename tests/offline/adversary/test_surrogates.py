@@ -34,7 +34,7 @@ def test_each_detector_names_what_it_needs(tiny_subject: OpenedGuard) -> None:
 
 
 # Steps through which no derivative comes, or none that is worth following.
-ROUGH = {"argmax", "detach", "round", "sign", "sort", "topk", "one_hot_prediction"}
+ROUGH = {"argmax", "detach", "round", "sign", "sort", "topk", "nearest_distances"}
 PARTS = [
     *((name, build([f"tap{i}" for i in range(3)])) for name, build in DETECTORS.items()),
     *((name, build()) for name, build in DENOISERS.items()),
