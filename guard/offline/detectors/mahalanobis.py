@@ -104,7 +104,7 @@ class MahalanobisHead(Head):
         away = [m.away(z, m.nearest(z) if self.centre == "nearest" else named) for m, z in pairs]
         # Squared and added up together, by a constant of the program: few operators serve all taps.
         taps = torch.block_diag(*(torch.ones_like(m.centres[0])[:, None] / m.scale for m in metrics))  # [feature, tap]
-        distances = torch.cat(away, dim=1).square() @ taps
+        distances: Tensor = torch.cat(away, dim=1).square() @ taps
         return (1e-6 + distances).log().mean(dim=1)
 
 
