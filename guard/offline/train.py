@@ -78,7 +78,7 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
         calibrated = calibrator.calibrate(prepared.crafted)
         parity = parities(graphs, calibrated.cascade)
         rates = Rates(job.reject_rate, job.flag_rate)
-        verdicts = compare_verdicts(calibrated.cascade, graphs.modules, graphs.wire, rates)
+        verdicts = compare_verdicts(calibrated.cascade, graphs.modules, data.part(Split.COMBINER).images, rates)
         progress.say(f"  {verdicts}")
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.cascade import Cascade, Run
 from guard.errors import ParityError
+from guard.fusion import Floats
+from guard.offline.evidence.batches import batch_items
 from guard.offline.programs.opened_guard import Rates
 from guard.offline.programs.parity import in_parts
 from guard.offline.programs.program import Program
@@ -35,18 +36,19 @@ class Verdicts:
         return f"ONNX Runtime and torch: {len(self.flipped)} of {self.items} clean items get another verdict"
 
 
-def compare_verdicts(cascade: Cascade, programs: Mapping[str, Program], wire: NDArray[Any], rates: Rates) -> Verdicts:
-    """Read real wire inputs [item, ...] with both, and compare the verdicts. Raises ParityError for too many."""
+def compare_verdicts(
+    cascade: Cascade, programs: Mapping[str, Program], unit: NDArray[np.float32], rates: Rates
+) -> Verdicts:
+    """Read clean unit-space items [item, ...] with both, and compare the verdicts. Raises ParityError for too many."""
     runs = [in_torch(programs[spec.name]) for spec in cascade.programs]
-    found = flipped(cascade, runs, wire[:FIRST_ITEMS], rates)
-    if len(found.flipped) and len(wire) > FIRST_ITEMS:
-        found = flipped(cascade, runs, wire[:MOST_ITEMS], rates)
+    found = flipped(cascade, runs, unit[:FIRST_ITEMS], rates)
+    if len(found.flipped) and len(unit) > FIRST_ITEMS:
+        found = flipped(cascade, runs, unit[:MOST_ITEMS], rates)
     if len(found.flipped) > max(1, MAX_FLIPPED_SHARE * found.items):
         item = found.flipped[0]
-        one = wire[item : item + 1]
-        values = [cascade.read(one).p_value[0], cascade.follow(one, runs, complete=True).p_value[0]]
+        served, other = p_values(cascade, runs, unit[item : item + 1])
         raise ParityError(
-            f"{found}, e.g. item {item}: p-value {values[0]:.4g} in ONNX Runtime, {values[1]:.4g} in torch, where "
+            f"{found}, e.g. item {item}: p-value {served[0]:.4g} in ONNX Runtime, {other[0]:.4g} in torch, where "
             f"{rates.reject:g} is rejected and {rates.flag:g} flagged; at most {MAX_FLIPPED_SHARE:g} of them, or one, "
             "may. What to do: leave out the detectors that rest on gradients (--preset fast has none), or calibrate on "
             "more clean items"
@@ -54,15 +56,23 @@ def compare_verdicts(cascade: Cascade, programs: Mapping[str, Program], wire: ND
     return found
 
 
-def flipped(cascade: Cascade, runs: Sequence[Run], wire: NDArray[Any], rates: Rates) -> Verdicts:
+def flipped(cascade: Cascade, runs: Sequence[Run], unit: NDArray[np.float32], rates: Rates) -> Verdicts:
     """Return the items that ONNX Runtime and these runs judge otherwise, ties left out."""
-    size = FIRST_ITEMS
-    parts = [wire[i : i + size] for i in range(0, len(wire), size)]
-    served = np.concatenate([cascade.read(part, complete=True).p_value for part in parts])
-    other = np.concatenate([cascade.follow(part, runs, complete=True).p_value for part in parts])
+    served, other = p_values(cascade, runs, unit)
     apart = np.abs(served - other) > TIED_POINTS / (cascade.calibration.items + 1)
     differ = [(served <= rate) != (other <= rate) for rate in (rates.reject, rates.flag)]
-    return Verdicts(len(wire), tuple(int(item) for item in np.flatnonzero(apart & np.any(differ, axis=0))))
+    return Verdicts(len(unit), tuple(int(item) for item in np.flatnonzero(apart & np.any(differ, axis=0))))
+
+
+def p_values(cascade: Cascade, runs: Sequence[Run], unit: NDArray[np.float32]) -> tuple[Floats, Floats]:
+    """Return the p-values [item] that ONNX Runtime and these runs give, in batches that fit into a small memory."""
+    size = batch_items(unit.shape[1:])
+    served, other = [], []
+    for start in range(0, len(unit), size):
+        wire = cascade.spec.box.from_unit(unit[start : start + size])
+        served.append(cascade.read(wire).p_value)
+        other.append(cascade.follow(wire, runs, complete=False).p_value)
+    return np.concatenate(served), np.concatenate(other)
 
 
 def in_torch(program: Program) -> Run:

@@ -18,14 +18,13 @@ from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.programs.parity import Parity, check_parity
 from guard.offline.programs.program import Cleaner, Program
-from guard.offline.programs.verdicts import MOST_ITEMS
 from guard.offline.programs.write_programs import ProgramFiles, compile_programs
 from guard.offline.training.calibrator import pool
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
 
-PARITY_ITEMS = 100  # of which every output is compared
+PARITY_ITEMS = 100
 
 
 @dataclass(frozen=True)
@@ -75,14 +74,14 @@ def compile_heads(
     classifier, data = prepared.classifier, prepared.data
     modules = {name: Program(classifier, [heads[d.name] for d in ds]) for name, ds in programs.items()}
     cleaners = {denoiser.name: Cleaner(denoiser, classifier.spec.input) for denoiser in job.recipe.repairs}
-    wire = classifier.spec.input.box.from_unit(data.part(Split.COMBINER).images[:MOST_ITEMS])
+    wire = classifier.spec.input.box.from_unit(data.part(Split.COMBINER).images[:PARITY_ITEMS])
     return Graphs(modules, compile_programs(modules, cleaners, wire), wire)
 
 
 def parities(graphs: Graphs, cascade: Cascade) -> dict[str, Parity]:
-    """Check each written program against torch, on the first of the items. Raises ParityError."""
+    """Check each written program against torch. Raises ParityError."""
     return {
-        program.name: check_parity(program.name, graphs.modules[program.name], session, graphs.wire[:PARITY_ITEMS])
+        program.name: check_parity(program.name, graphs.modules[program.name], session, graphs.wire)
         for program, session in zip(cascade.programs, cascade.sessions, strict=True)
     }
 
