@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from guard.errors import BundleError, DataError
 from guard.fusion import Floats
 from guard.session import Session
 
+Run = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]  # wire inputs -> logits [item, class], scores [item, detector]
 JITTER_RISK = 1e-9  # below float32 tolerance of any score
 
 
@@ -153,6 +155,14 @@ class Cascade:
         Raises:
             DataError: the array's shape or type is not the model's input.
         """
+        return self.follow(images, [self.runner(place) for place in range(len(self.sessions))], complete=complete)
+
+    def runner(self, place: int) -> Run:
+        """The program of this place as a function of wire inputs."""
+        return lambda images: self.sessions[place].run(("logits", "scores"), images)
+
+    def follow(self, images: NDArray[Any], runs: Sequence[Run], *, complete: bool) -> Readings:
+        """Read wire inputs as `read` does, with these in the place of the programs: the parity check gives torch's."""
         self.check_images(images)
         count, detectors = len(images), len(self.calibration.detectors)
         logits = np.zeros((count, self.classes), dtype=np.float32)
@@ -161,12 +171,12 @@ class Cascade:
         program = np.zeros(count, dtype=np.int64)
         waiting = np.arange(count)
         first = 0
-        for index, session in enumerate(self.sessions):
+        for index, run in enumerate(runs):
             last = first + self.calibration.programs[index]
             rows = np.arange(count) if complete else waiting
             if rows.size == 0:
                 break
-            found, scored = session.run(("logits", "scores"), images if rows.size == count else images[rows])
+            found, scored = run(images if rows.size == count else images[rows])
             if index == 0:
                 logits[rows] = found
             scores[rows, first:last] = scored

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard import container
+from guard.agreement import logits_apart, tolerated_logits
 from guard.bundle import Bundle, InputSpec, ProgramSpec
 from guard.calibration import Calibration
 from guard.cascade import Cascade, Readings
 from guard.errors import BundleError
 from guard.session import DEFAULT_CUDA, CudaOptions, Device, Session
 
-LOGITS_TOLERANCE = 1e-3  # relative L2 an item, bundle's samples against this machine
+LOGITS_TOLERANCE = 1e-3  # of the logits' spread, bundle's samples against this machine
 
 
 def divided(threads: int, costs: Sequence[int]) -> list[int]:
@@ -114,17 +115,25 @@ class Runtime:
         self.bundle.repair(name)
         return self.repairs[name].run(("cleaned",), images)[0].astype(self.spec.dtype, copy=False)
 
+    def made_with(self) -> str:
+        """The version of ONNX Runtime that the bundle was calibrated with."""
+        return self.bundle.manifest.made_by.get("onnxruntime", "its version is not recorded")
+
     def self_check(self) -> None:
         """Read the bundle's own samples and compare. Raises BundleError when this machine gives other answers."""
         samples = self.bundle.samples
         readings = self.read(samples.images)
-        error = np.linalg.norm(readings.logits - samples.logits, axis=1) / np.maximum(
-            np.linalg.norm(samples.logits, axis=1), 1e-12
-        )
-        if error.max(initial=0.0) > LOGITS_TOLERANCE:
+        allowed = tolerated_logits(samples.logits, LOGITS_TOLERANCE)
+        other = ~(logits_apart(readings.logits, samples.logits) <= allowed)  # NaN is other
+        if other.any():
+            item = int(np.flatnonzero(other)[0])
+            apart = np.abs(readings.logits[item].astype(np.float64) - samples.logits[item])
+            at = int(np.nan_to_num(apart, nan=np.inf).argmax())
             raise BundleError(
-                f"self-check: the model's outputs differ from the bundle's samples by {error.max():.1e} "
-                f"on {self.device}"
+                f"self-check: the model's outputs differ from the bundle's samples on {self.device}: sample {item} has "
+                f"{readings.logits[item, at]:.6g} for class {at}, and {samples.logits[item, at]:.6g} in the bundle; "
+                f"tolerated is a difference of {allowed[item]:.2g}, so do {int(other.sum())} of {len(other)} samples. "
+                f"Serve it with the ONNX Runtime that it was made with ({self.made_with()}), or train it anew here"
             )
         for rate in (self.bundle.manifest.reject_rate, self.bundle.manifest.flag_rate):
             flipped = (readings.p_value <= rate) != (samples.p_values <= rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -211,6 +212,27 @@ def test_the_self_check_finds_another_model(bundle: Bundle, tmp_path: Path) -> N
     runtime = Runtime.open(altered(bundle, tmp_path / "other", "screen.onnx", graph.SerializeToString()), threads=1)
     with pytest.raises(BundleError, match="self-check: the model's outputs differ"):
         runtime.self_check()
+
+
+def test_an_unsure_samples_tiny_logits_are_judged_by_the_others(bundle: Bundle, tmp_path: Path) -> None:
+    """Another machine gives other numbers near zero; an error of the usual size it may not."""
+    matrix = tiny_bundle.weights()[0].astype(np.float64)
+    unsure = 0.5 - matrix @ np.linalg.solve(matrix.T @ matrix, matrix.T @ np.full(16, 0.5))
+    images = tiny_bundle.clean(9, seed=3)
+    images[0] = unsure.reshape(tiny_bundle.SHAPE)
+    readings = Runtime.open(bundle, threads=1).read(images, complete=True)
+    assert np.abs(readings.logits[0]).max() < 1e-5
+    for error, refused in ((1e-4, False), (1e-1, True)):
+        logits = readings.logits.copy()
+        logits[0, 1] += error
+        buffer = io.BytesIO()
+        np.savez(buffer, images=images, logits=logits, scores=readings.scores, p_values=readings.p_value)
+        other = altered(bundle, tmp_path / str(error), "samples.npz", buffer.getvalue())
+        if refused:
+            with pytest.raises(BundleError, match=r"sample 0 has .* for class 1, and 0\.1 in the bundle"):
+                Runtime.open(other, threads=1).self_check()
+        else:
+            Runtime.open(other, threads=1).self_check()
 
 
 def test_the_self_check_finds_other_verdicts(bundle: Bundle, runtime: Runtime) -> None:

@@ -19,6 +19,9 @@ from guard.offline.evaluation.measure import measure
 from guard.offline.evidence.batches import one_batch
 from guard.offline.job.accuracy import check_accuracy
 from guard.offline.job.job import Job, by_file, check_data, open_job
+from guard.offline.programs.model_parity import check_model
+from guard.offline.programs.opened_guard import Rates
+from guard.offline.programs.verdicts import compare_verdicts
 from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
@@ -52,11 +55,13 @@ def prepare(job: Job, stages: Stages) -> Prepared:
         check_data(job, data)
         for part in by_file(job, data):
             progress.say(f"{part.name}: {check_accuracy(classifier, part, accepted=job.accept_accuracy)}")
-        job.recipe.programs([tap.name for tap in classifier.taps])
+        programs = job.recipe.programs([tap.name for tap in classifier.taps])
         if not job.recipe.adaptive_budgets:
             raise ConfigError(f"recipe {job.recipe.name}: [adaptive] budgets = [...] is missing: no report without it")
         write_work(job, data)
         choose_threads(classifier.graph, one_batch(data.images), job.threads)
+    with stages.stage("compare ONNX Runtime, torch"):
+        check_model(classifier, [d for ds in programs.values() for d in ds], data.part(Split.COMBINER).images)
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
         for line in crafted_lines(crafted):
@@ -83,17 +88,20 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
         programs = settled(programs, heads)
     with stages.stage("compile to ONNX"):
         graphs = compile_heads(job, prepared, programs, heads)
-    with stages.stage("calibrate"):
+    with stages.stage("calibrate") as progress:
         calibrator = Calibrator(job, classifier, programs, graphs.files, data)
         calibrated = calibrator.calibrate(prepared.crafted)
         parity = parities(graphs, calibrated.cascade)
+        rates = Rates(job.reject_rate, job.flag_rate)
+        verdicts = compare_verdicts(calibrated.cascade, graphs.modules, data.part(Split.COMBINER).images, rates)
+        progress.say(f"  {verdicts}")
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:
         subject = calibrator.opened(calibrated, heads)
         evaluation = measure(subject, data.part(Split.TEST), job.recipe, effort_of(job, deadline), progress)
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
-        return calibrator.bundle(job.out, calibrated, parity, reports)
+        return calibrator.bundle(job.out, calibrated, parity, reports, verdicts)
 
 
 def effort_of(job: Job, deadline: float | None) -> Effort:

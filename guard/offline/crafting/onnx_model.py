@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn.functional import one_hot
 
+from guard.agreement import length_apart, logits_apart, tolerated_logits
 from guard.errors import ParityError
 from guard.offline.attacks.model import Objective, TorchModel
 from guard.offline.attacks.objective import Gap, LogOdds
@@ -29,14 +30,15 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.graph.seed import Seed
 from guard.offline.model.onnx_export.export import OPSET_VERSION, lower
-from guard.offline.programs.parity import FORWARD_TOLERANCE, relative
+from guard.offline.programs.outputs import FORWARD_TOLERANCE, Output
 from guard.offline.work.files import write_bytes
 from guard.session import Session, onnxruntime
 
 SOFTMAX_SLOPE = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing
 EXCLUDED_LOGIT = 1e30  # subtracted from the logit of a class that is excluded
-STEEP_TOLERANCE = 1e-2  # for the median item: a climb needs no more, and forwards verify what it finds
+STEEP_TOLERANCE = 1e-2  # of the median item's gradient: a climb needs no more, and forwards verify what it finds
 CHECKED_BATCH_ITEMS = (1, 32)  # batch sizes in which it is compared with torch
+GRADIENT = Output("the gradient", "gradient", forward=False)
 INPUTS, OUTPUTS = ("images", "shift", "sharpness", "gain"), ("logits", "gradient")
 
 
@@ -216,10 +218,24 @@ def check_compiled(model: OnnxModel, classifier: Classifier, images: Tensor) -> 
                 for part, own in zip(images.split(size), labels.split(size), strict=True)
             ]
             plain, logits, _, gradient = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-            far = max(relative(found, expected.numpy()).max() for found in (plain, logits))
-            steep = float(np.median(relative(gradient, slope.numpy())))
-            if not (far <= FORWARD_TOLERANCE and steep <= STEEP_TOLERANCE):  # NaN is not
+            check_logits(plain, expected.numpy())
+            check_logits(logits, expected.numpy())
+            steep = float(np.median(length_apart(gradient, slope.numpy()) / GRADIENT.tolerated(slope.numpy())))
+            if not steep * GRADIENT.tolerance <= STEEP_TOLERANCE:  # NaN is not
                 raise ParityError(
-                    f"the model in ONNX Runtime differs from torch by {far:.1e} in its logits (at most "
-                    f"{FORWARD_TOLERANCE:g}) and by {steep:.1e} in its gradients (at most {STEEP_TOLERANCE:g})"
+                    f"the model in ONNX Runtime differs from torch by {steep * GRADIENT.tolerance:.1e} of the median "
+                    f"item's gradient; at most {STEEP_TOLERANCE:g}"
                 )
+
+
+def check_logits(found: NDArray[Any], expected: NDArray[Any]) -> None:
+    """Compare logits [item, class] with torch's, on the scale of the parity check. Raises ParityError."""
+    allowed = tolerated_logits(expected, FORWARD_TOLERANCE)
+    other = ~(logits_apart(found, expected) <= allowed)
+    if other.any():
+        item = int(np.flatnonzero(other)[0])
+        at = int(np.nan_to_num(np.abs(found[item] - expected[item]), nan=np.inf).argmax())
+        raise ParityError(
+            f"the model in ONNX Runtime differs from torch: item {item} has the logit {found[item, at]:.6g} for class "
+            f"{at}, in torch {expected[item, at]:.6g}; tolerated is a difference of {allowed[item]:.2g}"
+        )

@@ -99,8 +99,3 @@ class LearningDetector(Detector, Protocol):
 def learns(detector: Detector) -> TypeGuard[LearningDetector]:
     """Return whether a detector finds out what it needs before it is fitted."""
     return detector.learns
-
-
-def one_hot_prediction(logits: Tensor) -> Tensor:
-    """Return a tensor [item, class] that is 1 at the predicted class and 0 elsewhere."""
-    return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)

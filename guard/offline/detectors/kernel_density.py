@@ -12,7 +12,8 @@ from torch import Tensor
 
 from guard.errors import DataError
 from guard.offline.denoisers.stand_in import StandIn
-from guard.offline.detectors.detector import Detector, Examples, Head, one_hot_prediction
+from guard.offline.detectors.detector import Detector, Examples, Head
+from guard.offline.detectors.parts.distances import AnchoredPoints
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.needs import Evidence
 
@@ -57,39 +58,42 @@ class KernelDensity:
         )
         sizes = (1.0 - other_class).sum(dim=1).clamp_min(1.0)
         penalty = OTHER_CLASS_DISTANCE * other_class + sizes.log()[:, None]
-        middle = z.mean(dim=0) * scale
-        return KernelDensityHead(self, (z * scale - middle).T, penalty, middle, torch.tensor(scale))
+        middle = z.mean(dim=0)
+        references = (z - middle) * scale
+        near = AnchoredPoints(references, class_means(references, labels, classes), penalty)
+        return KernelDensityHead(self, near, middle, torch.tensor(scale))
 
     def restore(self, state: Mapping[str, Tensor]) -> KernelDensityHead:
-        return KernelDensityHead(self, state["references"], state["penalty"], state["middle"], state["scale"])
+        near = AnchoredPoints(state["near.points"], state["near.anchors"])
+        head = KernelDensityHead(self, near, state["middle"], state["scale"])
+        head.load_state_dict(dict(state))
+        return head
 
 
 class KernelDensityHead(Head):
-    """Head of kernel density, measured from the references' mean: far from zero float32 would lose the differences."""
+    """Head of kernel density; each item is measured from the mean of the class that the model names."""
 
-    def __init__(
-        self, detector: KernelDensity, references: Tensor, penalty: Tensor, middle: Tensor, scale: Tensor
-    ) -> None:
+    def __init__(self, detector: KernelDensity, near: AnchoredPoints, middle: Tensor, scale: Tensor) -> None:
         super().__init__(detector)
         self.latent = detector.latent
-        self.register_buffer("references", references.contiguous())  # [feature, reference], scaled and centred
-        self.register_buffer("penalty", penalty)  # [class, reference]
-        self.register_buffer("middle", middle)  # [feature], scaled
+        self.near = near  # points: references; anchors: means of classes; all scaled, from the middle
+        self.register_buffer("middle", middle)  # [feature]
         self.register_buffer("scale", scale)
-        self.references: Tensor
-        self.penalty: Tensor
         self.middle: Tensor
         self.scale: Tensor
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Return minus the log density [item]; larger is more suspicious."""
-        z = evidence[self.latent] * self.scale - self.middle
-        named = one_hot_prediction(evidence[Logits()])
-        table = torch.cat([2.0 * self.references, -self.penalty])  # [feature + class, reference]
-        offset = -self.references.square().sum(dim=0)
-        exponent = torch.addmm(offset, torch.cat([z, named], dim=1), table)  # minus squared distances, plus |z|^2
-        density: Tensor = exponent.logsumexp(dim=1) - (z * z).sum(dim=1)
+        named = evidence[Logits()].argmax(dim=1)
+        squares = self.near((evidence[self.latent] - self.middle) * self.scale, named)
+        density: Tensor = (-squares.ranked).logsumexp(dim=1) - squares.common
         return -density
+
+
+def class_means(references: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return the mean of each class's references [class, feature]; of a class without any, that of all, zero."""
+    members = torch.nn.functional.one_hot(labels, classes).to(references.dtype)
+    return members.T @ references / members.sum(dim=0).clamp_min(1.0)[:, None]
 
 
 def pick(labels: Tensor, classes: int, references: int, generator: torch.Generator) -> Tensor:

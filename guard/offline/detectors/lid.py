@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from guard.errors import DataError
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
+from guard.offline.detectors.parts.distances import AnchoredPoints, spread_anchors
 from guard.offline.detectors.parts.logistic import Logistic, fit_logistic
 from guard.offline.evidence.kinds.plain import Latent
 from guard.offline.evidence.needs import Evidence
 
-MIN_SQUARED_DISTANCE = (
-    1e-12  # added to squared distances: a reference that is met again is no neighbour at distance zero
-)
+MIN_DISTANCE_SHARE = 1e-6  # of the references' spread, added: one that is met again is no neighbour at distance zero
+MIN_MEAN_LOG = 1e-6  # of the neighbours' distances below the last: a million dimensions, and neighbours all as far
+ANCHOR_POINTS = 32  # from which distances are measured
 
 
 @dataclass(frozen=True)
@@ -58,28 +59,29 @@ class Lid:
         return LidHead(self, banks, fit_logistic(clean, noisy, attacked))
 
     def restore(self, state: Mapping[str, Tensor]) -> LidHead:
-        banks = [Bank(state[f"banks.{i}.references"]) for i in range(len(self.latents))]
+        banks = [Bank(state[f"banks.{i}.near.points"]) for i in range(len(self.latents))]
         head = LidHead(self, banks, Logistic.mean(len(banks)))
         head.load_state_dict(dict(state))
         return head
 
 
 class Bank(nn.Module):
-    """Clean references of one tap, measured from their mean: far from zero float32 would lose the differences."""
+    """Clean references of one tap, measured from their mean, with the least distance that counts."""
 
     def __init__(self, references: Tensor) -> None:
         super().__init__()
         middle = references.mean(dim=0)
-        self.register_buffer("references", references)  # [reference, feature]
+        centred = references - middle
+        self.near = AnchoredPoints(centred, spread_anchors(centred, ANCHOR_POINTS))
+        spread = centred.square().sum(dim=1).mean().sqrt()
         self.register_buffer("middle", middle)
-        self.references: Tensor
+        self.register_buffer("floor", (MIN_DISTANCE_SHARE * spread).clamp_min(torch.finfo(spread.dtype).tiny))
         self.middle: Tensor
+        self.floor: Tensor
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """Return squared distances to all references [item, reference]."""
-        z, references = latent - self.middle, self.references - self.middle
-        squares = (z * z).sum(dim=1, keepdim=True) + (references * references).sum(dim=1)
-        return (squares - 2.0 * z @ references.T).clamp_min(0.0)
+    def forward(self, latent: Tensor, count: int) -> Tensor:
+        """Return the distances [item, count] to the nearest references, in no order."""
+        return self.near.nearest_distances(latent - self.middle, count)
 
 
 class LidHead(Head):
@@ -100,12 +102,13 @@ class LidHead(Head):
         A clean item that is its own nearest reference is measured by the neighbours beyond it: the nearest of all is
         left out for every input alike.
         """
-        found = []
-        for latent, bank in zip(self.latents, self.banks, strict=True):
-            nearest = bank(evidence[latent]).topk(self.neighbours + 1, dim=1, largest=False).values[:, 1:]
-            logs = (nearest + MIN_SQUARED_DISTANCE).log()  # of squares: twice the logarithm of the distance
-            found.append(-(0.5 * (logs[:, -1:] - logs).mean(dim=1)).clamp_min(1e-6).log())
-        return torch.stack(found, dim=1)
+        banks = [bank for bank in self.banks if isinstance(bank, Bank)]
+        pairs = zip(self.latents, banks, strict=True)
+        distances = torch.stack([bank(evidence[latent], self.neighbours + 1) for latent, bank in pairs], dim=1)
+        logs = (distances + torch.stack([bank.floor for bank in banks])[:, None]).log()  # [item, tap, neighbour]
+        behind = logs.amax(dim=2, keepdim=True) - logs  # of differences, so that equal distances are exactly that
+        mean = (behind.sum(dim=2) - behind.amax(dim=2)) / self.neighbours  # without the nearest
+        return -mean.clamp_min(MIN_MEAN_LOG).log()
 
 
 def lid(taps: Sequence[str], *, neighbours: int = 20, references: int = 1000) -> Detector:

@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from guard.errors import DataError
 from guard.offline.denoisers.stand_in import StandIn
-from guard.offline.detectors.detector import Detector, Examples, Head, one_hot_prediction
+from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.settings import one_of
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.needs import Evidence
@@ -62,21 +63,31 @@ class Mahalanobis:
 
 
 class Metric(nn.Module):
-    """Squared distance [item, class] to each class centre, in units of its clean median."""
+    """Squared distance [item] to a class centre, in units of its clean median."""
 
     def __init__(self, whiten: Tensor, centres: Tensor) -> None:
         super().__init__()
         self.register_buffer("whiten", whiten)  # [feature, feature]
-        self.register_buffer("centres", centres)  # [class, feature], whitened
+        self.register_buffer("centres", centres)  # [class, feature]
         self.register_buffer("scale", torch.ones(()))
         self.whiten: Tensor
         self.centres: Tensor
         self.scale: Tensor
 
-    def forward(self, latent: Tensor) -> Tensor:
-        z = latent @ self.whiten
-        squared: Tensor = (z[:, None, :] - self.centres[None]).square().sum(dim=2)
-        return squared / self.scale
+    def forward(self, latent: Tensor, classes: Tensor) -> Tensor:
+        """Return the distance of latents [item, feature] to the centre of each item's class [item]."""
+        return self.away(latent, classes).square().sum(dim=1) / self.scale
+
+    def away(self, latent: Tensor, classes: Tensor) -> Tensor:
+        """Return the whitened way [item, feature] from each item's class: whitened apart they would round far more."""
+        return (latent - embedding(classes, self.centres)) @ self.whiten
+
+    def nearest(self, latent: Tensor) -> Tensor:
+        """Return the class [item] whose centre is nearest."""
+        middle = self.centres.mean(dim=0)
+        centres, z = (self.centres - middle) @ self.whiten, (latent - middle) @ self.whiten
+        nearest: Tensor = (z[:, None, :] - centres[None]).square().sum(dim=2).argmin(dim=1)
+        return nearest
 
 
 class MahalanobisHead(Head):
@@ -87,28 +98,14 @@ class MahalanobisHead(Head):
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Return the mean log distance over taps [item]; larger is more suspicious."""
-        pairs = list(zip(self.latents, self.tapped(), strict=True))
-        if self.centre == "nearest":
-            distances = torch.stack([metric(evidence[latent]).amin(dim=1) for latent, metric in pairs], dim=1)
-        else:
-            centres, taps = self.joined()
-            whitened = torch.cat([evidence[latent] @ metric.whiten for latent, metric in pairs], dim=1)
-            away = whitened - one_hot_prediction(evidence[Logits()]) @ centres
-            distances = (away * away) @ taps
+        metrics = [metric for metric in self.metrics if isinstance(metric, Metric)]
+        pairs = [(metric, evidence[latent]) for metric, latent in zip(metrics, self.latents, strict=True)]
+        named = evidence[Logits()].argmax(dim=1)
+        away = [m.away(z, m.nearest(z) if self.centre == "nearest" else named) for m, z in pairs]
+        # Squared and added up together, by a constant of the program: few operators serve all taps.
+        taps = torch.block_diag(*(torch.ones_like(m.centres[0])[:, None] / m.scale for m in metrics))  # [feature, tap]
+        distances: Tensor = torch.cat(away, dim=1).square() @ taps
         return (1e-6 + distances).log().mean(dim=1)
-
-    def tapped(self) -> list[Metric]:
-        return [metric for metric in self.metrics if isinstance(metric, Metric)]
-
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """Join the taps' centres side by side [class, feature], with each feature's weight in a tap [feature, tap].
-
-        Constant in the compiled program, where few operators then serve all taps.
-        """
-        metrics = self.tapped()
-        centres = torch.cat([metric.centres for metric in metrics], dim=1)
-        ones = [torch.ones_like(metric.centres[0])[:, None] / metric.scale for metric in metrics]
-        return centres, torch.block_diag(*ones)
 
 
 def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Metric:
@@ -120,13 +117,14 @@ def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Met
         raise DataError(f"mahalanobis needs at least two clean items, got {len(z)}")
     members = nn.functional.one_hot(labels, classes).to(z.dtype)  # [item, class]
     counts = members.sum(dim=0)[:, None]
-    centres = torch.where(
-        counts >= MIN_CLASS_ITEMS, members.T @ z / counts.clamp_min(1.0), z.mean(dim=0)
-    )  # [class, feature]
-    residual = (z - centres[labels]).double()
+    middle = z.mean(dim=0)
+    centred = z - middle
+    own = members.T @ centred / counts.clamp_min(1.0)
+    centres = torch.where(counts >= MIN_CLASS_ITEMS, own, centred.mean(dim=0))  # [class, feature]
+    residual = (centred - centres[labels]).double()
     whiten = inverse_root(residual.T @ residual / len(z), shrinkage).to(z.dtype)
-    metric = Metric(whiten, centres @ whiten)
-    metric.scale.copy_(metric(z)[torch.arange(len(z)), labels].median().clamp_min(1e-6))
+    metric = Metric(whiten, middle + centres)
+    metric.scale.copy_(metric(z, labels).median().clamp_min(1e-6))
     return metric
 
 

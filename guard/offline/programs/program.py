@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guard.bundle import InputSpec
@@ -15,6 +17,7 @@ from guard.offline.evidence.kinds.plain import Logits
 from guard.offline.evidence.needs import Evidence
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.unit_space import unit_of, wire_of
+from guard.offline.programs.outputs import Output
 
 
 class Program(nn.Module):
@@ -27,15 +30,26 @@ class Program(nn.Module):
         self.gather = Gather(classifier, [need for d in detectors for need in d.needs], smooth=smooth)
         self.heads = nn.ModuleList(heads)
         self.names = tuple(d.name for d in detectors)
-        costs = [sum(need.backwards + need.rows_per_item for need in d.needs) for d in detectors]
-        self.plain = tuple(column for column, cost in enumerate(costs) if cost == 0)  # scores of the plain pass alone
+        costs = {d.name: sum(need.backwards + need.rows_per_item for need in d.needs) for d in detectors}
+        scores = tuple(Output(name, "score", forward=cost == 0) for name, cost in costs.items())
+        slopes = (Output("the input gradient", "gradient", forward=False),) if self.gather.gradient else ()
+        self.compared: tuple[Output, ...] = (Output("the logits", "logits"), *scores, *slopes)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return ("logits", "scores", "gradient") if self.gather.gradient else ("logits", "scores")
 
     def forward(self, wire: Tensor) -> tuple[Tensor, ...]:
-        return self.read(self.evidence(unit_of(wire, self.spec.box)))
+        return self.from_unit(unit_of(wire, self.spec.box))
+
+    def from_unit(self, unit: Tensor) -> tuple[Tensor, ...]:
+        """Compute the outputs from unit-space images."""
+        return self.read(self.evidence(unit))
+
+    def split(self, values: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return the outputs' values as those of `compared`: each detector's scores [item] by themselves."""
+        logits, scores, *gradient = values
+        return [logits, *scores.T, *gradient]
 
     def read(self, evidence: Evidence) -> tuple[Tensor, ...]:
         """Return the outputs that follow from the evidence."""

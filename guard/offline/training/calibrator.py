@@ -34,6 +34,7 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.programs.parity import Parity
 from guard.offline.programs.read import read
+from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
@@ -111,10 +112,15 @@ class Calibrator:
         return {**self.files.files, CALIBRATION: npz(calibrated.cascade.calibration.to_arrays())}
 
     def bundle(
-        self, path: Path, calibrated: Calibrated, parity: Mapping[str, Parity], reports: Mapping[str, bytes]
+        self,
+        path: Path,
+        calibrated: Calibrated,
+        parity: Mapping[str, Parity],
+        reports: Mapping[str, bytes],
+        verdicts: Verdicts | None = None,
     ) -> Bundle:
         """Write the bundle to `path` and open it."""
-        manifest = self.manifest(calibrated, parity)
+        manifest = self.manifest(calibrated, parity, verdicts)
         samples = npz(self.samples(calibrated.cascade))
         return write_bundle(path, manifest, {**self.content(calibrated), **reports, "samples.npz": samples})
 
@@ -132,7 +138,7 @@ class Calibrator:
             "p_values": readings.p_value[keep],
         }
 
-    def manifest(self, calibrated: Calibrated, parity: Mapping[str, Parity]) -> Manifest:
+    def manifest(self, calibrated: Calibrated, parity: Mapping[str, Parity], verdicts: Verdicts | None) -> Manifest:
         job = self.job
         return Manifest(
             model=self.classifier.spec,
@@ -154,6 +160,7 @@ class Calibrator:
                 "bands": [[str(b.low), str(b.high)] for b in calibrated.cascade.calibration.bands],
                 "early_pass_share": dict(calibrated.leaks),
                 "parity": {name: asdict(p) for name, p in parity.items()},
+                "verdicts": {} if verdicts is None else asdict(verdicts),
             },
         )
 

@@ -20,7 +20,7 @@ from guard.offline.evidence.kinds.gradients import InputGradient, Noise, NoisedG
 from guard.offline.evidence.kinds.plain import ChannelAttribution, Image, Latent, Logits, pooled
 from guard.offline.evidence.kinds.variants import DenoisedLogits, SteeredLogits
 from guard.offline.evidence.needs import Evidence, Need
-from guard.offline.evidence.onnx_gather import CompiledGather
+from guard.offline.evidence.onnx_gather import CompiledGather, agree
 from guard.offline.evidence.steering import Critical, Steer, Steering, Strength
 from guard.offline.model.classifier import Classifier
 from tests.offline import tiny
@@ -260,6 +260,13 @@ def test_compiled_evidence_is_torchs(kind: Kind) -> None:
     assert compiled.agrees(expected, have.inputs[:31].numpy())
     wrong = {**expected, Logits(): expected[Logits()] + 1}
     assert not compiled.agrees(wrong, have.inputs[:31].numpy())
+
+
+def test_a_latent_far_from_zero_is_judged_by_what_tells_items_apart() -> None:
+    latents = 1e3 + torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    assert agree(Latent("tap"), latents + 1e-4, latents)
+    assert not agree(Latent("tap"), latents + 0.02 * torch.randn_like(latents), latents)
+    assert agree(Logits(), latents + 0.02, latents), "judged by its length, it would be a hundred-thousandth"
 
 
 def test_pooling() -> None:

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from guard.errors import ModelError
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
-from guard.offline.model.onnx_import.importer import check_import, import_onnx
+from guard.offline.model.onnx_import.importer import (
+    AGREEMENT_TOLERANCE,
+    check_import,
+    import_onnx,
+    rounded,
+    run_file,
+    sample_images,
+)
 from guard.offline.model.open_model import Source, open_model, single_path
 from guard.value_box import ValueBox
 from tests import networks
@@ -259,6 +266,43 @@ def test_an_import_that_computes_something_else_is_found_out(file: Path) -> None
         next(iter(graph.buffers())).view(-1)[0] += 0.1
     with pytest.raises(ModelError, match="was imported wrongly: outputs differ from ONNX Runtime's by"):
         check_import(imported, graph, ValueBox((0.0,), (1.0,), 3))
+
+
+def cancelling(path: Path, features: int) -> Path:
+    """A file whose outputs are what is left of numbers some ten thousand times as large."""
+    generator = np.random.default_rng(0)
+    wide, narrow = generator.standard_normal((features, 64)), generator.standard_normal((64, 3))
+    constants = {"wide": wide, "narrow": narrow, "both": wide @ narrow, "small": 2e-3 * wide[:, :3]}
+    nodes = [
+        helper.make_node("MatMul", ["input", "wide"], ["hidden"]),
+        helper.make_node("MatMul", ["hidden", "narrow"], ["there"]),
+        helper.make_node("MatMul", ["input", "both"], ["here"]),
+        helper.make_node("MatMul", ["input", "small"], ["signal"]),
+        helper.make_node("Sub", ["there", "here"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "signal"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "cancelling",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["item", features])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["item", 3])],
+        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_outputs_that_rounding_disturbs_are_judged_by_double_precision(tmp_path: Path) -> None:
+    imported = import_onnx(cancelling(tmp_path / "file.onnx", 512), (512,))
+    graph, box = single_path(imported.program), ValueBox((0.0,), (1.0,), 1)
+    noise = sample_images(imported, graph, box, 4)
+    with torch.no_grad():
+        found = graph(torch.from_numpy(noise)).numpy()
+    expected = run_file(imported, noise)
+    assert np.abs(found - expected).max() > AGREEMENT_TOLERANCE * np.abs(expected).max(), "each rounds its own way"
+    check_import(imported, graph, box)
+    assert rounded(graph, noise, found, expected)
+    assert not rounded(graph, noise, found, expected * np.float32(1.05))
 
 
 def test_a_file_that_mixes_its_items(tmp_path: Path) -> None:
