@@ -7,7 +7,7 @@ Rule 2. A tensor's name is its name in the file; that is what taps are called by
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from guard.errors import ModelError
+from guard.offline.model.onnx_import.branches import Condition, Conditional, flattened
 from guard.offline.model.onnx_import.file import read_onnx
 
 Array = NDArray[Any]
 DATATYPES: Mapping[int, str] = {TensorProto.FLOAT: "FP32", TensorProto.UINT8: "UINT8"}
 ONNX_DOMAINS = ("", "ai.onnx")
+OTHERWISE = "hand over the .pt2 or module:factory that the file came from, or export this part with other operators"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     opset: int
+    when: tuple[Condition, ...] = ()  # it runs only where all of these hold
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.name or self.outputs[0]})"
@@ -42,9 +45,9 @@ class Node:
     def get(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)
 
-    def refuse(self, why: str) -> ModelError:
-        """Return the error that says what of this node cannot be done."""
-        return ModelError(f"{self}: {why}; hand over the .pt2 or module:factory that the file came from")
+    def refuse(self, why: str, remedy: str = OTHERWISE) -> ModelError:
+        """Return the error that says what of this node cannot be done, and what to do instead."""
+        return ModelError(f"{self}: {why}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     output = chosen(file, "output", [value.name for value in model.graph.output], output_name)
     nodes, constants = needed(file, model, output)
     fold(nodes, constants)
-    read = {name for node in nodes for name in node.inputs} | {output}
+    read = {name for node in nodes for name in needs_of(node)} | {output}
     inputs = [value for value in model.graph.input if value.name not in constants]
     used = [value for value in inputs if value.name in read]
     if len(used) != 1:
@@ -105,8 +108,8 @@ def needed(file: Path, model: onnx.ModelProto, output: str) -> tuple[list[Node],
     opset = next((opsets[domain] for domain in ONNX_DOMAINS if domain in opsets), 0)
     known = {*constants, *(value.name for value in model.graph.input)}
     made: list[Node] = []
-    for proto in model.graph.node:
-        node = node_of(proto, opset)
+    for conditional in flattened(model.graph.node):
+        node = node_of(conditional, opset)
         if missing := [name for name in node.inputs if name and name not in known]:
             raise ModelError(f"{file} is damaged: {node} reads {missing[0]!r}, which nothing before it gives")
         known.update(node.outputs)
@@ -116,30 +119,52 @@ def needed(file: Path, model: onnx.ModelProto, output: str) -> tuple[list[Node],
     for node in reversed(made):
         if wanted.intersection(node.outputs):
             kept.append(node)
-            wanted.update(name for name in node.inputs if name)
+            wanted.update(needs_of(node))
     return kept[::-1], constants
 
 
-def node_of(proto: onnx.NodeProto, opset: int) -> Node:
+def needs_of(node: Node) -> list[str]:
+    return [*filter(None, node.inputs), *(name for name, _ in node.when)]
+
+
+def node_of(conditional: Conditional, opset: int) -> Node:
+    proto = conditional.proto
     kind = proto.op_type if proto.domain in ONNX_DOMAINS else f"{proto.domain}.{proto.op_type}"
     attributes = {a.name: plain_attribute(helper.get_attribute_value(a)) for a in proto.attribute}
-    return Node(kind, proto.name, tuple(proto.input), tuple(proto.output), attributes, opset)
+    return Node(kind, proto.name, tuple(proto.input), tuple(proto.output), attributes, opset, conditional.when)
 
 
 def plain_attribute(value: Any) -> Any:
     """Return an attribute's value with tensors as arrays and bytes as text."""
     if isinstance(value, TensorProto):
         return numpy_helper.to_array(value)
+    if isinstance(value, list):
+        return [plain_attribute(part) for part in value]
     return value.decode() if isinstance(value, bytes) else value
 
 
 def fold(nodes: list[Node], constants: dict[str, Array]) -> None:
     """Compute every node all of whose operands are known, and take it off the list."""
     for node in list(nodes):
-        fixed = all(not name or name in constants for name in node.inputs)
-        if fixed and not node.kind.startswith("Random"):
-            constants.update(zip(node.outputs, computed(node, constants), strict=False))
+        if node.kind == "If" and node.inputs[0] in constants:
+            nodes[nodes.index(node)] = node = passed_on(node, taken=bool(constants[node.inputs[0]]))
+        if any(name in constants and bool(constants[name]) is not holds for name, holds in node.when):
             nodes.remove(node)
+            continue
+        fixed = all(not name or name in constants for name in node.inputs)
+        if fixed and "." not in node.kind and not node.kind.startswith("Random"):
+            try:
+                constants.update(zip(node.outputs, computed(node, constants), strict=False))
+            except ModelError:
+                if not node.when:  # else it may be in a branch that is not taken
+                    raise
+                continue
+            nodes.remove(node)
+
+
+def passed_on(node: Node, *, taken: bool) -> Node:
+    """Return an If whose condition is known as the identity that it is."""
+    return replace(node, kind="Identity", inputs=(node.inputs[1 if taken else 2],))
 
 
 def computed(node: Node, constants: Mapping[str, Array]) -> Iterable[Array]:
