@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
-Condition = tuple[str, bool]  # a tensor's name, and what it must be
+from guard.offline.model.onnx_import.graph_node import Condition
 
 
 @dataclass(frozen=True)

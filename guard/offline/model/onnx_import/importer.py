@@ -6,6 +6,7 @@ is opened.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from guard.value_box import ValueBox
 
 AGREEMENT_TOLERANCE = 1e-4  # relative L2 an item
 COMPARED_ITEMS = 4
+MAX_ROUNDING_FACTOR = 10.0  # by how much more than torch's own rounding two engines may differ for rounding alone
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,52 @@ def check_import(imported: Imported, module: fx.GraphModule, box: ValueBox, *, i
         )
     error = relative(found, expected)
     if not error <= AGREEMENT_TOLERANCE:  # NaN is not
-        raise ModelError(
-            f"{imported.graph.file} was imported wrongly: outputs differ from ONNX Runtime's by {error:.1e} "
-            f"(relative); at most {AGREEMENT_TOLERANCE:g}. Hand over the .pt2 or module:factory that it came from"
-        )
+        raise ModelError(f"{imported.graph.file} {disagreement(imported, module, images, found, expected)}")
     return error
+
+
+def disagreement(
+    imported: Imported, module: fx.GraphModule, images: NDArray[np.float32], found: NDArray[Any], expected: NDArray[Any]
+) -> str:
+    """Return why the outputs are apart: the model's own doing where it can be shown, else that of the import."""
+    error = relative(found, expected)
+    if not np.isfinite(expected).all():
+        return (
+            "gives numbers that are not finite for images of its value box; check --range, or --mean and --std, "
+            "against what the model was trained on"
+        )
+    alone = np.concatenate([run_file(imported, images[i : i + 1]) for i in range(len(images))])
+    if not relative(alone, expected) <= AGREEMENT_TOLERANCE:
+        return (
+            "mixes its items: what ONNX Runtime answers for an image depends on the others of its batch; export it in "
+            "evaluation mode (model.eval()), with nothing summed or normalised over the batch"
+        )
+    if relative(found, run_file(imported, images, optimised=False)) <= AGREEMENT_TOLERANCE:
+        return (
+            f"is answered by ONNX Runtime in fewer bits than it says, by {error:.1e} (relative), as weights that are "
+            "kept quantised are; give the float model that it was made from"
+        )
+    rounding = rounding_of(module, images, found)
+    if error <= MAX_ROUNDING_FACTOR * rounding:
+        return (
+            f"rounds so strongly that ONNX Runtime and torch differ by {error:.1e} (relative; at most "
+            f"{AGREEMENT_TOLERANCE:g}), and torch from float64 by {rounding:.1e}; look for sums that cancel or numbers "
+            "beyond 1e4 in the model, or normalise its inputs"
+        )
+    return (
+        f"was imported wrongly: outputs differ from ONNX Runtime's by {error:.1e} (relative); at most "
+        f"{AGREEMENT_TOLERANCE:g}. Hand over the .pt2 or module:factory that it came from"
+    )
+
+
+def rounding_of(module: fx.GraphModule, images: NDArray[np.float32], found: NDArray[Any]) -> float:
+    """Return how far float32 is from float64 in the import itself; 0 where it cannot be computed so."""
+    try:
+        with torch.no_grad():
+            exact = copy.deepcopy(module).double()(torch.from_numpy(images).double()).numpy()
+    except RuntimeError:  # a constant or a cast keeps to float32
+        return 0.0
+    return relative(found, exact)
 
 
 def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, items: int) -> NDArray[np.float32]:
@@ -125,7 +168,7 @@ def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, ite
     return (np.rint(wire) if imported.graph.datatype == "UINT8" else wire).astype(np.float32)
 
 
-def run_file(imported: Imported, images: NDArray[np.float32]) -> NDArray[Any]:
+def run_file(imported: Imported, images: NDArray[np.float32], *, optimised: bool = True) -> NDArray[Any]:
     """Return the file's own output for images [item, channel, height, width], as many at a time as it was made for."""
     graph = imported.graph
     wire = images.transpose(0, 2, 3, 1) if imported.layout == "NHWC" else images
@@ -134,16 +177,22 @@ def run_file(imported: Imported, images: NDArray[np.float32]) -> NDArray[Any]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(str(graph.file), options, providers=["CPUExecutionProvider"])
         size = graph.batch or len(wire)
         rows = [np.resize(wire[i : i + size], (size, *wire.shape[1:])) for i in range(0, len(wire), size)]
         others = other_inputs(session, graph, size)
-        return np.concatenate([session.run([graph.output], {graph.input: part, **others})[0] for part in rows])[
-            : len(wire)
-        ]
+        answers = [tabular(session.run([graph.output], {graph.input: part, **others})[0]) for part in rows]
+        return np.concatenate(answers)[: len(wire)]
     except Exception as error:  # onnxruntime raises its own untyped family
         raise ModelError(f"ONNX Runtime cannot run {graph.file}: {(str(error).splitlines() or ['?'])[0]}") from error
+
+
+def tabular(answer: Any) -> NDArray[Any]:
+    """Return an answer as an array; ZipMap's, a map from class to score for each item, without its classes."""
+    return np.asarray([list(scores.values()) for scores in answer] if isinstance(answer, list) else answer)
 
 
 def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[Any]]:

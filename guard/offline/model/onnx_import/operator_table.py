@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from guard.errors import ModelError
-from guard.offline.model.onnx_import.graph import Graph, Node
+from guard.offline.model.onnx_import.graph import Graph
+from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_layers import LAYERS, linear
 from guard.offline.model.onnx_import.operators_ml import MACHINE_LEARNING
 from guard.offline.model.onnx_import.operators_places import PLACES

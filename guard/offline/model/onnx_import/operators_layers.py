@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guard.offline.model.onnx_import.graph import Node
+from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_pools import as_image, padded, window
 from guard.offline.model.onnx_import.shape_arithmetic import is_symbol, whole
 

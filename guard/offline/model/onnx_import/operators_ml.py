@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guard.offline.model.onnx_import.graph import Node
+from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_places import picked
 from guard.offline.model.onnx_import.refusals import ML
 
-SMALLEST = 1e-12  # a length below it counts as this
+MIN_DIVISOR = 1e-12  # a length below it counts as this
 
 
 def scaler(node: Node, x: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def normalizer(node: Node, x: Tensor) -> Tensor:
             length = torch.sqrt((x * x).sum([1], keepdim=True))
         case other:
             raise node.refuse(f"divides by {other}", "normalise by L1 or L2, or give the model behind this step")
-    return x / torch.clamp(length, min=SMALLEST)
+    return x / torch.clamp(length, min=MIN_DIVISOR)
 
 
 def linear(node: Node, x: Tensor, outputs: int) -> Tensor:
@@ -48,7 +48,9 @@ def linear_classifier(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
             "has one row of coefficients for two classes", "write a row for each class, of which one may be zeros"
         )
     scores = linear(node, x, len(labels))
-    return torch.argmax(scores, 1), transformed(node, scores)
+    best = torch.argmax(scores, 1)
+    plain = labels == list(range(len(labels))) or not node.get("classlabels_ints")
+    return best if plain else torch.tensor(labels)[best], transformed(node, scores)
 
 
 def transformed(node: Node, scores: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from guard.errors import ModelError
-from guard.offline.model.onnx_import.graph import Node
+from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.row_numbers import RowPlaces, has_rows, places_of_items, places_of_rows
 from guard.offline.model.onnx_import.shape_arithmetic import is_symbol, whole
 
 aten = torch.ops.aten
-MAX_SLICES = 8  # of an axis; more places than that are looked up
+MAX_SLICED_PARTS = 8  # of an axis; more places than that are looked up
 REACHES = frozenset({"Gather", "GatherND", "ScatterND"})
 
 
@@ -216,7 +216,7 @@ def looked_up(x: Tensor, axis: int, places: list[int]) -> Tensor:
             runs[-1].append(place)
         else:
             runs.append([place])
-    if len(runs) > MAX_SLICES:
+    if len(runs) > MAX_SLICED_PARTS:
         return torch.index_select(x, axis, torch.tensor(places))
     parts = [aten.slice.Tensor(x, axis, run[0], run[-1] + 1) for run in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guard.offline.model.onnx_import.graph import Node
+from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_places import crosses_items, looked_up
 from guard.offline.model.onnx_import.shape_arithmetic import Sizes, is_symbol, sizes_of, whole
 

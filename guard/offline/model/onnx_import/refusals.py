@@ -6,54 +6,54 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from guard.errors import ModelError
-from guard.offline.model.onnx_import.graph import Node
+from guard.offline.model.onnx_import.graph_node import Node
 
 ML = "ai.onnx.ml."
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Unfit:
     """Why an operator is refused, and a remedy that fits its kind."""
 
     why: str
     remedy: str
 
 
-FOREST = Refusal(
+FOREST = Unfit(
     "a forest of decision trees, which has no gradient",
     "the guard reads gradients and latents of a network; for a forest there is nothing it could guard",
 )
-KERNEL = Refusal(
+KERNEL = Unfit(
     "a support vector machine, whose kernel is not written out",
     "give a network, or the machine written in plain operators (MatMul, Exp, ReduceSum)",
 )
-CATEGORIES = Refusal(
+CATEGORIES = Unfit(
     "a step that turns categories, words or missing values into numbers, which has no gradient",
     "give the model behind that step, from its vectors of floats [item, feature]",
 )
-QUANTISED = Refusal(
+QUANTISED = Unfit(
     "an operator of a quantised model, whose steps have no gradient",
     "give the float model that it was made from; the quantised one may go on serving if its answers are near",
 )
-FUSED = Refusal(
+FUSED = Unfit(
     "an operator that ONNX Runtime or a vendor's optimiser put in place of several",
     "give the file from before it was optimised",
 )
-FLOW = Refusal(
+FLOW = Unfit(
     "control flow, which has no gradient here",
     "export the model without loops and branches: by tracing (torch.onnx.export(..., dynamo=False)), or with "
     "torch.where for a branch",
 )
-NO_TENSOR = Refusal(
+NO_TENSOR = Unfit(
     "works on sequences, optional values or text instead of tensors of floats",
     "export the part of the model that maps one tensor of floats to another",
 )
-RANDOM = Refusal(
+RANDOM = Unfit(
     "draws random numbers, so that the same input gets another answer each time",
     "export the model in evaluation mode, without sampling",
 )
 
-BY_KIND: Mapping[str, Refusal] = {
+BY_KIND: Mapping[str, Unfit] = {
     **dict.fromkeys([f"{ML}TreeEnsemble{end}" for end in ("", "Classifier", "Regressor")], FOREST),
     **dict.fromkeys([f"{ML}SVMClassifier", f"{ML}SVMRegressor"], KERNEL),
     **dict.fromkeys(
@@ -88,7 +88,7 @@ BY_KIND: Mapping[str, Refusal] = {
 QUANTISED_WORDS = ("QLinear", "Quantize", "QAttention", "Integer", "NBits", "QGemm")
 
 
-def refusal_of(node: Node) -> Refusal | None:
+def refusal_of(node: Node) -> Unfit | None:
     """Return what is to be said of an operator that is known not to fit."""
     domain, _, name = node.kind.rpartition(".")
     if found := BY_KIND.get(node.kind):

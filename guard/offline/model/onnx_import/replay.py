@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from guard.errors import GuardError, ModelError, first_line
 from guard.offline.model.onnx_import.batch_axis import ROW_WISE, freed, one_along, one_row
-from guard.offline.model.onnx_import.graph import OTHERWISE, Graph, Node
+from guard.offline.model.onnx_import.graph import Graph
+from guard.offline.model.onnx_import.graph_node import OTHERWISE, Node
 from guard.offline.model.onnx_import.operator_table import operator_of, unknown
 from guard.offline.model.onnx_import.operators_places import freed_places, runs_over_items
 from guard.offline.model.onnx_import.operators_recurrent import INITIAL_STATES, RECURRENT
@@ -61,7 +62,10 @@ class Step(nn.Module):
     def forward(self, *given: Any) -> tuple[Any, ...]:
         """Run the node on its operands in its order, None for constants and what is left out."""
         if self.node.kind == "If":
-            place = 1 if decided(self.node, given[0]) else 2
+            holds = truth(given[0])
+            if holds is None:
+                raise self.node.refuse(f"runs or not as the input's values decide: {FLOW.why}", FLOW.remedy)
+            place = 1 if holds else 2
             return (self.fixed.get(place, given[place]),)
         result = self.on_sizes(given) if self.is_about_sizes(given) else self.on_tensors(given)
         return result if isinstance(result, tuple) else (result,)
@@ -143,7 +147,7 @@ class Replay(nn.Module):
             self.graph.input: images.permute(0, 2, 3, 1) if self.channel_last else images,
         }
         for node, step in zip(self.graph.nodes, self.steps, strict=True):
-            if not all(decided(node, self.known(values, name)) is holds for name, holds in node.when):
+            if not all(truth(self.known(values, name)) is holds for name, holds in node.when):
                 continue
             operands = [values.get(name) for name in node.inputs]
             try:
@@ -163,12 +167,10 @@ class Replay(nn.Module):
         return self.graph.constants.get(name, values.get(name))
 
 
-def decided(node: Node, condition: Any) -> bool:
-    """Return what a condition is. Raises ModelError: the input's values decide it, or the number of items does."""
-    values = np.ravel(condition) if isinstance(condition, np.ndarray) else np.asarray([None])
-    if values.size != 1 or not isinstance(values[0], bool | np.bool_):
-        raise node.refuse(f"runs or not as the input's values decide: {FLOW.why}", FLOW.remedy)
-    return bool(values[0])
+def truth(condition: Any) -> bool | None:
+    """Return whether a condition on sizes holds; None for one that the input's values decide."""
+    values = np.ravel(condition) if isinstance(condition, np.ndarray) else np.empty(0)
+    return bool(values[0]) if values.size == 1 and isinstance(values[0], bool | np.bool_) else None
 
 
 def described(value: Any) -> str:

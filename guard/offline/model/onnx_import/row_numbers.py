@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-STAND_INS = 2
+STAND_IN_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class RowPlaces:
 
 def row_range(rows: Any) -> NDArray[Any]:
     """Return the range from 0 to a number of rows that is not known."""
-    found = np.empty(STAND_INS, dtype=object)
-    found[:] = [RowNumber(0, 1, row, rows) for row in range(STAND_INS)]
+    found = np.empty(STAND_IN_ROWS, dtype=object)
+    found[:] = [RowNumber(0, 1, row, rows) for row in range(STAND_IN_ROWS)]
     return found
 
 
@@ -83,8 +83,8 @@ def has_rows(values: Any) -> bool:
 def row_axis(values: NDArray[Any]) -> int | None:
     """Return the axis along which the rows change; None where it cannot be told any more."""
     for axis in range(values.ndim):
-        if values.shape[axis] == STAND_INS:
-            first, second = (values.take(row, axis).ravel() for row in range(STAND_INS))
+        if values.shape[axis] == STAND_IN_ROWS:
+            first, second = (values.take(row, axis).ravel() for row in range(STAND_IN_ROWS))
             if all(isinstance(a, RowNumber) and isinstance(b, RowNumber) and a.row < b.row
                    for a, b in zip(first, second, strict=True)):  # fmt: skip
                 return axis

@@ -13,8 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.offline.model.onnx_import.graph import Node
-from guard.offline.model.onnx_import.row_numbers import STAND_INS, RowNumber, has_rows, row_axis, row_count, row_range
+from guard.offline.model.onnx_import.graph_node import Node
+from guard.offline.model.onnx_import.row_numbers import (
+    STAND_IN_ROWS,
+    RowNumber,
+    has_rows,
+    row_axis,
+    row_count,
+    row_range,
+)
 
 Sizes = NDArray[Any]  # of int, float, bool and torch.SymInt
 
@@ -76,7 +83,7 @@ def reshape(_node: Node, data: Sizes, target: Sizes) -> Sizes:
 
 def stood_in(sizes: Any) -> list[int]:
     """Return sizes of an array of places, which has stand-ins for its rows."""
-    return [STAND_INS if is_symbol(size) else size for size in whole(sizes)]
+    return [STAND_IN_ROWS if is_symbol(size) else size for size in whole(sizes)]
 
 
 def shape(node: Node, data: Sizes) -> Sizes:
