@@ -28,7 +28,8 @@ STRIDED = (
     "convnext",
     "swin",
 )
-NOT_EXPORTED = {"alexnet", "vgg"}  # by the older exporter: their adaptive pools are uneven
+# What the older exporter writes in another way: If, ScatterND, recurrent layers whole, activations in their parts.
+OLDER = ("googlenet", "resnet", "mobilenet_v3", "shufflenet", "swin", "lstm", "gru", "elman", "convolutions_1d")
 LIMIT = 1e-5  # relative L2 an item
 
 
@@ -91,15 +92,9 @@ def test_an_architecture_from_the_default_exporter(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in BUILDERS if name not in NOT_EXPORTED])
+@pytest.mark.parametrize("name", OLDER)
 def test_an_architecture_from_the_older_exporter(name: str, tmp_path: Path) -> None:
     check(name, "legacy", FORMS[(list(BUILDERS).index(name) + 1) % 4], tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_a_residual_network_in_every_form(form: str, tmp_path: Path) -> None:
-    check("resnet", "default", form, tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -231,7 +231,7 @@ FAMILIES: Mapping[str, tuple[tuple[int, ...], Mapping[str, Builder]]] = {
             "permute, transpose": lambda: lambda x: x.permute(0, 2, 3, 1).transpose(1, -1) * 2,
             "cat": lambda: lambda x: torch.cat([x, x * x, torch.ones_like(x)], 1),
             "slice": lambda: lambda x: x[:, 1:3, ::2, -4:-1],
-            "pick": lambda: lambda x: x.index_select(2, torch.tensor([3, 0, 0, 5, 1, 0])),
+            "pick": lambda: lambda x: x.index_select(3, torch.tensor([3, 0, 0, 5, 1, 0])),
             "pick, each once": lambda: lambda x: x.index_select(-1, torch.tensor([3, 0, 5, 1, 4, 2])),
             "select, unbind": lambda: lambda x: x[:, 1] * x.unbind(2)[-1][:, :1],
             "chunk, split": lambda: lambda x: x.chunk(2, 1)[0] * torch.split(x, [1, 3, 2], 3)[1][:, :2, :, :1],

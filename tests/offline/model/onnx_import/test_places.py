@@ -11,15 +11,15 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.nn import functional
 
 from guard.errors import ModelError
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
-from guard.offline.model.onnx_import.importer import import_onnx
+from guard.offline.model.onnx_import.importer import import_onnx, run_file
 from guard.offline.model.onnx_import.row_numbers import places_of_items, places_of_rows, row_range
-from guard.offline.model.open_model import Source, open_model
+from guard.offline.model.open_model import Source, open_model, single_path
 from tests.onnx_files import BATCHES, model_of, write_onnx
 
 SHAPE = (3, 8, 8)
@@ -89,6 +89,110 @@ def test_a_rearrangement_and_its_gradient(name: str, exporter: str, batch: str, 
     found, gradient = graph(given.detach())
     torch.testing.assert_close(found, logits.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+
+
+ROW = np.asarray([[0, 1], [2, 3], [2, 0]])  # coordinates of an image [3, 4, 5]
+
+
+def across(*nodes: onnx.NodeProto, batch: int | str, **constants: Any) -> onnx.ModelProto:
+    """A model on images [item, 3, 4, 5]."""
+    return model_of(list(nodes), {name: np.asarray(value) for name, value in constants.items()}, [batch, 3, 4, 5])
+
+
+def turned(kind: str, index: Any, rank: int = 4) -> Callable[[int | str], onnx.ModelProto]:
+    """An operator on the image with its batch turned to the end, and turned back; what is written is of the image."""
+
+    def model(batch: int | str) -> onnx.ModelProto:
+        more = ["part"] if kind == "ScatterND" else []
+        nodes = [
+            helper.make_node("Transpose", ["input"], ["last"], perm=[1, 2, 3, 0]),
+            helper.make_node("Slice", ["last", "starts", "ends"], ["part"]),
+            helper.make_node(kind, ["last", "index", *more], ["found"]),
+            helper.make_node("Transpose", ["found"], ["output"], perm=[rank - 1, *range(rank - 1)]),
+        ]
+        return across(*nodes, batch=batch, index=index, starts=[2, 1], ends=[3, 3])
+
+    return model
+
+
+def strided(batch: int | str) -> onnx.ModelProto:
+    """A strided view of the middle of each item, as torch's exporter writes it for a fixed and for a free batch."""
+    flat = helper.make_node("Reshape", ["input", "all"], ["flat"])
+    pattern = np.asarray([[7, 9, 40], [59, 0, 1]])
+    if isinstance(batch, int):
+        index = np.arange(batch).reshape(-1, 1, 1) * 60 + pattern
+        return across(
+            flat, helper.make_node("Gather", ["flat", "index"], ["output"]), batch=batch, all=[-1], index=index
+        )
+    return across(
+        flat,
+        helper.make_node("Shape", ["input"], ["items"], start=0, end=1),
+        helper.make_node("Squeeze", ["items"], ["count"]),
+        helper.make_node("Range", ["zero", "count", "one"], ["rows"]),
+        helper.make_node("Mul", ["rows", "length"], ["starts"]),
+        helper.make_node("Unsqueeze", ["starts", "axes"], ["columns"]),
+        helper.make_node("Add", ["columns", "pattern"], ["index"]),
+        helper.make_node("Gather", ["flat", "index"], ["output"]),
+        all=[-1],
+        zero=0,
+        one=1,
+        length=60,
+        axes=[1, 2],
+        pattern=pattern[None],
+        batch=batch,
+    )
+
+
+FOUND: dict[str, Callable[[int | str], onnx.ModelProto]] = {
+    "a strided view": strided,
+    "GatherND": turned("GatherND", ROW, 3),
+    "GatherND, in a grid": turned("GatherND", ROW.reshape(3, 1, 2)[:, [0, 0]][..., :1], 5),
+    "ScatterND": turned("ScatterND", [[[0, 1], [2, 3]]]),
+    "GatherElements": lambda batch: across(
+        helper.make_node("Expand", ["places", "sizes"], ["index"]),
+        helper.make_node("GatherElements", ["input", "index"], ["output"], axis=1),
+        batch=batch, places=np.asarray([2, 0]).reshape(1, 2, 1, 1), sizes=[batch, 2, 4, 5],
+    ),
+}  # fmt: skip
+FIXED_ONLY = {"GatherElements"}
+
+
+@pytest.mark.parametrize("batch", ["item", 1, 2])
+@pytest.mark.parametrize("name", FOUND)
+def test_places_are_those_that_onnx_runtime_reads(name: str, batch: int | str, tmp_path: Path) -> None:
+    if batch == "item" and name in FIXED_ONLY:
+        batch = 1
+    onnx.save(FOUND[name](batch), tmp_path / "m.onnx")
+    imported = import_onnx(tmp_path / "m.onnx", (3, 4, 5))
+    images = np.random.default_rng(1).random((4, 3, 4, 5), np.float32)
+    expected = run_file(imported, images)
+    with torch.no_grad():
+        found = single_path(imported.program)(torch.from_numpy(images)).numpy()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_branch_that_sizes_decide(channels: int, tmp_path: Path) -> None:
+    """Only the branch that is taken runs: the other one cannot be computed."""
+    names = ("squeezed", "kept")
+    out = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    branches = [
+        helper.make_graph([helper.make_node("Squeeze", ["input", "axis"], ["squeezed"])], "one", [], out[:1]),
+        helper.make_graph([helper.make_node("Relu", ["input"], ["kept"])], "many", [], out[1:]),
+    ]
+    nodes = [
+        helper.make_node("Shape", ["input"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "axis"], ["channels"]),
+        helper.make_node("Equal", ["channels", "axis"], ["single"]),
+        helper.make_node("If", ["single"], ["found"], then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("Sigmoid", ["found"], ["output"]),
+    ]
+    onnx.save(model_of(nodes, {"axis": np.asarray([1])}, ["item", "channel", 4, 5]), tmp_path / "m.onnx")
+    imported = import_onnx(tmp_path / "m.onnx", (channels, 4, 5))
+    images = np.random.default_rng(1).normal(0, 1, (3, channels, 4, 5)).astype(np.float32)
+    with torch.no_grad():
+        found = single_path(imported.program)(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(found, run_file(imported, images), rtol=1e-5, atol=1e-6)
 
 
 def test_places_within_a_row_are_proven() -> None:
