@@ -25,6 +25,10 @@ aten = torch.ops.aten
 
 SOFTMAX = {aten.softmax.int, aten._softmax.default}
 ARGMAX = {aten.argmax.default}
+SIGMOID = {aten.sigmoid.default}
+AS_TWO_CLASSES = (
+    "; one logit z for two classes is exported as two: torch.cat([torch.zeros_like(z), z], dim=1), without the sigmoid"
+)
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ def strip_final(module: fx.GraphModule, kind: str) -> fx.GraphModule:
     if kind != "logits" and not taken:
         raise ModelError(
             f"--output {kind} was given, but the model's last operator is {last.target}; "
-            "wanted a softmax or an argmax there"
+            f"wanted a softmax or an argmax there{AS_TWO_CLASSES if last.target in SIGMOID else ''}"
         )
     output.args = (last,)
     module.graph.eliminate_dead_code()
@@ -267,5 +271,6 @@ def count_classes(module: fx.GraphModule, source: Source) -> int:
         shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ModelError(
             f"for 3 items the model's output has shape {shape}; wanted [3, class] with at least two classes"
+            f"{AS_TWO_CLASSES if shape == [3, 1] else ''}"
         )
     return int(result.shape[1])

@@ -62,5 +62,10 @@ def at(sizes: Sequence[int], place: int) -> list[int]:
 
 def one_row(constant: NDArray[Any], batch: int) -> NDArray[Any]:
     """Return a constant that was repeated for each of the file's items once; any other as it is."""
-    repeated = batch > 1 and constant.ndim > 1 and len(constant) == batch and bool((constant == constant[:1]).all())
-    return constant[:1] if repeated else constant
+    return one_along(constant, batch, 0) if constant.ndim > 1 else constant
+
+
+def one_along(constant: NDArray[Any], batch: int, axis: int) -> NDArray[Any]:
+    """Return a constant with one of its repetitions along an axis."""
+    one = constant.take([0], axis)
+    return one if batch > 1 and constant.shape[axis] == batch and bool((constant == one).all()) else constant

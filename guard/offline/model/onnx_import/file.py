@@ -10,6 +10,8 @@ from google.protobuf.message import DecodeError
 
 from guard.errors import ModelError, first_line
 
+MIN_OPSET_VERSION = 7  # the oldest that ONNX Runtime keeps: before it, operators broadcast by other rules
+
 
 def read_onnx(file: Path) -> onnx.ModelProto:
     """Read an ONNX file. Raises ModelError: it is missing, damaged, no ONNX, or its weights are not where it says."""
@@ -21,6 +23,7 @@ def read_onnx(file: Path) -> onnx.ModelProto:
         raise ModelError(f"{file} is no ONNX model: it is damaged, cut short, or of another kind") from error
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise ModelError(f"{file} is no ONNX model: it holds no operators, no outputs or no operator set")
+    refuse_versions(file, model)
     try:
         onnx.load_external_data_for_model(model, str(file.parent))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
@@ -29,3 +32,19 @@ def read_onnx(file: Path) -> onnx.ModelProto:
             "put that file back under the name it had"
         ) from error
     return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def refuse_versions(file: Path, model: onnx.ModelProto) -> None:
+    """Raise ModelError for an operator set or a format that the installed onnx does not know."""
+    newest = onnx.defs.onnx_opset_version()
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), newest)
+    if not MIN_OPSET_VERSION <= opset <= newest:
+        raise ModelError(
+            f"{file} has operator set {opset}; wanted {MIN_OPSET_VERSION} to {newest}: export it with opset_version=20 "
+            "or convert it with onnx.version_converter"
+        )
+    if model.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"{file} has format (IR) version {model.ir_version}; this onnx reads up to {onnx.IR_VERSION}: update onnx "
+            "and onnxruntime, or save the model with an older ir_version"
+        )

@@ -7,7 +7,7 @@ Rule 2. A tensor's name is its name in the file; that is what taps are called by
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from guard.errors import ModelError
+from guard.offline.model.onnx_import.branches import Conditional, flattened
 from guard.offline.model.onnx_import.file import read_onnx
+from guard.offline.model.onnx_import.graph_node import Node
+from guard.offline.model.onnx_import.number_formats import name_of, refuse_formats, refuse_type, remedy_for
 
 Array = NDArray[Any]
 DATATYPES: Mapping[int, str] = {TensorProto.FLOAT: "FP32", TensorProto.UINT8: "UINT8"}
 ONNX_DOMAINS = ("", "ai.onnx")
-
-
-@dataclass(frozen=True)
-class Node:
-    """An operator of the file: `inputs` and `outputs` name tensors, an empty name is an operand left out."""
-
-    kind: str  # its op_type, with the domain in front where that is not ONNX's own
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
-    opset: int
-
-    def __str__(self) -> str:
-        return f"{self.kind} ({self.name or self.outputs[0]})"
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.attributes.get(name, default)
-
-    def refuse(self, why: str) -> ModelError:
-        """Return the error that says what of this node cannot be done."""
-        return ModelError(f"{self}: {why}; hand over the .pt2 or module:factory that the file came from")
 
 
 @dataclass(frozen=True)
@@ -70,8 +51,10 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     model = read_onnx(file)
     output = chosen(file, "output", [value.name for value in model.graph.output], output_name)
     nodes, constants = needed(file, model, output)
+    refuse_output(file, model, output, nodes)
     fold(nodes, constants)
-    read = {name for node in nodes for name in node.inputs} | {output}
+    refuse_formats(nodes, constants)
+    read = {name for node in nodes for name in needs_of(node)} | {output}
     inputs = [value for value in model.graph.input if value.name not in constants]
     used = [value for value in inputs if value.name in read]
     if len(used) != 1:
@@ -98,48 +81,83 @@ def chosen(file: Path, what: str, names: list[str], wanted: str | None) -> str:
     raise ModelError(f"{file} has no {what} {wanted!r} that counts; --{what}-name can be: {have}")
 
 
+def refuse_output(file: Path, model: onnx.ModelProto, output: str, nodes: list[Node]) -> None:
+    """Raise ModelError for an output of text, or of sequences other than ZipMap's, which are scores by class."""
+    (value,) = (value for value in model.graph.output if value.name == output)
+    where = f"{file}: output {output!r}"
+    if nodes and nodes[-1].kind != "ai.onnx.ml.ZipMap":
+        refuse_type(where, value)
+    if value.type.tensor_type.elem_type == TensorProto.STRING:
+        raise ModelError(f"{where} is text; wanted scores: name the output of probabilities with --output-name")
+
+
 def needed(file: Path, model: onnx.ModelProto, output: str) -> tuple[list[Node], dict[str, Array]]:
     """Return the nodes on which the output depends, in the file's order, and the file's tensors."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     opset = next((opsets[domain] for domain in ONNX_DOMAINS if domain in opsets), 0)
     known = {*constants, *(value.name for value in model.graph.input)}
+    known.update(tensor.values.name for tensor in model.graph.sparse_initializer)
     made: list[Node] = []
-    for proto in model.graph.node:
-        node = node_of(proto, opset)
+    for conditional in flattened(model.graph.node):
+        node = node_of(conditional, opset)
         if missing := [name for name in node.inputs if name and name not in known]:
             raise ModelError(f"{file} is damaged: {node} reads {missing[0]!r}, which nothing before it gives")
         known.update(node.outputs)
+        if any(tensor.values.name in node.inputs for tensor in model.graph.sparse_initializer):
+            raise node.refuse("has sparse weights", "write them as dense tensors (numpy_helper.from_array)")
         made.append(node)
     wanted = {output}
     kept = []
     for node in reversed(made):
         if wanted.intersection(node.outputs):
             kept.append(node)
-            wanted.update(name for name in node.inputs if name)
+            wanted.update(needs_of(node))
     return kept[::-1], constants
 
 
-def node_of(proto: onnx.NodeProto, opset: int) -> Node:
+def needs_of(node: Node) -> list[str]:
+    return [*filter(None, node.inputs), *(name for name, _ in node.when)]
+
+
+def node_of(conditional: Conditional, opset: int) -> Node:
+    proto = conditional.proto
     kind = proto.op_type if proto.domain in ONNX_DOMAINS else f"{proto.domain}.{proto.op_type}"
     attributes = {a.name: plain_attribute(helper.get_attribute_value(a)) for a in proto.attribute}
-    return Node(kind, proto.name, tuple(proto.input), tuple(proto.output), attributes, opset)
+    return Node(kind, proto.name, tuple(proto.input), tuple(proto.output), attributes, opset, conditional.when)
 
 
 def plain_attribute(value: Any) -> Any:
     """Return an attribute's value with tensors as arrays and bytes as text."""
     if isinstance(value, TensorProto):
         return numpy_helper.to_array(value)
+    if isinstance(value, list):
+        return [plain_attribute(part) for part in value]
     return value.decode() if isinstance(value, bytes) else value
 
 
 def fold(nodes: list[Node], constants: dict[str, Array]) -> None:
     """Compute every node all of whose operands are known, and take it off the list."""
     for node in list(nodes):
-        fixed = all(not name or name in constants for name in node.inputs)
-        if fixed and not node.kind.startswith("Random"):
-            constants.update(zip(node.outputs, computed(node, constants), strict=False))
+        if node.kind == "If" and node.inputs[0] in constants:
+            nodes[nodes.index(node)] = node = passed_on(node, taken=bool(constants[node.inputs[0]]))
+        if any(name in constants and bool(constants[name]) is not holds for name, holds in node.when):
             nodes.remove(node)
+            continue
+        fixed = all(not name or name in constants for name in node.inputs)
+        if fixed and "." not in node.kind and not node.kind.startswith("Random"):
+            try:
+                constants.update(zip(node.outputs, computed(node, constants), strict=False))
+            except ModelError:
+                if not node.when:  # else it may be in a branch that is not taken
+                    raise
+                continue
+            nodes.remove(node)
+
+
+def passed_on(node: Node, *, taken: bool) -> Node:
+    """Return an If whose condition is known as the identity that it is."""
+    return replace(node, kind="Identity", inputs=(node.inputs[1 if taken else 2],))
 
 
 def computed(node: Node, constants: Mapping[str, Array]) -> Iterable[Array]:
@@ -169,10 +187,13 @@ def computed(node: Node, constants: Mapping[str, Array]) -> Iterable[Array]:
 
 def input_form(file: Path, value: onnx.ValueInfoProto) -> tuple[str, tuple[int | None, ...]]:
     """Return datatype and sizes of the input. Raises ModelError for what the guard cannot read on the wire."""
+    refuse_type(f"{file}: input {value.name!r}", value)
     tensor = value.type.tensor_type
     if tensor.elem_type not in DATATYPES:
-        name = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        raise ModelError(f"{file}: input {value.name!r} is {name}; wanted FLOAT (float32) or UINT8")
+        raise ModelError(
+            f"{file}: input {value.name!r} is {name_of(tensor.elem_type)}; wanted FLOAT (float32) or UINT8: "
+            f"{remedy_for(tensor.elem_type)}"
+        )
     sizes = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim)
     if len(sizes) not in (2, 4):
         raise ModelError(

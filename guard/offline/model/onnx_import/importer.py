@@ -28,6 +28,7 @@ AGREEMENT_TOLERANCE = 1e-4  # of an item's largest output, or of the typical ite
 ROUNDED_FACTOR = 4.0  # by which the file may be further off the exact outputs than its import in single precision
 MAX_ROUNDED_SHARE = 1e-2  # of the largest output: what rounds off more than that cannot be compared
 COMPARED_ITEMS = 4
+MAX_ROUNDING_FACTOR = 10.0  # by how much more than torch's own rounding two engines may differ for rounding alone
 
 
 @dataclass(frozen=True)
@@ -106,27 +107,82 @@ def check_import(imported: Imported, module: fx.GraphModule, box: ValueBox, *, i
             f"{imported.graph.file} gives {list(expected.shape)} for {len(images)} items, its import "
             f"{list(found.shape)}; export the file with a dynamic batch axis"
         )
-    size = np.abs(expected.reshape(items, -1).astype(np.float64)).max(axis=1)
+    error = relative(found, expected)
+    if not error <= AGREEMENT_TOLERANCE and not rounded(module, images, found, expected):  # NaN is not
+        raise ModelError(f"{imported.graph.file} {disagreement(imported, module, images, found, expected)}")
+    return error
+
+
+def relative(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the largest difference of any output, over its item's largest output or that of the typical item."""
+    return float(errors_of(found, expected).max())
+
+
+def errors_of(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
+    """Return each output's difference [item, output], over its item's largest output or that of the typical item."""
+    values = expected.reshape(len(expected), -1).astype(np.float64)
+    size = np.abs(values).max(axis=1)
     size = np.maximum(np.maximum(size, np.median(size)), np.finfo(np.float32).tiny)
-    errors = np.abs(found.astype(np.float64) - expected).reshape(items, -1) / size[:, None]
-    largest = float(errors.max())
-    if not largest <= AGREEMENT_TOLERANCE and not rounded(module, images, found, expected):  # NaN is not
-        item, at = np.unravel_index(int(np.nan_to_num(errors, nan=np.inf).argmax()), errors.shape)
-        values = [f"{outputs.reshape(items, -1)[item, at]:.6g}" for outputs in (found, expected)]
-        raise ModelError(
-            f"{imported.graph.file} was imported wrongly: outputs differ from ONNX Runtime's by {largest:.1e} of their "
-            f"size, at most {AGREEMENT_TOLERANCE:g}: output {at} of noise item {item} is {values[0]}, in ONNX Runtime "
-            f"{values[1]}. Hand over the .pt2 or module:factory that it came from"
-        )
-    return largest
+    errors: NDArray[np.float64] = np.abs(found.reshape(values.shape).astype(np.float64) - values) / size[:, None]
+    return errors
 
 
 def rounded(module: fx.GraphModule, images: NDArray[Any], found: NDArray[Any], expected: NDArray[Any]) -> bool:
     """Tell whether the file's outputs are off the exact ones by no more than rounding moves the import's own."""
-    with torch.no_grad():
-        exact = copy.deepcopy(module).double()(torch.from_numpy(images).double()).numpy()
+    exact = exactly(module, images)
+    if exact is None:
+        return False
     own, other = (float(np.abs(outputs - exact).max()) for outputs in (found, expected))
     return other <= ROUNDED_FACTOR * own <= MAX_ROUNDED_SHARE * float(np.abs(exact).max())
+
+
+def disagreement(
+    imported: Imported, module: fx.GraphModule, images: NDArray[np.float32], found: NDArray[Any], expected: NDArray[Any]
+) -> str:
+    """Return why the outputs are apart: the model's own doing where it can be shown, else that of the import."""
+    error = relative(found, expected)
+    if not np.isfinite(expected).all():
+        return (
+            "gives numbers that are not finite for images of its value box; check --range, or --mean and --std, "
+            "against what the model was trained on"
+        )
+    alone = np.concatenate([run_file(imported, images[i : i + 1]) for i in range(len(images))])
+    if not relative(alone, expected) <= AGREEMENT_TOLERANCE:
+        return (
+            "mixes its items: what ONNX Runtime answers for an image depends on the others of its batch; export it in "
+            "evaluation mode (model.eval()), with nothing summed or normalised over the batch"
+        )
+    if relative(found, run_file(imported, images, optimised=False)) <= AGREEMENT_TOLERANCE:
+        return (
+            f"is answered by ONNX Runtime in fewer bits than it says, by {error:.1e} (relative), as weights that are "
+            "kept quantised are; give the float model that it was made from"
+        )
+    exact = exactly(module, images)
+    rounding = 0.0 if exact is None else relative(found, exact)
+    if error <= MAX_ROUNDING_FACTOR * rounding:
+        return (
+            f"rounds so strongly that ONNX Runtime and torch differ by {error:.1e} (relative; at most "
+            f"{AGREEMENT_TOLERANCE:g}), and torch from float64 by {rounding:.1e}; look for sums that cancel or numbers "
+            "beyond 1e4 in the model, or normalise its inputs"
+        )
+    errors = errors_of(found, expected)
+    item, at = np.unravel_index(int(np.nan_to_num(errors, nan=np.inf).argmax()), errors.shape)
+    values = [f"{outputs.reshape(errors.shape)[item, at]:.6g}" for outputs in (found, expected)]
+    return (
+        f"was imported wrongly: outputs differ from ONNX Runtime's by {error:.1e} of their size, at most "
+        f"{AGREEMENT_TOLERANCE:g}: output {at} of noise item {item} is {values[0]}, in ONNX Runtime {values[1]}. "
+        "Hand over the .pt2 or module:factory that it came from"
+    )
+
+
+def exactly(module: fx.GraphModule, images: NDArray[np.float32]) -> NDArray[Any] | None:
+    """Return the import's outputs in double precision; None where a constant or a cast keeps it to float32."""
+    try:
+        with torch.no_grad():
+            exact: NDArray[Any] = copy.deepcopy(module).double()(torch.from_numpy(images).double()).numpy()
+    except RuntimeError:
+        return None
+    return exact
 
 
 def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, items: int) -> NDArray[np.float32]:
@@ -142,7 +198,7 @@ def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, ite
     return (np.rint(wire) if imported.graph.datatype == "UINT8" else wire).astype(np.float32)
 
 
-def run_file(imported: Imported, images: NDArray[np.float32]) -> NDArray[Any]:
+def run_file(imported: Imported, images: NDArray[np.float32], *, optimised: bool = True) -> NDArray[Any]:
     """Return the file's own output for images [item, channel, height, width], as many at a time as it was made for."""
     graph = imported.graph
     wire = images.transpose(0, 2, 3, 1) if imported.layout == "NHWC" else images
@@ -151,16 +207,22 @@ def run_file(imported: Imported, images: NDArray[np.float32]) -> NDArray[Any]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(str(graph.file), options, providers=["CPUExecutionProvider"])
         size = graph.batch or len(wire)
         rows = [np.resize(wire[i : i + size], (size, *wire.shape[1:])) for i in range(0, len(wire), size)]
         others = other_inputs(session, graph, size)
-        return np.concatenate([session.run([graph.output], {graph.input: part, **others})[0] for part in rows])[
-            : len(wire)
-        ]
+        answers = [tabular(session.run([graph.output], {graph.input: part, **others})[0]) for part in rows]
+        return np.concatenate(answers)[: len(wire)]
     except Exception as error:  # onnxruntime raises its own untyped family
         raise ModelError(f"ONNX Runtime cannot run {graph.file}: {(str(error).splitlines() or ['?'])[0]}") from error
+
+
+def tabular(answer: Any) -> NDArray[Any]:
+    """Return an answer as an array; ZipMap's, a map from class to score for each item, without its classes."""
+    return np.asarray([list(scores.values()) for scores in answer] if isinstance(answer, list) else answer)
 
 
 def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.offline.model.onnx_import.graph import Graph, Node
+from guard.offline.model.onnx_import.graph import Graph
+from guard.offline.model.onnx_import.graph_node import Node
 
 TO_CHANNEL_FIRST = [0, 3, 1, 2]
 EACH_ALONE = {"Add", "Sub", "Mul", "Div", "Cast", "Identity", "Clip", "Neg"}

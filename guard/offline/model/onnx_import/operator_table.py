@@ -7,23 +7,42 @@ from dataclasses import dataclass
 from typing import Any
 
 from guard.errors import ModelError
-from guard.offline.model.onnx_import.graph import Graph, Node
+from guard.offline.model.onnx_import.graph import Graph
+from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_layers import LAYERS, linear
+from guard.offline.model.onnx_import.operators_ml import MACHINE_LEARNING
+from guard.offline.model.onnx_import.operators_places import PLACES
 from guard.offline.model.onnx_import.operators_pointwise import POINTWISE
 from guard.offline.model.onnx_import.operators_pools import POOLS
+from guard.offline.model.onnx_import.operators_recurrent import RECURRENT
 from guard.offline.model.onnx_import.operators_shapes import SHAPES
+from guard.offline.model.onnx_import.refusals import ML, missing
 
-FUNCTIONS: Mapping[str, Callable[..., Any]] = {**POINTWISE, **LAYERS, **POOLS, **SHAPES}
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    **POINTWISE,
+    **LAYERS,
+    **POOLS,
+    **SHAPES,
+    **PLACES,
+    **RECURRENT,
+    **MACHINE_LEARNING,
+}
 
 # Operands that are no tensors but settings: read as numbers, and known before the input is.
 SETTINGS: Mapping[str, tuple[int, ...]] = {
+    f"{ML}ArrayFeatureExtractor": (1,),
     "Clip": (1, 2),
     "ConstantOfShape": (0,),
     "Dropout": (1, 2),
     "Expand": (1,),
+    "GRU": (4,),
     "Gather": (1,),
+    "GatherElements": (1,),
+    "GatherND": (1,),
+    "LSTM": (4,),
     "Pad": (1, 2, 3),
     "Pow": (1,),
+    "RNN": (4,),
     "ReduceL2": (1,),
     "ReduceMax": (1,),
     "ReduceMean": (1,),
@@ -33,6 +52,8 @@ SETTINGS: Mapping[str, tuple[int, ...]] = {
     "ReduceSumSquare": (1,),
     "Reshape": (1,),
     "Resize": (1, 2, 3),
+    "ScatterElements": (1,),
+    "ScatterND": (1,),
     "Slice": (1, 2, 3, 4),
     "Split": (1,),
     "Squeeze": (1,),
@@ -58,5 +79,5 @@ def operator_of(node: Node, graph: Graph) -> Operator | None:
     return None if function is None else Operator(function, SETTINGS.get(node.kind, ()))
 
 
-def missing(node: Node) -> ModelError:
-    return node.refuse(f"an operator that the importer does not know; it knows {len(FUNCTIONS)}")
+def unknown(node: Node) -> ModelError:
+    return missing(node, len(FUNCTIONS))

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guard.offline.model.onnx_import.graph import Node
-from guard.offline.model.onnx_import.operators_pools import padded, window
+from guard.offline.model.onnx_import.graph_node import Node
+from guard.offline.model.onnx_import.operators_pools import as_image, padded, window
 from guard.offline.model.onnx_import.shape_arithmetic import is_symbol, whole
 
 
 def convolution(node: Node, image: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if image.dim() == weight.dim() == 3:
+        return convolution(as_image(node), image.unsqueeze(2), weight.unsqueeze(2), bias).squeeze(2)
     kernel = tuple(weight.shape[2:])
     if len(kernel) != 2:
         raise node.refuse(f"convolves over {len(kernel)} axes; only images are supported")

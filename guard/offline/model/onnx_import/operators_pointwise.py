@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guard.offline.model.onnx_import.graph import Node
+from guard.offline.model.onnx_import.graph_node import Node
 
 Operator = Callable[..., Any]
 TYPES = {

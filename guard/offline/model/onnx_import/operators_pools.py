@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guard.offline.model.onnx_import.graph import Node
+from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.shape_arithmetic import whole
 
 
@@ -90,6 +91,26 @@ def rounds_up(node: Node, image: Tensor, view: Window) -> bool:
     return True
 
 
+def as_image(node: Node) -> Node:
+    """Return a node that works along one axis as one that works on an image of height 1."""
+    changed = dict(node.attributes)
+    for name in {"kernel_shape", "strides", "dilations"}.intersection(changed):
+        changed[name] = [1, *changed[name]]
+    if "pads" in changed:
+        before, after = changed["pads"]
+        changed["pads"] = [0, before, 0, after]
+    return replace(node, attributes=changed)
+
+
+def along_one_axis(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Make an operator on images work on [item, channel, place] too."""
+
+    def run(node: Node, x: Tensor, *more: Tensor) -> Tensor:
+        return function(as_image(node), x.unsqueeze(2), *more).squeeze(2) if x.dim() == 3 else function(node, x, *more)
+
+    return run
+
+
 def max_pool(node: Node, image: Tensor) -> Tensor:
     if len([name for name in node.outputs if name]) > 1:
         raise node.refuse("its indices are read")
@@ -101,6 +122,8 @@ def max_pool(node: Node, image: Tensor) -> Tensor:
 
 def average_pool(node: Node, image: Tensor) -> Tensor:
     """Average over windows; uneven padding: pool the padded image, over the share of each window that is image."""
+    if image.dim() == 5:
+        return average_along_depth(node, image)
     view = window(node, image, tuple(node.get("kernel_shape")))
     if view.dilation != (1, 1):
         raise node.refuse("has dilations")
@@ -111,6 +134,31 @@ def average_pool(node: Node, image: Tensor) -> Tensor:
         return pooled
     ones, _ = padded(torch.ones(1, 1, int(image.shape[2]), int(image.shape[3])), view, 0.0)
     return pooled / functional.avg_pool2d(ones, view.kernel, view.stride, 0, ceil)
+
+
+def average_along_depth(node: Node, image: Tensor) -> Tensor:
+    """Average [item, channel, depth, height, width] along the depth: as torch writes local response normalisation."""
+    kernel, strides = node.get("kernel_shape"), node.get("strides", (1, 1, 1))
+    before, *above, after, below, right = node.get("pads", (0,) * 6)
+    if kernel[1:] != [1, 1] or list(strides)[1:] != [1, 1] or any((*above, below, right)) or before != after:
+        raise node.refuse("pools three axes; only images are supported")
+    settings = ((kernel[0], 1), (strides[0], 1), (before, 0), bool(node.get("ceil_mode", 0)))
+    unit = torch.eye(int(image.shape[2]))[None, None]
+    matrix = functional.avg_pool2d(unit, *settings, bool(node.get("count_include_pad", 0)))[0, 0]
+    averaged: Tensor = torch.matmul(matrix, image.flatten(3)).unflatten(3, list(image.shape[3:]))
+    return averaged
+
+
+def response_norm(node: Node, image: Tensor) -> Tensor:
+    """Divide by (bias + alpha / size * the sum of squares over `size` neighbouring channels) ** beta."""
+    size, channels = int(node.get("size")), int(image.shape[1])
+    before, after = (size - 1) // 2, size // 2
+    place = torch.arange(channels)
+    apart = place[None, :] - place[:, None]
+    near = ((apart >= -before) & (apart <= after)).float()
+    scaled = near * (node.get("alpha", 1e-4) / size)
+    sums = functional.conv2d(image * image, scaled.reshape(channels, channels, 1, 1))
+    return image / torch.pow(sums + node.get("bias", 1.0), node.get("beta", 0.75))
 
 
 def global_average(_node: Node, image: Tensor) -> Tensor:
@@ -197,10 +245,11 @@ def scaled_sizes(node: Node, before: list[int], scales: Any, *, exact: bool) -> 
 
 
 POOLS: dict[str, Any] = {
-    "AveragePool": average_pool,
+    "AveragePool": along_one_axis(average_pool),
     "GlobalAveragePool": global_average,
-    "GlobalMaxPool": global_max,
-    "MaxPool": max_pool,
+    "GlobalMaxPool": along_one_axis(global_max),
+    "LRN": response_norm,
+    "MaxPool": along_one_axis(max_pool),
     "Resize": resize,
     "Upsample": lambda node, image, scales=None: resize(node, image, None, scales),
 }

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guard.offline.model.onnx_import.graph import Node
+from guard.offline.model.onnx_import.graph_node import Node
+from guard.offline.model.onnx_import.operators_places import crosses_items, looked_up
 from guard.offline.model.onnx_import.shape_arithmetic import Sizes, is_symbol, sizes_of, whole
 
 aten = torch.ops.aten
@@ -116,10 +118,17 @@ def cut(node: Node, x: Tensor, starts: Any = None, ends: Any = None, axes: Any =
     every = [1] * len(begin) if steps is None else whole(steps)
     for axis, start, stop, step in zip(places, begin, end, every, strict=True):
         if not is_symbol(step) and step < 0:
-            raise node.refuse("runs backwards")
-        if not is_whole(x.shape[axis], start, stop, step):
+            x = backwards(node, x, axis % x.dim(), start, stop, step)
+        elif not is_whole(x.shape[axis], start, stop, step):
             x = aten.slice.Tensor(x, axis, start, stop, step)
     return x
+
+
+def backwards(node: Node, x: Tensor, axis: int, start: int, stop: int, step: int) -> Tensor:
+    if is_symbol(x.shape[axis]):
+        raise crosses_items(node)
+    length = int(x.shape[axis])
+    return looked_up(x, axis, list(range(length))[start : None if stop < -length else stop : step])
 
 
 def is_whole(length: Any, start: Any, stop: Any, step: Any) -> bool:
@@ -129,36 +138,29 @@ def is_whole(length: Any, start: Any, stop: Any, step: Any) -> bool:
     return bool(stop >= 2**31 - 1 or (not is_symbol(length) and stop >= length))
 
 
-def gather(node: Node, x: Tensor, index: Any) -> Tensor:
-    """Pick fixed places along an axis, as selections and slices."""
-    axis = int(node.get("axis", 0)) % x.dim()
-    length = x.shape[axis]
-    if index.ndim == 0:
-        return x.select(axis, int(index.item()))
-    if index.ndim != 1 or is_symbol(length):
-        raise node.refuse("picks places that are no list, or picks items of the batch")
-    places = [place % int(length) for place in whole(index)]
-    runs: list[list[int]] = []
-    for place in places:
-        if runs and place == runs[-1][-1] + 1:
-            runs[-1].append(place)
-        else:
-            runs.append([place])
-    parts = [aten.slice.Tensor(x, axis, run[0], run[-1] + 1) for run in runs]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
-
-
 def pad(node: Node, x: Tensor, widths: Any = None, value: Any = None, axes: Any = None) -> Tensor:
-    if node.get("mode", "constant") != "constant":
-        raise node.refuse(f"pads by {node.get('mode')}; only constants are supported")
     given = whole(node.get("pads") if widths is None else widths)
     places = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in whole(axes)]
     sides = {axis: (given[i], given[i + len(places)]) for i, axis in enumerate(places)}
+    mode = node.get("mode", "constant")
+    if mode != "constant":
+        return mirrored(node, x, sides, mode)
     flat = [side for axis in reversed(range(x.dim())) for side in sides.get(axis, (0, 0))]
     while flat and flat[-2:] == [0, 0]:
         flat = flat[:-2]
     amount = float(node.get("value", 0.0) if value is None else value.item())
     return functional.pad(x, flat, value=amount) if flat else x
+
+
+def mirrored(node: Node, x: Tensor, sides: dict[int, tuple[int, int]], mode: str) -> Tensor:
+    """Pad with numbers of the image itself: reflect, edge or wrap, which numpy calls the same."""
+    for axis, widths in sides.items():
+        if widths != (0, 0):
+            if is_symbol(x.shape[axis]):
+                raise crosses_items(node)
+            places: list[int] = np.pad(np.arange(int(x.shape[axis])), widths, mode).tolist()  # type: ignore[call-overload]
+            x = looked_up(x, axis, places)
+    return x
 
 
 def expand(_node: Node, x: Tensor, sizes: Any) -> Tensor:
@@ -220,7 +222,6 @@ SHAPES: dict[str, Any] = {
     "DepthToSpace": depth_to_space,
     "Expand": expand,
     "Flatten": flatten,
-    "Gather": gather,
     "Pad": pad,
     "Reshape": reshape,
     "Shape": shape,

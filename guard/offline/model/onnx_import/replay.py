@@ -14,12 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guard.errors import GuardError, ModelError
-from guard.offline.model.onnx_import.batch_axis import ROW_WISE, freed, one_row
-from guard.offline.model.onnx_import.graph import Graph, Node
-from guard.offline.model.onnx_import.operator_table import missing, operator_of
+from guard.errors import GuardError, ModelError, first_line
+from guard.offline.model.onnx_import.batch_axis import ROW_WISE, freed, one_along, one_row
+from guard.offline.model.onnx_import.graph import Graph
+from guard.offline.model.onnx_import.graph_node import OTHERWISE, Node
+from guard.offline.model.onnx_import.operator_table import operator_of, unknown
+from guard.offline.model.onnx_import.operators_places import freed_places, runs_over_items
+from guard.offline.model.onnx_import.operators_recurrent import INITIAL_STATES, RECURRENT
+from guard.offline.model.onnx_import.refusals import FLOW
 from guard.offline.model.onnx_import.shape_arithmetic import SIZES, is_fixed, is_symbol, whole
 
+FREE_BATCH = "export the file with a dynamic batch axis"
 INTEGERS = "iub"  # kinds of constants that can be sizes
 
 
@@ -30,15 +35,14 @@ class Step(nn.Module):
         super().__init__()
         self.node = node
         self.operator = operator_of(node, graph)
-        if self.operator is None and node.kind not in SIZES:
-            raise missing(node)
+        if self.operator is None and node.kind not in SIZES and node.kind != "If":
+            raise unknown(node)
         self.batch = graph.batch
         self.seen: tuple[int, ...] | None = None  # sizes of the first operand with the file's own number of items
         self.fixed: dict[int, NDArray[Any]] = {}
         for place, name in enumerate(node.inputs):
             if name in graph.constants:
-                value = graph.constants[name]
-                self.fixed[place] = value = one_row(value, graph.batch or 1) if node.kind in ROW_WISE else value
+                self.fixed[place] = value = self.for_any_item(place, graph.constants[name])
                 if place not in self.settings:
                     self.register_buffer(f"operand_{place}", tensor_of(value))
 
@@ -46,8 +50,23 @@ class Step(nn.Module):
     def settings(self) -> tuple[int, ...]:
         return self.operator.settings if self.operator else ()
 
+    def for_any_item(self, place: int, value: NDArray[Any]) -> NDArray[Any]:
+        """Return a constant once, where the file repeats it for each of its items."""
+        if self.node.kind in RECURRENT and place in INITIAL_STATES:
+            return one_along(value, self.batch or 1, 0 if self.node.get("layout", 0) else 1)
+        if self.node.kind == "ScatterND" and place == 2 and self.batch:
+            for axis in range(value.ndim):
+                value = one_along(value, self.batch, axis)  # the operator repeats it as often as it takes
+        return one_row(value, self.batch or 1) if self.node.kind in ROW_WISE else value
+
     def forward(self, *given: Any) -> tuple[Any, ...]:
         """Run the node on its operands in its order, None for constants and what is left out."""
+        if self.node.kind == "If":
+            holds = truth(given[0])
+            if holds is None:
+                raise self.node.refuse(f"runs or not as the input's values decide: {FLOW.why}", FLOW.remedy)
+            place = 1 if holds else 2
+            return (self.fixed.get(place, given[place]),)
         result = self.on_sizes(given) if self.is_about_sizes(given) else self.on_tensors(given)
         return result if isinstance(result, tuple) else (result,)
 
@@ -64,12 +83,14 @@ class Step(nn.Module):
 
     def on_tensors(self, given: tuple[Any, ...]) -> Any:
         if self.operator is None:
-            raise missing(self.node)
+            raise unknown(self.node)
         operands = [self.operand(place, value) for place, value in enumerate(given)]
         if not torch.compiler.is_exporting():
             self.seen = tuple(getattr(operands[0], "shape", ()))
-        elif self.node.kind == "Reshape" and self.batch is not None and 1 in self.fixed:
-            operands[1] = self.free_target(operands[0])
+        elif self.batch is not None and self.node.kind == "Reshape":
+            operands[1] = self.free_target(*operands)
+        elif self.batch is not None and runs_over_items(self.node, operands):
+            operands[1] = freed_places(self.node, self.seen or (), operands[1].astype(np.int64), self.batch)
         return self.operator.function(self.node, *operands)
 
     def operand(self, place: int, value: Any) -> Any:
@@ -81,17 +102,19 @@ class Step(nn.Module):
             return getattr(self, f"operand_{place}")
         return number_of(self.node, value) if isinstance(value, np.ndarray) else value
 
-    def free_target(self, x: Tensor) -> Any:
+    def free_target(self, x: Tensor, sizes: Any) -> Any:
         """Return the sizes to reshape to, with the batch free where the file has a number."""
-        target = [int(size) for size in self.fixed[1]]
+        if not is_fixed(sizes):
+            return sizes
+        target = whole(sizes)
         symbols = [axis for axis, size in enumerate(x.shape) if is_symbol(size)]
         if len(symbols) != 1 or self.seen is None or self.batch is None:
-            return self.fixed[1]
+            return sizes
         found = freed(self.seen, symbols[0], target, self.batch)
         if found is None:
             raise self.node.refuse(
-                f"reshapes {list(self.seen)} to {target}, and where the batch of {self.batch} goes cannot be told; "
-                "export the file with a dynamic batch axis"
+                f"reshapes {list(self.seen)} to {target}, and where the batch of {self.batch} goes cannot be told",
+                FREE_BATCH,
             )
         return np.asarray(found)
 
@@ -124,6 +147,8 @@ class Replay(nn.Module):
             self.graph.input: images.permute(0, 2, 3, 1) if self.channel_last else images,
         }
         for node, step in zip(self.graph.nodes, self.steps, strict=True):
+            if not all(truth(self.known(values, name)) is holds for name, holds in node.when):
+                continue
             operands = [self.value(values, node, name) for name in node.inputs]
             try:
                 results = step(*operands)
@@ -132,9 +157,9 @@ class Replay(nn.Module):
             except Exception as error:  # torch raises many kinds for operands that do not fit
                 raise ModelError(
                     f"{node} cannot be computed on {' and '.join(map(described, operands)) or 'nothing'}: "
-                    f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+                    f"{first_line(error)}; {OTHERWISE if self.graph.batch is None else FREE_BATCH}"
                 ) from error
-            values.update(zip(node.outputs, results, strict=False))
+            values.update((name, value) for name, value in zip(node.outputs, results, strict=False) if name)
         result: Tensor = self.value(values, node, self.graph.output)
         return result
 
@@ -143,6 +168,15 @@ class Replay(nn.Module):
         if name not in values and name not in self.graph.constants:
             raise node.refuse(f"its {name!r} is a further result of a node, which the importer does not compute")
         return values.get(name)
+
+    def known(self, values: dict[str, Any], name: str) -> Any:
+        return self.graph.constants.get(name, values.get(name))
+
+
+def truth(condition: Any) -> bool | None:
+    """Return whether a condition on sizes holds; None for one that the input's values decide."""
+    values = np.ravel(condition) if isinstance(condition, np.ndarray) else np.empty(0)
+    return bool(values[0]) if values.size == 1 and isinstance(values[0], bool | np.bool_) else None
 
 
 def described(value: Any) -> str:

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.offline.model.onnx_import.graph import Node
+from guard.offline.model.onnx_import.graph_node import Node
+from guard.offline.model.onnx_import.row_numbers import (
+    STAND_IN_ROWS,
+    RowNumber,
+    has_rows,
+    row_axis,
+    row_count,
+    row_range,
+)
 
 Sizes = NDArray[Any]  # of int, float, bool and torch.SymInt
 
@@ -56,14 +64,33 @@ def squeeze(node: Node, data: Sizes, axes: Any = None) -> Sizes:
     return np.squeeze(data, None if given is None else tuple(whole(given)))
 
 
-def cut(node: Node, data: Sizes, starts: Any = None, ends: Any = None, _axes: Any = None, steps: Any = None) -> Sizes:
-    begin = whole(node.get("starts") if starts is None else starts)[0]
-    end = whole(node.get("ends") if ends is None else ends)[0]
-    return data[begin : end : 1 if steps is None else whole(steps)[0]]
+def cut(node: Node, data: Sizes, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None) -> Sizes:
+    begin = whole(node.get("starts") if starts is None else starts)
+    end = whole(node.get("ends") if ends is None else ends)
+    named = node.get("axes") if axes is None else axes
+    places = list(range(len(begin))) if named is None else whole(named)
+    every = [1] * len(begin) if steps is None else whole(steps)
+    for axis, start, stop, step in zip(places, begin, end, every, strict=True):
+        index: list[slice] = [slice(None)] * data.ndim
+        index[axis] = slice(start, None if step < 0 and stop < -data.shape[axis] else stop, step)
+        data = data[tuple(index)]
+    return data
 
 
 def reshape(_node: Node, data: Sizes, target: Sizes) -> Sizes:
-    return data.reshape(whole(target))
+    return data.reshape(stood_in(target))
+
+
+def stood_in(sizes: Any) -> list[int]:
+    """Return sizes of an array of places, which has stand-ins for its rows."""
+    return [STAND_IN_ROWS if is_symbol(size) else size for size in whole(sizes)]
+
+
+def shape(node: Node, data: Sizes) -> Sizes:
+    sizes: list[Any] = list(np.shape(data))
+    if has_rows(data) and (axis := row_axis(data)) is not None:
+        sizes[axis] = row_count(data)
+    return sizes_of(sizes[node.get("start", 0) : node.get("end")])
 
 
 def cast(node: Node, data: Sizes) -> Sizes:
@@ -71,7 +98,7 @@ def cast(node: Node, data: Sizes) -> Sizes:
     kind = kinds.get(node.get("to"))
     if kind is None:
         raise node.refuse("sizes are cast to a type that they cannot have")
-    return each(lambda value: value if is_symbol(value) else kind(value), data)
+    return each(lambda value: value if is_symbol(value) or isinstance(value, RowNumber) else kind(value), data)
 
 
 def each(function: Callable[[Any], Any], data: Sizes) -> Sizes:
@@ -131,14 +158,16 @@ def filled(node: Node, sizes: Sizes) -> Sizes:
 
 
 def expand(_node: Node, data: Sizes, sizes: Sizes) -> Sizes:
-    return np.asarray(data, dtype=object) * np.ones(whole(sizes), dtype=object)
+    return np.asarray(data, dtype=object) * np.ones(stood_in(sizes), dtype=object)
 
 
 def span(node: Node, start: Sizes, end: Sizes, step: Sizes) -> Sizes:
+    if is_symbol(end.item()) and (start.item(), step.item()) == (0, 1):
+        return row_range(end.item())
     limits = [limit.item() for limit in (start, end, step)]
     if any(isinstance(limit, float) for limit in limits):
         raise node.refuse(f"counts {limits} in real numbers; only whole ones are supported")
-    return sizes_of(range(*limits))
+    return sizes_of(range(*whole(limits)))
 
 
 def product(node: Node, data: Sizes, _axes: Any = None) -> Sizes:
@@ -151,7 +180,7 @@ SIZES: Mapping[str, Callable[..., Sizes]] = {
     "Concat": concat,
     "Unsqueeze": unsqueeze,
     "Squeeze": squeeze,
-    "Shape": lambda _node, data: sizes_of(np.shape(data)),
+    "Shape": shape,
     "Slice": cut,
     "Reshape": reshape,
     "Cast": cast,

@@ -211,6 +211,7 @@ RULES: Mapping[OpOverload, Rule] = {
     aten.ones_like.default: nothing,
     aten.zeros_like.default: nothing,
     aten.full_like.default: nothing,
+    aten.full.default: nothing,  # as large as the batch
     aten.new_ones.default: nothing,
     aten.new_zeros.default: nothing,
     aten.new_full.default: nothing,

@@ -87,6 +87,31 @@ def uncut(gradient: Tensor, axis: int, length: int, start: int, every: int) -> T
     return pad(gradient, [*after, start, length - start - gradient.shape[axis]])
 
 
+def pick(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
+    """Yield the gradient through index_select(x, axis, places): what all readers of a place send it, added up."""
+    operand, axis, index = node.args
+    if not isinstance(operand, fx.Node):
+        return
+    (length,) = static(operand, _whole(axis))
+    places = [place % length for place in tape.tensor(index, node).tolist()]
+    readers: list[list[int]] = [[] for _ in range(length)]
+    for order, place in enumerate(places):
+        readers[place].append(order)
+    most = max(map(len, readers))
+    spare = int(any(len(read) < most for read in readers))  # these read a zero that is put behind the gradient
+    orders = [order for read in readers for order in (*read, *[len(places)] * (most - len(read)))]
+    table = tape.constant(f"{node.name}_readers", torch.tensor(orders))
+    yield operand, tape.call(unpicked, gradient, table, _whole(axis) % len(shape(operand)), most, spare)
+
+
+def unpicked(gradient: Tensor, table: Tensor, axis: int, most: int, spare: int) -> Tensor:
+    """Return for each place the sum over its readers, of which a place has at most `most`."""
+    if spare:
+        gradient = pad(gradient, [*[0, 0] * (gradient.dim() - 1 - axis), 0, spare])
+    found = gradient.index_select(axis, table)
+    return found if most == 1 else found.unflatten(axis, (-1, most)).sum(axis + 1)
+
+
 def padded(gradient: Tensor, widths: Sequence[int], *_: object) -> Tensor:
     """Return the gradient through a constant padding: what falls on the padding is cut off."""
     return pad(gradient, [-width for width in widths])
@@ -126,6 +151,7 @@ RULES: Mapping[OpOverload, Rule] = {
     aten.cat.default: concatenate,
     aten.slice.Tensor: cut,
     aten.select.int: select,
+    aten.index_select.default: pick,
     aten.constant_pad_nd.default: from_gradient(padded),
     aten.pad.default: from_gradient(padded),
     aten.pixel_shuffle.default: from_gradient(pixel_shuffle),

@@ -1,0 +1,113 @@
+"""What is said of operators that cannot be taken: what they are, and what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from guard.errors import ModelError
+from guard.offline.model.onnx_import.graph_node import Node
+
+ML = "ai.onnx.ml."
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """Why an operator is refused, and a remedy that fits its kind."""
+
+    why: str
+    remedy: str
+
+
+FOREST = Unfit(
+    "a forest of decision trees, which has no gradient",
+    "the guard reads gradients and latents of a network; for a forest there is nothing it could guard",
+)
+KERNEL = Unfit(
+    "a support vector machine, whose kernel is not written out",
+    "give a network, or the machine written in plain operators (MatMul, Exp, ReduceSum)",
+)
+CATEGORIES = Unfit(
+    "a step that turns categories, words or missing values into numbers, which has no gradient",
+    "give the model behind that step, from its vectors of floats [item, feature]",
+)
+QUANTISED = Unfit(
+    "an operator of a quantised model, whose steps have no gradient",
+    "give the float model that it was made from; the quantised one may go on serving if its answers are near",
+)
+FUSED = Unfit(
+    "an operator that ONNX Runtime or a vendor's optimiser put in place of several",
+    "give the file from before it was optimised",
+)
+FLOW = Unfit(
+    "control flow, which has no gradient here",
+    "export the model without loops and branches: by tracing (torch.onnx.export(..., dynamo=False)), or with "
+    "torch.where for a branch",
+)
+NO_TENSOR = Unfit(
+    "works on sequences, optional values or text instead of tensors of floats",
+    "export the part of the model that maps one tensor of floats to another",
+)
+RANDOM = Unfit(
+    "draws random numbers, so that the same input gets another answer each time",
+    "export the model in evaluation mode, without sampling",
+)
+
+BY_KIND: Mapping[str, Unfit] = {
+    **dict.fromkeys([f"{ML}TreeEnsemble{end}" for end in ("", "Classifier", "Regressor")], FOREST),
+    **dict.fromkeys([f"{ML}SVMClassifier", f"{ML}SVMRegressor"], KERNEL),
+    **dict.fromkeys(
+        [
+            *(f"{ML}{name}" for name in ("LabelEncoder", "OneHotEncoder", "CategoryMapper", "DictVectorizer")),
+            *(f"{ML}{name}" for name in ("CastMap", "FeatureVectorizer", "Imputer", "Binarizer")),
+            *("TfIdfVectorizer", "OneHot"),
+        ],
+        CATEGORIES,
+    ),
+    **dict.fromkeys(
+        [
+            *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+            *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+        ],
+        QUANTISED,
+    ),
+    **dict.fromkeys(("If", "Loop", "Scan"), FLOW),
+    **dict.fromkeys(
+        [
+            *("StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "LabelEncoder"),
+            *("Optional", "OptionalGetElement", "OptionalHasElement"),
+            *(f"Sequence{end}" for end in ("At", "Construct", "Empty", "Erase", "Insert", "Length", "Map")),
+            *("SplitToSequence", "ConcatFromSequence"),
+        ],
+        NO_TENSOR,
+    ),
+    **dict.fromkeys(
+        ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"), RANDOM
+    ),
+}
+QUANTISED_WORDS = ("QLinear", "Quantize", "QAttention", "Integer", "NBits", "QGemm")
+
+
+def refusal_of(node: Node) -> Unfit | None:
+    """Return what is to be said of an operator that is known not to fit."""
+    domain, _, name = node.kind.rpartition(".")
+    if found := BY_KIND.get(node.kind):
+        return found
+    if domain and any(word in name for word in QUANTISED_WORDS):
+        return QUANTISED
+    if domain in ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "com.nvidia"):
+        return FUSED
+    return None
+
+
+def missing(node: Node, known: int) -> ModelError:
+    """Return the error for an operator that is not in the table of so many."""
+    if found := refusal_of(node):
+        return node.refuse(found.why, found.remedy)
+    domain = node.kind.rpartition(".")[0]
+    if domain:
+        return node.refuse(
+            f"an operator of the domain {domain!r}, which ONNX does not define",
+            "export that part with operators of ONNX's own, or hand over the .pt2 or module:factory",
+        )
+    return node.refuse(f"an operator that the importer does not know; it knows {known}")
