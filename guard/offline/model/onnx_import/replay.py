@@ -165,7 +165,7 @@ class Replay(nn.Module):
 
     def value(self, values: dict[str, Any], node: Node, name: str) -> Any:
         """Return a tensor or sizes by name, None for a constant. Raises ModelError where no node has computed it."""
-        if name not in values and name not in self.graph.constants:
+        if name not in values and name not in self.graph.constants and node.kind != "If":  # of which one branch ran
             raise node.refuse(f"its {name!r} is a further result of a node, which the importer does not compute")
         return values.get(name)
 

@@ -136,7 +136,7 @@ def cast(draw: Any) -> Drawn:
 
 
 def clip(draw: Any) -> Drawn:
-    writer = Writer.begin(draw, opsets=(6, 11, 13))
+    writer = Writer.begin(draw, opsets=(7, 11, 13))
     low, high = writer.one_of((0.0, 6.0), (-0.5, 0.5), (0.5, -0.5), (0.0, 0.0))
     low, high = (bound if writer.flag() else None for bound in (low, high))
     if writer.opset < 11:
