@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import UNREADABLE, InputSpec
 from guard.class_folders import picture_in, read_folders
-from guard.data_file import DataFile, check, class_numbers
+from guard.data_file import DataFile, Reading, check, class_numbers
 from guard.errors import DataError
 from guard.idx import idx_files, read_idx_folder, read_idx_pair
 from guard.layout import LAST, checked_layout, layout_for
@@ -27,7 +27,13 @@ from guard.pictures import PICTURES, read_picture
 MAX_UNIT_SHARE = 0.02  # of the model's range: float values that fill no more of it, from its zero on, are in [0, 1]
 
 
-def read_examples(path: str | Path, *, layout: str | None = None, classes: Sequence[str] = ()) -> DataFile:
+def read_examples(
+    path: str | Path,
+    *,
+    layout: str | None = None,
+    classes: Sequence[str] = (),
+    progress: Reading | None = None,
+) -> DataFile:
     """Read the inputs of a file or folder, and their labels where it has any.
 
     `layout` is what the user says of arrays with four axes; `classes` are a bundle's names, by which folders are found.
@@ -37,7 +43,7 @@ def read_examples(path: str | Path, *, layout: str | None = None, classes: Seque
     """
     file = Path(path)
     if file.is_dir():
-        examples = read_folder(file, classes)
+        examples = read_folder(file, classes, progress)
     elif not file.exists():
         raise DataError(f"{file} does not exist; wanted an .npz, an IDX file or a folder of class folders")
     elif file.suffix.lower() in (".npz", ".npy"):
@@ -55,11 +61,11 @@ def read_examples(path: str | Path, *, layout: str | None = None, classes: Seque
     return check(normal_form(examples, checked_layout(layout)))
 
 
-def read_folder(folder: Path, classes: Sequence[str]) -> DataFile:
+def read_folder(folder: Path, classes: Sequence[str], progress: Reading | None) -> DataFile:
     """Read a folder's one IDX pair, or its class folders. Raises DataError where it holds both, or neither."""
     idx = idx_files(folder)
     if not idx:
-        return read_folders(folder, classes)
+        return read_folders(folder, classes, progress)
     if below := next((found for entry in sorted(folder.iterdir()) if (found := picture_in(entry))), None):
         seen = min(idx.values()).name
         raise DataError(f"{folder} holds {seen} and {below.relative_to(folder)}; wanted IDX files or class folders")

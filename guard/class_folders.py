@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.data_file import DataFile
+from guard.data_file import DataFile, Reading
 from guard.errors import DataError
 from guard.idx import idx_files
 from guard.pictures import PICTURES, looks_like_picture, read_picture
@@ -40,7 +40,7 @@ class ClassFolder:
     others: tuple[Path, ...]
 
 
-def read_folders(root: Path, known: Sequence[str] = ()) -> DataFile:
+def read_folders(root: Path, known: Sequence[str] = (), progress: Reading | None = None) -> DataFile:
     """Read a folder of class folders; `known` are the class names by number that a bundle has already.
 
     Raises:
@@ -53,7 +53,7 @@ def read_folders(root: Path, known: Sequence[str] = ()) -> DataFile:
     if not classes:
         raise DataError(none_found(root, folders, stray))
     numbers, names = number_of([folder.path.name for folder in classes], root, known)
-    images, changes = read_all([picture for folder in classes for picture in folder.pictures], root)
+    images, changes = read_all([picture for folder in classes for picture in folder.pictures], root, progress)
     labels = [numbers[folder.path.name] for folder in classes for _ in folder.pictures]
     order = np.argsort(np.asarray(labels), kind="stable")
     empty = tuple(folder.path.name for folder in folders if not folder.pictures)
@@ -182,9 +182,13 @@ def none_found(root: Path, folders: Sequence[ClassFolder], stray: Sequence[Path]
     return text
 
 
-def read_all(files: Sequence[Path], root: Path) -> tuple[NDArray[np.uint8], list[str]]:
+def read_all(files: Sequence[Path], root: Path, progress: Reading | None = None) -> tuple[NDArray[np.uint8], list[str]]:
     """Return pictures [item, height, width, channel] and what was changed; grey beside colour becomes colour."""
-    pictures = [read_picture(file) for file in files]
+    pictures = []
+    for file in files:
+        pictures.append(read_picture(file))
+        if progress is not None:
+            progress(len(pictures), len(files))
     counted = Counter(change for picture in pictures for change in picture.changes)
     notes = [f"{count} pictures were {change}" for change, count in sorted(counted.items())]
     values = [picture.values for picture in pictures]

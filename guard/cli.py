@@ -11,6 +11,33 @@ from typing import Annotated, Any
 import typer
 
 from guard.errors import ConfigError, GuardError
+from guard.options import (
+    AcceptAccuracy,
+    AttackItems,
+    BundleArgument,
+    CleanData,
+    CraftItems,
+    DataLayout,
+    Device,
+    InputName,
+    Mean,
+    Minutes,
+    ModelSource,
+    OutputKind,
+    OutputName,
+    Preset,
+    PromisedFlagRate,
+    PromisedRejectRate,
+    RecipeFile,
+    Repairs,
+    Seed,
+    Serves,
+    Std,
+    TestData,
+    Threads,
+    TorchThreads,
+    ValueRange,
+)
 
 USAGE_CODE = 2
 INTERRUPTED_CODE = 130
@@ -26,24 +53,6 @@ app = typer.Typer(
     help="Finds inputs that were crafted to fool a classifier, in front of its model server. Begin with: guard demo",
     epilog="Every command takes --debug, which shows the traceback of an error.",
 )
-
-BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="Directory that guard train wrote.", show_default=False)
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(help="Threads of ONNX Runtime; the CPUs that this process may use unless given.", show_default=False),
-]
-DataLayout = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NCHW|NHWC", help="Order of axes of arrays with four.", show_default="as the model's input says"
-    ),
-]
-AcceptAccuracy = Annotated[
-    bool, typer.Option("--accept-accuracy", help="Go on where the model is seldom right on the data.")
-]
-Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is refused where there is none.")]
 
 
 def version_callback(wanted: bool) -> None:
@@ -69,7 +78,7 @@ def guard(
 def demo(
     *,
     folder: Annotated[Path, typer.Option(help="Where model, bundle and report are put.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave model server and guard running until Ctrl-C.")] = False,
 ) -> None:
     """The whole story on scikit-learn's digits, offline, in about a minute on two cores."""
@@ -78,88 +87,97 @@ def demo(
     run_demo(folder, seed=seed, keep=keep)
 
 
+@app.command(epilog="Example: guard check --model model.onnx --data clean.npz")
+def check(
+    *,
+    model: ModelSource,
+    data: CleanData,
+    test: TestData = None,
+    data_layout: DataLayout = None,
+    accept_accuracy: AcceptAccuracy = False,
+    preset: Preset = "standard",
+    recipe: RecipeFile = None,
+    reject_rate: PromisedRejectRate = 0.01,
+    flag_rate: PromisedFlagRate = 0.05,
+    serves: Serves = "model",
+    input_name: InputName = None,
+    output_name: OutputName = None,
+    output: OutputKind = "logits",
+    value_range: ValueRange = (0.0, 1.0),
+    mean: Mean = None,
+    std: Std = None,
+    minutes: Minutes = 25.0,
+    craft_items: CraftItems = None,
+    attack_items: AttackItems = None,
+    threads: TorchThreads = None,
+    seed: Seed = 0,
+) -> None:
+    """Say what would go wrong with a model and its data, and what training will cost, in a minute.
+
+    Takes the options of guard train, which begins with the same lines; nothing is
+    written. The exit code is that of the error that would stop it, or 0.
+    """
+    typer.echo(f"reading   {model} and {data}")  # before anything large is imported
+    from guard.offline.job.job import Job
+    from guard.offline.job.recipe import load_recipe
+    from guard.offline.preflight.check import check as run
+    from guard.offline.preflight.check import wrapped
+
+    low, high = value_box(value_range, mean, std)
+    job = Job(
+        model=model,
+        data=data,
+        out=Path("bundle"),
+        recipe=load_recipe(preset, recipe),
+        test=test,
+        reject_rate=reject_rate,
+        flag_rate=flag_rate,
+        seed=seed,
+        threads=threads,
+        low=low,
+        high=high,
+        input_name=input_name,
+        output_name=output_name,
+        output=output,
+        serves=serves,
+        data_layout=data_layout,
+        accept_accuracy=accept_accuracy,
+        minutes=minutes,
+        craft_items=craft_items,
+        attack_items=attack_items,
+    )
+    run(job, lambda about, text: typer.echo("\n".join(wrapped(about, text, 80))))
+    typer.echo("sound     guard train can begin")
+
+
 @app.command(epilog="Example: guard train --model model.onnx --data clean.npz --out bundle --serves digits")
 def train(
     *,
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="MODEL", help="An .onnx file, a .pt2 file from torch.export, or module:factory.", show_default=False
-        ),
-    ],
-    data: Annotated[
-        Path, typer.Option(help="Clean inputs and labels: .npz, IDX, or a folder of class folders.", show_default=False)
-    ],
+    model: ModelSource,
+    data: CleanData,
     out: Annotated[Path, typer.Option(help="Where the bundle is written; must not exist.", show_default=False)],
-    test: Annotated[
-        Path | None,
-        typer.Option(
-            help="Held-out inputs for the report; a part of --data is held out unless given.", show_default=False
-        ),
-    ] = None,
+    test: TestData = None,
     data_layout: DataLayout = None,
     accept_accuracy: AcceptAccuracy = False,
-    preset: Annotated[
-        str, typer.Option(help="A recipe that comes with the guard: digits, fast, standard, thorough or vectors.")
-    ] = "standard",
-    recipe: Annotated[Path | None, typer.Option(help="A recipe file of your own.", show_default=False)] = None,
-    reject_rate: Annotated[float, typer.Option(help="Share of clean items that you are willing to lose.")] = 0.01,
-    flag_rate: Annotated[
-        float, typer.Option(help="Share of clean items that may be flagged, rejected ones included.")
-    ] = 0.05,
-    serves: Annotated[
-        str, typer.Option(metavar="NAME[:VERSION]", help="The model name that clients ask for.")
-    ] = "model",
-    input_name: Annotated[
-        str | None,
-        typer.Option(help="Name of the model's input on the wire.", show_default="an .onnx file's own, else input"),
-    ] = None,
-    output_name: Annotated[
-        str | None,
-        typer.Option(help="Name of the prediction on the wire.", show_default="an .onnx file's own, else logits"),
-    ] = None,
-    output: Annotated[str, typer.Option(help="What the output holds: logits, probabilities or label.")] = "logits",
-    value_range: Annotated[
-        tuple[float, float], typer.Option("--range", metavar="LOW HIGH", help="Wire values of black and white.")
-    ] = (0.0, 1.0),
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            help="Per channel or feature, as 0.485,0.456,0.406: wire = (pixel - mean) / std.", show_default=False
-        ),
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel or feature, with --mean.", show_default=False)] = None,
-    repair: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Denoiser to offer for REPAIR: bit_depth or median; may be repeated; the recipe's unless given."
-        ),
-    ] = None,
-    minutes: Annotated[
-        float, typer.Option(help="Time for everything: what each attack is tried on is sized to it.", min=0.0)
-    ] = 25.0,
-    craft_items: Annotated[
-        int | None,
-        typer.Option(
-            help="Clean items that each attack is tried on, for fitting.", show_default="sized to --minutes", min=1
-        ),
-    ] = None,
-    attack_items: Annotated[
-        int | None,
-        typer.Option(
-            help="Clean items that each attack is tried on, for the report.", show_default="sized to --minutes", min=1
-        ),
-    ] = None,
+    preset: Preset = "standard",
+    recipe: RecipeFile = None,
+    reject_rate: PromisedRejectRate = 0.01,
+    flag_rate: PromisedFlagRate = 0.05,
+    serves: Serves = "model",
+    input_name: InputName = None,
+    output_name: OutputName = None,
+    output: OutputKind = "logits",
+    value_range: ValueRange = (0.0, 1.0),
+    mean: Mean = None,
+    std: Std = None,
+    repair: Repairs = None,
+    minutes: Minutes = 25.0,
+    craft_items: CraftItems = None,
+    attack_items: AttackItems = None,
     adaptive_items: Annotated[int, typer.Option(help="Items of the adaptive attack in the report.")] = 50,
     adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attack in the report.")] = 100,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="Threads of torch (the quicker of one and all unless given), and attacks side by side (one a core).",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    threads: TorchThreads = None,
+    seed: Seed = 0,
 ) -> None:
     """Craft attacks, fit detectors, calibrate, compile and report. Resumes when started again.
 
@@ -260,7 +278,7 @@ def evaluate(
         ),
     ] = None,
     suite_minutes: Annotated[float, typer.Option(help="Time for the suite, beside that.", min=0.0)] = 20.0,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Measure what is caught of each attack, seen and left out, and what one who knows the guard gets past it.
 

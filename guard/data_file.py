@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import DataError
+
+Reading: TypeAlias = Callable[[int, int], None]  # is told how many pictures are read, and how many there are
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from guard.offline.job.recipe import presets
 from guard.offline.job.suite import suites
 from tests.serve import tiny_bundle
 
-COMMANDS = ("demo", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe")
+COMMANDS = ("demo", "check", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe")
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_help_names_what_there_is_and_shows_an_example(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    commands = ["demo", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe"]
+    commands = ["demo", "check", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe"]
     said = {}
     for command in commands:
         assert cli.run([command, "--help"]) == 0

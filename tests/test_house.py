@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("training", "adversary", "crafting", "programs", "job", "findings"),
         *("attacks", "detectors", "evidence"),
     },
+    "preflight": {"evaluation", "crafting", "programs", "job", "evidence", "attacks", "model"},
     "training": {"crafting", "programs", "job", "detectors", "evidence", "model"},
     "crafting": {"job", "programs", "attacks", "evidence", "model"},
     "adversary": {"programs", "evidence", "detectors", "denoisers", "attacks"},

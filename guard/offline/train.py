@@ -9,17 +9,15 @@ import time
 from collections.abc import Sequence
 
 from guard.bundle import Bundle
-from guard.errors import BundleError, ConfigError
+from guard.errors import BundleError
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.splits import Split
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.measure import measure
-from guard.offline.evidence.batches import one_batch
-from guard.offline.job.accuracy import check_accuracy
-from guard.offline.job.job import Job, by_file, check_data, open_job
-from guard.offline.programs.model_parity import check_model
+from guard.offline.job.job import Job
+from guard.offline.preflight.check import check, wrapped
 from guard.offline.programs.opened_guard import Rates
 from guard.offline.programs.verdicts import compare_verdicts
 from guard.offline.report.page import to_html, to_json
@@ -29,7 +27,6 @@ from guard.offline.training.fit_heads import save_heads, settled
 from guard.offline.training.reopen import write_work
 from guard.offline.work.progress import Stages
 from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, counts, new_table, plain_lines, shares
-from guard.offline.work.threads import choose_threads
 
 ATTACK_ITEMS = 300  # held-out items that each attack is tried on where no time is given
 
@@ -48,20 +45,10 @@ def prepare(job: Job, stages: Stages) -> Prepared:
     """Open model and data, check the promise, and craft the attacks to learn from."""
     if job.out.exists():
         raise BundleError(f"{job.out} exists, and a bundle is never changed; name another --out or remove it first")
-    with stages.stage("open model and data") as progress:
-        classifier, data = open_job(job)
-        for note in data.notes:
-            progress.say(note)
-        check_data(job, data)
-        for part in by_file(job, data):
-            progress.say(f"{part.name}: {check_accuracy(classifier, part, accepted=job.accept_accuracy)}")
-        programs = job.recipe.programs([tap.name for tap in classifier.taps])
-        if not job.recipe.adaptive_budgets:
-            raise ConfigError(f"recipe {job.recipe.name}: [adaptive] budgets = [...] is missing: no report without it")
+    with stages.stage("check model and data") as progress:
+        checked = check(job, lambda about, text: progress.say(*wrapped(about, text, STAGE_WIDTH_COLUMNS)))
+        classifier, data = checked.classifier, checked.data
         write_work(job, data)
-        choose_threads(classifier.graph, one_batch(data.images), job.threads)
-    with stages.stage("compare ONNX Runtime, torch"):
-        check_model(classifier, [d for ds in programs.values() for d in ds], data.part(Split.COMBINER).images)
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
         for line in crafted_lines(crafted):

@@ -144,7 +144,7 @@ class Planner:
         budget = Budget(
             minutes=minutes,
             spent=(time.monotonic() - self.began) / 60,
-            fitting=self.fitting_seconds(len(seen)) / 60,
+            fitting=fitting_seconds(self.job, self.classifier, data) / 60,
             report=sum(n * accuracy * speed.seconds for n, speed in zip(wanted, every, strict=True)) / 60,
             adaptive=minutes * ADAPTIVE_SHARE if recipe.adaptive_budgets else 0.0,
         )
@@ -179,18 +179,18 @@ class Planner:
         seconds = (between - began) / served + (ended - between) / found.tried
         return Speed(repr(attack), seconds, (len(found) + 1) / (found.tried + 2))
 
-    def fitting_seconds(self, families: int) -> float:
-        """Estimate seconds for evidence of clean, noisy and attacked items, in torch and programs, and to compile."""
-        programs = self.job.recipe.programs([tap.name for tap in self.classifier.taps])
-        gather = Gather(self.classifier, [need for ds in programs.values() for d in ds for need in d.needs])
-        images = torch.from_numpy(self.data.images[:TIMED_ITEMS])
-        with torch.no_grad():
-            gather(images)
-            began = time.perf_counter()
-            gather(images)
-        item_s = (time.perf_counter() - began) / TIMED_ITEMS
-        clean = sum(len(self.data.part(split)) for split in Split)
-        learned = 2 * families * (self.job.craft_items or math.sqrt(MIN_FAMILY_ITEMS * MAX_FAMILY_ITEMS))
-        return 2 * item_s * (clean + learned) + OPERATOR_EXPORT_S * len(self.classifier.graph.graph.nodes) * len(
-            programs
-        )
+
+def fitting_seconds(job: Job, classifier: Classifier, data: Dataset) -> float:
+    """Estimate seconds for evidence of clean, noisy and attacked items, in torch and programs, and to compile."""
+    programs = job.recipe.programs([tap.name for tap in classifier.taps])
+    gather = Gather(classifier, [need for ds in programs.values() for d in ds for need in d.needs])
+    images = torch.from_numpy(data.images[:TIMED_ITEMS])
+    with torch.no_grad():
+        gather(images)
+        began = time.perf_counter()
+        gather(images)
+    item_s = (time.perf_counter() - began) / len(images)
+    clean = sum(len(data.part(split)) for split in Split)
+    each = job.craft_items or math.sqrt(MIN_FAMILY_ITEMS * MAX_FAMILY_ITEMS)
+    learned = 2 * len(job.recipe.attacks) * each
+    return 2 * item_s * (clean + learned) + OPERATOR_EXPORT_S * len(classifier.graph.graph.nodes) * len(programs)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from guard.arrays import read_examples, to_wire
 from guard.calibration import check_promise
-from guard.data_file import DataFile
+from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.layout import IN_WORDS, channels_first, layout_of_data
 from guard.offline.data.dataset import Dataset
@@ -64,9 +64,9 @@ class Job:
         return WorkDirectory.beside(self.out)
 
 
-def open_job(job: Job) -> tuple[Classifier, Dataset]:
-    """Open a job's model and data. Raises ConfigError, DataError, ModelError."""
-    examples = with_layout(job, read_examples(job.data, layout=job.data_layout, classes=job.labels))
+def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dataset]:
+    """Open a job's model and data; `progress` hears of pictures. Raises ConfigError, DataError, ModelError."""
+    examples = with_layout(job, read_examples(job.data, layout=job.data_layout, classes=job.labels, progress=progress))
     shape = item_shape(examples)
     check_box(job, shape)
     source = Source(

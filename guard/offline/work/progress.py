@@ -28,9 +28,9 @@ class Stage:
         """Show what the stage is doing now."""
         self.bar.update(self.task, note=short(text))
 
-    def say(self, text: str) -> None:
-        """Print a line that stays, as it is."""
-        print_lines(self.bar.console, [f"  {text}"])
+    def say(self, *lines: str) -> None:
+        """Print lines that stay, as they are."""
+        print_lines(self.bar.console, [f"  {line}" for line in lines])
 
 
 class Stages:

@@ -1,0 +1,92 @@
+"""Options of the command line that several commands share, each with its help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Directory that guard train wrote.", show_default=False)
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="Threads of ONNX Runtime; the CPUs that this process may use unless given.", show_default=False),
+]
+DataLayout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NCHW|NHWC", help="Order of axes of arrays with four.", show_default="as the model's input says"
+    ),
+]
+AcceptAccuracy = Annotated[
+    bool, typer.Option("--accept-accuracy", help="Go on where the model is seldom right on the data.")
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is refused where there is none.")]
+ModelSource = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL", help="An .onnx file, a .pt2 file from torch.export, or module:factory.", show_default=False
+    ),
+]
+CleanData = Annotated[
+    Path, typer.Option(help="Clean inputs and labels: .npz, IDX, or a folder of class folders.", show_default=False)
+]
+TestData = Annotated[
+    Path | None,
+    typer.Option(help="Held-out inputs for the report; a part of --data is held out unless given.", show_default=False),
+]
+Preset = Annotated[
+    str, typer.Option(help="A recipe that comes with the guard: digits, fast, standard, thorough or vectors.")
+]
+RecipeFile = Annotated[Path | None, typer.Option(help="A recipe file of your own.", show_default=False)]
+PromisedRejectRate = Annotated[float, typer.Option(help="Share of clean items that you are willing to lose.")]
+PromisedFlagRate = Annotated[
+    float, typer.Option(help="Share of clean items that may be flagged, rejected ones included.")
+]
+Serves = Annotated[str, typer.Option(metavar="NAME[:VERSION]", help="The model name that clients ask for.")]
+InputName = Annotated[
+    str | None,
+    typer.Option(help="Name of the model's input on the wire.", show_default="an .onnx file's own, else input"),
+]
+OutputName = Annotated[
+    str | None,
+    typer.Option(help="Name of the prediction on the wire.", show_default="an .onnx file's own, else logits"),
+]
+OutputKind = Annotated[str, typer.Option(help="What the output holds: logits, probabilities or label.")]
+ValueRange = Annotated[
+    tuple[float, float], typer.Option("--range", metavar="LOW HIGH", help="Wire values of black and white.")
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(help="Per channel or feature, as 0.485,0.456,0.406: wire = (pixel - mean) / std.", show_default=False),
+]
+Std = Annotated[str | None, typer.Option(help="Per channel or feature, with --mean.", show_default=False)]
+Repairs = Annotated[
+    list[str] | None,
+    typer.Option(help="Denoiser to offer for REPAIR: bit_depth or median; may be repeated; the recipe's unless given."),
+]
+Minutes = Annotated[
+    float, typer.Option(help="Time for everything: what each attack is tried on is sized to it.", min=0.0)
+]
+CraftItems = Annotated[
+    int | None,
+    typer.Option(
+        help="Clean items that each attack is tried on, for fitting.", show_default="sized to --minutes", min=1
+    ),
+]
+AttackItems = Annotated[
+    int | None,
+    typer.Option(
+        help="Clean items that each attack is tried on, for the report.", show_default="sized to --minutes", min=1
+    ),
+]
+TorchThreads = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads of torch (the quicker of one and all unless given), and attacks side by side (one a core).",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
