@@ -9,9 +9,8 @@ from guard.offline.bench.profile import Profile
 from guard.offline.bench.stopwatch import Spread
 from guard.session import Device
 
-BUSY_SPREAD_SHARE = (
-    0.25  # interquartile range of a plain forward, over its median, at which its microseconds tell little
-)
+# Interquartile range of a plain forward, over its median, at which its microseconds tell little
+BUSY_SPREAD_SHARE = 0.25
 MODEL, READ = "model alone", "guard, whole read"
 
 

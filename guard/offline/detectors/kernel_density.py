@@ -18,9 +18,8 @@ from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.needs import Evidence
 
 MIN_CLASS_REFERENCES = 3  # references that a class needs for a density of its own
-OTHER_CLASS_DISTANCE = (
-    1e6  # stands for "not of this class" in units of squared bandwidths; finite, so that no 0 * inf arises
-)
+# Stands for "not of this class" in units of squared bandwidths; finite, so that no 0 * inf arises
+OTHER_CLASS_DISTANCE = 1e6
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from guard.offline.detectors.parts.settings import one_of
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.needs import Evidence
 
-MIN_CLASS_ITEMS = (
-    3  # items of a class that have a mean of their own; fewer say more about themselves than about their class
-)
+# Items of a class that have a mean of their own; fewer say more about themselves than about their class
+MIN_CLASS_ITEMS = 3
 Centre = Literal["predicted", "nearest"]
 
 

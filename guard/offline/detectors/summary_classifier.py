@@ -27,9 +27,8 @@ from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit
 
 MIN_ATTACKED_ITEMS = 20  # attacked items; below that nothing can be learned
-MAX_DEVIATIONS = (
-    6.0  # standard deviations at which a number is cut: a perceptron cannot judge what it was not trained on
-)
+# Standard deviations at which a number is cut: a perceptron cannot judge what it was not trained on
+MAX_DEVIATIONS = 6.0
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-MIN_DEVIATION = (
-    1e-6  # keeps deviations from zero: a layer whose critical neurons are all equal is steered by their mean
-)
+# Keeps deviations from zero: a layer whose critical neurons are all equal is steered by their mean
+MIN_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True)

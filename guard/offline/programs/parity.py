@@ -36,9 +36,8 @@ from guard.session import Session
 
 EXPLAINED_SHARE = 0.1  # of the items, of what rests on forward passes
 BATCH_ITEMS = (1, 7)
-TORCH_BATCH_ITEMS = (
-    16  # items that torch computes at once: a gradient keeps every activation, 60 MB an item at 224 x 224
-)
+# Items that torch computes at once: a gradient keeps every activation, 60 MB an item at 224 x 224
+TORCH_BATCH_ITEMS = 16
 
 
 @dataclass(frozen=True)

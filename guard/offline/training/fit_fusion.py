@@ -34,16 +34,14 @@ from guard.offline.data.attacked import Attacked
 
 MAX_FIT_STEPS = 500
 RIDGE_PENALTY = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
-NOISE_WEIGHT_SHARE = (
-    0.25  # of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
-)
+# Of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
+NOISE_WEIGHT_SHARE = 0.25
 SURPRISE_RATE_SHARE = 0.1  # of a promised rate: for what one detector finds and the fitted risk does not
 TAIL_SHARE, MIN_TAIL_ITEMS = 0.1, 20  # the share of items that a tail is fitted to, and how many that must be
 EARLY_RATE_SHARE = 1 / 40  # of the promised rate: what clean items may lose to an early reject
 ROUNDING_SHARE = 1e-5  # of a number's size: a tail no longer than that is float32's, not the detector's
-RESTING_SLOPE = (
-    1e-3  # slope that every fitted tail gets besides, so that an unknown kind of surprise still counts a little
-)
+# Slope that every fitted tail gets besides, so that an unknown kind of surprise still counts a little
+RESTING_SLOPE = 1e-3
 
 
 def fit_fusion(clean: Floats, noisy: Floats, attacked: Attacked[Floats]) -> Fusion:

@@ -19,9 +19,8 @@ FALL_FACTOR, RISE_FACTOR = (
     0.7,
     4.0,
 )  # factors of the threshold, while an item fools within every one and while it fools within none
-RESTING_FACTOR = (
-    1.01  # the smallest size that fooled over the largest threshold that did not: an item that is nearer rests
-)
+# The smallest size that fooled over the largest threshold that did not: an item that is nearer rests
+RESTING_FACTOR = 1.01
 LAST_PACE_SHARE = 0.1  # of the pace over one descent
 
 

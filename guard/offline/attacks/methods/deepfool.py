@@ -16,9 +16,8 @@ from guard.offline.attacks.norm_ball import per_item, steepest
 from guard.offline.attacks.objective import chosen, gap, without
 
 Walk = Literal["linf", "l2"]
-LEAD_SHARE = (
-    1e-5  # of the largest logit: a rival must lead by this, or rounding would keep the item on the boundary for ever
-)
+# Of the largest logit: a rival must lead by this, or rounding would keep the item on the boundary for ever
+LEAD_SHARE = 1e-5
 DUAL: Mapping[Walk, float] = {"linf": 1, "l2": 2}  # the order of the norm that says how far a boundary is
 
 
