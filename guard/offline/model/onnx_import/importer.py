@@ -214,15 +214,18 @@ def run_file(imported: Imported, images: NDArray[np.float32], *, optimised: bool
         size = graph.batch or len(wire)
         rows = [np.resize(wire[i : i + size], (size, *wire.shape[1:])) for i in range(0, len(wire), size)]
         others = other_inputs(session, graph, size)
-        answers = [tabular(session.run([graph.output], {graph.input: part, **others})[0]) for part in rows]
+        answers = [tabular(graph, session.run([graph.output], {graph.input: part, **others})[0]) for part in rows]
         return np.concatenate(answers)[: len(wire)]
     except Exception as error:  # onnxruntime raises its own untyped family
         raise ModelError(f"ONNX Runtime cannot run {graph.file}: {(str(error).splitlines() or ['?'])[0]}") from error
 
 
-def tabular(answer: Any) -> NDArray[Any]:
-    """Return an answer as an array; ZipMap's, a map from class to score for each item, without its classes."""
-    return np.asarray([list(scores.values()) for scores in answer] if isinstance(answer, list) else answer)
+def tabular(graph: Graph, answer: Any) -> NDArray[Any]:
+    """Return an answer as an array; ZipMap's, a map by class for each item, as scores in the order of its classes."""
+    if not isinstance(answer, list):
+        return np.asarray(answer)
+    labels = graph.nodes[-1].get("classlabels_int64s") or graph.nodes[-1].get("classlabels_strings")
+    return np.asarray([[scores[label] for label in labels] for scores in answer])
 
 
 def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[Any]]:

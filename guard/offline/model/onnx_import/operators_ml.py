@@ -15,6 +15,11 @@ MIN_DIVISOR = 1e-12  # a length below it counts as this
 
 
 def scaler(node: Node, x: Tensor) -> Tensor:
+    if x.dim() != 2 and len(node.get("scale", [1.0])) > 1:
+        raise node.refuse(
+            f"scales {x.dim()} axes by a list of numbers; only [item, feature] is supported",
+            "write it as Sub and Mul, with constants [1, channel, 1, 1]",
+        )
     return (x - torch.tensor(node.get("offset", [0.0]))) * torch.tensor(node.get("scale", [1.0]))
 
 
@@ -37,13 +42,21 @@ def linear(node: Node, x: Tensor, outputs: int) -> Tensor:
 
 
 def linear_regressor(node: Node, x: Tensor) -> Tensor:
-    return transformed(node, linear(node, x, int(node.get("targets", 1))))
+    targets = int(node.get("targets", 1))
+    scores = linear(node, x, targets)
+    found = transformed(node, scores)
+    if targets == 1 and found is not scores:
+        raise node.refuse(
+            f"ends in {node.get('post_transform')} behind one target, which ONNX Runtime leaves out",
+            "export it with post_transform NONE, and Sigmoid or Softmax behind it where one is wanted",
+        )
+    return found
 
 
 def linear_classifier(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return labels [item] and scores [item, class]."""
     labels = node.get("classlabels_ints") or node.get("classlabels_strings") or []
-    if len(node.get("intercepts", ())) != len(labels) and len(node.get("intercepts", ())) == 1:
+    if len(labels) == 2 and len(node.get("coefficients")) == int(x.shape[1]):
         raise node.refuse(
             "has one row of coefficients for two classes", "write a row for each class, of which one may be zeros"
         )

@@ -21,6 +21,7 @@ from guard.offline.model.onnx_import.shape_arithmetic import is_symbol, whole
 aten = torch.ops.aten
 MAX_SLICED_PARTS = 8  # of an axis; more places than that are looked up
 REACHES = frozenset({"Gather", "GatherND", "ScatterND"})
+BESIDE = frozenset({"GatherElements", "ScatterElements"})  # whose index has all the operand's axes, the batch too
 
 
 def crosses_items(node: Node) -> ModelError:
@@ -111,7 +112,9 @@ def scatter_elements(node: Node, x: Tensor, index: Any, updates: Tensor) -> Tens
     if node.get("reduction", "none") != "none":
         raise node.refuse(f"combines what it writes with what is there by {node.get('reduction')!r}")
     places = along(node, x, axis, index)
-    return looked_up(torch.cat([x, updates], axis), axis, table(int(x.shape[axis]), np.asarray(places)))
+    wanted = [-1 if is_symbol(size) and is_symbol(updates.shape[i]) else size for i, size in enumerate(x.shape)]
+    wanted[axis] = len(places)
+    return looked_up(torch.cat([x, updates.expand(wanted)], axis), axis, table(int(x.shape[axis]), np.asarray(places)))
 
 
 def along(node: Node, x: Tensor, axis: int, index: Any) -> list[int]:
@@ -164,6 +167,18 @@ def runs_over_items(node: Node, operands: Sequence[Any]) -> bool:
     if node.kind == "Gather":
         return node.get("axis", 0) in (0, -x.dim()) and is_symbol(x.shape[0])
     return not node.get("batch_dims", 0) and any(is_symbol(size) for size in x.shape[: index.shape[-1]])
+
+
+def counts_items(node: Node, operands: Sequence[Any]) -> bool:
+    """Tell whether an operator's index, a constant, reaches a fixed number of items of any number there are."""
+    return node.kind in BESIDE and any(is_symbol(size) for size in operands[0].shape)
+
+
+def fixed_number(node: Node) -> ModelError:
+    return node.refuse(
+        "reads or writes as many items as its index has, of any number of them",
+        "export the file with a fixed batch axis, or write it as an index along one axis",
+    )
 
 
 def linear(index: Any, sizes: Sequence[Any]) -> Any:

@@ -38,29 +38,34 @@ def window(node: Node, image: Tensor, kernel: tuple[int, ...]) -> Window:
     dilation = pair(node.get("dilations", (1, 1)))
     top, left, bottom, right = node.get("pads", (0, 0, 0, 0))
     before, after = (top, left), (bottom, right)
-    automatic = node.get("auto_pad", "NOTSET")
-    if automatic.startswith("SAME"):
-        if dilation != (1, 1):
-            raise node.refuse(f"pads by {automatic} with dilations, which ONNX and ONNX Runtime count differently")
-        sides = [
-            same(
-                int(image.shape[2 + axis]), kernel[axis], stride[axis], dilation[axis], upper=automatic == "SAME_UPPER"
-            )
-            for axis in (0, 1)
-        ]
-        before, after = (sides[0][0], sides[1][0]), (sides[0][1], sides[1][1])
+    if node.get("auto_pad", "NOTSET").startswith("SAME"):
+        before, after = same(node, image, kernel, stride, dilation)
     return Window(pair(kernel), stride, dilation, before, after)
 
 
-def same(size: int, kernel: int, stride: int, dilation: int, *, upper: bool) -> tuple[int, int]:
-    """Return the padding (before, after) under which there are ceil(size / stride) outputs.
+def same(
+    node: Node, image: Tensor, kernel: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the padding before and after under which there are ceil(size / stride) outputs along each axis.
 
-    Of an odd number the larger half goes after the image with `upper`, else before it.
+    Of an odd number the larger half goes after the image with SAME_UPPER, else before it.
     """
-    outputs = -(-size // stride)
-    total = max(0, (outputs - 1) * stride + dilation * (kernel - 1) + 1 - size)
-    small, large = total // 2, total - total // 2
-    return (small, large) if upper else (large, small)
+    automatic = node.get("auto_pad")
+    if dilation != (1, 1):
+        raise node.refuse(f"pads by {automatic} with dilations, which ONNX and ONNX Runtime count differently")
+    small, large = [], []
+    for size, length, step in zip(image.shape[2:], kernel, stride, strict=True):
+        total = (-(-int(size) // step) - 1) * step + length - int(size)
+        if total < -1:
+            raise node.refuse(
+                f"pads by {automatic} with strides beyond its kernel, where ONNX Runtime starts at other places",
+                "export it with pads as numbers",
+            )
+        total = max(0, total)
+        small.append(total // 2)
+        large.append(total - total // 2)
+    sides = pair(small), pair(large)
+    return sides if automatic == "SAME_UPPER" else sides[::-1]
 
 
 def pair(values: Any) -> tuple[int, int]:
@@ -140,8 +145,10 @@ def average_along_depth(node: Node, image: Tensor) -> Tensor:
     """Average [item, channel, depth, height, width] along the depth: as torch writes local response normalisation."""
     kernel, strides = node.get("kernel_shape"), node.get("strides", (1, 1, 1))
     before, *above, after, below, right = node.get("pads", (0,) * 6)
-    if kernel[1:] != [1, 1] or list(strides)[1:] != [1, 1] or any((*above, below, right)) or before != after:
-        raise node.refuse("pools three axes; only images are supported")
+    plain = node.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") and not any(d != 1 for d in node.get("dilations", ()))
+    flat = kernel[1:] == [1, 1] and list(strides)[1:] == [1, 1] and not any((*above, below, right))
+    if not plain or not flat or before != after:
+        raise node.refuse("pools three axes, or one with dilations or padding on one side; only images are supported")
     settings = ((kernel[0], 1), (strides[0], 1), (before, 0), bool(node.get("ceil_mode", 0)))
     unit = torch.eye(int(image.shape[2]))[None, None]
     matrix = functional.avg_pool2d(unit, *settings, bool(node.get("count_include_pad", 0)))[0, 0]

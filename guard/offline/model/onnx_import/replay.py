@@ -19,7 +19,7 @@ from guard.offline.model.onnx_import.batch_axis import ROW_WISE, freed, one_alon
 from guard.offline.model.onnx_import.graph import Graph
 from guard.offline.model.onnx_import.graph_node import OTHERWISE, Node
 from guard.offline.model.onnx_import.operator_table import operator_of, unknown
-from guard.offline.model.onnx_import.operators_places import freed_places, runs_over_items
+from guard.offline.model.onnx_import.operators_places import counts_items, fixed_number, freed_places, runs_over_items
 from guard.offline.model.onnx_import.operators_recurrent import INITIAL_STATES, RECURRENT
 from guard.offline.model.onnx_import.refusals import FLOW
 from guard.offline.model.onnx_import.shape_arithmetic import SIZES, is_fixed, is_symbol, whole
@@ -54,7 +54,7 @@ class Step(nn.Module):
         """Return a constant once, where the file repeats it for each of its items."""
         if self.node.kind in RECURRENT and place in INITIAL_STATES:
             return one_along(value, self.batch or 1, 0 if self.node.get("layout", 0) else 1)
-        if self.node.kind == "ScatterND" and place == 2 and self.batch:
+        if self.node.kind in ("ScatterElements", "ScatterND") and place == 2 and self.batch:
             for axis in range(value.ndim):
                 value = one_along(value, self.batch, axis)  # the operator repeats it as often as it takes
         return one_row(value, self.batch or 1) if self.node.kind in ROW_WISE else value
@@ -87,6 +87,8 @@ class Step(nn.Module):
         operands = [self.operand(place, value) for place, value in enumerate(given)]
         if not torch.compiler.is_exporting():
             self.seen = tuple(getattr(operands[0], "shape", ()))
+        elif self.batch is None and 1 in self.fixed and counts_items(self.node, operands):
+            raise fixed_number(self.node)
         elif self.batch is not None and self.node.kind == "Reshape":
             operands[1] = self.free_target(*operands)
         elif self.batch is not None and runs_over_items(self.node, operands):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from guard.offline.model.onnx_import.refusals import ML
 from tests.onnx_files import model_of
 
+ML_OPSET = 3
 OPSETS = (11, 13, 17, 18, 20, 21)
 OMITTED = None  # an operand that is left out
 
@@ -31,14 +34,30 @@ class Drawn:
     coarse: bool = False  # whether values are halves, so that many are equal
     positive: bool = False
     fewest: int = 1  # items with which the graph means the same as with more
+    items: int | None = None  # to which the file is fixed; None for any number
+
+    @property
+    def classes(self) -> list[Any] | None:
+        """The classes in the order of the scores, where the output is a map from class to score for each item."""
+        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in self.nodes[-1].attribute}
+        if self.nodes[-1].op_type != "ZipMap":
+            return None
+        return given.get("classlabels_int64s") or [word.decode() for word in given["classlabels_strings"]]
 
     @property
     def kinds(self) -> set[str]:
-        return {node.op_type for node in self.nodes}
+        return {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in self.nodes}
 
     def model(self) -> onnx.ModelProto:
-        sizes = ["item", *self.shape]
-        return model_of(self.nodes, self.constants, sizes, output_kind=self.output_kind, opset=self.opset)
+        sizes = [self.items or "item", *self.shape]
+        model = model_of(self.nodes, self.constants, sizes, output_kind=self.output_kind, opset=self.opset)
+        if any(node.domain for node in self.nodes):
+            model.opset_import.append(helper.make_opsetid(ML.rstrip("."), ML_OPSET))
+        if self.classes:
+            key = TensorProto.INT64 if isinstance(self.classes[0], int) else TensorProto.STRING
+            scores = helper.make_map_type_proto(key, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+            model.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(scores))
+        return model
 
     def images(self, items: int) -> NDArray[np.float32]:
         values = np.random.default_rng(self.seed).normal(0, 1.5, (items, *self.shape))
@@ -53,7 +72,8 @@ class Drawn:
         constants = ", ".join(
             f"{name} = {np.array2string(v, threshold=8)} {v.shape}" for name, v in self.constants.items()
         )
-        return f"[item, {', '.join(map(str, self.shape))}] opset {self.opset}: {written} where {constants or 'nothing'}"
+        sizes = ", ".join(map(str, (self.items or "item", *self.shape)))
+        return f"[{sizes}] opset {self.opset}: {written} where {constants or 'nothing'}"
 
 
 @dataclass
@@ -65,6 +85,8 @@ class Writer:
     opset: int
     positive: bool = False
     fewest: int = 1
+    items: int | None = None
+    prefix: str = ""  # of the names in a branch, which may not be those of the graph around it
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -92,7 +114,7 @@ class Writer:
         return float(np.float32(self.draw(st.floats(low, high, width=32, allow_subnormal=False))))
 
     def constant(self, value: Any) -> str:
-        name = f"c{len(self.constants)}"
+        name = f"{self.prefix}c{len(self.constants)}"
         self.constants[name] = np.asarray(value)
         return name
 
@@ -120,13 +142,18 @@ class Writer:
 
     def add(self, kind: str, operands: Sequence[str | None], outputs: int = 1, **attributes: Any) -> str:
         """Add a node, attributes that are None left out; the name of its (first) result."""
-        names = [f"t{len(self.nodes)}.{part}" for part in range(outputs)]
+        names = [f"{self.prefix}t{len(self.nodes)}.{part}" for part in range(outputs)]
         given = [name or "" for name in operands]
         while given and not given[-1]:
             given.pop()
         kept = {name: value for name, value in attributes.items() if value is not None}
         self.nodes.append(helper.make_node(kind, given, names, **kept))
         return names[0]
+
+    def inner(self, *sizes: int) -> str:
+        """The input as [item, *sizes], of which a file takes vectors."""
+        self.shape = (math.prod(sizes),)
+        return self.add("Reshape", ["input", self.whole(-1, *sizes)])
 
     def as_number(self, name: str) -> str:
         return self.add("Cast", [name], to=TensorProto.FLOAT)
@@ -146,4 +173,5 @@ class Writer:
             self.flag(),
             self.positive,
             self.fewest,
+            self.items,
         )

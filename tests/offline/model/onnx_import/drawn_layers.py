@@ -19,43 +19,56 @@ ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 def window(writer: Writer, kernel: list[int]) -> dict[str, Any]:
     """Attributes of a window that slides: each given or left out, padding by number or by name."""
     given: dict[str, Any] = {
-        "strides": writer.one_of(None, [writer.integer(1, 3), writer.integer(1, 3)]),
-        "dilations": writer.one_of(None, [writer.integer(1, 2), writer.integer(1, 2)]),
+        "strides": writer.one_of(None, [writer.integer(1, 3) for _ in kernel]),
+        "dilations": writer.one_of(None, [writer.integer(1, 2) for _ in kernel]),
     }
     automatic = writer.one_of(None, None, None, *AUTOMATIC)
     if automatic in (None, "NOTSET"):
-        widest = [min(2, kernel[0] - 1), min(2, kernel[1] - 1)] * 2
-        even = [writer.integer(0, width) for width in widest]
-        pads = [*even[:2], *even[:2]] if writer.flag() else even
+        before, after = ([writer.integer(0, min(2, length - 1)) for length in kernel] for _ in range(2))
+        pads = [*before, *before] if writer.flag() else [*before, *after]
         given["pads"] = writer.one_of(None, pads, pads)
     return {**given, "auto_pad": automatic}
 
 
-def kernel_of(writer: Writer) -> list[int]:
-    return [writer.integer(1, min(3, size)) for size in writer.shape[1:]]
+def image(writer: Writer, *more_axes: int) -> tuple[str, tuple[int, ...]]:
+    """An image, or the input as [item, channel, ...] with another number of axes behind; and its sizes."""
+    count = writer.one_of(2, 2, 1, *more_axes)
+    if count == 2:
+        return "input", writer.shape
+    sizes = (writer.shape[0], *(writer.integer(1, 4 if count > 2 else 8) for _ in range(count)))
+    return writer.inner(*sizes), sizes
+
+
+def kernel_of(writer: Writer, sizes: tuple[int, ...]) -> list[int]:
+    return [writer.integer(1, min(3, size)) for size in sizes[1:]]
 
 
 def convolution(draw: Any) -> Drawn:
     writer = Writer.begin(draw, ranks=(3,), opsets=(11, 20))
-    channels = writer.shape[0]
+    given, sizes = image(writer)
+    channels = sizes[0]
     groups = writer.one_of(*[count for count in range(1, channels + 1) if channels % count == 0])
-    outputs, kernel = groups * writer.integer(1, 3), kernel_of(writer)
+    outputs, kernel = groups * writer.integer(1, 3), kernel_of(writer, sizes)
     weight = writer.numbers(outputs, channels // groups, *kernel)
     bias = writer.numbers(outputs) if writer.flag() else None
     named = {"group": writer.one_of(groups, groups if groups > 1 else None)}
-    return writer.end(writer.add("Conv", ["input", weight, bias], **window(writer, kernel), **named))
+    return writer.end(writer.add("Conv", [given, weight, bias], **window(writer, kernel), **named))
 
 
 def pool(kind: str) -> Drawing:
     def drawn(draw: Any) -> Drawn:
         writer = Writer.begin(draw, ranks=(3,), opsets=(11, 12, 19, 22))
-        kernel = kernel_of(writer)
+        image_given, sizes = image(writer, *([3] if kind == "AveragePool" else []))
+        kernel = kernel_of(writer, sizes)
+        kernel = [kernel[0], 1, 1] if len(kernel) == 3 else kernel  # as torch writes local response normalisation
         given = {**window(writer, kernel), "ceil_mode": writer.one_of(None, 0, 1)}
+        if len(kernel) == 3 and given["strides"]:
+            given["strides"] = [given["strides"][0], 1, writer.one_of(1, 1, 1, 2)]
         if kind == "AveragePool":
             given["count_include_pad"] = writer.one_of(None, 0, 1)
             if writer.opset < 19:
                 del given["dilations"]
-        return writer.end(writer.add(kind, ["input"], kernel_shape=kernel, **given))
+        return writer.end(writer.add(kind, [image_given], kernel_shape=kernel, **given))
 
     return drawn
 
@@ -63,9 +76,16 @@ def pool(kind: str) -> Drawing:
 def global_pool(kind: str) -> Drawing:
     def drawn(draw: Any) -> Drawn:
         writer = Writer.begin(draw, ranks=(3,))
-        return writer.end(writer.add(kind, ["input"]))
+        given, _ = image(writer, 3)
+        return writer.end(writer.add(kind, [given]))
 
     return drawn
+
+
+def response_norm(draw: Any) -> Drawn:
+    writer = Writer.begin(draw, ranks=(3,))
+    given = {name: writer.one_of(None, writer.real(0.125, 2)) for name in ("alpha", "beta", "bias")}
+    return writer.end(writer.add("LRN", ["input"], size=writer.one_of(1, 3, 3, 5, 7, 2), **given))
 
 
 def resize(draw: Any) -> Drawn:
@@ -212,6 +232,7 @@ DRAWINGS: dict[str, Drawing] = {
     "GlobalMaxPool": global_pool("GlobalMaxPool"),
     "GroupNormalization": group_norm,
     "InstanceNormalization": instance_norm,
+    "LRN": response_norm,
     "LayerNormalization": layer_norm,
     "MatMul": matrix_product,
     "MaxPool": pool("MaxPool"),

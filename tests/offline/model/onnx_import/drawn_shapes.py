@@ -1,4 +1,4 @@
-"""Strategies for graphs of one operator that moves numbers, and for arithmetic on sizes."""
+"""Strategies for graphs of one operator that moves numbers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def pad(draw: Any) -> Drawn:
     places = range(writer.rank) if axes is None else axes
     pairs = [[0, 0] if axis == 0 else [writer.integer(low, 2), writer.integer(low, 2)] for axis in places]
     widths = [width for side in zip(*pairs, strict=True) for width in side]
-    mode = writer.one_of(None, None, "constant", "reflect", "edge")
+    mode = writer.one_of(None, None, "constant", "reflect", "edge", *(["wrap"] if writer.opset >= 19 else []))
     value = writer.one_of(None, writer.real(-2, 2))
     if writer.opset < 11:
         return writer.end(writer.add("Pad", ["input"], pads=widths, mode=mode, value=value))
@@ -113,9 +113,10 @@ def slicing(draw: Any) -> Drawn:
     starts, ends, steps = [], [], []
     for axis in axes:
         length = (0, *writer.shape)[axis]
-        starts.append(writer.integer(-length, length - 1))
-        ends.append(writer.one_of(TO_THE_END, 2**31 - 1, length, length + 3, -1, writer.integer(-length, length)))
-        steps.append(writer.one_of(1, 1, 2, 3, -1))
+        starts.append(writer.integer(-length - 1, length))
+        steps.append(writer.one_of(1, 1, 2, 3, -1, -2))
+        past = (TO_THE_END, 2**31 - 1, length, length + 3) if steps[-1] > 0 else (-TO_THE_END, -(2**31), -length - 1)
+        ends.append(writer.one_of(*past, -1, writer.integer(-length, length)))
     if writer.opset < 10:
         return writer.end(writer.add("Slice", ["input"], starts=starts, ends=ends, axes=axes))
     given = [starts, ends, axes, steps] if writer.flag() else [starts, ends, axes]
@@ -196,83 +197,6 @@ def size(draw: Any) -> Drawn:
     )
     count = writer.as_number(writer.add("Size", [row]))
     return writer.end(writer.add("Div", ["input", count]))
-
-
-# arithmetic on sizes
-
-TWO_OPERANDS = ("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Pow")
-COMPARING = ("Equal", "Greater", "Less")
-ON_REALS = ("Sqrt", "Floor", "Ceil", "Neg")
-
-
-def scalar_of(writer: Writer) -> str:
-    """A size of an item, or a number."""
-    if writer.flag():
-        return writer.constant(np.asarray(writer.one_of(-3, -2, 1, 2, 3, 7)))
-    sizes = writer.add("Shape", ["input"])
-    return writer.add("Gather", [sizes, writer.constant(np.asarray(writer.integer(1, writer.rank - 1)))], axis=0)
-
-
-def step(writer: Writer, kind: str, value: str) -> str:
-    """One step of arithmetic from a whole number to a whole number."""
-    if kind in TWO_OPERANDS:
-        other = scalar_of(writer) if kind != "Pow" else writer.constant(np.asarray(writer.integer(0, 3)))
-        return writer.add(kind, [value, other])
-    if kind in COMPARING:
-        is_so = writer.add(kind, [value, scalar_of(writer)])
-        is_so = writer.add("Not", [is_so]) if writer.flag() else is_so
-        return writer.add("Where", [is_so, value, scalar_of(writer)])
-    if kind in ON_REALS:
-        real = writer.as_number(value)
-        real = writer.add("Mul", [real, real]) if kind == "Sqrt" else real
-        half = writer.add("Mul", [real, writer.constant(np.float32(writer.one_of(0.5, 1.0, 0.25)))])
-        return writer.add("Cast", [writer.add(kind, [half])], to=TensorProto.INT64)
-    if kind == "Quotient":  # of two whole numbers that are written as real ones
-        parts = [writer.add("Floor", [writer.as_number(part)]) for part in (value, scalar_of(writer))]
-        product = writer.add("Mul", [writer.add("Div", parts), writer.constant(np.float32(8))])
-        return writer.add("Cast", [product], to=TensorProto.INT64)
-    return listed(writer, kind, value)
-
-
-def listed(writer: Writer, kind: str, value: str) -> str:
-    """A step by way of a list of whole numbers."""
-    row = writer.add("Unsqueeze", [value, writer.whole(0)])
-    pair = writer.add("Concat", [row, writer.whole(writer.integer(1, 3), writer.integer(1, 3))], axis=0)
-    if kind == "Slice":
-        begin, end, every = writer.one_of((0, 1, 1), (1, 2, 1), (-1, 9, 1), (2, -9, -2), (-3, -2, 2))
-        some = writer.add(kind, [pair, *(writer.whole(number) for number in (begin, end, 0, every))])
-        return writer.add("Gather", [some, writer.constant(np.asarray(0))], axis=0)
-    if kind == "ReduceProd":
-        return writer.add(kind, [pair], keepdims=0)
-    if kind == "Squeeze":
-        return writer.add(kind, [row, writer.whole(0)] if writer.flag() else [row])
-    if kind == "Reshape":
-        return writer.add("Squeeze", [writer.add(kind, [value, writer.whole(1, -1)]), writer.whole(0, 1)])
-    if kind == "Expand":
-        return writer.add("ReduceProd", [writer.add(kind, [row, writer.whole(2)])], keepdims=0)
-    if kind == "ConstantOfShape":
-        ones = writer.add(
-            kind, [writer.add("Shape", [pair])], value=helper.make_tensor("v", TensorProto.INT64, [1], [2])
-        )
-        return writer.add("Mul", [value, writer.add("ReduceProd", [ones], keepdims=0)])
-    if kind == "Range":
-        limits = [writer.constant(np.asarray(number)) for number in (1, writer.integer(2, 9), writer.integer(1, 3))]
-        return writer.add("Mul", [value, writer.add("ReduceProd", [writer.add(kind, limits)], keepdims=0)])
-    return writer.add("Gather", [pair, writer.constant(np.asarray(writer.integer(-3, 2)))], axis=0)
-
-
-LISTED = ("Concat", "Slice", "ReduceProd", "Squeeze", "Reshape", "Expand", "ConstantOfShape", "Range")
-STEPS = (*TWO_OPERANDS, *COMPARING, *ON_REALS, "Quotient", *LISTED)
-
-
-@st.composite
-def arithmetic_on_sizes(draw: Any, first: str) -> Drawn:
-    """Sizes of the input taken through a few steps, and multiplied into the input, so that the result shows."""
-    writer = Writer.begin(draw, opsets=(13, 17))
-    value = scalar_of(writer)
-    for kind in [first, *draw(st.lists(st.sampled_from(STEPS), max_size=2))]:
-        value = step(writer, kind, value)
-    return writer.end(writer.add("Mul", ["input", writer.as_number(writer.add("Identity", [value]))]))
 
 
 DRAWINGS: dict[str, Drawing] = {

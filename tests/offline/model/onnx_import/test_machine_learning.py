@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from guard.errors import ModelError
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.onnx_import.importer import import_onnx, relative, run_file
 from guard.offline.model.open_model import Source, open_model, single_path
@@ -21,8 +22,8 @@ COEFFICIENTS = [float(value) for value in np.random.default_rng(0).normal(0, 1, 
 LINEAR = {"coefficients": COEFFICIENTS, "intercepts": [0.1, -0.2, 0.3]}
 
 
-def saved(file: Path, *nodes: onnx.NodeProto, **constants: Any) -> Path:
-    model = model_of(list(nodes), constants, ["item", 4], opset=17)
+def saved(file: Path, *nodes: onnx.NodeProto, shape: tuple[int, ...] = (4,), **constants: Any) -> Path:
+    model = model_of(list(nodes), constants, ["item", *shape], opset=17)
     model.opset_import.append(helper.make_opsetid(ML, 3))
     onnx.save(model, file)
     return file
@@ -61,14 +62,41 @@ def test_an_operator_gives_what_onnx_runtime_gives(name: str, tmp_path: Path) ->
     assert relative(found, expected) < 1e-5
 
 
-def test_a_pipeline_of_scikit_learn(tmp_path: Path) -> None:
-    """Scaled, classified, its scores as a map for each item: guarded by the scores, with their gradient."""
+@pytest.mark.parametrize(
+    ("node", "shape", "words"),
+    [
+        (op("LinearRegressor", coefficients=COEFFICIENTS[:4], post_transform="LOGISTIC"), (4,), "behind one target"),
+        (op("Scaler", offset=[0.1, 0.2, 0.3], scale=[1.0, 2.0, 3.0]), (3, 2, 1), "scales 4 axes by a list"),
+        (
+            op("LinearClassifier", outputs=("label", "output"), coefficients=COEFFICIENTS[:4], classlabels_ints=[0, 1]),
+            (4,),
+            "has one row of coefficients for two classes",
+        ),
+    ],
+    ids=lambda value: value.op_type if isinstance(value, onnx.NodeProto) else "",
+)
+def test_what_onnx_runtime_reads_otherwise_is_refused(
+    node: onnx.NodeProto, shape: tuple[int, ...], words: str, tmp_path: Path
+) -> None:
+    file = saved(tmp_path / "m.onnx", node, shape=shape)
+    with pytest.raises(ModelError, match=rf"{node.op_type} \(\w+\): .*{words}"):
+        import_onnx(file, shape)
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2], [2, 0, 1], ["b", "c", "a"]], ids=str)
+def test_a_pipeline_of_scikit_learn(classes: list[Any], tmp_path: Path) -> None:
+    """Scaled, classified, its scores as a map for each item: guarded by the scores, with their gradient.
+
+    ONNX Runtime's map is sorted by class, the scores are in the order in which the file names the classes.
+    """
+    kind, numbered = (TensorProto.INT64, "int64s") if isinstance(classes[0], int) else (TensorProto.STRING, "strings")
+    named = {f"classlabels_{numbered.replace('int64s', 'ints')}": classes}
     scaled = op("Scaler", outputs=("scaled",), offset=[0.5] * 4, scale=[2.0] * 4)
-    linear = op("LinearClassifier", "scaled", outputs=("label", "scores"), classlabels_ints=[0, 1, 2],
-                post_transform="SOFTMAX", **LINEAR)  # fmt: skip
-    file = saved(tmp_path / "m.onnx", scaled, linear, op("ZipMap", "scores", classlabels_int64s=[0, 1, 2]))
+    linear = op("LinearClassifier", "scaled", outputs=("label", "scores"),
+                post_transform="SOFTMAX", **named, **LINEAR)  # fmt: skip
+    file = saved(tmp_path / "m.onnx", scaled, linear, op("ZipMap", "scores", **{f"classlabels_{numbered}": classes}))
     model = onnx.load(file)
-    pairs = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    pairs = helper.make_map_type_proto(kind, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
     model.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(pairs))
     onnx.save(model, file)
     opened = open_model(Source(str(file), (4,), output="probabilities"))

@@ -148,13 +148,22 @@ FOUND: dict[str, Callable[[int | str], onnx.ModelProto]] = {
     "GatherND": turned("GatherND", ROW, 3),
     "GatherND, in a grid": turned("GatherND", ROW.reshape(3, 1, 2)[:, [0, 0]][..., :1], 5),
     "ScatterND": turned("ScatterND", [[[0, 1], [2, 3]]]),
+    "ScatterElements": lambda batch: across(
+        helper.make_node("ScatterElements", ["input", "index", "written"], ["output"], axis=-1),
+        batch=batch, index=np.broadcast_to([-1, 0], (batch, 3, 4, 2)),
+        written=np.broadcast_to(np.arange(24, dtype=np.float32).reshape(3, 4, 2), (batch, 3, 4, 2)),
+    ),
+    "ScatterElements, one number": lambda batch: across(
+        helper.make_node("ScatterElements", ["input", "index", "written"], ["output"], axis=-1),
+        batch=batch, index=np.broadcast_to([-1, 0], (batch, 3, 4, 2)), written=np.ones((batch, 3, 4, 2), np.float32),
+    ),
     "GatherElements": lambda batch: across(
         helper.make_node("Expand", ["places", "sizes"], ["index"]),
         helper.make_node("GatherElements", ["input", "index"], ["output"], axis=1),
         batch=batch, places=np.asarray([2, 0]).reshape(1, 2, 1, 1), sizes=[batch, 2, 4, 5],
     ),
 }  # fmt: skip
-FIXED_ONLY = {"GatherElements"}
+FIXED_ONLY = {"GatherElements", "ScatterElements", "ScatterElements, one number"}
 
 
 @pytest.mark.parametrize("batch", ["item", 1, 2])
@@ -248,3 +257,14 @@ def test_what_a_scatter_combines_is_refused_by_name(tmp_path: Path) -> None:
     onnx.save(model_of([node], {"index": np.zeros((1, 1), np.int64)}, ["item", 5]), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="combines what it writes with what is there by 'add'"):
         import_onnx(tmp_path / "m.onnx", (5,))
+
+
+@pytest.mark.parametrize("kind", ["GatherElements", "ScatterElements"])
+def test_an_index_of_so_many_items_needs_a_fixed_batch(kind: str, tmp_path: Path) -> None:
+    """ONNX Runtime answers for the index's one item, however many there are."""
+    more = ["written"] if kind == "ScatterElements" else []
+    node = helper.make_node(kind, ["input", "index", *more], ["output"], axis=1)
+    constants = {"index": np.zeros((1, 1, 4, 5), np.int64), "written": np.ones((1, 1, 4, 5), np.float32)}
+    onnx.save(across(node, batch="item", **constants), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=rf"{kind} \(output\): .* as many items as its index has.*fixed batch axis"):
+        import_onnx(tmp_path / "m.onnx", (3, 4, 5))
