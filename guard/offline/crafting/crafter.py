@@ -44,7 +44,8 @@ class Crafter:
         check(run, items)
         size = shard_items(items.item_shape) if run.shard_items is None else run.shard_items
         parts = np.split(items.images, range(size, len(items), size))
-        logits = np.concatenate(side_by_side([partial(answer, run, part) for part in parts], run.threads, run.stop))
+        calls = [partial(answer, run, part) for part in parts]
+        logits = np.concatenate(side_by_side(calls, run.threads, run.begun().stop))  # the end of a run sets its signal
         if items.labels.max() >= logits.shape[1]:
             raise DataError(
                 f"label {items.labels.max()} does not exist: the model tells {logits.shape[1]} classes apart"

@@ -200,6 +200,14 @@ def test_any_number_of_workers_gives_the_same_bits(network, examples, attack, tm
     assert len(alone) > 0
 
 
+def test_a_setup_serves_several_runs_on_any_number_of_workers(network, examples, tmp_path):
+    """As where a report tries an attack on more items, since the first ones gave too few."""
+    setup = crafting(network, tmp_path, workers=2, shard_items=4)
+    (few,) = craft(setup, examples.take(slice(12)), [Spoof(0.25)])
+    (more,) = craft(setup, examples, [Spoof(0.25)])
+    assert 0 < len(few) < len(more)
+
+
 def test_an_interrupt_beside_other_workers_loses_no_finished_shard(network, examples, tmp_path):
     attack = Spoof(0.25)
     with interrupted_at(3):
