@@ -16,14 +16,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.arrow_files import (
+    PARQUET,
+    is_saved_dataset,
+    open_parquet,
+    open_parquet_folder,
+    open_saved_dataset,
+    parquet_parts,
+)
+from guard.arrow_table import read_table
 from guard.bundle import UNREADABLE, InputSpec
 from guard.class_folders import picture_in, read_folders
+from guard.columns import ColumnChoice
+from guard.csv_file import TEXT_TABLES, read_csv
 from guard.data_file import DataFile, Reading, check, class_numbers
 from guard.errors import DataError
 from guard.idx import idx_files, read_idx_folder, read_idx_pair
 from guard.layout import LAST, checked_layout, layout_for
 from guard.pictures import PICTURES, read_picture
 
+ALL_COLUMNS = ColumnChoice()
+KINDS = "an .npz, an IDX file, a .csv, a .parquet, a picture, or a folder of class folders or of a data set"
 MAX_UNIT_SHARE = 0.02  # of the model's range: float values that fill no more of it, from its zero on, are in [0, 1]
 
 
@@ -32,44 +45,64 @@ def read_examples(
     *,
     layout: str | None = None,
     classes: Sequence[str] = (),
+    choice: ColumnChoice = ALL_COLUMNS,
     progress: Reading | None = None,
 ) -> DataFile:
     """Read the inputs of a file or folder, and their labels where it has any.
 
-    `layout` is what the user says of arrays with four axes; `classes` are a bundle's names, by which folders are found.
+    `layout` is what the user says of arrays with four axes, `choice` of a table's columns; `classes` are a bundle's
+    names, by which folders and labels that are names are found.
 
     Raises:
         DataError: `path` is missing, of an unknown kind, damaged, empty, or inputs and labels do not match.
     """
     file = Path(path)
     if file.is_dir():
-        examples = read_folder(file, classes, progress)
+        examples = read_folder(file, classes, choice, progress)
     elif not file.exists():
-        raise DataError(f"{file} does not exist; wanted an .npz, an IDX file or a folder of class folders")
+        raise DataError(f"{file} does not exist; wanted {KINDS}")
     elif file.suffix.lower() in (".npz", ".npy"):
         examples = read_npz_examples(file)
     elif file.suffix.lower() in PICTURES:
         picture = read_picture(file)
         notes = tuple(f"the picture was {change}" for change in picture.changes)
         examples = DataFile(picture.values[None], None, str(file), LAST, notes=notes)
+    elif file.name.lower().endswith(TEXT_TABLES):
+        examples = read_csv(file, choice, classes)
+    elif file.suffix.lower() in PARQUET:
+        examples = read_table(open_parquet([file], str(file)), choice, classes, progress)
     elif "idx" in file.name.lower() or file.suffix.lower() in (".idx", ".gz"):
         examples = read_idx_pair(file)
     else:
-        raise DataError(
-            f"{file} is of no known kind; wanted an .npz, an IDX file, a picture or a folder of class folders"
-        )
+        raise DataError(f"{file} is of no known kind; wanted {KINDS}")
     return check(normal_form(examples, checked_layout(layout)))
 
 
-def read_folder(folder: Path, classes: Sequence[str], progress: Reading | None) -> DataFile:
-    """Read a folder's one IDX pair, or its class folders. Raises DataError where it holds both, or neither."""
+def read_folder(folder: Path, classes: Sequence[str], choice: ColumnChoice, progress: Reading | None) -> DataFile:
+    """Read a folder's saved data set, parts of a Parquet table, IDX pair or class folders.
+
+    Raises:
+        DataError: the folder holds none of them, or pictures beside an IDX pair.
+    """
+    if is_saved_dataset(folder):
+        return read_table(open_saved_dataset(folder), choice, classes, progress)
+    if tables := parquet_parts(folder):
+        alone(folder, tables[0])
+        return read_table(open_parquet_folder(folder), choice, classes, progress)
     idx = idx_files(folder)
     if not idx:
         return read_folders(folder, classes, progress)
-    if below := next((found for entry in sorted(folder.iterdir()) if (found := picture_in(entry))), None):
-        seen = min(idx.values()).name
-        raise DataError(f"{folder} holds {seen} and {below.relative_to(folder)}; wanted IDX files or class folders")
+    alone(folder, min(idx.values()))
     return read_idx_folder(folder)
+
+
+def alone(folder: Path, seen: Path) -> None:
+    """Raise DataError where a folder holds class folders with pictures beside a file of another kind."""
+    if below := next((found for entry in sorted(folder.iterdir()) if (found := picture_in(entry))), None):
+        raise DataError(
+            f"{folder} holds {seen.name} and {below.relative_to(folder)}; wanted a table, IDX files or class folders "
+            "alone: name the file, or move it"
+        )
 
 
 def read_npz_examples(file: Path) -> DataFile:

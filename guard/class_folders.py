@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from guard.data_file import DataFile, Reading
 from guard.errors import DataError
 from guard.idx import idx_files
+from guard.picture_stack import PictureStack
 from guard.pictures import PICTURES, looks_like_picture, read_picture
 
 MAX_NUMBERED_CLASSES = 100_000
@@ -53,14 +53,14 @@ def read_folders(root: Path, known: Sequence[str] = (), progress: Reading | None
     if not classes:
         raise DataError(none_found(root, folders, stray))
     numbers, names = number_of([folder.path.name for folder in classes], root, known)
+    classes = sorted(classes, key=lambda folder: numbers[folder.path.name])
     images, changes = read_all([picture for folder in classes for picture in folder.pictures], root, progress)
     labels = [numbers[folder.path.name] for folder in classes for _ in folder.pictures]
-    order = np.argsort(np.asarray(labels), kind="stable")
     empty = tuple(folder.path.name for folder in folders if not folder.pictures)
     left_out = [*stray, *(other for folder in folders for other in folder.others)]
     return DataFile(
-        images[order],
-        np.asarray(labels, dtype=np.int64)[order],
+        images,
+        np.asarray(labels, dtype=np.int64),
         str(root),
         layout="NHWC",
         classes=names,
@@ -174,7 +174,7 @@ def left_out_note(root: Path, files: Sequence[Path]) -> list[str]:
 
 def none_found(root: Path, folders: Sequence[ClassFolder], stray: Sequence[Path]) -> str:
     """Return what was found in place of classes, and what to do."""
-    text = f"{root} holds neither IDX files nor class folders with pictures ({', '.join(sorted(PICTURES))})"
+    text = f"{root} holds neither tables, IDX files nor class folders with pictures ({', '.join(sorted(PICTURES))})"
     if stray:
         return f"{text}; {len(stray)} pictures lie in it directly: move each into a folder of its class"
     if deeper := [folder.path for folder in folders if idx_files(folder.path)]:
@@ -184,25 +184,9 @@ def none_found(root: Path, folders: Sequence[ClassFolder], stray: Sequence[Path]
 
 def read_all(files: Sequence[Path], root: Path, progress: Reading | None = None) -> tuple[NDArray[np.uint8], list[str]]:
     """Return pictures [item, height, width, channel] and what was changed; grey beside colour becomes colour."""
-    pictures = []
-    for file in files:
-        pictures.append(read_picture(file))
+    stack = PictureStack(len(files), str(root))
+    for done, file in enumerate(files, start=1):
+        stack.add(read_picture(file), str(file.relative_to(root)))
         if progress is not None:
-            progress(len(pictures), len(files))
-    counted = Counter(change for picture in pictures for change in picture.changes)
-    notes = [f"{count} pictures were {change}" for change, count in sorted(counted.items())]
-    values = [picture.values for picture in pictures]
-    grey = sum(array.shape[2] == 1 for array in values)
-    if 0 < grey < len(values):
-        values = [np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array for array in values]
-        notes.append(f"{grey} grey pictures beside {len(values) - grey} in colour were taken as RGB")
-    first: dict[tuple[int, ...], Path] = {}
-    for file, array in zip(files, values, strict=True):
-        first.setdefault(array.shape[:2], file)
-    if len(first) != 1:
-        shown = ", ".join(f"{file.relative_to(root)} {size[1]} x {size[0]}" for size, file in sorted(first.items())[:3])
-        raise DataError(
-            f"{root}: pictures have {len(first)} different sizes, e.g. {shown} (width x height); they must be of one "
-            "size: bring them to the model's"
-        )
-    return np.stack(values), notes
+            progress(done, len(files))
+    return stack.finish()

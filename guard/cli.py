@@ -19,7 +19,9 @@ from guard.options import (
     CraftItems,
     DataLayout,
     Device,
+    DropColumn,
     InputName,
+    LabelColumn,
     Mean,
     Minutes,
     ModelSource,
@@ -94,6 +96,8 @@ def check(
     data: CleanData,
     test: TestData = None,
     data_layout: DataLayout = None,
+    label_column: LabelColumn = None,
+    drop_column: DropColumn = None,
     accept_accuracy: AcceptAccuracy = False,
     preset: Preset = "standard",
     recipe: RecipeFile = None,
@@ -141,6 +145,8 @@ def check(
         output=output,
         serves=serves,
         data_layout=data_layout,
+        label_column=label_column,
+        drop_columns=tuple(drop_column or ()),
         accept_accuracy=accept_accuracy,
         minutes=minutes,
         craft_items=craft_items,
@@ -158,6 +164,8 @@ def train(
     out: Annotated[Path, typer.Option(help="Where the bundle is written; must not exist.", show_default=False)],
     test: TestData = None,
     data_layout: DataLayout = None,
+    label_column: LabelColumn = None,
+    drop_column: DropColumn = None,
     accept_accuracy: AcceptAccuracy = False,
     preset: Preset = "standard",
     recipe: RecipeFile = None,
@@ -212,6 +220,8 @@ def train(
         output=output,
         serves=serves,
         data_layout=data_layout,
+        label_column=label_column,
+        drop_columns=tuple(drop_column or ()),
         accept_accuracy=accept_accuracy,
         minutes=minutes,
         craft_items=craft_items,
@@ -258,6 +268,8 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option(help="Where report.json and report.html are written.", show_default=False)],
     data_layout: DataLayout = None,
+    label_column: LabelColumn = None,
+    drop_column: DropColumn = None,
     accept_accuracy: AcceptAccuracy = False,
     suite: Annotated[
         str | None,
@@ -293,7 +305,15 @@ def evaluate(
 
     console = make_console()
     wish = Wish(
-        seed, quick, full, minutes, load_suite(suite) if suite else None, suite_minutes, data_layout, accept_accuracy
+        seed,
+        quick,
+        full,
+        minutes,
+        load_suite(suite) if suite else None,
+        suite_minutes,
+        data_layout,
+        accept_accuracy,
+        column_choice(label_column, drop_column),
     )
     found = evaluate_bundle(Bundle.open(bundle), data, out, wish, stages(console))
     print_lines(console, [*lines_of(found), "", f"report {out / 'report.html'}"])
@@ -303,14 +323,17 @@ def evaluate(
 def score(
     bundle: BundleArgument,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help=".npz, IDX, picture or folder of class folders.", show_default=False)
+        Path, typer.Argument(metavar="FILE", help=".npz, IDX, .csv, .parquet, picture or folder.", show_default=False)
     ],
     *,
     data_layout: DataLayout = None,
+    label_column: LabelColumn = None,
+    drop_column: DropColumn = None,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
     """Print one JSON line an item: item, prediction, action, p_value, detectors."""
+    from guard.columns import ColumnChoice
     from guard.scoring import score_lines
 
     lines = score_lines(
@@ -319,6 +342,7 @@ def score(
         device=device_name(device),
         threads=threads,
         layout=data_layout,
+        choice=column_choice(label_column, drop_column) or ColumnChoice(),
         say=lambda note: typer.echo(f"guard: {note}", err=True),
     )
     for line in lines:
@@ -464,6 +488,13 @@ def probe(
     run(address, service, timeout_s=timeout_s)
 
 
+def column_choice(label: str | None, drop: Sequence[str] | None) -> Any:
+    """Return what was said of a table's columns, or None where nothing was."""
+    from guard.columns import ColumnChoice
+
+    return ColumnChoice(label, tuple(drop or ())) if label is not None or drop else None
+
+
 def device_name(text: str) -> Any:
     """Return a device's name as it is. Raises ConfigError where it is unknown."""
     if text not in ("cpu", "cuda"):
@@ -501,6 +532,7 @@ def run(arguments: Sequence[str]) -> int:
             "onnx": "offline",
             "scipy": "offline",
             "onnxscript": "offline",
+            "pyarrow": "tables",
         }
         extra = known.get((error.name or "").split(".")[0])
         if extra is None:

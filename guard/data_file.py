@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.array_room import parts
 from guard.errors import DataError
 
 Reading: TypeAlias = Callable[[int, int], None]  # is told how many pictures are read, and how many there are
@@ -22,7 +23,9 @@ class DataFile:
     labels: NDArray[np.int64] | None  # [item]
     source: str
     layout: str | None = None  # NHWC or NCHW where the kind of file says it; None: the model's input must
-    classes: tuple[str, ...] = ()  # names by class number, of class folders; none where numbers are all there is
+    classes: tuple[str, ...] = ()  # names by class number; none where numbers are all there is
+    class_noun: str = "class folders"  # what the names are names of
+    features: tuple[str, ...] = ()  # names of a table's features, in their order
     empty: tuple[str, ...] = ()  # class folders without a picture, which are no classes
     notes: tuple[str, ...] = ()  # what a reader should know: left out, scaled, turned
     labels_wanted: str = "an array `labels` [item] of class numbers"  # where they would be found
@@ -42,8 +45,7 @@ def check(examples: DataFile) -> DataFile:
     images, labels = examples.images, examples.labels
     if images.size == 0:
         raise DataError(f"{examples.source} holds no items: its inputs have shape {list(images.shape)}")
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        bad = int(np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1))[0])
+    if (bad := first_not_finite(images)) is not None:
         raise DataError(f"{examples.source}: item {bad} holds NaN or infinity; every value must be finite")
     if labels is not None:
         if labels.ndim != 1 or len(labels) != len(images):
@@ -53,6 +55,17 @@ def check(examples: DataFile) -> DataFile:
                 f"{examples.source}: label {int(labels.min())} is negative; labels are class numbers from 0"
             )
     return examples
+
+
+def first_not_finite(images: NDArray[Any]) -> int | None:
+    """Return the first item that holds NaN or infinity, or None."""
+    if images.dtype.kind != "f":
+        return None
+    for part in parts(len(images), images[:1].nbytes):
+        finite = np.isfinite(images[part].reshape(len(images[part]), -1)).all(axis=1)
+        if not finite.all():
+            return int(part.start) + int(np.argmin(finite))
+    return None
 
 
 def class_numbers(labels: NDArray[Any], source: str) -> NDArray[np.int64]:

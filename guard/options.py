@@ -20,6 +20,16 @@ DataLayout = Annotated[
         metavar="NCHW|NHWC", help="Order of axes of arrays with four.", show_default="as the model's input says"
     ),
 ]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Column of a table with the labels.", show_default="label, labels, target, class or y"
+    ),
+]
+DropColumn = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Column of a table that is left out; may be repeated.", show_default=False),
+]
 AcceptAccuracy = Annotated[
     bool, typer.Option("--accept-accuracy", help="Go on where the model is seldom right on the data.")
 ]
@@ -31,7 +41,11 @@ ModelSource = Annotated[
     ),
 ]
 CleanData = Annotated[
-    Path, typer.Option(help="Clean inputs and labels: .npz, IDX, or a folder of class folders.", show_default=False)
+    Path,
+    typer.Option(
+        help="Clean inputs and labels: .npz, IDX, .csv, .parquet, a saved data set or class folders.",
+        show_default=False,
+    ),
 ]
 TestData = Annotated[
     Path | None,

@@ -54,20 +54,28 @@ def looks_like_picture(file: Path) -> bool:
 def read_picture(file: Path) -> Picture:
     """Read a picture from a file. Raises DataError, which names the file and what in it is not read."""
     try:
+        # In memory: Pillow 13 maps a plain TIFF that lies on its side with width and height exchanged.
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read as a picture: {first_line(error)}") from error
+    return decode_picture(content, str(file))
+
+
+def decode_picture(content: bytes, file: str) -> Picture:
+    """Decode the bytes of a picture file; `file` says where they come from. Raises DataError, which names it."""
+    try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise DataError(
             f"reading {file} takes Pillow; install inference-guard[offline], or hand over an .npz"
         ) from error
     try:
-        # In memory: Pillow 13 maps a plain TIFF that lies on its side with width and height exchanged.
-        content = io.BytesIO(file.read_bytes())
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            with Image.open(content, formats=FORMATS) as picture:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
                 values, changes = upright_values(picture, file)
     except UnidentifiedImageError as error:
-        seen = f"its {content.getbuffer().nbytes} bytes are of no known kind"
+        seen = f"its {len(content)} bytes are of no known kind"
         raise DataError(f"{file} cannot be read as a picture: {seen}; wanted {', '.join(FORMATS)}") from error
     except (*DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{file} cannot be read as a picture: {first_line(error)}") from error
@@ -75,7 +83,7 @@ def read_picture(file: Path) -> Picture:
     return Picture(values, (*changes, *said))
 
 
-def upright_values(picture: Any, file: Path) -> tuple[NDArray[np.uint8], list[str]]:
+def upright_values(picture: Any, file: str) -> tuple[NDArray[np.uint8], list[str]]:
     """Return the values of an opened picture as it is shown, and what was changed. Raises DataError."""
     from PIL import ImageOps
 
@@ -121,7 +129,7 @@ def raw_mode(picture: Any) -> tuple[str, int]:
     return (words[0] if words else "I;16" if scaled else ""), (whole[0] if whole else 0)
 
 
-def to_bytes(picture: Any, raw: str, file: Path) -> NDArray[np.uint8]:
+def to_bytes(picture: Any, raw: str, file: str) -> NDArray[np.uint8]:
     """Convert a picture of any mode that has one meaning. Raises DataError for all others."""
     mode = picture.mode
     if mode.startswith("I"):
@@ -138,7 +146,7 @@ def to_bytes(picture: Any, raw: str, file: Path) -> NDArray[np.uint8]:
     return values[..., :1] if may_be_grey and bool((values == values[..., :1]).all()) else values
 
 
-def sixteen_bits(picture: Any, raw: str, file: Path) -> NDArray[np.uint8]:
+def sixteen_bits(picture: Any, raw: str, file: str) -> NDArray[np.uint8]:
     """Scale a grey picture of 16 bits to 8. Raises DataError where its values have no known scale."""
     values = np.asarray(picture).astype(np.int64)
     known = picture.mode.startswith("I;16") or picture.format in ("PNG", "PPM")
@@ -156,5 +164,5 @@ def foreign_profile(picture: Any) -> bool:
     return bool(profile) and b"sRGB" not in profile and b"s\0R\0G\0B" not in profile
 
 
-def refusal(file: Path, seen: str, wanted: str) -> DataError:
+def refusal(file: str, seen: str, wanted: str) -> DataError:
     return DataError(f"{file} is not read as a picture: {seen}; wanted {wanted}")

@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from guard.arrays import read_examples, to_wire
+from guard.arrays import ALL_COLUMNS, read_examples, to_wire
 from guard.bundle import Bundle
 from guard.cascade import Readings
+from guard.columns import ColumnChoice
 from guard.policy import Policy
 from guard.runtime import Runtime
 from guard.session import Device
@@ -24,6 +25,7 @@ def score_lines(
     device: Device,
     threads: int | None,
     layout: str | None = None,
+    choice: ColumnChoice = ALL_COLUMNS,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[str]:
     """Yield a JSON line for each item of a file; what was left out or changed in reading is handed to `say`.
@@ -32,7 +34,7 @@ def score_lines(
     """
     runtime = Runtime.open(Bundle.open(bundle), device=device, threads=threads)
     manifest = runtime.bundle.manifest
-    examples = read_examples(file, layout=layout, classes=manifest.model.output.labels)
+    examples = read_examples(file, layout=layout, classes=manifest.model.output.labels, choice=choice)
     wire = to_wire(examples.images, runtime.spec, str(file), layout=examples.layout)
     for note in examples.notes:
         say(note)

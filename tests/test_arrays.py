@@ -136,9 +136,9 @@ def test_one_picture_grey_or_coloured(tmp_path: Path) -> None:
 
 def test_what_is_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
     refused(tmp_path / "none.npz", "none.npz", "does not exist")
-    (tmp_path / "x.csv").write_text("1,2")
-    refused(tmp_path / "x.csv", "no known kind", "npz")
-    refused(tmp_path, "neither IDX files nor class folders")
+    (tmp_path / "x.xml").write_text("1,2")
+    refused(tmp_path / "x.xml", "no known kind", "npz", ".csv", ".parquet")
+    refused(tmp_path, "neither tables, IDX files nor class folders")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guard.bundle import Bundle
+from guard.columns import ColumnChoice
 from guard.offline.adversary.descent import ALL_METHODS, METHODS
 from guard.offline.adversary.runs import MAX_GUIDE_ITEMS
 from guard.offline.attacks.model import TorchModel
@@ -61,6 +62,7 @@ class Wish:
     suite_minutes: float = SUITE_MINUTES
     data_layout: str | None = None  # NCHW or NHWC of arrays with four axes
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
+    choice: ColumnChoice | None = None  # of a table's columns; None: as the bundle was trained
 
     def effort(self, work: WorkDirectory) -> Effort:
         sizes = QUICK_ITEMS_AND_STEPS if self.quick else FULL_ITEMS_AND_STEPS
@@ -84,7 +86,7 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
     work = Work.beside(bundle)
     effort = wish.effort(work.directory)
     with stages.stage("open bundle and data") as progress:
-        held_out, aside = work.held_out(bundle, data, layout=wish.data_layout)
+        held_out, aside = work.held_out(bundle, data, layout=wish.data_layout, choice=wish.choice)
         subject = work.subject(bundle)
         for note in held_out.notes:
             progress.say(note)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from guard.arrays import read_examples, to_wire
 from guard.calibration import check_promise
+from guard.columns import ColumnChoice
 from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.layout import IN_WORDS, channels_first, layout_of_data
@@ -51,6 +52,8 @@ class Job:
     serves: str = "model"
     labels: tuple[str, ...] = ()  # names of the classes in the model's order; those of class folders unless given
     data_layout: str | None = None  # NCHW or NHWC of arrays with four axes; None: as the model's input says
+    label_column: str | None = None  # of a table; None: the one with a usual name
+    drop_columns: tuple[str, ...] = ()  # of a table: left out
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
     craft_items: int | None = None  # clean items that each attack is tried on, for fitting
@@ -63,10 +66,17 @@ class Job:
         """The work directory beside the bundle, for what is slow to make."""
         return WorkDirectory.beside(self.out)
 
+    @property
+    def choice(self) -> ColumnChoice:
+        """The user's word on the columns of a table."""
+        return ColumnChoice(self.label_column, self.drop_columns)
+
 
 def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dataset]:
     """Open a job's model and data; `progress` hears of pictures. Raises ConfigError, DataError, ModelError."""
-    examples = with_layout(job, read_examples(job.data, layout=job.data_layout, classes=job.labels, progress=progress))
+    examples = read_examples(job.data, layout=job.data_layout, classes=job.labels, choice=job.choice, progress=progress)
+    examples.labelled()  # before a model is opened for inputs among which the labels may still be
+    examples = with_layout(job, examples)
     shape = item_shape(examples)
     check_box(job, shape)
     source = Source(
@@ -105,12 +115,12 @@ def item_shape(examples: DataFile) -> tuple[int, ...]:
 
 
 def check_folders(examples: DataFile, classes: int) -> None:
-    """Check that class folders can be the model's classes. Raises DataError."""
+    """Check that classes known by name can be the model's. Raises DataError."""
     names, empty = examples.classes, examples.empty
     if len(names) > classes:
         raise DataError(
-            f"{examples.source}: {len(names)} class folders ({', '.join(names[:12])}); the model has {classes} "
-            "classes: move what is no class elsewhere, or hide it (.name)"
+            f"{examples.source}: {len(names)} {examples.class_noun} ({', '.join(names[:12])}); the model has {classes} "
+            "classes: take out what is no class; a folder may be hidden (.name)"
         )
     if empty and len(names) < classes == len(names) + len(empty):
         raise DataError(
@@ -142,7 +152,8 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Dataset:
     data = Dataset(unit, labels, hashes, examples.source, splits, notes)
     if job.test is None:
         return data
-    held_out = read_examples(job.test, layout=job.data_layout, classes=classifier.spec.output.labels)
+    held_out = read_examples(job.test, layout=job.data_layout, classes=classifier.spec.output.labels, choice=job.choice)
+    check_features(examples, held_out)
     check_labels(held_out.labelled(), classes, held_out.source)
     test_wire = to_wire(held_out.images, spec, held_out.source, layout=held_out.layout)
     test_hashes = content_hashes(test_wire)
@@ -158,6 +169,17 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Dataset:
         {**splits, **dict.fromkeys(test_hashes.tolist(), Split.TEST)},
         (*notes, *(f"{held_out.source}: {note}" for note in held_out.notes)),
     )
+
+
+def check_features(examples: DataFile, held_out: DataFile) -> None:
+    """Check that two tables have the same features in the same order. Raises DataError."""
+    pairs = zip(examples.features, held_out.features, strict=False)  # of two lengths the shape tells
+    if different := [(one, other) for one, other in pairs if one != other]:
+        one, other = different[0]
+        raise DataError(
+            f"{held_out.source} has column {other!r} where {examples.source} has {one!r}; wanted the same features in "
+            "the same order"
+        )
 
 
 def by_file(job: Job, data: Dataset) -> list[Dataset]:
@@ -183,7 +205,9 @@ def label_notes(examples: DataFile, hashes: NDArray[np.str_], classes: int) -> l
     if absent and not examples.classes:
         notes.append(f"classes without items: {', '.join(map(str, absent[:12]))}{', …' if absent[12:] else ''}")
     if len(examples.classes) in range(1, classes):
-        notes.append(f"{len(examples.classes)} class folders for {classes} classes of the model; their order decides")
+        notes.append(
+            f"{len(examples.classes)} {examples.class_noun} for {classes} classes of the model; their order decides"
+        )
     _, first, item = np.unique(hashes, return_index=True, return_inverse=True)
     differ = np.flatnonzero(labels != labels[first[item]])
     if len(differ):

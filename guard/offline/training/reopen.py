@@ -11,6 +11,7 @@ import numpy as np
 
 from guard.arrays import read_examples, to_wire
 from guard.bundle import Bundle
+from guard.columns import ColumnChoice
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split, content_hashes
@@ -83,7 +84,7 @@ class Work:
         settings = {key: value for key, value in self.job.items() if key in known}
         for key in ("data", "test"):
             settings[key] = settings.get(key) and Path(settings[key])
-        for key in ("low", "high", "labels"):
+        for key in ("low", "high", "labels", "drop_columns"):
             settings[key] = tuple(settings.get(key, ()))
         try:
             return Job(out=bundle.path, recipe=self.recipe, **settings)
@@ -98,16 +99,21 @@ class Work:
                 "its training; bring the data back, or use --quick"
             )
 
-    def held_out(self, bundle: Bundle, data: Path, *, layout: str | None = None) -> tuple[Dataset, int]:
+    def held_out(
+        self, bundle: Bundle, data: Path, *, layout: str | None = None, choice: ColumnChoice | None = None
+    ) -> tuple[Dataset, int]:
         """Return the items of a file that nothing was fitted or calibrated on, and how many had to be put aside.
 
-        Class folders are found by the bundle's names of classes.
+        Class folders are found by the bundle's names of classes, and a table's columns as they were in training unless
+        a choice says otherwise.
 
         Raises:
             DataError: none is left, or a label or folder is no class of the model.
         """
         spec, output = bundle.manifest.model.input, bundle.manifest.model.output
-        examples = read_examples(data, layout=layout, classes=output.labels)
+        examples = read_examples(
+            data, layout=layout, classes=output.labels, choice=self.job_of(bundle).choice if choice is None else choice
+        )
         check_labels(examples.labelled(), output.classes, examples.source)
         wire = to_wire(examples.images, spec, examples.source, layout=examples.layout)
         hashes = content_hashes(wire)

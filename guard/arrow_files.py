@@ -1,0 +1,156 @@
+"""Parquet files, folders of their parts, and data sets as Hugging Face's `save_to_disk` writes them, by pyarrow alone.
+
+How a saved data set lies in its folder: `dataset_info.json` describes the columns, `state.json` lists the files
+`data-00000-of-00001.arrow`, which are Arrow streams. A folder of several splits has a `dataset_dict.json` that names
+them, and a folder each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from guard.arrow_table import ArrowTable
+from guard.errors import DataError, first_line
+
+PARQUET = (".parquet", ".pq")
+SAVED, SPLITS, DESCRIPTION = "state.json", "dataset_dict.json", "dataset_info.json"
+BATCH_ROWS = 256
+PART_OF = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Tell whether `save_to_disk` has written a folder."""
+    return (folder / SAVED).is_file() or (folder / SPLITS).is_file()
+
+
+def parquet_parts(folder: Path) -> list[Path]:
+    """Return a folder's Parquet files in the order of their names."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in PARQUET and file.name[:1] != ".")
+
+
+def open_parquet_folder(folder: Path) -> ArrowTable:
+    """Open the parts of one table, `train-00000-of-00002.parquet`. Raises DataError where there are several tables."""
+    files = parquet_parts(folder)
+    tables = sorted({PART_OF.sub("", file.stem) for file in files})
+    if len(tables) > 1:
+        raise DataError(
+            f"{folder} holds {len(tables)} Parquet tables ({', '.join(tables[:12])}); wanted one: name one file as "
+            "--data and, of training, another as --test, or put the parts of one into a folder of their own"
+        )
+    return open_parquet(files, str(folder))
+
+
+def open_parquet(files: Sequence[Path], source: str) -> ArrowTable:
+    """Open Parquet files as one table. Raises DataError where one is damaged, or they have different columns."""
+    from pyarrow import parquet
+
+    opened = [guarded(file, parquet.ParquetFile, file) for file in files]
+    schema = same_schema([(file, one.schema_arrow) for file, one in zip(files, opened, strict=True)])
+
+    def batches(names: Sequence[str]) -> Iterator[Any]:
+        for file, one in zip(files, opened, strict=True):
+            yield from in_order(file, one.iter_batches(batch_size=BATCH_ROWS, columns=list(names)), names)
+
+    rows = sum(one.metadata.num_rows for one in opened)
+    return ArrowTable(source, schema, rows, batches, class_names(described(schema)))
+
+
+def open_saved_dataset(folder: Path) -> ArrowTable:
+    """Open a folder that `save_to_disk` has written. Raises DataError where it holds several splits, or is damaged."""
+    import pyarrow
+
+    if (folder / SPLITS).is_file():
+        splits = [str(name) for name in read_json(folder / SPLITS).get("splits", ())]
+        example = splits[0] if splits else "NAME"
+        raise DataError(
+            f"{folder} holds the splits {', '.join(splits)}; wanted one: --data {folder / example}"
+            + (f" and, of training, --test {folder / splits[1]}" if splits[1:] else "")
+        )
+    state, info = read_json(folder / SAVED), read_json(folder / DESCRIPTION)
+    if state.get("_indices_data_files"):
+        raise DataError(f"{folder} holds a selection of rows (indices); wanted all: flatten_indices() before saving")
+    files = [folder / Path(str(one["filename"])).name for one in state.get("_data_files", ())]
+    if not files:
+        raise DataError(f"{folder / SAVED} lists no data files; wanted what save_to_disk writes")
+
+    def stream(file: Path) -> Any:
+        return pyarrow.ipc.open_stream(pyarrow.memory_map(str(file)))
+
+    def batches(names: Sequence[str]) -> Iterator[Any]:
+        for file in files:
+            yield from in_order(file, small_batches(guarded(file, stream, file)), names)
+
+    schema = same_schema([(file, guarded(file, stream, file).schema) for file in files])
+    rows = sum(batch.num_rows for file in files for batch in guarded(file, list, guarded(file, stream, file)))
+    declared = info.get("features") or described(schema)
+    return ArrowTable(str(folder), schema, rows, batches, class_names(declared))
+
+
+def small_batches(stream: Iterator[Any]) -> Iterator[Any]:
+    """Cut the record batches of a stream into small ones, which look into them."""
+    for batch in stream:
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            yield batch.slice(start, BATCH_ROWS)
+
+
+def in_order(file: Path, batches: Iterator[Any], names: Sequence[str]) -> Iterator[Any]:
+    """Yield batches that hold rows, their columns in an order. Raises DataError where a file is damaged."""
+    remaining = iter(batches)
+    while (batch := guarded(file, next, remaining, None)) is not None:
+        if batch.num_rows:
+            yield batch.select(list(names))
+
+
+def guarded(file: Path, act: Callable[..., Any], *arguments: Any) -> Any:
+    """Do what reads a file. Raises DataError where that fails."""
+    import pyarrow
+
+    try:
+        return act(*arguments)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {first_line(error)}") from error
+
+
+def same_schema(schemas: Sequence[tuple[Path, Any]]) -> Any:
+    """Return the columns that all files have. Raises DataError where one differs."""
+    first, wanted = schemas[0]
+    for file, schema in schemas[1:]:
+        if not schema.equals(wanted):
+            raise DataError(
+                f"{file} has columns {schema.names} of other names or types than {first.name} ({wanted.names}); wanted "
+                "parts of one table"
+            )
+    return wanted
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; an absent file is an empty one. Raises DataError."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{file} is no JSON object; wanted what save_to_disk writes")
+    return found
+
+
+def described(schema: Any) -> Mapping[str, Any]:
+    """Return the description of columns that Hugging Face's tools put into a table's own schema, or an empty one."""
+    try:
+        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the names of classes by number, of each column that declares some."""
+    return {
+        name: tuple(map(str, kind["names"]))
+        for name, kind in features.items()
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and kind.get("names")
+    }

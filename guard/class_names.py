@@ -1,0 +1,76 @@
+"""Labels of a table's rows as class numbers: numbers as they stand, names by their order.
+
+Rule 1: labels are numbers, or names, and never both. Names are sorted as text, capitals first, as class folders are;
+names that the file itself declares, or that a bundle knows already, keep their order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.columns import bad_value, listed
+from guard.errors import DataError
+
+WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+@dataclass(frozen=True)
+class NamedLabels:
+    """The class numbers of rows, and the names by number where there are any."""
+
+    numbers: NDArray[np.int64]  # [item]
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def of_codes(
+    codes: NDArray[np.int64], words: Sequence[str], known: Sequence[str], places: Sequence[str], column: str
+) -> NamedLabels:
+    """Turn labels that are texts into class numbers.
+
+    `words[code]` is the text of a row, and `places[code]` where it was seen first: `FILE: row 3 (line 4)`.
+
+    Raises:
+        DataError: numbers among names, or a name that is not known.
+    """
+    numbered = [code for code, word in enumerate(words) if WHOLE.fullmatch(word)]
+    others = [code for code, word in enumerate(words) if not WHOLE.fullmatch(word)]
+    if not others and not set(words) <= set(known):
+        return NamedLabels(np.asarray([int(word) for word in words], dtype=np.int64)[codes])
+    if known:
+        for code, word in enumerate(words):
+            if word not in known:
+                raise bad_value(places[code], column, word, f"one of the classes known, {listed(known)}")
+        return renumbered(codes, words, known)
+    if numbered:
+        code = others[0]
+        raise bad_value(places[code], column, words[code], f"a class number, as {words[numbered[0]]} is: all, or none")
+    return renumbered(codes, words, sorted(words))
+
+
+def renumbered(codes: NDArray[np.int64], words: Sequence[str], names: Sequence[str]) -> NamedLabels:
+    """Return the numbers of words by their places among names."""
+    place = {name: number for number, name in enumerate(names)}
+    numbers = np.asarray([place[word] for word in words], dtype=np.int64)[codes]
+    return NamedLabels(numbers, tuple(names), tuple(remarks(names)))
+
+
+def of_declared(numbers: NDArray[np.int64], names: Sequence[str], known: Sequence[str], source: str) -> NamedLabels:
+    """Return class numbers whose names a file declares, by the names that are known where there are any."""
+    if not known or tuple(known) == tuple(names):
+        return NamedLabels(numbers, tuple(names), tuple(remarks(names)))
+    if unknown := [name for name in names if name not in known]:
+        raise DataError(f"{source}: class {unknown[0]!r} is not known; wanted those of {listed(known)}")
+    return renumbered(numbers, names, known)
+
+
+def remarks(names: Iterable[str]) -> list[str]:
+    """Say in which order the classes are."""
+    every = list(names)
+    shown = ", ".join(f"{number} {name}" for number, name in enumerate(every[:12]))
+    return [f"classes by label: {shown}{', …' if every[12:] else ''}"]

@@ -1,0 +1,141 @@
+"""Columns of a table: which one holds the labels, which are features, and what no column of a table may hold.
+
+Rule 1: a value that cannot be used is named by file, row and column. Rows count from 1, without the header.
+Rule 2: features stand in the order in which the table has them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import DataError
+
+LABEL_NAMES = ("label", "labels", "target", "class", "y")
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
+MAX_EXACT_STEPS = 2**24  # whole numbers up to it are all exact in float32
+MIN_NUMBERED_ROWS = 10  # fewer numbers in a row may be chance
+MAX_SHOWN_CHARACTERS = 40
+COUNTERS = {"", "id", "ids", "index", "row", "uuid", "unnamed: 0", "__index_level_0__"}
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """A user's word on the columns of a table: the one with the labels, and those that are left out."""
+
+    label: str | None = None
+    drop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table by their use."""
+
+    label: str | None
+    features: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def choose(names: Sequence[str], choice: ColumnChoice, source: str, *, labels: Sequence[str] = ()) -> Columns:
+    """Say which columns are labels and features; `labels` are those that the file itself declares as labels.
+
+    Raises:
+        DataError: a name stands twice or is unknown, or several columns could be the labels.
+    """
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{source}: column {twice[0]!r} stands there {names.count(twice[0])} times; rename one")
+    for flag, name in (("--label-column", choice.label), *(("--drop-column", name) for name in choice.drop)):
+        if name is not None and name not in names:
+            raise DataError(f"{source} has no column {name!r}, which {flag} names; it has {listed(names)}")
+    if choice.label in choice.drop and choice.label is not None:
+        raise DataError(f"{source}: column {choice.label!r} is both --label-column and --drop-column; wanted one")
+    left = [name for name in names if name not in choice.drop]
+    usual = [name for name in left if name.strip().lower() in LABEL_NAMES]
+    found = [choice.label] if choice.label is not None else usual or [name for name in left if name in labels]
+    if len(found) > 1:
+        raise DataError(f"{source}: the labels may be in {listed(found)}; say which with --label-column")
+    label = found[0] if found else None
+    features = tuple(name for name in left if name != label)
+    if not features:
+        raise DataError(f"{source} has no column beside {listed(found or names)}; wanted the model's inputs")
+    dropped = (f"columns left out, as asked: {listed(choice.drop)}",) if choice.drop else ()
+    return Columns(label, features, dropped)
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:12])) + (f" and {len(names) - 12} more" if names[12:] else "")
+
+
+def bad_value(place: str, column: str, value: object, wanted: str) -> DataError:
+    """Return the error for a value that cannot be used; `place` is `FILE: row 3 (line 4)`."""
+    shown = str(value)
+    shown = shown if len(shown) <= MAX_SHOWN_CHARACTERS else f"{shown[:MAX_SHOWN_CHARACTERS]}…"
+    return DataError(f"{place}, column {column!r}: {shown!r}; wanted {wanted}")
+
+
+def wanted_text(column: str) -> str:
+    return f"a number; encode it as the model was trained, or --drop-column {column!r}, or --label-column where it is"
+
+
+@dataclass
+class FeatureWatch:
+    """What is known of a table's features while its rows pass: ranges, whole numbers, what float32 rounds."""
+
+    names: tuple[str, ...]
+    source: str
+    whole: NDArray[np.bool_]  # [feature] columns of whole numbers alone, so far
+    low: NDArray[np.float64] = field(init=False)
+    high: NDArray[np.float64] = field(init=False)
+    rounded: dict[int, tuple[int, float]] = field(default_factory=dict)  # column -> its first row and value
+
+    def __post_init__(self) -> None:
+        self.low, self.high = np.full(len(self.names), np.inf), np.full(len(self.names), -np.inf)
+
+    def see(self, values: NDArray[np.float64], first_row: int) -> None:
+        """Take note of finite values [row, feature], the first of which stand in a row."""
+        if not len(values):
+            return
+        self.low = np.minimum(self.low, values.min(axis=0))
+        self.high = np.maximum(self.high, values.max(axis=0))
+        self.whole = self.whole & (values == np.rint(values)).all(axis=0)
+        for column in np.flatnonzero(self.whole & (np.maximum(-self.low, self.high) > MAX_EXACT_STEPS)).tolist():
+            changed = np.flatnonzero(values[:, column] != values[:, column].astype(np.float32))
+            if len(changed) and column not in self.rounded:
+                self.rounded[column] = (first_row + int(changed[0]), float(values[changed[0], column]))
+
+    def notes(self, values: NDArray[np.float32]) -> tuple[str, ...]:
+        """Say what a reader should know of all values [row, feature]. Raises DataError for a column that numbers rows.
+
+        A column of whole numbers that all differ numbers the rows where they have no gap, or where its name says so.
+        """
+        rows = len(values)
+        gaps = self.high - self.low + 1
+        may_number = self.whole & (gaps >= rows) if rows >= MIN_NUMBERED_ROWS else np.zeros(len(self.names), np.bool_)
+        for column in np.flatnonzero(may_number).tolist():
+            name = self.names[column].strip().lower()
+            named = name in COUNTERS or name.endswith(("_id", " id"))
+            distinct = len(np.unique(values[:, column])) == rows or column in self.rounded
+            if distinct and (named or gaps[column] == rows):
+                raise DataError(
+                    f"{self.source}: column {self.names[column]!r} numbers the rows ({self.low[column]:.0f} to "
+                    f"{self.high[column]:.0f}, all different); wanted features alone: --drop-column "
+                    f"{self.names[column]!r}, or write it with decimals where it is a feature"
+                )
+        return (*self.rounding(), *self.constants(rows))
+
+    def rounding(self) -> list[str]:
+        if not self.rounded:
+            return []
+        column, (row, value) = next(iter(self.rounded.items()))
+        return [
+            f"{len(self.rounded)} columns hold whole numbers beyond {MAX_EXACT_STEPS} that float32 rounds, such as "
+            f"{value:.0f} in row {row}, column {self.names[column]!r}"
+        ]
+
+    def constants(self, rows: int) -> list[str]:
+        same = [name for name, low, high in zip(self.names, self.low, self.high, strict=True) if low == high]
+        return [f"columns of one value alone: {listed(same)}"] if same and rows > 1 else []
