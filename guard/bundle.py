@@ -66,12 +66,28 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """The output of the model that holds its prediction, and the kind of values in it."""
+    """The output of the model that holds its prediction, and the kind of values in it.
+
+    Inside the guard every model has logits [item, class]; `single` tells that the wire has one number an item.
+    """
 
     name: str
     kind: str  # logits | probabilities | label
     classes: int
     labels: tuple[str, ...] = ()
+    single: bool = False  # of two classes: the probability of class 1, or its logit
+
+    @property
+    def columns(self) -> int:
+        """The numbers that an item has on the wire, where they are no labels."""
+        return 1 if self.single else self.classes
+
+    @property
+    def in_words(self) -> str:
+        """What the output holds, as reports and refusals say it."""
+        if self.single:
+            return "one probability, of class 1 of 2" if self.kind == "probabilities" else "one logit, of class 1 of 2"
+        return f"{self.kind} of {self.classes} classes"
 
 
 @dataclass(frozen=True)
@@ -170,7 +186,7 @@ class Manifest:
                 model["version"],
                 model["fingerprint"],
                 spec,
-                OutputSpec(output["name"], output["kind"], int(output["classes"]), tuple(output["labels"])),
+                output_spec(output),
             ),
             programs=tuple(ProgramSpec(**{**p, "detectors": tuple(p["detectors"])}) for p in raw["programs"]),
             detectors=tuple(
@@ -186,6 +202,19 @@ class Manifest:
             provenance=mapping(raw["provenance"]),
             format=int(raw["format"]),
         )
+
+
+def output_spec(raw: Mapping[str, Any]) -> OutputSpec:
+    """Read the manifest's output; without `single` it is of before one number an item was known. Raises BundleError."""
+    spec = OutputSpec(
+        raw["name"], raw["kind"], int(raw["classes"]), tuple(raw["labels"]), bool(raw.get("single", False))
+    )
+    if spec.single and (spec.classes != 2 or spec.kind == "label"):
+        raise BundleError(
+            f"the manifest's output is one number an item of {spec.kind} for {spec.classes} classes; wanted a "
+            "probability or a logit, of two classes"
+        )
+    return spec
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -68,7 +68,9 @@ OutputName = Annotated[
     str | None,
     typer.Option(help="Name of the prediction on the wire.", show_default="an .onnx file's own, else logits"),
 ]
-OutputKind = Annotated[str, typer.Option(help="What the output holds: logits, probabilities or label.")]
+OutputKind = Annotated[
+    str, typer.Option(help="What the output holds: logits, probabilities or label; of two classes, one number will do.")
+]
 ValueRange = Annotated[
     tuple[float, float], typer.Option("--range", metavar="LOW HIGH", help="Wire values of black and white.")
 ]

@@ -22,7 +22,7 @@ def summarise(bundle: Bundle) -> str:
         f"input       {spec.name} {spec.datatype} [item, {shape}], values {min(spec.low):g} to {max(spec.high):g}"
         + (f", {spec.grid + 1} levels" if spec.grid else ""),
         *own_ranges(spec),
-        f"output      {model.output.name}, {model.output.kind} of {model.output.classes} classes",
+        f"output      {model.output.name}, {model.output.in_words}",
         *classes_in_order(model.output),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",

@@ -207,6 +207,18 @@ def test_a_manifest_from_before_there_were_layouts(bundle: Path) -> None:
     assert Bundle.open(bundle).manifest.model.input.layout == "NCHW"
 
 
+def test_a_manifest_from_before_one_number_an_item_was_known(bundle: Path) -> None:
+    rewrite(bundle, lambda raw: raw["model"]["output"].pop("single"))
+    output = Bundle.open(bundle).manifest.model.output
+    assert (output.single, output.columns) == (False, output.classes)
+
+
+def test_one_number_for_more_than_two_classes_is_no_output(bundle: Path) -> None:
+    rewrite(bundle, lambda raw: raw["model"]["output"].update(single=True))
+    with pytest.raises(BundleError, match=r"one number an item of logits for 3 classes; wanted .* of two classes"):
+        Bundle.open(bundle)
+
+
 def test_an_unknown_repair_names_those_there_are(original: Bundle) -> None:
     assert original.repair("steps").file == "steps.onnx"
     with pytest.raises(BundleError, match="'median'; it has: steps"):

@@ -270,6 +270,9 @@ def named_class(values: NDArray[Any], spec: OutputSpec, items: int) -> NDArray[n
     if spec.kind == "label":
         whole = values.dtype.kind != "f" or bool((np.abs(values) <= MAX_FLOAT_LABEL_CODE).all())
         return values.astype(np.int64) if values.size == items and whole else None
-    if values.size != items * spec.classes:
+    if values.size != items * spec.columns:
         return None
+    if spec.single:
+        threshold = 0.5 if spec.kind == "probabilities" else 0.0
+        return None if np.isnan(values).any() else (values > threshold).astype(np.int64).ravel()
     return np.asarray(values.reshape(items, spec.classes).argmax(axis=1), dtype=np.int64)

@@ -251,8 +251,8 @@ def mismatch(metadata: ModelMetadataResponse, model: ModelSpec) -> str | None:
         if output.name not in shapes:
             return f"{where} gives outputs {', '.join(shapes)}; the bundle expects {output.name}"
         shape = shapes[output.name]
-        if output.kind != "label" and len(shape) > 1 and shape[-1] not in (-1, output.classes):
-            return f"{where} gives {shape[-1]} classes; the bundle expects {output.classes}"
+        if output.kind != "label" and len(shape) > 1 and shape[-1] not in (-1, output.columns):
+            return f"{where} gives {shape[-1]} numbers an item; the bundle expects {output.columns}, {output.in_words}"
     return None
 
 

@@ -114,6 +114,32 @@ def test_the_upstreams_prediction_is_read_from_labels(*, raw: bool) -> None:
     assert found.tolist() == [2, 0]
 
 
+ONE_NUMBER = {
+    "probabilities": ([0.2, 0.5, 0.51, 1.0], [0, 0, 1, 1]),
+    "logits": ([-3.0, 0.0, 0.2, 7.0], [0, 0, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("datatype", ["FP32", "FP64"])
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+@pytest.mark.parametrize("kind", ONE_NUMBER)
+def test_one_number_an_item_names_one_of_two_classes(
+    *, kind: str, shape: tuple[int, ...], datatype: str, raw: bool
+) -> None:
+    values, wanted = ONE_NUMBER[kind]
+    array = np.asarray(values, dtype={"FP32": np.float32, "FP64": np.float64}[datatype]).reshape(shape)
+    found = prediction(answer(array, datatype, raw=raw), OutputSpec("logits", kind, 2, single=True), 4)
+    assert found is not None
+    assert found.tolist() == wanted
+
+
+@pytest.mark.parametrize("values", [[[0.1, 0.9]], [[np.nan]]], ids=["two numbers", "no number"])
+def test_what_is_not_one_number_names_nothing(values: list[list[float]]) -> None:
+    array = np.asarray(values, np.float32)
+    assert prediction(answer(array, "FP32", raw=True), OutputSpec("logits", "logits", 2, single=True), 1) is None
+
+
 def test_half_precision_is_read_too() -> None:
     found = prediction(answer(np.asarray([[0, 2, 1]], np.float16), "FP16", raw=True), OUTPUT, 1)
     assert found is not None

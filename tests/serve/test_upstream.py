@@ -59,7 +59,10 @@ def test_a_channel_last_model_is_compared_as_it_is_served() -> None:
         (told(inputs=[("x", "FP32", [-1, 8, 8, 3])]), r"\[-1, 8, 8, 3\]"),
         (told(inputs=[("x", "FP32", [3, 8, 8])]), r"\[3, 8, 8\]"),
         (told(outputs=[("probabilities", "FP32", [-1, 10])]), "probabilities"),
-        (told(outputs=[("y", "FP32", [-1, 1000])]), "1000 classes"),
+        (
+            told(outputs=[("y", "FP32", [-1, 1000])]),
+            "gives 1000 numbers an item; the bundle expects 10, logits of 10 classes",
+        ),
     ],
     ids=["version", "name", "a second input", "datatype", "layout", "no item axis", "output", "classes"],
 )
@@ -98,3 +101,11 @@ def test_metadata_of_the_two_ends_pass_and_of_one_hop_do_not() -> None:
         "grpc-status-details-bin",
     ]
     assert end_to_end(None) == ()
+
+
+@pytest.mark.parametrize(("shape", "fits"), [([-1, 1], True), ([-1], True), ([-1, -1], True), ([-1, 2], False)])
+def test_one_number_an_item_is_expected_of_a_model_that_gives_one(*, shape: list[int], fits: bool) -> None:
+    one = replace(MODEL, output=OutputSpec("y", "probabilities", 2, single=True))
+    found = mismatch(told(outputs=[("y", "FP32", shape)]), one)
+    assert fits is (found is None)
+    assert fits or "gives 2 numbers an item; the bundle expects 1, one probability, of class 1 of 2" in str(found)

@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
 from guard.offline.model.classifier import Classifier, fingerprint
+from guard.offline.model.final_operators import is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
 from guard.offline.model.onnx_import.importer import check_import, import_onnx
 from guard.offline.model.taps import find_taps
@@ -22,13 +23,6 @@ from guard.offline.model.unit_space import bounds
 from guard.value_box import ValueBox
 
 aten = torch.ops.aten
-
-SOFTMAX = {aten.softmax.int, aten._softmax.default}
-ARGMAX = {aten.argmax.default}
-SIGMOID = {aten.sigmoid.default}
-AS_TWO_CLASSES = (
-    "; one logit z for two classes is exported as two: torch.cat([torch.zeros_like(z), z], dim=1), without the sigmoid"
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ def open_model(source: Source) -> Classifier:
         ModelError: it cannot be found, loaded, exported with a free batch axis, or gives no [item, class] output.
     """
     graph, source = open_graph(source)
-    graph = strip_final(graph, source.output)
+    ending = strip_final(graph, source.output)
     graph = fold_batch_norm(in_unit_space(graph, source))
     freeze(graph)
     classes = count_classes(graph, source)
@@ -79,13 +73,9 @@ def open_model(source: Source) -> Classifier:
             grid=source.grid,
             layout=source.layout if len(source.item_shape) == 3 else "NC",
         ),
-        output=OutputSpec(source.output_name or default_output(source.output), source.output, classes, source.labels),
+        output=OutputSpec(source.output_name or ending.kind, ending.kind, classes, source.labels, ending.single),
     )
     return Classifier(graph, spec, find_taps(graph.graph))
-
-
-def default_output(kind: str) -> str:
-    return "logits" if kind == "logits" else kind
 
 
 def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
@@ -110,7 +100,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
         layout=imported.layout,
     )
     graph = single_path(imported.program)
-    check_import(imported, graph, source.box)
+    check_import(replace(imported, smallest_size=1.0) if is_probability(graph) else imported, graph, source.box)
     return graph, source
 
 
@@ -199,29 +189,6 @@ def single_path(program: ExportedProgram) -> fx.GraphModule:
     return fx.GraphModule(module, graph)
 
 
-def strip_final(module: fx.GraphModule, kind: str) -> fx.GraphModule:
-    """Take a final argmax or softmax off, or an attacker's gradient vanishes and so does every detector's.
-
-    Raises:
-        ModelError: the output is declared to be probabilities or a label, but the graph does not end so.
-    """
-    (output,) = [node for node in module.graph.nodes if node.op == "output"]
-    last = output.args[0]
-    taken = False
-    for endings in (ARGMAX, SOFTMAX):
-        if last.target in endings:
-            last, taken = last.args[0], True
-    if kind != "logits" and not taken:
-        raise ModelError(
-            f"--output {kind} was given, but the model's last operator is {last.target}; "
-            f"wanted a softmax or an argmax there{AS_TWO_CLASSES if last.target in SIGMOID else ''}"
-        )
-    output.args = (last,)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
-
-
 def in_unit_space(module: fx.GraphModule, source: Source) -> fx.GraphModule:
     """Prepend the map from unit space to wire values where the value box is not [0, 1]."""
     if source.box.is_unit:
@@ -270,7 +237,7 @@ def count_classes(module: fx.GraphModule, source: Source) -> int:
     if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != 3 or result.shape[1] < 2:
         shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ModelError(
-            f"for 3 items the model's output has shape {shape}; wanted [3, class] with at least two classes"
-            f"{AS_TWO_CLASSES if shape == [3, 1] else ''}"
+            f"for 3 items the model's output has shape {shape}; wanted [3, class] with at least two classes, or one "
+            "number an item for two"
         )
     return int(result.shape[1])

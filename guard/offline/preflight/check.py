@@ -100,7 +100,7 @@ def model_lines(classifier: Classifier) -> list[Line]:
     shape = ", ".join(map(str, spec.wire_shape))
     return [
         ("input", f"{spec.name}, {spec.datatype} [item, {shape}] {spec.layout}, black {low}, white {high}"),
-        ("output", f"{output.name}, {output.kind} of {output.classes} classes"),
+        ("output", f"{output.name}, {output.in_words}"),
         ("layers", ", ".join(tap.name for tap in classifier.taps)),
     ]
 

@@ -38,6 +38,7 @@ class Imported:
     graph: Graph
     layout: str
     program: ExportedProgram
+    smallest_size: float = 0.0  # by which outputs are measured at least: 1 of a lone probability, which may saturate
 
 
 def import_onnx(
@@ -107,22 +108,22 @@ def check_import(imported: Imported, module: fx.GraphModule, box: ValueBox, *, i
             f"{imported.graph.file} gives {list(expected.shape)} for {len(images)} items, its import "
             f"{list(found.shape)}; export the file with a dynamic batch axis"
         )
-    error = relative(found, expected)
+    error = relative(found, expected, imported.smallest_size)
     if not error <= AGREEMENT_TOLERANCE and not rounded(module, images, found, expected):  # NaN is not
         raise ModelError(f"{imported.graph.file} {disagreement(imported, module, images, found, expected)}")
     return error
 
 
-def relative(found: NDArray[Any], expected: NDArray[Any]) -> float:
+def relative(found: NDArray[Any], expected: NDArray[Any], smallest_size: float = 0.0) -> float:
     """Return the largest difference of any output, over its item's largest output or that of the typical item."""
-    return float(errors_of(found, expected).max())
+    return float(errors_of(found, expected, smallest_size).max())
 
 
-def errors_of(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
+def errors_of(found: NDArray[Any], expected: NDArray[Any], smallest_size: float = 0.0) -> NDArray[np.float64]:
     """Return each output's difference [item, output], over its item's largest output or that of the typical item."""
     values = expected.reshape(len(expected), -1).astype(np.float64)
     size = np.abs(values).max(axis=1)
-    size = np.maximum(np.maximum(size, np.median(size)), np.finfo(np.float32).tiny)
+    size = np.maximum(np.maximum(size, np.median(size)), max(smallest_size, float(np.finfo(np.float32).tiny)))
     errors: NDArray[np.float64] = np.abs(found.reshape(values.shape).astype(np.float64) - values) / size[:, None]
     return errors
 
@@ -140,32 +141,33 @@ def disagreement(
     imported: Imported, module: fx.GraphModule, images: NDArray[np.float32], found: NDArray[Any], expected: NDArray[Any]
 ) -> str:
     """Return why the outputs are apart: the model's own doing where it can be shown, else that of the import."""
-    error = relative(found, expected)
+    least = imported.smallest_size
+    error = relative(found, expected, least)
     if not np.isfinite(expected).all():
         return (
             "gives numbers that are not finite for images of its value box; check --range, or --mean and --std, "
             "against what the model was trained on"
         )
     alone = np.concatenate([run_file(imported, images[i : i + 1]) for i in range(len(images))])
-    if not relative(alone, expected) <= AGREEMENT_TOLERANCE:
+    if not relative(alone, expected, least) <= AGREEMENT_TOLERANCE:
         return (
             "mixes its items: what ONNX Runtime answers for an image depends on the others of its batch; export it in "
             "evaluation mode (model.eval()), with nothing summed or normalised over the batch"
         )
-    if relative(found, run_file(imported, images, optimised=False)) <= AGREEMENT_TOLERANCE:
+    if relative(found, run_file(imported, images, optimised=False), least) <= AGREEMENT_TOLERANCE:
         return (
             f"is answered by ONNX Runtime in fewer bits than it says, by {error:.1e} (relative), as weights that are "
             "kept quantised are; give the float model that it was made from"
         )
     exact = exactly(module, images)
-    rounding = 0.0 if exact is None else relative(found, exact)
+    rounding = 0.0 if exact is None else relative(found, exact, least)
     if error <= MAX_ROUNDING_FACTOR * rounding:
         return (
             f"rounds so strongly that ONNX Runtime and torch differ by {error:.1e} (relative; at most "
             f"{AGREEMENT_TOLERANCE:g}), and torch from float64 by {rounding:.1e}; look for sums that cancel or numbers "
             "beyond 1e4 in the model, or normalise its inputs"
         )
-    errors = errors_of(found, expected)
+    errors = errors_of(found, expected, least)
     item, at = np.unravel_index(int(np.nan_to_num(errors, nan=np.inf).argmax()), errors.shape)
     values = [f"{outputs.reshape(errors.shape)[item, at]:.6g}" for outputs in (found, expected)]
     return (

@@ -229,14 +229,3 @@ def test_rounding_alone(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=r"rounds so strongly that ONNX Runtime and torch differ by .* from float64"):
         open_model(Source(str(tmp_path / "m.onnx"), (4,)))
-
-
-@pytest.mark.parametrize(("output", "words"), [
-    ("logits", r"3, 1\]; wanted \[3, class\] with at least two classes.*torch\.cat"),
-    ("probabilities", r"aten\.sigmoid\.default; wanted a softmax or an argmax.*torch\.cat"),
-])  # fmt: skip
-def test_one_sigmoid_for_two_classes(output: str, words: str, tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid())
-    file = write_onnx(model, tmp_path / "m.onnx", (4,), exporter="legacy")
-    with pytest.raises(ModelError, match=words):
-        open_model(Source(str(file), (4,), output=output))

@@ -1,0 +1,114 @@
+"""Whatever a model ends in, the guard's graph ends in logits whose softmax is the model's own answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from guard.errors import ModelError
+from guard.offline.model.final_operators import Ending, strip_final
+from guard.offline.model.gradient.input_gradient import top_class, with_gradient
+from guard.offline.model.open_model import Source, open_model
+from tests.offline.model.test_sigmoids import ITEMS, ONE_SIGMOID, SOFTMAX_COLUMN, Ends, graph_of
+from tests.onnx_files import write_onnx
+
+Function = Callable[[Tensor], Tensor]
+COLUMNS: dict[str, tuple[Function, int]] = {
+    "softmax": (lambda z: z.softmax(1), 3),
+    "softmax, in double": (lambda z: z.softmax(1).double(), 3),
+    "normalised softmax": (lambda z: z.softmax(1) / z.softmax(1).abs().sum([1], keepdim=True).clamp(min=1e-12), 3),
+    "joined": (lambda z: torch.cat([1 - z.sigmoid(), z.sigmoid()], 1), 1),
+    "stacked": (lambda z: torch.stack([1 - z.sigmoid()[:, 0], z.sigmoid()[:, 0]], 1), 1),
+    "one against all": (lambda z: z.sigmoid() / z.sigmoid().sum(1, keepdim=True), 3),
+}
+MANY: dict[str, Function] = {
+    "sigmoids": torch.sigmoid,
+    "written out": lambda z: 1 / (1 + torch.exp(-z)),
+    "joined": lambda z: torch.cat([z[:, :1].sigmoid(), z[:, 1:].sigmoid()], 1),
+}
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    return logits.detach().softmax(1)
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+@pytest.mark.parametrize("name", [*ONE_SIGMOID, *SOFTMAX_COLUMN])
+def test_one_probability_becomes_two_logits(name: str, kind: str) -> None:
+    """Told or not: where it was not told, the sigmoid says it, since a probability is no logit."""
+    model = Ends(ONE_SIGMOID[name]) if name in ONE_SIGMOID else Ends(SOFTMAX_COLUMN[name], outputs=2)
+    graph = graph_of(model)
+    assert strip_final(graph, kind) == Ending("probabilities", single=True)
+    logits = graph(ITEMS)
+    assert (logits.shape, logits.dtype) == ((len(ITEMS), 2), torch.float32)
+    torch.testing.assert_close(probabilities(logits)[:, 1], model(ITEMS).detach().reshape(-1).float())
+
+
+ONE_LOGIT: dict[str, Function] = {
+    "column": lambda z: z,
+    "indexed": lambda z: z[:, 0],
+    "double": lambda z: z.squeeze(1).double(),
+}
+
+
+@pytest.mark.parametrize("name", ONE_LOGIT)
+def test_one_logit_becomes_two_around_nought(name: str) -> None:
+    model = Ends(ONE_LOGIT[name])
+    graph = graph_of(model)
+    assert strip_final(graph, "logits") == Ending("logits", single=True)
+    logits = graph(ITEMS).detach()
+    torch.testing.assert_close(logits[:, 0], -logits[:, 1])
+    torch.testing.assert_close(2 * logits[:, 1], model(ITEMS).detach().reshape(-1).float())
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_that_sum_to_one_become_logits(name: str) -> None:
+    ending, outputs = COLUMNS[name]
+    model = Ends(ending, outputs)
+    graph = graph_of(model)
+    assert strip_final(graph, "probabilities") == Ending("probabilities", single=False)
+    torch.testing.assert_close(probabilities(graph(ITEMS)), model(ITEMS).detach().float())
+
+
+@pytest.mark.parametrize("exporter", ["default", "legacy"])
+@pytest.mark.parametrize("shift", [0.0, -60.0, 60.0], ids=["", "saturated low", "saturated high"])
+def test_a_saturated_sigmoid_in_a_file_keeps_its_gradient(shift: float, exporter: str, tmp_path: Path) -> None:
+    """ONNX Runtime holds a sigmoid of -60 for 1e-8 or 0, torch for 9e-27: both are 0, and the logit is -60."""
+    model = Ends(torch.sigmoid)
+    with torch.no_grad():
+        model.linear.bias += shift
+    opened = open_model(Source(str(write_onnx(model, tmp_path / "m.onnx", (4,), exporter=exporter)), (4,)))
+    spec = opened.spec.output
+    assert (spec.kind, spec.classes, spec.single, spec.columns) == ("probabilities", 2, True, 1)
+    unit = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
+    logits, gradient = with_gradient(opened.graph, seed=top_class)(unit)
+    torch.testing.assert_close(2 * logits[:, 1], model.linear(unit * 0.5).detach()[:, 0])
+    own_class = torch.where(logits[:, 1:] > 0, 0.5, -0.5)
+    torch.testing.assert_close(gradient, own_class * 0.5 * model.linear.weight.detach())
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+@pytest.mark.parametrize("name", MANY)
+def test_several_labels_an_item_are_refused(name: str, kind: str) -> None:
+    with pytest.raises(ModelError, match=r"may have several labels at once.*before the sigmoid as --output logits"):
+        strip_final(graph_of(Ends(MANY[name], 3)), kind)
+
+
+@pytest.mark.parametrize(
+    ("ending", "outputs", "kind", "words"),
+    [
+        (lambda z: z, 1, "probabilities", r"aten\.linear\.default; wanted a sigmoid there.*--output logits"),
+        (torch.sigmoid, 1, "label", r"aten\.sigmoid\.default; wanted a sigmoid there"),
+        (lambda z: z, 3, "probabilities", "wanted a softmax or an argmax there"),
+        (lambda z: z.sigmoid().clamp(0.1, 0.9), 1, "logits", r"goes on computing with its probability \(aten\.clamp"),
+        (lambda z: z.softmax(0), 3, "probabilities", "softmax over axis 0 of .*wanted .item, class."),
+    ],
+    ids=["a logit", "no label", "three logits", "clipped", "over the items"],
+)
+def test_an_ending_that_is_not_what_was_said(ending: Function, outputs: int, kind: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        strip_final(graph_of(Ends(ending, outputs)), kind)
