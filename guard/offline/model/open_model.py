@@ -6,6 +6,7 @@ import importlib
 import sys
 import zipfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,9 @@ from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.graph.batch_norm import fold_batch_norm
-from guard.offline.model.onnx_import.importer import check_import, import_onnx
+from guard.offline.model.half_precision import HALVES, answers_of, half_formats, input_datatype, widened
+from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
+from guard.offline.model.served import Served
 from guard.offline.model.taps import find_taps
 from guard.offline.model.unit_space import bounds
 from guard.value_box import ValueBox
@@ -60,7 +63,8 @@ def open_model(source: Source) -> Classifier:
     Raises:
         ModelError: it cannot be found, loaded, exported with a free batch axis, or gives no [item, class] output.
     """
-    graph, source = open_graph(source)
+    graph, source, served = open_graph(source)
+    served = served and replace(served, ending=ending_of(graph))
     graph = strip_final(graph, source.output)
     graph = fold_batch_norm(in_unit_space(graph, source))
     freeze(graph)
@@ -81,24 +85,28 @@ def open_model(source: Source) -> Classifier:
         ),
         output=OutputSpec(source.output_name or default_output(source.output), source.output, classes, source.labels),
     )
-    return Classifier(graph, spec, find_taps(graph.graph))
+    return Classifier(graph, spec, find_taps(graph.graph), served)
 
 
 def default_output(kind: str) -> str:
     return "logits" if kind == "logits" else kind
 
 
-def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
-    """Return the model's graph, from wire values [item, channel, height, width], and the source.
+def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
+    """Return the model's float32 graph, from wire values [item, channel, height, width], source, and served model.
 
-    The source is completed by what the file says of the wire.
+    The source is completed by what the file says of the wire; no served model is returned where it is that graph.
     """
     if not source.model.endswith(".onnx"):
-        return single_path(load_program(source)), source
+        graph = single_path(load_program(source))
+        if not (formats := half_formats(graph)):
+            return graph, source, None
+        served = Served(f"computes in {' and '.join(formats)}", answers_of(graph))
+        return widened(graph), replace(source, datatype=input_datatype(graph)), served
     imported = import_onnx(
         Path(source.model), source.item_shape, input_name=source.input_name, output_name=source.output_name
     )
-    datatype = imported.graph.datatype
+    datatype, formats = imported.graph.datatype, imported.graph.formats
     unsaid = datatype == "UINT8" and source.box.is_unit
     source = replace(
         source,
@@ -111,7 +119,15 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
     )
     graph = single_path(imported.program)
     check_import(imported, graph, source.box)
-    return graph, source
+    answers = partial(run_file, imported, as_served=True)
+    return graph, source, Served(f"computes in {' and '.join(formats)}", answers) if formats else None
+
+
+def ending_of(module: fx.GraphModule) -> str:
+    """Return what a graph's output is of its logits, as `Served` names it."""
+    (output,) = [node for node in module.graph.nodes if node.op == "output"]
+    last = output.args[0].target
+    return "argmax" if last in ARGMAX else "softmax" if last in SOFTMAX else ""
 
 
 def load_program(source: Source) -> ExportedProgram:
@@ -161,8 +177,18 @@ def build(reference: str) -> nn.Module:
 
 
 def export(model: nn.Module, source: Source) -> ExportedProgram:
-    example = torch.zeros(2, *source.item_shape)
-    model = model.eval()
+    """Export a module for float32 inputs, or for those of its weights' half precision where it takes no others."""
+    try:
+        return export_for(torch.float32, model.eval(), source)
+    except ModelError:
+        kinds = {parameter.dtype for parameter in model.parameters()}
+        if kinds.isdisjoint(HALVES):
+            raise
+        return export_for(next(kind for kind in HALVES if kind in kinds), model, source)
+
+
+def export_for(kind: torch.dtype, model: nn.Module, source: Source) -> ExportedProgram:
+    example = torch.zeros(2, *source.item_shape, dtype=kind)
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
     except Exception as error:  # torch.export's failures have no common type
