@@ -14,12 +14,12 @@ from rich.console import Console
 
 from guard.bundle import Bundle
 from guard.offline import evaluate as evaluating
-from guard.offline import train as training
 from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
 from guard.offline.job.job import Job
+from guard.offline.preflight import check as checking
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.train import train
@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
     """Training on one thread, whichever was the quicker a moment ago: figures are compared to the last bit."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        for command in (training, evaluating):
+        for command in (checking, evaluating):
             patch.setattr(command, "choose_threads", lambda *_: torch.set_num_threads(1))
         torch.set_num_threads(1)
         yield

@@ -77,3 +77,16 @@ def input_datatype(module: fx.GraphModule) -> str:
     """Return the wire's type for a program: FP16 where it takes float16; bfloat16 has none, its server casts FP32."""
     (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
     return "FP16" if start.meta["val"].dtype == torch.float16 else "FP32"
+
+
+def input_type(model: nn.Module, example: Tensor) -> torch.dtype:
+    """Return the type of inputs that a module takes: float32, or its weights' half precision where that fails."""
+    kinds = {parameter.dtype for parameter in model.parameters()}.intersection(HALVES)
+    if not kinds:
+        return torch.float32
+    try:
+        with torch.no_grad():
+            model(example)
+    except RuntimeError:  # torch's own for operands of two types
+        return min(kinds, key=HALVES.index)
+    return torch.float32

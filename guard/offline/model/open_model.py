@@ -17,7 +17,7 @@ from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.graph.batch_norm import fold_batch_norm
-from guard.offline.model.half_precision import HALVES, answers_of, half_formats, input_datatype, widened
+from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
 from guard.offline.model.served import Served
 from guard.offline.model.taps import find_taps
@@ -101,7 +101,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
         graph = single_path(load_program(source))
         if not (formats := half_formats(graph)):
             return graph, source, None
-        served = Served(f"computes in {' and '.join(formats)}", answers_of(graph))
+        served = Served(f"computes in {' and '.join(formats)}", "torch on a CPU", answers_of(graph))
         return widened(graph), replace(source, datatype=input_datatype(graph)), served
     imported = import_onnx(
         Path(source.model), source.item_shape, input_name=source.input_name, output_name=source.output_name
@@ -119,8 +119,10 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
     )
     graph = single_path(imported.program)
     check_import(imported, graph, source.box)
+    if not formats:
+        return graph, source, None
     answers = partial(run_file, imported, as_served=True)
-    return graph, source, Served(f"computes in {' and '.join(formats)}", answers) if formats else None
+    return graph, source, Served(f"computes in {' and '.join(formats)}", "ONNX Runtime on a CPU", answers)
 
 
 def ending_of(module: fx.GraphModule) -> str:
@@ -177,18 +179,9 @@ def build(reference: str) -> nn.Module:
 
 
 def export(model: nn.Module, source: Source) -> ExportedProgram:
-    """Export a module for float32 inputs, or for those of its weights' half precision where it takes no others."""
-    try:
-        return export_for(torch.float32, model.eval(), source)
-    except ModelError:
-        kinds = {parameter.dtype for parameter in model.parameters()}
-        if kinds.isdisjoint(HALVES):
-            raise
-        return export_for(next(kind for kind in HALVES if kind in kinds), model, source)
-
-
-def export_for(kind: torch.dtype, model: nn.Module, source: Source) -> ExportedProgram:
-    example = torch.zeros(2, *source.item_shape, dtype=kind)
+    example = torch.zeros(2, *source.item_shape)
+    model = model.eval()
+    example = example.to(input_type(model, example))
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
     except Exception as error:  # torch.export's failures have no common type

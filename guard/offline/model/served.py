@@ -30,6 +30,7 @@ class Served:
     """The model that answers clients; `answers` maps wire values [item, channel, height, width] to its own output."""
 
     form: str  # what tells it from the guard's copy: "computes in float16"
+    by: str  # what answers here: "ONNX Runtime on a CPU", which computes much of float16 in float32
     answers: Answers
     ending: str = ""  # of ENDINGS: what its output is of logits
 
@@ -39,6 +40,7 @@ class Difference:
     """The difference between a served model and the guard's copy, on so many items."""
 
     form: str
+    by: str
     items: int
     changed: float  # share of the predictions
     largest: float | None  # of any output, in standard deviations of the outputs; None where they are labels
@@ -46,8 +48,8 @@ class Difference:
     def __str__(self) -> str:
         apart = "" if self.largest is None else f", outputs by up to {self.largest:.2g} of their spread"
         return (
-            f"the served model {self.form}, the guard's copy of it is float32; on {self.items} items "
-            f"{self.changed:.2%} of the predictions differ{apart}"
+            f"the served model {self.form}, the guard's copy is float32; by {self.by}, {self.changed:.2%} of the "
+            f"predictions on {self.items} items differ{apart}"
         )
 
 
@@ -69,7 +71,7 @@ def measure_difference(
             f"{list(ours.shape)}; wanted the same classes: name the file that was made from this model"
         )
     theirs = theirs.reshape(ours.shape)
-    found = Difference(served.form, len(chosen), changed(ours, theirs), largest(ours, theirs))
+    found = Difference(served.form, served.by, len(chosen), changed(ours, theirs), largest(ours, theirs))
     if not found.changed <= MAX_CHANGED_SHARE:
         raise ModelError(
             f"{found}; wanted at most {MAX_CHANGED_SHARE:.0%} of the predictions: it is another model, or rounds too "

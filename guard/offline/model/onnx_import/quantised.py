@@ -28,7 +28,7 @@ CLIP_INPUTS_VERSION = 11  # from which Clip takes its limits as operands
 
 
 @dataclass(frozen=True, eq=False)
-class Scale:
+class Quantisation:
     """The whole numbers that a tensor is kept in: value = (number - zero) * step, per tensor or along an axis."""
 
     step: Array
@@ -36,7 +36,7 @@ class Scale:
     axis: int
     block: int
 
-    def same(self, other: Scale) -> bool:
+    def same(self, other: Quantisation) -> bool:
         """Tell whether the same number stands for the same value in both."""
         return np.array_equal(self.step, other.step) and np.array_equal(self.zero, other.zero)
 
@@ -78,7 +78,7 @@ class Rewrite:
         self.constants = {t.name: numpy_helper.to_array(t) for t in self.graph.initializer if small_or_bytes(t)}
         self.tensors = {tensor.name: tensor for tensor in self.graph.initializer}
         self.inputs = {value.name: value.type.tensor_type.elem_type for value in self.graph.input}
-        self.scales: dict[str, Scale] = {}  # of tensors that were whole numbers and are values now
+        self.scales: dict[str, Quantisation] = {}  # of tensors that were whole numbers and are values now
         self.last = before_output(self.graph)
         self.nodes: list[onnx.NodeProto] = []
         self.added: dict[str, Array] = {}
@@ -117,7 +117,7 @@ class Rewrite:
                 alone.add(node.output[0])
         return alone
 
-    def scale_of(self, node: onnx.NodeProto, kind: Any = np.uint8) -> Scale | None:
+    def scale_of(self, node: onnx.NodeProto, kind: Any = np.uint8) -> Quantisation | None:
         """Return what a node of a pair divides or multiplies by; None where the input decides it."""
         if any(name and name not in self.constants for name in node.input[1:]):
             return None
@@ -128,7 +128,7 @@ class Rewrite:
         else:
             named = settings.get("output_dtype", 0)
             zero = np.zeros(step.shape, helper.tensor_dtype_to_np_dtype(named) if named else kind)
-        return Scale(step, zero, settings.get("axis", 1), settings.get("block_size", 0))
+        return Quantisation(step, zero, settings.get("axis", 1), settings.get("block_size", 0))
 
     def replaced(self, node: onnx.NodeProto, moving: set[str]) -> list[onnx.NodeProto] | None:
         """Return what stands in a node's place; None where it must stay."""
@@ -158,7 +158,7 @@ class Rewrite:
             self.constants[name] = numpy_helper.to_array(self.tensors[name])
         return self.constants.get(name)
 
-    def clipped(self, node: onnx.NodeProto, scale: Scale) -> list[onnx.NodeProto] | None:
+    def clipped(self, node: onnx.NodeProto, scale: Quantisation) -> list[onnx.NodeProto] | None:
         """Return the clip that a quantisation is beside its rounding: one for all, or one each along the axis."""
         given, made = node.input[0], node.output[0]
         slack = scale.step / 2 if given in self.inputs else np.zeros_like(scale.step)
@@ -172,7 +172,7 @@ class Rewrite:
         self.added.update(zip(names, (low.reshape(()), high.reshape(())), strict=True))
         return [helper.make_node("Clip", [given, *names], [made], node.name)]
 
-    def from_bytes(self, node: onnx.NodeProto, scale: Scale) -> list[onnx.NodeProto] | None:
+    def from_bytes(self, node: onnx.NodeProto, scale: Quantisation) -> list[onnx.NodeProto] | None:
         """Return the arithmetic that turns an input of bytes to values."""
         if scale.step.size > 1:
             return None
@@ -206,14 +206,14 @@ def renamed(node: onnx.NodeProto) -> onnx.NodeProto:
     return helper.make_node("Identity", [node.input[0]], list(node.output), node.name)
 
 
-def values_of(numbers: Array, scale: Scale) -> Array:
+def values_of(numbers: Array, scale: Quantisation) -> Array:
     """Return the floats that whole numbers stand for."""
     size = numbers.shape[scale.axis % numbers.ndim] if numbers.ndim else 1
     step, zero = (scale.along(part, max(numbers.ndim, 1), size) for part in (scale.step, scale.zero))
     return np.asarray((numbers.astype(np.float32) - zero) * step, np.float32).reshape(numbers.shape)
 
 
-def numbers_of(values: Array, scale: Scale) -> Array:
+def numbers_of(values: Array, scale: Quantisation) -> Array:
     """Return the whole numbers that floats are kept in, rounded to even and saturated."""
     size = values.shape[scale.axis % values.ndim] if values.ndim else 1
     step, zero = (scale.along(part, max(values.ndim, 1), size) for part in (scale.step, scale.zero))
