@@ -28,7 +28,11 @@ from guard.value_box import ValueBox
 FORMAT_VERSION = 2
 MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
 LAYOUTS = ("NCHW", "NHWC", "NC")
-DATATYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "UINT8": np.dtype("u1"),
+}
 
 # What reading a damaged archive may raise; an unknown compression or a password is a RuntimeError.
 UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)

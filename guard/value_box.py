@@ -55,5 +55,5 @@ class ValueBox:
         """Map [0, 1] per channel, channel first, to wire inputs; rounded to whole numbers where bytes travel."""
         low, high = self.bounds
         wire = self.to_layout(low + unit.astype(np.float32) * (high - low))
-        whole = np.rint(wire).clip(0, 255).astype(np.uint8) if self.dtype == np.uint8 else wire.astype(np.float32)
-        return np.ascontiguousarray(whole)
+        whole = np.rint(wire).clip(0, 255) if self.dtype == np.uint8 else wire
+        return np.ascontiguousarray(whole.astype(self.dtype))

@@ -203,6 +203,11 @@ def raw_tensor(entries: Sequence[memoryview], shape: tuple[int, ...], spec: Inpu
 
 
 def typed_tensor(contents: InferTensorContents, shape: tuple[int, ...], spec: InputSpec) -> NDArray[Any]:
+    if spec.datatype not in TYPED_FIELD:
+        raise MalformedRequest(
+            f"input {spec.name!r} is {spec.datatype}, which the protocol has no typed contents for; "
+            "send it in raw_input_contents"
+        )
     field = TYPED_FIELD[spec.datatype]
     for other, values in contents.ListFields():
         if other.name != field and len(values):

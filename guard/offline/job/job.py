@@ -24,6 +24,7 @@ from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
 from guard.offline.model.open_model import Source, open_model
+from guard.offline.model.served import measure_difference
 from guard.offline.work.directory import WorkDirectory
 
 MIN_SPLIT_ITEMS = 20  # in each split
@@ -94,7 +95,15 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
     check_folders(examples, classifier.spec.output.classes)
     data = split_data(job, classifier, examples)
     spec = replace(classifier.spec.input, grid=grid_of(data.images))  # of bytes it is 255 steps or a share of them
-    return replace(classifier, spec=replace(classifier.spec, input=spec)), data
+    return measured(replace(classifier, spec=replace(classifier.spec, input=spec)), data), data
+
+
+def measured(classifier: Classifier, data: Dataset) -> Classifier:
+    """Return a classifier that knows how far the served model is from it. Raises ModelError where it is too far."""
+    if classifier.served is None:
+        return classifier
+    found = measure_difference(classifier.served, classifier, data.images, classifier.spec.input.box)
+    return replace(classifier, served=None, difference=found)
 
 
 def with_layout(job: Job, examples: DataFile) -> DataFile:

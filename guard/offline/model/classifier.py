@@ -15,6 +15,7 @@ from guard.bundle import ModelSpec
 from guard.errors import ModelError
 from guard.offline.model.graph.cut import after, before
 from guard.offline.model.graph.writer import attribute
+from guard.offline.model.served import Difference, Served
 from guard.offline.model.taps import Tap
 
 
@@ -28,6 +29,8 @@ class Classifier:
     graph: fx.GraphModule
     spec: ModelSpec
     taps: tuple[Tap, ...]
+    served: Served | None = None  # what answers clients, until it was measured
+    difference: Difference | None = None  # of what answers clients, where that is not this graph
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits [item, class] of unit-space images [item, ...]."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from guard.errors import ModelError
+from guard.offline.model.served import ServedAs
 from guard.offline.model.sigmoids import (
     CASTS,
     COPIES,
@@ -47,6 +48,7 @@ class Ending:
 
     kind: str  # logits | probabilities | label
     single: bool
+    served: ServedAs = ""
 
 
 def strip_final(module: fx.GraphModule, kind: str) -> Ending:
@@ -75,7 +77,9 @@ def strip_final(module: fx.GraphModule, kind: str) -> Ending:
         output.args = (as_float32(module, logits),)
     module.graph.eliminate_dead_code()
     module.recompile()
-    return Ending(kind, single)
+    if single:
+        return Ending(kind, single, "sigmoid" if kind == "probabilities" else "log-odds")
+    return Ending(kind, single, "argmax" if label else "softmax" if found is not None else "")
 
 
 def is_probability(module: fx.GraphModule) -> bool:

@@ -6,6 +6,7 @@ import importlib
 import sys
 import zipfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from guard.errors import ModelError, first_line
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.final_operators import is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
-from guard.offline.model.onnx_import.importer import check_import, import_onnx
+from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
+from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
+from guard.offline.model.served import Served
 from guard.offline.model.taps import find_taps
 from guard.offline.model.unit_space import bounds
 from guard.value_box import ValueBox
@@ -54,8 +57,9 @@ def open_model(source: Source) -> Classifier:
     Raises:
         ModelError: it cannot be found, loaded, exported with a free batch axis, or gives no [item, class] output.
     """
-    graph, source = open_graph(source)
+    graph, source, served = open_graph(source)
     ending = strip_final(graph, source.output)
+    served = served and replace(served, ending=ending.served)
     graph = fold_batch_norm(in_unit_space(graph, source))
     freeze(graph)
     classes = count_classes(graph, source)
@@ -75,20 +79,24 @@ def open_model(source: Source) -> Classifier:
         ),
         output=OutputSpec(source.output_name or ending.kind, ending.kind, classes, source.labels, ending.single),
     )
-    return Classifier(graph, spec, find_taps(graph.graph))
+    return Classifier(graph, spec, find_taps(graph.graph), served)
 
 
-def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
-    """Return the model's graph, from wire values [item, channel, height, width], and the source.
+def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
+    """Return the model's float32 graph, from wire values [item, channel, height, width], source, and served model.
 
-    The source is completed by what the file says of the wire.
+    The source is completed by what the file says of the wire; no served model is returned where it is that graph.
     """
     if not source.model.endswith(".onnx"):
-        return single_path(load_program(source)), source
+        graph = single_path(load_program(source))
+        if not (formats := half_formats(graph)):
+            return graph, source, None
+        served = Served(f"computes in {' and '.join(formats)}", "torch on a CPU", answers_of(graph))
+        return widened(graph), replace(source, datatype=input_datatype(graph)), served
     imported = import_onnx(
         Path(source.model), source.item_shape, input_name=source.input_name, output_name=source.output_name
     )
-    datatype = imported.graph.datatype
+    datatype, formats = imported.graph.datatype, imported.graph.formats
     unsaid = datatype == "UINT8" and source.box.is_unit
     source = replace(
         source,
@@ -101,7 +109,10 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
     )
     graph = single_path(imported.program)
     check_import(replace(imported, smallest_size=1.0) if is_probability(graph) else imported, graph, source.box)
-    return graph, source
+    if not formats:
+        return graph, source, None
+    answers = partial(run_file, imported, as_served=True)
+    return graph, source, Served(f"computes in {' and '.join(formats)}", "ONNX Runtime on a CPU", answers)
 
 
 def load_program(source: Source) -> ExportedProgram:
@@ -153,6 +164,7 @@ def build(reference: str) -> nn.Module:
 def export(model: nn.Module, source: Source) -> ExportedProgram:
     example = torch.zeros(2, *source.item_shape)
     model = model.eval()
+    example = example.to(input_type(model, example))
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
     except Exception as error:  # torch.export's failures have no common type

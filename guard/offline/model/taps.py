@@ -64,7 +64,8 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
             stages[tuple(shape[2:])] = node
     known = [origin(node) for node in hidden]
     nodes = [node for node in stages.values() if node not in known]
-    nodes += [node for node in hidden if node.op == "call_function"]
+    computed = [node for node in hidden if node.op == "call_function"]
+    nodes += [node for node in computed if node in shaped] or computed
     if not nodes:
         raise ModelError("no layer to listen to was found between input and logits; name taps in the recipe")
     return named(sorted(set(nodes), key=list(graph.nodes).index))

@@ -29,7 +29,9 @@ def wire_of(unit: Tensor, box: ValueBox) -> Tensor:
         wire = low + unit * (high - low)
     if box.layout == "NHWC":
         wire = wire.permute(0, 2, 3, 1)
-    return wire if box.dtype == np.float32 else torch.round(wire).to(torch.uint8)
+    if box.dtype == np.float32:
+        return wire
+    return torch.round(wire).to(torch.uint8) if box.dtype == np.uint8 else wire.to(torch.float16)
 
 
 def bounds(box: ValueBox) -> tuple[Tensor, Tensor]:

@@ -102,6 +102,7 @@ def model_lines(classifier: Classifier) -> list[Line]:
         ("input", f"{spec.name}, {spec.datatype} [item, {shape}] {spec.layout}, black {low}, white {high}"),
         ("output", f"{output.name}, {output.in_words}"),
         ("layers", ", ".join(tap.name for tap in classifier.taps)),
+        *(("precision", str(found)) for found in (classifier.difference,) if found),
     ]
 
 

@@ -160,6 +160,7 @@ class Calibrator:
                 "bands": [[str(b.low), str(b.high)] for b in calibrated.cascade.calibration.bands],
                 "early_pass_share": dict(calibrated.leaks),
                 "parity": {name: asdict(p) for name, p in parity.items()},
+                "served": {} if (found := self.classifier.difference) is None else asdict(found),
                 "verdicts": {} if verdicts is None else asdict(verdicts),
             },
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from heapq import heappop, heappush
 from pathlib import Path
 
 import onnx
@@ -31,7 +33,45 @@ def read_onnx(file: Path) -> onnx.ModelProto:
             f"{file} keeps weights in a file beside it that cannot be read: {first_line(error)}; "
             "put that file back under the name it had"
         ) from error
+    put_in_order(model.graph)
     return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def put_in_order(graph: onnx.GraphProto) -> None:
+    """Sort nodes so that each follows what it reads: converters append some at the end, and ONNX Runtime sorts them.
+
+    What reads a tensor that nothing gives stays at the end.
+    """
+    makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    read = [{makers[name] for name in reads_of(node) if name in makers} for node in graph.node]
+    if all(source < place for place, sources in enumerate(read) for source in sources):
+        return
+    waiting = [len(sources) for sources in read]
+    readers: list[list[int]] = [[] for _ in read]
+    for place, sources in enumerate(read):
+        for source in sources:
+            readers[source].append(place)
+    ready = [place for place, count in enumerate(waiting) if not count]
+    order: list[int] = []
+    while ready:
+        order.append(heappop(ready))
+        for place in readers[order[-1]]:
+            waiting[place] -= 1
+            if not waiting[place]:
+                heappush(ready, place)
+    order += sorted(set(range(len(read))) - set(order))
+    nodes = [graph.node[place] for place in order]
+    sorted_graph = onnx.GraphProto(node=nodes)
+    graph.ClearField("node")
+    graph.node.extend(sorted_graph.node)
+
+
+def reads_of(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the tensors that a node reads, those within its branches and loops included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from reads_of(inner)
 
 
 def refuse_versions(file: Path, model: onnx.ModelProto) -> None:

@@ -2,6 +2,7 @@
 
 Rule 1. What does not depend on the input is a constant: it is computed here, by ONNX's own reference.
 Rule 2. A tensor's name is its name in the file; that is what taps are called by.
+Rule 3. All is float32: a file that computes in fewer bits is read in its float form, and says so in `formats`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from onnx.reference import ReferenceEvaluator
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.branches import Conditional, flattened
 from guard.offline.model.onnx_import.file import read_onnx
+from guard.offline.model.onnx_import.float_form import float_form
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.number_formats import name_of, refuse_formats, refuse_type, remedy_for
 
 Array = NDArray[Any]
-DATATYPES: Mapping[int, str] = {TensorProto.FLOAT: "FP32", TensorProto.UINT8: "UINT8"}
+DATATYPES: Mapping[int, str] = {TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16", TensorProto.UINT8: "UINT8"}
 ONNX_DOMAINS = ("", "ai.onnx")
 
 
@@ -34,11 +36,13 @@ class Graph:
 
     file: Path
     input: str
-    datatype: str  # FP32 | UINT8
+    datatype: str  # FP32 | FP16 | UINT8, on the wire
     sizes: tuple[int | None, ...]  # of the input, batch first; None where the file leaves it open
     output: str
     nodes: tuple[Node, ...]
     constants: Mapping[str, Array] = field(repr=False)
+    formats: tuple[str, ...] = ()  # of fewer bits, that the file computes in
+    float_file: bytes | None = field(default=None, repr=False)  # the file's float form, where it is not the file
 
     @property
     def batch(self) -> int | None:
@@ -48,7 +52,9 @@ class Graph:
 
 def read_graph(file: Path, *, input_name: str | None = None, output_name: str | None = None) -> Graph:
     """Read a file's graph. Raises ModelError: it cannot be read, or does not show which input or output is meant."""
-    model = read_onnx(file)
+    served = read_onnx(file)
+    form = float_form(served)
+    model = form.model
     output = chosen(file, "output", [value.name for value in model.graph.output], output_name)
     nodes, constants = needed(file, model, output)
     refuse_output(file, model, output, nodes)
@@ -64,9 +70,12 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
         )
     if input_name not in (None, used[0].name):
         chosen(file, "input", [value.name for value in used], input_name)
-    datatype, sizes = input_form(file, used[0])
+    name = used[0].name
+    (wire,) = [value for value in served.graph.input if value.name == name]
+    datatype, sizes = input_form(file, wire)
     kept = {name: value for name, value in constants.items() if name in read}
-    return Graph(file, used[0].name, datatype, sizes, output, tuple(nodes), kept)
+    float_file = model.SerializeToString() if form.formats else None
+    return Graph(file, name, datatype, sizes, output, tuple(nodes), kept, form.formats, float_file)
 
 
 def chosen(file: Path, what: str, names: list[str], wanted: str | None) -> str:
@@ -191,7 +200,7 @@ def input_form(file: Path, value: onnx.ValueInfoProto) -> tuple[str, tuple[int |
     tensor = value.type.tensor_type
     if tensor.elem_type not in DATATYPES:
         raise ModelError(
-            f"{file}: input {value.name!r} is {name_of(tensor.elem_type)}; wanted FLOAT (float32) or UINT8: "
+            f"{file}: input {value.name!r} is {name_of(tensor.elem_type)}; wanted FLOAT (float32), FLOAT16 or UINT8: "
             f"{remedy_for(tensor.elem_type)}"
         )
     sizes = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim)

@@ -2,6 +2,8 @@
 
 Rule 1. The graph that is used gives what ONNX Runtime gives for the file, within 1e-4 of the largest output of an item
 or of the typical item, or nothing is opened; where a model rounds off more than that, double precision judges.
+Rule 2. Of a file that computes in fewer bits, Rule 1 holds for its float form; how far the file itself is from that is
+measured on data (`served.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from torch import fx
 from torch.export import Dim, ExportedProgram
 
+from guard.bundle import DATATYPES
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.graph import Graph, read_graph
 from guard.offline.model.onnx_import.layout import channel_first
@@ -28,6 +31,7 @@ AGREEMENT_TOLERANCE = 1e-4  # of an item's largest output, or of the typical ite
 ROUNDED_FACTOR = 4.0  # by which the file may be further off the exact outputs than its import in single precision
 MAX_ROUNDED_SHARE = 1e-2  # of the largest output: what rounds off more than that cannot be compared
 COMPARED_ITEMS = 4
+RUN_ITEMS = 32  # at once, of a file that takes any number
 MAX_ROUNDING_FACTOR = 10.0  # by how much more than torch's own rounding two engines may differ for rounding alone
 
 
@@ -200,20 +204,27 @@ def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, ite
     return (np.rint(wire) if imported.graph.datatype == "UINT8" else wire).astype(np.float32)
 
 
-def run_file(imported: Imported, images: NDArray[np.float32], *, optimised: bool = True) -> NDArray[Any]:
-    """Return the file's own output for images [item, channel, height, width], as many at a time as it was made for."""
+def run_file(
+    imported: Imported, images: NDArray[np.float32], *, optimised: bool = True, as_served: bool = False
+) -> NDArray[Any]:
+    """Return the file's own output for images [item, channel, height, width], as many at a time as it was made for.
+
+    It is that of the file's float form unless `as_served`.
+    """
     graph = imported.graph
     wire = images.transpose(0, 2, 3, 1) if imported.layout == "NHWC" else images
-    wire = np.ascontiguousarray(wire.astype(np.uint8 if graph.datatype == "UINT8" else np.float32))
+    narrow = as_served or graph.datatype != "FP16"
+    wire = np.ascontiguousarray(wire.astype(DATATYPES[graph.datatype] if narrow else np.float32))
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    file = str(graph.file) if as_served or graph.float_file is None else graph.float_file
     try:
-        session = ort.InferenceSession(str(graph.file), options, providers=["CPUExecutionProvider"])
-        size = graph.batch or len(wire)
+        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        size = graph.batch or min(len(wire), RUN_ITEMS)
         rows = [np.resize(wire[i : i + size], (size, *wire.shape[1:])) for i in range(0, len(wire), size)]
         others = other_inputs(session, graph, size)
         answers = [tabular(graph, session.run([graph.output], {graph.input: part, **others})[0]) for part in rows]
@@ -233,6 +244,7 @@ def tabular(graph: Graph, answer: Any) -> NDArray[Any]:
 def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[Any]]:
     """Return zeros for the inputs on which the chosen output does not depend."""
     kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
+    kinds["tensor(float16)"] = np.float16
     return {
         value.name: np.zeros([size if isinstance(size, int) else items for size in value.shape], kinds[value.type])
         for value in session.get_inputs()

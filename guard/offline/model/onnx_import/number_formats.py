@@ -13,22 +13,22 @@ from guard.errors import ModelError
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.refusals import QUANTISED
 
-HALVES = {"float16": "half precision (float16)", "bfloat16": "half precision (bfloat16)"}
+BRAIN = "bfloat16"
 TO_FLOAT = (
-    "convert it to float32 before the export (model.float()); a rounding to a thousandth would hide what the guard "
-    "measures, and the float16 model may go on serving"
+    "give the .pt2 or module:factory that it came from, which is opened in float32 and compared with the bfloat16 "
+    "model; or export it in float32 (model.float()) and name this file with --served"
 )
 
 
 def refuse_formats(nodes: Sequence[Node], constants: Mapping[str, NDArray[Any]]) -> None:
-    """Raise ModelError where a node computes in half precision or in still fewer bits."""
+    """Raise ModelError where a node computes in bfloat16, which ONNX Runtime mostly lacks, or in still fewer bits."""
     for node in nodes:
         names = [constants[name].dtype.name for name in node.inputs if name in constants]
         if node.kind in ("Cast", "CastLike") and "to" in node.attributes:
             names.append(name_of(node.get("to")))
         for name in names:
-            if name in HALVES:
-                raise node.refuse(f"computes in {HALVES[name]}", TO_FLOAT)
+            if name == BRAIN:
+                raise node.refuse(f"computes in half precision ({BRAIN})", TO_FLOAT)
             if name.startswith(("float8", "float4", "int4", "uint4", "int2", "uint2")):
                 raise node.refuse(f"computes in {name}: {QUANTISED.why}", QUANTISED.remedy)
 
@@ -52,4 +52,4 @@ def refuse_type(where: str, value: onnx.ValueInfoProto) -> None:
 
 def remedy_for(kind: int) -> str:
     """Return what to do about an input of another type than the wire has."""
-    return TO_FLOAT if name_of(kind) in HALVES else "export the model for inputs of that type"
+    return TO_FLOAT if name_of(kind) == BRAIN else "export the model for inputs of that type"

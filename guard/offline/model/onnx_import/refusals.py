@@ -33,7 +33,8 @@ CATEGORIES = Unfit(
 )
 QUANTISED = Unfit(
     "an operator of a quantised model, whose steps have no gradient",
-    "give the float model that it was made from; the quantised one may go on serving if its answers are near",
+    "guard the float file that it was made from, as --model; the quantised one may go on serving if its answers are "
+    "near",
 )
 FUSED = Unfit(
     "an operator that ONNX Runtime or a vendor's optimiser put in place of several",

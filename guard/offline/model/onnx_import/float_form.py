@@ -1,0 +1,30 @@
+"""The float32 form of a file: the same model in the numbers that the guard computes in, and what was changed for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from guard.offline.model.onnx_import.half_precision import computes_in_half, widened
+from guard.offline.model.onnx_import.quantised import dequantised, is_quantised
+
+
+@dataclass(frozen=True)
+class FloatForm:
+    """A file's model in float32, and the formats of fewer bits that the file computes in; none where it is the same."""
+
+    model: onnx.ModelProto
+    formats: tuple[str, ...]
+
+
+def float_form(model: onnx.ModelProto) -> FloatForm:
+    """Return the float32 form of a file; what has none is left for the table of operators to refuse."""
+    formats: list[str] = []
+    if computes_in_half(model):
+        model = widened(model)
+        formats.append("float16")
+    if is_quantised(model):
+        model = dequantised(model)
+        formats.append("quantised numbers (QDQ)")
+    return FloatForm(model, tuple(formats))
