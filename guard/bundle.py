@@ -164,6 +164,11 @@ class Manifest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT_VERSION
 
+    @property
+    def measured_disagreement(self) -> float:
+        """The share of clean items that served model and bundle named differently in training; 0 where they are one."""
+        return float(mapping(self.provenance.get("served", {})).get("changed", 0.0))
+
     def to_json(self, files: Mapping[str, str]) -> str:
         return json.dumps({**asdict(self), "files": dict(sorted(files.items()))}, indent=2, sort_keys=True) + "\n"
 

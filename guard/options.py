@@ -40,6 +40,14 @@ ModelSource = Annotated[
         metavar="MODEL", help="An .onnx file, a .pt2 file from torch.export, or module:factory.", show_default=False
     ),
 ]
+ServedFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The .onnx file that answers clients, where it is not the model: one in fewer bits, made from it.",
+        show_default="the model",
+    ),
+]
 CleanData = Annotated[
     Path,
     typer.Option(

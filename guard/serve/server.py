@@ -148,6 +148,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         service = Service(
             config=config,
             model=model,
+            measured_disagreement=bundle.manifest.measured_disagreement,
             inspector=Inspector(policy=policy, calibration=bundle.calibration, batcher=batcher, engine=engine),
             upstream=upstream,
             metrics=metrics,

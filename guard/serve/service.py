@@ -78,6 +78,7 @@ class Service:
     readiness: Readiness
     door: Door
     log: Log
+    measured_disagreement: float = 0.0  # in training, by a served model in fewer bits: no sign that the bundle is stale
 
     def __post_init__(self) -> None:
         self.policy = self.inspector.policy
@@ -334,7 +335,7 @@ class Service:
         self.metrics.disagreement.set(share)
         if most is None:
             return
-        stale = share > most
+        stale = share > most + self.measured_disagreement
         if stale is (self.readiness.part("bundle") is None):
             reason = f"bundle and model server name different classes for {share:.0%} of the last items"
             self.readiness.say("bundle", f"{reason}; is the bundle for this model?" if stale else None)

@@ -53,6 +53,36 @@ def test_encode_changes_the_tensor_and_nothing_else(datatype: str, form: Form) -
     assert ModelInferRequest.FromString(back).SerializeToString(deterministic=True) == before
 
 
+HALF = InputSpec("input", "FP16", (2, 3), (0.0,), (1.0,), None)
+HALVES = np.asarray([0.1, -2.5, 65504, 6e-8, -0.0, 1.0], np.float16).reshape(1, 2, 3)
+
+
+def half_request(images: NDArray[np.float16]) -> ModelInferRequest:
+    """A raw request of float16, which the protocol has no typed contents for."""
+    message = ModelInferRequest(raw_input_contents=[images.tobytes()])
+    message.inputs.add(name="input", datatype="FP16", shape=images.shape)
+    return message
+
+
+def test_a_tensor_of_half_precision_is_read_and_changed_bit_for_bit() -> None:
+    message = half_request(HALVES)
+    decoded = read(message, HALF)
+    assert (decoded.form, decoded.images.dtype) == ("raw", np.float16)
+    assert decoded.images.tobytes() == HALVES.tobytes()
+    changed = encode(parse(message.SerializeToString()).message, HALVES[:, ::-1], HALF, "raw")
+    assert decode(parse(changed), HALF).images.tobytes() == np.ascontiguousarray(HALVES[:, ::-1]).tobytes()
+
+
+def test_half_precision_in_typed_contents_is_refused() -> None:
+    message = ModelInferRequest()
+    tensor = message.inputs.add(name="input", datatype="FP16", shape=HALVES.shape)
+    tensor.contents.fp32_contents.extend(HALVES.ravel().tolist())
+    with pytest.raises(
+        MalformedRequest, match="'input' is FP16, which the protocol has no typed contents for; send it"
+    ):
+        read(message, HALF)
+
+
 @pytest.mark.parametrize("form", ["raw", "typed"])
 def test_a_channel_last_tensor_has_the_shape_of_the_wire(form: str) -> None:
     spec = InputSpec("input", "UINT8", (3, 4, 5), (0.0,), (255.0,), 255, "NHWC")

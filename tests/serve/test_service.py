@@ -27,6 +27,7 @@ from guard.serve.wire.inference_pb2 import (
     ServerLiveResponse,
     ServerReadyResponse,
 )
+from guard.summary import summarise
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, received
 from tests.serve.guarded import calling, config_for, free_port, guarding, infer_request, until
@@ -408,6 +409,26 @@ def test_readiness_follows_a_disagreement_that_lasts_where_the_operator_says_so(
             await guarded.until_ready()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(("measured", "ready"), [(0.9, True), (0.89, False)])
+def test_a_disagreement_that_training_measured_is_allowed_beside_the_limit(
+    measured: float, *, ready: bool, tmp_path: Path
+) -> None:
+    """An upstream that is wrong on 100% is not beyond a limit of 10% beside a measured 90%."""
+    served = {"form": "is int8.onnx", "by": "tests", "items": 256, "changed": measured, "largest": 0.1}
+    bundle = tiny_bundle.make(tmp_path / "bundle", provenance={"served": served})
+
+    async def story() -> None:
+        async with guarding(bundle.path, max_disagreement=0.1) as guarded:
+            guarded.upstream.wrong = True
+            for _ in range(2):
+                await guarded.client.infer(tiny_bundle.ordinary(32))
+            assert await guarded.metric("guard_upstream_disagreement_ratio") == 1
+            assert (guarded.serving.readiness.because is None) is ready
+
+    asyncio.run(story())
+    assert f"served      is int8.onnx; from its float32 copy {measured:.2%} of the pre" in summarise(bundle)
 
 
 def test_what_the_operator_opens_passes_marked_and_counted(bundle: Path) -> None:

@@ -10,6 +10,7 @@ Ordinary items are noise around 0.5. A bright item is rejected by `screen`, a st
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ def make(
     version: str = "",
     reject_rate: float = REJECT_RATE,
     output_kind: str = "logits",
+    provenance: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write the bundle at `path`."""
     code = TensorProto.FLOAT if datatype == "FP32" else TensorProto.UINT8
@@ -213,6 +215,7 @@ def make(
         recipe={},
         seed=0,
         made_by={"guard": "tests"},
+        provenance=provenance or {},
     )
     files = {
         "screen.onnx": screen(code),

@@ -55,6 +55,7 @@ class Job:
     data_layout: str | None = None  # NCHW or NHWC of arrays with four axes; None: as the model's input says
     label_column: str | None = None  # of a table; None: the one with a usual name
     drop_columns: tuple[str, ...] = ()  # of a table: left out
+    served: Path | None = None  # the .onnx file that answers clients, where it is not the model
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
     craft_items: int | None = None  # clean items that each attack is tried on, for fitting
@@ -90,6 +91,7 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
         output=job.output,
         serves=job.serves,
         labels=job.labels or examples.classes,
+        served=job.served,
     )
     classifier = open_model(source)
     check_folders(examples, classifier.spec.output.classes)

@@ -21,6 +21,7 @@ from guard.offline.model.graph.batch_norm import fold_batch_norm
 from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
 from guard.offline.model.served import Served
+from guard.offline.model.served_file import served_file
 from guard.offline.model.taps import find_taps
 from guard.offline.model.unit_space import bounds
 from guard.value_box import ValueBox
@@ -46,6 +47,7 @@ class Source:
     labels: tuple[str, ...] = ()
     datatype: str = "FP32"  # of the wire input; an .onnx file says it itself, and the layout too
     layout: str = "NCHW"
+    served: Path | None = None  # the .onnx file that answers clients, where that is another
 
     @property
     def box(self) -> ValueBox:
@@ -81,6 +83,8 @@ def open_model(source: Source) -> Classifier:
         ),
         output=OutputSpec(source.output_name or ending.kind, ending.kind, classes, source.labels, ending.single),
     )
+    if source.served is not None:
+        served = served_file(source.served, spec, ending.served)
     return Classifier(graph, spec, find_taps(graph.graph), served)
 
 

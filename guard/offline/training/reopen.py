@@ -82,7 +82,7 @@ class Work:
         """Return the settings that `guard train` was called with. Raises BundleError."""
         known = {field.name for field in fields(Job)} - {"recipe", "out"}
         settings = {key: value for key, value in self.job.items() if key in known}
-        for key in ("data", "test"):
+        for key in ("data", "test", "served"):
             settings[key] = settings.get(key) and Path(settings[key])
         for key in ("low", "high", "labels", "drop_columns"):
             settings[key] = tuple(settings.get(key, ()))
@@ -134,6 +134,7 @@ def write_work(job: Job, data: Dataset) -> None:
     settings = {key: value for key, value in asdict(job).items() if key not in ("recipe", "out")}
     if Path(job.model).is_file():
         settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
-    settings |= {"data": job.data.resolve(), "test": job.test and job.test.resolve()}
+    settings |= {name: path and path.resolve() for name, path in (("test", job.test), ("served", job.served))}
+    settings["data"] = job.data.resolve()
     settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}
     write_json(job.work.job, settings, indent=2)

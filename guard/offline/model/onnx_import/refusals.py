@@ -33,8 +33,8 @@ CATEGORIES = Unfit(
 )
 QUANTISED = Unfit(
     "an operator of a quantised model, whose steps have no gradient",
-    "guard the float file that it was made from, as --model; the quantised one may go on serving if its answers are "
-    "near",
+    "guard the float file that it was made from: that is --model, this one --served, and how far they are "
+    "apart is measured",
 )
 FUSED = Unfit(
     "an operator that ONNX Runtime or a vendor's optimiser put in place of several",

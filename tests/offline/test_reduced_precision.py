@@ -1,0 +1,56 @@
+"""A model of fewer bits is trained on like any other; its bundle says how far it is, and speaks its wire."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from guard.offline.job.recipe import parse
+from guard.offline.train import train
+from guard.offline.work.progress import Stages
+from guard.runtime import Runtime
+from tests.offline import tiny
+from tests.reduced_models import write_half, write_quantised
+
+RECIPE: dict[str, Any] = {
+    **tiny.RECIPE,
+    "detector": [d for d in tiny.RECIPE["detector"] if d["name"] in ("mahalanobis", "feature_squeezing")],
+    "attack": [{"name": "fgsm", "budget": 0.25}],
+    "left_out": [],
+}
+
+
+def write_model(form: str, file: Path) -> Path:
+    if form == "float16":
+        return write_half(tiny.image_model(), file, tiny.SHAPE)
+    return write_quantised(tiny.image_model(), file, tiny.data(128, seed=3)[0], per_channel=True)
+
+
+@pytest.mark.parametrize(
+    ("form", "datatype", "computes"),
+    [("float16", "FP16", "computes in float16"), ("QDQ", "FP32", "computes in quantised numbers (QDQ)")],
+)
+def test_a_bundle_of_a_model_in_fewer_bits(form: str, datatype: str, computes: str, tmp_path: Path) -> None:
+    file, said = write_model(form, tmp_path / "m.onnx"), io.StringIO()
+    job = tiny.job(tmp_path, model=str(file), recipe=parse(RECIPE, "tiny"), adaptive_items=4, adaptive_steps=2)
+    bundle = train(job, Stages(Console(file=said, width=120)))
+    difference = bundle.manifest.provenance["served"]
+    assert difference["form"] == computes
+    assert (difference["items"], difference["changed"] <= 0.02) == (256, True)
+    assert 0 < difference["largest"] < 0.3  # the served clips logits that its calibration never saw
+    assert f"the served model {computes}" in " ".join(said.getvalue().split())
+    spec = bundle.manifest.model.input
+    assert (spec.datatype, spec.grid) == (datatype, tiny.GRID)
+    runtime = Runtime.open(bundle, threads=1)
+    runtime.self_check()
+    wire = spec.box.from_unit(tiny.data(8, seed=5)[0])
+    assert wire.dtype == spec.dtype
+    assert runtime.read(wire).p_value.shape == (8,)
+    repaired = runtime.repair(wire, "median")
+    assert (repaired.dtype, repaired.shape) == (spec.dtype, wire.shape)
+    assert not np.array_equal(repaired, wire)
