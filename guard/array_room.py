@@ -51,3 +51,14 @@ def parts(items: int, item_bytes: int) -> Iterator[slice]:
     step = max(1, PART_BYTES // max(1, item_bytes))
     for start in range(0, items, step):
         yield slice(start, min(items, start + step))
+
+
+def taken(array: NDArray[Any], index: NDArray[Any] | slice, source: str) -> NDArray[Any]:
+    """Return some items of an array, as `array[index]` does; a copy that is large lies on disk."""
+    if isinstance(index, slice):
+        return array[index]
+    places = np.flatnonzero(index) if index.dtype == np.bool_ else index
+    chosen = new_array((len(places), *array.shape[1:]), array.dtype, source)
+    for part in parts(len(places), array[:1].nbytes):
+        chosen[part] = array[places[part]]
+    return chosen

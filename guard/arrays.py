@@ -8,7 +8,8 @@ Rule 3: nothing is guessed: what can be read in two ways is refused, and what wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.array_room import new_array, parts
 from guard.arrow_files import (
     PARQUET,
     is_saved_dataset,
@@ -37,6 +39,7 @@ from guard.pictures import PICTURES, read_picture
 
 ALL_COLUMNS = ColumnChoice()
 KINDS = "an .npz, an IDX file, a .csv, a .parquet, a picture, or a folder of class folders or of a data set"
+FLOAT_BYTES = 4
 MAX_UNIT_SHARE = 0.02  # of the model's range: float values that fill no more of it, from its zero on, are in [0, 1]
 
 
@@ -148,62 +151,100 @@ def normal_form(examples: DataFile, layout: str | None) -> DataFile:
 def to_wire(
     images: NDArray[Any], spec: InputSpec, source: str = "inputs", *, layout: str | None = None
 ) -> NDArray[Any]:
-    """Convert inputs from a file's form into the model's wire values, in its layout.
+    """Convert inputs from a file's form into the model's wire values, in its layout; large ones lie on disk.
 
     Bytes of images are 0 black to 255 white of the model's range; all others are in the model's values already.
 
     Raises:
         DataError: the shape or the values do not fit this model, or the order of axes is not clear.
     """
+    wire: NDArray[Any] | None = None
+    for part, values in wire_parts(images, spec, source, layout=layout):
+        if wire is None:
+            wire = new_array((len(images), *values.shape[1:]), values.dtype, source)
+        wire[part] = values
+    if wire is None:
+        raise DataError(f"{source} holds no items; wanted at least one")
+    return wire
+
+
+def wire_parts(
+    images: NDArray[Any], spec: InputSpec, source: str, *, layout: str | None = None
+) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield the wire values of inputs part by part, as `to_wire` gives them all, after all are checked."""
     if images.ndim == 4 and len(spec.shape) == 3:
         found = layout or layout_for(images.shape[1:], spec.shape, source)
         images = images.transpose(0, 3, 1, 2) if found == LAST else images
     check_shape(images, spec, source)
-    if images.dtype == np.uint8 and images.ndim == 4:
+    pixels = images.dtype == np.uint8 and images.ndim == 4
+    if not pixels:
+        check_box(images, spec, source)
+        check_steps(images, spec, source)
+    for part in float_parts(images):
+        yield part, wire_values(images[part], spec, pixels=pixels)
+
+
+def wire_values(images: NDArray[Any], spec: InputSpec, *, pixels: bool) -> NDArray[Any]:
+    """Return the wire values of inputs, channels first, that are checked: pixels, or the model's own values."""
+    if pixels:
         return spec.box.from_unit(np.ascontiguousarray(images).astype(np.float32) / np.float32(255))
-    low, high = spec.box.bounds
-    unit = (images.astype(np.float32) - low) / (high - low)
-    check_box(images, unit, spec, source)
-    check_steps(images, spec, source)
     if spec.dtype == np.uint8:
-        return spec.box.from_unit(unit.clip(0.0, 1.0))
+        low, high = spec.box.bounds
+        return spec.box.from_unit(((images.astype(np.float32) - low) / (high - low)).clip(0.0, 1.0))
     return np.ascontiguousarray(spec.box.to_layout(images.astype(spec.dtype)))
+
+
+def float_parts(images: NDArray[Any]) -> Iterator[slice]:
+    """Cut inputs into parts by the memory that an item takes as float32."""
+    return parts(len(images), FLOAT_BYTES * math.prod(images.shape[1:]))
 
 
 def check_steps(images: NDArray[Any], spec: InputSpec, source: str) -> None:
     """Raise DataError for values that are in [0, 1], or no whole numbers, where the model's range is far wider."""
+    broken = odd(images)
+    if broken is None:
+        return
     low, high = float(images.min()), float(images.max())
     widest = max(b - a for a, b in zip(spec.low, spec.high, strict=True))
-    whole = bool((np.abs(images - np.rint(images)) <= 1e-3).all())
-    if not whole and low >= 0 and high <= min(1, MAX_UNIT_SHARE * widest):
+    if low >= 0 and high <= min(1, MAX_UNIT_SHARE * widest):
         raise DataError(
             f"{source}: values span [{low:g}, {high:g}] of the model's range [{min(spec.low):g}, {max(spec.high):g}], "
             "all but black; wanted the model's own values: multiply them, or hand over uint8"
         )
-    if not whole and spec.dtype == np.uint8:
+    if spec.dtype == np.uint8:
         raise DataError(
-            f"{source}: the model takes bytes, and values such as {odd(images):g} are no whole numbers; "
+            f"{source}: the model takes bytes, and values such as {broken:g} are no whole numbers; "
             "wanted uint8 images, or whole numbers in the model's range"
         )
 
 
-def odd(images: NDArray[Any]) -> float:
-    """Return the first value that is no whole number."""
-    values = images.reshape(-1)
-    return float(values[int(np.argmax(np.abs(values - np.rint(values)) > 1e-3))])
+def odd(images: NDArray[Any]) -> float | None:
+    """Return the first value that is no whole number, or None."""
+    if images.dtype == np.uint8:
+        return None
+    for part in float_parts(images):
+        values = images[part].reshape(-1)
+        broken = np.abs(values - np.rint(values)) > 1e-3
+        if broken.any():
+            return float(values[int(np.argmax(broken))])
+    return None
 
 
-def check_box(images: NDArray[Any], unit: NDArray[np.float32], spec: InputSpec, source: str) -> None:
+def check_box(images: NDArray[Any], spec: InputSpec, source: str) -> None:
     """Raise DataError for values outside the model's box, naming the channel or feature that leaves it furthest."""
-    beyond = np.maximum(-unit, unit - 1)
+    others = tuple(axis for axis in range(images.ndim) if axis != 1)
+    least, most = images.min(axis=others).astype(np.float32), images.max(axis=others).astype(np.float32)
+    low, high = (bound.reshape(-1) for bound in spec.box.bounds)
+    beyond = np.maximum((low - least) / (high - low), (most - low) / (high - low) - 1)  # [channel] or [feature]
     if beyond.max() <= 1e-3:
         return
-    worst = int(beyond.max(axis=tuple(axis for axis in range(unit.ndim) if axis != 1)).argmax())
+    worst = int(beyond.argmax())
     several = len(spec.low) > 1
-    values, place = (images[:, worst], worst) if several else (images, 0)
+    bottom, top = (least[worst], most[worst]) if several else (least.min(), most.max())
+    place = worst if several else 0
     where = f" of {'channel' if len(spec.shape) == 3 else 'feature'} {worst}" if several else ""
     raise DataError(
-        f"{source}: values{where} span [{values.min():g}, {values.max():g}], outside the model's range "
+        f"{source}: values{where} span [{bottom:g}, {top:g}], outside the model's range "
         f"[{spec.low[place]:g}, {spec.high[place]:g}]; set --range (or --mean and --std) to what the model expects"
     )
 

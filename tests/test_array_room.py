@@ -6,12 +6,14 @@ import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from guard import array_room
-from guard.array_room import MAX_MEMORY_SHARE, PART_BYTES, max_array_bytes, new_array, parts
+from guard.array_room import MAX_MEMORY_SHARE, PART_BYTES, max_array_bytes, new_array, parts, taken
 from guard.errors import DataError
 
 
@@ -77,3 +79,29 @@ def test_parts_cover_all_items_once(items: int, item_bytes: int, sizes: list[int
     found = [np.arange(items)[part] for part in parts(items, item_bytes)]
     assert [len(one) for one in found] == sizes
     assert [value for one in found for value in one.tolist()] == list(range(items))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(np.asarray([6, 0, 0, 3]), id="places"),
+        pytest.param(np.arange(7) % 2 == 0, id="mask"),
+        pytest.param(np.zeros(7, dtype=np.bool_), id="none"),
+        pytest.param(slice(1, 4), id="slice"),
+    ],
+)
+def test_taken_items_are_those_of_the_index(
+    index: NDArray[Any] | slice, monkeypatch: pytest.MonkeyPatch, small_memory: Path
+) -> None:
+    monkeypatch.setattr(array_room, "PART_BYTES", 20)  # less than an item: each is a part
+    array = np.arange(7 * 60, dtype=np.uint8).reshape(7, 60)
+    assert np.array_equal(taken(array, index, "x"), array[index])
+
+
+def test_items_that_are_taken_lie_on_disk_where_they_are_many(small_memory: Path) -> None:
+    few, many = np.zeros((7, 20), dtype=np.uint8), np.zeros((7, 60), dtype=np.uint8)
+    kept = taken(few, np.arange(7), "x")
+    assert not mapped(small_memory)
+    kept = taken(many, np.arange(7), "x")
+    assert mapped(small_memory)
+    assert kept.shape == many.shape

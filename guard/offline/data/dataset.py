@@ -8,8 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.array_room import new_array, taken
+from guard.arrays import wire_parts
+from guard.bundle import InputSpec
+from guard.data_file import DataFile
 from guard.offline.data.grid import Images
-from guard.offline.data.splits import Split, members, split_of
+from guard.offline.data.splits import Split, content_hashes, members, split_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,8 @@ class Dataset:
 
     def take(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Dataset:
         """Return some of the items, in the order of the index."""
-        return replace(self, images=self.images[index], labels=self.labels[index], hashes=self.hashes[index])
+        images = taken(self.images, index, self.name)
+        return replace(self, images=images, labels=self.labels[index], hashes=self.hashes[index])
 
     def places(self, split: Split) -> NDArray[np.int64]:
         """Return the indices of a split's items, in the order of their hashes, which is independent of their scores."""
@@ -53,3 +58,25 @@ class Dataset:
         if not self.splits:
             return np.full(len(self), "")
         return np.asarray([split_of(one, self.splits).value for one in self.hashes.tolist()], dtype=np.str_)
+
+
+def dataset_of(examples: DataFile, spec: InputSpec) -> Dataset:
+    """Return labelled examples in unit space with the hashes of their wire values, converted part by part.
+
+    Raises:
+        DataError: the examples have no labels, or do not fit the model's input.
+    """
+    labels = examples.labelled()
+    unit, hashes = new_array((len(examples), *spec.shape), np.float32, examples.source), []
+    for part, wire in wire_parts(examples.images, spec, examples.source, layout=examples.layout):
+        hashes.append(content_hashes(wire))
+        unit[part] = np.clip(spec.box.to_unit(wire), 0.0, 1.0)
+    return Dataset(unit, labels, np.concatenate(hashes), examples.source, notes=examples.notes)
+
+
+def joined(first: Dataset, second: Dataset) -> Dataset:
+    """Return the items of two data sets behind each other, with what the second says of itself."""
+    images = new_array((len(first) + len(second), *first.item_shape), np.float32, second.name)
+    images[: len(first)], images[len(first) :] = first.images, second.images
+    labels = np.concatenate([first.labels, second.labels])
+    return replace(second, images=images, labels=labels, hashes=np.concatenate([first.hashes, second.hashes]))

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from guard.array_room import parts
 from guard.errors import DataError
 from guard.offline.data.norms import Measure
 
@@ -54,7 +55,12 @@ def on_grid(images: NDArray[Any], grid: int) -> bool:
 
 def distance_to_grid(images: NDArray[Any], grid: int) -> float:
     """Return how far the value that lies furthest from the grid is from its nearest point."""
-    return float(np.abs(images - np.rint(images * grid) / grid).max(initial=0.0))
+    values = images.reshape(-1)
+    furthest = 0.0
+    for part in parts(values.size, values.itemsize):  # there may be more of them than memory has room for
+        distances = np.abs(values[part] - np.rint(values[part] * grid) / grid)
+        furthest = float(np.maximum(furthest, distances.max()))  # NaN stays NaN
+    return furthest
 
 
 def snap(images: NDArray[Any], grid: int | None) -> NDArray[np.float32]:

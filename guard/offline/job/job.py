@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.arrays import read_examples, to_wire
+from guard.arrays import read_examples
 from guard.calibration import check_promise
 from guard.columns import ColumnChoice
 from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.layout import IN_WORDS, channels_first, layout_of_data
-from guard.offline.data.dataset import Dataset
+from guard.offline.data.dataset import Dataset, dataset_of, joined
 from guard.offline.data.grid import grid_of
-from guard.offline.data.splits import SHARES, Split, assign, content_hashes
+from guard.offline.data.splits import SHARES, Split, assign
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
@@ -152,17 +152,13 @@ def check_box(job: Job, shape: tuple[int, ...]) -> None:
 
 
 def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: Reading | None) -> Dataset:
-    spec = classifier.spec.input
-    wire = to_wire(examples.images, spec, examples.source, layout=examples.layout)
-    hashes = content_hashes(wire)
-    splits = assign(hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
-    unit = np.clip(spec.box.to_unit(wire), 0.0, 1.0)
-    labels, classes = examples.labelled(), classifier.spec.output.classes
-    check_labels(labels, classes, examples.source)
-    notes = (*examples.notes, *shape_note(examples), *label_notes(examples, hashes, classes))
-    data = Dataset(unit, labels, hashes, examples.source, splits, notes)
+    spec, classes = classifier.spec.input, classifier.spec.output.classes
+    data = dataset_of(examples, spec)
+    splits = assign(data.hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
+    check_labels(data.labels, classes, examples.source)
+    notes = (*examples.notes, *shape_note(examples), *label_notes(examples, data.hashes, classes))
     if job.test is None:
-        return data
+        return replace(data, splits=splits, notes=notes)
     held_out = read_examples(
         job.test,
         layout=job.data_layout,
@@ -172,20 +168,16 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: R
     )
     check_features(examples, held_out)
     check_labels(held_out.labelled(), classes, held_out.source)
-    test_wire = to_wire(held_out.images, spec, held_out.source, layout=held_out.layout)
-    test_hashes = content_hashes(test_wire)
-    if shared := set(test_hashes.tolist()) & set(hashes.tolist()):
+    test = dataset_of(held_out, spec)
+    if shared := set(test.hashes.tolist()) & set(data.hashes.tolist()):
         raise DataError(
             f"{held_out.source} and {examples.source} share {len(shared)} items; test data must be held out: "
             "remove them from one of the two, or leave --test out, which holds out a part of --data"
         )
-    return Dataset(
-        np.concatenate([data.images, np.clip(spec.box.to_unit(test_wire), 0.0, 1.0)]),
-        np.concatenate([data.labels, held_out.labelled()]),
-        np.concatenate([hashes, test_hashes]),
-        held_out.source,
-        {**splits, **dict.fromkeys(test_hashes.tolist(), Split.TEST)},
-        (*notes, *(f"{held_out.source}: {note}" for note in held_out.notes)),
+    return replace(
+        joined(data, test),
+        splits={**splits, **dict.fromkeys(test.hashes.tolist(), Split.TEST)},
+        notes=(*notes, *(f"{held_out.source}: {note}" for note in held_out.notes)),
     )
 
 

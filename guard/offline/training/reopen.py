@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from guard.arrays import read_examples, to_wire
+from guard.arrays import read_examples
 from guard.bundle import Bundle
 from guard.columns import ColumnChoice
 from guard.errors import BundleError, DataError, ModelError
-from guard.offline.data.dataset import Dataset
-from guard.offline.data.splits import Split, content_hashes
+from guard.offline.data.dataset import Dataset, dataset_of
+from guard.offline.data.splits import Split
 from guard.offline.job.job import Job, check_labels
 from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.open_model import Source, open_model
@@ -115,16 +115,15 @@ class Work:
             data, layout=layout, classes=output.labels, choice=self.job_of(bundle).choice if choice is None else choice
         )
         check_labels(examples.labelled(), output.classes, examples.source)
-        wire = to_wire(examples.images, spec, examples.source, layout=examples.layout)
-        hashes = content_hashes(wire)
-        fresh = np.asarray([self.splits.get(value, Split.TEST.value) == Split.TEST.value for value in hashes.tolist()])
+        found = dataset_of(examples, spec)
+        fresh = np.asarray(
+            [self.splits.get(value, Split.TEST.value) == Split.TEST.value for value in found.hashes.tolist()]
+        )
         if not fresh.any():
             raise DataError(
                 f"{data}: every item was fitted or calibrated on; evaluation needs items that this bundle has not seen"
             )
-        unit = np.clip(spec.box.to_unit(wire[fresh]), 0.0, 1.0)
-        found = Dataset(unit, examples.labelled()[fresh], hashes[fresh], examples.source, notes=examples.notes)
-        return found, int((~fresh).sum())
+        return (found if fresh.all() else found.take(fresh)), int((~fresh).sum())
 
 
 def write_work(job: Job, data: Dataset) -> None:
