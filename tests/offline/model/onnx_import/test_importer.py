@@ -268,6 +268,31 @@ def test_an_import_that_computes_something_else_is_found_out(file: Path) -> None
         check_import(imported, graph, ValueBox((0.0,), (1.0,), 3))
 
 
+def test_a_file_that_answers_one_item_otherwise_is_found_out(tmp_path: Path) -> None:
+    """Torch takes an unknown number of items for more than one, so the import would follow the other branch."""
+    branches = [
+        helper.make_graph([helper.make_node(kind, ["input"], [kind])], kind, [], [info(kind, None)])
+        for kind in ("Neg", "Relu")
+    ]
+    nodes = [
+        helper.make_node("Shape", ["input"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "first"], ["items"]),
+        helper.make_node("Equal", ["items", "one"], ["lone"]),
+        helper.make_node("If", ["lone"], ["chosen"], then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("MatMul", ["chosen", "weight"], ["logits"]),
+    ]
+    constants = {"first": np.asarray(0), "one": np.asarray(1), "weight": np.eye(5, 3, dtype=np.float32)}
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "lone", [info("input", ["item", 5])], [info("logits", ["item", 3])], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="was imported wrongly"):
+        open_model(Source(str(tmp_path / "m.onnx"), (5,)))
+
+
+def info(name: str, shape: list[str | int] | None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
 def cancelling(path: Path, features: int) -> Path:
     """A file whose outputs are what is left of numbers some ten thousand times as large."""
     generator = np.random.default_rng(0)
