@@ -147,7 +147,7 @@ def check(
         attack_items=attack_items,
     )
     run(job, lambda about, text: typer.echo("\n".join(wrapped(about, text, 80))))
-    typer.echo("sound     guard train can begin")
+    typer.echo("sound     guard train can begin, with the same options and --out")
 
 
 @app.command(epilog="Example: guard train --model model.onnx --data clean.npz --out bundle --serves digits")

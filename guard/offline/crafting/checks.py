@@ -36,4 +36,7 @@ def check_budgets(attacks: Sequence[Attack], grid: int | None) -> None:
     for attack in attacks:
         small = grid is not None and attack.norm == "linf" and attack.budget is not None
         if small and whole_steps(attack.budget or 0.0, grid or 1) < 1:
-            raise ConfigError(f"{attack!r}: its budget is below one step, 1/{grid}, of the data's grid")
+            raise ConfigError(
+                f"{attack!r}: its budget is below one step, 1/{grid}, of the data's grid, so nothing could move; give "
+                f"{1 / (grid or 1):.3g} or more in a recipe of your own (--recipe)"
+            )

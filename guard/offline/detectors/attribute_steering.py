@@ -113,4 +113,8 @@ def critical_channels(attribution: Tensor, labels: Tensor, classes: int, share: 
 
 def attribute_steering(taps: Sequence[str], *, steered: Sequence[str] | None = None, share: float = 0.25) -> Detector:
     """Build the detector. `steered` are the taps to steer, in the order of the forward pass; all unless given."""
+    if missing := [tap for tap in steered or () if tap not in taps]:
+        raise ValueError(
+            f"steered = {list(steered or ())}; the model has no layer {missing[0]!r}, but {', '.join(taps)}"
+        )
     return AttributeSteering(tuple(taps if steered is None else steered), share)

@@ -24,6 +24,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from guard.errors import ConfigError
 from guard.offline.evidence.kinds.gradients import SEEDS, GradientNeed, Objective
 from guard.offline.evidence.kinds.plain import Image, Logits, PlainAnswers, PlainNeed
 from guard.offline.evidence.kinds.variants import RowNeed
@@ -51,7 +52,10 @@ class Gather(nn.Module):
         self.taps = self.plain_taps()
         own = [need for need in gradients if need.noise is None]
         if len(own) > 1:
-            raise ValueError(f"one backward rule a program is supported; the needs name {own}")
+            raise ConfigError(
+                f"the detectors of one program read {len(own)} different input gradients, {own}; wanted one: give them "
+                "the same `of`, or move one detector to the other program"
+            )
         self.gradient = cast(Need, own[0]) if own else None
         self.noised = tuple(need for need in gradients if need.noise is not None)
         patterns = [need.noise.patterns(classifier.item_shape) for need in self.noised if need.noise is not None]

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from guard.errors import ConfigError
 from guard.offline.evidence.kinds.variants import RowNeed
 from guard.offline.evidence.steering import Steer
 from guard.offline.model.classifier import Classifier
@@ -79,8 +80,11 @@ class SteerLast(nn.Module):
 
 
 def joint_taps(steered: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the taps that all needs steer together. Raises ValueError where they steer different ones."""
+    """Return the taps that all needs steer together. Raises ConfigError where they steer different ones."""
     found = set(steered)
     if len(found) > 1:
-        raise ValueError(f"one pass steers the same taps in every row; the needs name {sorted(found)}")
+        raise ConfigError(
+            f"the detectors of one program steer different layers, {sorted(found)}; wanted the same in all: give "
+            "them the same `steered`, or move one detector to the other program"
+        )
     return found.pop() if found else ()

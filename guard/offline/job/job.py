@@ -82,7 +82,7 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
     )
     classifier = open_model(source)
     check_folders(examples, classifier.spec.output.classes)
-    data = split_data(job, classifier, examples)
+    data = split_data(job, classifier, examples, progress)
     spec = replace(classifier.spec.input, grid=grid_of(data.images))  # of bytes it is 255 steps or a share of them
     return replace(classifier, spec=replace(classifier.spec, input=spec)), data
 
@@ -130,7 +130,7 @@ def check_box(job: Job, shape: tuple[int, ...]) -> None:
         )
 
 
-def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Dataset:
+def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: Reading | None) -> Dataset:
     spec = classifier.spec.input
     wire = to_wire(examples.images, spec, examples.source, layout=examples.layout)
     hashes = content_hashes(wire)
@@ -142,13 +142,14 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile) -> Dataset:
     data = Dataset(unit, labels, hashes, examples.source, splits, notes)
     if job.test is None:
         return data
-    held_out = read_examples(job.test, layout=job.data_layout, classes=classifier.spec.output.labels)
+    held_out = read_examples(job.test, layout=job.data_layout, classes=classifier.spec.output.labels, progress=progress)
     check_labels(held_out.labelled(), classes, held_out.source)
     test_wire = to_wire(held_out.images, spec, held_out.source, layout=held_out.layout)
     test_hashes = content_hashes(test_wire)
     if shared := set(test_hashes.tolist()) & set(hashes.tolist()):
         raise DataError(
-            f"{held_out.source} and {examples.source} share {len(shared)} items; test data must be held out"
+            f"{held_out.source} and {examples.source} share {len(shared)} items; test data must be held out: "
+            "remove them from one of the two, or leave --test out, which holds out a part of --data"
         )
     return Dataset(
         np.concatenate([data.images, np.clip(spec.box.to_unit(test_wire), 0.0, 1.0)]),
@@ -204,19 +205,30 @@ def check_labels(labels: NDArray[np.int64], classes: int, source: str) -> None:
     )
 
 
-def check_data(job: Job, data: Dataset) -> None:
-    """Check the rates and the number of items in each split. Raises DataError for too few items; PromiseError."""
-    calibrating = len(data.part(Split.CALIBRATE))
+def check_rates(job: Job) -> None:
+    """Check that the rates fit each other. Raises PromiseError."""
     if job.flag_rate < job.reject_rate:
         raise PromiseError(
-            f"flag rate {job.flag_rate:g} is below reject rate {job.reject_rate:g}; "
-            "every rejected item counts as flagged"
+            f"--flag-rate {job.flag_rate:g} is below --reject-rate {job.reject_rate:g}; every rejected item counts as "
+            f"flagged: give a flag rate of {job.reject_rate:g} or more"
         )
-    for name, rate in (("reject rate", job.reject_rate), ("flag rate", job.flag_rate)):
-        check_promise(rate, calibrating, name=name)
+
+
+def check_data(job: Job, data: Dataset) -> tuple[str, ...]:
+    """Check the rates and the number of items in each split; return warnings of rates that rest on few items.
+
+    Raises:
+        DataError: too few items fall to a split.
+        PromiseError: a rate cannot be promised with these items.
+    """
+    check_rates(job)
+    calibrating = len(data.part(Split.CALIBRATE))
+    rates = {"reject rate": job.reject_rate, "flag rate": job.flag_rate}
+    warnings = [check_promise(rate, calibrating, name=name) for name, rate in rates.items()]
     for split in Split:
         if (found := len(data.part(split))) < MIN_SPLIT_ITEMS:
             raise DataError(
                 f"{data.name}: {found} clean items fall to {split.value}; at least {MIN_SPLIT_ITEMS} are needed, so "
                 f"bring about {MIN_SPLIT_ITEMS * len(data.images) // max(found, 1)} items"
             )
+    return tuple(warning for warning in warnings if warning is not None)

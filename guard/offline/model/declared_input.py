@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.offline.model.onnx_import.graph import read_graph
-from guard.offline.model.open_model import load_exported
+from guard.offline.model.open_model import load_exported, unknown_kind
 
 Sizes = tuple[int | None, ...]  # one item's, None where the file leaves one open
 
@@ -24,6 +24,8 @@ def declared_input(model: str, input_name: str | None = None, output_name: str |
     if model.endswith(".onnx"):
         return DeclaredInput(read_graph(Path(model), input_name=input_name, output_name=output_name).sizes[1:], True)
     if not model.endswith(".pt2"):
+        if ":" not in model:
+            raise unknown_kind(model)
         return DeclaredInput(None, False)
     program = load_exported(Path(model))
     inputs = set(program.graph_signature.user_inputs)

@@ -30,6 +30,8 @@ AS_TWO_CLASSES = (
     "; one logit z for two classes is exported as two: torch.cat([torch.zeros_like(z), z], dim=1), without the sigmoid"
 )
 
+BRING = ": bring them to the model's (--data-layout says whether channels are first or last)"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -120,8 +122,13 @@ def load_program(source: Source) -> ExportedProgram:
         return load_exported(Path(source.model))
     if ":" in source.model:
         return export(build(source.model), source)
-    raise ModelError(
-        f"{source.model!r} is no model; wanted an .onnx file, a .pt2 file from torch.export, or module:factory"
+    raise unknown_kind(source.model)
+
+
+def unknown_kind(model: str) -> ModelError:
+    return ModelError(
+        f"{model!r} is no model; wanted an .onnx file, a .pt2 file from torch.export, or module:factory: export what "
+        "is in another format (weights alone, .pth, .h5, SavedModel) to one of these"
     )
 
 
@@ -264,6 +271,7 @@ def count_classes(module: fx.GraphModule, source: Source) -> int:
     if tuple(taken[1:]) != source.item_shape:
         raise ModelError(
             f"the model takes items of shape {list(taken[1:])}; the data's items have shape {list(source.item_shape)}"
+            f"{BRING}"
         )
     with torch.no_grad():
         result = module(torch.zeros(3, *source.item_shape))

@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,14 +20,18 @@ from guard.calibration import smallest_rate
 from guard.errors import ConfigError, ModelError
 from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.objective import Gap
+from guard.offline.crafting.checks import check_budgets
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import whole_steps
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
 from guard.offline.evidence.batches import one_batch
-from guard.offline.evidence.gather import distinct
+from guard.offline.evidence.gather import Gather
 from guard.offline.job.accuracy import check_accuracy
-from guard.offline.job.job import Job, by_file, check_data, open_job
+from guard.offline.job.job import Job, by_file, check_data, check_rates, open_job
+from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
+from guard.offline.model.declared_input import declared_input
 from guard.offline.preflight.cost import Cost, cost_of
 from guard.offline.programs.model_parity import check_model
 from guard.offline.work.text import duration
@@ -38,6 +43,8 @@ MAX_NAMED_CLASSES = 10
 TOLD_EVERY_S = 5.0
 MIN_GRADIENT_SHARE = 0.9  # of the items; where fewer have a gradient, attacks have little to climb
 GIB_BYTES = 2**30
+MATES_ITEMS = 8  # that are answered together and alone
+MAX_MATES_SHARE = 1e-3  # of the largest logit: batches of other sizes round otherwise, by far less
 
 
 @dataclass(frozen=True)
@@ -54,35 +61,76 @@ def check(job: Job, say: Callable[[str, str], None]) -> Sound:
     Raises:
         GuardError: what would stop `guard train`.
     """
+    check_rates(job)
+    if not job.recipe.adaptive_budgets:
+        raise ConfigError(
+            f"recipe {job.recipe.name} has no [adaptive] block, and no report is written without the adaptive attack; "
+            "add [adaptive] with budgets = [0.03] or those that count for you"
+        )
+    declared_input(job.model, job.input_name, job.output_name)  # a wrong file is found before data are read for long
     classifier, data = open_job(job, told(say))
+    check_grid(job.recipe, classifier.spec.input.grid)
+    check_mates(classifier, data)
     choose_threads(classifier.graph, one_batch(data.images), job.threads)
     for about, text in (*model_lines(classifier), *data_lines(classifier, data)):
         say(about, text)
-    for part in by_file(job, data):
-        say("accuracy", f"{part.name}: {check_accuracy(classifier, part, accepted=job.accept_accuracy)}")
-    check_data(job, data)
+    check_answers(job, classifier, data, say)
+    for warning in check_data(job, data):
+        say("promise", warning)
     say("splits", splits_text(data))
     say("gradient", gradient_text(classifier, data))
     programs = job.recipe.programs([tap.name for tap in classifier.taps])
-    if not job.recipe.adaptive_budgets:
-        raise ConfigError(f"recipe {job.recipe.name}: [adaptive] budgets = [...] is missing: no report without it")
     for name, detectors in programs.items():
-        say("program", f"{name}: {forwards_text(detectors)}")
+        gather = Gather(classifier, [need for detector in detectors for need in detector.needs])
+        say("program", f"{name}: {forwards_text(gather.backwards, gather.rows, detectors)}")
     check_model(classifier, [d for ds in programs.values() for d in ds], data.part(Split.COMBINER).images)
-    say("ONNX", "ONNX Runtime and torch agree on logits, layers and gradient")
+    say("ONNX", "compiled for ONNX Runtime, the model gives torch's logits, layers and gradient")
     for about, text in cost_lines(job, cost_of(job, classifier, data)):
         say(about, text)
     return Sound(classifier, data)
 
 
-def told(say: Callable[[str, str], None]) -> Callable[[int, int], None]:
+def check_grid(recipe: Recipe, grid: int | None) -> None:
+    """Check that the data's grid can hold the budgets of attacks and adaptive attack. Raises ConfigError."""
+    check_budgets((*recipe.attacks, *recipe.left_out), grid)
+    small = [] if grid is None else [budget for budget in recipe.adaptive_budgets if whole_steps(budget, grid) < 1]
+    if small:
+        raise ConfigError(
+            f"recipe {recipe.name}: the adaptive budget {small[0]:g} is below one step, 1/{grid}, of the data's grid, "
+            f"so nothing could move; give {1 / (grid or 1):.3g} or more in a recipe of your own (--recipe)"
+        )
+
+
+def check_mates(classifier: Classifier, data: Dataset) -> None:
+    """Check that an item's answer depends on its batch in no way. Raises ModelError."""
+    images = torch.from_numpy(data.images[:MATES_ITEMS])
+    with torch.no_grad():
+        together, alone = classifier(images), torch.cat([classifier(one[None]) for one in images])
+    off = (together - alone).abs().amax(dim=1)
+    if bool((off > MAX_MATES_SHARE * together.abs().max()).any()):
+        raise ModelError(
+            f"the model answers item {int(off.argmax())} otherwise among {len(images)} items than alone: a logit "
+            f"differs by {float(off.max()):.3g}. It mixes the items of a batch (means over it, batch statistics) or "
+            "draws random numbers; wanted one answer for one item: export it in evaluation mode, take out what mixes"
+        )
+
+
+def check_answers(job: Job, classifier: Classifier, data: Dataset, say: Callable[[str, str], None]) -> None:
+    """Say on how many items of each file the model is right. Raises DataError where that is doubtful."""
+    parts = by_file(job, data)
+    for part in parts:
+        name = f"{Path(part.name).name}: " if len(parts) > 1 else ""
+        say("accuracy", f"{name}{check_accuracy(classifier, part, accepted=job.accept_accuracy)}")
+
+
+def told(say: Callable[[str, str], None], clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
     """Return a listener to long reading that says every few seconds how far it is."""
-    last = time.monotonic()
+    last = clock()
 
     def tell(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= TOLD_EVERY_S:
-            last = time.monotonic()
+        if clock() - last >= TOLD_EVERY_S:
+            last = clock()
             say("reading", f"{done:,} of {total:,} pictures")
 
     return tell
@@ -96,35 +144,52 @@ def wrapped(about: str, text: str, width_columns: int) -> list[str]:
 def model_lines(classifier: Classifier) -> list[Line]:
     """Describe the model's input and output as they are on the wire, and the layers that detectors may read."""
     spec, output = classifier.spec.input, classifier.spec.output
-    low, high = (f"{bounds[0]:g}" if len(set(bounds)) == 1 else "one a channel" for bounds in (spec.low, spec.high))
     shape = ", ".join(map(str, spec.wire_shape))
     return [
-        ("input", f"{spec.name}, {spec.datatype} [item, {shape}] {spec.layout}, black {low}, white {high}"),
-        ("output", f"{output.name}, {output.kind} of {output.classes} classes"),
-        ("layers", ", ".join(tap.name for tap in classifier.taps)),
+        ("input", f"{spec.name!r}: {spec.datatype} [item, {shape}] ({spec.layout}), {range_text(classifier)}"),
+        ("output", f"{output.name!r}: {output.kind} of {output.classes} classes"),
+        ("layers", f"detectors may read {', '.join(tap.name for tap in classifier.taps)}"),
     ]
+
+
+def range_text(classifier: Classifier) -> str:
+    """Return what the ends of the value range are on the wire."""
+    spec = classifier.spec.input
+    low, high = (
+        f"{bounds[0]:g}" if len(set(bounds)) == 1 else f"{min(bounds):.3g} to {max(bounds):.3g} by channel or feature"
+        for bounds in (spec.low, spec.high)
+    )
+    return f"black is {low}, white {high}" if len(spec.shape) == 3 else f"least {low}, most {high}"
 
 
 def data_lines(classifier: Classifier, data: Dataset) -> list[Line]:
     """Describe the items, their values and their classes as they were understood."""
-    images, spec = data.images, classifier.spec.input
-    low, high = (float(found) for found in (images.min(), images.max()))
-    steps = f", on a grid of {spec.grid} steps" if spec.grid else ", on no grid"
-    names = classifier.spec.output.labels or tuple(map(str, range(classifier.spec.output.classes)))
-    shown = ", ".join(names[:MAX_NAMED_CLASSES]) + (", …" if names[MAX_NAMED_CLASSES:] else "")
-    counts = np.bincount(data.labels, minlength=len(names))
+    images, spec, output = data.images, classifier.spec.input, classifier.spec.output
+    low, high = (f"{float(found):.0%}" for found in (images.min(), images.max()))
+    ends = "black to white" if len(spec.shape) == 3 else "least to most"
+    steps = f"in whole steps of 1/{spec.grid}" if spec.grid else "in no whole steps"
+    counts = np.bincount(data.labels, minlength=output.classes)
     return [
-        ("data", f"{len(data)} items, from {low:.0%} to {high:.0%} of black to white{steps}"),
-        ("classes", f"in this order: {shown}; {counts.min()} to {counts.max()} items each"),
+        ("data", f"{len(data):,} items; values fill {low} to {high} of the way from {ends}, {steps}"),
+        ("classes", f"{classes_text(classifier)}; {counts.min():,} to {counts.max():,} items each"),
         *(("data", note) for note in data.notes),
     ]
+
+
+def classes_text(classifier: Classifier) -> str:
+    """Return the classes in the order of the model's numbers, by name where there are names."""
+    output = classifier.spec.output
+    if not output.labels:
+        return f"numbers 0 to {output.classes - 1}"
+    shown = [f"{number} {name}" for number, name in enumerate(output.labels[:MAX_NAMED_CLASSES])]
+    return ", ".join(shown) + (", …" if output.labels[MAX_NAMED_CLASSES:] else "")
 
 
 def splits_text(data: Dataset) -> str:
     """Return how many items fall to each split, and the smallest rate that can be promised."""
     sizes = {split: len(data.part(split)) for split in Split}
-    listed = ", ".join(f"{split.value} {size}" for split, size in sizes.items())
-    return f"{listed}; the smallest rate that can be promised is {smallest_rate(sizes[Split.CALIBRATE]):.2g}"
+    listed = ", ".join(f"{split.value} {size:,}" for split, size in sizes.items())
+    return f"{listed} items; rates from {smallest_rate(sizes[Split.CALIBRATE]):.2g} on can be promised"
 
 
 def gradient_text(classifier: Classifier, data: Dataset) -> str:
@@ -144,26 +209,48 @@ def gradient_text(classifier: Classifier, data: Dataset) -> str:
     return f"the answer changes with the input on {share:.0%} of {len(images)} items{few}"
 
 
-def forwards_text(detectors: Sequence[Detector]) -> str:
-    """Return the least cost of a program's detectors in forwards of the model."""
-    needs = distinct([need for detector in detectors for need in detector.needs])
-    backwards, rows = max((n.backwards for n in needs), default=0), sum(n.rows_per_item for n in needs)
-    parts = [f"{backwards} backward"] * (backwards > 0) + [f"{rows} rows"] * (rows > 0)
-    counted = f" (1 + {' + '.join(parts)})" if parts else ""
-    return f"{1 + backwards + rows} forwards{counted} for {', '.join(detector.name for detector in detectors)}"
+def forwards_text(backwards: int, rows: int, detectors: Sequence[Detector]) -> str:
+    """Return the least cost of a program's detectors in forwards of the model, beside the item's own."""
+    parts = [counted_text(number, what) for number, what in ((backwards, "backward"), (rows, "row")) if number]
+    added = f" (1 + {' + '.join(parts)})" if parts else ""
+    learning = ", ".join(detector.name for detector in detectors if detector.learns)
+    more = f"; what {learning} needs is found when it is fitted, and comes on top" if learning else ""
+    cost = f"{'at least ' if learning else ''}{counted_text(1 + backwards + rows, 'forward')}{added}"
+    return f"{cost} for {', '.join(detector.name for detector in detectors)}{more}"
+
+
+def counted_text(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def cost_lines(job: Job, cost: Cost) -> list[Line]:
     """Return what a training will take."""
-    minutes = "" if job.minutes is None else f", sized to --minutes {job.minutes:g}"
-    over = job.minutes is not None and cost.least_s > 60 * job.minutes
-    beyond = f"; {duration(cost.least_s)} is the least, whatever --minutes says" if over else ""
+    parts = (
+        f"attacks {duration(cost.crafting_s)} ({cost.fitted_items:,} items each), fitting {duration(cost.fitting_s)}, "
+        f"report {duration(cost.report_s)}, a third of all for the adaptive attack; longer where attacks seldom succeed"
+    )
     return [
-        ("speed", f"{1000 * cost.forward_s:.2g} ms a forward, {1000 * cost.gradient_s:.2g} ms with its gradient"),
         (
-            "time",
-            f"at least {duration(cost.least_s)}{minutes}: attacks {duration(cost.crafting_s)}, fitting "
-            f"{duration(cost.fitting_s)}, report {duration(cost.report_s)}, a third for the adaptive attack{beyond}",
+            "speed",
+            f"about {1000 * cost.forward_s:.2g} ms an item, {1000 * cost.gradient_s:.2g} ms with its gradient, on one "
+            "thread",
         ),
-        ("memory", f"about {cost.memory_bytes / GIB_BYTES:.1f} GiB"),
+        ("time", f"{time_text(job, cost)}: {parts}"),
+        ("memory", memory_text(cost)),
     ]
+
+
+def time_text(job: Job, cost: Cost) -> str:
+    """Return how long a training takes in all, beside the minutes that it was given."""
+    least = f"about {duration(cost.least_s)}"
+    if job.minutes is None:
+        return f"{least} at the least"
+    if cost.least_s > 60 * job.minutes:
+        return f"{least}, whatever --minutes {job.minutes:g} says: that is the least"
+    return f"{least} at the least, {job.minutes:g} min at the most (--minutes)"
+
+
+def memory_text(cost: Cost) -> str:
+    """Return the memory that a training takes, by how many items it attacks."""
+    least, most = (f"{size / GIB_BYTES:.1f}" for size in (cost.memory_bytes, cost.most_memory_bytes))
+    return f"about {least} GiB" if least == most else f"about {least} to {most} GiB, by how many items are attacked"

@@ -8,4 +8,6 @@ def short(text: str, width: int = 30) -> str:
 
 
 def duration(seconds: float) -> str:
+    if seconds < 1:
+        return "under 1 s"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -77,7 +77,8 @@ def layout_of(graph: Graph, item_shape: tuple[int, ...]) -> str:
             return layout
     raise ModelError(
         f"the model takes items of shape {['any' if size is None else size for size in wanted]}; "
-        f"the data's items have shape {list(item_shape)}"
+        f"the data's items have shape {list(item_shape)}: bring them to the model's (--data-layout says whether "
+        "channels are first or last)"
     )
 
 

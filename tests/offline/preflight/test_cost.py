@@ -1,0 +1,175 @@
+"""The forecast of a training: passes are counted, seconds and memory are near what the real thing takes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from guard.errors import ModelError
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.model import TorchModel
+from guard.offline.attacks.table import build_attack
+from guard.offline.crafting.crafter import craft
+from guard.offline.crafting.plan import MIN_FAMILY_ITEMS
+from guard.offline.crafting.shard import CraftSetup
+from guard.offline.crafting.stage import learning_items
+from guard.offline.data.dataset import Dataset
+from guard.offline.detectors.detector import Detector
+from guard.offline.detectors.table import build_detector
+from guard.offline.job.job import Job, open_job
+from guard.offline.model.classifier import Classifier
+from guard.offline.model.open_model import Source, open_model
+from guard.offline.preflight.check import cost_lines, forwards_text, gradient_text
+from guard.offline.preflight.cost import Cost, Speeds, cost_of, counted, seconds
+from guard.offline.work.store import ResultStore
+from tests.offline import tiny
+
+MAX_FACTOR = 4  # between forecast and truth
+STEPS = 200  # so many that what an item costs beside its passes weighs little
+
+PGD = build_attack("pgd", {"budget": 0.25, "steps": 7})
+UAP = build_attack("uap", {"budget": 0.25, "epochs": 3})
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Classifier, Dataset]:
+    job = tiny.job(tmp_path_factory.mktemp("cost"), minutes=25.0, threads=1)
+    return job, *open_job(job)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20])
+def test_pgd_passes_are_counted_exactly(steps: int) -> None:
+    """One gradient a step, and one more forward with a gradient to choose the best point."""
+    found = counted(build_attack("pgd", {"budget": 0.25, "steps": steps}), tiny.SHAPE, tiny.CLASSES)
+    assert found.forward + found.backward == steps + 1
+
+
+def test_fgsm_is_one_gradient() -> None:
+    assert counted(build_attack("fgsm", {"budget": 0.25}), tiny.SHAPE, tiny.CLASSES).backward == 1
+
+
+def test_what_is_learned_for_a_block_is_shared_among_its_items() -> None:
+    """An epoch of a universal perturbation passes each of the items it learns from once; they serve the block."""
+    few, more = (
+        counted(build_attack("uap", {"budget": 0.25, "epochs": epochs}), tiny.SHAPE, tiny.CLASSES) for epochs in (2, 6)
+    )
+    assert few.backward == pytest.approx(2, abs=0.1)
+    assert more.backward == pytest.approx(6, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        build_attack("pgd", {"budget": 0.25, "steps": STEPS}),
+        build_attack("cw", {"steps": STEPS // 4, "searches": 4}),
+        build_attack("uap", {"budget": 0.25, "epochs": STEPS // 8}),
+    ],
+    ids=["pgd", "cw", "uap"],
+)
+def test_an_attack_takes_about_what_was_forecast(
+    attack: Attack, opened: tuple[Job, Classifier, Dataset], tmp_path: Path
+) -> None:
+    _, classifier, data = opened
+    learning = learning_items(data)
+    forecast = len(learning) * seconds(attack, tiny.SHAPE, tiny.CLASSES, Speeds.of(classifier, data))
+    spec = classifier.spec
+    run = CraftSetup(TorchModel(classifier.graph), tiny.GRID, spec.fingerprint, ResultStore(tmp_path), 0, workers=1)
+    began = time.process_time()
+    craft(run, learning, [attack])
+    took = time.process_time() - began
+    assert forecast / MAX_FACTOR < took < forecast * MAX_FACTOR
+
+
+def test_no_more_items_are_forecast_than_there_are(opened: tuple[Job, Classifier, Dataset]) -> None:
+    job, classifier, data = opened
+    few = data.take(slice(200))
+    assert cost_of(job, classifier, few).fitted_items == len(learning_items(few)) < MIN_FAMILY_ITEMS
+    assert cost_of(replace(job, craft_items=50), classifier, data).fitted_items == 50
+
+
+def test_memory_grows_with_what_is_attacked(opened: tuple[Job, Classifier, Dataset]) -> None:
+    """Twice 250 further items of two attacks, each held four times as float32."""
+    job, classifier, data = opened
+    small, large = (cost_of(replace(job, craft_items=items), classifier, data) for items in (50, 300))
+    further = 2 * 250 * 4 * 64 * 4
+    assert large.memory_bytes - small.memory_bytes >= further
+    assert cost_of(job, classifier, data).most_memory_bytes >= cost_of(job, classifier, data).memory_bytes
+
+
+def test_threads_share_the_crafting(opened: tuple[Job, Classifier, Dataset]) -> None:
+    job, classifier, data = opened
+    alone, beside = (cost_of(replace(job, threads=threads), classifier, data) for threads in (1, 8))
+    ratio = (alone.crafting_s / alone.gradient_s) / (beside.crafting_s / beside.gradient_s)
+    assert ratio == pytest.approx(8, rel=0.5)
+
+
+COST = Cost(0.0002, 0.0004, 330, 16.0, 50.0, 12.0, 2**29, 2**31)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "words"),
+    [
+        (None, "about 2 min at the least: attacks 16 s (330 items each), fitting 50 s, report 12 s"),
+        (25.0, "about 2 min at the least, 25 min at the most (--minutes): attacks"),
+        (1.0, "about 2 min, whatever --minutes 1 says: that is the least: attacks"),
+    ],
+)
+def test_the_time_is_told_by_the_minutes_given(
+    minutes: float | None, words: str, opened: tuple[Job, Classifier, Dataset]
+) -> None:
+    said = dict(cost_lines(replace(opened[0], minutes=minutes), COST))
+    assert said["time"].startswith(words)
+    assert said["memory"] == "about 0.5 to 2.0 GiB, by how many items are attacked"
+    assert said["speed"].startswith("about 0.2 ms an item, 0.4 ms with its gradient")
+
+
+def detector(name: str) -> Detector:
+    return build_detector(name, ["relu"], {})
+
+
+@pytest.mark.parametrize(
+    ("backwards", "rows", "names", "words"),
+    [
+        (0, 0, ["mahalanobis"], "1 forward for mahalanobis"),
+        (1, 0, ["saliency_classifier"], "2 forwards (1 + 1 backward) for saliency_classifier"),
+        (2, 1, ["mahalanobis", "lid"], "4 forwards (1 + 2 backwards + 1 row) for mahalanobis, lid"),
+        (0, 2, ["attribute_steering"], "at least 3 forwards (1 + 2 rows) for attribute_steering; what"),
+    ],
+)
+def test_forwards_are_told_in_words(backwards: int, rows: int, names: list[str], words: str) -> None:
+    assert forwards_text(backwards, rows, [detector(name) for name in names]).startswith(words)
+
+
+class Saturated(nn.Module):
+    """A sigmoid so steep that float32 rounds its slope to zero, before the last layer."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.inner, self.last, self.slope = tiny.image_model(), nn.Linear(3, 3), slope
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.last(torch.sigmoid(self.slope * self.inner(images)))
+        return result
+
+
+def saturated() -> nn.Module:
+    return Saturated(1e6).eval()
+
+
+def smooth() -> nn.Module:
+    return Saturated(0.1).eval()
+
+
+def test_a_saturated_model_is_refused() -> None:
+    images, labels = tiny.data(64, seed=3)
+    data = Dataset(images, labels, np.asarray([f"{i:064d}" for i in range(64)]))
+    with pytest.raises(ModelError, match=r"input gradient is zero on all of 64 items.*give the float model"):
+        gradient_text(open_model(Source(f"{__name__}:saturated", tiny.SHAPE)), data)
+    said = gradient_text(open_model(Source(f"{__name__}:smooth", tiny.SHAPE)), data)
+    assert said == "the answer changes with the input on 100% of 64 items"
