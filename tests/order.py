@@ -15,6 +15,7 @@ LONGEST = (
     "tests/offline/model/test_vectors.py",
     "tests/test_demo.py",
     "tests/offline/model/onnx_import/test_importer.py",
+    "tests/offline/preflight/test_check.py",
     "tests/offline/test_train.py",
     "tests/offline/detectors/test_heads.py",
     "tests/offline/bench/test_bench.py",
@@ -26,6 +27,7 @@ LONGEST = (
     "tests/bench/test_quick.py",
     "tests/offline/adversary/test_descent.py",
     "tests/offline/evidence/test_gather.py",
+    "tests/offline/preflight/test_cost.py",
 )
 RANKS = {file: rank for rank, file in enumerate(LONGEST)}
 

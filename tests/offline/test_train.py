@@ -321,7 +321,7 @@ def test_test_data_of_another_order_is_told_by_its_own_name(problem: Path, stage
 
 def test_too_few_items_for_the_rate_says_how_many(problem: Path, stages: Stages) -> None:
     stops(tiny.job(problem, reject_rate=0.001), stages, PromiseError, "reject rate = 0.001", "it takes 999")
-    stops(tiny.job(problem, reject_rate=0.2), stages, PromiseError, "flag rate 0.1 is below reject rate 0.2")
+    stops(tiny.job(problem, reject_rate=0.2), stages, PromiseError, "--flag-rate 0.1 is below --reject-rate 0.2")
 
 
 def test_too_few_items_for_a_split(problem: Path, stages: Stages) -> None:

@@ -166,7 +166,10 @@ def test_folders_that_cannot_be_the_models_classes(tmp_path: Path, names: str, p
 def test_folders_are_found_by_name_in_test_data(tmp_path: Path) -> None:
     folders(tmp_path / "data.npz", "ant bee cat")
     folders(tmp_path / "test", "cat", 255 - BYTES[:5])
-    classifier, data = open_job(job(tmp_path, written(tmp_path, "module"), test=tmp_path / "test"))
+    heard: list[tuple[int, int]] = []
+    given = job(tmp_path, written(tmp_path, "module"), test=tmp_path / "test")
+    classifier, data = open_job(given, lambda done, total: heard.append((done, total)))
+    assert {total for _, total in heard} == {ITEMS, 5}, "of both folders it is heard how far they are read"
     assert classifier.spec.output.labels == ("ant", "bee", "cat")
     assert data.labels[-5:].tolist() == [2] * 5
     folders(tmp_path / "test", "elk", 255 - BYTES[5:6])
