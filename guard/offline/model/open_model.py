@@ -30,6 +30,8 @@ aten = torch.ops.aten
 
 BRING = ": bring them to the model's (--data-layout says whether channels are first or last)"
 
+BRING = ": bring them to the model's (--data-layout says whether channels are first or last)"
+
 
 @dataclass(frozen=True)
 class Source:
