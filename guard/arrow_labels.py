@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.arrow_values import NUMBER, TEXT, check_present, kind_of, leaf, stored
-from guard.class_names import NamedLabels, of_codes, of_declared
+from guard.class_names import NamedLabels, of_codes, of_declared, of_numbers
 from guard.columns import bad_value
 from guard.errors import DataError
 
@@ -40,7 +40,7 @@ def read_labels(
         return of_codes(numbers, list(texts.words), known, texts.places, name)
     if class_names.get(name):
         return of_declared(numbers, class_names[name], known, source)
-    return NamedLabels(numbers)
+    return of_numbers(numbers, known, name)
 
 
 class Texts:

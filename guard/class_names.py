@@ -40,8 +40,8 @@ def of_codes(
     """
     numbered = [code for code, word in enumerate(words) if WHOLE.fullmatch(word)]
     others = [code for code, word in enumerate(words) if not WHOLE.fullmatch(word)]
-    if not others and not set(words) <= set(known):
-        return NamedLabels(np.asarray([int(word) for word in words], dtype=np.int64)[codes])
+    if not others:
+        return of_numbers(np.asarray([int(word) for word in words], dtype=np.int64)[codes], known, column)
     if known:
         for code, word in enumerate(words):
             if word not in known:
@@ -51,6 +51,18 @@ def of_codes(
         code = others[0]
         raise bad_value(places[code], column, words[code], f"a class number, as {words[numbered[0]]} is: all, or none")
     return renumbered(codes, words, sorted(words))
+
+
+def of_numbers(numbers: NDArray[np.int64], known: Sequence[str], column: str) -> NamedLabels:
+    """Return labels that are class numbers. Raises DataError where they could as well be the names of classes."""
+    if moved := [(number, name) for number, name in enumerate(known) if WHOLE.fullmatch(name) and int(name) != number]:
+        number, name = moved[0]
+        raise DataError(
+            f"column {column!r} holds numbers, and the classes known are called by numbers other than their own: "
+            f"{name} may be class {name}, or the class called {name!r}, which is {number}; wanted class numbers in an "
+            ".npz, or class folders"
+        )
+    return NamedLabels(numbers)
 
 
 def renumbered(codes: NDArray[np.int64], words: Sequence[str], names: Sequence[str]) -> NamedLabels:

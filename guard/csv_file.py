@@ -211,7 +211,7 @@ def block_numbers(
     try:
         numbers = np.array(cells, dtype=np.float64)
         sound = bool((np.abs(numbers) <= MAX_FLOAT32).all())  # NaN is not
-        if sound and not any("_" in cell for row in cells for cell in row):  # Python takes 1_000 for a number
+        if sound and not any("_" in "".join(row) for row in cells):  # Python takes 1_000 for a number
             return numbers
     except ValueError:
         pass

@@ -207,6 +207,14 @@ def test_a_column_that_declares_classes_holds_the_labels_whatever_its_name(tmp_p
     assert (chosen.classes, chosen.labelled().tolist()) == (("c", "d"), [1, 0])
 
 
+def test_names_may_have_dots_and_numbers_may_not_be_names(tmp_path: Path) -> None:
+    file = written(tmp_path, table_of(**{"leaf.width": [1.5, 2], "leaf": [3.5, 4], "leaf.kind": [1, 2]}))
+    found = read_examples(file, choice=ColumnChoice("leaf.kind"))
+    assert (found.features, found.images.tolist()) == (("leaf.width", "leaf"), [[1.5, 3.5], [2, 4]])
+    with pytest.raises(DataError, match=r"'leaf\.kind' holds numbers.* 1 may be class 1, or the class called '1'"):
+        read_examples(file, choice=ColumnChoice("leaf.kind"), classes=("1", "2"))
+
+
 def test_a_column_that_numbers_the_rows_is_no_feature(tmp_path: Path) -> None:
     file = written(tmp_path, table_of(a=list(range(12)), b=[float(row) for row in range(12)]))
     refused(file, "column 'a' numbers the rows", "--drop-column 'a'")
