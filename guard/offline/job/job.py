@@ -22,6 +22,7 @@ from guard.offline.data.splits import SHARES, Split, assign, content_hashes
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
+from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.work.directory import WorkDirectory
 
@@ -66,7 +67,8 @@ class Job:
 
 def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dataset]:
     """Open a job's model and data; `progress` hears of pictures. Raises ConfigError, DataError, ModelError."""
-    examples = with_layout(job, read_examples(job.data, layout=job.data_layout, classes=job.labels, progress=progress))
+    names = job.labels or declared_names(job.model)
+    examples = with_layout(job, read_examples(job.data, layout=job.data_layout, classes=names, progress=progress))
     shape = item_shape(examples)
     check_box(job, shape)
     source = Source(
@@ -78,7 +80,7 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
         output_name=job.output_name,
         output=job.output,
         serves=job.serves,
-        labels=job.labels or examples.classes,
+        labels=names or examples.classes,
     )
     classifier = open_model(source)
     check_folders(examples, classifier.spec.output.classes)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import SUPPORTED_NODES
 
 from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
@@ -18,6 +19,7 @@ from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.final_operators import is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
 from guard.offline.model.onnx_import.importer import check_import, import_onnx
+from guard.offline.model.several_outputs import choose_output, fields_of, wire_and_way
 from guard.offline.model.taps import find_taps
 from guard.offline.model.unit_space import bounds
 from guard.value_box import ValueBox
@@ -73,9 +75,16 @@ def open_model(source: Source) -> Classifier:
             grid=source.grid,
             layout=source.layout if len(source.item_shape) == 3 else "NC",
         ),
-        output=OutputSpec(source.output_name or ending.kind, ending.kind, classes, source.labels, ending.single),
+        output=OutputSpec(
+            source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single
+        ),
     )
     return Classifier(graph, spec, find_taps(graph.graph))
+
+
+def named(source: Source, classes: int) -> tuple[str, ...]:
+    """Return the names of the classes; those that a file holds for something else name none of them."""
+    return source.labels if len(source.labels) <= classes else ()
 
 
 def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
@@ -84,7 +93,10 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
     The source is completed by what the file says of the wire.
     """
     if not source.model.endswith(".onnx"):
-        return single_path(load_program(source)), source
+        wire, way = wire_and_way(source.output_name)
+        program = load_program(source)
+        graph, chosen_way = one_output(program, way)
+        return graph, replace(source, output_name=wire or chosen_way)
     imported = import_onnx(
         Path(source.model), source.item_shape, input_name=source.input_name, output_name=source.output_name
     )
@@ -98,6 +110,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source]:
         output_name=imported.graph.output,
         datatype=datatype,
         layout=imported.layout,
+        labels=source.labels or imported.graph.class_names,
     )
     graph = single_path(imported.program)
     check_import(replace(imported, smallest_size=1.0) if is_probability(graph) else imported, graph, source.box)
@@ -154,6 +167,7 @@ def export(model: nn.Module, source: Source) -> ExportedProgram:
     example = torch.zeros(2, *source.item_shape)
     model = model.eval()
     try:
+        tell_of_dataclass(model, example)
         return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
     except Exception as error:  # torch.export's failures have no common type
         raise ModelError(
@@ -162,11 +176,24 @@ def export(model: nn.Module, source: Source) -> ExportedProgram:
         ) from error
 
 
+def tell_of_dataclass(model: nn.Module, example: Tensor) -> None:
+    """Register the dataclass that a model returns, without which torch.export refuses it."""
+    with torch.no_grad():
+        kind = fields_of(model(example))
+    if kind is not None and kind not in SUPPORTED_NODES:
+        torch.export.register_dataclass(kind)
+
+
 def single_path(program: ExportedProgram) -> fx.GraphModule:
-    """Return the exported graph with one input and one output, without guards and hooks.
+    """Return the exported graph with its one input and its one output. Raises ModelError where it has several."""
+    return one_output(program, None)[0]
+
+
+def one_output(program: ExportedProgram, way: str | None) -> tuple[fx.GraphModule, str | None]:
+    """Return the exported graph to one output, without guards and hooks, and the way to it where there was a choice.
 
     Raises:
-        ModelError: the model has several inputs, or its output is not one [item, class] tensor.
+        ModelError: the model has several inputs, or several outputs of which none is chosen.
     """
     module = program.module()
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
@@ -180,13 +207,12 @@ def single_path(program: ExportedProgram) -> fx.GraphModule:
         if node.op == "call_module":
             continue  # the shape guards that torch.export adds
         if node.op == "output":
-            outputs = node.all_input_nodes
-            if len(outputs) != 1:
-                raise ModelError(f"the model gives {len(outputs)} outputs; exactly one prediction can be guarded")
-            graph.output(copies[outputs[0]])
+            result, way = choose_output(program, node.args[0], way)
+            graph.output(copies[result])
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    return fx.GraphModule(module, graph)
+    graph.eliminate_dead_code()  # what other outputs take
+    return fx.GraphModule(module, graph), way
 
 
 def in_unit_space(module: fx.GraphModule, source: Source) -> fx.GraphModule:

@@ -19,6 +19,8 @@ from onnx.reference import ReferenceEvaluator
 
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.branches import Conditional, flattened
+from guard.offline.model.onnx_import.choice import chosen, chosen_output
+from guard.offline.model.onnx_import.class_names import class_names
 from guard.offline.model.onnx_import.file import read_onnx
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.number_formats import name_of, refuse_formats, refuse_type, remedy_for
@@ -39,6 +41,7 @@ class Graph:
     output: str
     nodes: tuple[Node, ...]
     constants: Mapping[str, Array] = field(repr=False)
+    class_names: tuple[str, ...] = ()  # in the order of the scores, where the file holds them
 
     @property
     def batch(self) -> int | None:
@@ -49,7 +52,7 @@ class Graph:
 def read_graph(file: Path, *, input_name: str | None = None, output_name: str | None = None) -> Graph:
     """Read a file's graph. Raises ModelError: it cannot be read, or does not show which input or output is meant."""
     model = read_onnx(file)
-    output = chosen(file, "output", [value.name for value in model.graph.output], output_name)
+    output = chosen_output(file, model.graph.output, output_name)
     nodes, constants = needed(file, model, output)
     refuse_output(file, model, output, nodes)
     fold(nodes, constants)
@@ -66,19 +69,7 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
         chosen(file, "input", [value.name for value in used], input_name)
     datatype, sizes = input_form(file, used[0])
     kept = {name: value for name, value in constants.items() if name in read}
-    return Graph(file, used[0].name, datatype, sizes, output, tuple(nodes), kept)
-
-
-def chosen(file: Path, what: str, names: list[str], wanted: str | None) -> str:
-    """Return the name that was asked for, or the only one. Raises ModelError where there is neither."""
-    if wanted is None and len(names) == 1:
-        return names[0]
-    if wanted in names:
-        return str(wanted)
-    have = ", ".join(names)
-    if wanted is None:
-        raise ModelError(f"{file} has {len(names)} {what}s ({have}); say which one to guard with --{what}-name")
-    raise ModelError(f"{file} has no {what} {wanted!r} that counts; --{what}-name can be: {have}")
+    return Graph(file, used[0].name, datatype, sizes, output, tuple(nodes), kept, class_names(model))
 
 
 def refuse_output(file: Path, model: onnx.ModelProto, output: str, nodes: list[Node]) -> None:

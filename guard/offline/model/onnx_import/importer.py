@@ -216,15 +216,22 @@ def run_file(imported: Imported, images: NDArray[np.float32], *, optimised: bool
         size = graph.batch or len(wire)
         rows = [np.resize(wire[i : i + size], (size, *wire.shape[1:])) for i in range(0, len(wire), size)]
         others = other_inputs(session, graph, size)
-        answers = [tabular(session.run([graph.output], {graph.input: part, **others})[0]) for part in rows]
+        answers = [tabular(session.run([graph.output], {graph.input: part, **others})[0], graph) for part in rows]
         return np.concatenate(answers)[: len(wire)]
     except Exception as error:  # onnxruntime raises its own untyped family
         raise ModelError(f"ONNX Runtime cannot run {graph.file}: {(str(error).splitlines() or ['?'])[0]}") from error
 
 
-def tabular(answer: Any) -> NDArray[Any]:
-    """Return an answer as an array; ZipMap's, a map from class to score for each item, without its classes."""
-    return np.asarray([list(scores.values()) for scores in answer] if isinstance(answer, list) else answer)
+def tabular(answer: Any, graph: Graph) -> NDArray[Any]:
+    """Return an answer as an array; ZipMap's, a map from class to score for each item, in the order of its classes.
+
+    ONNX Runtime sorts the maps by name, the scores stand as the file lists the classes.
+    """
+    if not isinstance(answer, list):
+        return np.asarray(answer)
+    last = graph.nodes[-1]
+    classes = last.get("classlabels_strings") or last.get("classlabels_int64s") or list(answer[0])
+    return np.asarray([[scores[name] for name in classes] for scores in answer])
 
 
 def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[Any]]:
