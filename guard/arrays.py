@@ -53,8 +53,8 @@ def read_examples(
 ) -> DataFile:
     """Read the inputs of a file or folder, and their labels where it has any.
 
-    `layout` is what the user says of arrays with four axes, `choice` of a table's columns; `classes` are a bundle's
-    names, by which folders and labels that are names are found.
+    `layout` is what the user says of arrays with four axes, `choice` of a table's columns; `classes` are a bundle's or
+    a model's names, by which folders, and labels that are text, are found.
 
     Raises:
         DataError: `path` is missing, of an unknown kind, damaged, empty, or inputs and labels do not match.
@@ -65,7 +65,7 @@ def read_examples(
     elif not file.exists():
         raise DataError(f"{file} does not exist; wanted {KINDS}")
     elif file.suffix.lower() in (".npz", ".npy"):
-        examples = read_npz_examples(file)
+        examples = read_npz_examples(file, classes)
     elif file.suffix.lower() in PICTURES:
         picture = read_picture(file)
         notes = tuple(f"the picture was {change}" for change in picture.changes)
@@ -108,7 +108,7 @@ def alone(folder: Path, seen: Path) -> None:
         )
 
 
-def read_npz_examples(file: Path) -> DataFile:
+def read_npz_examples(file: Path, classes: Sequence[str] = ()) -> DataFile:
     """Read `images` and `labels` of an .npz, or an .npy of images; never unpickled. Raises DataError."""
     try:
         with file.open("rb") as stream:
@@ -124,7 +124,7 @@ def read_npz_examples(file: Path) -> DataFile:
     others = [name for name in names if name not in ("images", "labels")]
     return DataFile(
         images,
-        None if labels is None else class_numbers(labels, str(file)),
+        None if labels is None else class_numbers(labels, str(file), classes),
         str(file),
         notes=(f"arrays left out: {', '.join(others)}",) if others else (),
         labels_wanted=f"an array `labels` [item] of class numbers beside {names}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from guard.array_room import parts
 from guard.errors import DataError
 
+MAX_NAMED_CLASSES = 12  # in a message
 Reading: TypeAlias = Callable[[int, int], None]  # is told how many pictures are read, and how many there are
 
 
@@ -68,10 +69,15 @@ def first_not_finite(images: NDArray[Any]) -> int | None:
     return None
 
 
-def class_numbers(labels: NDArray[Any], source: str) -> NDArray[np.int64]:
-    """Return labels as class numbers [item]; a column [item, 1] is taken for one. Raises DataError."""
+def class_numbers(labels: NDArray[Any], source: str, classes: Sequence[str] = ()) -> NDArray[np.int64]:
+    """Return labels as class numbers [item]; a column [item, 1] is taken for one.
+
+    Names are found among those of `classes`, where there are any. Raises DataError.
+    """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.dtype.kind in "US" and labels.ndim == 1 and classes:
+        return numbers_of_names(labels, source, classes)
     if labels.dtype.kind not in "iu":
         raise DataError(f"{source}: labels are {labels.dtype}; wanted whole class numbers{remedy(labels)}")
     if labels.ndim == 2 and one_hot(labels):
@@ -84,6 +90,20 @@ def class_numbers(labels: NDArray[Any], source: str) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
+def numbers_of_names(labels: NDArray[Any], source: str, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the place of each item's name among those of the classes. Raises DataError for a name that is none."""
+    names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in labels.tolist()]
+    places = {name: number for number, name in enumerate(classes)}
+    for item, name in enumerate(names):
+        if name not in places:
+            raise DataError(
+                f"{source}: item {item} has label {name!r}, which is no class; wanted one of those known, "
+                f"{', '.join(classes[:MAX_NAMED_CLASSES])}{', …' if classes[MAX_NAMED_CLASSES:] else ''}, or numbers "
+                "in their order"
+            )
+    return np.asarray([places[name] for name in names], dtype=np.int64)
+
+
 def remedy(labels: NDArray[Any]) -> str:
     """Say how labels of another kind become class numbers; nothing where they do not."""
     if labels.dtype.kind == "f":
@@ -93,7 +113,7 @@ def remedy(labels: NDArray[Any]) -> str:
         return f", and {broken[0]:g} is none" if broken.size else ": all are whole, write labels.astype(int)"
     if labels.dtype.kind in "US":
         seen = ", ".join(sorted({str(one) for one in labels.ravel()[:1000].tolist()})[:3])
-        return f" in the order of the model's classes, not names ({seen})"
+        return f" in the order of the model's classes, not names ({seen}), since the model says no names of its own"
     return ""
 
 

@@ -18,6 +18,7 @@ LONGEST = (
     "tests/offline/preflight/test_check.py",
     "tests/offline/test_train.py",
     "tests/offline/detectors/test_heads.py",
+    "tests/offline/test_one_number.py",
     "tests/offline/bench/test_bench.py",
     "tests/offline/programs/test_parity.py",
     "tests/offline/model/onnx_import/test_channel_last.py",

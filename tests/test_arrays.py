@@ -349,3 +349,20 @@ def test_inputs_are_never_changed() -> None:
 
 def test_examples_count_their_items() -> None:
     assert len(DataFile(pictures(3), None, "x")) == 3
+
+
+NAMES = ("cat", "ant", "bee")
+
+
+@pytest.mark.parametrize("labels", [["ant", "cat", "bee"], [b"ant", b"cat", b"bee"], [["ant"], ["cat"], ["bee"]]])
+def test_labels_that_are_names_are_found_among_the_models(tmp_path: Path, labels: list[Any]) -> None:
+    np.savez(tmp_path / "data.npz", images=np.zeros((3, 4), np.float32), labels=np.asarray(labels))
+    assert read_examples(tmp_path / "data.npz", classes=NAMES).labelled().tolist() == [1, 0, 2]
+
+
+def test_a_label_that_is_no_name_of_the_models_says_which_there_are(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", images=np.zeros((2, 4), np.float32), labels=np.asarray(["ant", "elk"]))
+    with pytest.raises(DataError, match=r"item 1 has label 'elk', .* known, cat, ant, bee, or numbers"):
+        read_examples(tmp_path / "data.npz", classes=NAMES)
+    with pytest.raises(DataError, match=r"whole class numbers .*\(ant, elk\), since the model says no names"):
+        read_examples(tmp_path / "data.npz")

@@ -19,10 +19,10 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
-from guard.bundle import InputSpec, OutputSpec
+from guard.bundle import InputSpec
 from guard.errors import MalformedRequest, Uninspectable
 from guard.serve.scan import Span, scan
-from guard.serve.wire.inference_pb2 import InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse
+from guard.serve.wire.inference_pb2 import InferParameter, InferTensorContents, ModelInferRequest
 
 Form = Literal["raw", "typed"]
 
@@ -54,7 +54,6 @@ DTYPES = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-MAX_FLOAT_LABEL_CODE = 2**53  # the largest class that a float tells from its neighbours; NaN names none
 SHARED_MEMORY = "shared_memory_"
 PLAIN_CONTENT = "np"  # MLServer's name for "the tensor is what it says"; any other content_type has a codec of its own
 
@@ -239,45 +238,3 @@ def encode(message: ModelInferRequest, images: NDArray[Any], spec: InputSpec, fo
         values = getattr(changed.inputs[0].contents, TYPED_FIELD[spec.datatype])
         values[:] = images.ravel().tolist()
     return changed.SerializeToString()
-
-
-def prediction(response: bytes, spec: OutputSpec, items: int) -> NDArray[np.int64] | None:
-    """The class [item] that the model server's answer names; None where the answer does not show it."""
-    try:
-        message = ModelInferResponse.FromString(response)
-    except DecodeError:
-        return None
-    for index, tensor in enumerate(message.outputs):
-        if tensor.name == spec.name:
-            values = output_tensor(message, index)
-            return None if values is None else named_class(values, spec, items)
-    return None
-
-
-def output_tensor(message: ModelInferResponse, index: int) -> NDArray[Any] | None:
-    """The elements of an output in a row; None where there are not as many as its shape says."""
-    tensor = message.outputs[index]
-    dtype = DTYPES.get(tensor.datatype)
-    if dtype is None:
-        return None
-    if any(size < 0 for size in tensor.shape):
-        return None
-    count = math.prod(tensor.shape)
-    if index < len(message.raw_output_contents):
-        raw = message.raw_output_contents[index]
-        return np.frombuffer(raw, dtype) if len(raw) == count * dtype.itemsize else None
-    field = TYPED_FIELD.get(tensor.datatype)
-    values: NDArray[Any] = np.array(getattr(tensor.contents, field)) if field else np.empty(0)
-    return values if values.size == count else None
-
-
-def named_class(values: NDArray[Any], spec: OutputSpec, items: int) -> NDArray[np.int64] | None:
-    if spec.kind == "label":
-        whole = values.dtype.kind != "f" or bool((np.abs(values) <= MAX_FLOAT_LABEL_CODE).all())
-        return values.astype(np.int64) if values.size == items and whole else None
-    if values.size != items * spec.columns:
-        return None
-    if spec.single:
-        threshold = 0.5 if spec.kind == "probabilities" else 0.0
-        return None if np.isnan(values).any() else (values > threshold).astype(np.int64).ravel()
-    return np.asarray(values.reshape(items, spec.classes).argmax(axis=1), dtype=np.int64)

@@ -58,6 +58,7 @@ ONNX_TYPES = {  # ONNX Runtime's name -> the protocol's
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(bool)": "BOOL",
+    "tensor(string)": "BYTES",
 }
 MAX_MESSAGE_BYTES = 128 * 2**20
 MAX_BYTES_IN_FLIGHT = 8 * MAX_MESSAGE_BYTES
@@ -107,10 +108,13 @@ class ServedModel:
         datatypes = {output.name: output.datatype for output in self.outputs}
         for name, array in zip(wanted, arrays, strict=True):
             tensor = response.outputs.add(name=name, datatype=datatypes[name], shape=array.shape)
+            values = [str(word).encode() for word in array.ravel()] if tensor.datatype == "BYTES" else None
             if request.raw_input_contents or datatypes[name] not in TYPED_FIELD:
-                response.raw_output_contents.append(np.ascontiguousarray(array).tobytes())
+                response.raw_output_contents.append(
+                    np.ascontiguousarray(array).tobytes() if values is None else behind_lengths(values)
+                )
             else:
-                getattr(tensor.contents, TYPED_FIELD[datatypes[name]]).extend(array.ravel().tolist())
+                getattr(tensor.contents, TYPED_FIELD[datatypes[name]]).extend(values or array.ravel().tolist())
         return response
 
     def feed(self, request: ModelInferRequest) -> dict[str, NDArray[Any]]:
@@ -147,6 +151,11 @@ class ServedModel:
             inputs=[kind(name=t.name, datatype=t.datatype, shape=t.shape) for t in self.inputs],
             outputs=[kind(name=t.name, datatype=t.datatype, shape=t.shape) for t in self.outputs],
         )
+
+
+def behind_lengths(words: Sequence[bytes]) -> bytes:
+    """Return texts as the protocol has them raw: each behind its length in four bytes."""
+    return b"".join(len(word).to_bytes(4, "little") + word for word in words)
 
 
 def declared(node: Any, file: Path) -> Tensor:

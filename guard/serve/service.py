@@ -36,6 +36,7 @@ from guard.serve import decode
 from guard.serve.acceptor import TICKET
 from guard.serve.admission import Admission, Place
 from guard.serve.agreement import Agreement
+from guard.serve.answer import prediction
 from guard.serve.call import UNCHECKED, Call
 from guard.serve.decode import Decoded
 from guard.serve.door import Door
@@ -309,7 +310,7 @@ class Service:
     def predicted(self, answer: bytes, items: int) -> NDArray[np.int64] | None:
         """The classes that the upstream's answer names; None where it does not show them."""
         with suppress(ValueError, OverflowError):  # whatever the upstream sent, it goes to the client
-            return decode.prediction(answer, self.model.output, items)
+            return prediction(answer, self.model.output, items)
         return None
 
     def compare(self, own: NDArray[np.int64], theirs: NDArray[np.int64] | None) -> None:

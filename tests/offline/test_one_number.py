@@ -21,7 +21,7 @@ from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from guard.scoring import score_lines
-from guard.serve.decode import prediction
+from guard.serve.answer import prediction
 from guard.serve.log import Log
 from guard.serve.model_server import ServedModel
 from guard.serve.model_server import serving as model_serving

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from guard.bundle import InputSpec, OutputSpec
+from guard.bundle import InputSpec
 from guard.errors import MalformedRequest
-from guard.serve.decode import TYPED_FIELD, Decoded, Form, decode, encode, parse, prediction
-from guard.serve.wire.inference_pb2 import ModelInferRequest, ModelInferResponse
+from guard.serve.decode import Decoded, Form, decode, encode, parse
+from guard.serve.wire.inference_pb2 import ModelInferRequest
 from tests.serve.guarded import infer_request
 
 SPECS = {
@@ -22,7 +22,6 @@ IMAGES: dict[str, NDArray[Any]] = {
     "FP32": np.asarray([0.1, -2.5, 3e30, 1e-40, -0.0, 1.0], np.float32).reshape(1, 2, 3),
     "UINT8": np.asarray([0, 1, 127, 128, 254, 255], np.uint8).reshape(1, 2, 3),
 }
-OUTPUT = OutputSpec("logits", "logits", 3)
 
 
 def read(message: ModelInferRequest, spec: InputSpec) -> Decoded:
@@ -114,91 +113,6 @@ def test_parameters_that_every_client_sends_are_no_obstacle() -> None:
     message.inputs[0].parameters["binary_data_size"].int64_param = 24
     message.inputs[0].contents.SetInParent()  # present, and empty
     assert read(message, SPECS["FP32"]).form == "raw"
-
-
-def answer(array: NDArray[Any], datatype: str, *, raw: bool, name: str = "logits") -> bytes:
-    message = ModelInferResponse()
-    message.outputs.add(name="other", datatype="INT64", shape=[1]).contents.int64_contents.append(9)
-    if raw:
-        message.raw_output_contents.append(np.int64(9).tobytes())
-        message.raw_output_contents.append(array.tobytes())
-    tensor = message.outputs.add(name=name, datatype=datatype, shape=array.shape)
-    if not raw:
-        getattr(tensor.contents, TYPED_FIELD[datatype]).extend(array.ravel().tolist())
-    return message.SerializeToString()
-
-
-@pytest.mark.parametrize("raw", [True, False])
-@pytest.mark.parametrize("datatype", ["FP32", "FP64"])
-def test_the_upstreams_prediction_is_read_from_logits(*, raw: bool, datatype: str) -> None:
-    array = np.asarray([[0, 2, 1], [5, 4, 3]], dtype={"FP32": np.float32, "FP64": np.float64}[datatype])
-    found = prediction(answer(array, datatype, raw=raw), OUTPUT, 2)
-    assert found is not None
-    assert found.tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("raw", [True, False])
-def test_the_upstreams_prediction_is_read_from_labels(*, raw: bool) -> None:
-    found = prediction(answer(np.asarray([2, 0], np.int64), "INT64", raw=raw), OutputSpec("logits", "label", 3), 2)
-    assert found is not None
-    assert found.tolist() == [2, 0]
-
-
-ONE_NUMBER = {
-    "probabilities": ([0.2, 0.5, 0.51, 1.0], [0, 0, 1, 1]),
-    "logits": ([-3.0, 0.0, 0.2, 7.0], [0, 0, 1, 1]),
-}
-
-
-@pytest.mark.parametrize("raw", [True, False])
-@pytest.mark.parametrize("datatype", ["FP32", "FP64"])
-@pytest.mark.parametrize("shape", [(4,), (4, 1)])
-@pytest.mark.parametrize("kind", ONE_NUMBER)
-def test_one_number_an_item_names_one_of_two_classes(
-    *, kind: str, shape: tuple[int, ...], datatype: str, raw: bool
-) -> None:
-    values, wanted = ONE_NUMBER[kind]
-    array = np.asarray(values, dtype={"FP32": np.float32, "FP64": np.float64}[datatype]).reshape(shape)
-    found = prediction(answer(array, datatype, raw=raw), OutputSpec("logits", kind, 2, single=True), 4)
-    assert found is not None
-    assert found.tolist() == wanted
-
-
-@pytest.mark.parametrize("values", [[[0.1, 0.9]], [[np.nan]]], ids=["two numbers", "no number"])
-def test_what_is_not_one_number_names_nothing(values: list[list[float]]) -> None:
-    array = np.asarray(values, np.float32)
-    assert prediction(answer(array, "FP32", raw=True), OutputSpec("logits", "logits", 2, single=True), 1) is None
-
-
-def test_half_precision_is_read_too() -> None:
-    found = prediction(answer(np.asarray([[0, 2, 1]], np.float16), "FP16", raw=True), OUTPUT, 1)
-    assert found is not None
-    assert found.tolist() == [1]
-
-
-@pytest.mark.parametrize(
-    "response",
-    [
-        b"\xff\xff",
-        b"",
-        answer(np.zeros((1, 3), np.float32), "FP32", raw=True, name="elsewhere"),
-        answer(np.zeros((1, 4), np.float32), "FP32", raw=True),
-        answer(np.zeros((1, 3), np.float32), "FP64", raw=True),
-        answer(np.zeros((2, 3), np.float32), "FP32", raw=True),
-        answer(np.zeros((1, 3), np.float32), "BF16", raw=True),
-    ],
-    ids=[
-        "no protobuf",
-        "empty",
-        "no such output",
-        "other classes",
-        "size against shape",
-        "other items",
-        "unreadable type",
-    ],
-)
-def test_an_answer_that_does_not_show_the_prediction_is_not_compared(response: bytes) -> None:
-    assert prediction(response, OUTPUT, 1) is None
 
 
 def test_parse_refuses_what_is_no_request() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from guard.bundle import OutputSpec
-from guard.serve.decode import DTYPES, TYPED_FIELD, prediction
+from guard.serve.answer import prediction
+from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.wire.inference_pb2 import ModelInferResponse
 
 EXAMPLES = 100

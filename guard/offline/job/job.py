@@ -23,6 +23,7 @@ from guard.offline.data.splits import SHARES, Split, assign
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
+from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.served import measure_difference
 from guard.offline.work.directory import WorkDirectory
@@ -76,7 +77,8 @@ class Job:
 
 def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dataset]:
     """Open a job's model and data; `progress` hears of pictures. Raises ConfigError, DataError, ModelError."""
-    examples = read_examples(job.data, layout=job.data_layout, classes=job.labels, choice=job.choice, progress=progress)
+    names = job.labels or declared_names(job.model)
+    examples = read_examples(job.data, layout=job.data_layout, classes=names, choice=job.choice, progress=progress)
     examples.labelled()  # before a model is opened for inputs among which the labels may still be
     examples = with_layout(job, examples)
     shape = item_shape(examples)
@@ -90,7 +92,7 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
         output_name=job.output_name,
         output=job.output,
         serves=job.serves,
-        labels=job.labels or examples.classes,
+        labels=names or examples.classes,
         served=job.served,
     )
     classifier = open_model(source)

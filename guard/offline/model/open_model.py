@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import SUPPORTED_NODES
 
 from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
@@ -22,6 +23,7 @@ from guard.offline.model.half_precision import answers_of, half_formats, input_d
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
 from guard.offline.model.served import Served
 from guard.offline.model.served_file import served_file
+from guard.offline.model.several_outputs import choose_output, fields_of, wire_and_way
 from guard.offline.model.taps import find_taps
 from guard.offline.model.unit_space import bounds
 from guard.value_box import ValueBox
@@ -83,11 +85,18 @@ def open_model(source: Source) -> Classifier:
             grid=source.grid,
             layout=source.layout if len(source.item_shape) == 3 else "NC",
         ),
-        output=OutputSpec(source.output_name or ending.kind, ending.kind, classes, source.labels, ending.single),
+        output=OutputSpec(
+            source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single
+        ),
     )
     if source.served is not None:
         served = served_file(source.served, spec, ending.served)
     return Classifier(graph, spec, find_taps(graph.graph), served)
+
+
+def named(source: Source, classes: int) -> tuple[str, ...]:
+    """Return the names of the classes; those that a file holds for something else name none of them."""
+    return source.labels if len(source.labels) <= classes else ()
 
 
 def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
@@ -96,7 +105,9 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
     The source is completed by what the file says of the wire; no served model is returned where it is that graph.
     """
     if not source.model.endswith(".onnx"):
-        graph = single_path(load_program(source))
+        wire, way = wire_and_way(source.output_name)
+        graph, chosen_way = one_output(load_program(source), way)
+        source = replace(source, output_name=wire or chosen_way)
         if not (formats := half_formats(graph)):
             return graph, source, None
         served = Served(f"computes in {' and '.join(formats)}", "torch on a CPU", answers_of(graph))
@@ -114,6 +125,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
         output_name=imported.graph.output,
         datatype=datatype,
         layout=imported.layout,
+        labels=source.labels or imported.graph.class_names,
     )
     graph = single_path(imported.program)
     check_import(replace(imported, smallest_size=1.0) if is_probability(graph) else imported, graph, source.box)
@@ -179,6 +191,7 @@ def export(model: nn.Module, source: Source) -> ExportedProgram:
     model = model.eval()
     example = example.to(input_type(model, example))
     try:
+        tell_of_dataclass(model, example)
         return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
     except Exception as error:  # torch.export's failures have no common type
         raise ModelError(
@@ -187,11 +200,24 @@ def export(model: nn.Module, source: Source) -> ExportedProgram:
         ) from error
 
 
+def tell_of_dataclass(model: nn.Module, example: Tensor) -> None:
+    """Register the dataclass that a model returns, without which torch.export refuses it."""
+    with torch.no_grad():
+        kind = fields_of(model(example))
+    if kind is not None and kind not in SUPPORTED_NODES:
+        torch.export.register_dataclass(kind)
+
+
 def single_path(program: ExportedProgram) -> fx.GraphModule:
-    """Return the exported graph with one input and one output, without guards and hooks.
+    """Return the exported graph with its one input and its one output. Raises ModelError where it has several."""
+    return one_output(program, None)[0]
+
+
+def one_output(program: ExportedProgram, way: str | None) -> tuple[fx.GraphModule, str | None]:
+    """Return the exported graph to one output, without guards and hooks, and the way to it where there was a choice.
 
     Raises:
-        ModelError: the model has several inputs, or its output is not one [item, class] tensor.
+        ModelError: the model has several inputs, or several outputs of which none is chosen.
     """
     module = program.module()
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
@@ -205,13 +231,12 @@ def single_path(program: ExportedProgram) -> fx.GraphModule:
         if node.op == "call_module":
             continue  # the shape guards that torch.export adds
         if node.op == "output":
-            outputs = node.all_input_nodes
-            if len(outputs) != 1:
-                raise ModelError(f"the model gives {len(outputs)} outputs; exactly one prediction can be guarded")
-            graph.output(copies[outputs[0]])
+            result, way = choose_output(program, node.args[0], way)
+            graph.output(copies[result])
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    return fx.GraphModule(module, graph)
+    graph.eliminate_dead_code()  # what other outputs take
+    return fx.GraphModule(module, graph), way
 
 
 def in_unit_space(module: fx.GraphModule, source: Source) -> fx.GraphModule:

@@ -155,7 +155,7 @@ class Calibrator:
             seed=job.seed,
             made_by=made_by(),
             provenance={
-                "classes": "names of class folders" if self.classifier.spec.output.labels else "numbers, as labelled",
+                "classes": "names, as labelled" if self.classifier.spec.output.labels else "numbers, as labelled",
                 "splits": {split.value: len(self.data.part(split)) for split in Split},
                 "bands": [[str(b.low), str(b.high)] for b in calibrated.cascade.calibration.bands],
                 "early_pass_share": dict(calibrated.leaks),

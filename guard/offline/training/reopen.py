@@ -61,7 +61,7 @@ class Work:
             high=spec.input.high,
             grid=spec.input.grid,
             input_name=spec.input.name,
-            output_name=spec.output.name,
+            output_name=self.job.get("output_name") or spec.output.name,  # which also says the way to it
             output=spec.output.kind,
             serves=spec.name + (f":{spec.version}" if spec.version else ""),
             labels=spec.output.labels,

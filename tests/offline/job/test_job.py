@@ -204,7 +204,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_the_order_of_classes_is_kept_and_printed(bundle: Bundle) -> None:
     assert Bundle.open(bundle.path).manifest.model.output.labels == ("row", "side", "x")
     assert "classes     0 row  1 side  2 x" in summarise(bundle)
-    assert bundle.manifest.provenance["classes"] == "names of class folders"
+    assert bundle.manifest.provenance["classes"] == "names, as labelled"
 
 
 def test_evaluation_finds_folders_by_the_bundles_names(bundle: Bundle, tmp_path: Path) -> None:

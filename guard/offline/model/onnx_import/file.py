@@ -15,8 +15,12 @@ from guard.errors import ModelError, first_line
 MIN_OPSET_VERSION = 7  # the oldest that ONNX Runtime keeps: before it, operators broadcast by other rules
 
 
-def read_onnx(file: Path) -> onnx.ModelProto:
-    """Read an ONNX file. Raises ModelError: it is missing, damaged, no ONNX, or its weights are not where it says."""
+def read_onnx(file: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Read an ONNX file, without the `weights` that lie beside it where they are not asked for.
+
+    Raises:
+        ModelError: it is missing, damaged, no ONNX, or its weights are not where it says.
+    """
     if not file.is_file():
         raise ModelError(f"{file} does not exist; wanted an .onnx file")
     try:
@@ -26,6 +30,8 @@ def read_onnx(file: Path) -> onnx.ModelProto:
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise ModelError(f"{file} is no ONNX model: it holds no operators, no outputs or no operator set")
     refuse_versions(file, model)
+    if not weights:
+        return model
     try:
         onnx.load_external_data_for_model(model, str(file.parent))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:

@@ -20,6 +20,8 @@ from onnx.reference import ReferenceEvaluator
 
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.branches import Conditional, flattened
+from guard.offline.model.onnx_import.choice import chosen, chosen_output
+from guard.offline.model.onnx_import.class_names import class_names
 from guard.offline.model.onnx_import.file import read_onnx
 from guard.offline.model.onnx_import.float_form import float_form
 from guard.offline.model.onnx_import.graph_node import Node
@@ -43,6 +45,7 @@ class Graph:
     constants: Mapping[str, Array] = field(repr=False)
     formats: tuple[str, ...] = ()  # of fewer bits, that the file computes in
     float_file: bytes | None = field(default=None, repr=False)  # the file's float form, where it is not the file
+    class_names: tuple[str, ...] = ()  # in the order of the scores, where the file holds them
 
     @property
     def batch(self) -> int | None:
@@ -55,7 +58,7 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     served = read_onnx(file)
     form = float_form(served)
     model = form.model
-    output = chosen(file, "output", [value.name for value in model.graph.output], output_name)
+    output = chosen_output(file, model.graph.output, output_name)
     nodes, constants = needed(file, model, output)
     refuse_output(file, model, output, nodes)
     fold(nodes, constants)
@@ -75,19 +78,7 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     datatype, sizes = input_form(file, wire)
     kept = {name: value for name, value in constants.items() if name in read}
     float_file = model.SerializeToString() if form.formats else None
-    return Graph(file, name, datatype, sizes, output, tuple(nodes), kept, form.formats, float_file)
-
-
-def chosen(file: Path, what: str, names: list[str], wanted: str | None) -> str:
-    """Return the name that was asked for, or the only one. Raises ModelError where there is neither."""
-    if wanted is None and len(names) == 1:
-        return names[0]
-    if wanted in names:
-        return str(wanted)
-    have = ", ".join(names)
-    if wanted is None:
-        raise ModelError(f"{file} has {len(names)} {what}s ({have}); say which one to guard with --{what}-name")
-    raise ModelError(f"{file} has no {what} {wanted!r} that counts; --{what}-name can be: {have}")
+    return Graph(file, name, datatype, sizes, output, tuple(nodes), kept, form.formats, float_file, class_names(model))
 
 
 def refuse_output(file: Path, model: onnx.ModelProto, output: str, nodes: list[Node]) -> None:

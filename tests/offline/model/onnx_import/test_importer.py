@@ -244,7 +244,7 @@ def test_the_output_is_chosen_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({}, r"has 2 outputs \(one, both\); say which one to guard with --output-name"),
+        ({}, r"has 2 outputs \(one, both \[item, 4\]\); say which one to guard with --output-name"),
         ({"output_name": "two"}, "has no output 'two' that counts; --output-name can be: one, both"),
         ({"output_name": "both"}, r"output 'both' depends on 2 inputs \(a, b\); exactly one can be guarded"),
         ({"output_name": "one", "input_name": "b"}, "has no input 'b' that counts; --input-name can be: a"),

@@ -1,0 +1,86 @@
+"""Reading of the class that a model server's answer names, in numbers or in words; the answer itself passes as bytes.
+
+Rule 1: reading never fails, and never guesses: what does not show a class of each item shows none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from guard.bundle import OutputSpec
+from guard.serve.decode import DTYPES, TYPED_FIELD
+from guard.serve.wire.inference_pb2 import ModelInferResponse
+
+MAX_FLOAT_LABEL_CODE = 2**53  # the largest class that a float tells from its neighbours; NaN names none
+LENGTH_BYTES = 4  # before each text of a raw BYTES tensor
+
+
+def prediction(response: bytes, spec: OutputSpec, items: int) -> NDArray[np.int64] | None:
+    """The class [item] that the model server's answer names; None where the answer does not show it."""
+    try:
+        message = ModelInferResponse.FromString(response)
+    except DecodeError:
+        return None
+    for index, tensor in enumerate(message.outputs):
+        if tensor.name == spec.name and not (tensor.datatype == "BYTES" and spec.labels):
+            values = output_tensor(message, index)
+            return None if values is None else named_class(values, spec, items)
+    return worded_class(message, spec, items) if spec.labels else None
+
+
+def worded_class(message: ModelInferResponse, spec: OutputSpec, items: int) -> NDArray[np.int64] | None:
+    """The class [item] that an output of text names; None where none names a class of each item."""
+    places = {name.encode(): number for number, name in enumerate(spec.labels)}
+    for index, tensor in enumerate(message.outputs):
+        words = output_words(message, index) if tensor.datatype == "BYTES" else []
+        if len(words) == items and all(word in places for word in words):
+            return np.asarray([places[word] for word in words], dtype=np.int64)
+    return None
+
+
+def output_words(message: ModelInferResponse, index: int) -> list[bytes]:
+    """The elements of a BYTES output, each behind its length (4 bytes, little-endian) where they travel raw."""
+    if index >= len(message.raw_output_contents):
+        return list(message.outputs[index].contents.bytes_contents)
+    raw, words, start = message.raw_output_contents[index], [], 0
+    while start < len(raw):
+        end = start + LENGTH_BYTES + int.from_bytes(raw[start : start + LENGTH_BYTES], "little")
+        if end > len(raw):
+            return []
+        words.append(raw[start + LENGTH_BYTES : end])
+        start = end
+    return words
+
+
+def output_tensor(message: ModelInferResponse, index: int) -> NDArray[Any] | None:
+    """The elements of an output in a row; None where there are not as many as its shape says."""
+    tensor = message.outputs[index]
+    dtype = DTYPES.get(tensor.datatype)
+    if dtype is None:
+        return None
+    if any(size < 0 for size in tensor.shape):
+        return None
+    count = math.prod(tensor.shape)
+    if index < len(message.raw_output_contents):
+        raw = message.raw_output_contents[index]
+        return np.frombuffer(raw, dtype) if len(raw) == count * dtype.itemsize else None
+    field = TYPED_FIELD.get(tensor.datatype)
+    values: NDArray[Any] = np.array(getattr(tensor.contents, field)) if field else np.empty(0)
+    return values if values.size == count else None
+
+
+def named_class(values: NDArray[Any], spec: OutputSpec, items: int) -> NDArray[np.int64] | None:
+    if spec.kind == "label":
+        whole = values.dtype.kind != "f" or bool((np.abs(values) <= MAX_FLOAT_LABEL_CODE).all())
+        return values.astype(np.int64) if values.size == items and whole else None
+    if values.size != items * spec.columns:
+        return None
+    if spec.single:
+        threshold = 0.5 if spec.kind == "probabilities" else 0.0
+        return None if np.isnan(values).any() else (values > threshold).astype(np.int64).ravel()
+    return np.asarray(values.reshape(items, spec.classes).argmax(axis=1), dtype=np.int64)
