@@ -24,7 +24,7 @@ def summarise(bundle: Bundle) -> str:
         *own_ranges(spec),
         f"output      {model.output.name}, {model.output.in_words}",
         *classes_in_order(model.output),
-        *served_line(manifest),
+        *served_lines(manifest),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
@@ -49,11 +49,13 @@ def program_lines(manifest: Manifest) -> list[str]:
     return plain_lines([table])
 
 
-def served_line(manifest: Manifest) -> list[str]:
-    """A line on how far the served model is from the guard's copy; none where they are one."""
+def served_lines(manifest: Manifest) -> list[str]:
+    """Lines on how far the served model is from the guard's copy; none where they are one."""
     found = manifest.provenance.get("served")
-    share = f"{manifest.measured_disagreement:.2%} of the predictions differ"
-    return [f"served      {found['form']}; from its float32 copy {share}"] if found else []
+    if not found:
+        return []
+    text = f"{found['form']}; {manifest.measured_disagreement:.2%} of the predictions differ from its float32 copy's"
+    return textwrap.wrap(text, width=80, initial_indent="served      ", subsequent_indent=" " * 12)
 
 
 def own_ranges(spec: InputSpec) -> list[str]:

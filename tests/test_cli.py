@@ -16,8 +16,10 @@ from guard import cli
 from guard.bundle import FORMAT_VERSION
 from guard.offline import train as training
 from guard.offline.denoisers.table import DENOISERS
+from guard.offline.job.job import Job
 from guard.offline.job.recipe import presets
 from guard.offline.job.suite import suites
+from guard.offline.preflight import check as checking
 from tests.serve import tiny_bundle
 
 COMMANDS = ("demo", "check", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe")
@@ -73,6 +75,17 @@ def test_inspect_fits_eighty_columns(bundle: Path, capsys: pytest.CaptureFixture
     assert max(map(len, said.splitlines())) <= max(80, len(str(bundle)) + 12)
     assert cli.run(["inspect", str(bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == FORMAT_VERSION
+
+
+def test_inspect_says_how_far_the_served_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    served = {"form": "computes in float16 and quantised numbers (QDQ)", "changed": 0.0123}
+    bundle = tiny_bundle.make(tmp_path / "bundle", provenance={"served": served})
+    assert cli.run(["inspect", str(bundle.path)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "served      computes in float16 and quantised numbers (QDQ); 1.23% of the\n"
+        "            predictions differ from its float32 copy's\n"
+    ) in said
 
 
 def test_bundle_errors(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,8 +190,6 @@ def test_an_interrupt_says_that_nothing_is_lost(
 
 
 def test_minutes_are_planned_for_unless_sizes_are_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from guard.offline.job.job import Job
-
     jobs: list[Job] = []
 
     def stop(job: Job, stages: object) -> None:
@@ -190,6 +201,23 @@ def test_minutes_are_planned_for_unless_sizes_are_given(monkeypatch: pytest.Monk
     cli.run(words)
     cli.run([*words, "--minutes", "60", "--craft-items", "500"])
     assert [(job.minutes, job.craft_items, job.attack_items) for job in jobs] == [(25, None, None), (60, 500, None)]
+
+
+def test_training_and_its_check_hear_which_file_answers_clients(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    jobs: list[Job] = []
+
+    def stop(job: Job, _: object) -> None:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", stop)
+    monkeypatch.setattr(checking, "check", stop)
+    words = ["--model", "m.onnx", "--data", "d.npz", "--served", "int8.onnx"]
+    cli.run(["train", *words, "--out", str(tmp_path / "b")])
+    cli.run(["check", *words])
+    assert [job.served for job in jobs] == [Path("int8.onnx")] * 2
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
