@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from guard.errors import ModelError
 from guard.offline.model.open_model import Source, open_model
+from guard.offline.train import train
+from guard.offline.training.reopen import Work
+from guard.offline.work.progress import Stages
 from tests.offline import tiny
 
 SHAPE = tiny.SHAPE
@@ -123,3 +128,14 @@ def test_a_choice_that_is_open_or_none_says_what_there_is(factory: str, name: st
 def test_the_only_one_that_can_hold_scores_needs_no_name() -> None:
     """Feature maps and class numbers are beside it; its key is its name on the wire."""
     assert open_model(Source(f"{__name__}:maps_beside", SHAPE)).spec.output.name == "scores"
+
+
+def test_a_training_is_reopened_with_the_output_that_it_was_for(tmp_path: Path) -> None:
+    """The bundle keeps the name on the wire, its work directory the way to it in the model."""
+    raw = {**tiny.RECIPE, "detector": tiny.RECIPE["detector"][:2], "repair": []}
+    way = {"model": f"{__name__}:as_dictionary", "output_name": "OUTPUT__1=aside.more"}
+    bundle = train(
+        tiny.job(tmp_path, recipe=tiny.parse(raw, "two detectors"), **way), Stages(Console(file=io.StringIO()))
+    )
+    assert bundle.manifest.model.output.name == "OUTPUT__1"
+    assert Work.beside(bundle).subject(bundle).classifier.spec == bundle.manifest.model
