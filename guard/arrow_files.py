@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,13 @@ def open_parquet(files: Sequence[Path], source: str) -> ArrowTable:
     opened = [guarded(file, parquet.ParquetFile, file) for file in files]
     schema = same_schema([(file, one.schema_arrow) for file, one in zip(files, opened, strict=True)])
 
-    def batches(names: Sequence[str]) -> Iterator[Any]:
+    rows = sum(one.metadata.num_rows for one in opened)
+
+    def every(names: Sequence[str]) -> Iterator[Any]:
         for file, one in zip(files, opened, strict=True):
             yield from in_order(file, one.iter_batches(batch_size=BATCH_ROWS, columns=list(names)), names)
 
-    rows = sum(one.metadata.num_rows for one in opened)
-    return ArrowTable(source, schema, rows, batches, class_names(described(schema)))
+    return ArrowTable(source, schema, rows, counted(every, rows, source), class_names(described(schema)))
 
 
 def open_saved_dataset(folder: Path) -> ArrowTable:
@@ -73,21 +75,47 @@ def open_saved_dataset(folder: Path) -> ArrowTable:
     state, info = read_json(folder / SAVED), read_json(folder / DESCRIPTION)
     if state.get("_indices_data_files"):
         raise DataError(f"{folder} holds a selection of rows (indices); wanted all: flatten_indices() before saving")
-    files = [folder / Path(str(one["filename"])).name for one in state.get("_data_files", ())]
+    files = data_files(folder, state)
     if not files:
         raise DataError(f"{folder / SAVED} lists no data files; wanted what save_to_disk writes")
 
     def stream(file: Path) -> Any:
         return pyarrow.ipc.open_stream(pyarrow.memory_map(str(file)))
 
-    def batches(names: Sequence[str]) -> Iterator[Any]:
+    def every(names: Sequence[str]) -> Iterator[Any]:
         for file in files:
             yield from in_order(file, small_batches(guarded(file, stream, file)), names)
 
     schema = same_schema([(file, guarded(file, stream, file).schema) for file in files])
     rows = sum(batch.num_rows for file in files for batch in guarded(file, list, guarded(file, stream, file)))
-    declared = info.get("features") or described(schema)
-    return ArrowTable(str(folder), schema, rows, batches, class_names(declared))
+    declared = info.get("features")
+    features = declared if declared and isinstance(declared, dict) else described(schema)
+    return ArrowTable(str(folder), schema, rows, counted(every, rows, str(folder)), class_names(features))
+
+
+def counted(
+    every: Callable[[Sequence[str]], Iterator[Any]], rows: int, source: str
+) -> Callable[[Sequence[str]], Iterator[Any]]:
+    """Return batches that are checked to be as many rows as were announced; a DataError where they are not."""
+
+    def batches(names: Sequence[str]) -> Iterator[Any]:
+        seen = 0
+        for batch in every(names):
+            seen += batch.num_rows
+            if seen <= rows:
+                yield batch
+        if seen != rows:
+            raise DataError(f"{source} is damaged: it announces {rows} rows and holds {seen}; write it again")
+
+    return batches
+
+
+def data_files(folder: Path, state: Mapping[str, Any]) -> list[Path]:
+    """Return the files that a data set's state lists, all of them in its folder; none where the state is damaged."""
+    try:
+        return [folder / Path(one["filename"]).name for one in state["_data_files"]]
+    except (KeyError, TypeError):
+        return []
 
 
 def small_batches(stream: Iterator[Any]) -> Iterator[Any]:
@@ -102,15 +130,19 @@ def in_order(file: Path, batches: Iterator[Any], names: Sequence[str]) -> Iterat
     remaining = iter(batches)
     while (batch := guarded(file, next, remaining, None)) is not None:
         if batch.num_rows:
-            yield batch.select(list(names))
+            chosen = batch.select(list(names))
+            guarded(
+                file, chosen.validate, full=True
+            )  # a damaged offset would lead out of the file, and end the process
+            yield chosen
 
 
-def guarded(file: Path, act: Callable[..., Any], *arguments: Any) -> Any:
+def guarded(file: Path, act: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     """Do what reads a file. Raises DataError where that fails."""
     import pyarrow
 
     try:
-        return act(*arguments)
+        return act(*arguments, **settings)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {first_line(error)}") from error
 
@@ -118,6 +150,7 @@ def guarded(file: Path, act: Callable[..., Any], *arguments: Any) -> Any:
 def same_schema(schemas: Sequence[tuple[Path, Any]]) -> Any:
     """Return the columns that all files have. Raises DataError where one differs."""
     first, wanted = schemas[0]
+    guarded(first, attrgetter("names"), wanted)  # which may be no UTF-8
     for file, schema in schemas[1:]:
         if not schema.equals(wanted):
             raise DataError(
@@ -152,5 +185,5 @@ def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {
         name: tuple(map(str, kind["names"]))
         for name, kind in features.items()
-        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and kind.get("names")
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and isinstance(kind.get("names"), list)
     }

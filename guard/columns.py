@@ -72,7 +72,10 @@ def listed(names: Sequence[str]) -> str:
 
 def bad_value(place: str, column: str, value: object, wanted: str) -> DataError:
     """Return the error for a value that cannot be used; `place` is `FILE: row 3 (line 4)`."""
-    shown = str(value)
+    try:
+        shown = str(value)
+    except UnicodeDecodeError:  # of an Arrow value
+        shown = "bytes that are no UTF-8"
     shown = shown if len(shown) <= MAX_SHOWN_CHARACTERS else f"{shown[:MAX_SHOWN_CHARACTERS]}…"
     return DataError(f"{place}, column {column!r}: {shown!r}; wanted {wanted}")
 

@@ -13,6 +13,7 @@ pa = pytest.importorskip("pyarrow", reason="needs the extra [tables]")
 from pyarrow import parquet  # noqa: E402
 
 from guard.arrays import read_examples  # noqa: E402
+from guard.arrow_files import counted, open_parquet  # noqa: E402
 from guard.errors import DataError  # noqa: E402
 from tests.arrow_fixtures import save_to_disk  # noqa: E402
 from tests.picture_files import save  # noqa: E402
@@ -69,11 +70,35 @@ def test_damaged_files_are_named(tmp_path: Path, kind: str, cut: float) -> None:
     refused(path, file.name, "cannot be read")
 
 
+@pytest.mark.parametrize("announced", [3, 5])
+def test_other_rows_than_announced_are_refused(tmp_path: Path, announced: int) -> None:
+    parquet.write_table(TABLE, tmp_path / "x.parquet")
+    batches = counted(open_parquet([tmp_path / "x.parquet"], "x").batches, announced, "x")
+    seen = []
+    with pytest.raises(DataError, match=f"announces {announced} rows and holds 4"):
+        seen.extend(batches(["a"]))
+    assert sum(batch.num_rows for batch in seen) <= announced
+
+
+def test_a_damaged_offset_does_not_end_the_process(tmp_path: Path) -> None:
+    """The offsets of texts lead into the file's other bytes; one that leads far beyond them is an error."""
+    names = pa.array(["ant", "bee"] * 500)
+    folder = save_to_disk(tmp_path / "saved", pa.table({"a": np.arange(1000) / 7, "label": names}))
+    file = folder / "data-00000-of-00001.arrow"
+    offsets = np.asarray([0, 3, 6, 9], dtype=np.int32).tobytes()
+    damaged = np.asarray([0, 3, 2**30, 9], dtype=np.int32).tobytes()
+    assert offsets in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(offsets, damaged))
+    refused(folder, "data-00000-of-00001.arrow", "cannot be read")
+
+
 def test_a_saved_data_set_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     folder = save_to_disk(tmp_path / "saved", TABLE)
     (folder / "data-00000-of-00001.arrow").unlink()
     refused(folder, "data-00000-of-00001.arrow", "cannot be read")
     (folder / "state.json").write_text(json.dumps({"_data_files": []}))
+    refused(folder, "state.json", "no data files")
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"file": "data-00000-of-00001.arrow"}]}))
     refused(folder, "state.json", "no data files")
     (folder / "state.json").write_text("{")
     refused(folder, "state.json", "cannot be read")

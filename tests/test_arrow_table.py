@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,22 @@ def test_a_bad_value_is_refused_by_row_and_column(
 ) -> None:
     file = written(tmp_path, pa.table(GOOD | bad), kind)
     refused(file, file.name, *words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows[5][1][2].append(0), ("row 6", "a list of 4", "3, as in the first row")),
+        (lambda rows: rows[5][1].__setitem__(2, None), ("row 6", "missing (null)", "a list of numbers")),
+        (lambda rows: rows[5][1][2].__setitem__(0, None), ("row 6", "missing (null)", "a number")),
+    ],
+)
+def test_a_bad_place_deep_in_an_array_is_refused_by_its_row(
+    tmp_path: Path, change: Callable[[Any], None], words: tuple[str, ...]
+) -> None:
+    rows = PICTURES.tolist()
+    change(rows)
+    refused(written(tmp_path, table_of(x=rows, label=LABELS), "saved"), "'x'", *words)
 
 
 def test_a_row_without_its_picture_is_named(tmp_path: Path) -> None:

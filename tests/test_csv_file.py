@@ -165,6 +165,13 @@ def test_whole_numbers_that_do_not_number_the_rows_are_features(tmp_path: Path) 
     assert found.features == ("price", "id", "a")
 
 
+def test_a_rounded_number_is_named_by_its_row_far_down(tmp_path: Path) -> None:
+    text = "\n".join(["a,Label", *["5,0"] * 700, "-16777217,1"])
+    found = read_examples(csv(tmp_path, text))
+    assert any("-16777217 in row 701, column 'a'" in note for note in found.notes)
+    assert found.labelled().sum() == 1
+
+
 def test_what_is_odd_but_can_be_read_is_said(tmp_path: Path) -> None:
     found = read_examples(csv(tmp_path, "a,b\n16777216,5\n16777217,5\n"))
     assert any("16777217 in row 2, column 'a'" in note for note in found.notes)
