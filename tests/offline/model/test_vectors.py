@@ -16,6 +16,7 @@ from rich.console import Console
 from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError
 from guard.offline import evaluate as evaluating
+from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
@@ -94,8 +95,8 @@ def test_evaluate_puts_aside_what_the_bundle_knows(
 def test_score_and_wire_judge_alike_and_what_passes_is_the_models_own_answer(
     bundle: Bundle, unseen: Dataset, side: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    graph = Work.beside(bundle).subject(bundle).classifier.graph
-    run = CraftSetup(graph, None, bundle.manifest.model.fingerprint, ResultStore(tmp_path / "fresh"), seed=5)
+    model = TorchModel(Work.beside(bundle).subject(bundle).classifier.graph)
+    run = CraftSetup(model, None, bundle.manifest.model.fingerprint, ResultStore(tmp_path / "fresh"), seed=5)
     (found,) = craft(run, unseen, load_recipe("vectors").attacks[1:2])
     sent = np.concatenate([measurements(unseen.images[:40], bundle), measurements(found.attacked[:40], bundle)])
     np.savez(tmp_path / "sent.npz", images=sent)
