@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from guard.bundle import Bundle
+from guard.columns import ColumnChoice
 from guard.errors import ConfigError, DataError
 from guard.offline import evaluate as evaluating
 from guard.offline.attacks.model import TorchModel
@@ -90,6 +91,17 @@ def test_evaluate_puts_aside_what_the_bundle_knows(
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "the inputs are vectors" in page, "no shifts, and it says why"
     assert "No pictures" in page
+
+
+def test_a_table_is_scored_as_the_same_arrays_are(bundle: Bundle, unseen: Dataset, tmp_path: Path) -> None:
+    sent = measurements(unseen.images[:40], bundle)
+    np.savez(tmp_path / "sent.npz", images=sent)
+    rows = [",".join(["A-1", *map(str, row)]) for row in sent.tolist()]
+    header = ",".join(["patient", *(f"feature {place}" for place in range(sent.shape[1]))])
+    (tmp_path / "sent.csv").write_text("\n".join([header, *rows]))
+    choice = ColumnChoice(drop=("patient",))
+    scored = score_lines(bundle.path, tmp_path / "sent.csv", device="cpu", threads=1, choice=choice)
+    assert list(scored) == list(score_lines(bundle.path, tmp_path / "sent.npz", device="cpu", threads=1))
 
 
 def test_score_and_wire_judge_alike_and_what_passes_is_the_models_own_answer(
