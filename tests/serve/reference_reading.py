@@ -136,7 +136,7 @@ def tensor_of(message: Any, spec: InputSpec) -> NDArray[Any] | str:
         return f"accepted with {len(message.raw_input_contents)} raw entries beside {filled}"
     if message.raw_input_contents:
         return np.frombuffer(message.raw_input_contents[0], spec.dtype)
-    if filled != [TYPED[spec.datatype]]:
+    if filled != [TYPED.get(spec.datatype)]:
         return f"accepted with {filled} for {spec.datatype}"
     values = np.array(list(getattr(message.inputs[0].contents, filled[0])))
     exact = values.astype(spec.dtype)

@@ -101,7 +101,7 @@ def valid(spec: InputSpec, rng: Random) -> Fields:
         Field(SHAPE, LENGTH, b"".join(map(varint, shape))),
     ]
     fields = [Field(MODEL_NAME, LENGTH, b"tiny"), Field(INPUTS, LENGTH, tensor)]
-    if rng.random() < 0.5:
+    if spec.datatype in TYPED and rng.random() < 0.5:
         tensor.append(Field(CONTENTS, LENGTH, [typed(spec, values)]))
     else:
         fields.append(Field(RAW, LENGTH, np.array(values, spec.dtype).tobytes()))
@@ -123,7 +123,12 @@ def elements(spec: InputSpec, count: int, rng: Random) -> list[Any]:
 def typed(spec: InputSpec, values: list[Any]) -> Field:
     """The field of InferTensorContents that holds these elements, packed."""
     run = struct.pack(f"<{len(values)}f", *values) if spec.dtype.kind == "f" else b"".join(map(varint, values))
-    return Field(TYPED[spec.datatype], LENGTH, run)
+    return Field(field_of(spec), LENGTH, run)
+
+
+def field_of(spec: InputSpec) -> int:
+    """The typed field that a client would take; FP16 has none, and FP32's is refused for it."""
+    return TYPED.get(spec.datatype, TYPED["FP32"])
 
 
 def parameter(number: int, key: bytes, value: Field) -> Field:

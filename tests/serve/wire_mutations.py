@@ -35,6 +35,7 @@ from tests.serve.wire_fields import (
     Fields,
     encoded,
     encoded_field,
+    field_of,
     parameter,
     single,
     typed,
@@ -222,7 +223,7 @@ def deep_nesting(fields: Fields, spec: InputSpec, rng: Random) -> None:
 def odd_value(fields: Fields, spec: InputSpec, rng: Random) -> None:
     """One element that is no number, or that the datatype cannot hold."""
     runs = [f for f in fields if f.number == RAW]
-    runs += [f for part in contents(fields) for f in part if f.number == TYPED[spec.datatype]]
+    runs += [f for part in contents(fields) for f in part if f.number == field_of(spec)]
     runs = [f for f in runs if f.kind == LENGTH and isinstance(f.value, bytes) and f.value]
     if not runs:
         return

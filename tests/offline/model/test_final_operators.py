@@ -42,7 +42,7 @@ def test_one_probability_becomes_two_logits(name: str, kind: str) -> None:
     """Told or not: where it was not told, the sigmoid says it, since a probability is no logit."""
     model = Ends(ONE_SIGMOID[name]) if name in ONE_SIGMOID else Ends(SOFTMAX_COLUMN[name], outputs=2)
     graph = graph_of(model)
-    assert strip_final(graph, kind) == Ending("probabilities", single=True)
+    assert strip_final(graph, kind) == Ending("probabilities", single=True, served="sigmoid")
     logits = graph(ITEMS)
     assert (logits.shape, logits.dtype) == ((len(ITEMS), 2), torch.float32)
     torch.testing.assert_close(probabilities(logits)[:, 1], model(ITEMS).detach().reshape(-1).float())
@@ -59,7 +59,7 @@ ONE_LOGIT: dict[str, Function] = {
 def test_one_logit_becomes_two_around_nought(name: str) -> None:
     model = Ends(ONE_LOGIT[name])
     graph = graph_of(model)
-    assert strip_final(graph, "logits") == Ending("logits", single=True)
+    assert strip_final(graph, "logits") == Ending("logits", single=True, served="log-odds")
     logits = graph(ITEMS).detach()
     torch.testing.assert_close(logits[:, 0], -logits[:, 1])
     torch.testing.assert_close(2 * logits[:, 1], model(ITEMS).detach().reshape(-1).float())
@@ -70,7 +70,7 @@ def test_columns_that_sum_to_one_become_logits(name: str) -> None:
     ending, outputs = COLUMNS[name]
     model = Ends(ending, outputs)
     graph = graph_of(model)
-    assert strip_final(graph, "probabilities") == Ending("probabilities", single=False)
+    assert strip_final(graph, "probabilities") == Ending("probabilities", single=False, served="softmax")
     torch.testing.assert_close(probabilities(graph(ITEMS)), model(ITEMS).detach().float())
 
 

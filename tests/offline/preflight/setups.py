@@ -128,7 +128,7 @@ MODELS: Mapping[str, Callable[[Path], object]] = {
     "damaged.pt2": lambda file: file.write_bytes(b"PK no archive"),
     "forest.onnx": lambda file: write_node(file, "TreeEnsembleClassifier", "ai.onnx.ml"),
     "quantised.onnx": lambda file: write_node(file, "QuantizeLinear"),
-    "half.onnx": lambda file: write_half(file),
+    "brain.onnx": lambda file: write_brain_floats(file),
     "two.onnx": lambda file: write_onnx(
         TwoHeads(), file, tiny.SHAPE, exporter="default", output_names=["scores", "shares"]
     ),
@@ -165,9 +165,9 @@ def write_node(file: Path, kind: str, domain: str = "") -> None:
     onnx.save(model, file)
 
 
-def write_half(file: Path) -> None:
+def write_brain_floats(file: Path) -> None:
     nodes = [
-        helper.make_node("Cast", ["input"], ["short"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["input"], ["short"], to=TensorProto.BFLOAT16),
         helper.make_node("Relu", ["short"], ["positive"], name="the/node"),
         helper.make_node("Cast", ["positive"], ["long"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["long"], ["output"]),
