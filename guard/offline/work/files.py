@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 
 from guard.bundle import UNREADABLE
 
+# numpy reads the head of an array as a Python literal, and CPython 3.11 fails with a SystemError when two threads build
+# syntax trees at once.
+READING = threading.Lock()
+
 
 def write_file(file: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Create the file's folder, let `write` fill a file beside it, and give that the final name."""
@@ -57,7 +61,7 @@ def write_arrays(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def read_arrays(file: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]] | None:
     """Read the arrays of these names, or all there are; None where one is missing or the file cannot be read."""
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with READING, file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in (archive.files if names is None else names)}
     except (*UNREADABLE, KeyError):
         return None
