@@ -123,39 +123,12 @@ def check(
     Takes the options of guard train, which begins with the same lines; nothing is
     written. The exit code is that of the error that would stop it, or 0.
     """
+    given = {**locals(), "out": Path("bundle")}  # which is not written
     typer.echo(f"reading   {model} and {data}")  # before anything large is imported
-    from guard.offline.job.job import Job
-    from guard.offline.job.recipe import load_recipe
     from guard.offline.preflight.check import check as run
     from guard.offline.preflight.check import wrapped
 
-    low, high = value_box(value_range, mean, std)
-    job = Job(
-        model=model,
-        data=data,
-        out=Path("bundle"),
-        recipe=load_recipe(preset, recipe),
-        test=test,
-        reject_rate=reject_rate,
-        flag_rate=flag_rate,
-        seed=seed,
-        threads=threads,
-        low=low,
-        high=high,
-        input_name=input_name,
-        output_name=output_name,
-        output=output,
-        serves=serves,
-        data_layout=data_layout,
-        label_column=label_column,
-        drop_columns=tuple(drop_column or ()),
-        accept_accuracy=accept_accuracy,
-        served=served,
-        minutes=minutes,
-        craft_items=craft_items,
-        attack_items=attack_items,
-    )
-    run(job, lambda about, text: typer.echo("\n".join(wrapped(about, text, 80))))
+    run(job_of(given), lambda about, text: typer.echo("\n".join(wrapped(about, text, 80))))
     typer.echo("sound     guard train can begin, with the same options and --out")
 
 
@@ -200,43 +173,25 @@ def train(
     40 forwards an item, Carlini-Wagner of 4 x 60 steps about 300. A third of the
     time is kept for the adaptive attack of the report.
     """
-    from guard.offline.job.job import Job
-    from guard.offline.job.recipe import load_recipe
+    given = dict(locals())
     from guard.offline.train import train as run
     from guard.offline.work.tables import print_lines
 
-    low, high = value_box(value_range, mean, std)
-    chosen = load_recipe(preset, recipe)
-    job = Job(
-        model=model,
-        data=data,
-        out=out,
-        recipe=chosen.offering(repair) if repair else chosen,
-        test=test,
-        reject_rate=reject_rate,
-        flag_rate=flag_rate,
-        seed=seed,
-        threads=threads,
-        low=low,
-        high=high,
-        input_name=input_name,
-        output_name=output_name,
-        output=output,
-        serves=serves,
-        data_layout=data_layout,
-        label_column=label_column,
-        drop_columns=tuple(drop_column or ()),
-        accept_accuracy=accept_accuracy,
-        served=served,
-        minutes=minutes,
-        craft_items=craft_items,
-        attack_items=attack_items,
-        adaptive_items=adaptive_items,
-        adaptive_steps=adaptive_steps,
-    )
     console = make_console()
-    bundle = run(job, stages(console))
+    bundle = run(job_of(given), stages(console))
     print_lines(console, [f"bundle {bundle.path}, report {bundle.path / 'report.html'}"])
+
+
+def job_of(given: dict[str, Any]) -> Any:
+    """Return the job that the options of `guard train` or `guard check` describe, by the options' names."""
+    from guard.offline.job.job import Job
+    from guard.offline.job.recipe import load_recipe
+
+    low, high = value_box(*(given.pop(name) for name in ("value_range", "mean", "std")))
+    recipe, repair = load_recipe(given.pop("preset"), given.pop("recipe")), given.pop("repair", None)
+    dropped = tuple(given.pop("drop_column") or ())
+    offered = recipe.offering(repair) if repair else recipe
+    return Job(recipe=offered, low=low, high=high, drop_columns=dropped, **given)
 
 
 def value_box(
