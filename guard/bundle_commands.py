@@ -1,0 +1,155 @@
+"""Commands that need a bundle or a server and no torch: score, inspect, serve, model-server and probe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from guard.option_values import column_choice, device_name
+from guard.options import (
+    BundleArgument,
+    DataLayout,
+    Device,
+    DropColumn,
+    LabelColumn,
+    Threads,
+)
+
+
+def score(
+    bundle: BundleArgument,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help=".npz, IDX, .csv, .parquet, picture or folder.", show_default=False)
+    ],
+    *,
+    data_layout: DataLayout = None,
+    label_column: LabelColumn = None,
+    drop_column: DropColumn = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Print one JSON line an item: item, prediction, action, p_value, detectors."""
+    from guard.columns import ColumnChoice
+    from guard.scoring import score_lines
+
+    lines = score_lines(
+        bundle,
+        file,
+        device=device_name(device),
+        threads=threads,
+        layout=data_layout,
+        choice=column_choice(label_column, drop_column) or ColumnChoice(),
+        say=lambda note: typer.echo(f"guard: {note}", err=True),
+    )
+    for line in lines:
+        typer.echo(line)
+
+
+def inspect(
+    bundle: BundleArgument,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest as it stands.")] = False,
+) -> None:
+    """Print what is in a bundle, and what each detector costs."""
+    from guard.bundle import MANIFEST, Bundle
+    from guard.summary import summarise
+
+    opened = Bundle.open(bundle)
+    if as_json:
+        typer.echo((opened.path / MANIFEST).read_text(encoding="utf-8").rstrip())
+    else:
+        typer.echo(summarise(opened))
+
+
+def serve(
+    *,
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="Directory that guard train wrote; required, here or as a setting.", show_default=False),
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="The model server to guard; required, here or as a setting.", show_default=False
+        ),
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where clients connect.", show_default="0.0.0.0:8081")
+    ] = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Prometheus.", show_default="0.0.0.0:8082")
+    ] = None,
+    admin_listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="guard.v1: Inspect and Describe.", show_default="127.0.0.1:8083"),
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="enforce, flag, shadow or off.", show_default="enforce")] = None,
+    on_failure: Annotated[
+        str | None, typer.Option(help="closed or open: what happens to what cannot be checked.", show_default="closed")
+    ] = None,
+    reject_rate: Annotated[
+        float | None, typer.Option(help="Share of clean items that may be rejected.", show_default="the bundle's")
+    ] = None,
+    flag_rate: Annotated[
+        float | None, typer.Option(help="Share of clean items that may be flagged.", show_default="the bundle's")
+    ] = None,
+    repair: Annotated[
+        str | None,
+        typer.Option(
+            help="Denoiser of the bundle through which flagged items are cleaned (guard inspect lists them).",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cpu")] = None,
+    threads: Threads = None,
+    config: Annotated[Path | None, typer.Option(help="guard.toml, for all the rest.", show_default=False)] = None,
+) -> None:
+    """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
+    from guard.config import load_config
+    from guard.serve.server import serve as run
+
+    flags = {
+        "bundle": bundle,
+        "upstream": upstream,
+        "listen": listen,
+        "metrics_listen": metrics_listen,
+        "admin_listen": admin_listen,
+        "mode": mode,
+        "on_failure": on_failure,
+        "reject_rate": reject_rate,
+        "flag_rate": flag_rate,
+        "repair": repair,
+        "device": device,
+        "threads": threads,
+    }
+    run(load_config(config, os.environ, flags))
+
+
+def model_server(
+    *,
+    model: Annotated[Path, typer.Option(help="An .onnx file.", show_default=False)],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")] = "127.0.0.1:9000",
+    name: Annotated[str | None, typer.Option(help="Model name; the file's unless given.", show_default=False)] = None,
+    threads: Threads = None,
+) -> None:
+    """A small Open Inference Protocol server over ONNX Runtime, to try things out."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, as above
+    from guard.serve.model_server import serve_model
+
+    serve_model(model, listen=listen, name=name, threads=threads)
+
+
+def probe(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", show_default=False)],
+    *,
+    service: Annotated[str, typer.Option(help="readiness, or empty for liveness.")] = "readiness",
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 2.0,
+) -> None:
+    """Exit code 0 if the guard is healthy, 10 if not: for exec probes and scripts."""
+    from guard.serve.probe import probe as run
+
+    run(address, service, timeout_s=timeout_s)

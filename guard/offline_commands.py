@@ -1,0 +1,251 @@
+"""Commands that work offline: demo, check, train, evaluate and bench; each imports its tower when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guard.option_values import column_choice, device_name, numbers, value_box
+from guard.options import (
+    AcceptAccuracy,
+    AttackItems,
+    BundleArgument,
+    CleanData,
+    CraftItems,
+    DataLayout,
+    Device,
+    DropColumn,
+    InputName,
+    LabelColumn,
+    Mean,
+    Minutes,
+    ModelSource,
+    OutputKind,
+    OutputName,
+    Preset,
+    PromisedFlagRate,
+    PromisedRejectRate,
+    RecipeFile,
+    Repairs,
+    Seed,
+    ServedFile,
+    Serves,
+    Std,
+    TestData,
+    TorchThreads,
+    ValueRange,
+)
+
+
+def demo(
+    *,
+    folder: Annotated[Path, typer.Option(help="Where model, bundle and report are put.")] = Path("demo"),
+    seed: Seed = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave model server and guard running until Ctrl-C.")] = False,
+) -> None:
+    """The whole story on scikit-learn's digits, offline, in about a minute on two cores."""
+    from guard.demo import run_demo
+
+    run_demo(folder, seed=seed, keep=keep)
+
+
+def check(
+    *,
+    model: ModelSource,
+    data: CleanData,
+    test: TestData = None,
+    data_layout: DataLayout = None,
+    label_column: LabelColumn = None,
+    drop_column: DropColumn = None,
+    accept_accuracy: AcceptAccuracy = False,
+    served: ServedFile = None,
+    preset: Preset = "standard",
+    recipe: RecipeFile = None,
+    reject_rate: PromisedRejectRate = 0.01,
+    flag_rate: PromisedFlagRate = 0.05,
+    serves: Serves = "model",
+    input_name: InputName = None,
+    output_name: OutputName = None,
+    output: OutputKind = "logits",
+    value_range: ValueRange = (0.0, 1.0),
+    mean: Mean = None,
+    std: Std = None,
+    minutes: Minutes = 25.0,
+    craft_items: CraftItems = None,
+    attack_items: AttackItems = None,
+    threads: TorchThreads = None,
+    seed: Seed = 0,
+) -> None:
+    """Say what would go wrong with a model and its data, and what training will cost, in a minute.
+
+    Takes the options of guard train, which begins with the same lines; nothing is
+    written. The exit code is that of the error that would stop it, or 0.
+    """
+    given = {**locals(), "out": Path("bundle")}  # which is not written
+    typer.echo(f"reading   {model} and {data}")  # before anything large is imported
+    from guard.offline.preflight.check import check as run
+    from guard.offline.preflight.check import wrapped
+
+    run(job_of(given), lambda about, text: typer.echo("\n".join(wrapped(about, text, 80))))
+    typer.echo("sound     guard train can begin, with the same options and --out")
+
+
+def train(
+    *,
+    model: ModelSource,
+    data: CleanData,
+    out: Annotated[Path, typer.Option(help="Where the bundle is written; must not exist.", show_default=False)],
+    test: TestData = None,
+    data_layout: DataLayout = None,
+    label_column: LabelColumn = None,
+    drop_column: DropColumn = None,
+    accept_accuracy: AcceptAccuracy = False,
+    served: ServedFile = None,
+    preset: Preset = "standard",
+    recipe: RecipeFile = None,
+    reject_rate: PromisedRejectRate = 0.01,
+    flag_rate: PromisedFlagRate = 0.05,
+    serves: Serves = "model",
+    input_name: InputName = None,
+    output_name: OutputName = None,
+    output: OutputKind = "logits",
+    value_range: ValueRange = (0.0, 1.0),
+    mean: Mean = None,
+    std: Std = None,
+    repair: Repairs = None,
+    minutes: Minutes = 25.0,
+    craft_items: CraftItems = None,
+    attack_items: AttackItems = None,
+    adaptive_items: Annotated[int, typer.Option(help="Items of the adaptive attack in the report.")] = 50,
+    adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attack in the report.")] = 100,
+    threads: TorchThreads = None,
+    seed: Seed = 0,
+) -> None:
+    """Craft attacks, fit detectors, calibrate, compile and report. Resumes when started again.
+
+    Speeds are measured first, on items that count. Then the plan is printed,
+    kept in OUT.work, and followed. Each attack is tried on enough items for 300
+    to 1,200 verified ones, all with the same time; 300 are kept to whatever they
+    take, and it is said by how much that overruns. PGD of 20 steps costs about
+    40 forwards an item, Carlini-Wagner of 4 x 60 steps about 300. A third of the
+    time is kept for the adaptive attack of the report.
+    """
+    given = dict(locals())
+    from guard.offline.train import train as run
+    from guard.offline.work.tables import print_lines
+
+    console = make_console()
+    bundle = run(job_of(given), stages(console))
+    print_lines(console, [f"bundle {bundle.path}, report {bundle.path / 'report.html'}"])
+
+
+def job_of(given: dict[str, Any]) -> Any:
+    """Return the job that the options of `guard train` or `guard check` describe, by the options' names."""
+    from guard.offline.job.job import Job
+    from guard.offline.job.recipe import load_recipe
+
+    low, high = value_box(*(given.pop(name) for name in ("value_range", "mean", "std")))
+    recipe, repair = load_recipe(given.pop("preset"), given.pop("recipe")), given.pop("repair", None)
+    dropped = tuple(given.pop("drop_column") or ())
+    offered = recipe.offering(repair) if repair else recipe
+    return Job(recipe=offered, low=low, high=high, drop_columns=dropped, **given)
+
+
+def evaluate(
+    bundle: BundleArgument,
+    *,
+    data: Annotated[
+        Path, typer.Option(help="Clean inputs and labels that the bundle has not seen.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Where report.json and report.html are written.", show_default=False)],
+    data_layout: DataLayout = None,
+    label_column: LabelColumn = None,
+    drop_column: DropColumn = None,
+    accept_accuracy: AcceptAccuracy = False,
+    suite: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="A further list of attacks: aldahdooh, survey, or a .toml file."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer items and steps, no family left out; an indication only.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every method of the adaptive attack, not the two best.")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Time for all but the suite; the adaptive attack takes what is left.",
+            show_default="40, with --quick 4",
+            min=0.0,
+        ),
+    ] = None,
+    suite_minutes: Annotated[float, typer.Option(help="Time for the suite, beside that.", min=0.0)] = 20.0,
+    seed: Seed = 0,
+) -> None:
+    """Measure what is caught of each attack, seen and left out, and what one who knows the guard gets past it.
+
+    Speeds are measured first, and it is said what the run will take. What is slow
+    is kept beside the bundle: an interrupted evaluation goes on where it was.
+    """
+    from guard.bundle import Bundle
+    from guard.offline.evaluate import Wish, evaluate_bundle
+    from guard.offline.job.suite import load_suite
+    from guard.offline.report.terminal import lines_of
+    from guard.offline.work.tables import print_lines
+
+    console = make_console()
+    wish = Wish(
+        seed,
+        quick,
+        full,
+        minutes,
+        load_suite(suite) if suite else None,
+        suite_minutes,
+        data_layout,
+        accept_accuracy,
+        column_choice(label_column, drop_column),
+    )
+    found = evaluate_bundle(Bundle.open(bundle), data, out, wish, stages(console))
+    print_lines(console, [*lines_of(found), "", f"report {out / 'report.html'}"])
+
+
+def bench(
+    bundle: BundleArgument,
+    *,
+    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,32",
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime, on both sides.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Time for the whole measurement.")] = 60.0,
+    device: Device = "cpu",
+    profile: Annotated[bool, typer.Option("--profile", help="Print where each program's time goes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Cost of each program over the bare model and over its floor; latency, throughput."""
+    from guard.bundle import Bundle
+    from guard.offline.bench.bench import run_bench
+
+    sizes = tuple(int(size) for size in numbers(batches, "--batches"))
+    run_bench(
+        Bundle.open(bundle),
+        batches=sizes,
+        threads=threads,
+        seconds=seconds,
+        device=device_name(device),
+        profile=profile,
+        as_json=as_json,
+        console=make_console(),
+    )
+
+
+def make_console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def stages(console: Any) -> Any:
+    from guard.offline.work.progress import Stages
+
+    return Stages(console)
