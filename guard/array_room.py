@@ -22,6 +22,7 @@ from guard.errors import DataError
 MAX_MEMORY_SHARE = 0.2  # of the memory that this process may use, for one array
 PART_BYTES = 2**25  # converted at a time
 GIB_BYTES = 2**30
+FLOAT32_BYTES = 4
 
 
 def new_array(shape: tuple[int, ...], dtype: DTypeLike, source: str) -> NDArray[Any]:
@@ -44,6 +45,11 @@ def max_array_bytes() -> int:
     """Return how large an array in memory may be, by the control group's limit and the machine's memory."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(MAX_MEMORY_SHARE * min(there, memory_bytes() or there))
+
+
+def fits_memory(shape: tuple[int, ...]) -> bool:
+    """Tell whether items of a shape [item, ...] are few enough to be held in memory, as float32."""
+    return math.prod(shape) * FLOAT32_BYTES <= max_array_bytes()
 
 
 def parts(items: int, item_bytes: int) -> Iterator[slice]:

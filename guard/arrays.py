@@ -9,8 +9,9 @@ Rule 3: nothing is guessed: what can be read in two ways is refused, and what wa
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from guard.csv_file import TEXT_TABLES, read_csv
 from guard.data_file import DataFile, Reading, check, class_numbers
 from guard.errors import DataError
 from guard.idx import idx_files, read_idx_folder, read_idx_pair
+from guard.items_on_disk import Items, ItemsOnDisk
 from guard.layout import LAST, checked_layout, layout_for
 from guard.pictures import PICTURES, read_picture
+from guard.stored_array import open_large_array
 
 ALL_COLUMNS = ColumnChoice()
 KINDS = "an .npz, an IDX file, a .csv, a .parquet, a picture, or a folder of class folders or of a data set"
@@ -50,8 +53,11 @@ def read_examples(
     classes: Sequence[str] = (),
     choice: ColumnChoice = ALL_COLUMNS,
     progress: Reading | None = None,
+    stream: bool = False,
 ) -> DataFile:
     """Read the inputs of a file or folder, and their labels where it has any.
+
+    `stream`: pictures and arrays of images that do not fit into memory stay in their files.
 
     `layout` is what the user says of arrays with four axes, `choice` of a table's columns; `classes` are a bundle's or
     a model's names, by which folders, and labels that are text, are found.
@@ -61,11 +67,11 @@ def read_examples(
     """
     file = Path(path)
     if file.is_dir():
-        examples = read_folder(file, classes, choice, progress)
+        examples = read_folder(file, classes, choice, progress, stream=stream)
     elif not file.exists():
         raise DataError(f"{file} does not exist; wanted {KINDS}")
     elif file.suffix.lower() in (".npz", ".npy"):
-        examples = read_npz_examples(file, classes)
+        examples = read_npz_examples(file, classes, stream=stream)
     elif file.suffix.lower() in PICTURES:
         picture = read_picture(file)
         notes = tuple(f"the picture was {change}" for change in picture.changes)
@@ -73,7 +79,7 @@ def read_examples(
     elif file.name.lower().endswith(TEXT_TABLES):
         examples = read_csv(file, choice, classes)
     elif file.suffix.lower() in PARQUET:
-        examples = read_table(open_parquet([file], str(file)), choice, classes, progress)
+        examples = read_table(open_parquet([file], str(file)), choice, classes, progress, stream=stream)
     elif "idx" in file.name.lower() or file.suffix.lower() in (".idx", ".gz"):
         examples = read_idx_pair(file)
     else:
@@ -81,20 +87,22 @@ def read_examples(
     return check(normal_form(examples, checked_layout(layout)))
 
 
-def read_folder(folder: Path, classes: Sequence[str], choice: ColumnChoice, progress: Reading | None) -> DataFile:
+def read_folder(
+    folder: Path, classes: Sequence[str], choice: ColumnChoice, progress: Reading | None, *, stream: bool
+) -> DataFile:
     """Read a folder's saved data set, parts of a Parquet table, IDX pair or class folders.
 
     Raises:
         DataError: the folder holds none of them, or pictures beside an IDX pair.
     """
     if is_saved_dataset(folder):
-        return read_table(open_saved_dataset(folder), choice, classes, progress)
+        return read_table(open_saved_dataset(folder), choice, classes, progress, stream=stream)
     if tables := parquet_parts(folder):
         alone(folder, tables[0])
-        return read_table(open_parquet_folder(folder), choice, classes, progress)
+        return read_table(open_parquet_folder(folder), choice, classes, progress, stream=stream)
     idx = idx_files(folder)
     if not idx:
-        return read_folders(folder, classes, progress)
+        return read_folders(folder, classes, progress, stream=stream)
     alone(folder, min(idx.values()))
     return read_idx_folder(folder)
 
@@ -108,17 +116,22 @@ def alone(folder: Path, seen: Path) -> None:
         )
 
 
-def read_npz_examples(file: Path, classes: Sequence[str] = ()) -> DataFile:
+def read_npz_examples(file: Path, classes: Sequence[str] = (), *, stream: bool = False) -> DataFile:
     """Read `images` and `labels` of an .npz, or an .npy of images; never unpickled. Raises DataError."""
     try:
-        with file.open("rb") as stream:
-            loaded = np.load(stream, allow_pickle=False)
+        large = open_large_array(file, "images") if stream else None
+        with file.open("rb") as opened:
+            if large is not None and not zipfile.is_zipfile(opened):
+                return DataFile(large, None, str(file))
+            opened.seek(0)
+            loaded = np.load(opened, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return DataFile(loaded, None, str(file))
             names = list(loaded.files)
             if "images" not in names:
                 raise DataError(f"{file} has arrays {names}; wanted `images` and, for training, `labels`")
-            images, labels = loaded["images"], loaded["labels"] if "labels" in names else None
+            images = loaded["images"] if large is None else large
+            labels = loaded["labels"] if "labels" in names else None
     except UNREADABLE as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     others = [name for name in names if name not in ("images", "labels")]
@@ -137,15 +150,29 @@ def normal_form(examples: DataFile, layout: str | None) -> DataFile:
     if images.dtype == np.uint8 or images.dtype.kind == "f":
         if images.ndim == 3:  # grey
             examples = replace(examples, layout=LAST)
-            images = images[..., None]
+            images = with_channel(images)
         if images.ndim in (2, 4):
             with np.errstate(over="ignore"):  # what becomes infinite is found by the check
-                native = images if images.dtype == np.uint8 else images.astype(np.float32)
+                native = images if images.dtype == np.uint8 else as_float32(images)
             return replace(examples, images=native, layout=examples.layout or (layout if images.ndim == 4 else None))
     raise DataError(
         f"{examples.source}: images are {images.dtype} {list(images.shape)}; wanted uint8 or float32, as "
         "[item, height, width, channel], [item, channel, height, width], [item, height, width] or [item, feature]"
     )
+
+
+def with_channel(images: Items) -> Items:
+    """Return grey images [item, height, width] with an axis for their one channel."""
+    if isinstance(images, ItemsOnDisk):
+        return images.mapped((*images.shape[1:], 1), images.dtype, lambda some: some[..., None])
+    return images[..., None]
+
+
+def as_float32(images: Items) -> Items:
+    """Return inputs as float32."""
+    if isinstance(images, ItemsOnDisk):
+        return images.mapped(images.shape[1:], np.dtype(np.float32), lambda some: some.astype(np.float32))
+    return images.astype(np.float32)
 
 
 def to_wire(
@@ -172,16 +199,33 @@ def wire_parts(
     images: NDArray[Any], spec: InputSpec, source: str, *, layout: str | None = None
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield the wire values of inputs part by part, as `to_wire` gives them all, after all are checked."""
-    if images.ndim == 4 and len(spec.shape) == 3:
-        found = layout or layout_for(images.shape[1:], spec.shape, source)
-        images = images.transpose(0, 3, 1, 2) if found == LAST else images
-    check_shape(images, spec, source)
-    pixels = images.dtype == np.uint8 and images.ndim == 4
+    found = layout_in_file(images.shape[1:], spec, source, layout)
+    images = channels_first(images, found)
+    check_shape(images.shape[1:], spec, source)
+    pixels = are_pixels(images)
     if not pixels:
-        check_box(images, spec, source)
-        check_steps(images, spec, source)
+        span = ValueSpan.of(images)
+        check_box(span, spec, source)
+        check_steps(span, spec, source)
     for part in float_parts(images):
         yield part, wire_values(images[part], spec, pixels=pixels)
+
+
+def layout_in_file(sizes: tuple[int, ...], spec: InputSpec, source: str, layout: str | None) -> str | None:
+    """Return the layout of a file's items of these sizes; None where they are no images. Raises DataError."""
+    if len(sizes) != 3 or len(spec.shape) != 3:
+        return None
+    return layout or layout_for(sizes, spec.shape, source)
+
+
+def channels_first(images: NDArray[Any], layout: str | None) -> NDArray[Any]:
+    """Return inputs of a file with an image's channels first."""
+    return images.transpose(0, 3, 1, 2) if layout == LAST else images
+
+
+def are_pixels(images: Items) -> bool:
+    """Tell whether inputs are bytes of images, black to white."""
+    return images.dtype == np.uint8 and images.ndim == 4
 
 
 def wire_values(images: NDArray[Any], spec: InputSpec, *, pixels: bool) -> NDArray[Any]:
@@ -199,12 +243,32 @@ def float_parts(images: NDArray[Any]) -> Iterator[slice]:
     return parts(len(images), FLOAT_BYTES * math.prod(images.shape[1:]))
 
 
-def check_steps(images: NDArray[Any], spec: InputSpec, source: str) -> None:
+@dataclass(frozen=True, eq=False)
+class ValueSpan:
+    """The values that inputs fill, and one of them that is no whole number, where there is any."""
+
+    low: NDArray[np.float32]  # [channel] or [feature]
+    high: NDArray[np.float32]
+    broken: float | None
+
+    @staticmethod
+    def of(images: NDArray[Any]) -> ValueSpan:
+        """Return the span of inputs whose channels are first."""
+        others = tuple(axis for axis in range(images.ndim) if axis != 1)
+        low, high = (found.astype(np.float32) for found in (images.min(axis=others), images.max(axis=others)))
+        return ValueSpan(low, high, odd(images))
+
+    def __or__(self, other: ValueSpan) -> ValueSpan:
+        """Return the span of both together; of two broken values the first."""
+        broken = other.broken if self.broken is None else self.broken
+        return ValueSpan(np.minimum(self.low, other.low), np.maximum(self.high, other.high), broken)
+
+
+def check_steps(span: ValueSpan, spec: InputSpec, source: str) -> None:
     """Raise DataError for values that are in [0, 1], or no whole numbers, where the model's range is far wider."""
-    broken = odd(images)
-    if broken is None:
+    if span.broken is None:
         return
-    low, high = float(images.min()), float(images.max())
+    low, high = float(span.low.min()), float(span.high.max())
     widest = max(b - a for a, b in zip(spec.low, spec.high, strict=True))
     if low >= 0 and high <= min(1, MAX_UNIT_SHARE * widest):
         raise DataError(
@@ -213,7 +277,7 @@ def check_steps(images: NDArray[Any], spec: InputSpec, source: str) -> None:
         )
     if spec.dtype == np.uint8:
         raise DataError(
-            f"{source}: the model takes bytes, and values such as {broken:g} are no whole numbers; "
+            f"{source}: the model takes bytes, and values such as {span.broken:g} are no whole numbers; "
             "wanted uint8 images, or whole numbers in the model's range"
         )
 
@@ -230,10 +294,9 @@ def odd(images: NDArray[Any]) -> float | None:
     return None
 
 
-def check_box(images: NDArray[Any], spec: InputSpec, source: str) -> None:
+def check_box(span: ValueSpan, spec: InputSpec, source: str) -> None:
     """Raise DataError for values outside the model's box, naming the channel or feature that leaves it furthest."""
-    others = tuple(axis for axis in range(images.ndim) if axis != 1)
-    least, most = images.min(axis=others).astype(np.float32), images.max(axis=others).astype(np.float32)
+    least, most = span.low, span.high
     low, high = (bound.reshape(-1) for bound in spec.box.bounds)
     beyond = np.maximum((low - least) / (high - low), (most - low) / (high - low) - 1)  # [channel] or [feature]
     if beyond.max() <= 1e-3:
@@ -249,6 +312,6 @@ def check_box(images: NDArray[Any], spec: InputSpec, source: str) -> None:
     )
 
 
-def check_shape(images: NDArray[Any], spec: InputSpec, source: str) -> None:
-    if images.shape[1:] != spec.shape:
-        raise DataError(f"{source}: one item has shape {list(images.shape[1:])}; the model takes {list(spec.shape)}")
+def check_shape(sizes: tuple[int, ...], spec: InputSpec, source: str) -> None:
+    if sizes != spec.shape:
+        raise DataError(f"{source}: one item has shape {list(sizes)}; the model takes {list(spec.shape)}")

@@ -14,6 +14,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from guard.arrow_rows import RowGroups
 from guard.arrow_table import ArrowTable
 from guard.errors import DataError, first_line
 
@@ -58,7 +61,30 @@ def open_parquet(files: Sequence[Path], source: str) -> ArrowTable:
         for file, one in zip(files, opened, strict=True):
             yield from in_order(file, one.iter_batches(batch_size=BATCH_ROWS, columns=list(names)), names)
 
-    return ArrowTable(source, schema, rows, counted(every, rows, source), class_names(described(schema)))
+    groups = parquet_groups(files, opened, source)
+    return ArrowTable(source, schema, rows, counted(every, rows, source), groups, class_names(described(schema)))
+
+
+def parquet_groups(files: Sequence[Path], opened: Sequence[Any], source: str) -> RowGroups:
+    """Return the row groups of opened Parquet files."""
+    every = [(file, one, group) for file, one in zip(files, opened, strict=True) for group in range(one.num_row_groups)]
+    sizes = [one.metadata.row_group(group).num_rows for _, one, group in every]
+
+    def load(number: int, name: str) -> Any:
+        file, one, group = every[number]
+        table = guarded(file, one.read_row_group, group, columns=[name])
+        guarded(file, table.validate, full=True)
+        return table.column(0).combine_chunks()
+
+    def size_bytes(name: str) -> int:
+        found = [0]
+        for _, one, group in every:
+            columns = [one.metadata.row_group(group).column(place) for place in range(one.metadata.num_columns)]
+            own = [column for column in columns if column.path_in_schema.split(".")[0] == name]
+            found.append(sum(column.total_uncompressed_size for column in own))
+        return max(found)
+
+    return RowGroups(source, tuple(files), np.cumsum(sizes, dtype=np.int64), load, size_bytes)
 
 
 def open_saved_dataset(folder: Path) -> ArrowTable:
@@ -90,7 +116,22 @@ def open_saved_dataset(folder: Path) -> ArrowTable:
     rows = sum(batch.num_rows for file in files for batch in guarded(file, list, guarded(file, stream, file)))
     declared = info.get("features")
     features = declared if declared and isinstance(declared, dict) else described(schema)
-    return ArrowTable(str(folder), schema, rows, counted(every, rows, str(folder)), class_names(features))
+    groups = stream_groups(files, stream, str(folder))
+    return ArrowTable(str(folder), schema, rows, counted(every, rows, str(folder)), groups, class_names(features))
+
+
+def stream_groups(files: Sequence[Path], stream: Callable[[Path], Any], source: str) -> RowGroups:
+    """Return the record batches of Arrow streams, which are mapped, as row groups."""
+    every = [(file, batch) for file in files for batch in guarded(file, list, guarded(file, stream, file))]
+    every = [(file, batch) for file, batch in every if batch.num_rows]
+
+    def load(number: int, name: str) -> Any:
+        file, batch = every[number]
+        guarded(file, batch.select([name]).validate, full=True)
+        return batch.column(name)
+
+    ends = np.cumsum([batch.num_rows for _, batch in every], dtype=np.int64)
+    return RowGroups(source, tuple(files), ends, load, lambda _: 0)  # what is mapped takes no memory of its own
 
 
 def counted(

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from guard.array_room import new_array
 from guard.arrow_labels import read_labels
+from guard.arrow_rows import RowGroups, arrays_in_rows, pictures_in_rows
 from guard.arrow_values import ARRAY, NUMBER, PICTURE, VECTOR, check_present, kind_of, nested, numbers_of, picture_bytes
 from guard.columns import MAX_FLOAT32, ColumnChoice, Columns, FeatureWatch, bad_value, choose, listed, wanted_text
 from guard.data_file import DataFile, Reading, first_not_finite
 from guard.errors import DataError
+from guard.items_on_disk import Items
 from guard.layout import LAST
 from guard.picture_stack import PictureStack
 from guard.pictures import decode_picture
@@ -33,6 +35,7 @@ class ArrowTable:
     schema: Any  # pyarrow.Schema
     rows: int
     batches: Callable[[Sequence[str]], Iterator[Any]]  # of the named columns, as pyarrow.RecordBatch
+    groups: RowGroups  # the same rows, each to be read alone
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of columns that declare them
 
 
@@ -40,16 +43,23 @@ class ArrowTable:
 class Inputs:
     """The inputs of a table in their file's form, and what was seen on the way."""
 
-    values: NDArray[Any]  # [item, ...]
+    values: Items  # [item, ...]
     notes: tuple[str, ...]
     layout: str | None = None
     features: tuple[str, ...] = ()
 
 
 def read_table(
-    table: ArrowTable, choice: ColumnChoice, known: Sequence[str] = (), progress: Reading | None = None
+    table: ArrowTable,
+    choice: ColumnChoice,
+    known: Sequence[str] = (),
+    progress: Reading | None = None,
+    *,
+    stream: bool = False,
 ) -> DataFile:
     """Read a table's inputs and labels; `known` are the class names that a bundle has already.
+
+    `stream`: pictures and nested lists that do not fit into memory stay in their files.
 
     Raises:
         DataError: a column or a value cannot be used; its row and column are named.
@@ -60,7 +70,7 @@ def read_table(
     labels = None
     if columns.label is not None:
         labels = read_labels(table.batches([columns.label]), table.class_names, columns.label, known, table.source)
-    found = read_inputs(table, columns, progress)
+    found = read_inputs(table, columns, progress, stream=stream)
     return DataFile(
         found.values,
         labels.numbers if labels else None,
@@ -74,7 +84,7 @@ def read_table(
     )
 
 
-def read_inputs(table: ArrowTable, columns: Columns, progress: Reading | None) -> Inputs:
+def read_inputs(table: ArrowTable, columns: Columns, progress: Reading | None, *, stream: bool) -> Inputs:
     """Read the columns that are no labels, by their kinds. Raises DataError."""
     kinds = {name: kind_of(table.schema.field(name).type) for name in columns.features}
     single = [name for name, kind in kinds.items() if kind in (PICTURE, ARRAY)]
@@ -84,7 +94,11 @@ def read_inputs(table: ArrowTable, columns: Columns, progress: Reading | None) -
         return read_vectors(table, columns.features, kinds)
     others = [name for name in columns.features if name not in single]
     notes = (f"columns left out: {listed(others)}",) if others else ()
-    if kinds[single[0]] == PICTURE:
+    is_picture = kinds[single[0]] == PICTURE
+    large = (pictures_in_rows if is_picture else arrays_in_rows)(table.groups, single[0]) if stream else None
+    if large is not None:
+        return Inputs(large, notes, LAST if is_picture else None)
+    if is_picture:
         images, changes = read_pictures(table, single[0], progress)
         return Inputs(images, (*notes, *changes), LAST)
     return Inputs(read_arrays(table, single[0]), notes)

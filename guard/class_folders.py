@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from guard.array_room import fits_memory
 from guard.data_file import DataFile, Reading
 from guard.errors import DataError
 from guard.idx import idx_files
+from guard.items_on_disk import Items
+from guard.picture_files import pictures_on_disk
 from guard.picture_stack import PictureStack
 from guard.pictures import PICTURES, looks_like_picture, read_picture
+from guard.read_ahead import read_ahead
 
 MAX_NUMBERED_CLASSES = 100_000
 TOOLS = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "lost+found", "system volume information"}
@@ -40,8 +43,12 @@ class ClassFolder:
     others: tuple[Path, ...]
 
 
-def read_folders(root: Path, known: Sequence[str] = (), progress: Reading | None = None) -> DataFile:
+def read_folders(
+    root: Path, known: Sequence[str] = (), progress: Reading | None = None, *, stream: bool = False
+) -> DataFile:
     """Read a folder of class folders; `known` are the class names by number that a bundle has already.
+
+    `stream`: pictures that do not fit into memory stay in their files.
 
     Raises:
         DataError: no class is found or none of that name is known, a picture is unreadable or of another size.
@@ -54,7 +61,9 @@ def read_folders(root: Path, known: Sequence[str] = (), progress: Reading | None
         raise DataError(none_found(root, folders, stray))
     numbers, names = number_of([folder.path.name for folder in classes], root, known)
     classes = sorted(classes, key=lambda folder: numbers[folder.path.name])
-    images, changes = read_all([picture for folder in classes for picture in folder.pictures], root, progress)
+    images, changes = read_all(
+        [picture for folder in classes for picture in folder.pictures], root, progress, stream=stream
+    )
     labels = [numbers[folder.path.name] for folder in classes for _ in folder.pictures]
     empty = tuple(folder.path.name for folder in folders if not folder.pictures)
     left_out = [*stray, *(other for folder in folders for other in folder.others)]
@@ -182,11 +191,13 @@ def none_found(root: Path, folders: Sequence[ClassFolder], stray: Sequence[Path]
     return text
 
 
-def read_all(files: Sequence[Path], root: Path, progress: Reading | None = None) -> tuple[NDArray[np.uint8], list[str]]:
+def read_all(files: Sequence[Path], root: Path, progress: Reading | None, *, stream: bool) -> tuple[Items, list[str]]:
     """Return pictures [item, height, width, channel] and what was changed; grey beside colour becomes colour."""
+    if stream and not fits_memory((len(files), *read_picture(files[0]).values.shape)):
+        return pictures_on_disk(files, root), []
     stack = PictureStack(len(files), str(root))
-    for done, file in enumerate(files, start=1):
-        stack.add(read_picture(file), str(file.relative_to(root)))
+    for done, (file, picture) in enumerate(zip(files, read_ahead(read_picture, files), strict=True), start=1):
+        stack.add(picture, str(file.relative_to(root)))
         if progress is not None:
             progress(done, len(files))
     return stack.finish()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from guard.array_room import parts
 from guard.errors import DataError
+from guard.items_on_disk import Items, ItemsOnDisk
 
 MAX_NAMED_CLASSES = 12  # in a message
 Reading: TypeAlias = Callable[[int, int], None]  # is told how many pictures are read, and how many there are
@@ -20,7 +21,7 @@ Reading: TypeAlias = Callable[[int, int], None]  # is told how many pictures are
 class DataFile:
     """Inputs in the form in which their file holds them, their labels, and what was seen on the way."""
 
-    images: NDArray[Any]  # uint8 or float32 [item, ...]: four axes in `layout`, or [item, feature]
+    images: Items  # uint8 or float32 [item, ...]: four axes in `layout`, or [item, feature]
     labels: NDArray[np.int64] | None  # [item]
     source: str
     layout: str | None = None  # NHWC or NCHW where the kind of file says it; None: the model's input must
@@ -46,7 +47,8 @@ def check(examples: DataFile) -> DataFile:
     images, labels = examples.images, examples.labels
     if images.size == 0:
         raise DataError(f"{examples.source} holds no items: its inputs have shape {list(images.shape)}")
-    if (bad := first_not_finite(images)) is not None:
+    # Of what stays on disk each part is checked when it is first read.
+    if not isinstance(images, ItemsOnDisk) and (bad := first_not_finite(images)) is not None:
         raise DataError(f"{examples.source}: item {bad} holds NaN or infinity; every value must be finite")
     if labels is not None:
         if labels.ndim != 1 or len(labels) != len(images):

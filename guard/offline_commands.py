@@ -13,6 +13,7 @@ from guard.options import (
     AttackItems,
     BundleArgument,
     CleanData,
+    CleanItems,
     CraftItems,
     DataLayout,
     Device,
@@ -55,6 +56,13 @@ def check(
     *,
     model: ModelSource,
     data: CleanData,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where guard train will write: what is read of data larger than memory is kept beside it.",
+            show_default="nothing is written",
+        ),
+    ] = None,
     test: TestData = None,
     data_layout: DataLayout = None,
     label_column: LabelColumn = None,
@@ -73,6 +81,7 @@ def check(
     mean: Mean = None,
     std: Std = None,
     minutes: Minutes = 25.0,
+    clean_items: CleanItems = None,
     craft_items: CraftItems = None,
     attack_items: AttackItems = None,
     threads: TorchThreads = None,
@@ -80,15 +89,18 @@ def check(
 ) -> None:
     """Say what would go wrong with a model and its data, and what training will cost, in a minute.
 
-    Takes the options of guard train, which begins with the same lines; nothing is
-    written. The exit code is that of the error that would stop it, or 0.
+    Takes the options of guard train, which begins with the same lines. Nothing is
+    written but, with --out, what was read of data that does not fit into memory.
+    The exit code is that of the error that would stop guard train, or 0.
     """
-    given = {**locals(), "out": Path("bundle")}  # which is not written
+    given = {**locals(), "out": out or Path("bundle")}  # which is not written
     typer.echo(f"reading   {model} and {data}")  # before anything large is imported
     from guard.offline.preflight.check import check as run
     from guard.offline.preflight.check import wrapped
 
-    run(job_of(given), lambda about, text: typer.echo("\n".join(wrapped(about, text, 80))))
+    job = job_of(given)
+    kept = None if out is None else job.work
+    run(job, lambda about, text: typer.echo("\n".join(wrapped(about, text, 80))), kept=kept)
     typer.echo("sound     guard train can begin, with the same options and --out")
 
 
@@ -116,6 +128,7 @@ def train(
     std: Std = None,
     repair: Repairs = None,
     minutes: Minutes = 25.0,
+    clean_items: CleanItems = None,
     craft_items: CraftItems = None,
     attack_items: AttackItems = None,
     adaptive_items: Annotated[int, typer.Option(help="Items of the adaptive attack in the report.")] = 50,

@@ -94,6 +94,14 @@ Repairs = Annotated[
 Minutes = Annotated[
     float, typer.Option(help="Time for everything: what each attack is tried on is sized to it.", min=0.0)
 ]
+CleanItems = Annotated[
+    int | None,
+    typer.Option(
+        help="Clean items that are used of data that does not fit into memory.",
+        show_default="sized to --minutes",
+        min=1,
+    ),
+]
 CraftItems = Annotated[
     int | None,
     typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,25 @@ class PictureStack:
 
     def finish(self) -> tuple[NDArray[Any], list[str]]:
         """Return all pictures and what was changed. Raises DataError where there are several sizes, or none."""
-        if len(self.sizes) > 1:
-            shown = ", ".join(f"{name} {size[1]} x {size[0]}" for size, name in sorted(self.sizes.items())[:3])
-            raise DataError(
-                f"{self.source}: pictures have {len(self.sizes)} different sizes, e.g. {shown} (width x height); they "
-                "must be of one size: bring them to the model's"
-            )
+        check_sizes(self.sizes, self.source)
         if self.values is None:
             raise DataError(f"{self.source} holds no pictures; wanted at least one")
-        notes = [f"{count} pictures were {change}" for change, count in sorted(self.changes.items())]
-        if 0 < self.grey < self.filled:
-            notes.append(f"{self.grey} grey pictures beside {self.filled - self.grey} in colour were taken as RGB")
-        return self.values, notes
+        return self.values, picture_notes(self.changes, self.grey, self.filled)
+
+
+def check_sizes(sizes: Mapping[tuple[int, ...], str], source: str) -> None:
+    """Check that pictures are of one size (height, width), which is given with its first picture. Raises DataError."""
+    if len(sizes) > 1:
+        shown = ", ".join(f"{name} {size[1]} x {size[0]}" for size, name in sorted(sizes.items())[:3])
+        raise DataError(
+            f"{source}: pictures have {len(sizes)} different sizes, e.g. {shown} (width x height); they must be of "
+            "one size: bring them to the model's"
+        )
+
+
+def picture_notes(changes: Mapping[str, int], grey: int, items: int) -> list[str]:
+    """Say how many of the pictures were changed, and how."""
+    notes = [f"{count} pictures were {change}" for change, count in sorted(changes.items())]
+    if 0 < grey < items:
+        notes.append(f"{grey} grey pictures beside {items - grey} in colour were taken as RGB")
+    return notes

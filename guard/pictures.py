@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import DataError, first_line
+from guard.thread_warnings import ThreadWarnings
 
 PICTURES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
@@ -27,9 +27,12 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")  # Pillow'
 SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")  # first bytes of pictures
 ORIENTATION_CODE, UPRIGHT_CODE = 0x0112, 1  # EXIF's tag, and its value for a picture that lies as it is shown
 PHOTOMETRIC_CODE, WHITE_IS_ZERO_CODE = 262, 0  # TIFF's tag, and its value for negatives
+LYING_CODES = {5, 6, 7, 8}  # of EXIF's orientations: those that exchange width and height
+COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # whose heads say size and colours as they will be read
 STEPS_OF_16_BITS, STEPS_OF_8_BITS, OPAQUE_STEPS = 65535, 255, 255
 BYTES_FACTOR = 257  # 16-bit steps in one of 8 bits
 GREY, COLOURED = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA")  # Pillow's modes
+WARNINGS = ThreadWarnings()  # pictures are decoded side by side
 # What Pillow raises for damaged content, beside its own errors.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error, MemoryError)
 
@@ -40,6 +43,14 @@ class Picture:
 
     values: NDArray[np.uint8]  # [height, width, channel], one channel or three
     changes: tuple[str, ...] = ()  # each as a part of a sentence: "turned as EXIF says"
+
+
+@dataclass(frozen=True)
+class PictureHead:
+    """A picture's size and channels, as its file's head says them."""
+
+    size: tuple[int, int]  # height and width, as it is shown
+    channels: int | None  # of its values; None where only they can tell
 
 
 def looks_like_picture(file: Path) -> bool:
@@ -70,17 +81,54 @@ def decode_picture(content: bytes, file: str) -> Picture:
             f"reading {file} takes Pillow; install inference-guard[offline], or hand over an .npz"
         ) from error
     try:
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                values, changes = upright_values(picture, file)
+        with WARNINGS.caught() as warned, Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            values, changes = upright_values(picture, file)
     except UnidentifiedImageError as error:
         seen = f"its {len(content)} bytes are of no known kind"
         raise DataError(f"{file} cannot be read as a picture: {seen}; wanted {', '.join(FORMATS)}") from error
     except (*DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{file} cannot be read as a picture: {first_line(error)}") from error
-    said = [f"read although {str(warning.message).strip()!r}" for warning in warned[:1]]
+    said = [f"read although {text!r}" for text in warned[:1]]
     return Picture(values, (*changes, *said))
+
+
+def picture_head(file: Path) -> PictureHead:
+    """Read a picture's size and channels without decoding it, but for rare kinds. Raises DataError where that fails."""
+    try:
+        with file.open("rb") as stream:
+            head = head_of(stream)
+    except OSError:
+        head = None
+    return head_of_values(read_picture(file)) if head is None else head
+
+
+def head_in(content: bytes, file: str) -> PictureHead:
+    """Return what `picture_head` reads from the bytes of a picture file; `file` says where they come from."""
+    head = head_of(io.BytesIO(content))
+    return head_of_values(decode_picture(content, file)) if head is None else head
+
+
+def head_of(stream: IO[bytes]) -> PictureHead | None:
+    """Return a picture's head; None where only decoding tells it, or what is wrong."""
+    from PIL import Image
+
+    try:
+        with WARNINGS.caught(), Image.open(stream, formats=FORMATS) as picture:
+            if picture.format not in COMMON_FORMATS:
+                return None
+            code = picture.getexif().get(ORIENTATION_CODE, UPRIGHT_CODE)
+            mode, (width, height), raw = picture.mode, picture.size, raw_mode(picture)[0]
+    except (*DAMAGED, Image.DecompressionBombError):
+        return None
+    size = (width, height) if code in LYING_CODES else (height, width)
+    if mode in GREY or mode.startswith("I"):
+        return PictureHead(size, 1)
+    return PictureHead(size, None if mode in ("P", "PA") or raw.startswith("LA") else 3)
+
+
+def head_of_values(picture: Picture) -> PictureHead:
+    height, width, channels = picture.values.shape
+    return PictureHead((height, width), channels)
 
 
 def upright_values(picture: Any, file: str) -> tuple[NDArray[np.uint8], list[str]]:

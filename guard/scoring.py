@@ -35,7 +35,7 @@ def score_lines(
     runtime = Runtime.open(Bundle.open(bundle), device=device, threads=threads)
     manifest = runtime.bundle.manifest
     examples = read_examples(file, layout=layout, classes=manifest.model.output.labels, choice=choice)
-    wire = to_wire(examples.images, runtime.spec, str(file), layout=examples.layout)
+    wire = to_wire(examples.images[:], runtime.spec, str(file), layout=examples.layout)
     for note in examples.notes:
         say(note)
     policy = Policy(reject_rate=manifest.reject_rate, flag_rate=manifest.flag_rate)

@@ -32,6 +32,7 @@ from guard.offline.findings.evaluation import Evaluation
 from guard.offline.job.accuracy import check_accuracy
 from guard.offline.job.job import check_data, open_job
 from guard.offline.job.suite import Suite
+from guard.offline.preflight.sample import sample_of
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import read
 from guard.offline.report.page import to_html, to_json
@@ -111,9 +112,10 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
 def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
     """Return what the served bundle was fitted on: same data, same attacked items. Raises DataError, BundleError."""
     job = work.job_of(bundle)
-    classifier, data = open_job(job)
+    classifier, data = open_job(job, kept=job.work)
     check_data(job, data)
     work.same_splits(data.splits)
+    data = sample_of(job, classifier, data, job.work).data
     return Prepared(classifier, data, craft_all(job, classifier, data, progress))
 
 

@@ -19,7 +19,7 @@ from guard.offline.evaluation.measure import measure
 from guard.offline.job.job import Job
 from guard.offline.preflight.check import check, wrapped
 from guard.offline.programs.opened_guard import Rates
-from guard.offline.programs.verdicts import compare_verdicts
+from guard.offline.programs.verdicts import MOST_ITEMS, compare_verdicts
 from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
@@ -46,7 +46,9 @@ def prepare(job: Job, stages: Stages) -> Prepared:
     if job.out.exists():
         raise BundleError(f"{job.out} exists, and a bundle is never changed; name another --out or remove it first")
     with stages.stage("check model and data") as progress:
-        checked = check(job, lambda about, text: progress.say(*wrapped(about, text, STAGE_WIDTH_COLUMNS)))
+        checked = check(
+            job, lambda about, text: progress.say(*wrapped(about, text, STAGE_WIDTH_COLUMNS)), kept=job.work
+        )
         classifier, data = checked.classifier, checked.data
         write_work(job, data)
     with stages.stage("craft attacks") as progress:
@@ -80,7 +82,9 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
         calibrated = calibrator.calibrate(prepared.crafted)
         parity = parities(graphs, calibrated.cascade)
         rates = Rates(job.reject_rate, job.flag_rate)
-        verdicts = compare_verdicts(calibrated.cascade, graphs.modules, data.part(Split.COMBINER).images, rates)
+        verdicts = compare_verdicts(
+            calibrated.cascade, graphs.modules, data.part(Split.COMBINER).images[:MOST_ITEMS], rates
+        )
         progress.say(f"  {verdicts}")
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:

@@ -131,7 +131,7 @@ class Adversary:
         """Return the cache key of a run: SHA-256 (hex) over everything that its result follows from."""
         settings = (self.identity, aim, method, budget, self.steps, self.seed, self.grid, self.device)
         digest = hashlib.sha256(repr((settings, self.items.labels.tolist(), start.shape)).encode())
-        for images in (self.items.images, start):
+        for images in (self.items.images[:], start):
             digest.update(np.ascontiguousarray(images, dtype="<f4").tobytes())
         return cache_key(digest.hexdigest(), CODE)
 

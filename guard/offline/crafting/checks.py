@@ -15,7 +15,7 @@ from guard.offline.data.grid import on_grid, whole_steps
 
 def check(run: CraftSetup, items: Dataset) -> None:
     """Check that these items can be attacked; raises the errors that `craft` documents."""
-    model, images, labels = run.model, items.images, items.labels
+    model, images, labels = run.model, items.images[:], items.labels
     if any(part.training for part in model.module.modules()):
         raise ModelError("the model is in training mode; call eval() first, or its answers depend on batch mates")
     counts = [len(given) for given in (images, labels, items.hashes)]

@@ -41,9 +41,10 @@ class Crafter:
     @staticmethod
     def open(run: CraftSetup, items: Dataset) -> Crafter:
         """Classify every item, and divide the correctly classified ones into shards. Errors are those of `craft`."""
+        items = items.in_memory()
         check(run, items)
         size = shard_items(items.item_shape) if run.shard_items is None else run.shard_items
-        parts = np.split(items.images, range(size, len(items), size))
+        parts = np.split(items.images[:], range(size, len(items), size))
         calls = [partial(answer, run, part) for part in parts]
         logits = np.concatenate(side_by_side(calls, run.threads, run.begun().stop))  # the end of a run sets its signal
         if items.labels.max() >= logits.shape[1]:

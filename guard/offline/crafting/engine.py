@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.errors import ModelError, ParityError
+from guard.items_on_disk import Items
 from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.attacks.objective import LogOdds
 from guard.offline.crafting import onnx_model
@@ -56,13 +57,13 @@ def gradient_seconds(models: Sequence[Model], images: NDArray[np.float32]) -> li
     return [sorted(taken)[TIMED_TRIES // 2] for taken in times]
 
 
-def compiled_model(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> Model:
+def compiled_model(classifier: Classifier, images: Items, work: WorkDirectory) -> Model:
     """Open the compiled classifier of this work directory. Raises ModelError, ParityError."""
     key = cache_key(classifier.spec.fingerprint, (onnx_model.__name__,))
     return open_compiled(classifier, images[: max(CHECKED_BATCH_ITEMS)], work.model(key[:24]))
 
 
-def attack_model(classifier: Classifier, images: NDArray[np.float32], work: WorkDirectory) -> Model:
+def attack_model(classifier: Classifier, images: Items, work: WorkDirectory) -> Model:
     """Open the model that this work directory's plan runs attacks on; torch where there is no plan.
 
     `images` are any real items.

@@ -158,7 +158,7 @@ def settle(
     stretched until the snapped item fools, up to fourfold. An attack that no norm measures is not stretched.
     """
     items = shard.items
-    final, predictions = items.images.copy(), items.labels.copy()
+    final, predictions = items.images[:].copy(), items.labels.copy()
     fooled = np.zeros(len(final), dtype=bool)
     for stretch in STRETCH_FACTORS if attack.budget is None and attack.norm != "none" else (1.0,):
         left = np.flatnonzero(~fooled)

@@ -48,6 +48,29 @@ def grid_of(images: NDArray[Any]) -> int | None:
     return None
 
 
+class GridSearch:
+    """A search for the grid of values that come part by part: finds what `grid_of` finds for all of them together."""
+
+    def __init__(self) -> None:
+        self.distances = dict.fromkeys(range(1, MAX_GRID_STEPS + 1), 0.0)  # by steps: of the value furthest from it
+
+    def see(self, values: NDArray[np.float32]) -> None:
+        """Rule out the grids that some of these unit-space values do not lie on."""
+        flat = values.reshape(-1)
+        sample = np.unique(flat[:: max(1, flat.size // SAMPLED_VALUES)])
+        near = [steps for steps in self.distances if distance_to_grid(sample, steps) <= GRID_TOLERANCE]
+        furthest = {steps: max(self.distances[steps], distance_to_grid(flat, steps)) for steps in near}
+        self.distances = {steps: distance for steps, distance in furthest.items() if distance <= GRID_TOLERANCE}
+
+    def found(self) -> int | None:
+        """Return the steps of the grid that all values lie on, or None."""
+        for tolerance in (FINE_TOLERANCE, GRID_TOLERANCE):
+            for steps, distance in self.distances.items():
+                if distance <= tolerance:
+                    return steps
+        return None
+
+
 def on_grid(images: NDArray[Any], grid: int) -> bool:
     """Return whether every value is a whole number of steps, within rounding."""
     return distance_to_grid(images, grid) <= GRID_TOLERANCE

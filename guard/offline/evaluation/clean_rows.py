@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.cascade import Readings
+from guard.items_on_disk import Items
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import off_grid
@@ -26,6 +27,7 @@ from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.programs.read import read
 from guard.offline.work.store import cache_key
 
+MAX_OFF_GRID_ITEMS = 1_000  # of items that do not fit into memory
 SHIFT_SHARE, MIN_SHIFTED_ITEMS = 0.05, 100  # of the time left; and items, whatever it takes
 
 
@@ -88,10 +90,12 @@ class Unattacked:
     off_grid: NDArray[np.float32] | None  # clean items beside their grid, where they have one
 
 
-def unattacked(
-    images: NDArray[np.float32], crafted: Mapping[str, CraftedSet], grid: int | None, seed: int
-) -> Unattacked:
-    """Collect the crafted sets' noise, and put the clean images beside their grid where they have one."""
+def unattacked(images: Items, crafted: Mapping[str, CraftedSet], grid: int | None, seed: int) -> Unattacked:
+    """Collect the crafted sets' noise, and put the clean images beside their grid where they have one.
+
+    Of images that lie on disk only the first are put there.
+    """
+    images = images if isinstance(images, np.ndarray) else images[:MAX_OFF_GRID_ITEMS]
     blank = np.zeros_like(images[:0])
     off = None if grid is None else off_grid(images, grid, torch.Generator().manual_seed(seed))
     as_large = {label: found.noise for label, found in crafted.items()}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import DataError
+from guard.items_on_disk import Items
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import Evidence
 from guard.offline.evidence.onnx_gather import gathering
@@ -26,7 +27,7 @@ def batch_items(shape: Sequence[int]) -> int:
     return max(4, min(BATCH_ITEMS, VALUES // int(np.prod(shape))))
 
 
-def one_batch(images: NDArray[np.float32]) -> Tensor:
+def one_batch(images: Items) -> Tensor:
     """Return the first images as a tensor, as many as are gathered at once."""
     return torch.from_numpy(images[: batch_items(images.shape[1:])])
 

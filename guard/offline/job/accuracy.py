@@ -95,8 +95,8 @@ def check_accuracy(classifier: Classifier, data: Dataset, *, accepted: bool) -> 
 
 def measure_accuracy(classifier: Classifier, data: Dataset) -> Accuracy:
     """Count on how many items the model is right, and look for causes where these are few."""
-    some = data.take(np.argsort(data.hashes, kind="stable")[:MAX_ANSWERED_ITEMS])
-    predicted = answers(classifier, some.images)
+    some = data.take(np.argsort(data.hashes, kind="stable")[:MAX_ANSWERED_ITEMS]).in_memory()
+    predicted = answers(classifier, some.images[:])
     right, classes = int((predicted == some.labels).sum()), classifier.spec.output.classes
     counts = [np.bincount(numbers, minlength=classes) / len(some) for numbers in (predicted, some.labels)]
     accuracy = Accuracy(right, len(some), float(counts[0] @ counts[1]))
@@ -147,7 +147,7 @@ def moved_labels(predicted: Labels, labels: Labels, classes: int) -> Iterator[Ca
 
 def changed_inputs(classifier: Classifier, data: Dataset) -> Iterator[Cause]:
     """Yield what the model answers to inputs that were made otherwise."""
-    for likely in likely_inputs(data.images, classifier.spec.input):
+    for likely in likely_inputs(data.images[:], classifier.spec.input):
         share = float((answers(classifier, likely.images) == data.labels).mean())
         yield Cause(likely.undone, likely.remedy, share)
 

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.arrays import read_examples
+from guard.bundle import InputSpec
 from guard.calibration import check_promise
 from guard.columns import ColumnChoice
 from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.layout import IN_WORDS, channels_first, layout_of_data
 from guard.offline.data.dataset import Dataset, dataset_of, joined
-from guard.offline.data.grid import grid_of
 from guard.offline.data.splits import SHARES, Split, assign
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
@@ -59,6 +59,7 @@ class Job:
     served: Path | None = None  # the .onnx file that answers clients, where it is not the model
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
+    clean_items: int | None = None  # of those that do not fit into memory: how many are used; None: sized to `minutes`
     craft_items: int | None = None  # clean items that each attack is tried on, for fitting
     attack_items: int | None = None  # and for the report
     adaptive_items: int = 50
@@ -75,10 +76,19 @@ class Job:
         return ColumnChoice(self.label_column, self.drop_columns)
 
 
-def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dataset]:
-    """Open a job's model and data; `progress` hears of pictures. Raises ConfigError, DataError, ModelError."""
+def open_job(
+    job: Job, progress: Reading | None = None, *, kept: WorkDirectory | None = None
+) -> tuple[Classifier, Dataset]:
+    """Open a job's model and data; `progress` hears of items read.
+
+    What is found of items that do not fit into memory is kept in the work directory `kept`, which is begun for it.
+
+    Raises ConfigError, DataError, ModelError.
+    """
     names = job.labels or declared_names(job.model)
-    examples = read_examples(job.data, layout=job.data_layout, classes=names, choice=job.choice, progress=progress)
+    examples = read_examples(
+        job.data, layout=job.data_layout, classes=names, choice=job.choice, progress=progress, stream=True
+    )
     examples.labelled()  # before a model is opened for inputs among which the labels may still be
     examples = with_layout(job, examples)
     shape = item_shape(examples)
@@ -97,8 +107,8 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
     )
     classifier = open_model(source)
     check_folders(examples, classifier.spec.output.classes)
-    data = split_data(job, classifier, examples, progress)
-    spec = replace(classifier.spec.input, grid=grid_of(data.images))  # of bytes it is 255 steps or a share of them
+    data = split_data(job, classifier, examples, DataReader(kept, progress))
+    spec = replace(classifier.spec.input, grid=data.values().grid)  # of bytes it is 255 steps or a share of them
     return measured(replace(classifier, spec=replace(classifier.spec, input=spec)), data), data
 
 
@@ -153,12 +163,27 @@ def check_box(job: Job, shape: tuple[int, ...]) -> None:
         )
 
 
-def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: Reading | None) -> Dataset:
+@dataclass(frozen=True)
+class DataReader:
+    """How items are read: where what is found of them is kept, and who hears how far it is."""
+
+    kept: WorkDirectory | None = None
+    progress: Reading | None = None
+
+    def dataset(self, examples: DataFile, spec: InputSpec) -> Dataset:
+        """Return examples in unit space. Raises DataError."""
+        if self.kept is None or isinstance(examples.images, np.ndarray):
+            return dataset_of(examples, spec, progress=self.progress)
+        self.kept.begin()
+        return dataset_of(examples, spec, kept=self.kept.reading, progress=self.progress)
+
+
+def split_data(job: Job, classifier: Classifier, examples: DataFile, reader: DataReader) -> Dataset:
     spec, classes = classifier.spec.input, classifier.spec.output.classes
-    data = dataset_of(examples, spec)
+    check_labels(examples.labelled(), classes, examples.source)
+    data = reader.dataset(examples, spec)
     splits = assign(data.hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
-    check_labels(data.labels, classes, examples.source)
-    notes = (*examples.notes, *shape_note(examples), *label_notes(examples, data.hashes, classes))
+    notes = (*data.notes, *shape_note(examples), *label_notes(examples, data.hashes, classes))
     if job.test is None:
         return replace(data, splits=splits, notes=notes)
     held_out = read_examples(
@@ -166,11 +191,12 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: R
         layout=job.data_layout,
         classes=classifier.spec.output.labels,
         choice=job.choice,
-        progress=progress,
+        progress=reader.progress,
+        stream=True,
     )
     check_features(examples, held_out)
     check_labels(held_out.labelled(), classes, held_out.source)
-    test = dataset_of(held_out, spec)
+    test = reader.dataset(held_out, spec)
     if shared := set(test.hashes.tolist()) & set(data.hashes.tolist()):
         raise DataError(
             f"{held_out.source} and {examples.source} share {len(shared)} items; test data must be held out: "
@@ -179,7 +205,7 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: R
     return replace(
         joined(data, test),
         splits={**splits, **dict.fromkeys(test.hashes.tolist(), Split.TEST)},
-        notes=(*notes, *(f"{held_out.source}: {note}" for note in held_out.notes)),
+        notes=(*notes, *(f"{held_out.source}: {note}" for note in test.notes)),
     )
 
 

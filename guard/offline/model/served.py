@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from guard.errors import ModelError
+from guard.items_on_disk import Items
 from guard.value_box import ValueBox
 
 MAX_CHANGED_SHARE = 0.05  # of the predictions: where more differ, the guard would watch another model
@@ -57,7 +58,7 @@ class Difference:
 
 
 def measure_difference(
-    served: Served, copy: Callable[[torch.Tensor], torch.Tensor], images: NDArray[np.float32], box: ValueBox
+    served: Served, copy: Callable[[torch.Tensor], torch.Tensor], images: Items, box: ValueBox
 ) -> Difference:
     """Measure a served model against a copy that maps unit-space images [item, ...] to logits [item, class].
 

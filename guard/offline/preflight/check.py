@@ -33,7 +33,9 @@ from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
 from guard.offline.preflight.cost import Cost, cost_of
-from guard.offline.programs.model_parity import check_model
+from guard.offline.preflight.sample import sample_of
+from guard.offline.programs.model_parity import MODEL_ITEMS, check_model
+from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.text import duration
 from guard.offline.work.threads import choose_threads
 
@@ -55,8 +57,10 @@ class Sound:
     data: Dataset
 
 
-def check(job: Job, say: Callable[[str, str], None]) -> Sound:
+def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | None = None) -> Sound:
     """Open, answer, differentiate, compile and time a model on its data, one line each; return both.
+
+    Of data that does not fit into memory what was read is kept in the work directory `kept`, and a sample is returned.
 
     Raises:
         GuardError: what would stop `guard train`.
@@ -68,7 +72,7 @@ def check(job: Job, say: Callable[[str, str], None]) -> Sound:
             "add [adaptive] with budgets = [0.03] or those that count for you"
         )
     declared_input(job.model, job.input_name, job.output_name)  # a wrong file is found before data are read for long
-    classifier, data = open_job(job, told(say))
+    classifier, data = open_job(job, told(say), kept=kept)
     check_grid(job.recipe, classifier.spec.input.grid)
     check_mates(classifier, data)
     choose_threads(classifier.graph, one_batch(data.images), job.threads)
@@ -78,12 +82,18 @@ def check(job: Job, say: Callable[[str, str], None]) -> Sound:
     for warning in check_data(job, data):
         say("promise", warning)
     say("splits", splits_text(data))
+    sample = sample_of(job, classifier, data, kept)
+    if sample.line is not None:
+        data = sample.data
+        say("sample", sample.line)
+        for warning in check_data(job, data):
+            say("promise", warning)
     say("gradient", gradient_text(classifier, data))
     programs = job.recipe.programs([tap.name for tap in classifier.taps])
     for name, detectors in programs.items():
         gather = Gather(classifier, [need for detector in detectors for need in detector.needs])
         say("program", f"{name}: {forwards_text(gather.backwards, gather.rows, detectors)}")
-    check_model(classifier, [d for ds in programs.values() for d in ds], data.part(Split.COMBINER).images)
+    check_model(classifier, [d for ds in programs.values() for d in ds], data.part(Split.COMBINER).images[:MODEL_ITEMS])
     say("ONNX", "compiled for ONNX Runtime, the model gives torch's logits, layers and gradient")
     for about, text in cost_lines(job, cost_of(job, classifier, data)):
         say(about, text)
@@ -131,7 +141,7 @@ def told(say: Callable[[str, str], None], clock: Callable[[], float] = time.mono
         nonlocal last
         if clock() - last >= TOLD_EVERY_S:
             last = clock()
-            say("reading", f"{done:,} of {total:,} pictures")
+            say("reading", f"{done:,} of {total:,} items")
 
     return tell
 
@@ -165,8 +175,8 @@ def range_text(classifier: Classifier) -> str:
 
 def data_lines(classifier: Classifier, data: Dataset) -> list[Line]:
     """Describe the items, their values and their classes as they were understood."""
-    images, spec, output = data.images, classifier.spec.input, classifier.spec.output
-    low, high = (f"{float(found):.0%}" for found in (images.min(), images.max()))
+    spec, output, filled = classifier.spec.input, classifier.spec.output, data.values()
+    low, high = f"{filled.low:.0%}", f"{filled.high:.0%}"
     ends = "black to white" if len(spec.shape) == 3 else "least to most"
     steps = f"in whole steps of 1/{spec.grid}" if spec.grid else "in no whole steps"
     counts = np.bincount(data.labels, minlength=output.classes)

@@ -74,7 +74,7 @@ def cost_of(job: Job, classifier: Classifier, data: Dataset) -> Cost:
     most = min(learning, job.craft_items or MAX_FAMILY_ITEMS)
     reported = min(held_out, job.attack_items or round(TRIED_ITEMS_FACTOR * REPORTED_ITEMS))
     item_bytes = FITTED_COPIES * len(seen) * math.prod(shape) * np.dtype(np.float32).itemsize
-    side_by_side, taken = job.threads or cores(), peak_bytes() + FITTING_BYTES + DATA_COPIES * data.images.nbytes
+    side_by_side, taken = job.threads or cores(), peak_bytes() + FITTING_BYTES + DATA_COPIES * held_bytes(data)
     return Cost(
         *speeds.shard,
         fitted,
@@ -84,6 +84,11 @@ def cost_of(job: Job, classifier: Classifier, data: Dataset) -> Cost:
         taken + item_bytes * fitted,
         taken + item_bytes * max(fitted, most),
     )
+
+
+def held_bytes(data: Dataset) -> int:
+    """Return the bytes of the clean items that are held at once: all, or where they lie on disk those fitted on."""
+    return learning_items(data).images.nbytes if data.is_on_disk else data.images.nbytes
 
 
 def quickest(classifier: Classifier, images: Tensor) -> tuple[float, float]:

@@ -55,7 +55,7 @@ def fit_heads(
 
     def ask(needs: Sequence[Need], *, most: int | None = None, clean_only: bool = False) -> Examples:
         some = (items.unattacked() if clean_only else items).some(most, seed)
-        images = (some.clean.images, some.noisy, some.attacked.items)
+        images = (some.clean.images[:], some.noisy, some.attacked.items)
         clean, noisy, attacked = (gathered(needs, part) for part in images)
         return Examples(clean, torch.from_numpy(some.clean.labels), noisy, some.attacked.seen_as(attacked), seed)
 

@@ -12,6 +12,7 @@ import numpy as np
 from guard.arrays import read_examples
 from guard.bundle import Bundle
 from guard.columns import ColumnChoice
+from guard.data_file import Reading
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.data.dataset import Dataset, dataset_of
 from guard.offline.data.splits import Split
@@ -100,7 +101,13 @@ class Work:
             )
 
     def held_out(
-        self, bundle: Bundle, data: Path, *, layout: str | None = None, choice: ColumnChoice | None = None
+        self,
+        bundle: Bundle,
+        data: Path,
+        *,
+        layout: str | None = None,
+        choice: ColumnChoice | None = None,
+        progress: Reading | None = None,
     ) -> tuple[Dataset, int]:
         """Return the items of a file that nothing was fitted or calibrated on, and how many had to be put aside.
 
@@ -112,10 +119,15 @@ class Work:
         """
         spec, output = bundle.manifest.model.input, bundle.manifest.model.output
         examples = read_examples(
-            data, layout=layout, classes=output.labels, choice=self.job_of(bundle).choice if choice is None else choice
+            data,
+            layout=layout,
+            classes=output.labels,
+            choice=self.job_of(bundle).choice if choice is None else choice,
+            progress=progress,
+            stream=True,
         )
         check_labels(examples.labelled(), output.classes, examples.source)
-        found = dataset_of(examples, spec)
+        found = dataset_of(examples, spec, kept=self.directory.reading, progress=progress)
         fresh = np.asarray(
             [self.splits.get(value, Split.TEST.value) == Split.TEST.value for value in found.hashes.tolist()]
         )

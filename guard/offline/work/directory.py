@@ -55,6 +55,11 @@ class WorkDirectory:
         return self.path / "job.json"
 
     @property
+    def reading(self) -> Path:
+        """Folder with what the first reading found of items that do not fit into memory."""
+        return self.path / "reading"
+
+    @property
     def splits(self) -> Path:
         """File with the split of each item, by its content hash."""
         return self.path / "splits.json"

@@ -251,7 +251,7 @@ def test_long_reading_says_how_far_it_is() -> None:
     for done in range(1, 2001):
         now[0] += TOLD_EVERY_S / 512  # a power of two, that sums are exact
         tell(done, 2000)
-    assert said == [f"reading {done} of 2,000 pictures" for done in ("512", "1,024", "1,536")]
+    assert said == [f"reading {done} of 2,000 items" for done in ("512", "1,024", "1,536")]
 
 
 def test_short_reading_says_nothing() -> None:
