@@ -194,7 +194,7 @@ def none_found(root: Path, folders: Sequence[ClassFolder], stray: Sequence[Path]
 def read_all(files: Sequence[Path], root: Path, progress: Reading | None, *, stream: bool) -> tuple[Items, list[str]]:
     """Return pictures [item, height, width, channel] and what was changed; grey beside colour becomes colour."""
     if stream and not fits_memory((len(files), *read_picture(files[0]).values.shape)):
-        return pictures_on_disk(files, root), []
+        return pictures_on_disk(files, root, progress), []
     stack = PictureStack(len(files), str(root))
     for done, (file, picture) in enumerate(zip(files, read_ahead(read_picture, files), strict=True), start=1):
         stack.add(picture, str(file.relative_to(root)))

@@ -20,6 +20,7 @@ from guard.picture_stack import COLOUR_CHANNELS, check_sizes
 from guard.pictures import Picture, PictureHead, picture_head, read_picture
 from guard.read_ahead import read_ahead
 
+Progress = Callable[[int, int], None]  # is told how many heads are read, and how many there are
 TAKEN_AS_RGB = "taken as RGB"  # of a grey picture beside others in colour
 
 
@@ -34,13 +35,15 @@ class StoredPictures:
     decoded: Callable[[Places], Iterator[tuple[int, Picture]]]  # of pictures at places: which of the places, and it
     is_swept: bool = False
 
-    def items(self) -> ItemsOnDisk:
+    def items(self, progress: Progress | None = None) -> ItemsOnDisk:
         """Return the pictures [item, height, width, channel]; grey beside colour will become colour.
+
+        `progress` hears how many heads are read.
 
         Raises:
             DataError: the head of one cannot be read, or they are of several sizes.
         """
-        height, width, channels = self.common_shape()
+        height, width, channels = self.common_shape(progress)
         changes: dict[int, tuple[str, ...]] = {}
 
         def read(places: Places) -> NDArray[Any]:
@@ -63,12 +66,14 @@ class StoredPictures:
             shape, np.dtype(np.uint8), read, self.source, self.files, is_swept=self.is_swept, changes=changes
         )
 
-    def common_shape(self) -> tuple[int, int, int]:
+    def common_shape(self, progress: Progress | None) -> tuple[int, int, int]:
         """Return height, width and channels in which all pictures are read. Raises DataError where sizes differ."""
         sizes: dict[tuple[int, ...], str] = {}
         channels, unclear = 1, list[int]()
         for place, (name, head) in enumerate(self.heads()):
             sizes.setdefault(head.size, name)
+            if progress is not None:
+                progress(place + 1, self.count)
             if head.channels is None:
                 unclear.append(place)
             else:
@@ -81,7 +86,7 @@ class StoredPictures:
         return height, width, channels
 
 
-def pictures_on_disk(files: Sequence[Path], root: Path) -> ItemsOnDisk:
+def pictures_on_disk(files: Sequence[Path], root: Path, progress: Progress | None = None) -> ItemsOnDisk:
     """Open picture files [item, height, width, channel] without decoding them. Raises DataError."""
 
     def heads() -> Iterator[tuple[str, PictureHead]]:
@@ -91,4 +96,4 @@ def pictures_on_disk(files: Sequence[Path], root: Path) -> ItemsOnDisk:
     def decoded(places: Places) -> Iterator[tuple[int, Picture]]:
         yield from ((row, read_picture(files[place])) for row, place in enumerate(places.tolist()))
 
-    return StoredPictures(str(root), len(files), tuple(files), heads, decoded).items()
+    return StoredPictures(str(root), len(files), tuple(files), heads, decoded).items(progress)
