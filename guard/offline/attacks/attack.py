@@ -17,6 +17,7 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.model import Model
+from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.data.norms import Measure, Norm
 from guard.offline.networks.weights import Knowledge
 
@@ -60,6 +61,7 @@ class Traits:
     asks: Asks = "gradient"
     learns: bool = False  # from clean items, before it attacks any
     package: str | None = None  # the package of the extra `attacks` that runs it
+    kinds: Kinds = EVERY_KIND  # of input that it applies to
 
 
 class Attack(Protocol):
