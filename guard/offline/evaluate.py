@@ -15,9 +15,11 @@ from guard.bundle import Bundle
 from guard.columns import ColumnChoice
 from guard.offline.adversary.descent import ALL_METHODS, METHODS
 from guard.offline.adversary.runs import MAX_GUIDE_ITEMS
+from guard.offline.attacks.feature_model import as_allowed
 from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import grid_for
 from guard.offline.data.shifts import SHIFTS
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.clean_rows import shift_items
@@ -126,7 +128,9 @@ def forecast(
     read_s = seconds_to_read(subject.cascade, held_out)
     found: dict[str, float | None] = {
         f"{len(attacks)} attacks on {items} items": items
-        * seconds_per_item(TorchModel(subject.classifier.graph), attacks, held_out)
+        * seconds_per_item(
+            as_allowed(TorchModel(subject.classifier.graph), grid_for(subject.cascade.spec)), attacks, held_out
+        )
     }
     if not quick and (left := unmade(work.recipe, work.directory, bundle)):
         build_s = read_seconds(work.directory)

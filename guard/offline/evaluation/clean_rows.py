@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from guard.cascade import Readings
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.grid import off_grid
+from guard.offline.data.grid import Grid, off_grid
 from guard.offline.data.shifts import SHIFTS, shifted
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.forecast import seconds_to_read
@@ -88,12 +88,10 @@ class Unattacked:
     off_grid: NDArray[np.float32] | None  # clean items beside their grid, where they have one
 
 
-def unattacked(
-    images: NDArray[np.float32], crafted: Mapping[str, CraftedSet], grid: int | None, seed: int
-) -> Unattacked:
+def unattacked(images: NDArray[np.float32], crafted: Mapping[str, CraftedSet], grid: Grid, seed: int) -> Unattacked:
     """Collect the crafted sets' noise, and put the clean images beside their grid where they have one."""
     blank = np.zeros_like(images[:0])
-    off = None if grid is None else off_grid(images, grid, torch.Generator().manual_seed(seed))
+    off = off_grid(images, grid, torch.Generator().manual_seed(seed))
     as_large = {label: found.noise for label, found in crafted.items()}
     return Unattacked(np.concatenate([blank, *as_large.values()]), as_large, off)
 

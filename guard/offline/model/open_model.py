@@ -16,6 +16,7 @@ from torch.utils._pytree import SUPPORTED_NODES
 
 from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
+from guard.features import Feature
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.final_operators import is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
@@ -44,6 +45,7 @@ class Source:
     low: tuple[float, ...] = (0.0,)  # value box of the wire input
     high: tuple[float, ...] = (1.0,)
     grid: int | None = None
+    features: tuple[Feature, ...] = ()  # of a table
     input_name: str | None = None
     output_name: str | None = None
     output: str = "logits"  # logits | probabilities | label
@@ -56,7 +58,7 @@ class Source:
     @property
     def box(self) -> ValueBox:
         """The value box in which the wire input's values lie, as far as it is known."""
-        return ValueBox(self.low, self.high, len(self.item_shape), self.layout, DATATYPES[self.datatype])
+        return ValueBox(self.low, self.high, len(self.item_shape), self.layout, DATATYPES[self.datatype], self.features)
 
 
 def open_model(source: Source) -> Classifier:
@@ -84,6 +86,7 @@ def open_model(source: Source) -> Classifier:
             high=source.high,
             grid=source.grid,
             layout=source.layout if len(source.item_shape) == 3 else "NC",
+            features=source.features,
         ),
         output=OutputSpec(
             source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single
