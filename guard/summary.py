@@ -60,9 +60,8 @@ def served_lines(manifest: Manifest) -> list[str]:
 
 def own_ranges(spec: InputSpec) -> list[str]:
     """A line that says so where channels or features have ranges of their own; none where all share one range."""
-    part = "channel" if len(spec.shape) == 3 else "feature"
     several = len(set(zip(spec.low, spec.high, strict=True))) > 1
-    return [f"{'':<12}each {part} has a range of its own"] if several else []
+    return [f"{'':<12}each {spec.axes.part} has a range of its own"] if several else []
 
 
 def classes_in_order(output: OutputSpec) -> list[str]:

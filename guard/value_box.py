@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.axes import CHANNELS_LAST, from_wire, to_wire
 from guard.features import Feature
 
 FLOAT32 = np.dtype(np.float32)
@@ -24,8 +25,8 @@ class ValueBox:
 
     low: tuple[float, ...]  # a channel or feature (or one for all), in wire values
     high: tuple[float, ...]
-    axes: int  # of one item: 3 of an image, 1 of a vector
-    layout: str = "NCHW"  # how the wire orders an image's axes; vectors: NC
+    axes: int  # of one item: 3 of an image, 2 of a series, 1 of a vector
+    layout: str = "NCHW"  # order of an item's axes on the wire, one of `axes.LAYOUTS`
     dtype: np.dtype[Any] = FLOAT32  # on the wire
     features: tuple[Feature, ...] = ()  # of a table: what each value may be
 
@@ -35,18 +36,23 @@ class ValueBox:
         return set(self.low) == {0.0} and set(self.high) == {1.0}
 
     @property
+    def is_turned(self) -> bool:
+        """Whether the wire has another order of axes than the guard."""
+        return self.layout in CHANNELS_LAST
+
+    @property
     def bounds(self) -> Bounds:
-        """The low and high bounds, shaped so that they broadcast over an item [channel, height, width] or [feature]."""
+        """The low and high bounds, shaped so that they broadcast over an item, channels or features first."""
         shape = (-1,) + (1,) * (self.axes - 1)
         return np.asarray(self.low, np.float32).reshape(shape), np.asarray(self.high, np.float32).reshape(shape)
 
     def to_layout(self, images: NDArray[Any]) -> NDArray[Any]:
-        """Transpose [item, channel, height, width] into the wire's order of axes."""
-        return images.transpose(0, 2, 3, 1) if self.layout == "NHWC" else images
+        """Transpose items, channels first, into the wire's order of axes."""
+        return images.transpose(to_wire(self.layout, self.axes + 1))
 
     def from_layout(self, wire: NDArray[Any]) -> NDArray[Any]:
-        """Transpose the wire's order of axes into [item, channel, height, width]."""
-        return wire.transpose(0, 3, 1, 2) if self.layout == "NHWC" else wire
+        """Transpose the wire's order of axes into items with channels first."""
+        return wire.transpose(from_wire(self.layout, self.axes + 1))
 
     def to_unit(self, wire: NDArray[Any]) -> NDArray[np.float32]:
         """Map wire inputs to [0, 1] per channel, channel first."""

@@ -20,7 +20,7 @@ from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_for
-from guard.offline.data.shifts import SHIFTS
+from guard.offline.data.input_kind import kind_for
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.clean_rows import shift_items
 from guard.offline.evaluation.effort import Effort, Size
@@ -90,6 +90,7 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
     with stages.stage("open bundle and data") as progress:
         held_out, aside = work.held_out(bundle, data, layout=wish.data_layout, choice=wish.choice)
         subject = work.subject(bundle)
+        work = work.fitting(subject.classifier)
         for note in held_out.notes:
             progress.say(note)
         progress.say(str(check_accuracy(subject.classifier, held_out, accepted=wish.accept_accuracy)))
@@ -137,9 +138,9 @@ def forecast(
         found[f"guards without a family, {len(left)} of them"] = None if build_s is None else len(left) * build_s
     readings = len(held_out.images) + 2 * len(attacks) * items  # clean ones, and what each attack makes: items, noise
     found[f"{readings} readings at {1 / read_s:.0f} a second"] = readings * read_s
-    if held_out.images.ndim == 4:
+    if shifts := kind_for(subject.cascade.spec).shifts:
         shifted = shift_items(subject, held_out, effort)
-        found[f"{len(SHIFTS)} shifts of {shifted} items"] = len(SHIFTS) * shifted * read_s
+        found[f"{len(shifts)} shifts of {shifted} items"] = len(shifts) * shifted * read_s
     if work.recipe.adaptive_budgets:
         size = Size(effort.adaptive_items, effort.adaptive_steps)
         stage = adaptive_stage(subject, held_out, work.recipe, effort)

@@ -48,6 +48,7 @@ def prepare(job: Job, stages: Stages) -> Prepared:
     with stages.stage("check model and data") as progress:
         checked = check(job, lambda about, text: progress.say(*wrapped(about, text, STAGE_WIDTH_COLUMNS)))
         classifier, data = checked.classifier, checked.data
+        job = job.fitting(classifier)
         write_work(job, data)
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
@@ -68,6 +69,7 @@ def crafted_lines(crafted: Sequence[CraftedSet]) -> list[str]:
 def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | None = None) -> Bundle:
     """Fit, compile, calibrate, measure, and write the bundle; the adaptive attack is sized to end by `deadline`."""
     classifier, data = prepared.classifier, prepared.data
+    job = job.fitting(classifier)
     programs, began = prepared.programs(job), time.monotonic()
     with stages.stage("fit detectors") as progress:
         heads = fit(job, prepared, programs, progress.note)

@@ -177,9 +177,8 @@ def check_parameters(tensor: ModelInferRequest.InferInputTensor) -> None:
 def check_shape(tensor: ModelInferRequest.InferInputTensor, spec: InputSpec) -> tuple[int, ...]:
     if tensor.datatype != spec.datatype:
         raise MalformedRequest(f"input {spec.name!r} is {tensor.datatype[:20]!r}; the model takes {spec.datatype}")
-    axes = len(tensor.shape)
-    shape = tuple(tensor.shape[:8])
-    if axes != len(spec.shape) + 1 or shape[1:] != spec.wire_shape or shape[0] < 1:
+    shape = tuple(tensor.shape[:8])  # of more axes than any input has
+    if shape[1:] != spec.wire_shape or shape[0] < 1:
         wanted = ", ".join(["item", *map(str, spec.wire_shape)])
         raise MalformedRequest(
             f"input {spec.name!r} has shape {list(shape)}; the model takes [{wanted}] with at least one item"

@@ -18,6 +18,7 @@ from torch import Tensor
 from guard.errors import ConfigError
 from guard.offline.attacks.model import Model
 from guard.offline.data.feature_grid import FeatureGrid
+from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.data.norms import Measure, Norm
 from guard.offline.networks.weights import Knowledge
 
@@ -62,6 +63,7 @@ class Traits:
     learns: bool = False  # from clean items, before it attacks any
     features: bool = False  # is told of a table's features: their ranges, steps, categories and costs
     package: str | None = None  # the package of the extra `attacks` that runs it
+    kinds: Kinds = EVERY_KIND  # of input that it applies to
 
 
 class Attack(Protocol):

@@ -88,6 +88,7 @@ def measure(
         detectors=detector_rows(subject.programs),
         classes=class_rows(clean, held_out.labels, names, promises),
         shift_note=shift_note,
+        skipped=recipe.skipped,
         worst=worst_of({label: found.fate for label, found in examined.items()}, promises, rates.reject),
         suite=suite,
         forwards=sum(program.rows + program.backwards for program in cascade.programs),

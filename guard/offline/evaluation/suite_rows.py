@@ -105,7 +105,14 @@ class Trial:
                 own[label] = found
         return SuiteRows(suite.name, suite.description, self.further.seconds / 60, tuple(rows)), own
 
+    def refusal(self, attack: Attack) -> str | None:
+        """Return why an attack does not apply to the inputs, or None where it does."""
+        return self.subject.classifier.kind.refusal(attack)
+
     def examine(self, label: str, attack: Attack, tried: int) -> Examined | UnrunRow:
+        if reason := self.refusal(attack):
+            self.progress.say(f"{short(label, 34)}: skipped: {reason}")
+            return UnrunRow(repr(attack), label, str(attack.family), reason, applies=False)
         try:
             crafted = self.crafted(attack, tried)
         except UNRUNNABLE as error:
@@ -140,6 +147,8 @@ class Trial:
 
     def probe(self, label: str, attack: Attack) -> Planned:
         """Measure the speed and success of one attack on PROBED_ITEMS items; one that cannot be run takes no time."""
+        if self.refusal(attack):
+            return Planned(label, 0.0, 0)
         self.progress.note(f"speed of {label}")
         began = time.perf_counter()
         try:

@@ -98,12 +98,13 @@ def fewest(family: str) -> int:
 
 @dataclass(frozen=True)
 class UnrunRow:
-    """An attack of a suite that could not be run: it counts as failed, and says why."""
+    """An attack of a suite that was not run, and why: it failed, or does not apply to the kind of input."""
 
     attack: str
     label: str
     family: str
     reason: str
+    applies: bool = True  # to the inputs, and so counts as failed
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,7 @@ class Evaluation:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[ClassRow, ...] = ()
     shift_note: str = ""  # why no shifted data were measured
+    skipped: tuple[str, ...] = ()  # parts of the recipe that do not apply to the inputs, each with the reason
     worst: Worst | None = None  # over the recipe's attacks
     suite: SuiteRows | None = None
     forwards: int = 0  # an item, of all programs, beside the model's own

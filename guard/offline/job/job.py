@@ -74,6 +74,11 @@ class Job:
         """The work directory beside the bundle, for what is slow to make."""
         return WorkDirectory.beside(self.out)
 
+    def fitting(self, classifier: Classifier) -> Job:
+        """Return the job without the parts of its recipe that do not apply to a model's kind of input."""
+        taps = [tap.name for tap in classifier.taps]
+        return replace(self, recipe=self.recipe.fitting(classifier.kind, taps))
+
     @property
     def choice(self) -> ColumnChoice:
         """The user's word on the columns of a table."""

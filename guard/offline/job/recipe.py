@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from guard.errors import ConfigError
 from guard.offline.attacks.adapter import installed
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.table import build_attack
+from guard.offline.data.input_kind import InputKind
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.detectors.detector import Detector
@@ -19,6 +20,7 @@ from guard.offline.job.toml_files import content_of, names_in, own_text, users_t
 
 TABULAR = "tabular"
 PROGRAMS = ("screen", "interpret")
+PartT = TypeVar("PartT")
 KEYS = {"description", "inputs", "detector", "attack", "left_out", "repair", "adaptive"}
 
 
@@ -35,14 +37,38 @@ class Recipe:
     adaptive_budgets: tuple[float, ...]
     tabular: bool  # for tables of features of different kinds
     raw: Mapping[str, Any]
+    skipped: tuple[str, ...] = ()  # parts that do not apply to the kind of input, each with the reason
 
     def programs(self, taps: Sequence[str]) -> dict[str, list[Detector]]:
         """Build the detectors of each program, cheapest program first; a program without detectors is left out."""
         programs: dict[str, list[Detector]] = {name: [] for name in PROGRAMS}
         for entry in self.detectors:
-            settings = {key: value for key, value in entry.items() if key not in ("name", "program")}
-            programs[entry["program"]].append(build_detector(entry["name"], taps, settings))
+            programs[entry["program"]].append(built_detector(entry, taps))
         return {name: detectors for name, detectors in programs.items() if detectors}
+
+    def fitting(self, kind: InputKind, taps: Sequence[str]) -> Recipe:
+        """Return the recipe without the parts that do not apply to a kind of input; `skipped` says which and why.
+
+        Raises ConfigError where no detector is left.
+        """
+        every = [(entry, built_detector(entry, taps)) for entry in self.detectors]
+        detectors, silent = applying("detector", [detector for _, detector in every], kind)
+        attacks, unseen = applying("attack", self.attacks, kind)
+        left_out, unmeasured = applying("attack", self.left_out, kind)
+        repairs, unmended = applying("repair", self.repairs, kind)
+        if not detectors:
+            raise ConfigError(
+                f"recipe {self.name} has no detector for {kind.name}: {'; '.join(silent)}; take another --preset or "
+                "--recipe"
+            )
+        return replace(
+            self,
+            detectors=tuple(entry for entry, detector in every if detector in detectors),
+            attacks=attacks,
+            left_out=left_out,
+            repairs=repairs,
+            skipped=tuple(dict.fromkeys((*self.skipped, *silent, *unseen, *unmeasured, *unmended))),
+        )
 
     def offering(self, repairs: Sequence[str]) -> Recipe:
         """Return the recipe with these denoisers for REPAIR, set as in the recipe or by default.
@@ -53,6 +79,19 @@ class Recipe:
         return replace(
             self, repairs=tuple(own.get(name) or denoiser_of({"name": name}, "--repair") for name in repairs)
         )
+
+
+def built_detector(entry: Mapping[str, Any], taps: Sequence[str]) -> Detector:
+    """Build the detector of one [[detector]] block. Raises ConfigError."""
+    settings = {key: value for key, value in entry.items() if key not in ("name", "program")}
+    return build_detector(entry["name"], taps, settings)
+
+
+def applying(what: str, parts: Sequence[PartT], kind: InputKind) -> tuple[tuple[PartT, ...], list[str]]:
+    """Return the parts that apply to a kind of input, and what is to be said of the others."""
+    reasons = [(part, kind.refusal(part)) for part in parts]
+    skipped = [f"{what} {part!r}: {reason}" for part, reason in reasons if reason is not None]
+    return tuple(part for part, reason in reasons if reason is None), skipped
 
 
 def presets() -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import SUPPORTED_NODES
 
+from guard.axes import axes_of
 from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
 from guard.features import Feature
@@ -52,13 +53,20 @@ class Source:
     serves: str = "model"  # NAME[:VERSION] that clients ask for
     labels: tuple[str, ...] = ()
     datatype: str = "FP32"  # of the wire input; an .onnx file says it itself, and the layout too
-    layout: str = "NCHW"
+    layout: str | None = None
     served: Path | None = None  # the .onnx file that answers clients, where that is another
+
+    @property
+    def wire_layout(self) -> str:
+        """The order of axes on the wire, as far as it is known; the guard's own unless given."""
+        own = axes_of(self.item_shape).layouts
+        return self.layout if self.layout in own else own[0]
 
     @property
     def box(self) -> ValueBox:
         """The value box in which the wire input's values lie, as far as it is known."""
-        return ValueBox(self.low, self.high, len(self.item_shape), self.layout, DATATYPES[self.datatype], self.features)
+        kind = DATATYPES[self.datatype]
+        return ValueBox(self.low, self.high, len(self.item_shape), self.wire_layout, kind, self.features)
 
 
 def open_model(source: Source) -> Classifier:
@@ -85,7 +93,7 @@ def open_model(source: Source) -> Classifier:
             low=source.low,
             high=source.high,
             grid=source.grid,
-            layout=source.layout if len(source.item_shape) == 3 else "NC",
+            layout=source.wire_layout,
             features=source.features,
         ),
         output=OutputSpec(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guard.axes import from_wire, to_wire
 from guard.features import Feature
 from guard.value_box import ValueBox
 
@@ -16,8 +17,8 @@ def unit_of(wire: Tensor, box: ValueBox) -> Tensor:
     """Convert wire inputs to [0, 1] per channel, channel first."""
     if box.dtype != np.float32:
         wire = wire.to(torch.float32)
-    if box.layout == "NHWC":
-        wire = wire.permute(0, 3, 1, 2)
+    if box.is_turned:
+        wire = wire.permute(from_wire(box.layout, box.axes + 1))
     if box.is_unit:
         return wire
     low, high = bounds(box)
@@ -32,15 +33,15 @@ def wire_of(unit: Tensor, box: ValueBox) -> Tensor:
         wire = low + unit * (high - low)
     if box.features:
         wire = allowed(wire, box.features)
-    if box.layout == "NHWC":
-        wire = wire.permute(0, 2, 3, 1)
+    if box.is_turned:
+        wire = wire.permute(to_wire(box.layout, box.axes + 1))
     if box.dtype == np.float32:
         return wire
     return torch.round(wire).to(torch.uint8) if box.dtype == np.uint8 else wire.to(torch.float16)
 
 
 def bounds(box: ValueBox) -> tuple[Tensor, Tensor]:
-    """Return low and high, shaped so that they broadcast over an item [channel, height, width] or [feature]."""
+    """Return low and high, shaped so that they broadcast over an item, channels or features first."""
     low, high = box.bounds
     return torch.from_numpy(low), torch.from_numpy(high)
 

@@ -71,12 +71,15 @@ def check(job: Job, say: Callable[[str, str], None]) -> Sound:
         )
     declared_input(job.model, job.input_name, job.output_name)  # a wrong file is found before data are read for long
     classifier, data = open_job(job, told(say))
+    job = job.fitting(classifier)
     check_grid(job.recipe, grid_for(classifier.spec.input))
     check_mates(classifier, data)
     choose_threads(classifier.graph, one_batch(data.images), job.threads)
     lines = (*model_lines(classifier), *data_lines(classifier, data), *feature_lines(job, classifier, data))
     for about, text in lines:
         say(about, text)
+    for skipped in job.recipe.skipped:
+        say("skipped", skipped)
     check_answers(job, classifier, data, say)
     for warning in check_data(job, data):
         say("promise", warning)
@@ -159,14 +162,15 @@ def range_text(classifier: Classifier) -> str:
         f"{bounds[0]:g}" if len(set(bounds)) == 1 else f"{min(bounds):.3g} to {max(bounds):.3g} by channel or feature"
         for bounds in (spec.low, spec.high)
     )
-    return f"black is {low}, white {high}" if len(spec.shape) == 3 else f"least {low}, most {high}"
+    least, most = spec.axes.ends
+    return f"{least} is {low}, {most} {high}"
 
 
 def data_lines(classifier: Classifier, data: Dataset) -> list[Line]:
     """Describe the items, their values and their classes as they were understood."""
     images, spec, output = data.images, classifier.spec.input, classifier.spec.output
     low, high = (f"{float(found):.0%}" for found in (images.min(), images.max()))
-    ends = "black to white" if len(spec.shape) == 3 else "least to most"
+    ends = " to ".join(spec.axes.ends)
     steps = f"in whole steps of 1/{spec.grid}" if spec.grid else "in no whole steps"
     steps = steps if only_names(spec.features) else "in each feature's own steps"
     counts = np.bincount(data.labels, minlength=output.classes)

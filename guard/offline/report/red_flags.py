@@ -9,7 +9,16 @@ import math
 
 from guard.calibration import check_promise
 from guard.offline.findings.attack_names import spoken_budget
-from guard.offline.findings.evaluation import NOISE, OFF_GRID, PROOF_SHARE, AdaptiveRow, AttackRow, Evaluation, fewest
+from guard.offline.findings.evaluation import (
+    NOISE,
+    OFF_GRID,
+    PROOF_SHARE,
+    AdaptiveRow,
+    AttackRow,
+    Evaluation,
+    UnrunRow,
+    fewest,
+)
 from guard.offline.findings.intervals import MIN_EXPECTED_ALARMS, Caught, Rate
 from guard.offline.report.published import best_within, data_like
 from guard.offline.report.wording import bracket, percent, promise_text, proof_text
@@ -177,7 +186,7 @@ def count_text(row: AttackRow) -> str:
 def suite_flags(e: Evaluation) -> list[str]:
     if e.suite is None or len(e.suite.run) == len(e.suite.rows):
         return []
-    unrun = len(e.suite.rows) - len(e.suite.run)
+    unrun = sum(isinstance(row, UnrunRow) and row.applies for row in e.suite.rows)
     return [
         f"{unrun} of {len(e.suite.rows)} attacks of the suite {e.suite.name} could not be run; they count as failed."
     ]

@@ -129,6 +129,7 @@ def attack_part(e: Evaluation) -> Parts:
     )
     yield from map(indented, promise_notes(e))
     yield from map(indented, left_out_notes(e))
+    yield from (indented(f"Skipped: {text}.") for text in e.skipped)
 
 
 def attack_table(e: Evaluation) -> Table:
@@ -167,8 +168,9 @@ def suite_part(e: Evaluation) -> Parts:
     table, notes = attack_table(e), []
     for row in e.suite.rows:
         if isinstance(row, UnrunRow):
-            table.add_row(marked(" ", row.label), "failed")
-            notes.append(f"{row.label} cannot be run, so it counts as failed: {row.reason}")
+            table.add_row(marked(" ", row.label), "failed" if row.applies else "skipped")
+            what = "cannot be run, so it counts as failed" if row.applies else "does not apply"
+            notes.append(f"{row.label} {what}: {row.reason}")
         else:
             add_attack(table, " ", row, e)
     yield from titled(f"SUITE {e.suite.name}", table)

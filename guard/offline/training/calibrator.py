@@ -27,6 +27,8 @@ from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Images
+from guard.offline.data.input_kind import kind_of
+from guard.offline.data.shift import shifted
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.job.job import Job
@@ -63,7 +65,7 @@ class Calibrator:
     def calibrate(self, crafted: Sequence[CraftedSet]) -> Calibrated:
         """Fit fusion and bands, and rank the clean items."""
         cascade = self.uncalibrated()
-        attacked, noisy = pool(crafted, self.data, Split.COMBINER)
+        attacked, noisy = pool(crafted, self.data, Split.COMBINER, self.classifier.spec.input.grid)
         clean = read(cascade, self.data.part(Split.COMBINER).images).scores
         noise, bad = read(cascade, noisy).scores, read(cascade, attacked.items).scores
         ends = np.cumsum(cascade.calibration.programs)
@@ -166,13 +168,22 @@ class Calibrator:
         )
 
 
-def pool(crafted: Sequence[CraftedSet], data: Dataset, split: Split) -> tuple[Attacked[Images], Images]:
-    """Return the attacked items of all sets in one split, and the noise beside them."""
+def pool(
+    crafted: Sequence[CraftedSet], data: Dataset, split: Split, grid: int | None
+) -> tuple[Attacked[Images], Images]:
+    """Return the attacked items of all sets in one split, and beside them noise and items that nature has changed."""
     parts = [found.select(data.splits, split) for found in crafted]
     blank = np.zeros((0, *data.item_shape), dtype=np.float32)
     attacked = np.concatenate([blank, *(p.attacked for p in parts)])
-    noisy = np.concatenate([blank, *(p.noise for p in parts)])
+    noisy = np.concatenate([blank, *(p.noise for p in parts), *changed(data.part(split).images, grid)])
     return Attacked(attacked, tuple(part.attack for part in parts for _ in range(len(part)))), noisy
+
+
+def changed(images: Images, grid: int | None) -> list[Images]:
+    """Return clean items as their kind's harmless changes leave them, each item by one of these in turn."""
+    shifts = kind_of(images.shape[1:]).negatives
+    moved = [shifted(shift, images[place :: len(shifts)], grid) for place, shift in enumerate(shifts)]
+    return [found for found in moved if found is not None]
 
 
 def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:

@@ -18,6 +18,7 @@ from guard.offline.data.splits import Split
 from guard.offline.job.feature_file import restored
 from guard.offline.job.job import Job, check_labels
 from guard.offline.job.recipe import Recipe, parse
+from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.programs.opened_guard import OpenedGuard, graphs_of, rates_of
 from guard.offline.training.fit_heads import load_heads, settled
@@ -74,11 +75,16 @@ class Work:
                 f"{self.job['model']} is no longer the model that the bundle was made for (fingerprint "
                 f"{classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…); train a new bundle"
             )
-        programs = self.recipe.programs([tap.name for tap in classifier.taps])
+        programs = self.fitting(classifier).recipe.programs([tap.name for tap in classifier.taps])
         heads = load_heads([d for detectors in programs.values() for d in detectors], self.directory)
         cascade = Runtime.open(bundle).cascade
         detectors, guard = settled(programs, heads), bundle.identity
         return OpenedGuard(classifier, detectors, heads, cascade, rates_of(bundle), guard, graphs_of(bundle))
+
+    def fitting(self, classifier: Classifier) -> Work:
+        """Return the work with the recipe's parts that apply to the model's kind of input."""
+        taps = [tap.name for tap in classifier.taps]
+        return replace(self, recipe=self.recipe.fitting(classifier.kind, taps))
 
     def job_of(self, bundle: Bundle) -> Job:
         """Return the settings that `guard train` was called with. Raises BundleError."""

@@ -26,6 +26,7 @@ from guard.offline.attacks.model import Model
 from guard.offline.attacks.objective import log_odds
 from guard.offline.data.categories import Changes, Floats, Items, drawn
 from guard.offline.data.feature_grid import FeatureGrid
+from guard.offline.data.kind_names import OF_FEATURES
 from guard.offline.data.norms import Measure
 
 ASKED_ROWS = 1024  # items asked at once
@@ -197,7 +198,7 @@ class TabularEvasion:
 
     name: ClassVar[str] = "tabular_evasion"
     family: ClassVar[Family] = Family.QUERY
-    traits: ClassVar[Traits] = Traits(asks="answers", features=True)
+    traits: ClassVar[Traits] = Traits(asks="answers", features=True, kinds=OF_FEATURES)
     norm: ClassVar[Measure] = "none"  # what bounds it is a cost
     budget: ClassVar[float | None] = None
 
