@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 NUMERIC, INTEGER, CATEGORICAL, BINARY = "numeric", "integer", "categorical", "binary"
 KINDS = (NUMERIC, INTEGER, CATEGORICAL, BINARY)
 STEP_TOLERANCE = 1e-3  # of a step, that a value may lie beside it
-MAX_CHECKED_STEPS = 2**16  # of a feature whose way through unit space is tried step by step
+MAX_CHECKED_STEPS = 2**12  # of an integer that an embedding may be looked up by
 UNNAMED = "feature {}"  # of a column without a name, by its place
 
 
@@ -65,13 +65,12 @@ class Feature:
 
     @property
     def exact_values(self) -> NDArray[np.float64] | None:
-        """The wire values that must survive unit space: categories, and whole numbers that are not too many."""
+        """The wire values that must survive unit space: categories, and integers that an embedding may look up."""
         if self.is_category:
             return np.asarray(self.categories, dtype=np.float64)
-        if self.kind != INTEGER or self.step is None or self.span / self.step > MAX_CHECKED_STEPS:
+        if self.kind != INTEGER or self.step != 1 or self.span > MAX_CHECKED_STEPS:
             return None
-        steps = np.arange(round(self.span / self.step) + 1, dtype=np.float64)
-        return np.asarray(self.low + self.step * steps, dtype=np.float64)
+        return np.asarray(self.low + np.arange(round(self.span) + 1), dtype=np.float64)
 
     def nearest(self, wire: NDArray[Any]) -> NDArray[np.float64]:
         """Return the nearest categories or whole steps of wire values [item], which may lie beyond the ends.
