@@ -33,6 +33,8 @@ from guard.columns import ColumnChoice
 from guard.csv_file import TEXT_TABLES, read_csv
 from guard.data_file import DataFile, Reading, check, class_numbers
 from guard.errors import DataError
+from guard.feature_values import check_values
+from guard.features import only_names
 from guard.idx import idx_files, read_idx_folder, read_idx_pair
 from guard.layout import LAST, checked_layout, layout_for
 from guard.pictures import PICTURES, read_picture
@@ -177,11 +179,18 @@ def wire_parts(
         images = images.transpose(0, 3, 1, 2) if found == LAST else images
     check_shape(images, spec, source)
     pixels = images.dtype == np.uint8 and images.ndim == 4
-    if not pixels:
+    if not only_names(spec.features):
+        check_values(images, spec.features, source)
+    elif not pixels:
         check_box(images, spec, source)
         check_steps(images, spec, source)
     for part in float_parts(images):
         yield part, wire_values(images[part], spec, pixels=pixels)
+
+
+def value_notes(images: NDArray[Any], spec: InputSpec, source: str) -> tuple[str, ...]:
+    """Return what is odd in the values of a table, by its features. Raises DataError as `wire_parts` does."""
+    return () if only_names(spec.features) else tuple(check_values(images, spec.features, source))
 
 
 def wire_values(images: NDArray[Any], spec: InputSpec, *, pixels: bool) -> NDArray[Any]:

@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from guard.axes import BY_COUNT, Axes, axes_of, in_layout
 from guard.calibration import Calibration
 from guard.errors import BundleError
+from guard.features import Feature, features_from
 from guard.value_box import ValueBox
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READ_VERSIONS = (2, FORMAT_VERSION)  # 2 knows no features of tables
 MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
 DATATYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
@@ -52,6 +54,7 @@ class InputSpec:
     high: tuple[float, ...]
     grid: int | None  # steps between low and high that the data sits on; None where it is continuous
     layout: str = "NCHW"  # order of the axes on the wire, the batch in front: one of `axes.LAYOUTS`
+    features: tuple[Feature, ...] = ()  # of a table, in the order of the wire; none where they were never named
 
     @property
     def axes(self) -> Axes:
@@ -70,7 +73,7 @@ class InputSpec:
     @property
     def box(self) -> ValueBox:
         """The conversion between wire values and [0, 1]."""
-        return ValueBox(self.low, self.high, len(self.shape), self.layout, self.dtype)
+        return ValueBox(self.low, self.high, len(self.shape), self.layout, self.dtype, self.features)
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,12 @@ class Manifest:
             tuple(inputs["high"]),
             inputs["grid"],
             inputs.get("layout", axes_of(inputs["shape"]).layouts[0]),
+            features_from(inputs.get("features", ())),
         )
+        if spec.features and spec.shape != (len(spec.features),):
+            raise BundleError(
+                f"the manifest names {len(spec.features)} features for items of {list(spec.shape)} values"
+            )
         if spec.layout not in spec.axes.layouts:
             raise BundleError(
                 f"the manifest's input layout {spec.layout!r} is none of {', '.join(spec.axes.layouts)}, as its shape "
@@ -277,10 +285,10 @@ class Bundle:
         try:
             raw = json.loads(text)
             found = raw["format"]
-            if found != FORMAT_VERSION:
+            if found not in READ_VERSIONS:
                 raise BundleError(
-                    f"{root} has bundle format {found!r}; this version of the guard reads format {FORMAT_VERSION}; "
-                    "train the bundle again"
+                    f"{root} has bundle format {found!r}; this version of the guard reads format "
+                    f"{' and '.join(map(str, READ_VERSIONS))}; train the bundle again"
                 )
             files = {str(name): str(digest) for name, digest in raw.pop("files").items()}
             manifest = Manifest.from_json(raw)

@@ -27,6 +27,7 @@ class DataFile:
     classes: tuple[str, ...] = ()  # names by class number; none where numbers are all there is
     class_noun: str = "class folders"  # what the names are names of
     features: tuple[str, ...] = ()  # names of a table's features, in their order
+    words: tuple[tuple[str, ...], ...] = ()  # of each feature, the words whose places are its values; () for numbers
     empty: tuple[str, ...] = ()  # class folders without a picture, which are no classes
     notes: tuple[str, ...] = ()  # what a reader should know: left out, scaled, turned
     labels_wanted: str = "an array `labels` [item] of class numbers"  # where they would be found

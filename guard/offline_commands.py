@@ -17,6 +17,7 @@ from guard.options import (
     DataLayout,
     Device,
     DropColumn,
+    FeaturesFile,
     InputName,
     LabelColumn,
     Mean,
@@ -59,6 +60,7 @@ def check(
     data_layout: DataLayout = None,
     label_column: LabelColumn = None,
     drop_column: DropColumn = None,
+    features: FeaturesFile = None,
     accept_accuracy: AcceptAccuracy = False,
     served: ServedFile = None,
     preset: Preset = "standard",
@@ -69,7 +71,7 @@ def check(
     input_name: InputName = None,
     output_name: OutputName = None,
     output: OutputKind = "logits",
-    value_range: ValueRange = (0.0, 1.0),
+    value_range: ValueRange = None,
     mean: Mean = None,
     std: Std = None,
     minutes: Minutes = 25.0,
@@ -101,6 +103,7 @@ def train(
     data_layout: DataLayout = None,
     label_column: LabelColumn = None,
     drop_column: DropColumn = None,
+    features: FeaturesFile = None,
     accept_accuracy: AcceptAccuracy = False,
     served: ServedFile = None,
     preset: Preset = "standard",
@@ -111,7 +114,7 @@ def train(
     input_name: InputName = None,
     output_name: OutputName = None,
     output: OutputKind = "logits",
-    value_range: ValueRange = (0.0, 1.0),
+    value_range: ValueRange = None,
     mean: Mean = None,
     std: Std = None,
     repair: Repairs = None,
@@ -143,14 +146,17 @@ def train(
 
 def job_of(given: dict[str, Any]) -> Any:
     """Return the job that the options of `guard train` or `guard check` describe, by the options' names."""
+    from guard.offline.job.feature_file import load_features
     from guard.offline.job.job import Job
     from guard.offline.job.recipe import load_recipe
 
-    low, high = value_box(*(given.pop(name) for name in ("value_range", "mean", "std")))
+    ranged = given["value_range"] is not None
+    low, high = value_box(given.pop("value_range") or (0.0, 1.0), given.pop("mean"), given.pop("std"))
+    features = load_features(given.pop("features"))
     recipe, repair = load_recipe(given.pop("preset"), given.pop("recipe")), given.pop("repair", None)
     dropped = tuple(given.pop("drop_column") or ())
     offered = recipe.offering(repair) if repair else recipe
-    return Job(recipe=offered, low=low, high=high, drop_columns=dropped, **given)
+    return Job(recipe=offered, low=low, high=high, ranged=ranged, drop_columns=dropped, features=features, **given)
 
 
 def evaluate(

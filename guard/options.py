@@ -30,6 +30,15 @@ DropColumn = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Column of a table that is left out; may be repeated.", show_default=False),
 ]
+FeaturesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        metavar="FILE",
+        help="What is known of a table's features, as [[feature]] blocks of TOML: kinds, ranges, steps, costs.",
+        show_default="found in the data, with --preset tabular",
+    ),
+]
 AcceptAccuracy = Annotated[
     bool, typer.Option("--accept-accuracy", help="Go on where the model is seldom right on the data.")
 ]
@@ -60,7 +69,7 @@ TestData = Annotated[
     typer.Option(help="Held-out inputs for the report; a part of --data is held out unless given.", show_default=False),
 ]
 Preset = Annotated[
-    str, typer.Option(help="A recipe that comes with the guard: digits, fast, standard, thorough or vectors.")
+    str, typer.Option(help="A recipe that comes with the guard: digits, fast, standard, tabular, thorough or vectors.")
 ]
 RecipeFile = Annotated[Path | None, typer.Option(help="A recipe file of your own.", show_default=False)]
 PromisedRejectRate = Annotated[float, typer.Option(help="Share of clean items that you are willing to lose.")]
@@ -80,7 +89,13 @@ OutputKind = Annotated[
     str, typer.Option(help="What the output holds: logits, probabilities or label; of two classes, one number will do.")
 ]
 ValueRange = Annotated[
-    tuple[float, float], typer.Option("--range", metavar="LOW HIGH", help="Wire values of black and white.")
+    tuple[float, float] | None,
+    typer.Option(
+        "--range",
+        metavar="LOW HIGH",
+        help="Wire values of black and white.",
+        show_default="0 1; of a table's features what the data have",
+    ),
 ]
 Mean = Annotated[
     str | None,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.axes import CHANNELS_LAST, from_wire, to_wire
+from guard.features import Feature
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -27,6 +28,7 @@ class ValueBox:
     axes: int  # of one item: 3 of an image, 2 of a series, 1 of a vector
     layout: str = "NCHW"  # order of an item's axes on the wire, one of `axes.LAYOUTS`
     dtype: np.dtype[Any] = FLOAT32  # on the wire
+    features: tuple[Feature, ...] = ()  # of a table: what each value may be
 
     @property
     def is_unit(self) -> bool:
@@ -59,8 +61,18 @@ class ValueBox:
         return np.ascontiguousarray(unit, dtype=np.float32)
 
     def from_unit(self, unit: NDArray[Any]) -> NDArray[Any]:
-        """Map [0, 1] per channel, channel first, to wire inputs; rounded to whole numbers where bytes travel."""
+        """Map [0, 1] per channel, channel first, to wire inputs.
+
+        They are whole numbers where bytes travel, and each feature's nearest allowed value where there are features.
+        """
         low, high = self.bounds
-        wire = self.to_layout(low + unit.astype(np.float32) * (high - low))
+        wire = self.to_layout(self.allowed(low + unit.astype(np.float32) * (high - low)))
         whole = np.rint(wire).clip(0, 255) if self.dtype == np.uint8 else wire
         return np.ascontiguousarray(whole.astype(self.dtype))
+
+    def allowed(self, wire: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the nearest wire values [item, feature] that the features may have; as they are without features."""
+        if not self.features:
+            return np.asarray(wire, dtype=np.float32)
+        columns = [feature.nearest(wire[:, place]) for place, feature in enumerate(self.features)]
+        return np.stack(columns, axis=1).astype(np.float32)

@@ -15,10 +15,12 @@ from guard.bundle import Bundle
 from guard.columns import ColumnChoice
 from guard.offline.adversary.descent import ALL_METHODS, METHODS
 from guard.offline.adversary.runs import MAX_GUIDE_ITEMS
+from guard.offline.attacks.feature_model import as_allowed
 from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.input_kind import kind_of
+from guard.offline.data.grid import grid_for
+from guard.offline.data.input_kind import kind_for
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.clean_rows import shift_items
 from guard.offline.evaluation.effort import Effort, Size
@@ -127,14 +129,16 @@ def forecast(
     read_s = seconds_to_read(subject.cascade, held_out)
     found: dict[str, float | None] = {
         f"{len(attacks)} attacks on {items} items": items
-        * seconds_per_item(TorchModel(subject.classifier.graph), attacks, held_out)
+        * seconds_per_item(
+            as_allowed(TorchModel(subject.classifier.graph), grid_for(subject.cascade.spec)), attacks, held_out
+        )
     }
     if not quick and (left := unmade(work.recipe, work.directory, bundle)):
         build_s = read_seconds(work.directory)
         found[f"guards without a family, {len(left)} of them"] = None if build_s is None else len(left) * build_s
     readings = len(held_out.images) + 2 * len(attacks) * items  # clean ones, and what each attack makes: items, noise
     found[f"{readings} readings at {1 / read_s:.0f} a second"] = readings * read_s
-    if shifts := kind_of(subject.cascade.spec.shape).shifts:
+    if shifts := kind_for(subject.cascade.spec).shifts:
         shifted = shift_items(subject, held_out, effort)
         found[f"{len(shifts)} shifts of {shifted} items"] = len(shifts) * shifted * read_s
     if work.recipe.adaptive_budgets:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.offline.data.grid import Images
+from guard.offline.data.grid import Grid, Images
 from guard.offline.data.splits import Split, members
 
 
@@ -25,7 +25,7 @@ class CraftedSet:
     family: str
     norm: str
     budget: float | None
-    grid: int | None
+    grid: Grid
     seed: int
     fingerprint: str  # of the model attacked
     tried_hashes: NDArray[np.str_]  # [tried] the correctly classified items that were attacked, with success or without

@@ -29,14 +29,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import ModelError
-from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.attack import Attack, knows_features
+from guard.offline.attacks.feature_model import as_allowed
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import into_reach
 from guard.offline.attacks.objective import gap
 from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.grid import Images, snap, snap_within
+from guard.offline.data.feature_grid import FeatureGrid
+from guard.offline.data.grid import Grid, Images, snap, snap_within
 from guard.offline.work.parallel import Stop, cores
 from guard.offline.work.store import ResultStore, cache_key
 
@@ -85,7 +87,7 @@ class CraftSetup:
     """Settings that a run of crafting follows from, beside items and attacks, and how it is carried out."""
 
     model: Model
-    grid: int | None  # steps of the items' grid
+    grid: Grid  # of the items
     fingerprint: str  # of the model
     work: ResultStore  # holds finished shards: called again, only what is missing is computed
     seed: int
@@ -142,11 +144,20 @@ def attack_shard(run: CraftSetup, attack: Attack, shard: Shard, identity: str) -
     generator = torch.Generator().manual_seed(int(identity[:15], 16))
     items = shard.items
     clean, labels = torch.from_numpy(items.images).to(run.device), torch.from_numpy(items.labels).to(run.device)
-    raw = attack(StoppableModel(run.model, run.stop), clean, labels, generator).cpu().numpy()
+    raw = attacked_by(attack, run, clean, labels, generator).cpu().numpy()
     attacked, predictions, fooled = settle(run, attack, shard, raw)
     kept = np.flatnonzero(fooled)
-    noise = shuffled(torch.from_numpy(items.images[kept]), torch.from_numpy(attacked[kept]), generator).numpy()
+    before, after = torch.from_numpy(items.images[kept]), torch.from_numpy(attacked[kept])
+    noise = shuffled(before, after, generator, run.grid).numpy()
     return ShardOutcome(kept, predictions[kept], attacked[kept], snap(noise, run.grid))
+
+
+def attacked_by(attack: Attack, run: CraftSetup, clean: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return what an attack makes of clean items; of a table it sees the model as features allow."""
+    model = StoppableModel(run.model, run.stop)
+    if isinstance(run.grid, FeatureGrid) and knows_features(attack):
+        return attack.among(run.grid, model, clean, labels, generator)
+    return attack(as_allowed(model, run.grid), clean, labels, generator)
 
 
 def settle(

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.array_room import new_array, taken
-from guard.arrays import wire_parts
+from guard.arrays import value_notes, wire_parts
 from guard.bundle import InputSpec
 from guard.data_file import DataFile
+from guard.feature_values import within
+from guard.features import only_names
 from guard.offline.data.grid import Images
 from guard.offline.data.splits import Split, content_hashes, members, split_of
 
@@ -63,6 +65,8 @@ class Dataset:
 def dataset_of(examples: DataFile, spec: InputSpec) -> Dataset:
     """Return labelled examples in unit space with the hashes of their wire values, converted part by part.
 
+    Values of a table beyond what its features were found in are cut to that, and said.
+
     Raises:
         DataError: the examples have no labels, or do not fit the model's input.
     """
@@ -70,8 +74,10 @@ def dataset_of(examples: DataFile, spec: InputSpec) -> Dataset:
     unit, hashes = new_array((len(examples), *spec.shape), np.float32, examples.source), []
     for part, wire in wire_parts(examples.images, spec, examples.source, layout=examples.layout):
         hashes.append(content_hashes(wire))
-        unit[part] = np.clip(spec.box.to_unit(wire), 0.0, 1.0)
-    return Dataset(unit, labels, np.concatenate(hashes), examples.source, notes=examples.notes)
+        inside = wire if only_names(spec.features) else within(wire, spec.features)
+        unit[part] = np.clip(spec.box.to_unit(inside), 0.0, 1.0)
+    notes = (*examples.notes, *value_notes(examples.images, spec, examples.source))
+    return Dataset(unit, labels, np.concatenate(hashes), examples.source, notes=notes)
 
 
 def joined(first: Dataset, second: Dataset) -> Dataset:

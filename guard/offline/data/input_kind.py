@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from guard.axes import IMAGES, SERIES, VECTORS, Axes, axes_of
+from guard.bundle import InputSpec
+from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.kind_names import KindName, Kinds
 from guard.offline.data.norms import Measure
 from guard.offline.data.picture_shifts import PICTURE_SHIFTS
@@ -43,7 +45,7 @@ class InputKind:
     drawing: Drawing = "none"  # how the report pictures an item
     drawable_channels: tuple[int, ...] = ()
     drawing_note: str = ""  # why an item is not pictured
-    features: Any = None  # of a table: what each feature may be; None where all are alike
+    features: FeatureGrid | None = None  # of a table: what each may be; None where all are alike
 
     def refusal(self, part: Any) -> str | None:
         """Return why a part does not apply to items of this kind, as a clause; None where it does."""
@@ -129,7 +131,7 @@ KINDS: tuple[InputKind, ...] = (
 )
 
 
-def kind_of(shape: Sequence[int], features: Any = None) -> InputKind:
+def kind_of(shape: Sequence[int], features: FeatureGrid | None = None) -> InputKind:
     """Return the kind of items of this shape, channels first; `features` say that they are rows of a mixed table.
 
     Raises DataError where no kind has so many axes.
@@ -137,6 +139,11 @@ def kind_of(shape: Sequence[int], features: Any = None) -> InputKind:
     axes = axes_of(shape)
     found = next(kind for kind in KINDS if kind.axes == axes and (kind.name == "tabular") == (features is not None))
     return found if features is None else replace(found, features=features)
+
+
+def kind_for(spec: InputSpec) -> InputKind:
+    """Return the kind of a model's inputs; a table whose features are nothing but names holds vectors."""
+    return kind_of(spec.shape, FeatureGrid.of(spec))
 
 
 def kind_like(items: Tensor) -> InputKind:

@@ -11,3 +11,4 @@ EVERY_KIND: Kinds = frozenset(get_args(KindName))
 IN_PLACES: Kinds = frozenset({"images", "series"})  # whose values have neighbours in space or time
 ALIKE: Kinds = EVERY_KIND - {"tabular"}  # whose values may all move by the same amount
 ONLY_IMAGES: Kinds = frozenset({"images"})
+OF_FEATURES: Kinds = frozenset({"vectors", "tabular"})

@@ -35,6 +35,7 @@ from guard.offline.adversary.runs import (
 from guard.offline.adversary.surrogates import expectation, stand_ins_of
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import grid_for
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.findings.attack_names import spoken_budget
@@ -195,7 +196,7 @@ class AdaptiveStage:
             items=self.held_out.take(index),
             steps=size.steps,
             seed=self.seed,
-            grid=self.subject.cascade.spec.grid,
+            grid=grid_for(self.subject.cascade.spec),
             identity=identity,
             work=self.work.adaptive,
             device=self.device,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from guard.cascade import Readings
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.grid import off_grid
-from guard.offline.data.input_kind import kind_of
+from guard.offline.data.grid import Grid, off_grid
+from guard.offline.data.input_kind import kind_for
 from guard.offline.data.shift import shifted
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.forecast import seconds_to_read
@@ -89,12 +89,10 @@ class Unattacked:
     off_grid: NDArray[np.float32] | None  # clean items beside their grid, where they have one
 
 
-def unattacked(
-    images: NDArray[np.float32], crafted: Mapping[str, CraftedSet], grid: int | None, seed: int
-) -> Unattacked:
+def unattacked(images: NDArray[np.float32], crafted: Mapping[str, CraftedSet], grid: Grid, seed: int) -> Unattacked:
     """Collect the crafted sets' noise, and put the clean images beside their grid where they have one."""
     blank = np.zeros_like(images[:0])
-    off = None if grid is None else off_grid(images, grid, torch.Generator().manual_seed(seed))
+    off = off_grid(images, grid, torch.Generator().manual_seed(seed))
     as_large = {label: found.noise for label, found in crafted.items()}
     return Unattacked(np.concatenate([blank, *as_large.values()]), as_large, off)
 
@@ -104,7 +102,7 @@ def shift_rows(
 ) -> tuple[tuple[CleanRow, ...], str]:
     """Return the rows of the first `items` test items, shifted each way; or none, and the reason."""
     images, labels = held_out.images[:items], held_out.labels[:items]
-    kind, rows = kind_of(subject.cascade.spec.shape), []
+    kind, rows = kind_for(subject.cascade.spec), []
     for shift in kind.shifts:
         moved = shifted(shift, images, subject.cascade.spec.grid)
         if moved is not None:
@@ -135,7 +133,7 @@ def class_name(number: int, names: Sequence[str]) -> str:
 def shift_items(subject: OpenedGuard, held_out: Dataset, effort: Effort) -> int:
     """Choose how many test items are shifted, for a share of the time left; a size chosen before is kept to."""
     wanted = min(effort.shift_items, len(held_out.images))
-    shifts = kind_of(subject.cascade.spec.shape).shifts
+    shifts = kind_for(subject.cascade.spec).shifts
     if effort.deadline is None or not shifts:
         return wanted
     hashes = hashlib.sha256("".join(held_out.hashes.tolist()).encode()).hexdigest()

@@ -14,6 +14,7 @@ from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.engine import attack_model
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import grid_for
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.attack_rows import Examiner, GuardReadings, Other, worst_of
 from guard.offline.evaluation.clean_rows import class_rows, clean_rows, shift_items, shift_rows, unattacked
@@ -62,7 +63,7 @@ def measure(
         for label, found in crafted.items()
     }
     progress.note("shifted items")
-    noisy = unattacked(held_out.images, crafted, spec.input.grid, effort.seed)
+    noisy = unattacked(held_out.images, crafted, grid_for(spec.input), effort.seed)
     shifts, shift_note = shift_rows(subject, held_out, promises, shift_items(subject, held_out, effort))
     adaptive = adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, progress)
     suite, tried = None, examined
@@ -112,7 +113,7 @@ def craft_enough(
 ) -> CraftedSet:
     """Craft one attack on `attack_items`, and on more while too few for its family fool the model and more are left."""
     spec = subject.classifier.spec
-    run = CraftSetup(model, spec.input.grid, spec.fingerprint, effort.work.crafted, effort.seed)
+    run = CraftSetup(model, grid_for(spec.input), spec.fingerprint, effort.work.crafted, effort.seed)
     least = attack.family.min_verified_items
     tried = min(effort.attack_items, len(held_out.images))
     while True:

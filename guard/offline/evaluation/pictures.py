@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from guard.fusion import Floats
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.objective import Gap
-from guard.offline.data.input_kind import kind_of
+from guard.offline.data.input_kind import kind_for
 from guard.offline.evaluation.attack_rows import Examined, GuardReadings
 from guard.offline.evaluation.clean_rows import class_name
 from guard.offline.findings.figures import Exhibit, Specimen
@@ -35,7 +35,7 @@ def exhibit_of(
     `model` is what attacks run on; `noise` are unit-space items [item, ...]; `names` are the classes', if any.
     """
     shape = guard.cascade.spec.shape
-    kind = kind_of(shape)
+    kind = kind_for(guard.cascade.spec)
     pictures = kind.drawn(shape) != "none"
     risks = guard.cascade.calibration.sorted_risks
     return Exhibit(

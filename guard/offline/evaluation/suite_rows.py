@@ -23,6 +23,7 @@ from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import grid_for
 from guard.offline.evaluation.attack_rows import Examined, Examiner
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow
@@ -123,7 +124,7 @@ class Trial:
         """Craft one attack on the first `tried` items that the model has right, as the recipe's attacks are crafted."""
         spec, work = self.subject.classifier.spec, self.further.work.suite
         size = attack.family.shard_items
-        run = CraftSetup(self.model, spec.input.grid, spec.fingerprint, work, self.seed, shard_items=size)
+        run = CraftSetup(self.model, grid_for(spec.input), spec.fingerprint, work, self.seed, shard_items=size)
         (found,) = craft(run, self.held_out.take(self.right[:tried]), [attack], progress=self.progress.items)
         return found
 

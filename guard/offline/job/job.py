@@ -16,10 +16,13 @@ from guard.calibration import check_promise
 from guard.columns import ColumnChoice
 from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
+from guard.features import NUMERIC, Feature, box_of, only_names
 from guard.layout import IN_WORDS, channels_first, layout_of_data
 from guard.offline.data.dataset import Dataset, dataset_of, joined
+from guard.offline.data.find_features import find_features
 from guard.offline.data.grid import grid_of
 from guard.offline.data.splits import SHARES, Split, assign
+from guard.offline.job.feature_file import Stated
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
@@ -56,6 +59,8 @@ class Job:
     data_layout: str | None = None  # NCHW or NHWC of arrays with four axes; None: as the model's input says
     label_column: str | None = None  # of a table; None: the one with a usual name
     drop_columns: tuple[str, ...] = ()  # of a table: left out
+    features: tuple[Stated, ...] = ()  # of a table: what the user says of them
+    ranged: bool = False  # low and high were given, and hold for numbers of a table, too
     served: Path | None = None  # the .onnx file that answers clients, where it is not the model
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
@@ -77,7 +82,13 @@ class Job:
     @property
     def choice(self) -> ColumnChoice:
         """The user's word on the columns of a table."""
-        return ColumnChoice(self.label_column, self.drop_columns)
+        stated = tuple((one.name, one.words) for one in self.features if one.words)
+        return ColumnChoice(self.label_column, self.drop_columns, words=self.tabular, stated=stated)
+
+    @property
+    def tabular(self) -> bool:
+        """Whether the data are a table whose features differ in kind."""
+        return self.recipe.tabular or bool(self.features)
 
 
 def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dataset]:
@@ -88,11 +99,14 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
     examples = with_layout(job, examples)
     shape = item_shape(examples)
     check_box(job, shape)
+    features = features_of(job, examples)
+    low, high = (job.low, job.high) if only_names(features) else box_of(features)
     source = Source(
         model=job.model,
         item_shape=shape,
-        low=job.low,
-        high=job.high,
+        low=low,
+        high=high,
+        features=features,
         input_name=job.input_name,
         output_name=job.output_name,
         output=job.output,
@@ -103,8 +117,32 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
     classifier = open_model(source)
     check_folders(examples, classifier.spec.output.classes)
     data = split_data(job, classifier, examples, progress)
-    spec = replace(classifier.spec.input, grid=grid_of(data.images))  # of bytes it is 255 steps or a share of them
+    grid = grid_of(data.images) if only_names(features) else None  # of bytes it is 255 steps or a share of them
+    spec = replace(classifier.spec.input, grid=grid)
     return measured(replace(classifier, spec=replace(classifier.spec, input=spec)), data), data
+
+
+def features_of(job: Job, examples: DataFile) -> tuple[Feature, ...]:
+    """Return the features of a table, found as far as they are not stated; of other inputs, their names alone.
+
+    Raises:
+        ConfigError, DataError: the data are no table, or contradict what was stated.
+    """
+    axes = examples.images.ndim
+    if not job.tabular:
+        count = len(examples.features) // len(job.low)
+        low, high = job.low * count, job.high * count
+        every = zip(examples.features, low, high, strict=True)
+        return tuple(Feature(name, NUMERIC, least, most) for name, least, most in every)
+    if axes != 2:
+        said = "--features" if job.features else f"recipe {job.recipe.name}"
+        raise DataError(
+            f"{examples.source}: items have {axes - 1} axes, and {said} is for tables; wanted a feature a column, "
+            "[item, feature]"
+        )
+    if len(job.low) > 1:
+        raise ConfigError("--mean and --std beside features of a table; wanted low and high of each in --features")
+    return find_features(examples, job.features, (job.low[0], job.high[0]) if job.ranged else None)
 
 
 def measured(classifier: Classifier, data: Dataset) -> Classifier:
@@ -170,10 +208,9 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: R
         job.test,
         layout=job.data_layout,
         classes=classifier.spec.output.labels,
-        choice=job.choice,
+        choice=replace(job.choice, features=spec.features),
         progress=progress,
     )
-    check_features(examples, held_out)
     check_labels(held_out.labelled(), classes, held_out.source)
     test = dataset_of(held_out, spec)
     if shared := set(test.hashes.tolist()) & set(data.hashes.tolist()):
@@ -186,17 +223,6 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: R
         splits={**splits, **dict.fromkeys(test.hashes.tolist(), Split.TEST)},
         notes=(*notes, *(f"{held_out.source}: {note}" for note in held_out.notes)),
     )
-
-
-def check_features(examples: DataFile, held_out: DataFile) -> None:
-    """Check that two tables have the same features in the same order. Raises DataError."""
-    pairs = zip(examples.features, held_out.features, strict=False)  # of two lengths the shape tells
-    if different := [(one, other) for one, other in pairs if one != other]:
-        one, other = different[0]
-        raise DataError(
-            f"{held_out.source} has column {other!r} where {examples.source} has {one!r}; wanted the same features in "
-            "the same order"
-        )
 
 
 def by_file(job: Job, data: Dataset) -> list[Dataset]:

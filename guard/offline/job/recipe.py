@@ -18,9 +18,10 @@ from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.table import build_detector
 from guard.offline.job.toml_files import content_of, names_in, own_text, users_text
 
+TABULAR = "tabular"
 PROGRAMS = ("screen", "interpret")
 PartT = TypeVar("PartT")
-KEYS = {"description", "detector", "attack", "left_out", "repair", "adaptive"}
+KEYS = {"description", "inputs", "detector", "attack", "left_out", "repair", "adaptive"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Recipe:
     left_out: tuple[Attack, ...]  # only evaluated
     repairs: tuple[Denoiser, ...]
     adaptive_budgets: tuple[float, ...]
+    tabular: bool  # for tables of features of different kinds
     raw: Mapping[str, Any]
     skipped: tuple[str, ...] = ()  # parts that do not apply to the kind of input, each with the reason
 
@@ -141,6 +143,7 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
         left_out=left_out,
         repairs=repairs,
         adaptive_budgets=budgets_of(raw.get("adaptive", {}), origin),
+        tabular=inputs_of(raw, origin) == TABULAR,
         raw=raw,
     )
 
@@ -161,6 +164,14 @@ def budgets_of(adaptive: Any, origin: str) -> tuple[float, ...]:
     if not isinstance(budgets, list) or not all(isinstance(b, int | float) and 0 < b <= 1 for b in budgets):
         raise ConfigError(f"recipe {origin}: adaptive budgets = {budgets!r}; wanted a list of numbers from 0 to 1")
     return tuple(float(b) for b in budgets)
+
+
+def inputs_of(raw: Mapping[str, Any], origin: str) -> str | None:
+    """Return what kind of inputs a recipe is for, where that is not for the data to say. Raises ConfigError."""
+    found = raw.get("inputs")
+    if found not in (None, TABULAR):
+        raise ConfigError(f"recipe {origin}: inputs = {found!r}; wanted {TABULAR!r}, or nothing")
+    return found
 
 
 def attacks_of(entries: Sequence[Mapping[str, Any]], origin: str) -> tuple[Attack, ...]:

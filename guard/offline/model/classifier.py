@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from guard.bundle import ModelSpec
 from guard.errors import ModelError
-from guard.offline.data.input_kind import InputKind, kind_of
+from guard.offline.data.input_kind import InputKind, kind_for
 from guard.offline.model.graph.cut import after, before
 from guard.offline.model.graph.writer import attribute
 from guard.offline.model.served import Difference, Served
@@ -41,7 +41,7 @@ class Classifier:
     @property
     def kind(self) -> InputKind:
         """The kind of input that it takes."""
-        return kind_of(self.spec.input.shape)
+        return kind_for(self.spec.input)
 
     @property
     def penultimate(self) -> str:

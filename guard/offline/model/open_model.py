@@ -17,6 +17,7 @@ from torch.utils._pytree import SUPPORTED_NODES
 from guard.axes import axes_of
 from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
+from guard.features import Feature
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.final_operators import is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
@@ -45,6 +46,7 @@ class Source:
     low: tuple[float, ...] = (0.0,)  # value box of the wire input
     high: tuple[float, ...] = (1.0,)
     grid: int | None = None
+    features: tuple[Feature, ...] = ()  # of a table
     input_name: str | None = None
     output_name: str | None = None
     output: str = "logits"  # logits | probabilities | label
@@ -63,7 +65,8 @@ class Source:
     @property
     def box(self) -> ValueBox:
         """The value box in which the wire input's values lie, as far as it is known."""
-        return ValueBox(self.low, self.high, len(self.item_shape), self.wire_layout, DATATYPES[self.datatype])
+        kind = DATATYPES[self.datatype]
+        return ValueBox(self.low, self.high, len(self.item_shape), self.wire_layout, kind, self.features)
 
 
 def open_model(source: Source) -> Classifier:
@@ -91,6 +94,7 @@ def open_model(source: Source) -> Classifier:
             high=source.high,
             grid=source.grid,
             layout=source.wire_layout,
+            features=source.features,
         ),
         output=OutputSpec(
             source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single

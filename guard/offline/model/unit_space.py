@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from guard.axes import from_wire, to_wire
+from guard.features import Feature
 from guard.value_box import ValueBox
 
 
@@ -28,6 +31,8 @@ def wire_of(unit: Tensor, box: ValueBox) -> Tensor:
     if not box.is_unit:
         low, high = bounds(box)
         wire = low + unit * (high - low)
+    if box.features:
+        wire = allowed(wire, box.features)
     if box.is_turned:
         wire = wire.permute(to_wire(box.layout, box.axes + 1))
     if box.dtype == np.float32:
@@ -39,3 +44,24 @@ def bounds(box: ValueBox) -> tuple[Tensor, Tensor]:
     """Return low and high, shaped so that they broadcast over an item, channels or features first."""
     low, high = box.bounds
     return torch.from_numpy(low), torch.from_numpy(high)
+
+
+def unordered(features: Sequence[Feature]) -> Tensor | None:
+    """Return which features are categories [feature], so that nothing lies between their values; None where none is."""
+    found = [feature.is_category for feature in features]
+    return torch.tensor(found) if any(found) else None
+
+
+def allowed(wire: Tensor, features: Sequence[Feature]) -> Tensor:
+    """Return the nearest values [item, feature] that the features may have, as `ValueBox.allowed` does."""
+    columns = [nearest(wire[:, place], feature) for place, feature in enumerate(features)]
+    return torch.stack(columns, dim=1)
+
+
+def nearest(values: Tensor, feature: Feature) -> Tensor:
+    if feature.is_category:
+        codes = torch.tensor(feature.categories, dtype=values.dtype)
+        return codes[(values[:, None] - codes).abs().argmin(dim=1)]
+    if feature.step is None:
+        return values
+    return feature.low + feature.step * torch.round((values - feature.low) / feature.step)

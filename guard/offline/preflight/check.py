@@ -18,11 +18,12 @@ from torch import Tensor
 
 from guard.calibration import smallest_rate
 from guard.errors import ConfigError, ModelError
+from guard.features import only_names
 from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.objective import Gap
-from guard.offline.crafting.checks import check_budgets
+from guard.offline.crafting.checks import check_budgets, one_step
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.grid import whole_steps
+from guard.offline.data.grid import Grid, grid_for, stuck
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
 from guard.offline.evidence.batches import one_batch
@@ -33,6 +34,7 @@ from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
 from guard.offline.preflight.cost import Cost, cost_of
+from guard.offline.preflight.feature_lines import feature_lines
 from guard.offline.programs.model_parity import check_model
 from guard.offline.work.text import duration
 from guard.offline.work.threads import choose_threads
@@ -70,10 +72,11 @@ def check(job: Job, say: Callable[[str, str], None]) -> Sound:
     declared_input(job.model, job.input_name, job.output_name)  # a wrong file is found before data are read for long
     classifier, data = open_job(job, told(say))
     job = job.fitting(classifier)
-    check_grid(job.recipe, classifier.spec.input.grid)
+    check_grid(job.recipe, grid_for(classifier.spec.input))
     check_mates(classifier, data)
     choose_threads(classifier.graph, one_batch(data.images), job.threads)
-    for about, text in (*model_lines(classifier), *data_lines(classifier, data)):
+    lines = (*model_lines(classifier), *data_lines(classifier, data), *feature_lines(job, classifier, data))
+    for about, text in lines:
         say(about, text)
     for skipped in job.recipe.skipped:
         say("skipped", skipped)
@@ -93,15 +96,11 @@ def check(job: Job, say: Callable[[str, str], None]) -> Sound:
     return Sound(classifier, data)
 
 
-def check_grid(recipe: Recipe, grid: int | None) -> None:
+def check_grid(recipe: Recipe, grid: Grid) -> None:
     """Check that the data's grid can hold the budgets of attacks and adaptive attack. Raises ConfigError."""
     check_budgets((*recipe.attacks, *recipe.left_out), grid)
-    small = [] if grid is None else [budget for budget in recipe.adaptive_budgets if whole_steps(budget, grid) < 1]
-    if small:
-        raise ConfigError(
-            f"recipe {recipe.name}: the adaptive budget {small[0]:g} is below one step, 1/{grid}, of the data's grid, "
-            f"so nothing could move; give {1 / (grid or 1):.3g} or more in a recipe of your own (--recipe)"
-        )
+    if small := [budget for budget in recipe.adaptive_budgets if stuck(budget, grid)]:
+        raise ConfigError(f"recipe {recipe.name}: the adaptive budget {small[0]:g} is below {one_step(grid)}")
 
 
 def check_mates(classifier: Classifier, data: Dataset) -> None:
@@ -173,6 +172,7 @@ def data_lines(classifier: Classifier, data: Dataset) -> list[Line]:
     low, high = (f"{float(found):.0%}" for found in (images.min(), images.max()))
     ends = " to ".join(spec.axes.ends)
     steps = f"in whole steps of 1/{spec.grid}" if spec.grid else "in no whole steps"
+    steps = steps if only_names(spec.features) else "in each feature's own steps"
     counts = np.bincount(data.labels, minlength=output.classes)
     return [
         ("data", f"{len(data):,} items; values fill {low} to {high} of the way from {ends}, {steps}"),

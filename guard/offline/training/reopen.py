@@ -15,6 +15,7 @@ from guard.columns import ColumnChoice
 from guard.errors import BundleError, DataError, ModelError
 from guard.offline.data.dataset import Dataset, dataset_of
 from guard.offline.data.splits import Split
+from guard.offline.job.feature_file import restored
 from guard.offline.job.job import Job, check_labels
 from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.classifier import Classifier
@@ -61,6 +62,7 @@ class Work:
             low=spec.input.low,
             high=spec.input.high,
             grid=spec.input.grid,
+            features=spec.input.features,
             input_name=spec.input.name,
             output_name=self.job.get("output_name") or spec.output.name,  # which also says the way to it
             output=spec.output.kind,
@@ -92,6 +94,7 @@ class Work:
             settings[key] = settings.get(key) and Path(settings[key])
         for key in ("low", "high", "labels", "drop_columns"):
             settings[key] = tuple(settings.get(key, ()))
+        settings["features"] = restored(settings.get("features", ()))
         try:
             return Job(out=bundle.path, recipe=self.recipe, **settings)
         except TypeError as error:
@@ -117,9 +120,9 @@ class Work:
             DataError: none is left, or a label or folder is no class of the model.
         """
         spec, output = bundle.manifest.model.input, bundle.manifest.model.output
-        examples = read_examples(
-            data, layout=layout, classes=output.labels, choice=self.job_of(bundle).choice if choice is None else choice
-        )
+        trained = self.job_of(bundle).choice
+        known = replace(trained if choice is None else choice, features=spec.features)
+        examples = read_examples(data, layout=layout, classes=output.labels, choice=known)
         check_labels(examples.labelled(), output.classes, examples.source)
         found = dataset_of(examples, spec)
         fresh = np.asarray(

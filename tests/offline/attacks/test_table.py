@@ -41,6 +41,7 @@ DRAWING = (
     "smoothgrad",
     "lime_surrogate",
     "lemna_surrogate",
+    "tabular_evasion",
 )
 # Over the optimum by how much a budget must be, where it is not 1.05: APGD never puts all into one entry, and the rest
 # of R+FGSM's goes where a coin says.

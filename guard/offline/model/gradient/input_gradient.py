@@ -115,9 +115,16 @@ def _sum(tape: Tape, parts: list[fx.Node]) -> fx.Node:
 
 
 def live(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Return the nodes that depend on the input."""
+    """Return the nodes that depend on the input through numbers with a gradient: not through whole ones, as codes."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes):
+        reached = node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes)
+        if reached and not is_whole(node):
             found.add(node)
     return frozenset(found)
+
+
+def is_whole(node: fx.Node) -> bool:
+    """Return whether a node is known to hold whole numbers or truth values."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and not value.is_floating_point()

@@ -204,7 +204,7 @@ def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, ite
     if len(shape) == 3:
         unit = (unit + generator.random((items, shape[0], 1, 1))) / 2
     low, high = box.bounds
-    wire = low + unit * (high - low)
+    wire = box.allowed(low + unit * (high - low))
     return (np.rint(wire) if imported.graph.datatype == "UINT8" else wire).astype(np.float32)
 
 

@@ -61,7 +61,7 @@ BY_KIND: Mapping[str, Unfit] = {
         [
             *(f"{ML}{name}" for name in ("LabelEncoder", "OneHotEncoder", "CategoryMapper", "DictVectorizer")),
             *(f"{ML}{name}" for name in ("CastMap", "FeatureVectorizer", "Imputer", "Binarizer")),
-            *("TfIdfVectorizer", "OneHot"),
+            "TfIdfVectorizer",
         ],
         CATEGORIES,
     ),

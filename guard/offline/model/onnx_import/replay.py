@@ -97,6 +97,8 @@ class Step(nn.Module):
 
     def operand(self, place: int, value: Any) -> Any:
         if place in self.settings:
+            if isinstance(value, Tensor) and self.node.kind == "Gather" and 0 in self.fixed:
+                return value  # codes, by which a table's rows are looked up
             if isinstance(value, Tensor):
                 raise self.node.refuse(f"its operand {self.node.inputs[place]!r} is computed from the input's values")
             return self.fixed.get(place, value)
