@@ -160,11 +160,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkout", type=Path, default=ROOT)
     parser.add_argument("--retries", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each cell")
+    parser.add_argument(
+        "--deadlines", type=float, nargs="+", default=DEADLINES_S, metavar="S", help="of requests, seconds"
+    )
+    parser.add_argument("--times", type=int, nargs="+", default=TIMES, help="what is offered, in capacities")
     parser.add_argument("--quick", action="store_true", help="what is judged alone, short cells: seconds")
     options = parser.parse_args(arguments)
-    options.deadlines = (JUDGED_S,) if options.quick else DEADLINES_S
-    options.times, options.in_flight = ((2, 4), (8, 32)) if options.quick else (TIMES, IN_FLIGHT)
-    options.seconds = 1.5 if options.quick else options.seconds
+    options.in_flight = IN_FLIGHT
+    if options.quick:
+        options.deadlines, options.times, options.in_flight, options.seconds = (JUDGED_S,), (2, 4), (8, 32), 1.5
     cpus = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         bundle, model, name = tiny(Path(folder)) if options.bundle is None else (options.bundle, options.model, "")
