@@ -30,8 +30,8 @@ from guard.errors import Overloaded
 
 CROWDED = "too many requests are being inspected for another to be answered in time; try again later or elsewhere"
 USABLE_TIME_SHARE = 0.85  # of the time left that a call may be expected to take
-FULL_TIME_SHARE = 0.7  # likewise, in a burst of calls that begin
-REFILL_SHARE = 0.5  # of the calls that may be inside, at which the next burst begins
+FULL_TIME_SHARE = 0.8  # likewise, in a burst of calls that begin
+REFILL_SHARE = 0.3  # of the calls that may be inside, at which the next burst begins
 MIN_INSIDE_CALLS = 128  # calls, before any has to wait at the gate
 MAX_INSIDE_WORK_S = 0.5  # of work, at the best rate
 NEWEST_CALL_SHARE = 0.1  # of the newest call in a mean

@@ -120,11 +120,11 @@ def test_calls_that_can_wait_begin_in_bursts() -> None:
     places = begun(admission, now, 0.05)
     most = admission.most_inside(0.05)
     assert len(places) == pytest.approx(most, abs=1)
-    assert most == pytest.approx(FULL_TIME_SHARE * 0.05 / 0.0025, rel=0.05)  # 14; all that could be in time are 17
+    assert most == pytest.approx(FULL_TIME_SHARE * 0.05 / 0.0025, rel=0.05)  # 16; 17 could be in time
     while admission.inside >= REFILL_SHARE * most:
         assert not admission.may_begin(now, 0.05)
         places.pop().leave(now, inspected=False)
-    assert len(begun(admission, now, 0.05)) >= 0.4 * most
+    assert len(begun(admission, now, 0.05)) > 0.6 * most
 
 
 def test_a_client_with_no_time_to_spare_delays_nobody_else() -> None:
