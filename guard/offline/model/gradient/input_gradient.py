@@ -115,9 +115,11 @@ def _sum(tape: Tape, parts: list[fx.Node]) -> fx.Node:
 
 
 def live(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Return the nodes that depend on the input."""
+    """Return the nodes that depend on the input's values; its number of items alone moves nothing."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
+        if isinstance(node.meta.get("val"), torch.SymInt):
+            continue
         if node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes):
             found.add(node)
     return frozenset(found)
