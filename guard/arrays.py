@@ -2,7 +2,8 @@
 
 Rule 1: what comes out of a file is in the model's wire values, in the order of axes that its wire has; files are only
 read.
-Rule 2: unit space is float32 [item, channel, height, width] or [item, feature], whatever the wire.
+Rule 2: unit space is float32 [item, channel, height, width], [item, channel, time] or [item, feature], whatever the
+wire.
 Rule 3: nothing is guessed: what can be read in two ways is refused, and what was left out or changed is said.
 """
 
@@ -36,7 +37,7 @@ from guard.errors import DataError
 from guard.feature_values import check_values
 from guard.features import only_names
 from guard.idx import idx_files, read_idx_folder, read_idx_pair
-from guard.layout import LAST, checked_layout, layout_for
+from guard.layout import LAST, channels_in_front, checked_layout
 from guard.pictures import PICTURES, read_picture
 
 ALL_COLUMNS = ColumnChoice()
@@ -55,8 +56,8 @@ def read_examples(
 ) -> DataFile:
     """Read the inputs of a file or folder, and their labels where it has any.
 
-    `layout` is what the user says of arrays with four axes, `choice` of a table's columns; `classes` are a bundle's or
-    a model's names, by which folders, and labels that are text, are found.
+    `layout` is what the user says of arrays with three or four axes, `choice` of a table's columns; `classes` are a
+    bundle's or a model's names, by which folders, and labels that are text, are found.
 
     Raises:
         DataError: `path` is missing, of an unknown kind, damaged, empty, or inputs and labels do not match.
@@ -134,19 +135,19 @@ def read_npz_examples(file: Path, classes: Sequence[str] = ()) -> DataFile:
 
 
 def normal_form(examples: DataFile, layout: str | None) -> DataFile:
-    """Return examples as bytes or float32, images with all their four axes. Raises DataError for other inputs."""
+    """Return examples as bytes or float32, of as many axes as some kind of input has. Raises DataError for others.
+
+    Arrays of three axes are grey images or series, as the model's input decides.
+    """
     images = examples.images
-    if images.dtype == np.uint8 or images.dtype.kind == "f":
-        if images.ndim == 3:  # grey
-            examples = replace(examples, layout=LAST)
-            images = images[..., None]
-        if images.ndim in (2, 4):
-            with np.errstate(over="ignore"):  # what becomes infinite is found by the check
-                native = images if images.dtype == np.uint8 else images.astype(np.float32)
-            return replace(examples, images=native, layout=examples.layout or (layout if images.ndim == 4 else None))
+    if (images.dtype == np.uint8 or images.dtype.kind == "f") and images.ndim in (2, 3, 4):
+        with np.errstate(over="ignore"):  # what becomes infinite is found by the check
+            native = images if images.dtype == np.uint8 else images.astype(np.float32)
+        return replace(examples, images=native, layout=examples.layout or (layout if images.ndim > 2 else None))
     raise DataError(
         f"{examples.source}: images are {images.dtype} {list(images.shape)}; wanted uint8 or float32, as "
-        "[item, height, width, channel], [item, channel, height, width], [item, height, width] or [item, feature]"
+        "[item, height, width, channel], [item, channel, height, width], [item, height, width], [item, time, channel], "
+        "[item, channel, time] or [item, feature]"
     )
 
 
@@ -174,11 +175,9 @@ def wire_parts(
     images: NDArray[Any], spec: InputSpec, source: str, *, layout: str | None = None
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield the wire values of inputs part by part, as `to_wire` gives them all, after all are checked."""
-    if images.ndim == 4 and len(spec.shape) == 3:
-        found = layout or layout_for(images.shape[1:], spec.shape, source)
-        images = images.transpose(0, 3, 1, 2) if found == LAST else images
+    images = channels_in_front(images, layout, spec.shape, source)
     check_shape(images, spec, source)
-    pixels = images.dtype == np.uint8 and images.ndim == 4
+    pixels = images.dtype == np.uint8 and spec.axes.pictures
     if not only_names(spec.features):
         check_values(images, spec.features, source)
     elif not pixels:
@@ -251,7 +250,7 @@ def check_box(images: NDArray[Any], spec: InputSpec, source: str) -> None:
     several = len(spec.low) > 1
     bottom, top = (least[worst], most[worst]) if several else (least.min(), most.max())
     place = worst if several else 0
-    where = f" of {'channel' if len(spec.shape) == 3 else 'feature'} {worst}" if several else ""
+    where = f" of {spec.axes.part} {worst}" if several else ""
     raise DataError(
         f"{source}: values{where} span [{bottom:g}, {top:g}], outside the model's range "
         f"[{spec.low[place]:g}, {spec.high[place]:g}]; set --range (or --mean and --std) to what the model expects"

@@ -20,10 +20,10 @@ Reading: TypeAlias = Callable[[int, int], None]  # is told how many pictures are
 class DataFile:
     """Inputs in the form in which their file holds them, their labels, and what was seen on the way."""
 
-    images: NDArray[Any]  # uint8 or float32 [item, ...]: four axes in `layout`, or [item, feature]
+    images: NDArray[Any]  # uint8 or float32 [item, ...]: all but [item, feature] in `layout`
     labels: NDArray[np.int64] | None  # [item]
     source: str
-    layout: str | None = None  # NHWC or NCHW where the kind of file says it; None: the model's input must
+    layout: str | None = None  # order of its axes where file or user say it; None: the model's input must
     classes: tuple[str, ...] = ()  # names by class number; none where numbers are all there is
     class_noun: str = "class folders"  # what the names are names of
     features: tuple[str, ...] = ()  # names of a table's features, in their order

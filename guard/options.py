@@ -17,7 +17,9 @@ Threads = Annotated[
 DataLayout = Annotated[
     str | None,
     typer.Option(
-        metavar="NCHW|NHWC", help="Order of axes of arrays with four.", show_default="as the model's input says"
+        metavar="NCHW|NHWC|NCT|NTC",
+        help="Order of axes of images (four) and series (three).",
+        show_default="as the model's input says",
     ),
 ]
 LabelColumn = Annotated[
@@ -69,7 +71,10 @@ TestData = Annotated[
     typer.Option(help="Held-out inputs for the report; a part of --data is held out unless given.", show_default=False),
 ]
 Preset = Annotated[
-    str, typer.Option(help="A recipe that comes with the guard: digits, fast, standard, tabular, thorough or vectors.")
+    str,
+    typer.Option(
+        help="A recipe that comes with the guard: digits, fast, series, standard, tabular, thorough or vectors."
+    ),
 ]
 RecipeFile = Annotated[Path | None, typer.Option(help="A recipe file of your own.", show_default=False)]
 PromisedRejectRate = Annotated[float, typer.Option(help="Share of clean items that you are willing to lose.")]
@@ -104,7 +109,7 @@ Mean = Annotated[
 Std = Annotated[str | None, typer.Option(help="Per channel or feature, with --mean.", show_default=False)]
 Repairs = Annotated[
     list[str] | None,
-    typer.Option(help="Denoiser to offer for REPAIR: bit_depth or median; may be repeated; the recipe's unless given."),
+    typer.Option(help="Denoiser to offer for REPAIR: bit_depth, median or moving_average; may be repeated."),
 ]
 Minutes = Annotated[
     float, typer.Option(help="Time for everything: what each attack is tried on is sized to it.", min=0.0)

@@ -62,7 +62,7 @@ class Wish:
     minutes: float | None = None  # for all but the suite
     suite: Suite | None = None
     suite_minutes: float = SUITE_MINUTES
-    data_layout: str | None = None  # NCHW or NHWC of arrays with four axes
+    data_layout: str | None = None  # of arrays with three or four axes
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     choice: ColumnChoice | None = None  # of a table's columns; None: as the bundle was trained
 

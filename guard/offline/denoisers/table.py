@@ -9,10 +9,12 @@ from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.median import Median
+from guard.offline.denoisers.moving_average import MovingAverage
 
 DENOISERS: Mapping[str, Callable[..., Denoiser]] = {
     "bit_depth": BitDepth,
     "median": Median,
+    "moving_average": MovingAverage,
 }
 
 

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.arrays import read_examples
+from guard.axes import BY_COUNT, IMAGES, SERIES, Axes, axes_of, channels_first
 from guard.calibration import check_promise
 from guard.columns import ColumnChoice
 from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.features import NUMERIC, Feature, box_of, only_names
-from guard.layout import IN_WORDS, channels_first, layout_of_data
+from guard.layout import layout_of_data, layout_of_kind, order_text, with_channels
 from guard.offline.data.dataset import Dataset, dataset_of, joined
 from guard.offline.data.find_features import find_features
 from guard.offline.data.grid import grid_of
@@ -25,7 +26,7 @@ from guard.offline.data.splits import SHARES, Split, assign
 from guard.offline.job.feature_file import Stated
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.declared_input import declared_input
+from guard.offline.model.declared_input import DeclaredInput, declared_input
 from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.served import measure_difference
@@ -56,7 +57,7 @@ class Job:
     output: str = "logits"
     serves: str = "model"
     labels: tuple[str, ...] = ()  # names of the classes in the model's order; those of class folders unless given
-    data_layout: str | None = None  # NCHW or NHWC of arrays with four axes; None: as the model's input says
+    data_layout: str | None = None  # of arrays with three or four axes; None: as the model's input says
     label_column: str | None = None  # of a table; None: the one with a usual name
     drop_columns: tuple[str, ...] = ()  # of a table: left out
     features: tuple[Stated, ...] = ()  # of a table: what the user says of them
@@ -113,6 +114,7 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
         serves=job.serves,
         labels=names or examples.classes,
         served=job.served,
+        layout=examples.layout if examples.layout in axes_of(shape).module_layouts else None,
     )
     classifier = open_model(source)
     check_folders(examples, classifier.spec.output.classes)
@@ -155,17 +157,35 @@ def measured(classifier: Classifier, data: Dataset) -> Classifier:
 
 def with_layout(job: Job, examples: DataFile) -> DataFile:
     """Return examples whose order of axes is known: by their file, by the user, or by the model's input."""
-    if examples.images.ndim != 4 or examples.layout is not None:
-        return examples
     declared = declared_input(job.model, job.input_name, job.output_name)
-    sizes = tuple(examples.images.shape[1:])
-    return replace(examples, layout=layout_of_data(sizes, declared.item, examples.source, either=declared.either))
+    axes = axes_taken(declared, examples)
+    layout = layout_of_kind(examples.layout, axes, examples.source) if axes.places else examples.layout
+    images, layout = with_channels(examples.images, layout, axes if axes.places else IMAGES)
+    examples = replace(examples, images=images, layout=layout)
+    if not axes.places or images.ndim != len(axes.names) + 1 or layout is not None:
+        return examples  # what the model does not take it refuses itself, in its own words
+    sizes = tuple(images.shape[1:])
+    found = layout_of_data(sizes, declared.item, examples.source, either=declared.either, wire_layout=declared.layout)
+    return replace(examples, layout=found)
+
+
+def axes_taken(declared: DeclaredInput, examples: DataFile) -> Axes:
+    """Return the axes of the items that a model takes: as its file declares, else as the data look.
+
+    Arrays of three axes are series where the model's file or the user says so, and grey images else.
+    """
+    if declared.item is not None and len(declared.item) in BY_COUNT:
+        return BY_COUNT[len(declared.item)]
+    sizes = examples.images.shape[1:]
+    if len(sizes) == len(SERIES.names) and examples.layout not in SERIES.layouts:
+        return IMAGES
+    return axes_of(sizes)
 
 
 def item_shape(examples: DataFile) -> tuple[int, ...]:
     """Return the shape of one item, channels first. Raises DataError where only the model could tell its axes."""
     sizes = tuple(examples.images.shape[1:])
-    if len(sizes) != 3:
+    if not axes_of(sizes).places:
         return sizes
     return channels_first(sizes, examples.layout or layout_of_data(sizes, None, examples.source, either=False))
 
@@ -189,7 +209,7 @@ def check_folders(examples: DataFile, classes: int) -> None:
 def check_box(job: Job, shape: tuple[int, ...]) -> None:
     """Check that there is one range for all, or one a channel or feature. Raises ConfigError."""
     if len(job.low) != len(job.high) or len(job.low) not in (1, shape[0]):
-        part = "channels" if len(shape) == 3 else "features"
+        part = f"{axes_of(shape).part}s"
         raise ConfigError(
             f"--mean and --std tell of {len(job.low)} and {len(job.high)} {part}; "
             f"the items in {job.data} have {shape[0]}: give as many, or one for all"
@@ -234,11 +254,12 @@ def by_file(job: Job, data: Dataset) -> list[Dataset]:
 
 
 def shape_note(examples: DataFile) -> list[str]:
-    if examples.images.ndim != 4:
+    shape = item_shape(examples)
+    names, *places = axes_of(shape).names
+    if not places:
         return []
-    channels, height, width = item_shape(examples)
-    order = IN_WORDS[examples.layout] if examples.layout else "in the model's order"
-    return [f"items are {channels} x {height} x {width} (channels, height, width); the file has {order}"]
+    sizes, order = " x ".join(map(str, shape)), order_text(examples.layout or axes_of(shape).layouts[0])
+    return [f"items are {sizes} ({', '.join((f'{names}s', *places))}); the file has {order.partition(',')[0]}"]
 
 
 def label_notes(examples: DataFile, hashes: NDArray[np.str_], classes: int) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import SUPPORTED_NODES
 
-from guard.axes import axes_of
+from guard.axes import axes_of, in_layout
 from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
 from guard.features import Feature
@@ -23,6 +23,12 @@ from guard.offline.model.final_operators import is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
 from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
+from guard.offline.model.series_program import (
+    first_that_works,
+    from_channels_first,
+    layout_read,
+    without_recurrence,
+)
 from guard.offline.model.served import Served
 from guard.offline.model.served_file import served_file
 from guard.offline.model.several_outputs import choose_output, fields_of, wire_and_way
@@ -34,15 +40,13 @@ aten = torch.ops.aten
 
 BRING = ": bring them to the model's (--data-layout says whether channels are first or last)"
 
-BRING = ": bring them to the model's (--data-layout says whether channels are first or last)"
-
 
 @dataclass(frozen=True)
 class Source:
     """The model's place and its owner's settings; an empty setting is found out, or has its usual value."""
 
     model: str  # an .onnx or .pt2 file, or module:factory
-    item_shape: tuple[int, ...]  # of the data's items, [channel, height, width] or [feature]
+    item_shape: tuple[int, ...]  # of the data's items, channels first
     low: tuple[float, ...] = (0.0,)  # value box of the wire input
     high: tuple[float, ...] = (1.0,)
     grid: int | None = None
@@ -111,20 +115,26 @@ def named(source: Source, classes: int) -> tuple[str, ...]:
 
 
 def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
-    """Return the model's float32 graph, from wire values [item, channel, height, width], source, and served model.
+    """Return the model's float32 graph, from wire values with channels first, source, and served model.
 
     The source is completed by what the file says of the wire; no served model is returned where it is that graph.
     """
     if not source.model.endswith(".onnx"):
         wire, way = wire_and_way(source.output_name)
-        graph, chosen_way = one_output(load_program(source), way)
-        source = replace(source, output_name=wire or chosen_way)
+        layout, program = load_program(source)
+        graph, chosen_way = one_output(without_recurrence(program), way)
+        graph = from_channels_first(graph, layout)
+        source = replace(source, output_name=wire or chosen_way, layout=layout)
         if not (formats := half_formats(graph)):
             return graph, source, None
         served = Served(f"computes in {' and '.join(formats)}", "torch on a CPU", answers_of(graph))
         return widened(graph), replace(source, datatype=input_datatype(graph)), served
     imported = import_onnx(
-        Path(source.model), source.item_shape, input_name=source.input_name, output_name=source.output_name
+        Path(source.model),
+        source.item_shape,
+        input_name=source.input_name,
+        output_name=source.output_name,
+        layout=source.layout,
     )
     datatype, formats = imported.graph.datatype, imported.graph.formats
     unsaid = datatype == "UINT8" and source.box.is_unit
@@ -146,13 +156,33 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
     return graph, source, Served(f"computes in {' and '.join(formats)}", "ONNX Runtime on a CPU", answers)
 
 
-def load_program(source: Source) -> ExportedProgram:
-    """Load a model from anything but an .onnx file. Raises: ModelError."""
+def load_program(source: Source) -> tuple[str, ExportedProgram]:
+    """Load a model from anything but an .onnx file, with the order of axes that it takes. Raises: ModelError."""
+    layouts = tuple(sorted(axes_of(source.item_shape).module_layouts, key=lambda one: one != source.layout))
     if source.model.endswith(".pt2"):
-        return load_exported(Path(source.model))
+        program = load_exported(Path(source.model))
+        return layout_taken(program, source.item_shape, layouts), program
     if ":" in source.model:
-        return export(build(source.model), source)
+        model = build(source.model)
+        return first_that_works(layouts, lambda layout: export(model, source, layout))
     raise unknown_kind(source.model)
+
+
+def layout_taken(program: ExportedProgram, item_shape: tuple[int, ...], layouts: tuple[str, ...]) -> str:
+    """Return the first order of axes that fits an exported program's input; one that does not is found out later."""
+    known = layout_read(program.graph) if len(layouts) > 1 else None
+    inputs = set(program.graph_signature.user_inputs)
+    taken = [node.meta["val"].shape[1:] for node in program.graph.nodes if node.name in inputs]
+    for layout in layouts:
+        sizes = in_layout(item_shape, layout)
+        fits = bool(taken) and len(taken[0]) == len(sizes)
+        if (
+            fits
+            and known in (None, layout)
+            and all(not isinstance(size, int) or size == own for size, own in zip(taken[0], sizes, strict=True))
+        ):
+            return layout
+    return known or layouts[0]
 
 
 def unknown_kind(model: str) -> ModelError:
@@ -197,8 +227,9 @@ def build(reference: str) -> nn.Module:
     return model
 
 
-def export(model: nn.Module, source: Source) -> ExportedProgram:
-    example = torch.zeros(2, *source.item_shape)
+def export(model: nn.Module, source: Source, layout: str) -> ExportedProgram:
+    sizes = in_layout(source.item_shape, layout)
+    example = torch.zeros(2, *sizes)
     model = model.eval()
     example = example.to(input_type(model, example))
     try:
@@ -206,8 +237,7 @@ def export(model: nn.Module, source: Source) -> ExportedProgram:
         return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
     except Exception as error:  # torch.export's failures have no common type
         raise ModelError(
-            f"{source.model} cannot be exported for inputs [item, {', '.join(map(str, source.item_shape))}]: "
-            f"{first_line(error)}"
+            f"{source.model} cannot be exported for inputs [item, {', '.join(map(str, sizes))}]: {first_line(error)}"
         ) from error
 
 

@@ -51,13 +51,14 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
         ModelError: neither a stage output nor a hidden layer lies between the input and the logits.
     """
     cuts = cut_nodes(graph)
-    hidden = [node for node in cuts if any(user.target in LINEAR for user in node.users)]
+    hidden = [node for node in cuts if any(user.target in LINEAR for user in node.users) and items_first(node)]
     stages: dict[tuple[int, ...], fx.Node] = {}
     shaped = after_first_layer(graph)
     for node in cuts:
         shape = shape_of(node)
         if (
             is_map(node, graph)
+            and items_first(node)
             and without_row(node, graph) is node
             and node in shaped
             and node.target not in PADS
@@ -81,6 +82,11 @@ def is_map(node: fx.Node, graph: fx.Graph) -> bool:
     """
     axes = len(shape_of(node))
     return axes == 4 or (axes == 3 and takes_series(graph) and last_layer(node) in CONVOLUTIONS)
+
+
+def items_first(node: fx.Node) -> bool:
+    """Tell whether a node's first axis counts the items; recurrent layers have time in front."""
+    return shape_of(node)[:1] == [-1]
 
 
 def takes_series(graph: fx.Graph) -> bool:

@@ -68,6 +68,7 @@ class Work:
             output=spec.output.kind,
             serves=spec.name + (f":{spec.version}" if spec.version else ""),
             labels=spec.output.labels,
+            layout=spec.input.layout,
         )
         classifier = open_model(source)
         if classifier.spec.fingerprint != spec.fingerprint:

@@ -115,9 +115,14 @@ def _sum(tape: Tape, parts: list[fx.Node]) -> fx.Node:
 
 
 def live(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Return the nodes that depend on the input through numbers with a gradient: not through whole ones, as codes."""
+    """Return the nodes that depend on the input through numbers with a gradient.
+
+    Whole numbers, as codes or the number of items, move nothing.
+    """
     found: set[fx.Node] = set()
     for node in graph.nodes:
+        if isinstance(node.meta.get("val"), torch.SymInt):
+            continue
         reached = node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes)
         if reached and not is_whole(node):
             found.add(node)

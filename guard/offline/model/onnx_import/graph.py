@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from guard.axes import BY_COUNT
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.branches import Conditional, flattened
 from guard.offline.model.onnx_import.choice import chosen, chosen_output
@@ -195,9 +196,10 @@ def input_form(file: Path, value: onnx.ValueInfoProto) -> tuple[str, tuple[int |
             f"{remedy_for(tensor.elem_type)}"
         )
     sizes = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim)
-    if len(sizes) not in (2, 4):
+    if len(sizes) - 1 not in BY_COUNT:
         raise ModelError(
             f"{file}: input {value.name!r} has {len(sizes)} axes; wanted images [item, channel, height, width] or "
-            "[item, height, width, channel], or vectors [item, feature]"
+            "[item, height, width, channel], series [item, channel, time] or [item, time, channel], or vectors "
+            "[item, feature]"
         )
     return DATATYPES[tensor.elem_type], sizes
