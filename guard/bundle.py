@@ -167,6 +167,8 @@ class Manifest:
     @property
     def measured_disagreement(self) -> float:
         """The share of clean items that served model and bundle named differently in training; 0 where they are one."""
+        if student := mapping(self.provenance.get("student", {})):
+            return 1.0 - float(student["agreed"])
         return float(mapping(self.provenance.get("served", {})).get("changed", 0.0))
 
     def to_json(self, files: Mapping[str, str]) -> str:

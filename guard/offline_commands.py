@@ -10,6 +10,7 @@ import typer
 from guard.option_values import column_choice, device_name, numbers, value_box
 from guard.options import (
     AcceptAccuracy,
+    Answers,
     AttackItems,
     BundleArgument,
     CleanData,
@@ -27,10 +28,12 @@ from guard.options import (
     Preset,
     PromisedFlagRate,
     PromisedRejectRate,
+    Questions,
     RecipeFile,
     Repairs,
     Seed,
     ServedFile,
+    ServerModel,
     Serves,
     Std,
     TestData,
@@ -53,7 +56,10 @@ def demo(
 
 def check(
     *,
-    model: ModelSource,
+    model: ModelSource = None,
+    answers: Answers = None,
+    name: ServerModel = None,
+    questions: Questions = 20_000,
     data: CleanData,
     test: TestData = None,
     data_layout: DataLayout = None,
@@ -84,7 +90,7 @@ def check(
     written. The exit code is that of the error that would stop it, or 0.
     """
     given = {**locals(), "out": Path("bundle")}  # which is not written
-    typer.echo(f"reading   {model} and {data}")  # before anything large is imported
+    typer.echo(f"reading   {answers or model} and {data}")  # before anything large is imported
     from guard.offline.preflight.check import check as run
     from guard.offline.preflight.check import wrapped
 
@@ -94,7 +100,10 @@ def check(
 
 def train(
     *,
-    model: ModelSource,
+    model: ModelSource = None,
+    answers: Answers = None,
+    name: ServerModel = None,
+    questions: Questions = 20_000,
     data: CleanData,
     out: Annotated[Path, typer.Option(help="Where the bundle is written; must not exist.", show_default=False)],
     test: TestData = None,
@@ -150,6 +159,7 @@ def job_of(given: dict[str, Any]) -> Any:
     recipe, repair = load_recipe(given.pop("preset"), given.pop("recipe")), given.pop("repair", None)
     dropped = tuple(given.pop("drop_column") or ())
     offered = recipe.offering(repair) if repair else recipe
+    given["model"] = given["model"] or ""
     return Job(recipe=offered, low=low, high=high, drop_columns=dropped, **given)
 
 

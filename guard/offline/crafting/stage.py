@@ -56,7 +56,15 @@ def learning_items(data: Dataset) -> Dataset:
 def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftSetup:
     """Return the settings with which this job's attacks to fit on are crafted."""
     spec = classifier.spec
-    return CraftSetup(model, spec.input.grid, spec.fingerprint, job.work.crafted, job.seed, workers=job.threads)
+    return CraftSetup(
+        model,
+        spec.input.grid,
+        spec.fingerprint,
+        job.work.crafted,
+        job.seed,
+        workers=job.threads,
+        answering=classifier.answering,
+    )
 
 
 def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) -> tuple[CraftedSet, ...]:

@@ -5,6 +5,7 @@ Rule 1: heads, combiner, calibration and test never share an item.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,17 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.arrays import read_examples
+from guard.bundle import ModelSpec
 from guard.calibration import check_promise
 from guard.columns import ColumnChoice
 from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.layout import IN_WORDS, channels_first, layout_of_data
+from guard.offline.closed.open_answers import AnswersWish, open_answers
+from guard.offline.closed.study import DEFAULT_QUESTIONS_ITEMS, StudyWish, study
 from guard.offline.data.dataset import Dataset, dataset_of, joined
 from guard.offline.data.grid import grid_of
 from guard.offline.data.splits import SHARES, Split, assign
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.declared_input import declared_input
+from guard.offline.model.declared_input import DeclaredInput, declared_input
 from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.served import measure_difference
@@ -57,6 +61,9 @@ class Job:
     label_column: str | None = None  # of a table; None: the one with a usual name
     drop_columns: tuple[str, ...] = ()  # of a table: left out
     served: Path | None = None  # the .onnx file that answers clients, where it is not the model
+    answers: str | None = None  # in place of `model`: an .onnx file, module:function or HOST:PORT that is asked
+    name: str | None = None  # of a server's model, NAME[:VERSION]
+    questions: int = DEFAULT_QUESTIONS_ITEMS  # answers that a student is distilled from
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
     craft_items: int | None = None  # clean items that each attack is tried on, for fitting
@@ -69,15 +76,26 @@ class Job:
         """The work directory beside the bundle, for what is slow to make."""
         return WorkDirectory.beside(self.out)
 
+    def study(self, *, keep: bool) -> StudyWish:
+        """Return how a closed model is to be studied; what is slow to find lies in the work directory if it is kept."""
+        names = {"name": self.name, "input_name": self.input_name, "output_name": self.output_name}
+        answers = AnswersWish(self.answers or "", **names, output=self.output, labels=self.labels)
+        return StudyWish(answers, self.questions, self.seed, self.work.student if keep else None)
+
     @property
     def choice(self) -> ColumnChoice:
         """The user's word on the columns of a table."""
         return ColumnChoice(self.label_column, self.drop_columns)
 
 
-def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dataset]:
-    """Open a job's model and data; `progress` hears of pictures. Raises ConfigError, DataError, ModelError."""
-    names = job.labels or declared_names(job.model)
+def open_job(
+    job: Job, progress: Reading | None = None, *, tell: Callable[[str], None] | None = None, keep: bool = True
+) -> tuple[Classifier, Dataset]:
+    """Open a job's model and data; `progress` hears of pictures, `tell` of a student; unless `keep`, none is kept.
+
+    Raises ConfigError, DataError, ModelError.
+    """
+    names = job.labels or declared_names(job.answers or job.model)
     examples = read_examples(job.data, layout=job.data_layout, classes=names, choice=job.choice, progress=progress)
     examples.labelled()  # before a model is opened for inputs among which the labels may still be
     examples = with_layout(job, examples)
@@ -95,9 +113,16 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
         labels=names or examples.classes,
         served=job.served,
     )
-    classifier = open_model(source)
-    check_folders(examples, classifier.spec.output.classes)
-    data = split_data(job, classifier, examples, progress)
+
+    def split(spec: ModelSpec) -> Dataset:
+        check_folders(examples, spec.output.classes)
+        return split_data(job, spec, examples, progress)
+
+    if job.answers is None:
+        classifier = open_model(source)
+        data = split(classifier.spec)
+    else:
+        classifier, data = study(job.study(keep=keep), source, examples, split, tell or (lambda _: None))
     spec = replace(classifier.spec.input, grid=grid_of(data.images))  # of bytes it is 255 steps or a share of them
     return measured(replace(classifier, spec=replace(classifier.spec, input=spec)), data), data
 
@@ -114,7 +139,11 @@ def with_layout(job: Job, examples: DataFile) -> DataFile:
     """Return examples whose order of axes is known: by their file, by the user, or by the model's input."""
     if examples.images.ndim != 4 or examples.layout is not None:
         return examples
-    declared = declared_input(job.model, job.input_name, job.output_name)
+    declared = (
+        declared_input(job.model, job.input_name, job.output_name)
+        if job.answers is None
+        else DeclaredInput(open_answers(job.study(keep=False).answers).sizes, True)
+    )
     sizes = tuple(examples.images.shape[1:])
     return replace(examples, layout=layout_of_data(sizes, declared.item, examples.source, either=declared.either))
 
@@ -153,8 +182,8 @@ def check_box(job: Job, shape: tuple[int, ...]) -> None:
         )
 
 
-def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: Reading | None) -> Dataset:
-    spec, classes = classifier.spec.input, classifier.spec.output.classes
+def split_data(job: Job, model: ModelSpec, examples: DataFile, progress: Reading | None) -> Dataset:
+    spec, classes = model.input, model.output.classes
     data = dataset_of(examples, spec)
     splits = assign(data.hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
     check_labels(data.labels, classes, examples.source)
@@ -164,7 +193,7 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: R
     held_out = read_examples(
         job.test,
         layout=job.data_layout,
-        classes=classifier.spec.output.labels,
+        classes=model.output.labels,
         choice=job.choice,
         progress=progress,
     )

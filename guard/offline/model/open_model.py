@@ -17,7 +17,7 @@ from torch.utils._pytree import SUPPORTED_NODES
 from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
 from guard.offline.model.classifier import Classifier, fingerprint
-from guard.offline.model.final_operators import is_probability, strip_final
+from guard.offline.model.final_operators import Ending, is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
 from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
@@ -29,8 +29,6 @@ from guard.offline.model.unit_space import bounds
 from guard.value_box import ValueBox
 
 aten = torch.ops.aten
-
-BRING = ": bring them to the model's (--data-layout says whether channels are first or last)"
 
 BRING = ": bring them to the model's (--data-layout says whether channels are first or last)"
 
@@ -68,7 +66,24 @@ def open_model(source: Source) -> Classifier:
     graph, source, served = open_graph(source)
     ending = strip_final(graph, source.output)
     served = served and replace(served, ending=ending.served)
-    graph = fold_batch_norm(in_unit_space(graph, source))
+    graph = in_unit_space(graph, source)
+    classifier = classifier_of(graph, source, ending)
+    if source.served is not None:
+        served = served_file(source.served, classifier.spec, ending.served)
+    return replace(classifier, served=served)
+
+
+def open_student(source: Source, student: nn.Module, kind: str, *, single: bool) -> Classifier:
+    """Open a student, which maps unit-space items to logits, in the place of a model that ends in `kind` on the wire.
+
+    Raises ModelError where it cannot be exported.
+    """
+    return classifier_of(single_path(export(student, source)), source, Ending(kind, single))
+
+
+def classifier_of(graph: fx.GraphModule, source: Source, ending: Ending) -> Classifier:
+    """Return a graph from unit-space items to logits as a classifier. Raises ModelError: it gives no [item, class]."""
+    graph = fold_batch_norm(graph)
     freeze(graph)
     classes = count_classes(graph, source)
     name, _, version = source.serves.partition(":")
@@ -89,9 +104,7 @@ def open_model(source: Source) -> Classifier:
             source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single
         ),
     )
-    if source.served is not None:
-        served = served_file(source.served, spec, ending.served)
-    return Classifier(graph, spec, find_taps(graph.graph), served)
+    return Classifier(graph, spec, find_taps(graph.graph))
 
 
 def named(source: Source, classes: int) -> tuple[str, ...]:
