@@ -31,6 +31,7 @@ LAYOUTS = ("NCHW", "NHWC", "NC")
 DATATYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),  # on the wire alone: programs compute in float32
     "UINT8": np.dtype("u1"),
 }
 

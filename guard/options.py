@@ -54,6 +54,14 @@ ServerModel = Annotated[
         "--name", metavar="NAME[:VERSION]", help="The model of the server that --answers names.", show_default=False
     ),
 ]
+InputType = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FP32|FP64",
+        help="What clients send, where it is not the model's own type: scikit-learn's send FP64.",
+        show_default="the model's own",
+    ),
+]
 Questions = Annotated[
     int, typer.Option(help="Answers of a closed model that its student is distilled from, about.", min=1)
 ]

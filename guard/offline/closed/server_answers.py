@@ -203,7 +203,7 @@ def server_answers(
         ask=ask,
         batch_items=FIRST_BATCH_ITEMS,
         sizes=sizes[0] if sizes else None,
-        datatype=server.datatype if server.datatype != "FP64" else "FP32",
+        datatype=server.datatype,
         input_name=server.input_name,
         output_name=output_name,
         names=names,

@@ -30,7 +30,7 @@ LED_ROUNDS = 3
 CLEAN_SHARE = 0.3  # of the loss: that much weight have the clean items, however few they are
 FIRST_SHARE = 0.55  # of the questions, before the student leads
 TRAINING_STEPS, ROUND_STEPS = 2000, 1000  # of the student, at first and in each round
-BATCH_ITEMS = 128
+BATCH_ITEMS, MAX_EPOCHS = 128, 40
 MOVE_SHARES = (0.01, 0.25)  # of the box: how far items are led, smallest and largest
 LED_STEPS = 5  # along the student's gradient
 MIN_DEVIATION = 1e-3  # of a feature, below which it is not stretched further
@@ -163,7 +163,7 @@ def learn(student: nn.Module, lesson: Lesson, steps: int, generator: torch.Gener
     items, shares = torch.from_numpy(lesson.items), torch.from_numpy(lesson.shares)
     hard = nn.functional.one_hot(shares.argmax(dim=1), shares.shape[1]).float()
     weights, wanted = torch.from_numpy(lesson.weights), (1 - HARD_SHARE) * shares + HARD_SHARE * hard
-    epochs = max(1, round(steps * BATCH_ITEMS / len(items)))
+    epochs = min(max(1, round(steps * BATCH_ITEMS / len(items))), MAX_EPOCHS)
 
     def loss(index: Tensor) -> Tensor:
         apart = nn.functional.cross_entropy(student(items[index]), wanted[index], reduction="none")

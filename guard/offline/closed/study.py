@@ -29,7 +29,7 @@ from guard.offline.data.grid import grid_of
 from guard.offline.data.splits import Split
 from guard.offline.model.answering import Answering, Study
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.open_model import BRING, Source, open_student
+from guard.offline.model.open_model import BRING, Source, open_student, wire_type
 from guard.offline.work.files import read_arrays, write_arrays
 from guard.offline.work.parallel import one_thread
 from guard.offline.work.store import cache_key
@@ -87,7 +87,7 @@ def study(
     key = student_key(wish, model, form, learning, grid)
     student, answers = taught(wish, kept, learning, grid, key, tell)
     found = compared(kept, student, data.part(Split.TEST).images[:COMPARED_ITEMS], key, answers)
-    check_agreement(found)
+    check_agreement(found, wish.questions)
     return opened(source, form, kept, student, found), data
 
 
@@ -105,7 +105,7 @@ def on_the_wire(source: Source, model: ClosedModel) -> Source:
             )
         layout = "NHWC"
     bytes_box = model.datatype == "UINT8" and source.box.is_unit
-    return replace(
+    source = replace(
         source,
         low=(0.0,) if bytes_box else source.low,
         high=(255.0,) if bytes_box else source.high,
@@ -114,6 +114,7 @@ def on_the_wire(source: Source, model: ClosedModel) -> Source:
         layout=layout,
         labels=source.labels or model.names,
     )
+    return replace(source, datatype=wire_type(source))
 
 
 def fits(sizes: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
@@ -200,15 +201,15 @@ def compared(kept: KeptAnswers, student: nn.Module, images: NDArray[np.float32],
     return Study(model.reference, model.by, questions, len(images), agreed, chance, key, model.identity)
 
 
-def check_agreement(found: Study) -> None:
-    """Check that a student knows its model well enough. Raises ModelError."""
+def check_agreement(found: Study, wanted: int) -> None:
+    """Check that a student knows its model well enough, after so many questions. Raises ModelError."""
     if found.agreed >= MIN_AGREED_SHARE and found.beyond_chance >= MIN_BEYOND_CHANCE_SHARE:
         return
     raise ModelError(
         f"the student names the same class as {found.model} on {found.agreed:.1%} of {found.items:,} held-out clean "
         f"items, {found.beyond_chance:.0%} of what chance leaves; wanted {MIN_AGREED_SHARE:.0%} and "
         f"{MIN_BEYOND_CHANCE_SHARE:.0%}, or the guard would watch another model: ask it more (--questions "
-        f"{10 * found.questions}), bring more clean data, state each feature's own range (--mean, --std), or name an "
+        f"{10 * wanted}), bring more clean data, state each feature's own range (--mean, --std), or name an "
         "output of probabilities instead of labels (--output-name)"
     )
 

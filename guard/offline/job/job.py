@@ -63,6 +63,7 @@ class Job:
     served: Path | None = None  # the .onnx file that answers clients, where it is not the model
     answers: str | None = None  # in place of `model`: an .onnx file, module:function or HOST:PORT that is asked
     name: str | None = None  # of a server's model, NAME[:VERSION]
+    input_type: str | None = None  # in which clients send inputs, where it is not the model's own
     questions: int = DEFAULT_QUESTIONS_ITEMS  # answers that a student is distilled from
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
@@ -112,6 +113,7 @@ def open_job(
         serves=job.serves,
         labels=names or examples.classes,
         served=job.served,
+        input_type=job.input_type,
     )
 
     def split(spec: ModelSpec) -> Dataset:

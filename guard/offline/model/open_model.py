@@ -50,6 +50,7 @@ class Source:
     datatype: str = "FP32"  # of the wire input; an .onnx file says it itself, and the layout too
     layout: str = "NCHW"
     served: Path | None = None  # the .onnx file that answers clients, where that is another
+    input_type: str | None = None  # FP64 where clients send a float32 model that; None: the model's own
 
     @property
     def box(self) -> ValueBox:
@@ -64,6 +65,7 @@ def open_model(source: Source) -> Classifier:
         ModelError: it cannot be found, loaded, exported with a free batch axis, or gives no [item, class] output.
     """
     graph, source, served = open_graph(source)
+    source = replace(source, datatype=wire_type(source))
     ending = strip_final(graph, source.output)
     served = served and replace(served, ending=ending.served)
     graph = in_unit_space(graph, source)
@@ -71,6 +73,16 @@ def open_model(source: Source) -> Classifier:
     if source.served is not None:
         served = served_file(source.served, classifier.spec, ending.served)
     return replace(classifier, served=served)
+
+
+def wire_type(source: Source) -> str:
+    """Return the type in which clients send inputs. Raises ModelError for one that the model's own does not fit."""
+    asked = source.input_type
+    if asked in (None, source.datatype):
+        return source.datatype
+    if (source.datatype, asked) not in (("FP32", "FP64"), ("FP64", "FP32")):
+        raise ModelError(f"--input-type {asked}: the model takes {source.datatype}; wanted that, or FP64 for FP32")
+    return str(asked)
 
 
 def open_student(source: Source, student: nn.Module, kind: str, *, single: bool) -> Classifier:

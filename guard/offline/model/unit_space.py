@@ -8,6 +8,8 @@ from torch import Tensor
 
 from guard.value_box import ValueBox
 
+WIRE_TYPES = {"float16": torch.float16, "float64": torch.float64}
+
 
 def unit_of(wire: Tensor, box: ValueBox) -> Tensor:
     """Convert wire inputs to [0, 1] per channel, channel first."""
@@ -31,7 +33,7 @@ def wire_of(unit: Tensor, box: ValueBox) -> Tensor:
         wire = wire.permute(0, 2, 3, 1)
     if box.dtype == np.float32:
         return wire
-    return torch.round(wire).to(torch.uint8) if box.dtype == np.uint8 else wire.to(torch.float16)
+    return torch.round(wire).to(torch.uint8) if box.dtype == np.uint8 else wire.to(WIRE_TYPES[box.dtype.name])
 
 
 def bounds(box: ValueBox) -> tuple[Tensor, Tensor]:

@@ -67,6 +67,7 @@ class Work:
             output=spec.output.kind,
             serves=spec.name + (f":{spec.version}" if spec.version else ""),
             labels=spec.output.labels,
+            input_type=spec.input.datatype if self.job.get("input_type") else None,
         )
         if self.job.get("answers"):
             study = study_of(bundle)

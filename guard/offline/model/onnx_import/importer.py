@@ -215,7 +215,7 @@ def run_file(imported: Imported, images: NDArray[np.float32], *, as_served: bool
     """
     graph = imported.graph
     wire = images.transpose(0, 2, 3, 1) if imported.layout == "NHWC" else images
-    narrow = as_served or graph.datatype != "FP16"
+    narrow = as_served or graph.datatype not in ("FP16", "FP64")
     wire = np.ascontiguousarray(wire.astype(DATATYPES[graph.datatype] if narrow else np.float32))
     ort = onnxruntime()
     options = ort.SessionOptions()
