@@ -1,6 +1,6 @@
 """For maintainers: what it costs that a model is closed, and a forest in real MLServer behind the guard.
 
-    python -m tests.bench.forest            generated data, 8,000 items
+    python -m tests.bench.forest            generated data, 5,000 items
     python -m tests.bench.forest --quick    fewer items, two cheap detectors: under a minute
 
 A perceptron is guarded twice, once opened and once through a student of its answers, and both guards meet the same
@@ -51,7 +51,7 @@ from tests.serve.processes import guard_process
 from tests.side import ready
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ITEMS, QUICK_ITEMS = 8000, 1200
+ITEMS, QUICK_ITEMS = 5000, 1000
 REJECT_RATE, FLAG_RATE = 0.05, 0.1
 QUICK_RECIPE: dict[str, Any] = {
     "detector": [{"name": "mahalanobis", "program": "screen"}, {"name": "kernel_density", "program": "screen"}],
@@ -114,7 +114,7 @@ class Guard:
 
     @staticmethod
     def trained(folder: Path, name: str, recipe: Recipe, *, quick: bool, **model: Any) -> Guard:
-        settings: dict[str, Any] = {"model": "", "craft_items": 200 if quick else 1500, "attack_items": 100}
+        settings: dict[str, Any] = {"model": "", "craft_items": 150 if quick else 800, "attack_items": 100}
         settings |= {"questions": 3000} if quick else {}
         job = Job(
             **{**settings, **model},

@@ -33,6 +33,11 @@ class AnswerForm:
     names: tuple[str, ...] = ()  # of the classes, where labels are words
     numbers: tuple[int, ...] = ()  # labels by class, where they do not run from 0
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What shares follow from, whatever path the model was named by."""
+        return self.kind, self.classes, self.single, self.names, self.numbers
+
     def shares(self, answer: NDArray[Any], items: int) -> NDArray[np.float32]:
         """Return an answer to so many items as shares [item, class]. Raises ModelError for an answer of other form."""
         values = np.asarray(answer)

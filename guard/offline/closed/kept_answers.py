@@ -37,7 +37,7 @@ class KeptAnswers:
         self.turn = threading.Lock()
         self.file: Path | None = None
         if folder is not None and model.kept:
-            shape = (model.identity, form, box.low, box.high, box.layout, str(box.dtype))
+            shape = (model.identity, form.key, box.low, box.high, box.layout, str(box.dtype))
             self.file = folder / f"answers-{hashlib.sha256(repr(shape).encode()).hexdigest()[:24]}.bin"
             self.read()
 

@@ -154,7 +154,7 @@ def student_key(
 ) -> str:
     """Return the cache key of a student's weights: all that they follow from."""
     items = (learning.shape, learning.tobytes())
-    given = (model.identity, form, wish.questions, wish.seed, grid, cache_key(items, ()))
+    given = (model.identity, form.key, wish.questions, wish.seed, grid, cache_key(items, ()))
     return cache_key(given, (blank_student.__module__,))[:24]
 
 

@@ -27,6 +27,7 @@ from guard.offline.preflight.check import check
 from guard.offline.train import train
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
+from guard.runtime import Runtime
 from guard.summary import summarise
 from tests.offline import tiny
 from tests.offline.closed.forest import write_forest
@@ -76,7 +77,10 @@ def job_in(tmp_path: Path) -> Job:
 
 
 def test_a_forest_is_guarded_through_its_student_and_reopened(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job = replace(job, input_type="FP64")
     bundle = train(job, Stages(Console(width=100)))
+    assert bundle.manifest.model.input.datatype == "FP64"
+    assert Runtime.open(bundle, threads=1).read(tiny.vectors(2)[0].astype(np.float64)).p_value.shape == (2,)
     found = bundle.manifest.provenance["student"]
     said = " ".join(capsys.readouterr().out.split())
     assert found["agreed"] >= 0.9
