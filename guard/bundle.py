@@ -33,6 +33,7 @@ MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.np
 DATATYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),  # on the wire alone: programs compute in float32
     "UINT8": np.dtype("u1"),
 }
 
@@ -175,6 +176,8 @@ class Manifest:
     @property
     def measured_disagreement(self) -> float:
         """The share of clean items that served model and bundle named differently in training; 0 where they are one."""
+        if student := mapping(self.provenance.get("student", {})):
+            return 1.0 - float(student["agreed"])
         return float(mapping(self.provenance.get("served", {})).get("changed", 0.0))
 
     def to_json(self, files: Mapping[str, str]) -> str:

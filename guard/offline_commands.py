@@ -10,6 +10,7 @@ import typer
 from guard.option_values import column_choice, device_name, numbers, value_box
 from guard.options import (
     AcceptAccuracy,
+    Answers,
     AttackItems,
     BundleArgument,
     CleanData,
@@ -19,6 +20,7 @@ from guard.options import (
     DropColumn,
     FeaturesFile,
     InputName,
+    InputType,
     LabelColumn,
     Mean,
     Minutes,
@@ -28,10 +30,12 @@ from guard.options import (
     Preset,
     PromisedFlagRate,
     PromisedRejectRate,
+    Questions,
     RecipeFile,
     Repairs,
     Seed,
     ServedFile,
+    ServerModel,
     Serves,
     Std,
     TestData,
@@ -54,7 +58,10 @@ def demo(
 
 def check(
     *,
-    model: ModelSource,
+    model: ModelSource = None,
+    answers: Answers = None,
+    name: ServerModel = None,
+    questions: Questions = 20_000,
     data: CleanData,
     test: TestData = None,
     data_layout: DataLayout = None,
@@ -69,6 +76,7 @@ def check(
     flag_rate: PromisedFlagRate = 0.05,
     serves: Serves = "model",
     input_name: InputName = None,
+    input_type: InputType = None,
     output_name: OutputName = None,
     output: OutputKind = "logits",
     value_range: ValueRange = None,
@@ -86,7 +94,7 @@ def check(
     written. The exit code is that of the error that would stop it, or 0.
     """
     given = {**locals(), "out": Path("bundle")}  # which is not written
-    typer.echo(f"reading   {model} and {data}")  # before anything large is imported
+    typer.echo(f"reading   {answers or model} and {data}")  # before anything large is imported
     from guard.offline.preflight.check import check as run
     from guard.offline.preflight.check import wrapped
 
@@ -96,7 +104,10 @@ def check(
 
 def train(
     *,
-    model: ModelSource,
+    model: ModelSource = None,
+    answers: Answers = None,
+    name: ServerModel = None,
+    questions: Questions = 20_000,
     data: CleanData,
     out: Annotated[Path, typer.Option(help="Where the bundle is written; must not exist.", show_default=False)],
     test: TestData = None,
@@ -112,6 +123,7 @@ def train(
     flag_rate: PromisedFlagRate = 0.05,
     serves: Serves = "model",
     input_name: InputName = None,
+    input_type: InputType = None,
     output_name: OutputName = None,
     output: OutputKind = "logits",
     value_range: ValueRange = None,
@@ -156,6 +168,7 @@ def job_of(given: dict[str, Any]) -> Any:
     recipe, repair = load_recipe(given.pop("preset"), given.pop("recipe")), given.pop("repair", None)
     dropped = tuple(given.pop("drop_column") or ())
     offered = recipe.offering(repair) if repair else recipe
+    given["model"] = given["model"] or ""
     return Job(recipe=offered, low=low, high=high, ranged=ranged, drop_columns=dropped, features=features, **given)
 
 

@@ -46,10 +46,35 @@ AcceptAccuracy = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is refused where there is none.")]
 ModelSource = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="MODEL", help="An .onnx file, a .pt2 file from torch.export, or module:factory.", show_default=False
     ),
+]
+Answers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|MODULE:FUNCTION|HOST:PORT",
+        help="In place of --model, what answers for a model that cannot be opened: a student is distilled from it.",
+        show_default=False,
+    ),
+]
+ServerModel = Annotated[
+    str | None,
+    typer.Option(
+        "--name", metavar="NAME[:VERSION]", help="The model of the server that --answers names.", show_default=False
+    ),
+]
+InputType = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FP32|FP64",
+        help="What clients send, where it is not the model's own type: scikit-learn's send FP64.",
+        show_default="the model's own",
+    ),
+]
+Questions = Annotated[
+    int, typer.Option(help="Answers of a closed model that its student is distilled from, about.", min=1)
 ]
 ServedFile = Annotated[
     Path | None,

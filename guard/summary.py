@@ -25,6 +25,7 @@ def summarise(bundle: Bundle) -> str:
         f"output      {model.output.name}, {model.output.in_words}",
         *classes_in_order(model.output),
         *served_lines(manifest),
+        *student_lines(manifest),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
@@ -56,6 +57,19 @@ def served_lines(manifest: Manifest) -> list[str]:
         return []
     text = f"{found['form']}; {manifest.measured_disagreement:.2%} of the predictions differ from its float32 copy's"
     return textwrap.wrap(text, width=80, initial_indent="served      ", subsequent_indent=" " * 12)
+
+
+def student_lines(manifest: Manifest) -> list[str]:
+    """Lines on the student of a model that cannot be opened, and whose gradient is read; none of an opened model."""
+    found = manifest.provenance.get("student")
+    if not found:
+        return []
+    transfer = "" if found["transfer"] is None else f"; {found['transfer']:.0%} of what misleads it fools the model"
+    text = (
+        f"{found['model']} answers ({found['by']}), the gradient is a student's, distilled from {found['questions']:,} "
+        f"answers; both name the same class on {found['agreed']:.1%} of {found['items']:,} clean items{transfer}"
+    )
+    return textwrap.wrap(text, width=80, initial_indent="closed      ", subsequent_indent=" " * 12)
 
 
 def own_ranges(spec: InputSpec) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from guard.bundle import Bundle
 from guard.errors import BundleError
-from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.splits import Split
@@ -46,7 +46,9 @@ def prepare(job: Job, stages: Stages) -> Prepared:
     if job.out.exists():
         raise BundleError(f"{job.out} exists, and a bundle is never changed; name another --out or remove it first")
     with stages.stage("check model and data") as progress:
-        checked = check(job, lambda about, text: progress.say(*wrapped(about, text, STAGE_WIDTH_COLUMNS)))
+        if job.answers is not None:
+            job.work.begin()  # answers and student are kept from the first on
+        checked = check(job, lambda about, text: progress.say(*wrapped(about, text, STAGE_WIDTH_COLUMNS)), keep=True)
         classifier, data = checked.classifier, checked.data
         job = job.fitting(classifier)
         write_work(job, data)
@@ -59,11 +61,30 @@ def prepare(job: Job, stages: Stages) -> Prepared:
 
 def crafted_lines(crafted: Sequence[CraftedSet]) -> list[str]:
     """Return a table of how many items each attack fools the model on, and of how many were wanted if they are few."""
-    table = new_table("attack", [*map(counts, ("tried", "fool the model")), shares("")])
+    closed = any(found.transfer is not None for found in crafted)
+    names = ("tried", "fool the model", *(("transfer",) if closed else ()))
+    table = new_table("attack", [*map(counts, names), shares("")])
     for found in crafted:
         few = f"{MIN_FAMILY_ITEMS} wanted" if len(found) < MIN_FAMILY_ITEMS else ""
-        table.add_row(found.attack, str(found.tried), str(len(found)), few)
-    return plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS)
+        moved = [] if found.transfer is None else [f"{found.transfer.share:.0%}"]
+        table.add_row(found.attack, str(found.tried), str(len(found)), *moved, few)
+    return [*plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS), *transfer_lines(crafted)]
+
+
+def transfer_lines(crafted: Sequence[CraftedSet]) -> list[str]:
+    """Return how far a student and its closed model agree on attacked items; nothing where the model was opened."""
+    found = [one.transfer for one in crafted if one.transfer is not None]
+    if not found:
+        return []
+    whole = Transfer.together(found)
+    return [
+        *wrapped(
+            "transfer",
+            f"student and model name the same class of {whole.agreed / max(whole.tried, 1):.1%} of {whole.tried:,} "
+            f"attacked items; {whole.share:.0%} of those that mislead the student fool the model: these alone count",
+            STAGE_WIDTH_COLUMNS,
+        )
+    ]
 
 
 def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | None = None) -> Bundle:

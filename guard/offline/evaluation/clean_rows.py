@@ -106,7 +106,7 @@ def shift_rows(
     for shift in kind.shifts:
         moved = shifted(shift, images, subject.cascade.spec.grid)
         if moved is not None:
-            readings = read(subject.cascade, moved)
+            readings = read(subject.cascade, moved, answering=subject.classifier.answering)
             right = Rate.of(readings.prediction == labels)
             rows.append(clean_row(shift.name, readings, promises, subject.rates, promised_on=None, accuracy=right))
     return tuple(rows), kind.shift_note

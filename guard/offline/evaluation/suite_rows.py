@@ -124,7 +124,15 @@ class Trial:
         """Craft one attack on the first `tried` items that the model has right, as the recipe's attacks are crafted."""
         spec, work = self.subject.classifier.spec, self.further.work.suite
         size = attack.family.shard_items
-        run = CraftSetup(self.model, grid_for(spec.input), spec.fingerprint, work, self.seed, shard_items=size)
+        run = CraftSetup(
+            self.model,
+            grid_for(spec.input),
+            spec.fingerprint,
+            work,
+            self.seed,
+            shard_items=size,
+            answering=self.subject.classifier.answering,
+        )
         (found,) = craft(run, self.held_out.take(self.right[:tried]), [attack], progress=self.progress.items)
         return found
 

@@ -79,6 +79,7 @@ class AttackRow:
     robust_accuracy: Rate  # rejected, or still classified right, among all tried
     detector_auroc: Mapping[str, float]
     detector_surprise: Mapping[str, float]  # AUROC of the two-sided p-value: both tails suspicious, as the fusion sees
+    transfer: Rate | None = None  # of the items that mislead a student, those that fool its closed model
 
     @property
     def thin(self) -> bool:
@@ -198,6 +199,19 @@ class DetectorRow:
 
 
 @dataclass(frozen=True)
+class ClosedFindings:
+    """The findings on a model that cannot be opened, and on the student whose gradient was used in its place."""
+
+    model: str  # as it was named
+    by: str  # what computed its answers
+    questions: int  # answers that the student was distilled from
+    clean: Rate  # of held-out clean items, on which both name the same class
+    attacked: Rate  # of the recipe's attacked items, those that failed included
+    transfer: Rate  # of the attacked items that mislead the student, those that fool the model
+    beyond_chance: float  # the agreement on clean items, as a share of what chance leaves
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """An evaluation, which is everything that a report states."""
 
@@ -222,6 +236,7 @@ class Evaluation:
     skipped: tuple[str, ...] = ()  # parts of the recipe that do not apply to the inputs, each with the reason
     worst: Worst | None = None  # over the recipe's attacks
     suite: SuiteRows | None = None
+    closed: ClosedFindings | None = None  # where the gradient is not the model's own
     forwards: int = 0  # an item, of all programs, beside the model's own
     item_shape: tuple[int, ...] = ()
     class_count: int = 0

@@ -5,6 +5,7 @@ Rule 1: heads, combiner, calibration and test never share an item.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 
 from guard.arrays import read_examples
 from guard.axes import BY_COUNT, IMAGES, SERIES, Axes, axes_of, channels_first
+from guard.bundle import ModelSpec
 from guard.calibration import check_promise
 from guard.columns import ColumnChoice
 from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.features import NUMERIC, Feature, box_of, only_names
 from guard.layout import layout_of_data, layout_of_kind, order_text, with_channels
+from guard.offline.closed.open_answers import AnswersWish, open_answers
+from guard.offline.closed.study import DEFAULT_QUESTIONS_ITEMS, StudyWish, study
 from guard.offline.data.dataset import Dataset, dataset_of, joined
 from guard.offline.data.find_features import find_features
 from guard.offline.data.grid import grid_of
@@ -63,6 +67,10 @@ class Job:
     features: tuple[Stated, ...] = ()  # of a table: what the user says of them
     ranged: bool = False  # low and high were given, and hold for numbers of a table, too
     served: Path | None = None  # the .onnx file that answers clients, where it is not the model
+    answers: str | None = None  # in place of `model`: an .onnx file, module:function or HOST:PORT that is asked
+    name: str | None = None  # of a server's model, NAME[:VERSION]
+    input_type: str | None = None  # in which clients send inputs, where it is not the model's own
+    questions: int = DEFAULT_QUESTIONS_ITEMS  # answers that a student is distilled from
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
     craft_items: int | None = None  # clean items that each attack is tried on, for fitting
@@ -80,6 +88,12 @@ class Job:
         taps = [tap.name for tap in classifier.taps]
         return replace(self, recipe=self.recipe.fitting(classifier.kind, taps))
 
+    def study(self, *, keep: bool) -> StudyWish:
+        """Return how a closed model is to be studied; what is slow to find lies in the work directory if it is kept."""
+        names = {"name": self.name, "input_name": self.input_name, "output_name": self.output_name}
+        answers = AnswersWish(self.answers or "", **names, output=self.output, labels=self.labels)
+        return StudyWish(answers, self.questions, self.seed, self.work.student if keep else None)
+
     @property
     def choice(self) -> ColumnChoice:
         """The user's word on the columns of a table."""
@@ -92,9 +106,14 @@ class Job:
         return self.recipe.tabular or bool(self.features)
 
 
-def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dataset]:
-    """Open a job's model and data; `progress` hears of pictures. Raises ConfigError, DataError, ModelError."""
-    names = job.labels or declared_names(job.model)
+def open_job(
+    job: Job, progress: Reading | None = None, *, tell: Callable[[str], None] | None = None, keep: bool = True
+) -> tuple[Classifier, Dataset]:
+    """Open a job's model and data; `progress` hears of pictures, `tell` of a student; unless `keep`, none is kept.
+
+    Raises ConfigError, DataError, ModelError.
+    """
+    names = job.labels or declared_names(job.answers or job.model)
     examples = read_examples(job.data, layout=job.data_layout, classes=names, choice=job.choice, progress=progress)
     examples.labelled()  # before a model is opened for inputs among which the labels may still be
     examples = with_layout(job, examples)
@@ -115,10 +134,18 @@ def open_job(job: Job, progress: Reading | None = None) -> tuple[Classifier, Dat
         labels=names or examples.classes,
         served=job.served,
         layout=examples.layout if examples.layout in axes_of(shape).module_layouts else None,
+        input_type=job.input_type,
     )
-    classifier = open_model(source)
-    check_folders(examples, classifier.spec.output.classes)
-    data = split_data(job, classifier, examples, progress)
+
+    def split(spec: ModelSpec) -> Dataset:
+        check_folders(examples, spec.output.classes)
+        return split_data(job, spec, examples, progress)
+
+    if job.answers is None:
+        classifier = open_model(source)
+        data = split(classifier.spec)
+    else:
+        classifier, data = study(job.study(keep=keep), source, examples, split, tell or (lambda _: None))
     grid = grid_of(data.images) if only_names(features) else None  # of bytes it is 255 steps or a share of them
     spec = replace(classifier.spec.input, grid=grid)
     return measured(replace(classifier, spec=replace(classifier.spec, input=spec)), data), data
@@ -157,7 +184,7 @@ def measured(classifier: Classifier, data: Dataset) -> Classifier:
 
 def with_layout(job: Job, examples: DataFile) -> DataFile:
     """Return examples whose order of axes is known: by their file, by the user, or by the model's input."""
-    declared = declared_input(job.model, job.input_name, job.output_name)
+    declared = declared_by(job)
     axes = axes_taken(declared, examples)
     layout = layout_of_kind(examples.layout, axes, examples.source) if axes.places else examples.layout
     images, layout = with_channels(examples.images, layout, axes if axes.places else IMAGES)
@@ -167,6 +194,13 @@ def with_layout(job: Job, examples: DataFile) -> DataFile:
     sizes = tuple(images.shape[1:])
     found = layout_of_data(sizes, declared.item, examples.source, either=declared.either, wire_layout=declared.layout)
     return replace(examples, layout=found)
+
+
+def declared_by(job: Job) -> DeclaredInput:
+    """Return what a model's file, or the closed model that is asked, says of its input."""
+    if job.answers is None:
+        return declared_input(job.model, job.input_name, job.output_name)
+    return DeclaredInput(open_answers(job.study(keep=False).answers).sizes, True)
 
 
 def axes_taken(declared: DeclaredInput, examples: DataFile) -> Axes:
@@ -216,8 +250,8 @@ def check_box(job: Job, shape: tuple[int, ...]) -> None:
         )
 
 
-def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: Reading | None) -> Dataset:
-    spec, classes = classifier.spec.input, classifier.spec.output.classes
+def split_data(job: Job, model: ModelSpec, examples: DataFile, progress: Reading | None) -> Dataset:
+    spec, classes = model.input, model.output.classes
     data = dataset_of(examples, spec)
     splits = assign(data.hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
     check_labels(data.labels, classes, examples.source)
@@ -227,7 +261,7 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile, progress: R
     held_out = read_examples(
         job.test,
         layout=job.data_layout,
-        classes=classifier.spec.output.labels,
+        classes=model.output.labels,
         choice=replace(job.choice, features=spec.features),
         progress=progress,
     )

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from guard.bundle import ModelSpec
 from guard.errors import ModelError
 from guard.offline.data.input_kind import InputKind, kind_for
+from guard.offline.model.answering import Answering
 from guard.offline.model.graph.cut import after, before
 from guard.offline.model.graph.writer import attribute
 from guard.offline.model.served import Difference, Served
@@ -32,6 +33,7 @@ class Classifier:
     taps: tuple[Tap, ...]
     served: Served | None = None  # what answers clients, until it was measured
     difference: Difference | None = None  # of what answers clients, where that is not this graph
+    answering: Answering | None = None  # the closed model that answers clients, where this graph is its student
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits [item, class] of unit-space images [item, ...]."""

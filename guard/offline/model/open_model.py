@@ -19,7 +19,7 @@ from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
 from guard.features import Feature
 from guard.offline.model.classifier import Classifier, fingerprint
-from guard.offline.model.final_operators import is_probability, strip_final
+from guard.offline.model.final_operators import Ending, is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
 from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
@@ -59,6 +59,7 @@ class Source:
     datatype: str = "FP32"  # of the wire input; an .onnx file says it itself, and the layout too
     layout: str | None = None
     served: Path | None = None  # the .onnx file that answers clients, where that is another
+    input_type: str | None = None  # FP64 where clients send a float32 model that; None: the model's own
 
     @property
     def wire_layout(self) -> str:
@@ -80,9 +81,38 @@ def open_model(source: Source) -> Classifier:
         ModelError: it cannot be found, loaded, exported with a free batch axis, or gives no [item, class] output.
     """
     graph, source, served = open_graph(source)
+    source = replace(source, datatype=wire_type(source))
     ending = strip_final(graph, source.output)
     served = served and replace(served, ending=ending.served)
-    graph = fold_batch_norm(in_unit_space(graph, source))
+    graph = in_unit_space(graph, source)
+    classifier = classifier_of(graph, source, ending)
+    if source.served is not None:
+        served = served_file(source.served, classifier.spec, ending.served)
+    return replace(classifier, served=served)
+
+
+def wire_type(source: Source) -> str:
+    """Return the type in which clients send inputs. Raises ModelError for one that the model's own does not fit."""
+    asked = source.input_type
+    if asked in (None, source.datatype):
+        return source.datatype
+    if (source.datatype, asked) not in (("FP32", "FP64"), ("FP64", "FP32")):
+        raise ModelError(f"--input-type {asked}: the model takes {source.datatype}; wanted that, or FP64 for FP32")
+    return str(asked)
+
+
+def open_student(source: Source, student: nn.Module, kind: str, *, single: bool) -> Classifier:
+    """Open a student, which maps unit-space items to logits, in the place of a model that ends in `kind` on the wire.
+
+    Raises ModelError where it cannot be exported.
+    """
+    own = axes_of(source.item_shape).layouts[0]
+    return classifier_of(single_path(export(student, source, own)), source, Ending(kind, single))
+
+
+def classifier_of(graph: fx.GraphModule, source: Source, ending: Ending) -> Classifier:
+    """Return a graph from unit-space items to logits as a classifier. Raises ModelError: it gives no [item, class]."""
+    graph = fold_batch_norm(graph)
     freeze(graph)
     classes = count_classes(graph, source)
     name, _, version = source.serves.partition(":")
@@ -104,9 +134,7 @@ def open_model(source: Source) -> Classifier:
             source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single
         ),
     )
-    if source.served is not None:
-        served = served_file(source.served, spec, ending.served)
-    return Classifier(graph, spec, find_taps(graph.graph), served)
+    return Classifier(graph, spec, find_taps(graph.graph))
 
 
 def named(source: Source, classes: int) -> tuple[str, ...]:

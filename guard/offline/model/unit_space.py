@@ -12,6 +12,8 @@ from guard.axes import from_wire, to_wire
 from guard.features import Feature
 from guard.value_box import ValueBox
 
+WIRE_TYPES = {"float16": torch.float16, "float64": torch.float64}
+
 
 def unit_of(wire: Tensor, box: ValueBox) -> Tensor:
     """Convert wire inputs to [0, 1] per channel, channel first."""
@@ -37,7 +39,7 @@ def wire_of(unit: Tensor, box: ValueBox) -> Tensor:
         wire = wire.permute(to_wire(box.layout, box.axes + 1))
     if box.dtype == np.float32:
         return wire
-    return torch.round(wire).to(torch.uint8) if box.dtype == np.uint8 else wire.to(torch.float16)
+    return torch.round(wire).to(torch.uint8) if box.dtype == np.uint8 else wire.to(WIRE_TYPES[box.dtype.name])
 
 
 def bounds(box: ValueBox) -> tuple[Tensor, Tensor]:

@@ -91,3 +91,11 @@ def convolutional(channels: int, width: int, places: int = 2) -> nn.Sequential:
 def perceptron(features: int, width: int) -> nn.Sequential:
     """Build a perceptron of two layers: [item, feature] -> [item, width]."""
     return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+
+
+def wide_perceptron(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """Build a perceptron of three layers from vectors to logits, wide enough for the steps of a forest."""
+    found, features = nn.Sequential(), int(torch.Size(shape).numel())
+    found.add_module("body", nn.Sequential(*perceptron(features, 160), nn.Linear(160, 64), nn.ReLU()))
+    found.add_module("head", nn.Linear(64, classes))
+    return found

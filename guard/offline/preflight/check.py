@@ -21,6 +21,7 @@ from guard.errors import ConfigError, ModelError
 from guard.features import only_names
 from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.objective import Gap
+from guard.offline.closed.open_answers import open_answers
 from guard.offline.crafting.checks import check_budgets, one_step
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Grid, grid_for, stuck
@@ -57,8 +58,10 @@ class Sound:
     data: Dataset
 
 
-def check(job: Job, say: Callable[[str, str], None]) -> Sound:
+def check(job: Job, say: Callable[[str, str], None], *, keep: bool = False) -> Sound:
     """Open, answer, differentiate, compile and time a model on its data, one line each; return both.
+
+    A student, and what a closed model has answered, is written to the work directory where it is to be kept.
 
     Raises:
         GuardError: what would stop `guard train`.
@@ -69,8 +72,8 @@ def check(job: Job, say: Callable[[str, str], None]) -> Sound:
             f"recipe {job.recipe.name} has no [adaptive] block, and no report is written without the adaptive attack; "
             "add [adaptive] with budgets = [0.03] or those that count for you"
         )
-    declared_input(job.model, job.input_name, job.output_name)  # a wrong file is found before data are read for long
-    classifier, data = open_job(job, told(say))
+    check_model_named(job)
+    classifier, data = open_job(job, told(say), tell=lambda text: say("student", text), keep=keep)
     job = job.fitting(classifier)
     check_grid(job.recipe, grid_for(classifier.spec.input))
     check_mates(classifier, data)
@@ -94,6 +97,24 @@ def check(job: Job, say: Callable[[str, str], None]) -> Sound:
     for about, text in cost_lines(job, cost_of(job, classifier, data)):
         say(about, text)
     return Sound(classifier, data)
+
+
+def check_model_named(job: Job) -> None:
+    """Check that there is one model, and what its file declares, before data are read for long.
+
+    Raises ConfigError, ModelError.
+    """
+    if job.answers is not None:
+        for flag, given in (("--model", job.model), ("--served", job.served)):
+            if given:
+                raise ConfigError(f"{flag} and --answers exclude each other: a model is opened, or it is asked")
+        open_answers(job.study(keep=False).answers)
+        return
+    if job.name is not None:
+        raise ConfigError(f"--name {job.name} names the model of a server; it goes with --answers HOST:PORT")
+    if not job.model:
+        raise ConfigError("there is no model: give --model, or --answers for one that cannot be opened")
+    declared_input(job.model, job.input_name, job.output_name)
 
 
 def check_grid(recipe: Recipe, grid: Grid) -> None:
@@ -152,6 +173,7 @@ def model_lines(classifier: Classifier) -> list[Line]:
         ("output", f"{output.name!r}: {output.in_words}"),
         ("layers", f"detectors may read {', '.join(tap.name for tap in classifier.taps)}"),
         *(("precision", str(found)) for found in (classifier.difference,) if found),
+        *(("closed", str(found.study)) for found in (classifier.answering,) if found),
     ]
 
 

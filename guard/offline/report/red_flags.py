@@ -25,6 +25,7 @@ from guard.offline.report.wording import bracket, percent, promise_text, proof_t
 
 ALARM_RATE_FACTOR = 1.5  # times the promised rate
 FEEBLE_ATTACK_SHARE = 0.1  # success on the bare model below which an attack says little
+MIN_AGREED_SHARE = 0.8  # of attacked items, below which a student's evidence says little of its model
 MEANING = {
     OFF_GRID: "some detector reads the file format",
     NOISE: "a part of what is caught is that anything was changed at all",
@@ -33,7 +34,31 @@ MEANING = {
 
 def red_flags(e: Evaluation) -> list[str]:
     """Return everything that the report says against itself."""
-    return [*adaptive_flags(e), *claim_flags(e), *promise_flags(e), *class_flags(e), *attack_flags(e), *suite_flags(e)]
+    return [
+        *closed_flags(e),
+        *adaptive_flags(e),
+        *claim_flags(e),
+        *promise_flags(e),
+        *class_flags(e),
+        *attack_flags(e),
+        *suite_flags(e),
+    ]
+
+
+def closed_flags(e: Evaluation) -> list[str]:
+    """Return what speaks against figures of a closed model: an attack need not go through the student."""
+    if e.closed is None:
+        return []
+    flags = [
+        "The model is closed, so every attack, the adaptive one too, climbed a student's gradient; who asks the model "
+        f"itself is not measured. Of what misled the student, {percent(e.closed.transfer.value)} fooled the model."
+    ]
+    if e.closed.attacked.value < MIN_AGREED_SHARE:
+        flags.append(
+            f"On attacked items student and model agree on {percent(e.closed.attacked.value)} only: what the guard "
+            "reads there is not what the model does."
+        )
+    return flags
 
 
 def adaptive_flags(e: Evaluation) -> list[str]:

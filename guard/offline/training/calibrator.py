@@ -11,7 +11,7 @@ import hashlib
 import io
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from guard.bundle import CALIBRATION, Bundle, DetectorSpec, Manifest, NeedSpec, 
 from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
-from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Images
@@ -32,6 +32,7 @@ from guard.offline.data.shift import shifted
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.job.job import Job
+from guard.offline.model.answering import Answering
 from guard.offline.model.classifier import Classifier
 from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.programs.parity import Parity
@@ -50,6 +51,7 @@ class Calibrated:
 
     cascade: Cascade
     leaks: Mapping[str, float]  # the share of each crafted attack that the bands would pass early
+    transfers: Mapping[str, Transfer] = field(default_factory=dict)  # of each crafted attack, where the model is closed
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,8 @@ class Calibrator:
         fitted = replace(cascade.calibration, fusions=fusions, bands=bands)
         ranked = read(cascade.with_calibration(fitted), self.data.part(Split.CALIBRATE).images)
         calibration = replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores)
-        return Calibrated(cascade.with_calibration(calibration), leaks)
+        transfers = {one.attack: one.transfer for one in crafted if one.transfer is not None}
+        return Calibrated(cascade.with_calibration(calibration), leaks, transfers)
 
     def uncalibrated(self) -> Cascade:
         """Load the written programs under a calibration of the right shape that promises nothing yet."""
@@ -163,9 +166,20 @@ class Calibrator:
                 "early_pass_share": dict(calibrated.leaks),
                 "parity": {name: asdict(p) for name, p in parity.items()},
                 "served": {} if (found := self.classifier.difference) is None else asdict(found),
+                "student": student_facts(self.classifier.answering, calibrated.transfers),
                 "verdicts": {} if verdicts is None else asdict(verdicts),
             },
         )
+
+
+def student_facts(answering: Answering | None, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
+    """Return what a manifest says of a closed model and its student; nothing where the model was opened."""
+    if answering is None:
+        return {}
+    whole = Transfer.together(list(transfers.values()))
+    share = None if whole.misled == 0 else whole.share  # JSON has no NaN
+    by_attack = {name: asdict(one) for name, one in transfers.items()}
+    return {**answering.facts, "attacked": asdict(whole), "transfer": share, "attacks": by_attack}
 
 
 def pool(

@@ -13,11 +13,13 @@ from guard.arrays import read_examples
 from guard.bundle import Bundle
 from guard.columns import ColumnChoice
 from guard.errors import BundleError, DataError, ModelError
+from guard.offline.closed.study import reopen
 from guard.offline.data.dataset import Dataset, dataset_of
 from guard.offline.data.splits import Split
 from guard.offline.job.feature_file import restored
 from guard.offline.job.job import Job, check_labels
 from guard.offline.job.recipe import Recipe, parse
+from guard.offline.model.answering import Study
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.programs.opened_guard import OpenedGuard, graphs_of, rates_of
@@ -69,12 +71,18 @@ class Work:
             serves=spec.name + (f":{spec.version}" if spec.version else ""),
             labels=spec.output.labels,
             layout=spec.input.layout,
+            input_type=spec.input.datatype if self.job.get("input_type") else None,
         )
-        classifier = open_model(source)
+        if self.job.get("answers"):
+            study = study_of(bundle)
+            classifier = reopen(self.job_of(bundle).study(keep=True), source, spec, study)
+        else:
+            classifier = open_model(source)
         if classifier.spec.fingerprint != spec.fingerprint:
             raise ModelError(
-                f"{self.job['model']} is no longer the model that the bundle was made for (fingerprint "
-                f"{classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…); train a new bundle"
+                f"{self.job.get('answers') or self.job['model']} is no longer the model that the bundle was made for "
+                f"(fingerprint {classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…); train a "
+                "new bundle"
             )
         programs = self.fitting(classifier).recipe.programs([tap.name for tap in classifier.taps])
         heads = load_heads([d for detectors in programs.values() for d in detectors], self.directory)
@@ -136,6 +144,17 @@ class Work:
         return (found if fresh.all() else found.take(fresh)), int((~fresh).sum())
 
 
+def study_of(bundle: Bundle) -> Study:
+    """Return the study that a bundle's student was made in. Raises BundleError where its manifest has none."""
+    kept = bundle.manifest.provenance.get("student", {})
+    try:
+        return Study(**{field.name: kept[field.name] for field in fields(Study)})
+    except KeyError as error:
+        raise BundleError(
+            f"the manifest of {bundle.path} says nothing of a student ({error}); train it again"
+        ) from error
+
+
 def write_work(job: Job, data: Dataset) -> None:
     """Write the split by content hash, and what the model and recipe were, for `guard evaluate`."""
     job.work.begin()
@@ -143,6 +162,8 @@ def write_work(job: Job, data: Dataset) -> None:
     settings = {key: value for key, value in asdict(job).items() if key not in ("recipe", "out")}
     if Path(job.model).is_file():
         settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
+    if job.answers is not None and Path(job.answers).is_file():
+        settings["answers"] = str(Path(job.answers).resolve())
     settings |= {name: path and path.resolve() for name, path in (("test", job.test), ("served", job.served))}
     settings["data"] = job.data.resolve()
     settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}

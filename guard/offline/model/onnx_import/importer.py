@@ -229,7 +229,7 @@ def run_file(imported: Imported, images: NDArray[np.float32], *, as_served: bool
     """
     graph = imported.graph
     wire = images.transpose(to_wire(imported.layout, images.ndim))
-    narrow = as_served or graph.datatype != "FP16"
+    narrow = as_served or graph.datatype not in ("FP16", "FP64")
     wire = np.ascontiguousarray(wire.astype(DATATYPES[graph.datatype] if narrow else np.float32))
     ort = onnxruntime()
     options = ort.SessionOptions()
