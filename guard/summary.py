@@ -6,6 +6,8 @@ import textwrap
 
 from guard.bundle import Bundle, InputSpec, Manifest, OutputSpec
 from guard.calibration import smallest_rate
+from guard.feature_values import feature_text
+from guard.features import only_names
 
 
 def summarise(bundle: Bundle) -> str:
@@ -22,6 +24,7 @@ def summarise(bundle: Bundle) -> str:
         f"input       {spec.name} {spec.datatype} [item, {shape}], values {min(spec.low):g} to {max(spec.high):g}"
         + (f", {spec.grid + 1} levels" if spec.grid else ""),
         *own_ranges(spec),
+        *feature_lines(spec),
         f"output      {model.output.name}, {model.output.in_words}",
         *classes_in_order(model.output),
         *served_lines(manifest),
@@ -76,6 +79,19 @@ def own_ranges(spec: InputSpec) -> list[str]:
     """A line that says so where channels or features have ranges of their own; none where all share one range."""
     several = len(set(zip(spec.low, spec.high, strict=True))) > 1
     return [f"{'':<12}each {spec.axes.part} has a range of its own"] if several else []
+
+
+def feature_lines(spec: InputSpec) -> list[str]:
+    """Lines on a table's features, in the order of the wire; none where they are nothing but names of numbers."""
+    if only_names(spec.features):
+        return []
+    return [
+        line
+        for feature in spec.features
+        for line in textwrap.wrap(
+            feature_text(feature), width=80, initial_indent="feature     ", subsequent_indent=" " * 12
+        )
+    ]
 
 
 def classes_in_order(output: OutputSpec) -> list[str]:

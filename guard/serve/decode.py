@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import InputSpec
 from guard.errors import MalformedRequest, Uninspectable
+from guard.feature_values import off_steps
 from guard.serve.scan import Span, scan
 from guard.serve.wire.inference_pb2 import InferParameter, InferTensorContents, ModelInferRequest
 
@@ -127,7 +128,22 @@ def decode(request: Request, spec: InputSpec, *, max_items: int | None = None) -
     images = raw_tensor(request.raw, shape, spec) if form == "raw" else typed_tensor(tensor.contents, shape, spec)
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise MalformedRequest(f"input {spec.name!r} holds NaN or infinity; every value must be finite")
+    check_categories(images, spec)
     return Decoded(images, form)
+
+
+def check_categories(images: NDArray[Any], spec: InputSpec) -> None:
+    """Raise MalformedRequest for a category that a feature does not have: looking it up would fail the whole batch."""
+    for place, feature in enumerate(spec.features):
+        if not feature.is_category:
+            continue
+        wrong = off_steps(images[:, place].astype(np.float64), feature)
+        if wrong.any():
+            item = int(np.argmax(wrong))
+            raise MalformedRequest(
+                f"input {spec.name!r}: item {item} has {images[item, place]:g} for {feature.name!r}; wanted one of "
+                f"{', '.join(f'{code:g}' for code in feature.categories[:12])}"
+            )
 
 
 def check_unknown_fields(message: ModelInferRequest) -> None:

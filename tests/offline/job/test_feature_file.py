@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -79,3 +80,12 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, block: str, words: tupl
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, block)
     assert all(word in str(caught.value) for word in ("features.toml", *words)), caught.value
+
+
+def test_the_readmes_example_is_read(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+    (block,) = [text for text in re.findall(r"```toml\n(.*?)```", readme, flags=re.DOTALL) if "[[feature]]" in text]
+    age, trade, colour = load(tmp_path, block)
+    assert age.immutable
+    assert trade.words == ("farmer", "nurse", "smith")
+    assert colour.group == ("red", "green", "blue")

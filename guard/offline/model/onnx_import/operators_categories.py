@@ -30,6 +30,7 @@ def one_hot(node: Node, codes: Tensor, depth: Any, values: Any) -> Tensor:
     off, on = (float(value) for value in np.ravel(values))
     axis = int(node.get("axis", -1))
     whole = codes.to(torch.int64)
+    whole = torch.where(whole < 0, whole + count, whole)  # -1 is the last
     hot = whole.unsqueeze(-1) == torch.arange(count)
     found = hot.to(torch.float32) * (on - off) + off
     return found if axis in (-1, codes.dim()) else found.movedim(-1, axis)
