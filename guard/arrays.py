@@ -2,7 +2,8 @@
 
 Rule 1: what comes out of a file is in the model's wire values, in the order of axes that its wire has; files are only
 read.
-Rule 2: unit space is float32 [item, channel, height, width] or [item, feature], whatever the wire.
+Rule 2: unit space is float32 [item, channel, height, width], [item, channel, time] or [item, feature], whatever the
+wire.
 Rule 3: nothing is guessed: what can be read in two ways is refused, and what was left out or changed is said.
 """
 
@@ -34,9 +35,11 @@ from guard.columns import ColumnChoice
 from guard.csv_file import TEXT_TABLES, read_csv
 from guard.data_file import DataFile, Reading, check, class_numbers
 from guard.errors import DataError
+from guard.feature_values import check_values
+from guard.features import only_names
 from guard.idx import idx_files, read_idx_folder, read_idx_pair
 from guard.items_on_disk import Items, ItemsOnDisk
-from guard.layout import LAST, checked_layout, layout_for
+from guard.layout import LAST, channels_in_front, checked_layout
 from guard.pictures import PICTURES, read_picture
 from guard.stored_array import open_large_array
 
@@ -57,10 +60,10 @@ def read_examples(
 ) -> DataFile:
     """Read the inputs of a file or folder, and their labels where it has any.
 
-    `stream`: pictures and arrays of images that do not fit into memory stay in their files.
+    `stream`: pictures and arrays that do not fit into memory stay in their files.
 
-    `layout` is what the user says of arrays with four axes, `choice` of a table's columns; `classes` are a bundle's or
-    a model's names, by which folders, and labels that are text, are found.
+    `layout` is what the user says of arrays with three or four axes, `choice` of a table's columns; `classes` are a
+    bundle's or a model's names, by which folders, and labels that are text, are found.
 
     Raises:
         DataError: `path` is missing, of an unknown kind, damaged, empty, or inputs and labels do not match.
@@ -145,27 +148,20 @@ def read_npz_examples(file: Path, classes: Sequence[str] = (), *, stream: bool =
 
 
 def normal_form(examples: DataFile, layout: str | None) -> DataFile:
-    """Return examples as bytes or float32, images with all their four axes. Raises DataError for other inputs."""
+    """Return examples as bytes or float32, of as many axes as some kind of input has. Raises DataError for others.
+
+    Arrays of three axes are grey images or series, as the model's input decides.
+    """
     images = examples.images
-    if images.dtype == np.uint8 or images.dtype.kind == "f":
-        if images.ndim == 3:  # grey
-            examples = replace(examples, layout=LAST)
-            images = with_channel(images)
-        if images.ndim in (2, 4):
-            with np.errstate(over="ignore"):  # what becomes infinite is found by the check
-                native = images if images.dtype == np.uint8 else as_float32(images)
-            return replace(examples, images=native, layout=examples.layout or (layout if images.ndim == 4 else None))
+    if (images.dtype == np.uint8 or images.dtype.kind == "f") and images.ndim in (2, 3, 4):
+        with np.errstate(over="ignore"):  # what becomes infinite is found by the check
+            native = images if images.dtype == np.uint8 else as_float32(images)
+        return replace(examples, images=native, layout=examples.layout or (layout if images.ndim > 2 else None))
     raise DataError(
         f"{examples.source}: images are {images.dtype} {list(images.shape)}; wanted uint8 or float32, as "
-        "[item, height, width, channel], [item, channel, height, width], [item, height, width] or [item, feature]"
+        "[item, height, width, channel], [item, channel, height, width], [item, height, width], [item, time, channel], "
+        "[item, channel, time] or [item, feature]"
     )
-
-
-def with_channel(images: Items) -> Items:
-    """Return grey images [item, height, width] with an axis for their one channel."""
-    if isinstance(images, ItemsOnDisk):
-        return images.mapped((*images.shape[1:], 1), images.dtype, lambda some: some[..., None])
-    return images[..., None]
 
 
 def as_float32(images: Items) -> Items:
@@ -199,11 +195,12 @@ def wire_parts(
     images: NDArray[Any], spec: InputSpec, source: str, *, layout: str | None = None
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield the wire values of inputs part by part, as `to_wire` gives them all, after all are checked."""
-    found = layout_in_file(images.shape[1:], spec, source, layout)
-    images = channels_first(images, found)
+    images = channels_in_front(images, layout, spec.shape, source)
     check_shape(images.shape[1:], spec, source)
-    pixels = are_pixels(images)
-    if not pixels:
+    pixels = are_pixels(images, spec)
+    if not only_names(spec.features):
+        check_values(images, spec.features, source)
+    elif not pixels:
         span = ValueSpan.of(images)
         check_box(span, spec, source)
         check_steps(span, spec, source)
@@ -211,21 +208,14 @@ def wire_parts(
         yield part, wire_values(images[part], spec, pixels=pixels)
 
 
-def layout_in_file(sizes: tuple[int, ...], spec: InputSpec, source: str, layout: str | None) -> str | None:
-    """Return the layout of a file's items of these sizes; None where they are no images. Raises DataError."""
-    if len(sizes) != 3 or len(spec.shape) != 3:
-        return None
-    return layout or layout_for(sizes, spec.shape, source)
-
-
-def channels_first(images: NDArray[Any], layout: str | None) -> NDArray[Any]:
-    """Return inputs of a file with an image's channels first."""
-    return images.transpose(0, 3, 1, 2) if layout == LAST else images
-
-
-def are_pixels(images: Items) -> bool:
+def are_pixels(images: Items, spec: InputSpec) -> bool:
     """Tell whether inputs are bytes of images, black to white."""
-    return images.dtype == np.uint8 and images.ndim == 4
+    return images.dtype == np.uint8 and spec.axes.pictures
+
+
+def value_notes(images: NDArray[Any], spec: InputSpec, source: str) -> tuple[str, ...]:
+    """Return what is odd in the values of a table, by its features. Raises DataError as `wire_parts` does."""
+    return () if only_names(spec.features) else tuple(check_values(images, spec.features, source))
 
 
 def wire_values(images: NDArray[Any], spec: InputSpec, *, pixels: bool) -> NDArray[Any]:
@@ -305,7 +295,7 @@ def check_box(span: ValueSpan, spec: InputSpec, source: str) -> None:
     several = len(spec.low) > 1
     bottom, top = (least[worst], most[worst]) if several else (least.min(), most.max())
     place = worst if several else 0
-    where = f" of {'channel' if len(spec.shape) == 3 else 'feature'} {worst}" if several else ""
+    where = f" of {spec.axes.part} {worst}" if several else ""
     raise DataError(
         f"{source}: values{where} span [{bottom:g}, {top:g}], outside the model's range "
         f"[{spec.low[place]:g}, {spec.high[place]:g}]; set --range (or --mean and --std) to what the model expects"

@@ -17,7 +17,20 @@ from numpy.typing import NDArray
 from guard.array_room import new_array
 from guard.arrow_labels import read_labels
 from guard.arrow_rows import RowGroups, arrays_in_rows, pictures_in_rows
-from guard.arrow_values import ARRAY, NUMBER, PICTURE, VECTOR, check_present, kind_of, nested, numbers_of, picture_bytes
+from guard.arrow_values import (
+    ARRAY,
+    NUMBER,
+    PICTURE,
+    TEXT,
+    VECTOR,
+    check_present,
+    kind_of,
+    nested,
+    numbers_of,
+    picture_bytes,
+    stored,
+)
+from guard.category_column import CategoryColumn
 from guard.columns import MAX_FLOAT32, ColumnChoice, Columns, FeatureWatch, bad_value, choose, listed, wanted_text
 from guard.data_file import DataFile, Reading, first_not_finite
 from guard.errors import DataError
@@ -47,6 +60,7 @@ class Inputs:
     notes: tuple[str, ...]
     layout: str | None = None
     features: tuple[str, ...] = ()
+    words: tuple[tuple[str, ...], ...] = ()  # of each feature; none where all are numbers
 
 
 def read_table(
@@ -70,7 +84,7 @@ def read_table(
     labels = None
     if columns.label is not None:
         labels = read_labels(table.batches([columns.label]), table.class_names, columns.label, known, table.source)
-    found = read_inputs(table, columns, progress, stream=stream)
+    found = read_inputs(table, columns, choice, progress, stream=stream)
     return DataFile(
         found.values,
         labels.numbers if labels else None,
@@ -79,19 +93,22 @@ def read_table(
         classes=labels.names if labels else (),
         class_noun="names of classes",
         features=found.features,
+        words=found.words,
         notes=(*columns.notes, *found.notes, *(labels.notes if labels else ())),
         labels_wanted="a column `label`, `labels`, `target`, `class` or `y`, or --label-column NAME,",
     )
 
 
-def read_inputs(table: ArrowTable, columns: Columns, progress: Reading | None, *, stream: bool) -> Inputs:
+def read_inputs(
+    table: ArrowTable, columns: Columns, choice: ColumnChoice, progress: Reading | None, *, stream: bool
+) -> Inputs:
     """Read the columns that are no labels, by their kinds. Raises DataError."""
     kinds = {name: kind_of(table.schema.field(name).type) for name in columns.features}
     single = [name for name, kind in kinds.items() if kind in (PICTURE, ARRAY)]
     if len(single) > 1:
         raise DataError(f"{table.source}: the inputs may be in {listed(single)}; leave all but one out: --drop-column")
     if not single:
-        return read_vectors(table, columns.features, kinds)
+        return read_vectors(table, columns.features, kinds, choice)
     others = [name for name in columns.features if name not in single]
     notes = (f"columns left out: {listed(others)}",) if others else ()
     is_picture = kinds[single[0]] == PICTURE
@@ -136,15 +153,20 @@ def read_arrays(table: ArrowTable, name: str) -> NDArray[Any]:
     return values
 
 
-def read_vectors(table: ArrowTable, names: Sequence[str], kinds: Mapping[str, str]) -> Inputs:
-    """Read columns of numbers and of lists of numbers side by side [item, feature]. Raises DataError."""
+def read_vectors(table: ArrowTable, names: Sequence[str], kinds: Mapping[str, str], choice: ColumnChoice) -> Inputs:
+    """Read columns of numbers, of lists of numbers and of words side by side [item, feature]. Raises DataError."""
     values: NDArray[Any] | None = None
     watch: FeatureWatch | None = None
     widths: dict[str, int] = {}
+    known = {name: choice.words_of(name) for name in names}
+    of_words = {n: CategoryColumn(n, known[n]) for n in names if known[n] or (choice.words and kinds[n] == TEXT)}
     items = 0
     for batch in table.batches(names):
         blocks = [
-            block_of(batch.column(at), table.source, name, items + 1, widths, kinds) for at, name in enumerate(names)
+            word_codes(batch.column(at), table.source, of_words[name], items + 1, widths)
+            if name in of_words
+            else block_of(batch.column(at), table.source, name, items + 1, widths, kinds)
+            for at, name in enumerate(names)
         ]
         block = np.concatenate(blocks, axis=1)
         if values is None or watch is None:
@@ -155,7 +177,26 @@ def read_vectors(table: ArrowTable, names: Sequence[str], kinds: Mapping[str, st
         items += len(block)
     if values is None or watch is None:
         raise DataError(f"{table.source} holds no rows; wanted at least one")
-    return Inputs(values, watch.notes(values), features=watch.names)
+    notes = watch.notes(values)
+    words: list[tuple[str, ...]] = [()] * len(watch.names)
+    for name, column in of_words.items():
+        at = watch.names.index(name)
+        final, words[at] = column.finish(table.source)
+        values[:, at] = final[values[:, at].astype(np.int64)]
+    return Inputs(values, notes, features=watch.names, words=tuple(words) if of_words else ())
+
+
+def word_codes(
+    column: Any, source: str, category: CategoryColumn, row: int, widths: dict[str, int]
+) -> NDArray[np.float64]:
+    """Return a batch of one column of words as codes [row, 1], as they were first seen. Raises DataError."""
+    if kind_of(column.type) != TEXT:
+        check_present(column, source, category.name, row, "a category")
+        wanted = f"text, one of the categories {listed(category.known)}"
+        raise bad_value(f"{source}: row {row}", category.name, column[0], wanted)
+    widths[category.name] = 1
+    texts = stored(column).to_pylist()
+    return category.codes(texts, lambda at: f"{source}: row {row + at}")[:, None].astype(np.float64)
 
 
 def block_of(
@@ -180,9 +221,9 @@ def block_of(
 
 
 def features_of(widths: Mapping[str, int], kinds: Mapping[str, str]) -> tuple[str, ...]:
-    """Name each feature: a column of numbers as the column, a place in a list as `column[2]`."""
+    """Name each feature: a column of single values as the column, a place in a list as `column[2]`."""
     names = [
-        [name] if kinds[name] == NUMBER else [f"{name}[{place}]" for place in range(width)]
+        [name] if kinds[name] != VECTOR else [f"{name}[{place}]" for place in range(width)]
         for name, width in widths.items()
     ]
     return tuple(feature for few in names for feature in few)

@@ -21,16 +21,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.axes import BY_COUNT, Axes, axes_of, in_layout
 from guard.calibration import Calibration
 from guard.errors import BundleError
+from guard.features import Feature, features_from
 from guard.value_box import ValueBox
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READ_VERSIONS = (2, FORMAT_VERSION)  # 2 knows no features of tables
 MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
-LAYOUTS = ("NCHW", "NHWC", "NC")
 DATATYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),  # on the wire alone: programs compute in float32
     "UINT8": np.dtype("u1"),
 }
 
@@ -42,21 +45,27 @@ UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, z
 class InputSpec:
     """The wire input of the protected model; one item, without the batch axis.
 
-    Everything but the wire itself works on [channel, height, width], whatever the layout.
+    Everything but the wire itself works on items with channels first, whatever the layout.
     """
 
     name: str
     datatype: str  # Open Inference Protocol name, a key of DATATYPES
-    shape: tuple[int, ...]  # [channel, height, width], or [feature]
+    shape: tuple[int, ...]  # [channel, height, width], [channel, time] or [feature]
     low: tuple[float, ...]  # value box a channel (or one for all), in wire values
     high: tuple[float, ...]
     grid: int | None  # steps between low and high that the data sits on; None where it is continuous
-    layout: str = "NCHW"  # how the wire orders an image's axes, the batch in front; vectors: NC
+    layout: str = "NCHW"  # order of the axes on the wire, the batch in front: one of `axes.LAYOUTS`
+    features: tuple[Feature, ...] = ()  # of a table, in the order of the wire; none where they were never named
+
+    @property
+    def axes(self) -> Axes:
+        """The axes of one item, and the words of its kind."""
+        return axes_of(self.shape)
 
     @property
     def wire_shape(self) -> tuple[int, ...]:
         """The shape of one item in the order of axes in which it travels."""
-        return (*self.shape[1:], self.shape[0]) if self.layout == "NHWC" else self.shape
+        return in_layout(self.shape, self.layout)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -65,7 +74,7 @@ class InputSpec:
     @property
     def box(self) -> ValueBox:
         """The conversion between wire values and [0, 1]."""
-        return ValueBox(self.low, self.high, len(self.shape), self.layout, self.dtype)
+        return ValueBox(self.low, self.high, len(self.shape), self.layout, self.dtype, self.features)
 
 
 @dataclass(frozen=True)
@@ -167,6 +176,8 @@ class Manifest:
     @property
     def measured_disagreement(self) -> float:
         """The share of clean items that served model and bundle named differently in training; 0 where they are one."""
+        if student := mapping(self.provenance.get("student", {})):
+            return 1.0 - float(student["agreed"])
         return float(mapping(self.provenance.get("served", {})).get("changed", 0.0))
 
     def to_json(self, files: Mapping[str, str]) -> str:
@@ -176,6 +187,8 @@ class Manifest:
     def from_json(raw: Mapping[str, Any]) -> Manifest:
         model = raw["model"]
         inputs, output = model["input"], model["output"]
+        if len(inputs["shape"]) not in BY_COUNT:
+            raise BundleError(f"the manifest's input has items of shape {inputs['shape']}, which no kind of input has")
         spec = InputSpec(
             inputs["name"],
             inputs["datatype"],
@@ -183,10 +196,18 @@ class Manifest:
             tuple(inputs["low"]),
             tuple(inputs["high"]),
             inputs["grid"],
-            inputs.get("layout", "NCHW" if len(inputs["shape"]) == 3 else "NC"),
+            inputs.get("layout", axes_of(inputs["shape"]).layouts[0]),
+            features_from(inputs.get("features", ())),
         )
-        if spec.layout not in LAYOUTS:
-            raise BundleError(f"the manifest's input layout {spec.layout!r} is none of {', '.join(LAYOUTS)}")
+        if spec.features and spec.shape != (len(spec.features),):
+            raise BundleError(
+                f"the manifest names {len(spec.features)} features for items of {list(spec.shape)} values"
+            )
+        if spec.layout not in spec.axes.layouts:
+            raise BundleError(
+                f"the manifest's input layout {spec.layout!r} is none of {', '.join(spec.axes.layouts)}, as its shape "
+                f"{list(spec.shape)} travels"
+            )
         if spec.datatype not in DATATYPES:
             raise BundleError(f"the manifest's input datatype {spec.datatype!r} is none of {', '.join(DATATYPES)}")
         return Manifest(
@@ -267,10 +288,10 @@ class Bundle:
         try:
             raw = json.loads(text)
             found = raw["format"]
-            if found != FORMAT_VERSION:
+            if found not in READ_VERSIONS:
                 raise BundleError(
-                    f"{root} has bundle format {found!r}; this version of the guard reads format {FORMAT_VERSION}; "
-                    "train the bundle again"
+                    f"{root} has bundle format {found!r}; this version of the guard reads format "
+                    f"{' and '.join(map(str, READ_VERSIONS))}; train the bundle again"
                 )
             files = {str(name): str(digest) for name, digest in raw.pop("files").items()}
             manifest = Manifest.from_json(raw)

@@ -201,7 +201,7 @@ class Cascade:
         return above | below, np.where(above, level_above(index, last), level_below(index))
 
     def check_images(self, images: NDArray[Any]) -> None:
-        if images.shape[1:] != self.spec.wire_shape or images.ndim != len(self.spec.shape) + 1:
+        if images.shape[1:] != self.spec.wire_shape:
             raise DataError(
                 f"inputs have shape {list(images.shape)}; "
                 f"the model takes [item, {', '.join(map(str, self.spec.wire_shape))}]"

@@ -1,11 +1,13 @@
 """Columns of a table: which one holds the labels, which are features, and what no column of a table may hold.
 
 Rule 1: a value that cannot be used is named by file, row and column. Rows count from 1, without the header.
-Rule 2: features stand in the order in which the table has them.
+Rule 2: features stand in the order in which the table has them, or, where they are known already, in theirs: columns
+are found by name, and one that is missing or one too many is refused by name.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,21 +16,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import DataError
+from guard.features import Feature, names_of, near_to
 
 LABEL_NAMES = ("label", "labels", "target", "class", "y")
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_EXACT_STEPS = 2**24  # whole numbers up to it are all exact in float32
 MIN_NUMBERED_ROWS = 10  # fewer numbers in a row may be chance
 MAX_SHOWN_CHARACTERS = 40
+LIST_PLACE = re.compile(r"\[\d+\]$")
+MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-", "<na>"}
 COUNTERS = {"", "id", "ids", "index", "row", "uuid", "unnamed: 0", "__index_level_0__"}
 
 
 @dataclass(frozen=True)
 class ColumnChoice:
-    """A user's word on the columns of a table: the one with the labels, and those that are left out."""
+    """What is known of a table's columns: which one holds the labels, which are left out, which are which feature."""
 
     label: str | None = None
     drop: tuple[str, ...] = ()
+    features: tuple[Feature, ...] = ()  # of a bundle or of other data; none: those of the table
+    words: bool = False  # columns of text are categories
+    stated: tuple[tuple[str, tuple[str, ...]], ...] = ()  # words of columns of text, in the order of their codes
+
+    def words_of(self, name: str) -> tuple[str, ...]:
+        """Return the words that a column may hold, in the order of their codes; none where it is not known."""
+        known = {feature.name: feature.words for feature in self.features}
+        return known.get(name) or dict(self.stated).get(name, ())
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,8 @@ def choose(names: Sequence[str], choice: ColumnChoice, source: str, *, labels: S
     if choice.label in choice.drop and choice.label is not None:
         raise DataError(f"{source}: column {choice.label!r} is both --label-column and --drop-column; wanted one")
     left = [name for name in names if name not in choice.drop]
-    usual = [name for name in left if name.strip().lower() in LABEL_NAMES]
+    wanted = {base_of(name, left) for name in names_of(choice.features)}
+    usual = [name for name in left if name.strip().lower() in LABEL_NAMES and name not in wanted]
     found = [choice.label] if choice.label is not None else usual or [name for name in left if name in labels]
     if len(found) > 1:
         raise DataError(f"{source}: the labels may be in {listed(found)}; say which with --label-column")
@@ -63,7 +77,40 @@ def choose(names: Sequence[str], choice: ColumnChoice, source: str, *, labels: S
     if not features:
         raise DataError(f"{source} has no column beside {listed(found or names)}; wanted the model's inputs")
     dropped = (f"columns left out, as asked: {listed(choice.drop)}",) if choice.drop else ()
-    return Columns(label, features, dropped)
+    if not wanted:
+        return Columns(label, features, dropped)
+    ordered = in_known_order(features, names_of(choice.features), label, source)
+    moved = ("columns were put into the order of the features that the guard was trained on",)
+    return Columns(label, ordered, (*dropped, *(moved if ordered != features else ())))
+
+
+def in_known_order(columns: Sequence[str], features: Sequence[str], label: str | None, source: str) -> tuple[str, ...]:
+    """Return columns in the order of known features. Raises DataError for one that is missing, or one too many."""
+    wanted = list(dict.fromkeys(base_of(name, columns) for name in features))
+    absent, further = [w for w in wanted if w not in columns], [c for c in columns if c not in wanted]
+    if absent:
+        beside = [*further, *([label] if label is not None else [])]
+        meant = near_to(absent[0], beside)
+        hint = f"; {meant}" if meant else f"; it has {listed(beside)} beside" if beside else ""
+        as_label = " (it was taken for the labels: name theirs with --label-column)" if absent[0] == label else ""
+        raise DataError(
+            f"{source} has no column {absent[0]!r}{as_label}, a feature that the guard was trained on"
+            + (f", nor {listed(absent[1:])}" if absent[1:] else "")
+            + (hint if not as_label else "")
+        )
+    if further:
+        raise DataError(
+            f"{source} has column {further[0]!r}, which is no feature that the guard was trained on"
+            + (f", nor is {listed(further[1:])}" if further[1:] else "")
+            + f"; leave it out (--drop-column {further[0]!r}), or, where it holds the labels, --label-column"
+        )
+    return tuple(wanted)
+
+
+def base_of(feature: str, columns: Sequence[str]) -> str:
+    """Return the column that holds a feature: its own, or that of a list, as `pixels` of `pixels[3]`."""
+    base = LIST_PLACE.sub("", feature)
+    return base if feature not in columns and base in columns else feature
 
 
 def listed(names: Sequence[str]) -> str:
@@ -80,8 +127,20 @@ def bad_value(place: str, column: str, value: object, wanted: str) -> DataError:
     return DataError(f"{place}, column {column!r}: {shown!r}; wanted {wanted}")
 
 
+def missing(place: str, column: str, text: str, wanted: str) -> DataError:
+    """Return the error for an empty cell, or one that says that there is no value."""
+    shown = f" ({text.strip()!r})" if text.strip() else ""
+    return DataError(
+        f"{place}, column {column!r}: the value is missing{shown}; wanted {wanted}: fill it in as the model was "
+        "trained, or leave the row out"
+    )
+
+
 def wanted_text(column: str) -> str:
-    return f"a number; encode it as the model was trained, or --drop-column {column!r}, or --label-column where it is"
+    return (
+        f"a number; encode it as the model was trained, or --drop-column {column!r}, or --label-column where it is; "
+        "--preset tabular and --features take words for categories"
+    )
 
 
 @dataclass

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,17 +19,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.array_room import PART_BYTES, new_array
+from guard.category_column import NUMBER, CategoryColumn
 from guard.class_names import NamedLabels, of_codes
-from guard.columns import MAX_FLOAT32, ColumnChoice, Columns, FeatureWatch, bad_value, choose, wanted_text
+from guard.columns import (
+    MAX_FLOAT32,
+    MISSING,
+    ColumnChoice,
+    Columns,
+    FeatureWatch,
+    bad_value,
+    choose,
+    missing,
+    wanted_text,
+)
 from guard.data_file import DataFile
 from guard.errors import DataError
 
 TEXT_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 SEPARATORS = ",;\t"
 BLOCK_ROWS = 512  # parsed at a time
-NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+INFINITIES = ("inf", "infinity")
 DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+\s*", re.ASCII)
-MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-", "<na>"}
 
 
 @dataclass(frozen=True)
@@ -52,23 +61,18 @@ def read_csv(file: Path, choice: ColumnChoice, known: Sequence[str] = ()) -> Dat
     with opened(file) as stream:
         separator, names = read_header(stream, file)
         columns = choose(names, choice, str(file))
-        used = [names.index(name) for name in columns.features]
-        cells = itemgetter(*used) if len(used) > 1 else lambda row: (row[used[0]],)
-        values = new_array((room, len(used)), np.float32, str(file))
-        labels, watch, items = LabelColumn(names, columns.label, str(file)), None, 0
+        values = new_array((room, len(columns.features)), np.float32, str(file))
+        labels, table, items = LabelColumn(names, columns.label, str(file)), None, 0
         for block in blocks(rows(stream, separator, names, file)):
-            numbers = block_numbers(block, [cells(row.cells) for row in block], columns, file)
-            if watch is None:
-                whole = [not any("." in row.cells[place] for row in block) for place in used]
-                watch = FeatureWatch(columns.features, str(file), np.asarray(whole))
-            watch.see(numbers, block[0].number)
-            values[items : items + len(block)] = numbers
+            if table is None:
+                table = FeatureColumns.of(names, columns, choice, block, file)
+            values[items : items + len(block)] = table.numbers(block)
             items += len(block)
             labels.add(block)
-    if watch is None:
+    if table is None:
         raise DataError(f"{file} has a header and no row; wanted a row an item")
+    words, notes = table.finish(values[:items])
     found = labels.numbered(known)
-    notes = (*columns.notes, *watch.notes(values[:items]), *(found.notes if found else ()))
     return DataFile(
         values[:items],
         found.numbers if found else None,
@@ -76,9 +80,72 @@ def read_csv(file: Path, choice: ColumnChoice, known: Sequence[str] = ()) -> Dat
         classes=found.names if found else (),
         class_noun="names of classes",
         features=columns.features,
-        notes=notes,
+        words=words,
+        notes=(*columns.notes, *notes, *(found.notes if found else ())),
         labels_wanted="a column `label`, `labels`, `target`, `class` or `y`, or --label-column NAME,",
     )
+
+
+@dataclass(frozen=True)
+class FeatureColumns:
+    """The columns of a text table that are features: of numbers, or of words that are categories."""
+
+    file: Path
+    names: tuple[str, ...]
+    places: tuple[int, ...]  # of the features among a row's cells
+    of_words: dict[int, CategoryColumn]  # by the feature's place among the features
+    watch: FeatureWatch  # of the columns of numbers
+
+    @staticmethod
+    def of(
+        names: Sequence[str], columns: Columns, choice: ColumnChoice, block: Sequence[TextRow], file: Path
+    ) -> FeatureColumns:
+        """Tell columns of words from columns of numbers by what is known, or by their first cell."""
+        places = [names.index(name) for name in columns.features]
+        found = {}
+        for at, (name, place) in enumerate(zip(columns.features, places, strict=True)):
+            words = choice.words_of(name)
+            if words or (choice.words and is_word(block[0].cells[place])):
+                found[at] = CategoryColumn(name, words)
+        numbers = [at for at in range(len(places)) if at not in found]
+        whole = [not any("." in row.cells[places[at]] for row in block) for at in numbers]
+        watched = tuple(columns.features[at] for at in numbers)
+        watch = FeatureWatch(watched, str(file), np.asarray(whole, dtype=np.bool_))
+        return FeatureColumns(file, columns.features, tuple(places), found, watch)
+
+    @property
+    def of_numbers(self) -> list[int]:
+        """The places of the features that are numbers, among the features."""
+        return [at for at in range(len(self.places)) if at not in self.of_words]
+
+    def numbers(self, block: Sequence[TextRow]) -> NDArray[np.float64]:
+        """Return a block's features [row, feature], words as the codes in which they were first seen."""
+        found = np.zeros((len(block), len(self.places)))
+        numbers = self.of_numbers
+        if numbers:
+            cells = [tuple(row.cells[self.places[at]] for at in numbers) for row in block]
+            found[:, numbers] = block_numbers(block, cells, self.watch.names, self.file)
+            self.watch.see(found[:, numbers], block[0].number)
+        for at, column in self.of_words.items():
+            texts = [row.cells[self.places[at]] for row in block]
+            found[:, at] = column.codes(texts, lambda row: place_of(str(self.file), block[row]))
+        return found
+
+    def finish(self, values: NDArray[np.float32]) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+        """Give words their final codes in values [row, feature]; return each feature's words, and what is odd."""
+        words: list[tuple[str, ...]] = [()] * len(self.places)
+        for at, column in self.of_words.items():
+            final, words[at] = column.finish(str(self.file))
+            values[:, at] = final[values[:, at].astype(np.int64)]
+        notes = self.watch.notes(values[:, self.of_numbers]) if self.of_numbers else ()
+        return tuple(words) if self.of_words else (), notes
+
+
+def is_word(cell: str) -> bool:
+    """Return whether a cell is text that stands for no number and for no missing value."""
+    bare = cell.strip().lower()
+    numeric = NUMBER.fullmatch(cell) or DECIMAL_COMMA.fullmatch(cell) or bare.lstrip("+-") in INFINITIES
+    return not numeric and bare not in MISSING
 
 
 class LabelColumn:
@@ -205,7 +272,7 @@ def place_of(source: str, row: TextRow) -> str:
 
 
 def block_numbers(
-    block: Sequence[TextRow], cells: Sequence[tuple[str, ...]], columns: Columns, file: Path
+    block: Sequence[TextRow], cells: Sequence[tuple[str, ...]], names: Sequence[str], file: Path
 ) -> NDArray[np.float64]:
     """Parse the cells of a block [row, feature]. Raises DataError for the first that is no number of float32."""
     try:
@@ -216,7 +283,7 @@ def block_numbers(
     except ValueError:
         pass
     for row, texts in zip(block, cells, strict=True):
-        for name, text in zip(columns.features, texts, strict=True):
+        for name, text in zip(names, texts, strict=True):
             check_number(text, place_of(str(file), row), name)
     return np.array(cells, dtype=np.float64)
 
@@ -227,16 +294,7 @@ def check_number(text: str, place: str, column: str) -> None:
         raise missing(place, column, text, "a number")
     if DECIMAL_COMMA.fullmatch(text):
         raise bad_value(place, column, text, f"a decimal point, as {text.strip().replace(',', '.')}: no decimal comma")
-    if not NUMBER.fullmatch(text) and text.strip().lower().lstrip("+-") not in ("inf", "infinity"):
+    if not NUMBER.fullmatch(text) and text.strip().lower().lstrip("+-") not in INFINITIES:
         raise bad_value(place, column, text, wanted_text(column))
     if abs(float(text)) > MAX_FLOAT32:
         raise bad_value(place, column, text, "a finite number that float32 holds")
-
-
-def missing(place: str, column: str, text: str, wanted: str) -> DataError:
-    """Return the error for an empty cell, or one that says that there is no value."""
-    shown = f" ({text.strip()!r})" if text.strip() else ""
-    return DataError(
-        f"{place}, column {column!r}: the value is missing{shown}; wanted {wanted}: fill it in as the model was "
-        "trained, or leave the row out"
-    )

@@ -21,13 +21,14 @@ Reading: TypeAlias = Callable[[int, int], None]  # is told how many pictures are
 class DataFile:
     """Inputs in the form in which their file holds them, their labels, and what was seen on the way."""
 
-    images: Items  # uint8 or float32 [item, ...]: four axes in `layout`, or [item, feature]
+    images: Items  # uint8 or float32 [item, ...]: all but [item, feature] in `layout`
     labels: NDArray[np.int64] | None  # [item]
     source: str
-    layout: str | None = None  # NHWC or NCHW where the kind of file says it; None: the model's input must
+    layout: str | None = None  # order of its axes where file or user say it; None: the model's input must
     classes: tuple[str, ...] = ()  # names by class number; none where numbers are all there is
     class_noun: str = "class folders"  # what the names are names of
     features: tuple[str, ...] = ()  # names of a table's features, in their order
+    words: tuple[tuple[str, ...], ...] = ()  # of each feature, the words whose places are its values; () for numbers
     empty: tuple[str, ...] = ()  # class folders without a picture, which are no classes
     notes: tuple[str, ...] = ()  # what a reader should know: left out, scaled, turned
     labels_wanted: str = "an array `labels` [item] of class numbers"  # where they would be found

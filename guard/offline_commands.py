@@ -10,6 +10,7 @@ import typer
 from guard.option_values import column_choice, device_name, numbers, value_box
 from guard.options import (
     AcceptAccuracy,
+    Answers,
     AttackItems,
     BundleArgument,
     CleanData,
@@ -18,7 +19,9 @@ from guard.options import (
     DataLayout,
     Device,
     DropColumn,
+    FeaturesFile,
     InputName,
+    InputType,
     LabelColumn,
     Mean,
     Minutes,
@@ -28,10 +31,12 @@ from guard.options import (
     Preset,
     PromisedFlagRate,
     PromisedRejectRate,
+    Questions,
     RecipeFile,
     Repairs,
     Seed,
     ServedFile,
+    ServerModel,
     Serves,
     Std,
     TestData,
@@ -54,12 +59,15 @@ def demo(
 
 def check(
     *,
-    model: ModelSource,
+    model: ModelSource = None,
+    answers: Answers = None,
+    name: ServerModel = None,
+    questions: Questions = 20_000,
     data: CleanData,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where guard train will write: what is read of data larger than memory is kept beside it.",
+            help="Where guard train will write: what it need not find again is kept beside it.",
             show_default="nothing is written",
         ),
     ] = None,
@@ -67,6 +75,7 @@ def check(
     data_layout: DataLayout = None,
     label_column: LabelColumn = None,
     drop_column: DropColumn = None,
+    features: FeaturesFile = None,
     accept_accuracy: AcceptAccuracy = False,
     served: ServedFile = None,
     preset: Preset = "standard",
@@ -75,9 +84,10 @@ def check(
     flag_rate: PromisedFlagRate = 0.05,
     serves: Serves = "model",
     input_name: InputName = None,
+    input_type: InputType = None,
     output_name: OutputName = None,
     output: OutputKind = "logits",
-    value_range: ValueRange = (0.0, 1.0),
+    value_range: ValueRange = None,
     mean: Mean = None,
     std: Std = None,
     minutes: Minutes = 25.0,
@@ -90,11 +100,12 @@ def check(
     """Say what would go wrong with a model and its data, and what training will cost, in a minute.
 
     Takes the options of guard train, which begins with the same lines. Nothing is
-    written but, with --out, what was read of data that does not fit into memory.
+    written but, with --out, what guard train need not find again: what was read of
+    data that does not fit into memory, and a closed model's answers and student.
     The exit code is that of the error that would stop guard train, or 0.
     """
     given = {**locals(), "out": out or Path("bundle")}  # which is not written
-    typer.echo(f"reading   {model} and {data}")  # before anything large is imported
+    typer.echo(f"reading   {answers or model} and {data}")  # before anything large is imported
     from guard.offline.preflight.check import check as run
     from guard.offline.preflight.check import wrapped
 
@@ -106,13 +117,17 @@ def check(
 
 def train(
     *,
-    model: ModelSource,
+    model: ModelSource = None,
+    answers: Answers = None,
+    name: ServerModel = None,
+    questions: Questions = 20_000,
     data: CleanData,
     out: Annotated[Path, typer.Option(help="Where the bundle is written; must not exist.", show_default=False)],
     test: TestData = None,
     data_layout: DataLayout = None,
     label_column: LabelColumn = None,
     drop_column: DropColumn = None,
+    features: FeaturesFile = None,
     accept_accuracy: AcceptAccuracy = False,
     served: ServedFile = None,
     preset: Preset = "standard",
@@ -121,9 +136,10 @@ def train(
     flag_rate: PromisedFlagRate = 0.05,
     serves: Serves = "model",
     input_name: InputName = None,
+    input_type: InputType = None,
     output_name: OutputName = None,
     output: OutputKind = "logits",
-    value_range: ValueRange = (0.0, 1.0),
+    value_range: ValueRange = None,
     mean: Mean = None,
     std: Std = None,
     repair: Repairs = None,
@@ -156,14 +172,18 @@ def train(
 
 def job_of(given: dict[str, Any]) -> Any:
     """Return the job that the options of `guard train` or `guard check` describe, by the options' names."""
+    from guard.offline.job.feature_file import load_features
     from guard.offline.job.job import Job
     from guard.offline.job.recipe import load_recipe
 
-    low, high = value_box(*(given.pop(name) for name in ("value_range", "mean", "std")))
+    ranged = given["value_range"] is not None
+    low, high = value_box(given.pop("value_range") or (0.0, 1.0), given.pop("mean"), given.pop("std"))
+    features = load_features(given.pop("features"))
     recipe, repair = load_recipe(given.pop("preset"), given.pop("recipe")), given.pop("repair", None)
     dropped = tuple(given.pop("drop_column") or ())
     offered = recipe.offering(repair) if repair else recipe
-    return Job(recipe=offered, low=low, high=high, drop_columns=dropped, **given)
+    given["model"] = given["model"] or ""
+    return Job(recipe=offered, low=low, high=high, ranged=ranged, drop_columns=dropped, features=features, **given)
 
 
 def evaluate(

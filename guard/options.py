@@ -17,7 +17,9 @@ Threads = Annotated[
 DataLayout = Annotated[
     str | None,
     typer.Option(
-        metavar="NCHW|NHWC", help="Order of axes of arrays with four.", show_default="as the model's input says"
+        metavar="NCHW|NHWC|NCT|NTC",
+        help="Order of axes of images (four) and series (three).",
+        show_default="as the model's input says",
     ),
 ]
 LabelColumn = Annotated[
@@ -30,15 +32,49 @@ DropColumn = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Column of a table that is left out; may be repeated.", show_default=False),
 ]
+FeaturesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        metavar="FILE",
+        help="What is known of a table's features, as [[feature]] blocks of TOML: kinds, ranges, steps, costs.",
+        show_default="found in the data, with --preset tabular",
+    ),
+]
 AcceptAccuracy = Annotated[
     bool, typer.Option("--accept-accuracy", help="Go on where the model is seldom right on the data.")
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is refused where there is none.")]
 ModelSource = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="MODEL", help="An .onnx file, a .pt2 file from torch.export, or module:factory.", show_default=False
     ),
+]
+Answers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|MODULE:FUNCTION|HOST:PORT",
+        help="In place of --model, what answers for a model that cannot be opened: a student is distilled from it.",
+        show_default=False,
+    ),
+]
+ServerModel = Annotated[
+    str | None,
+    typer.Option(
+        "--name", metavar="NAME[:VERSION]", help="The model of the server that --answers names.", show_default=False
+    ),
+]
+InputType = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FP32|FP64",
+        help="What clients send, where it is not the model's own type: scikit-learn's send FP64.",
+        show_default="the model's own",
+    ),
+]
+Questions = Annotated[
+    int, typer.Option(help="Answers of a closed model that its student is distilled from, about.", min=1)
 ]
 ServedFile = Annotated[
     Path | None,
@@ -60,7 +96,10 @@ TestData = Annotated[
     typer.Option(help="Held-out inputs for the report; a part of --data is held out unless given.", show_default=False),
 ]
 Preset = Annotated[
-    str, typer.Option(help="A recipe that comes with the guard: digits, fast, standard, thorough or vectors.")
+    str,
+    typer.Option(
+        help="A recipe that comes with the guard: digits, fast, series, standard, tabular, thorough or vectors."
+    ),
 ]
 RecipeFile = Annotated[Path | None, typer.Option(help="A recipe file of your own.", show_default=False)]
 PromisedRejectRate = Annotated[float, typer.Option(help="Share of clean items that you are willing to lose.")]
@@ -80,7 +119,13 @@ OutputKind = Annotated[
     str, typer.Option(help="What the output holds: logits, probabilities or label; of two classes, one number will do.")
 ]
 ValueRange = Annotated[
-    tuple[float, float], typer.Option("--range", metavar="LOW HIGH", help="Wire values of black and white.")
+    tuple[float, float] | None,
+    typer.Option(
+        "--range",
+        metavar="LOW HIGH",
+        help="Wire values of black and white.",
+        show_default="0 1; of a table's features what the data have",
+    ),
 ]
 Mean = Annotated[
     str | None,
@@ -89,7 +134,7 @@ Mean = Annotated[
 Std = Annotated[str | None, typer.Option(help="Per channel or feature, with --mean.", show_default=False)]
 Repairs = Annotated[
     list[str] | None,
-    typer.Option(help="Denoiser to offer for REPAIR: bit_depth or median; may be repeated; the recipe's unless given."),
+    typer.Option(help="Denoiser to offer for REPAIR: bit_depth, median or moving_average; may be repeated."),
 ]
 Minutes = Annotated[
     float, typer.Option(help="Time for everything: what each attack is tried on is sized to it.", min=0.0)

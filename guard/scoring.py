@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from guard.arrays import ALL_COLUMNS, read_examples, to_wire
+from guard.arrays import ALL_COLUMNS, read_examples, to_wire, value_notes
 from guard.bundle import Bundle
 from guard.cascade import Readings
 from guard.columns import ColumnChoice
@@ -34,9 +35,11 @@ def score_lines(
     """
     runtime = Runtime.open(Bundle.open(bundle), device=device, threads=threads)
     manifest = runtime.bundle.manifest
-    examples = read_examples(file, layout=layout, classes=manifest.model.output.labels, choice=choice)
-    wire = to_wire(examples.images[:], runtime.spec, str(file), layout=examples.layout)
-    for note in examples.notes:
+    known = replace(choice, features=runtime.spec.features)
+    examples = read_examples(file, layout=layout, classes=manifest.model.output.labels, choice=known)
+    images = examples.images[:]
+    wire = to_wire(images, runtime.spec, str(file), layout=examples.layout)
+    for note in (*examples.notes, *value_notes(images, runtime.spec, str(file))):
         say(note)
     policy = Policy(reject_rate=manifest.reject_rate, flag_rate=manifest.flag_rate)
     for start in range(0, len(wire), BATCH_ITEMS):

@@ -6,6 +6,8 @@ import textwrap
 
 from guard.bundle import Bundle, InputSpec, Manifest, OutputSpec
 from guard.calibration import smallest_rate
+from guard.feature_values import feature_text
+from guard.features import only_names
 
 
 def summarise(bundle: Bundle) -> str:
@@ -22,9 +24,11 @@ def summarise(bundle: Bundle) -> str:
         f"input       {spec.name} {spec.datatype} [item, {shape}], values {min(spec.low):g} to {max(spec.high):g}"
         + (f", {spec.grid + 1} levels" if spec.grid else ""),
         *own_ranges(spec),
+        *feature_lines(spec),
         f"output      {model.output.name}, {model.output.in_words}",
         *classes_in_order(model.output),
         *served_lines(manifest),
+        *student_lines(manifest),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
@@ -58,11 +62,36 @@ def served_lines(manifest: Manifest) -> list[str]:
     return textwrap.wrap(text, width=80, initial_indent="served      ", subsequent_indent=" " * 12)
 
 
+def student_lines(manifest: Manifest) -> list[str]:
+    """Lines on the student of a model that cannot be opened, and whose gradient is read; none of an opened model."""
+    found = manifest.provenance.get("student")
+    if not found:
+        return []
+    transfer = "" if found["transfer"] is None else f"; {found['transfer']:.0%} of what misleads it fools the model"
+    text = (
+        f"{found['model']} answers ({found['by']}), the gradient is a student's, distilled from {found['questions']:,} "
+        f"answers; both name the same class on {found['agreed']:.1%} of {found['items']:,} clean items{transfer}"
+    )
+    return textwrap.wrap(text, width=80, initial_indent="closed      ", subsequent_indent=" " * 12)
+
+
 def own_ranges(spec: InputSpec) -> list[str]:
     """A line that says so where channels or features have ranges of their own; none where all share one range."""
-    part = "channel" if len(spec.shape) == 3 else "feature"
     several = len(set(zip(spec.low, spec.high, strict=True))) > 1
-    return [f"{'':<12}each {part} has a range of its own"] if several else []
+    return [f"{'':<12}each {spec.axes.part} has a range of its own"] if several else []
+
+
+def feature_lines(spec: InputSpec) -> list[str]:
+    """Lines on a table's features, in the order of the wire; none where they are nothing but names of numbers."""
+    if only_names(spec.features):
+        return []
+    return [
+        line
+        for feature in spec.features
+        for line in textwrap.wrap(
+            feature_text(feature), width=80, initial_indent="feature     ", subsequent_indent=" " * 12
+        )
+    ]
 
 
 def classes_in_order(output: OutputSpec) -> list[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from guard.arrays import read_examples, to_wire
 from guard.bundle import InputSpec
 from guard.data_file import DataFile
-from guard.errors import DataError
+from guard.errors import ConfigError, DataError
 
 SPEC = InputSpec("input", "FP32", (3, 4, 5), (0.0,), (1.0,), 255)
 NORMALISED = replace(SPEC, low=(-2.0, -1.0, 0.0), high=(2.0, 3.0, 1.0))
@@ -103,13 +103,44 @@ def test_npy_has_no_labels_and_says_so_only_when_asked(tmp_path: Path) -> None:
         found.labelled()
 
 
-def test_grey_images_without_a_channel_axis(tmp_path: Path) -> None:
-    assert read_examples(npz(tmp_path, images=pictures(channels=1)[..., 0])).images.shape == (6, 4, 5, 1)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_arrays_of_three_axes_are_what_the_model_takes(tmp_path: Path, dtype: type) -> None:
+    found = read_examples(npz(tmp_path, images=np.ones((6, 4, 5), dtype=dtype)))
+    assert (found.images.shape, found.layout) == ((6, 4, 5), None)
+
+    def wire(shape: tuple[int, ...], wanted: str, layout: str | None = None) -> tuple[int, ...]:
+        model = InputSpec("x", "FP32", shape, (0.0,), (1.0,), None, wanted)
+        return to_wire(found.images, model, "f", layout=layout).shape
+
+    assert wire((1, 4, 5), "NCHW") == (6, 1, 4, 5), "grey pictures"
+    assert wire((1, 4, 5), "NHWC", "NCHW") == (6, 4, 5, 1)
+    assert wire((4, 5), "NCT") == (6, 4, 5), "series with channels first, and channels last"
+    assert wire((5, 4), "NCT") == (6, 5, 4)
+    assert wire((5, 4), "NTC") == (6, 4, 5)
+    with pytest.raises(
+        ConfigError, match=r"takes series \[item, channel, time\], and the layout NHWC is none of theirs"
+    ):
+        wire((4, 5), "NCT", "NHWC")
+    with pytest.raises(ConfigError, match=r"takes images .*, and the layout NTC is none of theirs"):
+        wire((1, 4, 5), "NCHW", "NTC")
+    with pytest.raises(DataError, match=r"one item has shape \[4, 5\]; the model takes \[3, 5\]"):
+        wire((3, 5), "NCT")
+    square = np.zeros((2, 5, 5), dtype=np.float32)
+    with pytest.raises(DataError, match=r"5 channels of 5 steps \(channels first, NCT\) or .*--data-layout NCT or NTC"):
+        to_wire(square, InputSpec("x", "FP32", (5, 5), (0.0,), (1.0,), None, "NCT"), "f")
 
 
-def test_grey_floats_without_a_channel_axis(tmp_path: Path) -> None:
-    found = read_examples(npz(tmp_path, images=np.ones((6, 4, 5), dtype=np.float32)))
-    assert (found.images.shape, found.layout) == ((6, 4, 5, 1), "NHWC")
+def test_bytes_of_series_are_the_models_own_values() -> None:
+    series = np.array([[[0, 100, 255]]], dtype=np.uint8)
+    wide = InputSpec("x", "FP32", (1, 3), (0.0,), (255.0,), None, "NCT")
+    assert to_wire(series, wide, "f").tolist() == [[[0.0, 100.0, 255.0]]]
+    with pytest.raises(DataError, match=r"outside the model's range \[0, 1\]"):
+        to_wire(series, InputSpec("x", "FP32", (1, 3), (0.0,), (1.0,), None, "NCT"), "f")
+
+
+def test_series_of_one_channel_may_leave_its_axis_out() -> None:
+    line = InputSpec("x", "FP32", (1, 7), (0.0,), (1.0,), None, "NTC")
+    assert to_wire(np.zeros((3, 7), dtype=np.float32), line, "f").shape == (3, 7, 1)
 
 
 def test_class_folders_in_sorted_order(tmp_path: Path) -> None:

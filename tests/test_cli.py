@@ -208,7 +208,7 @@ def test_training_and_its_check_hear_which_file_answers_clients(
 ) -> None:
     jobs: list[Job] = []
 
-    def stop(job: Job, _: object) -> None:
+    def stop(job: Job, *_: object, **__: object) -> None:
         jobs.append(job)
         raise KeyboardInterrupt
 

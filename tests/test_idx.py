@@ -59,7 +59,7 @@ def test_idx_pair_by_file_and_by_folder(tmp_path: Path, *, zipped: bool) -> None
     (tmp_path / f"train-labels-idx1-ubyte{end}").write_bytes(squeeze(idx(labels())))
     for path in (tmp_path, tmp_path / f"train-images-idx3-ubyte{end}"):
         found = read_examples(path)
-        assert np.array_equal(found.images[..., 0], grey())
+        assert np.array_equal(found.images, grey())
         assert np.array_equal(found.labelled(), labels())
 
 
@@ -84,7 +84,7 @@ def test_idx_without_labels(tmp_path: Path) -> None:
 def test_a_folder_with_one_pair(tmp_path: Path, names: tuple[str, ...]) -> None:
     for path in (write(tmp_path, *names), tmp_path / names[0]):
         found = read_examples(path)
-        assert np.array_equal(found.images[..., 0], grey())
+        assert np.array_equal(found.images, grey())
         assert np.array_equal(found.labelled(), labels())
         assert found.notes == ()
 

@@ -15,10 +15,12 @@ from guard.bundle import Bundle
 from guard.columns import ColumnChoice
 from guard.offline.adversary.descent import ALL_METHODS, METHODS
 from guard.offline.adversary.runs import MAX_GUIDE_ITEMS
+from guard.offline.attacks.feature_model import as_allowed
 from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.shifts import SHIFTS
+from guard.offline.data.grid import grid_for
+from guard.offline.data.input_kind import kind_for
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.clean_rows import shift_items
 from guard.offline.evaluation.effort import Effort, Size
@@ -61,7 +63,7 @@ class Wish:
     minutes: float | None = None  # for all but the suite
     suite: Suite | None = None
     suite_minutes: float = SUITE_MINUTES
-    data_layout: str | None = None  # NCHW or NHWC of arrays with four axes
+    data_layout: str | None = None  # of arrays with three or four axes
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     choice: ColumnChoice | None = None  # of a table's columns; None: as the bundle was trained
 
@@ -89,6 +91,7 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
     with stages.stage("open bundle and data") as progress:
         held_out, aside = work.held_out(bundle, data, layout=wish.data_layout, choice=wish.choice)
         subject = work.subject(bundle)
+        work = work.fitting(subject.classifier)
         for note in held_out.notes:
             progress.say(note)
         progress.say(str(check_accuracy(subject.classifier, held_out, accepted=wish.accept_accuracy)))
@@ -128,16 +131,18 @@ def forecast(
     read_s = seconds_to_read(subject.cascade, held_out)
     found: dict[str, float | None] = {
         f"{len(attacks)} attacks on {items} items": items
-        * seconds_per_item(TorchModel(subject.classifier.graph), attacks, held_out)
+        * seconds_per_item(
+            as_allowed(TorchModel(subject.classifier.graph), grid_for(subject.cascade.spec)), attacks, held_out
+        )
     }
     if not quick and (left := unmade(work.recipe, work.directory, bundle)):
         build_s = read_seconds(work.directory)
         found[f"guards without a family, {len(left)} of them"] = None if build_s is None else len(left) * build_s
     readings = len(held_out.images) + 2 * len(attacks) * items  # clean ones, and what each attack makes: items, noise
     found[f"{readings} readings at {1 / read_s:.0f} a second"] = readings * read_s
-    if held_out.images.ndim == 4:
+    if shifts := kind_for(subject.cascade.spec).shifts:
         shifted = shift_items(subject, held_out, effort)
-        found[f"{len(SHIFTS)} shifts of {shifted} items"] = len(SHIFTS) * shifted * read_s
+        found[f"{len(shifts)} shifts of {shifted} items"] = len(shifts) * shifted * read_s
     if work.recipe.adaptive_budgets:
         size = Size(effort.adaptive_items, effort.adaptive_steps)
         stage = adaptive_stage(subject, held_out, work.recipe, effort)

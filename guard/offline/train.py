@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from guard.bundle import Bundle
 from guard.errors import BundleError
-from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.splits import Split
@@ -50,6 +50,7 @@ def prepare(job: Job, stages: Stages) -> Prepared:
             job, lambda about, text: progress.say(*wrapped(about, text, STAGE_WIDTH_COLUMNS)), kept=job.work
         )
         classifier, data = checked.classifier, checked.data
+        job = job.fitting(classifier)
         write_work(job, data)
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
@@ -60,16 +61,36 @@ def prepare(job: Job, stages: Stages) -> Prepared:
 
 def crafted_lines(crafted: Sequence[CraftedSet]) -> list[str]:
     """Return a table of how many items each attack fools the model on, and of how many were wanted if they are few."""
-    table = new_table("attack", [*map(counts, ("tried", "fool the model")), shares("")])
+    closed = any(found.transfer is not None for found in crafted)
+    names = ("tried", "fool the model", *(("transfer",) if closed else ()))
+    table = new_table("attack", [*map(counts, names), shares("")])
     for found in crafted:
         few = f"{MIN_FAMILY_ITEMS} wanted" if len(found) < MIN_FAMILY_ITEMS else ""
-        table.add_row(found.attack, str(found.tried), str(len(found)), few)
-    return plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS)
+        moved = [] if found.transfer is None else [f"{found.transfer.share:.0%}"]
+        table.add_row(found.attack, str(found.tried), str(len(found)), *moved, few)
+    return [*plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS), *transfer_lines(crafted)]
+
+
+def transfer_lines(crafted: Sequence[CraftedSet]) -> list[str]:
+    """Return how far a student and its closed model agree on attacked items; nothing where the model was opened."""
+    found = [one.transfer for one in crafted if one.transfer is not None]
+    if not found:
+        return []
+    whole = Transfer.together(found)
+    return [
+        *wrapped(
+            "transfer",
+            f"student and model name the same class of {whole.agreed / max(whole.tried, 1):.1%} of {whole.tried:,} "
+            f"attacked items; {whole.share:.0%} of those that mislead the student fool the model: these alone count",
+            STAGE_WIDTH_COLUMNS,
+        )
+    ]
 
 
 def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | None = None) -> Bundle:
     """Fit, compile, calibrate, measure, and write the bundle; the adaptive attack is sized to end by `deadline`."""
     classifier, data = prepared.classifier, prepared.data
+    job = job.fitting(classifier)
     programs, began = prepared.programs(job), time.monotonic()
     with stages.stage("fit detectors") as progress:
         heads = fit(job, prepared, programs, progress.note)

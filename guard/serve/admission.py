@@ -8,6 +8,12 @@ read. Example:
 12 ms among 5 others, now 21 inside, at best 800 calls a second, 5 ms upstream: 12 + 16 / 0.8 + 5 = 37 ms. A call with
 250 ms left is admitted, one with 40 ms left is not, since 37 ms are more than 0.85 * 40 ms.
 
+Where more comes than can be answered, calls that could just be answered in time are the wrong ones to begin: some of
+them end late after all, and calls that come in one by one are inspected one by one. So calls begin in bursts
+(`may_begin`): until they are expected to take `FULL_TIME_SHARE` of their time, and then none until `REFILL_SHARE` of
+the number inside is left. Each call is held against its own deadline, so a client that has none to spare delays no
+other.
+
 The rate of late cannot stand in for the best one: where few calls are admitted few leave, and so still fewer would be
 admitted.
 
@@ -24,6 +30,8 @@ from guard.errors import Overloaded
 
 CROWDED = "too many requests are being inspected for another to be answered in time; try again later or elsewhere"
 USABLE_TIME_SHARE = 0.85  # of the time left that a call may be expected to take
+FULL_TIME_SHARE = 0.8  # likewise, in a burst of calls that begin
+REFILL_SHARE = 0.3  # of the calls that may be inside, at which the next burst begins
 MIN_INSIDE_CALLS = 128  # calls, before any has to wait at the gate
 MAX_INSIDE_WORK_S = 0.5  # of work, at the best rate
 NEWEST_CALL_SHARE = 0.1  # of the newest call in a mean
@@ -63,6 +71,7 @@ class Admission:
         self.best_rate = 0.0  # calls a second
         self.updated = self.busy_s = 0.0
         self.departures = 0  # in this window
+        self.is_full = False  # since a call found no room, until one finds it again
 
     def enter(self, now: float, remaining_s: float) -> Place:
         """Admit a call and return its place. Raises Overloaded where it could not be answered in time."""
@@ -88,6 +97,19 @@ class Admission:
         """Whether more calls inside could keep the guard busier; if not, a call loses nothing by waiting."""
         return self.inside < max(MIN_INSIDE_CALLS, MAX_INSIDE_WORK_S * self.best_rate)
 
+    def may_begin(self, now: float, remaining_s: float) -> bool:
+        """Whether a call should begin now, where it can wait as well."""
+        self.update(now)
+        level = REFILL_SHARE if self.is_full else 1.0
+        self.is_full = self.inside > 0 and self.inside >= level * self.most_inside(remaining_s)
+        return not self.is_full
+
+    def most_inside(self, remaining_s: float) -> float:
+        """The number of calls inside with which one that has so much time left takes `FULL_TIME_SHARE` of it."""
+        rate = self.rate()
+        spare_s = FULL_TIME_SHARE * remaining_s - self.stay_s - self.upstream_s
+        return self.company + spare_s * rate if rate else float("inf")
+
     def is_in_time(self, remaining_s: float, ahead: int = 0) -> bool:
         """Whether a call with so much time left can be answered, where `ahead` others come in before it."""
         return remaining_s > 0 and (
@@ -96,9 +118,13 @@ class Admission:
 
     def expected_s(self, ahead: int = 0) -> float:
         """The seconds that a call that comes now is expected to take, with `ahead` others before it."""
-        rate = self.best_rate or (self.departures / self.busy_s if self.departures >= MIN_RATE_CALLS else 0.0)
+        rate = self.rate()
         more = (self.inside + ahead - self.company) / rate if rate else 0.0
         return max(0.0, self.stay_s + more) + self.upstream_s
+
+    def rate(self) -> float:
+        """The calls a second that leave at best; 0 while that is not known."""
+        return self.best_rate or (self.departures / self.busy_s if self.departures >= MIN_RATE_CALLS else 0.0)
 
     def update(self, now: float) -> None:
         """Count the time that has passed as busy if calls were inside; a full window of that measures the rate anew."""

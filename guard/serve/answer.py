@@ -1,11 +1,15 @@
 """Reading of the class that a model server's answer names, in numbers or in words; the answer itself passes as bytes.
 
 Rule 1: reading never fails, and never guesses: what does not show a class of each item shows none.
+
+MLServer's scikit-learn runtime answers with `predict`, labels [item] or [item, 1], unless a client asks for
+`predict_proba`, float64 [item, class]; whichever of the two a bundle names, both are read.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from guard.bundle import OutputSpec
 from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.wire.inference_pb2 import ModelInferResponse
 
+SCIKIT_LEARN = {"predict": "label", "predict_proba": "probabilities"}  # outputs of MLServer's runtime for it
 MAX_FLOAT_LABEL_CODE = 2**53  # the largest class that a float tells from its neighbours; NaN names none
 LENGTH_BYTES = 4  # before each text of a raw BYTES tensor
 
@@ -30,7 +35,23 @@ def prediction(response: bytes, spec: OutputSpec, items: int) -> NDArray[np.int6
         if tensor.name == spec.name and not (tensor.datatype == "BYTES" and spec.labels):
             values = output_tensor(message, index)
             return None if values is None else named_class(values, spec, items)
-    return worded_class(message, spec, items) if spec.labels else None
+    found = worded_class(message, spec, items) if spec.labels else None
+    return scikit_learn_class(message, spec, items) if found is None else found
+
+
+def scikit_learn_class(message: ModelInferResponse, spec: OutputSpec, items: int) -> NDArray[np.int64] | None:
+    """The class [item] that an answer of MLServer's scikit-learn runtime names; None where it has none of its outputs.
+
+    A label that no class has names none: it is of a model whose labels do not run from 0.
+    """
+    for index, tensor in enumerate(message.outputs):
+        kind = SCIKIT_LEARN.get(tensor.name)
+        if kind is None or tensor.datatype == "BYTES" or (values := output_tensor(message, index)) is None:
+            continue
+        found = named_class(values, replace(spec, kind=kind, single=False), items)
+        if found is not None and (kind != "label" or bool(((found >= 0) & (found < spec.classes)).all())):
+            return found
+    return None
 
 
 def worded_class(message: ModelInferResponse, spec: OutputSpec, items: int) -> NDArray[np.int64] | None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import InputSpec
 from guard.errors import MalformedRequest, Uninspectable
+from guard.feature_values import off_steps
 from guard.serve.scan import Span, scan
 from guard.serve.wire.inference_pb2 import InferParameter, InferTensorContents, ModelInferRequest
 
@@ -127,7 +128,22 @@ def decode(request: Request, spec: InputSpec, *, max_items: int | None = None) -
     images = raw_tensor(request.raw, shape, spec) if form == "raw" else typed_tensor(tensor.contents, shape, spec)
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise MalformedRequest(f"input {spec.name!r} holds NaN or infinity; every value must be finite")
+    check_categories(images, spec)
     return Decoded(images, form)
+
+
+def check_categories(images: NDArray[Any], spec: InputSpec) -> None:
+    """Raise MalformedRequest for a category that a feature does not have: looking it up would fail the whole batch."""
+    for place, feature in enumerate(spec.features):
+        if not feature.is_category:
+            continue
+        wrong = off_steps(images[:, place].astype(np.float64), feature)
+        if wrong.any():
+            item = int(np.argmax(wrong))
+            raise MalformedRequest(
+                f"input {spec.name!r}: item {item} has {images[item, place]:g} for {feature.name!r}; wanted one of "
+                f"{', '.join(f'{code:g}' for code in feature.categories[:12])}"
+            )
 
 
 def check_unknown_fields(message: ModelInferRequest) -> None:
@@ -177,9 +193,8 @@ def check_parameters(tensor: ModelInferRequest.InferInputTensor) -> None:
 def check_shape(tensor: ModelInferRequest.InferInputTensor, spec: InputSpec) -> tuple[int, ...]:
     if tensor.datatype != spec.datatype:
         raise MalformedRequest(f"input {spec.name!r} is {tensor.datatype[:20]!r}; the model takes {spec.datatype}")
-    axes = len(tensor.shape)
-    shape = tuple(tensor.shape[:8])
-    if axes != len(spec.shape) + 1 or shape[1:] != spec.wire_shape or shape[0] < 1:
+    shape = tuple(tensor.shape[:8])  # of more axes than any input has
+    if shape[1:] != spec.wire_shape or shape[0] < 1:
         wanted = ", ".join(["item", *map(str, spec.wire_shape)])
         raise MalformedRequest(
             f"input {spec.name!r} has shape {list(shape)}; the model takes [{wanted}] with at least one item"

@@ -29,7 +29,7 @@ class InferGate:
 
     def enter(self, deadline: float) -> Place | None:
         now = time.monotonic()
-        if not self.admission.has_room():
+        if not self.admission.has_room() or not self.admission.may_begin(now, deadline - now):
             return None
         try:
             return self.admission.enter(now, deadline - now)

@@ -23,7 +23,7 @@ import grpc
 
 from guard.serve.line import Allowance, Line
 
-TURN_CALLS = 4  # calls that begin in one turn of the event loop
+TURN_CALLS = 8  # calls that begin in one turn of the event loop
 MAX_TURN_S = 0.005  # at most, until the calls that wait are looked after
 MAX_TURN_REFUSALS = 16  # at a wall
 NEVER = float("inf")

@@ -14,9 +14,9 @@ Rule 2: no clock, no input or output; the caller passes the time.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 ROUND_S = 0.25  # in which each client should have as many turns as another
@@ -26,14 +26,13 @@ MIN_STALE_ENTRIES = 1024  # entries that no longer hold may stay in a heap until
 Call = TypeVar("Call")
 
 
-@dataclass(order=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Member(Generic[Call]):
     """A call in the line, which has not begun."""
 
-    deadline: float
     number: int
-    call: Call | None = field(compare=False)
-    client: Hashable = field(compare=False)
+    call: Call | None  # None once it has left
+    client: Hashable
 
 
 class Line(Generic[Call]):
@@ -41,10 +40,10 @@ class Line(Generic[Call]):
 
     def __init__(self) -> None:
         self.clients: dict[Hashable, dict[int, Member[Call]]] = {}
-        self.had: Counter[Hashable] = Counter()  # turns of each client in this round
+        self.had: dict[Hashable, int] = {}  # turns of each client in this round
         self.turns: list[tuple[int, int, Member[Call]]] = []  # a client's turns, minus its newest's number, its newest
-        self.by_deadline: list[Member[Call]] = []
-        self.over: deque[Member[Call]] = deque()  # by deadline: it has passed, but perhaps not by the clients' clocks
+        self.by_deadline: list[tuple[float, int, Member[Call]]] = []  # with its number
+        self.over: deque[tuple[float, Call]] = deque()  # by deadline: it has passed, but perhaps not by clients' clocks
         self.waiting = self.came = 0
         self.round_over = 0.0
 
@@ -52,22 +51,27 @@ class Line(Generic[Call]):
         return self.waiting
 
     def join(self, call: Call, deadline: float, client: Hashable) -> None:
-        self.came += 1
+        self.came = number = self.came + 1
         self.waiting += 1
-        member = Member(deadline, self.came, call, client)
-        self.clients.setdefault(client, {})[member.number] = member
-        heapq.heappush(self.by_deadline, member)
-        self.counted(client)
+        member = Member(number, call, client)
+        members = self.clients.get(client)
+        if members is None:
+            members = self.clients[client] = {}
+        members[number] = member
+        heapq.heappush(self.by_deadline, (deadline, number, member))
+        heapq.heappush(self.turns, (self.had.get(client, 0), -number, member))
         if len(self.by_deadline) > 2 * self.waiting + MIN_STALE_ENTRIES:
-            self.by_deadline = [member for members in self.clients.values() for member in members.values()]
+            self.by_deadline = [entry for entry in self.by_deadline if entry[2].call is not None]
             heapq.heapify(self.by_deadline)
+        if len(self.turns) > 2 * len(self.clients) + MIN_STALE_ENTRIES:
+            self.rank()
 
     def next(self) -> Call | None:
         """The call whose turn it is, which stays in the line; None where the line is empty."""
         while self.turns:
             had, _, newest = self.turns[0]
             members = self.clients.get(newest.client)
-            if members and had == self.had[newest.client] and next(reversed(members)) == newest.number:
+            if members and had == self.had.get(newest.client, 0) and next(reversed(members)) == newest.number:
                 return newest.call
             heapq.heappop(self.turns)
         return None
@@ -77,7 +81,7 @@ class Line(Generic[Call]):
         if self.next() is None:
             raise KeyError("nobody waits")
         first = self.turns[0][2]
-        self.had[first.client] += 1
+        self.had[first.client] = self.had.get(first.client, 0) + 1
         return self.out(first)
 
     def new_round(self, now: float = 0.0) -> None:
@@ -105,40 +109,34 @@ class Line(Generic[Call]):
 
     def expire(self, now: float, most: int) -> list[Call]:
         """Take out calls whose time is over by any clock, and return at most `most` of them."""
-        while self.by_deadline and (self.by_deadline[0].call is None or self.by_deadline[0].deadline <= now):
-            first = heapq.heappop(self.by_deadline)
-            if first.call is not None:
-                self.over.append(Member(first.deadline, first.number, self.out(first), first.client))
+        entries = self.by_deadline
+        while entries and (entries[0][0] <= now or entries[0][2].call is None):
+            deadline, _, member = heapq.heappop(entries)
+            if member.call is not None:
+                self.over.append((deadline, self.out(member)))
         found: list[Call] = []
-        while self.over and self.over[0].deadline + CLOCKS_DIFFER_S <= now and len(found) < most:
-            call = self.over.popleft().call
-            if call is not None:
-                found.append(call)
+        while self.over and self.over[0][0] + CLOCKS_DIFFER_S <= now and len(found) < most:
+            found.append(self.over.popleft()[1])
         return found
 
     def out(self, member: Member[Call]) -> Call:
+        """Take a call out, and rank its client by the newest of those that are left."""
         call, member.call = member.call, None
         if call is None:
             raise KeyError(f"call {member.number} has gone out already")
         self.waiting -= 1
-        del self.clients[member.client][member.number]
-        self.counted(member.client)
-        return call
-
-    def counted(self, client: Hashable) -> None:
-        """Rank a client anew after its newest call has changed or it has had another turn."""
+        client = member.client
         members = self.clients[client]
+        del members[member.number]
         if not members:
             del self.clients[client]
-            return
-        newest = next(reversed(members.values()))
-        heapq.heappush(self.turns, (self.had[client], -newest.number, newest))
-        if len(self.turns) > 2 * len(self.clients) + MIN_STALE_ENTRIES:
-            self.rank()
+        elif (newest := next(reversed(members.values()))).number < member.number:  # else it is ranked already
+            heapq.heappush(self.turns, (self.had.get(client, 0), -newest.number, newest))
+        return call
 
     def rank(self) -> None:
         newests = (next(reversed(members.values())) for members in self.clients.values())
-        self.turns = [(self.had[newest.client], -newest.number, newest) for newest in newests]
+        self.turns = [(self.had.get(newest.client, 0), -newest.number, newest) for newest in newests]
         heapq.heapify(self.turns)
 
 

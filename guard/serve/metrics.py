@@ -116,6 +116,10 @@ class Metrics:
         self.disagreement = gauge(
             "guard_upstream_disagreement_ratio", "Share of the last compared items on which bundle and upstream differ"
         )
+        self.measured_disagreement = gauge(
+            "guard_bundle_disagreement_ratio",
+            "Share of clean items on which bundle and served model differed in training: to be expected",
+        )
         self.ready = gauge(
             "guard_ready", "1 while the guard is ready: bundle checked, upstream ready and as the bundle expects"
         )

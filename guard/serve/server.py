@@ -334,6 +334,7 @@ def build_metrics(config: ServeConfig, bundle: Bundle, policy: Policy, readiness
     metrics.bundle_info.labels(bundle.digest[:16], model.name, model.version, model.fingerprint[:16]).set(1)
     metrics.promised_rate.labels("reject").set(policy.reject_rate)
     metrics.promised_rate.labels("flag").set(policy.flag_rate)
+    metrics.measured_disagreement.set(bundle.manifest.measured_disagreement)
     metrics.ready.set_function(lambda: float(readiness.because is None))
     metrics.upstream_ready.set_function(lambda: float(readiness.part("upstream") is None))
     return metrics

@@ -100,7 +100,7 @@ class Tapped(nn.Module):
 
     @classmethod
     def of(cls, source: Source) -> Tapped:
-        graph = single_path(load_program(source))
+        graph = single_path(load_program(source)[1])
         (output,) = [node for node in graph.graph.nodes if node.op == "output"]
         last = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)[-1]
         output.args = ((output.args[0], last.args[0]),)

@@ -31,10 +31,10 @@ from guard.fusion import Floats
 from guard.offline.attacks.attack import Attack
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.engine import attack_model
+from guard.offline.data.input_kind import kind_like
 from guard.offline.data.splits import Split
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
-from guard.offline.detectors.parts.residual import residual
 from guard.offline.evaluate import Wish, prepared
 from guard.offline.evaluation.measure import craft_enough
 from guard.offline.findings.attack_names import labels_of
@@ -139,7 +139,7 @@ def fourteen(graph: torch.nn.Module, images: Tensor) -> Mapping[str, Tensor]:
         squeezed = [BitDepth(4)(images), mean(images), Median(2)(images)]
         moved = [(graph(other).softmax(dim=1) - shares).abs().sum(dim=1) for other in squeezed]
         top = shares.topk(2, dim=1).values
-        flat, fine = slope.flatten(1), residual(images).flatten(1)
+        flat, fine = slope.flatten(1), kind_like(images).residual(images).flatten(1)
         total, length = flat.abs().sum(dim=1), flat.norm(dim=1)
         return {
             "gap to the second": best[:, 0] - best[:, 1],

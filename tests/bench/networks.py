@@ -34,7 +34,7 @@ from guard.offline.data.grid import snap
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.job.recipe import load_recipe
 from guard.offline.model.onnx_import.graph import read_graph
-from guard.offline.model.open_model import Source, load_program, open_model
+from guard.offline.model.open_model import Source, load_exported, open_model
 from guard.offline.programs.program import Program
 from guard.offline.programs.write_programs import compile_programs
 from guard.offline.training.calibrator import made_by, npz
@@ -168,7 +168,7 @@ def item_shape(model: str) -> tuple[int, ...]:
     if model.endswith(".onnx"):
         first, *rest = (int(size or 0) for size in read_graph(Path(model)).sizes[1:])
         return (rest[-1], first, rest[0]) if len(rest) == 2 and rest[-1] in (1, 3) else (first, *rest)
-    graph = load_program(Source(model, ())).module().graph
+    graph = load_exported(Path(model)).module().graph
     (start,) = [node for node in graph.nodes if node.op == "placeholder"]
     return tuple(int(size) for size in start.meta["val"].shape[1:])
 

@@ -3,6 +3,7 @@
     python -m tests.bench.overload                                    the tiny bundle of the tests
     python -m tests.bench.overload --bundle demo/bundle --model demo/model.onnx
     python -m tests.bench.overload … --checkout OTHER                 the guard of another checkout: before and after
+    python -m tests.bench.overload --echo-ms 1.4                      a plain grpc.aio server that works so long
 
 Guard and model server share one CPU, the clients have another. The capacity for a deadline is the most that closed
 loops of 4 to 64 calls get answered, as long as 95 % of the answers come within that deadline. It is measured again
@@ -18,13 +19,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,7 @@ IN_FLIGHT = (4, 8, 16, 32, 64)
 AGAIN = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE})
 JUDGED_S = DEADLINES_S[-1]  # the deadline for which goodput is judged: shorter ones depend on how busy the machine is
 MIN_GOODPUT_SHARE = 0.5  # of the capacity; 13 to 37 % were measured of a guard that began every call that came
+ECHO_BYTES = 400  # about as many as the demo's request has
 HOPELESS_S = 0.002  # less than that left: nobody tries again
 
 
@@ -110,6 +114,7 @@ class Clients:
 
 
 async def measure(guarded: Guarded, body: bytes, options: argparse.Namespace) -> bool:
+    """Print the tables of one server, and return whether it held what is judged; an echo keeps no books."""
     async with AsyncExitStack() as stack:
         channels = [
             await stack.enter_async_context(
@@ -131,17 +136,22 @@ async def measure(guarded: Guarded, body: bytes, options: argparse.Namespace) ->
             _, count = max(fitting, default=(0.0, loops[0][0]))
             for times in options.times:
                 before, _ = await clients.closed(count, options.seconds / 4)
+                began = time.monotonic(), time.process_time()
                 goodput = await clients.open(times * before, deadline_s, options.seconds, options.retries)
+                busy = (time.process_time() - began[1]) / (time.monotonic() - began[0])
                 await asyncio.sleep(0.5)
                 after, _ = await clients.closed(count, options.seconds / 4)
                 capacity = (before + after) / 2
                 ended = ", ".join(f"{name} {count}" for name, count in clients.statuses.most_common())
                 offered = (f"{deadline_s * 1e3:.0f} ms", f"{capacity:.0f}", f"{times} x")
-                rows.append((*offered, f"{goodput:.0f}", f"{goodput / capacity:.0%}", ended))
+                rows.append((*offered, f"{goodput:.0f}", f"{goodput / capacity:.0%}", f"{busy:.0%}", ended))
                 if deadline_s == JUDGED_S and times > 1:
                     least = min(least, goodput / capacity)
                 print(".", end="", flush=True)
-    print("\n" + table(["deadline", "capacity/s", "offered", "goodput/s", "of capacity", "requests ended"], rows))
+    heads = ["deadline", "capacity/s", "offered", "goodput/s", "of capacity", "clients' CPU", "requests ended"]
+    print("\n" + table(heads, rows))
+    if options.echo_ms is not None:
+        return True
     books = guarded.books()
     unseen = clients.sent - sum(books.values())
     cut_off = sum(row[-1].count("CANCELLED") for row in rows)
@@ -153,28 +163,66 @@ async def measure(guarded: Guarded, body: bytes, options: argparse.Namespace) ->
 MOST_UNSEEN = 0.25  # of all calls: a client's own deadline may pass while a call is on its way
 
 
+def a_guard(options: argparse.Namespace, cpus: set[int], stack: ExitStack) -> tuple[Guarded, bytes]:
+    """Start the guard before its model server, and return a request for it."""
+    if options.bundle is None:
+        bundle, model, name = tiny(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+    else:
+        bundle, model, name = options.bundle, options.model, ""
+    opened = Bundle.open(bundle)
+    name = name or opened.manifest.model.name
+    guarded = serving(bundle.resolve(), model.resolve(), name, checkout=options.checkout, cpus=cpus)
+    return stack.enter_context(guarded), request_for(opened)
+
+
+@contextmanager
+def echo(options: argparse.Namespace, cpus: set[int]) -> Iterator[Guarded]:
+    """Start the plain server of `echo_server`."""
+    flags = ["--work-ms", str(options.echo_ms), "--inside", str(options.echo_inside)]
+    process = subprocess.Popen(
+        ["taskset", "-c", ",".join(map(str, cpus)), sys.executable, "-m", "tests.bench.echo_server", *flags],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        yield Guarded(json.loads(process.stderr.readline())["inference"], "", process)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--model", type=Path, help="the bundle's model as .onnx")
     parser.add_argument("--checkout", type=Path, default=ROOT)
+    parser.add_argument("--echo-ms", type=float, help="no guard: a plain server that works so long for an answer")
+    parser.add_argument("--echo-inside", type=int, default=16, help="and refuses calls beyond so many")
     parser.add_argument("--retries", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each cell")
+    parser.add_argument(
+        "--deadlines", type=float, nargs="+", default=DEADLINES_S, metavar="S", help="of requests, seconds"
+    )
+    parser.add_argument("--times", type=int, nargs="+", default=TIMES, help="what is offered, in capacities")
     parser.add_argument("--quick", action="store_true", help="what is judged alone, short cells: seconds")
     options = parser.parse_args(arguments)
-    options.deadlines = (JUDGED_S,) if options.quick else DEADLINES_S
-    options.times, options.in_flight = ((2, 4), (8, 32)) if options.quick else (TIMES, IN_FLIGHT)
-    options.seconds = 1.5 if options.quick else options.seconds
+    options.in_flight = IN_FLIGHT
+    if options.quick:
+        options.deadlines, options.times, options.in_flight, options.seconds = (JUDGED_S,), (2, 4), (8, 32), 1.5
     cpus = sorted(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as folder:
-        bundle, model, name = tiny(Path(folder)) if options.bundle is None else (options.bundle, options.model, "")
-        opened = Bundle.open(bundle)
-        name = name or opened.manifest.model.name
-        with serving(bundle.resolve(), model.resolve(), name, checkout=options.checkout, cpus={cpus[0]}) as guarded:
-            os.sched_setaffinity(0, {cpus[-1]})
-            with asyncio.Runner(loop_factory=EventLoop) as runner:
-                good = runner.run(measure(guarded, request_for(opened), options))
-            os.sched_setaffinity(0, set(cpus))
+    with ExitStack() as stack:
+        if options.echo_ms is not None:
+            guarded, body = stack.enter_context(echo(options, {cpus[0]})), b"x" * ECHO_BYTES
+        else:
+            guarded, body = a_guard(options, {cpus[0]}, stack)
+        os.sched_setaffinity(0, {cpus[-1]})
+        with asyncio.Runner(loop_factory=EventLoop) as runner:
+            good = runner.run(measure(guarded, body, options))
+        os.sched_setaffinity(0, set(cpus))
     return 0 if good else 1
 
 

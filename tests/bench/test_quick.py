@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 QUICK = {
+    "forest": (),
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),
+    "kinds": ("series",),
     "memory": (),
     "overload": (),
+    "tabular": (),
 }
 
 

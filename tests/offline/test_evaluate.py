@@ -27,7 +27,7 @@ from guard.offline import evaluate as evaluating
 from guard.offline.adversary.descent import METHODS
 from guard.offline.adversary.runs import ITEM_PARTS
 from guard.offline.attacks.methods.cw import Cw
-from guard.offline.data.shifts import SHIFTS
+from guard.offline.data.picture_shifts import PICTURE_SHIFTS
 from guard.offline.evaluate import Wish, evaluate_bundle, forecast, prepared
 from guard.offline.evaluation import measure as measuring
 from guard.offline.evaluation.detector_rows import detector_rows
@@ -394,7 +394,7 @@ def test_shifts_and_classes_are_there(quick: Quick) -> None:
     """And a second run gives the same page, byte for byte, whatever the speed of the day was."""
     found, said = quick.found, quick.said
     names = [row.name for row in found.clean if row.accuracy is not None]
-    assert names == [shift.name for shift in SHIFTS]
+    assert names == [shift.name for shift in PICTURE_SHIFTS]
     (count,) = {row.accuracy.items for row in found.clean if row.accuracy is not None}
     assert 100 <= count <= 150
     assert f"9 shifts of {count} items" in said

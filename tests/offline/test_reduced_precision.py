@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from rich.console import Console
 
+from guard.bundle import Bundle
 from guard.offline.job.recipe import parse
 from guard.offline.train import train
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
+from guard.serve.log import Log
+from guard.serve.model_server import ServedModel
+from guard.serve.model_server import serving as model_serving
+from guard.serve.server import running
 from tests.offline import tiny
 from tests.reduced_models import write_half, write_quantised
+from tests.serve.guarded import calling, config_for, metric_of, until
 
 RECIPE: dict[str, Any] = {
     **tiny.RECIPE,
@@ -54,3 +62,32 @@ def test_a_bundle_of_a_model_in_fewer_bits(form: str, datatype: str, computes: s
     repaired = runtime.repair(wire, "median")
     assert (repaired.dtype, repaired.shape) == (spec.dtype, wire.shape)
     assert not np.array_equal(repaired, wire)
+    passed, counted = asyncio.run(sent_through(bundle, file, wire))
+    assert passed >= 4
+    assert counted["guard_upstream_compared_items_total"] == passed
+    assert counted["guard_upstream_disagreement_items_total"] <= 1
+    assert counted["guard_bundle_disagreement_ratio"] == pytest.approx(bundle.manifest.measured_disagreement)
+
+
+async def sent_through(bundle: Bundle, file: Path, wire: NDArray[Any]) -> tuple[int, dict[str, float]]:
+    """How many of the items [item, ...] pass, each with the answer that a direct call gets; what was counted."""
+    model = bundle.manifest.model
+    served = ServedModel(file, name=model.name, version="", threads=1)
+    async with (
+        model_serving(served, "127.0.0.1:0") as upstream,
+        running(config_for(bundle.path, upstream), log=Log("info", io.StringIO())) as guard,
+        calling(upstream) as direct,
+        calling(guard.address) as client,
+    ):
+        await until(lambda: guard.readiness.because is None, lambda: str(guard.readiness.because))
+        bare = [await direct.infer(item[None], name=model.name) for item in wire]
+        through = [await client.infer(item[None], name=model.name) for item in wire]
+        assert all(answer.ok for answer in bare)
+        passed = [(b.body, t.body) for b, t in zip(bare, through, strict=True) if t.ok]
+        assert all(answer == wanted for wanted, answer in passed)
+        names = (
+            "guard_upstream_compared_items_total",
+            "guard_upstream_disagreement_items_total",
+            "guard_bundle_disagreement_ratio",
+        )
+        return len(passed), {name: await metric_of(guard.metrics_address, name) for name in names}

@@ -18,6 +18,7 @@ from guard.offline.model.open_model import Source, open_model
 
 SHAPE = (1, 8, 8)
 CLASSES, GRID, FEATURES = 3, 16, 12
+CHANNELS, STEPS = 2, 24
 
 RECIPE: dict[str, Any] = {
     "description": "Every detector, and as few attacks as show both a seen and a left-out family.",
@@ -58,6 +59,16 @@ def vectors(items: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.
     return np.rint(values * GRID).astype(np.float32) / np.float32(GRID), labels.astype(np.int64)
 
 
+def series(items: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Unit-space series [item, channel, time] on the grid, and labels: one, two or three waves, the second delayed."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, CLASSES, items)
+    phase = generator.uniform(0, 2 * np.pi, (items, 1)) + np.array([[0.0, 1.0]])
+    waves = np.sin(phase[:, :, None] + 2 * np.pi * (labels[:, None, None] + 1) * np.arange(STEPS) / STEPS)
+    values = (0.5 + 0.2 * waves + generator.normal(0, 0.06, waves.shape)).clip(0, 1)
+    return np.rint(values * GRID).astype(np.float32) / np.float32(GRID), labels.astype(np.int64)
+
+
 def network() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
@@ -74,6 +85,20 @@ def network() -> nn.Module:
 
 def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(CHANNELS, 12, 5, padding=2),
+        nn.BatchNorm1d(12),
+        nn.ReLU(),
+        nn.MaxPool1d(2),
+        nn.Conv1d(12, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(16, CLASSES),
+    )
 
 
 def fitted(model: nn.Module, images: NDArray[np.float32], labels: NDArray[np.int64], epochs: int) -> nn.Module:
@@ -100,6 +125,18 @@ def vector_model() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return fitted(perceptron(), *vectors(600, seed=100), epochs=12)
+
+
+@cache
+def series_model() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return fitted(convolutions(), *series(600, seed=100), epochs=12)
+
+
+@cache
+def series_classifier() -> Classifier:
+    return open_model(Source(f"{__name__}:series_model", (CHANNELS, STEPS), grid=GRID))
 
 
 @cache

@@ -22,6 +22,7 @@ from google.rpc.status_pb2 import Status
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
+from guard.bundle import DATATYPES
 from guard.config import ServeConfig
 from guard.serve.decode import TYPED_FIELD
 from guard.serve.log import Log
@@ -31,7 +32,7 @@ from guard.serve.wire.inference_pb2 import ModelInferRequest, ModelInferResponse
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, listening
 
-DATATYPES = {np.dtype("float32"): "FP32", np.dtype("uint8"): "UINT8"}
+WIRE_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 PATIENCE_S = 20.0  # of a test that waits for something to become true; it fails, it does not go on
 
 
@@ -40,7 +41,7 @@ def infer_request(
 ) -> ModelInferRequest:
     """A correct request for `images` [item, ...]."""
     message = ModelInferRequest(model_name=name, **fields)
-    datatype = DATATYPES[images.dtype]
+    datatype = WIRE_NAMES[images.dtype]
     tensor = message.inputs.add(name="input", datatype=datatype, shape=images.shape)
     if form == "raw":
         message.raw_input_contents.append(images.tobytes())

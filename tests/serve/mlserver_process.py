@@ -30,11 +30,17 @@ SETTINGS = {
 
 
 @contextmanager
-def mlserver_process(programs: Path, folder: Path, model: Path, name: str, **settings: Any) -> Iterator[str]:
-    """The gRPC address of an MLServer that is ready to serve `model` as `name`; its files and log go to `folder`."""
+def mlserver_process(
+    programs: Path, folder: Path, model: Path, name: str, *, runtime: str | None = None, **settings: Any
+) -> Iterator[str]:
+    """The gRPC address of an MLServer that is ready to serve `model` as `name`; its files and log go to `folder`.
+
+    `runtime` is a class of the environment's own that serves the model; ours for ONNX files unless given.
+    """
     ports = {key: free_port() for key in ("http_port", "grpc_port")}
     write(folder / "settings.json", {**SETTINGS, **ports, **settings})
-    implementation = {"implementation": f"{RUNTIME.stem}.OnnxRuntime", "parameters": {"uri": str(model.resolve())}}
+    served_by = runtime or f"{RUNTIME.stem}.OnnxRuntime"
+    implementation = {"implementation": served_by, "parameters": {"uri": str(model.resolve())}}
     write(folder / "model-settings.json", {"name": name, **implementation})
     shutil.copy(RUNTIME, folder)
     address = f"127.0.0.1:{ports['grpc_port']}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from guard.errors import Overloaded
-from guard.serve.admission import USABLE_TIME_SHARE, Admission, Place
+from guard.serve.admission import FULL_TIME_SHARE, REFILL_SHARE, USABLE_TIME_SHARE, Admission, Place
 
 
 @dataclass
@@ -103,3 +103,41 @@ def test_those_ahead_count_and_whoever_has_no_time_left_does_not_come_in() -> No
     assert admission.is_in_time(0.25, ahead=40)
     assert not admission.is_in_time(0.25, ahead=120)
     assert not admission.is_in_time(0.0)
+
+
+def begun(admission: Admission, now: float, remaining_s: float) -> list[Place]:
+    """The places of the calls that begin at once, of as many as want to."""
+    places = []
+    while admission.may_begin(now, remaining_s):
+        places.append(admission.enter(now, remaining_s))
+    return places
+
+
+def test_calls_that_can_wait_begin_in_bursts() -> None:
+    guard = Guard(each_s=0.0025)
+    guard.offer(400, 0.25, 3)
+    admission, now = guard.admission, guard.now
+    places = begun(admission, now, 0.05)
+    most = admission.most_inside(0.05)
+    assert len(places) == pytest.approx(most, abs=1)
+    assert most == pytest.approx(FULL_TIME_SHARE * 0.05 / 0.0025, rel=0.05)  # 16; 17 could be in time
+    while admission.inside >= REFILL_SHARE * most:
+        assert not admission.may_begin(now, 0.05)
+        places.pop().leave(now, inspected=False)
+    assert len(begun(admission, now, 0.05)) > 0.6 * most
+
+
+def test_a_client_with_no_time_to_spare_delays_nobody_else() -> None:
+    guard = Guard(each_s=0.0025)
+    guard.offer(400, 0.25, 3)
+    admission, now = guard.admission, guard.now
+    begun(admission, now, 0.05)
+    assert not admission.may_begin(now, 0.001)
+    assert admission.may_begin(now, 1.0)
+
+
+def test_a_guard_that_has_measured_nothing_lets_calls_begin() -> None:
+    admission = Admission()
+    for _ in range(300):
+        assert admission.may_begin(0.0, 0.05)
+        admission.enter(0.0, 0.05)

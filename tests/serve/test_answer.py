@@ -153,3 +153,21 @@ def test_words_cut_short_name_nothing(keep: int) -> None:
     message = ModelInferResponse.FromString(worded(["ant", "bee"], raw=True))
     message.raw_output_contents[1] = message.raw_output_contents[1][:keep]
     assert prediction(message.SerializeToString(), NAMED, 2) is None
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("own", [("predict", "label"), ("predict_proba", "probabilities"), ("probabilities", "logits")])
+def test_both_outputs_of_mlservers_scikit_learn_runtime_are_read(own: tuple[str, str], *, raw: bool) -> None:
+    """Whichever a bundle names: labels [item] or [item, 1], float64 probabilities; a label that no class has is not."""
+    spec = OutputSpec(*own, 3)
+
+    def named(values: Any, datatype: str, name: str) -> list[int] | None:
+        found = prediction(answer(np.asarray(values), datatype, raw=raw, name=name), spec, 2)
+        return None if found is None else found.tolist()
+
+    assert named(np.asarray([2, 0]), "INT64", "predict") == [2, 0]
+    assert named(np.asarray([[2], [0]]), "INT64", "predict") == [2, 0]
+    assert named(np.asarray([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]]), "FP64", "predict_proba") == [2, 0]
+    if own[0] != "predict":
+        assert named(np.asarray([3, 0]), "INT64", "predict") is None
+    assert named(np.asarray([2, 0]), "INT64", "transform") is None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import InputSpec
 from guard.errors import MalformedRequest
+from guard.features import Feature
 from guard.serve.decode import Decoded, Form, decode, encode, parse
 from guard.serve.wire.inference_pb2 import ModelInferRequest
 from tests.serve.guarded import infer_request
@@ -124,3 +125,13 @@ def test_parse_refuses_what_is_no_request() -> None:
     whole.ClearField("raw_input_contents")
     assert parsed.message == whole
     assert parse(b"").message == ModelInferRequest()
+
+
+def test_a_category_that_the_model_does_not_have_is_refused() -> None:
+    trade = Feature("trade", "categorical", 0, 2, categories=(0, 1, 2))
+    spec = InputSpec("input", "FP32", (2,), (0.0, 0.0), (1.0, 2.0), None, "NC", (Feature("a", "numeric", 0, 1), trade))
+    sound = np.asarray([[0.5, 2], [7.0, 0]], np.float32)
+    assert np.array_equal(read(infer_request(sound), spec).images, sound)
+    for code in (3, -1, 0.5):
+        with pytest.raises(MalformedRequest, match=rf"item 1 has {code:g} for 'trade'; wanted one of 0, 1, 2"):
+            read(infer_request(np.asarray([[0.5, 2], [0.5, code]], np.float32)), spec)

@@ -200,7 +200,7 @@ def test_a_thousand_calls_of_one_client_do_not_keep_anothers_one_waiting() -> No
     house.come(range(501, 1000))
     house.open = True
     house.loop.turn()
-    assert house.begun == [999, 500, 998, 997]
+    assert house.begun[:4] == [999, 500, 998, 997]
 
 
 def test_who_waits_in_vain_among_many_is_not_the_one_who_has_few(monkeypatch: pytest.MonkeyPatch) -> None:

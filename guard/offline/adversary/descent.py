@@ -28,6 +28,8 @@ from torch import Tensor
 from guard.offline.adversary.directions import DIRECTIONS, RISK_MARGIN, Method, Sight
 from guard.offline.adversary.guides import Guide, Guides
 from guard.offline.attacks.norm_ball import per_item
+from guard.offline.data.feature_grid import FeatureGrid
+from guard.offline.data.grid import Grid
 
 METHODS: tuple[Method, ...] = ("selective", "weighted")
 ALL_METHODS: tuple[Method, ...] = tuple(DIRECTIONS)
@@ -89,7 +91,7 @@ def adaptive(
     budget: float,
     steps: int,
     generator: torch.Generator,
-    grid: int | None,
+    grid: Grid,
     method: Method,
     start: Tensor | None = None,
     guides: Guides | None = None,
@@ -106,7 +108,7 @@ def adaptive(
     """
     if steps < 0:
         raise ValueError(f"steps must not be negative; got {steps}")
-    radius = budget if grid is None else int(budget * grid + 1e-6) / grid
+    radius = radius_of(budget, grid, inputs)
     noise = torch.rand(inputs.shape, generator=generator, device=generator.device).to(inputs.device) * 2 - 1
     random = (inputs + radius * noise).clamp(0.0, 1.0)
     best: AdaptiveResult | None = None
@@ -138,9 +140,9 @@ class Descent:
     """Projected sign descent, its step falling along a line from half the ball's radius to a fiftieth of it."""
 
     known: Known
-    radius: float
+    radius: float | Tensor  # of all values, or of each feature [feature]
     steps: int
-    grid: int | None
+    grid: Grid
     method: Method
     heard: Callable[[int], None] | None
 
@@ -189,8 +191,17 @@ def class_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return logits[truth] - logits.masked_fill(truth, -torch.inf).amax(dim=1)
 
 
-def on_grid(images: Tensor, grid: int | None) -> Tensor:
+def radius_of(budget: float, grid: Grid, like: Tensor) -> float | Tensor:
+    """Return how far values may move in whole steps: all alike, or each feature as far as its own steps allow."""
+    if isinstance(grid, FeatureGrid):
+        return torch.from_numpy(grid.limits(budget)).to(like.device, like.dtype)
+    return budget if grid is None else int(budget * grid + 1e-6) / grid
+
+
+def on_grid(images: Tensor, grid: Grid) -> Tensor:
     """Snap images to the data's grid; the gradient is that of the identity (straight-through)."""
+    if isinstance(grid, FeatureGrid):
+        return grid.straight_through(images)
     return images if grid is None else images + (torch.round(images * grid) / grid - images).detach()
 
 

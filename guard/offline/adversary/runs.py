@@ -30,6 +30,7 @@ from guard.offline.adversary.descent import METHODS, AdaptiveResult, Known, adap
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.guides import Guides
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import Grid
 from guard.offline.work.parallel import Stop, cores, side_by_side
 from guard.offline.work.store import ResultStore, cache_key
 
@@ -65,7 +66,7 @@ class Adversary:
     items: Dataset
     steps: int
     seed: int
-    grid: int | None
+    grid: Grid
     identity: str  # digest of the guard attacked and of the guides
     work: ResultStore
     device: str = "cpu"  # device that `Aim.known` and its guides are on

@@ -158,7 +158,8 @@ def square(
     Each item is asked at most `queries` times. Images [item, channel, height, width] alone. Source: Andriushchenko et
     al. 2020, arXiv:1912.00049.
     """
-    if inputs.ndim != 4 or (norm != "linf" and min(inputs.shape[2:]) < 5):
+    places = inputs.shape[2:]  # Square throws squares on planes
+    if len(places) != 2 or (norm != "linf" and min(places) < 5):
         wanted = "images" if norm == "linf" else "images of at least 5 by 5 pixels"
         raise ValueError(f"square in {norm} wants {wanted} [item, channel, height, width]; got {tuple(inputs.shape)}")
     points = inputs.detach().float()

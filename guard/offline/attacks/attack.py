@@ -17,6 +17,8 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.model import Model
+from guard.offline.data.feature_grid import FeatureGrid
+from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.data.norms import Measure, Norm
 from guard.offline.networks.weights import Knowledge
 
@@ -59,7 +61,9 @@ class Traits:
 
     asks: Asks = "gradient"
     learns: bool = False  # from clean items, before it attacks any
+    features: bool = False  # is told of a table's features: their ranges, steps, categories and costs
     package: str | None = None  # the package of the extra `attacks` that runs it
+    kinds: Kinds = EVERY_KIND  # of input that it applies to
 
 
 class Attack(Protocol):
@@ -107,6 +111,21 @@ class LearningAttack(Attack, Protocol):
     ) -> Tensor:
         """Attack inputs with this knowledge; the other arguments and the result are those of an Attack."""
         ...
+
+
+class FeatureAttack(Attack, Protocol):
+    """Attack that looks at what each feature of a table may be, and at what changing it costs. Its traits say so."""
+
+    def among(
+        self, grid: FeatureGrid, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Attack items of a table, on its grid; the other arguments and the result are those of an Attack."""
+        ...
+
+
+def knows_features(attack: Attack) -> TypeGuard[FeatureAttack]:
+    """Return whether an attack is told of a table's features."""
+    return attack.traits.features
 
 
 def learns(attack: Attack) -> TypeGuard[LearningAttack]:

@@ -33,21 +33,24 @@ RIDGE_SHARE = 1e-3  # of the mean square of a move: keeps a fit on fewer samples
 
 @dataclass(frozen=True)
 class Blocks:
-    """Coarse view of an item: squares of an image's channels, or the single values of a vector."""
+    """Coarse view of an item: squares of an image's channels, stretches of a series', single values of a vector."""
 
     shape: tuple[int, ...]  # of an item
     size: int  # along a side
 
     @staticmethod
     def of(shape: tuple[int, ...], size: int | None) -> Blocks:
-        return Blocks(shape, size or (max(1, max(shape[1:]) // SIDE_BLOCKS) if len(shape) == 3 else 1))
+        return Blocks(shape, size or max(1, max(shape[1:], default=1) // SIDE_BLOCKS))
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Sizes of the axes of space or time, along which values share a block; none of a vector."""
+        return self.shape[1:]
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Number of blocks along each axis."""
-        if len(self.shape) != 3:
-            return (math.prod(self.shape),)
-        return (self.shape[0], -(-self.shape[1] // self.size), -(-self.shape[2] // self.size))
+        return (self.shape[0], *(-(-size // self.size) for size in self.places))
 
     @property
     def count(self) -> int:
@@ -55,20 +58,18 @@ class Blocks:
 
     def spread(self, values: Tensor) -> Tensor:
         """Map values [..., block] to [..., *shape], each over its whole block."""
-        if len(self.shape) != 3:
-            return values.reshape(*values.shape[:-1], *self.shape)
-        tall = values.reshape(*values.shape[:-1], *self.grid)
-        wide = tall.repeat_interleave(self.size, dim=-2).repeat_interleave(self.size, dim=-1)
-        return wide[..., : self.shape[1], : self.shape[2]]
+        found = values.reshape(*values.shape[:-1], *self.grid)
+        for axis, size in zip(range(-len(self.places), 0), self.places, strict=True):
+            found = found.repeat_interleave(self.size, dim=axis).narrow(axis, 0, size)
+        return found
 
     def edges(self, like: Tensor) -> Tensor:
         """Return the differences between neighbouring blocks, as a matrix [edge, block]."""
         number = torch.arange(self.count, device=like.device).reshape(self.grid)
-        axes = range(1, 3) if len(self.shape) == 3 else range(1)
         pairs = [
             (number.narrow(axis, 0, size - 1).flatten(), number.narrow(axis, 1, size - 1).flatten())
             for axis, size in enumerate(self.grid)
-            if axis in axes
+            if axis > 0 or not self.places  # channels are no neighbours; features are taken for such
         ]
         before, after = (torch.cat(side) for side in zip(*pairs, strict=True))
         unit = torch.eye(self.count, dtype=like.dtype, device=like.device)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
 from guard.offline.attacks.objective import gap
+from guard.offline.data.planes import place_axes
 from guard.offline.model.gradient.rules.pointwise import smooth_hardtanh, smooth_leaky_relu, smooth_relu, smooth_relu6
 
 aten = torch.ops.aten
@@ -74,7 +75,7 @@ class Bending(TorchFunctionMode):
 def map_of(gradient: Tensor) -> Tensor:
     """Compute saliency [item, place] from an input gradient: its size, summed over channels where there are any."""
     amount = gradient.abs()
-    return (amount.sum(dim=1) if amount.ndim == 4 else amount).flatten(1)
+    return (amount.sum(dim=1) if place_axes(amount) else amount).flatten(1)
 
 
 def saliency(model: Model, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from guard.offline.attacks.methods.rfgsm import Rfgsm
 from guard.offline.attacks.methods.smoothgrad import SmoothGrad
 from guard.offline.attacks.methods.spatial import Spatial
 from guard.offline.attacks.methods.substitute import Substitute
+from guard.offline.attacks.methods.tabular_evasion import TabularEvasion
 from guard.offline.attacks.methods.uap import Uap
 from guard.offline.data.norms import Measure
 
@@ -43,6 +44,7 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "ig_deletion": IgDeletion,
     "lime_surrogate": LimeSurrogate,
     "lemna_surrogate": LemnaSurrogate,
+    "tabular_evasion": TabularEvasion,
     "substitute": Substitute,
     "on_manifold": OnManifold,
     "feature_visualisation": FeatureVisualisation,

@@ -10,7 +10,8 @@ from guard.errors import ConfigError, DataError, ModelError
 from guard.offline.attacks.attack import Attack
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.grid import on_grid, whole_steps
+from guard.offline.data.feature_grid import FeatureGrid
+from guard.offline.data.grid import Grid, on_grid, stuck
 
 
 def check(run: CraftSetup, items: Dataset) -> None:
@@ -26,17 +27,24 @@ def check(run: CraftSetup, items: Dataset) -> None:
     if labels.dtype != np.int64 or labels.min() < 0:
         raise DataError(f"labels are {labels.dtype} from {labels.min()} on; wanted int64 class numbers from 0")
     if run.grid is not None and not on_grid(images, run.grid):
-        raise DataError(f"images are not on a grid of {run.grid} steps; grid_of() finds the data's own")
+        steps = "the steps of their features" if isinstance(run.grid, FeatureGrid) else f"a grid of {run.grid} steps"
+        raise DataError(f"items are not on {steps}; grid_of() and find_features() find the data's own")
     if run.shard_items is not None and run.shard_items < 1:
         raise ConfigError(f"shard_items = {run.shard_items}; wanted at least 1")
 
 
-def check_budgets(attacks: Sequence[Attack], grid: int | None) -> None:
+def check_budgets(attacks: Sequence[Attack], grid: Grid) -> None:
     """Check that no L∞ budget is below one step of the grid. Raises ConfigError."""
     for attack in attacks:
-        small = grid is not None and attack.norm == "linf" and attack.budget is not None
-        if small and whole_steps(attack.budget or 0.0, grid or 1) < 1:
-            raise ConfigError(
-                f"{attack!r}: its budget is below one step, 1/{grid}, of the data's grid, so nothing could move; give "
-                f"{1 / (grid or 1):.3g} or more in a recipe of your own (--recipe)"
-            )
+        if attack.norm == "linf" and attack.budget is not None and stuck(attack.budget, grid):
+            raise ConfigError(f"{attack!r}: its budget is below {one_step(grid)}")
+
+
+def one_step(grid: Grid) -> str:
+    """Return what an L-infinity budget must reach, and how to give it."""
+    if isinstance(grid, FeatureGrid):
+        return "one step of every feature that may change, so nothing could move; give more in a recipe (--recipe)"
+    return (
+        f"one step, 1/{grid}, of the data's grid, so nothing could move; give {1 / (grid or 1):.3g} or more in a "
+        "recipe of your own (--recipe)"
+    )

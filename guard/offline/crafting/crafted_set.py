@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.offline.data.grid import Images
+from guard.offline.data.grid import Grid, Images
 from guard.offline.data.splits import Split, members
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The answers of a closed model to what an attack made of its student, counted over the items tried."""
+
+    tried: int
+    agreed: int  # student and model name the same class of the attacked form
+    misled: int  # the student's answer changed
+    transferred: int  # and so did the model's
+
+    @staticmethod
+    def together(parts: Sequence[Transfer]) -> Transfer:
+        """Return the counts of several attacks as one."""
+        return Transfer(*(sum(getattr(one, f.name) for one in parts) for f in dataclasses.fields(Transfer)))
+
+    @property
+    def share(self) -> float:
+        """The transfer rate: the share of the items that mislead the student which fool the model; NaN of none."""
+        return self.transferred / self.misled if self.misled else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +45,7 @@ class CraftedSet:
     family: str
     norm: str
     budget: float | None
-    grid: int | None
+    grid: Grid
     seed: int
     fingerprint: str  # of the model attacked
     tried_hashes: NDArray[np.str_]  # [tried] the correctly classified items that were attacked, with success or without
@@ -38,6 +58,7 @@ class CraftedSet:
     noise: Images
     l2: NDArray[np.float32]  # [item] size of the perturbation
     linf: NDArray[np.float32]
+    transfer: Transfer | None = None  # where a closed model's student was attacked
 
     def __len__(self) -> int:
         return len(self.source)

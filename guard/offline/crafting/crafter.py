@@ -2,7 +2,8 @@
 
 Rule 1: an item counts as attacked only if the model verifiably answers its final form otherwise: on the grid, in box
 and ball.
-Rule 2: only items that the model classifies correctly are attacked: every wrong answer is the attack's doing.
+Rule 2: only items that the model classifies correctly are attacked: every wrong answer is the attack's doing. Of a
+closed model and its student, which is attacked in its place, both must have an item right.
 Rule 3: a shard's file is used again only if all that it follows from is the same; an interrupted run ends as any other,
 bit for bit.
 
@@ -17,12 +18,13 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from guard.errors import DataError
 from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.norm_ball import sizes
 from guard.offline.crafting.checks import check, check_budgets
-from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.crafting.learning import Ready, blocks_of, in_shards, learn
 from guard.offline.crafting.shard import CraftSetup, Shard, ShardOutcome, answer, resume, shard_items
 from guard.offline.data.dataset import Dataset
@@ -51,7 +53,10 @@ class Crafter:
             raise DataError(
                 f"label {items.labels.max()} does not exist: the model tells {logits.shape[1]} classes apart"
             )
-        correct = np.flatnonzero(logits.argmax(axis=1) == items.labels)
+        right = logits.argmax(axis=1) == items.labels
+        if run.answering is not None:
+            right &= run.answering.predict(items.images[:]) == items.labels
+        correct = np.flatnonzero(right)
         if len(correct) == 0:
             raise DataError(
                 f"the model classifies none of {len(items)} items correctly; are labels and value range right?"
@@ -185,6 +190,22 @@ def collect(run: CraftSetup, attack: Attack, shards: Sequence[Shard], outcomes: 
         clean=clean,
         attacked=attacked,
         noise=np.concatenate([outcome.noise for outcome in outcomes]),
+        transfer=None if run.answering is None else transfer_of([(s.items.labels, o) for s, o in pairs]),
         l2=sizes(perturbation, "l2").numpy().astype(np.float32),
         linf=sizes(perturbation, "linf").numpy().astype(np.float32),
+    )
+
+
+def transfer_of(outcomes: Sequence[tuple[NDArray[np.int64], ShardOutcome]]) -> Transfer:
+    """Count how a closed model answers what was crafted on its student; `outcomes` are those of shards, with labels."""
+    blank = np.zeros(0, np.int64)
+    labels = np.concatenate([blank, *(one for one, _ in outcomes)])
+    misled = np.concatenate([blank, *(outcome.misled for _, outcome in outcomes)])
+    answered = np.concatenate([blank, *(outcome.answered for _, outcome in outcomes)])
+    fooling = misled != labels
+    return Transfer(
+        tried=len(labels),
+        agreed=int((misled == answered).sum()),
+        misled=int(fooling.sum()),
+        transferred=int((fooling & (answered != labels)).sum()),
     )

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.offline.attacks.attack import Attack, LearningAttack
+from guard.offline.attacks.feature_model import as_allowed
 from guard.offline.attacks.informed import Informed
 from guard.offline.crafting.shard import CODE, CraftSetup, Shard, identify, modules_of
 from guard.offline.crafting.stoppable_model import StoppableModel
@@ -87,7 +88,7 @@ def learn(run: CraftSetup, attack: Any, block: Sequence[Shard], *, anew: bool = 
         inputs = torch.from_numpy(learned.items.images).to(run.device)
         labels = torch.from_numpy(learned.items.labels).to(run.device)
         generator = torch.Generator().manual_seed(int(identity[:15], 16))
-        found = attack.learn(StoppableModel(run.model, run.stop), inputs, labels, generator)
+        found = attack.learn(as_allowed(StoppableModel(run.model, run.stop), run.grid), inputs, labels, generator)
         return {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in found.items()}
 
     name, key = f"{attack.name}-learned-{learned.number:05d}", cache_key(identity, (*CODE, *modules_of(attack)))

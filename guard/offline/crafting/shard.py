@@ -2,6 +2,7 @@
 
 Rule 1: a file is whole or it is not there; one that cannot be read counts as not there, and is made anew.
 Rule 2: a shard's file is named by all that its outcome follows from, what computed it included.
+Rule 3: where the attacked graph is the student of a closed model, an item counts once that model's own answer is wrong.
 
 How it works. Correctly classified items are divided into shards of one split each (`learning.py`). A shard is attacked
 in one batch; the result is brought into box, ball and grid, the model answers it once more, and only the items whose
@@ -29,14 +30,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import ModelError
-from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.attack import Attack, knows_features
+from guard.offline.attacks.feature_model import as_allowed
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.noise import shuffled
 from guard.offline.attacks.norm_ball import into_reach
 from guard.offline.attacks.objective import gap
 from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.grid import Images, snap, snap_within
+from guard.offline.data.feature_grid import FeatureGrid
+from guard.offline.data.grid import Grid, Images, snap, snap_within
+from guard.offline.model.answering import Answering
 from guard.offline.work.parallel import Stop, cores
 from guard.offline.work.store import ResultStore, cache_key
 
@@ -78,6 +82,8 @@ class ShardOutcome:
     predictions: NDArray[np.int64]
     attacked: Images
     noise: Images
+    misled: NDArray[np.int64]  # [tried] answers of the attacked graph to the last form that was tried
+    answered: NDArray[np.int64]  # [tried] and of the closed model behind it; the same where there is none
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class CraftSetup:
     """Settings that a run of crafting follows from, beside items and attacks, and how it is carried out."""
 
     model: Model
-    grid: int | None  # steps of the items' grid
+    grid: Grid  # of the items
     fingerprint: str  # of the model
     work: ResultStore  # holds finished shards: called again, only what is missing is computed
     seed: int
@@ -93,6 +99,7 @@ class CraftSetup:
     workers: int | None = None  # threads that attack side by side, which changes no bit; None: one a core
     device: torch.device | str = "cpu"
     stop: Stop = field(default_factory=Stop)
+    answering: Answering | None = None  # the closed model whose student `model` is
 
     @property
     def threads(self) -> int:
@@ -132,6 +139,7 @@ def identify(run: CraftSetup, attack: Attack, shard: Shard, learned: str = "") -
     items = shard.items
     given = (SEED_VERSION, run.fingerprint, run.model.engine, repr(attack), run.grid, run.seed, shard.number)
     digest = hashlib.sha256(repr(given).encode())
+    digest.update(b"" if run.answering is None else run.answering.identity.encode())
     digest.update(repr((items.images.shape, items.labels.tolist(), items.hashes.tolist())).encode())
     digest.update(np.ascontiguousarray(items.images, dtype="<f4").tobytes())
     digest.update(learned.encode())
@@ -142,23 +150,41 @@ def attack_shard(run: CraftSetup, attack: Attack, shard: Shard, identity: str) -
     generator = torch.Generator().manual_seed(int(identity[:15], 16))
     items = shard.items
     clean, labels = torch.from_numpy(items.images).to(run.device), torch.from_numpy(items.labels).to(run.device)
-    raw = attack(StoppableModel(run.model, run.stop), clean, labels, generator).cpu().numpy()
-    attacked, predictions, fooled = settle(run, attack, shard, raw)
-    kept = np.flatnonzero(fooled)
-    noise = shuffled(torch.from_numpy(items.images[kept]), torch.from_numpy(attacked[kept]), generator).numpy()
-    return ShardOutcome(kept, predictions[kept], attacked[kept], snap(noise, run.grid))
+    raw = attacked_by(attack, run, clean, labels, generator).cpu().numpy()
+    final = settle(run, attack, shard, raw)
+    kept, attacked = np.flatnonzero(final.fooled), final.items
+    before, after = torch.from_numpy(items.images[kept]), torch.from_numpy(attacked[kept])
+    noise = shuffled(before, after, generator, run.grid).numpy()
+    return ShardOutcome(kept, final.answered[kept], attacked[kept], snap(noise, run.grid), final.misled, final.answered)
 
 
-def settle(
-    run: CraftSetup, attack: Attack, shard: Shard, raw: Images
-) -> tuple[Images, NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the final attacked items, the model's answers to them, and which of them fool it.
+def attacked_by(attack: Attack, run: CraftSetup, clean: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return what an attack makes of clean items; of a table it sees the model as features allow."""
+    model = StoppableModel(run.model, run.stop)
+    if isinstance(run.grid, FeatureGrid) and knows_features(attack):
+        return attack.among(run.grid, model, clean, labels, generator)
+    return attack(as_allowed(model, run.grid), clean, labels, generator)
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """The final attacked items [tried] of a shard, and the answers to them."""
+
+    items: Images
+    misled: NDArray[np.int64]  # by the attacked graph
+    answered: NDArray[np.int64]  # by what answers for the model
+    fooled: NDArray[np.bool_]
+
+
+def settle(run: CraftSetup, attack: Attack, shard: Shard, raw: Images) -> Settled:
+    """Bring attacked items into their final form, and find out which of them fool the model.
 
     An attack without a budget ends so close to the boundary that snapping takes many back over it: its perturbation is
     stretched until the snapped item fools, up to fourfold. An attack that no norm measures is not stretched.
     """
     items = shard.items
-    final, predictions = items.images[:].copy(), items.labels.copy()
+    final = items.images[:].copy()
+    misled, answered = items.labels.copy(), items.labels.copy()
     fooled = np.zeros(len(final), dtype=bool)
     for stretch in STRETCH_FACTORS if attack.budget is None and attack.norm != "none" else (1.0,):
         left = np.flatnonzero(~fooled)
@@ -169,9 +195,11 @@ def settle(
         logits = torch.from_numpy(answer(run, tried))
         ahead = gap(logits, torch.from_numpy(items.labels[left]))
         hit = (ahead > FOOLED_LEAD_SHARE * torch.linalg.vector_norm(logits, dim=1)).numpy()
-        final[left[hit]], predictions[left[hit]] = tried[hit], logits.argmax(dim=1).numpy()[hit]
-        fooled[left[hit]] = True
-    return final, predictions, fooled
+        misled[left] = np.where(hit, logits.argmax(dim=1).numpy(), items.labels[left])
+        answered[left] = misled[left] if run.answering is None else run.answering.predict(tried)
+        hit = answered[left] != items.labels[left]
+        final[left[hit]], fooled[left[hit]] = tried[hit], True
+    return Settled(final, misled, answered, fooled)
 
 
 def into_place(run: CraftSetup, attack: Attack, clean: Images, points: Images) -> Images:

@@ -31,6 +31,7 @@ from guard.offline.crafting.plan import (
 )
 from guard.offline.crafting.shard import CraftSetup, shard_items
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import grid_for
 from guard.offline.data.splits import Split
 from guard.offline.evidence.gather import Gather
 from guard.offline.job.job import Job
@@ -56,7 +57,15 @@ def learning_items(data: Dataset) -> Dataset:
 def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftSetup:
     """Return the settings with which this job's attacks to fit on are crafted."""
     spec = classifier.spec
-    return CraftSetup(model, spec.input.grid, spec.fingerprint, job.work.crafted, job.seed, workers=job.threads)
+    return CraftSetup(
+        model,
+        grid_for(spec.input),
+        spec.fingerprint,
+        job.work.crafted,
+        job.seed,
+        workers=job.threads,
+        answering=classifier.answering,
+    )
 
 
 def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) -> tuple[CraftedSet, ...]:

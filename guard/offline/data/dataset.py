@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.array_room import new_array
-from guard.arrays import wire_parts
+from guard.arrays import value_notes, wire_parts
 from guard.bundle import InputSpec
 from guard.data_file import DataFile, Reading
+from guard.feature_values import within
+from guard.features import only_names
 from guard.items_on_disk import ItemsOnDisk, behind, taken_from
 from guard.offline.data.first_reading import Filled, first_reading
 from guard.offline.data.grid import MAX_GRID_STEPS, Images, grid_of
@@ -56,8 +58,13 @@ class Dataset:
         """Return the values that the items fill; where they lie on disk, those of all that were read at first."""
         if self.filled is not None:
             return self.filled
-        images = self.images[:]
-        return Filled(float(images.min()), float(images.max()), grid_of(images))
+        return Filled(*self.ends(), grid_of(self.images[:]))
+
+    def ends(self) -> tuple[float, float]:
+        """Return the least and the greatest of these values."""
+        if self.filled is not None:
+            return self.filled.low, self.filled.high
+        return float(self.images[:].min()), float(self.images[:].max())
 
     def take(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Dataset:
         """Return some of the items, in the order of the index."""
@@ -89,7 +96,8 @@ def dataset_of(
 ) -> Dataset:
     """Return labelled examples in unit space with the hashes of their wire values, converted part by part.
 
-    What is found of items that stay on disk is kept in the folder `kept`.
+    What is found of items that stay on disk is kept in the folder `kept`. Values of a table beyond what its features
+    were found in are cut to that, and said.
 
     Raises:
         DataError: the examples have no labels, or do not fit the model's input.
@@ -102,8 +110,10 @@ def dataset_of(
     unit, hashes = new_array((len(examples), *spec.shape), np.float32, examples.source), []
     for part, wire in wire_parts(examples.images, spec, examples.source, layout=examples.layout):
         hashes.append(content_hashes(wire))
-        unit[part] = np.clip(spec.box.to_unit(wire), 0.0, 1.0)
-    return Dataset(unit, labels, np.concatenate(hashes), examples.source, notes=examples.notes)
+        inside = wire if only_names(spec.features) else within(wire, spec.features)
+        unit[part] = np.clip(spec.box.to_unit(inside), 0.0, 1.0)
+    notes = (*examples.notes, *value_notes(examples.images, spec, examples.source))
+    return Dataset(unit, labels, np.concatenate(hashes), examples.source, notes=notes)
 
 
 def reading_note(items: int, read: int) -> str:

@@ -26,17 +26,16 @@ from guard.arrays import (
     FLOAT_BYTES,
     ValueSpan,
     are_pixels,
-    channels_first,
     check_box,
     check_shape,
     check_steps,
-    layout_in_file,
     wire_values,
 )
 from guard.bundle import InputSpec
 from guard.data_file import DataFile, Reading, first_not_finite
 from guard.errors import DataError
 from guard.items_on_disk import ItemsOnDisk, Places
+from guard.layout import channels_in_front
 from guard.offline.data.grid import GridSearch, Images, grid_of
 from guard.offline.data.splits import content_hashes
 from guard.offline.work.files import read_arrays, write_arrays
@@ -81,22 +80,24 @@ def first_reading(
     items = examples.images
     if not isinstance(items, ItemsOnDisk):
         raise TypeError("items in memory need no first reading")
-    layout = layout_in_file(items.shape[1:], spec, examples.source, examples.layout)
-    sizes = (items.shape[3], *items.shape[1:3]) if layout == "NHWC" else items.shape[1:]
+
+    def front(some: NDArray[Any]) -> NDArray[Any]:
+        return channels_in_front(some, examples.layout, spec.shape, examples.source)
+
+    sizes = front(np.empty((0, *items.shape[1:]), items.dtype)).shape[1:]
     check_shape(sizes, spec, examples.source)
-    reader = ItemReader(items, spec, layout, examples.source)
-    key = cache_key((spec.shape, spec.box, layout, items.shape[1:], str(items.dtype)), (__name__,))
+    reader = ItemReader(items.mapped(sizes, items.dtype, front), spec, examples.source)
+    key = cache_key((spec.shape, spec.box, examples.layout, items.shape[1:], str(items.dtype)), (__name__,))
     file = None if folder is None else folder / f"items-{key[:24]}.npz"
-    return reader.pixels(file, progress) if are_pixels(items) else reader.values(file, progress)
+    return reader.pixels(file, progress) if are_pixels(items, spec) else reader.values(file, progress)
 
 
 @dataclass(frozen=True, eq=False)
 class ItemReader:
-    """A reader of items as a file holds them, by the model's input."""
+    """A reader of items with the values that a file holds, channels first, by the model's input."""
 
     items: ItemsOnDisk
     spec: InputSpec
-    layout: str | None
     source: str
 
     def unit(self) -> ItemsOnDisk:
@@ -107,7 +108,7 @@ class ItemReader:
         return np.clip(self.spec.box.to_unit(self.to_wire(raw)), 0.0, 1.0)
 
     def to_wire(self, raw: NDArray[Any]) -> NDArray[Any]:
-        return wire_values(channels_first(raw, self.layout), self.spec, pixels=are_pixels(raw))
+        return wire_values(raw, self.spec, pixels=are_pixels(raw, self.spec))
 
     def parts(self, places: Places) -> Iterator[Places]:
         """Cut places into parts by the memory that an item takes as float32."""
@@ -132,7 +133,7 @@ class ItemReader:
         """Return hashes, levels and changes of the pictures at these places."""
         raw = self.items.read(places)
         levels = np.zeros((len(raw), self.spec.shape[0], PIXEL_STEPS), np.bool_)
-        for item, picture in enumerate(channels_first(raw, self.layout)):
+        for item, picture in enumerate(raw):
             for channel, plane in enumerate(picture):
                 levels[item, channel] = np.bincount(plane.reshape(-1), minlength=PIXEL_STEPS) > 0
         changes = ["\n".join(self.items.changes.pop(place, ())) for place in places.tolist()]
@@ -168,7 +169,7 @@ class ItemReader:
         search, lock, spans = GridSearch(), threading.Lock(), list[ValueSpan]()
 
         def values_of(places: Places) -> Found:
-            raw = channels_first(self.items.read(places), self.layout)
+            raw = self.items.read(places)
             if (bad := first_not_finite(raw)) is not None:
                 raise DataError(f"{self.source}: item {places[bad]} holds NaN or infinity; every value must be finite")
             span = ValueSpan.of(raw)

@@ -1,8 +1,12 @@
-"""Grid of clean values, and how a perturbed item is brought onto it."""
+"""Grid of clean values, and how a perturbed item is brought onto it.
+
+Rule 1: clean, noisy and attacked items lie on one grid, so that no detector tells them apart by it. It is of so many
+even steps for all values, or of each feature's own (`feature_grid.py`), or there is none.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -10,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.array_room import parts
+from guard.bundle import InputSpec
 from guard.errors import DataError
+from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.norms import Measure
 
 MAX_GRID_STEPS = 255  # steps of the finest grid looked for
@@ -19,6 +25,12 @@ FINE_TOLERANCE = 5e-6  # the same where grids are told apart: points of two of t
 SAMPLED_VALUES = 65536  # values by which most grids are ruled out
 SHRINKS = np.linspace(1, 0, 51)
 Images = NDArray[np.float32]  # [item, ...] in unit space
+Grid: TypeAlias = int | FeatureGrid | None  # even steps between 0 and 1, or those of a table's features
+
+
+def grid_for(spec: InputSpec) -> Grid:
+    """Return the grid of a model's inputs."""
+    return FeatureGrid.of(spec) or spec.grid
 
 
 def grid_of(images: NDArray[Any]) -> int | None:
@@ -71,9 +83,11 @@ class GridSearch:
         return None
 
 
-def on_grid(images: NDArray[Any], grid: int) -> bool:
-    """Return whether every value is a whole number of steps, within rounding."""
-    return distance_to_grid(images, grid) <= GRID_TOLERANCE
+def on_grid(images: NDArray[Any], grid: Grid) -> bool:
+    """Return whether every value is a whole number of steps, within rounding; without a grid all are."""
+    if isinstance(grid, FeatureGrid):
+        return grid.contains(images)
+    return grid is None or distance_to_grid(images, grid) <= GRID_TOLERANCE
 
 
 def distance_to_grid(images: NDArray[Any], grid: int) -> float:
@@ -86,8 +100,10 @@ def distance_to_grid(images: NDArray[Any], grid: int) -> float:
     return furthest
 
 
-def snap(images: NDArray[Any], grid: int | None) -> NDArray[np.float32]:
+def snap(images: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
     """Snap unit-space values to their nearest grid points; unchanged where there is no grid."""
+    if isinstance(grid, FeatureGrid):
+        return grid.snap(images)
     return np.asarray(images, dtype=np.float32) if grid is None else from_steps(to_steps(images, grid), grid)
 
 
@@ -101,13 +117,15 @@ def from_steps(steps: NDArray[np.int64], grid: int) -> NDArray[np.float32]:
 
 
 def snap_within(
-    images: NDArray[np.float32], clean: NDArray[np.float32], grid: int, budget: float | None, norm: Measure
+    images: Images, clean: Images, grid: int | FeatureGrid, budget: float | None, norm: Measure
 ) -> NDArray[np.float32]:
     """Snap images to the grid, within the unit box and within `budget` of `clean`, which is on the grid itself.
 
     In L∞ a perturbation is cut to the whole steps that fit. In L2 and L1 rounding can lengthen it: it is then shrunk by
     2 % of what it was, and rounded anew, until it fits. What L0 leaves alone rounding leaves alone too.
     """
+    if isinstance(grid, FeatureGrid):
+        return grid.within(images, clean, budget, norm)
     base = to_steps(clean, grid)
     wanted = np.asarray(images, dtype=np.float64) * grid - base  # in steps, not yet whole
     if budget is None or norm in ("linf", "l0", "none"):
@@ -132,8 +150,15 @@ def whole_steps(budget: float, grid: int) -> int:
     return int(budget * grid + 1e-6)
 
 
-def off_grid(images: Images, grid: int, generator: torch.Generator) -> Images:
-    """Move every value half a grid step up or down, inside the box: clean, but as no 8-bit file holds it."""
+def off_grid(images: Images, grid: Grid, generator: torch.Generator) -> Images | None:
+    """Move every value half a grid step up or down, inside the box: clean, but as no 8-bit file holds it.
+
+    There is nothing of the kind without a grid; of features only numbers with decimals move.
+    """
+    if isinstance(grid, FeatureGrid):
+        return grid.off(images, generator)
+    if grid is None:
+        return None
     clean = torch.tensor(images)
     return np.asarray(moved_inside(clean, torch.full_like(clean, 0.5 / grid), generator).numpy(), dtype=np.float32)
 
@@ -143,3 +168,10 @@ def moved_inside(clean: Tensor, amount: Tensor, generator: torch.Generator) -> T
     coin = torch.rand(clean.shape, generator=generator, device=generator.device).to(clean.device) < 0.5
     up = torch.where(coin, clean + amount <= 1, clean - amount < 0)
     return torch.where(up, clean + amount, clean - amount).clamp(0, 1)
+
+
+def stuck(budget: float, grid: Grid) -> bool:
+    """Return whether an L-infinity budget is below one step of the grid, of every feature where each has its own."""
+    if isinstance(grid, FeatureGrid):
+        return not grid.limits(budget).any()
+    return grid is not None and whole_steps(budget, grid) < 1

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 
 
@@ -19,6 +20,7 @@ class BitDepth:
     """
 
     name: ClassVar[str] = "bit_depth"
+    kinds: ClassVar[Kinds] = EVERY_KIND
     stand_ins: ClassVar[tuple[StandIn, ...]] = (
         StandIn("rounding to fewer grey levels", "the identity (straight-through)"),
     )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from guard.offline.data.kind_names import ALIKE, Kinds
+from guard.offline.data.planes import as_planes
 from guard.offline.denoisers.stand_in import StandIn
 
 
@@ -17,12 +19,13 @@ class Median:
     """Denoiser that replaces each pixel by the median of its `window` x `window` neighbourhood, borders reflected.
 
     A window of even size reaches further to the lower right, and takes the lower of the two middle values, as scipy's
-    does not; both are conventions. Vectors [item, feature] use a window along the features.
+    does not; both are conventions. Series use a window along time, vectors along the features.
 
     Source: Xu et al. 2018, arXiv:1704.01155, section III-B.
     """
 
     name: ClassVar[str] = "median"
+    kinds: ClassVar[Kinds] = ALIKE  # what one feature of a table is says nothing of the next
     stand_ins: ClassVar[tuple[StandIn, ...]] = (
         StandIn("median", "the pixel that is the median, through minima and maxima"),
     )
@@ -30,7 +33,7 @@ class Median:
     window: int = 2
 
     def __call__(self, images: Tensor) -> Tensor:
-        maps = images if images.ndim == 4 else images[:, None, None, :]
+        maps = as_planes(images)
         before, after = (self.window - 1) // 2, self.window // 2
         rows = (before, after) if maps.shape[2] > 1 else (0, 0)
         padded = pad(maps, (before, after, *rows), mode="reflect")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from guard.calibration import auroc
 from guard.errors import DataError
+from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Ask, Detector, Examples, Head
 from guard.offline.detectors.summary_classifier import belief
@@ -37,6 +38,7 @@ class AttributeSteering:
     """
 
     name: ClassVar[str] = "attribute_steering"
+    kinds: ClassVar[Kinds] = EVERY_KIND
     learns: ClassVar[bool] = True
     stand_ins: ClassVar[tuple[StandIn, ...]] = (StandIn("class that the model names", "this step's class, held"),)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.offline.data.attacked import Attacked
+from guard.offline.data.kind_names import Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.evidence.needs import Evidence, Need
 
@@ -57,6 +58,11 @@ class Detector(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def kinds(self) -> Kinds:
+        """Kinds of input that it applies to."""
+        ...
 
     @property
     def learns(self) -> bool:

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from guard.offline.data.kind_names import Kinds
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.median import Median
 from guard.offline.denoisers.stand_in import StandIn
-from guard.offline.denoisers.table import denoisers
+from guard.offline.denoisers.table import denoisers, taken_by_all
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.evidence.kinds.plain import Logits
 from guard.offline.evidence.kinds.variants import DenoisedLogits
@@ -33,6 +34,11 @@ class FeatureSqueezing:
     stand_ins: ClassVar[tuple[StandIn, ...]] = ()
 
     squeezers: tuple[Denoiser, ...] = (BitDepth(4), Median(2))
+
+    @property
+    def kinds(self) -> Kinds:
+        """Kinds of input that all its squeezers take."""
+        return taken_by_all(self.squeezers)
 
     @property
     def needs(self) -> tuple[Logits | DenoisedLogits, ...]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.settings import one_of
@@ -25,6 +26,7 @@ class GradientDirection:
     """
 
     name: ClassVar[str] = "gradient_direction"
+    kinds: ClassVar[Kinds] = EVERY_KIND
     learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = ()
 

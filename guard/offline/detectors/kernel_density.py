@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import DataError
+from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.distances import AnchoredPoints
@@ -34,6 +35,7 @@ class KernelDensity:
     """
 
     name: ClassVar[str] = "kernel_density"
+    kinds: ClassVar[Kinds] = EVERY_KIND
     learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = (StandIn("class that the model names", "this step's class, held"),)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
+from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.distances import AnchoredPoints, spread_anchors
@@ -34,6 +35,7 @@ class Lid:
     """
 
     name: ClassVar[str] = "lid"
+    kinds: ClassVar[Kinds] = EVERY_KIND
     learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = (
         StandIn("sorted distances to neighbours", "this step's neighbours, held"),

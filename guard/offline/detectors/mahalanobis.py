@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from guard.errors import DataError
+from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.settings import one_of
@@ -36,6 +37,7 @@ class Mahalanobis:
     """
 
     name: ClassVar[str] = "mahalanobis"
+    kinds: ClassVar[Kinds] = EVERY_KIND
     learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = (StandIn("class that the model names", "this step's class, held"),)
 

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
+from guard.offline.data.input_kind import kind_like
+from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
-from guard.offline.detectors.parts.residual import residual
 from guard.offline.detectors.parts.settings import one_of
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.evidence.kinds.gradients import InputGradient, Noise, NoisedGradients, Objective
 from guard.offline.evidence.kinds.plain import Image
 from guard.offline.evidence.needs import Evidence, Need, take
-from guard.offline.networks.architectures import convolutional, perceptron
+from guard.offline.networks.architectures import feature_network
 from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit
 
@@ -30,7 +31,7 @@ Map = Literal["gradient", "gradient_x_input", "smoothgrad"]
 class SaliencyClassifier:
     """Detector that learns whether the input's fine structure follows the saliency map, as a perturbation does.
 
-    A CNN over the image's residual, the saliency map, and their product [item, 3 x channel, height, width]; a
+    A CNN over the residual of an image or a series, the saliency map, and their product [item, 3 x channel, ...]; a
     perceptron over the same three, the input itself in the residual's place, where inputs are vectors.
 
     Source: Zhang et al. 2018, arXiv:1803.08773; theirs sees the image and the absolute gradient. On natural images a
@@ -41,6 +42,7 @@ class SaliencyClassifier:
     """
 
     name: ClassVar[str] = "saliency_classifier"
+    kinds: ClassVar[Kinds] = EVERY_KIND
     learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = ()
 
@@ -73,7 +75,9 @@ class SaliencyClassifier:
         return head.eval().requires_grad_(False)
 
     def restore(self, state: Mapping[str, Tensor]) -> SaliencyClassifierHead:
-        first = state["body.0.weight"]  # [filter, 3 x channel, height, width] or [filter, 3 x feature]
+        first = state[
+            "body.0.weight"
+        ]  # [filter, 3 x channel, height, width], [filter, 3 x channel, time] or [filter, 3 x feature]
         shape = torch.Size((first.shape[1] // 3, *first.shape[2:]))
         head = SaliencyClassifierHead(self, shape, len(state["last.bias"]))
         head.load_state_dict(dict(state))
@@ -84,7 +88,7 @@ class SaliencyClassifierHead(Head):
     def __init__(self, detector: SaliencyClassifier, shape: torch.Size, kinds: int) -> None:
         super().__init__(detector)
         self.gradient, self.map, width = detector.gradient, detector.map, detector.width
-        self.body = convolutional(3 * shape[0], width) if len(shape) == 3 else perceptron(3 * shape[0], 4 * width)
+        self.body = feature_network(shape, 3, width)
         self.last = nn.Linear(4 * width + 1, kinds)
         self.register_buffer("residual_spread", torch.ones(()))
         self.register_buffer("size_mean", torch.zeros(()))
@@ -102,7 +106,8 @@ class SaliencyClassifierHead(Head):
         saliency = self.saliency(evidence)
         size = root_mean_square(saliency)
         unit = saliency / size.reshape(-1, *[1] * (saliency.ndim - 1))
-        fine = residual(evidence[Image()]) / self.residual_spread
+        image = evidence[Image()]
+        fine = kind_like(image).residual(image) / self.residual_spread
         features = self.body(torch.cat([fine, unit, fine * unit], dim=1))
         scaled = (size.log() - self.size_mean) / self.size_spread
         answers: Tensor = self.last(torch.cat([features, scaled[:, None]], dim=1))
@@ -125,7 +130,8 @@ def train(
     head: SaliencyClassifierHead, evidence: Evidence, kinds: Tensor, weights: Tensor, settings: SaliencyClassifier
 ) -> None:
     """Train the head by AdamW in batches of 64, the learning rate falling along a cosine."""
-    head.residual_spread.copy_(residual(evidence[Image()]).std().clamp_min(1e-3))
+    image = evidence[Image()]
+    head.residual_spread.copy_(kind_like(image).residual(image).std().clamp_min(1e-3))
     sizes = root_mean_square(head.saliency(evidence)).log()
     head.size_mean.copy_(sizes.mean())
     head.size_spread.copy_(sizes.std().clamp_min(1e-3))

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
+from guard.offline.data.input_kind import kind_like
+from guard.offline.data.kind_names import Kinds
+from guard.offline.data.planes import place_axes
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.median import Median
 from guard.offline.denoisers.stand_in import StandIn
-from guard.offline.denoisers.table import denoisers
+from guard.offline.denoisers.table import denoisers, taken_by_all
 from guard.offline.detectors.detector import Detector, Examples, Head
-from guard.offline.detectors.parts.residual import residual
 from guard.offline.detectors.parts.settings import one_of
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.evidence.kinds.gradients import InputGradient, Objective
@@ -55,6 +57,11 @@ class SummaryClassifier:
     width: int = 64
     epochs: int = 30
     learning_rate: float = 5e-3
+
+    @property
+    def kinds(self) -> Kinds:
+        """Kinds of input that all its squeezers take."""
+        return taken_by_all(self.squeezers)
 
     @property
     def needs(self) -> tuple[Image | Logits | InputGradient | DenoisedLogits, ...]:
@@ -112,7 +119,7 @@ def summaries(detector: SummaryClassifier, evidence: Evidence) -> Tensor:
     for opinion in opinions:
         columns += disagreement(logits, opinion, named)
     columns += direction(image, evidence[detector.gradient])
-    if image.ndim == 4:
+    if place_axes(image):
         columns += grain(image)
     return torch.stack(columns, dim=1)
 
@@ -141,7 +148,7 @@ def disagreement(logits: Tensor, opinion: Tensor, named: Tensor) -> list[Tensor]
 
 def direction(image: Tensor, gradient: Tensor) -> list[Tensor]:
     """Return the gradient's size and sparsity, and how the residual lies along it, with and without their sizes."""
-    slope, fine = gradient.flatten(1), residual(image).flatten(1)
+    slope, fine = gradient.flatten(1), kind_like(image).residual(image).flatten(1)
     length, total = norm(slope), slope.abs().sum(dim=1)
     up, rough = slope.sign(), fine.sign()
     return [
@@ -156,12 +163,11 @@ def direction(image: Tensor, gradient: Tensor) -> list[Tensor]:
 
 def grain(image: Tensor) -> list[Tensor]:
     """Return size and peakedness of the image's residual, and its correlations with its neighbours, each [item]."""
-    fine = residual(image)
-    power = fine.square().mean(dim=(1, 2, 3)) + 1e-8
-    fourth = fine.square().square().mean(dim=(1, 2, 3)) + 1e-12
+    fine, values = kind_like(image).residual(image), tuple(range(1, image.ndim))
+    power = fine.square().mean(dim=values) + 1e-8
+    fourth = fine.square().square().mean(dim=values) + 1e-12
     pairs: Sequence[tuple[Tensor, Tensor]] = [
-        (fine[:, :, 1:], fine[:, :, :-1]),
-        (fine[:, :, :, 1:], fine[:, :, :, :-1]),
+        *((fine.narrow(axis, 1, size - 1), fine.narrow(axis, 0, size - 1)) for axis, size in sides(fine)),
         *((fine[:, channel], fine[:, channel + 1]) for channel in range(fine.shape[1] - 1)),
     ]
     return [
@@ -170,6 +176,11 @@ def grain(image: Tensor) -> list[Tensor]:
         fourth.log() - 2.0 * power.log(),
         *((a * b).flatten(1).mean(dim=1) / power for a, b in pairs),
     ]
+
+
+def sides(items: Tensor) -> list[tuple[int, int]]:
+    """Return the axes of space or time, each with its size."""
+    return [(axis, items.shape[axis]) for axis in place_axes(items)]
 
 
 def belief(logits: Tensor, named: Tensor) -> Tensor:

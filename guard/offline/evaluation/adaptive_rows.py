@@ -35,6 +35,7 @@ from guard.offline.adversary.runs import (
 from guard.offline.adversary.surrogates import expectation, stand_ins_of
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import grid_for
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.findings.attack_names import spoken_budget
@@ -42,7 +43,7 @@ from guard.offline.findings.evaluation import AdaptiveRow, ProofRow
 from guard.offline.findings.intervals import Promise, Rate, promises_of
 from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard
-from guard.offline.programs.read import read, some_of
+from guard.offline.programs.read import by_programs, read, some_of
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.parallel import Stop
 from guard.offline.work.store import ResultStore, cache_key
@@ -195,7 +196,7 @@ class AdaptiveStage:
             items=self.held_out.take(index),
             steps=size.steps,
             seed=self.seed,
-            grid=self.subject.cascade.spec.grid,
+            grid=grid_for(self.subject.cascade.spec),
             identity=identity,
             work=self.work.adaptive,
             device=self.device,
@@ -211,12 +212,13 @@ class AdaptiveStage:
         proof: tuple[ProofRow, ...],
     ) -> AdaptiveRow:
         cascade, rates, found = self.subject.cascade, self.subject.rates, outcome.best
-        readings = read(cascade, found.images.numpy())
+        answering = self.subject.classifier.answering
+        readings = read(cascade, found.images.numpy(), answering=answering)
         fooled, p_value = readings.prediction != labels, readings.p_value
         missed = missed_at(readings, labels)
         passed = {p.rate: Rate.of(missed > p.rate) if p.reason is None else None for p in self.promises}
         by_method = {
-            method: missed_at(read(cascade, result.images.numpy()), labels)
+            method: missed_at(read(cascade, result.images.numpy(), answering=answering), labels)
             for method, result in outcome.by_method.items()
         }
         return AdaptiveRow(
@@ -232,7 +234,7 @@ class AdaptiveStage:
             passed=passed,
             passed_reject=Rate.of(missed > rates.reject),
             passed_flag=Rate.of(missed > rates.flag),
-            disagreement=float(((missed > self.target) != found.success.numpy()).mean()),
+            disagreement=float((self.passed_programs(readings, labels) != found.success.numpy()).mean()),
             proof=proof,
             by_method={method: Rate.of(of_method > self.target) for method, of_method in by_method.items()},
             sr50=Rate.of(missed > HALF_RATE),
@@ -240,6 +242,10 @@ class AdaptiveStage:
             risk_gap=self.risk_gap(found, readings),
             without_gradient=without_gradient(self.subject.joint(), found.images[:GRADIENT_ITEMS]),
         )
+
+    def passed_programs(self, readings: Readings, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which items pass the served programs and mislead them [item], a student's of a closed model."""
+        return np.asarray((by_programs(readings) != labels) & (readings.p_value > self.target), dtype=np.bool_)
 
     def risk_gap(self, found: AdaptiveResult, readings: Readings) -> float:
         """Return the largest difference in risk between the attacked torch side and the served programs."""

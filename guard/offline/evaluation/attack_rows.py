@@ -22,6 +22,7 @@ from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
 from guard.offline.findings.evaluation import AttackRow, Detection, LeftOutRow, Worst
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate, caught_at
+from guard.offline.model.answering import Answering
 from guard.offline.programs.opened_guard import Rates
 from guard.offline.programs.read import read
 
@@ -52,9 +53,12 @@ class GuardReadings:
     hashes: NDArray[np.str_]  # [item] of the clean test items
 
     @staticmethod
-    def over(cascade: Cascade, rates: Rates, identity: str, held_out: Dataset) -> GuardReadings:
-        """Read all clean test items by the guard's own programs."""
-        return GuardReadings(cascade, rates, identity, read(cascade, held_out.images), held_out.hashes)
+    def over(
+        cascade: Cascade, rates: Rates, identity: str, held_out: Dataset, answering: Answering | None = None
+    ) -> GuardReadings:
+        """Read all clean test items by the guard's own programs; predictions are those of what is `answering`."""
+        clean = read(cascade, held_out.images, answering=answering)
+        return GuardReadings(cascade, rates, identity, clean, held_out.hashes)
 
     def fate(self, crafted: CraftedSet, readings: Readings) -> Outcomes:
         """Return the outcomes of a crafted set; `readings` are those of its attacked items."""
@@ -156,9 +160,16 @@ def attack_row(
         rejected=Rate.of(readings.p_value <= rates.reject),
         flagged=Rate.of(readings.p_value <= rates.flag),
         robust_accuracy=Rate.of(fate.handled(rates.reject)),
+        transfer=transfer_rate(crafted),
         detector_auroc=by_detector(names, guard.clean.scores, readings.scores),
         detector_surprise=by_detector(names, -guard.clean.detector_p, -readings.detector_p),
     )
+
+
+def transfer_rate(crafted: CraftedSet) -> Rate | None:
+    """Return the share of the items that mislead a student which fool its closed model too; None of an open model."""
+    found = crafted.transfer
+    return None if found is None else Rate.counted(found.transferred, found.misled)
 
 
 def detect(

@@ -17,8 +17,9 @@ from guard.cascade import Readings
 from guard.items_on_disk import Items
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.grid import off_grid
-from guard.offline.data.shifts import SHIFTS, shifted
+from guard.offline.data.grid import Grid, off_grid
+from guard.offline.data.input_kind import kind_for
+from guard.offline.data.shift import shifted
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.forecast import seconds_to_read
 from guard.offline.findings.evaluation import NOISE, OFF_GRID, ClassRow, CleanRow
@@ -90,14 +91,14 @@ class Unattacked:
     off_grid: NDArray[np.float32] | None  # clean items beside their grid, where they have one
 
 
-def unattacked(images: Items, crafted: Mapping[str, CraftedSet], grid: int | None, seed: int) -> Unattacked:
+def unattacked(images: Items, crafted: Mapping[str, CraftedSet], grid: Grid, seed: int) -> Unattacked:
     """Collect the crafted sets' noise, and put the clean images beside their grid where they have one.
 
     Of images that lie on disk only the first are put there.
     """
     images = images if isinstance(images, np.ndarray) else images[:MAX_OFF_GRID_ITEMS]
     blank = np.zeros_like(images[:0])
-    off = None if grid is None else off_grid(images, grid, torch.Generator().manual_seed(seed))
+    off = off_grid(images, grid, torch.Generator().manual_seed(seed))
     as_large = {label: found.noise for label, found in crafted.items()}
     return Unattacked(np.concatenate([blank, *as_large.values()]), as_large, off)
 
@@ -107,16 +108,14 @@ def shift_rows(
 ) -> tuple[tuple[CleanRow, ...], str]:
     """Return the rows of the first `items` test items, shifted each way; or none, and the reason."""
     images, labels = held_out.images[:items], held_out.labels[:items]
-    if images.ndim != 4:
-        return (), "the inputs are vectors, and blur, brightness, contrast and compression are done to pictures"
-    rows = []
-    for shift in SHIFTS:
+    kind, rows = kind_for(subject.cascade.spec), []
+    for shift in kind.shifts:
         moved = shifted(shift, images, subject.cascade.spec.grid)
         if moved is not None:
-            readings = read(subject.cascade, moved)
+            readings = read(subject.cascade, moved, answering=subject.classifier.answering)
             right = Rate.of(readings.prediction == labels)
             rows.append(clean_row(shift.name, readings, promises, subject.rates, promised_on=None, accuracy=right))
-    return tuple(rows), ""
+    return tuple(rows), kind.shift_note
 
 
 def class_rows(
@@ -140,13 +139,14 @@ def class_name(number: int, names: Sequence[str]) -> str:
 def shift_items(subject: OpenedGuard, held_out: Dataset, effort: Effort) -> int:
     """Choose how many test items are shifted, for a share of the time left; a size chosen before is kept to."""
     wanted = min(effort.shift_items, len(held_out.images))
-    if effort.deadline is None or held_out.images.ndim != 4:
+    shifts = kind_for(subject.cascade.spec).shifts
+    if effort.deadline is None or not shifts:
         return wanted
     hashes = hashlib.sha256("".join(held_out.hashes.tolist()).encode()).hexdigest()
     asked = (subject.identity, hashes, wanted)
 
     def choose() -> int:
-        affordable = SHIFT_SHARE * effort.seconds_left() / (len(SHIFTS) * seconds_to_read(subject.cascade, held_out))
+        affordable = SHIFT_SHARE * effort.seconds_left() / (len(shifts) * seconds_to_read(subject.cascade, held_out))
         return int(min(wanted, max(affordable, MIN_SHIFTED_ITEMS)))
 
     return effort.work.choices.choice("shifts", cache_key(asked, (__name__,)), choose)

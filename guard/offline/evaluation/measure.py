@@ -14,9 +14,11 @@ from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.engine import attack_model
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import grid_for
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.attack_rows import Examiner, GuardReadings, Other, worst_of
 from guard.offline.evaluation.clean_rows import class_rows, clean_rows, shift_items, shift_rows, unattacked
+from guard.offline.evaluation.closed_findings import closed_findings
 from guard.offline.evaluation.detector_rows import detector_rows
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.left_out_guard import LeftOut
@@ -52,7 +54,7 @@ def measure(
         label: craft_enough(model, subject, held_out, attack, effort, progress) for label, attack in attacks.items()
     }
     progress.note("clean items")
-    guard = GuardReadings.over(cascade, rates, subject.identity, held_out)
+    guard = GuardReadings.over(cascade, rates, subject.identity, held_out, subject.classifier.answering)
     examiner = Examiner(guard, promises, others(left_out, rates, held_out))
     clean = guard.clean
     examined = {
@@ -62,7 +64,7 @@ def measure(
         for label, found in crafted.items()
     }
     progress.note("shifted items")
-    noisy = unattacked(held_out.images, crafted, spec.input.grid, effort.seed)
+    noisy = unattacked(held_out.images, crafted, grid_for(spec.input), effort.seed)
     shifts, shift_note = shift_rows(subject, held_out, promises, shift_items(subject, held_out, effort))
     adaptive = adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, progress)
     suite, tried = None, examined
@@ -87,9 +89,11 @@ def measure(
         detectors=detector_rows(subject.programs),
         classes=class_rows(clean, held_out.labels, names, promises),
         shift_note=shift_note,
+        skipped=recipe.skipped,
         worst=worst_of({label: found.fate for label, found in examined.items()}, promises, rates.reject),
         suite=suite,
         forwards=sum(program.rows + program.backwards for program in cascade.programs),
+        closed=closed_findings(subject.classifier.answering, crafted.values()),
         item_shape=tuple(spec.input.shape),
         class_count=spec.output.classes,
         exhibit=exhibit_of(guard, tried, promises, model, noisy.noise, names),
@@ -111,7 +115,8 @@ def craft_enough(
 ) -> CraftedSet:
     """Craft one attack on `attack_items`, and on more while too few for its family fool the model and more are left."""
     spec = subject.classifier.spec
-    run = CraftSetup(model, spec.input.grid, spec.fingerprint, effort.work.crafted, effort.seed)
+    answering, store = subject.classifier.answering, effort.work.crafted
+    run = CraftSetup(model, grid_for(spec.input), spec.fingerprint, store, effort.seed, answering=answering)
     least = attack.family.min_verified_items
     tried = min(effort.attack_items, len(held_out.images))
     while True:

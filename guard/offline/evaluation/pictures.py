@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from guard.fusion import Floats
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.objective import Gap
+from guard.offline.data.input_kind import kind_for
 from guard.offline.evaluation.attack_rows import Examined, GuardReadings
 from guard.offline.evaluation.clean_rows import class_name
 from guard.offline.findings.figures import Exhibit, Specimen
@@ -19,8 +20,6 @@ from guard.offline.findings.intervals import Promise
 from guard.offline.programs.read import read
 
 PICTURED_ITEMS = 6
-DRAWABLE_CHANNELS = (1, 3)  # channels that a picture can be shown with
-NO_PICTURES = "the inputs are not pictures of one or three channels, so there is nothing to be seen in them"
 
 
 def exhibit_of(
@@ -36,7 +35,8 @@ def exhibit_of(
     `model` is what attacks run on; `noise` are unit-space items [item, ...]; `names` are the classes', if any.
     """
     shape = guard.cascade.spec.shape
-    pictures = len(shape) == 3 and shape[0] in DRAWABLE_CHANNELS
+    kind = kind_for(guard.cascade.spec)
+    pictures = kind.drawn(shape) != "none"
     risks = guard.cascade.calibration.sorted_risks
     return Exhibit(
         thresholds={p.rate: threshold(risks, p.rate) for p in promises if p.reason is None},
@@ -44,7 +44,7 @@ def exhibit_of(
         noise=read(guard.cascade, noise).risk,
         attacks={label: found.readings.risk for label, found in examined.items()},
         specimens=specimens(guard, examined, model, names) if pictures else (),
-        reason="" if pictures else NO_PICTURES,
+        reason="" if pictures else kind.drawing_note,
     )
 
 
@@ -96,7 +96,7 @@ def specimen(guard: GuardReadings, one: Examined, place: int, model: Model, name
 
 
 def saliency(model: Model, picture: NDArray[np.float32], answer: int) -> NDArray[np.float32]:
-    """Return how fast the answer's lead over the runner-up changes with a pixel [height, width]: its largest channel's.
+    """Return how fast the answer's lead over the runner-up changes with each place, in its largest channel.
 
     Source: Simonyan et al. 2014, arXiv:1312.6034, section 3.1; of the lead, where theirs is of the class score.
     """

@@ -23,6 +23,7 @@ from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.grid import grid_for
 from guard.offline.evaluation.attack_rows import Examined, Examiner
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow
@@ -104,7 +105,14 @@ class Trial:
                 own[label] = found
         return SuiteRows(suite.name, suite.description, self.further.seconds / 60, tuple(rows)), own
 
+    def refusal(self, attack: Attack) -> str | None:
+        """Return why an attack does not apply to the inputs, or None where it does."""
+        return self.subject.classifier.kind.refusal(attack)
+
     def examine(self, label: str, attack: Attack, tried: int) -> Examined | UnrunRow:
+        if reason := self.refusal(attack):
+            self.progress.say(f"{short(label, 34)}: skipped: {reason}")
+            return UnrunRow(repr(attack), label, str(attack.family), reason, applies=False)
         try:
             crafted = self.crafted(attack, tried)
         except UNRUNNABLE as error:
@@ -116,7 +124,15 @@ class Trial:
         """Craft one attack on the first `tried` items that the model has right, as the recipe's attacks are crafted."""
         spec, work = self.subject.classifier.spec, self.further.work.suite
         size = attack.family.shard_items
-        run = CraftSetup(self.model, spec.input.grid, spec.fingerprint, work, self.seed, shard_items=size)
+        run = CraftSetup(
+            self.model,
+            grid_for(spec.input),
+            spec.fingerprint,
+            work,
+            self.seed,
+            shard_items=size,
+            answering=self.subject.classifier.answering,
+        )
         (found,) = craft(run, self.held_out.take(self.right[:tried]), [attack], progress=self.progress.items)
         return found
 
@@ -139,6 +155,8 @@ class Trial:
 
     def probe(self, label: str, attack: Attack) -> Planned:
         """Measure the speed and success of one attack on PROBED_ITEMS items; one that cannot be run takes no time."""
+        if self.refusal(attack):
+            return Planned(label, 0.0, 0)
         self.progress.note(f"speed of {label}")
         began = time.perf_counter()
         try:

@@ -32,6 +32,7 @@ from guard.offline.evidence.needs import Evidence, Need
 from guard.offline.evidence.row_pass import RowPass
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.gradient.input_gradient import ADJOINTS, ADJOINTS_SMOOTH, with_gradient
+from guard.offline.model.unit_space import unordered
 
 
 class Gather(nn.Module):
@@ -61,7 +62,9 @@ class Gather(nn.Module):
         patterns = [need.noise.patterns(classifier.item_shape) for need in self.noised if need.noise is not None]
         self.copies = 1 + sum(len(pattern) for pattern in patterns)
         if patterns:
-            self.register_buffer("patterns", torch.cat(patterns)[:, None])  # [row, 1, shape of an item]
+            drawn, still = torch.cat(patterns)[:, None], unordered(classifier.spec.input.features)
+            drawn = drawn if still is None else drawn.masked_fill(still, 0.0)
+            self.register_buffer("patterns", drawn)  # [row, 1, shape of an item]
             self.patterns: Tensor
         plain = classifier.opened(self.taps)
         table = ADJOINTS_SMOOTH if smooth else ADJOINTS

@@ -15,6 +15,7 @@ from guard.errors import ConfigError
 from guard.offline.evidence.kinds.variants import RowNeed
 from guard.offline.evidence.steering import Steer
 from guard.offline.model.classifier import Classifier
+from guard.offline.model.unit_space import unordered
 
 
 class RowPass(nn.Module):
@@ -22,6 +23,8 @@ class RowPass(nn.Module):
 
     def __init__(self, classifier: Classifier, needs: Sequence[RowNeed]) -> None:
         super().__init__()
+        self.register_buffer("unordered", unordered(classifier.spec.input.features))
+        self.unordered: Tensor | None
         steers = {need: need.steers for need in needs}
         self.inputs = tuple(need for need in needs if not steers[need])  # needs whose rows are other inputs
         self.steered = tuple(need for need in needs if steers[need])
@@ -48,7 +51,7 @@ class RowPass(nn.Module):
         `named` is the class that the plain pass predicts [item, class], one-hot; `latent` is its feature map at
         `joins`.
         """
-        rows = [need.variant(images) for need in self.inputs]
+        rows = [self.variant(need, images) for need in self.inputs]
         if latent is None:
             (logits,) = self.after(torch.cat(rows))
         else:
@@ -57,6 +60,11 @@ class RowPass(nn.Module):
         variants = (*self.inputs, *self.steered)
         shaped = logits.reshape(len(variants), -1, logits.shape[-1])
         return {need: shaped[i] for i, need in enumerate(variants)}
+
+    def variant(self, need: RowNeed, images: Tensor) -> Tensor:
+        """Return a need's own input [item, ...]; categories of a table stay as they are, since they have no order."""
+        varied = need.variant(images)
+        return varied if self.unordered is None else torch.where(self.unordered, images, varied)
 
 
 class SteerLast(nn.Module):

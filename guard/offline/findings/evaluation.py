@@ -79,6 +79,7 @@ class AttackRow:
     robust_accuracy: Rate  # rejected, or still classified right, among all tried
     detector_auroc: Mapping[str, float]
     detector_surprise: Mapping[str, float]  # AUROC of the two-sided p-value: both tails suspicious, as the fusion sees
+    transfer: Rate | None = None  # of the items that mislead a student, those that fool its closed model
 
     @property
     def thin(self) -> bool:
@@ -98,12 +99,13 @@ def fewest(family: str) -> int:
 
 @dataclass(frozen=True)
 class UnrunRow:
-    """An attack of a suite that could not be run: it counts as failed, and says why."""
+    """An attack of a suite that was not run, and why: it failed, or does not apply to the kind of input."""
 
     attack: str
     label: str
     family: str
     reason: str
+    applies: bool = True  # to the inputs, and so counts as failed
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,19 @@ class DetectorRow:
 
 
 @dataclass(frozen=True)
+class ClosedFindings:
+    """The findings on a model that cannot be opened, and on the student whose gradient was used in its place."""
+
+    model: str  # as it was named
+    by: str  # what computed its answers
+    questions: int  # answers that the student was distilled from
+    clean: Rate  # of held-out clean items, on which both name the same class
+    attacked: Rate  # of the recipe's attacked items, those that failed included
+    transfer: Rate  # of the attacked items that mislead the student, those that fool the model
+    beyond_chance: float  # the agreement on clean items, as a share of what chance leaves
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """An evaluation, which is everything that a report states."""
 
@@ -218,8 +233,10 @@ class Evaluation:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[ClassRow, ...] = ()
     shift_note: str = ""  # why no shifted data were measured
+    skipped: tuple[str, ...] = ()  # parts of the recipe that do not apply to the inputs, each with the reason
     worst: Worst | None = None  # over the recipe's attacks
     suite: SuiteRows | None = None
+    closed: ClosedFindings | None = None  # where the gradient is not the model's own
     forwards: int = 0  # an item, of all programs, beside the model's own
     item_shape: tuple[int, ...] = ()
     class_count: int = 0

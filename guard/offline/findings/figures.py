@@ -16,9 +16,9 @@ class Specimen:
     """An item before and after an attack, with its saliency maps."""
 
     attack: str  # label
-    clean: NDArray[np.float32]  # [channel, height, width] in unit space
+    clean: NDArray[np.float32]  # [channel, height, width] or [channel, time] in unit space
     attacked: NDArray[np.float32]
-    clean_map: NDArray[np.float32]  # [height, width], none negative
+    clean_map: NDArray[np.float32]  # [height, width] or [time], none negative
     attacked_map: NDArray[np.float32]
     before: str  # the model's answers, as classes are called
     after: str

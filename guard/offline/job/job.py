@@ -5,6 +5,7 @@ Rule 1: heads, combiner, calibration and test never share an item.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,17 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.arrays import read_examples
-from guard.bundle import InputSpec
+from guard.axes import BY_COUNT, IMAGES, SERIES, Axes, axes_of, channels_first
+from guard.bundle import InputSpec, ModelSpec
 from guard.calibration import check_promise
 from guard.columns import ColumnChoice
 from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
-from guard.layout import IN_WORDS, channels_first, layout_of_data
+from guard.features import NUMERIC, Feature, box_of, only_names
+from guard.layout import layout_of_data, layout_of_kind, order_text, with_channels
+from guard.offline.closed.open_answers import AnswersWish, open_answers
+from guard.offline.closed.study import DEFAULT_QUESTIONS_ITEMS, StudyWish, study
 from guard.offline.data.dataset import Dataset, dataset_of, joined
+from guard.offline.data.find_features import find_features
 from guard.offline.data.splits import SHARES, Split, assign
+from guard.offline.job.feature_file import Stated
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.declared_input import declared_input
+from guard.offline.model.declared_input import DeclaredInput, declared_input
 from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.served import measure_difference
@@ -53,10 +60,16 @@ class Job:
     output: str = "logits"
     serves: str = "model"
     labels: tuple[str, ...] = ()  # names of the classes in the model's order; those of class folders unless given
-    data_layout: str | None = None  # NCHW or NHWC of arrays with four axes; None: as the model's input says
+    data_layout: str | None = None  # of arrays with three or four axes; None: as the model's input says
     label_column: str | None = None  # of a table; None: the one with a usual name
     drop_columns: tuple[str, ...] = ()  # of a table: left out
+    features: tuple[Stated, ...] = ()  # of a table: what the user says of them
+    ranged: bool = False  # low and high were given, and hold for numbers of a table, too
     served: Path | None = None  # the .onnx file that answers clients, where it is not the model
+    answers: str | None = None  # in place of `model`: an .onnx file, module:function or HOST:PORT that is asked
+    name: str | None = None  # of a server's model, NAME[:VERSION]
+    input_type: str | None = None  # in which clients send inputs, where it is not the model's own
+    questions: int = DEFAULT_QUESTIONS_ITEMS  # answers that a student is distilled from
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
     clean_items: int | None = None  # of those that do not fit into memory: how many are used; None: sized to `minutes`
@@ -70,46 +83,111 @@ class Job:
         """The work directory beside the bundle, for what is slow to make."""
         return WorkDirectory.beside(self.out)
 
+    def fitting(self, classifier: Classifier) -> Job:
+        """Return the job without the parts of its recipe that do not apply to a model's kind of input."""
+        taps = [tap.name for tap in classifier.taps]
+        return replace(self, recipe=self.recipe.fitting(classifier.kind, taps))
+
+    def study(self, *, keep: bool) -> StudyWish:
+        """Return how a closed model is to be studied; what is slow to find lies in the work directory if it is kept."""
+        names = {"name": self.name, "input_name": self.input_name, "output_name": self.output_name}
+        answers = AnswersWish(self.answers or "", **names, output=self.output, labels=self.labels)
+        return StudyWish(answers, self.questions, self.seed, self.work.student if keep else None)
+
     @property
     def choice(self) -> ColumnChoice:
         """The user's word on the columns of a table."""
-        return ColumnChoice(self.label_column, self.drop_columns)
+        stated = tuple((one.name, one.words) for one in self.features if one.words)
+        return ColumnChoice(self.label_column, self.drop_columns, words=self.tabular, stated=stated)
+
+    @property
+    def tabular(self) -> bool:
+        """Whether the data are a table whose features differ in kind."""
+        return self.recipe.tabular or bool(self.features)
+
+    @property
+    def streams(self) -> bool:
+        """Whether items that do not fit into memory stay in their files: not a table's, nor a closed model's."""
+        return self.answers is None and not self.tabular
 
 
 def open_job(
-    job: Job, progress: Reading | None = None, *, kept: WorkDirectory | None = None
+    job: Job,
+    progress: Reading | None = None,
+    *,
+    tell: Callable[[str], None] | None = None,
+    kept: WorkDirectory | None = None,
 ) -> tuple[Classifier, Dataset]:
-    """Open a job's model and data; `progress` hears of items read.
+    """Open a job's model and data; `progress` hears of items read, `tell` of a student.
 
-    What is found of items that do not fit into memory is kept in the work directory `kept`, which is begun for it.
+    The work directory `kept` is begun, and keeps what was found of items that do not fit into memory, and the student.
 
     Raises ConfigError, DataError, ModelError.
     """
-    names = job.labels or declared_names(job.model)
+    names = job.labels or declared_names(job.answers or job.model)
     examples = read_examples(
-        job.data, layout=job.data_layout, classes=names, choice=job.choice, progress=progress, stream=True
+        job.data, layout=job.data_layout, classes=names, choice=job.choice, progress=progress, stream=job.streams
     )
     examples.labelled()  # before a model is opened for inputs among which the labels may still be
     examples = with_layout(job, examples)
     shape = item_shape(examples)
     check_box(job, shape)
+    features = features_of(job, examples)
+    low, high = (job.low, job.high) if only_names(features) else box_of(features)
     source = Source(
         model=job.model,
         item_shape=shape,
-        low=job.low,
-        high=job.high,
+        low=low,
+        high=high,
+        features=features,
         input_name=job.input_name,
         output_name=job.output_name,
         output=job.output,
         serves=job.serves,
         labels=names or examples.classes,
         served=job.served,
+        layout=examples.layout if examples.layout in axes_of(shape).module_layouts else None,
+        input_type=job.input_type,
     )
-    classifier = open_model(source)
-    check_folders(examples, classifier.spec.output.classes)
-    data = split_data(job, classifier, examples, DataReader(kept, progress))
-    spec = replace(classifier.spec.input, grid=data.values().grid)  # of bytes it is 255 steps or a share of them
+
+    def split(spec: ModelSpec) -> Dataset:
+        check_folders(examples, spec.output.classes)
+        return split_data(job, spec, examples, DataReader(kept, progress))
+
+    if job.answers is None:
+        classifier = open_model(source)
+        data = split(classifier.spec)
+    else:
+        if kept is not None:
+            kept.begin()  # answers and student are kept from the first on
+        wish = job.study(keep=kept is not None)
+        classifier, data = study(wish, source, examples, split, tell or (lambda _: None))
+    grid = data.values().grid if only_names(features) else None  # of bytes it is 255 steps or a share of them
+    spec = replace(classifier.spec.input, grid=grid)
     return measured(replace(classifier, spec=replace(classifier.spec, input=spec)), data), data
+
+
+def features_of(job: Job, examples: DataFile) -> tuple[Feature, ...]:
+    """Return the features of a table, found as far as they are not stated; of other inputs, their names alone.
+
+    Raises:
+        ConfigError, DataError: the data are no table, or contradict what was stated.
+    """
+    axes = examples.images.ndim
+    if not job.tabular:
+        count = len(examples.features) // len(job.low)
+        low, high = job.low * count, job.high * count
+        every = zip(examples.features, low, high, strict=True)
+        return tuple(Feature(name, NUMERIC, least, most) for name, least, most in every)
+    if axes != 2:
+        said = "--features" if job.features else f"recipe {job.recipe.name}"
+        raise DataError(
+            f"{examples.source}: items have {axes - 1} axes, and {said} is for tables; wanted a feature a column, "
+            "[item, feature]"
+        )
+    if len(job.low) > 1:
+        raise ConfigError("--mean and --std beside features of a table; wanted low and high of each in --features")
+    return find_features(examples, job.features, (job.low[0], job.high[0]) if job.ranged else None)
 
 
 def measured(classifier: Classifier, data: Dataset) -> Classifier:
@@ -122,17 +200,42 @@ def measured(classifier: Classifier, data: Dataset) -> Classifier:
 
 def with_layout(job: Job, examples: DataFile) -> DataFile:
     """Return examples whose order of axes is known: by their file, by the user, or by the model's input."""
-    if examples.images.ndim != 4 or examples.layout is not None:
-        return examples
-    declared = declared_input(job.model, job.input_name, job.output_name)
-    sizes = tuple(examples.images.shape[1:])
-    return replace(examples, layout=layout_of_data(sizes, declared.item, examples.source, either=declared.either))
+    declared = declared_by(job)
+    axes = axes_taken(declared, examples)
+    layout = layout_of_kind(examples.layout, axes, examples.source) if axes.places else examples.layout
+    images, layout = with_channels(examples.images, layout, axes if axes.places else IMAGES)
+    examples = replace(examples, images=images, layout=layout)
+    if not axes.places or images.ndim != len(axes.names) + 1 or layout is not None:
+        return examples  # what the model does not take it refuses itself, in its own words
+    sizes = tuple(images.shape[1:])
+    found = layout_of_data(sizes, declared.item, examples.source, either=declared.either, wire_layout=declared.layout)
+    return replace(examples, layout=found)
+
+
+def declared_by(job: Job) -> DeclaredInput:
+    """Return what a model's file, or the closed model that is asked, says of its input."""
+    if job.answers is None:
+        return declared_input(job.model, job.input_name, job.output_name)
+    return DeclaredInput(open_answers(job.study(keep=False).answers).sizes, True)
+
+
+def axes_taken(declared: DeclaredInput, examples: DataFile) -> Axes:
+    """Return the axes of the items that a model takes: as its file declares, else as the data look.
+
+    Arrays of three axes are series where the model's file or the user says so, and grey images else.
+    """
+    if declared.item is not None and len(declared.item) in BY_COUNT:
+        return BY_COUNT[len(declared.item)]
+    sizes = examples.images.shape[1:]
+    if len(sizes) == len(SERIES.names) and examples.layout not in SERIES.layouts:
+        return IMAGES
+    return axes_of(sizes)
 
 
 def item_shape(examples: DataFile) -> tuple[int, ...]:
     """Return the shape of one item, channels first. Raises DataError where only the model could tell its axes."""
     sizes = tuple(examples.images.shape[1:])
-    if len(sizes) != 3:
+    if not axes_of(sizes).places:
         return sizes
     return channels_first(sizes, examples.layout or layout_of_data(sizes, None, examples.source, either=False))
 
@@ -156,7 +259,7 @@ def check_folders(examples: DataFile, classes: int) -> None:
 def check_box(job: Job, shape: tuple[int, ...]) -> None:
     """Check that there is one range for all, or one a channel or feature. Raises ConfigError."""
     if len(job.low) != len(job.high) or len(job.low) not in (1, shape[0]):
-        part = "channels" if len(shape) == 3 else "features"
+        part = f"{axes_of(shape).part}s"
         raise ConfigError(
             f"--mean and --std tell of {len(job.low)} and {len(job.high)} {part}; "
             f"the items in {job.data} have {shape[0]}: give as many, or one for all"
@@ -178,8 +281,8 @@ class DataReader:
         return dataset_of(examples, spec, kept=self.kept.reading, progress=self.progress)
 
 
-def split_data(job: Job, classifier: Classifier, examples: DataFile, reader: DataReader) -> Dataset:
-    spec, classes = classifier.spec.input, classifier.spec.output.classes
+def split_data(job: Job, model: ModelSpec, examples: DataFile, reader: DataReader) -> Dataset:
+    spec, classes = model.input, model.output.classes
     check_labels(examples.labelled(), classes, examples.source)
     data = reader.dataset(examples, spec)
     splits = assign(data.hashes, shares=WHOLE if job.test is None else SHARES, seed=job.seed)
@@ -189,12 +292,11 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile, reader: Dat
     held_out = read_examples(
         job.test,
         layout=job.data_layout,
-        classes=classifier.spec.output.labels,
-        choice=job.choice,
+        classes=model.output.labels,
+        choice=replace(job.choice, features=spec.features),
         progress=reader.progress,
-        stream=True,
+        stream=job.streams,
     )
-    check_features(examples, held_out)
     check_labels(held_out.labelled(), classes, held_out.source)
     test = reader.dataset(held_out, spec)
     if shared := set(test.hashes.tolist()) & set(data.hashes.tolist()):
@@ -209,17 +311,6 @@ def split_data(job: Job, classifier: Classifier, examples: DataFile, reader: Dat
     )
 
 
-def check_features(examples: DataFile, held_out: DataFile) -> None:
-    """Check that two tables have the same features in the same order. Raises DataError."""
-    pairs = zip(examples.features, held_out.features, strict=False)  # of two lengths the shape tells
-    if different := [(one, other) for one, other in pairs if one != other]:
-        one, other = different[0]
-        raise DataError(
-            f"{held_out.source} has column {other!r} where {examples.source} has {one!r}; wanted the same features in "
-            "the same order"
-        )
-
-
 def by_file(job: Job, data: Dataset) -> list[Dataset]:
     """Return the items of --data, and those of --test where there is one, each under its own name."""
     if job.test is None:
@@ -229,11 +320,12 @@ def by_file(job: Job, data: Dataset) -> list[Dataset]:
 
 
 def shape_note(examples: DataFile) -> list[str]:
-    if examples.images.ndim != 4:
+    shape = item_shape(examples)
+    names, *places = axes_of(shape).names
+    if not places:
         return []
-    channels, height, width = item_shape(examples)
-    order = IN_WORDS[examples.layout] if examples.layout else "in the model's order"
-    return [f"items are {channels} x {height} x {width} (channels, height, width); the file has {order}"]
+    sizes, order = " x ".join(map(str, shape)), order_text(examples.layout or axes_of(shape).layouts[0])
+    return [f"items are {sizes} ({', '.join((f'{names}s', *places))}); the file has {order.partition(',')[0]}"]
 
 
 def label_notes(examples: DataFile, hashes: NDArray[np.str_], classes: int) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.axes import Axes
 from guard.bundle import InputSpec
 from guard.offline.data.grid import Images
 
@@ -44,7 +45,7 @@ class NamedBox:
 
 def likely_inputs(images: Images, spec: InputSpec) -> Iterator[LikelyInput]:
     """Yield unit-space images [item, ...] as they would be if each usual mistake were undone."""
-    if images.ndim == 4:
+    if spec.axes.pictures:
         yield from other_axes(images)
     yield LikelyInput(1 - images, "black and white exchanged", "invert the values")
     yield from other_values(images, spec)
@@ -65,7 +66,7 @@ def other_axes(images: Images) -> Iterator[LikelyInput]:
 def other_values(images: Images, spec: InputSpec) -> Iterator[LikelyInput]:
     """Yield pixels, black 0 to white 1, under other ranges of wire values than the one that was set."""
     low, high = spec.box.bounds
-    for box in named_boxes(images.shape[1], images.ndim):
+    for box in named_boxes(spec.axes, images.shape[1]):
         if not (np.allclose(box.low, low) and np.allclose(box.high, high)):
             moved = (box.low + images * (box.high - box.low) - low) / (high - low)
             remedy = f"set {box.flags}, with the items as uint8 or in that range"
@@ -76,10 +77,10 @@ def other_values(images: Images, spec: InputSpec) -> Iterator[LikelyInput]:
         yield LikelyInput(wire, "values of 0 to 1 taken for black to white", remedy)
 
 
-def named_boxes(channels: int, axes: int) -> Iterator[NamedBox]:
+def named_boxes(axes: Axes, channels: int) -> Iterator[NamedBox]:
     for low, high in RANGES_OF_VALUES:
         yield NamedBox(f"--range {low:g} {high:g}", np.full(1, low, np.float32), np.full(1, high, np.float32))
-    for mean, deviation in NORMALISED.get(channels, ()) if axes == 4 else ():
+    for mean, deviation in NORMALISED.get(channels, ()) if axes.pictures else ():
         means, deviations = (
             np.asarray(text.split(","), dtype=np.float32).reshape(-1, 1, 1) for text in (mean, deviation)
         )

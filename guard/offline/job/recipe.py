@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from guard.errors import ConfigError
 from guard.offline.attacks.adapter import installed
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.table import build_attack
+from guard.offline.data.input_kind import InputKind
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.table import build_detector
 from guard.offline.job.toml_files import content_of, names_in, own_text, users_text
 
+TABULAR = "tabular"
 PROGRAMS = ("screen", "interpret")
-KEYS = {"description", "detector", "attack", "left_out", "repair", "adaptive"}
+PartT = TypeVar("PartT")
+KEYS = {"description", "inputs", "detector", "attack", "left_out", "repair", "adaptive"}
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,40 @@ class Recipe:
     left_out: tuple[Attack, ...]  # only evaluated
     repairs: tuple[Denoiser, ...]
     adaptive_budgets: tuple[float, ...]
+    tabular: bool  # for tables of features of different kinds
     raw: Mapping[str, Any]
+    skipped: tuple[str, ...] = ()  # parts that do not apply to the kind of input, each with the reason
 
     def programs(self, taps: Sequence[str]) -> dict[str, list[Detector]]:
         """Build the detectors of each program, cheapest program first; a program without detectors is left out."""
         programs: dict[str, list[Detector]] = {name: [] for name in PROGRAMS}
         for entry in self.detectors:
-            settings = {key: value for key, value in entry.items() if key not in ("name", "program")}
-            programs[entry["program"]].append(build_detector(entry["name"], taps, settings))
+            programs[entry["program"]].append(built_detector(entry, taps))
         return {name: detectors for name, detectors in programs.items() if detectors}
+
+    def fitting(self, kind: InputKind, taps: Sequence[str]) -> Recipe:
+        """Return the recipe without the parts that do not apply to a kind of input; `skipped` says which and why.
+
+        Raises ConfigError where no detector is left.
+        """
+        every = [(entry, built_detector(entry, taps)) for entry in self.detectors]
+        detectors, silent = applying("detector", [detector for _, detector in every], kind)
+        attacks, unseen = applying("attack", self.attacks, kind)
+        left_out, unmeasured = applying("attack", self.left_out, kind)
+        repairs, unmended = applying("repair", self.repairs, kind)
+        if not detectors:
+            raise ConfigError(
+                f"recipe {self.name} has no detector for {kind.name}: {'; '.join(silent)}; take another --preset or "
+                "--recipe"
+            )
+        return replace(
+            self,
+            detectors=tuple(entry for entry, detector in every if detector in detectors),
+            attacks=attacks,
+            left_out=left_out,
+            repairs=repairs,
+            skipped=tuple(dict.fromkeys((*self.skipped, *silent, *unseen, *unmeasured, *unmended))),
+        )
 
     def offering(self, repairs: Sequence[str]) -> Recipe:
         """Return the recipe with these denoisers for REPAIR, set as in the recipe or by default.
@@ -51,6 +79,19 @@ class Recipe:
         return replace(
             self, repairs=tuple(own.get(name) or denoiser_of({"name": name}, "--repair") for name in repairs)
         )
+
+
+def built_detector(entry: Mapping[str, Any], taps: Sequence[str]) -> Detector:
+    """Build the detector of one [[detector]] block. Raises ConfigError."""
+    settings = {key: value for key, value in entry.items() if key not in ("name", "program")}
+    return build_detector(entry["name"], taps, settings)
+
+
+def applying(what: str, parts: Sequence[PartT], kind: InputKind) -> tuple[tuple[PartT, ...], list[str]]:
+    """Return the parts that apply to a kind of input, and what is to be said of the others."""
+    reasons = [(part, kind.refusal(part)) for part in parts]
+    skipped = [f"{what} {part!r}: {reason}" for part, reason in reasons if reason is not None]
+    return tuple(part for part, reason in reasons if reason is None), skipped
 
 
 def presets() -> tuple[str, ...]:
@@ -102,6 +143,7 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
         left_out=left_out,
         repairs=repairs,
         adaptive_budgets=budgets_of(raw.get("adaptive", {}), origin),
+        tabular=inputs_of(raw, origin) == TABULAR,
         raw=raw,
     )
 
@@ -122,6 +164,14 @@ def budgets_of(adaptive: Any, origin: str) -> tuple[float, ...]:
     if not isinstance(budgets, list) or not all(isinstance(b, int | float) and 0 < b <= 1 for b in budgets):
         raise ConfigError(f"recipe {origin}: adaptive budgets = {budgets!r}; wanted a list of numbers from 0 to 1")
     return tuple(float(b) for b in budgets)
+
+
+def inputs_of(raw: Mapping[str, Any], origin: str) -> str | None:
+    """Return what kind of inputs a recipe is for, where that is not for the data to say. Raises ConfigError."""
+    found = raw.get("inputs")
+    if found not in (None, TABULAR):
+        raise ConfigError(f"recipe {origin}: inputs = {found!r}; wanted {TABULAR!r}, or nothing")
+    return found
 
 
 def attacks_of(entries: Sequence[Mapping[str, Any]], origin: str) -> tuple[Attack, ...]:

@@ -1,4 +1,4 @@
-"""The protected model as an fx graph from unit-space images to logits, with named taps.
+"""The protected model as an fx graph from unit-space items to logits, with named taps.
 
 Rule 1: weights are frozen, the model is in evaluation mode, and nothing here ever changes it.
 """
@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 
 from guard.bundle import ModelSpec
 from guard.errors import ModelError
+from guard.offline.data.input_kind import InputKind, kind_for
+from guard.offline.model.answering import Answering
 from guard.offline.model.graph.cut import after, before
 from guard.offline.model.graph.writer import attribute
 from guard.offline.model.served import Difference, Served
@@ -31,11 +33,17 @@ class Classifier:
     taps: tuple[Tap, ...]
     served: Served | None = None  # what answers clients, until it was measured
     difference: Difference | None = None  # of what answers clients, where that is not this graph
+    answering: Answering | None = None  # the closed model that answers clients, where this graph is its student
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits [item, class] of unit-space images [item, ...]."""
         logits: Tensor = self.graph(images)
         return logits
+
+    @property
+    def kind(self) -> InputKind:
+        """The kind of input that it takes."""
+        return kind_for(self.spec.input)
 
     @property
     def penultimate(self) -> str:

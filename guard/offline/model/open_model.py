@@ -14,13 +14,21 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import SUPPORTED_NODES
 
+from guard.axes import axes_of, in_layout
 from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
+from guard.features import Feature
 from guard.offline.model.classifier import Classifier, fingerprint
-from guard.offline.model.final_operators import is_probability, strip_final
+from guard.offline.model.final_operators import Ending, is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
 from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
+from guard.offline.model.series_program import (
+    first_that_works,
+    from_channels_first,
+    layout_read,
+    without_recurrence,
+)
 from guard.offline.model.served import Served
 from guard.offline.model.served_file import served_file
 from guard.offline.model.several_outputs import choose_output, fields_of, wire_and_way
@@ -32,31 +40,38 @@ aten = torch.ops.aten
 
 BRING = ": bring them to the model's (--data-layout says whether channels are first or last)"
 
-BRING = ": bring them to the model's (--data-layout says whether channels are first or last)"
-
 
 @dataclass(frozen=True)
 class Source:
     """The model's place and its owner's settings; an empty setting is found out, or has its usual value."""
 
     model: str  # an .onnx or .pt2 file, or module:factory
-    item_shape: tuple[int, ...]  # of the data's items, [channel, height, width] or [feature]
+    item_shape: tuple[int, ...]  # of the data's items, channels first
     low: tuple[float, ...] = (0.0,)  # value box of the wire input
     high: tuple[float, ...] = (1.0,)
     grid: int | None = None
+    features: tuple[Feature, ...] = ()  # of a table
     input_name: str | None = None
     output_name: str | None = None
     output: str = "logits"  # logits | probabilities | label
     serves: str = "model"  # NAME[:VERSION] that clients ask for
     labels: tuple[str, ...] = ()
     datatype: str = "FP32"  # of the wire input; an .onnx file says it itself, and the layout too
-    layout: str = "NCHW"
+    layout: str | None = None
     served: Path | None = None  # the .onnx file that answers clients, where that is another
+    input_type: str | None = None  # FP64 where clients send a float32 model that; None: the model's own
+
+    @property
+    def wire_layout(self) -> str:
+        """The order of axes on the wire, as far as it is known; the guard's own unless given."""
+        own = axes_of(self.item_shape).layouts
+        return self.layout if self.layout in own else own[0]
 
     @property
     def box(self) -> ValueBox:
         """The value box in which the wire input's values lie, as far as it is known."""
-        return ValueBox(self.low, self.high, len(self.item_shape), self.layout, DATATYPES[self.datatype])
+        kind = DATATYPES[self.datatype]
+        return ValueBox(self.low, self.high, len(self.item_shape), self.wire_layout, kind, self.features)
 
 
 def open_model(source: Source) -> Classifier:
@@ -66,9 +81,38 @@ def open_model(source: Source) -> Classifier:
         ModelError: it cannot be found, loaded, exported with a free batch axis, or gives no [item, class] output.
     """
     graph, source, served = open_graph(source)
+    source = replace(source, datatype=wire_type(source))
     ending = strip_final(graph, source.output)
     served = served and replace(served, ending=ending.served)
-    graph = fold_batch_norm(in_unit_space(graph, source))
+    graph = in_unit_space(graph, source)
+    classifier = classifier_of(graph, source, ending)
+    if source.served is not None:
+        served = served_file(source.served, classifier.spec, ending.served)
+    return replace(classifier, served=served)
+
+
+def wire_type(source: Source) -> str:
+    """Return the type in which clients send inputs. Raises ModelError for one that the model's own does not fit."""
+    asked = source.input_type
+    if asked in (None, source.datatype):
+        return source.datatype
+    if (source.datatype, asked) not in (("FP32", "FP64"), ("FP64", "FP32")):
+        raise ModelError(f"--input-type {asked}: the model takes {source.datatype}; wanted that, or FP64 for FP32")
+    return str(asked)
+
+
+def open_student(source: Source, student: nn.Module, kind: str, *, single: bool) -> Classifier:
+    """Open a student, which maps unit-space items to logits, in the place of a model that ends in `kind` on the wire.
+
+    Raises ModelError where it cannot be exported.
+    """
+    own = axes_of(source.item_shape).layouts[0]
+    return classifier_of(single_path(export(student, source, own)), source, Ending(kind, single))
+
+
+def classifier_of(graph: fx.GraphModule, source: Source, ending: Ending) -> Classifier:
+    """Return a graph from unit-space items to logits as a classifier. Raises ModelError: it gives no [item, class]."""
+    graph = fold_batch_norm(graph)
     freeze(graph)
     classes = count_classes(graph, source)
     name, _, version = source.serves.partition(":")
@@ -83,15 +127,14 @@ def open_model(source: Source) -> Classifier:
             low=source.low,
             high=source.high,
             grid=source.grid,
-            layout=source.layout if len(source.item_shape) == 3 else "NC",
+            layout=source.wire_layout,
+            features=source.features,
         ),
         output=OutputSpec(
             source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single
         ),
     )
-    if source.served is not None:
-        served = served_file(source.served, spec, ending.served)
-    return Classifier(graph, spec, find_taps(graph.graph), served)
+    return Classifier(graph, spec, find_taps(graph.graph))
 
 
 def named(source: Source, classes: int) -> tuple[str, ...]:
@@ -100,20 +143,26 @@ def named(source: Source, classes: int) -> tuple[str, ...]:
 
 
 def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
-    """Return the model's float32 graph, from wire values [item, channel, height, width], source, and served model.
+    """Return the model's float32 graph, from wire values with channels first, source, and served model.
 
     The source is completed by what the file says of the wire; no served model is returned where it is that graph.
     """
     if not source.model.endswith(".onnx"):
         wire, way = wire_and_way(source.output_name)
-        graph, chosen_way = one_output(load_program(source), way)
-        source = replace(source, output_name=wire or chosen_way)
+        layout, program = load_program(source)
+        graph, chosen_way = one_output(without_recurrence(program), way)
+        graph = from_channels_first(graph, layout)
+        source = replace(source, output_name=wire or chosen_way, layout=layout)
         if not (formats := half_formats(graph)):
             return graph, source, None
         served = Served(f"computes in {' and '.join(formats)}", "torch on a CPU", answers_of(graph))
         return widened(graph), replace(source, datatype=input_datatype(graph)), served
     imported = import_onnx(
-        Path(source.model), source.item_shape, input_name=source.input_name, output_name=source.output_name
+        Path(source.model),
+        source.item_shape,
+        input_name=source.input_name,
+        output_name=source.output_name,
+        layout=source.layout,
     )
     datatype, formats = imported.graph.datatype, imported.graph.formats
     unsaid = datatype == "UINT8" and source.box.is_unit
@@ -135,13 +184,33 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
     return graph, source, Served(f"computes in {' and '.join(formats)}", "ONNX Runtime on a CPU", answers)
 
 
-def load_program(source: Source) -> ExportedProgram:
-    """Load a model from anything but an .onnx file. Raises: ModelError."""
+def load_program(source: Source) -> tuple[str, ExportedProgram]:
+    """Load a model from anything but an .onnx file, with the order of axes that it takes. Raises: ModelError."""
+    layouts = tuple(sorted(axes_of(source.item_shape).module_layouts, key=lambda one: one != source.layout))
     if source.model.endswith(".pt2"):
-        return load_exported(Path(source.model))
+        program = load_exported(Path(source.model))
+        return layout_taken(program, source.item_shape, layouts), program
     if ":" in source.model:
-        return export(build(source.model), source)
+        model = build(source.model)
+        return first_that_works(layouts, lambda layout: export(model, source, layout))
     raise unknown_kind(source.model)
+
+
+def layout_taken(program: ExportedProgram, item_shape: tuple[int, ...], layouts: tuple[str, ...]) -> str:
+    """Return the first order of axes that fits an exported program's input; one that does not is found out later."""
+    known = layout_read(program.graph) if len(layouts) > 1 else None
+    inputs = set(program.graph_signature.user_inputs)
+    taken = [node.meta["val"].shape[1:] for node in program.graph.nodes if node.name in inputs]
+    for layout in layouts:
+        sizes = in_layout(item_shape, layout)
+        fits = bool(taken) and len(taken[0]) == len(sizes)
+        if (
+            fits
+            and known in (None, layout)
+            and all(not isinstance(size, int) or size == own for size, own in zip(taken[0], sizes, strict=True))
+        ):
+            return layout
+    return known or layouts[0]
 
 
 def unknown_kind(model: str) -> ModelError:
@@ -186,8 +255,9 @@ def build(reference: str) -> nn.Module:
     return model
 
 
-def export(model: nn.Module, source: Source) -> ExportedProgram:
-    example = torch.zeros(2, *source.item_shape)
+def export(model: nn.Module, source: Source, layout: str) -> ExportedProgram:
+    sizes = in_layout(source.item_shape, layout)
+    example = torch.zeros(2, *sizes)
     model = model.eval()
     example = example.to(input_type(model, example))
     try:
@@ -195,8 +265,7 @@ def export(model: nn.Module, source: Source) -> ExportedProgram:
         return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
     except Exception as error:  # torch.export's failures have no common type
         raise ModelError(
-            f"{source.model} cannot be exported for inputs [item, {', '.join(map(str, source.item_shape))}]: "
-            f"{first_line(error)}"
+            f"{source.model} cannot be exported for inputs [item, {', '.join(map(str, sizes))}]: {first_line(error)}"
         ) from error
 
 

@@ -18,7 +18,8 @@ from guard.errors import ModelError
 aten = torch.ops.aten
 
 LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
-LAYERS = {*LINEAR, aten.conv2d.default, aten.convolution.default}
+CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.convolution.default}
+LAYERS = {*LINEAR, *CONVOLUTIONS}
 VIEWS = {
     aten.view.default,
     aten.reshape.default,
@@ -31,6 +32,7 @@ VIEWS = {
     aten.clone.default,
 }
 PADS = {aten.pad.default, aten.constant_pad_nd.default}
+LINE_POOLS = {aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default}
 POOLS = {aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default}
 
 
@@ -49,26 +51,67 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
         ModelError: neither a stage output nor a hidden layer lies between the input and the logits.
     """
     cuts = cut_nodes(graph)
-    hidden = [node for node in cuts if any(user.target in LINEAR for user in node.users)]
+    hidden = [node for node in cuts if any(user.target in LINEAR for user in node.users) and items_first(node)]
     stages: dict[tuple[int, ...], fx.Node] = {}
     shaped = after_first_layer(graph)
     for node in cuts:
         shape = shape_of(node)
         if (
-            len(shape) == 4
+            is_map(node, graph)
+            and items_first(node)
+            and without_row(node, graph) is node
             and node in shaped
             and node.target not in PADS
-            and tuple(shape[2:]) != (1, 1)
+            and set(shape[2:]) != {1}
             and not feeds_activation(node)
         ):
-            stages[tuple(shape[2:])] = node
-    known = [origin(node) for node in hidden]
+            stages[resolution(shape, graph)] = node
+    known = [without_row(origin(node), graph) for node in hidden]
     nodes = [node for node in stages.values() if node not in known]
     computed = [node for node in hidden if node.op == "call_function"]
     nodes += [node for node in computed if node in shaped] or computed
     if not nodes:
         raise ModelError("no layer to listen to was found between input and logits; name taps in the recipe")
     return named(sorted(set(nodes), key=list(graph.nodes).index))
+
+
+def is_map(node: fx.Node, graph: fx.Graph) -> bool:
+    """Tell whether a node's value is a map [item, channel, height, width], or one [item, channel, time] of a series.
+
+    What three axes mean is known behind a convolution alone: recurrent layers and attention have their channels last.
+    """
+    axes = len(shape_of(node))
+    return axes == 4 or (axes == 3 and takes_series(graph) and last_layer(node) in CONVOLUTIONS)
+
+
+def items_first(node: fx.Node) -> bool:
+    """Tell whether a node's first axis counts the items; recurrent layers have time in front."""
+    return shape_of(node)[:1] == [-1]
+
+
+def takes_series(graph: fx.Graph) -> bool:
+    """Tell whether a graph's input is series [item, channel, time]."""
+    (start,) = [node for node in graph.nodes if node.op == "placeholder"]
+    return len(shape_of(start)) == 3
+
+
+def without_row(node: fx.Node, graph: fx.Graph) -> fx.Node:
+    """Return what a plane of one row was made of, where a series passes through an operator over planes."""
+    while takes_series(graph) and node.target is aten.unsqueeze.default:
+        (node,) = node.all_input_nodes
+    return node
+
+
+def resolution(shape: list[int], graph: fx.Graph) -> tuple[int, ...]:
+    """Return a map's height and width; of series its length alone, also where it passes as a plane of one row."""
+    return tuple(size for size in shape[2:] if size != 1) if takes_series(graph) else tuple(shape[2:])
+
+
+def last_layer(node: fx.Node) -> object:
+    """Return the operator of the nearest layer with weights at or before a node, along its first operands."""
+    while node.target not in LAYERS and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node.target
 
 
 def after_first_layer(graph: fx.Graph) -> set[fx.Node]:
@@ -106,12 +149,18 @@ def active_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 def origin(node: fx.Node) -> fx.Node:
     """Return the feature map that a pooled or flattened vector comes from as a whole, or the node itself."""
-    while node.target in VIEWS or (node.target in POOLS and shape_of(node)[2:] in ([], [1, 1])):
-        pooled = node.target in POOLS
+    while node.target in VIEWS or is_pool_of_all(node):
+        pooled = node.target not in VIEWS
         node = node.all_input_nodes[0]
         if pooled:
             return node
     return node
+
+
+def is_pool_of_all(node: fx.Node) -> bool:
+    """Tell whether a node averages whole feature maps."""
+    left = shape_of(node)[2:]
+    return (node.target in POOLS and left in ([], [1, 1])) or (node.target in LINE_POOLS and left == [1])
 
 
 def feeds_activation(node: fx.Node) -> bool:

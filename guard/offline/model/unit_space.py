@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from guard.axes import from_wire, to_wire
+from guard.features import Feature
 from guard.value_box import ValueBox
+
+WIRE_TYPES = {"float16": torch.float16, "float64": torch.float64}
 
 
 def unit_of(wire: Tensor, box: ValueBox) -> Tensor:
     """Convert wire inputs to [0, 1] per channel, channel first."""
     if box.dtype != np.float32:
         wire = wire.to(torch.float32)
-    if box.layout == "NHWC":
-        wire = wire.permute(0, 3, 1, 2)
+    if box.is_turned:
+        wire = wire.permute(from_wire(box.layout, box.axes + 1))
     if box.is_unit:
         return wire
     low, high = bounds(box)
@@ -27,14 +33,37 @@ def wire_of(unit: Tensor, box: ValueBox) -> Tensor:
     if not box.is_unit:
         low, high = bounds(box)
         wire = low + unit * (high - low)
-    if box.layout == "NHWC":
-        wire = wire.permute(0, 2, 3, 1)
+    if box.features:
+        wire = allowed(wire, box.features)
+    if box.is_turned:
+        wire = wire.permute(to_wire(box.layout, box.axes + 1))
     if box.dtype == np.float32:
         return wire
-    return torch.round(wire).to(torch.uint8) if box.dtype == np.uint8 else wire.to(torch.float16)
+    return torch.round(wire).to(torch.uint8) if box.dtype == np.uint8 else wire.to(WIRE_TYPES[box.dtype.name])
 
 
 def bounds(box: ValueBox) -> tuple[Tensor, Tensor]:
-    """Return low and high, shaped so that they broadcast over an item [channel, height, width] or [feature]."""
+    """Return low and high, shaped so that they broadcast over an item, channels or features first."""
     low, high = box.bounds
     return torch.from_numpy(low), torch.from_numpy(high)
+
+
+def unordered(features: Sequence[Feature]) -> Tensor | None:
+    """Return which features are categories [feature], so that nothing lies between their values; None where none is."""
+    found = [feature.is_category for feature in features]
+    return torch.tensor(found) if any(found) else None
+
+
+def allowed(wire: Tensor, features: Sequence[Feature]) -> Tensor:
+    """Return the nearest values [item, feature] that the features may have, as `ValueBox.allowed` does."""
+    columns = [nearest(wire[:, place], feature) for place, feature in enumerate(features)]
+    return torch.stack(columns, dim=1)
+
+
+def nearest(values: Tensor, feature: Feature) -> Tensor:
+    if feature.is_category:
+        codes = torch.tensor(feature.categories, dtype=values.dtype)
+        return codes[(values[:, None] - codes).abs().argmin(dim=1)]
+    if feature.step is None:
+        return values
+    return feature.low + feature.step * torch.round((values - feature.low) / feature.step)

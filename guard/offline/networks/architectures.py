@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import nn
 
+# By the number of axes of space or time.
+CONVOLUTIONS: Mapping[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d}
+POOLS: Mapping[int, Callable[[int], nn.Module]] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d}
+
 
 def autoencoder(shape: tuple[int, ...]) -> nn.Module:
-    """Build a network from items to items, through a quarter of an image's height and width or a vector's length."""
-    if len(shape) == 3:
+    """Build a network from items to items, through a quarter of each side of a plane, or of a line."""
+    if places := shape[1:]:
+        convolution = CONVOLUTIONS[len(places)]
         return nn.Sequential(
-            nn.Conv2d(shape[0], 32, 3, stride=2, padding=1),
+            convolution(shape[0], 32, 3, stride=2, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 16, 3, stride=2, padding=1),
+            convolution(32, 16, 3, stride=2, padding=1),
             nn.ReLU(),
-            nn.Upsample(size=((shape[1] + 1) // 2, (shape[2] + 1) // 2), mode="nearest"),
-            nn.Conv2d(16, 32, 3, padding=1),
+            nn.Upsample(size=tuple((size + 1) // 2 for size in places), mode="nearest"),
+            convolution(16, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Upsample(size=shape[1:], mode="nearest"),
-            nn.Conv2d(32, shape[0], 3, padding=1),
+            nn.Upsample(size=places, mode="nearest"),
+            convolution(32, shape[0], 3, padding=1),
         )
     features = int(torch.Size(shape).numel())
     narrow = max(2, features // 4)
@@ -35,20 +42,21 @@ def autoencoder(shape: tuple[int, ...]) -> nn.Module:
 
 
 def small_classifier(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Build a network from items to logits: three convolutions for images, two hidden layers for vectors."""
+    """Build a network from items to logits: three convolutions for images and series, two hidden layers for vectors."""
     body: nn.Module
-    if len(shape) == 3:
+    if places := len(shape) - 1:
+        convolution, averages = CONVOLUTIONS[places], POOLS[places]
         body = nn.Sequential(
-            nn.Conv2d(shape[0], 32, 3, padding=1),
+            convolution(shape[0], 32, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            convolution(32, 64, 3, stride=2, padding=1),
             nn.ReLU(),
-            nn.Conv2d(64, 64, 3, stride=2, padding=1),
+            convolution(64, 64, 3, stride=2, padding=1),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
+            averages(2),
             nn.Flatten(),
         )
-        width = 256
+        width = 64 * 2**places
     else:
         features = int(torch.Size(shape).numel())
         body = nn.Sequential(nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
@@ -59,16 +67,23 @@ def small_classifier(shape: tuple[int, ...], classes: int) -> nn.Module:
     return found
 
 
-def convolutional(channels: int, width: int) -> nn.Sequential:
-    """Build three stages of convolutions, the last averaged: [item, channel, height, width] -> [item, 4 x width]."""
+def feature_network(shape: tuple[int, ...], stacked: int, width: int) -> nn.Sequential:
+    """Build a network from `stacked` items [item, stacked x channel, ...] to features [item, 4 x width]."""
+    channels = stacked * shape[0]
+    return convolutional(channels, width, len(shape) - 1) if shape[1:] else perceptron(channels, 4 * width)
+
+
+def convolutional(channels: int, width: int, places: int = 2) -> nn.Sequential:
+    """Build three stages of convolutions, the last averaged over space or time: -> [item, 4 x width]."""
+    convolution, averages = CONVOLUTIONS[places], POOLS[places]
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1),
+        convolution(channels, width, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        convolution(width, 2 * width, 3, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
+        convolution(2 * width, 4 * width, 3, stride=2, padding=1),
         nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
+        averages(1),
         nn.Flatten(),
     )
 
@@ -76,3 +91,11 @@ def convolutional(channels: int, width: int) -> nn.Sequential:
 def perceptron(features: int, width: int) -> nn.Sequential:
     """Build a perceptron of two layers: [item, feature] -> [item, width]."""
     return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+
+
+def wide_perceptron(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """Build a perceptron of three layers from vectors to logits, wide enough for the steps of a forest."""
+    found, features = nn.Sequential(), int(torch.Size(shape).numel())
+    found.add_module("body", nn.Sequential(*perceptron(features, 160), nn.Linear(160, 64), nn.ReLU()))
+    found.add_module("head", nn.Linear(64, classes))
+    return found

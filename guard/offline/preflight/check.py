@@ -18,11 +18,13 @@ from torch import Tensor
 
 from guard.calibration import smallest_rate
 from guard.errors import ConfigError, ModelError
+from guard.features import only_names
 from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.objective import Gap
-from guard.offline.crafting.checks import check_budgets
+from guard.offline.closed.open_answers import open_answers
+from guard.offline.crafting.checks import check_budgets, one_step
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.grid import whole_steps
+from guard.offline.data.grid import Grid, grid_for, stuck
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
 from guard.offline.evidence.batches import one_batch
@@ -33,6 +35,7 @@ from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
 from guard.offline.preflight.cost import Cost, cost_of
+from guard.offline.preflight.feature_lines import feature_lines
 from guard.offline.preflight.sample import sample_of
 from guard.offline.programs.model_parity import MODEL_ITEMS, check_model
 from guard.offline.work.directory import WorkDirectory
@@ -60,7 +63,8 @@ class Sound:
 def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | None = None) -> Sound:
     """Open, answer, differentiate, compile and time a model on its data, one line each; return both.
 
-    Of data that does not fit into memory what was read is kept in the work directory `kept`, and a sample is returned.
+    What was read of data that does not fit into memory is kept in the work directory `kept`, and a sample is returned;
+    so are a student, and what a closed model has answered.
 
     Raises:
         GuardError: what would stop `guard train`.
@@ -71,13 +75,17 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
             f"recipe {job.recipe.name} has no [adaptive] block, and no report is written without the adaptive attack; "
             "add [adaptive] with budgets = [0.03] or those that count for you"
         )
-    declared_input(job.model, job.input_name, job.output_name)  # a wrong file is found before data are read for long
-    classifier, data = open_job(job, told(say), kept=kept)
-    check_grid(job.recipe, classifier.spec.input.grid)
+    check_model_named(job)
+    classifier, data = open_job(job, told(say), tell=lambda text: say("student", text), kept=kept)
+    job = job.fitting(classifier)
+    check_grid(job.recipe, grid_for(classifier.spec.input))
     check_mates(classifier, data)
     choose_threads(classifier.graph, one_batch(data.images), job.threads)
-    for about, text in (*model_lines(classifier), *data_lines(classifier, data)):
+    lines = (*model_lines(classifier), *data_lines(classifier, data), *feature_lines(job, classifier, data))
+    for about, text in lines:
         say(about, text)
+    for skipped in job.recipe.skipped:
+        say("skipped", skipped)
     check_answers(job, classifier, data, say)
     for warning in check_data(job, data):
         say("promise", warning)
@@ -100,15 +108,29 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
     return Sound(classifier, data)
 
 
-def check_grid(recipe: Recipe, grid: int | None) -> None:
+def check_model_named(job: Job) -> None:
+    """Check that there is one model, and what its file declares, before data are read for long.
+
+    Raises ConfigError, ModelError.
+    """
+    if job.answers is not None:
+        for flag, given in (("--model", job.model), ("--served", job.served)):
+            if given:
+                raise ConfigError(f"{flag} and --answers exclude each other: a model is opened, or it is asked")
+        open_answers(job.study(keep=False).answers)
+        return
+    if job.name is not None:
+        raise ConfigError(f"--name {job.name} names the model of a server; it goes with --answers HOST:PORT")
+    if not job.model:
+        raise ConfigError("there is no model: give --model, or --answers for one that cannot be opened")
+    declared_input(job.model, job.input_name, job.output_name)
+
+
+def check_grid(recipe: Recipe, grid: Grid) -> None:
     """Check that the data's grid can hold the budgets of attacks and adaptive attack. Raises ConfigError."""
     check_budgets((*recipe.attacks, *recipe.left_out), grid)
-    small = [] if grid is None else [budget for budget in recipe.adaptive_budgets if whole_steps(budget, grid) < 1]
-    if small:
-        raise ConfigError(
-            f"recipe {recipe.name}: the adaptive budget {small[0]:g} is below one step, 1/{grid}, of the data's grid, "
-            f"so nothing could move; give {1 / (grid or 1):.3g} or more in a recipe of your own (--recipe)"
-        )
+    if small := [budget for budget in recipe.adaptive_budgets if stuck(budget, grid)]:
+        raise ConfigError(f"recipe {recipe.name}: the adaptive budget {small[0]:g} is below {one_step(grid)}")
 
 
 def check_mates(classifier: Classifier, data: Dataset) -> None:
@@ -160,6 +182,7 @@ def model_lines(classifier: Classifier) -> list[Line]:
         ("output", f"{output.name!r}: {output.in_words}"),
         ("layers", f"detectors may read {', '.join(tap.name for tap in classifier.taps)}"),
         *(("precision", str(found)) for found in (classifier.difference,) if found),
+        *(("closed", str(found.study)) for found in (classifier.answering,) if found),
     ]
 
 
@@ -170,15 +193,17 @@ def range_text(classifier: Classifier) -> str:
         f"{bounds[0]:g}" if len(set(bounds)) == 1 else f"{min(bounds):.3g} to {max(bounds):.3g} by channel or feature"
         for bounds in (spec.low, spec.high)
     )
-    return f"black is {low}, white {high}" if len(spec.shape) == 3 else f"least {low}, most {high}"
+    least, most = spec.axes.ends
+    return f"{least} is {low}, {most} {high}"
 
 
 def data_lines(classifier: Classifier, data: Dataset) -> list[Line]:
     """Describe the items, their values and their classes as they were understood."""
-    spec, output, filled = classifier.spec.input, classifier.spec.output, data.values()
-    low, high = f"{filled.low:.0%}", f"{filled.high:.0%}"
-    ends = "black to white" if len(spec.shape) == 3 else "least to most"
+    spec, output = classifier.spec.input, classifier.spec.output
+    low, high = (f"{end:.0%}" for end in data.ends())
+    ends = " to ".join(spec.axes.ends)
     steps = f"in whole steps of 1/{spec.grid}" if spec.grid else "in no whole steps"
+    steps = steps if only_names(spec.features) else "in each feature's own steps"
     counts = np.bincount(data.labels, minlength=output.classes)
     return [
         ("data", f"{len(data):,} items; values fill {low} to {high} of the way from {ends}, {steps}"),

@@ -16,7 +16,7 @@ from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.kinds.plain import Logits
 from guard.offline.evidence.needs import Evidence
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.unit_space import unit_of, wire_of
+from guard.offline.model.unit_space import unit_of, unordered, wire_of
 from guard.offline.programs.outputs import Output
 
 
@@ -75,4 +75,6 @@ class Cleaner(nn.Module):
         self.spec = spec
 
     def forward(self, wire: Tensor) -> tuple[Tensor]:
-        return (wire_of(self.denoiser(unit_of(wire, self.spec.box)).clamp(0.0, 1.0), self.spec.box),)
+        unit = unit_of(wire, self.spec.box)
+        cleaned, still = self.denoiser(unit).clamp(0.0, 1.0), unordered(self.spec.features)
+        return (wire_of(cleaned if still is None else torch.where(still, unit, cleaned), self.spec.box),)

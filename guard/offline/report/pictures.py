@@ -1,11 +1,13 @@
 """The page's pictures: clean and attacked inputs side by side, with the saliency maps that detectors look at.
 
+A series is drawn as a line for each channel, and its map below as a curve over the same time.
 After figure 5 of the survey (Liu et al. 2021, SIGKDD Explorations), from the evaluation's own items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,9 +15,11 @@ from numpy.typing import NDArray
 
 from guard.offline.findings.evaluation import Evaluation
 from guard.offline.findings.figures import Specimen
-from guard.offline.report.drawing import GREY, Plot, panels, png
+from guard.offline.report.drawing import CYCLE, GREY, VERMILION, Plot, panels, png
 
 COLUMNS = ("clean", "attacked", "perturbation", "map of clean", "map of attacked")
+LINE_WIDTH_POINTS = 0.9
+BESIDE_SHARE = 0.03  # of the box, left free above and below lines
 UNCUT_PERCENTILE = 99.5  # per cent of a map's pixels that are not cut
 
 
@@ -49,12 +53,13 @@ def draw_specimen(axes: Sequence[Axes], specimen: Specimen) -> None:
         f"{specimen.after}, p = {specimen.attacked_p:.2g}",
         f"x {gain:.0f}" if gain >= 2 else f"x {gain:.1f}",
     )
-    for ax, picture, title in zip(axes[:3], shown, titles, strict=True):
-        show(ax, picture)
+    show, show_map = SHOWN[specimen.clean_map.ndim]
+    for ax, item, title in zip(axes[:3], shown, titles, strict=True):
+        show(ax, item)
         ax.set_title(title, fontsize=8, color=GREY, pad=3)
     for ax, saliency in zip(axes[3:], (specimen.clean_map, specimen.attacked_map), strict=True):
         top = max(float(np.percentile(saliency, UNCUT_PERCENTILE)), 1e-12)
-        ax.imshow(saliency, cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+        show_map(ax, saliency, top)
     for ax in axes:
         ax.set_xticks([])
         ax.set_yticks([])
@@ -63,10 +68,39 @@ def draw_specimen(axes: Sequence[Axes], specimen: Specimen) -> None:
     axes[0].set_ylabel(specimen.attack.replace(" ", "\n", 1), fontsize=8.5)
 
 
-def show(ax: Axes, picture: NDArray[np.float32]) -> None:
+def show_picture(ax: Axes, picture: NDArray[np.float32]) -> None:
     """Draw a picture [channel, height, width] in unit space."""
     image = picture.clip(0, 1)
     if len(image) == 1:
         ax.imshow(image[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     else:
         ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+
+
+def show_picture_map(ax: Axes, saliency: NDArray[np.float32], top: float) -> None:
+    """Draw a saliency map [height, width], cut at `top`."""
+    ax.imshow(saliency, cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+
+
+def show_series(ax: Axes, series: NDArray[np.float32]) -> None:
+    """Draw a series [channel, time] in unit space as a line a channel."""
+    for channel, color in zip(series, itertools.cycle(CYCLE)):
+        ax.plot(channel, color=color, linewidth=LINE_WIDTH_POINTS)
+    ax.set_ylim(-BESIDE_SHARE, 1 + BESIDE_SHARE)
+    ax.set_xlim(0, series.shape[1] - 1)
+
+
+def show_series_map(ax: Axes, saliency: NDArray[np.float32], top: float) -> None:
+    """Draw a saliency map [time], cut at `top`, as the area below a curve."""
+    ax.fill_between(np.arange(len(saliency)), saliency.clip(0, top), color=VERMILION, alpha=0.8, linewidth=0)
+    ax.set_ylim(0, top)
+    ax.set_xlim(0, len(saliency) - 1)
+
+
+Show = Callable[[Axes, NDArray[np.float32]], None]
+ShowMap = Callable[[Axes, NDArray[np.float32], float], None]
+# By the number of axes of a saliency map.
+SHOWN: Mapping[int, tuple[Show, ShowMap]] = {
+    1: (show_series, show_series_map),
+    2: (show_picture, show_picture_map),
+}

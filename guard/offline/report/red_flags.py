@@ -9,13 +9,23 @@ import math
 
 from guard.calibration import check_promise
 from guard.offline.findings.attack_names import spoken_budget
-from guard.offline.findings.evaluation import NOISE, OFF_GRID, PROOF_SHARE, AdaptiveRow, AttackRow, Evaluation, fewest
+from guard.offline.findings.evaluation import (
+    NOISE,
+    OFF_GRID,
+    PROOF_SHARE,
+    AdaptiveRow,
+    AttackRow,
+    Evaluation,
+    UnrunRow,
+    fewest,
+)
 from guard.offline.findings.intervals import MIN_EXPECTED_ALARMS, Caught, Rate
 from guard.offline.report.published import best_within, data_like
 from guard.offline.report.wording import bracket, percent, promise_text, proof_text
 
 ALARM_RATE_FACTOR = 1.5  # times the promised rate
 FEEBLE_ATTACK_SHARE = 0.1  # success on the bare model below which an attack says little
+MIN_AGREED_SHARE = 0.8  # of attacked items, below which a student's evidence says little of its model
 MEANING = {
     OFF_GRID: "some detector reads the file format",
     NOISE: "a part of what is caught is that anything was changed at all",
@@ -24,7 +34,31 @@ MEANING = {
 
 def red_flags(e: Evaluation) -> list[str]:
     """Return everything that the report says against itself."""
-    return [*adaptive_flags(e), *claim_flags(e), *promise_flags(e), *class_flags(e), *attack_flags(e), *suite_flags(e)]
+    return [
+        *closed_flags(e),
+        *adaptive_flags(e),
+        *claim_flags(e),
+        *promise_flags(e),
+        *class_flags(e),
+        *attack_flags(e),
+        *suite_flags(e),
+    ]
+
+
+def closed_flags(e: Evaluation) -> list[str]:
+    """Return what speaks against figures of a closed model: an attack need not go through the student."""
+    if e.closed is None:
+        return []
+    flags = [
+        "The model is closed, so every attack, the adaptive one too, climbed a student's gradient; who asks the model "
+        f"itself is not measured. Of what misled the student, {percent(e.closed.transfer.value)} fooled the model."
+    ]
+    if e.closed.attacked.value < MIN_AGREED_SHARE:
+        flags.append(
+            f"On attacked items student and model agree on {percent(e.closed.attacked.value)} only: what the guard "
+            "reads there is not what the model does."
+        )
+    return flags
 
 
 def adaptive_flags(e: Evaluation) -> list[str]:
@@ -177,7 +211,7 @@ def count_text(row: AttackRow) -> str:
 def suite_flags(e: Evaluation) -> list[str]:
     if e.suite is None or len(e.suite.run) == len(e.suite.rows):
         return []
-    unrun = len(e.suite.rows) - len(e.suite.run)
+    unrun = sum(isinstance(row, UnrunRow) and row.applies for row in e.suite.rows)
     return [
         f"{unrun} of {len(e.suite.rows)} attacks of the suite {e.suite.name} could not be run; they count as failed."
     ]

@@ -37,8 +37,36 @@ Parts = Iterator[RenderableType]
 
 def lines_of(e: Evaluation) -> list[str]:
     """Return everything that the page says, but for its pictures, as lines."""
-    parts = (clean_part, class_part, attack_part, suite_part, adaptive_part, system_part, detector_part, flag_part)
+    parts = (
+        closed_part,
+        clean_part,
+        class_part,
+        attack_part,
+        suite_part,
+        adaptive_part,
+        system_part,
+        detector_part,
+        flag_part,
+    )
     return plain_lines(one for part in parts for one in part(e))
+
+
+def closed_part(e: Evaluation) -> Parts:
+    """Yield whose gradient was used, where the model cannot be opened, and how far its student agrees with it."""
+    if e.closed is None:
+        return
+    table = new_table("student and model name the same class", [counts("items"), shares("share")])
+    for name, rate in (
+        ("held-out clean items", e.closed.clean),
+        ("attacked items", e.closed.attacked),
+        ("of what misleads the student, fools the model", e.closed.transfer),
+    ):
+        table.add_row(name, str(rate.items), rate_text(rate, 1))
+    yield from titled("WHOSE GRADIENT WAS USED", table)
+    yield indented(
+        f"The model is closed: {e.closed.model} answered ({e.closed.by}); gradient and layers are those of a student "
+        f"distilled from {e.closed.questions:,} answers. Answers that count are the model's own."
+    )
 
 
 def is_wide(e: Evaluation) -> bool:
@@ -129,6 +157,7 @@ def attack_part(e: Evaluation) -> Parts:
     )
     yield from map(indented, promise_notes(e))
     yield from map(indented, left_out_notes(e))
+    yield from (indented(f"Skipped: {text}.") for text in e.skipped)
 
 
 def attack_table(e: Evaluation) -> Table:
@@ -167,8 +196,9 @@ def suite_part(e: Evaluation) -> Parts:
     table, notes = attack_table(e), []
     for row in e.suite.rows:
         if isinstance(row, UnrunRow):
-            table.add_row(marked(" ", row.label), "failed")
-            notes.append(f"{row.label} cannot be run, so it counts as failed: {row.reason}")
+            table.add_row(marked(" ", row.label), "failed" if row.applies else "skipped")
+            what = "cannot be run, so it counts as failed" if row.applies else "does not apply"
+            notes.append(f"{row.label} {what}: {row.reason}")
         else:
             add_attack(table, " ", row, e)
     yield from titled(f"SUITE {e.suite.name}", table)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,16 @@ from guard.bundle import CALIBRATION, Bundle, DetectorSpec, Manifest, NeedSpec, 
 from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
-from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Images
+from guard.offline.data.input_kind import kind_of
+from guard.offline.data.shift import shifted
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.job.job import Job
+from guard.offline.model.answering import Answering
 from guard.offline.model.classifier import Classifier
 from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.programs.parity import Parity
@@ -48,6 +51,7 @@ class Calibrated:
 
     cascade: Cascade
     leaks: Mapping[str, float]  # the share of each crafted attack that the bands would pass early
+    transfers: Mapping[str, Transfer] = field(default_factory=dict)  # of each crafted attack, where the model is closed
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,7 @@ class Calibrator:
     def calibrate(self, crafted: Sequence[CraftedSet]) -> Calibrated:
         """Fit fusion and bands, and rank the clean items."""
         cascade = self.uncalibrated()
-        attacked, noisy = pool(crafted, self.data, Split.COMBINER)
+        attacked, noisy = pool(crafted, self.data, Split.COMBINER, self.classifier.spec.input.grid)
         clean = read(cascade, self.data.part(Split.COMBINER).images).scores
         noise, bad = read(cascade, noisy).scores, read(cascade, attacked.items).scores
         ends = np.cumsum(cascade.calibration.programs)
@@ -78,7 +82,8 @@ class Calibrator:
         fitted = replace(cascade.calibration, fusions=fusions, bands=bands)
         ranked = read(cascade.with_calibration(fitted), self.data.part(Split.CALIBRATE).images)
         calibration = replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores)
-        return Calibrated(cascade.with_calibration(calibration), leaks)
+        transfers = {one.attack: one.transfer for one in crafted if one.transfer is not None}
+        return Calibrated(cascade.with_calibration(calibration), leaks, transfers)
 
     def uncalibrated(self) -> Cascade:
         """Load the written programs under a calibration of the right shape that promises nothing yet."""
@@ -161,18 +166,38 @@ class Calibrator:
                 "early_pass_share": dict(calibrated.leaks),
                 "parity": {name: asdict(p) for name, p in parity.items()},
                 "served": {} if (found := self.classifier.difference) is None else asdict(found),
+                "student": student_facts(self.classifier.answering, calibrated.transfers),
                 "verdicts": {} if verdicts is None else asdict(verdicts),
             },
         )
 
 
-def pool(crafted: Sequence[CraftedSet], data: Dataset, split: Split) -> tuple[Attacked[Images], Images]:
-    """Return the attacked items of all sets in one split, and the noise beside them."""
+def student_facts(answering: Answering | None, transfers: Mapping[str, Transfer]) -> dict[str, Any]:
+    """Return what a manifest says of a closed model and its student; nothing where the model was opened."""
+    if answering is None:
+        return {}
+    whole = Transfer.together(list(transfers.values()))
+    share = None if whole.misled == 0 else whole.share  # JSON has no NaN
+    by_attack = {name: asdict(one) for name, one in transfers.items()}
+    return {**answering.facts, "attacked": asdict(whole), "transfer": share, "attacks": by_attack}
+
+
+def pool(
+    crafted: Sequence[CraftedSet], data: Dataset, split: Split, grid: int | None
+) -> tuple[Attacked[Images], Images]:
+    """Return the attacked items of all sets in one split, and beside them noise and items that nature has changed."""
     parts = [found.select(data.splits, split) for found in crafted]
     blank = np.zeros((0, *data.item_shape), dtype=np.float32)
     attacked = np.concatenate([blank, *(p.attacked for p in parts)])
-    noisy = np.concatenate([blank, *(p.noise for p in parts)])
+    noisy = np.concatenate([blank, *(p.noise for p in parts), *changed(data.part(split).images[:], grid)])
     return Attacked(attacked, tuple(part.attack for part in parts for _ in range(len(part)))), noisy
+
+
+def changed(images: Images, grid: int | None) -> list[Images]:
+    """Return clean items as their kind's harmless changes leave them, each item by one of these in turn."""
+    shifts = kind_of(images.shape[1:]).negatives
+    moved = [shifted(shift, images[place :: len(shifts)], grid) for place, shift in enumerate(shifts)]
+    return [found for found in moved if found is not None]
 
 
 def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:

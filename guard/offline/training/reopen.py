@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ from guard.bundle import Bundle
 from guard.columns import ColumnChoice
 from guard.data_file import Reading
 from guard.errors import BundleError, DataError, ModelError
+from guard.offline.closed.study import reopen
 from guard.offline.data.dataset import Dataset, dataset_of
 from guard.offline.data.splits import Split
+from guard.offline.job.feature_file import restored
 from guard.offline.job.job import Job, check_labels
 from guard.offline.job.recipe import Recipe, parse
+from guard.offline.model.answering import Study
+from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.programs.opened_guard import OpenedGuard, graphs_of, rates_of
 from guard.offline.training.fit_heads import load_heads, settled
@@ -61,23 +65,36 @@ class Work:
             low=spec.input.low,
             high=spec.input.high,
             grid=spec.input.grid,
+            features=spec.input.features,
             input_name=spec.input.name,
             output_name=self.job.get("output_name") or spec.output.name,  # which also says the way to it
             output=spec.output.kind,
             serves=spec.name + (f":{spec.version}" if spec.version else ""),
             labels=spec.output.labels,
+            layout=spec.input.layout,
+            input_type=spec.input.datatype if self.job.get("input_type") else None,
         )
-        classifier = open_model(source)
+        if self.job.get("answers"):
+            study = study_of(bundle)
+            classifier = reopen(self.job_of(bundle).study(keep=True), source, spec, study)
+        else:
+            classifier = open_model(source)
         if classifier.spec.fingerprint != spec.fingerprint:
             raise ModelError(
-                f"{self.job['model']} is no longer the model that the bundle was made for (fingerprint "
-                f"{classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…); train a new bundle"
+                f"{self.job.get('answers') or self.job['model']} is no longer the model that the bundle was made for "
+                f"(fingerprint {classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…); train a "
+                "new bundle"
             )
-        programs = self.recipe.programs([tap.name for tap in classifier.taps])
+        programs = self.fitting(classifier).recipe.programs([tap.name for tap in classifier.taps])
         heads = load_heads([d for detectors in programs.values() for d in detectors], self.directory)
         cascade = Runtime.open(bundle).cascade
         detectors, guard = settled(programs, heads), bundle.identity
         return OpenedGuard(classifier, detectors, heads, cascade, rates_of(bundle), guard, graphs_of(bundle))
+
+    def fitting(self, classifier: Classifier) -> Work:
+        """Return the work with the recipe's parts that apply to the model's kind of input."""
+        taps = [tap.name for tap in classifier.taps]
+        return replace(self, recipe=self.recipe.fitting(classifier.kind, taps))
 
     def job_of(self, bundle: Bundle) -> Job:
         """Return the settings that `guard train` was called with. Raises BundleError."""
@@ -87,6 +104,7 @@ class Work:
             settings[key] = settings.get(key) and Path(settings[key])
         for key in ("low", "high", "labels", "drop_columns"):
             settings[key] = tuple(settings.get(key, ()))
+        settings["features"] = restored(settings.get("features", ()))
         try:
             return Job(out=bundle.path, recipe=self.recipe, **settings)
         except TypeError as error:
@@ -118,13 +136,14 @@ class Work:
             DataError: none is left, or a label or folder is no class of the model.
         """
         spec, output = bundle.manifest.model.input, bundle.manifest.model.output
+        job = self.job_of(bundle)
         examples = read_examples(
             data,
             layout=layout,
             classes=output.labels,
-            choice=self.job_of(bundle).choice if choice is None else choice,
+            choice=replace(job.choice if choice is None else choice, features=spec.features),
             progress=progress,
-            stream=True,
+            stream=job.streams,
         )
         check_labels(examples.labelled(), output.classes, examples.source)
         found = dataset_of(examples, spec, kept=self.directory.reading, progress=progress)
@@ -138,6 +157,17 @@ class Work:
         return (found if fresh.all() else found.take(fresh)), int((~fresh).sum())
 
 
+def study_of(bundle: Bundle) -> Study:
+    """Return the study that a bundle's student was made in. Raises BundleError where its manifest has none."""
+    kept = bundle.manifest.provenance.get("student", {})
+    try:
+        return Study(**{field.name: kept[field.name] for field in fields(Study)})
+    except KeyError as error:
+        raise BundleError(
+            f"the manifest of {bundle.path} says nothing of a student ({error}); train it again"
+        ) from error
+
+
 def write_work(job: Job, data: Dataset) -> None:
     """Write the split by content hash, and what the model and recipe were, for `guard evaluate`."""
     job.work.begin()
@@ -145,6 +175,8 @@ def write_work(job: Job, data: Dataset) -> None:
     settings = {key: value for key, value in asdict(job).items() if key not in ("recipe", "out")}
     if Path(job.model).is_file():
         settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
+    if job.answers is not None and Path(job.answers).is_file():
+        settings["answers"] = str(Path(job.answers).resolve())
     settings |= {name: path and path.resolve() for name, path in (("test", job.test), ("served", job.served))}
     settings["data"] = job.data.resolve()
     settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}

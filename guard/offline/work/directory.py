@@ -83,6 +83,11 @@ class WorkDirectory:
         return self.path / "model" / key
 
     @property
+    def student(self) -> Path:
+        """Folder of a closed model's answers, and of the student distilled from them."""
+        return self.path / "student"
+
+    @property
     def crafted(self) -> ResultStore:
         """Store of attacked items, shard by shard."""
         return ResultStore(self.path / "crafted")

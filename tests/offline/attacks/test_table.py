@@ -41,11 +41,11 @@ DRAWING = (
     "smoothgrad",
     "lime_surrogate",
     "lemna_surrogate",
+    "tabular_evasion",
 )
 # Over the optimum by how much a budget must be, where it is not 1.05: APGD never puts all into one entry, and the rest
 # of R+FGSM's goes where a coin says.
 REACHES = {("apgd", "l1"): 1.1, ("rfgsm", "linf"): 4.0}
-IMAGES_ONLY = {"square", "spatial"}  # places and turns: vectors have none
 # Those of whose norms there is not every one.
 NORMS = {"deepfool": ("linf", "l2")}
 
@@ -78,8 +78,7 @@ def size(perturbation: Tensor, norm: Measure) -> Tensor:
 
 
 def of_each_kind(attacks: list[Attack]) -> list[tuple[Attack, str]]:
-    kinds = ("images", "vectors")
-    return [(a, kind) for a, kind in product(attacks, kinds) if kind == "images" or a.name not in IMAGES_ONLY]
+    return [(a, kind) for a, kind in product(attacks, ("images", "vectors")) if kind in a.traits.kinds]
 
 
 EVERY = variants(steps=40, queries=200, epochs=2)
@@ -177,7 +176,7 @@ def test_changes_nothing_that_it_was_given(attack, kind):
 
 @every_attack
 def test_works_on_a_frozen_model_inside_no_grad(attack):
-    model, inputs, labels = network("images" if attack.name in IMAGES_ONLY else "vectors")
+    model, inputs, labels = network("vectors" if "vectors" in attack.traits.kinds else "images")
     outside = ready(attack, model, inputs, labels)(model, inputs, labels, seeded())
     model.module.requires_grad_(False)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Every detector of the table, fitted once on images and once on vectors."""
+"""Every detector of the table, fitted once on each kind of input."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 from tests.offline import tiny
 
-Kind = Literal["images", "vectors"]
-KINDS: tuple[Kind, ...] = ("images", "vectors")
+Kind = Literal["images", "series", "vectors"]
+KINDS: tuple[Kind, ...] = ("images", "series", "vectors")
+CLASSIFIERS = {"images": tiny.image_classifier, "series": tiny.series_classifier, "vectors": tiny.vector_classifier}
+ITEMS_OF = {"images": tiny.data, "series": tiny.series, "vectors": tiny.vectors}
 NAMES = tuple(DETECTORS)
 ITEMS = 240
 
@@ -46,11 +48,11 @@ class Fitted:
 
 
 def classifier_of(kind: Kind) -> Classifier:
-    return tiny.image_classifier() if kind == "images" else tiny.vector_classifier()
+    return CLASSIFIERS[kind]()
 
 
 def items_of(kind: Kind, seed: int) -> tuple[Tensor, Tensor]:
-    images, labels = (tiny.data if kind == "images" else tiny.vectors)(ITEMS, seed)
+    images, labels = ITEMS_OF[kind](ITEMS, seed)
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 

@@ -50,12 +50,17 @@ def test_a_table_is_a_jobs_data(tmp_path: Path) -> None:
     assert "columns left out, as asked: 'id'" in data.notes
 
 
-def test_held_out_tables_have_the_same_features(tmp_path: Path) -> None:
+def test_columns_of_held_out_tables_are_found_by_name(tmp_path: Path) -> None:
     test = table(tmp_path / "test.csv", names=("cat",), seed=1)
     _, data = open_job(job(tmp_path, test=test))
-    assert set(data.part(Split.TEST).labels.tolist()) == {2}
-    table(test, "id,height,kind,width", seed=1)
-    with pytest.raises(DataError, match=r"test\.csv has column 'height' where .*data\.csv has 'width'"):
+    held_out = data.part(Split.TEST)
+    assert set(held_out.labels.tolist()) == {2}
+    rows = [row.split(",") for row in test.read_text().splitlines()]
+    test.write_text("\n".join(",".join((row[3], row[0], row[1], row[2])) for row in rows))
+    _, moved = open_job(job(tmp_path, test=test))
+    assert np.array_equal(moved.part(Split.TEST).images, held_out.images)
+    table(test, "id,hight,kind,width", seed=1)
+    with pytest.raises(DataError, match=r"test\.csv has no column 'height', .*; did you mean 'hight'"):
         open_job(job(tmp_path, test=test))
 
 

@@ -45,7 +45,7 @@ SOUND: Mapping[str, tuple[str, str, str, tuple[str, ...]]] = {
         "tests.offline.tiny:vector_model",
         "vectors.npz",
         "--preset vectors",
-        ("FP32 [item, 12] (NC), least 0, most 1", "of the way from least to most"),
+        ("FP32 [item, 12] (NC), least is 0, most 1", "of the way from least to most"),
     ),
     "probabilities": (
         "probabilities.onnx",

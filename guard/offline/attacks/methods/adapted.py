@@ -12,6 +12,7 @@ from guard.errors import ConfigError
 from guard.offline.attacks.adapter import Loss, apgd, boundary, fab, hop_skip_jump, installed, square
 from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero, whole
 from guard.offline.attacks.model import Model
+from guard.offline.data.kind_names import ONLY_IMAGES
 from guard.offline.data.norms import Measure, Norm
 
 
@@ -60,7 +61,7 @@ class Square:
 
     name: ClassVar[str] = "square"
     family: ClassVar[Family] = Family.QUERY
-    traits: ClassVar[Traits] = Traits(asks="answers", package="pyautoattack")
+    traits: ClassVar[Traits] = Traits(asks="answers", package="pyautoattack", kinds=ONLY_IMAGES)
 
     budget: float
     norm: Norm = "linf"

@@ -18,9 +18,11 @@ from guard.offline.attacks.norm_ball import into_reach, per_item, steepest
 from guard.offline.attacks.objective import LogOdds, without
 from guard.offline.attacks.shared_perturbation import LAST_STEP_SHARE, MOMENTUM_SHARE, class_number
 from guard.offline.data.norms import Measure
+from guard.offline.data.planes import neighbourhood_mean, place_axes
 from guard.offline.networks.weights import Knowledge
 
 BATCH_ITEMS = 32
+BLURRED_VALUES = 3  # along each axis of places
 CANDIDATE_CLASSES = 10  # classes that the easiest is chosen from
 TRIAL_STEPS = 15  # steps that try out a class
 MAX_LOG_ODDS = 5.0  # log-odds from which on an item adds no gradient
@@ -94,15 +96,13 @@ def answer_of(neuron: int, model: Model, points: Tensor, attack: object) -> Tens
 
 
 def rolled(points: Tensor, shift: list[int]) -> Tensor:
-    """Roll images by so many rows and columns; vectors stay as they are."""
-    return torch.roll(points, shift, dims=(2, 3)) if points.ndim == 4 else points
+    """Roll images by so many rows and columns, series by the steps that come first; vectors stay as they are."""
+    axes = place_axes(points)
+    return torch.roll(points, shift[: len(axes)], dims=axes) if axes else points
 
 
 def blurred(points: Tensor, blur: float) -> Tensor:
-    if points.ndim != 4:
-        return points
-    near = torch.nn.functional.avg_pool2d(points, 3, stride=1, padding=1, count_include_pad=False)
-    return (1 - blur) * points + blur * near
+    return (1 - blur) * points + blur * neighbourhood_mean(points, BLURRED_VALUES) if place_axes(points) else points
 
 
 def easiest(model: Model, canvases: Tensor, *, budget: float, generator: torch.Generator) -> int:

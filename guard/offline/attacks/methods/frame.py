@@ -1,4 +1,4 @@
-"""Adversarial frame: the border of an image, or the outermost features of a vector, is replaced; the middle stays."""
+"""Adversarial frame: the border of an image, the ends of a series or a vector, are replaced; the middle stays."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ FIRST_STEP = 0.1  # size of a step in unit space
 
 
 def border(inputs: Tensor, budget: float, attack: object) -> Tensor:
-    """Return which places [1, 1, height, width] or [1, feature] the frame takes: the outermost that `budget` covers.
+    """Return which places [1, 1, height, width], [1, 1, time] or [1, feature] the frame takes: the outermost ones.
 
-    Whole rings but for the last, which is filled row by row. Raises ConfigError where not even one place is covered.
+    As many as `budget` covers, in whole rings but for the last, which is filled row by row. Raises ConfigError where
+    not even one place is covered.
     """
     count = cover(inputs, budget, attack)
-    sizes = inputs.shape[2:] if inputs.ndim == 4 else inputs.shape[1:]
+    sizes = inputs.shape[2:] or inputs.shape[1:]
     ends = [torch.minimum(places, places.flip(0)) for places in (torch.arange(size) for size in sizes)]
     depth = torch.minimum(ends[0][:, None], ends[1][None]) if len(ends) == 2 else ends[0]
     chosen = torch.zeros(depth.numel(), dtype=torch.bool)
@@ -76,7 +77,7 @@ class Frame:
     norm: ClassVar[Measure] = "l0"
     traits: ClassVar[Traits] = Traits()
 
-    budget: float  # share of an item's pixels, or features, that it covers at most
+    budget: float  # share of an item's pixels, steps or features that it covers at most
     steps: int = 20
     target: int | None = None
     random_start: bool = True
@@ -110,7 +111,7 @@ class UniversalFrame:
     norm: ClassVar[Measure] = "l0"
     traits: ClassVar[Traits] = Traits(learns=True)
 
-    budget: float  # share of an item's pixels, or features, that it covers at most
+    budget: float  # share of an item's pixels, steps or features that it covers at most
     epochs: int = 5
     batch: int = 8
     learning_items: int = 256

@@ -8,13 +8,13 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool1d, avg_pool2d
 
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.model import Model, Objective
 from guard.offline.attacks.objective import LogOdds, gap
 from guard.offline.data.norms import Measure
+from guard.offline.data.planes import neighbourhood_mean, place_axes
 
 Baseline = Literal["contrary", "black", "mean", "blur"]
 
@@ -79,14 +79,8 @@ def baseline_of(model: Model, points: Tensor, objective: Objective, baseline: Ba
     if baseline == "black":
         return torch.zeros_like(points)
     if baseline == "mean":
-        inner = tuple(range(2, points.ndim)) if points.ndim > 2 else (1,)
-        return points.mean(dim=inner, keepdim=True).expand_as(points)
-    if points.ndim == 4:
-        return avg_pool2d(points, BLUR_PIXELS, stride=1, padding=BLUR_PIXELS // 2, count_include_pad=False)
-    line = points.flatten(1)[:, None]
-    return avg_pool1d(line, BLUR_PIXELS, stride=1, padding=BLUR_PIXELS // 2, count_include_pad=False).reshape(
-        points.shape
-    )
+        return points.mean(dim=place_axes(points) or (1,), keepdim=True).expand_as(points)
+    return neighbourhood_mean(points, BLUR_PIXELS)
 
 
 def integrated_gradients(model: Model, start: Tensor, end: Tensor, objective: Objective, path: int) -> Tensor:

@@ -13,6 +13,7 @@ from guard.offline.attacks.attack import Family, Traits, call_text, more_than_ze
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.saliency import Distance, Walk, saliency
 from guard.offline.data.norms import Measure
+from guard.offline.data.planes import place_axes
 
 Aim = Literal["top_places", "centre"]
 
@@ -33,13 +34,13 @@ def map_only(
     """Return the point of unchanged answer whose saliency map is moved furthest from the clean map.
 
     `top_places`: least mass on the `share` of places that the clean map has most on. `centre`: the centre of mass is
-    furthest away; images alone. An item that the model classifies wrongly comes back as it was. Deterministic, and
-    needs a torch module.
+    furthest away; of images and series. An item that the model classifies wrongly comes back as it was. Deterministic,
+    and needs a torch module.
 
     Source: Ghorbani et al. 2019, arXiv:1710.10547, algorithm 1 ([63] of the survey).
     """
-    if aim == "centre" and inputs.ndim != 4:
-        raise ValueError(f"map_only: a centre is for images [item, channel, height, width]; got {tuple(inputs.shape)}")
+    if aim == "centre" and not place_axes(inputs):
+        raise ValueError(f"map_only: a centre is for images and series [item, channel, ...]; got {tuple(inputs.shape)}")
     with torch.no_grad():
         _, clean = saliency(model, inputs)
     distance = share_on(top_places(clean, share)) if aim == "top_places" else moved_from(clean, inputs.shape[2:])
@@ -67,11 +68,9 @@ def share_on(places: Tensor) -> Distance:
 
 
 def centre(maps: Tensor, shape: torch.Size) -> Tensor:
-    """Return row and column of the centre of a map's mass, [item, 2]."""
-    height, width = shape
-    row = torch.arange(height, device=maps.device, dtype=maps.dtype).repeat_interleave(width)
-    column = torch.arange(width, device=maps.device, dtype=maps.dtype).repeat(height)
-    return shares(maps) @ torch.stack([row, column], dim=1)
+    """Return row and column, or step, of the centre of a map's mass, [item, axis]."""
+    sides = [torch.arange(size, device=maps.device, dtype=maps.dtype) for size in shape]
+    return shares(maps) @ torch.stack([side.flatten() for side in torch.meshgrid(sides, indexing="ij")], dim=1)
 
 
 def moved_from(clean: Tensor, shape: torch.Size) -> Distance:

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from guard.axes import IMAGES
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero
 from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_shared
+from guard.offline.data.input_kind import kind_like
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 
 FIRST_STEP = 0.1  # of the unit box: the first step
+PLANE_AXES = len(IMAGES.names) - 1  # what lies in a plane can be turned
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +36,8 @@ class Spots:
 
 
 def cover(inputs: Tensor, budget: float, attack: object) -> int:
-    """Return how many pixels, or features of a vector, an item may lose. Raises ConfigError where it is none."""
-    places = math.prod(inputs.shape[2:]) if inputs.ndim == 4 else inputs[0].numel()
+    """Return how many pixels, steps or features an item may lose. Raises ConfigError where it is none."""
+    places = math.prod(inputs.shape[2:] or inputs.shape[1:])
     count = int(budget * places + 1e-6)
     if count < 1:
         raise ConfigError(f"{attack!r}: {budget:g} of {places} places is not one; wanted a larger budget")
@@ -80,14 +83,19 @@ def put(patch: Tensor, inputs: Tensor, spots: Spots, count: int) -> Tensor:
     return torch.where(covered, content, inputs)
 
 
-def put_on_vectors(patch: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Put a block of features [1, block] on items [item, feature], at a place drawn for each item."""
-    block, features = patch.shape[1], inputs.shape[1]
+def put_on_lines(patch: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Put a stretch [1, channel, step] on series [item, channel, time], at a place drawn for each item.
+
+    Of a vector it is a block of features: [1, block] on [item, feature].
+    """
+    block, length = patch.shape[-1], inputs.shape[-1]
     draws = torch.rand(len(inputs), generator=generator, device=generator.device).to(inputs.device)
-    first = (draws * (features - block + 1)).long()[:, None]
-    place = torch.arange(features, device=inputs.device)[None] - first  # [item, feature] within the block
+    first = (draws * (length - block + 1)).long()[:, None]
+    place = torch.arange(length, device=inputs.device)[None] - first  # [item, step] within the stretch
+    content = patch[0][..., place.clamp(0, block - 1)]  # [channel, item, step] or [item, step]
     covered = (place >= 0) & (place < block)
-    return torch.where(covered, patch[0][place.clamp(0, block - 1)], inputs)
+    shape = (len(inputs), *(1,) * (inputs.ndim - 2), length)
+    return torch.where(covered.reshape(shape), content.movedim(-2, 0), inputs)
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,7 +103,7 @@ class Patch:
     """Adversarial patch as a value: untargeted, or towards one class.
 
     Learned over random places, sizes and turns (expectation over transformations), and thrown at random afterwards. Of
-    a vector it takes a block of neighbouring features, which is neither turned nor scaled.
+    a series it takes a stretch of time, of a vector a block of features, which is neither turned nor scaled.
 
     Source: Brown et al. 2017, arXiv:1712.09665, section 3. Theirs is a circle, trained by Adam for one class.
     """
@@ -105,7 +113,7 @@ class Patch:
     norm: ClassVar[Measure] = "l0"
     traits: ClassVar[Traits] = Traits(learns=True)
 
-    budget: float  # share of an item's pixels, or features, that it covers at most
+    budget: float  # share of an item's pixels, steps or features that it covers at most
     smallest: float = 0.8  # share of the largest side that a patch may shrink to
     rotation: float = 20.0  # degrees, either way
     epochs: int = 5
@@ -121,8 +129,8 @@ class Patch:
 
     def place(self, patch: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Put the patch on items at places that the generator draws; differentiable in the patch."""
-        if inputs.ndim != 4:
-            return put_on_vectors(patch, inputs.flatten(1), generator).reshape(inputs.shape)
+        if kind_like(inputs).axes.places < PLANE_AXES:
+            return put_on_lines(patch, inputs, generator)
         count = cover(inputs, self.budget, self)
         return put(patch, inputs, throw(inputs, count, self.smallest, self.rotation, generator), count)
 
@@ -130,7 +138,8 @@ class Patch:
         """Draw a patch of random content for items of this shape."""
         count = cover(inputs, self.budget, self)
         side = math.ceil(math.sqrt(count))
-        shape = (1, inputs.shape[1], side, side) if inputs.ndim == 4 else (1, count)
+        turned = kind_like(inputs).axes.places == PLANE_AXES
+        shape = (1, inputs.shape[1], side, side) if turned else (1, *inputs.shape[1:-1], count)
         return torch.rand(shape, generator=generator, device=generator.device).to(inputs)
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:

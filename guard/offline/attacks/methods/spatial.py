@@ -19,6 +19,8 @@ from guard.errors import ConfigError
 from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.methods.pgd import keep, rank
 from guard.offline.attacks.model import Model
+from guard.offline.data.input_kind import kind_like
+from guard.offline.data.kind_names import ONLY_IMAGES
 from guard.offline.data.norms import Measure
 
 Border = Literal["zeros", "edge", "reflection"]
@@ -79,7 +81,7 @@ def spatial(model: Model, inputs: Tensor, labels: Tensor, *, moves: Iterable[Mov
     Source: Engstrom et al. 2019, arXiv:1712.02779, grid search and worst-of-k; their first-order search, which they
     found weaker, is left out. Theirs turns before it shifts; ours shifts first, as foolbox does.
     """
-    if inputs.ndim != 4:
+    if kind_like(inputs).name not in Spatial.traits.kinds:
         raise ValueError(f"spatial wants images [item, channel, height, width]; got {tuple(inputs.shape)}")
     best, best_rank = inputs, torch.full((len(inputs),), -torch.inf, dtype=torch.float64, device=inputs.device)
     with torch.no_grad():
@@ -101,7 +103,7 @@ class Spatial:
     family: ClassVar[Family] = Family.SPATIAL
     norm: ClassVar[Measure] = "none"
     budget: ClassVar[float | None] = None
-    traits: ClassVar[Traits] = Traits(asks="answers")
+    traits: ClassVar[Traits] = Traits(asks="answers", kinds=ONLY_IMAGES)
 
     rotation: float = 30.0  # degrees, either way
     translation: float = 0.1  # share of each side, from the first pixel to the last, either way

@@ -45,7 +45,7 @@ class PlainNeed(ForwardNeed, ABC):
 
 @dataclass(frozen=True)
 class Image(PlainNeed):
-    """Input itself in unit space, [item, channel, height, width] or [item, feature]."""
+    """Input itself in unit space, [item, channel, height, width], [item, channel, time] or [item, feature]."""
 
     comparable: ClassVar[bool] = False
 
@@ -63,7 +63,7 @@ class Logits(PlainNeed):
 
 @dataclass(frozen=True)
 class Latent(PlainNeed):
-    """Output of a layer [item, feature]; feature maps are averaged over height and width."""
+    """Output of a layer [item, feature]; feature maps are averaged over space or time."""
 
     tap: str
 
@@ -72,7 +72,7 @@ class Latent(PlainNeed):
         return (self.tap,)
 
     def read(self, plain: PlainAnswers) -> Tensor:
-        return pooled(plain.latents[self.tap])
+        return pooled(plain.latents[self.tap], plain.images)
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,14 @@ class ChannelAttribution(PlainNeed):
         return attribution(plain.after(self.tap), plain.latents[self.tap])
 
 
-def pooled(latent: Tensor) -> Tensor:
-    """Average feature maps [item, channel, height, width] to [item, channel]; flatten anything else."""
-    return latent.mean(dim=(2, 3)) if latent.ndim == 4 else latent.flatten(1)
+def pooled(latent: Tensor, images: Tensor) -> Tensor:
+    """Average feature maps [item, channel, height, width] to [item, channel]; flatten anything else.
+
+    The maps of a series [item, channel, time] are of as many axes as the series.
+    """
+    if latent.ndim == 4:
+        return latent.mean(dim=(2, 3))
+    return latent.mean(dim=2) if latent.ndim == images.ndim == 3 else latent.flatten(1)
 
 
 def attribution(after: fx.GraphModule, latent: Tensor) -> Tensor:

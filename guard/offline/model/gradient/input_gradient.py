@@ -31,6 +31,10 @@ from guard.offline.model.graph.assemble import finished
 from guard.offline.model.graph.canonical import plain
 from guard.offline.model.graph.seed import Seed
 
+aten = torch.ops.aten
+CASTS = {aten.to.dtype, aten._to_copy.default}
+COMPARISONS = {getattr(getattr(aten, n), k) for n in ("eq", "ne", "gt", "ge", "lt", "le") for k in ("Tensor", "Scalar")}
+
 Adjoints: TypeAlias = Mapping[OpOverload, Rule]  # `{**ADJOINTS, operator: rule}` is another table
 
 ADJOINTS: Adjoints = {
@@ -115,9 +119,22 @@ def _sum(tape: Tape, parts: list[fx.Node]) -> fx.Node:
 
 
 def live(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Return the nodes that depend on the input."""
+    """Return the nodes that a change of the input moves: not steps, as comparisons, codes and the number of items."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
+        if is_step(node):
+            continue
         if node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes):
             found.add(node)
     return frozenset(found)
+
+
+def is_step(node: fx.Node) -> bool:
+    """Tell whether a node holds whole numbers or truth, compares or casts to them: it passes no gradient on."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.SymInt) or (isinstance(value, Tensor) and not value.is_floating_point()):
+        return True
+    if node.target in COMPARISONS:
+        return True
+    kinds = [one for one in (*node.args, *node.kwargs.values()) if isinstance(one, torch.dtype)]
+    return node.target in CASTS and any(not kind.is_floating_point for kind in kinds)

@@ -228,7 +228,6 @@ SPELLINGS: Mapping[OpOverload, Callable[..., Any]] = {
     aten._unsafe_view.default: view,
     aten.conv2d.default: conv2d,
     aten.conv2d.padding: conv2d,
-    aten.convolution.default: convolution,
     aten.batch_norm.default: batch_norm,
     aten._native_batch_norm_legit_no_training.default: native_batch_norm,
     aten._softmax.default: softmax,

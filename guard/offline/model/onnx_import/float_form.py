@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from guard.offline.model.onnx_import.half_precision import computes_in_half, widened
+from guard.offline.model.onnx_import.half_precision import DOUBLE, HALF, computes_in_half, in_float32, takes_doubles
 from guard.offline.model.onnx_import.quantised import dequantised, is_quantised
 
 
 @dataclass(frozen=True)
 class FloatForm:
-    """A file's model in float32, and the formats of fewer bits that the file computes in; none where it is the same."""
+    """A file's model in float32, and the formats of other widths that it computes in; none where it is the same."""
 
     model: onnx.ModelProto
     formats: tuple[str, ...]
@@ -22,8 +22,11 @@ def float_form(model: onnx.ModelProto) -> FloatForm:
     """Return the float32 form of a file; what has none is left for the table of operators to refuse."""
     formats: list[str] = []
     if computes_in_half(model):
-        model = widened(model)
+        model = in_float32(model, HALF)
         formats.append("float16")
+    if takes_doubles(model):
+        model = in_float32(model, DOUBLE)
+        formats.append("float64")
     if is_quantised(model):
         model = dequantised(model)
         formats.append("quantised numbers (QDQ)")

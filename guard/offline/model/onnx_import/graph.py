@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from guard.axes import BY_COUNT
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.branches import Conditional, flattened
 from guard.offline.model.onnx_import.choice import chosen, chosen_output
@@ -26,10 +27,20 @@ from guard.offline.model.onnx_import.file import read_onnx
 from guard.offline.model.onnx_import.float_form import float_form
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.number_formats import name_of, refuse_formats, refuse_type, remedy_for
+from guard.offline.model.onnx_import.refusals import refuse_closed
 
 Array = NDArray[Any]
-DATATYPES: Mapping[int, str] = {TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16", TensorProto.UINT8: "UINT8"}
+DATATYPES: Mapping[int, str] = {
+    TensorProto.FLOAT: "FP32",
+    TensorProto.FLOAT16: "FP16",
+    TensorProto.UINT8: "UINT8",
+    TensorProto.DOUBLE: "FP64",
+}
 ONNX_DOMAINS = ("", "ai.onnx")
+COLUMNS = (
+    ": it takes each column of a table by itself; fit the pipeline on one array of floats, columns named by number, "
+    "and export it with one input [item, feature], as to_onnx(model, X[:1].astype(numpy.float32)) writes it"
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     model = form.model
     output = chosen_output(file, model.graph.output, output_name)
     nodes, constants = needed(file, model, output)
+    refuse_closed(file, nodes)
     refuse_output(file, model, output, nodes)
     fold(nodes, constants)
     refuse_formats(nodes, constants)
@@ -67,9 +79,10 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     inputs = [value for value in model.graph.input if value.name not in constants]
     used = [value for value in inputs if value.name in read]
     if len(used) != 1:
-        names = ", ".join(value.name for value in used) or "none"
+        names = ", ".join(value.name for value in used[:12]) or "none"
         raise ModelError(
-            f"{file}: output {output!r} depends on {len(used)} inputs ({names}); exactly one can be guarded"
+            f"{file}: output {output!r} depends on {len(used)} inputs ({names}{', …' if used[12:] else ''}); exactly "
+            f"one can be guarded{COLUMNS if len(used) > 1 and all(map(is_column, used)) else ''}"
         )
     if input_name not in (None, used[0].name):
         chosen(file, "input", [value.name for value in used], input_name)
@@ -79,6 +92,12 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     kept = {name: value for name, value in constants.items() if name in read}
     float_file = model.SerializeToString() if form.formats else None
     return Graph(file, name, datatype, sizes, output, tuple(nodes), kept, form.formats, float_file, class_names(model))
+
+
+def is_column(value: onnx.ValueInfoProto) -> bool:
+    """Tell whether an input is one column of a table [item, 1], as skl2onnx writes those of a data frame."""
+    sizes = value.type.tensor_type.shape.dim
+    return len(sizes) == 2 and sizes[1].dim_value == 1
 
 
 def refuse_output(file: Path, model: onnx.ModelProto, output: str, nodes: list[Node]) -> None:
@@ -191,13 +210,14 @@ def input_form(file: Path, value: onnx.ValueInfoProto) -> tuple[str, tuple[int |
     tensor = value.type.tensor_type
     if tensor.elem_type not in DATATYPES:
         raise ModelError(
-            f"{file}: input {value.name!r} is {name_of(tensor.elem_type)}; wanted FLOAT (float32), FLOAT16 or UINT8: "
-            f"{remedy_for(tensor.elem_type)}"
+            f"{file}: input {value.name!r} is {name_of(tensor.elem_type)}; wanted FLOAT (float32), DOUBLE, FLOAT16 or "
+            f"UINT8: {remedy_for(tensor.elem_type)}"
         )
     sizes = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim)
-    if len(sizes) not in (2, 4):
+    if len(sizes) - 1 not in BY_COUNT:
         raise ModelError(
             f"{file}: input {value.name!r} has {len(sizes)} axes; wanted images [item, channel, height, width] or "
-            "[item, height, width, channel], or vectors [item, feature]"
+            "[item, height, width, channel], series [item, channel, time] or [item, time, channel], or vectors "
+            "[item, feature]"
         )
     return DATATYPES[tensor.elem_type], sizes

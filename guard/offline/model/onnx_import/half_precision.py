@@ -1,4 +1,4 @@
-"""A file of half precision (float16) as the same graph in float32: its constants and casts are widened.
+"""A file of half or double precision as the same graph in float32: its constants and casts are of that width.
 
 Rule 1. Only widths change: each node, its order and each tensor's name stay, so that ONNX Runtime can run both.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-HALF = TensorProto.FLOAT16
+HALF, DOUBLE = TensorProto.FLOAT16, TensorProto.DOUBLE
 TYPE_ATTRIBUTES = ("to", "dtype")  # of Cast; of what makes tensors from nothing
 
 
@@ -31,12 +31,19 @@ def computes_in_half(model: onnx.ModelProto) -> bool:
     return any(value.type.tensor_type.elem_type == HALF and value.name not in kept for value in ends)
 
 
-def widened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which all that is float16 is float32."""
+def takes_doubles(model: onnx.ModelProto) -> bool:
+    """Tell whether a file takes float64, as skl2onnx writes a pipeline that was fitted on numpy's own numbers."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = (value for value in model.graph.input if value.name not in weights)
+    return any(value.type.tensor_type.elem_type == TensorProto.DOUBLE for value in inputs)
+
+
+def in_float32(model: onnx.ModelProto, width: int) -> onnx.ModelProto:
+    """Return a copy in which all that is of a width, float16 or float64, is float32."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     for graph in graphs_of(wide.graph):
-        widen(graph)
+        rewrite(graph, width)
     return wide
 
 
@@ -49,21 +56,21 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from graphs_of(attribute.g)
 
 
-def widen(graph: onnx.GraphProto) -> None:
+def rewrite(graph: onnx.GraphProto, width: int) -> None:
     del graph.value_info[:]  # of tensors between: they follow from the rest
     for tensor in graph.initializer:
-        widen_tensor(tensor)
+        rewrite_tensor(tensor, width)
     for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type == HALF:
+        if value.type.tensor_type.elem_type == width:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
-                widen_tensor(attribute.t)
-            elif attribute.name in TYPE_ATTRIBUTES and attribute.i == HALF:
+                rewrite_tensor(attribute.t, width)
+            elif attribute.name in TYPE_ATTRIBUTES and attribute.i == width:
                 attribute.i = TensorProto.FLOAT
 
 
-def widen_tensor(tensor: TensorProto) -> None:
-    if tensor.data_type == HALF:
+def rewrite_tensor(tensor: TensorProto, width: int) -> None:
+    if tensor.data_type == width:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))

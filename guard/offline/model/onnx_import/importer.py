@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from torch import fx
 from torch.export import Dim, ExportedProgram
 
+from guard.axes import CHANNELS_LAST, axes_of, in_layout, to_wire
 from guard.bundle import DATATYPES
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.graph import Graph, read_graph
 from guard.offline.model.onnx_import.layout import channel_first
 from guard.offline.model.onnx_import.replay import Replay
+from guard.offline.model.onnx_import.series_layout import series_layout
 from guard.session import onnxruntime
 from guard.value_box import ValueBox
 
@@ -37,7 +39,7 @@ MAX_ROUNDING_FACTOR = 10.0  # by how much more than torch's own rounding two eng
 
 @dataclass(frozen=True)
 class Imported:
-    """An imported file: its exported program, which takes [item, channel, height, width], and the file's own layout."""
+    """An imported file: its exported program, which takes items with channels first, and the file's own layout."""
 
     graph: Graph
     layout: str
@@ -46,13 +48,21 @@ class Imported:
 
 
 def import_onnx(
-    file: Path, item_shape: tuple[int, ...], *, input_name: str | None = None, output_name: str | None = None
+    file: Path,
+    item_shape: tuple[int, ...],
+    *,
+    input_name: str | None = None,
+    output_name: str | None = None,
+    layout: str | None = None,
 ) -> Imported:
-    """Import a file. Raises ModelError: it cannot be read, takes other items, or has an operator not in the table."""
+    """Import a file; `layout` is that of its wire where the file could have several.
+
+    Raises ModelError: it cannot be read, takes other items, or has an operator not in the table.
+    """
     graph = read_graph(file, input_name=input_name, output_name=output_name)
-    layout = layout_of(graph, item_shape)
-    turned = channel_first(graph) if layout == "NHWC" else None
-    replay = Replay(turned or graph, channel_last=layout == "NHWC" and turned is None).eval()
+    layout = layout_of(graph, item_shape, layout)
+    turned = channel_first(graph, layout) if layout in CHANNELS_LAST else None
+    replay = Replay(turned or graph, layout=layout if turned is None else None).eval()
     if graph.batch is not None:
         with torch.no_grad():
             replay(torch.zeros(graph.batch, *item_shape))  # each step sees the sizes that the file was made for
@@ -70,16 +80,20 @@ def import_onnx(
     return Imported(graph, layout, program)
 
 
-def layout_of(graph: Graph, item_shape: tuple[int, ...]) -> str:
-    """Return the layout: NCHW, NHWC, or NC for vectors. Raises ModelError when the data's items fit neither way."""
-    wanted = graph.sizes[1:]
-    layouts = (
-        {"NC": item_shape} if len(item_shape) == 1 else {"NCHW": item_shape, "NHWC": (*item_shape[1:], item_shape[0])}
-    )
-    for layout, sizes in layouts.items():
+def layout_of(graph: Graph, item_shape: tuple[int, ...], likely: str | None = None) -> str:
+    """Return the layout of the file's input; `likely` where several fit. Raises ModelError when the items fit none."""
+    wanted, own, known = graph.sizes[1:], axes_of(item_shape).layouts, series_layout(graph)
+    for layout in sorted(own, key=lambda one: one != likely):
+        sizes = in_layout(item_shape, layout)
         fits = len(sizes) == len(wanted) and all(w in (None, size) for w, size in zip(wanted, sizes, strict=True))
-        if fits:
+        if fits and known in (None, layout):
             return layout
+    if known in own:
+        raise ModelError(
+            f"the model takes {known} series {['any' if size is None else size for size in wanted]}, by what its first "
+            f"layer reads; the data's items are {item_shape[0]} channels of {item_shape[1]} steps: bring them to the "
+            "model's, or say their order with --data-layout"
+        )
     raise ModelError(
         f"the model takes items of shape {['any' if size is None else size for size in wanted]}; "
         f"the data's items have shape {list(item_shape)}: bring them to the model's (--data-layout says whether "
@@ -196,26 +210,26 @@ def exactly(module: fx.GraphModule, images: NDArray[np.float32]) -> NDArray[Any]
 
 
 def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, items: int) -> NDArray[np.float32]:
-    """Draw noise in the value box, coarse and fine, [item, channel, height, width]; whole numbers for a byte wire."""
+    """Draw noise in the value box, coarse and fine, [item, ...]; whole numbers for a byte wire."""
     (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
     shape = tuple(int(size) for size in start.meta["val"].shape[1:])
     generator = np.random.default_rng(0)
     unit = generator.random((items, *shape))
-    if len(shape) == 3:
-        unit = (unit + generator.random((items, shape[0], 1, 1))) / 2
+    if places := shape[1:]:
+        unit = (unit + generator.random((items, shape[0], *(1,) * len(places)))) / 2
     low, high = box.bounds
-    wire = low + unit * (high - low)
+    wire = box.allowed(low + unit * (high - low))
     return (np.rint(wire) if imported.graph.datatype == "UINT8" else wire).astype(np.float32)
 
 
 def run_file(imported: Imported, images: NDArray[np.float32], *, as_served: bool = False) -> NDArray[Any]:
-    """Return the file's own output for images [item, channel, height, width], as many at a time as it was made for.
+    """Return the file's own output for items with channels first, as many at a time as it was made for.
 
     It is that of the file's float form unless `as_served`.
     """
     graph = imported.graph
-    wire = images.transpose(0, 2, 3, 1) if imported.layout == "NHWC" else images
-    narrow = as_served or graph.datatype != "FP16"
+    wire = images.transpose(to_wire(imported.layout, images.ndim))
+    narrow = as_served or graph.datatype not in ("FP16", "FP64")
     wire = np.ascontiguousarray(wire.astype(DATATYPES[graph.datatype] if narrow else np.float32))
     ort = onnxruntime()
     options = ort.SessionOptions()

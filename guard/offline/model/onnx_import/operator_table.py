@@ -9,6 +9,7 @@ from typing import Any
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.graph import Graph
 from guard.offline.model.onnx_import.graph_node import Node
+from guard.offline.model.onnx_import.operators_categories import CATEGORIES
 from guard.offline.model.onnx_import.operators_layers import LAYERS, linear
 from guard.offline.model.onnx_import.operators_ml import MACHINE_LEARNING
 from guard.offline.model.onnx_import.operators_places import PLACES
@@ -24,6 +25,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **POOLS,
     **SHAPES,
     **PLACES,
+    **CATEGORIES,
     **RECURRENT,
     **MACHINE_LEARNING,
 }
@@ -40,6 +42,7 @@ SETTINGS: Mapping[str, tuple[int, ...]] = {
     "GatherElements": (1,),
     "GatherND": (1,),
     "LSTM": (4,),
+    "OneHot": (1, 2),
     "Pad": (1, 2, 3),
     "Pow": (1,),
     "RNN": (4,),

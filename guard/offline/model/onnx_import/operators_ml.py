@@ -1,15 +1,20 @@
-"""Operators of `ai.onnx.ml` that are plain algebra on [item, feature], as skl2onnx writes scikit-learn's pipelines."""
+"""Operators of `ai.onnx.ml` that are plain algebra on [item, feature], as skl2onnx writes scikit-learn's pipelines.
+
+Rule 1: an encoder of numbers is computed exactly and has no gradient: attacks move the other features.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_places import picked
-from guard.offline.model.onnx_import.refusals import ML
+from guard.offline.model.onnx_import.refusals import CATEGORIES, ML
 
 MIN_DIVISOR = 1e-12  # a length below it counts as this
 
@@ -82,11 +87,55 @@ def features(node: Node, x: Tensor, index: Any) -> Tensor:
     return picked(node, x, x.dim() - 1, index.ravel())
 
 
+def one_hot_encoder(node: Node, x: Tensor) -> Tensor:
+    """Return for each number [item, feature] whether it is each of the listed categories [item, feature, category]."""
+    if "cats_int64s" not in node.attributes:
+        raise node.refuse(CATEGORIES.why, CATEGORIES.remedy)
+    categories = torch.tensor(node.get("cats_int64s"))
+    return torch.eq(x.to(torch.int64).unsqueeze(-1), categories).to(torch.float32)
+
+
+def label_encoder(node: Node, x: Tensor) -> Tensor:
+    """Replace each number that is a key by its value, all others by a default; a table of words is refused."""
+    keys = listed(node, "keys")
+    values, default = listed(node, "values"), node.get("default_tensor")
+    if not keys or len(keys) != len(values) or any(map(math.isnan, keys)):
+        raise node.refuse(CATEGORIES.why, CATEGORIES.remedy)
+    default = node.get("default_float", node.get("default_int64", -1)) if default is None else default.ravel()[0]
+    known = torch.eq(x.unsqueeze(-1), torch.tensor(keys).to(x.dtype)).to(torch.float32)
+    return torch.sum(known * (torch.tensor(values) - float(default)), [-1]) + float(default)
+
+
+def listed(node: Node, what: str) -> list[float]:
+    """Return the keys or values of a table as floats; none where they are words, or not there."""
+    for kind in ("floats", "int64s", "tensor"):
+        found = node.get(f"{what}_{kind}")
+        if found is not None and np.asarray(found).dtype.kind in "biuf":
+            return [float(one) for one in np.ravel(found)]
+    return []
+
+
+def imputer(node: Node, x: Tensor) -> Tensor:
+    """Return finite values as they are: what is replaced is NaN, which no request may hold."""
+    replaced = node.get("replaced_value_float")
+    if replaced is None or not math.isnan(replaced):
+        raise node.refuse(CATEGORIES.why, CATEGORIES.remedy)
+    return x
+
+
+def binarizer(node: Node, x: Tensor) -> Tensor:
+    return (x > float(node.get("threshold", 0.0))).to(torch.float32)
+
+
 MACHINE_LEARNING: dict[str, Any] = {
     f"{ML}ArrayFeatureExtractor": features,
+    f"{ML}Binarizer": binarizer,
+    f"{ML}Imputer": imputer,
+    f"{ML}LabelEncoder": label_encoder,
     f"{ML}LinearClassifier": linear_classifier,
     f"{ML}LinearRegressor": linear_regressor,
     f"{ML}Normalizer": normalizer,
+    f"{ML}OneHotEncoder": one_hot_encoder,
     f"{ML}Scaler": scaler,
     f"{ML}ZipMap": lambda _node, scores: scores,  # a map for each item from class to score: the scores are what counts
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.graph_node import Node
+from guard.offline.model.onnx_import.operators_categories import embedded
 from guard.offline.model.onnx_import.row_numbers import RowPlaces, has_rows, places_of_items, places_of_rows
 from guard.offline.model.onnx_import.shape_arithmetic import is_symbol, whole
 
@@ -33,8 +34,10 @@ def crosses_items(node: Node) -> ModelError:
 
 
 def gather(node: Node, x: Tensor, index: Any) -> Tensor:
-    """Pick fixed places along an axis."""
+    """Pick fixed places along an axis, or rows of a fixed table by codes that are computed."""
     axis = int(node.get("axis", 0)) % x.dim()
+    if isinstance(index, Tensor):
+        return embedded(node, x, index)
     if isinstance(index, RowPlaces):
         return picked_by_row(x, index)
     if has_rows(index):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.graph_node import Node
@@ -21,11 +22,11 @@ class Unfit:
 
 FOREST = Unfit(
     "a forest of decision trees, which has no gradient",
-    "the guard reads gradients and latents of a network; for a forest there is nothing it could guard",
+    "let a student be distilled from its answers: --answers FILE in the place of --model FILE",
 )
 KERNEL = Unfit(
     "a support vector machine, whose kernel is not written out",
-    "give a network, or the machine written in plain operators (MatMul, Exp, ReduceSum)",
+    "let a student be distilled from its answers: --answers FILE in the place of --model FILE",
 )
 CATEGORIES = Unfit(
     "a step that turns categories, words or missing values into numbers, which has no gradient",
@@ -54,6 +55,8 @@ RANDOM = Unfit(
     "export the model in evaluation mode, without sampling",
 )
 
+CLOSED = (FOREST, KERNEL)  # models as a whole, of which answers are all that can be had
+
 BY_KIND: Mapping[str, Unfit] = {
     **dict.fromkeys([f"{ML}TreeEnsemble{end}" for end in ("", "Classifier", "Regressor")], FOREST),
     **dict.fromkeys([f"{ML}SVMClassifier", f"{ML}SVMRegressor"], KERNEL),
@@ -61,7 +64,7 @@ BY_KIND: Mapping[str, Unfit] = {
         [
             *(f"{ML}{name}" for name in ("LabelEncoder", "OneHotEncoder", "CategoryMapper", "DictVectorizer")),
             *(f"{ML}{name}" for name in ("CastMap", "FeatureVectorizer", "Imputer", "Binarizer")),
-            *("TfIdfVectorizer", "OneHot"),
+            "TfIdfVectorizer",
         ],
         CATEGORIES,
     ),
@@ -99,6 +102,17 @@ def refusal_of(node: Node) -> Unfit | None:
     if domain in ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "com.nvidia"):
         return FUSED
     return None
+
+
+def refuse_closed(file: Path, nodes: Sequence[Node]) -> None:
+    """Raise ModelError where a file holds a forest or a kernel machine, which can be asked and not opened."""
+    for node in nodes:
+        found = refusal_of(node)
+        if found is not None and found in CLOSED:
+            raise node.refuse(
+                found.why,
+                f"let a student be distilled from its answers: --answers {file} in the place of --model {file}",
+            )
 
 
 def missing(node: Node, known: int) -> ModelError:

@@ -1,6 +1,6 @@
 """Runs the nodes of an ONNX graph one after the other in torch, as the module that torch.export is given.
 
-Rule 1. Input is what the rest of the guard works on: float32 [item, channel, height, width] in the values of the wire.
+Rule 1. Input is what the rest of the guard works on: float32 items with channels first, in the values of the wire.
 Rule 2. Sizes are carried as Python numbers and symbols (`Sizes`), tensors as tensors; an operator on sizes alone is
 done in `shape_arithmetic`.
 """
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from guard.axes import CHANNELS_LAST, to_wire
 from guard.errors import GuardError, ModelError, first_line
 from guard.offline.model.onnx_import.batch_axis import ROW_WISE, freed, one_along, one_row
 from guard.offline.model.onnx_import.graph import Graph
@@ -97,6 +98,8 @@ class Step(nn.Module):
 
     def operand(self, place: int, value: Any) -> Any:
         if place in self.settings:
+            if isinstance(value, Tensor) and self.node.kind == "Gather" and 0 in self.fixed:
+                return value  # codes, by which a table's rows are looked up
             if isinstance(value, Tensor):
                 raise self.node.refuse(f"its operand {self.node.inputs[place]!r} is computed from the input's values")
             return self.fixed.get(place, value)
@@ -135,18 +138,20 @@ def number_of(node: Node, sizes: NDArray[Any]) -> Any:
 
 
 class Replay(nn.Module):
-    """An ONNX graph as a module; `channel_last` says that the graph takes [item, height, width, channel]."""
+    """An ONNX graph as a module; `layout` is the order of its input's axes, where not the guard's."""
 
-    def __init__(self, graph: Graph, *, channel_last: bool) -> None:
+    def __init__(self, graph: Graph, *, layout: str | None = None) -> None:
         super().__init__()
         self.graph = graph
-        self.channel_last = channel_last
+        self.layout = layout
         self.steps = nn.ModuleList([Step(node, graph) for node in graph.nodes])
 
     def forward(self, images: Tensor) -> Tensor:
         values: dict[str, Any] = {
             "": None,
-            self.graph.input: images.permute(0, 2, 3, 1) if self.channel_last else images,
+            self.graph.input: images.permute(to_wire(self.layout, images.ndim))
+            if self.layout in CHANNELS_LAST
+            else images,
         }
         for node, step in zip(self.graph.nodes, self.steps, strict=True):
             if not all(truth(self.known(values, name)) is holds for name, holds in node.when):

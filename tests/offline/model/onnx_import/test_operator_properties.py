@@ -21,6 +21,7 @@ from guard.offline.model.onnx_import.operator_table import FUNCTIONS
 from guard.offline.model.onnx_import.shape_arithmetic import SIZES
 from guard.offline.model.open_model import single_path
 from tests.offline.model.onnx_import import (
+    drawn_categories,
     drawn_layers,
     drawn_learning,
     drawn_places,
@@ -40,6 +41,7 @@ EXAMPLES = {  # of each operator: an import takes 40 ms
     drawn_places: 6,
     drawn_recurrent: 4,
     drawn_learning: 4,
+    drawn_categories: 8,
 }
 DRAWINGS = {kind: drawing for file in EXAMPLES for kind, drawing in file.DRAWINGS.items()}
 SIZES_EXAMPLES = 2  # of each step of arithmetic

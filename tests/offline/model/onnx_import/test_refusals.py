@@ -93,9 +93,15 @@ def branching(kind: str) -> onnx.ModelProto:
 
 
 TABLE: dict[str, tuple[onnx.ModelProto, str]] = {
-    "a forest": (node_model("TreeEnsembleClassifier", ML), r"TreeEnsembleClassifier \(the/node\): a forest.*no grad"),
+    "a forest": (
+        node_model("TreeEnsembleClassifier", ML),
+        r"Classifier \(the/node\): a forest.*no gradient.*--answers \S+\.onnx in",
+    ),
     "a newer forest": (node_model("TreeEnsemble", ML), r"TreeEnsemble \(the/node\): a forest of decision trees"),
-    "a kernel machine": (node_model("SVMClassifier", ML), r"\(the/node\): a support vector machine.*give a network"),
+    "a kernel machine": (
+        node_model("SVMClassifier", ML),
+        r"\(the/node\): a support vector machine.*--answers \S+\.onnx",
+    ),
     **{
         kind: (node_model(kind, ML), rf"{kind} \(the/node\): a step that turns categories.*the model behind that step")
         for kind in ("LabelEncoder", "OneHotEncoder", "CategoryMapper", "Imputer", "DictVectorizer")
@@ -126,7 +132,7 @@ TABLE: dict[str, tuple[onnx.ModelProto, str]] = {
         typed(TensorProto.BFLOAT16),
         r"input 'input' is bfloat16; wanted FLOAT .*give the \.pt2 or",
     ),
-    "float64 input": (typed(TensorProto.DOUBLE), r"input 'input' is float64; wanted FLOAT .* inputs of that type"),
+    "int64 input": (typed(TensorProto.INT64), r"input 'input' is int64; wanted FLOAT .* inputs of that type"),
     "text input": (typed(TensorProto.STRING), "input 'input' is text; wanted FLOAT"),
     "sequence input": (changed(sequence_input), "input 'input' is a sequence; wanted a tensor of floats"),
     "sequence output": (changed(sequence_output), "output 'output' is a sequence; wanted a tensor of floats"),

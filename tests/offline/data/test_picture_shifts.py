@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from guard.offline.data.grid import on_grid
-from guard.offline.data.shifts import SHIFTS, Shift, shifted
+from guard.offline.data.picture_shifts import PICTURE_SHIFTS
+from guard.offline.data.shift import Shift, shifted
 
 
 def pictures(channels: int, grid: int = 255) -> NDArray[np.float32]:
@@ -20,10 +21,10 @@ def pictures(channels: int, grid: int = 255) -> NDArray[np.float32]:
 
 
 def by_name(name: str) -> Shift:
-    return next(shift for shift in SHIFTS if shift.name == name)
+    return next(shift for shift in PICTURE_SHIFTS if shift.name == name)
 
 
-@pytest.mark.parametrize("shift", SHIFTS, ids=lambda shift: shift.name)
+@pytest.mark.parametrize("shift", PICTURE_SHIFTS, ids=lambda shift: shift.name)
 @pytest.mark.parametrize(("channels", "grid"), [(1, 255), (3, 255), (3, 16)])
 def test_a_shifted_picture_is_one_like_any_other(shift: Shift, channels: int, grid: int) -> None:
     images = pictures(channels, grid)

@@ -1,37 +1,19 @@
-"""Natural shifts: what cameras, screens and files do to pictures, without any attack.
-
-Rule 1: a shifted picture lies in the unit box and on the data's grid, as any other does: the shift is all there is to
-see.
-"""
+"""Natural shifts of pictures: what cameras, screens and files do to them, without any attack."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from guard.offline.data.grid import Images, snap
+from guard.offline.data.grid import Images
+from guard.offline.data.shift import Shift
 
 FILE_STEPS = 255  # steps of a picture's values in a file
 MODES = {1: "L", 3: "RGB"}  # Pillow's modes by number of channels
-
-
-@dataclass(frozen=True)
-class Shift:
-    """Natural shift of one kind at one severity."""
-
-    kind: str
-    severity: str  # in words
-    change: Callable[[Images], Images]  # one picture [channel, height, width] in unit space, to be clipped and snapped
-    channels: tuple[int, ...] | None = None  # numbers of channels that it is defined for; None: any
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind} {self.severity}"
 
 
 def blurred(radius: float) -> Callable[[Images], Images]:
@@ -80,7 +62,7 @@ def from_bytes(pixels: NDArray[np.uint8]) -> Images:
     return pixels.astype(np.float32) / np.float32(FILE_STEPS)
 
 
-SHIFTS: tuple[Shift, ...] = (
+PICTURE_SHIFTS: tuple[Shift, ...] = (
     Shift("blur", "0.5 px", blurred(0.5)),
     Shift("blur", "1 px", blurred(1.0)),
     Shift("brightness", "-15%", brightened(-0.15)),
@@ -91,11 +73,3 @@ SHIFTS: tuple[Shift, ...] = (
     Shift("JPEG", "quality 75", compressed(75), tuple(MODES)),
     Shift("JPEG", "quality 50", compressed(50), tuple(MODES)),
 )
-
-
-def shifted(shift: Shift, images: Images, grid: int | None) -> Images | None:
-    """Shift unit-space pictures [item, channel, height, width]; None where it is not defined for their channels."""
-    if shift.channels is not None and images.shape[1] not in shift.channels:
-        return None
-    moved = np.stack([shift.change(picture) for picture in images]) if len(images) else images
-    return snap(moved.clip(0, 1).astype(np.float32), grid)

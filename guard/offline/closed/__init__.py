@@ -1,0 +1,1 @@
+"""Models that cannot be opened: their answers, and the student that is distilled from them."""

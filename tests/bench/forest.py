@@ -1,0 +1,225 @@
+"""For maintainers: what it costs that a model is closed, and a forest in real MLServer behind the guard.
+
+    python -m tests.bench.forest            generated data, 5,000 items
+    python -m tests.bench.forest --quick    fewer items, two cheap detectors: under a minute
+
+A perceptron is guarded twice, once opened and once through a student of its answers, and both guards meet the same
+attacks, crafted on the perceptron's own gradient. A forest is guarded through its student; its attacks climb the
+student and count once the forest's own answer is wrong. MLServer's scikit-learn runtime then serves the forest behind
+its guard. Exits with 1 unless every promise is kept, what passed equals MLServer's direct answer, and the guard
+compared every answer. `python -m tests.side sklearn` first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from guard.bundle import Bundle
+from guard.offline.attacks.model import TorchModel
+from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.crafting.crafter import craft
+from guard.offline.crafting.shard import CraftSetup
+from guard.offline.data.splits import Split
+from guard.offline.findings.intervals import rejections_band, wilson
+from guard.offline.job.job import Job, open_job
+from guard.offline.job.recipe import Recipe, load_recipe, parse
+from guard.offline.programs.read import read
+from guard.offline.train import train
+from guard.offline.work.progress import Stages
+from guard.offline.work.store import ResultStore
+from guard.runtime import Runtime
+from guard.serve.wire.inference_pb2 import ModelInferRequest
+from tests.serve.guarded import calling, config_for, metric_of
+from tests.serve.mlserver_process import mlserver_process
+from tests.serve.processes import guard_process
+from tests.side import ready
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ITEMS, QUICK_ITEMS = 5000, 1000
+REJECT_RATE, FLAG_RATE = 0.05, 0.1
+QUICK_RECIPE: dict[str, Any] = {
+    "detector": [{"name": "mahalanobis", "program": "screen"}, {"name": "kernel_density", "program": "screen"}],
+    "attack": [{"name": "pgd", "budget": 0.1, "steps": 10}, {"name": "fgsm", "budget": 0.1}],
+    "adaptive": {"budgets": [0.1]},
+}
+RUNTIME = "mlserver_sklearn.SKLearnModel"
+SERVED_ITEMS = 200
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.forest", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args(arguments).quick
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        faults = run(Path(folder), quick=quick)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"took {time.monotonic() - began:.0f} s on {os.cpu_count()} cores, peak {peak:.0f} MiB")
+    for fault in faults:
+        print(f"WRONG    {fault}")
+    return int(bool(faults))
+
+
+def run(folder: Path, *, quick: bool) -> list[str]:
+    script = ROOT / "tests" / "bench" / "forest_models.py"
+    python = ready("sklearn") / "python"
+    done = subprocess.run(
+        [python, script, folder, str(QUICK_ITEMS if quick else ITEMS)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    print("right on unseen items: " + ", ".join(done.stdout.split("\n")[:2]))
+    recipe = parse(QUICK_RECIPE, "quick") if quick else load_recipe("vectors")
+    opened = Guard.trained(folder, "opened", recipe, quick=quick, model=str(folder / "perceptron.onnx"))
+    through = Guard.trained(folder, "through", recipe, quick=quick, answers=str(folder / "perceptron.onnx"))
+    forest = Guard.trained(folder, "forest", recipe, quick=quick, answers=str(folder / "forest.onnx"))
+    faults = [*opened.promise(), *through.promise(), *forest.promise()]
+    same = opened.attacked(recipe)
+    print(f"caught at {REJECT_RATE:.0%} promised false alarms, [95 % intervals], of so many items")
+    print("attack | perceptron opened | the same items, through a student | forest, through its own student (transfer)")
+    own = forest.attacked(recipe)
+    for one, other in zip(same, own, strict=True):
+        moved = other.transfer.share if other.transfer is not None else float("nan")
+        print(
+            f"{one.attack} | {opened.caught(one.attacked)} | {through.caught(one.attacked)} | "
+            f"{forest.caught(other.attacked)} ({moved:.0%})"
+        )
+    return [*faults, *asyncio.run(served(folder, forest, own[0]))]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A trained guard, with the job that it was trained by."""
+
+    job: Job
+    bundle: Bundle
+
+    @staticmethod
+    def trained(folder: Path, name: str, recipe: Recipe, *, quick: bool, **model: Any) -> Guard:
+        settings: dict[str, Any] = {"model": "", "craft_items": 150 if quick else 800, "attack_items": 100}
+        settings |= {"questions": 3000} if quick else {}
+        job = Job(
+            **{**settings, **model},
+            data=folder / "data.npz",
+            out=folder / name,
+            recipe=recipe,
+            reject_rate=REJECT_RATE,
+            flag_rate=FLAG_RATE,
+            adaptive_items=4,
+            adaptive_steps=2,
+            threads=1,
+            serves="forest",
+            input_name=None if "model" in model else "values",
+        )
+        began = time.monotonic()
+        bundle = train(job, Stages(Console(file=io.StringIO())))
+        found = bundle.manifest.provenance["student"]
+        said = (
+            f"agreement {found['agreed']:.1%} of {found['items']} clean, "
+            f"{found['attacked']['agreed'] / found['attacked']['tried']:.1%} of {found['attacked']['tried']} attacked, "
+            f"transfer {found['transfer']:.0%}, {found['questions']} answers; "
+            if found
+            else ""
+        )
+        print(f"{name}: {said}trained in {time.monotonic() - began:.0f} s")
+        return Guard(job, bundle)
+
+    def p_values(self, unit: NDArray[np.float32]) -> NDArray[np.float64]:
+        return read(Runtime.open(self.bundle, threads=1).cascade, unit).p_value
+
+    def promise(self) -> list[str]:
+        """Print how many held-out clean items are rejected; what lies outside of the law's band is a fault."""
+        _, data = open_job(self.job, kept=self.job.work)
+        test = data.part(Split.TEST).images
+        count = int((self.p_values(test) <= REJECT_RATE).sum())
+        low, high = rejections_band(REJECT_RATE, self.bundle.calibration.items, len(test))
+        print(f"{self.job.out.name}: {count} of {len(test)} clean items rejected, band {low} to {high}")
+        return [] if low <= count <= high else [f"{self.job.out.name}: {count} clean rejections, band {low} to {high}"]
+
+    def attacked(self, recipe: Recipe) -> tuple[CraftedSet, ...]:
+        """Craft the recipe's attacks, and those left out of it, on held-out items."""
+        classifier, data = open_job(self.job, kept=self.job.work)
+        spec = classifier.spec
+        store = ResultStore(self.job.work.path / "bench")
+        setup = CraftSetup(
+            TorchModel(classifier.graph),
+            spec.input.grid,
+            spec.fingerprint,
+            store,
+            1,
+            workers=1,
+            answering=classifier.answering,
+        )
+        items = data.part(Split.TEST).take(slice(400))
+        return craft(setup, replace(items, splits={}), (*recipe.attacks, *recipe.left_out))
+
+    def caught(self, unit: NDArray[np.float32]) -> str:
+        rejected = self.p_values(unit) <= REJECT_RATE
+        low, high = wilson(int(rejected.sum()), len(rejected))
+        return f"{rejected.mean():.0%} [{100 * low:.0f}, {100 * high:.0f}] of {len(rejected)}"
+
+
+async def served(folder: Path, guard: Guard, crafted: CraftedSet) -> list[str]:
+    """Send clean and attacked items to MLServer, directly and through the guard, for labels and for probabilities."""
+    _, data = open_job(guard.job, kept=guard.job.work)
+    unit = np.concatenate([data.part(Split.TEST).images[:SERVED_ITEMS], crafted.attacked[:SERVED_ITEMS]])
+    rejected = guard.p_values(unit) <= REJECT_RATE
+    place = folder / "mlserver"
+    place.mkdir()
+    model = folder / "forest.joblib"
+    with (
+        mlserver_process(ready("sklearn"), place, model, "forest", runtime=RUNTIME) as upstream,
+        guard_process(config_for(guard.bundle.path, upstream)) as process,
+    ):
+        listening = process.until_event("listening")
+        process.until_event("ready")
+        passed = equal = 0
+        for number, one in enumerate(unit):
+            request = infer_request(one, outputs=("predict_proba",) if number % 2 else ())
+            async with calling(upstream) as direct, calling(listening["inference"]) as guarded:
+                plain, seen = await direct.call("ModelInfer", request), await guarded.call("ModelInfer", request)
+            if seen.ok:
+                passed, equal = passed + 1, equal + (seen.body == plain.body)
+        compared = await metric_of(listening["metrics"], "guard_upstream_compared_items_total")
+        different = await metric_of(listening["metrics"], "guard_upstream_disagreement_items_total")
+    print(f"served: {passed} of {len(unit)} passed, {equal} equal to MLServer's direct answer byte for byte; ", end="")
+    print(f"{compared:.0f} compared, on {different:.0f} the student names another class")
+    checks = {
+        "an answer that passed is not the direct answer": passed == equal,
+        "the guard rejected others than its bundle does": passed == int((~rejected).sum()),
+        "the guard did not compare every answer": compared == passed,
+    }
+    return [fault for fault, holds in checks.items() if not holds]
+
+
+def infer_request(item: NDArray[np.float32], outputs: tuple[str, ...]) -> ModelInferRequest:
+    """Build a request for one item, as a client of MLServer's scikit-learn runtime sends it."""
+    message = ModelInferRequest(model_name="forest")
+    tensor = message.inputs.add(name="values", datatype="FP32", shape=[1, len(item)])
+    tensor.parameters["content_type"].string_param = "np"
+    message.raw_input_contents.append(item.tobytes())
+    for name in outputs:
+        message.outputs.add(name=name)
+    return message
+
+
+if __name__ == "__main__":
+    sys.exit(main())
