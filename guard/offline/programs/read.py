@@ -5,7 +5,7 @@ Rule 1: readings say an item's prediction, a closed model's where there is one: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -39,21 +39,24 @@ def read(cascade: Cascade, unit: Items, batch: int | None = None, *, answering: 
     Predictions are those of a closed model, where one is `answering`.
     """
     batch = batch or batch_items(unit.shape[1:])
-    box, starts = cascade.spec.box, range(0, len(unit), batch)
-    parts = [cascade.read(box.from_unit(some), complete=True) for some in batches(unit, starts, batch)]
-    if not parts:
-        parts = [cascade.read(box.from_unit(unit[:0]), complete=True)]
-    values = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Readings)}
+    box = cascade.spec.box
+    found = [cascade.read(box.from_unit(some), complete=True) for some in batches(unit, batch)]
+    if not found:
+        found = [cascade.read(box.from_unit(unit[:0]), complete=True)]
+    values = {f.name: np.concatenate([getattr(p, f.name) for p in found]) for f in fields(Readings)}
     return Readings(**values) if answering is None else AnsweredReadings(**values, answered=answering.predict(unit[:]))
 
 
-def batches(unit: Items, starts: Sequence[int], batch: int) -> Iterator[NDArray[np.float32]]:
-    """Yield items in batches; of those that lie on disk several batches are read at once, side by side."""
+def batches(unit: Items, batch: int) -> Iterator[NDArray[np.float32]]:
+    """Yield items in batches; of those that lie on disk several whole batches are read at once, side by side.
+
+    So an item has the same mates wherever the items lie: its last bits may depend on how many there are.
+    """
     if isinstance(unit, np.ndarray):
-        yield from (unit[start : start + batch] for start in starts)
+        yield from (unit[start : start + batch] for start in range(0, len(unit), batch))
         return
-    for part in parts(len(unit), unit.item_bytes):
-        held = unit[slice(part.start, part.stop)]
+    for part in parts(-(-len(unit) // batch), batch * unit.item_bytes):  # counted in batches
+        held = unit[part.start * batch : part.stop * batch]
         yield from (held[start : start + batch] for start in range(0, len(held), batch))
 
 
