@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from guard.option_values import column_choice, device_name, numbers, value_box
+from guard.option_values import column_choice, device_name, numbers, second_boxes, value_box
 from guard.options import (
     AcceptAccuracy,
     AttackItems,
@@ -29,6 +29,11 @@ from guard.options import (
     PromisedRejectRate,
     RecipeFile,
     Repairs,
+    SecondData,
+    SecondMean,
+    SecondModels,
+    SecondRange,
+    SecondStd,
     Seed,
     ServedFile,
     Serves,
@@ -61,6 +66,11 @@ def check(
     drop_column: DropColumn = None,
     accept_accuracy: AcceptAccuracy = False,
     served: ServedFile = None,
+    second: SecondModels = None,
+    second_range: SecondRange = None,
+    second_mean: SecondMean = None,
+    second_std: SecondStd = None,
+    second_data: SecondData = None,
     preset: Preset = "standard",
     recipe: RecipeFile = None,
     reject_rate: PromisedRejectRate = 0.01,
@@ -103,6 +113,11 @@ def train(
     drop_column: DropColumn = None,
     accept_accuracy: AcceptAccuracy = False,
     served: ServedFile = None,
+    second: SecondModels = None,
+    second_range: SecondRange = None,
+    second_mean: SecondMean = None,
+    second_std: SecondStd = None,
+    second_data: SecondData = None,
     preset: Preset = "standard",
     recipe: RecipeFile = None,
     reject_rate: PromisedRejectRate = 0.01,
@@ -150,7 +165,9 @@ def job_of(given: dict[str, Any]) -> Any:
     recipe, repair = load_recipe(given.pop("preset"), given.pop("recipe")), given.pop("repair", None)
     dropped = tuple(given.pop("drop_column") or ())
     offered = recipe.offering(repair) if repair else recipe
-    return Job(recipe=offered, low=low, high=high, drop_columns=dropped, **given)
+    ranges = second_boxes(*(given.pop(name) for name in ("second_range", "second_mean", "second_std")))
+    second = tuple(given.pop("second") or ())
+    return Job(recipe=offered, low=low, high=high, drop_columns=dropped, second=second, second_bounds=ranges, **given)
 
 
 def evaluate(

@@ -25,6 +25,7 @@ def summarise(bundle: Bundle) -> str:
         f"output      {model.output.name}, {model.output.in_words}",
         *classes_in_order(model.output),
         *served_lines(manifest),
+        *second_lines(manifest),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
@@ -44,7 +45,8 @@ def program_lines(manifest: Manifest) -> list[str]:
 
     table = new_table("program", map(shares, ("forwards at least", "detectors")))
     for program in manifest.programs:
-        cost = f"{program.floor} (1 + {program.backwards} backward + {program.rows} rows)"
+        second = f" + {program.forwards:.2g} of second networks" if program.forwards else ""
+        cost = f"{program.floor:.3g} (1 + {program.backwards} backward + {program.rows} rows{second})"
         table.add_row(program.name, cost, "\n".join(program.detectors))
     return plain_lines([table])
 
@@ -56,6 +58,16 @@ def served_lines(manifest: Manifest) -> list[str]:
         return []
     text = f"{found['form']}; {manifest.measured_disagreement:.2%} of the predictions differ from its float32 copy's"
     return textwrap.wrap(text, width=80, initial_indent="served      ", subsequent_indent=" " * 12)
+
+
+def second_lines(manifest: Manifest) -> list[str]:
+    """Lines on each second network that the detectors ask: where it comes from, how good it is, what it costs."""
+    found = [str(text) for text in manifest.provenance.get("second", ())]
+    return [
+        line
+        for text in found
+        for line in textwrap.wrap(text, width=80, initial_indent="second      ", subsequent_indent=" " * 12)
+    ]
 
 
 def own_ranges(spec: InputSpec) -> list[str]:

@@ -21,12 +21,15 @@ from guard.offline.data.dataset import Dataset, dataset_of, joined
 from guard.offline.data.grid import grid_of
 from guard.offline.data.splits import SHARES, Split, assign
 from guard.offline.job.recipe import Recipe
+from guard.offline.job.second_settings import training_minutes
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
 from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.served import measure_difference
 from guard.offline.work.directory import WorkDirectory
+
+Bounds = tuple[tuple[float, ...], tuple[float, ...]]  # wire values of black and white, by channel or one for all
 
 MIN_SPLIT_ITEMS = 20  # in each split
 WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.TEST: 0.25}
@@ -61,6 +64,9 @@ class Job:
     minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
     craft_items: int | None = None  # clean items that each attack is tried on, for fitting
     attack_items: int | None = None  # and for the report
+    second: tuple[str, ...] = ()  # other networks of the same classes that are asked as well
+    second_bounds: tuple[Bounds, ...] = ()  # their wire values of black and white: none, one for all, or one each
+    second_data: Path | None = None  # the model's own training data, from which a second network is trained
     adaptive_items: int = 50
     adaptive_steps: int = 100
 
@@ -68,6 +74,11 @@ class Job:
     def work(self) -> WorkDirectory:
         """The work directory beside the bundle, for what is slow to make."""
         return WorkDirectory.beside(self.out)
+
+    @property
+    def second_minutes(self) -> float:
+        """The minutes that are kept for training a second network; 0 where none is trained, or no time is given."""
+        return 0.0 if self.second_data is None or self.minutes is None else training_minutes(self.minutes)
 
     @property
     def choice(self) -> ColumnChoice:

@@ -29,6 +29,7 @@ from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Images
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
+from guard.offline.evidence.kinds.second import SecondNetwork, networks_of
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.programs.opened_guard import OpenedGuard, Rates
@@ -138,6 +139,10 @@ class Calibrator:
             "p_values": readings.p_value[keep],
         }
 
+    def networks(self) -> tuple[SecondNetwork, ...]:
+        """Return the second networks that the detectors ask."""
+        return networks_of(need for ds in self.programs.values() for d in ds for need in d.needs)
+
     def manifest(self, calibrated: Calibrated, parity: Mapping[str, Parity], verdicts: Verdicts | None) -> Manifest:
         job = self.job
         return Manifest(
@@ -161,6 +166,7 @@ class Calibrator:
                 "early_pass_share": dict(calibrated.leaks),
                 "parity": {name: asdict(p) for name, p in parity.items()},
                 "served": {} if (found := self.classifier.difference) is None else asdict(found),
+                "second": [one.in_words for one in self.networks()],
                 "verdicts": {} if verdicts is None else asdict(verdicts),
             },
         )
