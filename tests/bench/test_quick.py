@@ -13,6 +13,7 @@ QUICK = {
     "fuzz_messages": (),
     "memory": (),
     "overload": (),
+    "second": (),
 }
 
 
