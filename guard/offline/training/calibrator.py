@@ -31,6 +31,7 @@ from guard.offline.data.input_kind import kind_of
 from guard.offline.data.shift import shifted
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
+from guard.offline.evidence.kinds.second import SecondNetwork, networks_of
 from guard.offline.job.job import Job
 from guard.offline.model.answering import Answering
 from guard.offline.model.classifier import Classifier
@@ -143,6 +144,10 @@ class Calibrator:
             "p_values": readings.p_value[keep],
         }
 
+    def networks(self) -> tuple[SecondNetwork, ...]:
+        """Return the second networks that the detectors ask."""
+        return networks_of(need for ds in self.programs.values() for d in ds for need in d.needs)
+
     def manifest(self, calibrated: Calibrated, parity: Mapping[str, Parity], verdicts: Verdicts | None) -> Manifest:
         job = self.job
         return Manifest(
@@ -167,6 +172,7 @@ class Calibrator:
                 "parity": {name: asdict(p) for name, p in parity.items()},
                 "served": {} if (found := self.classifier.difference) is None else asdict(found),
                 "student": student_facts(self.classifier.answering, calibrated.transfers),
+                "second": [one.in_words for one in self.networks()],
                 "verdicts": {} if verdicts is None else asdict(verdicts),
             },
         )
