@@ -44,6 +44,7 @@ from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import snap
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
+from guard.offline.detectors.table import INDEPENDENT
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.job.job import Job, open_job
@@ -90,7 +91,8 @@ class Fitted:
         self.heads: list[Head] = [known[detector.name] for detector in detectors]
         bad, noisy = pool(learned, setting.data, Split.COMBINER)
         clean = self.scores(setting.data.part(Split.COMBINER).images)
-        self.fusion = fit_fusion(clean, self.scores(noisy), Attacked(self.scores(bad.items), bad.by))
+        own = [detector.name in INDEPENDENT for detector in detectors]
+        self.fusion = fit_fusion(clean, self.scores(noisy), Attacked(self.scores(bad.items), bad.by), own)
         self.ranked = np.sort(self.risk(setting.data.part(Split.CALIBRATE).images))
 
     def scores(self, images: NDArray[np.float32]) -> Floats:

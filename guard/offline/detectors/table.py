@@ -32,6 +32,9 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "second_entropy": second_entropy,
 }
 
+# Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them
+INDEPENDENT = frozenset({"second_opinion"})
+
 
 def build_detector(name: str, taps: Sequence[str], settings: Mapping[str, Any]) -> Detector:
     """Build a detector by its name. Raises ConfigError for a detector or a setting that does not exist."""

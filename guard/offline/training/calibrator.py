@@ -31,6 +31,7 @@ from guard.offline.data.input_kind import kind_of
 from guard.offline.data.shift import shifted
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
+from guard.offline.detectors.table import INDEPENDENT
 from guard.offline.evidence.kinds.second import SecondNetwork, networks_of
 from guard.offline.job.job import Job
 from guard.offline.model.answering import Answering
@@ -72,7 +73,11 @@ class Calibrator:
         clean = read(cascade, self.data.part(Split.COMBINER).images).scores
         noise, bad = read(cascade, noisy).scores, read(cascade, attacked.items).scores
         ends = np.cumsum(cascade.calibration.programs)
-        fusions = tuple(fit_fusion(clean[:, :end], noise[:, :end], attacked.seen_as(bad[:, :end])) for end in ends)
+        independent = [d.name in INDEPENDENT for ds in self.programs.values() for d in ds]
+        fusions = tuple(
+            fit_fusion(clean[:, :end], noise[:, :end], attacked.seen_as(bad[:, :end]), independent[:end])
+            for end in ends
+        )
         bands = tuple(
             early_reject(fusion.risk(clean[:, :end]), self.job.reject_rate)
             for fusion, end in zip(fusions[:-1], ends[:-1], strict=True)
