@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import zipfile
@@ -124,16 +125,22 @@ class ProgramSpec:
     rows: int  # variant rows an item, beside the item itself
     backwards: int
     opset: int
+    forwards: float = 0.0  # of the model, by multiply-adds: what second networks cost an item
 
     @property
-    def floor(self) -> int:
-        """The least that the program can cost, in forward passes of the model: 1 + backwards + rows."""
-        return 1 + self.backwards + self.rows
+    def floor(self) -> float:
+        """The least that the program can cost, in forwards of the model: 1 + backwards + rows + second networks."""
+        return 1 + self.backwards + self.rows + self.forwards
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that an item takes on the device: itself, its variants, and second networks as whole rows."""
+        return 1 + self.rows + math.ceil(self.forwards)
 
 
 @dataclass(frozen=True)
 class NeedSpec:
-    """A kind of evidence, as it prints, and the pass of the model that yields it: plain, rows or backward."""
+    """A kind of evidence, as it prints, and the pass that yields it: plain, rows, backward or second (a network)."""
 
     expression: str
     rides: str

@@ -129,7 +129,7 @@ def make_bundle(folder: Path, seed: int, console: Any) -> dict[str, Any]:
         adaptive_items=ADAPTIVE_ITEMS,
         adaptive_steps=ADAPTIVE_STEPS,
     )
-    prepared = prepare(job, stages)
+    job, prepared = prepare(job, stages)
     finish(job, prepared, stages)
     with stages.stage("craft fresh attacks") as progress:
         return fresh_inputs(job, prepared, progress)

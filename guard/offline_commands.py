@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from guard.option_values import column_choice, device_name, numbers, value_box
+from guard.option_values import column_choice, device_name, numbers, second_boxes, value_box
 from guard.options import (
     AcceptAccuracy,
     Answers,
@@ -34,6 +34,11 @@ from guard.options import (
     Questions,
     RecipeFile,
     Repairs,
+    SecondData,
+    SecondMean,
+    SecondModels,
+    SecondRange,
+    SecondStd,
     Seed,
     ServedFile,
     ServerModel,
@@ -78,6 +83,11 @@ def check(
     features: FeaturesFile = None,
     accept_accuracy: AcceptAccuracy = False,
     served: ServedFile = None,
+    second: SecondModels = None,
+    second_range: SecondRange = None,
+    second_mean: SecondMean = None,
+    second_std: SecondStd = None,
+    second_data: SecondData = None,
     preset: Preset = "standard",
     recipe: RecipeFile = None,
     reject_rate: PromisedRejectRate = 0.01,
@@ -130,6 +140,11 @@ def train(
     features: FeaturesFile = None,
     accept_accuracy: AcceptAccuracy = False,
     served: ServedFile = None,
+    second: SecondModels = None,
+    second_range: SecondRange = None,
+    second_mean: SecondMean = None,
+    second_std: SecondStd = None,
+    second_data: SecondData = None,
     preset: Preset = "standard",
     recipe: RecipeFile = None,
     reject_rate: PromisedRejectRate = 0.01,
@@ -182,8 +197,20 @@ def job_of(given: dict[str, Any]) -> Any:
     recipe, repair = load_recipe(given.pop("preset"), given.pop("recipe")), given.pop("repair", None)
     dropped = tuple(given.pop("drop_column") or ())
     offered = recipe.offering(repair) if repair else recipe
+    ranges = second_boxes(*(given.pop(name) for name in ("second_range", "second_mean", "second_std")))
+    second = tuple(given.pop("second") or ())
     given["model"] = given["model"] or ""
-    return Job(recipe=offered, low=low, high=high, ranged=ranged, drop_columns=dropped, features=features, **given)
+    return Job(
+        recipe=offered,
+        low=low,
+        high=high,
+        ranged=ranged,
+        drop_columns=dropped,
+        features=features,
+        second=second,
+        second_bounds=ranges,
+        **given,
+    )
 
 
 def evaluate(

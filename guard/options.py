@@ -44,6 +44,36 @@ FeaturesFile = Annotated[
 AcceptAccuracy = Annotated[
     bool, typer.Option("--accept-accuracy", help="Go on where the model is seldom right on the data.")
 ]
+SecondModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--second",
+        metavar="MODEL",
+        help="Another model of the same classes, asked whether it stands behind the model's label; may be repeated.",
+        show_default=False,
+    ),
+]
+SecondRange = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="Its values of black and white; once for all, or as often as --second.",
+        show_default="the model's",
+    ),
+]
+SecondMean = Annotated[
+    list[str] | None,
+    typer.Option(help="Per channel or feature, as --mean; once for all, or as often as --second.", show_default=False),
+]
+SecondStd = Annotated[list[str] | None, typer.Option(help="With --second-mean.", show_default=False)]
+SecondData = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The model's own training data, labelled: a second network is trained on them.",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is refused where there is none.")]
 ModelSource = Annotated[
     str | None,

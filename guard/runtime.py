@@ -24,7 +24,7 @@ from guard.session import DEFAULT_CUDA, CudaOptions, Device, Session
 LOGITS_TOLERANCE = 1e-3  # of the logits' spread, bundle's samples against this machine
 
 
-def divided(threads: int, costs: Sequence[int]) -> list[int]:
+def divided(threads: int, costs: Sequence[float]) -> list[int]:
     """Divide `threads` among sessions that run one after another, so that all share the thread that calls them.
 
     The other threads belong to one session each; each goes where it saves most: cost / t - cost / (t + 1). For example
@@ -72,7 +72,7 @@ class Runtime:
         """
         manifest, calibration = bundle.manifest, bundle.calibration
         threads = container.cpus() if threads is None else threads
-        costs = [1 + p.backwards + p.rows for p in manifest.programs]
+        costs = [p.floor for p in manifest.programs]
         widths = divided(threads, costs) if shared else [threads] * len(costs)
 
         def loaded(file: str, width: int) -> Session:

@@ -29,6 +29,7 @@ def summarise(bundle: Bundle) -> str:
         *classes_in_order(model.output),
         *served_lines(manifest),
         *student_lines(manifest),
+        *second_lines(manifest),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
@@ -48,7 +49,8 @@ def program_lines(manifest: Manifest) -> list[str]:
 
     table = new_table("program", map(shares, ("forwards at least", "detectors")))
     for program in manifest.programs:
-        cost = f"{program.floor} (1 + {program.backwards} backward + {program.rows} rows)"
+        second = f" + {program.forwards:.2g} of second networks" if program.forwards else ""
+        cost = f"{program.floor:.3g} (1 + {program.backwards} backward + {program.rows} rows{second})"
         table.add_row(program.name, cost, "\n".join(program.detectors))
     return plain_lines([table])
 
@@ -73,6 +75,16 @@ def student_lines(manifest: Manifest) -> list[str]:
         f"answers; both name the same class on {found['agreed']:.1%} of {found['items']:,} clean items{transfer}"
     )
     return textwrap.wrap(text, width=80, initial_indent="closed      ", subsequent_indent=" " * 12)
+
+
+def second_lines(manifest: Manifest) -> list[str]:
+    """Lines on each second network that the detectors ask: where it comes from, how good it is, what it costs."""
+    found = [str(text) for text in manifest.provenance.get("second", ())]
+    return [
+        line
+        for text in found
+        for line in textwrap.wrap(text, width=80, initial_indent="second      ", subsequent_indent=" " * 12)
+    ]
 
 
 def own_ranges(spec: InputSpec) -> list[str]:

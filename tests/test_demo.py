@@ -48,7 +48,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Prepared]:
         adaptive_items=4,
         adaptive_steps=2,
     )
-    return job, prepare(job, Stages(Console(quiet=True)))
+    return prepare(job, Stages(Console(quiet=True)))
 
 
 def permuted(prepared: Prepared, seed: int) -> Prepared:

@@ -38,11 +38,14 @@ def train(job: Job, stages: Stages) -> Bundle:
         GuardError: whatever is wrong with model, data, recipe or promise, before anything is at `job.out`.
     """
     deadline = None if job.minutes is None else time.monotonic() + 60 * job.minutes
-    return finish(job, prepare(job, stages), stages, deadline=deadline)
+    return finish(*prepare(job, stages), stages, deadline=deadline)
 
 
-def prepare(job: Job, stages: Stages) -> Prepared:
-    """Open model and data, check the promise, and craft the attacks to learn from."""
+def prepare(job: Job, stages: Stages) -> tuple[Job, Prepared]:
+    """Open model and data, check the promise, train a second network where asked to, and craft attacks to learn from.
+
+    The job that is returned asks the second networks that there are.
+    """
     if job.out.exists():
         raise BundleError(f"{job.out} exists, and a bundle is never changed; name another --out or remove it first")
     with stages.stage("check model and data") as progress:
@@ -52,11 +55,17 @@ def prepare(job: Job, stages: Stages) -> Prepared:
         classifier, data = checked.classifier, checked.data
         job = job.fitting(classifier)
         write_work(job, data)
+        asked = checked.asked
+    if asked.training is not None:
+        with stages.stage("train second network") as progress:
+            job = asked.trained(classifier, data, progress.say, progress.items)
+    else:
+        job = asked.trained(classifier, data, lambda _: None, lambda *_: None)
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
         for line in crafted_lines(crafted):
             progress.say(line)
-    return Prepared(classifier, data, crafted)
+    return job, Prepared(classifier, data, crafted)
 
 
 def crafted_lines(crafted: Sequence[CraftedSet]) -> list[str]:

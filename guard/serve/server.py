@@ -127,7 +127,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         batcher = Batcher(
             engine.read,
             metrics,
-            rows_per_item=max(1 + program.rows for program in bundle.manifest.programs),
+            rows_per_item=max(program.rows_at_once for program in bundle.manifest.programs),
             max_rows=config.max_rows,
             max_queue_rows=config.max_queue_rows,
         )

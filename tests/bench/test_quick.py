@@ -15,6 +15,7 @@ QUICK = {
     "kinds": ("series",),
     "memory": (),
     "overload": (),
+    "second": (),
     "tabular": (),
 }
 

@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from guard.offline.evidence.kinds.second import SecondNetwork
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
+from guard.offline.networks.residual import Design
 
 SHAPE = (1, 8, 8)
 CLASSES, GRID, FEATURES = 3, 16, 12
@@ -147,6 +149,20 @@ def image_classifier() -> Classifier:
 @cache
 def vector_classifier() -> Classifier:
     return open_model(Source(f"{__name__}:vector_model", (FEATURES,), grid=GRID))
+
+
+@cache
+def second_network(kind: str) -> SecondNetwork:
+    """A small network of its own weights for the images, series or vectors, right on most of them."""
+    shape, items, width = {
+        "images": (SHAPE, data, 4),
+        "series": ((CHANNELS, STEPS), series, 4),
+        "vectors": ((FEATURES,), vectors, 12),
+    }[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = fitted(Design(shape, CLASSES, width).build(normed=False), *items(400, seed=101), epochs=4)
+    return SecondNetwork("small", f"{kind} {width}", 0.25, network)
 
 
 def recipe() -> Recipe:

@@ -19,7 +19,7 @@ class ProgramCost:
     """The cost of one program of the cascade, in a call of some items."""
 
     name: str
-    floor: int  # the least it can cost, in forwards: 1 + backwards + rows
+    floor: float  # the least it can cost, in forwards: 1 + backwards + rows + second networks
     microseconds: Spread
     forwards: Spread
     over_floor: Spread

@@ -46,7 +46,7 @@ def batch_table(batch: BatchCost) -> Table:
 
     row(MODEL, "1", batch.model)
     for cost in batch.programs:
-        over = f"{cost.over_floor.median:.2f} × {cost.floor}" if cost.floor > 1 else ""
+        over = f"{cost.over_floor.median:.2f} × {cost.floor:.3g}" if cost.floor > 1 else ""
         row(cost.name, ranged(cost.forwards), cost.microseconds, over)
     row("cascade, clean traffic", ranged(batch.cascade_forwards), batch.cascade_microseconds)
     row(READ, ranged(batch.read_forwards), batch.read_microseconds, last=True)

@@ -61,11 +61,12 @@ class Budget:
     fitting: float  # to fit, compile and calibrate
     report: float  # to attack the held-out items
     adaptive: float  # kept for the adaptive attack, which takes what is left
+    second: float = 0.0  # kept for training a second network, which comes first
 
     @property
     def crafting(self) -> float:
         """Minutes that are left for crafting; below zero where none are left."""
-        return self.minutes - self.spent - self.fitting - self.report - self.adaptive
+        return self.minutes - self.second - self.spent - self.fitting - self.report - self.adaptive
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Plan:
             table.add_row(row.attack, *figures)
         costs, others = self.budget, new_table("beside that", [counts("minutes")])
         for what, minutes in (
+            *([("second network, at most", costs.second)] if costs.second else []),
             ("speeds measured, model compiled", costs.spent),
             ("fit, compile, calibrate", costs.fitting),
             (f"attacks on {self.attack_items} held-out items and more, for the report", costs.report),

@@ -157,6 +157,7 @@ class Planner:
             fitting=fitting_seconds(self.job, self.classifier, data) / 60,
             report=sum(n * accuracy * speed.seconds for n, speed in zip(wanted, every, strict=True)) / 60,
             adaptive=minutes * ADAPTIVE_SHARE if recipe.adaptive_budgets else 0.0,
+            second=self.job.second_minutes,
         )
         if self.job.craft_items is None:
             rows = sizes(seen, target.items, 60 * budget.crafting, step=target.shard_size)

@@ -14,6 +14,8 @@ from guard.offline.detectors.kernel_density import kernel_density
 from guard.offline.detectors.lid import lid
 from guard.offline.detectors.mahalanobis import mahalanobis
 from guard.offline.detectors.saliency_classifier import saliency_classifier
+from guard.offline.detectors.second_entropy import second_entropy
+from guard.offline.detectors.second_opinion import second_opinion
 from guard.offline.detectors.summary_classifier import summary_classifier
 
 # name -> (taps of the model, settings of the recipe) -> detector
@@ -26,7 +28,12 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "gradient_direction": gradient_direction,
     "attribute_steering": attribute_steering,
     "feature_squeezing": feature_squeezing,
+    "second_opinion": second_opinion,
+    "second_entropy": second_entropy,
 }
+
+# Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them
+INDEPENDENT = frozenset({"second_opinion"})
 
 
 def build_detector(name: str, taps: Sequence[str], settings: Mapping[str, Any]) -> Detector:

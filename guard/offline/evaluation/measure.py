@@ -19,7 +19,7 @@ from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.attack_rows import Examiner, GuardReadings, Other, worst_of
 from guard.offline.evaluation.clean_rows import class_rows, clean_rows, shift_items, shift_rows, unattacked
 from guard.offline.evaluation.closed_findings import closed_findings
-from guard.offline.evaluation.detector_rows import detector_rows
+from guard.offline.evaluation.detector_rows import detector_rows, second_texts
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evaluation.pictures import exhibit_of
@@ -92,8 +92,9 @@ def measure(
         skipped=recipe.skipped,
         worst=worst_of({label: found.fate for label, found in examined.items()}, promises, rates.reject),
         suite=suite,
-        forwards=sum(program.rows + program.backwards for program in cascade.programs),
+        forwards=sum(program.floor - 1 for program in cascade.programs),
         closed=closed_findings(subject.classifier.answering, crafted.values()),
+        second=second_texts(subject.detectors),
         item_shape=tuple(spec.input.shape),
         class_count=spec.output.classes,
         exhibit=exhibit_of(guard, tried, promises, model, noisy.noise, names),

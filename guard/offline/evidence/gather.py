@@ -4,6 +4,7 @@ Rule 1: one plain pass over the items, one pass over all variant rows together, 
 rows whose gradient is asked for run in the plain pass, beside their items.
 Rule 2: an item's evidence depends on no other item of its batch.
 Rule 3: a need says with which pass it comes; nothing here knows its kind.
+Rule 4: a second network runs once, on the items themselves, beside the model.
 
 How it works. The needs of all detectors are merged, each once, and sorted by the pass that they come with: needs of the
 plain pass read its outputs, variants share one further forward (`row_pass.py`), gradients come from the backward of the
@@ -27,6 +28,7 @@ from torch import Tensor, fx, nn
 from guard.errors import ConfigError
 from guard.offline.evidence.kinds.gradients import SEEDS, GradientNeed, Objective
 from guard.offline.evidence.kinds.plain import Image, Logits, PlainAnswers, PlainNeed
+from guard.offline.evidence.kinds.second import SecondLogits
 from guard.offline.evidence.kinds.variants import RowNeed
 from guard.offline.evidence.needs import Evidence, Need
 from guard.offline.evidence.row_pass import RowPass
@@ -48,6 +50,8 @@ class Gather(nn.Module):
         self.read_plain = [cast(PlainNeed, need) for need in self.needs if need.rides == "plain"]
         variants = [cast(RowNeed, need) for need in self.needs if need.rides == "rows"]
         gradients = [cast(GradientNeed, need) for need in self.needs if need.rides == "backward"]
+        self.seconds = [cast(SecondLogits, need) for need in self.needs if need.rides == "second"]
+        self.networks = nn.ModuleList(need.network.network for need in self.seconds)  # so that they are seen as parts
         self.row_pass = RowPass(classifier, variants) if variants else None
         self.rest = {tap: classifier.after(tap) for tap in self.cut_at()}
         self.taps = self.plain_taps()
@@ -96,6 +100,11 @@ class Gather(nn.Module):
     def backwards(self) -> int:
         return sum(need.backwards for need in self.needs)
 
+    @property
+    def forwards(self) -> float:
+        """Forwards of the model that second networks cost per item, by multiply-adds."""
+        return sum(need.forwards for need in self.needs)
+
     def forward(self, images: Tensor) -> Evidence:
         outputs: Sequence[Tensor] = self.plain(self.with_copies(images))
         logits = self.own(outputs[0])
@@ -103,6 +112,7 @@ class Gather(nn.Module):
         plain = PlainAnswers(images, logits, latents, self.rest.__getitem__)
         evidence: dict[Need, Tensor] = {Image(): images, Logits(): logits}
         evidence |= {need: need.read(plain) for need in self.read_plain}
+        evidence |= {need: need.read(images) for need in self.seconds}
         if self.gradient:
             evidence |= self.gradients(outputs[-1])
         if self.row_pass is not None:

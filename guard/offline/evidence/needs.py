@@ -13,8 +13,8 @@ from torch import Tensor
 from guard.offline.denoisers.stand_in import StandIn
 
 # The pass that meets a need. "plain": the one forward over the items themselves; "rows": one forward over all variants
-# of them together; "backward": the backward of the plain pass.
-Pass = Literal["plain", "rows", "backward"]
+# of them together; "backward": the backward of the plain pass; "second": the forward of another network.
+Pass = Literal["plain", "rows", "backward", "second"]
 
 
 class Need(Protocol):
@@ -32,6 +32,11 @@ class Need(Protocol):
     @property
     def backwards(self) -> int:
         """Number of backward passes, each over one row per item."""
+        ...
+
+    @property
+    def forwards(self) -> float:
+        """Forwards of the model that another network costs per item, by multiply-adds."""
         ...
 
     @property
@@ -56,6 +61,10 @@ class ForwardNeed:
     @property
     def backwards(self) -> int:
         return 0
+
+    @property
+    def forwards(self) -> float:
+        return 0.0
 
     @property
     def brings(self) -> tuple[Need, ...]:

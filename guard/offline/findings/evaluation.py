@@ -191,11 +191,12 @@ class DetectorRow:
     program: str
     rows: int
     backwards: int
-    own: int  # forwards that no other detector of its program pays for too
+    own: float  # forwards that no other detector of its program pays for too
+    second: float = 0.0  # forwards of second networks, by multiply-adds
 
     @property
-    def forwards(self) -> int:
-        return self.rows + self.backwards
+    def forwards(self) -> float:
+        return self.rows + self.backwards + self.second
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,8 @@ class Evaluation:
     worst: Worst | None = None  # over the recipe's attacks
     suite: SuiteRows | None = None
     closed: ClosedFindings | None = None  # where the gradient is not the model's own
-    forwards: int = 0  # an item, of all programs, beside the model's own
+    forwards: float = 0  # an item, of all programs, beside the model's own
+    second: tuple[str, ...] = ()  # each second network: where it comes from, and how good it is
     item_shape: tuple[int, ...] = ()
     class_count: int = 0
     exhibit: Exhibit | None = field(default=None, compare=False, repr=False)  # for pictures; the page alone has it

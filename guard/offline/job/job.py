@@ -28,12 +28,15 @@ from guard.offline.data.find_features import find_features
 from guard.offline.data.splits import SHARES, Split, assign
 from guard.offline.job.feature_file import Stated
 from guard.offline.job.recipe import Recipe
+from guard.offline.job.second_settings import training_minutes
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import DeclaredInput, declared_input
 from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.served import measure_difference
 from guard.offline.work.directory import WorkDirectory
+
+Bounds = tuple[tuple[float, ...], tuple[float, ...]]  # wire values of black and white, by channel or one for all
 
 MIN_SPLIT_ITEMS = 20  # in each split
 WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.TEST: 0.25}
@@ -75,6 +78,9 @@ class Job:
     clean_items: int | None = None  # of those that do not fit into memory: how many are used; None: sized to `minutes`
     craft_items: int | None = None  # clean items that each attack is tried on, for fitting
     attack_items: int | None = None  # and for the report
+    second: tuple[str, ...] = ()  # other networks of the same classes that are asked as well
+    second_bounds: tuple[Bounds, ...] = ()  # their wire values of black and white: none, one for all, or one each
+    second_data: Path | None = None  # the model's own training data, from which a second network is trained
     adaptive_items: int = 50
     adaptive_steps: int = 100
 
@@ -93,6 +99,11 @@ class Job:
         names = {"name": self.name, "input_name": self.input_name, "output_name": self.output_name}
         answers = AnswersWish(self.answers or "", **names, output=self.output, labels=self.labels)
         return StudyWish(answers, self.questions, self.seed, self.work.student if keep else None)
+
+    @property
+    def second_minutes(self) -> float:
+        """The minutes that are kept for training a second network; 0 where none is trained, or no time is given."""
+        return 0.0 if self.second_data is None or self.minutes is None else training_minutes(self.minutes)
 
     @property
     def choice(self) -> ColumnChoice:

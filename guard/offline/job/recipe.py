@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +16,13 @@ from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.table import build_detector
+from guard.offline.job.second_settings import ASKING, SecondSettings, second_settings
 from guard.offline.job.toml_files import content_of, names_in, own_text, users_text
 
 TABULAR = "tabular"
 PROGRAMS = ("screen", "interpret")
 PartT = TypeVar("PartT")
-KEYS = {"description", "inputs", "detector", "attack", "left_out", "repair", "adaptive"}
+KEYS = {"description", "inputs", "detector", "attack", "left_out", "repair", "adaptive", "second"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,29 @@ class Recipe:
     tabular: bool  # for tables of features of different kinds
     raw: Mapping[str, Any]
     skipped: tuple[str, ...] = ()  # parts that do not apply to the kind of input, each with the reason
+    second: SecondSettings = field(default_factory=SecondSettings)
+
+    @property
+    def asks_second(self) -> bool:
+        """Whether a detector asks second networks."""
+        return any(entry["name"] in ASKING for entry in self.detectors)
+
+    def asking(self, networks: Sequence[Any]) -> Recipe:
+        """Return the recipe whose detectors ask these second networks; without any, those detectors are left out.
+
+        Raises ConfigError where no detector is left.
+        """
+        entries = [
+            {**entry, "networks": tuple(networks)} if entry["name"] in ASKING else entry
+            for entry in self.detectors
+            if networks or entry["name"] not in ASKING
+        ]
+        if not entries:
+            raise ConfigError(
+                f"recipe {self.name} has no detector but {' and '.join(ASKING)}, which ask a second network; bring "
+                "one with --second, or let one be trained with --second-data"
+            )
+        return replace(self, detectors=tuple(entries))
 
     def programs(self, taps: Sequence[str]) -> dict[str, list[Detector]]:
         """Build the detectors of each program, cheapest program first; a program without detectors is left out."""
@@ -145,6 +169,7 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
         adaptive_budgets=budgets_of(raw.get("adaptive", {}), origin),
         tabular=inputs_of(raw, origin) == TABULAR,
         raw=raw,
+        second=second_settings(raw.get("second", {}), origin),
     )
 
 

@@ -38,6 +38,7 @@ from guard.offline.preflight.cost import Cost, cost_of
 from guard.offline.preflight.feature_lines import feature_lines
 from guard.offline.preflight.sample import sample_of
 from guard.offline.programs.model_parity import MODEL_ITEMS, check_model
+from guard.offline.second.asked import SecondsAsked, find_asked
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.text import duration
 from guard.offline.work.threads import choose_threads
@@ -54,10 +55,11 @@ MAX_MATES_SHARE = 1e-3  # of the largest logit: batches of other sizes round oth
 
 @dataclass(frozen=True)
 class Sound:
-    """A job's model and data, found to be sound."""
+    """A job's model and data, found to be sound, and the second networks that it asks."""
 
     classifier: Classifier
     data: Dataset
+    asked: SecondsAsked
 
 
 def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | None = None) -> Sound:
@@ -97,15 +99,17 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
         for warning in check_data(job, data):
             say("promise", warning)
     say("gradient", gradient_text(classifier, data))
+    asked = find_asked(job, classifier, data, say, told(say))
+    job = asked.forecast
     programs = job.recipe.programs([tap.name for tap in classifier.taps])
     for name, detectors in programs.items():
         gather = Gather(classifier, [need for detector in detectors for need in detector.needs])
-        say("program", f"{name}: {forwards_text(gather.backwards, gather.rows, detectors)}")
+        say("program", f"{name}: {forwards_text(gather, detectors)}")
     check_model(classifier, [d for ds in programs.values() for d in ds], data.part(Split.COMBINER).images[:MODEL_ITEMS])
     say("ONNX", "compiled for ONNX Runtime, the model gives torch's logits, layers and gradient")
     for about, text in cost_lines(job, cost_of(job, classifier, data)):
         say(about, text)
-    return Sound(classifier, data)
+    return Sound(classifier, data, asked)
 
 
 def check_model_named(job: Job) -> None:
@@ -245,18 +249,21 @@ def gradient_text(classifier: Classifier, data: Dataset) -> str:
     return f"the answer changes with the input on {share:.0%} of {len(images)} items{few}"
 
 
-def forwards_text(backwards: int, rows: int, detectors: Sequence[Detector]) -> str:
+def forwards_text(gather: Gather, detectors: Sequence[Detector]) -> str:
     """Return the least cost of a program's detectors in forwards of the model, beside the item's own."""
-    parts = [counted_text(number, what) for number, what in ((backwards, "backward"), (rows, "row")) if number]
+    counts = ((gather.backwards, "backward"), (gather.rows, "row"))
+    parts = [counted_text(number, what) for number, what in counts if number]
+    parts += [f"{gather.forwards:.2g} of second networks"] if gather.forwards else []
     added = f" (1 + {' + '.join(parts)})" if parts else ""
     learning = ", ".join(detector.name for detector in detectors if detector.learns)
     more = f"; what {learning} needs is found when it is fitted, and comes on top" if learning else ""
-    cost = f"{'at least ' if learning else ''}{counted_text(1 + backwards + rows, 'forward')}{added}"
+    forwards = counted_text(1 + gather.backwards + gather.rows + gather.forwards, "forward")
+    cost = f"{'at least ' if learning else ''}{forwards}{added}"
     return f"{cost} for {', '.join(detector.name for detector in detectors)}{more}"
 
 
-def counted_text(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def counted_text(number: float, what: str) -> str:
+    return f"{number:.3g} {what}{'' if number == 1 else 's'}"
 
 
 def cost_lines(job: Job, cost: Cost) -> list[Line]:
@@ -278,10 +285,11 @@ def cost_lines(job: Job, cost: Cost) -> list[Line]:
 
 def time_text(job: Job, cost: Cost) -> str:
     """Return how long a training takes in all, beside the minutes that it was given."""
-    least = f"about {duration(cost.least_s)}"
+    least_s = cost.least_s + 60 * job.second_minutes
+    least = f"about {duration(least_s)}"
     if job.minutes is None:
         return f"{least} at the least"
-    if cost.least_s > 60 * job.minutes:
+    if least_s > 60 * job.minutes:
         return f"{least}, whatever --minutes {job.minutes:g} says: that is the least"
     return f"{least} at the least, {job.minutes:g} min at the most (--minutes)"
 

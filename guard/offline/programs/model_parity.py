@@ -18,6 +18,7 @@ from guard.offline.detectors.detector import Detector
 from guard.offline.evidence.gather import Gather, distinct
 from guard.offline.evidence.kinds.gradients import InputGradient
 from guard.offline.evidence.kinds.plain import Latent, Logits
+from guard.offline.evidence.kinds.second import SecondLogits
 from guard.offline.evidence.needs import Need
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.onnx_export.export import OPSET_VERSION, lower
@@ -30,7 +31,7 @@ MODEL_ITEMS = 32  # clean items that a model is compared on
 
 
 class ModelProgram(nn.Module):
-    """Program without heads: wire inputs [item, ...] -> logits, the latents that detectors read, any input gradient."""
+    """Program without heads: wire inputs [item, ...] -> logits, what is read of layers and networks, any gradient."""
 
     def __init__(self, classifier: Classifier, detectors: Sequence[Detector]) -> None:
         super().__init__()
@@ -62,12 +63,13 @@ class ModelProgram(nn.Module):
 
 
 def model_needs(needs: Iterable[Need]) -> tuple[Need, ...]:
-    """Return the latents among these needs, and one input gradient where any is read."""
+    """Return latents and second networks among these needs, and one input gradient where any is read."""
     found = list(needs)
     every = [need for one in found for need in (one, *one.brings)]
     latents = [need for need in every if isinstance(need, Latent)]
     gradients = [cast(Need, need) for need in every if isinstance(need, InputGradient)]
-    return distinct([*latents, *gradients[:1]])
+    seconds = [need for need in every if isinstance(need, SecondLogits)]
+    return distinct([*latents, *seconds, *gradients[:1]])
 
 
 def output_of(need: Need) -> Output:
@@ -76,6 +78,8 @@ def output_of(need: Need) -> Output:
         return Output("the logits", "logits")
     if isinstance(need, Latent):
         return Output(f"the layer {need.tap!r}", "latent")
+    if isinstance(need, SecondLogits):
+        return Output(f"the second network {need.network.name!r}", "logits")
     return Output("the input gradient", "gradient", forward=False)
 
 

@@ -68,7 +68,13 @@ def compile_programs(
         files[f"{name}.onnx"] = pool.take_from(model)
         specs.append(
             ProgramSpec(
-                name, f"{name}.onnx", program.names, program.gather.rows, program.gather.backwards, OPSET_VERSION
+                name,
+                f"{name}.onnx",
+                program.names,
+                program.gather.rows,
+                program.gather.backwards,
+                OPSET_VERSION,
+                round(program.gather.forwards, 4),
             )
         )
     for name, cleaner in cleaners.items():

@@ -210,7 +210,7 @@ def cost_plot(e: Evaluation) -> Plot | None:
     if not made or not rows:
         return None
     promise = made[-1]
-    points: list[tuple[str, int, list[float]]] = []
+    points: list[tuple[str, float, list[float]]] = []
     for detector in e.detectors:
         shares = shares_of([row.served.alone.get(detector.name, {}).get(promise.rate) for row in rows])
         if shares:
@@ -236,9 +236,9 @@ def shares_of(rates: Sequence[Rate | None]) -> list[float]:
     return [rate.value for rate in rates if rate is not None and rate.items]
 
 
-def place_points(ax: Axes, points: Sequence[tuple[str, int, list[float]]]) -> None:
+def place_points(ax: Axes, points: Sequence[tuple[str, float, list[float]]]) -> None:
     """Place points of equal cost beside each other, the most caught first, so that names have room."""
-    columns: dict[int, list[tuple[str, list[float]]]] = {}
+    columns: dict[float, list[tuple[str, list[float]]]] = {}
     for name, cost, shares in points:
         columns.setdefault(cost, []).append((name, shares))
     x, ticks = 0.0, []

@@ -276,12 +276,13 @@ def detector_part(e: Evaluation) -> Parts:
         "input look calmer than clean. Both tails: of the two-sided p-value, which is what the fusion looks at, and "
         "what a detector alone is counted by."
     )
+    yield from (indented(f"Second network {text}.") for text in e.second)
 
 
 def add_detector(table: Table, detector: DetectorRow, rows: Sequence[AttackRow]) -> None:
     one = [row.detector_auroc.get(detector.name, math.nan) for row in rows]
     two = [row.detector_surprise.get(detector.name, math.nan) for row in rows]
-    table.add_row(detector.name, f"{detector.forwards} ({detector.own})", *map(decimal, one))
+    table.add_row(detector.name, f"{detector.forwards:.3g} ({detector.own:.3g})", *map(decimal, one))
     if any(value < 0.5 for value in one):
         table.add_row("  both tails", "", *map(decimal, two))
 

@@ -31,6 +31,8 @@ from guard.offline.data.input_kind import kind_of
 from guard.offline.data.shift import shifted
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
+from guard.offline.detectors.table import INDEPENDENT
+from guard.offline.evidence.kinds.second import SecondNetwork, networks_of
 from guard.offline.job.job import Job
 from guard.offline.model.answering import Answering
 from guard.offline.model.classifier import Classifier
@@ -71,7 +73,11 @@ class Calibrator:
         clean = read(cascade, self.data.part(Split.COMBINER).images).scores
         noise, bad = read(cascade, noisy).scores, read(cascade, attacked.items).scores
         ends = np.cumsum(cascade.calibration.programs)
-        fusions = tuple(fit_fusion(clean[:, :end], noise[:, :end], attacked.seen_as(bad[:, :end])) for end in ends)
+        independent = [d.name in INDEPENDENT for ds in self.programs.values() for d in ds]
+        fusions = tuple(
+            fit_fusion(clean[:, :end], noise[:, :end], attacked.seen_as(bad[:, :end]), independent[:end])
+            for end in ends
+        )
         bands = tuple(
             early_reject(fusion.risk(clean[:, :end]), self.job.reject_rate)
             for fusion, end in zip(fusions[:-1], ends[:-1], strict=True)
@@ -143,6 +149,10 @@ class Calibrator:
             "p_values": readings.p_value[keep],
         }
 
+    def networks(self) -> tuple[SecondNetwork, ...]:
+        """Return the second networks that the detectors ask."""
+        return networks_of(need for ds in self.programs.values() for d in ds for need in d.needs)
+
     def manifest(self, calibrated: Calibrated, parity: Mapping[str, Parity], verdicts: Verdicts | None) -> Manifest:
         job = self.job
         return Manifest(
@@ -167,6 +177,7 @@ class Calibrator:
                 "parity": {name: asdict(p) for name, p in parity.items()},
                 "served": {} if (found := self.classifier.difference) is None else asdict(found),
                 "student": student_facts(self.classifier.answering, calibrated.transfers),
+                "second": [one.in_words for one in self.networks()],
                 "verdicts": {} if verdicts is None else asdict(verdicts),
             },
         )

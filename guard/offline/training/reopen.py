@@ -24,6 +24,7 @@ from guard.offline.model.answering import Study
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.programs.opened_guard import OpenedGuard, graphs_of, rates_of
+from guard.offline.second.kept import kept_networks
 from guard.offline.training.fit_heads import load_heads, settled
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
@@ -48,13 +49,14 @@ class Work:
         job, splits = read_json(work.job), read_json(work.splits)
         try:
             recipe = parse(job["recipe"]["raw"], str(job["recipe"]["name"]))
+            asking = recipe.asking(kept_networks(work, bundle.manifest.model))
             splits = {str(key): str(value) for key, value in splits.items()}
         except (AttributeError, KeyError, TypeError) as error:
             raise BundleError(
                 f"{work.path} holds no job and splits of a training; `guard train` keeps them beside the bundle, "
                 "and the adaptive attack needs them"
             ) from error
-        return Work(work, job, recipe, splits)
+        return Work(work, job, asking, splits)
 
     def subject(self, bundle: Bundle) -> OpenedGuard:
         """Open model, heads and runtime. Raises ModelError when the model is not the one the bundle was made for."""
@@ -100,11 +102,13 @@ class Work:
         """Return the settings that `guard train` was called with. Raises BundleError."""
         known = {field.name for field in fields(Job)} - {"recipe", "out"}
         settings = {key: value for key, value in self.job.items() if key in known}
-        for key in ("data", "test", "served"):
+        for key in ("data", "test", "served", "second_data"):
             settings[key] = settings.get(key) and Path(settings[key])
-        for key in ("low", "high", "labels", "drop_columns"):
+        for key in ("low", "high", "labels", "drop_columns", "second"):
             settings[key] = tuple(settings.get(key, ()))
         settings["features"] = restored(settings.get("features", ()))
+        bounds = settings.get("second_bounds", ())
+        settings["second_bounds"] = tuple((tuple(low), tuple(high)) for low, high in bounds)
         try:
             return Job(out=bundle.path, recipe=self.recipe, **settings)
         except TypeError as error:
@@ -177,7 +181,8 @@ def write_work(job: Job, data: Dataset) -> None:
         settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
     if job.answers is not None and Path(job.answers).is_file():
         settings["answers"] = str(Path(job.answers).resolve())
-    settings |= {name: path and path.resolve() for name, path in (("test", job.test), ("served", job.served))}
+    paths = {"test": job.test, "served": job.served, "second_data": job.second_data}
+    settings |= {name: path and path.resolve() for name, path in paths.items()}
     settings["data"] = job.data.resolve()
     settings |= {"recipe": {"name": job.recipe.name, "raw": job.recipe.raw}}
     write_json(job.work.job, settings, indent=2)

@@ -78,6 +78,19 @@ class WorkDirectory:
         """Return the file with a fitted detector's numbers."""
         return self.path / "heads" / f"{detector}.npz"
 
+    def second(self, key: str) -> Path:
+        """Return the file with a second network that is being trained, as it was after its last epoch."""
+        return self.path / "second" / f"{key[:24]}.npz"
+
+    def second_weights(self, digest: str) -> Path:
+        """Return the file with the weights of a second network that was trained."""
+        return self.path / "second" / f"weights-{digest[:24]}.npz"
+
+    @property
+    def seconds_asked(self) -> Path:
+        """File that lists the second networks that a bundle's detectors ask."""
+        return self.path / "second" / "networks.json"
+
     def model(self, key: str) -> Path:
         """Return the folder of the compiled model that attacks run in ONNX Runtime."""
         return self.path / "model" / key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from guard.offline.detectors.table import DETECTORS
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.needs import Evidence
+from guard.offline.job.second_settings import ASKING
 from guard.offline.model.classifier import Classifier
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 from tests.offline import tiny
@@ -68,7 +69,13 @@ def fitted(kind: Kind) -> Fitted:
     clean = Dataset(inputs.numpy(), labels.numpy(), np.arange(ITEMS).astype(str))
     fooling = Attacked(attacked.numpy(), ("fgsm", "another") * (ITEMS // 2))
     items = FittingItems(clean, noisy.numpy(), fooling)
-    heads = fit_heads([build(taps) for build in DETECTORS.values()], items, remembered, seed=4, report=lambda _: None)
+    heads = fit_heads(
+        [build(taps, **settings(name, kind)) for name, build in DETECTORS.items()],
+        items,
+        remembered,
+        seed=4,
+        report=lambda _: None,
+    )
     detectors = {name: head.detector for name, head in heads.items()}
     needs = [need for detector in detectors.values() for need in detector.needs]
     evidence = [remembered(needs, images) for images in (clean.images, items.noisy, fooling.items)]
@@ -76,6 +83,11 @@ def fitted(kind: Kind) -> Fitted:
     unseen = attack(classifier, held_out, held_out_labels)
     calm, fooled = remembered(needs, held_out.numpy()), remembered(needs, unseen.numpy())
     return Fitted(classifier, detectors, heads, examples, held_out, calm, fooled)
+
+
+def settings(name: str, kind: Kind) -> dict[str, Any]:
+    """What a detector is given here beside its defaults: a second network, where it asks one."""
+    return {"networks": (tiny.second_network(kind),)} if name in ASKING else {}
 
 
 def attack(classifier: Classifier, inputs: Tensor, labels: Tensor) -> Tensor:

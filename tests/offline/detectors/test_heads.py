@@ -21,6 +21,7 @@ from guard.offline.detectors.table import DETECTORS, build_detector
 from guard.offline.evidence.kinds import gradients, plain, variants
 from guard.offline.evidence.kinds.gradients import NoisedGradients
 from guard.offline.evidence.kinds.plain import Latent, Logits
+from guard.offline.evidence.kinds.second import SecondLogits
 from guard.offline.evidence.kinds.variants import DenoisedLogits, SteeredLogits
 from guard.offline.evidence.needs import Evidence, take
 from guard.offline.programs.program import Program
@@ -190,6 +191,19 @@ def steered_away(have: Fitted) -> Evidence:
     }
 
 
+def another_opinion(have: Fitted) -> Evidence:
+    """The second network names another class, and is sure of it."""
+    return {
+        need: 9.0 * torch.roll(have.clean[Logits()], 1, dims=1) if isinstance(need, SecondLogits) else value
+        for need, value in have.clean.items()
+    }
+
+
+def no_opinion(have: Fitted) -> Evidence:
+    """The second network does not know."""
+    return {need: 0.1 * value if isinstance(need, SecondLogits) else value for need, value in have.clean.items()}
+
+
 OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "mahalanobis": far_latents,
     "kernel_density": far_latents,
@@ -199,6 +213,8 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "gradient_direction": turned_gradients,
     "attribute_steering": steered_away,
     "feature_squeezing": changed_mind,
+    "second_opinion": another_opinion,
+    "second_entropy": no_opinion,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 

@@ -25,6 +25,7 @@ from guard.offline.evaluate import Wish, evaluate_bundle
 from guard.offline.findings.evaluation import NOISE, OFF_GRID
 from guard.offline.job.job import open_job
 from guard.offline.job.recipe import load_recipe
+from guard.offline.job.second_settings import ASKING
 from guard.offline.train import train
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
@@ -60,7 +61,8 @@ def test_the_bundle_knows_each_features_range_and_no_grid(bundle: Bundle) -> Non
     assert (spec.low, spec.high) == tumours.box()
     assert "each feature has a range of its own" in summarise(bundle)
     standard = {entry["name"] for entry in load_recipe("standard").detectors}
-    assert standard <= set(bundle.calibration.detectors)
+    assert standard - set(ASKING) <= set(bundle.calibration.detectors), "no second network was given"
+    assert not set(ASKING) & set(bundle.calibration.detectors)
 
 
 def test_the_report_has_every_row_that_vectors_can_have(bundle: Bundle) -> None:

@@ -14,6 +14,7 @@ from guard.fusion import Floats, Fusion, Surprise
 from guard.offline.data.attacked import Attacked
 from guard.offline.training import fit_fusion as fit_fusion_module
 from guard.offline.training.fit_fusion import (
+    INDEPENDENT_RATE_SHARE,
     MIN_TAIL_ITEMS,
     RESTING_SLOPE,
     SURPRISE_RATE_SHARE,
@@ -237,3 +238,20 @@ def test_no_family_leaks_through_an_early_pass_that_does_not_exist() -> None:
     risk = np.asarray([-9.0, 0.0, 1.0, 5.0])
     assert band_leak(Band(high=2.0), Attacked(risk, ("a", "a", "b", "b"))) == {"a": 0.0, "b": 0.0}
     assert band_leak(Band(low=0.5), Attacked(risk, ("a", "a", "b", "b"))) == {"a": 1.0, "b": 0.0}
+
+
+def test_what_is_independent_has_a_share_of_the_rate_that_no_other_detector_takes() -> None:
+    """Whatever the attack moved; without such a detector, or where its scores have no tail, all share as before."""
+    clean, noisy, fresh = scores(2000, 0), scores(500, 1), scores(20_000, 2)
+    bad = Attacked(scores(300, 3, (3.0, 0.0, 0.0)), ("up",) * 300)
+    shared, kept = (fit_fusion(clean, noisy, bad, independent) for independent in ((), (False, False, True)))
+    assert np.flatnonzero(shared.surprise.slopes).tolist() == [0, 1, 2]
+    assert np.flatnonzero(kept.surprise.slopes).tolist() == [2]
+    rate, only_it = 0.05, scores(500, 5, (0.0, 0.0, 3.0))
+    caught = [float((f.risk(only_it) > np.quantile(f.risk(fresh), 1 - rate)).mean()) for f in (shared, kept)]
+    assert caught[1] > caught[0] + 0.05
+    taken = kept.surprise.risk(fresh) > np.quantile(kept.risk(fresh), 1 - rate)
+    assert INDEPENDENT_RATE_SHARE * rate / 2 < taken.mean() < INDEPENDENT_RATE_SHARE * rate * 2
+    flat = clean.copy()
+    flat[:, 2] = 1.0
+    assert np.flatnonzero(fit_fusion(flat, noisy[:0], bad, (False, False, True)).surprise.slopes).tolist() == [0, 1]

@@ -39,6 +39,10 @@ class GradientNeed:
     noise: Noise | None = None  # None: at the item itself
 
     @property
+    def forwards(self) -> float:
+        return 0.0
+
+    @property
     def stand_ins(self) -> tuple[StandIn, ...]:
         return (
             StandIn("ReLU's step in an input gradient", "softplus of sharpness 10"),

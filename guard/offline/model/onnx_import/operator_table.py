@@ -10,6 +10,7 @@ from guard.errors import ModelError
 from guard.offline.model.onnx_import.graph import Graph
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_categories import CATEGORIES
+from guard.offline.model.onnx_import.operators_einsum import EINSUM
 from guard.offline.model.onnx_import.operators_layers import LAYERS, linear
 from guard.offline.model.onnx_import.operators_ml import MACHINE_LEARNING
 from guard.offline.model.onnx_import.operators_places import PLACES
@@ -22,6 +23,7 @@ from guard.offline.model.onnx_import.refusals import ML, missing
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **POINTWISE,
     **LAYERS,
+    **EINSUM,
     **POOLS,
     **SHAPES,
     **PLACES,

@@ -116,6 +116,15 @@ def cast(node: Node, x: Tensor) -> Tensor:
     return x if x.dtype == kind else x.to(kind)
 
 
+def infinite(node: Node, x: Tensor) -> Tensor:
+    """Tell which numbers are infinite, or only those of the signs that the node names."""
+    largest_finite = torch.finfo(x.dtype).max
+    above, below = x > largest_finite, x < -largest_finite
+    if not node.get("detect_negative", 1):
+        return above if node.get("detect_positive", 1) else torch.zeros_like(above)
+    return torch.logical_or(above, below) if node.get("detect_positive", 1) else below
+
+
 def dropout(node: Node, x: Tensor, _share: Any = None, training: Any = None) -> Tensor:
     if training is not None and bool(training):
         raise node.refuse("still drops out; export the model in evaluation mode")
@@ -159,6 +168,9 @@ POINTWISE: dict[str, Operator] = {
     "GreaterOrEqual": binary(lambda a, b: a >= b),
     "Less": binary(lambda a, b: a < b),
     "LessOrEqual": binary(lambda a, b: a <= b),
+    "Xor": binary(torch.logical_xor),
+    "IsInf": infinite,
+    "IsNaN": unary(torch.isnan),
     "Max": folded(largest),
     "Min": folded(smallest),
     "Sum": folded(lambda a, b: a + b),

@@ -26,7 +26,7 @@ from guard.offline.model.onnx_import.refusals import FLOW
 from guard.offline.model.onnx_import.shape_arithmetic import SIZES, is_fixed, is_symbol, whole
 
 FREE_BATCH = "export the file with a dynamic batch axis"
-INTEGERS = "iub"  # kinds of constants that can be sizes
+INTEGERS = "iu"  # kinds of constants that can be sizes; a constant mask is a tensor
 
 
 class Step(nn.Module):

@@ -77,6 +77,11 @@ def cut(node: Node, data: Sizes, starts: Any = None, ends: Any = None, axes: Any
     return data
 
 
+def transpose(node: Node, data: Sizes) -> Sizes:
+    """Turn a table of sizes, as the older exporter does with the widths of a padding."""
+    return np.transpose(data, node.get("perm"))
+
+
 def reshape(_node: Node, data: Sizes, target: Sizes) -> Sizes:
     return data.reshape(stood_in(target))
 
@@ -182,6 +187,7 @@ SIZES: Mapping[str, Callable[..., Sizes]] = {
     "Squeeze": squeeze,
     "Shape": shape,
     "Slice": cut,
+    "Transpose": transpose,
     "Reshape": reshape,
     "Cast": cast,
     "Identity": lambda _node, data: data,
@@ -194,11 +200,16 @@ SIZES: Mapping[str, Callable[..., Sizes]] = {
     "Max": binary(max),
     "Equal": binary(lambda a, b: bool(a == b)),
     "Greater": binary(lambda a, b: bool(a > b)),
+    "GreaterOrEqual": binary(lambda a, b: bool(a >= b)),
     "Less": binary(lambda a, b: bool(a < b)),
+    "LessOrEqual": binary(lambda a, b: bool(a <= b)),
+    "And": binary(lambda a, b: a and b),
+    "Or": binary(lambda a, b: a or b),
     "Pow": binary(power),
     "Sqrt": unary(math.sqrt),
     "Floor": rounded(math.floor),
     "Ceil": rounded(math.ceil),
+    "Abs": unary(abs),
     "Neg": unary(lambda a: -a),
     "Not": unary(lambda a: not a),
     "Where": choose,

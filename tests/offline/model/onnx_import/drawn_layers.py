@@ -162,6 +162,25 @@ def matrix_product(draw: Any) -> Drawn:
     return writer.end(writer.add("MatMul", ["input", writer.numbers(*sizes)]))
 
 
+def einsum(draw: Any) -> Drawn:
+    """Draw a sum over any letters but the batch's, of the input with itself, a constant, or alone."""
+    writer = Writer.begin(draw, opsets=(12, 13, 20), size=4)
+    own = "nchw"[: writer.rank]
+    terms, operands = [own], ["input"]
+    if writer.integer(0, 3) == 0:
+        terms, operands = [own, own], ["input", "input"]
+    elif writer.integer(0, 2):
+        other = [*draw(st.lists(st.sampled_from(own[1:]), unique=True)), *writer.one_of((), ("d",))] or ["d"]
+        sizes = dict(zip(own[1:], writer.shape, strict=True)) | {"d": writer.integer(1, 3)}
+        terms.append("".join(other))
+        operands.append(writer.numbers(*(sizes[letter] for letter in other)))
+        if writer.flag():
+            terms, operands = terms[::-1], operands[::-1]
+    rest = sorted({letter for term in terms for letter in term} - {"n"})
+    result = "n" + "".join(draw(st.lists(st.sampled_from(rest), unique=True)))
+    return writer.end(writer.add("Einsum", operands, equation=f"{','.join(terms)}->{result}"))
+
+
 def batch_norm(draw: Any) -> Drawn:
     writer = Writer.begin(draw, opsets=(9, 14, 15))
     parts = [writer.numbers(writer.shape[0], positive=place in (0, 3)) for place in range(4)]
@@ -231,6 +250,7 @@ DRAWINGS: dict[str, Drawing] = {
     "GlobalAveragePool": global_pool("GlobalAveragePool"),
     "GlobalMaxPool": global_pool("GlobalMaxPool"),
     "GroupNormalization": group_norm,
+    "Einsum": einsum,
     "InstanceNormalization": instance_norm,
     "LRN": response_norm,
     "LayerNormalization": layer_norm,

@@ -106,6 +106,17 @@ def both(kind: str) -> Drawing:
     return drawn
 
 
+def oddity(kind: str) -> Drawing:
+    """Numbers whose logarithm is infinite or none."""
+
+    def drawn(draw: Any) -> Drawn:
+        writer = begin(draw, kind)
+        condition = writer.add(kind, [writer.add("Log", [writer.add("Relu", ["input"])])])
+        return writer.end(writer.as_number(condition))
+
+    return drawn
+
+
 def negation(draw: Any) -> Drawn:
     writer = begin(draw, "Not")
     condition = writer.add("Greater", ["input", writer.broadcastable()])
@@ -200,7 +211,8 @@ DRAWINGS: dict[str, Drawing] = {
     **{kind: scaled(kind) for kind in SCALED},
     **{kind: arithmetic(kind) for kind in ARITHMETIC},
     **{kind: comparison(kind) for kind in COMPARISONS},
-    **{kind: both(kind) for kind in ("And", "Or")},
+    **{kind: both(kind) for kind in ("And", "Or", "Xor")},
+    **{kind: oddity(kind) for kind in ("IsInf", "IsNaN")},
     **{kind: folded(kind) for kind in FOLDED},
     **{kind: reduction(kind) for kind in REDUCTIONS},
     **{kind: softmax(kind) for kind in ("Softmax", "LogSoftmax")},

@@ -269,7 +269,7 @@ def test_comparisons_and_choices(kind: str, tmp_path: Path) -> None:
     compare(model_of(nodes, {"one": np.float32(1)}, ["item", *IMAGE]), tmp_path, IMAGE)
 
 
-@pytest.mark.parametrize("kind", ["And", "Or"])
+@pytest.mark.parametrize("kind", ["And", "Or", "Xor"])
 def test_both_or_either(kind: str, tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Greater", ["input", "low"], ["above"]),
@@ -279,6 +279,80 @@ def test_both_or_either(kind: str, tmp_path: Path) -> None:
     ]
     constants = {"low": np.float32(0.1), "high": np.float32(0.3)}
     compare(model_of(nodes, constants, ["item", *IMAGE]), tmp_path, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "signs"),
+    [("IsNaN", {}), ("IsInf", {}), ("IsInf", {"detect_negative": 0}), ("IsInf", {"detect_positive": 0})],
+)
+def test_numbers_that_are_none(kind: str, signs: dict[str, int], tmp_path: Path) -> None:
+    """Of what is left below 0.3 the logarithm is none or minus infinity, and its quotient plus infinity."""
+    nodes = [
+        helper.make_node("Max", ["input", "low"], ["clipped"]),
+        helper.make_node("Sub", ["clipped", "low"], ["rest"]),  # 0 where it was clipped
+        helper.make_node("Reciprocal", ["rest"], ["above"]),
+        helper.make_node("Log", ["rest"], ["below"]),
+        helper.make_node("Where", ["side", "above", "below"], ["both"]),
+        helper.make_node("Mul", ["both", "factor"], ["some"]),  # infinity * 0 is no number
+        helper.make_node(kind, ["some"], ["odd"], **signs),
+        helper.make_node("Where", ["odd", "low", "input"], ["output"]),
+    ]
+    side = np.arange(120).reshape(1, *IMAGE) % 2 == 0
+    factor = (np.arange(120).reshape(1, *IMAGE) % 3 > 0).astype(np.float32)
+    constants = {"low": np.float32(0.3), "side": side, "factor": factor}
+    compare(model_of(nodes, constants, ["item", *IMAGE]), tmp_path, IMAGE)
+
+
+def test_a_constant_mask_that_is_repeated_for_each_item(tmp_path: Path) -> None:
+    """The default exporter writes attention so: a mask for any number of items, rows without a share become zero."""
+    nodes = [
+        helper.make_node("Shape", ["input"], ["items"], start=0, end=1),
+        helper.make_node("Concat", ["items", "rest"], ["sizes"], axis=0),
+        helper.make_node("Expand", ["mask", "sizes"], ["masks"]),
+        helper.make_node("Where", ["masks", "zero", "never"], ["bias"]),
+        helper.make_node("Add", ["input", "bias"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
+        helper.make_node("IsNaN", ["shares"], ["none"]),
+        helper.make_node("Where", ["none", "zero", "shares"], ["output"]),
+    ]
+    mask = np.tri(IMAGE[1], IMAGE[2], dtype=bool)[None, None]
+    constants = {"rest": ints(*IMAGE), "mask": mask, "zero": np.float32(0), "never": np.float32(-np.inf)}
+    compare(model_of(nodes, constants, ["item", *IMAGE]), tmp_path, IMAGE)
+
+
+EINSUMS = {
+    "nchw,cd->ndhw": (4, 3),  # heads that talk to each other
+    "nchw,nchv->ncwv": None,  # of the input with itself: a product for each item and channel
+    "nchw,nchv->nwv": None,
+    "nchw,chd->ncdw": (4, 6, 2),
+    "cd,nchw->nhwd": (4, 3),
+    "nchw->nwc": None,
+    "nchw,w->nch": (5,),
+    "nchw,n c h w -> n h": None,
+}
+
+
+@pytest.mark.parametrize("equation", EINSUMS)
+def test_einsum(equation: str, tmp_path: Path) -> None:
+    sizes = EINSUMS[equation]
+    left, *rest = equation.split("->")[0].replace(" ", "").split(",")
+    others = ["input"] if sizes is None else ["other"]
+    operands = ["input"] if not rest else [*others, "input"] if left == "cd" else ["input", *others]
+    nodes = [helper.make_node("Einsum", operands, ["output"], equation=equation)]
+    constants = {} if sizes is None else {"other": noise(*sizes, seed=5)}
+    compare(model_of(nodes, constants, ["item", *IMAGE]), tmp_path, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("equation", "why"),
+    [("...hw,wv->...hv", "leaves axes open"), ("nchw,nchv->cwv", "over the items"), ("nchw,ww->nch", "a diagonal")],
+)
+def test_an_einsum_that_is_not_taken_says_why(equation: str, why: str, tmp_path: Path) -> None:
+    operand = "input" if "nchv" in equation else "other"
+    nodes = [helper.make_node("Einsum", ["input", operand], ["output"], equation=equation)]
+    onnx.save(model_of(nodes, {"other": noise(5, 5)}, ["item", *IMAGE]), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=rf"Einsum.*{why}.*torch\.matmul|Einsum.*{why}.*evaluation mode"):
+        import_onnx(tmp_path / "m.onnx", IMAGE)
 
 
 def test_channels_folded_into_the_batch(tmp_path: Path) -> None:
@@ -315,16 +389,33 @@ NUMBERS: dict[str, NDArray[Any]] = {
     "second": ints(1),
     "third": ints(2),
     "last": ints(-1),
+    "pairs": ints(-1, 2),
     "half": np.float32(0.5),
 }
 SIZED: dict[str, list[onnx.NodeProto]] = {
     kind: sized(kind, "height", "two") for kind in ("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Pow")
 }
-SIZED |= {kind: sized(kind, "height", "two") for kind in ("Equal", "Greater", "Less")}
+SIZED |= {kind: sized(kind, "height", "two") for kind in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")}
+SIZED |= {
+    kind: [
+        helper.make_node("Greater", ["height", "four"], ["is"]),
+        helper.make_node("Less", ["height", "four"], ["is less"]),
+        helper.make_node(kind, ["is", "is less"], ["found"]),
+        *sized("Where", "found", "two", "height"),
+    ]
+    for kind in ("And", "Or")
+}
 SIZED |= {
     "Cast": sized("Cast", "height", to=TensorProto.FLOAT),
     "Sqrt": [helper.make_node("Cast", ["height"], ["real"], to=TensorProto.FLOAT), *sized("Sqrt", "real")],
     "Neg": sized("Neg", "height"),
+    "Abs": [helper.make_node("Neg", ["height"], ["below"]), *sized("Abs", "below")],
+    "Transpose": [
+        helper.make_node("Reshape", ["sizes", "pairs"], ["table"]),
+        helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
+        helper.make_node("Reshape", ["turned", "last"], ["list"]),
+        *sized("Gather", "list", "one"),
+    ],
     "Identity": sized("Identity", "height"),
     "Squeeze": [helper.make_node("Unsqueeze", ["height", "first"], ["list"]), *sized("Squeeze", "list", "first")],
     "Unsqueeze": sized("Unsqueeze", "height", "first"),
@@ -423,6 +514,7 @@ def test_how_many_numbers_an_item_has(tmp_path: Path) -> None:
 def test_the_list_is_the_table() -> None:
     elsewhere = {"And", "Or", "Not", "Where", "Attention", "ConstantOfShape", "Shape", "Size"}
     elsewhere |= {*PLACES, *RECURRENT, *MACHINE_LEARNING, *CATEGORIES}  # have files of their own
+    elsewhere |= {"Einsum", "IsInf", "IsNaN", "Xor"}
     elsewhere |= {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
     assert {case.kind for case in CASES} | elsewhere == set(FUNCTIONS)
     assert {*SIZED, "ConstantOfShape"} == set(SIZES)

@@ -1,0 +1,1 @@
+"""Second networks: those that the operator brings, and those that the guard trains."""

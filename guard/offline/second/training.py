@@ -1,0 +1,277 @@
+"""Training of a second network: sized by measured speed, kept after each epoch, done once for all guards of a bundle.
+
+Rule 1: the plan is made once and kept; a training that is taken up again follows it, and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.errors import ModelError
+from guard.offline.evidence.kinds.second import SecondNetwork
+from guard.offline.job.job import Job
+from guard.offline.job.second_settings import SecondSettings
+from guard.offline.model.classifier import Classifier
+from guard.offline.networks.learner import Course, Learner, Lessons
+from guard.offline.networks.multiply_adds import multiply_adds
+from guard.offline.networks.residual import Design, folded
+from guard.offline.second.answers import named
+from guard.offline.second.brought import cost
+from guard.offline.second.lessons import SecondData
+from guard.offline.second.verifier_check import Held, attack_verifier, check_verifier
+from guard.offline.work.files import read_arrays, write_arrays
+from guard.offline.work.parallel import cores
+from guard.offline.work.store import cache_key
+from guard.offline.work.text import duration
+
+FEW_ITEMS, MAX_EPOCHS_FACTOR = 20_000, 5.0  # with fewer items there are more epochs, up to so many times as many
+TIMED_STEPS, MIN_EPOCHS = 2, 1
+MIRROR_SHARE = 0.95  # of the model's accuracy: where it is as good on mirrored images, they have the same label
+EPOCH_CHECKED_ITEMS, EPOCH_CHECK_STEPS = 100, 10
+CHECKED_ITEMS, CHECK_STEPS = 300, 50
+NAME = "second"  # of the network that is trained
+
+Say = Callable[[str], None]
+Progress = Callable[[object, int, int], None]  # (what, epochs done, epochs in all)
+
+
+@dataclass(frozen=True)
+class CoursePlan:
+    """Speed of a course on this machine, and how it is computed fastest."""
+
+    threads: int
+    bfloat16: bool
+    natural_epochs: int
+    robust_epochs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """Training of one second network: what is learned, from what, and where it is kept."""
+
+    job: Job
+    classifier: Classifier
+    lessons: SecondData
+
+    @property
+    def settings(self) -> SecondSettings:
+        return self.job.recipe.second
+
+    @cached_property
+    def design(self) -> Design:
+        """The design whose cost is nearest to what the settings say, beside the model's."""
+        shape, classes = self.classifier.item_shape, self.classifier.spec.output.classes
+        own = multiply_adds(self.classifier.graph, torch.zeros(1, *shape))
+        return Design(shape, classes, 0).costing(self.settings.forwards * own)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def key(self) -> str:
+        """Cache key of the plan and of the weights, over all that they follow from but measured speeds."""
+        learned = hashlib.sha256("".join(self.lessons.learned.hashes.tolist()).encode())
+        learned.update(np.ascontiguousarray(self.lessons.learned.labels).tobytes())
+        teacher = self.classifier.spec.fingerprint if self.settings.kind == "distilled" else ""
+        mirror = self.mirror  # the model's own word, which another model may not have
+        given = (
+            self.design,
+            self.settings,
+            learned.hexdigest(),
+            self.job.second_minutes,
+            self.job.seed,
+            mirror,
+            teacher,
+        )
+        return cache_key((*given, self.device.type), (__name__,))
+
+    @cached_property
+    def mirror(self) -> bool:
+        """Whether the model is as often right on mirrored images, so that these keep their labels."""
+        some = self.lessons.held_out.take(slice(EPOCH_CHECKED_ITEMS))
+        straight = some.images[:]
+        if straight.ndim != 4:
+            return False
+        mirrored = np.ascontiguousarray(straight[:, :, :, ::-1])
+        plain, turned = (
+            float((named(self.classifier.graph, images) == some.labels).mean()) for images in (straight, mirrored)
+        )
+        return turned >= MIRROR_SHARE * plain
+
+    @cached_property
+    def untrained(self) -> SecondNetwork:
+        """Return a network of the design that has learned nothing: for the forecast of costs."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.job.seed)
+            network = self.design.build(normed=False).eval().requires_grad_(False)
+        return SecondNetwork(NAME, "untrained", cost(network, self.classifier), network)
+
+    def most_epochs(self) -> tuple[int, int]:
+        """Return the natural and robust epochs, were there time for all."""
+        factor = min(MAX_EPOCHS_FACTOR, max(1.0, FEW_ITEMS / len(self.lessons.learned)))
+        natural, robust = (math.ceil(factor * epochs) for epochs in self.settings.epochs)
+        return natural, robust
+
+    def course(self, pace: CoursePlan) -> Course:
+        settings = self.settings
+        return Course(
+            pace.natural_epochs,
+            pace.robust_epochs,
+            settings.budget,
+            settings.wide,
+            self.mirror,
+            settings.kind == "distilled",
+            bfloat16=pace.bfloat16,
+            seed=self.job.seed,
+        )
+
+    def learner(self, pace: CoursePlan) -> Learner:
+        """Return a learner that has learned nothing yet."""
+        learned = self.lessons.learned
+        return Learner(
+            self.design, self.course(pace), Lessons(learned.images[:], learned.labels, self.classifier), self.device
+        )
+
+    def pace(self) -> CoursePlan:
+        """Measure how a step is fastest, and return how many epochs fit into the minutes."""
+        natural, robust = self.most_epochs()
+        threads = sorted({1, cores()}) if self.job.threads is None else [self.job.threads]
+        halves = (True,) if self.device.type == "cuda" else (False, True)
+        tried = [CoursePlan(count, half, natural, robust) for count in threads for half in halves]
+        seconds = {pace: self.seconds(pace) for pace in tried}
+        best = min(tried, key=lambda pace: sum(seconds[pace]))
+        if not self.job.second_minutes:
+            return best
+        natural_s, robust_s = seconds[best]
+        share = min(1.0, 60 * self.job.second_minutes / (natural * natural_s + robust * robust_s))
+        kept = [max(MIN_EPOCHS, math.floor(share * epochs)) if epochs else 0 for epochs in (natural, robust)]
+        return replace(best, natural_epochs=kept[0], robust_epochs=kept[1])
+
+    def seconds(self, pace: CoursePlan) -> tuple[float, float]:
+        """Measure the seconds of a natural and of a robust epoch."""
+        torch.set_num_threads(pace.threads)
+        learner = self.learner(replace(pace, natural_epochs=1, robust_epochs=1))
+        learner.network.train()
+        generator = torch.Generator().manual_seed(0)
+        batch = next(iter(learner.batches(generator)))
+        found = []
+        for first in (0, learner.steps):
+            tries = []
+            for place in range(1 + TIMED_STEPS):
+                began = time.perf_counter()
+                learner.step(first + place, *batch, generator)
+                tries.append(time.perf_counter() - began)
+            found.append(min(tries[1:]) * learner.steps)
+        return found[0], found[1]
+
+    def plan(self) -> CoursePlan:
+        """Return the plan of before, or make and keep it."""
+        chosen = self.job.work.choices.choice("second", self.key, lambda: list(vars(self.pace()).values()))
+        return CoursePlan(*chosen)
+
+    def in_words(self, pace: CoursePlan) -> str:
+        """Say what will be trained."""
+        design, kind = self.design, self.settings.kind
+        numbers = sum(value.numel() for value in self.untrained.network.parameters())
+        robust = f" and {pace.robust_epochs} robust" if pace.robust_epochs else ""
+        most = sum(self.most_epochs())
+        fewer = (
+            f" (of {most}, to end within {self.job.second_minutes:.3g} min)"
+            if most > sum(vars(pace)[k] for k in ("natural_epochs", "robust_epochs"))
+            else ""
+        )
+        return (
+            f"{kind} of {numbers:,} numbers, width {design.width}, "
+            f"{cost_text(self.untrained.forwards)}; {pace.natural_epochs} natural{robust} "
+            f"epochs{fewer} on {self.device.type}, {'bfloat16' if pace.bfloat16 else 'float32'}"
+        )
+
+    def run(self, say: Say, progress: Progress) -> SecondNetwork:
+        """Train the network, or take it up again, and return it. Raises ModelError: its training diverged."""
+        threads = torch.get_num_threads()
+        try:
+            pace = self.plan()
+            say(self.in_words(pace))
+            torch.set_num_threads(pace.threads)
+            return self.finished(self.learned(pace, say, progress), pace)
+        finally:
+            torch.set_num_threads(threads)
+
+    def learned(self, pace: CoursePlan, say: Say, progress: Progress) -> Learner:
+        """Learn all epochs that are not kept yet."""
+        file, learner = self.job.work.second(self.key), self.learner(pace)
+        kept = read_arrays(file)
+        if kept is not None:
+            learner.restore(kept)
+            say(f"going on after epoch {learner.done_epochs}")
+        epochs, began = learner.course.epochs, time.monotonic()
+        first = learner.done_epochs
+        while learner.done_epochs < epochs:
+            progress("second network, epoch", learner.done_epochs, epochs)
+            loss = learner.epoch()
+            said = [f"epoch {learner.done_epochs} of {epochs}: loss {loss:.3f}, right on {self.right(learner):.1%}"]
+            if learner.done_epochs > pace.natural_epochs:
+                said.append(str(self.attacked(attack_verifier, learner, EPOCH_CHECKED_ITEMS, EPOCH_CHECK_STEPS)))
+            done = learner.done_epochs - first
+            left = (time.monotonic() - began) / done * (epochs - learner.done_epochs)
+            write_arrays(file, learner.state())
+            say(", ".join([*said, f"{duration(left)} left"]))
+        return learner
+
+    def right(self, learner: Learner) -> float:
+        """Return the share of the held-out items that the network has right."""
+        held_out = self.lessons.held_out
+        return float((named(learner.judged(), held_out.images[:]) == held_out.labels).mean())
+
+    def attacked(self, attack: Callable[..., Held], learner: Learner, items: int, steps: int) -> Held:
+        """Attack the verifier in one step and in many, on held-out items."""
+        some = self.lessons.held_out.take(slice(items))
+        images, labels = torch.from_numpy(some.images), torch.from_numpy(some.labels)
+        return attack(learner.judged(), images, labels, self.settings.budget, steps, self.job.seed)
+
+    def finished(self, learner: Learner, pace: CoursePlan) -> SecondNetwork:
+        """Return what was learned, without normalisation. Raises ModelError where it does not withstand many steps."""
+        about = [
+            f"{self.settings.kind}, trained on {len(self.lessons.learned):,} items",
+            f"{pace.natural_epochs} natural and {pace.robust_epochs} robust epochs",
+            f"right on {self.right(learner):.1%} of {len(self.lessons.held_out):,} items beside them",
+        ]
+        if pace.robust_epochs:
+            about.append(str(self.attacked(check_verifier, learner, CHECKED_ITEMS, CHECK_STEPS)))
+        weights = {name: value.numpy() for name, value in folded(learner.mean).items()}
+        return trained_network(self.design, weights, self.classifier, ", ".join(about))
+
+
+def trained_network(
+    design: Design, weights: dict[str, NDArray[np.float32]], classifier: Classifier, about: str
+) -> SecondNetwork:
+    """Return a trained network with these weights. Raises ModelError where they are not the design's."""
+    network = design.build(normed=False)
+    try:
+        network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    except RuntimeError as error:
+        raise ModelError(f"the kept second network has other weights than its design: {error}") from error
+    network.eval().requires_grad_(False)
+    return SecondNetwork(NAME, digest_of(design, weights), cost(network, classifier), network, about)
+
+
+def digest_of(design: Design, weights: dict[str, NDArray[np.float32]]) -> str:
+    """Return the SHA-256 (hex) of a design and its weights."""
+    found = hashlib.sha256(repr(design).encode())
+    for name, value in sorted(weights.items()):
+        found.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()
+
+
+def cost_text(forwards: float) -> str:
+    return f"{forwards:.2g} forwards of the model"

@@ -1,0 +1,200 @@
+"""A second network that the guard trains: once, resumably, on nothing that the guard is calibrated on."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from guard.bundle import Bundle
+from guard.errors import ConfigError, DataError, ModelError
+from guard.offline.adversary.excess import without_gradient
+from guard.offline.data.splits import Split
+from guard.offline.evaluation.left_out import refit
+from guard.offline.evidence.cache import EvidenceCache
+from guard.offline.evidence.kinds.second import networks_of
+from guard.offline.job.job import Job, open_job
+from guard.offline.job.recipe import parse
+from guard.offline.networks.learner import Learner
+from guard.offline.second.asked import find_asked
+from guard.offline.second.lessons import read_lessons
+from guard.offline.second.verifier_check import check_verifier
+from guard.offline.train import train
+from guard.offline.training.build import Prepared
+from guard.offline.training.reopen import Work
+from guard.offline.work.progress import Stages
+from guard.summary import summarise
+from tests.offline import tiny
+from tests.offline.second.test_brought import RECIPE
+from tests.once import once
+
+SECOND = {"kind": "robust_verifier", "natural_epochs": 1, "robust_epochs": 1, "budget": 0.02, "forwards": 0.5}
+
+
+class Stopped(Exception):
+    """What ends a training between two epochs."""
+
+
+@pytest.fixture
+def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs that are learned from now on; the third ends the training where it is asked to."""
+    found: list[int] = []
+    learn = Learner.epoch
+
+    def epoch(self: Learner) -> float:
+        found.append(self.done_epochs)
+        return learn(self)
+
+    monkeypatch.setattr(Learner, "epoch", epoch)
+    return found
+
+
+def job_in(folder: Path, **changes: Any) -> Job:
+    data = folder / "training.npz"
+    if not data.exists():
+        tiny.write_data(data, 1500, seed=21)
+    recipe = parse({**RECIPE, "second": SECOND}, "tiny")
+    small = {"craft_items": 60, "attack_items": 40, "adaptive_items": 2, "adaptive_steps": 1, "threads": 1}
+    return tiny.job(folder, recipe=recipe, second_data=data, **{**small, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    silent = Stages(Console(file=io.StringIO()))
+    return job_in(once(tmp_path_factory, "second", lambda folder: train(job_in(folder), silent)))
+
+
+def test_it_is_in_the_bundle_and_says_what_it_is(trained: Job) -> None:
+    bundle = Bundle.open(trained.out)
+    (screen,) = bundle.manifest.programs
+    assert screen.detectors == ("mahalanobis", "second_opinion", "second_entropy")
+    assert screen.forwards > 0
+    assert screen.floor == 1 + screen.forwards
+    text = " ".join(summarise(bundle).split())
+    assert "second: robust_verifier, trained on 1,350 items" in text
+    assert "no wrong class rises on" in text
+    assert f"{screen.forwards:.2g} of second networks" in text
+    assert "Second network second: robust_verifier" in (trained.out / "report.html").read_text("utf-8")
+
+
+def test_an_attacker_opens_it_again_and_can_follow_every_score(trained: Job) -> None:
+    bundle = Bundle.open(trained.out)
+    subject = Work.beside(bundle).subject(bundle)
+    images = torch.from_numpy(tiny.data(24, seed=22)[0])
+    assert without_gradient(subject.joint(), images) == ()
+    served = subject.cascade.read(bundle.manifest.model.input.box.from_unit(images.numpy()))
+    with torch.no_grad():
+        ours = subject.joint().scores(subject.joint().evidence(images)).numpy()
+    np.testing.assert_allclose(served.scores, ours, rtol=1e-3, atol=1e-3)
+
+
+def test_a_guard_without_a_family_asks_the_same_network_and_trains_none(trained: Job, epochs: list[int]) -> None:
+    bundle = Bundle.open(trained.out)
+    work = Work.beside(bundle)
+    job = work.job_of(bundle)
+    assert job.second_data == trained.second_data.resolve()
+    classifier, data = open_job(job)
+
+    def prepared() -> Prepared:
+        from guard.offline.crafting.stage import craft_all
+
+        stage: Any = type("Quiet", (), {"items": lambda *_: None, "say": lambda *_: None, "note": lambda *_: None})()
+        return Prepared(classifier, data, craft_all(job, classifier, data, stage))
+
+    found = refit(job, prepared(), "single-step", EvidenceCache(classifier), lambda _: None)
+    (asked,) = networks_of(need for d in work.subject(bundle).detectors for need in d.needs)
+    (second,) = (one for one in found.manifest.detectors if one.name == "second_entropy")
+    assert [need.expression for need in second.needs] == [f"SecondLogits(network={asked!r})"]
+    assert epochs == []
+
+
+def test_training_that_was_stopped_goes_on_and_is_done_once(trained: Job, tmp_path: Path, epochs: list[int]) -> None:
+    """Stopped after one epoch it ends with the weights of a training that was not stopped, and is then found again."""
+    for name in ("model.pt2", "data.npz", "training.npz"):
+        (tmp_path / name).symlink_to(trained.out.parent / name)
+    job = job_in(tmp_path)
+    shutil.copytree(trained.work.choices.folder, job.work.choices.folder)  # speeds are measured anew otherwise
+    classifier, data = open_job(job)
+    said: list[str] = []
+
+    def stop(text: str) -> None:
+        said.append(text)
+        if text.startswith("epoch 1 of"):
+            raise Stopped
+
+    def run(say: Any) -> Any:
+        asked = find_asked(job, classifier, data, lambda *_: None)
+        return asked.trained(classifier, data, say, lambda *_: None).recipe.detectors[1]["networks"][0]
+
+    with pytest.raises(Stopped):
+        run(stop)
+    found = run(said.append)
+    bundle = Bundle.open(trained.out)
+    (whole,) = networks_of(need for d in Work.beside(bundle).subject(bundle).detectors for need in d.needs)
+    assert found.digest == whole.digest
+    assert epochs == list(range(len(epochs))), "each epoch once"
+    assert any("going on after epoch 1" in text for text in said)
+    assert run(said.append).digest == whole.digest
+    assert epochs == list(range(len(epochs)))
+
+
+def test_what_the_guard_is_calibrated_on_is_not_learned(trained: Job, tmp_path: Path) -> None:
+    classifier, data = open_job(trained)
+    found = read_lessons(replace(trained, second_data=trained.data), classifier, data)
+    heads = len(data.part(Split.HEADS))
+    assert found.taken_out == len(data) - heads
+    assert len(found.learned) + len(found.held_out) == heads
+    assert f"; {found.taken_out:,} were taken out" in found.in_words
+    assert not set(found.learned.hashes) & set(found.held_out.hashes)
+    few = tiny.write_data(tmp_path / "few.npz", 50, seed=23)
+    images, labels = tiny.data(300, seed=24)
+    np.savez(tmp_path / "more.npz", images=images, labels=labels + 1)
+    np.savez(tmp_path / "other.npz", images=images.repeat(2, axis=2), labels=labels)
+    for file, words in (
+        (few, "50 items are left to learn from"),
+        (tmp_path / "more.npz", "label 3"),
+        (tmp_path / "other.npz", "shape"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read_lessons(replace(trained, second_data=file), classifier, data)
+
+
+def test_a_network_that_hides_from_one_step_is_refused() -> None:
+    """A wrong class's logit has its peak half-way: one step of the whole budget goes past it, small steps do not."""
+    budget, items = 0.1, torch.full((40, 64), 0.5)
+
+    def hiding(x: Tensor) -> Tensor:
+        away = (x - 0.5).mean(dim=1) / budget
+        return torch.stack([torch.zeros_like(away), 0.5 - 40 * (away - 0.4).square()], dim=1)
+
+    labels = torch.zeros(40, dtype=torch.int64)
+    with pytest.raises(ModelError, match=r"no wrong class rises on \d+% of 40 items by one step, on 0% by 50"):
+        check_verifier(hiding, items, labels, budget, 50, seed=0)
+    honest = check_verifier(
+        lambda x: torch.stack([x[:, 0] * 0, x.mean(dim=1) - 0.55], dim=1), items, labels, budget, 50, 0
+    )
+    assert not honest.diverges
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "robust"}, "kind = 'robust'; wanted one of natural, augmented, robust_verifier, distilled"),
+        ({"epochs": 3}, r"unknown key 'epochs' in \[second\]; known: kind"),
+        ({"budget": 0}, "budget = 0; wanted a number from 0 to 1"),
+        ({"natural_epochs": 1.5}, "natural_epochs = 1.5; wanted a whole number"),
+        ({"augment": "yes"}, "augment = 'yes'; wanted true or false"),
+        ([SECOND], r"in \[second\]"),
+    ],
+)
+def test_settings_that_cannot_be(settings: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse({**RECIPE, "second": settings}, "tiny")
