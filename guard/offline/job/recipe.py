@@ -64,9 +64,14 @@ class Recipe:
         return replace(self, detectors=tuple(entries))
 
     def programs(self, taps: Sequence[str]) -> dict[str, list[Detector]]:
-        """Build the detectors of each program, cheapest program first; a program without detectors is left out."""
+        """Build the detectors of each program, cheapest program first; a program without detectors is left out.
+
+        So is a detector that asks second networks where there are none.
+        """
         programs: dict[str, list[Detector]] = {name: [] for name in PROGRAMS}
         for entry in self.detectors:
+            if entry["name"] in ASKING and not entry.get("networks"):
+                continue
             programs[entry["program"]].append(built_detector(entry, taps))
         return {name: detectors for name, detectors in programs.items() if detectors}
 

@@ -104,7 +104,7 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
     programs = job.recipe.programs([tap.name for tap in classifier.taps])
     for name, detectors in programs.items():
         gather = Gather(classifier, [need for detector in detectors for need in detector.needs])
-        say("program", f"{name}: {forwards_text(gather, detectors)}")
+        say("program", f"{name}: {forwards_text(gather.backwards, gather.rows, detectors, gather.forwards)}")
     check_model(classifier, [d for ds in programs.values() for d in ds], data.part(Split.COMBINER).images[:MODEL_ITEMS])
     say("ONNX", "compiled for ONNX Runtime, the model gives torch's logits, layers and gradient")
     for about, text in cost_lines(job, cost_of(job, classifier, data)):
@@ -249,15 +249,15 @@ def gradient_text(classifier: Classifier, data: Dataset) -> str:
     return f"the answer changes with the input on {share:.0%} of {len(images)} items{few}"
 
 
-def forwards_text(gather: Gather, detectors: Sequence[Detector]) -> str:
+def forwards_text(backwards: int, rows: int, detectors: Sequence[Detector], second: float = 0.0) -> str:
     """Return the least cost of a program's detectors in forwards of the model, beside the item's own."""
-    counts = ((gather.backwards, "backward"), (gather.rows, "row"))
+    counts = ((backwards, "backward"), (rows, "row"))
     parts = [counted_text(number, what) for number, what in counts if number]
-    parts += [f"{gather.forwards:.2g} of second networks"] if gather.forwards else []
+    parts += [f"{second:.2g} of second networks"] if second else []
     added = f" (1 + {' + '.join(parts)})" if parts else ""
     learning = ", ".join(detector.name for detector in detectors if detector.learns)
     more = f"; what {learning} needs is found when it is fitted, and comes on top" if learning else ""
-    forwards = counted_text(1 + gather.backwards + gather.rows + gather.forwards, "forward")
+    forwards = counted_text(1 + backwards + rows + second, "forward")
     cost = f"{'at least ' if learning else ''}{forwards}{added}"
     return f"{cost} for {', '.join(detector.name for detector in detectors)}{more}"
 

@@ -35,9 +35,15 @@ class Answers:
         return f"right on {self.right:.1%} of {self.items} clean items, agrees with the model on {self.agrees:.1%}"
 
 
-def check_answers(name: str, network: nn.Module, classifier: Classifier, data: Dataset) -> Answers:
-    """Ask a network about clean items of the heads' split. Raises ModelError: of no help, or of other classes."""
-    some = data.part(Split.HEADS).take(slice(MAX_CHECKED_ITEMS))
+def check_answers(
+    name: str, network: nn.Module, classifier: Classifier, data: Dataset, split: Split = Split.HEADS
+) -> Answers:
+    """Ask a network about clean items of a split that it has not learned.
+
+    Raises:
+        ModelError: it is of no help, or of other classes.
+    """
+    some = data.part(split).take(slice(MAX_CHECKED_ITEMS)).in_memory()
     images = some.images[:]
     ours, theirs = (named(one, images) for one in (classifier.graph, network))
     classes = classifier.spec.output.classes

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from guard.data_file import Reading
 from guard.errors import ConfigError, ModelError
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.splits import Split
 from guard.offline.evidence.kinds.second import SecondNetwork
 from guard.offline.job.job import Job
 from guard.offline.job.second_settings import ASKING
@@ -49,7 +50,8 @@ class SecondsAsked:
         networks = self.there
         if self.training is not None:
             found = self.training.run(say, progress)
-            answers = check_answers("the second network that was trained", found.network, classifier, data)
+            name = "the second network that was trained"
+            answers = check_answers(name, found.network, classifier, data, Split.COMBINER)  # heads' items it may know
             say(f"{answers}, {cost_text(found.forwards)}")
             networks = (*networks, replace(found, about=f"{found.about}; {answers}"))
         keep_networks(self.job.work, networks, self.brought)
@@ -83,7 +85,7 @@ def find_asked(
         say(ABOUT, training.lessons.in_words)
         minutes = f"in at most {job.second_minutes:.3g} min" if job.second_minutes else "however long it takes"
         cost = cost_text(training.untrained.forwards)
-        say(ABOUT, f"a {job.recipe.second.kind} will be trained on them, {minutes}; it costs {cost}")
+        say(ABOUT, f"a network ({job.recipe.second.kind}) will be trained on them, {minutes}; it costs {cost}")
     elif not wanted and job.recipe.asks_second:
         left = " and ".join(entry["name"] for entry in job.recipe.detectors if entry["name"] in ASKING)
         say(

@@ -26,6 +26,9 @@ from guard.offline.work.files import read_arrays, read_json, write_arrays, write
 
 def keep_networks(work: WorkDirectory, networks: Sequence[SecondNetwork], brought: Sequence[Brought]) -> None:
     """Write which second networks are asked: the weights of those that were trained, the place of those brought."""
+    if not networks:  # a training before this one may have asked some
+        work.seconds_asked.unlink(missing_ok=True)
+        return
     places, entries = {one.name: one for one in brought}, []
     for network in networks:
         entry: dict[str, Any] = {

@@ -146,6 +146,11 @@ def test_forwards_are_told_in_words(backwards: int, rows: int, names: list[str],
     assert forwards_text(backwards, rows, [detector(name) for name in names]).startswith(words)
 
 
+def test_the_forwards_of_second_networks_are_told_too() -> None:
+    told = forwards_text(0, 1, [detector("second_opinion")], 0.31)
+    assert told == "2.31 forwards (1 + 1 row + 0.31 of second networks) for second_opinion"
+
+
 class Saturated(nn.Module):
     """A sigmoid so steep that float32 rounds its slope to zero, before the last layer."""
 
