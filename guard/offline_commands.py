@@ -177,6 +177,7 @@ def train(
     time is kept for the adaptive attack of the report.
     """
     given = dict(locals())
+    typer.echo(f"reading   {answers or model} and {data}")  # before anything large is imported
     from guard.offline.train import train as run
     from guard.offline.work.tables import print_lines
 

@@ -99,7 +99,8 @@ def test_memory_grows_with_what_is_attacked(opened: tuple[Job, Classifier, Datas
     small, large = (cost_of(replace(job, craft_items=items), classifier, data) for items in (50, 300))
     further = 2 * 250 * 4 * 64 * 4
     assert large.memory_bytes - small.memory_bytes >= further
-    assert cost_of(job, classifier, data).most_memory_bytes >= cost_of(job, classifier, data).memory_bytes
+    most = cost_of(job, classifier, data)  # once: the process's peak, which counts, may rise from one call to the next
+    assert most.most_memory_bytes >= most.memory_bytes
 
 
 def test_threads_share_the_crafting(opened: tuple[Job, Classifier, Dataset]) -> None:
