@@ -13,6 +13,7 @@ from guard import array_room
 from guard.bundle import Bundle
 from guard.errors import PromiseError
 from guard.offline.data.splits import Split
+from guard.offline.job.feature_file import Stated
 from guard.offline.job.job import Job, check_data, open_job
 from guard.offline.preflight.sample import sample_of, sized
 from guard.offline.train import train
@@ -38,6 +39,20 @@ def test_the_guard_is_that_of_memory_bit_for_bit(
     assert list((tmp_path / "bundle.work" / "reading").iterdir())
     for name in ("screen.onnx", "interpret.onnx", "weights.bin", "calibration.npz", "samples.npz"):
         assert (found.path / name).read_bytes() == (tiny_bundle.path / name).read_bytes(), name
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_grey_images_stay_in_their_file_but_no_table_and_no_closed_models_items(problem: Path) -> None:
+    with np.load(problem / "data.npz") as held:
+        images, labels = held["images"], held["labels"]
+    np.savez(problem / "data.npz", images=images[:, 0], labels=labels)  # grey, without an axis of channels
+    job = tiny.job(problem)
+    _, data = open_job(job, kept=job.work)
+    assert data.is_on_disk
+    assert np.array_equal(data.images[:], images)
+    assert job.streams
+    assert not replace(job, answers="module:function").streams
+    assert not replace(job, features=(Stated("age"),)).streams
 
 
 @pytest.mark.usefixtures("little_memory")

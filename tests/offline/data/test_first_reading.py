@@ -26,6 +26,8 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (40, 6, 8, 3), dtype=np.uint8
 LABELS = np.arange(40) % 2
 FLOATS = (PIXELS[:, :, :, :1] / np.float32(255)).transpose(0, 3, 1, 2).astype(np.float32)
 FLOAT_SPEC = InputSpec("input", "FP32", (1, 6, 8), (0.0,), (1.0,), 255)
+SERIES_SPEC = InputSpec("input", "FP32", (2, 24), (0.0, -1.0), (255.0, 300.0), None)
+VECTOR_SPEC = InputSpec("input", "FP32", (48,), (0.0,), (1.0,), 255)
 
 
 def folders(path: Path) -> Path:
@@ -61,6 +63,10 @@ SOURCES: dict[str, tuple[Callable[[Path], Path], InputSpec]] = {
     "class folders": (folders, SPEC),
     "npz of bytes": (lambda path: npz(path, np.savez, PIXELS), SPEC),
     "npz of floats": (lambda path: npz(path, np.savez, FLOATS), FLOAT_SPEC),
+    "npz of grey bytes": (lambda path: npz(path, np.savez, PIXELS[:, :, :, 0]), FLOAT_SPEC),
+    "npz of series": (lambda path: npz(path, np.savez, 255 * FLOATS.reshape(40, 24, 2)), SERIES_SPEC),
+    "npz of series as bytes": (lambda path: npz(path, np.savez, PIXELS[..., 0].reshape(40, 2, 24)), SERIES_SPEC),
+    "npz of vectors": (lambda path: npz(path, np.savez, FLOATS.reshape(40, 48)), VECTOR_SPEC),
     "packed npz": (lambda path: npz(path, np.savez_compressed, FLOATS), FLOAT_SPEC),
     "parquet of pictures": (lambda path: parquet(path, png_bytes(path)), SPEC),
     "parquet of lists": (lambda path: parquet(path, FLOATS.tolist()), FLOAT_SPEC),
