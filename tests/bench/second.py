@@ -83,13 +83,13 @@ class Fitted:
     def __init__(self, setting: Setting, detectors: Sequence[Detector], without: str | None = None) -> None:
         self.setting, self.detectors = setting, detectors
         learned = [one for one in setting.learned if one.family != without]
-        attacked, noisy = pool(learned, setting.data, Split.HEADS)
+        attacked, noisy = pool(learned, setting.data, Split.HEADS, setting.classifier.spec.input.grid)
         items = FittingItems(setting.data.part(Split.HEADS), noisy, attacked)
         known = setting.heads.setdefault(without, {})  # a head does not depend on the others
         new = [detector for detector in detectors if detector.name not in known]
         known |= fit_heads(new, items, setting.remembered, seed=setting.seed, report=lambda _: None) if new else {}
         self.heads: list[Head] = [known[detector.name] for detector in detectors]
-        bad, noisy = pool(learned, setting.data, Split.COMBINER)
+        bad, noisy = pool(learned, setting.data, Split.COMBINER, setting.classifier.spec.input.grid)
         clean = self.scores(setting.data.part(Split.COMBINER).images)
         own = [detector.name in INDEPENDENT for detector in detectors]
         self.fusion = fit_fusion(clean, self.scores(noisy), Attacked(self.scores(bad.items), bad.by), own)

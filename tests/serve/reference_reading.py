@@ -33,7 +33,7 @@ LIMIT_S = 0.02  # of processor time, for a message below LARGE_BYTES
 LARGE_BYTES = 64 * 1024
 TIMINGS = 3  # a slow reading counts when the fastest of so many is slow
 LEAVES = frozenset(leaves(RequestError))
-TYPED = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
+TYPED = {"FP32": "fp32_contents", "FP64": "fp64_contents", "UINT8": "uint_contents"}
 
 
 @functools.cache

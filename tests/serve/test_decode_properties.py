@@ -34,7 +34,7 @@ RANDOM = st.randoms(note_method_calls=False, use_true_random=False)
 def specs(draw: Any) -> InputSpec:
     """An input that a bundle can have: of any name, datatype, shape and layout."""
     shape = draw(npst.array_shapes(min_dims=1, max_dims=3, max_side=4))
-    layout = {1: "NC", 2: "NCHW", 3: draw(st.sampled_from(["NCHW", "NHWC"]))}[len(shape)]
+    layout = draw(st.sampled_from({1: ["NC"], 2: ["NCT", "NTC"], 3: ["NCHW", "NHWC"]}[len(shape)]))
     return InputSpec(draw(TEXT), draw(st.sampled_from(sorted(DATATYPES))), shape, (0.0,), (1.0,), None, layout)
 
 

@@ -271,9 +271,11 @@ def test_a_latent_far_from_zero_is_judged_by_what_tells_items_apart() -> None:
 
 def test_pooling() -> None:
     maps = torch.arange(24.0).reshape(2, 3, 2, 2)
-    assert torch.equal(pooled(maps), maps.mean(dim=(2, 3)))
+    images, series = torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 8)
+    assert torch.equal(pooled(maps, images), maps.mean(dim=(2, 3)))
     tokens = torch.arange(12.0).reshape(2, 3, 2)
-    assert torch.equal(pooled(tokens), tokens.reshape(2, 6))
+    assert torch.equal(pooled(tokens, images), tokens.reshape(2, 6))
+    assert torch.equal(pooled(tokens, series), tokens.mean(dim=2))
 
 
 # An item depends on itself alone.

@@ -69,7 +69,7 @@ def tabular_evasion(
         active, samples, odds = active[left], samples[left], odds[left]
         if len(active) == 0:
             break
-        design = Design.of(grid, samples, points[active])
+        design = DrawnItems.of(grid, samples, points[active])
         slopes = design.slopes(odds)
         points[active] = spent(grid, clean[active], design, slopes, cost * (number + 1) / rounds)
     if len(active):
@@ -111,7 +111,7 @@ def ask(model: Model, samples: Items, like: Tensor, labels: Tensor) -> tuple[Flo
 
 
 @dataclass(frozen=True, eq=False)
-class Design:
+class DrawnItems:
     """Drawn items as a surrogate reads them: shares by which numbers moved, and what each category became."""
 
     grid: FeatureGrid
@@ -120,7 +120,7 @@ class Design:
     near: Floats  # [item, sample] weight
 
     @staticmethod
-    def of(grid: FeatureGrid, samples: Items, points: Items) -> Design:
+    def of(grid: FeatureGrid, samples: Items, points: Items) -> DrawnItems:
         """Read drawn items [item, sample, feature] beside the points that they were drawn around."""
         items, count = samples.shape[:2]
         numbers = (samples.astype(np.float64) - points[:, None]) / grid.ranges
@@ -136,7 +136,7 @@ class Design:
             changed += there != here[:, None]
         distance = (np.abs(numbers).sum(axis=2) + changed) / max(1, int(grid.moving.sum()) + len(grid.categories))
         near = np.exp(-0.5 * (distance / NEAR_SHARE) ** 2)
-        return Design(grid, np.concatenate(columns, axis=2), tuple(starts), near)
+        return DrawnItems(grid, np.concatenate(columns, axis=2), tuple(starts), near)
 
     def slopes(self, odds: Floats) -> Floats:
         """Fit weights [item, column] of the change of log-odds."""
@@ -146,7 +146,7 @@ class Design:
         return np.asarray(found.numpy(), dtype=np.float64)
 
 
-def spent(grid: FeatureGrid, clean: Items, design: Design, slopes: Floats, budget: float) -> Items:
+def spent(grid: FeatureGrid, clean: Items, design: DrawnItems, slopes: Floats, budget: float) -> Items:
     """Spend a budget from the clean items on, on what brings most for its cost; return the items [item, feature]."""
     costs = np.asarray([feature.cost for feature in grid.features])
     numbers = clean.shape[1]
@@ -178,7 +178,7 @@ def spent(grid: FeatureGrid, clean: Items, design: Design, slopes: Floats, budge
 
 
 def best_changes(
-    grid: FeatureGrid, clean: Items, design: Design, slopes: Floats, costs: Floats
+    grid: FeatureGrid, clean: Items, design: DrawnItems, slopes: Floats, costs: Floats
 ) -> tuple[NDArray[np.int64], Floats, Floats]:
     """Return the best other category, what it brings and what it costs: [item, category] twice, [category]."""
     shape = (len(clean), len(grid.categories))
