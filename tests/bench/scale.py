@@ -1,7 +1,7 @@
 """For maintainers: `guard check` and `guard train` on more pictures than memory holds, killed once and taken up again.
 
     python -m tests.bench.scale                 100,000 JPEGs of 224 x 224; takes an hour, and 4 GB of disk
-    python -m tests.bench.scale --quick         2,000 JPEGs of 32 x 32, with next to no memory allowed
+    python -m tests.bench.scale --quick         2,000 JPEGs of 32 x 32, with next to no memory allowed; a minute
     python -m tests.bench.scale --only check    what is long already made is not made again in the same --folder
 
 1,000 pictures are cropped 100 times each, with a fixed seed: those of `--pictures`, a folder of class folders, or
