@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.offline.model.onnx_import.graph_node import Node
@@ -91,36 +92,55 @@ def one_hot_encoder(node: Node, x: Tensor) -> Tensor:
     """Return for each number [item, feature] whether it is each of the listed categories [item, feature, category]."""
     if "cats_int64s" not in node.attributes:
         raise node.refuse(CATEGORIES.why, CATEGORIES.remedy)
-    categories = torch.tensor(node.get("cats_int64s"))
-    return torch.eq(x.to(torch.int64).unsqueeze(-1), categories).to(torch.float32)
+    categories = list(node.get("cats_int64s"))
+    if len(set(categories)) < len(categories):
+        raise node.refuse(f"lists a category twice ({categories})", "list each category once")
+    return torch.eq(x.to(torch.int64).unsqueeze(-1), torch.tensor(categories)).to(torch.float32)
 
 
 def label_encoder(node: Node, x: Tensor) -> Tensor:
-    """Replace each number that is a key by its value, all others by a default; a table of words is refused."""
-    keys = listed(node, "keys")
-    values, default = listed(node, "values"), node.get("default_tensor")
-    if not keys or len(keys) != len(values) or any(map(math.isnan, keys)):
+    """Replace each number that is a key by its value, all others by a default; a table of words is refused.
+
+    Values that are whole numbers stay int64. Of a key that is listed twice the first value counts.
+    """
+    keys, values = listed(node, "keys"), listed(node, "values")
+    if keys is None or values is None or len(keys) != len(values) or np.isnan(keys).any():
         raise node.refuse(CATEGORIES.why, CATEGORIES.remedy)
-    default = node.get("default_float", node.get("default_int64", -1)) if default is None else default.ravel()[0]
-    known = torch.eq(x.unsqueeze(-1), torch.tensor(keys).to(x.dtype)).to(torch.float32)
-    return torch.sum(known * (torch.tensor(values) - float(default)), [-1]) + float(default)
+    keys, first = np.unique(keys, return_index=True)
+    known = torch.eq(x.unsqueeze(-1), torch.tensor(keys.tolist()).to(x.dtype))
+    found = torch.where(known, torch.tensor(values[first].tolist()), 0)
+    return torch.where(known.sum([-1]) > 0, found.sum([-1]), default_of(node, whole=values.dtype.kind == "i"))
 
 
-def listed(node: Node, what: str) -> list[float]:
-    """Return the keys or values of a table as floats; none where they are words, or not there."""
-    for kind in ("floats", "int64s", "tensor"):
-        found = node.get(f"{what}_{kind}")
-        if found is not None and np.asarray(found).dtype.kind in "biuf":
-            return [float(one) for one in np.ravel(found)]
-    return []
+def default_of(node: Node, *, whole: bool) -> Any:
+    """Return what stands for a number that is no key: each kind of value has a default of its own."""
+    given = node.get("default_tensor")
+    if given is not None:
+        return np.ravel(given)[0].item()
+    return node.get("default_int64", -1) if whole else node.get("default_float", -0.0)
+
+
+def listed(node: Node, what: str) -> NDArray[Any] | None:
+    """Return the keys or values of a table as float32 or int64; None where they are words, or not there."""
+    for name in (f"{what}_floats", f"{what}_int64s", f"{what}_tensor"):
+        found = np.ravel(node.get(name, []))
+        if found.size and found.dtype.kind in "iuf":
+            return found.astype(np.float32 if found.dtype.kind == "f" else np.int64)
+    return None
 
 
 def imputer(node: Node, x: Tensor) -> Tensor:
-    """Return finite values as they are: what is replaced is NaN, which no request may hold."""
-    replaced = node.get("replaced_value_float")
-    if replaced is None or not math.isnan(replaced):
+    """Replace NaN, which a request may not hold and a step before may make, by one number or one for each feature."""
+    replaced, given = node.get("replaced_value_float"), node.get("imputed_value_floats")
+    if replaced is None or not math.isnan(replaced) or not given:
         raise node.refuse(CATEGORIES.why, CATEGORIES.remedy)
-    return x
+    if x.dim() != 2 and len(given) > 1:
+        raise node.refuse(
+            f"replaces NaN in {x.dim()} axes by a list of numbers; only [item, feature] is supported",
+            "replace it by one number",
+        )
+    imputed = given if len(given) == int(x.shape[-1]) else given[:1]  # as ONNX Runtime has it
+    return torch.where(torch.isnan(x), torch.tensor(imputed), x)
 
 
 def binarizer(node: Node, x: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class Drawn:
     positive: bool = False
     fewest: int = 1  # items with which the graph means the same as with more
     items: int | None = None  # to which the file is fixed; None for any number
+    ml_opset: int = ML_OPSET
 
     @property
     def classes(self) -> list[Any] | None:
@@ -52,7 +53,7 @@ class Drawn:
         sizes = [self.items or "item", *self.shape]
         model = model_of(self.nodes, self.constants, sizes, output_kind=self.output_kind, opset=self.opset)
         if any(node.domain for node in self.nodes):
-            model.opset_import.append(helper.make_opsetid(ML.rstrip("."), ML_OPSET))
+            model.opset_import.append(helper.make_opsetid(ML.rstrip("."), self.ml_opset))
         if self.classes:
             key = TensorProto.INT64 if isinstance(self.classes[0], int) else TensorProto.STRING
             scores = helper.make_map_type_proto(key, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
@@ -86,6 +87,7 @@ class Writer:
     positive: bool = False
     fewest: int = 1
     items: int | None = None
+    ml_opset: int = ML_OPSET
     prefix: str = ""  # of the names in a branch, which may not be those of the graph around it
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -174,4 +176,5 @@ class Writer:
             self.positive,
             self.fewest,
             self.items,
+            self.ml_opset,
         )

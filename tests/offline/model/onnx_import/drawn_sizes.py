@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.offline.model.onnx_import.drawn_graphs import Drawn, Writer
 
 TWO_OPERANDS = ("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Pow")
-COMPARING = ("Equal", "Greater", "Less")
+COMPARING = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+JOINING = ("And", "Or")
 ON_REALS = ("Sqrt", "Floor", "Ceil", "Neg")
 
 
@@ -28,6 +29,12 @@ def scalar_of(writer: Writer) -> str:
 def condition(writer: Writer, kind: str, value: str) -> str:
     is_so = writer.add(kind, [value, scalar_of(writer)])
     return writer.add("Not", [is_so]) if writer.flag() else is_so
+
+
+def joined(writer: Writer, kind: str, value: str) -> str:
+    """Two conditions on a number as one."""
+    parts = [condition(writer, writer.one_of(*COMPARING), value) for _ in range(2)]
+    return writer.add(kind, parts)
 
 
 def branched(writer: Writer, is_so: str, kind: int, written: Callable[[Writer], str]) -> str:
@@ -50,6 +57,10 @@ def step(writer: Writer, kind: str, value: str) -> str:
         return writer.add(kind, [value, other])
     if kind in COMPARING:
         return writer.add("Where", [condition(writer, kind, value), value, scalar_of(writer)])
+    if kind in JOINING:
+        return writer.add("Where", [joined(writer, kind, value), value, scalar_of(writer)])
+    if kind == "Abs":
+        return writer.add(kind, [writer.add("Sub", [value, scalar_of(writer)])])
     if kind == "If":
         is_so = condition(writer, writer.one_of(*COMPARING), value)
         return branched(writer, is_so, TensorProto.INT64, lambda branch: step(branch, branch.one_of(*STEPS), value))
@@ -79,6 +90,11 @@ def listed(writer: Writer, kind: str, value: str) -> str:
         return writer.add(kind, [row, writer.whole(0)] if writer.flag() else [row])
     if kind == "Reshape":
         return writer.add("Squeeze", [writer.add(kind, [value, writer.whole(1, -1)]), writer.whole(0, 1)])
+    if kind == "Transpose":  # of a table [2, 3], as of the widths of a padding
+        six = writer.add("Concat", [pair, pair], axis=0)
+        turned = writer.add(kind, [writer.add("Reshape", [six, writer.whole(2, 3)])], perm=writer.one_of(None, [1, 0]))
+        flat = writer.add("Reshape", [turned, writer.whole(-1)])
+        return writer.add("Gather", [flat, writer.constant(np.asarray(writer.integer(0, 5)))], axis=0)
     if kind == "Expand":
         return writer.add("ReduceProd", [writer.add(kind, [row, writer.whole(2)])], keepdims=0)
     if kind == "ConstantOfShape":
@@ -92,8 +108,8 @@ def listed(writer: Writer, kind: str, value: str) -> str:
     return writer.add("Gather", [pair, writer.constant(np.asarray(writer.integer(-3, 2)))], axis=0)
 
 
-LISTED = ("Concat", "Slice", "ReduceProd", "Squeeze", "Reshape", "Expand", "ConstantOfShape", "Range")
-STEPS = (*TWO_OPERANDS, *COMPARING, *ON_REALS, "Quotient", *LISTED, "If")
+LISTED = ("Concat", "Slice", "ReduceProd", "Squeeze", "Reshape", "Transpose", "Expand", "ConstantOfShape", "Range")
+STEPS = (*TWO_OPERANDS, *COMPARING, *JOINING, *ON_REALS, "Abs", "Quotient", *LISTED, "If")
 
 
 @st.composite

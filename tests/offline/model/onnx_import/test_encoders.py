@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from guard.errors import ModelError
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
-from guard.offline.model.open_model import Source, open_model
+from guard.offline.model.onnx_import.importer import import_onnx
+from guard.offline.model.open_model import Source, open_model, single_path
 from guard.session import onnxruntime
 from tests.onnx_files import model_of
 
@@ -102,6 +103,57 @@ def test_a_file_of_doubles_is_opened_in_float32_and_compared_with_itself(tmp_pat
         opened(torch.from_numpy(given)).softmax(1),
         torch.from_numpy(np.asarray(opened.served.answers(given), np.float32)),
     )
+
+
+KEYS: dict[str, Any] = {"domain": ML, "keys_floats": [1.0, 2.0, 1.0]}
+TRUE: dict[str, Any] = {"values_floats": [0.1, 0.7, 5.0]}
+SUBTLE: dict[str, list[onnx.NodeProto]] = {
+    "real values, default not given": [op("LabelEncoder", "input", "e", **KEYS, **TRUE)],
+    "default of the other kind": [op("LabelEncoder", "input", "e", **KEYS, **TRUE, default_int64=4)],
+    "whole values, default of the other kind": [
+        op("LabelEncoder", "input", "e", **KEYS, values_int64s=[5, 6, 7], default_float=4.5)
+    ],
+    "whole values, which are divided as whole numbers": [
+        op("LabelEncoder", "input", "whole", **KEYS, values_int64s=[5, 6, 7]),
+        op("Div", "whole", "two", "e"),
+    ],
+    "default far from the values": [op("LabelEncoder", "input", "e", **KEYS, **TRUE, default_float=1e30)],
+    "whole keys that are no float32": [
+        op("Cast", "input", "small", to=TensorProto.INT64),
+        op("Add", "small", "large", "codes"),
+        op("LabelEncoder", "codes", "e", domain=ML, keys_int64s=[2**24, 2**24 + 1], values_floats=[1.0, 2.0]),
+    ],
+    "NaN that the graph makes": [
+        op("Sqrt", "input", "roots"),
+        op("Imputer", "roots", "e", domain=ML, imputed_value_floats=[7.0, 8.0, 9.0], replaced_value_float=float("nan")),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SUBTLE)
+def test_an_encoder_means_what_onnx_runtime_means(name: str, tmp_path: Path) -> None:
+    nodes = [*SUBTLE[name], op("Cast", "e", "output", to=TensorProto.FLOAT)]
+    constants = {"two": np.asarray(2), "large": np.asarray(2**24)}
+    model = model_of(nodes, constants, ["item", FEATURES], opset=17)
+    model.opset_import.append(helper.make_opsetid(ML, 3))
+    onnx.save(model, tmp_path / "m.onnx")
+    module = single_path(import_onnx(tmp_path / "m.onnx", (FEATURES,)).program)
+    given = np.asarray([[0, 1, 2], [1, -1, 3], [2, 0, -3]], np.float32)
+    session = onnxruntime().InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(module(torch.from_numpy(given)).numpy(), session.run(None, {"input": given})[0])
+
+
+REFUSED = {
+    "a category twice": (op("OneHotEncoder", "input", "e", domain=ML, cats_int64s=[1, 1]), r"twice \(\[1, 1\]\).*once"),
+    "a number in the place of NaN": (op("Imputer", "input", "e", domain=ML, imputed_value_floats=[1.0]), "that step"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_encoder_that_cannot_be_opened_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+    encoder, words = REFUSED[name]
+    with pytest.raises(ModelError, match=words):
+        open_model(Source(str(pipeline(tmp_path / "m.onnx", encoder, columns=1)), (FEATURES,)))
 
 
 def test_a_table_of_words_is_refused_with_what_to_do(tmp_path: Path) -> None:

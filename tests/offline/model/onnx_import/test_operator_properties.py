@@ -22,6 +22,7 @@ from guard.offline.model.onnx_import.shape_arithmetic import SIZES
 from guard.offline.model.open_model import single_path
 from tests.offline.model.onnx_import import (
     drawn_categories,
+    drawn_encoders,
     drawn_layers,
     drawn_learning,
     drawn_places,
@@ -42,6 +43,7 @@ EXAMPLES = {  # of each operator: an import takes 40 ms
     drawn_recurrent: 4,
     drawn_learning: 4,
     drawn_categories: 8,
+    drawn_encoders: 10,
 }
 DRAWINGS = {kind: drawing for file in EXAMPLES for kind, drawing in file.DRAWINGS.items()}
 SIZES_EXAMPLES = 2  # of each step of arithmetic
