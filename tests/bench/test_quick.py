@@ -17,6 +17,7 @@ QUICK = {
     "overload": (),
     "second": (),
     "tabular": (),
+    "zoo": ("alexnet", "gru"),
 }
 
 

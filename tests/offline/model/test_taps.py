@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from guard.errors import ModelError
 from guard.offline.model.classifier import Classifier
+from guard.offline.model.onnx_export.export import lower
 from guard.offline.model.open_model import Source, open_model
-from tests import networks
+from tests import networks, onnx_files
 from tests.offline import tiny
 
 
@@ -155,3 +158,38 @@ def flattened() -> nn.Module:
 def test_reading_the_number_of_items_is_no_way_around_a_layer() -> None:
     found = open_model(Source(f"{__name__}:flattened", tiny.SHAPE)).taps
     assert [tap.node for tap in found][:-1] == [tap.node for tap in tiny.image_classifier().taps][:-1]
+
+
+class TimeInFront(nn.Module):
+    """A recurrent network that works with time in front of the items, and so does the linear layer behind it."""
+
+    def __init__(self, layer: type[nn.GRU | nn.LSTM]) -> None:
+        super().__init__()
+        self.layer, self.hidden, self.last = layer(4, 5), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, series: Tensor) -> Tensor:
+        states = self.layer(series.transpose(0, 1))[0]
+        logits: Tensor = self.last(self.hidden(states).relu().mean(dim=0))
+        return logits
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM])
+def test_taps_of_a_recurrent_file_that_is_fixed_to_one_item_have_a_row_for_each_item(
+    layer: type[nn.GRU | nn.LSTM], tmp_path: Path
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = TimeInFront(layer).eval()
+    file = onnx_files.write_onnx(network, tmp_path / "one.onnx", (3, 4), batch=1)  # [time, channel] on its wire
+    classifier = open_model(Source(str(file), (4, 3)))
+    names = [tap.name for tap in classifier.taps]
+    items = torch.rand(5, 4, 3, generator=torch.Generator().manual_seed(1))
+    written = lower(
+        classifier.opened(names), items, input_name="items", output_names=[f"o{i}" for i in range(len(names) + 1)]
+    )
+    found = onnxruntime.InferenceSession(written.SerializeToString()).run(None, {"items": items.numpy()})
+    with torch.no_grad():
+        wanted = [network(items.transpose(1, 2)), *classifier.opened(names)(items)[1:]]
+    assert len(found) > 1
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), theirs)
