@@ -30,6 +30,7 @@ from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.training.reopen import Work
+from guard.offline.work.store import ResultStore
 from tests.side import SIDE, reach
 from tests.zoo.trial import answers, servers
 
@@ -163,7 +164,9 @@ def serve(bundle: Bundle, model: Path, data: Path, folder: Path) -> int:
     unseen, _ = work.held_out(bundle, data)
     clean, given = unseen.images[:SENT_ITEMS], bundle.manifest.model.input
     classifier = work.subject(bundle).classifier
-    run = CraftSetup(TorchModel(classifier.graph), given.grid, classifier.spec.fingerprint, folder / "crafted", 0)
+    run = CraftSetup(
+        TorchModel(classifier.graph), given.grid, classifier.spec.fingerprint, ResultStore(folder / "crafted"), 0
+    )
     rest = unseen.take(np.arange(SENT_ITEMS, min(len(unseen.images), 3 * SENT_ITEMS)))
     (crafted,) = craft(run, rest, [Pgd(budget=PGD_BUDGET, steps=10)])
     print(f"pgd       8/255 fools the model on {len(crafted)} of {crafted.tried}")
