@@ -17,7 +17,7 @@ QUICK = {
     "overload": (),
     "second": (),
     "tabular": (),
-    "zoo": ("alexnet", "gru"),
+    "zoo": ("gru", "shufflenet", "--no-training"),
 }
 
 

@@ -79,7 +79,7 @@ class Row:
 def main() -> int:
     options = parse()
     if options.quick:
-        return quick(options.models or QUICK)
+        return quick(options.models or QUICK, is_trained=not options.no_training)
     known = entries()
     names = options.models or list(known)
     if unknown := [name for name in names if name not in known]:
@@ -251,14 +251,14 @@ def summary(rows: Sequence[Row], seconds: float) -> int:
     return int(any(row.opens == NO or NO in (row.gradient, row.fast, row.recipe, row.serves) for row in rows))
 
 
-def quick(names: Sequence[str]) -> int:
-    """Try a few networks of our own, each in another form; the first is trained and served as well."""
+def quick(names: Sequence[str], *, is_trained: bool) -> int:
+    """Try a few networks of our own, each in another form; the first may be trained and served as well."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         options = argparse.Namespace(out=out, form=None, train_all=True, no_training=False, recipes=("fast",))
         for place, name in enumerate(names):
             entry = entries()[name]
-            options.form, options.no_training = str(entry.forms[place % len(entry.forms)]), place > 0
+            options.form, options.no_training = str(entry.forms[place % len(entry.forms)]), place > 0 or not is_trained
             try_entry(entry, options)
         return summary([row for name in names for row in kept(out, name).values()], time.process_time())
 
