@@ -63,6 +63,7 @@ def test_what_is_learned_for_a_block_is_shared_among_its_items() -> None:
     assert more.backward == pytest.approx(6, abs=0.1)
 
 
+@pytest.mark.alone  # it is timed
 @pytest.mark.parametrize(
     "attack",
     [
