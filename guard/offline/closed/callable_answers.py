@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,13 @@ from numpy.typing import NDArray
 
 from guard.errors import ModelError, first_line
 from guard.offline.closed.closed_model import ClosedModel
+from guard.offline.model.user_code import import_attribute
 
 
 def callable_answers(reference: str) -> ClosedModel:
     """Return the model behind a function. Raises ModelError: it cannot be imported, or is no function."""
-    module_name, _, name = reference.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
-        function = getattr(module, name)
+        module, function = import_attribute(reference)
     except (ImportError, AttributeError, ValueError) as error:
         raise ModelError(
             f"--answers {reference!r} cannot be imported: {error}; wanted module:function with the module on the path, "

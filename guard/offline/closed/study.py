@@ -17,7 +17,7 @@ from torch import nn
 
 from guard.arrays import wire_parts
 from guard.axes import axes_of, in_layout
-from guard.bundle import InputSpec, ModelSpec, OutputSpec
+from guard.bundle import ModelSpec, OutputSpec
 from guard.data_file import DataFile
 from guard.errors import BundleError, ModelError
 from guard.offline.closed.answer_form import AnswerForm, form_of
@@ -30,7 +30,7 @@ from guard.offline.data.grid import Grid, grid_for
 from guard.offline.data.splits import Split
 from guard.offline.model.answering import Answering, Study
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.open_model import BRING, Source, open_student, wire_type
+from guard.offline.model.open_model import BRING, Source, named, open_student, wire_type
 from guard.offline.work.files import read_arrays, write_arrays
 from guard.offline.work.parallel import one_thread
 from guard.offline.work.store import cache_key
@@ -81,7 +81,7 @@ def study(
     source = replace(source, output_name=source.output_name or model.answered_as() or model.output_name)
     spec = spec_of(source, form)
     data = split(spec)
-    grid = grid_for(replace(input_spec(source), grid=data.values().grid))
+    grid = grid_for(replace(source.input_spec, grid=data.values().grid))
     kept = KeptAnswers(model, form, spec.input.box, wish.folder)
     learning = np.concatenate([data.part(Split.HEADS).images, data.part(Split.COMBINER).images])
     learning = learning[: max(1, int(wish.questions * MAX_CLEAN_SHARE))]
@@ -123,31 +123,17 @@ def fits(sizes: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     return len(sizes) == len(shape) and all(size in (None, own) for size, own in zip(sizes, shape, strict=True))
 
 
-def input_spec(source: Source) -> InputSpec:
-    return InputSpec(
-        name=source.input_name or "input",
-        datatype=source.datatype,
-        shape=source.item_shape,
-        low=source.low,
-        high=source.high,
-        grid=source.grid,
-        layout=source.wire_layout,
-        features=source.features,
-    )
-
-
 def spec_of(source: Source, form: AnswerForm) -> ModelSpec:
     """Return the specification of a closed model on the wire; it has no fingerprint before there is a student."""
     name, _, version = source.serves.partition(":")
-    labels = source.labels if len(source.labels) <= form.classes else ()
     kind = form.kind
-    output = OutputSpec(source.output_name or kind, kind, form.classes, labels, form.single)
-    return ModelSpec(name, version, "", input_spec(source), output)
+    output = OutputSpec(source.output_name or kind, kind, form.classes, named(source, form.classes), form.single)
+    return ModelSpec(name, version, "", source.input_spec, output)
 
 
 def probed(source: Source, examples: DataFile) -> NDArray[np.float32]:
     """Return a few of the data's own items as the wire has them. Raises DataError where they do not fit."""
-    _, wire = next(iter(wire_parts(examples.images[:], input_spec(source), examples.source, layout=examples.layout)))
+    _, wire = next(iter(wire_parts(examples.images[:], source.input_spec, examples.source, layout=examples.layout)))
     return wire[:PROBED_ITEMS]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import zipfile
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +32,7 @@ from guard.offline.model.served_file import served_file
 from guard.offline.model.several_outputs import choose_output, fields_of, wire_and_way
 from guard.offline.model.taps import find_taps
 from guard.offline.model.unit_space import bounds
+from guard.offline.model.user_code import import_attribute
 from guard.value_box import ValueBox
 
 aten = torch.ops.aten
@@ -72,6 +71,20 @@ class Source:
         """The value box in which the wire input's values lie, as far as it is known."""
         kind = DATATYPES[self.datatype]
         return ValueBox(self.low, self.high, len(self.item_shape), self.wire_layout, kind, self.features)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """The specification of the wire input, as far as it is known."""
+        return InputSpec(
+            name=self.input_name or "input",
+            datatype=self.datatype,
+            shape=self.item_shape,
+            low=self.low,
+            high=self.high,
+            grid=self.grid,
+            layout=self.wire_layout,
+            features=self.features,
+        )
 
 
 def open_model(source: Source) -> Classifier:
@@ -120,16 +133,7 @@ def classifier_of(graph: fx.GraphModule, source: Source, ending: Ending) -> Clas
         name=name,
         version=version,
         fingerprint=fingerprint(graph),
-        input=InputSpec(
-            name=source.input_name or "input",
-            datatype=source.datatype,
-            shape=source.item_shape,
-            low=source.low,
-            high=source.high,
-            grid=source.grid,
-            layout=source.wire_layout,
-            features=source.features,
-        ),
+        input=source.input_spec,
         output=OutputSpec(
             source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single
         ),
@@ -235,13 +239,8 @@ def load_exported(file: Path) -> ExportedProgram:
 
 def build(reference: str) -> nn.Module:
     """Build the nn.Module that `module:factory` returns."""
-    module_name, _, factory_name = reference.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
-        factory = getattr(module, factory_name)
+        _, factory = import_attribute(reference)
     except (ImportError, AttributeError, ValueError) as error:
         raise ModelError(
             f"{reference!r} cannot be imported: {error}; wanted module:factory with the module on the path"
