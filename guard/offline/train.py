@@ -16,6 +16,7 @@ from guard.offline.crafting.stage import craft_all
 from guard.offline.data.splits import Split
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.measure import measure
+from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.job.job import Job
 from guard.offline.preflight.check import check, wrapped
 from guard.offline.programs.opened_guard import Rates
@@ -24,6 +25,7 @@ from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.fit_heads import save_heads, settled
+from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.training.reopen import write_work
 from guard.offline.work.progress import Stages
 from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, counts, new_table, plain_lines, shares
@@ -102,14 +104,18 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
     job = job.fitting(classifier)
     programs, began = prepared.programs(job), time.monotonic()
     with stages.stage("fit detectors") as progress:
-        heads = fit(job, prepared, programs, progress.note)
+        remembered = EvidenceCache(classifier)
+        heads = fit(job, prepared, programs, progress.note, remembered)
         save_heads(heads, job.work)
+        left_out = left_out_scores(job, prepared, programs, remembered, progress.note)
+        del remembered  # it may be large
         programs = settled(programs, heads)
     with stages.stage("compile to ONNX"):
         graphs = compile_heads(job, prepared, programs, heads)
     with stages.stage("calibrate") as progress:
         calibrator = Calibrator(job, classifier, programs, graphs.files, data)
-        calibrated = calibrator.calibrate(prepared.crafted)
+        calibrated = calibrator.calibrate(prepared.crafted, left_out)
+        progress.say(*wrapped("fusion", str(calibrated.choice), STAGE_WIDTH_COLUMNS))
         parity = parities(graphs, calibrated.cascade)
         rates = Rates(job.reject_rate, job.flag_rate)
         verdicts = compare_verdicts(

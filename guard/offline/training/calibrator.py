@@ -41,6 +41,7 @@ from guard.offline.programs.parity import Parity
 from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
+from guard.offline.training.choose_share import Choice, Scores, choose_share
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
 
@@ -53,6 +54,7 @@ class Calibrated:
 
     cascade: Cascade
     leaks: Mapping[str, float]  # the share of each crafted attack that the bands would pass early
+    choice: Choice  # the share of the rate for evidence that needs no attacks
     transfers: Mapping[str, Transfer] = field(default_factory=dict)  # of each crafted attack, where the model is closed
 
 
@@ -66,16 +68,22 @@ class Calibrator:
     files: ProgramFiles
     data: Dataset
 
-    def calibrate(self, crafted: Sequence[CraftedSet]) -> Calibrated:
-        """Fit fusion and bands, and rank the clean items."""
+    def calibrate(self, crafted: Sequence[CraftedSet], left_out: Mapping[str, Scores]) -> Calibrated:
+        """Fit fusion and bands, and rank the clean items.
+
+        `left_out` are scores by heads fitted without a family, which choose the share of the rate that is kept for
+        evidence that needs no attacks; without any it is the usual one.
+        """
         cascade = self.uncalibrated()
         attacked, noisy = pool(crafted, self.data, Split.COMBINER, self.classifier.spec.input.grid)
         clean = read(cascade, self.data.part(Split.COMBINER).images).scores
         noise, bad = read(cascade, noisy).scores, read(cascade, attacked.items).scores
         ends = np.cumsum(cascade.calibration.programs)
         independent = [d.name in INDEPENDENT for ds in self.programs.values() for d in ds]
+        choice = choose_share(left_out, {one.attack: one.family for one in crafted}, independent)
+        share = choice.rate_share
         fusions = tuple(
-            fit_fusion(clean[:, :end], noise[:, :end], attacked.seen_as(bad[:, :end]), independent[:end])
+            fit_fusion(clean[:, :end], noise[:, :end], attacked.seen_as(bad[:, :end]), independent[:end], share)
             for end in ends
         )
         bands = tuple(
@@ -89,7 +97,7 @@ class Calibrator:
         ranked = read(cascade.with_calibration(fitted), self.data.part(Split.CALIBRATE).images)
         calibration = replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores)
         transfers = {one.attack: one.transfer for one in crafted if one.transfer is not None}
-        return Calibrated(cascade.with_calibration(calibration), leaks, transfers)
+        return Calibrated(cascade.with_calibration(calibration), leaks, choice, transfers)
 
     def uncalibrated(self) -> Cascade:
         """Load the written programs under a calibration of the right shape that promises nothing yet."""
@@ -174,6 +182,7 @@ class Calibrator:
                 "splits": {split.value: len(self.data.part(split)) for split in Split},
                 "bands": [[str(b.low), str(b.high)] for b in calibrated.cascade.calibration.bands],
                 "early_pass_share": dict(calibrated.leaks),
+                "fusion": calibrated.choice.facts,
                 "parity": {name: asdict(p) for name, p in parity.items()},
                 "served": {} if (found := self.classifier.difference) is None else asdict(found),
                 "student": student_facts(self.classifier.answering, calibrated.transfers),
