@@ -50,6 +50,7 @@ class Work:
         try:
             recipe = parse(job["recipe"]["raw"], str(job["recipe"]["name"]))
             asking = recipe.asking(kept_networks(work, bundle.manifest.model))
+            asking = replace(asking, cascade=len(bundle.manifest.programs) > 1)  # as it is, whatever is usual now
             splits = {str(key): str(value) for key, value in splits.items()}
         except (AttributeError, KeyError, TypeError) as error:
             raise BundleError(

@@ -26,8 +26,7 @@ SOUND: Mapping[str, tuple[str, str, str, tuple[str, ...]]] = {
             "output 'logits': logits of 3 classes",
             "640 items; values fill 0% to 94% of the way from black to white, in whole steps of 1/16",
             "classes numbers 0 to 2;",
-            "program screen: 1 forward for mahalanobis, kernel_density",
-            "program interpret: 4 forwards (1 + 1 backward + 2 rows) for saliency_classifier",
+            "program interpret: 4 forwards (1 + 1 backward + 2 rows) for mahalanobis, kernel_density,",
         ),
     ),
     "ONNX of the older exporter, bytes with channels last": (
