@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
+from typing import Any
 
 from guard.bundle import Bundle, InputSpec, Manifest, OutputSpec
 from guard.calibration import smallest_rate
@@ -30,6 +32,7 @@ def summarise(bundle: Bundle) -> str:
         *served_lines(manifest),
         *student_lines(manifest),
         *second_lines(manifest),
+        *choice_lines(manifest),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
@@ -85,6 +88,29 @@ def second_lines(manifest: Manifest) -> list[str]:
         for text in found
         for line in textwrap.wrap(text, width=80, initial_indent="second      ", subsequent_indent=" " * 12)
     ]
+
+
+def choice_lines(manifest: Manifest) -> list[str]:
+    """Lines on how detectors were chosen within a limit of forwards; none where the recipe's were all taken."""
+    found = manifest.provenance.get("choice")
+    if not found:
+        return []
+    return textwrap.wrap(choice_text(found), width=80, initial_indent="chosen      ", subsequent_indent=" " * 12)
+
+
+def choice_text(found: Mapping[str, Any]) -> str:
+    """What a choice of detectors costs and catches, and what one more forward would buy, in words."""
+    chosen, more = found["chosen"], found["next_forward"]
+    text = (
+        f"for {found['limit']:.3g} forwards at most: {chosen['forwards']:.3g} forwards, {chosen['worst']:.0%} caught "
+        f"of the worst attack left out ({chosen['worst_attack']}), {chosen['mean']:.0%} of all on average; "
+    )
+    if more is None:
+        return text + "one more forward would buy nothing"
+    return text + (
+        f"{more['forwards']:.3g} forwards would buy {more['worst']:.0%} and {more['mean']:.0%}: "
+        + ", ".join(more["detectors"])
+    )
 
 
 def own_ranges(spec: InputSpec) -> list[str]:

@@ -64,6 +64,13 @@ class Recipe:
             )
         return replace(self, detectors=tuple(entries))
 
+    def having(self, blocks: Sequence[Mapping[str, Any]]) -> Recipe:
+        """Return the recipe with these [[detector]] blocks in place of its own; they ask the same second networks."""
+        networks = next((entry["networks"] for entry in self.detectors if entry.get("networks")), ())
+        own = [{key: value for key, value in block.items() if key != "networks"} for block in blocks]
+        entries = tuple({**b, "networks": networks} if networks and b["name"] in ASKING else b for b in own)
+        return replace(self, detectors=entries, raw={**self.raw, "detector": own})
+
     def programs(self, taps: Sequence[str]) -> dict[str, list[Detector]]:
         """Build the detectors of each program, cheapest program first; a program without detectors is left out.
 

@@ -88,7 +88,8 @@ class Work:
                 f"(fingerprint {classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…); train a "
                 "new bundle"
             )
-        programs = self.fitting(classifier).recipe.programs([tap.name for tap in classifier.taps])
+        served = replace(self, recipe=self.recipe.having(bundle.manifest.recipe["detector"]))  # chosen, perhaps
+        programs = served.fitting(classifier).recipe.programs([tap.name for tap in classifier.taps])
         heads = load_heads([d for detectors in programs.values() for d in detectors], self.directory)
         cascade = Runtime.open(bundle).cascade
         detectors, guard = settled(programs, heads), bundle.identity
