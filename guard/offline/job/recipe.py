@@ -22,7 +22,7 @@ from guard.offline.job.toml_files import content_of, names_in, own_text, users_t
 TABULAR = "tabular"
 PROGRAMS = ("screen", "interpret")
 PartT = TypeVar("PartT")
-KEYS = {"description", "inputs", "cascade", "detector", "attack", "left_out", "repair", "adaptive", "second"}
+KEYS = {"description", "inputs", "cascade", "cost", "detector", "attack", "left_out", "repair", "adaptive", "second"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Recipe:
     adaptive_budgets: tuple[float, ...]
     tabular: bool  # for tables of features of different kinds
     raw: Mapping[str, Any]
+    cost: float | None = None  # forwards on clean traffic that it is made for; `guard bench` holds it to them
     cascade: bool = False  # one program after the other, the first rejecting early; else one program for all
     skipped: tuple[str, ...] = ()  # parts that do not apply to the kind of input, each with the reason
     second: SecondSettings = field(default_factory=SecondSettings)
@@ -185,6 +186,7 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
         repairs=repairs,
         adaptive_budgets=budgets_of(raw.get("adaptive", {}), origin),
         tabular=inputs_of(raw, origin) == TABULAR,
+        cost=cost_of(raw, origin),
         cascade=cascade_of(raw, origin),
         raw=raw,
         second=second_settings(raw.get("second", {}), origin),
@@ -226,6 +228,16 @@ def cascade_of(raw: Mapping[str, Any], origin: str) -> bool:
             "false (one program)"
         )
     return found
+
+
+def cost_of(raw: Mapping[str, Any], origin: str) -> float | None:
+    """Return the forwards on clean traffic that a recipe is made for, where it says so. Raises ConfigError."""
+    found = raw.get("cost")
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or found < 1:
+        raise ConfigError(f"recipe {origin}: cost = {found!r}; wanted forwards on clean traffic, 1 or more")
+    return float(found)
 
 
 def attacks_of(entries: Sequence[Mapping[str, Any]], origin: str) -> tuple[Attack, ...]:

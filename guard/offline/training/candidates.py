@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from guard.fusion import Floats
+from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.grid import Images
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
@@ -105,30 +106,35 @@ def scores_without(
 ) -> tuple[FamilyScores, list[Detector]]:
     """Fit all candidates without a family; return their scores on the combiner's split, and the fitted detectors."""
     data, grid = prepared.data, prepared.classifier.spec.input.grid
-    others, own = (
-        tuple(found for found in prepared.crafted if (str(found.family) == family) is is_own)
-        for is_own in (False, True)
-    )
-    attacked, noisy = pool(others, data, Split.HEADS, grid)
-    items = FittingItems(data.part(Split.HEADS), noisy, attacked).some(FITTED_ITEMS, job.seed)
-    heads: list[Head | None] = [None] * len(candidates)
-    for places in rounds(candidates):
-        found = fit_heads(
-            [candidates[place].detector for place in places],
-            items,
-            remembered,
-            seed=job.seed,
-            report=lambda name: note(f"without {family}: {name}"),
-        )
-        for place in places:
-            heads[place] = found[candidates[place].detector.name]
-    fitted = [head for head in heads if head is not None]
+    others = tuple(found for found in prepared.crafted if str(found.family) != family)
+    own = tuple(found for found in prepared.crafted if str(found.family) == family)
+    heads = fitted_heads(others, job, prepared, candidates, remembered, lambda name: note(f"without {family}: {name}"))
     learned, noisy = pool(others, data, Split.COMBINER, grid)
     judged, _ = pool(own, data, Split.COMBINER, grid)
     clean = data.part(Split.COMBINER).images[:]
-    scores = [columns(fitted, images, remembered) for images in (clean, noisy, learned.items, judged.items)]
-    found_scores = FamilyScores(family, scores[0], scores[1], learned.seen_as(scores[2]), judged.seen_as(scores[3]))
-    return found_scores, [head.detector for head in fitted]
+    scores = [columns(heads, images, remembered) for images in (clean, noisy, learned.items, judged.items)]
+    found = FamilyScores(family, scores[0], scores[1], learned.seen_as(scores[2]), judged.seen_as(scores[3]))
+    return found, [head.detector for head in heads]
+
+
+def fitted_heads(
+    crafted: Sequence[CraftedSet],
+    job: Job,
+    prepared: Prepared,
+    candidates: Sequence[Candidate],
+    remembered: EvidenceCache,
+    note: Callable[[str], None],
+) -> list[Head]:
+    """Fit the head of each candidate on these crafted sets, on at most FITTED_ITEMS items of each kind."""
+    data = prepared.data
+    attacked, noisy = pool(crafted, data, Split.HEADS, prepared.classifier.spec.input.grid)
+    items = FittingItems(data.part(Split.HEADS), noisy, attacked).some(FITTED_ITEMS, job.seed)
+    heads: dict[int, Head] = {}
+    for places in rounds(candidates):
+        detectors = [candidates[place].detector for place in places]
+        found = fit_heads(detectors, items, remembered, seed=job.seed, report=note)
+        heads |= {place: found[candidates[place].detector.name] for place in places}
+    return [heads[place] for place in range(len(candidates))]
 
 
 def rounds(candidates: Sequence[Candidate]) -> list[list[int]]:

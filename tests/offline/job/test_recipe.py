@@ -96,6 +96,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (("[[repair]]", "[repair]"), ("repair",)),
         (('name = "mahalanobis"', "name = 3"), ("3",)),
         (('"mine"', '"mine'), ("not valid TOML",)),
+        (('"mine"', '"mine"\ncost = 0.5'), ("cost = 0.5", "1 or more")),
+        (('"mine"', '"mine"\ncost = "low"'), ("'low'", "1 or more")),
         (('"mine"', '"mine"\ncascade = 1'), ("cascade = 1", "true", "false")),
     ],
 )

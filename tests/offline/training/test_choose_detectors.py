@@ -77,9 +77,7 @@ def test_a_limit_above_everything_leaves_nothing_to_buy() -> None:
 def test_on_the_frontier_more_forwards_catch_more() -> None:
     frontier = choose(OPTIONS, PLANTED, 9.0, RATES).frontier
     assert [one.detectors for one in frontier[:2]] == [("free",), ("free", "honest")]
-    assert all(
-        a.forwards < b.forwards and a.rank[:2] < b.rank[:2] for a, b in zip(frontier, frontier[1:], strict=False)
-    )
+    assert all(a.forwards < b.forwards and a.rank[:2] < b.rank[:2] for a, b in pairwise(frontier))
 
 
 def test_an_attack_is_judged_by_nothing_that_saw_its_family() -> None:
