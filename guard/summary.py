@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
-from typing import Any
 
 from guard.bundle import Bundle, InputSpec, Manifest, OutputSpec
 from guard.calibration import smallest_rate
+from guard.choice_text import choice_text
 from guard.feature_values import feature_text
 from guard.features import only_names
 
@@ -96,21 +95,6 @@ def choice_lines(manifest: Manifest) -> list[str]:
     if not found:
         return []
     return textwrap.wrap(choice_text(found), width=80, initial_indent="chosen      ", subsequent_indent=" " * 12)
-
-
-def choice_text(found: Mapping[str, Any]) -> str:
-    """What a choice of detectors costs and catches, and what one more forward would buy, in words."""
-    chosen, more = found["chosen"], found["next_forward"]
-    text = (
-        f"for {found['limit']:.3g} forwards at most: {chosen['forwards']:.3g} forwards, {chosen['worst']:.0%} caught "
-        f"of the worst attack left out ({chosen['worst_attack']}), {chosen['mean']:.0%} of all on average; "
-    )
-    if more is None:
-        return text + "one more forward would buy nothing"
-    return text + (
-        f"{more['forwards']:.3g} forwards would buy {more['worst']:.0%} and {more['mean']:.0%}: "
-        + ", ".join(more["detectors"])
-    )
 
 
 def own_ranges(spec: InputSpec) -> list[str]:

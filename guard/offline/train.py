@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from guard.bundle import Bundle
+from guard.choice_text import choice_text
 from guard.errors import BundleError
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
@@ -31,7 +32,6 @@ from guard.offline.training.fit_heads import save_heads, settled
 from guard.offline.training.reopen import write_work
 from guard.offline.work.progress import Stages
 from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, counts, new_table, plain_lines, shares
-from guard.summary import choice_text
 
 ATTACK_ITEMS = 300  # held-out items that each attack is tried on where no time is given
 

@@ -15,11 +15,11 @@ from guard.errors import BundleError
 from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.findings.attack_names import labels_of
-from guard.offline.job.job import MIN_FAMILIES, Job
+from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe
 from guard.offline.training.build import Prepared, compile_heads, fit, parities
 from guard.offline.training.calibrator import Calibrator
-from guard.offline.training.candidates import with_chosen
+from guard.offline.training.candidates import MIN_FAMILIES, with_chosen
 from guard.offline.training.choose_detectors import Choice
 from guard.offline.training.fit_heads import settled
 from guard.offline.work.code import code_digest

@@ -39,7 +39,6 @@ from guard.offline.work.directory import WorkDirectory
 Bounds = tuple[tuple[float, ...], tuple[float, ...]]  # wire values of black and white, by channel or one for all
 
 MIN_SPLIT_ITEMS = 20  # in each split
-MIN_FAMILIES = 2  # of attacks: one is left out, another learned from
 WHOLE = {Split.HEADS: 0.35, Split.COMBINER: 0.15, Split.CALIBRATE: 0.25, Split.TEST: 0.25}
 
 
@@ -377,20 +376,6 @@ def check_rates(job: Job) -> None:
         raise PromiseError(
             f"--flag-rate {job.flag_rate:g} is below --reject-rate {job.reject_rate:g}; every rejected item counts as "
             f"flagged: give a flag rate of {job.reject_rate:g} or more"
-        )
-
-
-def check_cost(job: Job) -> None:
-    """Check that detectors can be chosen within a limit of forwards, where there is one. Raises ConfigError."""
-    if job.cost is None:
-        return
-    if job.cost < 1:
-        raise ConfigError(f"--cost {job.cost:g}: a guard runs the model's forward once at least; give 1 or more")
-    families = {str(attack.family) for attack in job.recipe.attacks}
-    if len(families) < MIN_FAMILIES:
-        raise ConfigError(
-            f"--cost chooses detectors by families of attacks left out of training, and recipe {job.recipe.name} has "
-            f"{len(families)}; give it attacks of at least {MIN_FAMILIES}, or leave --cost out"
         )
 
 

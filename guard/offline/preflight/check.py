@@ -31,7 +31,7 @@ from guard.offline.evidence.batches import one_batch
 from guard.offline.evidence.forwards import floor_of
 from guard.offline.evidence.gather import Gather
 from guard.offline.job.accuracy import check_accuracy
-from guard.offline.job.job import Job, by_file, check_cost, check_data, check_rates, open_job
+from guard.offline.job.job import Job, by_file, check_data, check_rates, open_job
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
@@ -40,7 +40,7 @@ from guard.offline.preflight.feature_lines import feature_lines
 from guard.offline.preflight.sample import sample_of
 from guard.offline.programs.model_parity import MODEL_ITEMS, check_model
 from guard.offline.second.asked import SecondsAsked, find_asked
-from guard.offline.training.candidates import candidates_of
+from guard.offline.training.candidates import candidates_of, check_cost
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.text import duration
 from guard.offline.work.threads import choose_threads

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from guard.errors import ConfigError
 from guard.fusion import Floats
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.grid import Images
@@ -29,6 +30,7 @@ from guard.offline.training.choose_detectors import Choice, FamilyScores, Option
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 
 FITTED_ITEMS = 1500  # of clean, noisy and attacked each, at most, that the heads of a choice are fitted on
+MIN_FAMILIES = 2  # of attacks: one is left out, another learned from
 
 Block = Mapping[str, Any]  # a [[detector]] of a recipe
 
@@ -45,6 +47,20 @@ class Candidate:
         """The detector's name, with its squeezers where it has any."""
         squeezers = [repr(one) for one in getattr(self.detector, "squeezers", ())]
         return self.detector.name + (f" ({', '.join(squeezers)})" if squeezers else "")
+
+
+def check_cost(job: Job) -> None:
+    """Check that detectors can be chosen within a limit of forwards, where there is one. Raises ConfigError."""
+    if job.cost is None:
+        return
+    if job.cost < 1:
+        raise ConfigError(f"--cost {job.cost:g}: a guard runs the model's forward once at least; give 1 or more")
+    families = {str(attack.family) for attack in job.recipe.attacks}
+    if len(families) < MIN_FAMILIES:
+        raise ConfigError(
+            f"--cost chooses detectors by families of attacks left out of training, and recipe {job.recipe.name} has "
+            f"{len(families)}; give it attacks of at least {MIN_FAMILIES}, or leave --cost out"
+        )
 
 
 def with_chosen(

@@ -15,11 +15,11 @@ from guard.errors import ConfigError
 from guard.offline.crafting.stage import craft_all
 from guard.offline.evaluation.left_out import refit
 from guard.offline.evidence.cache import EvidenceCache
-from guard.offline.job.job import Job, check_cost, open_job
+from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import parse
 from guard.offline.train import train
 from guard.offline.training.build import Prepared
-from guard.offline.training.candidates import candidates_of, rounds
+from guard.offline.training.candidates import candidates_of, check_cost, rounds
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 from guard.summary import summarise
