@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import ConfigError
+from guard.errors import ConfigError, DataError
 from guard.fusion import Floats
 from guard.offline.data.attacked import Attacked
 from guard.offline.evidence.needs import Need
@@ -91,7 +91,10 @@ class Choice:
 
 
 def choose(options: Sequence[Option], families: Sequence[FamilyScores], limit: float, rates: Sequence[float]) -> Choice:
-    """Choose the set within `limit` forwards on clean traffic. Raises ConfigError where no candidate is within it."""
+    """Choose the set within `limit` forwards on clean traffic. Raises ConfigError where no candidate is in reach.
+
+    Raises DataError where there is no attacked item to judge by, or a score is not finite.
+    """
     found = [
         judged(options, places, families, rates) for places in sets_within(options, limit + NEXT_FORWARDS) if places
     ]
@@ -158,6 +161,8 @@ def judged(
     shares: dict[str, float] = {}
     for family in families:
         shares |= caught_of(family, columns, independent, rates)
+    if not shares:
+        raise DataError("no attacked item lies in the combiner's split to choose detectors by; craft more of them")
     worst = min(shares, key=lambda attack: (shares[attack], attack))
     chosen = [options[place] for place in places]
     return Tried(

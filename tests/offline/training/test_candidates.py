@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from guard.offline.train import train
 from guard.offline.training.build import Prepared
 from guard.offline.training.candidates import candidates_of, check_cost, rounds
 from guard.offline.training.reopen import Work
+from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.progress import Stages
 from guard.summary import summarise
 from tests.offline import tiny
@@ -30,14 +34,14 @@ RECIPE: dict[str, Any] = {**tiny.RECIPE, "cascade": False}
 LIMIT = 3.0
 
 
-def job_in(folder: Any, **changes: Any) -> Job:
+def job_in(folder: Path, **changes: Any) -> Job:
     small = {"craft_items": 200, "attack_items": 40, "adaptive_items": 2, "adaptive_steps": 1, "threads": 1}
     return tiny.job(folder, recipe=parse(RECIPE, "tiny"), cost=LIMIT, **{**small, **changes})
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    def make(folder: Any) -> None:
+    def make(folder: Path) -> None:
         words = io.StringIO()
         train(job_in(folder), Stages(Console(file=words, width=200)))
         (folder / "words.txt").write_text(words.getvalue(), "utf-8")
@@ -95,6 +99,18 @@ def test_a_guard_without_the_only_other_family_takes_the_served_detectors(traine
     assert found.manifest.provenance["choice"] == {}
 
 
+def test_a_cascade_from_before_there_was_one_program_is_reopened_as_it_is(
+    tiny_job: Job, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    work = WorkDirectory(shutil.copytree(tiny_job.work.path, tmp_path / "old.work"))
+    settings = json.loads(work.job.read_text("utf-8"))
+    del settings["recipe"]["raw"]["cascade"]
+    work.job.write_text(json.dumps(settings), "utf-8")
+    subject = Work.beside(tiny_bundle, work.path).subject(tiny_bundle)
+    assert list(subject.programs) == [program.name for program in tiny_bundle.manifest.programs]
+    assert len(subject.programs) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -102,7 +118,7 @@ def test_a_guard_without_the_only_other_family_takes_the_served_detectors(traine
         ({"recipe": parse({**RECIPE, "attack": RECIPE["attack"][:1]}, "one")}, "recipe one has 1"),
     ],
 )
-def test_a_limit_that_nothing_can_be_chosen_by_is_refused(tmp_path: Any, changes: dict[str, Any], words: str) -> None:
+def test_a_limit_that_nothing_can_be_chosen_by_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     settings = {"recipe": parse(RECIPE, "tiny"), "cost": LIMIT, **changes}
     with pytest.raises(ConfigError, match=words):
         check_cost(tiny.job(tmp_path, **settings))
