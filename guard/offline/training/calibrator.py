@@ -41,6 +41,7 @@ from guard.offline.programs.parity import Parity
 from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
+from guard.offline.training.choose_detectors import Choice
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
 
@@ -65,6 +66,7 @@ class Calibrator:
     programs: Mapping[str, Sequence[Detector]]
     files: ProgramFiles
     data: Dataset
+    choice: Choice | None = None  # of the detectors, where they were chosen
 
     def calibrate(self, crafted: Sequence[CraftedSet]) -> Calibrated:
         """Fit fusion and bands, and rank the clean items."""
@@ -178,6 +180,7 @@ class Calibrator:
                 "served": {} if (found := self.classifier.difference) is None else asdict(found),
                 "student": student_facts(self.classifier.answering, calibrated.transfers),
                 "second": [one.in_words for one in self.networks()],
+                "choice": {} if self.choice is None else self.choice.facts,
                 "verdicts": {} if verdicts is None else asdict(verdicts),
             },
         )
