@@ -57,7 +57,7 @@ def fit(
 ) -> dict[str, Head]:
     """Fit every detector's head on the heads split; `gathered` may remember evidence. Raises DataError."""
     data = prepared.data
-    attacked, noisy = pool(prepared.crafted, data, Split.HEADS, prepared.classifier.spec.input.grid)
+    attacked, noisy = pool(job, prepared.crafted, data, Split.HEADS, prepared.classifier.spec.input)
     return fit_heads(
         [d for detectors in programs.values() for d in detectors],
         FittingItems(data.part(Split.HEADS), noisy, attacked),
