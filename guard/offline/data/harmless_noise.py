@@ -35,7 +35,7 @@ Change: TypeAlias = Callable[[Images, float, Draws], Images]  # (unit-space item
 
 
 @dataclass(frozen=True)
-class Noise:
+class NoiseKind:
     """Kind of harmless noise."""
 
     name: str
@@ -103,22 +103,27 @@ def grown(item: Images, changed: Images, size: float) -> Images:
     return np.asarray(item + factor * residue, dtype=np.float32)
 
 
-UNIFORM, GAUSSIAN = Noise("uniform", uniform), Noise("Gaussian", gaussian)
-NOISES: Mapping[KindName, Sequence[Noise]] = {
+UNIFORM, GAUSSIAN = NoiseKind("uniform", uniform), NoiseKind("Gaussian", gaussian)
+NOISES: Mapping[KindName, Sequence[NoiseKind]] = {
     "images": (
         UNIFORM,
         GAUSSIAN,
-        Noise("salt and pepper", salt_and_pepper),
-        Noise("JPEG residue", jpeg_residue, tuple(MODES)),
-        Noise("resize residue", resize_residue),
+        NoiseKind("salt and pepper", salt_and_pepper),
+        NoiseKind("JPEG residue", jpeg_residue, tuple(MODES)),
+        NoiseKind("resize residue", resize_residue),
     ),
-    "series": (UNIFORM, GAUSSIAN, Noise("spikes", salt_and_pepper), Noise("resampling residue", resample_residue)),
+    "series": (
+        UNIFORM,
+        GAUSSIAN,
+        NoiseKind("spikes", salt_and_pepper),
+        NoiseKind("resampling residue", resample_residue),
+    ),
     "vectors": (UNIFORM, GAUSSIAN),
     "tabular": (UNIFORM, GAUSSIAN),
 }
 
 
-def noises_of(kind: KindName, channels: int) -> list[Noise]:
+def noises_of(kind: KindName, channels: int) -> list[NoiseKind]:
     """Return the kinds of noise that are defined for items of a kind with so many channels."""
     return [noise for noise in NOISES[kind] if noise.channels is None or channels in noise.channels]
 
@@ -141,7 +146,7 @@ class Sizes:
         return float(self.low * (self.high / self.low) ** place)
 
 
-def noisy(noise: Noise, images: Images, sizes: Sizes, grid: Grid, seed: int) -> Images:
+def noisy(noise: NoiseKind, images: Images, sizes: Sizes, grid: Grid, seed: int) -> Images:
     """Return unit-space items [item, ...] with noise of this kind, each of a size of its own."""
     blank = np.zeros_like(images[:0])
     moved = np.concatenate([blank, *(one_noisy(noise, item, sizes, grid, seed)[None] for item in images)])
@@ -156,7 +161,7 @@ def each_noisy(kind: KindName, images: Images, sizes: Sizes, grid: Grid, seed: i
     return [noisy(noise, images[place :: len(kinds)], sizes, grid, seed) for place, noise in enumerate(kinds)]
 
 
-def one_noisy(noise: Noise, item: Images, sizes: Sizes, grid: Grid, seed: int) -> Images:
+def one_noisy(noise: NoiseKind, item: Images, sizes: Sizes, grid: Grid, seed: int) -> Images:
     content = hashlib.sha256(f"{seed} {noise.name} ".encode() + np.ascontiguousarray(item, dtype="<f4").tobytes())
     draws = np.random.default_rng(np.frombuffer(content.digest(), dtype=np.uint32))
     size = sizes.at(draws.random())

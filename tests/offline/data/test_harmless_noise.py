@@ -8,7 +8,7 @@ import pytest
 from guard.features import Feature
 from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.grid import from_steps, on_grid
-from guard.offline.data.harmless_noise import NOISES, Noise, Sizes, each_noisy, noises_of, noisy
+from guard.offline.data.harmless_noise import NOISES, NoiseKind, Sizes, each_noisy, noises_of, noisy
 from guard.value_box import ValueBox
 
 SHAPES = {"images": (3, 24, 24), "series": (2, 60), "vectors": (200,)}
@@ -32,14 +32,14 @@ def root_mean_square(moved: np.ndarray) -> np.ndarray:
 
 @every_noise
 @pytest.mark.parametrize("steps", [2, 4, 8, 16])
-def test_a_size_means_the_same_whatever_the_kind(kind: str, noise: Noise, steps: int) -> None:
+def test_a_size_means_the_same_whatever_the_kind(kind: str, noise: NoiseKind, steps: int) -> None:
     clean, size = items(kind), steps / 255
     found = root_mean_square(noisy(noise, clean, Sizes(size, size), None, 0) - clean)
     np.testing.assert_allclose(found, size / 3**0.5, rtol=0.1)
 
 
 @every_noise
-def test_noise_stays_in_the_box_and_on_the_grid(kind: str, noise: Noise) -> None:
+def test_noise_stays_in_the_box_and_on_the_grid(kind: str, noise: NoiseKind) -> None:
     clean = items(kind)
     clean = np.where(np.random.default_rng(1).random(clean.shape) < 0.2, np.float32(1), clean)
     moved = noisy(noise, clean, Sizes(1 / 255, 16 / 255), 255, 0)
@@ -51,7 +51,7 @@ def test_noise_stays_in_the_box_and_on_the_grid(kind: str, noise: Noise) -> None
 
 
 @every_noise
-def test_what_an_item_gets_follows_from_itself(kind: str, noise: Noise) -> None:
+def test_what_an_item_gets_follows_from_itself(kind: str, noise: NoiseKind) -> None:
     clean, sizes = items(kind), Sizes(1 / 255, 8 / 255)
     moved = noisy(noise, clean, sizes, 255, 0)
     np.testing.assert_array_equal(noisy(noise, clean[::-1].copy(), sizes, 255, 0)[::-1], moved)
