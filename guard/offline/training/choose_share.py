@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from guard.fusion import Floats, Fusion
 from guard.offline.data.attacked import Attacked
+from guard.offline.training.choose_detectors import FamilyScores
 from guard.offline.training.fit_fusion import add_surprise, fit_weights, usual_share
 
 TRIED_RATE_SHARES = (0.1, 0.3, 0.5, 0.7)
@@ -35,17 +35,8 @@ JUDGED_RATES = (0.01, 0.02, 0.05, 0.1)  # promised rates at which what is caught
 CLEAN_PARTS = 2  # of the clean items: the fusion is fitted on all but one, which sets the thresholds
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """The scores [item, detector] of items that no head was fitted on."""
-
-    clean: Floats
-    noisy: Floats
-    attacked: Attacked[Floats]
-
-
 @dataclass(frozen=True)
-class Choice:
+class KeptShare:
     """The share of the rate that was chosen, and what it catches of each family left out, beside the usual share.
 
     What is caught is a share of a family's items, averaged over its attacks and JUDGED_RATES. Without two families
@@ -76,40 +67,29 @@ class Choice:
         )
 
 
-def choose_share(
-    left_out: Mapping[str, Scores], families: Mapping[str, str], independent: Sequence[bool] = ()
-) -> Choice:
-    """Choose the share that serves the worst left-out family best.
+def choose_share(left_out: Sequence[FamilyScores], independent: Sequence[bool] = ()) -> KeptShare:
+    """Choose the share that serves the worst left-out family best; `independent` as in `fit_fusion`.
 
-    `left_out` are scores by the family that their heads were fitted without, `families` the family of each attack, and
-    `independent` as in `fit_fusion`. Raises DataError, as a fit does.
+    Raises DataError, as a fit does.
     """
     usual = usual_share(independent)
     if not left_out:
-        return Choice(usual)
+        return KeptShare(usual)
     tried = sorted({usual, *TRIED_RATE_SHARES})
-    caught: dict[float, dict[str, float]] = {share: dict.fromkeys(left_out, 0.0) for share in tried}
+    caught: dict[float, dict[str, float]] = {share: {one.family: 0.0 for one in left_out} for share in tried}
     seen = dict.fromkeys(tried, 0.0)
-    for family, scores in left_out.items():
-        members = np.asarray([families[attack] == family for attack in scores.attacked.by])
-        others, judged = part_of(scores.attacked, ~members), part_of(scores.attacked, members)
+    for one in left_out:
         for place in range(CLEAN_PARTS):
-            held = np.arange(len(scores.clean)) % CLEAN_PARTS == place
-            clean = scores.clean[~held]
-            weighed = fit_weights(clean, scores.noisy, others)
+            held = np.arange(len(one.clean)) % CLEAN_PARTS == place
+            clean = one.clean[~held]
+            weighed = fit_weights(clean, one.noisy, one.learned)
             for share in tried:
-                fusion = add_surprise(weighed, clean, scores.noisy, independent, share)
-                caught[share][family] += share_caught(fusion, scores.clean[held], judged) / CLEAN_PARTS
-                seen[share] += share_caught(fusion, scores.clean[held], others) / CLEAN_PARTS / len(left_out)
+                fusion = add_surprise(weighed, clean, one.noisy, independent, share)
+                caught[share][one.family] += share_caught(fusion, one.clean[held], one.judged) / CLEAN_PARTS
+                seen[share] += share_caught(fusion, one.clean[held], one.learned) / CLEAN_PARTS / len(left_out)
     allowed = [share for share in tried if seen[share] >= seen[usual] - MAX_SEEN_LOSS_SHARE]
     best = max([usual, *allowed], key=lambda share: min(caught[share].values()))  # of equal ones the usual
-    return Choice(best, caught[best], caught[usual])
-
-
-def part_of(attacked: Attacked[Floats], kept: NDArray[np.bool_]) -> Attacked[Floats]:
-    """Return the attacked items that are kept [item]."""
-    by = tuple(attack for attack, stays in zip(attacked.by, kept, strict=True) if stays)
-    return Attacked(attacked.items[kept], by)
+    return KeptShare(best, caught[best], caught[usual])
 
 
 def share_caught(fusion: Fusion, clean: Floats, judged: Attacked[Floats]) -> float:
