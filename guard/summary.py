@@ -34,6 +34,7 @@ def summarise(bundle: Bundle) -> str:
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
         f"recipe      {manifest.recipe.get('name', '')}, seed {manifest.seed}",
+        *cut_lines(manifest),
         "",
         *program_lines(manifest),
     ]
@@ -84,6 +85,18 @@ def second_lines(manifest: Manifest) -> list[str]:
         line
         for text in found
         for line in textwrap.wrap(text, width=80, initial_indent="second      ", subsequent_indent=" " * 12)
+    ]
+
+
+def cut_lines(manifest: Manifest) -> list[str]:
+    """Lines on what was cut of the guard and of its report, against what recipe and options ask for."""
+    return [
+        line
+        for what, texts in manifest.provenance.get("cuts", {}).items()
+        for text in texts
+        for line in textwrap.wrap(
+            f"{text} ({what})", width=80, initial_indent="cut         ", subsequent_indent=" " * 12
+        )
     ]
 
 

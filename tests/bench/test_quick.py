@@ -10,6 +10,7 @@ import pytest
 
 QUICK = {
     "forest": (),
+    "fitted_items": (),
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),
     "kinds": ("series",),

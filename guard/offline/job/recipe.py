@@ -22,7 +22,8 @@ from guard.offline.job.toml_files import content_of, names_in, own_text, users_t
 TABULAR = "tabular"
 PROGRAMS = ("screen", "interpret")
 PartT = TypeVar("PartT")
-KEYS = {"description", "inputs", "detector", "attack", "left_out", "repair", "adaptive", "second"}
+FITTED_ITEMS = 1000  # verified items of each attack that a guard is fitted on, unless the recipe says another number
+KEYS = {"description", "inputs", "items", "detector", "attack", "left_out", "repair", "adaptive", "second"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Recipe:
     raw: Mapping[str, Any]
     skipped: tuple[str, ...] = ()  # parts that do not apply to the kind of input, each with the reason
     second: SecondSettings = field(default_factory=SecondSettings)
+    items: int = FITTED_ITEMS  # verified items of each attack, to fit on
 
     @property
     def asks_second(self) -> bool:
@@ -175,6 +177,7 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
         tabular=inputs_of(raw, origin) == TABULAR,
         raw=raw,
         second=second_settings(raw.get("second", {}), origin),
+        items=items_of(raw, origin),
     )
 
 
@@ -201,6 +204,14 @@ def inputs_of(raw: Mapping[str, Any], origin: str) -> str | None:
     found = raw.get("inputs")
     if found not in (None, TABULAR):
         raise ConfigError(f"recipe {origin}: inputs = {found!r}; wanted {TABULAR!r}, or nothing")
+    return found
+
+
+def items_of(raw: Mapping[str, Any], origin: str) -> int:
+    """Return how many verified items of each attack are fitted on. Raises ConfigError."""
+    found = raw.get("items", FITTED_ITEMS)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ConfigError(f"recipe {origin}: items = {found!r}; wanted a whole number from 1: verified items an attack")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Training of a second network: sized by measured speed, kept after each epoch, done once for all guards of a bundle.
+"""Training of a second network: as long as the recipe says, kept after each epoch, once for all guards of a bundle.
 
 Rule 1: the plan is made once and kept; a training that is taken up again follows it, and ends with the same weights.
 """
@@ -150,7 +150,7 @@ class Training:
         tried = [CoursePlan(count, half, natural, robust) for count in threads for half in halves]
         seconds = {pace: self.seconds(pace) for pace in tried}
         best = min(tried, key=lambda pace: sum(seconds[pace]))
-        if not self.job.second_minutes:
+        if self.job.second_minutes is None:
             return best
         natural_s, robust_s = seconds[best]
         share = min(1.0, 60 * self.job.second_minutes / (natural * natural_s + robust * robust_s))
@@ -173,6 +173,37 @@ class Training:
                 tries.append(time.perf_counter() - began)
             found.append(min(tries[1:]) * learner.steps)
         return found[0], found[1]
+
+    @cached_property
+    def seconds_all(self) -> float:
+        """Forecast of the seconds that the training takes, on one thread as measured now."""
+        natural, robust = self.most_epochs()
+        threads = torch.get_num_threads()
+        try:
+            natural_s, robust_s = self.seconds(CoursePlan(1, self.device.type == "cuda", natural, robust))
+        finally:
+            torch.set_num_threads(threads)
+        whole_s = natural * natural_s + robust * robust_s
+        minutes = self.job.second_minutes
+        return whole_s if minutes is None else min(whole_s, 60 * minutes)
+
+    @property
+    def time(self) -> str:
+        """How long the training takes, in words."""
+        if self.job.second_minutes is not None:
+            return f"in at most {self.job.second_minutes:.3g} min (--second-minutes)"
+        return f"{sum(self.most_epochs())} epochs in about {duration(self.seconds_all)}"
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """What was cut of the training to its minutes, in words."""
+        pace, (natural, robust) = self.plan(), self.most_epochs()
+        if (pace.natural_epochs, pace.robust_epochs) == (natural, robust):
+            return ()
+        return (
+            f"the second network learned for {pace.natural_epochs} natural and {pace.robust_epochs} robust epochs of "
+            f"{natural} and {robust}, to end within {self.job.second_minutes:.3g} minutes",
+        )
 
     def plan(self) -> CoursePlan:
         """Return the plan of before, or make and keep it."""
