@@ -234,7 +234,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path("second-bench"))
     given = parser.parse_args(arguments)
     job = Job(
-        given.model, given.data, given.work, load_recipe("standard"), minutes=given.minutes, second=tuple(given.second),
+        given.model, given.data, given.work, load_recipe("standard"), second_minutes=given.minutes, second=tuple(given.second),
         second_data=given.second_data, threads=1,
     )  # fmt: skip
     measure(replace(job, adaptive_items=0), given.detectors, given.items, tuple(filter(None, given.attacks.split(","))))

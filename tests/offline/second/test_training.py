@@ -187,12 +187,12 @@ def test_a_network_that_hides_from_one_step_is_refused() -> None:
 
 @pytest.mark.parametrize("helps", [False, True])
 def test_an_epoch_that_begins_to_hide_is_learned_again_against_more_steps(
-    trained: Job, tmp_path: Path, epochs: list[int], monkeypatch: pytest.MonkeyPatch, helps: bool
+    trained: Job, tmp_path: Path, epochs: list[int], monkeypatch: pytest.MonkeyPatch, *, helps: bool
 ) -> None:
     """The second robust epoch hides: whatever it learns against, so it is the end, or from one step alone."""
     for name in ("model.pt2", "data.npz", "training.npz"):
         (tmp_path / name).symlink_to(trained.out.parent / name)
-    job = job_in(tmp_path)
+    job = job_in(tmp_path, second_minutes=60.0)
     classifier, data = open_job(job)
     asked = find_asked(job, classifier, data, lambda *_: None)
     assert asked.training is not None
