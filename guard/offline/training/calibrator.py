@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import CALIBRATION, Bundle, DetectorSpec, Manifest, NeedSpec, identity, write_bundle
+from guard.answer_evidence import Evidence
+from guard.bundle import (
+    ANSWER_CALIBRATIONS,
+    CALIBRATION,
+    Bundle,
+    DetectorSpec,
+    Manifest,
+    NeedSpec,
+    identity,
+    write_bundle,
+)
 from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
@@ -41,6 +51,7 @@ from guard.offline.programs.parity import Parity
 from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
+from guard.offline.training.answer_calibration import AnsweredItems, CombinerItems, calibrate_answers, ties_of
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
 
@@ -54,6 +65,7 @@ class Calibrated:
     cascade: Cascade
     leaks: Mapping[str, float]  # the share of each crafted attack that the bands would pass early
     transfers: Mapping[str, Transfer] = field(default_factory=dict)  # of each crafted attack, where the model is closed
+    answers: Evidence = field(default_factory=dict)  # the calibrations of a closed model's answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +82,9 @@ class Calibrator:
         """Fit fusion and bands, and rank the clean items."""
         cascade = self.uncalibrated()
         attacked, noisy = pool(crafted, self.data, Split.COMBINER, self.classifier.spec.input.grid)
-        clean = read(cascade, self.data.part(Split.COMBINER).images).scores
-        noise, bad = read(cascade, noisy).scores, read(cascade, attacked.items).scores
+        images = (self.data.part(Split.COMBINER).images, noisy, attacked.items)
+        seen = [read(cascade, some) for some in images]
+        clean, noise, bad = (readings.scores for readings in seen)
         ends = np.cumsum(cascade.calibration.programs)
         independent = [d.name in INDEPENDENT for ds in self.programs.values() for d in ds]
         fusions = tuple(
@@ -86,10 +99,18 @@ class Calibrator:
         for fusion, band, end in zip(fusions[:-1], bands, ends[:-1], strict=True):
             leaks |= band_leak(band, attacked.seen_as(fusion.risk(bad[:, :end])))
         fitted = replace(cascade.calibration, fusions=fusions, bands=bands)
-        ranked = read(cascade.with_calibration(fitted), self.data.part(Split.CALIBRATE).images)
+        to_rank = self.data.part(Split.CALIBRATE).images
+        ranked = read(cascade.with_calibration(fitted), to_rank)
         calibration = replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores)
         transfers = {one.attack: one.transfer for one in crafted if one.transfer is not None}
-        return Calibrated(cascade.with_calibration(calibration), leaks, transfers)
+        answers: Evidence = {}
+        if (answering := self.classifier.answering) is not None:
+            answered = [AnsweredItems.of(one, some, answering) for one, some in zip(seen, images, strict=True)]
+            last = AnsweredItems.of(ranked, to_rank, answering)
+            ties = ties_of(to_rank, cascade.spec.box)
+            combiner = CombinerItems(answered[0], answered[1], attacked.seen_as(answered[2]))
+            answers = calibrate_answers(calibration, answering, combiner, last, ties, independent)
+        return Calibrated(cascade.with_calibration(calibration), leaks, transfers, answers)
 
     def uncalibrated(self) -> Cascade:
         """Load the written programs under a calibration of the right shape that promises nothing yet."""
@@ -114,13 +135,15 @@ class Calibrator:
             heads,
             calibrated.cascade,
             Rates(self.job.reject_rate, self.job.flag_rate),
-            identity(programs, lambda name: hashlib.sha256(content[name]).hexdigest()),
+            identity(programs, lambda name: hashlib.sha256(content[name]).hexdigest() if name in content else None),
             {program.name: content[program.file] for program in programs},
         )
 
     def content(self, calibrated: Calibrated) -> dict[str, bytes]:
         """Return the files that decide the answers: graphs, weights and calibration."""
-        return {**self.files.files, CALIBRATION: npz(calibrated.cascade.calibration.to_arrays())}
+        answers = {ANSWER_CALIBRATIONS[kind]: one.calibration for kind, one in calibrated.answers.items()}
+        ranks = {CALIBRATION: calibrated.cascade.calibration, **answers}
+        return {**self.files.files, **{name: npz(one.to_arrays()) for name, one in ranks.items()}}
 
     def bundle(
         self,
