@@ -39,7 +39,7 @@ class Agreement:
 
 
 @dataclass(kw_only=True)
-class Comparison:
+class UpstreamComparison:
     """The comparison of classes that bundle and upstream name: counted and logged, so that a stale one is noticed."""
 
     model: ModelSpec

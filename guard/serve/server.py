@@ -32,7 +32,7 @@ from guard.errors import ConfigError
 from guard.policy import Policy
 from guard.serve import admin as guard_admin
 from guard.serve.admin import Admin
-from guard.serve.agreement import Comparison
+from guard.serve.agreement import UpstreamComparison
 from guard.serve.allocator import few_heaps
 from guard.serve.batcher import Batcher
 from guard.serve.door import Door
@@ -156,7 +156,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             ),
             upstream=upstream,
             metrics=metrics,
-            comparison=Comparison(
+            comparison=UpstreamComparison(
                 model=model,
                 metrics=metrics,
                 readiness=readiness,

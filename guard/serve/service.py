@@ -40,18 +40,18 @@ from guard.policy import Action
 from guard.serve import decode
 from guard.serve.acceptor import TICKET
 from guard.serve.admission import Admission, Place
-from guard.serve.agreement import Comparison
+from guard.serve.agreement import UpstreamComparison
 from guard.serve.answer import model_answer, prediction
 from guard.serve.call import UNCHECKED, Call
 from guard.serve.decode import Decoded
 from guard.serve.door import Door
 from guard.serve.gate import InferGate
 from guard.serve.gatekeeper import Gate
+from guard.serve.guarded_model import GuardedModel
 from guard.serve.inspector import Inspection, Inspector, label
 from guard.serve.listener import Methods
 from guard.serve.log import Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
-from guard.serve.served_model import ServedModel
 from guard.serve.upstream import Answer, Upstream, path
 from guard.serve.wire.inference_pb2 import ModelInferRequest
 
@@ -91,13 +91,13 @@ class Service:
     inspector: Inspector
     upstream: Upstream
     metrics: Metrics
-    comparison: Comparison
+    comparison: UpstreamComparison
     door: Door
     log: Log
 
     def __post_init__(self) -> None:
         self.policy = self.inspector.policy
-        self.served = ServedModel(self.model, frozenset(self.config.allow_models), self.upstream)
+        self.served = GuardedModel(self.model, frozenset(self.config.allow_models), self.upstream)
         self.seldom = Seldom(REFUSAL_LOG_S)
         self.admission = Admission()
 

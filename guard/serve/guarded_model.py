@@ -11,7 +11,7 @@ from guard.serve.wire.inference_pb2 import ModelInferRequest
 
 
 @dataclass(frozen=True, eq=False)
-class ServedModel:
+class GuardedModel:
     """The model that a bundle guards, by the names and versions that its server has."""
 
     model: ModelSpec
