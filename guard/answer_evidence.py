@@ -1,138 +1,123 @@
-"""A closed model's own answer as evidence: its distance from the student's, calibrated as one more detector.
+"""A closed model's own answer as evidence: how surprising its student finds it, ranked with the programs' risk.
 
 Rule 1: an answer only adds to a risk: what is rejected without one is rejected whatever the model answers.
-Rule 2: probabilities and labels are calibrated each by itself, since a client chooses in which of them it is answered.
+Rule 2: only the class that the model names counts, so that nobody gains by asking for labels or for probabilities.
 
-How it works. The programs read the student; then the model's answer gives one more score, the Kullback-Leibler
-divergence of the model's shares of the classes p from the student's q: the sum of p ln(p / q), in nats. A label is a
-share of 1, and its score is -ln q(label). The score joins those of the last program under a fusion of its own, and the
-risk is ranked among those of clean items that the model has answered: one risk, one promise. What an earlier program
-has decided keeps its risk. Before there is an answer, the same fusion without the answer's share of the risk gives the
-least that any answer can lead to, and so the largest p-value.
+How it works. The programs read the student; then the model's answer gives one more score, the surprisal of the class
+that it names: -ln of the student's probability of that class, in nats. A line puts the score on the scale of the last
+program's risk, and the larger of the two is the item's risk. It is ranked among the risks of clean items that the model
+has answered: one risk, one promise. Before there is an answer the programs' risk is the least that any can lead to, and
+so its rank among the same clean items is the largest p-value.
 
-Example: the student's shares are 0.9 and 0.1. The answer 0.8 and 0.2 scores 0.8 ln(0.8 / 0.9) + 0.2 ln(0.2 / 0.1)
-= 0.044, the label 0 scores -ln 0.9 = 0.105, and the label 1, on which the student does not agree, -ln 0.1 = 2.303.
+Example: the student's probabilities are 0.9 and 0.1. If the model names class 0, the score is -ln 0.9 = 0.105; if it
+names class 1, on which the student does not agree, -ln 0.1 = 2.303. With the floor -1 and the pace 2 that is a risk of
+3.6: an item whose programs give 1.2 has the risk 3.6, one of 4 keeps 4.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import ANSWER_CALIBRATIONS, Bundle, read_npz
+from guard.bundle import ANSWER_CALIBRATION, Bundle, read_npz
 from guard.calibration import Calibration
 from guard.cascade import Readings, cascade_risk, level_below
 from guard.errors import BundleError
-from guard.fusion import Floats, Fusion
+from guard.fusion import Floats
 
-AnswerKind = Literal["probabilities", "label"]
-KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 ANSWER = "answer"  # the name of the score, behind those of the detectors
-Evidence = Mapping[AnswerKind, "AnswerCalibration"]
 
 
-@dataclass(frozen=True, eq=False)
-class ModelAnswer:
-    """A model's answer as shares of the classes; where it is a label, each share is 1 or 0."""
+def surprisal(classes: NDArray[np.int64], logits: NDArray[Any]) -> Floats:
+    """The surprisal [item] in nats of the classes [item] that a model names, by a student's logits [item, class].
 
-    kind: AnswerKind
-    shares: NDArray[Any]  # [item, class]
-
-
-def divergence(shares: NDArray[Any], logits: NDArray[Any]) -> Floats:
-    """The divergence [item] in nats of a model's shares [item, class] from what a student's logits [item, class] say.
-
-    It is 0 where both say the same, and has no upper bound; it is finite where the logits are.
+    It is near 0 where a sure student agrees, and has no upper bound; it is finite where the logits are.
     """
-    whole = np.maximum(shares.astype(np.float64), 0.0)
-    whole /= whole.sum(axis=1, keepdims=True)
     wide = logits.astype(np.float64)
-    top = wide.max(axis=1, keepdims=True)
-    student = wide - top - np.log(np.exp(wide - top).sum(axis=1, keepdims=True))
-    model = np.log(np.where(whole > 0, whole, 1.0))
-    return np.asarray((whole * (model - student)).sum(axis=1), dtype=np.float64)
-
-
-def as_labels(shares: NDArray[Any]) -> NDArray[np.float32]:
-    """The shares [item, class] of a model that names the same classes, and nothing but these."""
-    return np.asarray(np.eye(shares.shape[1], dtype=np.float32)[shares.argmax(axis=1)])
+    below = wide - wide.max(axis=1, keepdims=True)
+    named = np.take_along_axis(below, classes[:, None], axis=1)[:, 0]
+    return np.asarray(np.log(np.exp(below).sum(axis=1)) - named, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class AnswerCalibration:
-    """The calibration of programs and answer together, for answers of one kind."""
+    """The calibration of programs and answer together."""
 
-    calibration: Calibration  # of the programs' detectors and, behind those of the last program, ANSWER
+    base: Calibration  # of the programs alone
+    floor: float  # the risk, on the scale of the last program's, of a score of 0
+    pace: float  # the rise of the risk with the score, in 1 / nats; >= 0
+    clean_scores: Floats  # [item] of the answers to the base's clean items
+    clean_risks: Floats  # [item] of programs and answer together
 
-    def before(self, readings: Readings, ties: Floats) -> Readings:
-        """The readings of items that the model has not answered: their risk is the least that an answer can lead to.
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """The names of the scores: the detectors', and ANSWER."""
+        return (*self.base.detectors, ANSWER)
 
-        `readings` are the programs', and `ties` [item] break ties, as `cascade.jitter` has them.
+    @cached_property
+    def ranks(self) -> Calibration:
+        """The ranks of risks and scores, the answers' among them; its fusions are those of the programs alone."""
+        scores = np.concatenate([self.base.clean_scores, self.clean_scores[:, None]], axis=1)
+        return replace(self.base, detectors=self.detectors, clean_risks=self.clean_risks, clean_scores=scores)
+
+    def before(self, readings: Readings) -> Readings:
+        """The programs' readings of items that the model has not answered: p-values are the largest it can lead to."""
+        return self.ranked(readings, np.full(len(readings.risk), np.nan), readings.risk)
+
+    def after(self, readings: Readings, ties: Floats, classes: NDArray[np.int64]) -> Readings:
+        """The programs' readings of items and, beside them, the classes [item] that the model names.
+
+        `ties` [item] break ties between risks, as `cascade.jitter` has them.
         """
-        nothing = np.zeros((len(readings.risk), 1))
-        found = self.joined(readings, ties, nothing, without_answer(self.calibration.fusions[-1]))
-        scores = np.concatenate([readings.scores, np.full_like(nothing, np.nan)], axis=1)
-        return replace(found, scores=scores, detector_p=self.calibration.detector_p_values(scores))
+        score = surprisal(classes, readings.logits)
+        return self.ranked(readings, score, np.maximum(readings.risk, self.risk(score, ties)))
 
-    def after(self, readings: Readings, ties: Floats, shares: NDArray[Any]) -> Readings:
-        """The readings of items with the model's answer, as shares [item, class], beside the programs' scores."""
-        score = divergence(shares, readings.logits)[:, None]
-        return self.joined(readings, ties, score, self.calibration.fusions[-1])
+    def risk(self, score: Floats, ties: Floats) -> Floats:
+        """The risk [item] of answers' scores [item], on the scale of the whole cascade: at its last program's level."""
+        return cascade_risk(level_below(len(self.base.programs) - 1), self.floor + self.pace * score) + ties
 
-    def joined(self, readings: Readings, ties: Floats, score: Floats, fusion: Fusion) -> Readings:
-        """The readings with a further score [item, 1], and the risk that a fusion of the last program makes of all."""
-        last = len(self.calibration.programs) - 1
-        scores = np.concatenate([readings.scores, score], axis=1)
-        open_still = readings.program == last
-        own = np.maximum(fusion.risk(scores[open_still]), without_answer(fusion).risk(scores[open_still]))
-        risk = readings.risk.copy()
-        risk[open_still] = cascade_risk(level_below(last), own) + ties[open_still]
-        p_value = self.calibration.p_value(risk)
-        return replace(
-            readings,
-            scores=scores,
-            risk=risk,
-            p_value=p_value,
-            detector_p=self.calibration.detector_p_values(scores),
-        )
+    def ranked(self, readings: Readings, score: Floats, risk: Floats) -> Readings:
+        scores = np.concatenate([readings.scores, score[:, None]], axis=1)
+        found = self.ranks.detector_p_values(scores)
+        return replace(readings, scores=scores, risk=risk, p_value=self.ranks.p_value(risk), detector_p=found)
 
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        line = np.asarray([self.floor, self.pace])
+        return {"line": line, "clean_scores": self.clean_scores, "clean_risks": self.clean_risks}
 
-def without_answer(fusion: Fusion) -> Fusion:
-    """The fusion whose last score adds nothing, in either tail or alone: no larger a risk, whatever that score is."""
-    weights, slopes = fusion.weights.copy(), fusion.surprise.slopes.copy()
-    weights[-1], slopes[-1] = 0.0, 0.0
-    return replace(fusion, weights=weights, surprise=replace(fusion.surprise, slopes=slopes))
-
-
-def with_answer(base: Calibration, fusion: Fusion, risk: Floats, scores: Floats) -> Calibration:
-    """The calibration of programs and answer; clean risks [item] and answers' scores [item], in the base's order."""
-    return replace(
-        base,
-        detectors=(*base.detectors, ANSWER),
-        programs=(*base.programs[:-1], base.programs[-1] + 1),
-        fusions=(*base.fusions[:-1], fusion),
-        clean_risks=risk,
-        clean_scores=np.concatenate([base.clean_scores, scores[:, None]], axis=1),
-    )
+    @staticmethod
+    def from_arrays(base: Calibration, arrays: Mapping[str, NDArray[Any]]) -> AnswerCalibration:
+        """Read a calibration. Raises BundleError where it does not fit the programs'."""
+        try:
+            floor, pace = map(float, arrays["line"])
+            found = AnswerCalibration(base, floor, pace, arrays["clean_scores"], arrays["clean_risks"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise BundleError(
+                f"{ANSWER_CALIBRATION} is not one that this version wrote ({error}); train the bundle again"
+            ) from error
+        if not found.clean_scores.shape == found.clean_risks.shape == base.clean_risks.shape:
+            raise BundleError(
+                f"{ANSWER_CALIBRATION} ranks {found.clean_risks.size} items, calibration.npz {base.items}"
+            )
+        parts = (found.clean_scores, found.clean_risks)
+        if not (math.isfinite(floor) and math.isfinite(pace) and all(np.isfinite(part).all() for part in parts)):
+            raise BundleError(f"{ANSWER_CALIBRATION} holds numbers that are not finite: they have no rank")
+        if pace < 0 or (found.clean_risks < base.clean_risks).any():
+            raise BundleError(f"{ANSWER_CALIBRATION} has an answer lower a risk; it is not of this bundle's programs")
+        return found
 
 
-def evidence_of(bundle: Bundle) -> Evidence:
-    """The calibrations that a bundle has for its model's answers, by their kind; none of a model that was opened.
+def evidence_of(bundle: Bundle) -> AnswerCalibration | None:
+    """The calibration that a bundle has for its model's answers; None of a model that was opened.
 
     Raises:
-        BundleError: one of them is not of this bundle's programs.
+        BundleError: it does not fit the bundle's programs.
     """
-    base, found = bundle.calibration, {}
-    for kind in KINDS:
-        file = bundle.path / ANSWER_CALIBRATIONS[kind]
-        if not file.is_file():
-            continue
-        known = Calibration.from_arrays(read_npz(file))
-        if known.detectors != (*base.detectors, ANSWER) or known.bands != base.bands:
-            raise BundleError(f"{file} is not of this bundle's programs; train the bundle again")
-        found[kind] = AnswerCalibration(known)
-    return found
+    file = bundle.path / ANSWER_CALIBRATION
+    return AnswerCalibration.from_arrays(bundle.calibration, read_npz(file)) if file.is_file() else None

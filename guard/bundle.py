@@ -31,8 +31,7 @@ from guard.value_box import ValueBox
 FORMAT_VERSION = 3
 READ_VERSIONS = (2, FORMAT_VERSION)  # 2 knows no features of tables
 MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
-# Of a closed model's answers, by their kind: what a guard that forwards before its verdict ranks.
-ANSWER_CALIBRATIONS = {"probabilities": "answer-probabilities.npz", "label": "answer-label.npz"}
+ANSWER_CALIBRATION = "answer.npz"  # of a closed model's answers, for a guard that forwards before its verdict
 DATATYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
@@ -376,7 +375,7 @@ def identity(programs: Sequence[ProgramSpec], digest: Callable[[str], str | None
 
     `digest` returns the digest of a file's content by the file's name; None where there is no such file.
     """
-    files = sorted({*(program.file for program in programs), WEIGHTS, CALIBRATION, *ANSWER_CALIBRATIONS.values()})
+    files = sorted({*(program.file for program in programs), WEIGHTS, CALIBRATION, ANSWER_CALIBRATION})
     found = [(name, known) for name in files if (known := digest(name)) is not None]
     return hashlib.sha256(repr(found).encode()).hexdigest()
 

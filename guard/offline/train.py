@@ -119,7 +119,8 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:
         subject = calibrator.opened(calibrated, heads)
-        evaluation = measure(subject, data.part(Split.TEST), job.recipe, effort_of(job, deadline), progress)
+        effort, test = effort_of(job, deadline), data.part(Split.TEST)
+        evaluation = measure(subject, test, job.recipe, effort, progress, answers=calibrated.answers)
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
         return calibrator.bundle(job.out, calibrated, parity, reports, verdicts)

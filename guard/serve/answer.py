@@ -1,7 +1,6 @@
-"""Reading of the class that a model server's answer names, and of its probabilities; the answer itself passes as bytes.
+"""Reading of the class that a model server's answer names, in numbers or in words; the answer itself passes as bytes.
 
 Rule 1: reading never fails, and never guesses: what does not show a class of each item shows none.
-Rule 2: what is no distribution over the classes counts by the class that it names alone.
 
 MLServer's scikit-learn runtime answers with `predict`, labels [item] or [item, 1], unless a client asks for
 `predict_proba`, float64 [item, class]; whichever of the two a bundle names, both are read.
@@ -17,7 +16,6 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from guard.answer_evidence import ModelAnswer
 from guard.bundle import OutputSpec
 from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.wire.inference_pb2 import ModelInferResponse
@@ -25,39 +23,6 @@ from guard.serve.wire.inference_pb2 import ModelInferResponse
 SCIKIT_LEARN = {"predict": "label", "predict_proba": "probabilities"}  # outputs of MLServer's runtime for it
 MAX_FLOAT_LABEL_CODE = 2**53  # the largest class that a float tells from its neighbours; NaN names none
 LENGTH_BYTES = 4  # before each text of a raw BYTES tensor
-SUM_TOLERANCE = 1e-3  # by which the probabilities of an item may miss 1
-
-
-def model_answer(response: bytes, spec: OutputSpec, items: int) -> ModelAnswer | None:
-    """The model server's answer: probabilities where it has them, else labels; None where it shows neither."""
-    try:
-        message = ModelInferResponse.FromString(response)
-    except DecodeError:
-        return None
-    shares = probabilities(message, spec, items)
-    if shares is not None:
-        return ModelAnswer("probabilities", shares)
-    classes = class_in(message, spec, items)
-    if classes is None or not bool(((classes >= 0) & (classes < spec.classes)).all()):
-        return None
-    return ModelAnswer("label", np.eye(spec.classes, dtype=np.float32)[classes])
-
-
-def probabilities(message: ModelInferResponse, spec: OutputSpec, items: int) -> NDArray[Any] | None:
-    """The probabilities [item, class] of the output that the bundle names, or of scikit-learn's; None of neither."""
-    names = {spec.name: spec} if spec.kind == "probabilities" else {}
-    names.setdefault("predict_proba", replace(spec, single=False))
-    for index, tensor in enumerate(message.outputs):
-        form = names.get(tensor.name)
-        values = None if form is None else output_tensor(message, index)
-        if form is None or values is None or values.size != items * form.columns:
-            continue
-        shares = values.astype(np.float64).reshape(items, form.columns)
-        if form.single:
-            shares = np.concatenate([1 - shares, shares], axis=1)
-        if bool((shares >= -SUM_TOLERANCE).all() and (np.abs(shares.sum(axis=1) - 1) <= SUM_TOLERANCE).all()):
-            return shares
-    return None
 
 
 def prediction(response: bytes, spec: OutputSpec, items: int) -> NDArray[np.int64] | None:
@@ -66,11 +31,6 @@ def prediction(response: bytes, spec: OutputSpec, items: int) -> NDArray[np.int6
         message = ModelInferResponse.FromString(response)
     except DecodeError:
         return None
-    return class_in(message, spec, items)
-
-
-def class_in(message: ModelInferResponse, spec: OutputSpec, items: int) -> NDArray[np.int64] | None:
-    """The class [item] that a parsed answer names; None where it does not show it."""
     for index, tensor in enumerate(message.outputs):
         if tensor.name == spec.name and not (tensor.datatype == "BYTES" and spec.labels):
             values = output_tensor(message, index)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.answer_evidence import Evidence, ModelAnswer, as_labels
+from guard.answer_evidence import AnswerCalibration
 from guard.calibration import Calibration, smallest_rate
 from guard.cascade import Readings, jitter
 from guard.errors import Expired, GuardError, MalformedRequest, Overloaded, Unchecked, Uninspectable
@@ -42,11 +42,6 @@ class Inspection:
         """The index of the item with the smallest p-value."""
         return int(self.readings.p_value.argmin())
 
-    @property
-    def p_value(self) -> float:
-        """The p-value that the request is judged by: its own, or its riskiest item's."""
-        return float(self.readings.p_value.min()) if self.request_p_value is None else self.request_p_value
-
 
 @dataclass(frozen=True, kw_only=True)
 class Inspector:
@@ -56,7 +51,7 @@ class Inspector:
     calibration: Calibration
     batcher: Batcher
     engine: Engine
-    evidence: Evidence = field(default_factory=dict)  # of the model's answers, where verdicts wait for these
+    answers: AnswerCalibration | None = None  # of the model, where verdicts wait for these
 
     @property
     def max_items(self) -> int:
@@ -72,7 +67,7 @@ class Inspector:
         """
         self.check_judgeable(len(images))
         readings = await self.batcher.submit(images, deadline)
-        return self.judged(readings, self.calibration, jitter(images) if self.evidence else np.zeros(len(images)))
+        return self.judged(readings, self.calibration, jitter(images) if self.answers else np.zeros(len(images)))
 
     def judged(self, readings: Readings, calibration: Calibration, ties: Floats) -> Inspection:
         """The inspection of items with these readings, which the calibration has ranked."""
@@ -80,20 +75,13 @@ class Inspector:
         verdict = decide(readings.p_value.tolist(), self.policy, request_p_value=whole)
         return Inspection(readings, verdict, self.policy.enact(verdict.request), whole, calibration.detectors, ties)
 
-    def before_answer(self, found: Inspection) -> Inspection:
-        """The inspection of a request by what is known before the model answers, whatever that will be, in any form."""
-        judged = [
-            self.judged(one.before(found.readings, found.ties), one.calibration, found.ties)
-            for one in self.evidence.values()
-        ]
-        return max(judged, key=lambda one: one.p_value)
+    def before_answer(self, found: Inspection, answers: AnswerCalibration) -> Inspection:
+        """The inspection of a request by what is known before the model answers, whatever that will be."""
+        return self.judged(answers.before(found.readings), answers.ranks, found.ties)
 
-    def after_answer(self, found: Inspection, answer: ModelAnswer) -> Inspection:
-        """The inspection of a request with the model's answer to it."""
-        known = self.evidence.get(answer.kind)
-        shares = answer.shares if known is not None else as_labels(answer.shares)
-        known = self.evidence["label"] if known is None else known
-        return self.judged(known.after(found.readings, found.ties, shares), known.calibration, found.ties)
+    def after_answer(self, found: Inspection, answers: AnswerCalibration, named: NDArray[np.int64]) -> Inspection:
+        """The inspection of a request with the classes [item] that the model names."""
+        return self.judged(answers.after(found.readings, found.ties, named), answers.ranks, found.ties)
 
     def check_judgeable(self, items: int) -> None:
         """Raise Uninspectable for a request that is judged as a whole and too large ever to be rejected."""

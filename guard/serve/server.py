@@ -23,7 +23,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from guard.answer_evidence import ANSWER, Evidence
+from guard.answer_evidence import ANSWER, AnswerCalibration
 from guard.bundle import Bundle
 from guard.calibration import check_promise
 from guard.config import ServeConfig, split_address
@@ -120,7 +120,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
     Raises:
         UserError: as `serve`.
     """
-    bundle, policy, evidence = opened(config, log)
+    bundle, policy, answers = opened(config, log)
     model = bundle.manifest.model
     readiness = told_to(log)
     metrics = build_metrics(config, bundle, policy, readiness)
@@ -152,7 +152,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             config=config,
             model=model,
             inspector=Inspector(
-                policy=policy, calibration=bundle.calibration, batcher=batcher, engine=engine, evidence=evidence
+                policy=policy, calibration=bundle.calibration, batcher=batcher, engine=engine, answers=answers
             ),
             upstream=upstream,
             metrics=metrics,
@@ -306,7 +306,7 @@ def listener_changed(name: str, readiness: Readiness, metrics: Metrics, reason: 
         metrics.reopened.labels(name).inc()
 
 
-def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy, Evidence]:
+def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy, AnswerCalibration | None]:
     """Open the bundle, verified, the policy that it can promise, and what it knows of answers. Raises UserError."""
     for name in ("bundle", "upstream"):
         if not getattr(config, name):

@@ -25,7 +25,7 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.answer_evidence import ModelAnswer
+from guard.answer_evidence import AnswerCalibration
 from guard.bundle import ModelSpec
 from guard.config import ServeConfig
 from guard.errors import (
@@ -41,7 +41,7 @@ from guard.serve import decode
 from guard.serve.acceptor import TICKET
 from guard.serve.admission import Admission, Place
 from guard.serve.agreement import UpstreamComparison
-from guard.serve.answer import model_answer, prediction
+from guard.serve.answer import prediction
 from guard.serve.call import UNCHECKED, Call
 from guard.serve.decode import Decoded
 from guard.serve.door import Door
@@ -80,6 +80,7 @@ class Undecided:
     request: bytes
     request_id: str
     found: Inspection
+    answers: AnswerCalibration
 
 
 @dataclass(kw_only=True)
@@ -140,7 +141,7 @@ class Service:
         call.told, call.outcome = outcome.told, outcome
         self.count_items(outcome)
         if call.told == Action.REJECT:
-            kept_away = "" if self.inspector.evidence else ", so it was not forwarded to the model"
+            kept_away = "" if self.inspector.answers else ", so it was not forwarded to the model"
             raise Rejected(
                 f"refused by the guard: the input looks adversarial{kept_away}; if it is genuine, give the operator "
                 f"guard-id {call.id}"
@@ -182,10 +183,10 @@ class Service:
         call.items = len(decoded.images)
         self.metrics.stage("decode", time.monotonic() - began)
         found = await self.inspector.inspect(decoded.images, call.deadline)
-        if self.inspector.evidence:
-            early = self.inspector.before_answer(found)
+        if (answers := self.inspector.answers) is not None:
+            early = self.inspector.before_answer(found, answers)
             if early.enacted is not Action.REJECT:
-                return Undecided(request, message.id, found)
+                return Undecided(request, message.id, found, answers)
             self.metrics.held_answers.labels("not_asked").inc()
             return self.decided(request, message.id, early, call, {"model_asked": False})
         if found.enacted is Action.REPAIR:
@@ -220,15 +221,15 @@ class Service:
     async def weigh(self, undecided: Undecided, answer: Answer, call: Call) -> Outcome:
         """Decide on a request by the model's answer to it. Raises Unchecked where that cannot be compared."""
         body, found = answer.body, undecided.found
-        shown = await self.door.aside(len(body), partial(self.shown, body, call.items))
-        if shown is None:
+        named = await self.door.aside(len(body), partial(self.predicted, body, call.items))
+        if named is None or not bool(((named >= 0) & (named < self.model.output.classes)).all()):
             self.metrics.held_answers.labels("not_compared").inc()
             raise Unchecked(
-                "the model's answer shows neither probabilities nor a class of each item, so the guard could not "
-                f"compare it and discarded it; ask for output {self.model.output.name!r}"
+                "the model's answer does not show a class of each item, so the guard could not compare it and "
+                f"discarded it; ask for output {self.model.output.name!r}"
             )
-        self.comparison.compare(found.readings.prediction, shown.shares.argmax(axis=1))
-        judged = self.inspector.after_answer(found, shown)
+        self.comparison.compare(found.readings.prediction, named)
+        judged = self.inspector.after_answer(found, undecided.answers, named)
         rejected = judged.enacted is Action.REJECT
         self.metrics.held_answers.labels("discarded" if rejected else "delivered").inc()
         return self.decided(undecided.request, undecided.request_id, judged, call, {"model_asked": True})
@@ -326,12 +327,6 @@ class Service:
         """The classes that the upstream's answer names; None where it does not show them."""
         with suppress(ValueError, OverflowError):  # whatever the upstream sent, it goes to the client
             return prediction(answer, self.model.output, items)
-        return None
-
-    def shown(self, answer: bytes, items: int) -> ModelAnswer | None:
-        """The upstream's answer as shares of the classes; None where it does not show them."""
-        with suppress(ValueError, OverflowError):  # as above: what cannot be read is not compared
-            return model_answer(answer, self.model.output, items)
         return None
 
 

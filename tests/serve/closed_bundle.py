@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from guard.answer_evidence import KINDS, AnswerCalibration, as_labels, divergence, with_answer
-from guard.bundle import ANSWER_CALIBRATIONS, Bundle, OutputSpec, write_bundle
+from guard.answer_evidence import AnswerCalibration, surprisal
+from guard.bundle import ANSWER_CALIBRATION, Bundle, OutputSpec, write_bundle
 from guard.cascade import jitter
-from guard.fusion import unfitted
 from guard.runtime import Runtime
 from guard.serve.model_server import behind_lengths
 from guard.serve.wire.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelMetadataResponse
@@ -44,6 +43,11 @@ def shares(images: NDArray[np.float32]) -> NDArray[np.float32]:
     logits = flat @ matrix + np.maximum(flat[:, :1] - np.float32(TRIGGER), 0) * spike
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def named(images: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The classes [item] that the closed model names."""
+    return np.asarray(shares(images).argmax(axis=1), dtype=np.int64)
 
 
 def contested(items: int = 1) -> NDArray[np.float32]:
@@ -79,25 +83,26 @@ def classifier() -> bytes:
 
 
 def make(path: Path, **settings: Any) -> Bundle:
-    """Write the bundle at `path`, with calibrations of both kinds of answers."""
+    """Write the bundle at `path`, with a calibration of the model's answers."""
     opened = tiny_bundle.make(path.with_name(path.name + ".opened"), **settings)
     cascade, base = Runtime.open(opened, threads=1).cascade, opened.calibration
     fitted, ranked = tiny_bundle.clean(600, seed=2), tiny_bundle.clean(tiny_bundle.ITEMS, seed=3)
     files = {name.name: name.read_bytes() for name in opened.path.iterdir() if name.name != "manifest.json"}
-    for kind in KINDS:
-        as_kind = as_labels if kind == "label" else np.asarray
-        readings = cascade.read(fitted, complete=True)
-        score = divergence(as_kind(shares(fitted)), readings.logits)
-        fusion = unfitted(np.concatenate([readings.scores, score[:, None]], axis=1))
-        found = cascade.read(ranked, complete=True)
-        answers = as_kind(shares(ranked))
-        scores = divergence(answers, found.logits)
-        unranked = AnswerCalibration(with_answer(base, fusion, base.clean_risks, scores))
-        risk = unranked.after(found, jitter(ranked), answers).risk
-        files[ANSWER_CALIBRATIONS[kind]] = tiny_bundle.npz(**with_answer(base, fusion, risk, scores).to_arrays())
+    risk = base.fusions[-1].risk(cascade.read(fitted, complete=True).scores)
+    scores, own = (surprisal(named(images), cascade.read(images).logits) for images in (fitted, ranked))
+    pace = spread(risk) / spread(scores)
+    floor = float(np.quantile(risk, 0.99) - pace * np.quantile(scores, 0.99))
+    line = AnswerCalibration(base, floor, pace, own, base.clean_risks)
+    found = replace(line, clean_risks=np.maximum(base.clean_risks, line.risk(own, jitter(ranked))))
+    files[ANSWER_CALIBRATION] = tiny_bundle.npz(**found.to_arrays())
     manifest = opened.manifest
     output = OutputSpec(OUTPUT, "probabilities", tiny_bundle.CLASSES)
     return write_bundle(path, replace(manifest, model=replace(manifest.model, output=output)), files)
+
+
+def spread(values: NDArray[np.float64]) -> float:
+    """How far a tail reaches beyond the body of the values [item]."""
+    return float(np.quantile(values, 0.99) - np.quantile(values, 0.5))
 
 
 def closed_metadata() -> ModelMetadataResponse:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from guard.answer_evidence import as_labels, evidence_of
+from guard.answer_evidence import evidence_of
 from guard.bundle import Bundle
 from guard.cascade import jitter
 from guard.errors import BundleError, ConfigError, UserError
@@ -24,7 +24,7 @@ from guard.serve.server import running
 from guard.serve.wire.guard_pb2 import InspectRequest, InspectResponse
 from guard.serve.wire.inference_pb2 import ModelInferRequest
 from tests.serve import closed_bundle, tiny_bundle
-from tests.serve.closed_bundle import OUTPUT, ClosedUpstream, shares
+from tests.serve.closed_bundle import OUTPUT, ClosedUpstream, named, shares
 from tests.serve.guarded import (
     PATIENCE_S,
     Answered,
@@ -143,23 +143,24 @@ def test_what_the_programs_reject_the_model_never_sees(closed: Path, images: NDA
     asyncio.run(story())
 
 
-def test_verdicts_are_those_of_the_evidence_that_was_calibrated(closed: Path) -> None:
-    """What is evaluated is what is served: the same p-value for the same items and answers, of both kinds."""
+@pytest.mark.parametrize("outputs", [(), ("predict",)], ids=["probabilities", "labels"])
+def test_verdicts_are_those_of_the_evidence_that_was_calibrated(closed: Path, outputs: Sequence[str]) -> None:
+    """What is evaluated is what is served: the same p-values for the same items, in whatever form the answer comes."""
+    bundle = Bundle.open(closed)
+    answers = evidence_of(bundle)
+    assert answers is not None
+    images = tiny_bundle.clean(60, seed=21)
+    images[:20, 0, 0, 0] = np.linspace(0.88, 1, 20)
+    readings = Runtime.open(bundle, threads=1).read(images)
+    rate = 0.05
+    rejected = answers.after(readings, jitter(images), named(images)).p_value <= rate
+    assert 3 < rejected.sum() < 50
+    assert (readings.p_value[rejected] > rate).any()
 
     async def story() -> None:
-        bundle = Bundle.open(closed)
-        runtime, evidence = Runtime.open(bundle, threads=1), evidence_of(bundle)
-        images = tiny_bundle.clean(60, seed=21)
-        images[:20, 0, 0, 0] = np.linspace(0.88, 1, 20)
-        readings, ties, found = runtime.read(images), jitter(images), shares(images)
-        rate = 0.05
-        for kind, outputs in (("probabilities", ()), ("label", ("predict",))):
-            answers = found if kind == "probabilities" else as_labels(found)
-            rejected = evidence[kind].after(readings, ties, answers).p_value <= rate  # type: ignore[index]
-            assert 3 < rejected.sum() < 50
-            async with guarding(closed, ClosedUpstream(), **BEFORE, reject_rate=rate, flag_rate=0.1) as guarded:
-                seen = [await infer(guarded, one[None], *outputs) for one in images]
-            assert [not answer.ok for answer in seen] == rejected.tolist()
+        async with guarding(closed, ClosedUpstream(), **BEFORE, reject_rate=rate, flag_rate=0.1) as guarded:
+            seen = [await infer(guarded, one[None], *outputs) for one in images]
+        assert [not answer.ok for answer in seen] == rejected.tolist()
 
     asyncio.run(story())
 

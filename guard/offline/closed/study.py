@@ -207,8 +207,7 @@ def opened(source: Source, form: AnswerForm, kept: KeptAnswers, student: nn.Modu
     classifier = open_student(source, student, form.kind, single=form.single)
     numbers = kept.model.numbers if len(kept.model.numbers) == form.classes else ()
     spec = replace(classifier.spec, output=replace(classifier.spec.output, numbers=numbers))
-    answering = Answering(kept.predict, found, kept, form.kind == "probabilities")
-    return replace(classifier, spec=spec, answering=answering)
+    return replace(classifier, spec=spec, answering=Answering(kept.predict, found))
 
 
 def reopen(wish: StudyWish, source: Source, spec: ModelSpec, found: Study) -> Classifier:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.int64]]  # unit-space items [item, ...] -> classes [item]
-Shares = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # unit-space items [item, ...] -> shares [item, class]
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,6 @@ class Answering:
 
     predict: Predict = field(repr=False)
     study: Study
-    shares: Shares = field(repr=False)
-    gives_probabilities: bool  # otherwise a share is 1 of the class that it names, and 0 of the others
 
     @property
     def identity(self) -> str:

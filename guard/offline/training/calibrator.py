@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.answer_evidence import Evidence
+from guard.answer_evidence import AnswerCalibration
 from guard.bundle import (
-    ANSWER_CALIBRATIONS,
+    ANSWER_CALIBRATION,
     CALIBRATION,
     Bundle,
     DetectorSpec,
@@ -51,7 +51,7 @@ from guard.offline.programs.parity import Parity
 from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
-from guard.offline.training.answer_calibration import AnsweredItems, CombinerItems, calibrate_answers, ties_of
+from guard.offline.training.answer_calibration import calibrate_answers
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
 
@@ -65,7 +65,7 @@ class Calibrated:
     cascade: Cascade
     leaks: Mapping[str, float]  # the share of each crafted attack that the bands would pass early
     transfers: Mapping[str, Transfer] = field(default_factory=dict)  # of each crafted attack, where the model is closed
-    answers: Evidence = field(default_factory=dict)  # the calibrations of a closed model's answers
+    answers: AnswerCalibration | None = None  # of a closed model
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +82,10 @@ class Calibrator:
         """Fit fusion and bands, and rank the clean items."""
         cascade = self.uncalibrated()
         attacked, noisy = pool(crafted, self.data, Split.COMBINER, self.classifier.spec.input.grid)
-        images = (self.data.part(Split.COMBINER).images, noisy, attacked.items)
-        seen = [read(cascade, some) for some in images]
-        clean, noise, bad = (readings.scores for readings in seen)
+        fitted_on = self.data.part(Split.COMBINER).images
+        seen = read(cascade, fitted_on)
+        clean = seen.scores
+        noise, bad = read(cascade, noisy).scores, read(cascade, attacked.items).scores
         ends = np.cumsum(cascade.calibration.programs)
         independent = [d.name in INDEPENDENT for ds in self.programs.values() for d in ds]
         fusions = tuple(
@@ -103,13 +104,10 @@ class Calibrator:
         ranked = read(cascade.with_calibration(fitted), to_rank)
         calibration = replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores)
         transfers = {one.attack: one.transfer for one in crafted if one.transfer is not None}
-        answers: Evidence = {}
+        answers = None
         if (answering := self.classifier.answering) is not None:
-            answered = [AnsweredItems.of(one, some, answering) for one, some in zip(seen, images, strict=True)]
-            last = AnsweredItems.of(ranked, to_rank, answering)
-            ties = ties_of(to_rank, cascade.spec.box)
-            combiner = CombinerItems(answered[0], answered[1], attacked.seen_as(answered[2]))
-            answers = calibrate_answers(calibration, answering, combiner, last, ties, independent)
+            combiner, last = (seen, fitted_on), (ranked, to_rank)
+            answers = calibrate_answers(calibration, answering, combiner, last, cascade.spec.box)
         return Calibrated(cascade.with_calibration(calibration), leaks, transfers, answers)
 
     def uncalibrated(self) -> Cascade:
@@ -141,9 +139,8 @@ class Calibrator:
 
     def content(self, calibrated: Calibrated) -> dict[str, bytes]:
         """Return the files that decide the answers: graphs, weights and calibration."""
-        answers = {ANSWER_CALIBRATIONS[kind]: one.calibration for kind, one in calibrated.answers.items()}
-        ranks = {CALIBRATION: calibrated.cascade.calibration, **answers}
-        return {**self.files.files, **{name: npz(one.to_arrays()) for name, one in ranks.items()}}
+        answers = {} if calibrated.answers is None else {ANSWER_CALIBRATION: npz(calibrated.answers.to_arrays())}
+        return {**self.files.files, CALIBRATION: npz(calibrated.cascade.calibration.to_arrays()), **answers}
 
     def bundle(
         self,
