@@ -2,12 +2,14 @@
 
     python -m tests.bench.forest            generated data, 5,000 items
     python -m tests.bench.forest --quick    fewer items, two cheap detectors: under a minute
+    python -m tests.bench.forest --forest   the forest alone
 
 A perceptron is guarded twice, once opened and once through a student of its answers, and both guards meet the same
 attacks, crafted on the perceptron's own gradient. A forest is guarded through its student; its attacks climb the
 student and count once the forest's own answer is wrong. MLServer's scikit-learn runtime then serves the forest behind
-its guard. Exits with 1 unless every promise is kept, what passed equals MLServer's direct answer, and the guard
-compared every answer. `python -m tests.side sklearn` first.
+its guard, after the verdict and before it (`forward`); beside the crafted attacks stands one that asks the forest for
+its labels and knows nothing of the student. Exits with 1 unless every promise is kept, what passed equals MLServer's
+direct answer, verdicts are the bundle's, and the guard compared every answer. `python -m tests.side sklearn` first.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from guard.answer_evidence import evidence_of
 from guard.bundle import Bundle
+from guard.cascade import jitter
 from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
@@ -45,6 +49,7 @@ from guard.offline.work.progress import Stages
 from guard.offline.work.store import ResultStore
 from guard.runtime import Runtime
 from guard.serve.wire.inference_pb2 import ModelInferRequest
+from tests.bench.asked_attack import walk
 from tests.serve.guarded import calling, config_for, metric_of
 from tests.serve.mlserver_process import mlserver_process
 from tests.serve.processes import guard_process
@@ -58,6 +63,7 @@ QUICK_RECIPE: dict[str, Any] = {
     "attack": [{"name": "pgd", "budget": 0.1, "steps": 10}, {"name": "fgsm", "budget": 0.1}],
     "adaptive": {"budgets": [0.1]},
 }
+WALKED_STEPS = (0, 50, 300)
 RUNTIME = "mlserver_sklearn.SKLearnModel"
 SERVED_ITEMS = 200
 
@@ -65,10 +71,12 @@ SERVED_ITEMS = 200
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.forest", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args(arguments).quick
+    parser.add_argument("--forest", action="store_true")
+    given = parser.parse_args(arguments)
+    quick: bool = given.quick
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        faults = run(Path(folder), quick=quick)
+        faults = run(Path(folder), quick=quick, forest_alone=given.forest)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"took {time.monotonic() - began:.0f} s on {os.cpu_count()} cores, peak {peak:.0f} MiB")
     for fault in faults:
@@ -76,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(faults))
 
 
-def run(folder: Path, *, quick: bool) -> list[str]:
+def run(folder: Path, *, quick: bool, forest_alone: bool) -> list[str]:
     script = ROOT / "tests" / "bench" / "forest_models.py"
     python = ready("sklearn") / "python"
     done = subprocess.run(
@@ -88,21 +96,64 @@ def run(folder: Path, *, quick: bool) -> list[str]:
     )
     print("right on unseen items: " + ", ".join(done.stdout.split("\n")[:2]))
     recipe = parse(QUICK_RECIPE, "quick") if quick else load_recipe("vectors")
+    faults = [] if forest_alone else perceptrons(folder, recipe, quick=quick)
+    forest = Guard.trained(folder, "forest", recipe, quick=quick, answers=str(folder / "forest.onnx"))
+    faults += forest.promise()
+    own = forest.attacked(recipe)
+    asked = forest.asked(quick=quick)
+    faults += answers_held(forest, own, asked)
+    sent = np.concatenate([own[0].attacked[:SERVED_ITEMS], *(items[: SERVED_ITEMS // 2] for items in asked.values())])
+    for forward in ("after", "before"):
+        faults += asyncio.run(served(folder / forward, forest, sent, folder / "forest.joblib", forward))
+    return faults
+
+
+def perceptrons(folder: Path, recipe: Recipe, *, quick: bool) -> list[str]:
+    """Guard the perceptron twice, and print what both guards make of the same attacks."""
     opened = Guard.trained(folder, "opened", recipe, quick=quick, model=str(folder / "perceptron.onnx"))
     through = Guard.trained(folder, "through", recipe, quick=quick, answers=str(folder / "perceptron.onnx"))
-    forest = Guard.trained(folder, "forest", recipe, quick=quick, answers=str(folder / "forest.onnx"))
-    faults = [*opened.promise(), *through.promise(), *forest.promise()]
-    same = opened.attacked(recipe)
+    faults = [*opened.promise(), *through.promise()]
     print(f"caught at {REJECT_RATE:.0%} promised false alarms, [95 % intervals], of so many items")
-    print("attack | perceptron opened | the same items, through a student | forest, through its own student (transfer)")
-    own = forest.attacked(recipe)
-    for one, other in zip(same, own, strict=True):
-        moved = other.transfer.share if other.transfer is not None else float("nan")
-        print(
-            f"{one.attack} | {opened.caught(one.attacked)} | {through.caught(one.attacked)} | "
-            f"{forest.caught(other.attacked)} ({moved:.0%})"
-        )
-    return [*faults, *asyncio.run(served(folder, forest, own[0]))]
+    print("attack | perceptron opened | the same items, through a student")
+    for one in opened.attacked(recipe):
+        print(f"{one.attack} | {opened.caught(one.attacked)} | {through.caught(one.attacked)}")
+    return faults
+
+
+def answers_held(forest: Guard, crafted: Sequence[CraftedSet], asked: dict[str, NDArray[np.float32]]) -> list[str]:
+    """Print what the forest's own answers find beside the programs alone, and check the promise with them."""
+    print(f"forest | caught at {REJECT_RATE:.0%} by the programs alone | with its answer held | before it | same class")
+    rows = {
+        f"{one.attack} (transfer {one.transfer.share:.0%})" if one.transfer is not None else one.attack: one.attacked
+        for one in crafted
+    }
+    for name, items in {**rows, **asked}.items():
+        found = forest.judged(items)
+        shares = (share_text(p_value <= REJECT_RATE) for p_value in (found.alone, found.held, found.before))
+        agreed = (found.student == found.named).mean()
+        print(f"{name} | {' | '.join(shares)} | {agreed:.0%}")
+    _, data = open_job(forest.job, kept=forest.job.work)
+    test = data.part(Split.TEST).images[:]
+    count = int((forest.judged(test).held <= REJECT_RATE).sum())
+    low, high = rejections_band(REJECT_RATE, forest.bundle.calibration.items, len(test))
+    print(f"with answers held: {count} of {len(test)} clean items rejected, band {low} to {high}")
+    return [] if low <= count <= high else [f"answers held: {count} clean rejections, band {low} to {high}"]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Items [item] as the forest's guard judges them, and the classes that student and forest name."""
+
+    alone: NDArray[np.float64]  # p-values: by the programs,
+    before: NDArray[np.float64]  # before the forest's answer where that is held,
+    held: NDArray[np.float64]  # and with it
+    student: NDArray[np.int64]
+    named: NDArray[np.int64]
+
+
+def share_text(rejected: NDArray[np.bool_]) -> str:
+    low, high = wilson(int(rejected.sum()), len(rejected))
+    return f"{rejected.mean():.0%} [{100 * low:.0f}, {100 * high:.0f}] of {len(rejected)}"
 
 
 @dataclass(frozen=True)
@@ -171,23 +222,48 @@ class Guard:
         items = data.part(Split.TEST).take(slice(400))
         return craft(setup, replace(items, splits={}), (*recipe.attacks, *recipe.left_out))
 
+    def asked(self, *, quick: bool) -> dict[str, NDArray[np.float32]]:
+        """Walk along the model's own boundary from held-out items, and return the items that fool it, by the steps."""
+        classifier, data = open_job(self.job, kept=self.job.work)
+        answering, test = classifier.answering, data.part(Split.TEST)
+        assert answering is not None
+        right = np.flatnonzero(answering.predict(test.images[:]) == test.labels)[: 100 if quick else 400]
+        clean, labels, others = test.images[right], test.labels[right], data.part(Split.HEADS).images[:]
+        found = {}
+        for steps in WALKED_STEPS:
+            generator = np.random.default_rng(steps)
+            items = walk(answering.predict, clean, labels, others, steps=steps, generator=generator)
+            fooled = answering.predict(items) != labels
+            size = float(np.linalg.norm(items - clean, axis=1)[fooled].mean())
+            found[f"walk along the forest's boundary, {steps} steps, L2 {size:.2f}"] = items[fooled]
+        return found
+
+    def judged(self, unit: NDArray[np.float32]) -> Judged:
+        """Judge unit-space items as the sidecar does, with the model's answers and without."""
+        classifier, _ = open_job(self.job, kept=self.job.work)
+        answering, known = classifier.answering, evidence_of(self.bundle)
+        assert answering is not None
+        assert known is not None
+        cascade = Runtime.open(self.bundle, threads=1).cascade
+        readings, named = read(cascade, unit), answering.predict(unit)
+        held = known.after(readings, jitter(cascade.spec.box.from_unit(unit)), named)
+        return Judged(readings.p_value, known.before(readings).p_value, held.p_value, readings.prediction, named)
+
     def caught(self, unit: NDArray[np.float32]) -> str:
-        rejected = self.p_values(unit) <= REJECT_RATE
-        low, high = wilson(int(rejected.sum()), len(rejected))
-        return f"{rejected.mean():.0%} [{100 * low:.0f}, {100 * high:.0f}] of {len(rejected)}"
+        return share_text(self.p_values(unit) <= REJECT_RATE)
 
 
-async def served(folder: Path, guard: Guard, crafted: CraftedSet) -> list[str]:
+async def served(folder: Path, guard: Guard, attacked: NDArray[np.float32], model: Path, forward: str) -> list[str]:
     """Send clean and attacked items to MLServer, directly and through the guard, for labels and for probabilities."""
     _, data = open_job(guard.job, kept=guard.job.work)
-    unit = np.concatenate([data.part(Split.TEST).images[:SERVED_ITEMS], crafted.attacked[:SERVED_ITEMS]])
-    rejected = guard.p_values(unit) <= REJECT_RATE
-    place = folder / "mlserver"
-    place.mkdir()
-    model = folder / "forest.joblib"
+    unit = np.concatenate([data.part(Split.TEST).images[:SERVED_ITEMS], attacked])
+    found = guard.judged(unit)
+    rejected = (found.held if forward == "before" else found.alone) <= REJECT_RATE
+    spared = found.before <= REJECT_RATE if forward == "before" else rejected
+    folder.mkdir()
     with (
-        mlserver_process(ready("sklearn"), place, model, "forest", runtime=RUNTIME) as upstream,
-        guard_process(config_for(guard.bundle.path, upstream)) as process,
+        mlserver_process(ready("sklearn"), folder, model, "forest", runtime=RUNTIME) as upstream,
+        guard_process(config_for(guard.bundle.path, upstream, forward=forward)) as process,
     ):
         listening = process.until_event("listening")
         process.until_event("ready")
@@ -200,14 +276,15 @@ async def served(folder: Path, guard: Guard, crafted: CraftedSet) -> list[str]:
                 passed, equal = passed + 1, equal + (seen.body == plain.body)
         compared = await metric_of(listening["metrics"], "guard_upstream_compared_items_total")
         different = await metric_of(listening["metrics"], "guard_upstream_disagreement_items_total")
-    print(f"served: {passed} of {len(unit)} passed, {equal} equal to MLServer's direct answer byte for byte; ", end="")
+    print(f"forward = {forward!r}: {passed} of {len(unit)} passed, ", end="")
+    print(f"{equal} equal to MLServer's direct answer byte for byte; {int(spared.sum())} it never saw; ", end="")
     print(f"{compared:.0f} compared, on {different:.0f} the student names another class")
     checks = {
         "an answer that passed is not the direct answer": passed == equal,
         "the guard rejected others than its bundle does": passed == int((~rejected).sum()),
-        "the guard did not compare every answer": compared == passed,
+        "the guard did not compare every answer": compared == len(unit) - spared.sum(),
     }
-    return [fault for fault, holds in checks.items() if not holds]
+    return [f"forward = {forward!r}: {fault}" for fault, holds in checks.items() if not holds]
 
 
 def infer_request(item: NDArray[np.float32], outputs: tuple[str, ...]) -> ModelInferRequest:

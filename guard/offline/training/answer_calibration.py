@@ -25,7 +25,9 @@ from guard.offline.model.answering import Answering
 from guard.offline.programs.read import batches
 from guard.value_box import ValueBox
 
-ANSWER_RATE_SHARE = 0.3  # of a promised rate: for what the answer finds and the programs do not
+# Of a promised rate: for what the answer finds and the programs do not. On a forest at 5 %, with a tenth, three tenths
+# or half of it, items that were found by asking the forest were caught on 50, 77 and 87 %, C&W's on 49, 48 and 41 %.
+ANSWER_RATE_SHARE = 0.3
 TAIL_SHARE = 0.1  # of the clean items: those that a tail is drawn through
 MIN_TAIL_NATS = 1e-3  # of a tail's length: a student that never differs gives no scale to measure differences by
 
