@@ -1,7 +1,8 @@
 """A closed model's own answer as evidence: how surprising its student finds it, ranked with the programs' risk.
 
 Rule 1: an answer only adds to a risk: what is rejected without one is rejected whatever the model answers.
-Rule 2: only the class that the model names counts, so that nobody gains by asking for labels or for probabilities.
+Rule 2: only the class that the model names counts, so that a client gains nothing by asking for labels instead of
+probabilities, or for both.
 
 How it works. The programs read the student; then the model's answer gives one more score, the surprisal of the class
 that it names: -ln of the student's probability of that class, in nats. A line puts the score on the scale of the last
