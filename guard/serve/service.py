@@ -225,8 +225,8 @@ class Service:
         if named is None or not bool(((named >= 0) & (named < self.model.output.classes)).all()):
             self.metrics.held_answers.labels("not_compared").inc()
             raise Unchecked(
-                "the model's answer does not show a class of each item, so the guard could not compare it and "
-                f"discarded it; ask for output {self.model.output.name!r}"
+                "the model's answer does not show a class of each item, so the guard could not compare it; "
+                f"ask for output {self.model.output.name!r}"
             )
         self.comparison.compare(found.readings.prediction, named)
         judged = self.inspector.after_answer(found, undecided.answers, named)
