@@ -1,7 +1,8 @@
-"""An attack that asks a model itself, for its labels alone: the walk along the boundary.
+"""An attack that asks a model itself, or through its guard, for labels alone: the walk along the boundary.
 
-It begins at the nearest item that the model names otherwise, goes back to where the answer changes, and walks on along
-the boundary towards the clean item, by random steps of which those are kept that the model still gets wrong.
+It begins at the nearest item that fools, goes back towards the clean one to where that ends, and walks on along the
+boundary towards the clean item, by random steps of which those are kept that still fool. What fools is the caller's to
+say: that the model names another class, or that it does and the guard lets it pass.
 
 Source: Brendel et al. 2018, arXiv:1712.04248, algorithm 1. Step sizes adapt for each item by success alone.
 """
@@ -14,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Items = NDArray[np.float32]
+Fools = Callable[[Items, NDArray[np.int64]], NDArray[np.bool_]]  # items and their true classes -> whether each fools
 BISECTION_STEPS = 10
 SIDEWAYS_SHARE, INWARDS_SHARE = 0.1, 0.1  # of the distance to the clean item, at first
 GROWTH, DECAY, MAX_INWARDS_SHARE = 1.05, 0.95, 0.5
 
 
 def walk(
-    predict: Callable[[Items], NDArray[np.int64]],
+    fools: Fools,
     clean: Items,
     labels: NDArray[np.int64],
     others: Items,
@@ -28,14 +30,17 @@ def walk(
     steps: int,
     generator: np.random.Generator,
 ) -> Items:
-    """Walk from each clean item's nearest differently named one of `others`, all [item, feature] in unit space."""
-    named = predict(others)
-    start = np.stack([nearest(item, others[named != label]) for item, label in zip(clean, labels, strict=True)])
+    """Walk from each clean item's nearest of `others` that fools, all [item, feature] in unit space.
+
+    What is returned fools; `labels` [item] are the true classes of the clean items.
+    """
+    usable = {label: others[fools(others, np.full(len(others), label))] for label in np.unique(labels).tolist()}
+    start = np.stack([nearest(item, usable[label]) for item, label in zip(clean, labels.tolist(), strict=True)])
     inside, outside = np.zeros((len(clean), 1)), np.ones((len(clean), 1))
     for _ in range(BISECTION_STEPS):
         middle = (inside + outside) / 2
-        wrong = (predict(between(clean, start, middle)) != labels)[:, None]
-        inside, outside = np.where(wrong, inside, middle), np.where(wrong, middle, outside)
+        hit = fools(between(clean, start, middle), labels)[:, None]
+        inside, outside = np.where(hit, inside, middle), np.where(hit, middle, outside)
     current = between(clean, start, outside)
     inwards = np.full((len(clean), 1), INWARDS_SHARE)
     for _ in range(steps):
@@ -44,9 +49,9 @@ def walk(
         moved = current - clean + sideways * (SIDEWAYS_SHARE * far / length(sideways))
         tried = clean + moved * (far / length(moved)) * (1 - inwards)
         tried = tried.clip(0, 1).astype(np.float32)
-        wrong = (predict(tried) != labels)[:, None]
-        current = np.where(wrong, tried, current)
-        inwards = np.where(wrong, np.minimum(inwards * GROWTH, MAX_INWARDS_SHARE), inwards * DECAY)
+        hit = fools(tried, labels)[:, None]
+        current = np.where(hit, tried, current)
+        inwards = np.where(hit, np.minimum(inwards * GROWTH, MAX_INWARDS_SHARE), inwards * DECAY)
     return current
 
 

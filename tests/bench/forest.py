@@ -2,14 +2,15 @@
 
     python -m tests.bench.forest            generated data, 5,000 items
     python -m tests.bench.forest --quick    fewer items, two cheap detectors: under a minute
-    python -m tests.bench.forest --forest   the forest alone
+    python -m tests.bench.forest --forest   the forest alone, with 5,000 answers and 250 items an attack
 
 A perceptron is guarded twice, once opened and once through a student of its answers, and both guards meet the same
 attacks, crafted on the perceptron's own gradient. A forest is guarded through its student; its attacks climb the
-student and count once the forest's own answer is wrong. MLServer's scikit-learn runtime then serves the forest behind
-its guard, after the verdict and before it (`forward`); beside the crafted attacks stands one that asks the forest for
-its labels and knows nothing of the student. Exits with 1 unless every promise is kept, what passed equals MLServer's
-direct answer, verdicts are the bundle's, and the guard compared every answer. `python -m tests.side sklearn` first.
+student and count once the forest's own answer is wrong; beside them stand a walk that asks the forest for its labels and
+knows nothing of the student, and one that asks through the guard until it passes. MLServer's scikit-learn runtime then
+serves the forest behind its guard, after the verdict and before it (`forward`). Exits with 1 unless every promise is
+kept, what passed equals MLServer's direct answer, verdicts are the bundle's, and the guard compared every answer.
+`python -m tests.side sklearn` first.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +45,14 @@ from guard.offline.data.splits import Split
 from guard.offline.findings.intervals import rejections_band, wilson
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import Recipe, load_recipe, parse
+from guard.offline.model.answering import Answering
 from guard.offline.programs.read import read
 from guard.offline.train import train
 from guard.offline.work.progress import Stages
 from guard.offline.work.store import ResultStore
 from guard.runtime import Runtime
 from guard.serve.wire.inference_pb2 import ModelInferRequest
-from tests.bench.asked_attack import walk
+from tests.bench.asked_attack import Fools, walk
 from tests.serve.guarded import calling, config_for, metric_of
 from tests.serve.mlserver_process import mlserver_process
 from tests.serve.processes import guard_process
@@ -97,11 +100,13 @@ def run(folder: Path, *, quick: bool, forest_alone: bool) -> list[str]:
     print("right on unseen items: " + ", ".join(done.stdout.split("\n")[:2]))
     recipe = parse(QUICK_RECIPE, "quick") if quick else load_recipe("vectors")
     faults = [] if forest_alone else perceptrons(folder, recipe, quick=quick)
-    forest = Guard.trained(folder, "forest", recipe, quick=quick, answers=str(folder / "forest.onnx"))
+    small = forest_alone and not quick
+    forest = Guard.trained(folder, "forest", recipe, quick=quick, small=small, answers=str(folder / "forest.onnx"))
     faults += forest.promise()
     own = forest.attacked(recipe)
     asked = forest.asked(quick=quick)
     faults += answers_held(forest, own, asked)
+    forest.asked_through(quick=quick)
     sent = np.concatenate([own[0].attacked[:SERVED_ITEMS], *(items[: SERVED_ITEMS // 2] for items in asked.values())])
     for forward in ("after", "before"):
         faults += asyncio.run(served(folder / forward, forest, sent, folder / "forest.joblib", forward))
@@ -156,7 +161,7 @@ def share_text(rejected: NDArray[np.bool_]) -> str:
     return f"{rejected.mean():.0%} [{100 * low:.0f}, {100 * high:.0f}] of {len(rejected)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Guard:
     """A trained guard, with the job that it was trained by."""
 
@@ -164,9 +169,10 @@ class Guard:
     bundle: Bundle
 
     @staticmethod
-    def trained(folder: Path, name: str, recipe: Recipe, *, quick: bool, **model: Any) -> Guard:
+    def trained(folder: Path, name: str, recipe: Recipe, *, quick: bool, small: bool = False, **model: Any) -> Guard:
         settings: dict[str, Any] = {"model": "", "craft_items": 150 if quick else 800, "attack_items": 100}
         settings |= {"questions": 3000} if quick else {}
+        settings |= {"questions": 5000, "craft_items": 250, "attack_items": 60} if small else {}
         job = Job(
             **{**settings, **model},
             data=folder / "data.npz",
@@ -194,7 +200,7 @@ class Guard:
         return Guard(job, bundle)
 
     def p_values(self, unit: NDArray[np.float32]) -> NDArray[np.float64]:
-        return read(Runtime.open(self.bundle, threads=1).cascade, unit).p_value
+        return read(self.runtime.cascade, unit).p_value
 
     def promise(self) -> list[str]:
         """Print how many held-out clean items are rejected; what lies outside of the law's band is a fault."""
@@ -224,28 +230,62 @@ class Guard:
 
     def asked(self, *, quick: bool) -> dict[str, NDArray[np.float32]]:
         """Walk along the model's own boundary from held-out items, and return the items that fool it, by the steps."""
-        classifier, data = open_job(self.job, kept=self.job.work)
-        answering, test = classifier.answering, data.part(Split.TEST)
-        assert answering is not None
-        right = np.flatnonzero(answering.predict(test.images[:]) == test.labels)[: 100 if quick else 400]
-        clean, labels, others = test.images[right], test.labels[right], data.part(Split.HEADS).images[:]
+        clean, labels, others = self.asked_about(100 if quick else 400)
         found = {}
         for steps in WALKED_STEPS:
             generator = np.random.default_rng(steps)
-            items = walk(answering.predict, clean, labels, others, steps=steps, generator=generator)
-            fooled = answering.predict(items) != labels
-            size = float(np.linalg.norm(items - clean, axis=1)[fooled].mean())
-            found[f"walk along the forest's boundary, {steps} steps, L2 {size:.2f}"] = items[fooled]
+            items = walk(self.fools, clean, labels, others, steps=steps, generator=generator)
+            size = float(np.linalg.norm(items - clean, axis=1).mean())
+            found[f"walk along the forest's boundary, {steps} steps, L2 {size:.2f}"] = items
         return found
+
+    def asked_through(self, *, quick: bool) -> None:
+        """Print how far from clean items a walk ends that asks through the guard: what it ends at fools and passes."""
+        clean, labels, others = self.asked_about(20 if quick else 100)
+        passing: dict[str, Fools] = {
+            "without a guard": lambda items, _: np.ones(len(items), np.bool_),
+            "through the guard, forward = 'after'": lambda items, _: self.judged(items).alone > REJECT_RATE,
+            "through the guard, forward = 'before'": lambda items, _: self.judged(items).held > REJECT_RATE,
+        }
+        for name, passes in passing.items():
+
+            def fools(
+                items: NDArray[np.float32], labels: NDArray[np.int64], passes: Fools = passes
+            ) -> NDArray[np.bool_]:
+                return self.fools(items, labels) & passes(items, labels)
+
+            steps = 10 if quick else WALKED_STEPS[-1]
+            items = walk(fools, clean, labels, others, steps=steps, generator=np.random.default_rng(0))
+            sizes = np.linalg.norm(items - clean, axis=1)
+            low, middle, high = np.quantile(sizes, [0.25, 0.5, 0.75])
+            print(f"walk {name}, {steps} steps: fools and passes at L2 {middle:.2f} [quartiles {low:.2f}, {high:.2f}]")
+
+    def asked_about(self, items: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+        """The first held-out items that the model has right, their classes, and further items to begin from."""
+        _, data = open_job(self.job, kept=self.job.work)
+        test = data.part(Split.TEST)
+        right = np.flatnonzero(~self.fools(test.images[:], test.labels))[:items]
+        return test.images[right], test.labels[right], data.part(Split.HEADS).images[:]
+
+    def fools(self, items: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return self.answering.predict(items) != labels
+
+    @cached_property
+    def answering(self) -> Answering:
+        """The closed model behind the guard's student."""
+        found = open_job(self.job, kept=self.job.work)[0].answering
+        assert found is not None
+        return found
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        return Runtime.open(self.bundle, threads=1)
 
     def judged(self, unit: NDArray[np.float32]) -> Judged:
         """Judge unit-space items as the sidecar does, with the model's answers and without."""
-        classifier, _ = open_job(self.job, kept=self.job.work)
-        answering, known = classifier.answering, evidence_of(self.bundle)
-        assert answering is not None
+        known, cascade = evidence_of(self.bundle), self.runtime.cascade
         assert known is not None
-        cascade = Runtime.open(self.bundle, threads=1).cascade
-        readings, named = read(cascade, unit), answering.predict(unit)
+        readings, named = read(cascade, unit), self.answering.predict(unit)
         held = known.after(readings, jitter(cascade.spec.box.from_unit(unit)), named)
         return Judged(readings.p_value, known.before(readings).p_value, held.p_value, readings.prediction, named)
 
