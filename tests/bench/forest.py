@@ -6,10 +6,10 @@
 
 A perceptron is guarded twice, once opened and once through a student of its answers, and both guards meet the same
 attacks, crafted on the perceptron's own gradient. A forest is guarded through its student; its attacks climb the
-student and count once the forest's own answer is wrong; beside them stand a walk that asks the forest for its labels and
-knows nothing of the student, and one that asks through the guard until it passes. MLServer's scikit-learn runtime then
-serves the forest behind its guard, after the verdict and before it (`forward`). Exits with 1 unless every promise is
-kept, what passed equals MLServer's direct answer, verdicts are the bundle's, and the guard compared every answer.
+student and count once the forest's own answer is wrong; beside them stand a walk that asks the forest for its labels
+and knows nothing of the student, and one that asks through the guard until it passes. MLServer's scikit-learn runtime
+then serves the forest behind its guard, after the verdict and before it (`forward`). Exits with 1 unless every promise
+is kept, what passed equals MLServer's direct answer, verdicts are the bundle's, and every answer was compared.
 `python -m tests.side sklearn` first.
 """
 
