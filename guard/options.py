@@ -166,6 +166,14 @@ Repairs = Annotated[
     list[str] | None,
     typer.Option(help="Denoiser to offer for REPAIR: bit_depth, median or moving_average; may be repeated."),
 ]
+Cost = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FORWARDS",
+        help="Choose those of the recipe's detectors that catch most within so many forwards on clean traffic.",
+        show_default="all of the recipe's",
+    ),
+]
 Minutes = Annotated[
     float, typer.Option(help="Time for everything: what each attack is tried on is sized to it.", min=0.0)
 ]

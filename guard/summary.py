@@ -6,6 +6,7 @@ import textwrap
 
 from guard.bundle import ANSWER_CALIBRATION, Bundle, InputSpec, Manifest, OutputSpec
 from guard.calibration import smallest_rate
+from guard.choice_text import choice_text
 from guard.feature_values import feature_text
 from guard.features import only_names
 
@@ -30,6 +31,7 @@ def summarise(bundle: Bundle) -> str:
         *served_lines(manifest),
         *student_lines(manifest, holds_answers=(bundle.path / ANSWER_CALIBRATION).is_file()),
         *second_lines(manifest),
+        *choice_lines(manifest),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
@@ -87,6 +89,14 @@ def second_lines(manifest: Manifest) -> list[str]:
         for text in found
         for line in textwrap.wrap(text, width=80, initial_indent="second      ", subsequent_indent=" " * 12)
     ]
+
+
+def choice_lines(manifest: Manifest) -> list[str]:
+    """Lines on how detectors were chosen within a limit of forwards; none where the recipe's were all taken."""
+    found = manifest.provenance.get("choice")
+    if not found:
+        return []
+    return textwrap.wrap(choice_text(found), width=80, initial_indent="chosen      ", subsequent_indent=" " * 12)
 
 
 def own_ranges(spec: InputSpec) -> list[str]:

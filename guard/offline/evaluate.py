@@ -21,9 +21,10 @@ from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_for
+from guard.offline.data.harmless_noise import noises_of
 from guard.offline.data.input_kind import kind_for
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
-from guard.offline.evaluation.clean_rows import shift_items
+from guard.offline.evaluation.clean_rows import MAX_NOISY_ITEMS, NOISE_SIZE_POINTS, shift_items
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.evaluation.forecast import seconds_per_item, seconds_to_read
 from guard.offline.evaluation.left_out import refit_all, unmade
@@ -148,7 +149,9 @@ def forecast(
     if not quick and (left := unmade(work.recipe, work.directory, bundle)):
         build_s = read_seconds(work.directory)
         found[f"guards without a family, {len(left)} of them"] = None if build_s is None else len(left) * build_s
-    readings = len(held_out.images) + 2 * len(attacks) * items  # clean ones, and what each attack makes: items, noise
+    kinds = noises_of(kind_for(subject.cascade.spec).name, held_out.item_shape[0])
+    harmless = 2 * len(kinds) * NOISE_SIZE_POINTS * min(MAX_NOISY_ITEMS, len(held_out.images))  # all, and each alone
+    readings = len(held_out.images) + 2 * len(attacks) * items + harmless  # clean ones, each attack's items and noise
     found[f"{readings} readings at {1 / read_s:.0f} a second"] = readings * read_s
     if shifts := kind_for(subject.cascade.spec).shifts:
         shifted = shift_items(subject, held_out, effort)

@@ -9,13 +9,16 @@ import time
 from collections.abc import Sequence
 
 from guard.bundle import Bundle
+from guard.choice_text import choice_text
 from guard.errors import BundleError
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.splits import Split
+from guard.offline.detectors.detector import Head
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.measure import measure
+from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.job.job import Job
 from guard.offline.preflight.check import check, wrapped
 from guard.offline.programs.opened_guard import Rates
@@ -23,6 +26,8 @@ from guard.offline.programs.verdicts import MOST_ITEMS, compare_verdicts
 from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
+from guard.offline.training.candidates import with_chosen
+from guard.offline.training.choose_detectors import Choice
 from guard.offline.training.fit_heads import save_heads, settled
 from guard.offline.training.reopen import write_work
 from guard.offline.work.progress import Stages
@@ -100,15 +105,14 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
     """Fit, compile, calibrate, measure, and write the bundle; the adaptive attack is sized to end by `deadline`."""
     classifier, data = prepared.classifier, prepared.data
     job = job.fitting(classifier)
-    programs, began = prepared.programs(job), time.monotonic()
-    with stages.stage("fit detectors") as progress:
-        heads = fit(job, prepared, programs, progress.note)
-        save_heads(heads, job.work)
-        programs = settled(programs, heads)
+    began = time.monotonic()
+    job, heads, choice = choose_and_fit(job, prepared, stages)
+    save_heads(heads, job.work)
+    programs = settled(prepared.programs(job), heads)
     with stages.stage("compile to ONNX"):
         graphs = compile_heads(job, prepared, programs, heads)
     with stages.stage("calibrate") as progress:
-        calibrator = Calibrator(job, classifier, programs, graphs.files, data)
+        calibrator = Calibrator(job, classifier, programs, graphs.files, data, choice)
         calibrated = calibrator.calibrate(prepared.crafted)
         parity = parities(graphs, calibrated.cascade)
         rates = Rates(job.reject_rate, job.flag_rate)
@@ -124,6 +128,31 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
         return calibrator.bundle(job.out, calibrated, parity, reports, verdicts)
+
+
+def choose_and_fit(job: Job, prepared: Prepared, stages: Stages) -> tuple[Job, dict[str, Head], Choice | None]:
+    """Choose detectors where the job limits their cost, and fit them; return that job, heads and choice."""
+    remembered, choice = EvidenceCache(prepared.classifier), None
+    if job.cost is not None:
+        with stages.stage("choose detectors") as progress:
+            job, choice = with_chosen(job, prepared, remembered, progress.note)
+            for line in choice_lines(choice):
+                progress.say(line)
+    with stages.stage("fit detectors") as progress:
+        return job, fit(job, prepared, prepared.programs(job), progress.note, remembered), choice
+
+
+def choice_lines(choice: Choice | None) -> list[str]:
+    """Return a table of what each number of forwards would catch, the chosen set marked, and what the next one buys."""
+    if choice is None:
+        return []
+    headings = ("forwards", "worst left out", "mean")
+    table = new_table("detectors", list(map(counts, headings)))
+    for one in choice.frontier:
+        mark = "* " if one.places == choice.chosen.places else ""
+        table.add_row(mark + ", ".join(one.detectors), f"{one.forwards:.3g}", f"{one.worst:.0%}", f"{one.mean:.0%}")
+    lines = plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS)
+    return [*lines, *wrapped("chosen", choice_text(choice.facts), STAGE_WIDTH_COLUMNS)]
 
 
 def effort_of(job: Job, deadline: float | None) -> Effort:

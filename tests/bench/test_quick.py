@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 QUICK = {
+    "ablation": (),
+    "costs": (),
     "forest": (),
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),

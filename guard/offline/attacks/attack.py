@@ -17,6 +17,7 @@ from torch import Tensor
 
 from guard.errors import ConfigError
 from guard.offline.attacks.model import Model
+from guard.offline.attacks.ranges import Amount, ends
 from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.data.norms import Measure, Norm
@@ -64,6 +65,8 @@ class Traits:
     features: bool = False  # is told of a table's features: their ranges, steps, categories and costs
     package: str | None = None  # the package of the extra `attacks` that runs it
     kinds: Kinds = EVERY_KIND  # of input that it applies to
+    ranges: tuple[str, ...] = ()  # settings that may be ranges [low, high]
+    choices: tuple[str, ...] = ()  # settings that may be lists of values
 
 
 class Attack(Protocol):
@@ -82,8 +85,11 @@ class Attack(Protocol):
     def traits(self) -> Traits: ...
 
     @property
-    def budget(self) -> float | None:
-        """Largest perturbation in unit space and in `norm`; None for attacks that look for the smallest one."""
+    def budget(self) -> Amount | None:
+        """Largest perturbation in unit space and in `norm`; None for attacks that look for the smallest one.
+
+        A range where each item draws its own, and once it is drawn a tensor [item].
+        """
         ...
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -145,8 +151,9 @@ def more_than_zero(attack: Any, *names: str) -> None:
         value = getattr(attack, name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < float("inf"):
-            raise ConfigError(f"attack {attack.name!r}: {name} = {value!r}; wanted a number above zero")
+        for end in ends(value):
+            if isinstance(end, bool) or not isinstance(end, Real) or not 0 < float(end) < float("inf"):
+                raise ConfigError(f"attack {attack.name!r}: {name} = {value!r}; wanted a number above zero")
 
 
 def whole(attack: Any, *names: str) -> None:
@@ -155,8 +162,9 @@ def whole(attack: Any, *names: str) -> None:
         value = getattr(attack, name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"attack {attack.name!r}: {name} = {value!r}; wanted a whole number above zero")
+        for end in ends(value):
+            if isinstance(end, bool) or not isinstance(end, int) or end < 1:
+                raise ConfigError(f"attack {attack.name!r}: {name} = {value!r}; wanted a whole number above zero")
 
 
 def known_norm(attack: Any) -> None:

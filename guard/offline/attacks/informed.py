@@ -9,6 +9,7 @@ from torch import Tensor
 
 from guard.offline.attacks.attack import Family, LearningAttack, Traits
 from guard.offline.attacks.model import Model
+from guard.offline.attacks.ranges import Amount, as_learned
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
 
@@ -33,8 +34,8 @@ class Informed:
         return self.attack.norm
 
     @property
-    def budget(self) -> float | None:
-        return self.attack.budget
+    def budget(self) -> Amount | None:
+        return as_learned(self.attack, self.knowledge).budget
 
     @property
     def traits(self) -> Traits:

@@ -1,12 +1,17 @@
-"""Size-matched noise: an attack's perturbation with its entries shuffled, so that only its size remains."""
+"""Noise as large as attacks: an attack's perturbation with its entries shuffled, and the sizes of other noise."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.ranges import largest
 from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.grid import Grid, moved_inside
+from guard.offline.data.harmless_noise import Sizes
 
 
 def shuffled(clean: Tensor, attacked: Tensor, generator: torch.Generator, grid: Grid = None) -> Tensor:
@@ -26,3 +31,9 @@ def shuffled(clean: Tensor, attacked: Tensor, generator: torch.Generator, grid: 
     order = torch.rand(perturbation.shape, generator=generator, device=generator.device).argsort(dim=1)
     moved = perturbation.abs().gather(1, order).reshape(clean.shape).to(clean.device)
     return moved_inside(clean, moved, generator)
+
+
+def noise_sizes(attacks: Sequence[Attack], grid: Grid) -> Sizes:
+    """Return the sizes of harmless noise beside these attacks: up to the largest of their L-infinity budgets."""
+    budgets = [largest(attack.budget) for attack in attacks if attack.norm == "linf"]
+    return Sizes.up_to(max((budget for budget in budgets if budget is not None), default=None), grid)

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from guard.errors import ConfigError
-from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.attack import Attack, Traits
 from guard.offline.attacks.methods.adapted import Apgd, Boundary, Fab, HopSkipJump, Square
 from guard.offline.attacks.methods.bim import Bim
 from guard.offline.attacks.methods.cw import Cw
@@ -33,6 +33,7 @@ from guard.offline.attacks.methods.spatial import Spatial
 from guard.offline.attacks.methods.substitute import Substitute
 from guard.offline.attacks.methods.tabular_evasion import TabularEvasion
 from guard.offline.attacks.methods.uap import Uap
+from guard.offline.attacks.ranges import takes
 from guard.offline.data.norms import Measure
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
@@ -82,6 +83,10 @@ def build_attack(name: str, settings: Mapping[str, Any]) -> Attack:
     for setting in settings:
         if setting not in known:
             raise ConfigError(f"attack {name!r}: unknown setting {setting!r}; {nearest(setting, known)}")
+    traits = traits_of(name)
+    for setting, value in settings.items():
+        if isinstance(value, list) and setting not in (*traits.ranges, *traits.choices):
+            raise ConfigError(f"attack {name!r}: {setting} = {value!r}; {takes(traits)}")
     try:
         return ATTACKS[name](**settings)
     except TypeError as error:
@@ -92,6 +97,13 @@ def settings_of(name: str) -> tuple[str, ...]:
     """Return the names of an attack's settings, in the order in which it prints them."""
     attack: Any = ATTACKS[name]
     return tuple(field.name for field in fields(attack))
+
+
+def traits_of(name: str) -> Traits:
+    """Return what an attack's class states of it."""
+    attack: Any = ATTACKS[name]
+    traits: Traits = attack.traits
+    return traits
 
 
 def budget_norm(name: str) -> Measure | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from guard.errors import ConfigError, DataError, ModelError
 from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.ranges import smallest
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.feature_grid import FeatureGrid
@@ -34,9 +35,10 @@ def check(run: CraftSetup, items: Dataset) -> None:
 
 
 def check_budgets(attacks: Sequence[Attack], grid: Grid) -> None:
-    """Check that no L∞ budget is below one step of the grid. Raises ConfigError."""
+    """Check that no L∞ budget, and no range's lower end, is below one step of the grid. Raises ConfigError."""
     for attack in attacks:
-        if attack.norm == "linf" and attack.budget is not None and stuck(attack.budget, grid):
+        least = smallest(attack.budget)
+        if attack.norm == "linf" and least is not None and stuck(least, grid):
             raise ConfigError(f"{attack!r}: its budget is below {one_step(grid)}")
 
 

@@ -44,7 +44,7 @@ class CraftedSet:
     name: str
     family: str
     norm: str
-    budget: float | None
+    budget: float | None  # the largest that an item may have
     grid: Grid
     seed: int
     fingerprint: str  # of the model attacked
@@ -58,6 +58,8 @@ class CraftedSet:
     noise: Images
     l2: NDArray[np.float32]  # [item] size of the perturbation
     linf: NDArray[np.float32]
+    budgets: NDArray[np.float32]  # [item] each item's own; infinite where the attack has none
+    tried_budgets: NDArray[np.float32]  # [tried]
     transfer: Transfer | None = None  # where a closed model's student was attacked
 
     def __len__(self) -> int:
@@ -75,6 +77,7 @@ class CraftedSet:
     def select(self, splits: Mapping[str, Split], *wanted: Split) -> CraftedSet:
         """Return the items whose clean version is in a wanted split. Raises DataError for an item in no split."""
         kept = members(self.hashes, splits, *wanted)
-        per_item = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf")
-        tried = self.tried_hashes[members(self.tried_hashes, splits, *wanted)]
-        return dataclasses.replace(self, tried_hashes=tried, **{name: getattr(self, name)[kept] for name in per_item})
+        per_item = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf", "budgets")
+        tried = members(self.tried_hashes, splits, *wanted)
+        per_tried = {name: getattr(self, name)[tried] for name in ("tried_hashes", "tried_budgets")}
+        return dataclasses.replace(self, **per_tried, **{name: getattr(self, name)[kept] for name in per_item})

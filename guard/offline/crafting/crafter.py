@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from guard.errors import DataError
 from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.norm_ball import sizes
+from guard.offline.attacks.ranges import largest
 from guard.offline.crafting.checks import check, check_budgets
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.crafting.learning import Ready, blocks_of, in_shards, learn
@@ -178,7 +179,7 @@ def collect(run: CraftSetup, attack: Attack, shards: Sequence[Shard], outcomes: 
         name=attack.name,
         family=attack.family,
         norm=attack.norm,
-        budget=attack.budget,
+        budget=largest(attack.budget),
         grid=run.grid,
         seed=run.seed,
         fingerprint=run.fingerprint,
@@ -191,6 +192,8 @@ def collect(run: CraftSetup, attack: Attack, shards: Sequence[Shard], outcomes: 
         attacked=attacked,
         noise=np.concatenate([outcome.noise for outcome in outcomes]),
         transfer=None if run.answering is None else transfer_of([(s.items.labels, o) for s, o in pairs]),
+        budgets=np.concatenate([outcome.budgets[outcome.kept] for outcome in outcomes]),
+        tried_budgets=np.concatenate([outcome.budgets for outcome in outcomes]),
         l2=sizes(perturbation, "l2").numpy().astype(np.float32),
         linf=sizes(perturbation, "linf").numpy().astype(np.float32),
     )

@@ -34,12 +34,14 @@ from guard.offline.attacks.attack import Attack, knows_features
 from guard.offline.attacks.feature_model import as_allowed
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.noise import shuffled
-from guard.offline.attacks.norm_ball import into_reach
+from guard.offline.attacks.norm_ball import Size, into_reach, part_of
 from guard.offline.attacks.objective import gap
+from guard.offline.attacks.ranges import drawn_for, settled
 from guard.offline.crafting.stoppable_model import StoppableModel
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.grid import Grid, Images, snap, snap_within
+from guard.offline.data.norms import Measure
 from guard.offline.model.answering import Answering
 from guard.offline.work.parallel import Stop, cores
 from guard.offline.work.store import ResultStore, cache_key
@@ -84,6 +86,7 @@ class ShardOutcome:
     noise: Images
     misled: NDArray[np.int64]  # [tried] answers of the attacked graph to the last form that was tried
     answered: NDArray[np.int64]  # [tried] and of the closed model behind it; the same where there is none
+    budgets: NDArray[np.float32]  # [tried] of each item; infinite where the attack has none
 
 
 @dataclass(frozen=True)
@@ -150,12 +153,22 @@ def attack_shard(run: CraftSetup, attack: Attack, shard: Shard, identity: str) -
     generator = torch.Generator().manual_seed(int(identity[:15], 16))
     items = shard.items
     clean, labels = torch.from_numpy(items.images).to(run.device), torch.from_numpy(items.labels).to(run.device)
-    raw = attacked_by(attack, run, clean, labels, generator).cpu().numpy()
-    final = settle(run, attack, shard, raw)
+    step = 1 / run.grid if isinstance(run.grid, int) else None
+    own = drawn_for(attack, items.hashes.tolist(), run.seed, step=step)
+    raw = attacked_by(own, run, clean, labels, generator).cpu().numpy()
+    final = settle(run, own, shard, raw)
     kept, attacked = np.flatnonzero(final.fooled), final.items
     before, after = torch.from_numpy(items.images[kept]), torch.from_numpy(attacked[kept])
     noise = shuffled(before, after, generator, run.grid).numpy()
-    return ShardOutcome(kept, final.answered[kept], attacked[kept], snap(noise, run.grid), final.misled, final.answered)
+    return ShardOutcome(
+        kept,
+        final.answered[kept],
+        attacked[kept],
+        snap(noise, run.grid),
+        final.misled,
+        final.answered,
+        np.broadcast_to(np.float32(np.inf if own.budget is None else settled(own.budget)), len(items)).copy(),
+    )
 
 
 def attacked_by(attack: Attack, run: CraftSetup, clean: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -191,7 +204,8 @@ def settle(run: CraftSetup, attack: Attack, shard: Shard, raw: Images) -> Settle
         if len(left) == 0:
             break
         clean = items.images[left]
-        tried = into_place(run, attack, clean, clean + np.float32(stretch) * (raw[left] - clean))
+        budget = None if attack.budget is None else part_of(settled(attack.budget), torch.from_numpy(left))
+        tried = into_place(run, attack.norm, budget, clean, clean + np.float32(stretch) * (raw[left] - clean))
         logits = torch.from_numpy(answer(run, tried))
         ahead = gap(logits, torch.from_numpy(items.labels[left]))
         hit = (ahead > FOOLED_LEAD_SHARE * torch.linalg.vector_norm(logits, dim=1)).numpy()
@@ -202,13 +216,14 @@ def settle(run: CraftSetup, attack: Attack, shard: Shard, raw: Images) -> Settle
     return Settled(final, misled, answered, fooled)
 
 
-def into_place(run: CraftSetup, attack: Attack, clean: Images, points: Images) -> Images:
-    """Bring points into the unit box and the ball, and onto the grid."""
+def into_place(run: CraftSetup, norm: Measure, budget: Size | None, clean: Images, points: Images) -> Images:
+    """Bring points into the unit box and the ball, of each item's own budget or of one, and onto the grid."""
     if run.grid is not None:
-        return snap_within(points, clean, run.grid, attack.budget, attack.norm)
-    if attack.budget is None or attack.norm == "l0" or attack.norm == "none":
+        most = budget.cpu().numpy() if isinstance(budget, Tensor) else budget
+        return snap_within(points, clean, run.grid, most, norm)
+    if budget is None or norm == "l0" or norm == "none":
         return points.clip(0, 1)
-    reached: Tensor = into_reach(torch.from_numpy(points), torch.from_numpy(clean), attack.budget, attack.norm)
+    reached: Tensor = into_reach(torch.from_numpy(points), torch.from_numpy(clean), budget, norm)
     return np.asarray(reached.numpy(), dtype=np.float32)
 
 

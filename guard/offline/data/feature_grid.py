@@ -110,25 +110,35 @@ class FeatureGrid:
         """Return whether every item [item, feature] is on the grid."""
         return len(images) == 0 or bool(np.abs(self.snap(images) - images).max() <= CONTINUOUS_TOLERANCE)
 
-    def limits(self, budget: float) -> Floats:
-        """Return how far each number may move in L-infinity [feature], in unit space: as many whole steps as fit."""
-        free = budget * self.ranges
-        whole = np.floor(np.divide(free, self.steps, out=np.zeros_like(free), where=self.steps > 0) + TOLERANCE_SHARE)
+    def limits(self, budget: float | Floats) -> Floats:
+        """Return how far each number may move in L-infinity [feature], in unit space: as many whole steps as fit.
+
+        Of budgets [item] it is [item, feature].
+        """
+        free = np.multiply.outer(budget, self.ranges)
+        steps = np.broadcast_to(self.steps, free.shape)
+        whole = np.floor(np.divide(free, steps, out=np.zeros_like(free), where=steps > 0) + TOLERANCE_SHARE)
         return np.where(self.moving, np.where(self.steps > 0, whole * self.steps, free), 0.0)
 
-    def within(self, points: Items, clean: Items, budget: float | None, norm: Measure) -> Items:
-        """Bring points [item, feature] onto the grid, and within a budget of their clean items, which are on it."""
+    def within(self, points: Items, clean: Items, budget: float | Floats | None, norm: Measure) -> Items:
+        """Bring points [item, feature] onto the grid, and within a budget of their clean items, which are on it.
+
+        The budget is one for all items, or has one for each [item].
+        """
         wanted = np.where(self.moving, points.astype(np.float64) - clean, 0.0)
         changes = Changes.of(self.categories, points, clean)
         if budget is None or norm == "none":
             return self.composed(clean, wanted, changes)
         if norm == "linf":
             limits = self.limits(budget)
-            return self.composed(clean, wanted.clip(-limits, limits), changes.kept(np.asarray(budget >= 1)))
+            return self.composed(
+                clean, wanted.clip(-limits, limits), changes.kept(np.asarray(budget >= 1).reshape(-1, 1))
+            )
         if norm == "l0":
-            return self.few(clean, wanted, changes, int(budget * len(self.features) + TOLERANCE_SHARE))
+            columns = np.floor(np.asarray(budget) * len(self.features) + TOLERANCE_SHARE).reshape(-1, 1)
+            return self.few(clean, wanted, changes, columns)
         power = 2.0 if norm == "l2" else 1.0
-        kept = changes.first(np.full(len(clean), budget**power))
+        kept = changes.first(np.broadcast_to(budget**power, len(clean)))
         room = (budget**power - kept.count).clip(0) ** (1 / power)
         return self.composed(clean, self.shrunk(clean, wanted, room, power), kept)
 
@@ -147,8 +157,8 @@ class FeatureGrid:
                 break
         return result
 
-    def few(self, clean: Items, wanted: Floats, changes: Changes, columns: int) -> Items:
-        """Keep the largest changes, of no more columns than allowed."""
+    def few(self, clean: Items, wanted: Floats, changes: Changes, columns: Floats) -> Items:
+        """Keep the largest changes, of no more columns [item, 1] than allowed."""
         moved = self.composed(clean, wanted, None) - clean.astype(np.float64)
         sizes = np.concatenate([np.abs(moved) / self.ranges, np.where(changes.made, 1 + changes.sizes, 0.0)], axis=1)
         weights = np.asarray([1] * len(self.features) + [min(2, len(c.columns)) for c in self.categories])

@@ -117,10 +117,11 @@ def from_steps(steps: NDArray[np.int64], grid: int) -> NDArray[np.float32]:
 
 
 def snap_within(
-    images: Images, clean: Images, grid: int | FeatureGrid, budget: float | None, norm: Measure
+    images: Images, clean: Images, grid: int | FeatureGrid, budget: float | NDArray[np.float64] | None, norm: Measure
 ) -> NDArray[np.float32]:
     """Snap images to the grid, within the unit box and within `budget` of `clean`, which is on the grid itself.
 
+    The budget is one for all items, or has one for each [item].
     In L∞ a perturbation is cut to the whole steps that fit. In L2 and L1 rounding can lengthen it: it is then shrunk by
     2 % of what it was, and rounded anew, until it fits. What L0 leaves alone rounding leaves alone too.
     """
@@ -129,7 +130,7 @@ def snap_within(
     base = to_steps(clean, grid)
     wanted = np.asarray(images, dtype=np.float64) * grid - base  # in steps, not yet whole
     if budget is None or norm in ("linf", "l0", "none"):
-        most = whole_steps(budget, grid) if budget is not None and norm == "linf" else grid
+        most = spread(whole_steps(budget, grid), wanted) if budget is not None and norm == "linf" else grid
         steps = np.rint(wanted).astype(np.int64).clip(-most, most)
         return from_steps((base + steps).clip(0, grid), grid)
     result = base.copy()
@@ -139,15 +140,20 @@ def snap_within(
         result[outside] = tried
         moved = (tried - base[outside]).reshape(len(tried), -1)
         length = np.linalg.norm(moved, ord=2 if norm == "l2" else 1, axis=1) / grid
-        outside[outside] = length > budget * (1 + 1e-6)
+        outside[outside] = length > (budget[outside] if isinstance(budget, np.ndarray) else budget) * (1 + 1e-6)
         if not outside.any():
             break
     return from_steps(result, grid)
 
 
-def whole_steps(budget: float, grid: int) -> int:
+def whole_steps(budget: float | NDArray[np.float64], grid: int) -> NDArray[np.int64]:
     """Return how many grid steps fit into an L∞ budget; 8/255 holds eight steps of 255 whatever it rounds to."""
-    return int(budget * grid + 1e-6)
+    return np.asarray(np.floor(budget * np.float64(grid) + 1e-6), dtype=np.int64)
+
+
+def spread(sizes: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
+    """Return one size for all items, or one for each [item], so that it broadcasts over the items of `like`."""
+    return sizes.reshape(-1, *(1,) * (like.ndim - 1)) if sizes.ndim else sizes
 
 
 def off_grid(images: Images, grid: Grid, generator: torch.Generator) -> Images | None:
@@ -174,4 +180,4 @@ def stuck(budget: float, grid: Grid) -> bool:
     """Return whether an L-infinity budget is below one step of the grid, of every feature where each has its own."""
     if isinstance(grid, FeatureGrid):
         return not grid.limits(budget).any()
-    return grid is not None and whole_steps(budget, grid) < 1
+    return grid is not None and bool(whole_steps(budget, grid) < 1)

@@ -276,8 +276,9 @@ def static_start(
     """
     start = held_out.images[index].copy()
     for found in crafted:
-        if found.norm == "linf" and found.budget is not None and found.budget <= budget + 1e-9:
-            places: Mapping[str, int] = {value: place for place, value in enumerate(found.hashes.tolist())}
+        if found.norm == "linf" and found.budget is not None:
+            within = np.flatnonzero(found.budgets <= budget + 1e-6)
+            places: Mapping[str, int] = {str(found.hashes[place]): int(place) for place in within}
             for row, item in enumerate(index):
                 if (place := places.get(str(held_out.hashes[item]))) is not None:
                     start[row] = found.attacked[place]

@@ -18,17 +18,20 @@ from guard.items_on_disk import Items
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Grid, off_grid
-from guard.offline.data.input_kind import kind_for
+from guard.offline.data.harmless_noise import Sizes, noises_of, noisy
+from guard.offline.data.input_kind import InputKind, kind_for
 from guard.offline.data.shift import shifted
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.forecast import seconds_to_read
-from guard.offline.findings.evaluation import NOISE, OFF_GRID, ClassRow, CleanRow
+from guard.offline.findings.attack_names import spoken_budget
+from guard.offline.findings.evaluation import HARMLESS, NOISE, OFF_GRID, ClassRow, CleanRow
 from guard.offline.findings.intervals import Promise, Rate, caught_at, rejections_band
 from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.programs.read import read
 from guard.offline.work.store import cache_key
 
 MAX_OFF_GRID_ITEMS = 1_000  # of items that do not fit into memory
+MAX_NOISY_ITEMS, NOISE_SIZE_POINTS = 300, 4  # items with noise of each kind and size, and so many sizes
 SHIFT_SHARE, MIN_SHIFTED_ITEMS = 0.05, 100  # of the time left; and items, whatever it takes
 
 
@@ -49,6 +52,9 @@ def clean_rows(
     if len(harmless.noise):
         rows.append(row(NOISE, harmless.noise))
     rows += [row(f"as large as {label}", noise, part=True) for label, noise in harmless.as_large.items() if len(noise)]
+    if harmless.by_size:
+        rows.append(row(HARMLESS, np.concatenate(list(harmless.by_size.values()))))
+    rows += [row(label, noise, part=True) for label, noise in harmless.by_size.items()]
     if harmless.off_grid is not None:
         rows.append(row(OFF_GRID, harmless.off_grid))
     return tuple(rows)
@@ -88,19 +94,39 @@ class Unattacked:
 
     noise: NDArray[np.float32]  # snapped, as large as all the attacks
     as_large: Mapping[str, NDArray[np.float32]]  # by attack: the part of it that is as large as that one
+    by_size: Mapping[str, NDArray[np.float32]]  # clean items with noise of each kind and size, by name
     off_grid: NDArray[np.float32] | None  # clean items beside their grid, where they have one
 
 
-def unattacked(images: Items, crafted: Mapping[str, CraftedSet], grid: Grid, seed: int) -> Unattacked:
-    """Collect the crafted sets' noise, and put the clean images beside their grid where they have one.
+def unattacked(
+    images: Items, crafted: Mapping[str, CraftedSet], kind: InputKind, sizes: Sizes, grid: Grid, seed: int
+) -> Unattacked:
+    """Collect the crafted sets' noise, make other noise, and put the clean images beside their grid if they have one.
 
-    Of images that lie on disk only the first are put there.
+    Of images that lie on disk only the first are put there. Noise of each kind and size is made of the first items.
     """
+    some = images[:MAX_NOISY_ITEMS]
     images = images if isinstance(images, np.ndarray) else images[:MAX_OFF_GRID_ITEMS]
     blank = np.zeros_like(images[:0])
     off = off_grid(images, grid, torch.Generator().manual_seed(seed))
     as_large = {label: found.noise for label, found in crafted.items()}
-    return Unattacked(np.concatenate([blank, *as_large.values()]), as_large, off)
+    return Unattacked(
+        np.concatenate([blank, *as_large.values()]), as_large, by_size(some, kind, sizes, grid, seed), off
+    )
+
+
+def by_size(
+    images: NDArray[np.float32], kind: InputKind, sizes: Sizes, grid: Grid, seed: int
+) -> dict[str, NDArray[np.float32]]:
+    """Return items with noise of each kind of a few sizes, the largest first halved and halved again, by name."""
+    halves = [sizes.high / 2**number for number in reversed(range(NOISE_SIZE_POINTS))]
+    steps = grid if isinstance(grid, int) else None
+    return {
+        f"{noise.name} noise {spoken_budget(size, steps)}": noisy(noise, images, Sizes(size, size), grid, seed)
+        for noise in noises_of(kind.name, images.shape[1])
+        for size in halves
+        if size >= sizes.low - 1e-9
+    }
 
 
 def shift_rows(

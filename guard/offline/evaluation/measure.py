@@ -10,12 +10,14 @@ from guard.answer_evidence import AnswerCalibration
 from guard.cascade import Readings
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.model import Model
+from guard.offline.attacks.noise import noise_sizes
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.engine import attack_model
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_for
+from guard.offline.data.input_kind import kind_for
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.answered_rows import AnsweredStage
 from guard.offline.evaluation.attack_rows import Examined, Examiner, GuardReadings, Other, worst_of
@@ -70,7 +72,9 @@ def measure(
         for label, found in crafted.items()
     }
     progress.note("shifted items")
-    noisy = unattacked(held_out.images, crafted, grid_for(spec.input), effort.seed)
+    grid = grid_for(spec.input)
+    sizes = noise_sizes(recipe.attacks, grid)
+    noisy = unattacked(held_out.images, crafted, kind_for(spec.input), sizes, grid, effort.seed)
     shifts, shift_note = shift_rows(subject, held_out, promises, shift_items(subject, held_out, effort))
     answered = answered_stage(subject, answers, promises)
     adaptive = adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, progress, answered)

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.ranges import Amount, largest, smallest
 from guard.offline.data.norms import Measure
 
 SYMBOLS: Mapping[Measure, str] = {"linf": " L∞", "l2": " L2", "l1": " L1", "l0": " L0", "none": ""}
 
 
 def labels_of(attacks: Sequence[Attack], grid: int | None) -> dict[str, Attack]:
-    """Return the attacks by readable labels, of which no two are alike: pgd L∞ 8/255."""
+    """Return the attacks by readable labels, of which no two are alike: pgd L∞ 8/255, or of a range 1 to 16/255."""
     found: dict[str, Attack] = {}
     for attack in attacks:
-        size = "" if attack.budget is None else f" {size_text(attack.budget, attack.norm, grid)}"
+        size = "" if attack.budget is None else f" {range_text(attack.budget, attack.norm, grid)}"
         label = f"{attack.name}{SYMBOLS[attack.norm]}{size}"
         alike = sum(name.split(" #")[0] == label for name in found)
         found[f"{label} #{alike + 1}" if alike else label] = attack
     return found
+
+
+def range_text(budget: Amount, norm: Measure, grid: int | None) -> str:
+    """Return a budget as text, or a range of budgets: 1 to 16/255, 0.25 to 0.75."""
+    ends = [smallest(budget), largest(budget)]
+    low, high = (size_text(end, norm, grid) for end in ends if end is not None)
+    unit = next((mark for mark in (f"/{grid}", "%") if low.endswith(mark) and high.endswith(mark)), "")
+    return high if low == high else f"{low.removesuffix(unit)} to {high}"
 
 
 def size_text(budget: float, norm: Measure, grid: int | None) -> str:

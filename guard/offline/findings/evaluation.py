@@ -14,6 +14,7 @@ PROOF_SHARE = 0.9
 MAX_DISAGREEING_SHARE = 0.02  # one item in fifty, whose risk lies on the threshold
 MAX_RISK_GAP = 0.1  # in units of risk
 OFF_GRID, NOISE = "off-grid clean", "noise of the attacks' sizes"
+HARMLESS = "noise of every kind and size"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class CleanRow:
     alarms: Caught = field(default_factory=dict)
     bands: Mapping[float, tuple[int, int]] = field(default_factory=dict)
     accuracy: Rate | None = None  # of the bare model, where the inputs have labels
-    part: bool = False  # of the row before it: the noise that is as large as one attack
+    part: bool = False  # of the row before it: noise as large as one attack, or of one kind and size
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ class Job:
     second: tuple[str, ...] = ()  # other networks of the same classes that are asked as well
     second_bounds: tuple[Bounds, ...] = ()  # their wire values of black and white: none, one for all, or one each
     second_data: Path | None = None  # the model's own training data, from which a second network is trained
+    cost: float | None = None  # forwards on clean traffic that the detectors are chosen within; None: all of them
     adaptive_items: int = 50
     adaptive_steps: int = 100
 

@@ -28,6 +28,7 @@ from guard.offline.data.grid import Grid, grid_for, stuck
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
 from guard.offline.evidence.batches import one_batch
+from guard.offline.evidence.forwards import floor_of
 from guard.offline.evidence.gather import Gather
 from guard.offline.job.accuracy import check_accuracy
 from guard.offline.job.job import Job, by_file, check_data, check_rates, open_job
@@ -39,6 +40,7 @@ from guard.offline.preflight.feature_lines import feature_lines
 from guard.offline.preflight.sample import sample_of
 from guard.offline.programs.model_parity import MODEL_ITEMS, check_model
 from guard.offline.second.asked import SecondsAsked, find_asked
+from guard.offline.training.candidates import candidates_of, check_cost
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.text import duration
 from guard.offline.work.threads import choose_threads
@@ -72,6 +74,7 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
         GuardError: what would stop `guard train`.
     """
     check_rates(job)
+    check_cost(job)
     if not job.recipe.adaptive_budgets:
         raise ConfigError(
             f"recipe {job.recipe.name} has no [adaptive] block, and no report is written without the adaptive attack; "
@@ -101,7 +104,10 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
     say("gradient", gradient_text(classifier, data))
     asked = find_asked(job, classifier, data, say, told(say))
     job = asked.forecast
-    programs = job.recipe.programs([tap.name for tap in classifier.taps])
+    taps = [tap.name for tap in classifier.taps]
+    programs = job.recipe.programs(taps)
+    if job.cost is not None:
+        say("cost", cost_text(job.cost, job.recipe, taps))
     for name, detectors in programs.items():
         gather = Gather(classifier, [need for detector in detectors for need in detector.needs])
         say("program", f"{name}: {forwards_text(gather.backwards, gather.rows, detectors, gather.forwards)}")
@@ -260,6 +266,16 @@ def forwards_text(backwards: int, rows: int, detectors: Sequence[Detector], seco
     forwards = counted_text(1 + backwards + rows + second, "forward")
     cost = f"{'at least ' if learning else ''}{forwards}{added}"
     return f"{cost} for {', '.join(detector.name for detector in detectors)}{more}"
+
+
+def cost_text(limit: float, recipe: Recipe, taps: Sequence[str]) -> str:
+    """Return what each detector costs alone, of which training chooses within a limit of forwards."""
+    costs = {one.text: (one.detector, floor_of(one.detector.needs) - 1) for one in candidates_of(recipe, taps)}
+    listed = [f"{text} {'more than ' if one.learns else ''}{cost:+.3g}" for text, (one, cost) in costs.items()]
+    return (
+        f"within {counted_text(limit, 'forward')} training chooses what catches most of the worst attack left out: 1 "
+        f"for the item, and {', '.join(listed)}; what two of them need is paid once. All of them:"
+    )
 
 
 def counted_text(number: float, what: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from guard.columns import listed
 from guard.feature_values import feature_text
 from guard.features import KINDS, Feature, groups_of
+from guard.offline.attacks.ranges import smallest
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.find_features import odd_features
@@ -26,7 +27,8 @@ def feature_lines(job: Job, classifier: Classifier, data: Dataset) -> list[tuple
     shown = [("feature", feature_text(feature)) for feature in spec.features[:MAX_SHOWN_ROWS]]
     more = len(spec.features) - MAX_SHOWN_ROWS
     rest = [("feature", f"and {more} more; guard inspect lists all that a bundle has")] if more > 0 else []
-    budgets = [a.budget for a in job.recipe.attacks if a.norm == "linf" and a.budget is not None]
+    least = [smallest(attack.budget) for attack in job.recipe.attacks if attack.norm == "linf"]
+    budgets = [budget for budget in least if budget is not None]
     odd = [*odd_features(spec.features, data), *stuck_features(grid, sorted({*budgets, *job.recipe.adaptive_budgets}))]
     return [("features", counts_text(spec.features)), *shown, *rest, *(("odd", text) for text in odd)]
 

@@ -10,6 +10,7 @@ import math
 from guard.calibration import check_promise
 from guard.offline.findings.attack_names import spoken_budget
 from guard.offline.findings.evaluation import (
+    HARMLESS,
     NOISE,
     OFF_GRID,
     PROOF_SHARE,
@@ -29,6 +30,7 @@ MIN_AGREED_SHARE = 0.8  # of attacked items, below which a student's evidence sa
 MEANING = {
     OFF_GRID: "some detector reads the file format",
     NOISE: "a part of what is caught is that anything was changed at all",
+    HARMLESS: "inputs that a sensor, a file or resizing has changed are taken for attacked",
 }
 
 

@@ -25,6 +25,7 @@ from guard.bundle import (
     CALIBRATION,
     Bundle,
     DetectorSpec,
+    InputSpec,
     Manifest,
     NeedSpec,
     identity,
@@ -33,11 +34,13 @@ from guard.bundle import (
 from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
+from guard.offline.attacks.noise import noise_sizes
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.grid import Images
-from guard.offline.data.input_kind import kind_of
+from guard.offline.data.grid import Images, grid_for
+from guard.offline.data.harmless_noise import Sizes, each_noisy
+from guard.offline.data.input_kind import kind_for, kind_of
 from guard.offline.data.shift import shifted
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
@@ -52,9 +55,11 @@ from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
 from guard.offline.training.answer_calibration import calibrate_answers
+from guard.offline.training.choose_detectors import Choice
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
 
+NOISE_COPIES = 2  # of each clean item that heads or fusion are fitted on
 SAMPLE_ITEMS = 16  # inputs that the engine checks itself on
 
 
@@ -77,11 +82,14 @@ class Calibrator:
     programs: Mapping[str, Sequence[Detector]]
     files: ProgramFiles
     data: Dataset
+    choice: Choice | None = None  # of the detectors, where they were chosen
 
     def calibrate(self, crafted: Sequence[CraftedSet]) -> Calibrated:
         """Fit fusion and bands, and rank the clean items."""
         cascade = self.uncalibrated()
-        attacked, noisy = pool(crafted, self.data, Split.COMBINER, self.classifier.spec.input.grid)
+        attacked, noisy = pool(
+            crafted, self.data, Split.COMBINER, self.classifier.spec.input, *noise_settings(self.job, self.classifier)
+        )
         fitted_on = self.data.part(Split.COMBINER).images
         seen = read(cascade, fitted_on)
         clean = seen.scores
@@ -198,6 +206,7 @@ class Calibrator:
                 "served": {} if (found := self.classifier.difference) is None else asdict(found),
                 "student": student_facts(self.classifier.answering, calibrated.transfers),
                 "second": [one.in_words for one in self.networks()],
+                "choice": {} if self.choice is None else self.choice.facts,
                 "verdicts": {} if verdicts is None else asdict(verdicts),
             },
         )
@@ -214,14 +223,31 @@ def student_facts(answering: Answering | None, transfers: Mapping[str, Transfer]
 
 
 def pool(
-    crafted: Sequence[CraftedSet], data: Dataset, split: Split, grid: int | None
+    crafted: Sequence[CraftedSet], data: Dataset, split: Split, spec: InputSpec, sizes: Sizes, seed: int
 ) -> tuple[Attacked[Images], Images]:
-    """Return the attacked items of all sets in one split, and beside them noise and items that nature has changed."""
+    """Return the attacked items of all sets in one split, and beside them noise and items that nature has changed.
+
+    Noise is what is as large as the attacks, and each kind of `harmless_noise` in all `sizes`.
+    """
     parts = [found.select(data.splits, split) for found in crafted]
     blank = np.zeros((0, *data.item_shape), dtype=np.float32)
     attacked = np.concatenate([blank, *(p.attacked for p in parts)])
-    noisy = np.concatenate([blank, *(p.noise for p in parts), *changed(data.part(split).images[:], grid)])
+    clean = data.part(split).images[:]
+    harmless = [*changed(clean, spec.grid), *harmless_noise(clean, spec, sizes, seed)]
+    noisy = np.concatenate([blank, *(p.noise for p in parts), *harmless])
     return Attacked(attacked, tuple(part.attack for part in parts for _ in range(len(part)))), noisy
+
+
+def noise_settings(job: Job, classifier: Classifier) -> tuple[Sizes, int]:
+    """Return the sizes of a job's noise, up to the largest attack's, and what seeds it."""
+    return noise_sizes(job.recipe.attacks, grid_for(classifier.spec.input)), job.seed
+
+
+def harmless_noise(clean: Images, spec: InputSpec, sizes: Sizes, seed: int) -> list[Images]:
+    """Return clean items with noise of every kind, `NOISE_COPIES` of each item, by different kinds."""
+    grid, kind = grid_for(spec), kind_for(spec)
+    copies = (np.roll(clean, shift, axis=0) for shift in range(NOISE_COPIES))
+    return [part for copy in copies for part in each_noisy(kind.name, copy, sizes, grid, seed)]
 
 
 def changed(images: Images, grid: int | None) -> list[Images]:

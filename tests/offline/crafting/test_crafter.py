@@ -389,9 +389,47 @@ def test_data_that_cannot_be_attacked_is_refused(network, examples, name, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+RANGED = Pgd(budget=[1 / 16, 4 / 16], steps=[2, 6], optimiser=["sign", "adam", "momentum"], random_start=[True, False])
+
+
+@every_grid
+def test_of_a_range_each_item_keeps_within_the_budget_that_it_drew(network, examples, grid, tmp_path):
+    crafted = run(network, examples, RANGED, tmp_path, grid=grid)
+    assert len(crafted) > 10
+    assert (crafted.linf <= crafted.budgets + 1e-6).all()
+    assert len(set(crafted.tried_budgets.tolist())) >= (3 if grid else 32)
+    assert crafted.tried_budgets.min() >= 1 / 16
+    assert crafted.tried_budgets.max() <= crafted.budget == 4 / 16
+    if grid:
+        assert set((16 * crafted.tried_budgets).tolist()) <= {1, 2, 3, 4}
+
+
+def test_what_an_item_draws_depends_on_no_shard_no_worker_and_no_interruption(network, examples, tmp_path):
+    def budgets(crafted: CraftedSet) -> dict[str, float]:
+        return dict(zip(crafted.tried_hashes.tolist(), crafted.tried_budgets.tolist(), strict=True))
+
+    whole = run(network, examples, RANGED, tmp_path / "one")
+    assert same(run(network, examples, RANGED, tmp_path / "beside", workers=3), whole)
+    assert budgets(run(network, examples, RANGED, tmp_path / "small", shard_items=5)) == budgets(whole)
+    (first,) = Crafter.open(crafting(network, tmp_path / "few"), examples).attacked([RANGED], tried=[7])
+    assert budgets(first) == {one: budgets(whole)[one] for one in first.tried_hashes.tolist()}
+    assert budgets(run(network, examples, RANGED, tmp_path / "other", seed=1)) != budgets(whole)
+
+
+def test_a_split_keeps_the_budgets_of_its_own_items(network, examples, tmp_path):
+    crafted = run(network, examples, RANGED, tmp_path)
+    every = dict(zip(crafted.tried_hashes.tolist(), crafted.tried_budgets.tolist(), strict=True))
+    part = crafted.select(assign(examples.hashes), Split.HEADS)
+    assert 0 < part.tried < crafted.tried
+    assert [every[one] for one in part.tried_hashes.tolist()] == part.tried_budgets.tolist()
+    assert [every[one] for one in part.hashes.tolist()] == part.budgets.tolist()
+
+
 def test_a_budget_below_one_step_of_the_grid_is_refused(network, examples, tmp_path):
     with pytest.raises(ConfigError, match="below one step, 1/16"):
         run(network, examples, Pgd(budget=8 / 255), tmp_path)
+    with pytest.raises(ConfigError, match="below one step, 1/16"):
+        run(network, examples, Pgd(budget=[8 / 255, 0.25]), tmp_path)
     assert run(network, examples, Pgd(budget=8 / 255, steps=2), tmp_path, grid=None).tried == 32
     with pytest.raises(ConfigError, match="shard_items"):
         run(network, examples, ATTACKS[0], tmp_path, shard_items=0)

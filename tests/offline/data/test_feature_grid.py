@@ -97,6 +97,17 @@ def test_what_comes_out_is_valid_and_within_its_budget(seed: int, norm: Measure,
 
 
 @settings(max_examples=30)
+@given(SEEDS, st.sampled_from(("linf", "l2", "l1", "l0")), st.floats(0.05, 1.0))
+def test_budgets_of_each_item_do_what_one_for_all_does(seed: int, norm: Measure, reach: float) -> None:
+    clean = clean_items(seed)
+    points, budgets = points_about(clean, seed, reach), np.linspace(0.1, 1.6, len(clean))
+    found = snap_within(points, clean, GRID, budgets, norm)
+    for item, budget in enumerate(budgets.tolist()):
+        alone = snap_within(points[item : item + 1], clean[item : item + 1], GRID, budget, norm)
+        np.testing.assert_array_equal(found[item : item + 1], alone)
+
+
+@settings(max_examples=30)
 @given(SEEDS, st.floats(0.01, 1))
 def test_snapping_stays_where_it_went(seed: int, reach: float) -> None:
     clean = clean_items(seed)

@@ -59,6 +59,20 @@ def test_snapping_goes_to_the_nearest_point_and_stays_there(data: st.DataObject,
 
 @pytest.mark.parametrize("norm", MEASURES)
 @settings(max_examples=EXAMPLES)
+@given(data=st.data(), grid=GRIDS, shape=SHAPES)
+def test_budgets_of_each_item_do_what_one_for_all_does(
+    norm: Measure, data: st.DataObject, grid: int, shape: Any
+) -> None:
+    clean, images = data.draw(points(shape, grid)), data.draw(values(shape, -0.5, 1.5))
+    budgets = np.linspace(1 / grid, 1.5, len(clean))
+    snapped = snap_within(images, clean, grid, budgets, norm)
+    for item, budget in enumerate(budgets.tolist()):
+        alone = snap_within(images[item : item + 1], clean[item : item + 1], grid, budget, norm)
+        assert np.array_equal(snapped[item : item + 1], alone)
+
+
+@pytest.mark.parametrize("norm", MEASURES)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data(), grid=GRIDS, shape=SHAPES, budget=st.none() | BUDGETS)
 def test_snapping_within_stays_on_grid_in_box_and_ball(
     norm: Measure, data: st.DataObject, grid: int, shape: Any, budget: float | None

@@ -109,7 +109,7 @@ def test_a_guard_without_a_family_asks_the_same_network_and_trains_none(trained:
         stage: Any = type("Quiet", (), {"items": lambda *_: None, "say": lambda *_: None, "note": lambda *_: None})()
         return Prepared(classifier, data, craft_all(job, classifier, data, stage))
 
-    found = refit(job, prepared(), "single-step", EvidenceCache(classifier), lambda _: None)
+    found = refit(job, prepared(), "single-step", bundle, EvidenceCache(classifier), lambda _: None)
     (asked,) = networks_of(need for d in work.subject(bundle).detectors for need in d.needs)
     (second,) = (one for one in found.manifest.detectors if one.name == "second_entropy")
     assert [need.expression for need in second.needs] == [f"SecondLogits(network={asked!r})"]

@@ -12,6 +12,8 @@ from torch import Tensor
 from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.methods.pgd import pgd
 from guard.offline.attacks.model import Model
+from guard.offline.attacks.norm_ball import Size
+from guard.offline.attacks.ranges import Amount, Count, settled, take_ranges
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
@@ -23,9 +25,9 @@ def bim(
     inputs: Tensor,
     labels: Tensor,
     *,
-    budget: float,
-    steps: int | None = None,
-    step_size: float = LEVEL_STEP,
+    budget: Size,
+    steps: int | Tensor | None = None,
+    step_size: Size = LEVEL_STEP,
     targets: Tensor | None = None,
 ) -> Tensor:
     """Return each item's best point of `steps` sign steps, a fooling one before any other; L-infinity, deterministic.
@@ -47,8 +49,11 @@ def bim(
     )
 
 
-def original_steps(budget: float) -> int:
+def original_steps(budget: Size) -> int | Tensor:
+    """Return the original number of steps for a budget, or for each one of a tensor [item]."""
     levels = budget / LEVEL_STEP
+    if isinstance(levels, Tensor):
+        return (torch.minimum(levels + 4, 1.25 * levels) - 1e-6).ceil().clamp_min(1).long()
     return math.ceil(min(levels + 4, 1.25 * levels) - 1e-6)
 
 
@@ -59,14 +64,15 @@ class Bim:
     name: ClassVar[str] = "bim"
     family: ClassVar[Family] = Family.HIGH_CONFIDENCE
     norm: ClassVar[Measure] = "linf"
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(ranges=("budget", "steps", "step_size"))
 
-    budget: float
-    steps: int | None = None
-    step_size: float = LEVEL_STEP
+    budget: Amount
+    steps: Count | None = None
+    step_size: Amount = LEVEL_STEP
     target: Target | None = None
 
     def __post_init__(self) -> None:
+        take_ranges(self)
         more_than_zero(self, "budget", "step_size")
         whole(self, "steps")
         known_target(self)
@@ -77,9 +83,9 @@ class Bim:
             model,
             inputs,
             labels,
-            budget=self.budget,
-            steps=self.steps,
-            step_size=self.step_size,
+            budget=settled(self.budget),
+            steps=settled(self.steps),
+            step_size=settled(self.step_size),
             targets=targets,
         )
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.model import Model
-from guard.offline.attacks.norm_ball import per_item, sizes
+from guard.offline.attacks.norm_ball import Size, of_dtype, part_of, per_item, sizes
 from guard.offline.attacks.objective import Gap, gap
+from guard.offline.attacks.ranges import Amount, settled, smallest, take_ranges
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
@@ -32,7 +33,7 @@ def cw(
     steps: int = 100,
     searches: int = 5,
     learning_rate: float = 0.1,
-    confidence: float = 0.0,
+    confidence: Size = 0.0,
     constant: float = 1.0,
     targets: Tensor | None = None,
 ) -> Tensor:
@@ -46,6 +47,7 @@ def cw(
     Source: Carlini & Wagner 2017, arXiv:1608.04644, section V, f_6. They take 1,000 steps of 0.01 in 9 searches from
     0.001 on, for perturbations under 1 % smaller than ours (digits) at ten times the cost; our steps shrink instead.
     """
+    confidence = of_dtype(confidence, inputs)
     best, best_size = inputs.clone(), inputs.new_full((len(inputs),), torch.inf)
     weight = torch.full_like(best_size, constant)
     lower, upper = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
@@ -76,7 +78,7 @@ def descend(
     reached: Tensor,
     steps: int,
     learning_rate: float,
-    confidence: float,
+    confidence: Size,
     targets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the smallest fooling points on the way down, and their sizes [item], infinite where there was none.
@@ -90,12 +92,12 @@ def descend(
     ahead = torch.full_like(weight, -torch.inf)
     lowest = looked_at = torch.full_like(weight, torch.inf)  # each item's lowest loss, so far and at the last look
     for step in range(1, steps + 1):
-        aims = None if targets is None else targets[active]
+        aims, lead = None if targets is None else targets[active], part_of(confidence, active)
         points, ahead, loss, gradient = slope(
-            model, walk, inputs[active], labels[active], weight[active], confidence, aims, ahead
+            model, walk, inputs[active], labels[active], weight[active], lead, aims, ahead
         )
         size = sizes(points - inputs[active], "l2")
-        better = (ahead > confidence) & (size < found_size[active])
+        better = (ahead > lead) & (size < found_size[active])
         found[active[better]], found_size[active[better]] = points[better], size[better]
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
         falls = (reached | found_size.isfinite())[active]
@@ -118,7 +120,7 @@ def slope(
     inputs: Tensor,
     labels: Tensor,
     weight: Tensor,
-    confidence: float,
+    confidence: Size,
     targets: Tensor | None,
     ahead: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -136,7 +138,7 @@ def slope(
 
 
 def rise_if_short(
-    model: Model, points: Tensor, labels: Tensor, targets: Tensor | None, confidence: float, likely: Tensor
+    model: Model, points: Tensor, labels: Tensor, targets: Tensor | None, confidence: Size, likely: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return how far the wrong class leads [item], and its gradient; zero where it leads enough, and none is needed.
 
@@ -160,16 +162,17 @@ class Cw:
     name: ClassVar[str] = "cw"
     norm: ClassVar[Measure] = "l2"
     budget: ClassVar[float | None] = None
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(ranges=("confidence",))
 
     steps: int = 100
     searches: int = 5
     learning_rate: float = 0.1
-    confidence: float = 0.0
+    confidence: Amount = 0.0
     constant: float = 1.0
     target: Target | None = None
 
     def __post_init__(self) -> None:
+        take_ranges(self)
         known_target(self)
         whole(self, "steps", "searches")
         more_than_zero(self, "learning_rate", "constant")
@@ -178,7 +181,7 @@ class Cw:
 
     @property
     def family(self) -> Family:
-        return Family.HIGH_CONFIDENCE if self.confidence > 0 else Family.LOW_CONFIDENCE
+        return Family.HIGH_CONFIDENCE if (smallest(self.confidence) or 0) > 0 else Family.LOW_CONFIDENCE
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         targets = targets_of(self.target, model, inputs, labels, generator)
@@ -189,7 +192,7 @@ class Cw:
             steps=self.steps,
             searches=self.searches,
             learning_rate=self.learning_rate,
-            confidence=self.confidence,
+            confidence=settled(self.confidence),
             constant=self.constant,
             targets=targets,
         )

@@ -12,8 +12,9 @@ from torch import Tensor
 from guard.errors import ConfigError
 from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero, whole
 from guard.offline.attacks.model import Model
-from guard.offline.attacks.norm_ball import per_item, steepest
+from guard.offline.attacks.norm_ball import Size, part_of, per_item, spread, steepest
 from guard.offline.attacks.objective import chosen, gap, without
+from guard.offline.attacks.ranges import Amount, settled, take_ranges
 
 Walk = Literal["linf", "l2"]
 # Of the largest logit: a rival must lead by this, or rounding would keep the item on the boundary for ever
@@ -27,7 +28,7 @@ def deepfool(
     labels: Tensor,
     *,
     steps: int = 50,
-    overshoot: float = 0.02,
+    overshoot: Size = 0.02,
     classes: int = 10,
     norm: Walk = "l2",
 ) -> Tensor:
@@ -53,7 +54,7 @@ def deepfool(
         clean = inputs[active]
         behind, normals = linearise(model, attacked[active], labels[active], rivals[active])
         walked[active] = (clean + walked[active] + nearest_boundary(behind, normals, norm)).clamp(0, 1) - clean
-        attacked[active] = (clean + (1 + overshoot) * walked[active]).clamp(0, 1)
+        attacked[active] = (clean + (1 + spread(part_of(overshoot, active), clean)) * walked[active]).clamp(0, 1)
     return attacked
 
 
@@ -97,14 +98,15 @@ class DeepFool:
     name: ClassVar[str] = "deepfool"
     family: ClassVar[Family] = Family.LOW_CONFIDENCE
     budget: ClassVar[float | None] = None
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(ranges=("overshoot",))
 
     steps: int = 50
-    overshoot: float = 0.02
+    overshoot: Amount = 0.02
     classes: int = 10
     norm: Walk = "l2"
 
     def __post_init__(self) -> None:
+        take_ranges(self)
         whole(self, "steps", "classes")
         more_than_zero(self, "overshoot")
         if self.classes < 2:
@@ -119,7 +121,7 @@ class DeepFool:
             inputs,
             labels,
             steps=self.steps,
-            overshoot=self.overshoot,
+            overshoot=settled(self.overshoot),
             classes=self.classes,
             norm=self.norm,
         )

@@ -14,7 +14,9 @@ from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.methods.patch import cover, share
 from guard.offline.attacks.methods.pgd import keep, rank
 from guard.offline.attacks.model import Model
+from guard.offline.attacks.norm_ball import Size
 from guard.offline.attacks.objective import LogOdds
+from guard.offline.attacks.ranges import Amount, as_learned, drawn_once, settled, take_ranges
 from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_shared
 from guard.offline.data.norms import Measure
 from guard.offline.networks.weights import Knowledge
@@ -22,12 +24,14 @@ from guard.offline.networks.weights import Knowledge
 FIRST_STEP = 0.1  # size of a step in unit space
 
 
-def border(inputs: Tensor, budget: float, attack: object) -> Tensor:
+def border(inputs: Tensor, budget: Size, attack: object) -> Tensor:
     """Return which places [1, 1, height, width], [1, 1, time] or [1, feature] the frame takes: the outermost ones.
 
-    As many as `budget` covers, in whole rings but for the last, which is filled row by row. Raises ConfigError where
-    not even one place is covered.
+    As many as `budget` covers, in whole rings but for the last, which is filled row by row; of a budget for each item
+    [item] the places of each. Raises ConfigError where not even one place is covered.
     """
+    if isinstance(budget, Tensor):
+        return torch.cat([border(inputs, one, attack) for one in budget.tolist()])
     count = cover(inputs, budget, attack)
     sizes = inputs.shape[2:] or inputs.shape[1:]
     ends = [torch.minimum(places, places.flip(0)) for places in (torch.arange(size) for size in sizes)]
@@ -75,14 +79,15 @@ class Frame:
     name: ClassVar[str] = "frame"
     family: ClassVar[Family] = Family.PATCH
     norm: ClassVar[Measure] = "l0"
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(ranges=("budget",))
 
-    budget: float  # share of an item's pixels, steps or features that it covers at most
+    budget: Amount  # share of an item's pixels, steps or features that it covers at most
     steps: int = 20
     target: int | None = None
     random_start: bool = True
 
     def __post_init__(self) -> None:
+        take_ranges(self)
         share(self, "budget")
         whole_number(self, "steps")
         class_number(self)
@@ -92,7 +97,7 @@ class Frame:
             model,
             inputs,
             labels,
-            border(inputs, self.budget, self),
+            border(inputs, settled(self.budget), self),
             steps=self.steps,
             target=self.target,
             generator=generator if self.random_start else None,
@@ -109,21 +114,23 @@ class UniversalFrame:
     name: ClassVar[str] = "universal_frame"
     family: ClassVar[Family] = Family.PATCH
     norm: ClassVar[Measure] = "l0"
-    traits: ClassVar[Traits] = Traits(learns=True)
+    traits: ClassVar[Traits] = Traits(learns=True, ranges=("budget",))
 
-    budget: float  # share of an item's pixels, steps or features that it covers at most
+    budget: Amount  # share of an item's pixels, steps or features that it covers at most
     epochs: int = 5
     batch: int = 8
     learning_items: int = 256
     target: int | None = None
 
     def __post_init__(self) -> None:
+        take_ranges(self)
         share(self, "budget")
         whole_number(self, "epochs", "batch", "learning_items")
         class_number(self)
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
-        taken = border(inputs, self.budget, self)
+        own, known = drawn_once(self, generator)
+        taken = border(inputs, settled(own.budget), self)
         start = torch.rand(inputs[:1].shape, generator=generator, device=generator.device).to(inputs)
         found = climb_shared(
             model,
@@ -136,14 +143,15 @@ class UniversalFrame:
             target=self.target,
             generator=generator,
         )
-        return {"content": found}
+        return {"content": found, **known}
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Put the same frame on every item; costs no pass."""
         del model, labels, generator
-        return torch.where(border(inputs, self.budget, self), knowledge["content"].to(inputs), inputs)
+        taken = border(inputs, settled(as_learned(self, knowledge).budget), self)
+        return torch.where(taken, knowledge["content"].to(inputs), inputs)
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del model, inputs, labels, generator  # there is nothing yet to attack with

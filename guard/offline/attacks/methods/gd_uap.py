@@ -14,6 +14,7 @@ from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.layers import layers_of
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, project, steepest, uniform
+from guard.offline.attacks.ranges import Amount, as_learned, drawn_once, settled, take_ranges
 from guard.offline.attacks.shared_perturbation import LAST_STEP_SHARE, MOMENTUM_SHARE
 from guard.offline.data.norms import Norm
 from guard.offline.networks.weights import Knowledge
@@ -71,15 +72,16 @@ class GdUap:
 
     name: ClassVar[str] = "gd_uap"
     family: ClassVar[Family] = Family.UNIVERSAL
-    traits: ClassVar[Traits] = Traits(asks="layers", learns=True)
+    traits: ClassVar[Traits] = Traits(asks="layers", learns=True, ranges=("budget",))
     learning_items: ClassVar[int] = 1
 
-    budget: float
+    budget: Amount
     norm: Norm = "linf"
     steps: int = 60
     batch: int = 8
 
     def __post_init__(self) -> None:
+        take_ranges(self)
         more_than_zero(self, "budget")
         whole_number(self, "steps", "batch")
         known_norm(self)
@@ -87,24 +89,27 @@ class GdUap:
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
         """Learn the perturbation. Raises ConfigError for a model that shows no layers."""
         del labels
+        own, known = drawn_once(self, generator)
+        budget = settled(own.budget)
         found = gd_uap(
             model,
             inputs,
-            budget=self.budget,
+            budget=budget,
             norm=self.norm,
             steps=self.steps,
             batch=self.batch,
             generator=generator,
             attack=self,
         )
-        return {"perturbation": found}
+        return {"perturbation": found, **known}
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Add the shared perturbation to every item; costs no pass."""
         del model, labels, generator
-        return into_reach(inputs + knowledge["perturbation"].to(inputs), inputs, self.budget, self.norm)
+        budget = settled(as_learned(self, knowledge).budget)
+        return into_reach(inputs + knowledge["perturbation"].to(inputs), inputs, budget, self.norm)
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del model, inputs, labels, generator  # there is nothing yet to attack with

@@ -16,6 +16,7 @@ from guard.offline.attacks.attack import Family, Traits, call_text, more_than_ze
 from guard.offline.attacks.attack import whole as whole_number
 from guard.offline.attacks.informed import untaught
 from guard.offline.attacks.model import Model
+from guard.offline.attacks.ranges import Amount, as_learned, drawn_once, ends, settled, take_ranges
 from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_shared
 from guard.offline.data.input_kind import kind_like
 from guard.offline.data.norms import Measure
@@ -48,7 +49,8 @@ def share(attack: object, *names: str) -> None:
     """Check that settings are above zero and at most 1. Raises ConfigError."""
     more_than_zero(attack, *names)
     for name in names:
-        if (value := getattr(attack, name)) > 1:
+        value = getattr(attack, name)
+        if max(ends(value)) > 1:
             raise ConfigError(f"{getattr(attack, 'name', attack)}: {name} = {value!r}; wanted a share, at most 1")
 
 
@@ -111,9 +113,9 @@ class Patch:
     name: ClassVar[str] = "patch"
     family: ClassVar[Family] = Family.PATCH
     norm: ClassVar[Measure] = "l0"
-    traits: ClassVar[Traits] = Traits(learns=True)
+    traits: ClassVar[Traits] = Traits(learns=True, ranges=("budget",))
 
-    budget: float  # share of an item's pixels, steps or features that it covers at most
+    budget: Amount  # share of an item's pixels, steps or features that it covers at most
     smallest: float = 0.8  # share of the largest side that a patch may shrink to
     rotation: float = 20.0  # degrees, either way
     epochs: int = 5
@@ -122,6 +124,7 @@ class Patch:
     target: int | None = None
 
     def __post_init__(self) -> None:
+        take_ranges(self)
         share(self, "budget", "smallest")
         more_than_zero(self, "rotation")
         whole_number(self, "epochs", "batch", "learning_items")
@@ -131,30 +134,31 @@ class Patch:
         """Put the patch on items at places that the generator draws; differentiable in the patch."""
         if kind_like(inputs).axes.places < PLANE_AXES:
             return put_on_lines(patch, inputs, generator)
-        count = cover(inputs, self.budget, self)
+        count = cover(inputs, settled(self.budget), self)
         return put(patch, inputs, throw(inputs, count, self.smallest, self.rotation, generator), count)
 
     def blank(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a patch of random content for items of this shape."""
-        count = cover(inputs, self.budget, self)
+        count = cover(inputs, settled(self.budget), self)
         side = math.ceil(math.sqrt(count))
         turned = kind_like(inputs).axes.places == PLANE_AXES
         shape = (1, inputs.shape[1], side, side) if turned else (1, *inputs.shape[1:-1], count)
         return torch.rand(shape, generator=generator, device=generator.device).to(inputs)
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
+        own, known = drawn_once(self, generator)
         found = climb_shared(
             model,
             inputs,
             labels,
-            self.blank(inputs, generator),
-            lambda patch, items: self.place(patch, items, generator),
+            own.blank(inputs, generator),
+            lambda patch, items: own.place(patch, items, generator),
             lambda patch, direction, length: (patch + length * FIRST_STEP * direction.sign()).clamp(0, 1),
             pace=Pace(self.epochs, self.batch),
             target=self.target,
             generator=generator,
         )
-        return {"patch": found}
+        return {"patch": found, **known}
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
@@ -162,7 +166,7 @@ class Patch:
         """Put the patch once on each item, at a random place; costs no pass."""
         del model, labels
         with torch.no_grad():
-            return self.place(knowledge["patch"].to(inputs), inputs, generator)
+            return as_learned(self, knowledge).place(knowledge["patch"].to(inputs), inputs, generator)
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del model, inputs, labels, generator  # there is nothing yet to attack with

@@ -12,7 +12,8 @@ from guard.errors import ConfigError
 from guard.offline.attacks.attack import Family, Traits, call_text, more_than_zero
 from guard.offline.attacks.methods.fgsm import fgsm
 from guard.offline.attacks.model import Model
-from guard.offline.attacks.norm_ball import into_reach
+from guard.offline.attacks.norm_ball import Size, into_reach, spread
+from guard.offline.attacks.ranges import Amount, settled, take_ranges
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Measure
 
@@ -22,7 +23,7 @@ def rfgsm(
     inputs: Tensor,
     labels: Tensor,
     *,
-    budget: float,
+    budget: Size,
     generator: torch.Generator,
     random_share: float = 0.5,
     targets: Tensor | None = None,
@@ -34,7 +35,7 @@ def rfgsm(
     Source: Tramèr et al. 2018, arXiv:1705.07204, equation 7.
     """
     coin = torch.randn(inputs.shape, generator=generator, device=generator.device, dtype=inputs.dtype).sign()
-    first = into_reach(inputs + random_share * budget * coin.to(inputs.device), inputs, budget, "linf")
+    first = into_reach(inputs + random_share * spread(budget, inputs) * coin.to(inputs.device), inputs, budget, "linf")
     return into_reach(
         fgsm(model, first, labels, budget=(1 - random_share) * budget, targets=targets), inputs, budget, "linf"
     )
@@ -47,13 +48,14 @@ class Rfgsm:
     name: ClassVar[str] = "rfgsm"
     family: ClassVar[Family] = Family.SINGLE_STEP
     norm: ClassVar[Measure] = "linf"
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(ranges=("budget",))
 
-    budget: float
+    budget: Amount
     random_share: float = 0.5
     target: Target | None = None
 
     def __post_init__(self) -> None:
+        take_ranges(self)
         more_than_zero(self, "budget", "random_share")
         if self.random_share >= 1:
             raise ConfigError(
@@ -68,7 +70,7 @@ class Rfgsm:
             model,
             inputs,
             labels,
-            budget=self.budget,
+            budget=settled(self.budget),
             random_share=self.random_share,
             generator=generator,
             targets=targets,

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from guard.offline.attacks.attack import Family, Traits, call_text, known_norm, more_than_zero, whole
-from guard.offline.attacks.methods.pgd import keep, rank, start
+from guard.offline.attacks.methods.pgd import STEP_FACTOR, keep, of_each, rank, start
 from guard.offline.attacks.model import Model
-from guard.offline.attacks.norm_ball import into_reach, steepest
+from guard.offline.attacks.norm_ball import Size, into_reach, per_item, steepest
 from guard.offline.attacks.objective import LogOdds
+from guard.offline.attacks.ranges import Amount, settled, take_ranges
 from guard.offline.data.norms import Norm
 
 
@@ -21,11 +22,11 @@ def smoothgrad(
     inputs: Tensor,
     labels: Tensor,
     *,
-    budget: float,
+    budget: Size,
     steps: int,
     generator: torch.Generator,
     norm: Norm = "linf",
-    step_size: float | None = None,
+    step_size: Size | None = None,
     copies: int = 8,
     spread: float = 0.05,
     random_start: bool = True,
@@ -38,13 +39,14 @@ def smoothgrad(
 
     Source: Smilkov et al. 2017, arXiv:1706.03825, section 3.1, as an attack: Liu et al. 2021, arXiv:2004.11488.
     """
-    stride = 2.5 * budget / steps if step_size is None else step_size
+    stride = of_each(STEP_FACTOR * budget / steps if step_size is None else step_size, inputs)
+    length = per_item(stride, inputs).to(inputs)
     points = start(inputs, budget, norm, generator if random_start else None)
     best, best_rank = inputs, torch.full((len(inputs),), -torch.inf, dtype=torch.float64, device=inputs.device)
     for _ in range(steps):
         best, best_rank = keep(best, best_rank, points, ranked(model, points, labels, targets))
         gradient = averaged(model, points, LogOdds(labels, targets), copies, spread, generator)
-        points = into_reach(points + stride * steepest(gradient, norm), inputs, budget, norm)
+        points = into_reach(points + length * steepest(gradient, norm), inputs, budget, norm)
     return keep(best, best_rank, points, ranked(model, points, labels, targets))[0]
 
 
@@ -70,17 +72,18 @@ class SmoothGrad:
 
     name: ClassVar[str] = "smoothgrad"
     family: ClassVar[Family] = Family.HIGH_CONFIDENCE
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(ranges=("budget", "step_size"))
 
-    budget: float
+    budget: Amount
     norm: Norm = "linf"
     steps: int = 20
-    step_size: float | None = None
+    step_size: Amount | None = None
     copies: int = 8
     spread: float = 0.05
     random_start: bool = True
 
     def __post_init__(self) -> None:
+        take_ranges(self)
         more_than_zero(self, "budget", "step_size", "spread")
         whole(self, "steps", "copies")
         known_norm(self)
@@ -90,11 +93,11 @@ class SmoothGrad:
             model,
             inputs,
             labels,
-            budget=self.budget,
+            budget=settled(self.budget),
             steps=self.steps,
             generator=generator,
             norm=self.norm,
-            step_size=self.step_size,
+            step_size=settled(self.step_size),
             copies=self.copies,
             spread=self.spread,
             random_start=self.random_start,

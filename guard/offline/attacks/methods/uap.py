@@ -16,6 +16,7 @@ from guard.offline.attacks.methods.deepfool import deepfool
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import into_reach, project, steepest, uniform
 from guard.offline.attacks.objective import gap
+from guard.offline.attacks.ranges import Amount, as_learned, drawn_once, settled, take_ranges
 from guard.offline.attacks.shared_perturbation import Pace, class_number, climb_shared
 from guard.offline.data.norms import Norm
 from guard.offline.networks.weights import Knowledge
@@ -92,9 +93,9 @@ class Uap:
 
     name: ClassVar[str] = "uap"
     family: ClassVar[Family] = Family.UNIVERSAL
-    traits: ClassVar[Traits] = Traits(learns=True)
+    traits: ClassVar[Traits] = Traits(learns=True, ranges=("budget",))
 
-    budget: float
+    budget: Amount
     norm: Norm = "linf"
     form: Form = "gradient"
     epochs: int = 10
@@ -103,6 +104,7 @@ class Uap:
     target: int | None = None
 
     def __post_init__(self) -> None:
+        take_ranges(self)
         more_than_zero(self, "budget")
         whole_number(self, "epochs", "batch", "learning_items")
         known_norm(self)
@@ -113,12 +115,14 @@ class Uap:
             raise ConfigError("attack 'uap': target goes with form = 'gradient'; DeepFool takes the nearest class")
 
     def learn(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Knowledge:
+        own, known = drawn_once(self, generator)
+        budget = settled(own.budget)
         if self.form == "deepfool":
             found = uap_by_deepfool(
                 model,
                 inputs,
                 labels,
-                budget=self.budget,
+                budget=budget,
                 norm=self.norm,
                 epochs=self.epochs,
                 generator=generator,
@@ -128,20 +132,21 @@ class Uap:
                 model,
                 inputs,
                 labels,
-                budget=self.budget,
+                budget=budget,
                 norm=self.norm,
                 pace=Pace(self.epochs, self.batch),
                 target=self.target,
                 generator=generator,
             )
-        return {"perturbation": found}
+        return {"perturbation": found, **known}
 
     def informed(
         self, knowledge: Knowledge, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Add the shared perturbation to every item; costs no pass."""
         del model, labels, generator
-        return into_reach(inputs + knowledge["perturbation"].to(inputs), inputs, self.budget, self.norm)
+        budget = settled(as_learned(self, knowledge).budget)
+        return into_reach(inputs + knowledge["perturbation"].to(inputs), inputs, budget, self.norm)
 
     def __call__(self, model: Model, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         del model, inputs, labels, generator  # there is nothing yet to attack with
