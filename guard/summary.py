@@ -36,6 +36,7 @@ def summarise(bundle: Bundle) -> str:
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
         f"recipe      {manifest.recipe.get('name', '')}, seed {manifest.seed}",
+        *cut_lines(manifest),
         "",
         *program_lines(manifest),
     ]
@@ -95,6 +96,18 @@ def choice_lines(manifest: Manifest) -> list[str]:
     if not found:
         return []
     return textwrap.wrap(choice_text(found), width=80, initial_indent="chosen      ", subsequent_indent=" " * 12)
+
+
+def cut_lines(manifest: Manifest) -> list[str]:
+    """Lines on what was cut of the guard and of its report, against what recipe and options ask for."""
+    return [
+        line
+        for what, texts in manifest.provenance.get("cuts", {}).items()
+        for text in texts
+        for line in textwrap.wrap(
+            f"{text} ({what})", width=80, initial_indent="cut         ", subsequent_indent=" " * 12
+        )
+    ]
 
 
 def own_ranges(spec: InputSpec) -> list[str]:

@@ -70,7 +70,7 @@ def measure(
     sizes = noise_sizes(recipe.attacks, grid)
     noisy = unattacked(held_out.images, crafted, kind_for(spec.input), sizes, grid, effort.seed)
     shifts, shift_note = shift_rows(subject, held_out, promises, shift_items(subject, held_out, effort))
-    adaptive = adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, progress)
+    adaptive, cuts = adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, progress)
     suite, tried = None, examined
     if further is not None:
         suite, more = Trial(further, examiner, model, subject, held_out, effort.seed, progress).run(attacks, examined)
@@ -99,6 +99,7 @@ def measure(
         forwards=sum(program.floor - 1 for program in cascade.programs),
         closed=closed_findings(subject.classifier.answering, crafted.values()),
         second=second_texts(subject.detectors),
+        cuts=(*effort.cuts, *cuts),
         item_shape=tuple(spec.input.shape),
         class_count=spec.output.classes,
         exhibit=exhibit_of(guard, tried, promises, model, noisy.noise, names),
@@ -140,11 +141,13 @@ def adaptive_rows(
     crafted: Sequence[CraftedSet],
     clean: Readings,
     progress: Stage,
-) -> tuple[AdaptiveRow, ...]:
-    """Run the adaptive attack, as much of it as there is time for, and return its rows."""
+) -> tuple[tuple[AdaptiveRow, ...], tuple[str, ...]]:
+    """Run the adaptive attack, as much of it as there is time for; return its rows, and what was cut of it in words."""
     if not recipe.adaptive_budgets:
-        return ()
+        return (), ()
     stage = adaptive_stage(subject, held_out, recipe, effort)
     progress.note("speed of the adaptive attack")
     size = stage.sized(clean, None if effort.deadline is None else effort.seconds_left, progress.say)
-    return stage.rows(clean, crafted, size, progress.items)
+    cut = "the adaptive attack is {0.items} items x {0.steps} steps instead of {1.items} x {1.steps}, for want of time"
+    cuts = () if size == stage.wanted else (cut.format(size, stage.wanted),)
+    return stage.rows(clean, crafted, size, progress.items), cuts

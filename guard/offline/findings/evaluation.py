@@ -241,6 +241,7 @@ class Evaluation:
     closed: ClosedFindings | None = None  # where the gradient is not the model's own
     forwards: float = 0  # an item, of all programs, beside the model's own
     second: tuple[str, ...] = ()  # each second network: where it comes from, and how good it is
+    cuts: tuple[str, ...] = ()  # what was cut of guard and report for want of time or on request, in words
     item_shape: tuple[int, ...] = ()
     class_count: int = 0
     exhibit: Exhibit | None = field(default=None, compare=False, repr=False)  # for pictures; the page alone has it

@@ -38,6 +38,7 @@ Parts = Iterator[RenderableType]
 def lines_of(e: Evaluation) -> list[str]:
     """Return everything that the page says, but for its pictures, as lines."""
     parts = (
+        cut_part,
         closed_part,
         clean_part,
         class_part,
@@ -49,6 +50,12 @@ def lines_of(e: Evaluation) -> list[str]:
         flag_part,
     )
     return plain_lines(one for part in parts for one in part(e))
+
+
+def cut_part(e: Evaluation) -> Parts:
+    """Yield what was cut of guard and report, first of all."""
+    if e.cuts:
+        yield from titled("WHAT WAS CUT", *(indented(f"{text}.") for text in e.cuts))
 
 
 def closed_part(e: Evaluation) -> Parts:

@@ -136,9 +136,11 @@ class Calibrator:
         parity: Mapping[str, Parity],
         reports: Mapping[str, bytes],
         verdicts: Verdicts | None = None,
+        *,
+        cuts: Mapping[str, Sequence[str]] | None = None,
     ) -> Bundle:
-        """Write the bundle to `path` and open it."""
-        manifest = self.manifest(calibrated, parity, verdicts)
+        """Write the bundle to `path` and open it; `cuts` are what was cut of guard and report, in words."""
+        manifest = self.manifest(calibrated, parity, verdicts, cuts or {})
         samples = npz(self.samples(calibrated.cascade))
         return write_bundle(path, manifest, {**self.content(calibrated), **reports, "samples.npz": samples})
 
@@ -160,7 +162,13 @@ class Calibrator:
         """Return the second networks that the detectors ask."""
         return networks_of(need for ds in self.programs.values() for d in ds for need in d.needs)
 
-    def manifest(self, calibrated: Calibrated, parity: Mapping[str, Parity], verdicts: Verdicts | None) -> Manifest:
+    def manifest(
+        self,
+        calibrated: Calibrated,
+        parity: Mapping[str, Parity],
+        verdicts: Verdicts | None,
+        cuts: Mapping[str, Sequence[str]],
+    ) -> Manifest:
         job = self.job
         return Manifest(
             model=self.classifier.spec,
@@ -187,6 +195,7 @@ class Calibrator:
                 "second": [one.in_words for one in self.networks()],
                 "choice": {} if self.choice is None else self.choice.facts,
                 "verdicts": {} if verdicts is None else asdict(verdicts),
+                "cuts": {what: list(texts) for what, texts in cuts.items()},
             },
         )
 
