@@ -12,6 +12,7 @@ from guard.bundle import Bundle
 from guard.choice_text import choice_text
 from guard.errors import BundleError
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
+from guard.offline.crafting.cuts import crafting_cuts
 from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.splits import Split
@@ -62,16 +63,18 @@ def prepare(job: Job, stages: Stages) -> tuple[Job, Prepared]:
         job = job.fitting(classifier)
         write_work(job, data)
         asked = checked.asked
+    cuts: list[str] = []
     if asked.training is not None:
         with stages.stage("train second network") as progress:
             job = asked.trained(classifier, data, progress.say, progress.items)
+            cuts += asked.training.cuts
     else:
         job = asked.trained(classifier, data, lambda _: None, lambda *_: None)
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
         for line in crafted_lines(crafted):
             progress.say(line)
-    return job, Prepared(classifier, data, crafted)
+    return job, Prepared(classifier, data, crafted, (*cuts, *crafting_cuts(job, crafted)))
 
 
 def crafted_lines(crafted: Sequence[CraftedSet]) -> list[str]:
@@ -80,7 +83,7 @@ def crafted_lines(crafted: Sequence[CraftedSet]) -> list[str]:
     names = ("tried", "fool the model", *(("transfer",) if closed else ()))
     table = new_table("attack", [*map(counts, names), shares("")])
     for found in crafted:
-        few = f"{MIN_FAMILY_ITEMS} wanted" if len(found) < MIN_FAMILY_ITEMS else ""
+        few = f"{MIN_FAMILY_ITEMS} at least wanted" if len(found) < MIN_FAMILY_ITEMS else ""
         moved = [] if found.transfer is None else [f"{found.transfer.share:.0%}"]
         table.add_row(found.attack, str(found.tried), str(len(found)), *moved, few)
     return [*plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS), *transfer_lines(crafted)]
@@ -124,11 +127,13 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
         progress.say(f"  {verdicts}")
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:
-        subject = calibrator.opened(calibrated, heads)
-        evaluation = measure(subject, data.part(Split.TEST), job.recipe, effort_of(job, deadline), progress)
+        subject, effort = calibrator.opened(calibrated, heads), effort_of(job, prepared.cuts, deadline)
+        test = data.part(Split.TEST)
+        evaluation = measure(subject, test, job.recipe, effort, progress, answers=calibrated.answers)
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
-        return calibrator.bundle(job.out, calibrated, parity, reports, verdicts)
+        said = {"guard": prepared.cuts, "report": evaluation.cuts[len(prepared.cuts) :]}
+        return calibrator.bundle(job.out, calibrated, parity, reports, verdicts, cuts=said)
 
 
 def choose_and_fit(
@@ -163,8 +168,9 @@ def choice_lines(choice: Choice | None) -> list[str]:
     return [*lines, *wrapped("chosen", choice_text(choice.facts), STAGE_WIDTH_COLUMNS)]
 
 
-def effort_of(job: Job, deadline: float | None) -> Effort:
-    """Return what the report may cost: as asked for, or as planned."""
+def effort_of(job: Job, cuts: tuple[str, ...], deadline: float | None) -> Effort:
+    """Return what the report may cost, as asked for or as planned; `cuts` are the guard's."""
     plan = read_plan(job.work) if job.minutes is not None else None
     items = job.attack_items or (ATTACK_ITEMS if plan is None else plan.attack_items)
-    return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work, deadline)
+    said = (*cuts, *(() if plan is None else plan.cuts))
+    return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work, deadline, cuts=said)

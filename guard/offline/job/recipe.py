@@ -22,7 +22,11 @@ from guard.offline.job.toml_files import content_of, names_in, own_text, users_t
 TABULAR = "tabular"
 PROGRAMS = ("screen", "interpret")
 PartT = TypeVar("PartT")
-KEYS = {"description", "inputs", "cascade", "cost", "detector", "attack", "left_out", "repair", "adaptive", "second"}
+FITTED_ITEMS = 1000  # verified items of each attack that a guard is fitted on, unless the recipe says another number
+KEYS = {
+    *("description", "inputs", "items", "cascade", "cost"),
+    *("detector", "attack", "left_out", "repair", "adaptive", "second"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Recipe:
     cascade: bool = False  # one program after the other, the first rejecting early; else one program for all
     skipped: tuple[str, ...] = ()  # parts that do not apply to the kind of input, each with the reason
     second: SecondSettings = field(default_factory=SecondSettings)
+    items: int = FITTED_ITEMS  # verified items of each attack, to fit on
 
     @property
     def asks_second(self) -> bool:
@@ -190,6 +195,7 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
         cascade=cascade_of(raw, origin),
         raw=raw,
         second=second_settings(raw.get("second", {}), origin),
+        items=items_of(raw, origin),
     )
 
 
@@ -238,6 +244,14 @@ def cost_of(raw: Mapping[str, Any], origin: str) -> float | None:
     if isinstance(found, bool) or not isinstance(found, int | float) or found < 1:
         raise ConfigError(f"recipe {origin}: cost = {found!r}; wanted forwards on clean traffic, 1 or more")
     return float(found)
+
+
+def items_of(raw: Mapping[str, Any], origin: str) -> int:
+    """Return how many verified items of each attack are fitted on. Raises ConfigError."""
+    found = raw.get("items", FITTED_ITEMS)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ConfigError(f"recipe {origin}: items = {found!r}; wanted a whole number from 1: verified items an attack")
+    return found
 
 
 def attacks_of(entries: Sequence[Mapping[str, Any]], origin: str) -> tuple[Attack, ...]:

@@ -113,7 +113,8 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
         say("program", f"{name}: {forwards_text(gather.backwards, gather.rows, detectors, gather.forwards)}")
     check_model(classifier, [d for ds in programs.values() for d in ds], data.part(Split.COMBINER).images[:MODEL_ITEMS])
     say("ONNX", "compiled for ONNX Runtime, the model gives torch's logits, layers and gradient")
-    for about, text in cost_lines(job, cost_of(job, classifier, data)):
+    second_s = 0.0 if asked.training is None else asked.training.seconds_all
+    for about, text in cost_lines(job, cost_of(job, classifier, data), second_s):
         say(about, text)
     return Sound(classifier, data, asked)
 
@@ -282,11 +283,13 @@ def counted_text(number: float, what: str) -> str:
     return f"{number:.3g} {what}{'' if number == 1 else 's'}"
 
 
-def cost_lines(job: Job, cost: Cost) -> list[Line]:
-    """Return what a training will take."""
+def cost_lines(job: Job, cost: Cost, second_s: float = 0.0) -> list[Line]:
+    """Return what a training will take; `second_s` is what a second network takes of it."""
+    second = f"second network {duration(second_s)}, " if second_s else ""
     parts = (
         f"attacks {duration(cost.crafting_s)} ({cost.fitted_items:,} items each), fitting {duration(cost.fitting_s)}, "
-        f"report {duration(cost.report_s)}, a third of all for the adaptive attack; longer where attacks seldom succeed"
+        f"{second}and what is left of --minutes for the report (attacks {duration(cost.report_s)}, then the adaptive "
+        "attack); longer where attacks seldom succeed"
     )
     return [
         (
@@ -294,23 +297,20 @@ def cost_lines(job: Job, cost: Cost) -> list[Line]:
             f"about {1000 * cost.forward_s:.2g} ms an item, {1000 * cost.gradient_s:.2g} ms with its gradient, on one "
             "thread",
         ),
-        ("time", f"{time_text(job, cost)}: {parts}"),
+        ("time", f"{time_text(job, cost, second_s)}: {parts}"),
         ("memory", memory_text(cost)),
     ]
 
 
-def time_text(job: Job, cost: Cost) -> str:
-    """Return how long a training takes in all, beside the minutes that it was given."""
-    least_s = cost.least_s + 60 * job.second_minutes
-    least = f"about {duration(least_s)}"
-    if job.minutes is None:
-        return f"{least} at the least"
-    if least_s > 60 * job.minutes:
-        return f"{least}, whatever --minutes {job.minutes:g} says: that is the least"
-    return f"{least} at the least, {job.minutes:g} min at the most (--minutes)"
+def time_text(job: Job, cost: Cost, second_s: float) -> str:
+    """Return how long the guard takes, beside the minutes that the whole training was given."""
+    guard_s = cost.guard_s + second_s
+    text = f"about {duration(guard_s)} for the guard, which is not cut"
+    if job.minutes is None or guard_s <= 60 * job.minutes:
+        return text
+    return f"{text}: more than --minutes {job.minutes:g}; the report will be the smallest that there is"
 
 
 def memory_text(cost: Cost) -> str:
-    """Return the memory that a training takes, by how many items it attacks."""
-    least, most = (f"{size / GIB_BYTES:.1f}" for size in (cost.memory_bytes, cost.most_memory_bytes))
-    return f"about {least} GiB" if least == most else f"about {least} to {most} GiB, by how many items are attacked"
+    """Return the memory that a training takes."""
+    return f"about {cost.memory_bytes / GIB_BYTES:.1f} GiB"

@@ -20,7 +20,7 @@ from guard.offline.data.attacked import Attacked
 from guard.offline.data.grid import Images
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
-from guard.offline.detectors.table import INDEPENDENT
+from guard.offline.detectors.table import INDEPENDENT, LESS_EVIDENCE
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.forwards import forwards_by_need
 from guard.offline.job.job import Job
@@ -45,9 +45,11 @@ class Candidate:
 
     @property
     def text(self) -> str:
-        """The detector's name, with its squeezers where it has any."""
-        squeezers = [repr(one) for one in getattr(self.detector, "squeezers", ())]
-        return self.detector.name + (f" ({', '.join(squeezers)})" if squeezers else "")
+        """The detector's name, with its squeezers where it has any, and what it does without."""
+        settings = [repr(one) for one in getattr(self.detector, "squeezers", ())]
+        less = LESS_EVIDENCE.get(self.detector.name, {})
+        settings += [f"{key} = {str(value).lower()}" for key, value in less.items() if self.block.get(key) == value]
+        return self.detector.name + (f" ({', '.join(settings)})" if settings else "")
 
 
 def check_cost(job: Job) -> None:
@@ -93,18 +95,17 @@ def families_of(prepared: Prepared) -> list[str]:
 
 
 def candidates_of(recipe: Recipe, taps: Sequence[str]) -> list[Candidate]:
-    """Return a recipe's detectors, each followed by itself with each of its squeezers alone."""
-    blocks = [
-        variant
-        for block in recipe.detectors
-        for variant in (block, *({**block, "squeezers": [one]} for one in several(block.get("squeezers", ()))))
-    ]
+    """Return a recipe's detectors, each followed by itself with each of its squeezers alone, and with less evidence."""
+    blocks = [variant for block in recipe.detectors for variant in variants(block)]
     return [Candidate(block, built_detector(block, taps)) for block in blocks]
 
 
-def several(squeezers: Sequence[Any]) -> Sequence[Any]:
-    """Return the squeezers where there is more than one."""
-    return squeezers if len(squeezers) > 1 else ()
+def variants(block: Block) -> list[Block]:
+    """Return a block, then itself with each of its squeezers alone, then all of these with less evidence."""
+    squeezers = block.get("squeezers", ())
+    alone = [{**block, "squeezers": [one]} for one in squeezers] if len(squeezers) > 1 else []
+    less = LESS_EVIDENCE.get(block["name"])
+    return [block, *alone, *([{**one, **less} for one in (block, *alone)] if less else [])]
 
 
 def option_of(candidate: Candidate, settled: Detector) -> Option:

@@ -11,6 +11,7 @@ import pytest
 
 from guard.errors import ConfigError
 from guard.offline.detectors.table import DETECTORS
+from guard.offline.evidence.forwards import floor_of
 from guard.offline.job.recipe import PROGRAMS, load_recipe, parse, presets
 
 TAPS = ["first", "second", "penultimate"]
@@ -46,6 +47,15 @@ def test_every_preset_builds(name: str) -> None:
     assert {repr(attack) for attack in recipe.attacks}.isdisjoint(repr(attack) for attack in recipe.left_out)
     assert {d.name for detectors in programs.values() for d in detectors} <= set(DETECTORS)
     assert all(need.backwards == need.rows_per_item == 0 for d in programs["screen"] for need in d.needs)
+
+
+@pytest.mark.parametrize("name", [name for name in presets() if load_recipe(name).cost is not None])
+def test_a_preset_stays_within_the_forwards_that_it_names(name: str) -> None:
+    recipe = load_recipe(name)
+    (detectors,) = recipe.programs(TAPS).values()
+    second = recipe.second.forwards if recipe.asks_second else 0.0
+    assert recipe.cost is not None
+    assert floor_of(need for detector in detectors for need in detector.needs) + second <= recipe.cost
 
 
 @pytest.mark.parametrize("cascade", [False, True])

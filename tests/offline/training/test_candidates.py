@@ -32,6 +32,7 @@ from tests.once import once
 
 RECIPE: dict[str, Any] = {**tiny.RECIPE, "cascade": False}
 LIMIT = 3.0
+SQUEEZERS = [{"name": "bit_depth", "bits": 2}, {"name": "median", "window": 2}]
 
 
 def job_in(folder: Path, **changes: Any) -> Job:
@@ -59,6 +60,10 @@ def test_candidates_are_the_recipes_detectors_and_fewer_squeezers_of_each() -> N
         "feature_squeezing (BitDepth(bits=2))",
         "feature_squeezing (Median(window=2))",
     ]
+    summary = {"name": "summary_classifier", "program": "interpret", "squeezers": SQUEEZERS}
+    texts = [one.text for one in candidates_of(parse({"detector": [summary]}, "mine"), ["a"])]
+    assert texts[-1] == "summary_classifier (Median(window=2), gradient = false)"
+    assert len(texts) == 6
     assert rounds(found) == [[0, 1, 2, 3], [4], [5]], "heads go by name"
 
 

@@ -8,11 +8,11 @@ import pytest
 import guard.offline.training.choose_share as choosing
 from guard.fusion import Floats, Fusion
 from guard.offline.data.attacked import Attacked
+from guard.offline.training.choose_detectors import FamilyScores
 from guard.offline.training.choose_share import (
     MAX_SEEN_LOSS_SHARE,
     TRIED_RATE_SHARES,
-    Choice,
-    Scores,
+    KeptShare,
     choose_share,
     share_caught,
 )
@@ -39,9 +39,18 @@ def attacked(without: str, strength: float, *names: str) -> Attacked[Floats]:
     return Attacked(np.concatenate(parts), tuple(name for name in names for _ in range(100)))
 
 
-def left_out(*names: str, strength: float = 6.0) -> dict[str, Scores]:
-    families = sorted({FAMILIES[name] for name in names})
-    return {one: Scores(scores(1200, 0), scores(300, 1), attacked(one, strength, *names)) for one in families}
+def left_out(*names: str, strength: float = 6.0) -> list[FamilyScores]:
+    found = []
+    for family in sorted({FAMILIES[name] for name in names}):
+        own = [name for name in names if FAMILIES[name] == family]
+        every = attacked(family, strength, *names)
+        judged = np.asarray([attack in own for attack in every.by])
+        parts = [
+            Attacked(every.items[kept], tuple(attack for attack in every.by if (attack in own) == is_own))
+            for kept, is_own in ((~judged, False), (judged, True))
+        ]
+        found.append(FamilyScores(family, scores(1200, 0), scores(300, 1), *parts))
+    return found
 
 
 def unknown_caught(rate_share: float, rate: float = 0.05) -> float:
@@ -52,7 +61,7 @@ def unknown_caught(rate_share: float, rate: float = 0.05) -> float:
 
 
 def test_detectors_that_know_one_family_each_do_not_win_against_one_that_needs_no_attacks() -> None:
-    found = choose_share(left_out("a", "b", "c"), FAMILIES, INDEPENDENT)
+    found = choose_share(left_out("a", "b", "c"), INDEPENDENT)
     assert found.rate_share > INDEPENDENT_RATE_SHARE
     assert min(found.caught.values()) > min(found.usual_caught.values()) + 0.02
     assert unknown_caught(found.rate_share) > unknown_caught(INDEPENDENT_RATE_SHARE) + 0.02
@@ -61,10 +70,10 @@ def test_detectors_that_know_one_family_each_do_not_win_against_one_that_needs_n
 def test_a_share_that_costs_the_seen_families_much_is_not_taken() -> None:
     """Where what is seen is seen barely, a large share would lose more of it than is allowed."""
     barely = left_out("a", "b", "c", strength=2.5)
-    free = choose_share(barely, FAMILIES, INDEPENDENT)
+    free = choose_share(barely, INDEPENDENT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choosing, "MAX_SEEN_LOSS_SHARE", 1.0)
-        unbound = choose_share(barely, FAMILIES, INDEPENDENT)
+        unbound = choose_share(barely, INDEPENDENT)
     assert unbound.rate_share == max(TRIED_RATE_SHARES) > free.rate_share
     assert 0 < MAX_SEEN_LOSS_SHARE < 0.1
 
@@ -86,7 +95,7 @@ def test_the_worst_family_decides_and_not_the_mean(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(choosing, "add_surprise", noting)
     monkeypatch.setattr(choosing, "share_caught", known)
-    found = choose_share(left_out("a", "b", "c"), FAMILIES)
+    found = choose_share(left_out("a", "b", "c"))
     assert found.rate_share == 0.5
     assert found.caught == pytest.approx({"A": 0.5, "B": 0.5, "C": 0.5})
     assert found.usual_caught == pytest.approx({"A": 0.9, "B": 0.9, "C": 0.1})
@@ -101,8 +110,8 @@ def rows(values: Floats) -> set[bytes]:
 def test_a_family_judges_only_what_was_fitted_on_none_of_its_items(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two attacks of a family are left out together, and clean items that set a threshold were not fitted on."""
     fits, judged = spied(monkeypatch, choosing, "fit_weights"), spied(monkeypatch, choosing, "share_caught")
-    given = left_out("a", "a2", "b", "c")
-    choose_share(given, FAMILIES, INDEPENDENT)
+    given = {one.family: one for one in left_out("a", "a2", "b", "c")}
+    choose_share(list(given.values()), INDEPENDENT)
     assert len(fits) == 6
     left = [call for call in judged if len({FAMILIES[attack] for attack in call.given["judged"].by}) == 1]
     assert len(left) == len(judged) / 2
@@ -111,21 +120,21 @@ def test_a_family_judges_only_what_was_fitted_on_none_of_its_items(monkeypatch: 
         (family,) = {FAMILIES[attack] for attack in call.given["judged"].by}
         assert {FAMILIES[attack] for attack in fitted["attacked"].by} == {"A", "B", "C"} - {family}
         assert not rows(fitted["attacked"].items) & rows(call.given["judged"].items)
-        assert rows(call.given["judged"].items) <= rows(given[family].attacked.items)
+        assert rows(call.given["judged"].items) == rows(given[family].judged.items)
         assert not rows(fitted["clean"]) & rows(call.given["clean"])
         assert rows(fitted["clean"]) | rows(call.given["clean"]) == rows(given[family].clean)
 
 
 def test_without_families_to_leave_out_the_share_is_the_usual_one() -> None:
-    assert choose_share({}, FAMILIES) == Choice(SURPRISE_RATE_SHARE)
-    assert choose_share({}, FAMILIES, INDEPENDENT) == Choice(INDEPENDENT_RATE_SHARE)
-    assert "the usual share" in str(Choice(0.1))
+    assert choose_share([]) == KeptShare(SURPRISE_RATE_SHARE)
+    assert choose_share([], INDEPENDENT) == KeptShare(INDEPENDENT_RATE_SHARE)
+    assert "the usual share" in str(KeptShare(0.1))
 
 
 def test_where_no_share_is_better_the_usual_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "share_caught", lambda *_: 0.5)
     for independent, usual in (((), SURPRISE_RATE_SHARE), (INDEPENDENT, INDEPENDENT_RATE_SHARE)):
-        assert choose_share(left_out("a", "b", "c"), FAMILIES, independent).rate_share == usual
+        assert choose_share(left_out("a", "b", "c"), independent).rate_share == usual
 
 
 def test_what_is_caught_is_counted_at_each_rate_and_each_attack_counts_alike() -> None:
