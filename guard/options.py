@@ -74,6 +74,14 @@ SecondData = Annotated[
         show_default=False,
     ),
 ]
+SecondMinutes = Annotated[
+    float | None,
+    typer.Option(
+        help="Time for training the second network: fewer epochs than the recipe has, where it is short.",
+        show_default="all epochs of the recipe",
+        min=0.0,
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is refused where there is none.")]
 ModelSource = Annotated[
     str | None,
@@ -166,21 +174,29 @@ Repairs = Annotated[
     list[str] | None,
     typer.Option(help="Denoiser to offer for REPAIR: bit_depth, median or moving_average; may be repeated."),
 ]
+Cost = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FORWARDS",
+        help="Choose those of the recipe's detectors that catch most within so many forwards on clean traffic.",
+        show_default="all of the recipe's",
+    ),
+]
 Minutes = Annotated[
-    float, typer.Option(help="Time for everything: what each attack is tried on is sized to it.", min=0.0)
+    float, typer.Option(help="Time for everything: the report is sized to it, the guard never.", min=0.0)
 ]
 CleanItems = Annotated[
     int | None,
     typer.Option(
         help="Clean items that are used of data that does not fit into memory.",
-        show_default="sized to --minutes",
+        show_default="by recipe, rates and memory",
         min=1,
     ),
 ]
 CraftItems = Annotated[
     int | None,
     typer.Option(
-        help="Clean items that each attack is tried on, for fitting.", show_default="sized to --minutes", min=1
+        help="Clean items that each attack is tried on, for fitting.", show_default="as the recipe wants", min=1
     ),
 ]
 AttackItems = Annotated[

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from guard.answer_evidence import evidence_of
 from guard.bundle import Bundle
 from guard.columns import ColumnChoice
 from guard.offline.adversary.descent import ALL_METHODS, METHODS
@@ -76,6 +77,17 @@ class Wish:
         return Effort(*sizes, self.seed, work, deadline, shifted, methods)
 
     @property
+    def cuts(self) -> tuple[str, ...]:
+        """What is cut of the report on request, in words."""
+        if not self.quick:
+            return ()
+        items, adaptive_items, steps = QUICK_ITEMS_AND_STEPS
+        return (
+            f"--quick: each attack is tried on {items} items, the adaptive one on {adaptive_items} for {steps} steps, "
+            "and no family is left out",
+        )
+
+    @property
     def time(self) -> float:
         """The minutes for all but the suite, as asked for or by default."""
         return self.minutes if self.minutes is not None else QUICK_MINUTES if self.quick else FULL_MINUTES
@@ -88,7 +100,7 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
         BundleError, DataError, ModelError: before anything is written.
     """
     work = Work.beside(bundle)
-    effort = wish.effort(work.directory)
+    effort = replace(wish.effort(work.directory), cuts=(*guard_cuts(bundle), *wish.cuts))
     with stages.stage("open bundle and data") as progress:
         held_out, aside = work.held_out(bundle, data, layout=wish.data_layout, choice=wish.choice)
         subject = work.subject(bundle)
@@ -107,10 +119,24 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
             left_out = refit_all(work.job_of(bundle), lambda: prepared(work, bundle, progress), bundle, progress.note)
     with stages.stage("measure on held-out data") as progress:
         further = Further(wish.suite, 60 * wish.suite_minutes, work.directory) if wish.suite else None
-        evaluation = measure(subject, held_out, work.recipe, effort, progress, left_out=left_out, further=further)
+        evaluation = measure(
+            subject,
+            held_out,
+            work.recipe,
+            effort,
+            progress,
+            left_out=left_out,
+            further=further,
+            answers=evidence_of(bundle),
+        )
     with stages.stage("write report"):
         write_report(evaluation, out)
     return evaluation
+
+
+def guard_cuts(bundle: Bundle) -> tuple[str, ...]:
+    """Return what was cut of a guard when it was trained, as its manifest says."""
+    return tuple(map(str, bundle.manifest.provenance.get("cuts", {}).get("guard", ())))
 
 
 def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:

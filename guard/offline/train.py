@@ -9,13 +9,17 @@ import time
 from collections.abc import Sequence
 
 from guard.bundle import Bundle
+from guard.choice_text import choice_text
 from guard.errors import BundleError
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
+from guard.offline.crafting.cuts import crafting_cuts
 from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, read_plan
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.splits import Split
+from guard.offline.detectors.detector import Head
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.measure import measure
+from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.job.job import Job
 from guard.offline.preflight.check import check, wrapped
 from guard.offline.programs.opened_guard import Rates
@@ -23,6 +27,8 @@ from guard.offline.programs.verdicts import MOST_ITEMS, compare_verdicts
 from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
+from guard.offline.training.candidates import with_chosen
+from guard.offline.training.choose_detectors import Choice
 from guard.offline.training.fit_heads import save_heads, settled
 from guard.offline.training.reopen import write_work
 from guard.offline.work.progress import Stages
@@ -56,16 +62,18 @@ def prepare(job: Job, stages: Stages) -> tuple[Job, Prepared]:
         job = job.fitting(classifier)
         write_work(job, data)
         asked = checked.asked
+    cuts: list[str] = []
     if asked.training is not None:
         with stages.stage("train second network") as progress:
             job = asked.trained(classifier, data, progress.say, progress.items)
+            cuts += asked.training.cuts
     else:
         job = asked.trained(classifier, data, lambda _: None, lambda *_: None)
     with stages.stage("craft attacks") as progress:
         crafted = craft_all(job, classifier, data, progress)
         for line in crafted_lines(crafted):
             progress.say(line)
-    return job, Prepared(classifier, data, crafted)
+    return job, Prepared(classifier, data, crafted, (*cuts, *crafting_cuts(job, crafted)))
 
 
 def crafted_lines(crafted: Sequence[CraftedSet]) -> list[str]:
@@ -74,7 +82,7 @@ def crafted_lines(crafted: Sequence[CraftedSet]) -> list[str]:
     names = ("tried", "fool the model", *(("transfer",) if closed else ()))
     table = new_table("attack", [*map(counts, names), shares("")])
     for found in crafted:
-        few = f"{MIN_FAMILY_ITEMS} wanted" if len(found) < MIN_FAMILY_ITEMS else ""
+        few = f"{MIN_FAMILY_ITEMS} at least wanted" if len(found) < MIN_FAMILY_ITEMS else ""
         moved = [] if found.transfer is None else [f"{found.transfer.share:.0%}"]
         table.add_row(found.attack, str(found.tried), str(len(found)), *moved, few)
     return [*plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS), *transfer_lines(crafted)]
@@ -100,15 +108,14 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
     """Fit, compile, calibrate, measure, and write the bundle; the adaptive attack is sized to end by `deadline`."""
     classifier, data = prepared.classifier, prepared.data
     job = job.fitting(classifier)
-    programs, began = prepared.programs(job), time.monotonic()
-    with stages.stage("fit detectors") as progress:
-        heads = fit(job, prepared, programs, progress.note)
-        save_heads(heads, job.work)
-        programs = settled(programs, heads)
+    began = time.monotonic()
+    job, heads, choice = choose_and_fit(job, prepared, stages)
+    save_heads(heads, job.work)
+    programs = settled(prepared.programs(job), heads)
     with stages.stage("compile to ONNX"):
         graphs = compile_heads(job, prepared, programs, heads)
     with stages.stage("calibrate") as progress:
-        calibrator = Calibrator(job, classifier, programs, graphs.files, data)
+        calibrator = Calibrator(job, classifier, programs, graphs.files, data, choice)
         calibrated = calibrator.calibrate(prepared.crafted)
         parity = parities(graphs, calibrated.cascade)
         rates = Rates(job.reject_rate, job.flag_rate)
@@ -118,15 +125,43 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
         progress.say(f"  {verdicts}")
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:
-        subject = calibrator.opened(calibrated, heads)
-        evaluation = measure(subject, data.part(Split.TEST), job.recipe, effort_of(job, deadline), progress)
+        subject, effort = calibrator.opened(calibrated, heads), effort_of(job, prepared.cuts, deadline)
+        test = data.part(Split.TEST)
+        evaluation = measure(subject, test, job.recipe, effort, progress, answers=calibrated.answers)
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
-        return calibrator.bundle(job.out, calibrated, parity, reports, verdicts)
+        said = {"guard": prepared.cuts, "report": evaluation.cuts[len(prepared.cuts) :]}
+        return calibrator.bundle(job.out, calibrated, parity, reports, verdicts, cuts=said)
 
 
-def effort_of(job: Job, deadline: float | None) -> Effort:
-    """Return what the report may cost: as asked for, or as planned."""
+def choose_and_fit(job: Job, prepared: Prepared, stages: Stages) -> tuple[Job, dict[str, Head], Choice | None]:
+    """Choose detectors where the job limits their cost, and fit them; return that job, heads and choice."""
+    remembered, choice = EvidenceCache(prepared.classifier), None
+    if job.cost is not None:
+        with stages.stage("choose detectors") as progress:
+            job, choice = with_chosen(job, prepared, remembered, progress.note)
+            for line in choice_lines(choice):
+                progress.say(line)
+    with stages.stage("fit detectors") as progress:
+        return job, fit(job, prepared, prepared.programs(job), progress.note, remembered), choice
+
+
+def choice_lines(choice: Choice | None) -> list[str]:
+    """Return a table of what each number of forwards would catch, the chosen set marked, and what the next one buys."""
+    if choice is None:
+        return []
+    headings = ("forwards", "worst left out", "mean")
+    table = new_table("detectors", list(map(counts, headings)))
+    for one in choice.frontier:
+        mark = "* " if one.places == choice.chosen.places else ""
+        table.add_row(mark + ", ".join(one.detectors), f"{one.forwards:.3g}", f"{one.worst:.0%}", f"{one.mean:.0%}")
+    lines = plain_lines([table], width_columns=STAGE_WIDTH_COLUMNS)
+    return [*lines, *wrapped("chosen", choice_text(choice.facts), STAGE_WIDTH_COLUMNS)]
+
+
+def effort_of(job: Job, cuts: tuple[str, ...], deadline: float | None) -> Effort:
+    """Return what the report may cost, as asked for or as planned; `cuts` are the guard's."""
     plan = read_plan(job.work) if job.minutes is not None else None
     items = job.attack_items or (ATTACK_ITEMS if plan is None else plan.attack_items)
-    return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work, deadline)
+    said = (*cuts, *(() if plan is None else plan.cuts))
+    return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work, deadline, cuts=said)

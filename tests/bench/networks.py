@@ -109,7 +109,8 @@ def random_bundle(
     images, attacked = random_images(items, shape, seed=0), random_images(items, shape, seed=1)
     with torch.no_grad():
         labels = classifier(torch.from_numpy(images)).argmax(dim=1).numpy()
-    recipe = load_recipe("standard").programs([tap.name for tap in classifier.taps])
+    cascade = replace(load_recipe("standard"), cascade=True)
+    recipe = cascade.programs([tap.name for tap in classifier.taps])
     asked = {name: [detector for detector in recipe[name] if detector.name not in without] for name in programs}
     heads = fit_heads(
         [detector for members in asked.values() for detector in members],

@@ -235,8 +235,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path("second-bench"))
     given = parser.parse_args(arguments)
     job = Job(
-        given.model, given.data, given.work, load_recipe("standard"), minutes=given.minutes, second=tuple(given.second),
-        second_data=given.second_data, threads=1,
+        given.model, given.data, given.work, load_recipe("standard"), second=tuple(given.second),
+        second_data=given.second_data, second_minutes=given.minutes, threads=1,
     )  # fmt: skip
     measure(replace(job, adaptive_items=0), given.detectors, given.items, tuple(filter(None, given.attacks.split(","))))
     return None

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 QUICK = {
+    "ablation": (),
+    "costs": (),
     "forest": (),
+    "fitted_items": (),
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),
     "kinds": ("series",),

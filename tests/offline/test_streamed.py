@@ -71,18 +71,20 @@ def test_a_sample_is_what_was_asked_for_and_the_same_each_time(problem: Path) ->
         check_data(replace(job, reject_rate=0.01), sample_of(job, classifier, data, None).data)
 
 
-def test_a_sample_is_sized_to_minutes_and_never_below_the_promise(problem: Path) -> None:
+def test_a_sample_follows_from_recipe_and_rates_whatever_the_minutes(problem: Path) -> None:
     job, many = tiny.job(problem, minutes=25.0, reject_rate=0.01), dict.fromkeys(Split, 50_000)
-    quick, slow = (sized(job, many, 64, seconds) for seconds in (0.02, 10.0))
-    assert (quick["calibrate"], quick["test"]) == (6_300, 6_300)
-    assert quick["heads"] + quick["combiner"] == 2_400
-    assert (slow["calibrate"], slow["test"]) == (999, 1_000)
-    assert sized(replace(job, reject_rate=0.001), many, 64, 10.0)["calibrate"] == 9_999
-    assert sized(job, dict.fromkeys(Split, 30), 64, 0.02) == {split.value: 30 for split in Split}
+    found = sized(job, many, 64)
+    assert found == sized(replace(job, minutes=1.0), many, 64)
+    assert (found["calibrate"], found["test"]) == (5_000, 3_000)
+    assert found["heads"] + found["combiner"] == 2 * job.recipe.items
+    fewer = sized(replace(job, recipe=replace(job.recipe, items=400)), many, 64)
+    assert fewer["heads"] + fewer["combiner"] == 800
+    assert sized(replace(job, reject_rate=0.001), many, 64)["calibrate"] == 9_999
+    assert sized(job, dict.fromkeys(Split, 30), 64) == {split.value: 30 for split in Split}
 
 
 def test_memory_bounds_what_is_fitted_on(problem: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job, many = tiny.job(problem, minutes=25.0), dict.fromkeys(Split, 50_000)
     monkeypatch.setattr(array_room, "memory_bytes", lambda: 8 * 2**30)
-    found = sized(job, many, 3 * 224 * 224, 0.02)
+    found = sized(job, many, 3 * 224 * 224)
     assert 600 <= found["heads"] + found["combiner"] < 1_000

@@ -23,7 +23,8 @@ CLASSES, GRID, FEATURES = 3, 16, 12
 CHANNELS, STEPS = 2, 24
 
 RECIPE: dict[str, Any] = {
-    "description": "Every detector, and as few attacks as show both a seen and a left-out family.",
+    "description": "Two programs, every kind of pass, as few attacks as show both a seen and a left-out family.",
+    "cascade": True,
     "detector": [
         {"name": "mahalanobis", "program": "screen"},
         {"name": "kernel_density", "program": "screen"},

@@ -30,7 +30,7 @@ from guard.session import Device, Session
 
 ROWS = "rows"  # how a need of the shared pass over variants rides
 SCREEN_FORWARDS, SCREEN_MICROSECONDS = 1.10, 150.0  # a forward-only program's aim: the larger of the two
-OVER_FLOOR_FACTOR, OVER_FLOOR_DEPTHWISE_FACTOR = 1.25, 2.0  # any other program's aim
+OVER_FLOOR_FACTOR, OVER_FLOOR_DEPTHWISE_FACTOR = 1.10, 2.0  # any other program's aim
 Report = Callable[[str], None]
 
 
@@ -97,7 +97,15 @@ def bench(
         for items, cost in worst(wanted):
             report(f"profile of {cost.name} at batch {items}")
             profiles.append(subject.profile(cost.name, items))
-    return BenchResult(bundle.manifest.model.name, device, threads, reached(bundle), tuple(found), tuple(profiles))
+    name, shares, limit = bundle.manifest.model.name, reached(bundle), limit_of(bundle)
+    return BenchResult(name, device, threads, shares, tuple(found), tuple(profiles), limit)
+
+
+def limit_of(bundle: Bundle) -> float | None:
+    """Return the forwards on clean traffic that detectors were chosen within, or that the recipe is made for."""
+    chosen = bundle.manifest.provenance.get("choice") or {}
+    limit = chosen.get("limit", bundle.manifest.recipe.get("cost"))
+    return None if limit is None else float(limit)
 
 
 def worst(costs: Sequence[tuple[int, ProgramCost]]) -> Iterator[tuple[int, ProgramCost]]:

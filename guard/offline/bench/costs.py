@@ -72,11 +72,16 @@ class BenchResult:
     reached: tuple[float, ...]  # of each program, the share of clean calibration items that it sees
     batches: tuple[BatchCost, ...]
     profiles: tuple[Profile, ...]  # of programs that missed their aim, or of all where asked for
+    limit: float | None = None  # forwards on clean traffic that the recipe is made for, or was chosen within
 
     @property
     def missed(self) -> tuple[tuple[int, ProgramCost], ...]:
         """The (items, program) of each aim that was missed."""
         return tuple((batch.items, cost) for batch in self.batches for cost in batch.programs if not cost.met)
+
+    def within(self, batch: BatchCost) -> bool:
+        """Return whether clean traffic costs no more than it may; at any cost where there is no limit."""
+        return self.limit is None or batch.cascade_forwards.median <= self.limit
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

@@ -30,7 +30,7 @@ def parts(result: BenchResult) -> Iterator[RenderableType]:
     for batch in result.batches:
         yield f"\nbatch {batch.items} ({batch.rounds} rounds)"
         yield batch_table(batch)
-        yield "\n".join(["", *notes(batch, result.reached)])
+        yield "\n".join(["", *notes(batch, result)])
     for found in result.profiles:
         yield f"\nwhere {found.program} spends a call of {found.items} (ONNX Runtime's profile)"
         yield profile_table(found)
@@ -60,10 +60,13 @@ def batch_table(batch: BatchCost) -> Table:
     return table
 
 
-def notes(batch: BatchCost, reached: tuple[float, ...]) -> Iterator[str]:
+def notes(batch: BatchCost, result: BenchResult) -> Iterator[str]:
     for cost in batch.programs:
         yield aim_line(cost)
-    for share, cost in zip(reached[1:], batch.programs[1:], strict=True):
+    if result.limit is not None:
+        found = "met" if result.within(batch) else "MISSED"
+        yield f"clean traffic: aim ≤ {result.limit:g} forwards: {found} ({batch.cascade_forwards.median:.2f})"
+    for share, cost in zip(result.reached[1:], batch.programs[1:], strict=True):
         yield f"{share:.1%} of clean items reach {cost.name}"
     if batch.busy:
         yield (
@@ -100,9 +103,9 @@ def figures(*headings: str) -> Table:
 
 
 def verdict(result: BenchResult) -> str:
-    if not result.missed:
-        return "\nevery aim is met"
-    return "\naims missed: " + ", ".join(f"{cost.name} at batch {items}" for items, cost in result.missed)
+    missed = [f"{cost.name} at batch {items}" for items, cost in result.missed]
+    missed += [f"clean traffic at batch {batch.items}" for batch in result.batches if not result.within(batch)]
+    return "\naims missed: " + ", ".join(missed) if missed else "\nevery aim is met"
 
 
 def ranged(spread: Spread, *, sign: str = "") -> str:

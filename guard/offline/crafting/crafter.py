@@ -86,6 +86,21 @@ class Crafter:
         starts = (ends - [len(shard) for shard in self.shards]).tolist()
         return [shard.first(items - start) for start, shard in zip(starts, self.shards, strict=True) if start < items]
 
+    def whole(self, items: int) -> int:
+        """Return the number of items of the fewest whole shards that hold so many; of all where there are fewer."""
+        ends = np.cumsum([len(shard) for shard in self.shards])
+        return int(ends[min(int(ends.searchsorted(items)), len(ends) - 1)])
+
+    def enough(self, found: CraftedSet, wanted: int) -> int:
+        """Return the items of the fewest whole shards of a crafted set with so many verified; all tried if too few.
+
+        So a crafted set is the same however many items were tried on the way to it.
+        """
+        own = self.prefix(found.tried)
+        verified = np.cumsum([np.isin(shard.source, found.source).sum() for shard in own])
+        last = min(int(verified.searchsorted(wanted)), len(own) - 1)
+        return sum(len(shard) for shard in own[: last + 1])
+
     def blocks(self, items: int | None) -> list[tuple[Shard, ...]]:
         """Return the blocks that the first items belong to; an attack that learns first learns from whole blocks."""
         found = blocks_of(self.shards)

@@ -1,8 +1,12 @@
-"""Plan of `guard train --minutes M`: how many items each attack is tried on, and how long that takes.
+"""Plan of `guard train --minutes M`: how many items each attack is tried on, and what time is left for the report.
 
-Rule 1: no family is planned below MIN_FAMILY_ITEMS verified items unless the data hold no more; time never shrinks it
-further.
+Rule 1: the guard is never cut to the time: its sizes follow from the recipe, so that it is the same wherever it is
+trained. What does not fit into the minutes is taken from the report, and said before it begins.
 Rule 2: a plan is made once. It lies in the work directory, and a run that is taken up again follows it.
+
+Example. A recipe wants 1,000 verified items of PGD, which fools the model on 80 % of the items and takes 0.02 s each:
+1,250 are planned, in whole shards of 64, so 1,280, and 26 s. If those give 990, more are tried; if they give 1,060, the
+first shards that hold 1,000 are kept.
 """
 
 from __future__ import annotations
@@ -16,9 +20,10 @@ from guard.offline.work.files import read_json, write_json
 from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, counts, new_table, plain_lines
 from guard.offline.work.text import short
 
-MIN_FAMILY_ITEMS, MAX_FAMILY_ITEMS = 300, 1200  # verified items of each family, to fit on
-REPORTED_ITEMS = 200  # verified items of each attack in the report
+MIN_FAMILY_ITEMS = 300  # verified items of an attack: with fewer of them to fit on, detection has not levelled off
+REPORTED_ITEMS, MIN_REPORTED_ITEMS = 200, 60  # verified items of each attack in the report: whole, and where time ends
 TRIED_ITEMS_FACTOR = 1.1  # over what a success rate asks for, since a probe measured it on few items
+REPORT_SHARE = 0.5  # of the minutes that the guard leaves: for attacks on held-out items, the rest for the adaptive one
 
 
 @dataclass(frozen=True)
@@ -54,33 +59,33 @@ class Row:
 
 @dataclass(frozen=True)
 class Budget:
-    """Minutes in all, and those that other stages than crafting take."""
+    """Minutes in all, those that the guard takes whatever they are, and those that a whole report would take."""
 
     minutes: float  # in all
     spent: float  # minutes until the plan was made: opening, compiling, probing
     fitting: float  # to fit, compile and calibrate
-    report: float  # to attack the held-out items
-    adaptive: float  # kept for the adaptive attack, which takes what is left
-    second: float = 0.0  # kept for training a second network, which comes first
+    report: float  # to attack the held-out items for a whole report
+    adaptive: bool = True  # whether the report has an adaptive attack, which takes what is left
 
-    @property
-    def crafting(self) -> float:
-        """Minutes that are left for crafting; below zero where none are left."""
-        return self.minutes - self.second - self.spent - self.fitting - self.report - self.adaptive
+    def left(self, crafting: float) -> float:
+        """Return the minutes that are left for the report, once crafting took so many; below zero where none are."""
+        return self.minutes - self.spent - self.fitting - crafting
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the crafting stage, and the measurements that they follow from."""
+    """Sizes of the crafting stage and of the report, and the measurements that they follow from."""
 
     key: str  # cache key over all that the plan was made for
     engine: str  # torch | onnxruntime: what attacks run on
     reason: str
     workers: int  # at the time; another number changes times, not results
     available: int  # items that the model has right
+    wanted: int  # verified items of each attack, by the recipe
     budget: Budget
     rows: tuple[Row, ...]
-    attack_items: int  # held-out items; the report tries attacks that fool the model less often on more
+    whole_items: int  # held-out items that a whole report tries each attack on; more of those that seldom succeed
+    attack_items: int  # as many as there is time for
 
     @property
     def minutes(self) -> float:
@@ -88,9 +93,24 @@ class Plan:
         return sum(row.minutes for row in self.rows)
 
     @property
-    def overrun(self) -> float:
-        """Minutes beyond the budget, because no size may be reduced further."""
-        return max(0.0, self.minutes - self.budget.crafting)
+    def report(self) -> float:
+        """Minutes that the attacks on held-out items take by this plan."""
+        return self.budget.report * self.attack_items / max(self.whole_items, 1)
+
+    @property
+    def left(self) -> float:
+        """Minutes that are left for the adaptive attack; below zero where none are."""
+        return self.budget.left(self.minutes) - self.report
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """What is cut for want of time, in words."""
+        if self.attack_items >= self.whole_items:
+            return ()
+        return (
+            f"the report tries each attack on {self.attack_items} held-out items instead of {self.whole_items}, to end "
+            f"within {self.budget.minutes:g} minutes",
+        )
 
     def lines(self) -> list[str]:
         """Return the plan as a table that fits 80 columns, followed by its remarks."""
@@ -101,15 +121,14 @@ class Plan:
             table.add_row(row.attack, *figures)
         costs, others = self.budget, new_table("beside that", [counts("minutes")])
         for what, minutes in (
-            *([("second network, at most", costs.second)] if costs.second else []),
             ("speeds measured, model compiled", costs.spent),
             ("fit, compile, calibrate", costs.fitting),
-            (f"attacks on {self.attack_items} held-out items and more, for the report", costs.report),
-            ("adaptive attack: what is left, about", costs.adaptive + max(0.0, costs.crafting - self.minutes)),
+            (f"attacks on {self.attack_items} held-out items and more, for the report", self.report),
+            *([("adaptive attack: what is left, about", max(0.0, self.left))] if costs.adaptive else []),
         ):
             others.add_row(what, f"{minutes:.1f}")
         return [
-            f"plan for {self.budget.minutes:g} minutes, {workers} on {self.reason}",
+            f"plan for {self.wanted:,} verified items an attack, {workers} on {self.reason}",
             *plain_lines([table, "", others], width_columns=STAGE_WIDTH_COLUMNS),
             *self.remarks(),
         ]
@@ -118,54 +137,35 @@ class Plan:
         """List what will fall short, before the work begins."""
         lines = [
             f"{short(row.attack, 36)}: about {row.expected} verified items are all that {self.available} clean ones "
-            f"yield; {MIN_FAMILY_ITEMS} are wanted"
+            f"yield; {self.wanted:,} are wanted"
             for row in self.rows
-            if row.expected < MIN_FAMILY_ITEMS
+            if row.tried >= self.available and row.expected < self.wanted
         ]
-        if self.overrun > 0:
-            total = self.budget.minutes + self.overrun
+        if self.left < 0:
+            total = self.budget.minutes - self.left
             lines.append(
-                f"{MIN_FAMILY_ITEMS} verified items an attack do not fit into {self.budget.minutes:g} minutes: "
-                f"this will take about {math.ceil(total)}"
+                f"the guard is not cut to the time: this will take about {math.ceil(total)} minutes, "
+                f"{self.budget.minutes:g} were given"
             )
-        return lines
+        return [*lines, *self.cuts]
 
 
-def sizes(
-    speeds: Sequence[Speed],
-    available: int,
-    seconds: float,
-    *,
-    step: int,
-    floor: int = MIN_FAMILY_ITEMS,
-    cap: int = MAX_FAMILY_ITEMS,
-) -> tuple[Row, ...]:
-    """Return how many items each attack is tried on, within `seconds` in all, in whole shards of `step` items.
+def sizes(speeds: Sequence[Speed], available: int, wanted: int, *, step: int) -> tuple[Row, ...]:
+    """Return how many items each attack is tried on for so many verified ones, in whole shards of `step` items."""
+    return tuple(
+        Row(speed.attack, speed.seconds, speed.share, whole(speed.tried_for(wanted), step, available))
+        for speed in speeds
+    )
 
-    Every family gets as much time as the next, but none fewer than `floor` nor more than `cap` verified items. So what
-    an expensive attack leaves goes to the cheap ones, and a floor is kept whatever it takes.
+
+def report_size(budget: Budget, crafting: float, whole_items: int) -> int:
+    """Return how many held-out items each attack of the report is tried on, where a whole report has `whole_items`.
+
+    Never fewer than MIN_REPORTED_ITEMS, however little time `crafting` minutes leave.
     """
-    least = [whole(speed.tried_for(TRIED_ITEMS_FACTOR * floor), step, available) for speed in speeds]
-    most = [max(low, whole(speed.tried_for(cap), step, available)) for low, speed in zip(least, speeds, strict=True)]
-
-    def tried(each: float) -> list[int]:
-        """Return the items of each attack if each gets this many seconds."""
-        free = [int(each / max(speed.seconds, 1e-9)) for speed in speeds]
-        return [
-            high if count >= high else max(low, count // step * step)
-            for low, count, high in zip(least, free, most, strict=True)
-        ]
-
-    def cost(counts: Sequence[int]) -> float:
-        return sum(count * speed.seconds for count, speed in zip(counts, speeds, strict=True))
-
-    low, high = 0.0, max((count * speed.seconds for count, speed in zip(most, speeds, strict=True)), default=0.0) + 1
-    if cost(tried(high)) <= seconds:
-        low = high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(tried(middle)) <= seconds else (low, middle)
-    return tuple(Row(s.attack, s.seconds, s.share, count) for s, count in zip(speeds, tried(low), strict=True))
+    share = REPORT_SHARE if budget.adaptive else 1.0
+    affordable = whole_items * share * max(0.0, budget.left(crafting)) / max(budget.report, 1e-9)
+    return min(whole_items, max(MIN_REPORTED_ITEMS, math.floor(affordable)))
 
 
 def whole(items: float, step: int, available: int) -> int:
@@ -173,12 +173,12 @@ def whole(items: float, step: int, available: int) -> int:
     return min(available, math.ceil(items / step) * step)
 
 
-def more(tried: int, verified: int, *, step: int, available: int, floor: int = MIN_FAMILY_ITEMS) -> int:
+def more(tried: int, verified: int, *, step: int, available: int, wanted: int) -> int:
     """Return how many items to try when `tried` gave `verified`: more only if those are too few and more exist."""
-    if verified >= floor or tried >= available:
+    if verified >= wanted or tried >= available:
         return tried
     rate = (verified + 1) / (tried + 2)
-    return whole(tried + TRIED_ITEMS_FACTOR * (floor - verified) / rate, step, available)
+    return whole(tried + TRIED_ITEMS_FACTOR * (wanted - verified) / rate, step, available)
 
 
 def report_items(speed: Speed, accuracy: float, held_out: int, *, wanted: int = REPORTED_ITEMS) -> int:

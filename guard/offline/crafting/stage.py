@@ -1,9 +1,12 @@
-"""Crafting stage of `guard train`: measures its speed, sizes itself to the minutes given, says so, and does it."""
+"""Crafting stage of `guard train`: measures its speed, says what it will take, and does it.
+
+Rule 1: what is crafted follows from recipe, data and seed: neither speed, minutes nor workers change it.
+"""
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +16,9 @@ from torch import Tensor
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.model import Model, TorchModel
 from guard.offline.crafting.crafted_set import CraftedSet
-from guard.offline.crafting.crafter import Crafter, craft
+from guard.offline.crafting.crafter import Crafter
 from guard.offline.crafting.engine import attack_model, choose_engine, compiled_model
 from guard.offline.crafting.plan import (
-    MAX_FAMILY_ITEMS,
-    MIN_FAMILY_ITEMS,
     REPORTED_ITEMS,
     Budget,
     Plan,
@@ -26,6 +27,7 @@ from guard.offline.crafting.plan import (
     more,
     read_plan,
     report_items,
+    report_size,
     sizes,
     write_plan,
 )
@@ -40,9 +42,7 @@ from guard.offline.work.progress import Stage
 from guard.offline.work.store import cache_key
 from guard.offline.work.text import short
 
-CRAFT_ITEMS = 1000  # clean items that each attack is tried on where no minutes are given
 LEARNING = {Split.HEADS: 0.7, Split.COMBINER: 0.3}  # shares of the items that are attacked to fit on
-ADAPTIVE_SHARE = 1 / 3  # of the minutes, kept for the adaptive attack, which is slow and takes what is left
 OPERATOR_EXPORT_S = 0.1  # to write one operator of the model into one program, forward and gradient
 TIMED_ITEMS, TIMED_TRIES = 32, 3  # items on which the evidence is timed, and how often: the quickest counts
 
@@ -70,11 +70,9 @@ def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftSetup:
 
 def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) -> tuple[CraftedSet, ...]:
     """Craft every attack of the recipe, on items of the splits that are fitted on."""
-    if job.minutes is None:
-        items = learning_items(data).take(slice(job.craft_items or CRAFT_ITEMS))
-        run = craft_run(job, classifier, TorchModel(classifier.graph))
-        return craft(run, items, job.recipe.attacks, progress=progress.items)
     planner = Planner(job, classifier, data, progress, time.monotonic())
+    if job.minutes is None:
+        return follow(planner.target(TorchModel(classifier.graph)), job, progress)
     plan = read_plan(job.work, planner.key)
     if plan is None:
         plan = planner.make(job.minutes)
@@ -83,26 +81,35 @@ def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) 
         progress.say("going on with the plan of before")
     for line in plan.lines():
         progress.say(line)
-    return follow(plan, planner.target(attack_model(classifier, data.images, job.work)), job, progress)
+    target = planner.target(attack_model(classifier, data.images, job.work))
+    return follow(target, job, progress, tried=[row.tried for row in plan.rows])
 
 
-def follow(plan: Plan, target: Crafter, job: Job, progress: Stage) -> tuple[CraftedSet, ...]:
-    """Craft what the plan says, and try more items where too few were verified to fit on."""
-    tried = [row.tried for row in plan.rows]
+def follow(target: Crafter, job: Job, progress: Stage, tried: Sequence[int] | None = None) -> tuple[CraftedSet, ...]:
+    """Craft each attack on the first whole shards that hold as many verified items as the recipe wants.
+
+    `tried` is how many items that may take: if it takes more, more are tried. With `craft_items` all of those are.
+    """
+    attacks, wanted = job.recipe.attacks, job.recipe.items
+    if job.craft_items is not None:
+        return target.attacked(attacks, progress=progress.items)
+    counts = [target.whole(items) for items in tried or [wanted] * len(attacks)]
     while True:
-        found = target.attacked(job.recipe.attacks, tried=tried, progress=progress.items)
-        if job.craft_items is not None:
-            return found
-        wanted = [
-            more(items, len(one), step=target.shard_size, available=target.items)
-            for items, one in zip(tried, found, strict=True)
-        ]
-        if wanted == tried:
-            return found
-        for attack, one, items, before in zip(job.recipe.attacks, found, wanted, tried, strict=True):
-            if items > before:
-                progress.say(f"{short(repr(attack), 36)}: {len(one)} of {before} verified; trying {items}")
-        tried = wanted
+        found = target.attacked(attacks, tried=counts, progress=progress.items)
+        before, counts = (
+            counts,
+            [
+                target.whole(more(items, len(one), step=target.shard_size, available=target.items, wanted=wanted))
+                for items, one in zip(counts, found, strict=True)
+            ],
+        )
+        if counts == before:
+            break
+        for attack, one, items, fewer in zip(attacks, found, counts, before, strict=True):
+            if items > fewer:
+                progress.say(f"{short(repr(attack), 36)}: {len(one)} of {fewer} verified; trying {items}")
+    least = [target.enough(one, wanted) for one in found]
+    return found if least == counts else target.attacked(attacks, tried=least, progress=progress.items)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ class Planner:
             self.classifier.spec.fingerprint,
             recipe.attacks,
             recipe.left_out,
+            recipe.items,
             job.minutes,
             job.seed,
             job.craft_items,
@@ -151,27 +159,30 @@ class Planner:
         held_out = len(data.part(Split.TEST))
         every = (*seen, *left_out)
         wanted = [self.job.attack_items or report_items(speed, accuracy, held_out) for speed in every]
+        if self.job.craft_items is None:
+            rows = sizes(seen, target.items, recipe.items, step=target.shard_size)
+        else:
+            rows = tuple(Row(speed.attack, speed.seconds, speed.share, target.items) for speed in seen)
         budget = Budget(
             minutes=minutes,
             spent=(time.monotonic() - self.began) / 60,
             fitting=fitting_seconds(self.job, self.classifier, data) / 60,
             report=sum(n * accuracy * speed.seconds for n, speed in zip(wanted, every, strict=True)) / 60,
-            adaptive=minutes * ADAPTIVE_SHARE if recipe.adaptive_budgets else 0.0,
-            second=self.job.second_minutes,
+            adaptive=bool(recipe.adaptive_budgets),
         )
-        if self.job.craft_items is None:
-            rows = sizes(seen, target.items, 60 * budget.crafting, step=target.shard_size)
-        else:
-            rows = tuple(Row(speed.attack, speed.seconds, speed.share, target.items) for speed in seen)
+        whole_items = min(wanted, default=REPORTED_ITEMS)
+        crafting = sum(row.minutes for row in rows)
         return Plan(
             self.key,
             engine,
             reason,
             target.run.threads,
             target.items,
+            recipe.items,
             budget,
             rows,
-            min(wanted, default=REPORTED_ITEMS),
+            whole_items,
+            self.job.attack_items or report_size(budget, crafting, whole_items),
         )
 
     def probe(self, target: Crafter, attack: Attack) -> Speed:
@@ -200,8 +211,7 @@ def fitting_seconds(job: Job, classifier: Classifier, data: Dataset) -> float:
         gather(images)
         item_s = min(timed(gather, images) for _ in range(TIMED_TRIES)) / len(images)
     clean = sum(len(data.part(split)) for split in Split)
-    each = job.craft_items or math.sqrt(MIN_FAMILY_ITEMS * MAX_FAMILY_ITEMS)
-    learned = 2 * len(job.recipe.attacks) * each
+    learned = 2 * len(job.recipe.attacks) * (job.craft_items or job.recipe.items)
     return 2 * item_s * (clean + learned) + OPERATOR_EXPORT_S * len(classifier.graph.graph.nodes) * len(programs)
 
 

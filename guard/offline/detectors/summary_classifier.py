@@ -40,6 +40,7 @@ class SummaryClassifier:
     Confidence: gaps between the best logits, entropy, energy. Second opinions: how far each squeezer moves logits,
     probabilities and the log-odds of the predicted class. Gradient: size and sparsity. Grain: size, peakedness and
     correlations of the image's residual, and how it lies along the gradient; vectors have none but the last.
+    A recipe may say `gradient = false`: a backward less, and nothing that is read of the gradient.
 
     Source: ours. The numbers are others': energy, Liu et al. 2020, arXiv:2010.03759; squeezing, Xu et al. 2018,
     arXiv:1704.01155; correlations of neighbouring residuals, Pevný et al. 2010 (SPAM, of steganalysis).
@@ -52,7 +53,7 @@ class SummaryClassifier:
         StandIn("class that the model names", "this step's class, held"),
     )
 
-    gradient: InputGradient = field(default_factory=lambda: InputGradient("margin"))
+    gradient: InputGradient | None = field(default_factory=lambda: InputGradient("margin"))  # None: what costs less
     squeezers: tuple[Denoiser, ...] = (BitDepth(4), Median(2))
     width: int = 64
     epochs: int = 30
@@ -65,7 +66,8 @@ class SummaryClassifier:
 
     @property
     def needs(self) -> tuple[Image | Logits | InputGradient | DenoisedLogits, ...]:
-        return (Image(), Logits(), self.gradient, *(DenoisedLogits(squeezer) for squeezer in self.squeezers))
+        gradient = () if self.gradient is None else (self.gradient,)
+        return (Image(), Logits(), *gradient, *(DenoisedLogits(squeezer) for squeezer in self.squeezers))
 
     def fit(self, examples: Examples) -> SummaryClassifierHead:
         attacked = examples.count_attacked()
@@ -118,7 +120,8 @@ def summaries(detector: SummaryClassifier, evidence: Evidence) -> Tensor:
     columns = confidence(logits, named)
     for opinion in opinions:
         columns += disagreement(logits, opinion, named)
-    columns += direction(image, evidence[detector.gradient])
+    if detector.gradient is not None:
+        columns += direction(image, evidence[detector.gradient])
     if place_axes(image):
         columns += grain(image)
     return torch.stack(columns, dim=1)
@@ -215,6 +218,7 @@ def summary_classifier(
     taps: Sequence[str],
     *,
     of: Objective = "margin",
+    gradient: bool = True,
     squeezers: Sequence[Mapping[str, Any]] | None = None,
     width: int = 64,
     epochs: int = 30,
@@ -222,5 +226,6 @@ def summary_classifier(
 ) -> Detector:
     del taps
     one_of("of", of, Objective)
-    asked = SummaryClassifier(InputGradient(of), width=width, epochs=epochs, learning_rate=learning_rate)
+    slope = InputGradient(of) if gradient else None
+    asked = SummaryClassifier(slope, width=width, epochs=epochs, learning_rate=learning_rate)
     return asked if squeezers is None else replace(asked, squeezers=denoisers(squeezers))

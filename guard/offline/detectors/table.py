@@ -35,6 +35,9 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them
 INDEPENDENT = frozenset({"second_opinion"})
 
+# Settings with which a detector asks for less: a choice by cost tries them, too
+LESS_EVIDENCE: Mapping[str, Mapping[str, Any]] = {"summary_classifier": {"gradient": False}}
+
 
 def build_detector(name: str, taps: Sequence[str], settings: Mapping[str, Any]) -> Detector:
     """Build a detector by its name. Raises ConfigError for a detector or a setting that does not exist."""

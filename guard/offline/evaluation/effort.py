@@ -44,6 +44,7 @@ class Effort:
     deadline: float | None = None  # of `time.monotonic()`; the adaptive attack is sized to end by then
     shift_items: int = 1000  # clean items that are shifted, at most
     methods: tuple[Method, ...] = METHODS  # of the adaptive attack
+    cuts: tuple[str, ...] = ()  # what was cut of guard and report, in words
 
     def seconds_left(self) -> float:
         return math.inf if self.deadline is None else self.deadline - time.monotonic()

@@ -19,6 +19,8 @@ from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe
 from guard.offline.training.build import Prepared, compile_heads, fit, parities
 from guard.offline.training.calibrator import Calibrator
+from guard.offline.training.candidates import MIN_FAMILIES, with_chosen
+from guard.offline.training.choose_detectors import Choice
 from guard.offline.training.fit_heads import settled
 from guard.offline.work.code import code_digest
 from guard.offline.work.directory import WorkDirectory
@@ -56,29 +58,49 @@ def refit_all(
                 note("model, data and crafted items")
                 opened = prepared()
                 remembered = EvidenceCache(opened.classifier)
-            bundle = refit(job, opened, family, remembered, note)
+            bundle = refit(job, opened, family, served, remembered, note)
             write_json(job.work.made_for(family), made_for(identity, bundle))
         fitted_on = tuple(label for label, attack in labels.items() if attack.family != family)
         found.append(LeftOut(family, fitted_on, Runtime.open(bundle).cascade, bundle.identity))
     return tuple(found)
 
 
-def refit(job: Job, prepared: Prepared, family: str, remembered: EvidenceCache, note: Callable[[str], None]) -> Bundle:
+def refit(
+    job: Job,
+    prepared: Prepared,
+    family: str,
+    served: Bundle,
+    remembered: EvidenceCache,
+    note: Callable[[str], None],
+) -> Bundle:
     """Fit, compile and calibrate as for the served bundle, on the crafted sets of all other families."""
     path = job.work.without(family)
     if path.exists():
         shutil.rmtree(path)
     kept = replace(prepared, crafted=tuple(found for found in prepared.crafted if found.family != family))
+    job, choice = chosen_without(job, kept, served, remembered, lambda name: note(f"{family}: {name}"))
     programs = kept.programs(job)
     heads = fit(job, kept, programs, lambda name: note(f"{family}: {name}"), remembered)
     programs = settled(programs, heads)
     note(f"{family}: compile")
     graphs = compile_heads(job, kept, programs, heads)
     note(f"{family}: calibrate")
-    calibrator = Calibrator(job, kept.classifier, programs, graphs.files, kept.data)
+    calibrator = Calibrator(job, kept.classifier, programs, graphs.files, kept.data, choice)
     calibrated = calibrator.calibrate(kept.crafted)
     parities(graphs, calibrated.cascade)
     return calibrator.bundle(path, calibrated, {}, {})
+
+
+def chosen_without(
+    job: Job, kept: Prepared, served: Bundle, remembered: EvidenceCache, note: Callable[[str], None]
+) -> tuple[Job, Choice | None]:
+    """Return the job with detectors chosen on the families that are kept, where it has a limit of forwards.
+
+    Where but one family is kept there is nothing to choose by, and the served guard's detectors are taken.
+    """
+    if job.cost is None or len({found.family for found in kept.crafted}) >= MIN_FAMILIES:
+        return with_chosen(job, kept, remembered, note)
+    return replace(job, recipe=job.recipe.having(served.manifest.recipe["detector"])), None
 
 
 def made_for(identity: str, bundle: Bundle) -> dict[str, str]:

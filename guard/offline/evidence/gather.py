@@ -59,7 +59,7 @@ class Gather(nn.Module):
         if len(own) > 1:
             raise ConfigError(
                 f"the detectors of one program read {len(own)} different input gradients, {own}; wanted one: give them "
-                "the same `of`, or move one detector to the other program"
+                "the same `of`, or leave one of them out"
             )
         self.gradient = cast(Need, own[0]) if own else None
         self.noised = tuple(need for need in gradients if need.noise is not None)

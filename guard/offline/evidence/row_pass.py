@@ -93,6 +93,6 @@ def joint_taps(steered: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     if len(found) > 1:
         raise ConfigError(
             f"the detectors of one program steer different layers, {sorted(found)}; wanted the same in all: give "
-            "them the same `steered`, or move one detector to the other program"
+            "them the same `steered`, or leave one of them out"
         )
     return found.pop() if found else ()

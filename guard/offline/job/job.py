@@ -28,7 +28,6 @@ from guard.offline.data.find_features import find_features
 from guard.offline.data.splits import SHARES, Split, assign
 from guard.offline.job.feature_file import Stated
 from guard.offline.job.recipe import Recipe
-from guard.offline.job.second_settings import training_minutes
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import DeclaredInput, declared_input
 from guard.offline.model.onnx_import.class_names import declared_names
@@ -74,13 +73,15 @@ class Job:
     input_type: str | None = None  # in which clients send inputs, where it is not the model's own
     questions: int = DEFAULT_QUESTIONS_ITEMS  # answers that a student is distilled from
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
-    minutes: float | None = None  # that the whole run is sized to; None: the numbers below, or their defaults, say it
-    clean_items: int | None = None  # of those that do not fit into memory: how many are used; None: sized to `minutes`
-    craft_items: int | None = None  # clean items that each attack is tried on, for fitting
+    minutes: float | None = None  # that the whole run is to end within: the report is sized to it, the guard is not
+    clean_items: int | None = None  # of those that do not fit into memory: how many are used
+    craft_items: int | None = None  # clean items that each attack is tried on, for fitting; None: as the recipe wants
     attack_items: int | None = None  # and for the report
     second: tuple[str, ...] = ()  # other networks of the same classes that are asked as well
     second_bounds: tuple[Bounds, ...] = ()  # their wire values of black and white: none, one for all, or one each
     second_data: Path | None = None  # the model's own training data, from which a second network is trained
+    cost: float | None = None  # forwards on clean traffic that the detectors are chosen within; None: all of them
+    second_minutes: float | None = None  # that this may take; None: all epochs of the recipe
     adaptive_items: int = 50
     adaptive_steps: int = 100
 
@@ -99,11 +100,6 @@ class Job:
         names = {"name": self.name, "input_name": self.input_name, "output_name": self.output_name}
         answers = AnswersWish(self.answers or "", **names, output=self.output, labels=self.labels)
         return StudyWish(answers, self.questions, self.seed, self.work.student if keep else None)
-
-    @property
-    def second_minutes(self) -> float:
-        """The minutes that are kept for training a second network; 0 where none is trained, or no time is given."""
-        return 0.0 if self.second_data is None or self.minutes is None else training_minutes(self.minutes)
 
     @property
     def choice(self) -> ColumnChoice:

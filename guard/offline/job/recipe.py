@@ -22,7 +22,11 @@ from guard.offline.job.toml_files import content_of, names_in, own_text, users_t
 TABULAR = "tabular"
 PROGRAMS = ("screen", "interpret")
 PartT = TypeVar("PartT")
-KEYS = {"description", "inputs", "detector", "attack", "left_out", "repair", "adaptive", "second"}
+FITTED_ITEMS = 1000  # verified items of each attack that a guard is fitted on, unless the recipe says another number
+KEYS = {
+    *("description", "inputs", "items", "cascade", "cost"),
+    *("detector", "attack", "left_out", "repair", "adaptive", "second"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,11 @@ class Recipe:
     adaptive_budgets: tuple[float, ...]
     tabular: bool  # for tables of features of different kinds
     raw: Mapping[str, Any]
+    cost: float | None = None  # forwards on clean traffic that it is made for; `guard bench` holds it to them
+    cascade: bool = False  # one program after the other, the first rejecting early; else one program for all
     skipped: tuple[str, ...] = ()  # parts that do not apply to the kind of input, each with the reason
     second: SecondSettings = field(default_factory=SecondSettings)
+    items: int = FITTED_ITEMS  # verified items of each attack, to fit on
 
     @property
     def asks_second(self) -> bool:
@@ -63,17 +70,28 @@ class Recipe:
             )
         return replace(self, detectors=tuple(entries))
 
+    def having(self, blocks: Sequence[Mapping[str, Any]]) -> Recipe:
+        """Return the recipe with these [[detector]] blocks in place of its own; they ask the same second networks."""
+        networks = next((entry["networks"] for entry in self.detectors if entry.get("networks")), ())
+        own = [{key: value for key, value in block.items() if key != "networks"} for block in blocks]
+        entries = tuple({**b, "networks": networks} if networks and b["name"] in ASKING else b for b in own)
+        return replace(self, detectors=entries, raw={**self.raw, "detector": own})
+
     def programs(self, taps: Sequence[str]) -> dict[str, list[Detector]]:
         """Build the detectors of each program, cheapest program first; a program without detectors is left out.
 
-        So is a detector that asks second networks where there are none.
+        So is a detector that asks second networks where there are none. Unless the recipe wants a cascade there is but
+        one program, the last that has detectors: it has those of the earlier ones, too, and no forward runs twice.
         """
         programs: dict[str, list[Detector]] = {name: [] for name in PROGRAMS}
         for entry in self.detectors:
             if entry["name"] in ASKING and not entry.get("networks"):
                 continue
             programs[entry["program"]].append(built_detector(entry, taps))
-        return {name: detectors for name, detectors in programs.items() if detectors}
+        found = {name: detectors for name, detectors in programs.items() if detectors}
+        if self.cascade or not found:
+            return found
+        return {list(found)[-1]: [detector for detectors in found.values() for detector in detectors]}
 
     def fitting(self, kind: InputKind, taps: Sequence[str]) -> Recipe:
         """Return the recipe without the parts that do not apply to a kind of input; `skipped` says which and why.
@@ -173,8 +191,11 @@ def parse(raw: Mapping[str, Any], origin: str) -> Recipe:
         repairs=repairs,
         adaptive_budgets=budgets_of(raw.get("adaptive", {}), origin),
         tabular=inputs_of(raw, origin) == TABULAR,
+        cost=cost_of(raw, origin),
+        cascade=cascade_of(raw, origin),
         raw=raw,
         second=second_settings(raw.get("second", {}), origin),
+        items=items_of(raw, origin),
     )
 
 
@@ -201,6 +222,35 @@ def inputs_of(raw: Mapping[str, Any], origin: str) -> str | None:
     found = raw.get("inputs")
     if found not in (None, TABULAR):
         raise ConfigError(f"recipe {origin}: inputs = {found!r}; wanted {TABULAR!r}, or nothing")
+    return found
+
+
+def cascade_of(raw: Mapping[str, Any], origin: str) -> bool:
+    """Return whether a recipe wants a program that rejects early before the others. Raises ConfigError."""
+    found = raw.get("cascade", False)
+    if not isinstance(found, bool):
+        raise ConfigError(
+            f"recipe {origin}: cascade = {found!r}; wanted true (screen first, interpret for what it leaves open) or "
+            "false (one program)"
+        )
+    return found
+
+
+def cost_of(raw: Mapping[str, Any], origin: str) -> float | None:
+    """Return the forwards on clean traffic that a recipe is made for, where it says so. Raises ConfigError."""
+    found = raw.get("cost")
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or found < 1:
+        raise ConfigError(f"recipe {origin}: cost = {found!r}; wanted forwards on clean traffic, 1 or more")
+    return float(found)
+
+
+def items_of(raw: Mapping[str, Any], origin: str) -> int:
+    """Return how many verified items of each attack are fitted on. Raises ConfigError."""
+    found = raw.get("items", FITTED_ITEMS)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ConfigError(f"recipe {origin}: items = {found!r}; wanted a whole number from 1: verified items an attack")
     return found
 
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 from guard.errors import ConfigError
 
 Kind = Literal["natural", "augmented", "robust_verifier", "distilled"]
-MINUTES_SHARE, MAX_MINUTES = 0.4, 12.0  # of the minutes of a training: what the second network may take
 ASKING = ("second_opinion", "second_entropy")  # detectors that ask second networks
 
 
@@ -68,8 +67,3 @@ def positive(value: Any) -> bool:
 
 def number(value: Any, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def training_minutes(minutes: float) -> float:
-    """Return the minutes that a second network may be trained for, of those of the whole training."""
-    return min(MAX_MINUTES, MINUTES_SHARE * minutes)

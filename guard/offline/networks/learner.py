@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from guard.errors import ModelError
 from guard.offline.networks.augmentation import varied
-from guard.offline.networks.one_vs_rest import natural_loss, one_step, taught_loss, verifier_loss
+from guard.offline.networks.one_vs_rest import few_steps, natural_loss, taught_loss, verifier_loss
 from guard.offline.networks.residual import Design
 
 NATURAL_RATE, ROBUST_RATE, LAST_RATE_SHARE = 0.1, 0.05, 0.1  # learning rates; what is left when robust epochs begin
 WARM_UP_SHARE, RAMP_SHARE = 0.15, 0.15  # of the steps: until the rate has risen, until the budget has
 MOMENTUM_SHARE, WEIGHT_DECAY_PENALTY, MAX_NORM_DISTANCE = 0.9, 5e-4, 5.0
 MEAN_SHARE, MAX_MEAN_SHARE = 0.1, 0.998  # of all steps: what the running mean spans; most that it keeps at a step
+MIN_LAST_CHANNELS = 8  # of a network whose channels lie last in memory
 SEED_STEP = 1_000_003  # between the seeds of two epochs
 
 Images = NDArray[np.float32]  # [item, ...] in unit space
@@ -78,7 +79,7 @@ class Learner:
         self.memory_format = memory_format(design)
         self.network = network.to(device)
         for parameter in self.network.parameters():
-            parameter.data = in_order(parameter.data)
+            parameter.data = in_order(parameter.data, self.memory_format)
         self.mean = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimiser = torch.optim.SGD(
             self.network.parameters(),
@@ -88,6 +89,7 @@ class Learner:
             nesterov=True,
         )
         self.done_epochs = 0
+        self.attack_steps = 1  # of what a robust epoch perturbs its items by
 
     @property
     def steps(self) -> int:
@@ -153,7 +155,7 @@ class Learner:
     def robust_loss(self, number: int, items: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         ramp = RAMP_SHARE * self.course.robust_epochs * self.steps
         budget = self.course.budget * min(1.0, (number + 1) / max(ramp, 1.0))
-        perturbed = one_step(self.answer, items, labels, budget, generator)
+        perturbed = few_steps(self.answer, items, labels, budget, self.attack_steps, generator)
         both = torch.cat([items, perturbed]).contiguous(memory_format=self.memory_format)
         clean, attacked = self.answer(both).chunk(2)
         return verifier_loss(clean, attacked, labels)
@@ -203,7 +205,7 @@ class Learner:
         state = {
             f"{part}.{name}": value.detach().cpu().numpy() for part, values in parts for name, value in values.items()
         }
-        return {**state, "done_epochs": np.asarray(self.done_epochs)}
+        return {**state, "done_epochs": np.asarray(self.done_epochs), "attack_steps": np.asarray(self.attack_steps)}
 
     def momenta(self) -> dict[str, Tensor]:
         states = {name: self.optimiser.state[parameter] for name, parameter in self.network.named_parameters()}
@@ -222,14 +224,19 @@ class Learner:
             if name in parts["momentum"]:
                 kept = parts["momentum"][name]
                 self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(kept)
-        self.done_epochs = int(state["done_epochs"])
+        self.done_epochs, self.attack_steps = int(state["done_epochs"]), int(state["attack_steps"])
 
 
 def memory_format(design: Design) -> torch.memory_format:
-    """Return the order in which values lie in memory: channels last for images, which is the quicker one."""
-    return torch.channels_last if len(design.item_shape) == 3 else torch.contiguous_format
+    """Return the order in which values lie in memory: channels last for images, which is the quicker one.
+
+    Of a narrow network channels first: the gradient of a convolution of one by one pixels in steps of two, over fewer
+    than eight channels that lie last, writes beyond its memory (torch 2.13.0 on some processors, which ends it).
+    """
+    last = len(design.item_shape) == 3 and design.width >= MIN_LAST_CHANNELS
+    return torch.channels_last if last else torch.contiguous_format
 
 
-def in_order(values: Tensor) -> Tensor:
-    """Return weights in memory as the values that they multiply are: channels last where there are four axes."""
-    return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
+def in_order(values: Tensor, order: torch.memory_format) -> Tensor:
+    """Return weights in memory as the values that they multiply are, where they have as many axes."""
+    return values.contiguous(memory_format=order) if values.ndim == 4 else values

@@ -1,4 +1,4 @@
-"""Losses that a second network learns by, and the one-step attack that a robust one learns against.
+"""Losses that a second network learns by, and the attack of one step or few that a robust one learns against.
 
 How it works. A second network is asked one thing: does it stand behind the label that another model names? So a robust
 one needs not name the right class of a perturbed input; it must only never come to stand behind a wrong one. Each class
@@ -49,8 +49,18 @@ def wrong_rise(logits: Tensor, labels: Tensor) -> Tensor:
 
 def one_step(network: Network, items: Tensor, labels: Tensor, budget: float, generator: torch.Generator) -> Tensor:
     """Perturb unit-space items [item, ...] within an L-infinity budget by one step from a random start."""
+    return few_steps(network, items, labels, budget, 1, generator)
+
+
+def few_steps(
+    network: Network, items: Tensor, labels: Tensor, budget: float, steps: int, generator: torch.Generator
+) -> Tensor:
+    """Perturb items as `one_step` does, in so many steps that share its length."""
     start = torch.rand(items.shape, generator=generator, device=generator.device).to(items.device)
-    return stepped(network, items, labels, budget, (2 * start - 1) * budget, STEP_FACTOR * budget)
+    moved = (2 * start - 1) * budget
+    for _ in range(steps):
+        moved = stepped(network, items, labels, budget, moved, STEP_FACTOR * budget / steps) - items
+    return items + moved
 
 
 def stepped(network: Network, items: Tensor, labels: Tensor, budget: float, moved: Tensor, step: float) -> Tensor:

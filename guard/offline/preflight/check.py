@@ -28,6 +28,7 @@ from guard.offline.data.grid import Grid, grid_for, stuck
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
 from guard.offline.evidence.batches import one_batch
+from guard.offline.evidence.forwards import floor_of
 from guard.offline.evidence.gather import Gather
 from guard.offline.job.accuracy import check_accuracy
 from guard.offline.job.job import Job, by_file, check_data, check_rates, open_job
@@ -39,6 +40,7 @@ from guard.offline.preflight.feature_lines import feature_lines
 from guard.offline.preflight.sample import sample_of
 from guard.offline.programs.model_parity import MODEL_ITEMS, check_model
 from guard.offline.second.asked import SecondsAsked, find_asked
+from guard.offline.training.candidates import candidates_of, check_cost
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.text import duration
 from guard.offline.work.threads import choose_threads
@@ -72,6 +74,7 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
         GuardError: what would stop `guard train`.
     """
     check_rates(job)
+    check_cost(job)
     if not job.recipe.adaptive_budgets:
         raise ConfigError(
             f"recipe {job.recipe.name} has no [adaptive] block, and no report is written without the adaptive attack; "
@@ -101,13 +104,17 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
     say("gradient", gradient_text(classifier, data))
     asked = find_asked(job, classifier, data, say, told(say))
     job = asked.forecast
-    programs = job.recipe.programs([tap.name for tap in classifier.taps])
+    taps = [tap.name for tap in classifier.taps]
+    programs = job.recipe.programs(taps)
+    if job.cost is not None:
+        say("cost", cost_text(job.cost, job.recipe, taps))
     for name, detectors in programs.items():
         gather = Gather(classifier, [need for detector in detectors for need in detector.needs])
         say("program", f"{name}: {forwards_text(gather.backwards, gather.rows, detectors, gather.forwards)}")
     check_model(classifier, [d for ds in programs.values() for d in ds], data.part(Split.COMBINER).images[:MODEL_ITEMS])
     say("ONNX", "compiled for ONNX Runtime, the model gives torch's logits, layers and gradient")
-    for about, text in cost_lines(job, cost_of(job, classifier, data)):
+    second_s = 0.0 if asked.training is None else asked.training.seconds_all
+    for about, text in cost_lines(job, cost_of(job, classifier, data), second_s):
         say(about, text)
     return Sound(classifier, data, asked)
 
@@ -262,15 +269,27 @@ def forwards_text(backwards: int, rows: int, detectors: Sequence[Detector], seco
     return f"{cost} for {', '.join(detector.name for detector in detectors)}{more}"
 
 
+def cost_text(limit: float, recipe: Recipe, taps: Sequence[str]) -> str:
+    """Return what each detector costs alone, of which training chooses within a limit of forwards."""
+    costs = {one.text: (one.detector, floor_of(one.detector.needs) - 1) for one in candidates_of(recipe, taps)}
+    listed = [f"{text} {'more than ' if one.learns else ''}{cost:+.3g}" for text, (one, cost) in costs.items()]
+    return (
+        f"within {counted_text(limit, 'forward')} training chooses what catches most of the worst attack left out: 1 "
+        f"for the item, and {', '.join(listed)}; what two of them need is paid once. All of them:"
+    )
+
+
 def counted_text(number: float, what: str) -> str:
     return f"{number:.3g} {what}{'' if number == 1 else 's'}"
 
 
-def cost_lines(job: Job, cost: Cost) -> list[Line]:
-    """Return what a training will take."""
+def cost_lines(job: Job, cost: Cost, second_s: float = 0.0) -> list[Line]:
+    """Return what a training will take; `second_s` is what a second network takes of it."""
+    second = f"second network {duration(second_s)}, " if second_s else ""
     parts = (
         f"attacks {duration(cost.crafting_s)} ({cost.fitted_items:,} items each), fitting {duration(cost.fitting_s)}, "
-        f"report {duration(cost.report_s)}, a third of all for the adaptive attack; longer where attacks seldom succeed"
+        f"{second}and what is left of --minutes for the report (attacks {duration(cost.report_s)}, then the adaptive "
+        "attack); longer where attacks seldom succeed"
     )
     return [
         (
@@ -278,23 +297,20 @@ def cost_lines(job: Job, cost: Cost) -> list[Line]:
             f"about {1000 * cost.forward_s:.2g} ms an item, {1000 * cost.gradient_s:.2g} ms with its gradient, on one "
             "thread",
         ),
-        ("time", f"{time_text(job, cost)}: {parts}"),
+        ("time", f"{time_text(job, cost, second_s)}: {parts}"),
         ("memory", memory_text(cost)),
     ]
 
 
-def time_text(job: Job, cost: Cost) -> str:
-    """Return how long a training takes in all, beside the minutes that it was given."""
-    least_s = cost.least_s + 60 * job.second_minutes
-    least = f"about {duration(least_s)}"
-    if job.minutes is None:
-        return f"{least} at the least"
-    if least_s > 60 * job.minutes:
-        return f"{least}, whatever --minutes {job.minutes:g} says: that is the least"
-    return f"{least} at the least, {job.minutes:g} min at the most (--minutes)"
+def time_text(job: Job, cost: Cost, second_s: float) -> str:
+    """Return how long the guard takes, beside the minutes that the whole training was given."""
+    guard_s = cost.guard_s + second_s
+    text = f"about {duration(guard_s)} for the guard, which is not cut"
+    if job.minutes is None or guard_s <= 60 * job.minutes:
+        return text
+    return f"{text}: more than --minutes {job.minutes:g}; the report will be the smallest that there is"
 
 
 def memory_text(cost: Cost) -> str:
-    """Return the memory that a training takes, by how many items it attacks."""
-    least, most = (f"{size / GIB_BYTES:.1f}" for size in (cost.memory_bytes, cost.most_memory_bytes))
-    return f"about {least} GiB" if least == most else f"about {least} to {most} GiB, by how many items are attacked"
+    """Return the memory that a training takes."""
+    return f"about {cost.memory_bytes / GIB_BYTES:.1f} GiB"

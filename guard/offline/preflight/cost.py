@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.learning import BLOCK_SHARDS
-from guard.offline.crafting.plan import MAX_FAMILY_ITEMS, MIN_FAMILY_ITEMS, REPORTED_ITEMS, TRIED_ITEMS_FACTOR
+from guard.offline.crafting.plan import REPORTED_ITEMS, TRIED_ITEMS_FACTOR
 from guard.offline.crafting.shard import shard_items
-from guard.offline.crafting.stage import ADAPTIVE_SHARE, TIMED_TRIES, fitting_seconds, learning_items
+from guard.offline.crafting.stage import TIMED_TRIES, fitting_seconds, learning_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.evaluation.forecast import PROBED_ITEMS, Passes, passes, speed
@@ -44,7 +44,7 @@ PEAK_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # in which the system
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of the stages of one training at their least sizes, and the memory that it takes."""
+    """Seconds of the stages of one training, where attacks always succeed, and the memory that it takes."""
 
     forward_s: float  # an item, in a batch, on one thread
     gradient_s: float  # a forward with its backward
@@ -53,12 +53,11 @@ class Cost:
     fitting_s: float
     report_s: float
     memory_bytes: int
-    most_memory_bytes: int  # where the minutes last for as many items as an attack is ever tried on
 
     @property
-    def least_s(self) -> float:
-        """Seconds that the smallest training takes, the share that is kept for the adaptive attack included."""
-        return (self.crafting_s + self.fitting_s + self.report_s) / (1 - ADAPTIVE_SHARE)
+    def guard_s(self) -> float:
+        """Seconds that the guard takes, without a report."""
+        return self.crafting_s + self.fitting_s
 
 
 def cost_of(job: Job, classifier: Classifier, data: Dataset) -> Cost:
@@ -70,8 +69,7 @@ def cost_of(job: Job, classifier: Classifier, data: Dataset) -> Cost:
         for attacks in (recipe.attacks, recipe.left_out)
     )
     learning, held_out = len(learning_items(data)), len(data.part(Split.TEST))
-    fitted = min(learning, job.craft_items or round(TRIED_ITEMS_FACTOR * MIN_FAMILY_ITEMS))
-    most = min(learning, job.craft_items or MAX_FAMILY_ITEMS)
+    fitted = min(learning, job.craft_items or recipe.items)
     reported = min(held_out, job.attack_items or round(TRIED_ITEMS_FACTOR * REPORTED_ITEMS))
     item_bytes = FITTED_COPIES * len(seen) * math.prod(shape) * np.dtype(np.float32).itemsize
     side_by_side, taken = job.threads or cores(), peak_bytes() + FITTING_BYTES + DATA_COPIES * held_bytes(data)
@@ -82,7 +80,6 @@ def cost_of(job: Job, classifier: Classifier, data: Dataset) -> Cost:
         fitting_seconds(job, classifier, data),
         reported * (sum(seen) + sum(left_out)) / side_by_side,
         taken + item_bytes * fitted,
-        taken + item_bytes * max(fitted, most),
     )
 
 

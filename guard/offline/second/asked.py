@@ -83,9 +83,8 @@ def find_asked(
     if job.second_data is not None:
         training = Training(job, classifier, read_lessons(job, classifier, data, reading))
         say(ABOUT, training.lessons.in_words)
-        minutes = f"in at most {job.second_minutes:.3g} min" if job.second_minutes else "however long it takes"
         cost = cost_text(training.untrained.forwards)
-        say(ABOUT, f"a network ({job.recipe.second.kind}) will be trained on them, {minutes}; it costs {cost}")
+        say(ABOUT, f"a network ({job.recipe.second.kind}) will be trained on them, {training.time}; it costs {cost}")
     elif not wanted and job.recipe.asks_second:
         left = " and ".join(entry["name"] for entry in job.recipe.detectors if entry["name"] in ASKING)
         say(

@@ -1,6 +1,8 @@
-"""Training of a second network: sized by measured speed, kept after each epoch, done once for all guards of a bundle.
+"""Training of a second network: as long as the recipe says, kept after each epoch, once for all guards of a bundle.
 
 Rule 1: the plan is made once and kept; a training that is taken up again follows it, and ends with the same weights.
+Rule 2: an epoch in which a robust network began to hide its gradient is undone, and learned again against a step more;
+where that does not help it ends with the epoch before.
 """
 
 from __future__ import annotations
@@ -8,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +39,10 @@ from guard.offline.work.text import duration
 FEW_ITEMS, MAX_EPOCHS_FACTOR = 20_000, 5.0  # with fewer items there are more epochs, up to so many times as many
 TIMED_STEPS, MIN_EPOCHS = 2, 1
 MIRROR_SHARE = 0.95  # of the model's accuracy: where it is as good on mirrored images, they have the same label
-EPOCH_CHECKED_ITEMS, EPOCH_CHECK_STEPS = 100, 10
-CHECKED_ITEMS, CHECK_STEPS = 300, 50
+MIRRORED_ITEMS = 100
+CHECKED_ITEMS, EPOCH_CHECK_STEPS, CHECK_STEPS = 300, 20, 50  # after each epoch, and of what is taken
+MAX_ATTACK_STEPS = 4  # that a robust epoch learns against, at most
+ENDED = "ended"  # in what is kept: no further epoch comes, since the network would hide its gradient
 NAME = "second"  # of the network that is trained
 
 Say = Callable[[str], None]
@@ -98,7 +103,7 @@ class Training:
     @cached_property
     def mirror(self) -> bool:
         """Whether the model is as often right on mirrored images, so that these keep their labels."""
-        some = self.lessons.held_out.take(slice(EPOCH_CHECKED_ITEMS))
+        some = self.lessons.held_out.take(slice(MIRRORED_ITEMS))
         straight = some.images[:]
         if straight.ndim != 4:
             return False
@@ -150,7 +155,7 @@ class Training:
         tried = [CoursePlan(count, half, natural, robust) for count in threads for half in halves]
         seconds = {pace: self.seconds(pace) for pace in tried}
         best = min(tried, key=lambda pace: sum(seconds[pace]))
-        if not self.job.second_minutes:
+        if self.job.second_minutes is None:
             return best
         natural_s, robust_s = seconds[best]
         share = min(1.0, 60 * self.job.second_minutes / (natural * natural_s + robust * robust_s))
@@ -173,6 +178,41 @@ class Training:
                 tries.append(time.perf_counter() - began)
             found.append(min(tries[1:]) * learner.steps)
         return found[0], found[1]
+
+    @cached_property
+    def seconds_all(self) -> float:
+        """Forecast of the seconds that the training takes, on one thread as measured now."""
+        natural, robust = self.most_epochs()
+        threads = torch.get_num_threads()
+        try:
+            natural_s, robust_s = self.seconds(CoursePlan(1, self.device.type == "cuda", natural, robust))
+        finally:
+            torch.set_num_threads(threads)
+        whole_s = natural * natural_s + robust * robust_s
+        minutes = self.job.second_minutes
+        return whole_s if minutes is None else min(whole_s, 60 * minutes)
+
+    @property
+    def time(self) -> str:
+        """How long the training takes, in words."""
+        if self.job.second_minutes is not None:
+            return f"in at most {self.job.second_minutes:.3g} min (--second-minutes)"
+        return f"{sum(self.most_epochs())} epochs in about {duration(self.seconds_all)}"
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """What was cut of the training to its minutes, in words."""
+        pace, (natural, robust) = self.plan(), self.most_epochs()
+        kept = read_arrays(self.job.work.second(self.key)) or {}
+        if ENDED in kept:
+            done, epochs = int(kept["done_epochs"]), pace.natural_epochs + pace.robust_epochs
+            return (f"the second network learned for {done} of {epochs} epochs: then it began to hide its gradient",)
+        if (pace.natural_epochs, pace.robust_epochs) == (natural, robust):
+            return ()
+        return (
+            f"the second network learned for {pace.natural_epochs} natural and {pace.robust_epochs} robust epochs of "
+            f"{natural} and {robust}, to end within {self.job.second_minutes:.3g} minutes",
+        )
 
     def plan(self) -> CoursePlan:
         """Return the plan of before, or make and keep it."""
@@ -216,12 +256,23 @@ class Training:
             say(f"going on after epoch {learner.done_epochs}")
         epochs, began = learner.course.epochs, time.monotonic()
         first = learner.done_epochs
-        while learner.done_epochs < epochs:
+        while learner.done_epochs < epochs and (kept is None or ENDED not in kept):
             progress("second network, epoch", learner.done_epochs, epochs)
-            loss = learner.epoch()
+            before, loss = copied(learner.state()), learner.epoch()
             said = [f"epoch {learner.done_epochs} of {epochs}: loss {loss:.3f}, right on {self.right(learner):.1%}"]
             if learner.done_epochs > pace.natural_epochs:
-                said.append(str(self.attacked(attack_verifier, learner, EPOCH_CHECKED_ITEMS, EPOCH_CHECK_STEPS)))
+                held = self.attacked(attack_verifier, learner, CHECKED_ITEMS, EPOCH_CHECK_STEPS)
+                said.append(str(held))
+                if held.diverges:
+                    learner.restore(before)
+                    learner.attack_steps += 1
+                    ended = learner.attack_steps > MAX_ATTACK_STEPS
+                    write_arrays(file, {**copied(learner.state()), **({ENDED: np.asarray(1)} if ended else {})})
+                    again = f"epoch {learner.done_epochs} is the last" if ended else "it is learned again"
+                    say(", ".join([*said, f"so it hides from {learner.attack_steps - 1} of them; {again}"]))
+                    if ended:
+                        break
+                    continue
             done = learner.done_epochs - first
             left = (time.monotonic() - began) / done * (epochs - learner.done_epochs)
             write_arrays(file, learner.state())
@@ -243,13 +294,18 @@ class Training:
         """Return what was learned, without normalisation. Raises ModelError where it does not withstand many steps."""
         about = [
             f"{self.settings.kind}, trained on {len(self.lessons.learned):,} items",
-            f"{pace.natural_epochs} natural and {pace.robust_epochs} robust epochs",
+            f"{pace.natural_epochs} natural and {learner.done_epochs - pace.natural_epochs} robust epochs",
             f"right on {self.right(learner):.1%} of {len(self.lessons.held_out):,} items beside them",
         ]
         if pace.robust_epochs:
             about.append(str(self.attacked(check_verifier, learner, CHECKED_ITEMS, CHECK_STEPS)))
         weights = {name: value.numpy() for name, value in folded(learner.mean).items()}
         return trained_network(self.design, weights, self.classifier, ", ".join(about))
+
+
+def copied(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return a state that further learning does not change."""
+    return {name: np.array(value) for name, value in state.items()}
 
 
 def trained_network(

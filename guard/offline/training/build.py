@@ -34,6 +34,7 @@ class Prepared:
     classifier: Classifier
     data: Dataset
     crafted: tuple[CraftedSet, ...]  # of the heads and combiner splits
+    cuts: tuple[str, ...] = ()  # what of the guard is smaller than its recipe wants, in words
 
     def programs(self, job: Job) -> dict[str, list[Detector]]:
         return job.recipe.programs([tap.name for tap in self.classifier.taps])

@@ -19,7 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import CALIBRATION, Bundle, DetectorSpec, InputSpec, Manifest, NeedSpec, identity, write_bundle
+from guard.answer_evidence import AnswerCalibration
+from guard.bundle import (
+    ANSWER_CALIBRATION,
+    CALIBRATION,
+    Bundle,
+    DetectorSpec,
+    InputSpec,
+    Manifest,
+    NeedSpec,
+    identity,
+    write_bundle,
+)
 from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
@@ -42,6 +53,8 @@ from guard.offline.programs.parity import Parity
 from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
+from guard.offline.training.answer_calibration import calibrate_answers
+from guard.offline.training.choose_detectors import Choice
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
 
@@ -56,6 +69,7 @@ class Calibrated:
     cascade: Cascade
     leaks: Mapping[str, float]  # the share of each crafted attack that the bands would pass early
     transfers: Mapping[str, Transfer] = field(default_factory=dict)  # of each crafted attack, where the model is closed
+    answers: AnswerCalibration | None = None  # of a closed model
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +81,15 @@ class Calibrator:
     programs: Mapping[str, Sequence[Detector]]
     files: ProgramFiles
     data: Dataset
+    choice: Choice | None = None  # of the detectors, where they were chosen
 
     def calibrate(self, crafted: Sequence[CraftedSet]) -> Calibrated:
         """Fit fusion and bands, and rank the clean items."""
         cascade = self.uncalibrated()
         attacked, noisy = pool(crafted, self.data, Split.COMBINER, self.classifier.spec.input, self.job.seed)
-        clean = read(cascade, self.data.part(Split.COMBINER).images).scores
+        fitted_on = self.data.part(Split.COMBINER).images
+        seen = read(cascade, fitted_on)
+        clean = seen.scores
         noise, bad = read(cascade, noisy).scores, read(cascade, attacked.items).scores
         ends = np.cumsum(cascade.calibration.programs)
         independent = [d.name in INDEPENDENT for ds in self.programs.values() for d in ds]
@@ -88,10 +105,15 @@ class Calibrator:
         for fusion, band, end in zip(fusions[:-1], bands, ends[:-1], strict=True):
             leaks |= band_leak(band, attacked.seen_as(fusion.risk(bad[:, :end])))
         fitted = replace(cascade.calibration, fusions=fusions, bands=bands)
-        ranked = read(cascade.with_calibration(fitted), self.data.part(Split.CALIBRATE).images)
+        to_rank = self.data.part(Split.CALIBRATE).images
+        ranked = read(cascade.with_calibration(fitted), to_rank)
         calibration = replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores)
         transfers = {one.attack: one.transfer for one in crafted if one.transfer is not None}
-        return Calibrated(cascade.with_calibration(calibration), leaks, transfers)
+        answers = None
+        if (answering := self.classifier.answering) is not None:
+            combiner, last = (seen, fitted_on), (ranked, to_rank)
+            answers = calibrate_answers(calibration, answering, combiner, last, cascade.spec.box)
+        return Calibrated(cascade.with_calibration(calibration), leaks, transfers, answers)
 
     def uncalibrated(self) -> Cascade:
         """Load the written programs under a calibration of the right shape that promises nothing yet."""
@@ -116,13 +138,14 @@ class Calibrator:
             heads,
             calibrated.cascade,
             Rates(self.job.reject_rate, self.job.flag_rate),
-            identity(programs, lambda name: hashlib.sha256(content[name]).hexdigest()),
+            identity(programs, lambda name: hashlib.sha256(content[name]).hexdigest() if name in content else None),
             {program.name: content[program.file] for program in programs},
         )
 
     def content(self, calibrated: Calibrated) -> dict[str, bytes]:
         """Return the files that decide the answers: graphs, weights and calibration."""
-        return {**self.files.files, CALIBRATION: npz(calibrated.cascade.calibration.to_arrays())}
+        answers = {} if calibrated.answers is None else {ANSWER_CALIBRATION: npz(calibrated.answers.to_arrays())}
+        return {**self.files.files, CALIBRATION: npz(calibrated.cascade.calibration.to_arrays()), **answers}
 
     def bundle(
         self,
@@ -131,9 +154,11 @@ class Calibrator:
         parity: Mapping[str, Parity],
         reports: Mapping[str, bytes],
         verdicts: Verdicts | None = None,
+        *,
+        cuts: Mapping[str, Sequence[str]] | None = None,
     ) -> Bundle:
-        """Write the bundle to `path` and open it."""
-        manifest = self.manifest(calibrated, parity, verdicts)
+        """Write the bundle to `path` and open it; `cuts` are what was cut of guard and report, in words."""
+        manifest = self.manifest(calibrated, parity, verdicts, cuts or {})
         samples = npz(self.samples(calibrated.cascade))
         return write_bundle(path, manifest, {**self.content(calibrated), **reports, "samples.npz": samples})
 
@@ -155,7 +180,13 @@ class Calibrator:
         """Return the second networks that the detectors ask."""
         return networks_of(need for ds in self.programs.values() for d in ds for need in d.needs)
 
-    def manifest(self, calibrated: Calibrated, parity: Mapping[str, Parity], verdicts: Verdicts | None) -> Manifest:
+    def manifest(
+        self,
+        calibrated: Calibrated,
+        parity: Mapping[str, Parity],
+        verdicts: Verdicts | None,
+        cuts: Mapping[str, Sequence[str]],
+    ) -> Manifest:
         job = self.job
         return Manifest(
             model=self.classifier.spec,
@@ -180,7 +211,9 @@ class Calibrator:
                 "served": {} if (found := self.classifier.difference) is None else asdict(found),
                 "student": student_facts(self.classifier.answering, calibrated.transfers),
                 "second": [one.in_words for one in self.networks()],
+                "choice": {} if self.choice is None else self.choice.facts,
                 "verdicts": {} if verdicts is None else asdict(verdicts),
+                "cuts": {what: list(texts) for what, texts in cuts.items()},
             },
         )
 

@@ -50,6 +50,7 @@ class Work:
         try:
             recipe = parse(job["recipe"]["raw"], str(job["recipe"]["name"]))
             asking = recipe.asking(kept_networks(work, bundle.manifest.model))
+            asking = replace(asking, cascade=len(bundle.manifest.programs) > 1)  # as it is, whatever is usual now
             splits = {str(key): str(value) for key, value in splits.items()}
         except (AttributeError, KeyError, TypeError) as error:
             raise BundleError(
@@ -87,7 +88,8 @@ class Work:
                 f"(fingerprint {classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…); train a "
                 "new bundle"
             )
-        programs = self.fitting(classifier).recipe.programs([tap.name for tap in classifier.taps])
+        served = replace(self, recipe=self.recipe.having(bundle.manifest.recipe["detector"]))  # chosen, perhaps
+        programs = served.fitting(classifier).recipe.programs([tap.name for tap in classifier.taps])
         heads = load_heads([d for detectors in programs.values() for d in detectors], self.directory)
         cascade = Runtime.open(bundle).cascade
         detectors, guard = settled(programs, heads), bundle.identity

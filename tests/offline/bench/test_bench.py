@@ -17,7 +17,15 @@ from rich.console import Console
 from guard.bundle import Bundle, DetectorSpec, NeedSpec, ProgramSpec
 from guard.calibration import Band
 from guard.errors import BundleError, ConfigError
-from guard.offline.bench.bench import bench, detector_cost, leaner, program_cost, reached, run_bench
+from guard.offline.bench.bench import (
+    bench,
+    detector_cost,
+    leaner,
+    limit_of,
+    program_cost,
+    reached,
+    run_bench,
+)
 from guard.offline.bench.costs import MODEL, BenchResult
 from guard.offline.bench.excerpt import BACKWARD, FORWARD, HEADS, INPUT, ROWS
 from guard.offline.bench.stopwatch import MIN_ROUNDS, Laps
@@ -108,6 +116,18 @@ def test_a_screen_may_add_a_tenth_of_a_forward_or_150_microseconds() -> None:
     assert met(10.0, 109.0)  # eleven forwards, but only 149 µs more in the median of the two rounds
     assert met(10_000.0, 10_990.0)
     assert not met(1000.0, 1120.0)
+
+
+def test_clean_traffic_is_held_to_the_forwards_that_it_may_cost(bundle: Bundle, result: BenchResult) -> None:
+    assert result.limit is None
+    found = replace(bundle, manifest=replace(bundle.manifest, recipe={"name": "mine", "cost": 3.0}))
+    assert limit_of(found) == 3.0
+    chosen = replace(found, manifest=replace(found.manifest, provenance={"choice": {"limit": 2.0}}))
+    assert limit_of(chosen) == 2.0, "what --cost asked for counts"
+    for limit, words in ((1e6, "forwards: met"), (1.0, "forwards: MISSED")):
+        text = "\n".join(lines_of(replace(result, limit=limit)))
+        assert f"clean traffic: aim ≤ {limit:g} {words}" in text
+        assert ("clean traffic at batch 1" in text) is (words == "forwards: MISSED")
 
 
 def test_any_other_program_is_judged_by_its_floor() -> None:

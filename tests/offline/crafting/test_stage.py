@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,12 @@ from guard.offline.crafting import stage as crafting
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.engine import attack_model, choose_engine
 from guard.offline.crafting.onnx_model import OnnxModel
-from guard.offline.crafting.plan import MIN_FAMILY_ITEMS, Budget, Plan, Row, more, read_plan, write_plan
+from guard.offline.crafting.plan import Budget, Plan, Row, read_plan, write_plan
 from guard.offline.crafting.stage import craft_all, learning_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.job.job import Job, open_job
-from guard.offline.job.recipe import parse
+from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.classifier import Classifier
 from guard.offline.work.directory import WorkDirectory
 from tests.offline import tiny
@@ -99,8 +98,8 @@ def test_the_plan_is_printed_kept_and_followed(problem: Path, opened: tuple[Clas
     assert 0 < plan.attack_items <= len(opened[1].part(Split.TEST))
     assert all(row.seconds > 0 and 0 < row.share < 1 for row in plan.rows)
     for row, one in zip(plan.rows, found, strict=True):
-        assert one.tried >= row.tried
-        assert len(one) >= MIN_FAMILY_ITEMS or one.tried == plan.available  # this data holds no more, and that is said:
+        assert row.tried == plan.available
+        assert len(one) >= job.recipe.items or one.tried == plan.available  # this data holds no more, and that is said:
     assert [line for line in said.lines if "are wanted" in line] == plan.remarks()
 
 
@@ -139,7 +138,7 @@ def test_interrupted_anywhere_it_ends_as_any_other(
         craft(job, opened)
     again, plan = craft(job, opened), read_plan(job.work)
     assert plan is not None
-    assert [one.tried for one in again] == tried_by(plan, whole, floor=MIN_FAMILY_ITEMS)
+    assert [one.tried for one in again] == [enough(one, job.recipe.items) for one in whole]
     assert same(again, firsts(whole, [one.tried for one in again]))
 
 
@@ -155,19 +154,10 @@ def firsts(whole: Sequence[CraftedSet], tried: Sequence[int]) -> list[CraftedSet
     return found
 
 
-def tried_by(plan: Plan, whole: Sequence[CraftedSet], floor: int) -> list[int]:
-    """How many items a plan comes to: those planned, and more until so many are verified or the data end."""
-    counts = []
-    for row, one in zip(plan.rows, whole, strict=True):
-        tried = row.tried
-        while True:
-            (part,) = firsts([one], [tried])
-            wanted = more(tried, len(part), step=SHARD, available=plan.available, floor=floor)
-            if wanted == tried:
-                break
-            tried = wanted
-        counts.append(tried)
-    return counts
+def enough(whole: CraftedSet, wanted: int) -> int:
+    """How many of the first items hold so many verified ones, in whole shards: all where they are too few."""
+    shards = np.append(np.arange(SHARD, whole.tried, SHARD), whole.tried)
+    return next((tried for tried in shards.tolist() if len(firsts([whole], [tried])[0]) >= wanted), whole.tried)
 
 
 @pytest.fixture(scope="module")
@@ -177,39 +167,40 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[CraftedSet, ...]:
     return craft(job, open_job(job))
 
 
-@pytest.mark.parametrize("floor", [40, MIN_FAMILY_ITEMS])
-@pytest.mark.parametrize("planned", [[SHARD, SHARD], [SHARD, 4 * SHARD], [3 * SHARD, 10_000]])
-def test_any_plan_is_followed_and_made_up_for_and_changes_no_item(
+@pytest.mark.parametrize("wanted", [1, 40, 100, 10_000])
+@pytest.mark.parametrize("planned", [[SHARD, SHARD], [SHARD, 4 * SHARD], [3 * SHARD, 10_000], None])
+def test_whatever_was_planned_the_guard_gets_the_same_items(
     problem: Path,
     opened: tuple[Classifier, Dataset],
     whole: tuple[CraftedSet, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    planned: list[int],
-    floor: int,
+    planned: list[int] | None,
+    wanted: int,
 ) -> None:
-    """A plan decides how many of the first items are attacked, and nothing else; too few verified are made up for."""
-    job, available = tiny.job(problem, minutes=30.0, threads=2), whole[0].tried
-    budget = Budget(minutes=30, spent=0, fitting=0, report=0, adaptive=0)
-    rows = tuple(
-        Row(repr(attack), 0.01, 0.5, min(tried, available))
-        for attack, tried in zip(job.recipe.attacks, planned, strict=True)
-    )
-    stage: Any = Said()
-    key = crafting.Planner(job, *opened, stage, 0.0).key
-    plan = Plan(key, "torch", "torch", 2, available, budget, rows, 20)
-    write_plan(job.work, plan)
-    monkeypatch.setattr(crafting, "more", partial(more, floor=floor))
+    """The first whole shards that hold as many verified items as the recipe wants; all where there are too few."""
+    minutes = None if planned is None else 30.0
+    job, available = tiny.job(problem, minutes=minutes, threads=2, recipe=wanting(wanted)), whole[0].tried
     said = Said()
+    if planned is not None:
+        rows = tuple(
+            Row(repr(attack), 0.01, 0.5, min(tried, available))
+            for attack, tried in zip(job.recipe.attacks, planned, strict=True)
+        )
+        stage: Any = said
+        key = crafting.Planner(job, *opened, stage, 0.0).key
+        budget = Budget(minutes=30, spent=0, fitting=0, report=0)
+        write_plan(job.work, Plan(key, "torch", "torch", 2, available, wanted, budget, rows, 20, 20))
     found = craft(job, opened, said)
-    assert read_plan(job.work) == plan
-    tried = [one.tried for one in found]
-    assert tried == tried_by(plan, whole, floor)
-    assert all(len(one) >= floor or one.tried == available for one in found)
+    tried = [enough(one, wanted) for one in whole]
+    assert [one.tried for one in found] == tried
     assert same(found, firsts(whole, tried))
-    grown = [row for row, items in zip(rows, tried, strict=True) if items > row.tried]
-    assert sum("verified; trying" in line for line in said.lines) >= len(grown)
-    if not grown:
-        assert not any("verified; trying" in line for line in said.lines)
+    assert any("verified; trying" in line for line in said.lines) == any(
+        count > row for count, row in zip(tried, planned or tried, strict=True)
+    )
+
+
+def wanting(items: int) -> Recipe:
+    """The tiny recipe with this many verified items an attack."""
+    return parse({**tiny.RECIPE, "items": items}, "tiny")
 
 
 @pytest.mark.parametrize("minutes", [None, 30.0])

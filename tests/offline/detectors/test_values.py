@@ -303,6 +303,20 @@ def test_it_learns_on_both_kinds(name: str, kind: str) -> None:
     assert ((clean < 0).float().mean() + (attacked > 0).float().mean()) / 2 > 0.75
 
 
+def test_a_summary_without_the_gradient_asks_no_backward_and_learns() -> None:
+    have = fitted("images")
+    given = {"gradient": False, "squeezers": [{"name": "bit_depth", "bits": 4}]}
+    detector = build_detector("summary_classifier", ["a"], given)
+    assert [need.backwards for need in detector.needs] == [0] * len(detector.needs)
+    evidence = [have.examples.clean, have.examples.noisy, have.examples.attacked.items]
+    missing = [need for need in detector.needs if need not in evidence[0]]
+    assert missing == []
+    head = detector.fit(have.examples)
+    with torch.no_grad():
+        clean, attacked = head(have.clean), head(have.attacked)
+    assert ((clean < 0).float().mean() + (attacked > 0).float().mean()) / 2 > 0.75
+
+
 def test_grain_does_not_mistake_brightness_for_noise() -> None:
     image = torch.linspace(0, 1, 16).expand(1, 3, 16, 16).contiguous()
     darker = torch.stack(grain(0.5 * image + 0.2), dim=1)

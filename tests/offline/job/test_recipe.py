@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from guard.errors import ConfigError
 from guard.offline.detectors.table import DETECTORS
+from guard.offline.evidence.forwards import floor_of
 from guard.offline.job.recipe import PROGRAMS, load_recipe, parse, presets
 
 TAPS = ["first", "second", "penultimate"]
@@ -33,8 +35,10 @@ budgets = [0.1, 0.2]
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_builds(name: str) -> None:
     recipe = load_recipe(name)
-    programs = recipe.programs(TAPS)
+    programs = replace(recipe, cascade=True).programs(TAPS)
     assert list(programs) == [program for program in PROGRAMS if program in programs]
+    every = [detector for detectors in programs.values() for detector in detectors]
+    assert recipe.programs(TAPS) == {list(programs)[-1]: every}, "no forward twice: one program has them all"
     assert recipe.name == name
     assert recipe.description
     assert recipe.attacks
@@ -43,6 +47,25 @@ def test_every_preset_builds(name: str) -> None:
     assert {repr(attack) for attack in recipe.attacks}.isdisjoint(repr(attack) for attack in recipe.left_out)
     assert {d.name for detectors in programs.values() for d in detectors} <= set(DETECTORS)
     assert all(need.backwards == need.rows_per_item == 0 for d in programs["screen"] for need in d.needs)
+
+
+@pytest.mark.parametrize("name", [name for name in presets() if load_recipe(name).cost is not None])
+def test_a_preset_stays_within_the_forwards_that_it_names(name: str) -> None:
+    recipe = load_recipe(name)
+    (detectors,) = recipe.programs(TAPS).values()
+    second = recipe.second.forwards if recipe.asks_second else 0.0
+    assert recipe.cost is not None
+    assert floor_of(need for detector in detectors for need in detector.needs) + second <= recipe.cost
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_there_is_one_program_unless_a_cascade_is_wanted(*, cascade: bool) -> None:
+    blocks = [("mahalanobis", "screen"), ("feature_squeezing", "interpret"), ("kernel_density", "screen")]
+    raw = {"cascade": cascade, "detector": [{"name": name, "program": program} for name, program in blocks]}
+    found = parse(raw, "mine").programs(TAPS)
+    names = {program: [detector.name for detector in detectors] for program, detectors in found.items()}
+    first, second = ["mahalanobis", "kernel_density"], ["feature_squeezing"]
+    assert names == ({"screen": first, "interpret": second} if cascade else {"interpret": [*first, *second]})
 
 
 def test_presets_are_the_files_there_are() -> None:
@@ -83,6 +106,9 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (("[[repair]]", "[repair]"), ("repair",)),
         (('name = "mahalanobis"', "name = 3"), ("3",)),
         (('"mine"', '"mine'), ("not valid TOML",)),
+        (('"mine"', '"mine"\ncost = 0.5'), ("cost = 0.5", "1 or more")),
+        (('"mine"', '"mine"\ncost = "low"'), ("'low'", "1 or more")),
+        (('"mine"', '"mine"\ncascade = 1'), ("cascade = 1", "true", "false")),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], words: tuple[str, ...]) -> None:

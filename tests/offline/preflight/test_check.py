@@ -26,9 +26,14 @@ SOUND: Mapping[str, tuple[str, str, str, tuple[str, ...]]] = {
             "output 'logits': logits of 3 classes",
             "640 items; values fill 0% to 94% of the way from black to white, in whole steps of 1/16",
             "classes numbers 0 to 2;",
-            "program screen: 1 forward for mahalanobis, kernel_density",
-            "program interpret: 4 forwards (1 + 1 backward + 2 rows) for saliency_classifier",
+            "program interpret: 4 forwards (1 + 1 backward + 2 rows) for mahalanobis, kernel_density,",
         ),
+    ),
+    "a limit of forwards": (
+        "plain.onnx",
+        "unit.npz",
+        "--preset digits --cost 2",
+        ("within 2 forwards training chooses", "saliency_classifier +1,", "feature_squeezing (BitDepth(bits=2)) +1,"),
     ),
     "ONNX of the older exporter, bytes with channels last": (
         "legacy.onnx",
@@ -152,6 +157,8 @@ BROKEN: Mapping[str, tuple[str, str, str, int, tuple[str, ...]]] = {
     "no such layer": ("plain.onnx", "unit.npz", "--recipe layer.toml", 2, ("no layer 'layer4', but relu",)),
     "no such detector": ("plain.onnx", "unit.npz", "--recipe detector.toml", 2, ("'mahalanobi'; known: mahalanobis",)),
     "no adaptive attack": ("plain.onnx", "unit.npz", "--recipe no-adaptive.toml", 2, ("add [adaptive] with budgets",)),
+    "half a forward": ("plain.onnx", "unit.npz", "--cost 0.5", 2, ("--cost 0.5", "give 1 or more")),
+    "nothing to choose by": ("plain.onnx", "unit.npz", "--cost 2", 2, ("small has 1", "leave --cost out")),
     "two gradients": ("plain.onnx", "unit.npz", "--recipe two-gradients.toml", 2, ("2 different", "wanted one")),
     "a budget below a step": ("plain.onnx", "unit.npz", "--recipe fine-budget.toml", 2, ("below one step, 1/16",)),
     "an adaptive budget below a step": (

@@ -24,9 +24,10 @@ from guard.offline.evidence.kinds.second import networks_of
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import parse
 from guard.offline.networks.learner import Learner
+from guard.offline.second import training as second_training
 from guard.offline.second.asked import find_asked
 from guard.offline.second.lessons import read_lessons
-from guard.offline.second.verifier_check import check_verifier
+from guard.offline.second.verifier_check import Held, check_verifier
 from guard.offline.train import train
 from guard.offline.training.build import Prepared
 from guard.offline.training.reopen import Work
@@ -109,7 +110,7 @@ def test_a_guard_without_a_family_asks_the_same_network_and_trains_none(trained:
         stage: Any = type("Quiet", (), {"items": lambda *_: None, "say": lambda *_: None, "note": lambda *_: None})()
         return Prepared(classifier, data, craft_all(job, classifier, data, stage))
 
-    found = refit(job, prepared(), "single-step", EvidenceCache(classifier), lambda _: None)
+    found = refit(job, prepared(), "single-step", bundle, EvidenceCache(classifier), lambda _: None)
     (asked,) = networks_of(need for d in work.subject(bundle).detectors for need in d.needs)
     (second,) = (one for one in found.manifest.detectors if one.name == "second_entropy")
     assert [need.expression for need in second.needs] == [f"SecondLogits(network={asked!r})"]
@@ -182,6 +183,42 @@ def test_a_network_that_hides_from_one_step_is_refused() -> None:
         lambda x: torch.stack([x[:, 0] * 0, x.mean(dim=1) - 0.55], dim=1), items, labels, budget, 50, 0
     )
     assert not honest.diverges
+
+
+@pytest.mark.parametrize("helps", [False, True])
+def test_an_epoch_that_begins_to_hide_is_learned_again_against_more_steps(
+    trained: Job, tmp_path: Path, epochs: list[int], monkeypatch: pytest.MonkeyPatch, *, helps: bool
+) -> None:
+    """The second robust epoch hides: whatever it learns against, so it is the end, or from one step alone."""
+    for name in ("model.pt2", "data.npz", "training.npz"):
+        (tmp_path / name).symlink_to(trained.out.parent / name)
+    job = job_in(tmp_path, second_minutes=60.0)
+    classifier, data = open_job(job)
+    asked = find_asked(job, classifier, data, lambda *_: None)
+    assert asked.training is not None
+    whole = asked.training.plan()
+    natural, total = whole.natural_epochs, whole.natural_epochs + 3
+    monkeypatch.setattr(second_training.Training, "plan", lambda _: replace(whole, robust_epochs=3))
+    after: dict[int, Any] = {}
+
+    def attacked(*given: Any) -> Held:
+        first = epochs[-1] == natural + 1 and not (helps and epochs.count(natural + 1) > 1)
+        after.setdefault(epochs[-1], {name: value.clone() for name, value in given[0].state_dict().items()})
+        return Held(100, 0.02, 0.9, 0.5 if first else 0.85, 20)
+
+    monkeypatch.setattr(second_training, "attack_verifier", attacked)
+    said: list[str] = []
+    found = asked.training.run(said.append, lambda *_: None)
+    again = [natural + 1] * (1 if helps else second_training.MAX_ATTACK_STEPS - 1)
+    assert epochs == [*range(natural + 2), *again, *([natural + 2] if helps else [])]
+    assert any("so it hides from 1 of them; it is learned again" in text for text in said)
+    assert f"{natural} natural and {3 if helps else 1} robust epochs" in found.about
+    ended = f"the second network learned for {natural + 1} of {total} epochs: then it began to hide its gradient"
+    assert (ended in asked.training.cuts) != helps
+    learner = asked.training.learned(asked.training.plan(), said.append, lambda *_: None)
+    assert len(epochs) == natural + 2 + len(again) + helps, "it is not taken up again"
+    taken = learner.judged().state_dict()
+    assert all(torch.equal(taken[name], value) for name, value in after[natural].items()) != helps
 
 
 @pytest.mark.parametrize(

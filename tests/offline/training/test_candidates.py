@@ -1,0 +1,129 @@
+"""A guard whose detectors were chosen within a limit of forwards: trained, summarised, reopened and left out of."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from guard.bundle import Bundle
+from guard.errors import ConfigError
+from guard.offline.crafting.stage import craft_all
+from guard.offline.evaluation.left_out import refit
+from guard.offline.evidence.cache import EvidenceCache
+from guard.offline.job.job import Job, open_job
+from guard.offline.job.recipe import parse
+from guard.offline.train import train
+from guard.offline.training.build import Prepared
+from guard.offline.training.candidates import candidates_of, check_cost, rounds
+from guard.offline.training.reopen import Work
+from guard.offline.work.directory import WorkDirectory
+from guard.offline.work.progress import Stages
+from guard.summary import summarise
+from tests.offline import tiny
+from tests.once import once
+
+RECIPE: dict[str, Any] = {**tiny.RECIPE, "cascade": False}
+LIMIT = 3.0
+SQUEEZERS = [{"name": "bit_depth", "bits": 2}, {"name": "median", "window": 2}]
+
+
+def job_in(folder: Path, **changes: Any) -> Job:
+    small = {"craft_items": 200, "attack_items": 40, "adaptive_items": 2, "adaptive_steps": 1, "threads": 1}
+    return tiny.job(folder, recipe=parse(RECIPE, "tiny"), cost=LIMIT, **{**small, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    def make(folder: Path) -> None:
+        words = io.StringIO()
+        train(job_in(folder), Stages(Console(file=words, width=200)))
+        (folder / "words.txt").write_text(words.getvalue(), "utf-8")
+
+    return job_in(once(tmp_path_factory, "chosen", make))
+
+
+def test_candidates_are_the_recipes_detectors_and_fewer_squeezers_of_each() -> None:
+    found = candidates_of(parse(RECIPE, "tiny"), ["a", "b"])
+    assert [one.text for one in found] == [
+        "mahalanobis",
+        "kernel_density",
+        "saliency_classifier",
+        "feature_squeezing (BitDepth(bits=2), Median(window=2))",
+        "feature_squeezing (BitDepth(bits=2))",
+        "feature_squeezing (Median(window=2))",
+    ]
+    summary = {"name": "summary_classifier", "program": "interpret", "squeezers": SQUEEZERS}
+    texts = [one.text for one in candidates_of(parse({"detector": [summary]}, "mine"), ["a"])]
+    assert texts[-1] == "summary_classifier (Median(window=2), gradient = false)"
+    assert len(texts) == 6
+    assert rounds(found) == [[0, 1, 2, 3], [4], [5]], "heads go by name"
+
+
+def test_the_bundle_has_the_chosen_detectors_and_says_so(trained: Job) -> None:
+    bundle = Bundle.open(trained.out)
+    (program,) = bundle.manifest.programs
+    choice = bundle.manifest.provenance["choice"]
+    assert program.floor == choice["chosen"]["forwards"] <= LIMIT
+    assert [text.split(" ")[0] for text in choice["chosen"]["detectors"]] == list(program.detectors)
+    assert [block["name"] for block in bundle.manifest.recipe["detector"]] == list(program.detectors)
+    text, words = " ".join(summarise(bundle).split()), (trained.out.parent / "words.txt").read_text("utf-8")
+    assert f"chosen for {LIMIT:g} forwards at most: {program.floor:.3g} forwards" in text
+    assert "choose detectors" in words
+    assert "worst left out" in words
+    assert len(choice["frontier"]) >= 1
+
+
+def test_it_is_reopened_with_the_detectors_that_it_has(trained: Job) -> None:
+    bundle = Bundle.open(trained.out)
+    subject = Work.beside(bundle).subject(bundle)
+    images = torch.from_numpy(tiny.data(24, seed=22)[0])
+    served = subject.cascade.read(bundle.manifest.model.input.box.from_unit(images.numpy()))
+    with torch.no_grad():
+        ours = subject.joint().scores(subject.joint().evidence(images)).numpy()
+    np.testing.assert_allclose(served.scores, ours, rtol=1e-3, atol=1e-3)
+
+
+def test_a_guard_without_the_only_other_family_takes_the_served_detectors(trained: Job) -> None:
+    bundle = Bundle.open(trained.out)
+    job = Work.beside(bundle).job_of(bundle)
+    assert job.cost == LIMIT
+    assert len(job.recipe.detectors) == len(RECIPE["detector"]), "a left-out guard chooses among all candidates"
+    classifier, data = open_job(job)
+    quiet: Any = type("Quiet", (), {"items": lambda *_: None, "say": lambda *_: None, "note": lambda *_: None})()
+    prepared = Prepared(classifier, data, craft_all(job, classifier, data, quiet))
+    found = refit(job, prepared, "single-step", bundle, EvidenceCache(classifier), lambda _: None)
+    assert [one.name for one in found.manifest.detectors] == [one.name for one in bundle.manifest.detectors]
+    assert found.manifest.provenance["choice"] == {}
+
+
+def test_a_cascade_from_before_there_was_one_program_is_reopened_as_it_is(
+    tiny_job: Job, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    work = WorkDirectory(shutil.copytree(tiny_job.work.path, tmp_path / "old.work"))
+    settings = json.loads(work.job.read_text("utf-8"))
+    del settings["recipe"]["raw"]["cascade"]
+    work.job.write_text(json.dumps(settings), "utf-8")
+    subject = Work.beside(tiny_bundle, work.path).subject(tiny_bundle)
+    assert list(subject.programs) == [program.name for program in tiny_bundle.manifest.programs]
+    assert len(subject.programs) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cost": 0.5}, "--cost 0.5: a guard runs the model's forward once"),
+        ({"recipe": parse({**RECIPE, "attack": RECIPE["attack"][:1]}, "one")}, "recipe one has 1"),
+    ],
+)
+def test_a_limit_that_nothing_can_be_chosen_by_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    settings = {"recipe": parse(RECIPE, "tiny"), "cost": LIMIT, **changes}
+    with pytest.raises(ConfigError, match=words):
+        check_cost(tiny.job(tmp_path, **settings))
