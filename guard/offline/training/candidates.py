@@ -25,7 +25,7 @@ from guard.offline.evidence.forwards import forwards_by_need
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, built_detector
 from guard.offline.training.build import Prepared
-from guard.offline.training.calibrator import noise_settings, pool
+from guard.offline.training.calibrator import pool
 from guard.offline.training.choose_detectors import Choice, FamilyScores, Option, choose
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 
@@ -123,12 +123,11 @@ def scores_without(
 ) -> tuple[FamilyScores, list[Detector]]:
     """Fit all candidates without a family; return their scores on the combiner's split, and the fitted detectors."""
     data, spec = prepared.data, prepared.classifier.spec.input
-    noise = noise_settings(job, prepared.classifier)
     others = tuple(found for found in prepared.crafted if str(found.family) != family)
     own = tuple(found for found in prepared.crafted if str(found.family) == family)
     heads = fitted_heads(others, job, prepared, candidates, remembered, lambda name: note(f"without {family}: {name}"))
-    learned, noisy = pool(others, data, Split.COMBINER, spec, *noise)
-    judged, _ = pool(own, data, Split.COMBINER, spec, *noise)
+    learned, noisy = pool(others, data, Split.COMBINER, spec, job.seed)
+    judged, _ = pool(own, data, Split.COMBINER, spec, job.seed)
     clean = data.part(Split.COMBINER).images[:]
     scores = [columns(heads, images, remembered) for images in (clean, noisy, learned.items, judged.items)]
     found = FamilyScores(family, scores[0], scores[1], learned.seen_as(scores[2]), judged.seen_as(scores[3]))
@@ -145,8 +144,7 @@ def fitted_heads(
 ) -> list[Head]:
     """Fit the head of each candidate on these crafted sets, on at most FITTED_ITEMS items of each kind."""
     data = prepared.data
-    noise = noise_settings(job, prepared.classifier)
-    attacked, noisy = pool(crafted, data, Split.HEADS, prepared.classifier.spec.input, *noise)
+    attacked, noisy = pool(crafted, data, Split.HEADS, prepared.classifier.spec.input, job.seed)
     items = FittingItems(data.part(Split.HEADS), noisy, attacked).some(FITTED_ITEMS, job.seed)
     heads: dict[int, Head] = {}
     for places in rounds(candidates):
