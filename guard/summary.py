@@ -32,6 +32,7 @@ def summarise(bundle: Bundle) -> str:
         *student_lines(manifest, holds_answers=(bundle.path / ANSWER_CALIBRATION).is_file()),
         *second_lines(manifest),
         *choice_lines(manifest),
+        *fusion_lines(manifest),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
@@ -90,6 +91,18 @@ def second_lines(manifest: Manifest) -> list[str]:
         for text in found
         for line in textwrap.wrap(text, width=80, initial_indent="second      ", subsequent_indent=" " * 12)
     ]
+
+
+def fusion_lines(manifest: Manifest) -> list[str]:
+    """Lines on the share of the rate for evidence that needs no attacks; none where the manifest does not say."""
+    found = manifest.provenance.get("fusion")
+    if not found:
+        return []
+    text = f"{found['alone_rate_share']:.0%} of the rate is kept for evidence that needs no attacks"
+    if found["left_out"]:
+        family, share = min(found["left_out"].items(), key=lambda one: float(one[1]))
+        text += f"; of the family that is caught least where it is left out, {family}, {share:.0%} is"
+    return textwrap.wrap(text, width=80, initial_indent="fusion      ", subsequent_indent=" " * 12)
 
 
 def choice_lines(manifest: Manifest) -> list[str]:

@@ -28,8 +28,9 @@ from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.candidates import with_chosen
-from guard.offline.training.choose_detectors import Choice
+from guard.offline.training.choose_detectors import Choice, FamilyScores
 from guard.offline.training.fit_heads import save_heads, settled
+from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.training.reopen import write_work
 from guard.offline.work.progress import Stages
 from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, counts, new_table, plain_lines, shares
@@ -109,14 +110,15 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
     classifier, data = prepared.classifier, prepared.data
     job = job.fitting(classifier)
     began = time.monotonic()
-    job, heads, choice = choose_and_fit(job, prepared, stages)
+    job, heads, choice, left_out = choose_and_fit(job, prepared, stages)
     save_heads(heads, job.work)
     programs = settled(prepared.programs(job), heads)
     with stages.stage("compile to ONNX"):
         graphs = compile_heads(job, prepared, programs, heads)
     with stages.stage("calibrate") as progress:
         calibrator = Calibrator(job, classifier, programs, graphs.files, data, choice)
-        calibrated = calibrator.calibrate(prepared.crafted)
+        calibrated = calibrator.calibrate(prepared.crafted, left_out)
+        progress.say(*wrapped("fusion", str(calibrated.kept), STAGE_WIDTH_COLUMNS))
         parity = parities(graphs, calibrated.cascade)
         rates = Rates(job.reject_rate, job.flag_rate)
         verdicts = compare_verdicts(
@@ -134,8 +136,13 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
         return calibrator.bundle(job.out, calibrated, parity, reports, verdicts, cuts=said)
 
 
-def choose_and_fit(job: Job, prepared: Prepared, stages: Stages) -> tuple[Job, dict[str, Head], Choice | None]:
-    """Choose detectors where the job limits their cost, and fit them; return that job, heads and choice."""
+def choose_and_fit(
+    job: Job, prepared: Prepared, stages: Stages
+) -> tuple[Job, dict[str, Head], Choice | None, list[FamilyScores]]:
+    """Choose detectors where the job limits their cost, and fit them; return that job, heads, choice, and scores.
+
+    The scores are those of heads that do without a family.
+    """
     remembered, choice = EvidenceCache(prepared.classifier), None
     if job.cost is not None:
         with stages.stage("choose detectors") as progress:
@@ -143,7 +150,9 @@ def choose_and_fit(job: Job, prepared: Prepared, stages: Stages) -> tuple[Job, d
             for line in choice_lines(choice):
                 progress.say(line)
     with stages.stage("fit detectors") as progress:
-        return job, fit(job, prepared, prepared.programs(job), progress.note, remembered), choice
+        programs = prepared.programs(job)
+        heads = fit(job, prepared, programs, progress.note, remembered)
+        return job, heads, choice, left_out_scores(job, prepared, programs, remembered, progress.note)
 
 
 def choice_lines(choice: Choice | None) -> list[str]:

@@ -1,6 +1,7 @@
 """Guards fitted without one family of attacks: what is caught of a kind of attack that training never saw.
 
-Rule 1: everything that saw attacked items is made anew without the family: heads, fusion, bands, ranks.
+Rule 1: everything that saw attacked items is made anew without the family: heads, fusion, bands, ranks, and the choice
+of the share that is kept for evidence that needs no attacks.
 Rule 2: the path is the served bundle's own, down to the runtime.
 """
 
@@ -22,6 +23,7 @@ from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.candidates import MIN_FAMILIES, with_chosen
 from guard.offline.training.choose_detectors import Choice
 from guard.offline.training.fit_heads import settled
+from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.work.code import code_digest
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
@@ -81,12 +83,13 @@ def refit(
     job, choice = chosen_without(job, kept, served, remembered, lambda name: note(f"{family}: {name}"))
     programs = kept.programs(job)
     heads = fit(job, kept, programs, lambda name: note(f"{family}: {name}"), remembered)
+    left_out = left_out_scores(job, kept, programs, remembered, lambda text: note(f"{family}: {text}"))
     programs = settled(programs, heads)
     note(f"{family}: compile")
     graphs = compile_heads(job, kept, programs, heads)
     note(f"{family}: calibrate")
     calibrator = Calibrator(job, kept.classifier, programs, graphs.files, kept.data, choice)
-    calibrated = calibrator.calibrate(kept.crafted)
+    calibrated = calibrator.calibrate(kept.crafted, left_out)
     parities(graphs, calibrated.cascade)
     return calibrator.bundle(path, calibrated, {}, {})
 

@@ -54,7 +54,8 @@ from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
 from guard.offline.training.answer_calibration import calibrate_answers
-from guard.offline.training.choose_detectors import Choice
+from guard.offline.training.choose_detectors import Choice, FamilyScores
+from guard.offline.training.choose_share import KeptShare, choose_share
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
 
@@ -68,6 +69,7 @@ class Calibrated:
 
     cascade: Cascade
     leaks: Mapping[str, float]  # the share of each crafted attack that the bands would pass early
+    kept: KeptShare  # for evidence that needs no attacks
     transfers: Mapping[str, Transfer] = field(default_factory=dict)  # of each crafted attack, where the model is closed
     answers: AnswerCalibration | None = None  # of a closed model
 
@@ -83,8 +85,12 @@ class Calibrator:
     data: Dataset
     choice: Choice | None = None  # of the detectors, where they were chosen
 
-    def calibrate(self, crafted: Sequence[CraftedSet]) -> Calibrated:
-        """Fit fusion and bands, and rank the clean items."""
+    def calibrate(self, crafted: Sequence[CraftedSet], left_out: Sequence[FamilyScores]) -> Calibrated:
+        """Fit fusion and bands, and rank the clean items.
+
+        `left_out` are scores by heads fitted without a family, which choose the share of the rate that is kept for
+        evidence that needs no attacks; without any it is the usual one.
+        """
         cascade = self.uncalibrated()
         attacked, noisy = pool(crafted, self.data, Split.COMBINER, self.classifier.spec.input, self.job.seed)
         fitted_on = self.data.part(Split.COMBINER).images
@@ -93,8 +99,11 @@ class Calibrator:
         noise, bad = read(cascade, noisy).scores, read(cascade, attacked.items).scores
         ends = np.cumsum(cascade.calibration.programs)
         independent = [d.name in INDEPENDENT for ds in self.programs.values() for d in ds]
+        kept = choose_share(left_out, independent)
         fusions = tuple(
-            fit_fusion(clean[:, :end], noise[:, :end], attacked.seen_as(bad[:, :end]), independent[:end])
+            fit_fusion(
+                clean[:, :end], noise[:, :end], attacked.seen_as(bad[:, :end]), independent[:end], kept.rate_share
+            )
             for end in ends
         )
         bands = tuple(
@@ -113,7 +122,7 @@ class Calibrator:
         if (answering := self.classifier.answering) is not None:
             combiner, last = (seen, fitted_on), (ranked, to_rank)
             answers = calibrate_answers(calibration, answering, combiner, last, cascade.spec.box)
-        return Calibrated(cascade.with_calibration(calibration), leaks, transfers, answers)
+        return Calibrated(cascade.with_calibration(calibration), leaks, kept, transfers, answers)
 
     def uncalibrated(self) -> Cascade:
         """Load the written programs under a calibration of the right shape that promises nothing yet."""
@@ -207,6 +216,7 @@ class Calibrator:
                 "splits": {split.value: len(self.data.part(split)) for split in Split},
                 "bands": [[str(b.low), str(b.high)] for b in calibrated.cascade.calibration.bands],
                 "early_pass_share": dict(calibrated.leaks),
+                "fusion": calibrated.kept.facts,
                 "parity": {name: asdict(p) for name, p in parity.items()},
                 "served": {} if (found := self.classifier.difference) is None else asdict(found),
                 "student": student_facts(self.classifier.answering, calibrated.transfers),

@@ -16,6 +16,7 @@ import torch
 from guard.errors import ConfigError
 from guard.fusion import Floats
 from guard.offline.crafting.crafted_set import CraftedSet
+from guard.offline.data.attacked import Attacked
 from guard.offline.data.grid import Images
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
@@ -120,14 +121,17 @@ def scores_without(
     candidates: Sequence[Candidate],
     remembered: EvidenceCache,
     note: Callable[[str], None],
+    most: int = FITTED_ITEMS,
 ) -> tuple[FamilyScores, list[Detector]]:
     """Fit all candidates without a family; return their scores on the combiner's split, and the fitted detectors."""
-    data, spec = prepared.data, prepared.classifier.spec.input
+    data = prepared.data
     others = tuple(found for found in prepared.crafted if str(found.family) != family)
     own = tuple(found for found in prepared.crafted if str(found.family) == family)
-    heads = fitted_heads(others, job, prepared, candidates, remembered, lambda name: note(f"without {family}: {name}"))
-    learned, noisy = pool(others, data, Split.COMBINER, spec, job.seed)
-    judged, _ = pool(own, data, Split.COMBINER, spec, job.seed)
+    heads = fitted_heads(
+        others, job, prepared, candidates, remembered, lambda name: note(f"without {family}: {name}"), most
+    )
+    learned, noisy = pooled(others, job, prepared, Split.COMBINER)
+    judged, _ = pooled(own, job, prepared, Split.COMBINER)
     clean = data.part(Split.COMBINER).images[:]
     scores = [columns(heads, images, remembered) for images in (clean, noisy, learned.items, judged.items)]
     found = FamilyScores(family, scores[0], scores[1], learned.seen_as(scores[2]), judged.seen_as(scores[3]))
@@ -141,17 +145,24 @@ def fitted_heads(
     candidates: Sequence[Candidate],
     remembered: EvidenceCache,
     note: Callable[[str], None],
+    most: int = FITTED_ITEMS,
 ) -> list[Head]:
-    """Fit the head of each candidate on these crafted sets, on at most FITTED_ITEMS items of each kind."""
-    data = prepared.data
-    attacked, noisy = pool(crafted, data, Split.HEADS, prepared.classifier.spec.input, job.seed)
-    items = FittingItems(data.part(Split.HEADS), noisy, attacked).some(FITTED_ITEMS, job.seed)
+    """Fit the head of each candidate on these crafted sets, on at most so many items of each kind."""
+    attacked, noisy = pooled(crafted, job, prepared, Split.HEADS)
+    items = FittingItems(prepared.data.part(Split.HEADS), noisy, attacked).some(most, job.seed)
     heads: dict[int, Head] = {}
     for places in rounds(candidates):
         detectors = [candidates[place].detector for place in places]
         found = fit_heads(detectors, items, remembered, seed=job.seed, report=note)
         heads |= {place: found[candidates[place].detector.name] for place in places}
     return [heads[place] for place in range(len(candidates))]
+
+
+def pooled(
+    crafted: Sequence[CraftedSet], job: Job, prepared: Prepared, split: Split
+) -> tuple[Attacked[Images], Images]:
+    """Return the attacked and the noisy items of these crafted sets in one split."""
+    return pool(crafted, prepared.data, split, prepared.classifier.spec.input, job.seed)
 
 
 def rounds(candidates: Sequence[Candidate]) -> list[list[int]]:

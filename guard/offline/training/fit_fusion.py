@@ -2,7 +2,8 @@
 
 The fitted part knows the attacks that were crafted, and weighs every detector by them. A detector that no crafted
 attack moved has next to no weight in it; so a share of whatever rate is promised goes to the most surprised detector.
-Where one does not judge by the attacked weights (a second opinion), a larger share goes to it alone.
+Where one does not judge by the attacked weights (a second opinion), a larger share goes to it alone. How large it is,
+`choose_share.py` finds out.
 
 Rule 1: nothing here sees an item that a head was fitted on, or that calibrates.
 
@@ -37,10 +38,9 @@ MAX_FIT_STEPS = 500
 RIDGE_PENALTY = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
 # Of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
 NOISE_WEIGHT_SHARE = 0.25
-SURPRISE_RATE_SHARE = 0.1  # of a promised rate: for what one detector finds and the fitted risk does not
-# Of the rate where a detector is independent of the attacked weights, for it alone. On CIFAR-10 with a tenth for all of
-# them, or three or six tenths for it, PGD 2/255 left out was caught on 29, 33 and 43 % at 5 %, a patch on 65, 65, 56 %
-INDEPENDENT_RATE_SHARE = 0.3
+# Of a promised rate, where there are no families to choose it by: for what one detector finds and the fitted risk does
+# not; and where a detector is independent of the attacked weights, for it alone
+SURPRISE_RATE_SHARE, INDEPENDENT_RATE_SHARE = 0.1, 0.3
 TAIL_SHARE, MIN_TAIL_ITEMS = 0.1, 20  # the share of items that a tail is fitted to, and how many that must be
 EARLY_RATE_SHARE = 1 / 40  # of the promised rate: what clean items may lose to an early reject
 ROUNDING_SHARE = 1e-5  # of a number's size: a tail no longer than that is float32's, not the detector's
@@ -48,18 +48,35 @@ ROUNDING_SHARE = 1e-5  # of a number's size: a tail no longer than that is float
 RESTING_SLOPE = 1e-3
 
 
-def fit_fusion(clean: Floats, noisy: Floats, attacked: Attacked[Floats], independent: Sequence[bool] = ()) -> Fusion:
+def usual_share(independent: Sequence[bool]) -> float:
+    """Return the share of the rate that is kept for surprise where nothing tells which is best."""
+    return INDEPENDENT_RATE_SHARE if any(independent) else SURPRISE_RATE_SHARE
+
+
+def fit_fusion(
+    clean: Floats,
+    noisy: Floats,
+    attacked: Attacked[Floats],
+    independent: Sequence[bool] = (),
+    rate_share: float | None = None,
+) -> Fusion:
     """Fit a logistic combiner with rising contributions of both tails of every detector, and the surprise beside it.
 
     All are scores [item, detector]. Negatives weigh as much as all attacks together, each attack as much as the next.
     Without attacks the tails weigh the same (`unfitted`), and there is no surprise. `independent` says of each detector
-    whether the surprise is kept for it; of all of them where it says so of none.
+    whether the surprise is kept for it; of all of them where it says so of none. `rate_share` of a promised rate is the
+    surprise's; the usual share unless given.
 
     Raises:
         DataError: a score is not finite, or the fit did not converge.
     """
     if len(attacked) == 0:
         return unfitted(clean)
+    return add_surprise(fit_weights(clean, noisy, attacked), clean, noisy, independent, rate_share)
+
+
+def fit_weights(clean: Floats, noisy: Floats, attacked: Attacked[Floats]) -> Fusion:
+    """Fit the weights of a fusion that has no surprise yet, as `fit_fusion` does. Raises DataError."""
     for scores in (clean, noisy, attacked.items):
         check_finite(scores)
     knots, levels = clean_knots(clean)
@@ -70,13 +87,20 @@ def fit_fusion(clean: Floats, noisy: Floats, attacked: Attacked[Floats], indepen
     target = np.concatenate([np.zeros(len(negatives)), np.ones(len(attacked))])
     shares = negative_shares(len(clean), len(noisy))
     slopes, bias = logistic(features, target, np.concatenate([shares, attacked.shares()]))
-    fitted = replace(blank, weights=slopes.reshape(blank.weights.shape) + resting(blank.weights.shape), bias=bias)
-    tails = [exponential_tail(scores, shares) for scores in negatives.T]
+    return replace(blank, weights=slopes.reshape(blank.weights.shape) + resting(blank.weights.shape), bias=bias)
+
+
+def add_surprise(
+    weighed: Fusion, clean: Floats, noisy: Floats, independent: Sequence[bool], rate_share: float | None
+) -> Fusion:
+    """Return the fusion with a surprise that takes a share of the rate, of the detectors that it is kept for."""
+    shares = negative_shares(len(clean), len(noisy))
+    tails = [exponential_tail(scores, shares) for scores in np.concatenate([clean, noisy]).T]
     own = [tail if kept else None for tail, kept in zip(tails, independent, strict=False)]
-    if any(tail is not None for tail in own):
-        own += [None] * (count - len(own))
-        return replace(fitted, surprise=surprise_beside(fitted, clean, own, INDEPENDENT_RATE_SHARE))
-    return replace(fitted, surprise=surprise_beside(fitted, clean, tails, SURPRISE_RATE_SHARE))
+    alone = any(tail is not None for tail in own)
+    heard = [*own, *[None] * (len(tails) - len(own))] if alone else tails
+    share = usual_share((alone,)) if rate_share is None else rate_share
+    return replace(weighed, surprise=surprise_beside(weighed, clean, heard, share))
 
 
 def check_finite(scores: Floats) -> None:

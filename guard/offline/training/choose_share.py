@@ -1,0 +1,99 @@
+"""Chooses the share of the rate for evidence that needs no attacks, by families of attacks that were left out.
+
+Rule 1: a family judges only heads and fusions that were fitted on none of its items, at thresholds of clean items that
+the fusion was not fitted on.
+Rule 2: a share is worth what it catches of the family that it catches least of.
+
+How it works. Each family of the crafted attacks is left out in turn. Heads are fitted without it, as
+`left_out_scores.py` does, and the fusion on the scores that they give to the other families and to half of the clean
+items. What is caught of the family is counted at thresholds that the other half sets, at several rates; then the halves
+change places.
+Of all shares that cost the seen families little, the one with the best worst family is taken. A guard that is itself
+made without a family chooses among the families that it has: the choice never sees an item of the one it lacks.
+
+Example. With the usual share, families A, B and C are caught on 80, 40 and 60 % left out, and on 90 % where they are
+seen; with a larger share on 70, 50 and 55 %, and 88 %. The larger one is taken: 50 % is more than 40 %, and 2 points of
+what is seen are within MAX_SEEN_LOSS_SHARE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from guard.fusion import Floats, Fusion
+from guard.offline.data.attacked import Attacked
+from guard.offline.training.choose_detectors import FamilyScores
+from guard.offline.training.fit_fusion import add_surprise, fit_weights, usual_share
+
+TRIED_RATE_SHARES = (0.1, 0.3, 0.5, 0.7)
+MAX_SEEN_LOSS_SHARE = 0.03  # of the seen families' items: how many fewer a chosen share may catch than the usual one
+JUDGED_RATES = (0.01, 0.02, 0.05, 0.1)  # promised rates at which what is caught is counted
+CLEAN_PARTS = 2  # of the clean items: the fusion is fitted on all but one, which sets the thresholds
+
+
+@dataclass(frozen=True)
+class KeptShare:
+    """The share of the rate that was chosen, and what it catches of each family left out, beside the usual share.
+
+    What is caught is a share of a family's items, averaged over its attacks and JUDGED_RATES. Without two families
+    there is no choice: the share is the usual one, and nothing was counted.
+    """
+
+    rate_share: float
+    caught: Mapping[str, float] = field(default_factory=dict)
+    usual_caught: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of the choice."""
+        return {
+            "alone_rate_share": self.rate_share,
+            "left_out": {family: round(share, 3) for family, share in self.caught.items()},
+            "left_out_usual": {family: round(share, 3) for family, share in self.usual_caught.items()},
+        }
+
+    def __str__(self) -> str:
+        if not self.caught:
+            return f"{self.rate_share:.0%} of the rate for evidence that needs no attacks, the usual share"
+        worst = min(self.caught, key=lambda family: self.caught[family])
+        return (
+            f"{self.rate_share:.0%} of the rate for evidence that needs no attacks, chosen by families left out: "
+            f"{self.caught[worst]:.0%} caught of the worst, {worst}; {min(self.usual_caught.values()):.0%} with the "
+            "usual share"
+        )
+
+
+def choose_share(left_out: Sequence[FamilyScores], independent: Sequence[bool] = ()) -> KeptShare:
+    """Choose the share that serves the worst left-out family best; `independent` as in `fit_fusion`.
+
+    Raises DataError, as a fit does.
+    """
+    usual = usual_share(independent)
+    if not left_out:
+        return KeptShare(usual)
+    tried = sorted({usual, *TRIED_RATE_SHARES})
+    caught: dict[float, dict[str, float]] = {share: {one.family: 0.0 for one in left_out} for share in tried}
+    seen = dict.fromkeys(tried, 0.0)
+    for one in left_out:
+        for place in range(CLEAN_PARTS):
+            held = np.arange(len(one.clean)) % CLEAN_PARTS == place
+            clean = one.clean[~held]
+            weighed = fit_weights(clean, one.noisy, one.learned)
+            for share in tried:
+                fusion = add_surprise(weighed, clean, one.noisy, independent, share)
+                caught[share][one.family] += share_caught(fusion, one.clean[held], one.judged) / CLEAN_PARTS
+                seen[share] += share_caught(fusion, one.clean[held], one.learned) / CLEAN_PARTS / len(left_out)
+    allowed = [share for share in tried if seen[share] >= seen[usual] - MAX_SEEN_LOSS_SHARE]
+    best = max([usual, *allowed], key=lambda share: min(caught[share].values()))  # of equal ones the usual
+    return KeptShare(best, caught[best], caught[usual])
+
+
+def share_caught(fusion: Fusion, clean: Floats, judged: Attacked[Floats]) -> float:
+    """Return the share of attacked items above thresholds of clean ones, averaged over JUDGED_RATES and attacks."""
+    thresholds = np.quantile(fusion.risk(clean), 1 - np.asarray(JUDGED_RATES), method="higher")
+    above = (fusion.risk(judged.items)[:, None] > thresholds).mean(axis=1)
+    return float(above @ judged.shares())
