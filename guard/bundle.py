@@ -31,6 +31,7 @@ from guard.value_box import ValueBox
 FORMAT_VERSION = 3
 READ_VERSIONS = (2, FORMAT_VERSION)  # 2 knows no features of tables
 MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
+ANSWER_CALIBRATION = "answer.npz"  # of a closed model's answers, for a guard that forwards before its verdict
 DATATYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
@@ -90,6 +91,7 @@ class OutputSpec:
     classes: int
     labels: tuple[str, ...] = ()
     single: bool = False  # of two classes: the probability of class 1, or its logit
+    numbers: tuple[int, ...] = ()  # the labels on the wire by class, where they are numbers that do not run from 0
 
     @property
     def columns(self) -> int:
@@ -242,10 +244,17 @@ class Manifest:
 
 
 def output_spec(raw: Mapping[str, Any]) -> OutputSpec:
-    """Read the manifest's output; without `single` it is of before one number an item was known. Raises BundleError."""
+    """Read the manifest's output; without `single` or `numbers` it is of before they were known. Raises BundleError."""
     spec = OutputSpec(
-        raw["name"], raw["kind"], int(raw["classes"]), tuple(raw["labels"]), bool(raw.get("single", False))
+        raw["name"],
+        raw["kind"],
+        int(raw["classes"]),
+        tuple(raw["labels"]),
+        bool(raw.get("single", False)),
+        tuple(map(int, raw.get("numbers", ()))),
     )
+    if spec.numbers and len(spec.numbers) != spec.classes:
+        raise BundleError(f"the manifest's output has {len(spec.numbers)} numbers for {spec.classes} classes")
     if spec.single and (spec.classes != 2 or spec.kind == "label"):
         raise BundleError(
             f"the manifest's output is one number an item of {spec.kind} for {spec.classes} classes; wanted a "
@@ -366,7 +375,7 @@ def identity(programs: Sequence[ProgramSpec], digest: Callable[[str], str | None
 
     `digest` returns the digest of a file's content by the file's name; None where there is no such file.
     """
-    files = sorted({*(program.file for program in programs), WEIGHTS, CALIBRATION})
+    files = sorted({*(program.file for program in programs), WEIGHTS, CALIBRATION, ANSWER_CALIBRATION})
     found = [(name, known) for name in files if (known := digest(name)) is not None]
     return hashlib.sha256(repr(found).encode()).hexdigest()
 

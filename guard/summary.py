@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from guard.bundle import Bundle, InputSpec, Manifest, OutputSpec
+from guard.bundle import ANSWER_CALIBRATION, Bundle, InputSpec, Manifest, OutputSpec
 from guard.calibration import smallest_rate
 from guard.choice_text import choice_text
 from guard.feature_values import feature_text
@@ -29,7 +29,7 @@ def summarise(bundle: Bundle) -> str:
         f"output      {model.output.name}, {model.output.in_words}",
         *classes_in_order(model.output),
         *served_lines(manifest),
-        *student_lines(manifest),
+        *student_lines(manifest, holds_answers=(bundle.path / ANSWER_CALIBRATION).is_file()),
         *second_lines(manifest),
         *choice_lines(manifest),
         f"promise     {manifest.reject_rate:.3g} of clean items rejected, {manifest.flag_rate:.3g} flagged or rejected",
@@ -67,15 +67,17 @@ def served_lines(manifest: Manifest) -> list[str]:
     return textwrap.wrap(text, width=80, initial_indent="served      ", subsequent_indent=" " * 12)
 
 
-def student_lines(manifest: Manifest) -> list[str]:
+def student_lines(manifest: Manifest, *, holds_answers: bool) -> list[str]:
     """Lines on the student of a model that cannot be opened, and whose gradient is read; none of an opened model."""
     found = manifest.provenance.get("student")
     if not found:
         return []
+    held = "; its answers can be held until the verdict (forward = 'before')" if holds_answers else ""
     transfer = "" if found["transfer"] is None else f"; {found['transfer']:.0%} of what misleads it fools the model"
     text = (
         f"{found['model']} answers ({found['by']}), the gradient is a student's, distilled from {found['questions']:,} "
         f"answers; both name the same class on {found['agreed']:.1%} of {found['items']:,} clean items{transfer}"
+        f"{held}"
     )
     return textwrap.wrap(text, width=80, initial_indent="closed      ", subsequent_indent=" " * 12)
 

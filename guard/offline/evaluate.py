@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from guard.answer_evidence import evidence_of
 from guard.bundle import Bundle
 from guard.columns import ColumnChoice
 from guard.offline.adversary.descent import ALL_METHODS, METHODS
@@ -118,7 +119,16 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
             left_out = refit_all(work.job_of(bundle), lambda: prepared(work, bundle, progress), bundle, progress.note)
     with stages.stage("measure on held-out data") as progress:
         further = Further(wish.suite, 60 * wish.suite_minutes, work.directory) if wish.suite else None
-        evaluation = measure(subject, held_out, work.recipe, effort, progress, left_out=left_out, further=further)
+        evaluation = measure(
+            subject,
+            held_out,
+            work.recipe,
+            effort,
+            progress,
+            left_out=left_out,
+            further=further,
+            answers=evidence_of(bundle),
+        )
     with stages.stage("write report"):
         write_report(evaluation, out)
     return evaluation

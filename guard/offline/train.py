@@ -126,7 +126,8 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
         write_seconds(job.work, time.monotonic() - began)
     with stages.stage("measure on held-out data") as progress:
         subject, effort = calibrator.opened(calibrated, heads), effort_of(job, prepared.cuts, deadline)
-        evaluation = measure(subject, data.part(Split.TEST), job.recipe, effort, progress)
+        test = data.part(Split.TEST)
+        evaluation = measure(subject, test, job.recipe, effort, progress, answers=calibrated.answers)
     with stages.stage("write bundle"):
         reports = {"report.json": to_json(evaluation).encode(), "report.html": to_html(evaluation).encode()}
         said = {"guard": prepared.cuts, "report": evaluation.cuts[len(prepared.cuts) :]}

@@ -47,7 +47,7 @@ class Admin:
 
     def response(self, found: Inspection) -> InspectResponse:
         """The answer to Inspect: the verdict with its reasons."""
-        readings, names = found.readings, self.service.inspector.calibration.detectors
+        readings, names = found.readings, found.detectors
         items = [
             Item(
                 action=action.value,

@@ -98,10 +98,19 @@ def output_tensor(message: ModelInferResponse, index: int) -> NDArray[Any] | Non
 def named_class(values: NDArray[Any], spec: OutputSpec, items: int) -> NDArray[np.int64] | None:
     if spec.kind == "label":
         whole = values.dtype.kind != "f" or bool((np.abs(values) <= MAX_FLOAT_LABEL_CODE).all())
-        return values.astype(np.int64) if values.size == items and whole else None
-    if values.size != items * spec.columns:
+        return in_places(values.astype(np.int64).ravel(), spec) if values.size == items and whole else None
+    if values.size != items * spec.columns or np.isnan(values).any():
         return None
     if spec.single:
         threshold = 0.5 if spec.kind == "probabilities" else 0.0
-        return None if np.isnan(values).any() else (values > threshold).astype(np.int64).ravel()
+        return (values > threshold).astype(np.int64).ravel()
     return np.asarray(values.reshape(items, spec.classes).argmax(axis=1), dtype=np.int64)
+
+
+def in_places(labels: NDArray[np.int64], spec: OutputSpec) -> NDArray[np.int64] | None:
+    """Labels [item] as places of classes, where the bundle's do not run from 0; None where one is of no class."""
+    if not spec.numbers:
+        return labels
+    places = {number: place for place, number in enumerate(spec.numbers)}
+    found = [places.get(label, -1) for label in labels.tolist()]
+    return None if -1 in found else np.asarray(found, dtype=np.int64)

@@ -2,6 +2,7 @@
 
 Rule 1: what could not be inspected passes only where mode or on_failure say so.
 Rule 2: nothing here decodes, forwards, counts or logs; the caller does, and answers its own client.
+Rule 3: where the model's answer counts, a verdict before it rejects only what is rejected whatever the model answers.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.answer_evidence import AnswerCalibration
 from guard.calibration import Calibration, smallest_rate
-from guard.cascade import Readings
+from guard.cascade import Readings, jitter
 from guard.errors import Expired, GuardError, MalformedRequest, Overloaded, Unchecked, Uninspectable
+from guard.fusion import Floats
 from guard.policy import Action, Policy, Verdict, decide
 from guard.serve.batcher import Batcher
 from guard.serve.engine import Engine
@@ -31,6 +34,8 @@ class Inspection:
     verdict: Verdict
     enacted: Action  # what the mode makes of the request's verdict
     request_p_value: float | None  # where requests are judged as a whole
+    detectors: tuple[str, ...]  # of the readings' scores, in their order
+    ties: Floats = field(repr=False)  # [item] what breaks ties of risks
 
     @property
     def worst(self) -> int:
@@ -46,6 +51,7 @@ class Inspector:
     calibration: Calibration
     batcher: Batcher
     engine: Engine
+    answers: AnswerCalibration | None = None  # of the model, where verdicts wait for these
 
     @property
     def max_items(self) -> int:
@@ -61,9 +67,21 @@ class Inspector:
         """
         self.check_judgeable(len(images))
         readings = await self.batcher.submit(images, deadline)
-        whole = self.whole(readings)
+        return self.judged(readings, self.calibration, jitter(images) if self.answers else np.zeros(len(images)))
+
+    def judged(self, readings: Readings, calibration: Calibration, ties: Floats) -> Inspection:
+        """The inspection of items with these readings, which the calibration has ranked."""
+        whole = self.whole(readings, calibration)
         verdict = decide(readings.p_value.tolist(), self.policy, request_p_value=whole)
-        return Inspection(readings, verdict, self.policy.enact(verdict.request), whole)
+        return Inspection(readings, verdict, self.policy.enact(verdict.request), whole, calibration.detectors, ties)
+
+    def before_answer(self, found: Inspection, answers: AnswerCalibration) -> Inspection:
+        """The inspection of a request by what is known before the model answers, whatever that will be."""
+        return self.judged(answers.before(found.readings), answers.ranks, found.ties)
+
+    def after_answer(self, found: Inspection, answers: AnswerCalibration, named: NDArray[np.int64]) -> Inspection:
+        """The inspection of a request with the classes [item] that the model names."""
+        return self.judged(answers.after(found.readings, found.ties, named), answers.ranks, found.ties)
 
     def check_judgeable(self, items: int) -> None:
         """Raise Uninspectable for a request that is judged as a whole and too large ever to be rejected."""
@@ -73,11 +91,11 @@ class Inspector:
                 f"a request of {items} items cannot be judged as a whole at the promised rate; send at most {most}"
             )
 
-    def whole(self, readings: Readings) -> float | None:
+    def whole(self, readings: Readings, calibration: Calibration) -> float | None:
         """The p-value of the riskiest item among requests of as many; None unless requests are judged as a whole."""
         if self.policy.rows != "request":
             return None
-        return self.calibration.request_p_value(float(readings.risk.max()), len(readings.risk))
+        return calibration.request_p_value(float(readings.risk.max()), len(readings.risk))
 
     async def repair(self, images: NDArray[Any], verdict: Verdict, deadline: float) -> NDArray[Any]:
         """Return the images with suspicious items cleaned; all of them, where the request is judged as a whole.

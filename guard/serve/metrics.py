@@ -21,6 +21,7 @@ BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BUCKET_P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 OTHER = "other"
 LISTENERS = ("inference", "admin")
+HELD = ("not_asked", "delivered", "discarded", "not_compared")
 ACTIONS = (
     *("pass", "flag", "repair", "reject"),
     *("would_flag", "would_repair", "would_reject"),  # in modes that do not do it
@@ -89,6 +90,11 @@ class Metrics:
         self.unchecked = counter(
             "guard_unchecked_total", "ModelInfer requests that passed uninspected", "model", "reason"
         )
+        self.held_answers = counter(
+            "guard_held_answers_total",
+            "ModelInfer requests whose verdict waited for the model, by what became of its answer",
+            "fate",
+        )
         self.calls = counter("guard_calls_total", "Calls of every other method", "method", "outcome")
         self.request_seconds = histogram("guard_request_seconds", "ModelInfer, whole", buckets=BUCKET_SECONDS)
         self.stage_seconds = histogram(
@@ -144,8 +150,9 @@ class Metrics:
             self.items.labels(guarded, action)
         for reason in ("unchecked", "overloaded"):
             self.unchecked.labels(guarded, reason)
-        for name in LISTENERS:
-            self.reopened.labels(name)
+        for known, values in ((self.reopened, LISTENERS), (self.held_answers, HELD)):
+            for value in values:
+                known.labels(value)
         self.compared.labels(guarded)
         self.disagreed.labels(guarded)
         registry.register(self.p_values)

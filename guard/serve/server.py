@@ -23,6 +23,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from guard.answer_evidence import ANSWER, AnswerCalibration
 from guard.bundle import Bundle
 from guard.calibration import check_promise
 from guard.config import ServeConfig, split_address
@@ -31,6 +32,7 @@ from guard.errors import ConfigError
 from guard.policy import Policy
 from guard.serve import admin as guard_admin
 from guard.serve.admin import Admin
+from guard.serve.agreement import UpstreamComparison
 from guard.serve.allocator import few_heaps
 from guard.serve.batcher import Batcher
 from guard.serve.door import Door
@@ -38,6 +40,7 @@ from guard.serve.engine import Engine
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
 from guard.serve.health import HEALTH, Health
+from guard.serve.held_answers import held_answers
 from guard.serve.inspector import Inspector
 from guard.serve.limits import MIN_ANSWER_BYTES, Limits
 from guard.serve.listener import Listener, listening
@@ -117,7 +120,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
     Raises:
         UserError: as `serve`.
     """
-    bundle, policy = opened(config, log)
+    bundle, policy, answers = opened(config, log)
     model = bundle.manifest.model
     readiness = told_to(log)
     metrics = build_metrics(config, bundle, policy, readiness)
@@ -148,11 +151,19 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         service = Service(
             config=config,
             model=model,
-            measured_disagreement=bundle.manifest.measured_disagreement,
-            inspector=Inspector(policy=policy, calibration=bundle.calibration, batcher=batcher, engine=engine),
+            inspector=Inspector(
+                policy=policy, calibration=bundle.calibration, batcher=batcher, engine=engine, answers=answers
+            ),
             upstream=upstream,
             metrics=metrics,
-            readiness=readiness,
+            comparison=UpstreamComparison(
+                model=model,
+                metrics=metrics,
+                readiness=readiness,
+                log=log,
+                most=config.max_disagreement,
+                measured=bundle.manifest.measured_disagreement,
+            ),
             door=door,
             log=log,
         )
@@ -198,6 +209,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             metrics=metrics_address,
             upstream=config.upstream,
             mode=policy.mode,
+            forward=config.forward,
             max_message_bytes=limits.message_bytes,
             max_bytes_in_flight=limits.in_flight_bytes,
         )
@@ -294,8 +306,8 @@ def listener_changed(name: str, readiness: Readiness, metrics: Metrics, reason: 
         metrics.reopened.labels(name).inc()
 
 
-def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy]:
-    """Open the bundle, verified, and the policy that it can promise. Raises UserError."""
+def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy, AnswerCalibration | None]:
+    """Open the bundle, verified, the policy that it can promise, and what it knows of answers. Raises UserError."""
     for name in ("bundle", "upstream"):
         if not getattr(config, name):
             raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
@@ -307,7 +319,7 @@ def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy]:
             log.warning("thin promise", warning=warning)
     if policy.repair is not None:
         bundle.repair(policy.repair)
-    return bundle, policy
+    return bundle, policy, held_answers(config, bundle)
 
 
 def check_loopback(address: str) -> None:
@@ -328,7 +340,7 @@ def build_metrics(config: ServeConfig, bundle: Bundle, policy: Policy, readiness
         CollectorRegistry(),
         guarded=model.name,
         models=(model.name, *config.allow_models),
-        detectors=bundle.calibration.detectors,
+        detectors=(*bundle.calibration.detectors, *((ANSWER,) if config.forward == "before" else ())),
         methods=METHODS,
     )
     metrics.bundle_info.labels(bundle.digest[:16], model.name, model.version, model.fingerprint[:16]).set(1)

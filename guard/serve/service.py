@@ -1,9 +1,13 @@
 """The service of ModelInfer: decode, inspect, and forward or refuse. Every other method is in `passage`.
 
+Where `forward` is "before", a request that is not rejected already is forwarded, the model's answer is held and read,
+and the verdict on both decides whether it is delivered or discarded.
+
 Rule 1: what was inspected is what is forwarded: the bytes as they came. REPAIR alone re-encodes, and logs both hashes.
 Rule 2: what could not be inspected passes only where mode or on_failure say so; then it is marked and counted.
 Rule 3: a caller learns PASS or REJECT, never a score, an item or a detector.
 Rule 4: errors become gRPC statuses in `outermost`, and nowhere else.
+Rule 5: an answer that is held is delivered after a verdict only; one that cannot be compared is a failed inspection.
 """
 
 from __future__ import annotations
@@ -11,15 +15,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.answer_evidence import AnswerCalibration
 from guard.bundle import ModelSpec
 from guard.config import ServeConfig
 from guard.errors import (
@@ -28,31 +34,31 @@ from guard.errors import (
     Rejected,
     RequestError,
     Unchecked,
-    UnknownModel,
     UpstreamDown,
 )
 from guard.policy import Action
 from guard.serve import decode
 from guard.serve.acceptor import TICKET
 from guard.serve.admission import Admission, Place
-from guard.serve.agreement import Agreement
+from guard.serve.agreement import UpstreamComparison
 from guard.serve.answer import prediction
 from guard.serve.call import UNCHECKED, Call
 from guard.serve.decode import Decoded
 from guard.serve.door import Door
 from guard.serve.gate import InferGate
 from guard.serve.gatekeeper import Gate
+from guard.serve.guarded_model import GuardedModel
 from guard.serve.inspector import Inspection, Inspector, label
 from guard.serve.listener import Methods
 from guard.serve.log import Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
-from guard.serve.readiness import Readiness
-from guard.serve.upstream import Upstream, path
+from guard.serve.upstream import Answer, Upstream, path
 from guard.serve.wire.inference_pb2 import ModelInferRequest
 
 READ_PATIENCE_S = 0.25  # for a message, before its call no longer counts among those that others wait for
 REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
-DISAGREEMENT_LOG_S = 10.0  # at most one line about a stale bundle in this time
+NOTHING: Mapping[str, Any] = {}
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,16 @@ class Outcome:
     prediction: NDArray[np.int64] | None = None  # ours, where the upstream sees the same input
 
 
+@dataclass(frozen=True, eq=False)
+class Undecided:
+    """A request that the programs do not reject, and whose verdict waits for the model's answer."""
+
+    request: bytes
+    request_id: str
+    found: Inspection
+    answers: AnswerCalibration
+
+
 @dataclass(kw_only=True)
 class Service:
     """The handler of ModelInfer, the one method that carries tensors."""
@@ -76,17 +92,14 @@ class Service:
     inspector: Inspector
     upstream: Upstream
     metrics: Metrics
-    readiness: Readiness
+    comparison: UpstreamComparison
     door: Door
     log: Log
-    measured_disagreement: float = 0.0  # in training, by a served model in fewer bits: no sign that the bundle is stale
 
     def __post_init__(self) -> None:
         self.policy = self.inspector.policy
-        self.allowed_models = frozenset(self.config.allow_models)
+        self.served = GuardedModel(self.model, frozenset(self.config.allow_models), self.upstream)
         self.seldom = Seldom(REFUSAL_LOG_S)
-        self.seldom_disagreeing = Seldom(DISAGREEMENT_LOG_S)
-        self.agreement = Agreement()
         self.admission = Admission()
 
     def methods(self) -> Methods:
@@ -118,21 +131,32 @@ class Service:
         outcome = await self.examine(request, call)
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=True)
+        if isinstance(outcome, Undecided):
+            return await self.hold(outcome, call)
+        self.settle(outcome, call)
+        return await self.forward(outcome, call)
+
+    def settle(self, outcome: Outcome, call: Call) -> None:
+        """Record and count what was decided on a request. Raises Rejected where that is so."""
         call.told, call.outcome = outcome.told, outcome
         self.count_items(outcome)
         if call.told == Action.REJECT:
+            kept_away = "" if self.inspector.answers else ", so it was not forwarded to the model"
             raise Rejected(
-                "refused by the guard: the input looks adversarial, so it was not forwarded to the model; "
-                f"if it is genuine, give the operator guard-id {call.id}"
+                f"refused by the guard: the input looks adversarial{kept_away}; if it is genuine, give the operator "
+                f"guard-id {call.id}"
             )
-        return await self.forward(outcome, call)
 
-    async def examine(self, request: bytes, call: Call) -> Outcome:
+    async def examine(self, request: bytes, call: Call) -> Outcome | Undecided:
         """Inspect a request; where that fails, mode and on_failure decide whether it passes."""
         if self.policy.mode == "off":
             return self.unchecked(request, OTHER, "off", call)
+        return await self.checked(self.inspect(request, call), request, call)
+
+    async def checked(self, inspecting: Awaitable[Found], request: bytes, call: Call) -> Found | Outcome:
+        """Await an inspection; where it fails, mode and on_failure decide whether the request passes."""
         try:
-            return await self.inspect(request, call)
+            return await inspecting
         except Exception as error:
             ours = not isinstance(error, GuardError)
             if ours:  # a fault of ours must not become a way past the guard
@@ -147,11 +171,11 @@ class Service:
     def read(self, request: bytes) -> tuple[ModelInferRequest, Decoded | None]:
         """Parse the message, and decode its tensor unless the operator lets the model's requests pass."""
         parsed = decode.parse(request)
-        if not self.guarded(parsed.message):
+        if not self.served.guards(parsed.message):
             return parsed.message, None
         return parsed.message, decode.decode(parsed, self.model.input, max_items=self.inspector.max_items)
 
-    async def inspect(self, request: bytes, call: Call) -> Outcome:
+    async def inspect(self, request: bytes, call: Call) -> Outcome | Undecided:
         began = time.monotonic()
         message, decoded = await self.door.aside(len(request), partial(self.read, request))
         if decoded is None:
@@ -159,13 +183,24 @@ class Service:
         call.items = len(decoded.images)
         self.metrics.stage("decode", time.monotonic() - began)
         found = await self.inspector.inspect(decoded.images, call.deadline)
-        self.metrics.inspected(found.readings.p_value, found.readings.detector_p)
-        forward = request
-        fields: dict[str, Any] = {}
+        if (answers := self.inspector.answers) is not None:
+            early = self.inspector.before_answer(found, answers)
+            if early.enacted is not Action.REJECT:
+                return Undecided(request, message.id, found, answers)
+            self.metrics.held_answers.labels("not_asked").inc()
+            return self.decided(request, message.id, early, call, {"model_asked": False})
         if found.enacted is Action.REPAIR:
-            forward, fields = await self.repair(message, decoded, found, call)
+            forward, hashes = await self.repair(message, decoded, found, call)
+            return self.decided(forward, message.id, found, call, hashes)
+        return self.decided(request, message.id, found, call)
+
+    def decided(
+        self, forward: bytes, request_id: str, found: Inspection, call: Call, fields: Mapping[str, Any] = NOTHING
+    ) -> Outcome:
+        """The outcome of an inspection that is over: counted, and logged with further `fields`."""
+        self.metrics.inspected(found.readings.p_value, found.readings.detector_p)
         if found.verdict.request is not Action.PASS:
-            self.log_verdict(message, call, found, fields)
+            self.log_verdict(request_id, call, found, fields)
         told = found.enacted if self.config.tell_flags or found.enacted is Action.REJECT else Action.PASS
         return Outcome(
             model=self.model.name,
@@ -173,54 +208,31 @@ class Service:
             items=self.inspector.item_labels(found.verdict),
             forward=forward,
             told=told.value,
-            prediction=found.readings.prediction if forward is request else None,
+            prediction=found.readings.prediction if found.enacted is not Action.REPAIR else None,
         )
 
-    def guarded(self, message: ModelInferRequest) -> bool:
-        """Whether the bundle guards the named model; False where the operator lets it pass.
+    async def hold(self, undecided: Undecided, call: Call) -> bytes:
+        """Ask the model, hold its answer until the verdict on both, and deliver it then, or discard it."""
+        request = undecided.request
+        answer = await self.ask(request, call)
+        self.settle(await self.checked(self.weigh(undecided, answer, call), request, call), call)
+        return await call.deliver(answer)
 
-        Raises:
-            UnknownModel: the model is neither guarded nor let pass.
-        """
-        name = message.model_name
-        if name == self.model.name:
-            self.check_version(message.model_version)
-            return True
-        if name in self.allowed_models:
-            return False
-        raise UnknownModel(f"no bundle guards model {name[:80]!r}; this guard inspects {self.model.name!r}")
-
-    def check_version(self, named: str) -> None:
-        """Check that a request for this version ("": the server's choice) reaches the weights that the bundle is for.
-
-        Raises:
-            UnknownModel: it may reach other weights.
-            Unchecked: the model server has not said yet which versions it has.
-        """
-        ours, model, served = self.model.version, self.model.name, self.upstream.versions
-        asked = f"version {named[:20]!r}" if named else "no version"
-        if ours:
-            if named == ours or (not named and served in (None, (), (ours,))):
-                return
-            several = "" if named else ", of which the model server has several"
-            raise UnknownModel(
-                f"this guard inspects version {ours} of model {model!r}; the request names {asked}{several}"
+    async def weigh(self, undecided: Undecided, answer: Answer, call: Call) -> Outcome:
+        """Decide on a request by the model's answer to it. Raises Unchecked where that cannot be compared."""
+        body, found = answer.body, undecided.found
+        named = await self.door.aside(len(body), partial(self.predicted, body, call.items))
+        if named is None or not bool(((named >= 0) & (named < self.model.output.classes)).all()):
+            self.metrics.held_answers.labels("not_compared").inc()
+            raise Unchecked(
+                "the model's answer does not show a class of each item, so the guard could not compare it; "
+                f"ask for output {self.model.output.name!r}"
             )
-        if served is None:
-            if not named:
-                return
-            raise Unchecked(f"the model server has not said yet which versions of {model!r} it has; try again shortly")
-        if len(served) > 1:
-            raise UnknownModel(
-                f"the model server has versions {', '.join(served)} of model {model!r}, and this guard's bundle is for "
-                f"no one in particular; the request names {asked}, and every version is refused until the bundle names "
-                "its own"
-            )
-        if named and served and named not in served:
-            raise UnknownModel(
-                f"the model server has version {served[0]} of model {model!r}, which this guard inspects; "
-                f"the request names {asked}"
-            )
+        self.comparison.compare(found.readings.prediction, named)
+        judged = self.inspector.after_answer(found, undecided.answers, named)
+        rejected = judged.enacted is Action.REJECT
+        self.metrics.held_answers.labels("discarded" if rejected else "delivered").inc()
+        return self.decided(undecided.request, undecided.request_id, judged, call, {"model_asked": True})
 
     async def repair(
         self, message: ModelInferRequest, decoded: Decoded, found: Inspection, call: Call
@@ -246,16 +258,21 @@ class Service:
         return Outcome(self.metrics.model(model), UNCHECKED, (UNCHECKED,) * call.items, request, UNCHECKED)
 
     async def forward(self, outcome: Outcome, call: Call) -> bytes:
-        began = time.monotonic()
-        answer = await self.upstream.unary(path("ModelInfer"), outcome.forward, call.upward, call.remaining_s())
-        took = time.monotonic() - began
-        self.metrics.stage("upstream", took)
-        self.admission.forwarded(took)
+        answer = await self.ask(outcome.forward, call)
         if outcome.prediction is not None:
             body = answer.body
             theirs = await self.door.aside(len(body), partial(self.predicted, body, call.items))
-            self.compare(outcome.prediction, theirs)
+            self.comparison.compare(outcome.prediction, theirs)
         return await call.deliver(answer)
+
+    async def ask(self, request: bytes, call: Call) -> Answer:
+        """Ask the model server, within the call's deadline. Raises as `Upstream.unary`."""
+        began = time.monotonic()
+        answer = await self.upstream.unary(path("ModelInfer"), request, call.upward, call.remaining_s())
+        took = time.monotonic() - began
+        self.metrics.stage("upstream", took)
+        self.admission.forwarded(took)
+        return answer
 
     # metrics and log
 
@@ -289,14 +306,13 @@ class Service:
             why = {"cause": str(error), "because": because(error)}
             self.log.warning("refused", id=call.id, reason=reason, **why, held_back=held_back)
 
-    def log_verdict(self, message: ModelInferRequest, call: Call, found: Inspection, fields: dict[str, Any]) -> None:
+    def log_verdict(self, request_id: str, call: Call, found: Inspection, fields: Mapping[str, Any]) -> None:
         readings, worst = found.readings, found.worst
-        names = self.inspector.calibration.detectors
-        detectors = zip(names, readings.detector_p[worst].tolist(), strict=True)
+        detectors = zip(found.detectors, readings.detector_p[worst].tolist(), strict=True)
         self.log.info(
             label(found.verdict.request, found.enacted),
             id=call.id,
-            request_id=message.id[:80],
+            request_id=request_id[:80],
             model=self.model.name,
             items=len(found.verdict.items),
             suspicious=[index for index, item in enumerate(found.verdict.items) if item is not Action.PASS][:64],
@@ -312,34 +328,6 @@ class Service:
         with suppress(ValueError, OverflowError):  # whatever the upstream sent, it goes to the client
             return prediction(answer, self.model.output, items)
         return None
-
-    def compare(self, own: NDArray[np.int64], theirs: NDArray[np.int64] | None) -> None:
-        """Count and log the items on which bundle and upstream disagree, so that a stale bundle is noticed."""
-        if theirs is None:
-            return
-        different = self.metrics.predictions(self.model.name, own, theirs)
-        self.note_agreement(different, len(own))
-        if different and self.seldom_disagreeing.due("disagreement", time.monotonic()) is not None:
-            self.log.warning(
-                "disagreement",
-                model=self.model.name,
-                items=len(own),
-                different=different,
-                fingerprint=self.model.fingerprint,
-            )
-
-    def note_agreement(self, different: int, items: int) -> None:
-        """Update the share of disagreement, which readiness follows where the operator has set a limit."""
-        share, most = self.agreement.note(different, items), self.config.max_disagreement
-        if share is None:
-            return
-        self.metrics.disagreement.set(share)
-        if most is None:
-            return
-        stale = share > most + self.measured_disagreement
-        if stale is (self.readiness.part("bundle") is None):
-            reason = f"bundle and model server name different classes for {share:.0%} of the last items"
-            self.readiness.say("bundle", f"{reason}; is the bundle for this model?" if stale else None)
 
 
 def because(error: BaseException | None) -> str | None:

@@ -171,3 +171,22 @@ def test_both_outputs_of_mlservers_scikit_learn_runtime_are_read(own: tuple[str,
     if own[0] != "predict":
         assert named(np.asarray([3, 0]), "INT64", "predict") is None
     assert named(np.asarray([2, 0]), "INT64", "transform") is None
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_labels_that_do_not_run_from_0_are_the_classes_in_their_order(*, raw: bool) -> None:
+    """A forest of the classes 3, 5 and 9 answers `predict` with these; a number that is none of them names none."""
+    spec = OutputSpec("predict_proba", "probabilities", 3, numbers=(3, 5, 9))
+
+    def named(labels: list[int]) -> list[int] | None:
+        found = prediction(answer(np.asarray(labels), "INT64", raw=raw, name="predict"), spec, len(labels))
+        return None if found is None else found.tolist()
+
+    assert named([5, 3, 9]) == [1, 0, 2]
+    assert named([5, 1, 9]) is None
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_scores_that_are_no_numbers_name_nothing(kind: str) -> None:
+    array = np.asarray([[0.1, np.nan, 0.2], [0.1, 0.5, 0.4]], np.float32)
+    assert prediction(answer(array, "FP32", raw=True), OutputSpec("logits", kind, 3), 2) is None

@@ -36,6 +36,7 @@ from guard.offline.adversary.surrogates import expectation, stand_ins_of
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_for
+from guard.offline.evaluation.answered_rows import AnsweredStage
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.findings.attack_names import spoken_budget
@@ -90,6 +91,7 @@ class AdaptiveStage:
     work: WorkDirectory
     methods: tuple[Method, ...] = METHODS
     device: str = "cpu"
+    answered: AnsweredStage | None = None  # of a closed model whose answers are held
 
     @property
     def target(self) -> float:
@@ -217,13 +219,15 @@ class AdaptiveStage:
         fooled, p_value = readings.prediction != labels, readings.p_value
         missed = missed_at(readings, labels)
         passed = {p.rate: Rate.of(missed > p.rate) if p.reason is None else None for p in self.promises}
-        by_method = {
-            method: missed_at(read(cascade, result.images.numpy(), answering=answering), labels)
+        results = {
+            method: (read(cascade, result.images.numpy(), answering=answering), result.images.numpy())
             for method, result in outcome.by_method.items()
         }
+        by_method = {method: missed_at(found_by, labels) for method, (found_by, _) in results.items()}
+        label, tried = f"adaptive L∞ {spoken_budget(budget, cascade.spec.grid)}", list(results.values())
         return AdaptiveRow(
             budget=budget,
-            label=f"adaptive L∞ {spoken_budget(budget, cascade.spec.grid)}",
+            label=label,
             steps=size.steps,
             methods=self.methods,
             target=self.target,
@@ -241,6 +245,7 @@ class AdaptiveStage:
             surrogates=(*stand_ins_of(self.subject.detectors), expectation(self.subject.graphs)),
             risk_gap=self.risk_gap(found, readings),
             without_gradient=without_gradient(self.subject.joint(), found.images[:GRADIENT_ITEMS]),
+            answered=None if self.answered is None else self.answered.worst_row(label, tried, labels),
         )
 
     def passed_programs(self, readings: Readings, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -280,7 +285,13 @@ def static_start(
     return start
 
 
-def adaptive_stage(subject: OpenedGuard, held_out: Dataset, recipe: Recipe, effort: Effort) -> AdaptiveStage:
+def adaptive_stage(
+    subject: OpenedGuard,
+    held_out: Dataset,
+    recipe: Recipe,
+    effort: Effort,
+    answered: AnsweredStage | None = None,
+) -> AdaptiveStage:
     return AdaptiveStage(
         subject,
         held_out,
@@ -290,4 +301,5 @@ def adaptive_stage(subject: OpenedGuard, held_out: Dataset, recipe: Recipe, effo
         effort.seed,
         effort.work,
         effort.methods,
+        answered=answered,
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from guard.answer_evidence import AnswerCalibration
 from guard.cascade import Readings
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.model import Model
@@ -18,7 +19,8 @@ from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_for
 from guard.offline.data.input_kind import kind_for
 from guard.offline.evaluation.adaptive_rows import adaptive_stage
-from guard.offline.evaluation.attack_rows import Examiner, GuardReadings, Other, worst_of
+from guard.offline.evaluation.answered_rows import AnsweredStage
+from guard.offline.evaluation.attack_rows import Examined, Examiner, GuardReadings, Other, worst_of
 from guard.offline.evaluation.clean_rows import class_rows, clean_rows, shift_items, shift_rows, unattacked
 from guard.offline.evaluation.closed_findings import closed_findings
 from guard.offline.evaluation.detector_rows import detector_rows, second_texts
@@ -27,8 +29,8 @@ from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evaluation.pictures import exhibit_of
 from guard.offline.evaluation.suite_rows import Further, Trial
 from guard.offline.findings.attack_names import labels_of
-from guard.offline.findings.evaluation import AdaptiveRow, Evaluation
-from guard.offline.findings.intervals import Rate, promises_of
+from guard.offline.findings.evaluation import AdaptiveRow, AnsweredRow, Evaluation
+from guard.offline.findings.intervals import Promise, Rate, promises_of
 from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard, Rates
 from guard.offline.work.progress import Stage
@@ -45,8 +47,12 @@ def measure(
     *,
     left_out: Sequence[LeftOut] = (),
     further: Further | None = None,
+    answers: AnswerCalibration | None = None,
 ) -> Evaluation:
-    """Measure everything that the report states; `further` attacks have time of their own. Raises as `craft` does."""
+    """Measure everything that the report states; `further` attacks have time of their own. Raises as `craft` does.
+
+    `answers` calibrates a closed model's answers.
+    """
     cascade, rates, spec = subject.cascade, subject.rates, subject.classifier.spec
     names = spec.output.labels
     promises = promises_of(cascade.calibration.items, len(held_out.images))
@@ -70,7 +76,8 @@ def measure(
     sizes = noise_sizes(recipe.attacks, grid)
     noisy = unattacked(held_out.images, crafted, kind_for(spec.input), sizes, grid, effort.seed)
     shifts, shift_note = shift_rows(subject, held_out, promises, shift_items(subject, held_out, effort))
-    adaptive, cuts = adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, progress)
+    answered = answered_stage(subject, answers, promises)
+    adaptive, cuts = adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, progress, answered)
     suite, tried = None, examined
     if further is not None:
         suite, more = Trial(further, examiner, model, subject, held_out, effort.seed, progress).run(attacks, examined)
@@ -98,12 +105,31 @@ def measure(
         suite=suite,
         forwards=sum(program.floor - 1 for program in cascade.programs),
         closed=closed_findings(subject.classifier.answering, crafted.values()),
+        answered=() if answered is None else answered_rows(answered, clean, held_out, examined),
         second=second_texts(subject.detectors),
         cuts=(*effort.cuts, *cuts),
         item_shape=tuple(spec.input.shape),
         class_count=spec.output.classes,
         exhibit=exhibit_of(guard, tried, promises, model, noisy.noise, names),
     )
+
+
+def answered_stage(
+    subject: OpenedGuard, answers: AnswerCalibration | None, promises: tuple[Promise, ...]
+) -> AnsweredStage | None:
+    """Return what judges items with a closed model's answers; None where the model was opened."""
+    answering = subject.classifier.answering
+    if answering is None or answers is None:
+        return None
+    return AnsweredStage(answers, answering, subject.cascade.spec.box, promises, subject.rates)
+
+
+def answered_rows(
+    stage: AnsweredStage, clean: Readings, held_out: Dataset, examined: Mapping[str, Examined]
+) -> tuple[AnsweredRow, ...]:
+    """Return the rows of clean items and of each attack's, judged with the closed model's answers, too."""
+    attacked = (stage.row(label, found.readings, found.crafted.attacked) for label, found in examined.items())
+    return (stage.clean_row(clean, held_out.images), *attacked)
 
 
 def others(left_out: Sequence[LeftOut], rates: Rates, held_out: Dataset) -> dict[str, Other]:
@@ -141,11 +167,12 @@ def adaptive_rows(
     crafted: Sequence[CraftedSet],
     clean: Readings,
     progress: Stage,
+    answered: AnsweredStage | None,
 ) -> tuple[tuple[AdaptiveRow, ...], tuple[str, ...]]:
     """Run the adaptive attack, as much of it as there is time for; return its rows, and what was cut of it in words."""
     if not recipe.adaptive_budgets:
         return (), ()
-    stage = adaptive_stage(subject, held_out, recipe, effort)
+    stage = adaptive_stage(subject, held_out, recipe, effort, answered)
     progress.note("speed of the adaptive attack")
     size = stage.sized(clean, None if effort.deadline is None else effort.seconds_left, progress.say)
     cut = "the adaptive attack is {0.items} items x {0.steps} steps instead of {1.items} x {1.steps}, for want of time"

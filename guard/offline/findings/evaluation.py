@@ -173,6 +173,7 @@ class AdaptiveRow:
     surrogates: tuple[str, ...] = ()  # what was differentiated in place of what has no gradient
     risk_gap: float = 0.0  # largest difference in risk between the attacked torch side and the served programs
     without_gradient: tuple[str, ...] = ()  # heads that give a descent no gradient to follow
+    answered: AnsweredRow | None = None  # of a closed model: what it gets through where its answers are held
 
     @property
     def proven(self) -> bool:
@@ -214,6 +215,19 @@ class ClosedFindings:
 
 
 @dataclass(frozen=True)
+class AnsweredRow:
+    """A row of items judged by the programs alone, and with a closed model's answer held until the verdict."""
+
+    name: str  # clean, or the label of the attack whose items fool the model
+    alone: Rate  # rejected by the programs alone, at the bundle's reject rate
+    held: Rate  # the same with the answer
+    before: Rate  # rejected before the model sees them, in the mode that holds answers
+    caught_alone: Caught  # at each promised rate
+    caught_held: Caught
+    band: tuple[int, int] | None = None  # where the number that is rejected must lie, if the promise covers the row
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """An evaluation, which is everything that a report states."""
 
@@ -239,6 +253,7 @@ class Evaluation:
     worst: Worst | None = None  # over the recipe's attacks
     suite: SuiteRows | None = None
     closed: ClosedFindings | None = None  # where the gradient is not the model's own
+    answered: tuple[AnsweredRow, ...] = ()  # of a closed model, with its answers held
     forwards: float = 0  # an item, of all programs, beside the model's own
     second: tuple[str, ...] = ()  # each second network: where it comes from, and how good it is
     cuts: tuple[str, ...] = ()  # what was cut of guard and report for want of time or on request, in words
@@ -260,6 +275,11 @@ class Evaluation:
     def by_class(self) -> tuple[ClassRow, ...]:
         """The rows of the true classes."""
         return tuple(row for row in self.classes if row.true_class is not None)
+
+    @property
+    def every_answered(self) -> tuple[AnsweredRow, ...]:
+        """The rows judged with a closed model's answers: clean and attacked items, and the adaptive attack's."""
+        return self.answered + tuple(row.answered for row in self.adaptive if row.answered is not None)
 
     @property
     def every_attack(self) -> tuple[AttackRow, ...]:

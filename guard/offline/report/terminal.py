@@ -45,6 +45,7 @@ def lines_of(e: Evaluation) -> list[str]:
         attack_part,
         suite_part,
         adaptive_part,
+        answered_part,
         system_part,
         detector_part,
         flag_part,
@@ -232,6 +233,25 @@ def adaptive_part(e: Evaluation) -> Parts:
         )
         named = f" Stand-ins for what has no gradient: {len(row.surrogates)}; the page names them."
         yield indented(gap_text(row) + (named if row.surrogates else ""))
+
+
+def answered_part(e: Evaluation) -> Parts:
+    """Yield what a closed model's answers find beside the programs, where they are held until the verdict."""
+    if not e.every_answered:
+        return
+    columns = [counts("\nitems"), *map(shares, ("programs\nalone", "with\nanswer", "before\nit"))]
+    table = table_of(e, "rejected", columns)
+    for row in e.every_answered:
+        found = (percent(rate.value, 1) for rate in (row.alone, row.held, row.before))
+        table.add_row(row.name, str(row.held.items), *found)
+        if row.band is not None:
+            table.add_row("  as many, if the promise holds", "", "", f"{row.band[0]} to {row.band[1]}", "")
+    yield from titled('WITH THE MODEL\'S ANSWER HELD (forward = "before")', table)
+    yield indented(
+        f"At the bundle's own {percent(e.reject_rate, 1)}, of items that fool the model; the model sees all but those "
+        "rejected before it. These attacks go through the student and mostly mislead it as well; who asks the model "
+        "itself is not measured. The knowing attacker sends what is minded least."
+    )
 
 
 def system_part(e: Evaluation) -> Parts:

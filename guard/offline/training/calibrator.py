@@ -19,7 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import CALIBRATION, Bundle, DetectorSpec, InputSpec, Manifest, NeedSpec, identity, write_bundle
+from guard.answer_evidence import AnswerCalibration
+from guard.bundle import (
+    ANSWER_CALIBRATION,
+    CALIBRATION,
+    Bundle,
+    DetectorSpec,
+    InputSpec,
+    Manifest,
+    NeedSpec,
+    identity,
+    write_bundle,
+)
 from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
@@ -43,6 +54,7 @@ from guard.offline.programs.parity import Parity
 from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
+from guard.offline.training.answer_calibration import calibrate_answers
 from guard.offline.training.choose_detectors import Choice
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
@@ -58,6 +70,7 @@ class Calibrated:
     cascade: Cascade
     leaks: Mapping[str, float]  # the share of each crafted attack that the bands would pass early
     transfers: Mapping[str, Transfer] = field(default_factory=dict)  # of each crafted attack, where the model is closed
+    answers: AnswerCalibration | None = None  # of a closed model
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +90,9 @@ class Calibrator:
         attacked, noisy = pool(
             crafted, self.data, Split.COMBINER, self.classifier.spec.input, *noise_settings(self.job, self.classifier)
         )
-        clean = read(cascade, self.data.part(Split.COMBINER).images).scores
+        fitted_on = self.data.part(Split.COMBINER).images
+        seen = read(cascade, fitted_on)
+        clean = seen.scores
         noise, bad = read(cascade, noisy).scores, read(cascade, attacked.items).scores
         ends = np.cumsum(cascade.calibration.programs)
         independent = [d.name in INDEPENDENT for ds in self.programs.values() for d in ds]
@@ -93,10 +108,15 @@ class Calibrator:
         for fusion, band, end in zip(fusions[:-1], bands, ends[:-1], strict=True):
             leaks |= band_leak(band, attacked.seen_as(fusion.risk(bad[:, :end])))
         fitted = replace(cascade.calibration, fusions=fusions, bands=bands)
-        ranked = read(cascade.with_calibration(fitted), self.data.part(Split.CALIBRATE).images)
+        to_rank = self.data.part(Split.CALIBRATE).images
+        ranked = read(cascade.with_calibration(fitted), to_rank)
         calibration = replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores)
         transfers = {one.attack: one.transfer for one in crafted if one.transfer is not None}
-        return Calibrated(cascade.with_calibration(calibration), leaks, transfers)
+        answers = None
+        if (answering := self.classifier.answering) is not None:
+            combiner, last = (seen, fitted_on), (ranked, to_rank)
+            answers = calibrate_answers(calibration, answering, combiner, last, cascade.spec.box)
+        return Calibrated(cascade.with_calibration(calibration), leaks, transfers, answers)
 
     def uncalibrated(self) -> Cascade:
         """Load the written programs under a calibration of the right shape that promises nothing yet."""
@@ -121,13 +141,14 @@ class Calibrator:
             heads,
             calibrated.cascade,
             Rates(self.job.reject_rate, self.job.flag_rate),
-            identity(programs, lambda name: hashlib.sha256(content[name]).hexdigest()),
+            identity(programs, lambda name: hashlib.sha256(content[name]).hexdigest() if name in content else None),
             {program.name: content[program.file] for program in programs},
         )
 
     def content(self, calibrated: Calibrated) -> dict[str, bytes]:
         """Return the files that decide the answers: graphs, weights and calibration."""
-        return {**self.files.files, CALIBRATION: npz(calibrated.cascade.calibration.to_arrays())}
+        answers = {} if calibrated.answers is None else {ANSWER_CALIBRATION: npz(calibrated.answers.to_arrays())}
+        return {**self.files.files, CALIBRATION: npz(calibrated.cascade.calibration.to_arrays()), **answers}
 
     def bundle(
         self,

@@ -13,17 +13,22 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from guard.answer_evidence import evidence_of
+from guard.bundle import Bundle
+from guard.cascade import jitter
 from guard.errors import BundleError, ConfigError, ModelError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.model import TorchModel
 from guard.offline.closed.surroundings import boundary, boxed, mixed, noisy
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import on_grid
 from guard.offline.data.splits import Split
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import parse
 from guard.offline.preflight.check import check
+from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.train import train
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
@@ -101,6 +106,7 @@ def test_a_forest_is_guarded_through_its_student_and_reopened(job: Job, capsys: 
     assert answering is not None
     model = answering.predict(test.images)
     assert report["accuracy"]["value"] == pytest.approx(float((model == test.labels).mean()))  # the model's own
+    check_answers(bundle, subject, test, report)
     for row in report["attacks"]:
         assert row["transfer"]["items"] >= row["transfer"]["count"] > 0
         assert row["success"]["count"] >= row["transfer"]["count"]
@@ -114,6 +120,29 @@ def test_a_forest_is_guarded_through_its_student_and_reopened(job: Job, capsys: 
     write_forest(Path(str(job.answers)), words=("a", "b", "c"))
     with pytest.raises(ModelError, match="no longer the model that the bundle was made for"):
         Work.beside(bundle).subject(bundle)
+
+
+def check_answers(bundle: Bundle, subject: OpenedGuard, test: Dataset, report: dict[str, Any]) -> None:
+    """The bundle ranks the forest's own answers, and the report's rows are what the sidecar would decide with them."""
+    known, answering = evidence_of(bundle), subject.classifier.answering
+    assert known is not None
+    assert answering is not None
+    assert report["guard"] == bundle.identity  # which the answers are part of, before and after they are written
+    assert "can be held until the verdict" in " ".join(summarise(bundle).split())
+    wire = bundle.manifest.model.input.box.from_unit(test.images[:])
+    readings = Runtime.open(bundle, threads=1).read(wire)
+    p_value = known.after(readings, jitter(wire), answering.predict(test.images[:])).p_value
+    clean, *attacked = report["answered"]
+    assert clean["name"] == "clean"
+    assert clean["held"]["count"] == int((p_value <= bundle.manifest.reject_rate).sum())
+    assert clean["band"][0] <= clean["held"]["count"] <= clean["band"][1]
+    assert [row["name"] for row in attacked] == [row["label"] for row in report["attacks"]]
+    for row, alone in zip(attacked, report["attacks"], strict=True):
+        assert row["alone"] == alone["rejected"]
+        assert row["before"]["count"] <= min(row["alone"]["count"], row["held"]["count"])
+    (adaptive,) = report["adaptive"]
+    assert adaptive["answered"]["held"]["items"] <= adaptive["fooled"]["items"]
+    assert "With the model's answer held" in (bundle.path / "report.html").read_text("utf-8")
 
 
 def test_an_attack_counts_once_the_model_itself_is_wrong(job: Job) -> None:

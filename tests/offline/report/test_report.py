@@ -19,6 +19,7 @@ from guard.calibration import auroc
 from guard.errors import DataError
 from guard.offline.findings.evaluation import (
     AdaptiveRow,
+    AnsweredRow,
     AttackRow,
     ClassRow,
     CleanRow,
@@ -572,3 +573,30 @@ def test_the_bundles_own_report(tiny_bundle: Bundle) -> None:
     page.close()
     assert page.open == []
     assert str(Path.cwd()) not in page.text
+
+
+def answered(name: str, alone: int, held: int, before: int, **changes: Any) -> AnsweredRow:
+    caught = {0.01: None, 0.05: rate(held, 40)}
+    row = AnsweredRow(name, rate(alone, 40), rate(held, 40), rate(before, 40), caught, caught)
+    return replace(row, **changes)
+
+
+def test_what_a_held_answer_finds_stands_on_the_page_and_in_the_terminal() -> None:
+    made = evaluation(
+        answered=(answered("clean", 2, 3, 1, band=(0, 9)), answered(NASTY, 20, 31, 17)),
+        adaptive=(adaptive(answered=answered("adaptive L∞ 0.1", 4, 5, 3)),),
+    )
+    printed, page = " ".join("\n".join(lines_of(made)).split()), parsed(made).text
+    assert "clean 40 5.0% 7.5% 2.5% as many, if the promise holds 0 to 9" in printed
+    assert "adaptive L∞ 0.1 40 10.0% 12.5% 7.5%" in printed
+    for text in (printed, page):
+        assert all(share in text for share in ("50.0%", "77.5%", "42.5%"))
+    assert all(len(line) <= 80 for line in lines_of(made))
+    assert "rejected before the model sees them" in page
+    assert json.loads(to_json(made))["answered"][1]["held"]["count"] == 31
+
+
+def test_a_report_of_an_opened_model_says_nothing_of_answers() -> None:
+    made = evaluation()
+    assert "ANSWER HELD" not in "\n".join(lines_of(made))
+    assert "answer held" not in to_html(made)

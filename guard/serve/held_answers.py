@@ -1,0 +1,38 @@
+"""What a guard needs that forwards before its verdict: a calibration of the model's answers, and no way around them."""
+
+from __future__ import annotations
+
+from guard.answer_evidence import AnswerCalibration, evidence_of
+from guard.bundle import Bundle
+from guard.config import ServeConfig
+from guard.errors import BundleError, ConfigError
+
+STREAM = "ModelStreamInfer"
+
+
+def held_answers(config: ServeConfig, bundle: Bundle) -> AnswerCalibration | None:
+    """The calibration by which answers count in verdicts; None where requests are forwarded after these.
+
+    Raises:
+        ConfigError: repair or streams are asked for as well.
+        BundleError: the bundle has none.
+    """
+    if config.forward == "after":
+        return None
+    if config.repair is not None:
+        raise ConfigError(
+            f"forward = 'before' excludes repair = {config.repair!r}: the model has seen the input when it could be "
+            "cleaned; leave one of them out"
+        )
+    streams = [name for name in config.allow_methods if name.rpartition("/")[2] == STREAM]
+    if streams:
+        raise ConfigError(
+            f"forward = 'before' excludes allow_methods = {streams[0]!r}: a stream's answers are not held; leave one "
+            "of them out"
+        )
+    if (found := evidence_of(bundle)) is None:
+        raise BundleError(
+            f"forward = 'before' compares a closed model's answers with its student's, and {bundle.path} has no "
+            "calibration of answers; train it with --answers, or leave forward = 'after'"
+        )
+    return found
