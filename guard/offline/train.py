@@ -28,7 +28,7 @@ from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.candidates import with_chosen
-from guard.offline.training.choose_detectors import Choice
+from guard.offline.training.choose_detectors import DetectorChoice
 from guard.offline.training.fit_heads import save_heads, settled
 from guard.offline.training.reopen import write_work
 from guard.offline.work.progress import Stages
@@ -134,7 +134,7 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
         return calibrator.bundle(job.out, calibrated, parity, reports, verdicts, cuts=said)
 
 
-def choose_and_fit(job: Job, prepared: Prepared, stages: Stages) -> tuple[Job, dict[str, Head], Choice | None]:
+def choose_and_fit(job: Job, prepared: Prepared, stages: Stages) -> tuple[Job, dict[str, Head], DetectorChoice | None]:
     """Choose detectors where the job limits their cost, and fit them; return that job, heads and choice."""
     remembered, choice = EvidenceCache(prepared.classifier), None
     if job.cost is not None:
@@ -146,7 +146,7 @@ def choose_and_fit(job: Job, prepared: Prepared, stages: Stages) -> tuple[Job, d
         return job, fit(job, prepared, prepared.programs(job), progress.note, remembered), choice
 
 
-def choice_lines(choice: Choice | None) -> list[str]:
+def choice_lines(choice: DetectorChoice | None) -> list[str]:
     """Return a table of what each number of forwards would catch, the chosen set marked, and what the next one buys."""
     if choice is None:
         return []
