@@ -54,7 +54,7 @@ from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
 from guard.offline.training.answer_calibration import calibrate_answers
-from guard.offline.training.choose_detectors import Choice, FamilyScores
+from guard.offline.training.choose_detectors import DetectorChoice, FamilyScores
 from guard.offline.training.choose_share import KeptShare, choose_share
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
@@ -83,7 +83,7 @@ class Calibrator:
     programs: Mapping[str, Sequence[Detector]]
     files: ProgramFiles
     data: Dataset
-    choice: Choice | None = None  # of the detectors, where they were chosen
+    choice: DetectorChoice | None = None  # of the detectors, where they were chosen
 
     def calibrate(self, crafted: Sequence[CraftedSet], left_out: Sequence[FamilyScores]) -> Calibrated:
         """Fit fusion and bands, and rank the clean items.

@@ -27,7 +27,7 @@ from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, built_detector
 from guard.offline.training.build import Prepared
 from guard.offline.training.calibrator import pool
-from guard.offline.training.choose_detectors import Choice, FamilyScores, Option, choose
+from guard.offline.training.choose_detectors import DetectorChoice, FamilyScores, Option, choose
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 
 FITTED_ITEMS = 1500  # of clean, noisy and attacked each, at most, that the heads of a choice are fitted on
@@ -68,7 +68,7 @@ def check_cost(job: Job) -> None:
 
 def with_chosen(
     job: Job, prepared: Prepared, remembered: EvidenceCache, note: Callable[[str], None]
-) -> tuple[Job, Choice | None]:
+) -> tuple[Job, DetectorChoice | None]:
     """Return the job with the detectors that catch most within `job.cost` forwards, and how they were chosen.
 
     Without such a limit the job is as it was.
