@@ -28,7 +28,7 @@ from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.candidates import with_chosen
-from guard.offline.training.choose_detectors import Choice, FamilyScores
+from guard.offline.training.choose_detectors import DetectorChoice, FamilyScores
 from guard.offline.training.fit_heads import save_heads, settled
 from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.training.reopen import write_work
@@ -138,7 +138,7 @@ def finish(job: Job, prepared: Prepared, stages: Stages, *, deadline: float | No
 
 def choose_and_fit(
     job: Job, prepared: Prepared, stages: Stages
-) -> tuple[Job, dict[str, Head], Choice | None, list[FamilyScores]]:
+) -> tuple[Job, dict[str, Head], DetectorChoice | None, list[FamilyScores]]:
     """Choose detectors where the job limits their cost, and fit them; return that job, heads, choice, and scores.
 
     The scores are those of heads that do without a family.
@@ -155,7 +155,7 @@ def choose_and_fit(
         return job, heads, choice, left_out_scores(job, prepared, programs, remembered, progress.note)
 
 
-def choice_lines(choice: Choice | None) -> list[str]:
+def choice_lines(choice: DetectorChoice | None) -> list[str]:
     """Return a table of what each number of forwards would catch, the chosen set marked, and what the next one buys."""
     if choice is None:
         return []

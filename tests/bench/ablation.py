@@ -37,7 +37,7 @@ from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import load_recipe, parse
 from guard.offline.second.asked import find_asked
 from guard.offline.training.build import Prepared
-from guard.offline.training.calibrator import noise_settings, pool
+from guard.offline.training.calibrator import pool
 from guard.offline.training.candidates import Candidate, candidates_of, columns, fitted_heads, option_of
 from guard.offline.training.choose_detectors import Option, forwards_of, readable, sets_within
 from guard.offline.training.fit_fusion import fit_fusion
@@ -156,7 +156,7 @@ def scores_of(
     data, spec = prepared.data, prepared.classifier.spec.input
     others = tuple(found for found in prepared.crafted if str(found.family) != without)
     heads = fitted_heads(others, job, prepared, candidates, remembered, lambda _: None)
-    learned, noisy = pool(others, data, Split.COMBINER, spec, *noise_settings(job, prepared.classifier))
+    learned, noisy = pool(others, data, Split.COMBINER, spec, job.seed)
     clean, test = data.part(Split.COMBINER).images[:], data.part(Split.TEST).images[:]
     found = Scores(
         columns(heads, clean, remembered),

@@ -42,7 +42,6 @@ from guard.offline.crafting.stage import craft_run, learning_items
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import snap
-from guard.offline.data.harmless_noise import Sizes
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.detectors.table import INDEPENDENT
@@ -85,15 +84,13 @@ class Fitted:
         self.setting, self.detectors = setting, detectors
         learned = [one for one in setting.learned if one.family != without]
         spec = setting.classifier.spec.input
-        budgets = (one.budget or 0.0 for one in setting.learned if one.norm == "linf")
-        sizes = Sizes.up_to(max(budgets, default=None), spec.grid)
-        attacked, noisy = pool(learned, setting.data, Split.HEADS, spec, sizes, setting.seed)
+        attacked, noisy = pool(learned, setting.data, Split.HEADS, spec, setting.seed)
         items = FittingItems(setting.data.part(Split.HEADS), noisy, attacked)
         known = setting.heads.setdefault(without, {})  # a head does not depend on the others
         new = [detector for detector in detectors if detector.name not in known]
         known |= fit_heads(new, items, setting.remembered, seed=setting.seed, report=lambda _: None) if new else {}
         self.heads: list[Head] = [known[detector.name] for detector in detectors]
-        bad, noisy = pool(learned, setting.data, Split.COMBINER, spec, sizes, setting.seed)
+        bad, noisy = pool(learned, setting.data, Split.COMBINER, spec, setting.seed)
         clean = self.scores(setting.data.part(Split.COMBINER).images)
         own = [detector.name in INDEPENDENT for detector in detectors]
         self.fusion = fit_fusion(clean, self.scores(noisy), Attacked(self.scores(bad.items), bad.by), own)

@@ -141,11 +141,13 @@ def test_a_family_left_out_is_seen_by_nothing(refitted: Refitted) -> None:
         hidden = items(np.concatenate([c.attacked for c in crafted if c.family == left.family]))
         shown = items(np.concatenate([c.attacked for c in crafted if c.family != left.family]))
         noise = items(np.concatenate([c.noise for c in crafted if c.family != left.family]))
+        hidden_noise = items(np.concatenate([c.noise for c in crafted if c.family == left.family]))
         learned: FittingItems = fitted.given["items"]
         given = items(learned.attacked.items)
         assert given
         assert given <= shown - hidden
-        assert items(learned.noisy) <= noise
+        assert items(learned.noisy) & noise
+        assert not items(learned.noisy) & (hidden_noise - noise - items(learned.clean.images))
         names = {c.attack for c in crafted if c.family != left.family}
         assert set(learned.attacked.by) == names
         assert seen[frozenset(names)] == len(left.cascade.programs), "one fusion a program, each of the others alone"

@@ -50,7 +50,7 @@ class Range:
 
 
 @dataclass(frozen=True, repr=False)
-class Choice:
+class AnyOf:
     """Several values of a setting, of which each item draws one."""
 
     values: tuple[Any, ...]
@@ -80,14 +80,14 @@ def take_ranges(attack: Any) -> None:
             object.__setattr__(attack, field.name, read(attack.name, attack.traits, field.name, list(value)))
 
 
-def read(attack: str, traits: Any, name: str, values: Sequence[Any]) -> Range | Choice:
+def read(attack: str, traits: Any, name: str, values: Sequence[Any]) -> Range | AnyOf:
     """Return a list's range or choice. Raises ConfigError where this setting takes none, or not this one."""
     if name not in (*traits.ranges, *traits.choices):
         raise ConfigError(f"attack {attack!r}: {name} = {list(values)!r}; {takes(traits)}")
     if name in traits.choices:
         if len(values) < 2 or len(set(map(repr, values))) < len(values):
             raise ConfigError(f"attack {attack!r}: {name} = {list(values)!r}; wanted two different values or more")
-        return Choice(tuple(values))
+        return AnyOf(tuple(values))
     if len(values) != 2 or not all(type(one) in (int, float) for one in values):
         raise ConfigError(
             f"attack {attack!r}: {name} = {list(values)!r}; wanted a number, or a range of two: [low, high]"
@@ -111,7 +111,7 @@ def takes(traits: Any) -> str:
 
 def ranged(attack: Any) -> tuple[str, ...]:
     """Return the names of the settings that are ranges or choices."""
-    return tuple(f.name for f in fields(attack) if isinstance(getattr(attack, f.name), Range | Choice))
+    return tuple(f.name for f in fields(attack) if isinstance(getattr(attack, f.name), Range | AnyOf))
 
 
 def ends(value: Any) -> tuple[Any, ...]:
@@ -119,7 +119,7 @@ def ends(value: Any) -> tuple[Any, ...]:
     match value:
         case Range():
             return (value.low, value.high)
-        case Choice():
+        case AnyOf():
             return value.values
         case _:
             return (value,)
@@ -198,7 +198,7 @@ def as_learned(attack: AttackT, knowledge: Knowledge) -> AttackT:
 
 def settled(value: Any) -> Any:
     """Return a setting's value, or its values [item]. Raises ValueError for a range that nothing was drawn from."""
-    if isinstance(value, Range | Choice):
+    if isinstance(value, Range | AnyOf):
         raise ValueError(
             f"{value!r} is a range, and no item has drawn from it yet; call drawn_for first, as craft does"
         )

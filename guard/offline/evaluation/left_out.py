@@ -21,7 +21,7 @@ from guard.offline.job.recipe import Recipe
 from guard.offline.training.build import Prepared, compile_heads, fit, parities
 from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.candidates import MIN_FAMILIES, with_chosen
-from guard.offline.training.choose_detectors import Choice
+from guard.offline.training.choose_detectors import DetectorChoice
 from guard.offline.training.fit_heads import settled
 from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.work.code import code_digest
@@ -96,7 +96,7 @@ def refit(
 
 def chosen_without(
     job: Job, kept: Prepared, served: Bundle, remembered: EvidenceCache, note: Callable[[str], None]
-) -> tuple[Job, Choice | None]:
+) -> tuple[Job, DetectorChoice | None]:
     """Return the job with detectors chosen on the families that are kept, where it has a limit of forwards.
 
     Where but one family is kept there is nothing to choose by, and the served guard's detectors are taken.

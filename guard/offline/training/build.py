@@ -19,7 +19,7 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.programs.parity import Parity, check_parity
 from guard.offline.programs.program import Cleaner, Program
 from guard.offline.programs.write_programs import ProgramFiles, compile_programs
-from guard.offline.training.calibrator import noise_settings, pool
+from guard.offline.training.calibrator import pool
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
@@ -58,13 +58,7 @@ def fit(
 ) -> dict[str, Head]:
     """Fit every detector's head on the heads split; `gathered` may remember evidence. Raises DataError."""
     data = prepared.data
-    attacked, noisy = pool(
-        prepared.crafted,
-        data,
-        Split.HEADS,
-        prepared.classifier.spec.input,
-        *noise_settings(job, prepared.classifier),
-    )
+    attacked, noisy = pool(prepared.crafted, data, Split.HEADS, prepared.classifier.spec.input, job.seed)
     return fit_heads(
         [d for detectors in programs.values() for d in detectors],
         FittingItems(data.part(Split.HEADS), noisy, attacked),

@@ -34,7 +34,6 @@ from guard.bundle import (
 from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
-from guard.offline.attacks.noise import noise_sizes
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
@@ -55,7 +54,7 @@ from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
 from guard.offline.training.answer_calibration import calibrate_answers
-from guard.offline.training.choose_detectors import Choice, FamilyScores
+from guard.offline.training.choose_detectors import DetectorChoice, FamilyScores
 from guard.offline.training.choose_share import KeptShare, choose_share
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
@@ -84,7 +83,7 @@ class Calibrator:
     programs: Mapping[str, Sequence[Detector]]
     files: ProgramFiles
     data: Dataset
-    choice: Choice | None = None  # of the detectors, where they were chosen
+    choice: DetectorChoice | None = None  # of the detectors, where they were chosen
 
     def calibrate(self, crafted: Sequence[CraftedSet], left_out: Sequence[FamilyScores]) -> Calibrated:
         """Fit fusion and bands, and rank the clean items.
@@ -93,9 +92,7 @@ class Calibrator:
         evidence that needs no attacks; without any it is the usual one.
         """
         cascade = self.uncalibrated()
-        attacked, noisy = pool(
-            crafted, self.data, Split.COMBINER, self.classifier.spec.input, *noise_settings(self.job, self.classifier)
-        )
+        attacked, noisy = pool(crafted, self.data, Split.COMBINER, self.classifier.spec.input, self.job.seed)
         fitted_on = self.data.part(Split.COMBINER).images
         seen = read(cascade, fitted_on)
         clean = seen.scores
@@ -242,24 +239,21 @@ def student_facts(answering: Answering | None, transfers: Mapping[str, Transfer]
 
 
 def pool(
-    crafted: Sequence[CraftedSet], data: Dataset, split: Split, spec: InputSpec, sizes: Sizes, seed: int
+    crafted: Sequence[CraftedSet], data: Dataset, split: Split, spec: InputSpec, seed: int
 ) -> tuple[Attacked[Images], Images]:
     """Return the attacked items of all sets in one split, and beside them noise and items that nature has changed.
 
-    Noise is what is as large as the attacks, and each kind of `harmless_noise` in all `sizes`.
+    Noise is what is as large as the attacks, and each kind of `harmless_noise` in all sizes up to the largest of them.
     """
     parts = [found.select(data.splits, split) for found in crafted]
     blank = np.zeros((0, *data.item_shape), dtype=np.float32)
     attacked = np.concatenate([blank, *(p.attacked for p in parts)])
     clean = data.part(split).images[:]
+    budgets = (found.budget or 0.0 for found in crafted if found.norm == "linf")
+    sizes = Sizes.up_to(max(budgets, default=None), grid_for(spec))
     harmless = [*changed(clean, spec.grid), *harmless_noise(clean, spec, sizes, seed)]
     noisy = np.concatenate([blank, *(p.noise for p in parts), *harmless])
     return Attacked(attacked, tuple(part.attack for part in parts for _ in range(len(part)))), noisy
-
-
-def noise_settings(job: Job, classifier: Classifier) -> tuple[Sizes, int]:
-    """Return the sizes of a job's noise, up to the largest attack's, and what seeds it."""
-    return noise_sizes(job.recipe.attacks, grid_for(classifier.spec.input)), job.seed
 
 
 def harmless_noise(clean: Images, spec: InputSpec, sizes: Sizes, seed: int) -> list[Images]:

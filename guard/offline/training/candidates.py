@@ -26,8 +26,8 @@ from guard.offline.evidence.forwards import forwards_by_need
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, built_detector
 from guard.offline.training.build import Prepared
-from guard.offline.training.calibrator import noise_settings, pool
-from guard.offline.training.choose_detectors import Choice, FamilyScores, Option, choose
+from guard.offline.training.calibrator import pool
+from guard.offline.training.choose_detectors import DetectorChoice, FamilyScores, Option, choose
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 
 FITTED_ITEMS = 1500  # of clean, noisy and attacked each, at most, that the heads of a choice are fitted on
@@ -68,7 +68,7 @@ def check_cost(job: Job) -> None:
 
 def with_chosen(
     job: Job, prepared: Prepared, remembered: EvidenceCache, note: Callable[[str], None]
-) -> tuple[Job, Choice | None]:
+) -> tuple[Job, DetectorChoice | None]:
     """Return the job with the detectors that catch most within `job.cost` forwards, and how they were chosen.
 
     Without such a limit the job is as it was.
@@ -162,8 +162,7 @@ def pooled(
     crafted: Sequence[CraftedSet], job: Job, prepared: Prepared, split: Split
 ) -> tuple[Attacked[Images], Images]:
     """Return the attacked and the noisy items of these crafted sets in one split."""
-    settings = noise_settings(job, prepared.classifier)
-    return pool(crafted, prepared.data, split, prepared.classifier.spec.input, *settings)
+    return pool(crafted, prepared.data, split, prepared.classifier.spec.input, job.seed)
 
 
 def rounds(candidates: Sequence[Candidate]) -> list[list[int]]:

@@ -76,7 +76,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Choice:
+class DetectorChoice:
     """The set that was chosen within a limit of forwards, and what other limits would have given."""
 
     limit: float
@@ -90,7 +90,9 @@ class Choice:
         return asdict(self)
 
 
-def choose(options: Sequence[Option], families: Sequence[FamilyScores], limit: float, rates: Sequence[float]) -> Choice:
+def choose(
+    options: Sequence[Option], families: Sequence[FamilyScores], limit: float, rates: Sequence[float]
+) -> DetectorChoice:
     """Choose the set within `limit` forwards on clean traffic. Raises ConfigError where no candidate is in reach.
 
     Raises DataError where there is no attacked item to judge by, or a score is not finite.
@@ -110,7 +112,7 @@ def choose(options: Sequence[Option], families: Sequence[FamilyScores], limit: f
     for one in sorted(found, key=lambda one: (one.forwards, *(-value for value in one.rank))):
         if not frontier or one.rank[:2] > frontier[-1].rank[:2]:
             frontier.append(one)
-    return Choice(limit, chosen, tuple(frontier), best if best.rank[:2] > chosen.rank[:2] else None)
+    return DetectorChoice(limit, chosen, tuple(frontier), best if best.rank[:2] > chosen.rank[:2] else None)
 
 
 def forwards_of(options: Iterable[Option]) -> float:

@@ -22,7 +22,7 @@ from guard.offline.attacks.methods.rfgsm import Rfgsm
 from guard.offline.attacks.methods.smoothgrad import SmoothGrad
 from guard.offline.attacks.methods.uap import Uap
 from guard.offline.attacks.norm_ball import sizes
-from guard.offline.attacks.ranges import Choice, Range, drawn_for, largest, places_of, ranged, smallest
+from guard.offline.attacks.ranges import AnyOf, Range, drawn_for, largest, places_of, ranged, smallest
 from guard.offline.attacks.table import ATTACKS, build_attack, settings_of, traits_of
 from tests.offline.attacks.linear import linear, optimum
 from tests.offline.attacks.test_table import network, seeded
@@ -74,7 +74,7 @@ def test_numbers_are_drawn_evenly_in_their_logarithm():
     steps = Range(5, 40, whole=True).at(places)
     assert set(steps.tolist()) == set(range(5, 41))
     assert abs((steps < 14).double().mean() - math.log(14 / 5) / math.log(41 / 5)) < 0.03
-    chosen = Choice(("sign", "adam", "momentum")).at(places)
+    chosen = AnyOf(("sign", "adam", "momentum")).at(places)
     assert all(abs(chosen.count(name) / 4000 - 1 / 3) < 0.03 for name in set(chosen))
 
 
@@ -131,7 +131,7 @@ def as_list(value: object) -> object:
     match value:
         case Range():
             return [value.low, value.high]
-        case Choice():
+        case AnyOf():
             return list(value.values)
         case _:
             return value

@@ -16,7 +16,7 @@ from guard.offline.attacks.model import Model
 from guard.offline.attacks.norm_ball import Size, into_reach, part_of, per_item, uniform
 from guard.offline.attacks.objective import LogOdds, gap, log_odds
 from guard.offline.attacks.optimiser import Directions, Optimiser, known_optimiser
-from guard.offline.attacks.ranges import Amount, Choice, Count, ends, settled, take_ranges
+from guard.offline.attacks.ranges import Amount, AnyOf, Count, ends, settled, take_ranges
 from guard.offline.attacks.target import Target, known_target, targets_of
 from guard.offline.data.norms import Norm
 
@@ -144,8 +144,8 @@ class Pgd:
     steps: Count = 40
     step_size: Amount | None = None
     step_factor: Amount = STEP_FACTOR  # of budget / steps, where no step size is given
-    optimiser: Optimiser | Choice = "sign"
-    random_start: bool | Choice = True
+    optimiser: Optimiser | AnyOf = "sign"
+    random_start: bool | AnyOf = True
     target: Target | None = None
 
     def __post_init__(self) -> None:
