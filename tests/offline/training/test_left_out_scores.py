@@ -117,7 +117,7 @@ def test_a_family_of_few_items_is_not_left_out(opened: Opened) -> None:
     combiner = np.flatnonzero(members(first.hashes, opened.whole.data.splits, Split.COMBINER))
     dropped = combiner[MIN_JUDGED_ITEMS - 1 :]
     kept = np.setdiff1d(np.arange(len(first)), dropped)
-    names = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf")
+    names = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf", "budgets")
     few = replace(first, **{name: getattr(first, name)[kept] for name in names})
     assert opened.scores(replace(opened.whole, crafted=(few, *others))) == {}
 
