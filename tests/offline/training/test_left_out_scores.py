@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 import guard.offline.training.calibrator as calibrating
-import guard.offline.training.left_out_scores as scoring
+import guard.offline.training.candidates as scoring
 from guard.bundle import Bundle
 from guard.offline.data.splits import Split, members
 from guard.offline.evaluate import prepared
@@ -22,6 +22,7 @@ from guard.offline.evaluation.left_out import refit
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.job.job import Job
 from guard.offline.training.build import Prepared
+from guard.offline.training.choose_detectors import FamilyScores
 from guard.offline.training.left_out_scores import MIN_JUDGED_ITEMS, left_out_scores
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
@@ -36,10 +37,12 @@ class Opened:
     job: Job
     whole: Prepared
 
-    def scores(self, whole: Prepared | None = None) -> dict[str, Any]:
+    def scores(self, whole: Prepared | None = None) -> dict[str, FamilyScores]:
         given = whole or self.whole
         remembered = EvidenceCache(given.classifier)
-        return dict(left_out_scores(self.job, given, given.programs(self.job), remembered, lambda _: None))
+        programs = given.programs(self.job)
+        found = left_out_scores(self.job, given, programs, remembered, lambda _: None)
+        return {one.family: one for one in found}
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +77,11 @@ def test_no_head_sees_an_item_of_the_family_nor_of_the_split_that_it_scores(
         assert not rows(items.noisy) & rows(np.concatenate([one.noise for one in hidden]))
         assert not rows(items.clean.images[:]) & rows(combiner.images[:])
         assert len(found[family].clean) == len(combiner)
-        judged = sum(len(one.select(opened.whole.data.splits, Split.COMBINER)) for one in crafted)
-        assert len(found[family].attacked) == judged
-        assert np.isfinite(found[family].attacked.items).all()
+        assert set(found[family].judged.by) == {one.attack for one in hidden}
+        assert set(found[family].learned.by) == {one.attack for one in crafted} - set(found[family].judged.by)
+        judged = sum(len(one.select(opened.whole.data.splits, Split.COMBINER)) for one in hidden)
+        assert len(found[family].judged) == judged
+        assert np.isfinite(found[family].judged.items).all()
 
 
 def test_what_learns_from_attacks_scores_otherwise_without_a_family_and_the_rest_alike(opened: Opened) -> None:
@@ -90,7 +95,7 @@ def test_what_learns_from_attacks_scores_otherwise_without_a_family_and_the_rest
 
 
 def test_a_guard_without_a_family_chooses_without_it(
-    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A third family, of the items of the first: left out, no item and no attack of it reaches the choice."""
     third = [replace(one, family="third", attack=f"third {one.attack}") for one in opened.whole.crafted[:1]]
@@ -98,11 +103,10 @@ def test_a_guard_without_a_family_chooses_without_it(
     heads = spied(monkeypatch, scoring, "fit_heads")
     choices = spied(monkeypatch, calibrating, "choose_share")
     job = replace(opened.job, out=tmp_path / "bundle")
-    bundle = refit(job, whole, "third", EvidenceCache(whole.classifier), lambda _: None)
-    assert [sorted(call.given["left_out"]) for call in choices] == [["high-confidence", "single-step"]]
-    assert "third" not in choices[0].given["families"].values()
-    for scores in choices[0].given["left_out"].values():
-        assert not any(attack.startswith("third") for attack in scores.attacked.by)
+    bundle = refit(job, whole, "third", tiny_bundle, EvidenceCache(whole.classifier), lambda _: None)
+    assert [[one.family for one in call.given["left_out"]] for call in choices] == [["high-confidence", "single-step"]]
+    for scores in choices[0].given["left_out"]:
+        assert not any(attack.startswith("third") for attack in (*scores.learned.by, *scores.judged.by))
     assert not any(attack.startswith("third") for call in heads for attack in call.given["items"].attacked.by)
     assert set(bundle.manifest.provenance["fusion"]["left_out"]) == {"high-confidence", "single-step"}
 
@@ -113,7 +117,7 @@ def test_a_family_of_few_items_is_not_left_out(opened: Opened) -> None:
     combiner = np.flatnonzero(members(first.hashes, opened.whole.data.splits, Split.COMBINER))
     dropped = combiner[MIN_JUDGED_ITEMS - 1 :]
     kept = np.setdiff1d(np.arange(len(first)), dropped)
-    names = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf")
+    names = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf", "budgets")
     few = replace(first, **{name: getattr(first, name)[kept] for name in names})
     assert opened.scores(replace(opened.whole, crafted=(few, *others))) == {}
 
@@ -132,4 +136,4 @@ def test_heads_are_those_of_a_fit_and_leave_torchs_randomness_alone(opened: Open
     first, second = opened.scores(), opened.scores()
     assert torch.equal(torch.random.get_rng_state(), before)
     for family, scores in first.items():
-        np.testing.assert_array_equal(scores.attacked.items, second[family].attacked.items)
+        np.testing.assert_array_equal(scores.judged.items, second[family].judged.items)
