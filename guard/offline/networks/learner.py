@@ -30,7 +30,7 @@ NATURAL_RATE, ROBUST_RATE, LAST_RATE_SHARE = 0.1, 0.05, 0.1  # learning rates; w
 WARM_UP_SHARE, RAMP_SHARE = 0.15, 0.15  # of the steps: until the rate has risen, until the budget has
 MOMENTUM_SHARE, WEIGHT_DECAY_PENALTY, MAX_NORM_DISTANCE = 0.9, 5e-4, 5.0
 MEAN_SHARE, MAX_MEAN_SHARE = 0.1, 0.998  # of all steps: what the running mean spans; most that it keeps at a step
-MIN_LAST_CHANNELS = 8  # of a network whose channels lie last in memory
+MIN_QUICK_CHANNELS = 8  # of the first stage of a network that oneDNN computes, and whose channels lie last in memory
 SEED_STEP = 1_000_003  # between the seeds of two epochs
 
 Images = NDArray[np.float32]  # [item, ...] in unit space
@@ -72,7 +72,7 @@ class Learner:
     """A network that learns a course, with all that its next epoch needs."""
 
     def __init__(self, design: Design, course: Course, lessons: Lessons, device: torch.device) -> None:
-        self.course, self.lessons, self.device = course, lessons, device
+        self.design, self.course, self.lessons, self.device = design, course, lessons, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(course.seed)
             network = design.build(normed=True)
@@ -126,6 +126,11 @@ class Learner:
 
     def step(self, number: int, items: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Take one step and return its loss."""
+        with quickly(self.design):
+            return self.stepped(number, items, labels, generator)
+
+    def stepped(self, number: int, items: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Take one step, computed as the caller says, and return its loss."""
         first_robust = self.course.natural_epochs * self.steps
         robust = number >= first_robust
         for group in self.optimiser.param_groups:
@@ -228,13 +233,19 @@ class Learner:
 
 
 def memory_format(design: Design) -> torch.memory_format:
-    """Return the order in which values lie in memory: channels last for images, which is the quicker one.
-
-    Of a narrow network channels first: the gradient of a convolution of one by one pixels in steps of two, over fewer
-    than eight channels that lie last, writes beyond its memory (torch 2.13.0 on some processors, which ends it).
-    """
-    last = len(design.item_shape) == 3 and design.width >= MIN_LAST_CHANNELS
+    """Return the order in which values lie in memory: channels last for images, which is the quicker one."""
+    last = len(design.item_shape) == 3 and design.width >= MIN_QUICK_CHANNELS
     return torch.channels_last if last else torch.contiguous_format
+
+
+def quickly(design: Design) -> AbstractContextManager[None]:
+    """Return a context in which the network is computed by oneDNN, unless it is too narrow for that.
+
+    With fewer than eight channels the gradient of a convolution writes beyond its memory on some processors (oneDNN in
+    torch 2.13.0 on an AMD EPYC, found with glibc's checks of the heap), and the process ends.
+    """
+    context: AbstractContextManager[None] = torch.backends.mkldnn.flags(enabled=design.width >= MIN_QUICK_CHANNELS)
+    return context
 
 
 def in_order(values: Tensor, order: torch.memory_format) -> Tensor:
