@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.job.job import Job
 
-MAX_NAMED_COUNT = 4  # attacks that are named
+MAX_NAMED_ITEMS = 4  # attacks that are named
 
 
 def crafting_cuts(job: Job, crafted: Sequence[CraftedSet]) -> tuple[str, ...]:
@@ -16,8 +16,8 @@ def crafting_cuts(job: Job, crafted: Sequence[CraftedSet]) -> tuple[str, ...]:
     few = sorted((len(found), found.name) for found in crafted if len(found) < wanted)
     if not few:
         return ()
-    named = ", ".join(f"{name} {items:,}" for items, name in few[:MAX_NAMED_COUNT])
-    more = ", …" if len(few) > MAX_NAMED_COUNT else ""
+    named = ", ".join(f"{name} {items:,}" for items, name in few[:MAX_NAMED_ITEMS])
+    more = ", …" if len(few) > MAX_NAMED_ITEMS else ""
     why = (
         "all that the data yield"
         if job.craft_items is None

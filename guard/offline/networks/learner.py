@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -238,14 +238,19 @@ def memory_format(design: Design) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def quickly(design: Design) -> AbstractContextManager[None]:
-    """Return a context in which the network is computed by oneDNN, unless it is too narrow for that.
+@contextmanager
+def quickly(design: Design) -> Iterator[None]:
+    """Compute a network by oneDNN within this context, unless it is too narrow for that.
 
     With fewer than eight channels the gradient of a convolution writes beyond its memory on some processors (oneDNN in
     torch 2.13.0 on an AMD EPYC, found with glibc's checks of the heap), and the process ends.
     """
-    context: AbstractContextManager[None] = torch.backends.mkldnn.flags(enabled=design.width >= MIN_QUICK_CHANNELS)
-    return context
+    before: bool = torch._C._get_mkldnn_enabled()  # the flags' own context manager warns of cards that are not there
+    torch._C._set_mkldnn_enabled(before and design.width >= MIN_QUICK_CHANNELS)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def in_order(values: Tensor, order: torch.memory_format) -> Tensor:
