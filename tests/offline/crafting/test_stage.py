@@ -148,9 +148,9 @@ def firsts(whole: Sequence[CraftedSet], tried: Sequence[int]) -> list[CraftedSet
     for one, items in zip(whole, tried, strict=True):
         shown = one.tried_hashes[:items]
         kept = np.isin(one.hashes, shown)
-        per_item = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf")
+        per_item = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf", "budgets")
         parts = {name: getattr(one, name)[kept] for name in per_item}
-        found.append(dataclasses.replace(one, tried_hashes=shown, **parts))
+        found.append(dataclasses.replace(one, tried_hashes=shown, tried_budgets=one.tried_budgets[:items], **parts))
     return found
 
 
