@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 
 from guard.errors import ConfigError
+from guard.offline.attacks.attack import Traits
 from guard.offline.attacks.table import ATTACKS, build_attack
 from guard.offline.job.suite import NORMS, Suite, load_suite, parse_suite, suites
 from tests.side import reach
@@ -35,6 +36,7 @@ def test_an_attack_that_is_new_to_the_table_is_in_the_survey_without_a_word(
     class Newcomer:
         name: ClassVar[str] = "newcomer"
         norm: ClassVar[str]
+        traits: ClassVar[Traits] = Traits()
         budget: float
 
     Newcomer.norm = norm

@@ -77,7 +77,7 @@ def test_evaluation_reads_columns_as_training_did(tmp_path: Path) -> None:
     wanted = job(tmp_path)
     classifier, data = open_job(wanted)
     write_work(wanted, data)
-    bundle: Any = SimpleNamespace(path=wanted.out, manifest=SimpleNamespace(model=classifier.spec))
+    bundle: Any = SimpleNamespace(path=wanted.out, manifest=SimpleNamespace(model=classifier.spec, programs=()))
     work = Work.beside(bundle)
     assert work.job_of(bundle).choice == wanted.choice
     unseen = table(tmp_path / "unseen.csv", names=("cat",), seed=2)
