@@ -96,18 +96,16 @@ def follow(target: Crafter, job: Job, progress: Stage, tried: Sequence[int] | No
     counts = [target.whole(items) for items in tried or [wanted] * len(attacks)]
     while True:
         found = target.attacked(attacks, tried=counts, progress=progress.items)
-        before, counts = (
-            counts,
-            [
-                target.whole(more(items, len(one), step=target.shard_size, available=target.items, wanted=wanted))
-                for items, one in zip(counts, found, strict=True)
-            ],
-        )
-        if counts == before:
+        enough = [
+            target.whole(more(items, len(one), step=target.shard_size, available=target.items, wanted=wanted))
+            for items, one in zip(counts, found, strict=True)
+        ]
+        if enough == counts:
             break
-        for attack, one, items, fewer in zip(attacks, found, counts, before, strict=True):
+        for attack, one, items, fewer in zip(attacks, found, enough, counts, strict=True):
             if items > fewer:
                 progress.say(f"{short(repr(attack), 36)}: {len(one)} of {fewer} verified; trying {items}")
+        counts = enough
     least = [target.enough(one, wanted) for one in found]
     return found if least == counts else target.attacked(attacks, tried=least, progress=progress.items)
 

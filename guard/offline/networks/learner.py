@@ -127,10 +127,10 @@ class Learner:
     def step(self, number: int, items: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Take one step and return its loss."""
         with quickly(self.design):
-            return self.stepped(number, items, labels, generator)
+            return self.learn_batch(number, items, labels, generator)
 
-    def stepped(self, number: int, items: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Take one step, computed as the caller says, and return its loss."""
+    def learn_batch(self, number: int, items: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Learn one batch by whatever library torch is set to, and return its loss."""
         first_robust = self.course.natural_epochs * self.steps
         robust = number >= first_robust
         for group in self.optimiser.param_groups:

@@ -247,13 +247,20 @@ def pool(
     """
     parts = [found.select(data.splits, split) for found in crafted]
     blank = np.zeros((0, *data.item_shape), dtype=np.float32)
-    attacked = np.concatenate([blank, *(p.attacked for p in parts)])
     clean = data.part(split).images[:]
     budgets = (found.budget or 0.0 for found in crafted if found.norm == "linf")
     sizes = Sizes.up_to(max(budgets, default=None), grid_for(spec))
     harmless = [*changed(clean, spec.grid), *harmless_noise(clean, spec, sizes, seed)]
     noisy = np.concatenate([blank, *(p.noise for p in parts), *harmless])
-    return Attacked(attacked, tuple(part.attack for part in parts for _ in range(len(part)))), noisy
+    return attacked_items(crafted, data, split), noisy
+
+
+def attacked_items(crafted: Sequence[CraftedSet], data: Dataset, split: Split) -> Attacked[Images]:
+    """Return the attacked items of all sets in one split."""
+    parts = [found.select(data.splits, split) for found in crafted]
+    blank = np.zeros((0, *data.item_shape), dtype=np.float32)
+    attacked = np.concatenate([blank, *(part.attacked for part in parts)])
+    return Attacked(attacked, tuple(part.attack for part in parts for _ in range(len(part))))
 
 
 def harmless_noise(clean: Images, spec: InputSpec, sizes: Sizes, seed: int) -> list[Images]:

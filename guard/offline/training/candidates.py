@@ -26,7 +26,7 @@ from guard.offline.evidence.forwards import forwards_by_need
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, built_detector
 from guard.offline.training.build import Prepared
-from guard.offline.training.calibrator import pool
+from guard.offline.training.calibrator import attacked_items, pool
 from guard.offline.training.choose_detectors import DetectorChoice, FamilyScores, Option, choose
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 
@@ -131,7 +131,7 @@ def scores_without(
         others, job, prepared, candidates, remembered, lambda name: note(f"without {family}: {name}"), most
     )
     learned, noisy = pooled(others, job, prepared, Split.COMBINER)
-    judged, _ = pooled(own, job, prepared, Split.COMBINER)
+    judged = attacked_items(own, data, Split.COMBINER)
     clean = data.part(Split.COMBINER).images[:]
     scores = [columns(heads, images, remembered) for images in (clean, noisy, learned.items, judged.items)]
     found = FamilyScores(family, scores[0], scores[1], learned.seen_as(scores[2]), judged.seen_as(scores[3]))
