@@ -13,6 +13,7 @@ from guard.cascade import Cascade
 from guard.offline.attacks.attack import Attack, LearningAttack, learns
 from guard.offline.attacks.informed import Informed
 from guard.offline.attacks.model import Model, Objective, TorchModel
+from guard.offline.attacks.ranges import drawn, ranged
 from guard.offline.crafting.learning import BLOCK_SHARDS
 from guard.offline.crafting.shard import shard_items
 from guard.offline.data.dataset import Dataset
@@ -73,6 +74,9 @@ def passes(model: Model, attack: Attack, images: Tensor, labels: Tensor, block: 
     counted, learning = Counted(model), Passes(0, 0)
     if learns(attack):
         attack, learning = learn(attack, counted, images, labels, block)
+    else:  # of ranges what items draw on average
+        places = (torch.arange(len(images), dtype=torch.float64) + 0.5) / len(images)
+        attack = drawn(attack, dict.fromkeys(ranged(attack), places))
     before = counted.so_far
     attack(counted, images, labels, torch.Generator().manual_seed(0))
     return learning + (counted.so_far + before.times(-1)).times(1 / len(images))

@@ -50,6 +50,13 @@ def test_pgd_passes_are_counted_exactly(steps: int) -> None:
     assert found.forward + found.backward == steps + 1
 
 
+def test_ranges_are_counted_as_what_items_draw_of_them() -> None:
+    """Steps from 5 to 40, evenly in the logarithm: a quarter and three quarters of the way are 8 and 24."""
+    settings = {"budget": [0.0625, 0.25], "steps": [5, 40], "optimiser": ["sign", "adam"]}
+    found = counted(build_attack("pgd", settings), tiny.SHAPE, tiny.CLASSES)
+    assert (8 + 24) / 2 <= found.forward + found.backward <= 24 + 1
+
+
 def test_fgsm_is_one_gradient() -> None:
     assert counted(build_attack("fgsm", {"budget": 0.25}), tiny.SHAPE, tiny.CLASSES).backward == 1
 
