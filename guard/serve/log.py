@@ -2,6 +2,7 @@
 
 Rule 1: nothing a line says is ever sent to a client; scores and p-values belong here and on the admin listener.
 Rule 2: one line a reject, a flag, an unchecked request or a change of state; none for what simply passed.
+Rule 3: lines that found no room in the stream are counted, and told in the next one that does.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, Protocol
 
 Level = Literal["debug", "info", "warning", "error"]
 LIBRARY_LINE_S = 0.1  # between two lines of one place in a library: what clients send can make it write
@@ -20,13 +22,23 @@ MAX_MESSAGE_CHARACTERS = 2000
 RANK: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 
+class Stream(Protocol):
+    """What lines are written to; it may take none of a text, and returns how many characters it took."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+
 class Log:
     """A log that writes JSON lines of at least `level`."""
 
-    def __init__(self, level: Level = "info", stream: TextIO | None = None) -> None:
+    def __init__(self, level: Level = "info", stream: Stream | None = None) -> None:
         self.level: Level = level
-        self.stream = sys.stderr if stream is None else stream
+        self.stream: Stream = sys.stderr if stream is None else stream
         self.lock = threading.Lock()
+        self.lost_lines = 0  # since the last line that was taken
+        self.lost: Callable[[], None] = lambda: None  # called for each line that was not
 
     def debug(self, event: str, **fields: Any) -> None:
         self.write("debug", event, fields)
@@ -43,11 +55,21 @@ class Log:
     def write(self, level: Level, event: str, fields: dict[str, Any]) -> None:
         if RANK[level] < RANK[self.level]:
             return
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": time, "level": level, "event": event, **fields}, default=str)
         with self.lock:
-            self.stream.write(line + "\n")
-            self.stream.flush()
+            if self.lost_lines and self.taken("warning", "lines lost", {"lines": self.lost_lines}):
+                self.lost_lines = 0
+            if self.taken(level, event, fields):
+                return
+            self.lost_lines += 1
+        self.lost()
+
+    def taken(self, level: Level, event: str, fields: dict[str, Any]) -> bool:
+        """Write a line, and return whether the stream took it."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": time, "level": level, "event": event, **fields}, default=str) + "\n"
+        written = self.stream.write(line)
+        self.stream.flush()
+        return written == len(line)
 
 
 class Seldom:

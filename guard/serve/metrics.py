@@ -110,6 +110,7 @@ class Metrics:
             "guard_upstream_failures_total", "ModelInfer requests that the upstream failed, by its status", "code"
         )
         self.reopened = counter("guard_listener_reopened_total", "Times a listener had to be opened again", "listener")
+        self.lost_lines = counter("guard_log_lines_lost_total", "Log lines lost since nobody read those before them")
         self.held_bytes = gauge("guard_bytes_in_flight", "Bytes of messages being read (at their largest) and held")
         self.compared = counter(
             "guard_upstream_compared_items_total", "Items whose upstream prediction was compared", "model"
@@ -145,7 +146,13 @@ class Metrics:
             "detector",
             detectors,
         )
-        for action in ACTIONS:  # at zero from the start, so that the first one is a rise that an alarm can see
+        self.begin_at_zero(guarded)
+        registry.register(self.p_values)
+        registry.register(self.detector_p_values)
+
+    def begin_at_zero(self, guarded: str) -> None:
+        """Name the children that matter before their first count, which then is a rise that an alarm can see."""
+        for action in ACTIONS:
             self.requests.labels(guarded, action)
             self.items.labels(guarded, action)
         for reason in ("unchecked", "overloaded"):
@@ -155,8 +162,6 @@ class Metrics:
                 known.labels(value)
         self.compared.labels(guarded)
         self.disagreed.labels(guarded)
-        registry.register(self.p_values)
-        registry.register(self.detector_p_values)
 
     def ended(self, model: str, action: str, seconds: float) -> None:
         """Count a ModelInfer request that is over."""

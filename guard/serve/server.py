@@ -43,6 +43,7 @@ from guard.serve.health import HEALTH, Health
 from guard.serve.held_answers import held_answers
 from guard.serve.inspector import Inspector
 from guard.serve.limits import MIN_ANSWER_BYTES, Limits
+from guard.serve.line_writer import STANDARD_ERROR, line_writer
 from guard.serve.listener import Listener, listening
 from guard.serve.log import Bridge, Log
 from guard.serve.metrics import Metrics
@@ -94,8 +95,7 @@ def serve(config: ServeConfig) -> None:
 
 
 async def serve_until_signal(config: ServeConfig) -> None:
-    log = Log(config.log_level)
-    with bridged(log):
+    with line_writer(STANDARD_ERROR) as stream, bridged(log := Log(config.log_level, stream)):
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
@@ -123,7 +123,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
     bundle, policy, answers = opened(config, log)
     model = bundle.manifest.model
     readiness = told_to(log)
-    metrics = build_metrics(config, bundle, policy, readiness)
+    metrics = build_metrics(config, bundle, policy, readiness, log)
     async with AsyncExitStack() as stack:
         engine = build_engine(config, bundle, metrics)
         stack.callback(engine.close)
@@ -334,7 +334,7 @@ def check_loopback(address: str) -> None:
         )
 
 
-def build_metrics(config: ServeConfig, bundle: Bundle, policy: Policy, readiness: Readiness) -> Metrics:
+def build_metrics(config: ServeConfig, bundle: Bundle, policy: Policy, readiness: Readiness, log: Log) -> Metrics:
     model = bundle.manifest.model
     metrics = Metrics(
         CollectorRegistry(),
@@ -349,6 +349,7 @@ def build_metrics(config: ServeConfig, bundle: Bundle, policy: Policy, readiness
     metrics.measured_disagreement.set(bundle.manifest.measured_disagreement)
     metrics.ready.set_function(lambda: float(readiness.because is None))
     metrics.upstream_ready.set_function(lambda: float(readiness.part("upstream") is None))
+    log.lost = metrics.lost_lines.inc
     return metrics
 
 

@@ -36,6 +36,7 @@ from tests.serve.guarded import (
     free_port,
     guarding,
     infer_request,
+    metric_of,
     until,
 )
 from tests.serve.processes import ROOT, guard_process, model_process
@@ -114,6 +115,27 @@ def test_a_model_server_process_is_killed_and_restarted(bundle: Path, tmp_path: 
                         await until_truth(client, wanted=False)
                         answer = await client.infer(ORDINARY)
                         assert answer.code is grpc.StatusCode.UNAVAILABLE
+
+    asyncio.run(story())
+
+
+def test_a_log_that_nobody_reads_stops_no_call(bundle: Path, tmp_path: Path) -> None:
+    """Each of these calls is a line in the log, and together they are three times what a pipe holds."""
+
+    async def story() -> None:
+        with model_process(tmp_path) as model:
+            upstream = model.until_event("listening")["inference"]
+            with guard_process(config_for(bundle, upstream)) as guard:
+                addresses = guard.until_event("listening")
+                async with calling(addresses["inference"]) as client:
+                    await until_truth(client, wanted=True)
+                    for _ in range(600):
+                        answer = await client.infer(BRIGHT, timeout_s=PATIENCE_S)
+                        assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+                    assert right(await client.infer(ORDINARY), ORDINARY)
+                assert await metric_of(addresses["metrics"], "guard_log_lines_lost_total") == 0  # they wait
+                guard.popen.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(guard.popen.wait, PATIENCE_S) == 0  # nor does it wait for a reader then
 
     asyncio.run(story())
 

@@ -23,6 +23,38 @@ def test_lines_are_json_of_at_least_the_level() -> None:
     assert lines[0]["time"].endswith("+00:00")
 
 
+class Full:
+    """A stream that takes texts while it has room for them."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.taken = room, ""
+
+    def write(self, text: str) -> int:
+        if len(text) > self.room:
+            return 0
+        self.room -= len(text)
+        self.taken += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_lines_that_found_no_room_are_counted_and_told_once_there_is_some() -> None:
+    stream, lost = Full(150), []
+    log = Log("info", stream)
+    log.lost = lambda: lost.append(1)
+    for number in range(4):
+        log.info("reject", number=number)
+    assert len(lost) == 3
+    stream.room = 10_000
+    log.info("ready")
+    log.info("stopped")
+    told = [json.loads(line) for line in stream.taken.splitlines()]
+    assert [line["event"] for line in told] == ["reject", "lines lost", "ready", "stopped"]
+    assert told[1]["lines"] == len(lost)
+
+
 def test_a_library_speaks_json_too() -> None:
     stream = io.StringIO()
     logger = logging.Logger("grpc._cython")
