@@ -4,7 +4,7 @@ Standard error is most often a pipe. Once its reader stalls and it is full, a wr
 hold every client's call.
 
 Rule 1: `write` never waits, and never fails, whatever became of the reader.
-Rule 2: what waits is bounded in bytes; a text that finds no room is dropped whole, and whoever wrote it is told.
+Rule 2: what waits is bounded in bytes; a text that finds no room is dropped whole, and its writer is told.
 """
 
 from __future__ import annotations
