@@ -10,9 +10,10 @@ counts once its final form, on the data's grid and within box and ball, verifiab
 items are tried until so many count, as far as the data reach. Whoever holds TEST back from training measures what was
 never seen: items that the bundle knows are put aside. What is crafted lies in DIR and is taken up again.
 
-A step is 2.5 times budget / steps long; a small one once, a large one ten times that: "25 small". FILE holds [[attack]]
-blocks as a recipe does; beside the guard's own attacks, `name = "foolbox.DDNAttack"` names a class of foolbox.attacks,
-and the block its settings.
+"PGD L∞ 6/255, 25 small" takes 25 steps of budget / 25; without a word a step is 2.5 times as long, a large one ten
+times. Of a budget whole steps of the grid are left: 1.5/255 is attacked as that, and then cut to one. FILE holds
+[[attack]] blocks as a recipe does; beside the guard's own attacks, `name = "foolbox.DDNAttack"` names a class of
+foolbox.attacks, and the block its settings.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Column
+from rich.text import Text
 
 from guard.bundle import Bundle
 from guard.errors import ConfigError, GuardError
@@ -63,6 +65,7 @@ from guard.offline.work.store import cache_key
 from guard.offline.work.tables import counts, new_table, plain_lines, shares
 from guard.offline.work.text import duration
 from tests.bench.foolbox_attack import PREFIX, FoolboxAttack
+from tests.side import StaleError
 
 RATES = (0.01, 0.05)
 AIMS: Mapping[float, float] = {0.01: 0.60, 0.05: 0.85}  # the share to be caught at each rate, from these sizes on
@@ -97,7 +100,7 @@ SMALLEST: Mapping[str, Mapping[str, Any]] = {  # attacks that look for the small
 }
 FINE_GRID = 255
 # On fewer grey levels budgets are this many times as large: preset `digits` has 2/16 and 1.5 for 8/255 and 0.5.
-COARSE_FACTORS = {"linf": 4.0, "l2": 3.0}
+COARSE_FACTORS = {"linf": 4 * 255 / 256, "l2": 3.0}
 QUICK_ITEMS, QUICK_CLEAN_ITEMS, QUICK_CELLS = 40, 200, 3  # cells: every third
 SEED = 0
 
@@ -227,9 +230,7 @@ class Table:
             mark = ("met" if row.meets else "missed") if row.aimed else ""
             cells = (rate_text(row.caught[rate]) for rate in RATES)
             table.add_row(row.words, str(row.tried), str(row.verified), *cells, mark)
-        yield from plain_lines([table])
-        yield ""
-        yield from self.summary()
+        yield from plain_lines([table, "", *(Text(line) for line in self.summary())])
 
     def summary(self) -> Iterator[str]:
         aims = ", ".join(f"{aim:.0%} at {rate:.0%}" for rate, aim in AIMS.items())
@@ -322,8 +323,8 @@ def measure(
     with stages.stage("foretell the time") as progress:
         expected = foretold(crafter, chosen, held_out, items, progress)
         progress.say(
-            f"{len(chosen)} cells of {items} items each, of {crafter.items} that the model has right: about "
-            f"{duration(sum(expected))} of attacks, less what {folder} holds, more where few items are fooled"
+            f"{len(chosen)} cells of {items} items each; the model has {crafter.items} right",
+            f"attacks of {duration(sum(expected))}, more where few items are fooled, less what {folder} holds",
         )
     with stages.stage("attack the model") as progress:
         for number, cell in enumerate(chosen):
@@ -332,7 +333,7 @@ def measure(
             rows.append(row_of(cell, crafted, guard, promises, scale))
             progress.say(
                 f"{number + 1:3} of {len(chosen)}  {cell.words}: {len(crafted)} of {crafted.tried} fool, "
-                f"{time.monotonic() - started:.0f} s, {duration(sum(expected[number + 1 :]))} or more to go"
+                f"{time.monotonic() - started:.0f} s; to go: {duration(sum(expected[number + 1 :]))} and more"
             )
     console.print(f"  measured in {duration(time.monotonic() - began)}", highlight=False)
     return Table(rows, caught_at(promises, clean.p_value), promises, items)
@@ -368,7 +369,7 @@ def main(arguments: Sequence[str]) -> None:
         table = measure(
             Bundle.open(given.bundle), given.data, given.cells, given.items, given.work, given.threads, console
         )
-    except GuardError as error:
+    except (GuardError, StaleError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print("\n".join(table.lines()))
 

@@ -151,4 +151,5 @@ def test_budgets_are_those_written_on_a_fine_grid_and_whole_steps_on_a_coarse_on
     assert fine.linf(1.5) == 1.5 / 255
     assert fine.linf_text(1.5) == "1.5/255"
     assert coarse.linf(1) == 1 / 16
-    assert np.isclose(coarse.linf(8), 2 / 16, rtol=0.01), "preset digits has 2/16 for 8/255"
+    assert np.isclose(coarse.linf(8), 2 / 16), "preset digits has 2/16 for 8/255"
+    assert coarse.linf_text(6) == "1.5/16"
