@@ -29,7 +29,7 @@ LOCKED = ("triton", "mlserver", "sklearn", "stubs", "kubectl", "oldest")  # from
 # Likewise, but without an interpreter and what the main environment has. What tests read is built with the others, what
 # benchmarks read when it is asked for.
 SHELVES = ("zoo", "h2", "efficientnet", "art", "attacks", "models", "keras", "rapidocr")
-TESTED = ("zoo", "h2")
+TESTED = ("zoo", "h2", "attacks")
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 

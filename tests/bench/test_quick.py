@@ -16,6 +16,7 @@ QUICK = {
     "fuzz_messages": (),
     "kinds": ("series",),
     "memory": (),
+    "off_recipe": (),
     "overload": (),
     "second": (),
     "tabular": (),

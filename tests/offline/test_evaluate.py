@@ -316,10 +316,10 @@ def test_the_report_has_every_column(evaluated: Interrupted) -> None:
 
 
 SUITE = """
-description = "Another budget, one that the recipe has, and one that nobody can run."
+description = "A range of budgets, one that the recipe has, and one that nobody can run."
 [[attack]]
 name = "fgsm"
-budget = 0.125
+budget = [0.0625, 0.25]
 [[attack]]
 name = "pgd"
 budget = 0.25
@@ -345,12 +345,15 @@ def test_a_suite_has_rows_of_its_own(bundle: Bundle, data: Path, monkeypatch: py
     assert found.suite is not None
     fgsm, pgd, cw = found.suite.rows
     assert isinstance(fgsm, AttackRow)
-    assert (fgsm.label, fgsm.setting) == ("fgsm L∞ 2/16", "never seen")
+    assert (fgsm.label, fgsm.setting) == ("fgsm L∞ 1 to 4/16", "never seen")
     assert fgsm.success.items == fgsm.tried > 0
+    assert len(fgsm.curve) > 1
+    assert sum(part.success.items for part in fgsm.curve) == fgsm.tried
+    assert sum(part.success.count for part in fgsm.curve) == fgsm.success.count
     assert repr(pgd) == repr(found.attacks[0]), "the very row of the recipe's attack"
     assert isinstance(cw, UnrunRow)
     assert "what the model does not tell" in cw.reason
-    assert [row.label for row in found.every_attack] == [*(row.label for row in found.attacks), "fgsm L∞ 2/16"]
+    assert [row.label for row in found.every_attack] == [*(row.label for row in found.attacks), fgsm.label]
     assert "cannot be run, so it counts as failed" in said
     assert "suite mine, 0.05 min" in said
     again, silent = run(bundle, data, **asked)
@@ -358,6 +361,7 @@ def test_a_suite_has_rows_of_its_own(bundle: Bundle, data: Path, monkeypatch: py
     assert "suite mine, 0.05 min" not in silent, "sizes are kept to"
     page = (data.parent / "report" / "report.html").read_text("utf-8")
     assert "The suite mine" in page
+    assert "Detection over the budget" in page
     assert "could not be run" in page
 
 

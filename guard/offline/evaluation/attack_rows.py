@@ -20,6 +20,7 @@ from guard.cascade import Cascade, Readings
 from guard.fusion import Floats
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
+from guard.offline.evaluation.budget_curve import budget_curve
 from guard.offline.findings.evaluation import AttackRow, Detection, LeftOutRow, Worst
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate, caught_at
 from guard.offline.model.answering import Answering
@@ -161,6 +162,7 @@ def attack_row(
         flagged=Rate.of(readings.p_value <= rates.flag),
         robust_accuracy=Rate.of(fate.handled(rates.reject)),
         transfer=transfer_rate(crafted),
+        curve=budget_curve(crafted, fate.wrong, readings.p_value, promises),
         detector_auroc=by_detector(names, guard.clean.scores, readings.scores),
         detector_surprise=by_detector(names, -guard.clean.detector_p, -readings.detector_p),
     )

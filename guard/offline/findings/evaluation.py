@@ -62,6 +62,16 @@ class Detection:
 
 
 @dataclass(frozen=True)
+class BudgetPart:
+    """A part of the budgets that the items of one attack drew: how often it fools there, and what is caught of it."""
+
+    low: float  # the smallest budget drawn in it, and the largest
+    high: float
+    success: Rate  # against the bare model
+    caught: Caught  # by the bundle that is served, of the items that fool the model
+
+
+@dataclass(frozen=True)
 class AttackRow:
     """A row of one attack: what it does to the bare model, and what the guard makes of it."""
 
@@ -81,6 +91,7 @@ class AttackRow:
     detector_auroc: Mapping[str, float]
     detector_surprise: Mapping[str, float]  # AUROC of the two-sided p-value: both tails suspicious, as the fusion sees
     transfer: Rate | None = None  # of the items that mislead a student, those that fool its closed model
+    curve: tuple[BudgetPart, ...] = ()  # over the budget, where it is a range
 
     @property
     def thin(self) -> bool:
@@ -286,6 +297,11 @@ class Evaluation:
         """The rows of the recipe's attacks, and of those that only a suite has."""
         own = {row.attack for row in self.attacks}
         return self.attacks + tuple(row for row in (self.suite.run if self.suite else ()) if row.attack not in own)
+
+    @property
+    def curves(self) -> tuple[AttackRow, ...]:
+        """The rows of the attacks whose budgets are ranges, with detection over the budget."""
+        return tuple(row for row in self.every_attack if row.curve)
 
     def to_json(self) -> dict[str, Any]:
         content = asdict(replace(self, exhibit=None))

@@ -16,7 +16,7 @@ from guard.errors import DataError
 from guard.offline.findings.evaluation import Evaluation
 from guard.offline.report.claims import claims
 from guard.offline.report.pictures import picture_plot
-from guard.offline.report.plots import budget_plot, cost_plot, risk_plot, roc_plot
+from guard.offline.report.plots import budget_plot, cost_plot, curve_plot, risk_plot, roc_plot
 from guard.offline.report.published import data_like
 from guard.offline.report.red_flags import red_flags
 from guard.offline.report.rows import classes_by_alarms, has_own_rates, stand_ins, system_rows, worst_single
@@ -71,6 +71,7 @@ def to_html(evaluation: Evaluation) -> str:
             plots={
                 "roc": roc_plot(e),
                 "budgets": budget_plot(e),
+                "curves": curve_plot(e),
                 "costs": cost_plot(e),
                 "risks": risk_plot(e),
                 "pictures": picture_plot(e),

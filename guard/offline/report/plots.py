@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from guard.offline.findings.attack_names import spoken_budget
-from guard.offline.findings.evaluation import Evaluation
+from guard.offline.findings.evaluation import AttackRow, Evaluation
 from guard.offline.findings.figures import Floats
 from guard.offline.findings.intervals import Promise, Rate
 from guard.offline.report.drawing import BLACK, BLUE, CYCLE, GREY, MARKERS, PALE, VERMILION, Plot, panels, plain, svg
@@ -20,6 +20,8 @@ PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:g}%")
 HISTOGRAM_BINS = 60
 MAX_PANEL_CURVES = 6  # curves in one panel, at most
 LETTER_SHARE = 0.125  # of the room for a point that has a short name
+SIDESTEP_FACTOR = 1.03  # of the budget: curves stand beside each other where intervals would overlap
+MIN_TICK_POINTS, FREE_TICK_POINTS = 2, 5
 MIN_SHOWN_RATE = 1e-3  # of the false alarm rates shown
 
 
@@ -110,15 +112,20 @@ def budget_plot(e: Evaluation) -> Plot | None:
 
 
 def budgets_in(e: Evaluation, norm: str) -> list[float]:
-    found = {row.budget for row in e.every_attack if row.norm == norm and row.budget is not None and row.success.count}
+    found = {row.budget for row in fixed(e, norm) if row.budget is not None and row.success.count}
     return sorted(found | ({row.budget for row in e.adaptive} if norm == "linf" else set()))
+
+
+def fixed(e: Evaluation, norm: str) -> list[AttackRow]:
+    """Return the attacks of a norm that have one budget for all items; those with a range have a curve of their own."""
+    return [row for row in e.every_attack if row.norm == norm and not row.curve]
 
 
 def one_norm(ax: Axes, e: Evaluation, norm: str, promise: Promise) -> None:
     kinds: dict[str, list[tuple[float, Rate]]] = {}
-    for row in e.every_attack:
+    for row in fixed(e, norm):
         share = row.served.caught.get(promise.rate)
-        if row.norm == norm and row.budget is not None and share is not None and share.items:
+        if row.budget is not None and share is not None and share.items:
             kinds.setdefault(row.attack.split("(")[0], []).append((row.budget, share))
     if norm == "linf":
         found = [(row.budget, row.detection.caught.get(promise.rate)) for row in e.adaptive]
@@ -143,6 +150,58 @@ def one_norm(ax: Axes, e: Evaluation, norm: str, promise: Promise) -> None:
     ax.set_title(NORMS[norm], fontsize=10, loc="left")
     ax.set_xlabel("budget", fontsize=9, color=GREY)
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+
+def curve_plot(e: Evaluation) -> Plot | None:
+    """Draw detection over the budgets that items drew, one panel for each norm with an attack whose budget is a range.
+
+    A point stands in the middle of its part of the range, which the line through it spans.
+    """
+    norms = [norm for norm in NORMS if any(row.norm == norm for row in e.curves)]
+    if not e.stated or not norms:
+        return None
+    promise = e.stated[-1]
+    drawn, axes = panels(len(norms), 1, width=5.2 * len(norms), height=3.4)
+    for ax, norm in zip(axes, norms, strict=True):
+        one_curve_panel(ax, [row for row in e.curves if row.norm == norm], e, promise)
+    axes[0].set_ylabel(f"caught at {promise_text(promise)}", fontsize=9, color=GREY)
+    text = (
+        f"Detection at {promise_text(promise)} over the budget, of attacks in which each item drew its own: one point "
+        "for each part of the range, with its 95 % interval."
+    )
+    return Plot(svg(drawn), "Detection over the budgets that items drew", text)
+
+
+def one_curve_panel(ax: Axes, rows: Sequence[AttackRow], e: Evaluation, promise: Promise) -> None:
+    norm = rows[0].norm
+    for number, row in enumerate(rows):
+        found = [(part, part.caught.get(promise.rate)) for part in row.curve]
+        points = [(part, share) for part, share in found if share is not None and share.items]
+        x = np.asarray([np.sqrt(part.low * part.high) for part, _ in points]) * SIDESTEP_FACTOR**number
+        y = np.asarray([share.value for _, share in points])
+        spans = np.abs(np.asarray([(part.low, part.high) for part, _ in points]).reshape(-1, 2).T - x)
+        errors = np.abs(np.asarray([(share.low, share.high) for _, share in points]).reshape(-1, 2).T - y)
+        colour, mark = CYCLE[number % len(CYCLE)], MARKERS[number % len(MARKERS)]
+        ax.errorbar(x, y, errors, spans, color=colour, marker=mark, capsize=2, markersize=5, lw=1.4, label=row.label)
+    plain(ax)
+    ax.set_xscale("log")
+    low, high = min(row.curve[0].low for row in rows), max(row.curve[-1].high for row in rows)
+    ax.set_xticks(*ticks_between(low, high, e.grid if norm == "linf" else None))
+    ax.minorticks_off()
+    ax.set_ylim(-0.03, 1.03)
+    ax.yaxis.set_major_formatter(PER_CENT)
+    ax.set_title(NORMS[norm], fontsize=10, loc="left")
+    ax.set_xlabel("budget that the item drew", fontsize=9, color=GREY)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+
+def ticks_between(low: float, high: float, grid: int | None) -> tuple[list[float], list[str]]:
+    """Return places on a logarithmic axis and their texts: doubled steps of the grid, or five numbers without one."""
+    doubled = [] if grid is None else [2**power / grid for power in range(int(grid).bit_length())]
+    places = [place for place in doubled if low * 0.999 <= place <= high * 1.001]
+    if len(places) < MIN_TICK_POINTS:
+        places = np.geomspace(low, high, FREE_TICK_POINTS).tolist()
+    return places, [spoken_budget(place, grid) for place in places]
 
 
 def risk_plot(e: Evaluation) -> Plot | None:

@@ -13,7 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from guard.offline.findings.evaluation import PROOF_SHARE, UnrunRow, fewest
 from guard.offline.findings.intervals import Rate
 from guard.offline.report.rows import knowing
-from guard.offline.report.wording import NONE, decimal, gap_text, percent, promise_text, proof_text, span_text
+from guard.offline.report.wording import (
+    NONE,
+    decimal,
+    gap_text,
+    part_text,
+    percent,
+    promise_text,
+    proof_text,
+    span_text,
+)
 
 MIN_DENSE_COLUMNS = 12  # columns that are drawn closer together
 MIN_SHADED_SHARE = 0.5  # caught by a detector alone; below it no colour: most detectors alone catch little
@@ -46,6 +55,7 @@ def environment() -> Environment:
     made.tests |= {"nan": math.isnan, "unrun": is_unrun}
     made.globals |= {
         "knowing": knowing,
+        "part_text": part_text,
         "MAX_LISTED_CLASSES": MAX_LISTED_CLASSES,
         "MIN_DENSE_COLUMNS": MIN_DENSE_COLUMNS,
         "MIN_SHADED_SHARE": MIN_SHADED_SHARE,

@@ -20,6 +20,7 @@ from guard.offline.report.wording import (
     area_text,
     decimal,
     gap_text,
+    part_text,
     percent,
     promise_notes,
     promise_text,
@@ -44,6 +45,7 @@ def lines_of(e: Evaluation) -> list[str]:
         class_part,
         attack_part,
         suite_part,
+        curve_part,
         adaptive_part,
         answered_part,
         system_part,
@@ -213,6 +215,20 @@ def suite_part(e: Evaluation) -> Parts:
     yield from map(indented, notes)
     about = f"{e.suite.description.rstrip('.')}. " if e.suite.description else ""
     yield indented(f"{about}In {e.suite.minutes:g} minutes of its own.{star(e.suite.run)}")
+
+
+def curve_part(e: Evaluation) -> Parts:
+    """Yield detection over the budget, for the attacks whose budget is a range."""
+    if not e.curves:
+        return
+    table = table_of(e, "budget of the item", [counts("items"), counts("fools"), *at_rates("caught", e)])
+    for row in e.curves:
+        table.add_row(row.label)
+        for part in row.curve:
+            figures = (str(part.success.count), percent(part.success.value), *cells(part.caught, e))
+            table.add_row(f"  {part_text(row, part, e.grid)}", *figures)
+    yield from titled("DETECTION OVER THE BUDGET", table)
+    yield indented("Each item drew a budget of its own; items are those that fool the model.")
 
 
 def adaptive_part(e: Evaluation) -> Parts:

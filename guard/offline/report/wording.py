@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 
 from guard.offline.attacks.attack import Family
-from guard.offline.findings.evaluation import AdaptiveRow, Evaluation
+from guard.offline.findings.attack_names import budgets_text
+from guard.offline.findings.evaluation import AdaptiveRow, AttackRow, BudgetPart, Evaluation
 from guard.offline.findings.intervals import Area, Promise, Rate
 
 NONE = "–"
@@ -47,6 +48,11 @@ def promise_notes(evaluation: Evaluation) -> list[str]:
 
 def promise_text(promise: Promise) -> str:
     return f"{100 * promise.rate:g}%"
+
+
+def part_text(row: AttackRow, part: BudgetPart, grid: int | None) -> str:
+    """Return the budgets of a part of an attack's curve: 2 to 3/255."""
+    return budgets_text(part.low, part.high, row.norm, grid)
 
 
 def proof_text(row: AdaptiveRow) -> str:

@@ -21,6 +21,7 @@ from guard.offline.findings.evaluation import (
     AdaptiveRow,
     AnsweredRow,
     AttackRow,
+    BudgetPart,
     ClassRow,
     CleanRow,
     Detection,
@@ -35,7 +36,7 @@ from guard.offline.findings.evaluation import (
 from guard.offline.findings.figures import Exhibit, Specimen
 from guard.offline.findings.intervals import Area, Promise, Rate
 from guard.offline.report.page import to_html, to_json
-from guard.offline.report.plots import MAX_PANEL_CURVES, in_parts, roc
+from guard.offline.report.plots import MAX_PANEL_CURVES, budgets_in, curve_plot, in_parts, roc, ticks_between
 from guard.offline.report.red_flags import red_flags
 from guard.offline.report.template import environment
 from guard.offline.report.terminal import lines_of
@@ -416,6 +417,17 @@ def suite() -> SuiteRows:
     return SuiteRows(f"mine {NASTY}", NASTY, 20.0, (attacked(), unrun, attacked(attack="pgd(other)", label="other")))
 
 
+def ranged(**changes: Any) -> AttackRow:
+    """An attack whose items drew 1 to 16/255, of which 3 of 10 are caught below 4/255 and 9 of 10 from there on."""
+    parts = tuple(
+        BudgetPart(low / 255, high / 255, rate(10, 40), {0.01: None, 0.05: rate(caught, 10)})
+        for low, high, caught in ((1, 3, 3), (4, 16, 9))
+    )
+    return attacked(
+        **{"attack": "pgd(r)", "label": "pgd L∞ 1 to 16/255", "budget": 16 / 255, "curve": parts, **changes}
+    )
+
+
 def full() -> Evaluation:
     """Everything that a report may hold."""
     row = adaptive(by_method={"weighted": rate(5, 10)}, sr50=rate(3, 10), surrogates=("softplus",), risk_gap=0.01)
@@ -427,7 +439,11 @@ def full() -> Evaluation:
     found = Detection(Area(0.9, 0.85, 0.94), whole, whole, whole, {"mahalanobis": whole})
     return evaluation(
         promises=three,
-        attacks=(attacked(served=found, left_out=found), attacked(attack="x", label="x", norm="l2", budget=0.2)),
+        attacks=(
+            attacked(served=found, left_out=found),
+            attacked(attack="x", label="x", norm="l2", budget=0.2),
+            ranged(),
+        ),
         clean=(*evaluation().clean, size, shifted),
         adaptive=(row,),
         classes=bothered(),
@@ -558,6 +574,54 @@ def test_terminal_and_page_say_the_same_figures() -> None:
     for figure in (".900", "80%", "60%", "never seen", "adaptive L∞ 0.1", "feature_squeezing 90%"):
         assert figure in printed, figure
         assert figure in page, figure
+
+
+# Detection over the budget.
+
+
+def test_the_curve_over_the_budget_stands_on_the_page_in_the_terminal_and_in_the_file() -> None:
+    made = evaluation(attacks=(attacked(), ranged()))
+    printed, page = [" ".join(line.split()) for line in lines_of(made)], " ".join(parsed(made).text.split())
+    start = printed.index("DETECTION OVER THE BUDGET")
+    assert printed[start + 3 : start + 6] == [
+        "pgd L∞ 1 to 16/255",
+        "1 to 3/255 10 25% 30% [11, 60]",
+        "4 to 16/255 10 25% 90% [60, 98]",
+    ]
+    assert "Detection over the budget" in page
+    assert "1 to 3/255" in page
+    parts = strict(to_json(made))["attacks"][1]["curve"]
+    assert [part["caught"]["0.05"]["count"] for part in parts] == [3, 9]
+    assert parts[0]["success"]["count"] == 10
+    assert parts[0]["caught"]["0.01"] is None
+
+
+def test_an_attack_with_a_curve_is_no_point_at_its_largest_budget() -> None:
+    made = evaluation(attacks=(attacked(), ranged()), adaptive=(adaptive(),))
+    assert budgets_in(made, "linf") == [0.1]
+    assert curve_plot(made) is not None
+
+
+def test_without_ranges_there_is_no_curve() -> None:
+    assert curve_plot(evaluation()) is None
+    assert "OVER THE BUDGET" not in "\n".join(lines_of(evaluation()))
+    assert "Detection over the budget" not in to_html(evaluation())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "grid", "texts"),
+    [
+        (1 / 255, 16 / 255, 255, ["1/255", "2/255", "4/255", "8/255", "16/255"]),
+        (0.25, 1.0, None, ["0.25", "0.354", "0.5", "0.707", "1"]),
+        (5 / 255, 7 / 255, 255, ["5/255", "0.0213", "0.0232", "0.0252", "7/255"]),
+    ],
+)
+def test_the_axis_of_budgets_is_told_in_steps_where_it_can_be(
+    low: float, high: float, grid: int | None, texts: list[str]
+) -> None:
+    places, found = ticks_between(low, high, grid)
+    assert found == texts
+    assert low * 0.99 <= min(places) < max(places) <= high * 1.01
 
 
 # A real one.
