@@ -11,7 +11,7 @@ import pytest
 QUICK = {
     "ablation": (),
     "costs": (),
-    "forest": (),
+    "forest": ("--forest",),
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),
     "kinds": ("series",),
