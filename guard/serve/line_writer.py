@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STANDARD_ERROR = 2  # the descriptor
+STANDARD_ERROR_CODE = 2  # of the descriptor
 MAX_WAITING_BYTES = 1 << 20
 CLOSING_S = 1.0  # how long the end waits for a reader
 

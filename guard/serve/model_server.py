@@ -26,7 +26,7 @@ from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.door import Door
 from guard.serve.event_loop import EventLoop
 from guard.serve.health import HEALTH, Health
-from guard.serve.line_writer import STANDARD_ERROR, line_writer
+from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
 from guard.serve.listener import Handler, Methods, listening
 from guard.serve.log import Log
 from guard.serve.permits import Permits
@@ -288,7 +288,7 @@ async def serve_until_signal(model: ServedModel, listen: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    with line_writer(STANDARD_ERROR) as stream:
+    with line_writer(STANDARD_ERROR_CODE) as stream:
         log = Log(stream=stream)
         async with serving(model, listen, log=log) as address:
             log.info("listening", inference=address, model=model.name)

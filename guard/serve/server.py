@@ -43,7 +43,7 @@ from guard.serve.health import HEALTH, Health
 from guard.serve.held_answers import held_answers
 from guard.serve.inspector import Inspector
 from guard.serve.limits import MIN_ANSWER_BYTES, Limits
-from guard.serve.line_writer import STANDARD_ERROR, line_writer
+from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
 from guard.serve.listener import Listener, listening
 from guard.serve.log import Bridge, Log
 from guard.serve.metrics import Metrics
@@ -95,7 +95,7 @@ def serve(config: ServeConfig) -> None:
 
 
 async def serve_until_signal(config: ServeConfig) -> None:
-    with line_writer(STANDARD_ERROR) as stream, bridged(log := Log(config.log_level, stream)):
+    with line_writer(STANDARD_ERROR_CODE) as stream, bridged(log := Log(config.log_level, stream)):
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
