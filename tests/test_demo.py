@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from guard.demo import Caught, gate, lines_of, make_room
+from guard.demo import Caught, by_answer, gate, lines_of, make_room, together
 from guard.errors import ConfigError, GateError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.crafting.crafted_set import CraftedSet
@@ -100,6 +102,16 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "demo" / "old").exists()
 
 
+def test_noise_is_parted_by_whether_the_model_is_still_right() -> None:
+    crafted = [SimpleNamespace(noise=np.eye(3, dtype=np.float32)[[0, 2]], labels=np.asarray([0, 1]))] * 2
+    parts = by_answer(lambda images: images, crafted)
+    assert (parts[True].argmax(axis=1).tolist(), parts[False].argmax(axis=1).tolist()) == ([0, 0], [2, 2])
+
+
+def test_two_parts_are_counted_together() -> None:
+    assert together("noise", Caught("a", 10, 10, 1), Caught("b", 5, 4, 3)) == Caught("noise", 15, 14, 4)
+
+
 def test_gate_fails_when_no_attack_is_strong() -> None:
     with pytest.raises(GateError, match="no attack"):
         gate([Caught("weak", 100, 20, 20)], Caught("clean", 100, 100, 5))
@@ -112,15 +124,20 @@ def test_gate_looks_at_the_weakest_strong_attack() -> None:
 
 
 def test_readme_shows_the_table_as_it_is_drawn(root: Path) -> None:
-    calm = [
-        Caught("clean", 268, 268, 16),
-        Caught("clean, off the grid", 268, 268, 15),
-        Caught("noise, sized as the attacks", 862, 862, 316),
-    ]
-    attacks = [
-        Caught("PGD-40, 1/16", 266, 84, 63),
-        Caught("PGD-40, 2/16", 266, 247, 234),
-        Caught("PGD-40, 4/16", 266, 266, 258),
-        Caught("DeepFool (never trained on)", 266, 265, 248),
-    ]
-    assert "\n".join(lines_of(calm, attacks)) in (root / "README.md").read_text("utf-8")
+    """Each row is drawn anew from its own name, counts and shares; the numbers themselves are another processor's."""
+    text = (root / "README.md").read_text("utf-8")
+    shown = text[text.index("sent through the guard") :].split("\n\n", 1)[0]
+    rows = [caught(line) for line in shown.splitlines()[2:]]
+    calm, attacks = [row for row, fools in rows if not fools], [row for row, fools in rows if fools]
+    assert calm
+    assert attacks
+    assert "\n".join(lines_of(calm, attacks)) == shown
+
+
+def caught(line: str) -> tuple[Caught, str]:
+    """Return a row of README's table, and its share of items that fool the model as it stands there."""
+    found = re.fullmatch(r"(\S.*?)  +(?:(\d+%) +)?(\d+) +([\d.]+)%  .*", line)
+    assert found, line
+    name, fools, items, rejected = found[1], found[2] or "", int(found[3]), float(found[4])
+    tried = next(tried for tried in range(items, 10**5) if not fools or f"{items / tried:.0%}" == fools)
+    return Caught(name, tried, items, round(items * rejected / 100)), fools
