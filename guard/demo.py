@@ -116,9 +116,11 @@ def make_bundle(folder: Path, seed: int, console: Any) -> dict[str, Any]:
     if right < MIN_ACCURACY_SHARE:
         raise GateError(f"the demo's network is right on {right:.1%} of unseen images; wanted {MIN_ACCURACY_SHARE:.0%}")
     np.savez(folder / "data.npz", images=digits.unseen, labels=digits.unseen_labels)
+    np.savez(folder / "seen.npz", images=digits.seen, labels=digits.seen_labels)
     job = Job(
         model=str(exported),
         data=folder / "data.npz",
+        second_data=folder / "seen.npz",
         out=folder / "bundle",
         recipe=load_recipe("digits"),
         reject_rate=REJECT_RATE,
@@ -158,8 +160,20 @@ def fresh_inputs(job: Any, prepared: Any, progress: Any) -> dict[str, Any]:
     return {
         "clean": test.images,
         "attacks": dict(zip(names, crafted, strict=True)),
+        "noise": by_answer(prepared.classifier.graph, crafted),
         "off-grid clean": off_grid(test.images, spec.input.grid, torch.Generator().manual_seed(job.seed)),
     }
+
+
+def by_answer(graph: Callable[[Any], Any], crafted: Sequence[Any]) -> dict[bool, NDArray[np.float32]]:
+    """Return the noise as large as the attacks, by whether the model is still right."""
+    import torch
+
+    noise = np.concatenate([found.noise for found in crafted])
+    labels = np.concatenate([found.labels for found in crafted])
+    with torch.no_grad():
+        right = graph(torch.from_numpy(noise)).argmax(dim=1).numpy() == labels
+    return {True: noise[right], False: noise[~right]}
 
 
 @dataclass(frozen=True)
@@ -224,16 +238,13 @@ def attack_over_the_wire(address: str, inputs: Mapping[str, Any], console: Any) 
     """Send everything through the guard, one item a request, and count what is rejected."""
     from guard.offline.work.tables import print_lines
 
-    noise = np.concatenate([found.noise for found in inputs["attacks"].values()])
     with client(address) as infer:
         calm = [
             count(infer, name, images)
-            for name, images in (
-                ("clean", inputs["clean"]),
-                ("clean, off the grid", inputs["off-grid clean"]),
-                ("noise, sized as the attacks", noise),
-            )
+            for name, images in (("clean", inputs["clean"]), ("clean, off the grid", inputs["off-grid clean"]))
         ]
+        kept, misled = (count(infer, "noise, the model still right", inputs["noise"][right]) for right in (True, False))
+        calm += [together("noise, sized as the attacks", kept, misled), kept]
         attacks = [count(infer, name, found.attacked, found.tried) for name, found in inputs["attacks"].items()]
     console.print()
     print_lines(console, lines_of(calm, attacks))
@@ -257,6 +268,10 @@ def count(
 ) -> Caught:
     rejected = sum(not infer(image[None]) for image in images)
     return Caught(name, len(images) if tried is None else tried, len(images), rejected)
+
+
+def together(name: str, *parts: Caught) -> Caught:
+    return Caught(name, *(sum(getattr(one, of) for one in parts) for of in ("tried", "verified", "rejected")))
 
 
 @contextmanager

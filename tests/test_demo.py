@@ -6,12 +6,13 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from guard.demo import Caught, gate, lines_of, make_room
+from guard.demo import Caught, by_answer, gate, lines_of, make_room, together
 from guard.errors import ConfigError, GateError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.crafting.crafted_set import CraftedSet
@@ -99,6 +100,16 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
         (tmp_path / "demo" / "old").touch()
     make_room(tmp_path / "demo")
     assert not (tmp_path / "demo" / "old").exists()
+
+
+def test_noise_is_parted_by_whether_the_model_is_still_right() -> None:
+    crafted = [SimpleNamespace(noise=np.eye(3, dtype=np.float32)[[0, 2]], labels=np.asarray([0, 1]))] * 2
+    parts = by_answer(lambda images: images, crafted)
+    assert (parts[True].argmax(axis=1).tolist(), parts[False].argmax(axis=1).tolist()) == ([0, 0], [2, 2])
+
+
+def test_two_parts_are_counted_together() -> None:
+    assert together("noise", Caught("a", 10, 10, 1), Caught("b", 5, 4, 3)) == Caught("noise", 15, 14, 4)
 
 
 def test_gate_fails_when_no_attack_is_strong() -> None:

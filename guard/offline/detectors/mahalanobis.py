@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from guard.offline.evidence.needs import Evidence
 
 # Items of a class that have a mean of their own; fewer say more about themselves than about their class
 MIN_CLASS_ITEMS = 3
+NOISE_COVARIANCE_SHARE = 0.5  # of the shared covariance: what noisy items give, where there are any
 Centre = Literal["predicted", "nearest"]
 
 
@@ -28,12 +29,12 @@ class Mahalanobis:
     """Detector that scores how far the latents are from the predicted class, in the metric that the classes share.
 
     Each tap's distance is divided by its clean median; the score is the mean of their logarithms, so that no tap drowns
-    another.
+    another. Harmless noise is part of the metric: a direction in which it moves latents counts for less.
 
     Source: Lee et al. 2018, arXiv:1807.03888, eq. 2. They take the nearest class at every layer (`centre="nearest"`);
     early layers of an attacked input still look like its true class, so the predicted one tells more. Their input
     perturbation is left out (it costs a second backward), and so is their logistic regression over layers: the guard's
-    fusion weighs detectors, and an unweighted mean can never turn round.
+    fusion weighs detectors, and an unweighted mean can never turn round. Their covariance is of clean items alone.
     """
 
     name: ClassVar[str] = "mahalanobis"
@@ -51,8 +52,12 @@ class Mahalanobis:
 
     def fit(self, examples: Examples) -> MahalanobisHead:
         classes = examples.clean[Logits()].shape[1]
+        named = examples.noisy[Logits()].argmax(dim=1)
         metrics = [
-            fit_metric(examples.clean[latent], examples.labels, classes, self.shrinkage) for latent in self.latents
+            fit_metric(
+                examples.clean[latent], examples.labels, classes, self.shrinkage, Noisy(examples.noisy[latent], named)
+            )
+            for latent in self.latents
         ]
         return MahalanobisHead(self, metrics)
 
@@ -109,8 +114,15 @@ class MahalanobisHead(Head):
         return (1e-6 + distances).log().mean(dim=1)
 
 
-def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Metric:
-    """Fit class centres and the shared covariance to clean latents [item, feature].
+class Noisy(NamedTuple):
+    """Latents of clean items with harmless noise, and the classes that the model names for them."""
+
+    latents: Tensor  # [item, feature]
+    named: Tensor  # [item]
+
+
+def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float, noisy: Noisy | None = None) -> Metric:
+    """Fit class centres to clean latents [item, feature], and the shared covariance to them and to noisy ones.
 
     A class of few items gets the mean of all. Raises DataError for fewer than two items.
     """
@@ -122,11 +134,20 @@ def fit_metric(z: Tensor, labels: Tensor, classes: int, shrinkage: float) -> Met
     centred = z - middle
     own = members.T @ centred / counts.clamp_min(1.0)
     centres = torch.where(counts >= MIN_CLASS_ITEMS, own, centred.mean(dim=0))  # [class, feature]
-    residual = (centred - centres[labels]).double()
-    whiten = inverse_root(residual.T @ residual / len(z), shrinkage).to(z.dtype)
+    covariance = second_moments(centred - centres[labels])
+    if noisy is not None and len(noisy.named):
+        moved = second_moments(noisy.latents - middle - centres[noisy.named])
+        covariance = (1 - NOISE_COVARIANCE_SHARE) * covariance + NOISE_COVARIANCE_SHARE * moved
+    whiten = inverse_root(covariance, shrinkage).to(z.dtype)
     metric = Metric(whiten, middle + centres)
     metric.scale.copy_(metric(z, labels).median().clamp_min(1e-6))
     return metric
+
+
+def second_moments(residual: Tensor) -> Tensor:
+    """Return the mean products [feature, feature] of residuals [item, feature], in double precision."""
+    exact = residual.double()
+    return exact.T @ exact / len(exact)
 
 
 def inverse_root(covariance: Tensor, shrinkage: float) -> Tensor:

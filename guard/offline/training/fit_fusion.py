@@ -36,8 +36,9 @@ from guard.offline.data.attacked import Attacked
 
 MAX_FIT_STEPS = 500
 RIDGE_PENALTY = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
-# Of the negatives' weight: the promise is made for clean items, noise should only not be mistaken
-NOISE_WEIGHT_SHARE = 0.25
+# Of the negatives' weight. The promise does not need the weights, since clean ranks keep it; that noise is not taken
+# for an attack rests on nothing else
+NOISE_WEIGHT_SHARE = 0.75
 # Of a promised rate, where there are no families to choose it by: for what one detector finds and the fitted risk does
 # not; and where a detector is independent of the attacked weights, for it alone
 SURPRISE_RATE_SHARE, INDEPENDENT_RATE_SHARE = 0.1, 0.3

@@ -23,7 +23,7 @@ from guard.offline.detectors.attribute_steering import (
     AttributeSteeringHead,
     critical_channels,
 )
-from guard.offline.detectors.detector import Examples
+from guard.offline.detectors.detector import Examples, Head
 from guard.offline.detectors.feature_squeezing import FeatureSqueezing
 from guard.offline.detectors.gradient_direction import GradientDirection
 from guard.offline.detectors.kernel_density import KernelDensity, typical_distance
@@ -58,10 +58,11 @@ def sure_of(labels: Tensor) -> Tensor:
     return 10.0 * torch.nn.functional.one_hot(labels, CLASSES).float()
 
 
-def examples(z: Tensor, labels: Tensor) -> Examples:
+def examples(z: Tensor, labels: Tensor, noisy: Tensor | None = None) -> Examples:
     clean: Evidence = {TAP: z, Logits(): sure_of(labels), Image(): z}
     nothing: Evidence = {need: value[:0] for need, value in clean.items()}
-    return Examples(clean, labels, nothing, Attacked(nothing, ()), seed=0)
+    moved = nothing if noisy is None else {**nothing, TAP: noisy, Logits(): sure_of(labels)}
+    return Examples(clean, labels, moved, Attacked(nothing, ()), seed=0)
 
 
 def test_mahalanobis_is_scipys_distance_to_the_predicted_class() -> None:
@@ -78,6 +79,23 @@ def test_mahalanobis_is_scipys_distance_to_the_predicted_class() -> None:
     )
     found = head({TAP: z, Logits(): sure_of(others)}).exp().numpy() * float(head.metrics.get_buffer("0.scale"))
     np.testing.assert_allclose(found, squared, rtol=1e-3)
+
+
+def test_noise_is_part_of_mahalanobis_metric() -> None:
+    """Noise moves the last feature alone: it then lies as far as clean items do, and what moves the first stays far."""
+    z, labels = latents()
+    last, first = (40.0 * torch.eye(4)[place] for place in (3, 0))
+    sign = torch.from_numpy(np.random.default_rng(1).choice([-1.0, 1.0], len(z))).float()[:, None]
+    known, deaf = (Mahalanobis((TAP,)).fit(examples(z, labels, noisy)) for noisy in (z + sign * last, None))
+
+    def away(head: Head, moved: Tensor) -> float:
+        """How much further than clean items the moved ones lie, in the logarithm."""
+        named = sure_of(labels)
+        return float((head({TAP: moved, Logits(): named}) - head({TAP: z, Logits(): named})).mean())
+
+    assert away(deaf, z + sign * last) > away(known, z + sign * last) + 2
+    assert away(known, z + sign * last) < 1.5
+    assert away(known, z + sign * first) > away(known, z + sign * last) + 2
 
 
 def test_mahalanobis_to_the_nearest_class_does_not_ask_the_model() -> None:
@@ -160,13 +178,13 @@ def test_saliency_classifier_sees_the_gradients_size_as_well_as_its_form() -> No
     assert all(float((other - scores[0]).abs().mean()) > 0.1 * float(scores[0].std()) for other in scores[1:])
 
 
-def test_attacks_weigh_the_same_and_noise_a_quarter_of_the_negatives() -> None:
+def test_attacks_weigh_the_same_and_noise_three_quarters_of_the_negatives() -> None:
     weights = item_weights(240, 240, Attacked(None, ("a",) * 200 + ("b",) * 40))
     clean, noisy, attacked = weights.split(240)
     assert float(weights.mean()) == pytest.approx(1.0)
     assert float(attacked[:200].sum()) == pytest.approx(float(attacked[200:].sum()), rel=1e-4)
     assert float(attacked.sum()) == pytest.approx(float(clean.sum() + noisy.sum()), rel=1e-4)
-    assert float(noisy.sum()) == pytest.approx(float(clean.sum()) / 3, rel=1e-4)
+    assert float(noisy.sum()) == pytest.approx(3 * float(clean.sum()), rel=1e-4)
 
 
 def test_kinds_are_clean_then_one_a_family() -> None:

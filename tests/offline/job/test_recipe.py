@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from guard.errors import ConfigError
+from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.ranges import Amount, largest, ranged, smallest
 from guard.offline.detectors.table import DETECTORS
 from guard.offline.evidence.forwards import floor_of
 from guard.offline.job.recipe import PROGRAMS, load_recipe, parse, presets
@@ -139,3 +141,35 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary\.toml"):
         load_recipe("standard", tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_draw_from_ranges(name: str) -> None:
+    """A guard that is fitted on one setting learns the setting."""
+    recipe = load_recipe(name)
+    for attack in recipe.attacks:
+        drawn = ranged(attack)
+        assert "budget" in drawn or "budget" not in attack.traits.ranges, attack
+        if attack.name == "pgd":
+            assert {"budget", "steps", "step_factor", "optimiser", "random_start"} <= set(drawn), attack
+
+
+@pytest.mark.parametrize("name", presets())
+def test_what_a_preset_never_trains_on_is_in_no_range_that_it_trains_on(name: str) -> None:
+    recipe = load_recipe(name)
+    for other in recipe.left_out:
+        for attack in recipe.attacks:
+            assert not (alike(attack, other) and overlap(attack.budget, other.budget)), (attack, other)
+
+
+def alike(one: Attack, other: Attack) -> bool:
+    return (one.name, one.norm) == (other.name, other.norm)
+
+
+def overlap(trained: Amount | None, left_out: Amount | None) -> bool:
+    """Return whether a range of budgets meets another; what has no budget meets nothing."""
+    low, high = smallest(trained), largest(trained)
+    least, most = smallest(left_out), largest(left_out)
+    if low is None or high is None or least is None or most is None:
+        return False
+    return low <= most and least <= high
