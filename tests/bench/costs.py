@@ -34,7 +34,6 @@ from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.kinds.variants import DenoisedLogits, SteeredLogits
 from guard.offline.evidence.needs import Need
 from guard.offline.evidence.onnx_gather import INPUT, Outputs
-from guard.offline.job.recipe import load_recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.onnx_export.export import lower
 from guard.offline.model.open_model import Source, open_model
@@ -42,6 +41,7 @@ from guard.offline.programs.program import Program
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 from guard.session import GraphInMemory, Session
 from tests.bench.networks import GRID, item_shape, random_images
+from tests.every_pass import every_pass
 
 ITEMS = 100  # that heads are fitted on
 MODEL = "the model alone"
@@ -94,9 +94,9 @@ def random_heads(
 
 
 def contenders(classifier: Classifier, images: NDArray[np.float32], asked: Sequence[str]) -> list[Contender]:
-    """Each kind of evidence alone, each of these detectors of preset `standard` alone, all in one and two programs."""
+    """Each kind of evidence alone, each of these detectors alone, all in one and two programs."""
     taps = [tap.name for tap in classifier.taps]
-    recipe = load_recipe("standard").fitting(classifier.kind, taps)
+    recipe = every_pass().fitting(classifier.kind, taps)
     detectors = [d for ds in recipe.programs(taps).values() for d in ds if d.name in asked]
     every = list(random_heads(classifier, detectors, images).values())
     steered = [n for head in every for n in head.detector.needs if isinstance(n, SteeredLogits)]

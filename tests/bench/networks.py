@@ -32,7 +32,6 @@ from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import snap
 from guard.offline.evidence.cache import EvidenceCache
-from guard.offline.job.recipe import load_recipe
 from guard.offline.model.onnx_import.graph import read_graph
 from guard.offline.model.open_model import Source, load_exported, open_model
 from guard.offline.programs.program import Program
@@ -43,6 +42,7 @@ from guard.offline.training.fit_heads import FittingItems, fit_heads, settled
 from guard.offline.work.tables import print_lines
 from guard.runtime import Runtime
 from tests.bench import efficientnet
+from tests.every_pass import every_pass
 
 NETWORKS = ("resnet20", "mobilenet")  # of tests/networks.py
 SHAPE = (3, 32, 32)
@@ -95,7 +95,7 @@ def random_bundle(
     programs: Sequence[str] = ("screen", "interpret"),
     without: Sequence[str] = (),
 ) -> Bundle:
-    """A bundle of these programs of the standard recipe, `without` some detectors, fitted on random images."""
+    """A bundle of these programs with every kind of pass, `without` some detectors, fitted on random images."""
     if model.endswith((".onnx", ".pt2")):
         shape = item_shape(model)
         source = Source(model, shape, serves=Path(model).stem)
@@ -109,7 +109,7 @@ def random_bundle(
     images, attacked = random_images(items, shape, seed=0), random_images(items, shape, seed=1)
     with torch.no_grad():
         labels = classifier(torch.from_numpy(images)).argmax(dim=1).numpy()
-    cascade = replace(load_recipe("standard"), cascade=True)
+    cascade = replace(every_pass(), cascade=True)
     recipe = cascade.programs([tap.name for tap in classifier.taps])
     asked = {name: [detector for detector in recipe[name] if detector.name not in without] for name in programs}
     heads = fit_heads(
@@ -140,7 +140,7 @@ def random_bundle(
         repairs=(),
         reject_rate=REJECT_RATE,
         flag_rate=FLAG_RATE,
-        recipe={"name": "standard"},
+        recipe={"name": "every pass"},
         seed=0,
         made_by=made_by(),
     )

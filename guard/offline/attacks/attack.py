@@ -67,6 +67,7 @@ class Traits:
     kinds: Kinds = EVERY_KIND  # of input that it applies to
     ranges: tuple[str, ...] = ()  # settings that may be ranges [low, high]
     choices: tuple[str, ...] = ()  # settings that may be lists of values
+    covers: bool = False  # its budget is the share of an item's pixels, steps or features that it covers
 
 
 class Attack(Protocol):

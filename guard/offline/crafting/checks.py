@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from guard.errors import ConfigError, DataError, ModelError
 from guard.offline.attacks.attack import Attack
+from guard.offline.attacks.methods.patch import covered
 from guard.offline.attacks.ranges import smallest
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
@@ -34,12 +36,18 @@ def check(run: CraftSetup, items: Dataset) -> None:
         raise ConfigError(f"shard_items = {run.shard_items}; wanted at least 1")
 
 
-def check_budgets(attacks: Sequence[Attack], grid: Grid) -> None:
-    """Check that no L∞ budget, and no range's lower end, is below one step of the grid. Raises ConfigError."""
+def check_budgets(attacks: Sequence[Attack], grid: Grid, item_shape: Sequence[int]) -> None:
+    """Check that each budget, and each range's lower end, moves something: a step of the grid, or a place of an item.
+
+    Raises ConfigError.
+    """
+    places = math.prod(item_shape[1:] or item_shape)
     for attack in attacks:
         least = smallest(attack.budget)
         if attack.norm == "linf" and least is not None and stuck(least, grid):
             raise ConfigError(f"{attack!r}: its budget is below {one_step(grid)}")
+        if attack.traits.covers and least is not None and covered(least, places) < 1:
+            raise ConfigError(f"{attack!r}: {least:g} of {places} places is not one; wanted a larger budget")
 
 
 def one_step(grid: Grid) -> str:

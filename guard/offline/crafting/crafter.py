@@ -137,10 +137,9 @@ class Crafter:
         """Attack the items; return one crafted set for each attack.
 
         `tried` is how many of the first items each attack is tried on; None is all of them. `anew`: compute shards even
-        where files are stored, but with stored learning. Raises ConfigError for an L∞ budget below one step of the
-        grid.
+        where files are stored, but with stored learning. Raises ConfigError for a budget that moves nothing.
         """
-        check_budgets(attacks, self.run.grid)
+        check_budgets(attacks, self.run.grid, self.shards[0].items.item_shape)
         counts = tried or [None] * len(attacks)
         ready = [self.learn(one, tried=count, progress=progress) for one, count in zip(attacks, counts, strict=True)]
         run = self.run.begun()
@@ -179,7 +178,7 @@ def craft(
         ModelError: the model is in training mode, or its logits are no finite [item, class].
         ConfigError: an L∞ budget below one step of the grid, or a shard without items.
     """
-    check_budgets(attacks, run.grid)
+    check_budgets(attacks, run.grid, items.item_shape)
     return Crafter.open(run, items).attacked(attacks, progress=progress)
 
 

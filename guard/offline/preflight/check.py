@@ -83,7 +83,7 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
     check_model_named(job)
     classifier, data = open_job(job, told(say), tell=lambda text: say("student", text), kept=kept)
     job = job.fitting(classifier)
-    check_grid(job.recipe, grid_for(classifier.spec.input))
+    check_grid(job.recipe, grid_for(classifier.spec.input), classifier.item_shape)
     check_mates(classifier, data)
     choose_threads(classifier.graph, one_batch(data.images), job.threads)
     lines = (*model_lines(classifier), *data_lines(classifier, data), *feature_lines(job, classifier, data))
@@ -137,9 +137,9 @@ def check_model_named(job: Job) -> None:
     declared_input(job.model, job.input_name, job.output_name)
 
 
-def check_grid(recipe: Recipe, grid: Grid) -> None:
+def check_grid(recipe: Recipe, grid: Grid, item_shape: Sequence[int]) -> None:
     """Check that the data's grid can hold the budgets of attacks and adaptive attack. Raises ConfigError."""
-    check_budgets((*recipe.attacks, *recipe.left_out), grid)
+    check_budgets((*recipe.attacks, *recipe.left_out), grid, item_shape)
     if small := [budget for budget in recipe.adaptive_budgets if stuck(budget, grid)]:
         raise ConfigError(f"recipe {recipe.name}: the adaptive budget {small[0]:g} is below {one_step(grid)}")
 

@@ -38,7 +38,7 @@ MAX_FIT_STEPS = 500
 RIDGE_PENALTY = 3e-3  # on the mean loss; keeps a tail that no attack visits at rest
 # Of the negatives' weight. The promise does not need the weights, since clean ranks keep it; that noise is not taken
 # for an attack rests on nothing else
-NOISE_WEIGHT_SHARE = 0.75
+NOISE_WEIGHT_SHARE = 0.5
 # Of a promised rate, where there are no families to choose it by: for what one detector finds and the fitted risk does
 # not; and where a detector is independent of the attacked weights, for it alone
 SURPRISE_RATE_SHARE, INDEPENDENT_RATE_SHARE = 0.1, 0.3

@@ -17,6 +17,8 @@ from guard.offline.attacks.attack import Attack, Family, Traits
 from guard.offline.attacks.methods.cw import Cw
 from guard.offline.attacks.methods.deepfool import DeepFool
 from guard.offline.attacks.methods.fgsm import Fgsm
+from guard.offline.attacks.methods.frame import Frame, UniversalFrame
+from guard.offline.attacks.methods.patch import Patch
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.objective import gap
@@ -433,3 +435,12 @@ def test_a_budget_below_one_step_of_the_grid_is_refused(network, examples, tmp_p
     assert run(network, examples, Pgd(budget=8 / 255, steps=2), tmp_path, grid=None).tried == 32
     with pytest.raises(ConfigError, match="shard_items"):
         run(network, examples, ATTACKS[0], tmp_path, shard_items=0)
+
+
+@pytest.mark.parametrize("attack", [Patch, Frame, UniversalFrame])
+def test_a_budget_that_covers_no_place_is_refused_before_anything_is_crafted(attack, network, examples, tmp_path):
+    places = examples.item_shape[1] * examples.item_shape[2]
+    for budget in (0.5 / places, [0.5 / places, 0.2]):
+        with pytest.raises(ConfigError, match=f"of {places} places is not one"):
+            run(network, examples, attack(budget=budget), tmp_path)
+    assert not list(tmp_path.rglob("*.npz"))

@@ -33,6 +33,7 @@ from guard.offline.work.store import ResultStore
 from guard.runtime import Runtime
 from guard.scoring import score_lines
 from guard.summary import summarise
+from tests.every_pass import every_pass
 from tests.offline import tumours
 from tests.serve.guarded import config_for, metric_of
 from tests.serve.processes import guard_process, model_file_process
@@ -60,8 +61,8 @@ def test_the_bundle_knows_each_features_range_and_no_grid(bundle: Bundle) -> Non
     assert spec.grid is None
     assert (spec.low, spec.high) == tumours.box()
     assert "each feature has a range of its own" in summarise(bundle)
-    standard = {entry["name"] for entry in load_recipe("standard").detectors}
-    assert standard - set(ASKING) <= set(bundle.calibration.detectors), "no second network was given"
+    images = {entry["name"] for entry in every_pass().detectors}
+    assert images - set(ASKING) <= set(bundle.calibration.detectors), "no second network was given"
     assert not set(ASKING) & set(bundle.calibration.detectors)
 
 

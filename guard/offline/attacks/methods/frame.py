@@ -79,7 +79,7 @@ class Frame:
     name: ClassVar[str] = "frame"
     family: ClassVar[Family] = Family.PATCH
     norm: ClassVar[Measure] = "l0"
-    traits: ClassVar[Traits] = Traits(ranges=("budget",))
+    traits: ClassVar[Traits] = Traits(ranges=("budget",), covers=True)
 
     budget: Amount  # share of an item's pixels, steps or features that it covers at most
     steps: int = 20
@@ -114,7 +114,7 @@ class UniversalFrame:
     name: ClassVar[str] = "universal_frame"
     family: ClassVar[Family] = Family.PATCH
     norm: ClassVar[Measure] = "l0"
-    traits: ClassVar[Traits] = Traits(learns=True, ranges=("budget",))
+    traits: ClassVar[Traits] = Traits(learns=True, ranges=("budget",), covers=True)
 
     budget: Amount  # share of an item's pixels, steps or features that it covers at most
     epochs: int = 5

@@ -36,10 +36,15 @@ class Spots:
     turn: Tensor  # in radians
 
 
+def covered(budget: float, places: int) -> int:
+    """Return how many of so many places a budget covers, a share of them."""
+    return int(budget * places + 1e-6)
+
+
 def cover(inputs: Tensor, budget: float, attack: object) -> int:
     """Return how many pixels, steps or features an item may lose. Raises ConfigError where it is none."""
     places = math.prod(inputs.shape[2:] or inputs.shape[1:])
-    count = int(budget * places + 1e-6)
+    count = covered(budget, places)
     if count < 1:
         raise ConfigError(f"{attack!r}: {budget:g} of {places} places is not one; wanted a larger budget")
     return min(count, places)
@@ -113,7 +118,7 @@ class Patch:
     name: ClassVar[str] = "patch"
     family: ClassVar[Family] = Family.PATCH
     norm: ClassVar[Measure] = "l0"
-    traits: ClassVar[Traits] = Traits(learns=True, ranges=("budget",))
+    traits: ClassVar[Traits] = Traits(learns=True, ranges=("budget",), covers=True)
 
     budget: Amount  # share of an item's pixels, steps or features that it covers at most
     smallest: float = 0.8  # share of the largest side that a patch may shrink to

@@ -46,7 +46,7 @@ class Logistic(nn.Module):
 def fit_logistic(clean: Tensor, noisy: Tensor, attacked: Attacked[Tensor]) -> Logistic:
     """Fit the regression to numbers [item, feature] of clean, noisy and attacked items; the mean if none is attacked.
 
-    Attacks weigh as much as all negatives, each attack as much as the next; noise three quarters of the negatives.
+    Attacks weigh as much as all negatives, each attack as much as the next; noise half of the negatives.
 
     Raises:
         DataError: a number is not finite, or the fit did not converge.

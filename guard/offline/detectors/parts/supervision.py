@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy
 
 from guard.offline.data.attacked import Attacked
 
-NOISE_WEIGHT_SHARE = 0.75  # of the negatives' total weight: noise differs in kind and size, clean items in neither
+NOISE_WEIGHT_SHARE = 0.5  # of the negatives' total weight: noise differs in kind and size, clean items in neither
 
 
 def item_weights(clean: int, noisy: int, attacked: Attacked[Any]) -> Tensor:
     """Return weights with mean one, of so many clean, then noisy, then the attacked items.
 
-    Attacks weigh as much as all negatives, each attack as much as the next; noise three quarters of the
+    Attacks weigh as much as all negatives, each attack as much as the next; noise half of the
     negatives.
     """
     share = NOISE_WEIGHT_SHARE if noisy else 0.0
