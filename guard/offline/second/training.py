@@ -43,6 +43,7 @@ MIRRORED_ITEMS = 100
 CHECKED_ITEMS, EPOCH_CHECK_STEPS, CHECK_STEPS = 300, 20, 50  # after each epoch, and of what is taken
 MAX_ATTACK_STEPS = 4  # that a robust epoch learns against, at most
 ENDED = "ended"  # in what is kept: no further epoch comes, since the network would hide its gradient
+BEST = "best"  # in what is kept: the largest share of items that held against many steps after an epoch
 NAME = "second"  # of the network that is trained
 
 Say = Callable[[str], None]
@@ -255,6 +256,7 @@ class Training:
             learner.restore(kept)
             say(f"going on after epoch {learner.done_epochs}")
         epochs, began = learner.course.epochs, time.monotonic()
+        best = float(kept[BEST]) if kept is not None and BEST in kept else 0.0
         first = learner.done_epochs
         while learner.done_epochs < epochs and (kept is None or ENDED not in kept):
             progress("second network, epoch", learner.done_epochs, epochs)
@@ -263,19 +265,21 @@ class Training:
             if learner.done_epochs > pace.natural_epochs:
                 held = self.attacked(attack_verifier, learner, CHECKED_ITEMS, EPOCH_CHECK_STEPS)
                 said.append(str(held))
-                if held.diverges:
+                if held.begins_to_hide(best):
                     learner.restore(before)
                     learner.attack_steps += 1
                     ended = learner.attack_steps > MAX_ATTACK_STEPS
-                    write_arrays(file, {**copied(learner.state()), **({ENDED: np.asarray(1)} if ended else {})})
+                    marks = {BEST: np.asarray(best), **({ENDED: np.asarray(1)} if ended else {})}
+                    write_arrays(file, {**copied(learner.state()), **marks})
                     again = f"epoch {learner.done_epochs} is the last" if ended else "it is learned again"
                     say(", ".join([*said, f"so it hides from {learner.attack_steps - 1} of them; {again}"]))
                     if ended:
                         break
                     continue
+                best = max(best, held.many_steps)
             done = learner.done_epochs - first
             left = (time.monotonic() - began) / done * (epochs - learner.done_epochs)
-            write_arrays(file, learner.state())
+            write_arrays(file, {**learner.state(), BEST: np.asarray(best)})
             say(", ".join([*said, f"{duration(left)} left"]))
         return learner
 

@@ -2,6 +2,7 @@
 
 Rule 1: a network that learned to hide its gradient from one step is refused (catastrophic overfitting): it would look
 robust where it is not.
+Rule 2: an epoch begins to hide where many steps find much more than one, and more than they found before it.
 
 Source: Wong et al. 2020, arXiv:2001.03994, section 5.
 """
@@ -18,7 +19,8 @@ from guard.errors import ModelError
 from guard.offline.networks.one_vs_rest import many_steps, one_step, stepped
 
 MAX_GAP_SHARE = 0.15  # of the items: by how much more may hold against one step than against many
-MIN_HELD_SHARE = 0.5  # of those that hold against one step, that many leave of a network that does not hide
+MIN_HELD_SHARE = 1 / 3  # of those that hold against one step, that many leave of a network that does not hide
+MIN_KEPT_SHARE = 0.75  # of those that held against many steps after the best epoch so far, that another one leaves
 BATCH_ITEMS = 100
 
 Network = Callable[[Tensor], Tensor]
@@ -35,9 +37,18 @@ class Held:
     steps: int
 
     @property
+    def gapes(self) -> bool:
+        """Whether many steps find much more than one."""
+        return self.one_step - self.many_steps > MAX_GAP_SHARE
+
+    @property
     def diverges(self) -> bool:
-        """Whether many steps find so much more, in items and beside what one step left, that the gradient is hidden."""
-        return self.one_step - self.many_steps > MAX_GAP_SHARE and self.many_steps < MIN_HELD_SHARE * self.one_step
+        """Whether many steps find so much more, beside what one step left, too, that the gradient is hidden."""
+        return self.gapes and self.many_steps < MIN_HELD_SHARE * self.one_step
+
+    def begins_to_hide(self, best: float) -> bool:
+        """Whether an epoch ended so; `best` is the largest share that held against many steps after one before."""
+        return self.diverges or (self.gapes and self.many_steps < MIN_KEPT_SHARE * best)
 
     def __str__(self) -> str:
         return (
