@@ -40,7 +40,7 @@ FEW_ITEMS, MAX_EPOCHS_FACTOR = 20_000, 5.0  # with fewer items there are more ep
 TIMED_STEPS, MIN_EPOCHS = 2, 1
 MIRROR_SHARE = 0.95  # of the model's accuracy: where it is as good on mirrored images, they have the same label
 MIRRORED_ITEMS = 100
-CHECKED_ITEMS, EPOCH_CHECK_STEPS, CHECK_STEPS = 300, 20, 50  # after each epoch, and of what is taken
+CHECKED_ITEMS, CHECK_STEPS = 300, 50  # after each epoch, and so of what is taken
 MAX_ATTACK_STEPS = 4  # that a robust epoch learns against, at most
 ENDED = "ended"  # in what is kept: no further epoch comes, since the network would hide its gradient
 BEST = "best"  # in what is kept: the largest share of items that held against many steps after an epoch
@@ -263,7 +263,7 @@ class Training:
             before, loss = copied(learner.state()), learner.epoch()
             said = [f"epoch {learner.done_epochs} of {epochs}: loss {loss:.3f}, right on {self.right(learner):.1%}"]
             if learner.done_epochs > pace.natural_epochs:
-                held = self.attacked(attack_verifier, learner, CHECKED_ITEMS, EPOCH_CHECK_STEPS)
+                held = self.attacked(attack_verifier, learner, CHECKED_ITEMS, CHECK_STEPS)
                 said.append(str(held))
                 if held.begins_to_hide(best):
                     learner.restore(before)
