@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from guard.offline.data.grid import grid_for
 from guard.offline.evaluation.answered_rows import AnsweredStage
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
+from guard.offline.evaluation.proofs import MAX_SCORED_ITEMS, Proof, proofs_of
 from guard.offline.findings.attack_names import spoken_budget
 from guard.offline.findings.evaluation import AdaptiveRow, ProofRow
 from guard.offline.findings.intervals import Promise, Rate, promises_of
@@ -50,9 +51,7 @@ from guard.offline.work.parallel import Stop
 from guard.offline.work.store import ResultStore, cache_key
 from guard.offline.work.text import duration
 
-PROOF_RATE = 0.05  # the rate at which an attack must break the detectors known to be broken
 HALF_RATE = 0.5  # the rate of SR@50: past the target, an attack goes on until half of all clean items look riskier
-PROVING_DETECTORS = ("kernel_density", "feature_squeezing", "lid")
 GUARD = "guard"  # the aim that is the whole guard
 TRIAL_STEPS = 2  # by which speed is measured
 GRADIENT_ITEMS = 16  # attacked items on which each head's gradient is looked at
@@ -97,10 +96,12 @@ class AdaptiveStage:
     def target(self) -> float:
         return target_rate(self.promises, self.subject.rates.flag)
 
-    @property
-    def proving(self) -> tuple[str, ...]:
-        """The detectors known to be broken that the guard has."""
-        return tuple(name for name in PROVING_DETECTORS if name in self.subject.cascade.calibration.detectors)
+    @cached_property
+    def proofs(self) -> tuple[Proof, ...]:
+        """What the attack must break first, each alone: detectors known to be weak, and second networks."""
+        return proofs_of(
+            self.subject, torch.from_numpy(np.array(self.held_out.images[:MAX_SCORED_ITEMS])), self.budgets
+        )
 
     def right(self, clean: Readings, size: Size) -> NDArray[np.int64]:
         """Return the first items that the model has right, by index."""
@@ -115,18 +116,14 @@ class AdaptiveStage:
         spare = right[self.wanted.items :][:MAX_GUIDE_ITEMS]
         return spare if len(spare) > 1 else right[-MAX_GUIDE_ITEMS:]
 
-    def aims(self, clean: Readings) -> tuple[Aim, ...]:
-        """Return what is attacked: the guard at the target rate and at HALF_RATE, and each broken detector alone."""
-        calibration = self.subject.cascade.calibration
-        against: dict[str, Excess | DetectorExcess] = {
-            GUARD: Excess(self.subject.joint(), calibration, self.target, HALF_RATE)
-        }
-        for name in self.proving:
-            scores = torch.from_numpy(calibration.clean_scores[:, calibration.detectors.index(name)])
-            against[name] = DetectorExcess(self.subject.alone(name), name, scores, PROOF_RATE)
-        return tuple(self.aim(name, known.to(self.device), clean) for name, known in against.items())
+    def whole(self, clean: Readings) -> Aim:
+        """Return the whole guard as it is attacked: at the target rate and at HALF_RATE."""
+        known = Excess(self.subject.joint(), self.subject.cascade.calibration, self.target, HALF_RATE)
+        return self.aim(GUARD, known, clean)
 
     def aim(self, name: str, known: Excess | DetectorExcess, clean: Readings) -> Aim:
+        """Return what is attacked on the device, with the guides of the methods that need some."""
+        known = known.to(self.device)
         if "feature_matching" not in self.methods:
             return Aim(name, known, self.methods)
         index, here = self.guides(clean), partial(torch.as_tensor, device=self.device)
@@ -135,15 +132,15 @@ class AdaptiveStage:
 
     def descents(self) -> int:
         """Return the number of descents of all runs together."""
-        return START_POINTS * len(self.methods) * (len(self.budgets) + len(self.proving))
+        return START_POINTS * len(self.methods) * (len(self.budgets) + len(self.proofs))
 
     def per_item_step(self, clean: Readings) -> float:
         """Measure the seconds that one step of every descent takes an item."""
-        items, largest = self.held_out.take(self.right(clean, self.wanted)), max(self.budgets)
-        times = {GUARD: len(self.budgets)}  # that an aim is attacked
+        items = self.held_out.take(self.right(clean, self.wanted))
+        attacked = [(self.whole(clean), max(self.budgets), len(self.budgets))]
+        attacked += [(self.aim(proof.name, proof.known, clean), proof.budget, 1) for proof in self.proofs]
         return sum(
-            seconds_per_step(aim, items, largest, self.device) * aim.descents * times.get(aim.name, 1)
-            for aim in self.aims(clean)
+            seconds_per_step(aim, items, budget, self.device) * aim.descents * times for aim, budget, times in attacked
         )
 
     def sized(self, clean: Readings, seconds: Callable[[], float] | None, say: Callable[[str], None]) -> Size:
@@ -170,30 +167,44 @@ class AdaptiveStage:
     def rows(
         self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, shown: StepReporter
     ) -> tuple[AdaptiveRow, ...]:
-        """Make one row a budget, on the first items that the model has right; the proof is at the largest budget."""
+        """Make one row a budget, on the first items that the model has right; the the proofs come first."""
         expectation(self.subject.graphs)
         index, grid = self.right(clean, size), self.subject.cascade.spec.grid
         adversary = self.adversary(clean, index, size)
-        starts = {budget: static_start(self.held_out, index, crafted, budget) for budget in self.budgets}
-        whole, *alone = self.aims(clean)
-        largest = max(self.budgets)
-        proof = []
-        for aim in alone:
-            found = adversary.attack(aim, starts[largest], largest, shown)
-            proof.append(ProofRow(aim.name, largest, Rate.of(found.best.success.numpy())))
+        proven = self.proven(adversary, clean, index, crafted, shown)
+        whole = self.whole(clean)
         rows = []
-        for budget, start in starts.items():
+        for budget in self.budgets:
             spoken = partial(told, shown, spoken_budget(budget, grid))
+            start = static_start(self.held_out, index, crafted, budget)
             outcome = adversary.attack(whole, start, budget, spoken)
-            rows.append(self.row(outcome, adversary.items.labels, clean, budget, size, tuple(proof)))
+            rows.append(self.row(outcome, adversary.items.labels, clean, budget, size, proven))
+        return tuple(rows)
+
+    def proven(
+        self,
+        adversary: Adversary,
+        clean: Readings,
+        index: NDArray[np.int64],
+        crafted: Sequence[CraftedSet],
+        shown: StepReporter,
+    ) -> tuple[ProofRow, ...]:
+        """Attack each detector known to be weak, and each second network, alone."""
+        rows = []
+        for proof in self.proofs:
+            start = static_start(self.held_out, index, crafted, proof.budget)
+            found = adversary.attack(self.aim(proof.name, proof.known, clean), start, proof.budget, shown)
+            rows.append(proof.row(found.best.success))
         return tuple(rows)
 
     def adversary(self, clean: Readings, index: NDArray[np.int64], size: Size) -> Adversary:
-        """Make the adversary; where it has guides, its identity, and so its stored runs, follow from them too."""
-        identity = self.subject.identity
+        """Make the adversary; its identity, and so its stored runs, follow from guides and thresholds, too."""
+        parts: list[object] = [self.subject.identity]
         if "feature_matching" in self.methods:
-            guides = self.held_out.hashes[self.guides(clean)].tolist()
-            identity = hashlib.sha256(repr((identity, guides)).encode()).hexdigest()
+            parts.append(self.held_out.hashes[self.guides(clean)].tolist())
+        if any(proof.network for proof in self.proofs):
+            parts.append(self.held_out.hashes[:MAX_SCORED_ITEMS].tolist())
+        identity = self.subject.identity if len(parts) == 1 else hashlib.sha256(repr(parts).encode()).hexdigest()
         return Adversary(
             items=self.held_out.take(index),
             steps=size.steps,

@@ -156,11 +156,12 @@ class LeftOutRow:
 
 @dataclass(frozen=True)
 class ProofRow:
-    """The same attack as the adaptive one, against one detector known to be broken."""
+    """The same attack as the adaptive one, against one detector known to be broken, or one second network, alone."""
 
     detector: str
     budget: float
     success: Rate
+    network: bool = False  # a second network, within a budget at which none can hold
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,27 @@ class AdaptiveRow:
     answered: AnsweredRow | None = None  # of a closed model: what it gets through where its answers are held
 
     @property
+    def weak(self) -> tuple[ProofRow, ...]:
+        """The proofs on detectors known to be weak."""
+        return tuple(row for row in self.proof if not row.network)
+
+    @property
+    def hiding(self) -> tuple[ProofRow, ...]:
+        """The second networks that held alone where none can: they hide their gradient from this attack."""
+        return tuple(row for row in self.proof if row.network and row.success.value < PROOF_SHARE)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the attack proves nothing, in clauses; without any, what gets through counts."""
+        found = []
+        if not self.weak or any(row.success.value < PROOF_SHARE for row in self.weak):
+            found.append(f"it did not first defeat detectors known to be weak on {PROOF_SHARE:.0%} of the items")
+        found += [f"it did not first defeat the {row.detector}, where none can hold" for row in self.hiding]
+        return tuple(found)
+
+    @property
     def proven(self) -> bool:
-        return bool(self.proof) and all(row.success.value >= PROOF_SHARE for row in self.proof)
+        return not self.doubts
 
     @property
     def agrees(self) -> bool:
@@ -307,7 +327,7 @@ class Evaluation:
         content = asdict(replace(self, exhibit=None))
         del content["exhibit"]
         for row, plain in zip(self.adaptive, content["adaptive"], strict=True):
-            plain["proven"], plain["agrees"] = row.proven, row.agrees
+            plain["proven"], plain["agrees"], plain["doubts"] = row.proven, row.agrees, row.doubts
         for attack, plain in zip(self.attacks, content["attacks"], strict=True):
             plain["thin"] = attack.thin
         for detector, plain in zip(self.detectors, content["detectors"], strict=True):

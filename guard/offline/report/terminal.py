@@ -244,7 +244,8 @@ def adaptive_part(e: Evaluation) -> Parts:
             yield indented(f"{row.label}, each method alone at {percent(row.target)}: {alone}.")
     for row in e.adaptive[:1]:
         yield indented(
-            f"Proof of strength, success against detectors known to be weak, each alone, at the largest budget: "
+            "Proof of strength, success against detectors known to be weak and second networks, each alone, at the "
+            f"largest budget unless another is named: "
             f"{proof_text(row)}" + ("; it counts." if row.proven else ": attack unproven.")
         )
         named = f" Stand-ins for what has no gradient: {len(row.surrogates)}; the page names them."

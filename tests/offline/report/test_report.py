@@ -286,6 +286,21 @@ def test_an_attack_that_proves_nothing_is_unproven() -> None:
     assert adaptive().proven
 
 
+def test_a_second_network_that_hides_makes_the_attack_unproven_and_is_named() -> None:
+    network = replace(proof("second network small at 4/16", 9), network=True)
+    good, hidden = adaptive(proof=(*adaptive().proof, network)), replace(network, success=rate(8, 10))
+    assert good.proven
+    row = adaptive(proof=(*adaptive().proof, hidden))
+    assert not row.proven
+    made = evaluation(adaptive=(row,))
+    (flag,) = [flag for flag in red_flags(made) if "attack unproven" in flag]
+    assert "it did not first defeat the second network small at 4/16, where none can hold" in flag
+    assert "known to be weak" not in flag
+    assert strict(to_json(made))["adaptive"][0]["doubts"] == list(row.doubts)
+    assert "attack unproven" in parsed(made).text
+    assert not adaptive(proof=(network,)).proven, "a network alone is no detector known to be weak"
+
+
 def test_an_adaptive_attack_weaker_than_static_ones_is_not_believed() -> None:
     caught = adaptive(passed_reject=rate(0, 10), passed_flag=rate(0, 10))
     assert any("too weak to be believed" in flag for flag in red_flags(evaluation(adaptive=(caught,))))
