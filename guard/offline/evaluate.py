@@ -74,7 +74,7 @@ class Wish:
         shifted = MAX_QUICK_SHIFTED_ITEMS if self.quick else MAX_SHIFTED_ITEMS
         deadline = time.monotonic() + 60 * self.time
         methods = ALL_METHODS if self.full else METHODS
-        return Effort(*sizes, self.seed, work, deadline, shifted, methods)
+        return Effort(*sizes, self.seed, work, deadline, shifted, methods, checked=not self.quick)
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Wish:
         items, adaptive_items, steps = QUICK_ITEMS_AND_STEPS
         return (
             f"--quick: each attack is tried on {items} items, the adaptive one on {adaptive_items} for {steps} steps, "
-            "and no family is left out",
+            "no family is left out, and whether more steps, restarts or budget get further is not asked",
         )
 
     @property
@@ -178,7 +178,10 @@ def forecast(
         first = 2 * size.items + MAX_GUIDE_ITEMS
         few = held_out.take(slice(first))
         per = replace(stage, held_out=few).per_item_step(read(subject.cascade, few.images))
-        found[f"adaptive attack, {size.items} items x {size.steps} steps"] = per * size.items * (size.steps + 1)
+        stronger = ", and stronger ones" if effort.checked else ""
+        found[f"adaptive attack, {size.items} items x {size.steps} steps{stronger}"] = (
+            per * size.items * (size.steps + 1)
+        )
     return found
 
 

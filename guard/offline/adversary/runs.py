@@ -76,10 +76,11 @@ class Adversary:
         return MethodResults({m: self.run(aim, m, start, budget, shown) for m in aim.methods})
 
     def run(
-        self, aim: Aim, method: Method, start: NDArray[np.float32], budget: float, shown: StepReporter
+        self, aim: Aim, method: Method, start: NDArray[np.float32] | None, budget: float, shown: StepReporter
     ) -> AdaptiveResult:
-        key = self.identify(aim.name, method, start, budget)
-        stop, counter = Stop(), Counter(f"{aim.name}, {method}", len(self.items) * START_POINTS * self.steps, shown)
+        """Run one method, each part read from its file, or computed and kept; without `start` from one random point."""
+        key, starts = self.identify(aim.name, method, start, budget), 1 if start is None else START_POINTS
+        stop, counter = Stop(), Counter(f"{aim.name}, {method}", len(self.items) * starts * self.steps, shown)
         names = [field.name for field in fields(AdaptiveResult)]
 
         def part(number: int) -> AdaptiveResult:
@@ -128,11 +129,13 @@ class Adversary:
         """Number of parts attacked at once: one per core on a CPU, one alone on a GPU."""
         return cores() if self.device == "cpu" else 1
 
-    def identify(self, aim: str, method: Method, start: NDArray[np.float32], budget: float) -> str:
+    def identify(self, aim: str, method: Method, start: NDArray[np.float32] | None, budget: float) -> str:
         """Return the cache key of a run: SHA-256 (hex) over everything that its result follows from."""
         settings = (self.identity, aim, method, budget, self.steps, self.seed, self.grid, self.device)
-        digest = hashlib.sha256(repr((settings, self.items.labels.tolist(), start.shape)).encode())
-        for images in (self.items.images[:], start):
+        digest = hashlib.sha256(
+            repr((settings, self.items.labels.tolist(), None if start is None else start.shape)).encode()
+        )
+        for images in (self.items.images[:], *(() if start is None else (start,))):
             digest.update(np.ascontiguousarray(images, dtype="<f4").tobytes())
         return cache_key(digest.hexdigest(), CODE)
 

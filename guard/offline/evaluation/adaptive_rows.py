@@ -40,8 +40,9 @@ from guard.offline.evaluation.answered_rows import AnsweredStage
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.evaluation.proofs import MAX_SCORED_ITEMS, Proof, proofs_of
+from guard.offline.evaluation.strength import StrengthCheck, check_descents, least_through, wider_rows
 from guard.offline.findings.attack_names import spoken_budget
-from guard.offline.findings.evaluation import AdaptiveRow, ProofRow
+from guard.offline.findings.evaluation import AdaptiveRow, ProofRow, StrengthRow
 from guard.offline.findings.intervals import Promise, Rate, promises_of
 from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard
@@ -91,6 +92,7 @@ class AdaptiveStage:
     methods: tuple[Method, ...] = METHODS
     device: str = "cpu"
     answered: AnsweredStage | None = None  # of a closed model whose answers are held
+    checked: bool = False  # whether stronger attacks are tried on some of the items
 
     @property
     def target(self) -> float:
@@ -130,18 +132,25 @@ class AdaptiveStage:
         guides = Guides.of(known, here(self.held_out.images[index]), here(self.held_out.labels[index]))
         return Aim(name, known, self.methods, guides)
 
-    def descents(self) -> int:
-        """Return the number of descents of all runs together."""
-        return START_POINTS * len(self.methods) * (len(self.budgets) + len(self.proofs))
+    def descents(self) -> float:
+        """Return the number of descents of all runs together, the checks' as a share of the items."""
+        rows = START_POINTS * len(self.methods) * (len(self.budgets) + len(self.proofs))
+        return rows + self.check_descents
+
+    @property
+    def check_descents(self) -> float:
+        """The descents of the checks for each item of a row, at most."""
+        return check_descents(len(self.budgets)) if self.checked else 0.0
 
     def per_item_step(self, clean: Readings) -> float:
         """Measure the seconds that one step of every descent takes an item."""
         items = self.held_out.take(self.right(clean, self.wanted))
-        attacked = [(self.whole(clean), max(self.budgets), len(self.budgets))]
-        attacked += [(self.aim(proof.name, proof.known, clean), proof.budget, 1) for proof in self.proofs]
-        return sum(
-            seconds_per_step(aim, items, budget, self.device) * aim.descents * times for aim, budget, times in attacked
-        )
+        whole = self.whole(clean)
+        attacked = [(whole, max(self.budgets), whole.descents * len(self.budgets) + self.check_descents)]
+        for proof in self.proofs:
+            aim = self.aim(proof.name, proof.known, clean)
+            attacked.append((aim, proof.budget, aim.descents))
+        return sum(seconds_per_step(aim, items, budget, self.device) * descents for aim, budget, descents in attacked)
 
     def sized(self, clean: Readings, seconds: Callable[[], float] | None, say: Callable[[str], None]) -> Size:
         """Return the size that fits into the seconds left; one chosen before for the same question is kept to."""
@@ -153,7 +162,7 @@ class AdaptiveStage:
             size = self.wanted.shrunk(seconds(), per)
             say(
                 f"adaptive attack: {self.descents() / per:.0f} guarded steps/s, so {size.items} items x {size.steps} "
-                f"steps x {self.descents()} descents, at most {duration(per * size.items * (size.steps + 1))}"
+                f"steps x {self.descents():g} descents, at most {duration(per * size.items * (size.steps + 1))}"
             )
             return asdict(size)
 
@@ -162,7 +171,7 @@ class AdaptiveStage:
     def question(self) -> str:
         hashes = hashlib.sha256("".join(self.held_out.hashes.tolist()).encode()).hexdigest()
         settings = (self.subject.identity, hashes, self.budgets, self.target, self.seed)
-        return cache_key((settings, self.wanted, self.methods), (__name__,))
+        return cache_key((settings, self.wanted, self.methods, self.checked), (__name__,))
 
     def rows(
         self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, shown: StepReporter
@@ -173,13 +182,36 @@ class AdaptiveStage:
         adversary = self.adversary(clean, index, size)
         proven = self.proven(adversary, clean, index, crafted, shown)
         whole = self.whole(clean)
-        rows = []
-        for budget in self.budgets:
-            spoken = partial(told, shown, spoken_budget(budget, grid))
-            start = static_start(self.held_out, index, crafted, budget)
-            outcome = adversary.attack(whole, start, budget, spoken)
-            rows.append(self.row(outcome, adversary.items.labels, clean, budget, size, proven))
-        return tuple(rows)
+        starts = {budget: static_start(self.held_out, index, crafted, budget) for budget in self.budgets}
+        outcomes = {}
+        for budget, start in starts.items():
+            outcomes[budget] = adversary.attack(whole, start, budget, partial(told, shown, spoken_budget(budget, grid)))
+        strength = self.strength(adversary, clean, starts, outcomes, shown) if self.checked else {}
+        labels = adversary.items.labels
+        return tuple(
+            self.row(outcome, labels, clean, budget, size, proven, strength.get(budget, ()))
+            for budget, outcome in outcomes.items()
+        )
+
+    def strength(
+        self,
+        adversary: Adversary,
+        clean: Readings,
+        starts: Mapping[float, NDArray[np.float32]],
+        outcomes: Mapping[float, MethodResults],
+        shown: StepReporter,
+    ) -> Mapping[float, tuple[StrengthRow, ...]]:
+        """Try stronger attacks where the least gets through, and compare the budgets' rows; by budget."""
+        grid, budget = self.subject.cascade.spec.grid, least_through(outcomes)
+        known = Excess(self.subject.joint(), self.subject.cascade.calibration, self.target)
+        aim = self.aim(f"{GUARD}_at_{self.target:g}", known, clean)
+        tried = StrengthCheck(
+            adversary, aim, starts[budget], budget, outcomes[budget], partial(told, shown, spoken_budget(budget, grid))
+        )
+        rows = dict(wider_rows(outcomes, grid))
+        alone = (tried.wider(grid),) if len(outcomes) == 1 else ()
+        rows[budget] = (*rows.get(budget, ()), tried.more_steps(), tried.more_restarts(), *alone)
+        return rows
 
     def proven(
         self,
@@ -223,6 +255,7 @@ class AdaptiveStage:
         budget: float,
         size: Size,
         proof: tuple[ProofRow, ...],
+        strength: tuple[StrengthRow, ...],
     ) -> AdaptiveRow:
         cascade, rates, found = self.subject.cascade, self.subject.rates, outcome.best
         answering = self.subject.classifier.answering
@@ -257,6 +290,7 @@ class AdaptiveStage:
             risk_gap=self.risk_gap(found, readings),
             without_gradient=without_gradient(self.subject.joint(), found.images[:GRADIENT_ITEMS]),
             answered=None if self.answered is None else self.answered.worst_row(label, tried, labels),
+            strength=strength,
         )
 
     def passed_programs(self, readings: Readings, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -313,4 +347,5 @@ def adaptive_stage(
         effort.work,
         effort.methods,
         answered=answered,
+        checked=effort.checked,
     )

@@ -11,6 +11,7 @@ from guard.offline.findings.figures import Exhibit
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate
 
 PROOF_SHARE = 0.9
+MAX_CHANGED_SHARE = 0.1  # of the items, that a stronger attack may gain or lose: the lower end of the interval counts
 MAX_DISAGREEING_SHARE = 0.02  # one item in fifty, whose risk lies on the threshold
 MAX_RISK_GAP = 0.1  # in units of risk
 OFF_GRID, NOISE = "off-grid clean", "noise of the attacks' sizes"
@@ -165,6 +166,28 @@ class ProofRow:
 
 
 @dataclass(frozen=True)
+class StrengthRow:
+    """A stronger attack than the row's on some of its items: more steps, more restarts, or a larger budget."""
+
+    what: str
+    base: Rate  # of the items: the row's attack gets through
+    stronger: Rate
+    gained: Rate  # only the stronger attack gets through
+    lost: Rate  # the stronger attack does not get through where the row's does, by the same method
+    wider: bool = False  # within a larger budget, where to gain is no surprise
+
+    @property
+    def doubt(self) -> str | None:
+        """What this says against the row, as a clause; the interval counts, so that one item of few says nothing."""
+        figures = f"{self.what}: through on {self.stronger.count} of {self.stronger.items} items, not {self.base.count}"
+        if self.gained.low > MAX_CHANGED_SHARE and not self.wider:
+            return f"it has not come to its end ({figures})"
+        if self.lost.low > MAX_CHANGED_SHARE:
+            return f"it weakens when it should not ({figures}; {self.lost.count} are lost)"
+        return None
+
+
+@dataclass(frozen=True)
 class AdaptiveRow:
     """A row of the adaptive attack, which knows model, detectors, fusion and threshold."""
 
@@ -186,6 +209,7 @@ class AdaptiveRow:
     risk_gap: float = 0.0  # largest difference in risk between the attacked torch side and the served programs
     without_gradient: tuple[str, ...] = ()  # heads that give a descent no gradient to follow
     answered: AnsweredRow | None = None  # of a closed model: what it gets through where its answers are held
+    strength: tuple[StrengthRow, ...] = ()  # stronger attacks on some of the items; empty: not asked
 
     @property
     def weak(self) -> tuple[ProofRow, ...]:
@@ -204,6 +228,7 @@ class AdaptiveRow:
         if not self.weak or any(row.success.value < PROOF_SHARE for row in self.weak):
             found.append(f"it did not first defeat detectors known to be weak on {PROOF_SHARE:.0%} of the items")
         found += [f"it did not first defeat the {row.detector}, where none can hold" for row in self.hiding]
+        found += [doubt for row in self.strength if (doubt := row.doubt) is not None]
         return tuple(found)
 
     @property

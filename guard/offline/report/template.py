@@ -15,6 +15,7 @@ from guard.offline.findings.intervals import Rate
 from guard.offline.report.rows import knowing
 from guard.offline.report.wording import (
     NONE,
+    counting_text,
     decimal,
     gap_text,
     part_text,
@@ -22,6 +23,7 @@ from guard.offline.report.wording import (
     promise_text,
     proof_text,
     span_text,
+    strength_text,
 )
 
 MIN_DENSE_COLUMNS = 12  # columns that are drawn closer together
@@ -51,9 +53,11 @@ def environment() -> Environment:
         "proof": proof_text,
         "shade": shade,
         "span": span_text,
+        "strength": strength_text,
     }
     made.tests |= {"nan": math.isnan, "unrun": is_unrun}
     made.globals |= {
+        "counting_text": counting_text,
         "knowing": knowing,
         "part_text": part_text,
         "MAX_LISTED_CLASSES": MAX_LISTED_CLASSES,

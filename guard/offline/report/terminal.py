@@ -18,6 +18,7 @@ from guard.offline.report.rows import classes_by_alarms, system_rows
 from guard.offline.report.wording import (
     NONE,
     area_text,
+    counting_text,
     decimal,
     gap_text,
     part_text,
@@ -26,6 +27,7 @@ from guard.offline.report.wording import (
     promise_text,
     proof_text,
     rate_text,
+    strength_text,
     thin_text,
 )
 from guard.offline.work.tables import counts, indented, marked, new_table, plain_lines, shares
@@ -246,10 +248,14 @@ def adaptive_part(e: Evaluation) -> Parts:
         yield indented(
             "Proof of strength, success against detectors known to be weak and second networks, each alone, at the "
             f"largest budget unless another is named: "
-            f"{proof_text(row)}" + ("; it counts." if row.proven else ": attack unproven.")
+            f"{proof_text(row)}."
         )
         named = f" Stand-ins for what has no gradient: {len(row.surrogates)}; the page names them."
         yield indented(gap_text(row) + (named if row.surrogates else ""))
+    for row in e.adaptive:
+        if row.strength:
+            yield indented(strength_text(row))
+    yield indented(counting_text(e))
 
 
 def answered_part(e: Evaluation) -> Parts:

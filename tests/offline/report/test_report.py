@@ -29,6 +29,7 @@ from guard.offline.findings.evaluation import (
     Evaluation,
     LeftOutRow,
     ProofRow,
+    StrengthRow,
     SuiteRows,
     UnrunRow,
     Worst,
@@ -299,6 +300,41 @@ def test_a_second_network_that_hides_makes_the_attack_unproven_and_is_named() ->
     assert strict(to_json(made))["adaptive"][0]["doubts"] == list(row.doubts)
     assert "attack unproven" in parsed(made).text
     assert not adaptive(proof=(network,)).proven, "a network alone is no detector known to be weak"
+
+
+def stronger(gained: int, lost: int, **changes: Any) -> StrengthRow:
+    made = StrengthRow("10 times the steps", rate(5, 10), rate(5 + gained - lost, 10), rate(gained, 10), rate(lost, 10))
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("row", "doubt"),
+    [
+        (stronger(0, 0), None),
+        (stronger(2, 2), None),
+        (stronger(5, 0), "it has not come to its end (10 times the steps: through on 10 of 10 items, not 5)"),
+        (stronger(5, 0, wider=True), None),
+        (stronger(0, 5, wider=True), "it weakens when it should not"),
+    ],
+)
+def test_an_attack_that_changes_when_it_is_stronger_is_unproven(row: StrengthRow, doubt: str | None) -> None:
+    made = evaluation(adaptive=(adaptive(strength=(row,)),))
+    assert made.adaptive[0].proven is (doubt is None)
+    flags = [flag for flag in red_flags(made) if "attack unproven" in flag]
+    assert bool(flags) is (doubt is not None)
+    printed, page = " ".join(" ".join(lines_of(made)).split()), parsed(made).text
+    for text in (printed, page, *flags):
+        assert doubt is None or doubt in text
+    for text in (printed, " ".join(page.split())):
+        assert "stronger at 5%: 10 times the steps" in text
+        assert ("Attack unproven: adaptive L∞ 0.1" in text) is (doubt is not None)
+        assert "was not asked" not in text
+
+
+def test_what_was_not_asked_of_the_attack_is_said() -> None:
+    made = evaluation()
+    for text in (" ".join(" ".join(lines_of(made)).split()), " ".join(parsed(made).text.split())):
+        assert "The attack counts. Whether more steps, restarts or budget get further was not asked." in text
 
 
 def test_an_adaptive_attack_weaker_than_static_ones_is_not_believed() -> None:
