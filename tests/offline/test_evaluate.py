@@ -312,6 +312,10 @@ def test_the_report_has_every_column(evaluated: Interrupted) -> None:
     (adaptive,) = found.adaptive
     assert {proof.detector for proof in adaptive.proof} == {"kernel_density", "feature_squeezing"}
     assert adaptive.target == 0.05
+    assert adaptive.static is not None
+    assert adaptive.static.fooled.items == adaptive.fooled.items
+    assert 0 < adaptive.static.fooled.count <= adaptive.fooled.count, "it starts from there"
+    assert adaptive.static.passed_reject.count <= adaptive.passed_reject.count
     assert [row.what for row in adaptive.strength] == ["10 times the steps", "5 more restarts", "a budget of 8/16"]
     assert {row.base.items for row in adaptive.strength} == {2}, "a fifth of eight items"
     raw = json.loads((evaluated.report / "report.json").read_text("utf-8"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.evaluation.proofs import MAX_SCORED_ITEMS, Proof, proofs_of
 from guard.offline.evaluation.strength import StrengthCheck, check_descents, least_through, wider_rows
 from guard.offline.findings.attack_names import spoken_budget
-from guard.offline.findings.evaluation import AdaptiveRow, ProofRow, StrengthRow
+from guard.offline.findings.evaluation import AdaptiveRow, ProofRow, StaticRow, StrengthRow
 from guard.offline.findings.intervals import Promise, Rate, promises_of
 from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard
@@ -189,7 +189,10 @@ class AdaptiveStage:
         strength = self.strength(adversary, clean, starts, outcomes, shown) if self.checked else {}
         labels = adversary.items.labels
         return tuple(
-            self.row(outcome, labels, clean, budget, size, proven, strength.get(budget, ()))
+            replace(
+                self.row(outcome, labels, clean, budget, size, proven, strength.get(budget, ())),
+                static=self.static_row(starts[budget], labels),
+            )
             for budget, outcome in outcomes.items()
         )
 
@@ -291,6 +294,21 @@ class AdaptiveStage:
             without_gradient=without_gradient(self.subject.joint(), found.images[:GRADIENT_ITEMS]),
             answered=None if self.answered is None else self.answered.worst_row(label, tried, labels),
             strength=strength,
+        )
+
+    def static_row(self, start: NDArray[np.float32], labels: NDArray[np.int64]) -> StaticRow:
+        """Return what the static attacks' results [item, ...], from which the adaptive attack starts, get through."""
+        readings, rates = (
+            read(self.subject.cascade, start, answering=self.subject.classifier.answering),
+            self.subject.rates,
+        )
+        missed = missed_at(readings, labels)
+        return StaticRow(
+            fooled=Rate.of(readings.prediction != labels),
+            passed={p.rate: Rate.of(missed > p.rate) if p.reason is None else None for p in self.promises},
+            passed_reject=Rate.of(missed > rates.reject),
+            passed_flag=Rate.of(missed > rates.flag),
+            sr50=Rate.of(missed > HALF_RATE),
         )
 
     def passed_programs(self, readings: Readings, labels: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -188,6 +188,20 @@ class StrengthRow:
 
 
 @dataclass(frozen=True)
+class StaticRow:
+    """What an attacker who knows nothing of the guard gets through, on an adaptive row's items and within its budget.
+
+    An item has the result of the recipe's last L-infinity attack within the budget that fools the model, or is clean.
+    """
+
+    fooled: Rate
+    passed: Caught  # of the items, fooled and not caught at each promised rate
+    passed_reject: Rate  # the same at the bundle's own rates
+    passed_flag: Rate
+    sr50: Rate  # under the threshold that half of all clean items exceed
+
+
+@dataclass(frozen=True)
 class AdaptiveRow:
     """A row of the adaptive attack, which knows model, detectors, fusion and threshold."""
 
@@ -210,6 +224,7 @@ class AdaptiveRow:
     without_gradient: tuple[str, ...] = ()  # heads that give a descent no gradient to follow
     answered: AnsweredRow | None = None  # of a closed model: what it gets through where its answers are held
     strength: tuple[StrengthRow, ...] = ()  # stronger attacks on some of the items; empty: not asked
+    static: StaticRow | None = None  # the attack that knows nothing, on the same items
 
     @property
     def weak(self) -> tuple[ProofRow, ...]:

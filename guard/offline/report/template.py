@@ -18,6 +18,7 @@ from guard.offline.report.wording import (
     counting_text,
     decimal,
     gap_text,
+    knowledge_text,
     part_text,
     percent,
     promise_text,
@@ -59,6 +60,7 @@ def environment() -> Environment:
     made.globals |= {
         "counting_text": counting_text,
         "knowing": knowing,
+        "knowledge_text": knowledge_text,
         "part_text": part_text,
         "MAX_LISTED_CLASSES": MAX_LISTED_CLASSES,
         "MIN_DENSE_COLUMNS": MIN_DENSE_COLUMNS,

@@ -21,6 +21,7 @@ from guard.offline.report.wording import (
     counting_text,
     decimal,
     gap_text,
+    knowledge_text,
     part_text,
     percent,
     promise_notes,
@@ -237,7 +238,11 @@ def adaptive_part(e: Evaluation) -> Parts:
     table = table_of(e, "", [counts("items x steps"), counts("fools"), *at_rates("through", e)])
     for row in e.adaptive:
         table.add_row(row.label, f"{row.fooled.items} x {row.steps}", percent(row.fooled.value), *cells(row.passed, e))
+        if row.static is not None:
+            table.add_row("  knows nothing", "", percent(row.static.fooled.value), *cells(row.static.passed, e))
     yield from titled("AN ATTACKER WHO KNOWS THE GUARD", table)
+    if any(row.static for row in e.adaptive):
+        yield indented(knowledge_text(e))
     for row in e.adaptive:
         if row.sr50 is not None:
             yield indented(f"{row.label}, where half of the clean are lost: {rate_text(row.sr50)}.")

@@ -80,6 +80,15 @@ def counting_text(e: Evaluation) -> str:
     return verdict + ("" if asked else " Whether more steps, restarts or budget get further was not asked.")
 
 
+def knowledge_text(e: Evaluation) -> str:
+    """Return whose attacks stand side by side, and whose is missing."""
+    grey = " One who has second networks of another seed was not measured." if e.second else ""
+    return (
+        "Side by side on the same items: the attacker who knows everything, and the recipe's attacks within the "
+        f"budget, which know nothing of the guard.{grey}"
+    )
+
+
 def gap_text(row: AdaptiveRow) -> str:
     """Return how far what was attacked and what is served differ."""
     parts = [f"attacked side and served verdict differ on {percent(row.disagreement, 1)} of the items"]

@@ -29,6 +29,7 @@ from guard.offline.findings.evaluation import (
     Evaluation,
     LeftOutRow,
     ProofRow,
+    StaticRow,
     StrengthRow,
     SuiteRows,
     UnrunRow,
@@ -329,6 +330,19 @@ def test_an_attack_that_changes_when_it_is_stronger_is_unproven(row: StrengthRow
         assert "stronger at 5%: 10 times the steps" in text
         assert ("Attack unproven: adaptive L∞ 0.1" in text) is (doubt is not None)
         assert "was not asked" not in text
+
+
+def test_who_knows_nothing_stands_beside_who_knows_everything() -> None:
+    share, none = {0.01: None, 0.05: rate(1, 10)}, rate(0, 10)
+    row = adaptive(static=StaticRow(rate(7, 10), share, none, none, none), sr50=rate(3, 10))
+    for second in ((), ("small: natural",)):
+        made = evaluation(adaptive=(row,), second=second)
+        printed, page = " ".join(" ".join(lines_of(made)).split()), " ".join(parsed(made).text.split())
+        assert "knows nothing 70% 10% [2, 40]" in printed
+        assert "knows nothing" in page
+        for text in (printed, page):
+            assert ("of another seed was not measured" in text) is bool(second)
+        assert strict(to_json(made))["adaptive"][0]["static"]["fooled"]["count"] == 7
 
 
 def test_what_was_not_asked_of_the_attack_is_said() -> None:
