@@ -243,6 +243,10 @@ class AdaptiveRow:
         if not self.weak or any(row.success.value < PROOF_SHARE for row in self.weak):
             found.append(f"it did not first defeat detectors known to be weak on {PROOF_SHARE:.0%} of the items")
         found += [f"it did not first defeat the {row.detector}, where none can hold" for row in self.hiding]
+        if self.without_gradient:
+            found.append(
+                f"no gradient comes from {', '.join(self.without_gradient)}, so it never saw what they look at"
+            )
         found += [doubt for row in self.strength if (doubt := row.doubt) is not None]
         return tuple(found)
 

@@ -82,11 +82,6 @@ def adaptive_flags(e: Evaluation) -> list[str]:
                 f"{row.label}: what was attacked is not what is served: the verdicts differ on "
                 f"{percent(row.disagreement, 1)} of the items, the risks by up to {row.risk_gap:.2g}."
             )
-        if row.without_gradient:
-            flags.append(
-                f"{row.label}: no gradient comes from {', '.join(row.without_gradient)}, so this attacker never saw "
-                "what they look at; another one may."
-            )
     return flags
 
 

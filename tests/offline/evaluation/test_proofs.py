@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from guard.offline.adversary.excess import without_gradient
 from guard.offline.adversary.runs import Adversary, Aim
 from guard.offline.data.dataset import Dataset
 from guard.offline.detectors.second_opinion import SecondOpinion, SecondOpinionHead
@@ -24,7 +25,7 @@ CLEAN = torch.from_numpy(tiny.data(150, seed=71)[0])
 
 
 class Hiding(nn.Module):
-    """Says the very same as the network within it, through steps too fine to be seen and without a gradient."""
+    """Says the very same as the network within it, but for steps too fine to be seen, and has no gradient."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -82,14 +83,15 @@ def test_a_networks_threshold_is_that_of_its_own_margins(tiny_subject: OpenedGua
     assert float((excess[:, 0] >= 0).float().mean()) == pytest.approx(0.05, abs=0.02)
 
 
-def test_an_honest_network_breaks_and_one_that_hides_its_gradient_is_found(
+def test_an_honest_network_breaks_and_one_that_hides_its_gradient_holds_and_is_named(
     tiny_subject: OpenedGuard, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """Within 2/16 already; beyond it, what misleads this small model misleads the hidden network as well."""
     honest = tiny.second_network("images")
     hidden = replace(honest, digest="hidden", network=Hiding(honest.network))
-    rows = [
-        attacked(tiny_subject, second_proof(tiny_subject, one), ResultStore(tmp_path_factory.mktemp("runs")))
-        for one in (honest, hidden)
-    ]
+    proofs = [replace(second_proof(tiny_subject, one), budget=0.125) for one in (honest, hidden)]
+    rows = [attacked(tiny_subject, proof, ResultStore(tmp_path_factory.mktemp("runs"))) for proof in proofs]
     assert rows[0].success.value >= 0.9
     assert rows[1].success.value < 0.9
+    named = [without_gradient(proof.known.program, CLEAN[:16]) for proof in proofs]
+    assert named == [(), ("second_opinion",)]

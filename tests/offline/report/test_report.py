@@ -427,6 +427,7 @@ def test_what_was_attacked_must_be_what_is_served() -> None:
     for row in (adaptive(disagreement=0.1), adaptive(risk_gap=0.5), adaptive(without_gradient=("lid",))):
         flags = red_flags(evaluation(adaptive=(row,)))
         assert any("what is served" in flag or "no gradient comes from lid" in flag for flag in flags)
+    assert not adaptive(without_gradient=("lid",)).proven, "it counts only if it could see"
 
 
 def test_the_class_that_is_bothered_most_is_named() -> None:
