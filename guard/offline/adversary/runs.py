@@ -8,9 +8,9 @@ keeps each part's result in a file, and puts the items back into their order.
 
 For example 100 items, two methods and 25 steps. Each method has four parts of 25 items: part 0 holds the items 0, 4,
 ... 96, part 1 the items 1, 5, ... 97. With seed 0 the parts draw from the seeds 0, 1, 2 and 3. Two methods leave 2 x 4
-files (NAME-METHOD-PART-KEY.npz). Each method descends twice (from the static attack's result and from a random point),
-so one method takes at most 100 x 2 x 25 = 5,000 item steps. A run that is interrupted after three files computes the
-other five.
+files (NAME-METHOD-PART-KEY.npz). A method begins twice (at the static attack's result and at a random point), so it
+takes at most 100 x 2 x 25 = 5,000 item steps, `several_targets` as many for each class that it descends towards. A run
+that is interrupted after three files computes the other five.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.offline.adversary.descent import METHODS, AdaptiveResult, Known, adaptive, beats
+from guard.offline.adversary.descent import METHODS, AdaptiveResult, Known, adaptive, beats, descents_of
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.guides import Guides
 from guard.offline.data.dataset import Dataset
@@ -54,10 +54,6 @@ class Aim:
     methods: tuple[Method, ...] = METHODS
     guides: Guides | None = None  # for feature matching alone
 
-    @property
-    def descents(self) -> int:
-        return START_POINTS * len(self.methods)
-
 
 @dataclass(frozen=True)
 class Adversary:
@@ -80,7 +76,8 @@ class Adversary:
     ) -> AdaptiveResult:
         """Run one method, each part read from its file, or computed and kept; without `start` from one random point."""
         key, starts = self.identify(aim.name, method, start, budget), 1 if start is None else START_POINTS
-        stop, counter = Stop(), Counter(f"{aim.name}, {method}", len(self.items) * starts * self.steps, shown)
+        total = len(self.items) * starts * descents_of(method) * self.steps
+        stop, counter = Stop(), Counter(f"{aim.name}, {method}", total, shown)
         names = [field.name for field in fields(AdaptiveResult)]
 
         def part(number: int) -> AdaptiveResult:

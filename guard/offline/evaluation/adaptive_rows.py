@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.cascade import Readings
-from guard.offline.adversary.descent import METHODS, AdaptiveResult
+from guard.offline.adversary.descent import METHODS, AdaptiveResult, descents_of
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.excess import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.adversary.guides import Guides
@@ -40,7 +40,7 @@ from guard.offline.evaluation.answered_rows import AnsweredStage
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.evaluation.proofs import MAX_SCORED_ITEMS, Proof, proofs_of
-from guard.offline.evaluation.strength import StrengthCheck, check_descents, least_through, wider_rows
+from guard.offline.evaluation.strength import StrengthCheck, check_starts, least_through, wider_rows
 from guard.offline.findings.attack_names import spoken_budget
 from guard.offline.findings.evaluation import AdaptiveRow, ProofRow, StaticRow, StrengthRow
 from guard.offline.findings.intervals import Promise, Rate, promises_of
@@ -58,19 +58,19 @@ TRIAL_STEPS = 2  # by which speed is measured
 GRADIENT_ITEMS = 16  # attacked items on which each head's gradient is looked at
 
 
-def seconds_per_step(aim: Aim, items: Dataset, budget: float, device: str) -> float:
-    """Measure the seconds that one step of one descent takes an item, the mean of the methods; the first steps warm up.
+def seconds_per_step(aim: Aim, items: Dataset, budget: float, device: str) -> Mapping[Method, float]:
+    """Measure the seconds that one step from one point takes an item, by method; the first steps warm up.
 
     An upper bound for a run, whose items leave once nothing is left to gain.
     """
-    seconds = 0.0
+    seconds = dict.fromkeys(aim.methods, 0.0)
     for steps in (0, TRIAL_STEPS):
         trial = Adversary(items, steps, 0, None, "", ResultStore(Path()), device)
         for method in aim.methods:
             began = time.perf_counter()
             in_parts(partial(trial.tried, aim, method, budget), len(items), trial.workers, Stop())
-            seconds += (time.perf_counter() - began) if steps else 0.0
-    return seconds / (len(aim.methods) * len(items) * TRIAL_STEPS)
+            seconds[method] = time.perf_counter() - began
+    return {method: taken / (len(items) * TRIAL_STEPS) for method, taken in seconds.items()}
 
 
 def target_rate(promises: Sequence[Promise], flag_rate: float) -> float:
@@ -134,23 +134,28 @@ class AdaptiveStage:
 
     def descents(self) -> float:
         """Return the number of descents of all runs together, the checks' as a share of the items."""
-        rows = START_POINTS * len(self.methods) * (len(self.budgets) + len(self.proofs))
-        return rows + self.check_descents
+        each = START_POINTS * sum(map(descents_of, self.methods))
+        return each * (len(self.budgets) + len(self.proofs)) + self.check_descents
 
     @property
     def check_descents(self) -> float:
-        """The descents of the checks for each item of a row, at most."""
-        return check_descents(len(self.budgets)) if self.checked else 0.0
+        """The descents of the checks for each item of a row, at most: all by the method that takes most of them."""
+        return self.check_starts * max(map(descents_of, self.methods))
+
+    @property
+    def check_starts(self) -> float:
+        """The points that the checks descend from for each item of a row, at most."""
+        return check_starts(len(self.budgets)) if self.checked else 0.0
 
     def per_item_step(self, clean: Readings) -> float:
         """Measure the seconds that one step of every descent takes an item."""
         items = self.held_out.take(self.right(clean, self.wanted))
-        whole = self.whole(clean)
-        attacked = [(whole, max(self.budgets), whole.descents * len(self.budgets) + self.check_descents)]
+        times = seconds_per_step(self.whole(clean), items, max(self.budgets), self.device)
+        total = START_POINTS * len(self.budgets) * sum(times.values()) + self.check_starts * max(times.values())
         for proof in self.proofs:
             aim = self.aim(proof.name, proof.known, clean)
-            attacked.append((aim, proof.budget, aim.descents))
-        return sum(seconds_per_step(aim, items, budget, self.device) * descents for aim, budget, descents in attacked)
+            total += START_POINTS * sum(seconds_per_step(aim, items, proof.budget, self.device).values())
+        return total
 
     def sized(self, clean: Readings, seconds: Callable[[], float] | None, say: Callable[[str], None]) -> Size:
         """Return the size that fits into the seconds left; one chosen before for the same question is kept to."""

@@ -26,12 +26,15 @@ CHECKED_SHARE = 0.2  # of a row's items
 STEPS_FACTOR = 10
 RESTART_POINTS = 5  # random points from which the items are attacked that did not get through
 BUDGET_FACTOR = 2.0  # where the recipe has one budget, and so no second row to compare with
-RESTARTED_DESCENTS = STEPS_FACTOR * START_POINTS + RESTART_POINTS  # of a checked item, at most, in the row's steps
+CHECK_POINTS = STEPS_FACTOR * START_POINTS + RESTART_POINTS  # that a checked item descends from, in the row's steps
 
 
-def check_descents(budgets: int) -> float:
-    """Return how many descents of the row's steps the checks cost for each of its items, at most."""
-    return CHECKED_SHARE * (RESTARTED_DESCENTS + (START_POINTS if budgets == 1 else 0))
+def check_starts(budgets: int) -> float:
+    """Return from how many points, for each item of the row, the checks descend at most.
+
+    Ten times the steps count as ten points.
+    """
+    return CHECKED_SHARE * (CHECK_POINTS + (START_POINTS if budgets == 1 else 0))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from guard.offline.evaluation.strength import (
     RESTART_POINTS,
     STEPS_FACTOR,
     StrengthCheck,
-    check_descents,
+    check_starts,
     compared,
     least_through,
     wider_rows,
@@ -117,8 +117,8 @@ def test_what_another_method_found_is_not_lost() -> None:
 
 
 def test_the_cost_is_a_share_of_the_items() -> None:
-    assert check_descents(2) == pytest.approx(0.2 * (2 * STEPS_FACTOR + RESTART_POINTS))
-    assert check_descents(1) > check_descents(2)
+    assert check_starts(2) == pytest.approx(0.2 * (2 * STEPS_FACTOR + RESTART_POINTS))
+    assert check_starts(1) > check_starts(2)
 
 
 def test_a_doubt_needs_its_interval() -> None:
