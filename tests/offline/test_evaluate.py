@@ -444,6 +444,14 @@ def test_where_time_is_short_the_adaptive_attack_shrinks_and_stays(bundle: Bundl
     assert "will be made smaller" in said
 
 
+def test_more_items_of_the_adaptive_attack_can_be_asked_for(bundle: Bundle) -> None:
+    work = Work.beside(bundle).directory
+    assert [Wish(adaptive_items=n).effort(work).adaptive_items for n in (None, 200)] == [8, 200]
+    assert Wish(adaptive_items=200).effort(work).checked
+    (text,) = Wish(quick=True, adaptive_items=7).cuts
+    assert "the adaptive one on 7 for 2 steps" in text
+
+
 @pytest.mark.parametrize("seconds", [-5.0, 0.0, 1.0, 40.0, 300.0, 1e9])
 def test_sizes(seconds: float) -> None:
     """It fits if it can, never falls below the fewest, and never exceeds what was wanted."""

@@ -40,7 +40,7 @@ from guard.offline.evaluation.answered_rows import AnsweredStage
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.evaluation.proofs import MAX_SCORED_ITEMS, Proof, proofs_of
-from guard.offline.evaluation.strength import StrengthCheck, check_starts, least_through, wider_rows
+from guard.offline.evaluation.strength import StrengthCheck, cheapest, check_starts, least_through, wider_rows
 from guard.offline.findings.attack_names import spoken_budget
 from guard.offline.findings.evaluation import AdaptiveRow, ProofRow, StaticRow, StrengthRow
 from guard.offline.findings.intervals import Promise, Rate, promises_of
@@ -139,8 +139,8 @@ class AdaptiveStage:
 
     @property
     def check_descents(self) -> float:
-        """The descents of the checks for each item of a row, at most: all by the method that takes most of them."""
-        return self.check_starts * max(map(descents_of, self.methods))
+        """The descents of the checks for each item of a row, at most."""
+        return self.check_starts * min(map(descents_of, self.methods))
 
     @property
     def check_starts(self) -> float:
@@ -151,7 +151,8 @@ class AdaptiveStage:
         """Measure the seconds that one step of every descent takes an item."""
         items = self.held_out.take(self.right(clean, self.wanted))
         times = seconds_per_step(self.whole(clean), items, max(self.budgets), self.device)
-        total = START_POINTS * len(self.budgets) * sum(times.values()) + self.check_starts * max(times.values())
+        check_s = self.check_starts * max(times[method] for method in cheapest(self.methods))
+        total = START_POINTS * len(self.budgets) * sum(times.values()) + check_s
         for proof in self.proofs:
             aim = self.aim(proof.name, proof.known, clean)
             total += START_POINTS * sum(seconds_per_step(aim, items, proof.budget, self.device).values())

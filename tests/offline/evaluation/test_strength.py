@@ -16,6 +16,7 @@ from guard.offline.evaluation.strength import (
     RESTART_POINTS,
     STEPS_FACTOR,
     StrengthCheck,
+    cheapest,
     check_starts,
     compared,
     least_through,
@@ -114,6 +115,11 @@ def test_few_items_say_nothing(changed: int, *, doubted: bool) -> None:
 def test_what_another_method_found_is_not_lost() -> None:
     both, alone = torch.tensor([True, True, False]), torch.tensor([True, False, False])
     assert compared("more", both, alone, alone).lost.count == 0
+
+
+def test_the_checks_take_a_method_that_descends_once_from_each_point() -> None:
+    assert cheapest(("several_targets", "adapted", "selective")) == ("adapted", "selective")
+    assert cheapest(("several_targets",)) == ("several_targets",)
 
 
 def test_the_cost_is_a_share_of_the_items() -> None:
