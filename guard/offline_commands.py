@@ -243,6 +243,12 @@ def evaluate(
     full: Annotated[
         bool, typer.Option("--full", help="Every method of the adaptive attack, not the two best.")
     ] = False,
+    adaptive_items: Annotated[
+        int | None,
+        typer.Option(
+            help="Items of the adaptive attack, fewer where time is short.", show_default="50, with --quick 20", min=1
+        ),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -276,6 +282,7 @@ def evaluate(
         data_layout,
         accept_accuracy,
         column_choice(label_column, drop_column),
+        adaptive_items,
     )
     found = evaluate_bundle(Bundle.open(bundle), data, out, wish, stages(console))
     print_lines(console, [*lines_of(found), "", f"report {out / 'report.html'}"])

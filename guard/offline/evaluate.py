@@ -68,23 +68,26 @@ class Wish:
     data_layout: str | None = None  # of arrays with three or four axes
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     choice: ColumnChoice | None = None  # of a table's columns; None: as the bundle was trained
+    adaptive_items: int | None = None  # of the adaptive attack; None: as many as are usual
 
     def effort(self, work: WorkDirectory) -> Effort:
-        sizes = QUICK_ITEMS_AND_STEPS if self.quick else FULL_ITEMS_AND_STEPS
+        items, usual, steps = QUICK_ITEMS_AND_STEPS if self.quick else FULL_ITEMS_AND_STEPS
+        sizes = (items, usual if self.adaptive_items is None else self.adaptive_items, steps)
         shifted = MAX_QUICK_SHIFTED_ITEMS if self.quick else MAX_SHIFTED_ITEMS
         deadline = time.monotonic() + 60 * self.time
         methods = ALL_METHODS if self.full else METHODS
-        return Effort(*sizes, self.seed, work, deadline, shifted, methods)
+        return Effort(*sizes, self.seed, work, deadline, shifted, methods, checked=not self.quick)
 
     @property
     def cuts(self) -> tuple[str, ...]:
         """What is cut of the report on request, in words."""
         if not self.quick:
             return ()
-        items, adaptive_items, steps = QUICK_ITEMS_AND_STEPS
+        items, usual, steps = QUICK_ITEMS_AND_STEPS
+        adaptive_items = usual if self.adaptive_items is None else self.adaptive_items
         return (
             f"--quick: each attack is tried on {items} items, the adaptive one on {adaptive_items} for {steps} steps, "
-            "and no family is left out",
+            "no family is left out, and whether more steps, restarts or budget get further is not asked",
         )
 
     @property
@@ -178,7 +181,10 @@ def forecast(
         first = 2 * size.items + MAX_GUIDE_ITEMS
         few = held_out.take(slice(first))
         per = replace(stage, held_out=few).per_item_step(read(subject.cascade, few.images))
-        found[f"adaptive attack, {size.items} items x {size.steps} steps"] = per * size.items * (size.steps + 1)
+        stronger = ", and stronger ones" if effort.checked else ""
+        found[f"adaptive attack, {size.items} items x {size.steps} steps{stronger}"] = (
+            per * size.items * (size.steps + 1)
+        )
     return found
 
 

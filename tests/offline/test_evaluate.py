@@ -284,7 +284,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(evaluated: Interrupted, 
     assert evaluated.attacked[0] > evaluated.attacked[1] == 0
     assert ITEM_PARTS < len(evaluated.first) < parts
     runs = evaluated.runs()
-    assert len(runs) == parts + len(adaptive_runs(refitted.bundle))
+    checks = {file for file in runs if file.name.startswith("guard_at_0.05-")}
+    assert len(runs) == parts + len(checks) + len(adaptive_runs(refitted.bundle))
+    assert 4 <= len(checks) <= 14, "two items: more steps, a larger budget, and five restarts of what is left"
     assert evaluated.first.items() <= runs.items(), "no part that was finished is repeated"
     assert repr(evaluated.again()) == repr(evaluated.found), "and a third time nothing changes"
     assert evaluated.runs() == runs
@@ -311,6 +313,12 @@ def test_the_report_has_every_column(evaluated: Interrupted) -> None:
     (adaptive,) = found.adaptive
     assert {proof.detector for proof in adaptive.proof} == {"kernel_density", "feature_squeezing"}
     assert adaptive.target == 0.05
+    assert adaptive.static is not None
+    assert adaptive.static.fooled.items == adaptive.fooled.items
+    assert 0 < adaptive.static.fooled.count <= adaptive.fooled.count, "it starts from there"
+    assert adaptive.static.passed_reject.count <= adaptive.passed_reject.count
+    assert [row.what for row in adaptive.strength] == ["10 times the steps", "5 more restarts", "a budget of 8/16"]
+    assert {row.base.items for row in adaptive.strength} == {2}, "a fifth of eight items"
     raw = json.loads((evaluated.report / "report.json").read_text("utf-8"))
     assert raw["attacks"][0]["left_out"]["caught"]["0.05"]["items"] == raw["attacks"][0]["success"]["count"]
     assert "guards without a family" not in evaluated.said, "they are there already"
@@ -426,7 +434,8 @@ def test_shifts_and_classes_are_there(quick: Quick) -> None:
 def test_quick_leaves_no_family_out(quick: Quick) -> None:
     assert quick.found.left_out == ()
     assert all(row.left_out is None for row in quick.found.attacks)
-    assert quick.found.adaptive
+    assert all(row.strength == () for row in quick.found.adaptive)
+    assert any("get further is not asked" in text for text in quick.found.cuts)
 
 
 def test_where_time_is_short_the_adaptive_attack_shrinks_and_stays(bundle: Bundle, data: Path) -> None:
@@ -434,6 +443,14 @@ def test_where_time_is_short_the_adaptive_attack_shrinks_and_stays(bundle: Bundl
     (adaptive,) = found.adaptive
     assert adaptive.fooled.items == 8
     assert "will be made smaller" in said
+
+
+def test_more_items_of_the_adaptive_attack_can_be_asked_for(bundle: Bundle) -> None:
+    work = Work.beside(bundle).directory
+    assert [Wish(adaptive_items=n).effort(work).adaptive_items for n in (None, 200)] == [8, 200]
+    assert Wish(adaptive_items=200).effort(work).checked
+    (text,) = Wish(quick=True, adaptive_items=7).cuts
+    assert "the adaptive one on 7 for 2 steps" in text
 
 
 @pytest.mark.parametrize("seconds", [-5.0, 0.0, 1.0, 40.0, 300.0, 1e9])

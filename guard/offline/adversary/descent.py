@@ -18,8 +18,9 @@ it never settles, the item costs 26 forwards and, with `selective`, 25 backwards
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from typing import Protocol
 
 import torch
@@ -31,7 +32,8 @@ from guard.offline.attacks.norm_ball import per_item
 from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.grid import Grid
 
-METHODS: tuple[Method, ...] = ("selective", "weighted")
+TARGET_CLASSES = 3  # likeliest wrong classes that `several_targets` descends towards, one after another
+METHODS: tuple[Method, ...] = ("several_targets", "adapted")
 ALL_METHODS: tuple[Method, ...] = tuple(DIRECTIONS)
 
 
@@ -70,17 +72,24 @@ class AdaptiveResult:
         return AdaptiveResult(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
+def descents_of(method: Method) -> int:
+    """Return how often a method descends from each point that it begins at, at most."""
+    return TARGET_CLASSES if method == "several_targets" else 1
+
+
 @dataclass(frozen=True)
 class AttackedItems:
-    """Items under attack, their labels, and the guide towards which their evidence is driven, if there is one."""
+    """Items under attack, their labels, and the guide or the class towards which they are driven, if there is one."""
 
     inputs: Tensor
     labels: Tensor
     guide: Guide | None
+    target: Tensor | None = None  # [item] class
 
     def take(self, index: Tensor) -> AttackedItems:
         guide = None if self.guide is None else self.guide.take(index)
-        return AttackedItems(self.inputs[index], self.labels[index], guide)
+        target = None if self.target is None else self.target[index]
+        return AttackedItems(self.inputs[index], self.labels[index], guide, target)
 
 
 def adaptive(
@@ -100,7 +109,8 @@ def adaptive(
     """Descend class margin and excess risk together in an L-infinity ball; keep each item's best point of two descents.
 
     The first descent begins at `start` (a static attack's result), the second at a random point of the ball, for items
-    that are not settled by then; without `start` there is only the second. `heard` receives the number of open items at
+    that are not settled by then; without `start` there is only the second. `several_targets` makes each of them once
+    for every class that it is driven towards. `heard` receives the number of open items at
     each step.
 
     Raises:
@@ -112,17 +122,33 @@ def adaptive(
     noise = torch.rand(inputs.shape, generator=generator, device=generator.device).to(inputs.device) * 2 - 1
     random = (inputs + radius * noise).clamp(0.0, 1.0)
     best: AdaptiveResult | None = None
-    for begin in (random,) if start is None else (start, random):
+    begins = (random,) if start is None else (start, random)
+    for begin, target in product(begins, targets_of(known, inputs, labels, method)):
         left = torch.arange(len(inputs), device=inputs.device) if best is None else (~best.settled).nonzero()[:, 0]
         if len(left) == 0:
             continue
-        attacked = AttackedItems(inputs[left], labels[left], guide_of(begin[left], labels[left], method, guides))
+        guide = guide_of(begin[left], labels[left], method, guides)
+        attacked = AttackedItems(inputs[left], labels[left], guide, None if target is None else target[left])
         descent = Descent(known, radius, steps, grid, method, heard)
         found = descent.run(attacked, begin[left])
         best = found if best is None else merged(best, left, found)
     if best is None:
         raise ValueError("adaptive needs at least one item")
     return best
+
+
+def targets_of(known: Known, inputs: Tensor, labels: Tensor, method: Method) -> Sequence[Tensor | None]:
+    """Return the wrong classes to descend towards, each [item], likeliest first; None: whichever leads at a step.
+
+    They are ranked by the model's logits on the clean items.
+    """
+    if method != "several_targets":
+        return (None,)
+    with torch.no_grad():
+        logits = known(inputs)[0]
+    truth = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+    ranked = logits.masked_fill(truth, -torch.inf).argsort(dim=1, descending=True)[:, :-1]
+    return ranked[:, :TARGET_CLASSES].unbind(dim=1)
 
 
 def guide_of(begin: Tensor, labels: Tensor, method: Method, guides: Guides | None) -> Guide | None:
@@ -150,8 +176,9 @@ class Descent:
         """Return each item's best point; items that are settled leave, so a step costs only the open ones."""
         current, left = begin, torch.arange(len(begin), device=begin.device)
         best: AdaptiveResult | None = None
+        log_odds: Tensor | None = None
         for step in range(self.steps + 1):
-            sight, seen = self.look(current, attacked.take(left))
+            sight, seen = self.look(current, attacked.take(left), log_odds)
             best = seen if best is None else merged(best, left, seen)
             if step == self.steps:
                 break
@@ -159,7 +186,7 @@ class Descent:
             stay = ~best.settled[left]
             if self.heard is not None:
                 self.heard(len(left))
-            left = left[stay]
+            left, log_odds = left[stay], sight.next_log_odds[stay].detach()
             if len(left) == 0:
                 break
             size = self.radius * (0.5 - 0.48 * step / max(self.steps - 1, 1))
@@ -170,7 +197,7 @@ class Descent:
             raise ValueError(f"steps must not be negative; got {self.steps}")
         return best
 
-    def look(self, points: Tensor, attacked: AttackedItems) -> tuple[Sight, AdaptiveResult]:
+    def look(self, points: Tensor, attacked: AttackedItems, log_odds: Tensor | None) -> tuple[Sight, AdaptiveResult]:
         with torch.enable_grad():
             point = points.detach().requires_grad_(True)
             served = on_grid(point, self.grid)
@@ -181,8 +208,10 @@ class Descent:
                 (logits, excess), distance = opened.judge(evidence), attacked.guide.distance(evidence)
             else:
                 logits, excess = self.known(served)
-            sight = Sight(point, class_margin(logits, attacked.labels), excess, distance)
-        return sight, AdaptiveResult(served.detach(), sight.margin.detach() < 0, excess.detach())
+            margin = class_margin(logits, attacked.labels)
+            followed = margin if attacked.target is None else -class_margin(logits, attacked.target)
+            sight = Sight(point, followed, excess, distance, log_odds)
+        return sight, AdaptiveResult(served.detach(), margin.detach() < 0, excess.detach())
 
 
 def class_margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from guard.offline.attacks.norm_ball import per_item, steepest
 
-Method = Literal["selective", "weighted", "orthogonal", "feature_matching"]
+Method = Literal["selective", "weighted", "orthogonal", "feature_matching", "adapted", "several_targets"]
 LOGIT_MARGIN = 0.5  # margin in logits by which the class stays lost while the risk is descended
 RISK_MARGIN = 0.05  # how far below a threshold counts as safely below
+ODDS_STEP, MAX_LOG_ODDS = 0.5, 4.0  # by which a step moves an item's weight towards the goal that is missing
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Sight:
     margin: Tensor  # [item] true class's logit minus the best other one; negative: fooled
     excess: Tensor  # [item, rate] risk minus each falling threshold; negative passes
     distance: Tensor | None = None  # [item] between the item's evidence and its guide's
+    log_odds: Tensor | None = None  # [item] of the class's weight over the risk's, adapted step by step; None: even
 
     @property
     def wants_class(self) -> Tensor:
@@ -37,6 +39,13 @@ class Sight:
     def wants_pass(self) -> Tensor:
         """Indicator [item]: 1 while the excess over the lowest threshold is not safely below zero, else 0."""
         return (self.excess[:, -1] > -RISK_MARGIN).to(self.point.dtype)
+
+    @property
+    def next_log_odds(self) -> Tensor:
+        """Log odds [item] of the next step: up while the class is not lost, down while only the pass is missing."""
+        before = torch.zeros_like(self.wants_class) if self.log_odds is None else self.log_odds
+        move = self.wants_class - (1 - self.wants_class) * self.wants_pass
+        return (before + ODDS_STEP * move).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)
 
     def slope(self, values: Tensor, *, last: bool = False) -> Tensor:
         """Return the gradient of each item's value to its own point; `last` frees the graph that all passes share."""
@@ -67,6 +76,19 @@ def weighted(sight: Sight) -> Tensor:
     like = sight.point
     of_class, of_risk = per_item(0.2 + sight.wants_class, like), per_item(0.2 + sight.wants_pass, like)
     return of_class * steepest(by_margin, "l2") + of_risk * steepest(by_excess, "l2")
+
+
+def adapted(sight: Sight) -> Tensor:
+    """Return the sum of both gradients at unit length, weighed by odds that each item's own steps have led to.
+
+    Where the class is regained whenever the risk falls, the odds settle between the two, which neither of `selective`
+    and `weighted` can: their weights follow the present point alone.
+
+    Source: Rony et al. 2021, arXiv:2011.11857 (multipliers adapted per item and step); their penalty is left out.
+    """
+    by_margin, by_excess = sight.slope(sight.margin), sight.slope(pursued(sight.excess), last=True)
+    weight = per_item(sight.next_log_odds.sigmoid(), sight.point)
+    return weight * steepest(by_margin, "l2") + (1 - weight) * steepest(by_excess, "l2")
 
 
 def orthogonal(sight: Sight) -> Tensor:
@@ -101,4 +123,6 @@ DIRECTIONS: Mapping[Method, Callable[[Sight], Tensor]] = {
     "weighted": weighted,
     "orthogonal": orthogonal,
     "feature_matching": feature_matching,
+    "adapted": adapted,
+    "several_targets": selective,  # towards one class after another
 }

@@ -8,9 +8,9 @@ keeps each part's result in a file, and puts the items back into their order.
 
 For example 100 items, two methods and 25 steps. Each method has four parts of 25 items: part 0 holds the items 0, 4,
 ... 96, part 1 the items 1, 5, ... 97. With seed 0 the parts draw from the seeds 0, 1, 2 and 3. Two methods leave 2 x 4
-files (NAME-METHOD-PART-KEY.npz). Each method descends twice (from the static attack's result and from a random point),
-so one method takes at most 100 x 2 x 25 = 5,000 item steps. A run that is interrupted after three files computes the
-other five.
+files (NAME-METHOD-PART-KEY.npz). A method begins twice (at the static attack's result and at a random point), so it
+takes at most 100 x 2 x 25 = 5,000 item steps, `several_targets` as many for each class that it descends towards. A run
+that is interrupted after three files computes the other five.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.offline.adversary.descent import METHODS, AdaptiveResult, Known, adaptive, beats
+from guard.offline.adversary.descent import METHODS, AdaptiveResult, Known, adaptive, beats, descents_of
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.guides import Guides
 from guard.offline.data.dataset import Dataset
@@ -54,10 +54,6 @@ class Aim:
     methods: tuple[Method, ...] = METHODS
     guides: Guides | None = None  # for feature matching alone
 
-    @property
-    def descents(self) -> int:
-        return START_POINTS * len(self.methods)
-
 
 @dataclass(frozen=True)
 class Adversary:
@@ -76,10 +72,12 @@ class Adversary:
         return MethodResults({m: self.run(aim, m, start, budget, shown) for m in aim.methods})
 
     def run(
-        self, aim: Aim, method: Method, start: NDArray[np.float32], budget: float, shown: StepReporter
+        self, aim: Aim, method: Method, start: NDArray[np.float32] | None, budget: float, shown: StepReporter
     ) -> AdaptiveResult:
-        key = self.identify(aim.name, method, start, budget)
-        stop, counter = Stop(), Counter(f"{aim.name}, {method}", len(self.items) * START_POINTS * self.steps, shown)
+        """Run one method, each part read from its file, or computed and kept; without `start` from one random point."""
+        key, starts = self.identify(aim.name, method, start, budget), 1 if start is None else START_POINTS
+        total = len(self.items) * starts * descents_of(method) * self.steps
+        stop, counter = Stop(), Counter(f"{aim.name}, {method}", total, shown)
         names = [field.name for field in fields(AdaptiveResult)]
 
         def part(number: int) -> AdaptiveResult:
@@ -128,11 +126,13 @@ class Adversary:
         """Number of parts attacked at once: one per core on a CPU, one alone on a GPU."""
         return cores() if self.device == "cpu" else 1
 
-    def identify(self, aim: str, method: Method, start: NDArray[np.float32], budget: float) -> str:
+    def identify(self, aim: str, method: Method, start: NDArray[np.float32] | None, budget: float) -> str:
         """Return the cache key of a run: SHA-256 (hex) over everything that its result follows from."""
         settings = (self.identity, aim, method, budget, self.steps, self.seed, self.grid, self.device)
-        digest = hashlib.sha256(repr((settings, self.items.labels.tolist(), start.shape)).encode())
-        for images in (self.items.images[:], start):
+        digest = hashlib.sha256(
+            repr((settings, self.items.labels.tolist(), None if start is None else start.shape)).encode()
+        )
+        for images in (self.items.images[:], *(() if start is None else (start,))):
             digest.update(np.ascontiguousarray(images, dtype="<f4").tobytes())
         return cache_key(digest.hexdigest(), CODE)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.cascade import Readings
-from guard.offline.adversary.descent import METHODS, AdaptiveResult
+from guard.offline.adversary.descent import METHODS, AdaptiveResult, descents_of
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.excess import DetectorExcess, Excess, served_excess, without_gradient
 from guard.offline.adversary.guides import Guides
@@ -39,8 +39,10 @@ from guard.offline.data.grid import grid_for
 from guard.offline.evaluation.answered_rows import AnsweredStage
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
+from guard.offline.evaluation.proofs import MAX_SCORED_ITEMS, Proof, proofs_of
+from guard.offline.evaluation.strength import StrengthCheck, cheapest, check_starts, least_through, wider_rows
 from guard.offline.findings.attack_names import spoken_budget
-from guard.offline.findings.evaluation import AdaptiveRow, ProofRow
+from guard.offline.findings.evaluation import AdaptiveRow, ProofRow, StaticRow, StrengthRow
 from guard.offline.findings.intervals import Promise, Rate, promises_of
 from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard
@@ -50,27 +52,25 @@ from guard.offline.work.parallel import Stop
 from guard.offline.work.store import ResultStore, cache_key
 from guard.offline.work.text import duration
 
-PROOF_RATE = 0.05  # the rate at which an attack must break the detectors known to be broken
 HALF_RATE = 0.5  # the rate of SR@50: past the target, an attack goes on until half of all clean items look riskier
-PROVING_DETECTORS = ("kernel_density", "feature_squeezing", "lid")
 GUARD = "guard"  # the aim that is the whole guard
 TRIAL_STEPS = 2  # by which speed is measured
 GRADIENT_ITEMS = 16  # attacked items on which each head's gradient is looked at
 
 
-def seconds_per_step(aim: Aim, items: Dataset, budget: float, device: str) -> float:
-    """Measure the seconds that one step of one descent takes an item, the mean of the methods; the first steps warm up.
+def seconds_per_step(aim: Aim, items: Dataset, budget: float, device: str) -> Mapping[Method, float]:
+    """Measure the seconds that one step from one point takes an item, by method; the first steps warm up.
 
     An upper bound for a run, whose items leave once nothing is left to gain.
     """
-    seconds = 0.0
+    seconds = dict.fromkeys(aim.methods, 0.0)
     for steps in (0, TRIAL_STEPS):
         trial = Adversary(items, steps, 0, None, "", ResultStore(Path()), device)
         for method in aim.methods:
             began = time.perf_counter()
             in_parts(partial(trial.tried, aim, method, budget), len(items), trial.workers, Stop())
-            seconds += (time.perf_counter() - began) if steps else 0.0
-    return seconds / (len(aim.methods) * len(items) * TRIAL_STEPS)
+            seconds[method] = time.perf_counter() - began
+    return {method: taken / (len(items) * TRIAL_STEPS) for method, taken in seconds.items()}
 
 
 def target_rate(promises: Sequence[Promise], flag_rate: float) -> float:
@@ -92,15 +92,18 @@ class AdaptiveStage:
     methods: tuple[Method, ...] = METHODS
     device: str = "cpu"
     answered: AnsweredStage | None = None  # of a closed model whose answers are held
+    checked: bool = False  # whether stronger attacks are tried on some of the items
 
     @property
     def target(self) -> float:
         return target_rate(self.promises, self.subject.rates.flag)
 
-    @property
-    def proving(self) -> tuple[str, ...]:
-        """The detectors known to be broken that the guard has."""
-        return tuple(name for name in PROVING_DETECTORS if name in self.subject.cascade.calibration.detectors)
+    @cached_property
+    def proofs(self) -> tuple[Proof, ...]:
+        """What the attack must break first, each alone: detectors known to be weak, and second networks."""
+        return proofs_of(
+            self.subject, torch.from_numpy(np.array(self.held_out.images[:MAX_SCORED_ITEMS])), self.budgets
+        )
 
     def right(self, clean: Readings, size: Size) -> NDArray[np.int64]:
         """Return the first items that the model has right, by index."""
@@ -115,36 +118,45 @@ class AdaptiveStage:
         spare = right[self.wanted.items :][:MAX_GUIDE_ITEMS]
         return spare if len(spare) > 1 else right[-MAX_GUIDE_ITEMS:]
 
-    def aims(self, clean: Readings) -> tuple[Aim, ...]:
-        """Return what is attacked: the guard at the target rate and at HALF_RATE, and each broken detector alone."""
-        calibration = self.subject.cascade.calibration
-        against: dict[str, Excess | DetectorExcess] = {
-            GUARD: Excess(self.subject.joint(), calibration, self.target, HALF_RATE)
-        }
-        for name in self.proving:
-            scores = torch.from_numpy(calibration.clean_scores[:, calibration.detectors.index(name)])
-            against[name] = DetectorExcess(self.subject.alone(name), name, scores, PROOF_RATE)
-        return tuple(self.aim(name, known.to(self.device), clean) for name, known in against.items())
+    def whole(self, clean: Readings) -> Aim:
+        """Return the whole guard as it is attacked: at the target rate and at HALF_RATE."""
+        known = Excess(self.subject.joint(), self.subject.cascade.calibration, self.target, HALF_RATE)
+        return self.aim(GUARD, known, clean)
 
     def aim(self, name: str, known: Excess | DetectorExcess, clean: Readings) -> Aim:
+        """Return what is attacked on the device, with the guides of the methods that need some."""
+        known = known.to(self.device)
         if "feature_matching" not in self.methods:
             return Aim(name, known, self.methods)
         index, here = self.guides(clean), partial(torch.as_tensor, device=self.device)
         guides = Guides.of(known, here(self.held_out.images[index]), here(self.held_out.labels[index]))
         return Aim(name, known, self.methods, guides)
 
-    def descents(self) -> int:
-        """Return the number of descents of all runs together."""
-        return START_POINTS * len(self.methods) * (len(self.budgets) + len(self.proving))
+    def descents(self) -> float:
+        """Return the number of descents of all runs together, the checks' as a share of the items."""
+        each = START_POINTS * sum(map(descents_of, self.methods))
+        return each * (len(self.budgets) + len(self.proofs)) + self.check_descents
+
+    @property
+    def check_descents(self) -> float:
+        """The descents of the checks for each item of a row, at most."""
+        return self.check_starts * min(map(descents_of, self.methods))
+
+    @property
+    def check_starts(self) -> float:
+        """The points that the checks descend from for each item of a row, at most."""
+        return check_starts(len(self.budgets)) if self.checked else 0.0
 
     def per_item_step(self, clean: Readings) -> float:
         """Measure the seconds that one step of every descent takes an item."""
-        items, largest = self.held_out.take(self.right(clean, self.wanted)), max(self.budgets)
-        times = {GUARD: len(self.budgets)}  # that an aim is attacked
-        return sum(
-            seconds_per_step(aim, items, largest, self.device) * aim.descents * times.get(aim.name, 1)
-            for aim in self.aims(clean)
-        )
+        items = self.held_out.take(self.right(clean, self.wanted))
+        times = seconds_per_step(self.whole(clean), items, max(self.budgets), self.device)
+        check_s = self.check_starts * max(times[method] for method in cheapest(self.methods))
+        total = START_POINTS * len(self.budgets) * sum(times.values()) + check_s
+        for proof in self.proofs:
+            aim = self.aim(proof.name, proof.known, clean)
+            total += START_POINTS * sum(seconds_per_step(aim, items, proof.budget, self.device).values())
+        return total
 
     def sized(self, clean: Readings, seconds: Callable[[], float] | None, say: Callable[[str], None]) -> Size:
         """Return the size that fits into the seconds left; one chosen before for the same question is kept to."""
@@ -156,7 +168,7 @@ class AdaptiveStage:
             size = self.wanted.shrunk(seconds(), per)
             say(
                 f"adaptive attack: {self.descents() / per:.0f} guarded steps/s, so {size.items} items x {size.steps} "
-                f"steps x {self.descents()} descents, at most {duration(per * size.items * (size.steps + 1))}"
+                f"steps x {self.descents():g} descents, at most {duration(per * size.items * (size.steps + 1))}"
             )
             return asdict(size)
 
@@ -165,35 +177,75 @@ class AdaptiveStage:
     def question(self) -> str:
         hashes = hashlib.sha256("".join(self.held_out.hashes.tolist()).encode()).hexdigest()
         settings = (self.subject.identity, hashes, self.budgets, self.target, self.seed)
-        return cache_key((settings, self.wanted, self.methods), (__name__,))
+        return cache_key((settings, self.wanted, self.methods, self.checked), (__name__,))
 
     def rows(
         self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, shown: StepReporter
     ) -> tuple[AdaptiveRow, ...]:
-        """Make one row a budget, on the first items that the model has right; the proof is at the largest budget."""
+        """Make one row a budget, on the first items that the model has right; the the proofs come first."""
         expectation(self.subject.graphs)
         index, grid = self.right(clean, size), self.subject.cascade.spec.grid
         adversary = self.adversary(clean, index, size)
+        proven = self.proven(adversary, clean, index, crafted, shown)
+        whole = self.whole(clean)
         starts = {budget: static_start(self.held_out, index, crafted, budget) for budget in self.budgets}
-        whole, *alone = self.aims(clean)
-        largest = max(self.budgets)
-        proof = []
-        for aim in alone:
-            found = adversary.attack(aim, starts[largest], largest, shown)
-            proof.append(ProofRow(aim.name, largest, Rate.of(found.best.success.numpy())))
-        rows = []
+        outcomes = {}
         for budget, start in starts.items():
-            spoken = partial(told, shown, spoken_budget(budget, grid))
-            outcome = adversary.attack(whole, start, budget, spoken)
-            rows.append(self.row(outcome, adversary.items.labels, clean, budget, size, tuple(proof)))
+            outcomes[budget] = adversary.attack(whole, start, budget, partial(told, shown, spoken_budget(budget, grid)))
+        strength = self.strength(adversary, clean, starts, outcomes, shown) if self.checked else {}
+        labels = adversary.items.labels
+        return tuple(
+            replace(
+                self.row(outcome, labels, clean, budget, size, proven, strength.get(budget, ())),
+                static=self.static_row(starts[budget], labels),
+            )
+            for budget, outcome in outcomes.items()
+        )
+
+    def strength(
+        self,
+        adversary: Adversary,
+        clean: Readings,
+        starts: Mapping[float, NDArray[np.float32]],
+        outcomes: Mapping[float, MethodResults],
+        shown: StepReporter,
+    ) -> Mapping[float, tuple[StrengthRow, ...]]:
+        """Try stronger attacks where the least gets through, and compare the budgets' rows; by budget."""
+        grid, budget = self.subject.cascade.spec.grid, least_through(outcomes)
+        known = Excess(self.subject.joint(), self.subject.cascade.calibration, self.target)
+        aim = self.aim(f"{GUARD}_at_{self.target:g}", known, clean)
+        tried = StrengthCheck(
+            adversary, aim, starts[budget], budget, outcomes[budget], partial(told, shown, spoken_budget(budget, grid))
+        )
+        rows = dict(wider_rows(outcomes, grid))
+        alone = (tried.wider(grid),) if len(outcomes) == 1 else ()
+        rows[budget] = (*rows.get(budget, ()), tried.more_steps(), tried.more_restarts(), *alone)
+        return rows
+
+    def proven(
+        self,
+        adversary: Adversary,
+        clean: Readings,
+        index: NDArray[np.int64],
+        crafted: Sequence[CraftedSet],
+        shown: StepReporter,
+    ) -> tuple[ProofRow, ...]:
+        """Attack each detector known to be weak, and each second network, alone."""
+        rows = []
+        for proof in self.proofs:
+            start = static_start(self.held_out, index, crafted, proof.budget)
+            found = adversary.attack(self.aim(proof.name, proof.known, clean), start, proof.budget, shown)
+            rows.append(proof.row(found.best.success))
         return tuple(rows)
 
     def adversary(self, clean: Readings, index: NDArray[np.int64], size: Size) -> Adversary:
-        """Make the adversary; where it has guides, its identity, and so its stored runs, follow from them too."""
-        identity = self.subject.identity
+        """Make the adversary; its identity, and so its stored runs, follow from guides and thresholds, too."""
+        parts: list[object] = [self.subject.identity]
         if "feature_matching" in self.methods:
-            guides = self.held_out.hashes[self.guides(clean)].tolist()
-            identity = hashlib.sha256(repr((identity, guides)).encode()).hexdigest()
+            parts.append(self.held_out.hashes[self.guides(clean)].tolist())
+        if any(proof.network for proof in self.proofs):
+            parts.append(self.held_out.hashes[:MAX_SCORED_ITEMS].tolist())
+        identity = self.subject.identity if len(parts) == 1 else hashlib.sha256(repr(parts).encode()).hexdigest()
         return Adversary(
             items=self.held_out.take(index),
             steps=size.steps,
@@ -212,6 +264,7 @@ class AdaptiveStage:
         budget: float,
         size: Size,
         proof: tuple[ProofRow, ...],
+        strength: tuple[StrengthRow, ...],
     ) -> AdaptiveRow:
         cascade, rates, found = self.subject.cascade, self.subject.rates, outcome.best
         answering = self.subject.classifier.answering
@@ -246,6 +299,22 @@ class AdaptiveStage:
             risk_gap=self.risk_gap(found, readings),
             without_gradient=without_gradient(self.subject.joint(), found.images[:GRADIENT_ITEMS]),
             answered=None if self.answered is None else self.answered.worst_row(label, tried, labels),
+            strength=strength,
+        )
+
+    def static_row(self, start: NDArray[np.float32], labels: NDArray[np.int64]) -> StaticRow:
+        """Return what the static attacks' results [item, ...], from which the adaptive attack starts, get through."""
+        readings, rates = (
+            read(self.subject.cascade, start, answering=self.subject.classifier.answering),
+            self.subject.rates,
+        )
+        missed = missed_at(readings, labels)
+        return StaticRow(
+            fooled=Rate.of(readings.prediction != labels),
+            passed={p.rate: Rate.of(missed > p.rate) if p.reason is None else None for p in self.promises},
+            passed_reject=Rate.of(missed > rates.reject),
+            passed_flag=Rate.of(missed > rates.flag),
+            sr50=Rate.of(missed > HALF_RATE),
         )
 
     def passed_programs(self, readings: Readings, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -302,4 +371,5 @@ def adaptive_stage(
         effort.work,
         effort.methods,
         answered=answered,
+        checked=effort.checked,
     )

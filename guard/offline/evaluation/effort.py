@@ -44,6 +44,7 @@ class Effort:
     deadline: float | None = None  # of `time.monotonic()`; the adaptive attack is sized to end by then
     shift_items: int = 1000  # clean items that are shifted, at most
     methods: tuple[Method, ...] = METHODS  # of the adaptive attack
+    checked: bool = False  # whether stronger attacks than the adaptive one are tried on some of its items
     cuts: tuple[str, ...] = ()  # what was cut of guard and report, in words
 
     def seconds_left(self) -> float:

@@ -11,6 +11,7 @@ from guard.offline.findings.figures import Exhibit
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate
 
 PROOF_SHARE = 0.9
+MAX_CHANGED_SHARE = 0.1  # of the items, that a stronger attack may gain or lose: the lower end of the interval counts
 MAX_DISAGREEING_SHARE = 0.02  # one item in fifty, whose risk lies on the threshold
 MAX_RISK_GAP = 0.1  # in units of risk
 OFF_GRID, NOISE = "off-grid clean", "noise of the attacks' sizes"
@@ -156,11 +157,48 @@ class LeftOutRow:
 
 @dataclass(frozen=True)
 class ProofRow:
-    """The same attack as the adaptive one, against one detector known to be broken."""
+    """The same attack as the adaptive one, against one detector known to be broken, or one second network, alone."""
 
     detector: str
     budget: float
     success: Rate
+    network: bool = False  # a second network, within a budget at which none can hold
+
+
+@dataclass(frozen=True)
+class StrengthRow:
+    """A stronger attack than the row's on some of its items: more steps, more restarts, or a larger budget."""
+
+    what: str
+    base: Rate  # of the items: the row's attack gets through
+    stronger: Rate
+    gained: Rate  # only the stronger attack gets through
+    lost: Rate  # the stronger attack does not get through where the row's does, by the same method
+    wider: bool = False  # within a larger budget, where to gain is no surprise
+
+    @property
+    def doubt(self) -> str | None:
+        """What this says against the row, as a clause; the interval counts, so that one item of few says nothing."""
+        figures = f"{self.what}: through on {self.stronger.count} of {self.stronger.items} items, not {self.base.count}"
+        if self.gained.low > MAX_CHANGED_SHARE and not self.wider:
+            return f"it has not come to its end ({figures})"
+        if self.lost.low > MAX_CHANGED_SHARE:
+            return f"it weakens when it should not ({figures}; {self.lost.count} are lost)"
+        return None
+
+
+@dataclass(frozen=True)
+class StaticRow:
+    """What an attacker who knows nothing of the guard gets through, on an adaptive row's items and within its budget.
+
+    An item has the result of the recipe's last L-infinity attack within the budget that fools the model, or is clean.
+    """
+
+    fooled: Rate
+    passed: Caught  # of the items, fooled and not caught at each promised rate
+    passed_reject: Rate  # the same at the bundle's own rates
+    passed_flag: Rate
+    sr50: Rate  # under the threshold that half of all clean items exceed
 
 
 @dataclass(frozen=True)
@@ -185,10 +223,36 @@ class AdaptiveRow:
     risk_gap: float = 0.0  # largest difference in risk between the attacked torch side and the served programs
     without_gradient: tuple[str, ...] = ()  # heads that give a descent no gradient to follow
     answered: AnsweredRow | None = None  # of a closed model: what it gets through where its answers are held
+    strength: tuple[StrengthRow, ...] = ()  # stronger attacks on some of the items; empty: not asked
+    static: StaticRow | None = None  # the attack that knows nothing, on the same items
+
+    @property
+    def weak(self) -> tuple[ProofRow, ...]:
+        """The proofs on detectors known to be weak."""
+        return tuple(row for row in self.proof if not row.network)
+
+    @property
+    def hiding(self) -> tuple[ProofRow, ...]:
+        """The second networks that held alone where none can: they hide their gradient from this attack."""
+        return tuple(row for row in self.proof if row.network and row.success.value < PROOF_SHARE)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the attack proves nothing, in clauses; without any, what gets through counts."""
+        found = []
+        if not self.weak or any(row.success.value < PROOF_SHARE for row in self.weak):
+            found.append(f"it did not first defeat detectors known to be weak on {PROOF_SHARE:.0%} of the items")
+        found += [f"it did not first defeat the {row.detector}, where none can hold" for row in self.hiding]
+        if self.without_gradient:
+            found.append(
+                f"no gradient comes from {', '.join(self.without_gradient)}, so it never saw what they look at"
+            )
+        found += [doubt for row in self.strength if (doubt := row.doubt) is not None]
+        return tuple(found)
 
     @property
     def proven(self) -> bool:
-        return bool(self.proof) and all(row.success.value >= PROOF_SHARE for row in self.proof)
+        return not self.doubts
 
     @property
     def agrees(self) -> bool:
@@ -307,7 +371,7 @@ class Evaluation:
         content = asdict(replace(self, exhibit=None))
         del content["exhibit"]
         for row, plain in zip(self.adaptive, content["adaptive"], strict=True):
-            plain["proven"], plain["agrees"] = row.proven, row.agrees
+            plain["proven"], plain["agrees"], plain["doubts"] = row.proven, row.agrees, row.doubts
         for attack, plain in zip(self.attacks, content["attacks"], strict=True):
             plain["thin"] = attack.thin
         for detector, plain in zip(self.detectors, content["detectors"], strict=True):

@@ -68,8 +68,8 @@ def adaptive_flags(e: Evaluation) -> list[str]:
     for row in e.adaptive:
         if not row.proven:
             flags.append(
-                f"{row.label}: attack unproven, since it did not first defeat detectors known to be weak on "
-                f"{PROOF_SHARE:.0%} of the items ({proof_text(row)}); what gets through is a lower bound, no more."
+                f"{row.label}: attack unproven, since {'; '.join(row.doubts)} ({proof_text(row)}); what gets "
+                "through is a lower bound, no more."
             )
         if (better := stronger_static(row, e)) is not None:
             label, static, own = better
@@ -81,11 +81,6 @@ def adaptive_flags(e: Evaluation) -> list[str]:
             flags.append(
                 f"{row.label}: what was attacked is not what is served: the verdicts differ on "
                 f"{percent(row.disagreement, 1)} of the items, the risks by up to {row.risk_gap:.2g}."
-            )
-        if row.without_gradient:
-            flags.append(
-                f"{row.label}: no gradient comes from {', '.join(row.without_gradient)}, so this attacker never saw "
-                "what they look at; another one may."
             )
     return flags
 

@@ -15,13 +15,16 @@ from guard.offline.findings.intervals import Rate
 from guard.offline.report.rows import knowing
 from guard.offline.report.wording import (
     NONE,
+    counting_text,
     decimal,
     gap_text,
+    knowledge_text,
     part_text,
     percent,
     promise_text,
     proof_text,
     span_text,
+    strength_text,
 )
 
 MIN_DENSE_COLUMNS = 12  # columns that are drawn closer together
@@ -51,10 +54,13 @@ def environment() -> Environment:
         "proof": proof_text,
         "shade": shade,
         "span": span_text,
+        "strength": strength_text,
     }
     made.tests |= {"nan": math.isnan, "unrun": is_unrun}
     made.globals |= {
+        "counting_text": counting_text,
         "knowing": knowing,
+        "knowledge_text": knowledge_text,
         "part_text": part_text,
         "MAX_LISTED_CLASSES": MAX_LISTED_CLASSES,
         "MIN_DENSE_COLUMNS": MIN_DENSE_COLUMNS,

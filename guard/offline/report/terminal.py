@@ -18,14 +18,17 @@ from guard.offline.report.rows import classes_by_alarms, system_rows
 from guard.offline.report.wording import (
     NONE,
     area_text,
+    counting_text,
     decimal,
     gap_text,
+    knowledge_text,
     part_text,
     percent,
     promise_notes,
     promise_text,
     proof_text,
     rate_text,
+    strength_text,
     thin_text,
 )
 from guard.offline.work.tables import counts, indented, marked, new_table, plain_lines, shares
@@ -235,7 +238,11 @@ def adaptive_part(e: Evaluation) -> Parts:
     table = table_of(e, "", [counts("items x steps"), counts("fools"), *at_rates("through", e)])
     for row in e.adaptive:
         table.add_row(row.label, f"{row.fooled.items} x {row.steps}", percent(row.fooled.value), *cells(row.passed, e))
+        if row.static is not None:
+            table.add_row("  knows nothing", "", percent(row.static.fooled.value), *cells(row.static.passed, e))
     yield from titled("AN ATTACKER WHO KNOWS THE GUARD", table)
+    if any(row.static for row in e.adaptive):
+        yield indented(knowledge_text(e))
     for row in e.adaptive:
         if row.sr50 is not None:
             yield indented(f"{row.label}, where half of the clean are lost: {rate_text(row.sr50)}.")
@@ -244,11 +251,16 @@ def adaptive_part(e: Evaluation) -> Parts:
             yield indented(f"{row.label}, each method alone at {percent(row.target)}: {alone}.")
     for row in e.adaptive[:1]:
         yield indented(
-            f"Proof of strength, success against detectors known to be weak, each alone, at the largest budget: "
-            f"{proof_text(row)}" + ("; it counts." if row.proven else ": attack unproven.")
+            "Proof of strength, success against detectors known to be weak and second networks, each alone, at the "
+            f"largest budget unless another is named: "
+            f"{proof_text(row)}."
         )
         named = f" Stand-ins for what has no gradient: {len(row.surrogates)}; the page names them."
         yield indented(gap_text(row) + (named if row.surrogates else ""))
+    for row in e.adaptive:
+        if row.strength:
+            yield indented(strength_text(row))
+    yield indented(counting_text(e))
 
 
 def answered_part(e: Evaluation) -> Parts:

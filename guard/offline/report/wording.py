@@ -60,6 +60,35 @@ def proof_text(row: AdaptiveRow) -> str:
     return ", ".join(f"{p.detector} {percent(p.success.value)}" for p in row.proof) or "none of them is in the bundle"
 
 
+def strength_text(row: AdaptiveRow) -> str:
+    """Return what stronger attacks get through on some of the row's items; nothing where none was tried."""
+    if not row.strength:
+        return ""
+    parts = (
+        f"{one.what} {rate_text(one.stronger)}, of {one.base.items} items, where the row's attack has "
+        f"{percent(one.base.value)}"
+        for one in row.strength
+    )
+    return f"{row.label}, stronger at {percent(row.target)}: {'; '.join(parts)}."
+
+
+def counting_text(e: Evaluation) -> str:
+    """Return which adaptive rows count and which are unproven, and whether stronger attacks were tried at all."""
+    unproven = [row.label for row in e.adaptive if not row.proven]
+    verdict = f"Attack unproven: {', '.join(unproven)}." if unproven else "The attack counts."
+    asked = any(row.strength for row in e.adaptive)
+    return verdict + ("" if asked else " Whether more steps, restarts or budget get further was not asked.")
+
+
+def knowledge_text(e: Evaluation) -> str:
+    """Return whose attacks stand side by side, and whose is missing."""
+    grey = " One who has second networks of another seed was not measured." if e.second else ""
+    return (
+        "Side by side on the same items: the attacker who knows everything, and the recipe's attacks within the "
+        f"budget, which know nothing of the guard.{grey}"
+    )
+
+
 def gap_text(row: AdaptiveRow) -> str:
     """Return how far what was attacked and what is served differ."""
     parts = [f"attacked side and served verdict differ on {percent(row.disagreement, 1)} of the items"]

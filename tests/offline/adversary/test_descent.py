@@ -26,7 +26,13 @@ from guard.offline.programs.read import read
 from tests.offline import tiny
 
 BUDGET = 0.25
-BLIND: tuple[Method, ...] = ("selective", "weighted", "orthogonal")  # to evidence: the bowl has none
+BLIND: tuple[Method, ...] = (
+    "selective",
+    "weighted",
+    "orthogonal",
+    "adapted",
+    "several_targets",
+)  # to evidence: the bowl has none
 
 
 def problem(items: int = 24) -> tuple[Tensor, Tensor]:
@@ -248,6 +254,46 @@ def test_each_method_walks_as_its_formula_says() -> None:
     torch.testing.assert_close(DIRECTIONS["weighted"](sight(1.0, -1.0)), torch.tensor([[1.2 * half, 1.2 * half + 0.2]]))
     torch.testing.assert_close(DIRECTIONS["orthogonal"](sight(1.0, 1.0)), torch.tensor([[half, 0.0]]))
     torch.testing.assert_close(DIRECTIONS["orthogonal"](sight(-9.0, 1.0)), torch.tensor([[-0.5, 0.5]]))
+
+
+def test_adapted_weights_follow_what_each_item_is_missing() -> None:
+    """Half a unit of log odds a step: towards the class, the risk, or nowhere, and each item for itself."""
+    point = torch.zeros(3, 2).requires_grad_()
+    margin, excess = torch.tensor([1.0, -9.0, -9.0]), torch.tensor([1.0, 1.0, -1.0])[:, None]
+    seen = Sight(point, point[:, 0] + margin, point[:, 1:] + excess)
+    torch.testing.assert_close(seen.next_log_odds, torch.tensor([0.5, -0.5, 0.0]))
+    weight = torch.tensor([0.5, -0.5, 0.0]).sigmoid()
+    torch.testing.assert_close(DIRECTIONS["adapted"](seen), torch.stack([weight, 1 - weight], dim=1))
+    later = Sight(point, point[:, 0] + margin, point[:, 1:] + excess, log_odds=torch.tensor([4.0, 1.0, 1.0]))
+    torch.testing.assert_close(later.next_log_odds, torch.tensor([4.0, 0.5, 1.0]))
+
+
+def split(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Class 1 is nearest and never passes the guard; class 2, further off, does."""
+    mean = images.flatten(1).mean(dim=1)
+    logits = torch.stack([0 * mean + 2, 10 * (mean - 0.4), 9 * (0.5 - mean)], dim=1)
+    return logits, (mean - 0.45)[:, None]
+
+
+def test_several_targets_reach_the_class_that_passes_where_the_likeliest_does_not() -> None:
+    """From 0.5 up to class 1, where the risk is high, or down to class 2, where it is low: one descends to either."""
+    inputs, labels = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.long)
+    found = {
+        method: adaptive(
+            split,
+            inputs,
+            labels,
+            budget=0.3,
+            steps=10,
+            generator=torch.Generator().manual_seed(0),
+            grid=None,
+            method=method,
+            start=inputs,
+        )
+        for method in ("selective", "several_targets")
+    }
+    assert bool(found["several_targets"].success.all())
+    assert not bool(found["selective"].success.any())
 
 
 @pytest.mark.parametrize("margin", [1.0, -9.0])

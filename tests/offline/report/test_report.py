@@ -29,6 +29,8 @@ from guard.offline.findings.evaluation import (
     Evaluation,
     LeftOutRow,
     ProofRow,
+    StaticRow,
+    StrengthRow,
     SuiteRows,
     UnrunRow,
     Worst,
@@ -286,6 +288,69 @@ def test_an_attack_that_proves_nothing_is_unproven() -> None:
     assert adaptive().proven
 
 
+def test_a_second_network_that_hides_makes_the_attack_unproven_and_is_named() -> None:
+    network = replace(proof("second network small at 4/16", 9), network=True)
+    good, hidden = adaptive(proof=(*adaptive().proof, network)), replace(network, success=rate(8, 10))
+    assert good.proven
+    row = adaptive(proof=(*adaptive().proof, hidden))
+    assert not row.proven
+    made = evaluation(adaptive=(row,))
+    (flag,) = [flag for flag in red_flags(made) if "attack unproven" in flag]
+    assert "it did not first defeat the second network small at 4/16, where none can hold" in flag
+    assert "known to be weak" not in flag
+    assert strict(to_json(made))["adaptive"][0]["doubts"] == list(row.doubts)
+    assert "attack unproven" in parsed(made).text
+    assert not adaptive(proof=(network,)).proven, "a network alone is no detector known to be weak"
+
+
+def stronger(gained: int, lost: int, **changes: Any) -> StrengthRow:
+    made = StrengthRow("10 times the steps", rate(5, 10), rate(5 + gained - lost, 10), rate(gained, 10), rate(lost, 10))
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("row", "doubt"),
+    [
+        (stronger(0, 0), None),
+        (stronger(2, 2), None),
+        (stronger(5, 0), "it has not come to its end (10 times the steps: through on 10 of 10 items, not 5)"),
+        (stronger(5, 0, wider=True), None),
+        (stronger(0, 5, wider=True), "it weakens when it should not"),
+    ],
+)
+def test_an_attack_that_changes_when_it_is_stronger_is_unproven(row: StrengthRow, doubt: str | None) -> None:
+    made = evaluation(adaptive=(adaptive(strength=(row,)),))
+    assert made.adaptive[0].proven is (doubt is None)
+    flags = [flag for flag in red_flags(made) if "attack unproven" in flag]
+    assert bool(flags) is (doubt is not None)
+    printed, page = " ".join(" ".join(lines_of(made)).split()), parsed(made).text
+    for text in (printed, page, *flags):
+        assert doubt is None or doubt in text
+    for text in (printed, " ".join(page.split())):
+        assert "stronger at 5%: 10 times the steps" in text
+        assert ("Attack unproven: adaptive L∞ 0.1" in text) is (doubt is not None)
+        assert "was not asked" not in text
+
+
+def test_who_knows_nothing_stands_beside_who_knows_everything() -> None:
+    share, none = {0.01: None, 0.05: rate(1, 10)}, rate(0, 10)
+    row = adaptive(static=StaticRow(rate(7, 10), share, none, none, none), sr50=rate(3, 10))
+    for second in ((), ("small: natural",)):
+        made = evaluation(adaptive=(row,), second=second)
+        printed, page = " ".join(" ".join(lines_of(made)).split()), " ".join(parsed(made).text.split())
+        assert "knows nothing 70% 10% [2, 40]" in printed
+        assert "knows nothing" in page
+        for text in (printed, page):
+            assert ("of another seed was not measured" in text) is bool(second)
+        assert strict(to_json(made))["adaptive"][0]["static"]["fooled"]["count"] == 7
+
+
+def test_what_was_not_asked_of_the_attack_is_said() -> None:
+    made = evaluation()
+    for text in (" ".join(" ".join(lines_of(made)).split()), " ".join(parsed(made).text.split())):
+        assert "The attack counts. Whether more steps, restarts or budget get further was not asked." in text
+
+
 def test_an_adaptive_attack_weaker_than_static_ones_is_not_believed() -> None:
     caught = adaptive(passed_reject=rate(0, 10), passed_flag=rate(0, 10))
     assert any("too weak to be believed" in flag for flag in red_flags(evaluation(adaptive=(caught,))))
@@ -362,6 +427,7 @@ def test_what_was_attacked_must_be_what_is_served() -> None:
     for row in (adaptive(disagreement=0.1), adaptive(risk_gap=0.5), adaptive(without_gradient=("lid",))):
         flags = red_flags(evaluation(adaptive=(row,)))
         assert any("what is served" in flag or "no gradient comes from lid" in flag for flag in flags)
+    assert not adaptive(without_gradient=("lid",)).proven, "it counts only if it could see"
 
 
 def test_the_class_that_is_bothered_most_is_named() -> None:
