@@ -4,17 +4,21 @@ Standard error is most often a pipe. Once its reader stalls and it is full, a wr
 hold every client's call.
 
 Rule 1: `write` never waits, and never fails, whatever became of the reader.
-Rule 2: what waits is bounded in bytes; a text that finds no room is dropped whole, and its writer is told.
+Rule 2: nor does anything else in the process that writes to that descriptor, as gRPC's core does: for the others it is
+made non-blocking, and what finds no room is theirs to lose.
+Rule 3: what waits is bounded in bytes; a text that finds no room is dropped whole, and its writer is told.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import stat
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 STANDARD_ERROR_CODE = 2  # of the descriptor
 MAX_WAITING_BYTES = 1 << 20
@@ -83,9 +87,39 @@ class LineWriter:
 
 @contextmanager
 def line_writer(descriptor: int) -> Iterator[LineWriter]:
-    """Open a writer for the block, and give what it took at the end a moment to be read."""
-    writer = LineWriter(descriptor)
+    """Open a writer for the block, in which no write to the descriptor waits; at the end what was taken may be read."""
+    own = os.dup(descriptor)
+    writer = LineWriter(own)
+    put_back = unblock(descriptor, own)
     try:
         yield writer
     finally:
+        put_back()
         writer.close()
+        if not writer.waiting:
+            writer.thread.join()
+            os.close(own)
+
+
+def unblock(descriptor: int, own: int) -> Callable[[], None]:
+    """Make writes to a pipe, terminal or socket fail at once where they would wait; return what undoes that.
+
+    `own` is a copy of the descriptor. A pipe or terminal is opened anew, so that others who hold it, such as the shell,
+    notice nothing; where that is not allowed (a container's pipe belongs to its runtime), it is changed for all.
+    """
+    kind = os.fstat(descriptor).st_mode
+    if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or os.isatty(descriptor)):
+        return lambda: None
+    try:
+        again = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        before = os.get_blocking(descriptor)
+        os.set_blocking(descriptor, False)
+        return partial(os.set_blocking, own, before)
+    os.dup2(again, descriptor)
+    os.close(again)
+
+    def put_back() -> None:
+        os.dup2(own, descriptor)
+
+    return put_back

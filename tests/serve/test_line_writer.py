@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +91,50 @@ def test_the_end_waits_for_a_reader_but_not_long(pipe: tuple[int, int]) -> None:
     writer.close(0.1)
     assert 0.1 <= time.monotonic() - began < 2.0
     assert writer.waiting
+
+
+@pytest.mark.parametrize("kind", ["pipe", "a container's pipe", "socket"])
+def test_whoever_else_writes_to_the_descriptor_does_not_wait_either(
+    kind: str, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC's core writes to standard error by itself; a container's pipe may not be opened anew."""
+    descriptor, held = pipe[1], None
+    if kind == "socket":
+        held = socket.socketpair()
+        descriptor = held[0].fileno()
+    elsewhere = os.dup(descriptor)  # as the shell that started the process holds it
+    if kind == "a container's pipe":
+        monkeypatch.setattr(os, "open", refused)
+    with line_writer(descriptor) as writer:
+        with pytest.raises(BlockingIOError):
+            fill(descriptor)
+        assert os.get_blocking(elsewhere) == (kind == "pipe")
+        assert writer.write(LINE) == len(LINE)
+        if held is not None:
+            held[1].close()
+        else:
+            os.close(pipe[0])  # nobody reads any more, and the writer may end
+    assert os.get_blocking(descriptor)
+    assert os.get_blocking(elsewhere)
+    os.close(elsewhere)
+    if held is not None:
+        held[0].close()
+
+
+def fill(descriptor: int) -> None:
+    for _ in range(10_000):
+        os.write(descriptor, LINE.encode())
+
+
+def refused(*given: object) -> int:
+    raise PermissionError("not yours")
+
+
+def test_a_file_is_left_as_it_is(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        with line_writer(file.fileno()) as writer:
+            writer.write("one\n")
+            writer.close()
+            os.write(file.fileno(), b"two\n")
+        os.write(file.fileno(), b"three\n")
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\nthree\n"
