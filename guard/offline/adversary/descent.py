@@ -110,8 +110,7 @@ def adaptive(
 
     The first descent begins at `start` (a static attack's result), the second at a random point of the ball, for items
     that are not settled by then; without `start` there is only the second. `several_targets` makes each of them once
-    for every class that it is driven towards. `heard` receives the number of open items at
-    each step.
+    for every class that it is driven towards. `heard` receives the number of open items at each step.
 
     Raises:
         ValueError: feature matching without guides.

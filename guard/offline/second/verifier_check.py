@@ -37,18 +37,18 @@ class Held:
     steps: int
 
     @property
-    def gapes(self) -> bool:
+    def many_find_more(self) -> bool:
         """Whether many steps find much more than one."""
         return self.one_step - self.many_steps > MAX_GAP_SHARE
 
     @property
     def diverges(self) -> bool:
         """Whether many steps find so much more, beside what one step left, too, that the gradient is hidden."""
-        return self.gapes and self.many_steps < MIN_HELD_SHARE * self.one_step
+        return self.many_find_more and self.many_steps < MIN_HELD_SHARE * self.one_step
 
     def begins_to_hide(self, best: float) -> bool:
         """Whether an epoch ended so; `best` is the largest share that held against many steps after one before."""
-        return self.diverges or (self.gapes and self.many_steps < MIN_KEPT_SHARE * best)
+        return self.diverges or (self.many_find_more and self.many_steps < MIN_KEPT_SHARE * best)
 
     def __str__(self) -> str:
         return (

@@ -36,18 +36,18 @@ class Spots:
     turn: Tensor  # in radians
 
 
-def covered(budget: float, places: int) -> int:
-    """Return how many of so many places a budget covers, a share of them."""
-    return int(budget * places + 1e-6)
+def covered(attack: object, budget: float, places: int) -> int:
+    """Return how many of so many places a budget covers, a share of them. Raises ConfigError where it is none."""
+    count = int(budget * places + 1e-6)
+    if count < 1:
+        raise ConfigError(f"{attack!r}: {budget:g} of {places} places is not one; wanted a larger budget")
+    return min(count, places)
 
 
 def cover(inputs: Tensor, budget: float, attack: object) -> int:
     """Return how many pixels, steps or features an item may lose. Raises ConfigError where it is none."""
     places = math.prod(inputs.shape[2:] or inputs.shape[1:])
-    count = covered(budget, places)
-    if count < 1:
-        raise ConfigError(f"{attack!r}: {budget:g} of {places} places is not one; wanted a larger budget")
-    return min(count, places)
+    return covered(attack, budget, places)
 
 
 def share(attack: object, *names: str) -> None:

@@ -21,8 +21,7 @@ NOISE_WEIGHT_SHARE = 0.5  # of the negatives' total weight: noise differs in kin
 def item_weights(clean: int, noisy: int, attacked: Attacked[Any]) -> Tensor:
     """Return weights with mean one, of so many clean, then noisy, then the attacked items.
 
-    Attacks weigh as much as all negatives, each attack as much as the next; noise half of the
-    negatives.
+    Attacks weigh as much as all negatives, each attack as much as the next; noise half of the negatives.
     """
     share = NOISE_WEIGHT_SHARE if noisy else 0.0
     counts = Counter(attacked.by)
