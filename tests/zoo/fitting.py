@@ -23,7 +23,7 @@ MIN_ACCURACY_SHARE = 0.6
 FIT_ITEMS = 1000
 HELD_OUT_ITEMS = 600
 BATCH_ITEMS = 100
-EPOCHS = 10
+EPOCHS = 30
 LEARNING_RATE = 2e-3
 NOISE_LEVELS = 6.0  # standard deviation, of 255: grain, so that no two values of a picture tie
 

@@ -21,6 +21,7 @@ from guard.offline.model.graph.assemble import finished
 from guard.offline.model.graph.decompositions import SAME, SPELLINGS
 from guard.offline.model.graph.lines import LINES
 from guard.offline.model.graph.seed import Seed
+from guard.offline.model.graph.volumes import VOLUMES
 from guard.offline.model.graph.writer import GraphWriter, attribute
 
 aten = torch.ops.aten
@@ -71,7 +72,7 @@ def _spell(writer: GraphWriter, node: fx.Node) -> None:
         _forbid_views(changed, node)
         target = getattr(getattr(aten, name[:-1]), target._overloadname)
     writer.source = node
-    spelling = LINES.get(target) or SPELLINGS.get(target)
+    spelling = LINES.get(target) or VOLUMES.get(target) or SPELLINGS.get(target)
     value = spelling(writer, *arguments, **keywords) if spelling else writer.call(target, *arguments, **keywords)
     if isinstance(value, fx.Node) and value.name.startswith(f"{node.name}_part"):
         value._rename(node.name)  # so that a layer is found under the name it had

@@ -119,6 +119,11 @@ def packed_attention() -> nn.Module:
     return Packed()
 
 
+def in_volumes(layer: nn.Module) -> nn.Module:
+    """A layer for volumes, which here are images whose channels are the depth."""
+    return nn.Sequential(nn.Unflatten(1, (1, 3)), layer)
+
+
 def norm_first() -> nn.Module:
     """Pre-activation: a batch normalisation that no convolution can take."""
     return nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -220,6 +225,10 @@ FAMILIES: Mapping[str, tuple[tuple[int, ...], Mapping[str, Builder]]] = {
             "average adaptive": lambda: nn.AdaptiveAvgPool2d((3, 4)),
             "average adaptive, uneven": lambda: nn.AdaptiveAvgPool2d((2, 5)),
             "average global": lambda: nn.AdaptiveAvgPool2d(1),
+            "response norm": lambda: nn.LocalResponseNorm(2, alpha=0.5, beta=0.75, k=1.0),
+            "volumes": lambda: in_volumes(nn.AvgPool3d(2)),
+            "volumes, padding": lambda: in_volumes(nn.AvgPool3d((2, 3, 2), (1, 2, 1), (1, 1, 0))),
+            "volumes, ceil": lambda: in_volumes(nn.AvgPool3d((2, 1, 3), ceil_mode=True, count_include_pad=False)),
             "mean": lambda: lambda x: x.mean((2, 3)) * x.mean(2).mean(-1),
             "sum": lambda: lambda x: (x * x).sum((-1, 1)),
         },
