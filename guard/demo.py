@@ -276,10 +276,13 @@ def together(name: str, *parts: Caught) -> Caught:
 
 @contextmanager
 def client(address: str) -> Iterator[Callable[[NDArray[Any]], bool]]:
-    """A plain gRPC client of the Open Inference Protocol; its call says whether the input passed."""
+    """A plain gRPC client of the Open Inference Protocol; its call says whether the input passed, in its own type."""
     import grpc
 
+    from guard.serve.decode import DTYPES
     from guard.serve.wire import inference_pb2
+
+    names = {dtype: name for name, dtype in DTYPES.items()}
 
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(
@@ -290,8 +293,8 @@ def client(address: str) -> Iterator[Callable[[NDArray[Any]], bool]]:
 
         def infer(images: NDArray[Any]) -> bool:
             request = inference_pb2.ModelInferRequest(model_name=MODEL)
-            request.inputs.add(name="input", datatype="FP32", shape=images.shape)
-            request.raw_input_contents.append(np.ascontiguousarray(images, dtype="<f4").tobytes())
+            request.inputs.add(name="input", datatype=names[images.dtype.newbyteorder("<")], shape=images.shape)
+            request.raw_input_contents.append(np.ascontiguousarray(images).tobytes())
             try:
                 call(request, timeout=30.0)
             except grpc.RpcError as error:
