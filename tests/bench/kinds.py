@@ -186,6 +186,7 @@ def fresh(bundle: Bundle, subject: Subject, items: int) -> tuple[NDArray[np.floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=list(KINDS))
+    parser.add_argument("--only", help="models of the kind whose name begins so; all unless given", default="")
     parser.add_argument("--quick", action="store_true", help="one model, few items")
     parser.add_argument("--folder", type=Path, help="where models, data, bundles and reports are put; else a fresh one")
     options = parser.parse_args()
@@ -193,7 +194,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
         folder.mkdir(exist_ok=True)
-        subjects = KINDS[options.kind][: size.models]
+        subjects = [subject for subject in KINDS[options.kind] if subject.name.startswith(options.only)][: size.models]
         faults = [
             fault
             for place, subject in enumerate(subjects)
