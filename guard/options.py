@@ -172,7 +172,10 @@ Mean = Annotated[
 Std = Annotated[str | None, typer.Option(help="Per channel or feature, with --mean.", show_default=False)]
 Repairs = Annotated[
     list[str] | None,
-    typer.Option(help="Denoiser to offer for REPAIR: bit_depth, median or moving_average; may be repeated."),
+    typer.Option(
+        help="Denoiser to offer for REPAIR: bit_depth, dct_quantisation, median, moving_average, non_local_means or "
+        "total_variation; may be repeated."
+    ),
 ]
 Cost = Annotated[
     float | None,

@@ -7,14 +7,20 @@ from typing import Any
 
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.bit_depth import BitDepth
+from guard.offline.denoisers.dct_quantisation import DctQuantisation
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.median import Median
 from guard.offline.denoisers.moving_average import MovingAverage
+from guard.offline.denoisers.non_local_means import NonLocalMeans
+from guard.offline.denoisers.total_variation import TotalVariation
 
 DENOISERS: Mapping[str, Callable[..., Denoiser]] = {
     "bit_depth": BitDepth,
+    "dct_quantisation": DctQuantisation,
     "median": Median,
     "moving_average": MovingAverage,
+    "non_local_means": NonLocalMeans,
+    "total_variation": TotalVariation,
 }
 
 
