@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from guard.runtime import Runtime
 from tests.bench import image_models, series_models
 
 RATES = 0.02, 0.1  # of clean items rejected, and flagged
+Labelled: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ class Subject:
 
     name: str
     write: Callable[[Path, Size], None]  # the model file
-    draw: Callable[[int, int], tuple[NDArray[np.float32], NDArray[np.int64]]]  # items, seed -> unit space, labels
+    draw: Callable[[int, int], Labelled]  # items, seed -> unit space, channels first; labels
     preset: str
     budget: float  # of the fresh attacks, in unit space
     box: tuple[float, float] = (0.0, 1.0)  # of the wire
+    layout: str = ""  # of series: the order of axes in the file of data
     output: str = "logits"
     leaves_out: bool = False  # evaluated also with guards fitted without a family
 
@@ -86,18 +89,19 @@ def series_subject(name: str) -> Subject:
     def write(file: Path, size: Size) -> None:
         series_models.write_model(series_models.trained(name, size.network_items, size.epochs), name, file)
 
-    def draw(items: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def draw(items: int, seed: int) -> Labelled:
         series, labels = series_models.waves(items, seed)
-        return series_models.in_order((series - low) / np.float32(high - low), layout), labels
+        return (series - low) / np.float32(high - low), labels
 
-    return Subject(f"{name}, {layout}", write, draw, "series", 0.06, (low, high), leaves_out=name == "convolutions")
+    leaves_out = name == "convolutions"
+    return Subject(f"{name}, {layout}", write, draw, "series", 0.06, (low, high), layout, leaves_out=leaves_out)
 
 
 def image_subject(form: str) -> Subject:
     def write(file: Path, size: Size) -> None:
         image_models.write_model(form, file, size.network_items, size.epochs)
 
-    def draw(items: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def draw(items: int, seed: int) -> Labelled:
         return image_models.shapes(items, seed, image_models.CLASSES[form])
 
     output = "probabilities" if form == "one output" else "logits"
@@ -117,7 +121,8 @@ def guard_one(subject: Subject, folder: Path, size: Size, console: Console) -> l
     subject.write(folder / "model.onnx", size)
     for file, items, seed in (("data", size.items, 1), ("unseen", size.unseen_items, 2)):
         unit, labels = subject.draw(items, seed)
-        np.savez(folder / f"{file}.npz", images=low + unit * np.float32(high - low), labels=labels)
+        wire = low + unit * np.float32(high - low)
+        np.savez(folder / f"{file}.npz", images=series_models.in_order(wire, subject.layout), labels=labels)
     job = Job(
         model=str(folder / "model.onnx"),
         data=folder / "data.npz",
