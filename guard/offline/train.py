@@ -72,7 +72,7 @@ def prepare(job: Job, stages: Stages) -> tuple[Job, Prepared]:
     else:
         job = asked.trained(classifier, data, lambda _: None, lambda *_: None)
     with stages.stage("craft attacks") as progress:
-        crafted = craft_all(job, classifier, data, progress)
+        crafted = craft_all(job, classifier, data, progress, fitting_s=checked.cost.fitting_s)
         for line in crafted_lines(crafted):
             progress.say(line)
     return job, Prepared(classifier, data, crafted, (*cuts, *crafting_cuts(job, crafted)))
