@@ -108,11 +108,12 @@ def candidates_of(recipe: Recipe, taps: Sequence[str]) -> list[Candidate]:
 
 
 def variants(block: Block) -> list[Block]:
-    """Return a block, then itself with each of its squeezers alone, then all of these with less evidence."""
+    """Return a block, then itself with each of its squeezers alone, then all of these with less evidence, each once."""
     squeezers = block.get("squeezers", ())
     alone = [{**block, "squeezers": [one]} for one in squeezers] if len(squeezers) > 1 else []
     less = LESS_EVIDENCE.get(block["name"])
-    return [block, *alone, *([{**one, **less} for one in (block, *alone)] if less else [])]
+    found = [block, *alone, *([{**one, **less} for one in (block, *alone)] if less else [])]
+    return [one for place, one in enumerate(found) if one not in found[:place]]
 
 
 def option_of(candidate: Candidate, settled: Detector) -> Option:
