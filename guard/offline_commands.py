@@ -249,6 +249,13 @@ def evaluate(
             help="Items of the adaptive attack, fewer where time is short.", show_default="50, with --quick 20", min=1
         ),
     ] = None,
+    grey_second: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BUNDLE|MODEL",
+            help="Second networks of another seed, for an attacker who knows all but the guard's own.",
+        ),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -283,6 +290,7 @@ def evaluate(
         accept_accuracy,
         column_choice(label_column, drop_column),
         adaptive_items,
+        grey_second,
     )
     found = evaluate_bundle(Bundle.open(bundle), data, out, wish, stages(console))
     print_lines(console, [*lines_of(found), "", f"report {out / 'report.html'}"])

@@ -27,6 +27,7 @@ from guard.offline.evaluation.adaptive_rows import adaptive_stage
 from guard.offline.evaluation.clean_rows import MAX_NOISY_ITEMS, NOISE_SIZE_POINTS, shift_items
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.evaluation.forecast import seconds_per_item, seconds_to_read
+from guard.offline.evaluation.grey_second import other_networks, with_other_networks
 from guard.offline.evaluation.left_out import refit_all, unmade
 from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evaluation.measure import measure
@@ -69,6 +70,7 @@ class Wish:
     accept_accuracy: bool = False  # go on where the model is seldom right on the data
     choice: ColumnChoice | None = None  # of a table's columns; None: as the bundle was trained
     adaptive_items: int | None = None  # of the adaptive attack; None: as many as are usual
+    grey_second: str | None = None  # a bundle or model whose second networks an attacker has in place of the guard's
 
     def effort(self, work: WorkDirectory) -> Effort:
         items, usual, steps = QUICK_ITEMS_AND_STEPS if self.quick else FULL_ITEMS_AND_STEPS
@@ -114,8 +116,9 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
         choose_threads(subject.classifier.graph, one_batch(held_out.images))
         if aside:
             progress.say(f"put aside {aside} items that the bundle was fitted or calibrated on")
+        grey = grey_guard(subject, wish)
     with stages.stage("measure speeds") as progress:
-        announce(forecast(bundle, subject, held_out, work, effort, quick=wish.quick), wish, progress)
+        announce(forecast(bundle, subject, held_out, work, effort, quick=wish.quick, grey=grey), wish, progress)
     left_out: tuple[LeftOut, ...] = ()
     if not wish.quick:
         with stages.stage("fit without each family") as progress:
@@ -131,10 +134,19 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
             left_out=left_out,
             further=further,
             answers=evidence_of(bundle),
+            grey=grey,
         )
     with stages.stage("write report"):
         write_report(evaluation, out)
     return evaluation
+
+
+def grey_guard(subject: OpenedGuard, wish: Wish) -> OpenedGuard | None:
+    """Return the guard with the second networks that an attacker has in place of its own; None where none are given."""
+    if wish.grey_second is None:
+        return None
+    spec = subject.classifier.spec
+    return with_other_networks(subject, other_networks(wish.grey_second, spec, subject.classifier))
 
 
 def guard_cuts(bundle: Bundle) -> tuple[str, ...]:
@@ -153,7 +165,14 @@ def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
 
 
 def forecast(
-    bundle: Bundle, subject: OpenedGuard, held_out: Dataset, work: Work, effort: Effort, *, quick: bool
+    bundle: Bundle,
+    subject: OpenedGuard,
+    held_out: Dataset,
+    work: Work,
+    effort: Effort,
+    *,
+    quick: bool,
+    grey: OpenedGuard | None = None,
 ) -> Mapping[str, float | None]:
     """Return the expected seconds by what they are for; None where they are not known yet."""
     attacks = (*work.recipe.attacks, *work.recipe.left_out)
@@ -177,7 +196,7 @@ def forecast(
         found[f"{len(shifts)} shifts of {shifted} items"] = len(shifts) * shifted * read_s
     if work.recipe.adaptive_budgets:
         size = Size(effort.adaptive_items, effort.adaptive_steps)
-        stage = adaptive_stage(subject, held_out, work.recipe, effort)
+        stage = adaptive_stage(subject, held_out, work.recipe, effort, grey=grey)
         first = 2 * size.items + MAX_GUIDE_ITEMS
         few = held_out.take(slice(first))
         per = replace(stage, held_out=few).per_item_step(read(subject.cascade, few.images))

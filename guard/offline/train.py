@@ -28,7 +28,8 @@ from guard.offline.report.page import to_html, to_json
 from guard.offline.training.build import Prepared, compile_heads, fit, parities, write_seconds
 from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.candidates import with_chosen
-from guard.offline.training.choose_detectors import DetectorChoice, FamilyScores
+from guard.offline.training.choose_detectors import DetectorChoice
+from guard.offline.training.family_scores import FamilyScores
 from guard.offline.training.fit_heads import save_heads, settled
 from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.training.reopen import write_work
@@ -71,7 +72,7 @@ def prepare(job: Job, stages: Stages) -> tuple[Job, Prepared]:
     else:
         job = asked.trained(classifier, data, lambda _: None, lambda *_: None)
     with stages.stage("craft attacks") as progress:
-        crafted = craft_all(job, classifier, data, progress)
+        crafted = craft_all(job, classifier, data, progress, fitting_s=checked.cost.fitting_s)
         for line in crafted_lines(crafted):
             progress.say(line)
     return job, Prepared(classifier, data, crafted, (*cuts, *crafting_cuts(job, crafted)))
@@ -143,16 +144,18 @@ def choose_and_fit(
 
     The scores are those of heads that do without a family.
     """
-    remembered, choice = EvidenceCache(prepared.classifier), None
+    remembered, chosen = EvidenceCache(prepared.classifier), None
     if job.cost is not None:
         with stages.stage("choose detectors") as progress:
-            job, choice = with_chosen(job, prepared, remembered, progress.note)
-            for line in choice_lines(choice):
+            job, chosen = with_chosen(job, prepared, remembered, progress.note)
+            for line in choice_lines(None if chosen is None else chosen.choice):
                 progress.say(line)
     with stages.stage("fit detectors") as progress:
         programs = prepared.programs(job)
         heads = fit(job, prepared, programs, progress.note, remembered)
-        return job, heads, choice, left_out_scores(job, prepared, programs, remembered, progress.note)
+        if chosen is not None:
+            return job, heads, chosen.choice, list(chosen.left_out)
+        return job, heads, None, left_out_scores(job, prepared, programs, remembered, progress.note)
 
 
 def choice_lines(choice: DetectorChoice | None) -> list[str]:

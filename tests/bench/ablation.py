@@ -6,7 +6,9 @@
 
 Crafts the recipe's attacks on the splits of FIT (kept in DIR, and taken up again), and `spatial` and `frame` to be
 tried. Every candidate is fitted on all families and without each, every set of candidates fused anew, in torch, as one
-program. A threshold gives up exactly 1 % or 5 % of the clean test items, so that rows compare. The first table takes
+program; the share of the rate for evidence that needs no attacks is chosen for each set, as in a training, by the
+families that it has. A threshold gives up exactly 1 % or 5 % of the clean test items, so that rows compare. The first
+table takes
 one detector or pass away; the second has, for each cost, the set that catches most of its worst attack left out.
 """
 
@@ -37,10 +39,12 @@ from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import load_recipe, parse
 from guard.offline.second.asked import find_asked
 from guard.offline.training.build import Prepared
-from guard.offline.training.calibrator import pool
+from guard.offline.training.calibrator import attacked_items, pool
 from guard.offline.training.candidates import Candidate, candidates_of, columns, fitted_heads, option_of
 from guard.offline.training.choose_detectors import Option, forwards_of, readable, sets_within
-from guard.offline.training.fit_fusion import fit_fusion
+from guard.offline.training.choose_share import FamilyTrial, share_of_others, try_family
+from guard.offline.training.family_scores import FamilyScores
+from guard.offline.training.fit_fusion import fit_fusion, usual_share
 from tests.bench.second import crafted_of
 
 RATES = (0.01, 0.05)
@@ -54,6 +58,7 @@ class Scores:
     clean: Floats  # [item, candidate] of the combiner's split, as the next two
     noisy: Floats
     learned: Attacked[Floats]
+    judged: Attacked[Floats]  # of the family that was left out
     test_clean: Floats
     tested: Mapping[str, Floats]  # by attack
 
@@ -66,12 +71,24 @@ class Ablation:
     scores: Mapping[str | None, Scores]
     families: Mapping[str, str]  # of the tested attacks
 
-    def caught(self, places: Sequence[int], without: str | None) -> dict[str, list[float]]:
+    def trials(self, places: Sequence[int]) -> Mapping[str, FamilyTrial]:
+        """What each share of the rate catches of each family that is left out, by a fusion of these candidates."""
+        own = [self.options[place].independent for place in places]
+        parts = {family: one for family, one in self.scores.items() if family is not None and len(one.judged)}
+        return {
+            family: try_family(FamilyScores(family, one.clean, one.noisy, one.learned, one.judged).of(places), own)
+            for family, one in parts.items()
+        }
+
+    def caught(
+        self, places: Sequence[int], without: str | None, trials: Mapping[str, FamilyTrial]
+    ) -> dict[str, list[float]]:
         """The share caught of each tested attack at each rate, by a fusion of these candidates."""
         found, chosen = self.scores[without], list(places)
         own = [self.options[place].independent for place in places]
+        share = share_of_others(list(trials.values()), trials.get(without or ""), usual_share(own))
         learned = found.learned.seen_as(found.learned.items[:, chosen])
-        fusion = fit_fusion(found.clean[:, chosen], found.noisy[:, chosen], learned, own)
+        fusion = fit_fusion(found.clean[:, chosen], found.noisy[:, chosen], learned, own, share)
         limits = np.quantile(
             fusion.risk(found.test_clean[:, chosen]), [1 - rate for rate in RATES], method="inverted_cdf"
         )
@@ -82,8 +99,9 @@ class Ablation:
 
     def row(self, places: Sequence[int]) -> Row:
         """What a set catches: each attack as seen, and those of learned families as left out."""
-        seen = self.caught(places, None)
-        left = {family: self.caught(places, family) for family in self.scores if family is not None}
+        trials = self.trials(places)
+        seen = self.caught(places, None, trials)
+        left = {family: self.caught(places, family, trials) for family in self.scores if family is not None}
         out = {name: left[family][name] for name, family in self.families.items() if family in left}
         return Row(forwards_of([self.options[place] for place in places]), seen, out)
 
@@ -155,6 +173,7 @@ def scores_of(
     """Fit every candidate without a family, and score everything."""
     data, spec = prepared.data, prepared.classifier.spec.input
     others = tuple(found for found in prepared.crafted if str(found.family) != without)
+    hidden = attacked_items(tuple(found for found in prepared.crafted if found not in others), data, Split.COMBINER)
     heads = fitted_heads(others, job, prepared, candidates, remembered, lambda _: None)
     learned, noisy = pool(others, data, Split.COMBINER, spec, job.seed)
     clean, test = data.part(Split.COMBINER).images[:], data.part(Split.TEST).images[:]
@@ -162,6 +181,7 @@ def scores_of(
         columns(heads, clean, remembered),
         columns(heads, noisy, remembered),
         learned.seen_as(columns(heads, learned.items, remembered)),
+        hidden.seen_as(columns(heads, hidden.items, remembered)),
         columns(heads, test, remembered),
         {name: columns(heads, one.attacked, remembered) for name, one in tested.items() if len(one)},
     )

@@ -8,7 +8,8 @@
 `jpeg` decodes pictures kept as JPEG bytes with offsets to an array. `measure` crafts the attacks of preset `standard`,
 and `spatial` and `frame` beside them, on the splits of FIT; what is crafted or trained lies in DIR and is taken up
 again. A guard is one fusion over all its detectors, in torch, calibrated on the clean items of its own split, without
-the early reject of a cascade; "left out" is fitted without the attack's family, heads and fusion. The columns are AUROC
+the early reject of a cascade; "left out" is fitted without the attack's family, heads and fusion. Each chooses by the
+families that it has which share of the rate is kept for the second opinion, as a training does. The columns are AUROC
 and what is caught at 1 % and 5 % promised. Noise is uniform or Gaussian, of items that nothing was fitted on.
 """
 
@@ -52,9 +53,12 @@ from guard.offline.job.recipe import load_recipe, parse
 from guard.offline.job.second_settings import ASKING
 from guard.offline.model.classifier import Classifier
 from guard.offline.second.asked import find_asked
+from guard.offline.training.build import Prepared
 from guard.offline.training.calibrator import pool
+from guard.offline.training.choose_share import choose_share
 from guard.offline.training.fit_fusion import fit_fusion
 from guard.offline.training.fit_heads import FittingItems, fit_heads
+from guard.offline.training.left_out_scores import left_out_scores
 
 SCREEN = ("mahalanobis", "kernel_density", "lid")
 RATES = (0.01, 0.05)
@@ -67,6 +71,7 @@ Floats = NDArray[np.float64]
 class Setting:
     """What every guard of this run is fitted, calibrated and tried on."""
 
+    job: Job
     classifier: Classifier
     data: Dataset
     learned: tuple[CraftedSet, ...]
@@ -93,7 +98,10 @@ class Fitted:
         bad, noisy = pool(learned, setting.data, Split.COMBINER, spec, setting.seed)
         clean = self.scores(setting.data.part(Split.COMBINER).images)
         own = [detector.name in INDEPENDENT for detector in detectors]
-        self.fusion = fit_fusion(clean, self.scores(noisy), Attacked(self.scores(bad.items), bad.by), own)
+        prepared = Prepared(setting.classifier, setting.data, tuple(learned))
+        left_out = left_out_scores(setting.job, prepared, {"guard": detectors}, setting.remembered, lambda _: None)
+        share = choose_share(left_out, own).rate_share
+        self.fusion = fit_fusion(clean, self.scores(noisy), Attacked(self.scores(bad.items), bad.by), own, share)
         self.ranked = np.sort(self.risk(setting.data.part(Split.CALIBRATE).images))
 
     def scores(self, images: NDArray[np.float32]) -> Floats:
@@ -161,7 +169,7 @@ def measure(job: Job, detectors: str, items: int, names: Sequence[str] = ()) -> 
     )
     say("crafted to be tried:", ", ".join(f"{name} {len(one)}" for name, one in tested.items()))
     noise = noise_of(test.images, classifier.spec.input.grid, job.seed)
-    setting = Setting(classifier, data, tuple(learned), tested, noise, EvidenceCache(classifier), job.seed)
+    setting = Setting(job, classifier, data, tuple(learned), tested, noise, EvidenceCache(classifier), job.seed)
     table(setting, chosen, say)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     say(f"peak memory {peak:.2f} GiB")

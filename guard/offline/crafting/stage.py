@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.model import Model, TorchModel
@@ -35,7 +33,6 @@ from guard.offline.crafting.shard import CraftSetup, shard_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_for
 from guard.offline.data.splits import Split
-from guard.offline.evidence.gather import Gather
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.work.progress import Stage
@@ -43,8 +40,7 @@ from guard.offline.work.store import cache_key
 from guard.offline.work.text import short
 
 LEARNING = {Split.HEADS: 0.7, Split.COMBINER: 0.3}  # shares of the items that are attacked to fit on
-OPERATOR_EXPORT_S = 0.1  # to write one operator of the model into one program, forward and gradient
-TIMED_ITEMS, TIMED_TRIES = 32, 3  # items on which the evidence is timed, and how often: the quickest counts
+TIMED_TRIES = 3  # of what is timed: the quickest counts
 
 
 def learning_items(data: Dataset) -> Dataset:
@@ -68,9 +64,14 @@ def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftSetup:
     )
 
 
-def craft_all(job: Job, classifier: Classifier, data: Dataset, progress: Stage) -> tuple[CraftedSet, ...]:
-    """Craft every attack of the recipe, on items of the splits that are fitted on."""
-    planner = Planner(job, classifier, data, progress, time.monotonic())
+def craft_all(
+    job: Job, classifier: Classifier, data: Dataset, progress: Stage, *, fitting_s: float = 0.0
+) -> tuple[CraftedSet, ...]:
+    """Craft every attack of the recipe, on items of the splits that are fitted on.
+
+    `fitting_s` is how many seconds fitting is forecast to take afterwards, for the plan.
+    """
+    planner = Planner(job, classifier, data, progress, time.monotonic(), fitting_s)
     if job.minutes is None:
         return follow(planner.target(TorchModel(classifier.graph)), job, progress)
     plan = read_plan(job.work, planner.key)
@@ -119,6 +120,7 @@ class Planner:
     data: Dataset
     progress: Stage
     began: float
+    fitting_s: float = 0.0  # that fitting is forecast to take afterwards
 
     @property
     def key(self) -> str:
@@ -164,7 +166,7 @@ class Planner:
         budget = Budget(
             minutes=minutes,
             spent=(time.monotonic() - self.began) / 60,
-            fitting=fitting_seconds(self.job, self.classifier, data) / 60,
+            fitting=self.fitting_s / 60,
             report=sum(n * accuracy * speed.seconds for n, speed in zip(wanted, every, strict=True)) / 60,
             adaptive=bool(recipe.adaptive_budgets),
         )
@@ -198,23 +200,3 @@ class Planner:
         served = sum(len(shard) for block in target.blocks(tried) for shard in block)
         seconds = (between - began) / served + (ended - between) / found.tried
         return Speed(repr(attack), seconds, (len(found) + 1) / (found.tried + 2))
-
-
-def fitting_seconds(job: Job, classifier: Classifier, data: Dataset) -> float:
-    """Estimate seconds for evidence of clean, noisy and attacked items, in torch and programs, and to compile."""
-    programs = job.recipe.programs([tap.name for tap in classifier.taps])
-    gather = Gather(classifier, [need for ds in programs.values() for d in ds for need in d.needs])
-    images = torch.from_numpy(data.images[:TIMED_ITEMS])
-    with torch.no_grad():
-        gather(images)
-        item_s = min(timed(gather, images) for _ in range(TIMED_TRIES)) / len(images)
-    clean = sum(len(data.part(split)) for split in Split)
-    learned = 2 * len(job.recipe.attacks) * (job.craft_items or job.recipe.items)
-    return 2 * item_s * (clean + learned) + OPERATOR_EXPORT_S * len(classifier.graph.graph.nodes) * len(programs)
-
-
-def timed(gather: Gather, images: Tensor) -> float:
-    """Return the seconds in which the evidence of a batch is gathered."""
-    began = time.perf_counter()
-    gather(images)
-    return time.perf_counter() - began

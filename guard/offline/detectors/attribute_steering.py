@@ -16,7 +16,7 @@ from guard.errors import DataError
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Ask, Detector, Examples, Head
-from guard.offline.detectors.summary_classifier import belief
+from guard.offline.detectors.parts.summary_numbers import belief
 from guard.offline.evidence.kinds.plain import ChannelAttribution, Logits
 from guard.offline.evidence.kinds.variants import SteeredLogits
 from guard.offline.evidence.needs import Evidence

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError
-from guard.offline.data.input_kind import kind_like
 from guard.offline.data.kind_names import Kinds
-from guard.offline.data.planes import place_axes
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.median import Median
@@ -20,6 +18,7 @@ from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.denoisers.table import denoisers, taken_by_all
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.settings import one_of
+from guard.offline.detectors.parts.summary_numbers import numbers_of
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.evidence.kinds.gradients import InputGradient, Objective
 from guard.offline.evidence.kinds.plain import Image, Logits
@@ -114,90 +113,12 @@ class SummaryClassifierHead(Head):
 
 def summaries(detector: SummaryClassifier, evidence: Evidence) -> Tensor:
     """Compute the summary numbers of each item [item, number]."""
-    logits, image = evidence[Logits()], evidence[Image()]
-    opinions = [evidence[DenoisedLogits(squeezer)] for squeezer in detector.squeezers]
-    named = nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()
-    columns = confidence(logits, named)
-    for opinion in opinions:
-        columns += disagreement(logits, opinion, named)
-    if detector.gradient is not None:
-        columns += direction(image, evidence[detector.gradient])
-    if place_axes(image):
-        columns += grain(image)
-    return torch.stack(columns, dim=1)
-
-
-def confidence(logits: Tensor, named: Tensor) -> list[Tensor]:
-    best = logits.topk(min(3, logits.shape[1]), dim=1).values
-    logs = logits.log_softmax(dim=1)
-    entropy = -(logs.exp() * logs).sum(dim=1)
-    gaps = [best[:, 0] - best[:, place] for place in range(1, best.shape[1])]
-    energy = logits.logsumexp(dim=1)
-    return [
-        *gaps,
-        *((gap + 1e-2).log() for gap in gaps),
-        (entropy + 1e-4).log(),
-        energy,
-        best[:, 0],
-        belief(logits, named),
-    ]
-
-
-def disagreement(logits: Tensor, opinion: Tensor, named: Tensor) -> list[Tensor]:
-    moved = (opinion.softmax(dim=1) - logits.softmax(dim=1)).abs().sum(dim=1)
-    still = belief(opinion, named)
-    return [(moved + 1e-4).log(), log_norm(logits - opinion), still, belief(logits, named) - still]
-
-
-def direction(image: Tensor, gradient: Tensor) -> list[Tensor]:
-    """Return the gradient's size and sparsity, and how the residual lies along it, with and without their sizes."""
-    slope, fine = gradient.flatten(1), kind_like(image).residual(image).flatten(1)
-    length, total = norm(slope), slope.abs().sum(dim=1)
-    up, rough = slope.sign(), fine.sign()
-    return [
-        (length + 1e-9).log(),
-        ((total + 1e-9) / (length + 1e-9)).log(),
-        (fine * slope).sum(dim=1) / (length * norm(fine) + 1e-9),
-        (fine * up).sum(dim=1) / (fine.abs().sum(dim=1) + 1e-9),
-        (rough * slope).sum(dim=1) / (total + 1e-9),
-        (rough * up).mean(dim=1),
-    ]
-
-
-def grain(image: Tensor) -> list[Tensor]:
-    """Return size and peakedness of the image's residual, and its correlations with its neighbours, each [item]."""
-    fine, values = kind_like(image).residual(image), tuple(range(1, image.ndim))
-    power = fine.square().mean(dim=values) + 1e-8
-    fourth = fine.square().square().mean(dim=values) + 1e-12
-    pairs: Sequence[tuple[Tensor, Tensor]] = [
-        *((fine.narrow(axis, 1, size - 1), fine.narrow(axis, 0, size - 1)) for axis, size in sides(fine)),
-        *((fine[:, channel], fine[:, channel + 1]) for channel in range(fine.shape[1] - 1)),
-    ]
-    return [
-        0.5 * power.log(),
-        (fine.abs().flatten(1).mean(dim=1) + 1e-4).log(),
-        fourth.log() - 2.0 * power.log(),
-        *((a * b).flatten(1).mean(dim=1) / power for a, b in pairs),
-    ]
-
-
-def sides(items: Tensor) -> list[tuple[int, int]]:
-    """Return the axes of space or time, each with its size."""
-    return [(axis, items.shape[axis]) for axis in place_axes(items)]
-
-
-def belief(logits: Tensor, named: Tensor) -> Tensor:
-    """Return the log-odds [item] of the class that is named for each item [item, class]."""
-    return (logits * named).sum(dim=1) - logits.masked_fill(named, -torch.inf).logsumexp(dim=1)
-
-
-def norm(vectors: Tensor) -> Tensor:
-    """Return the length of each vector [item], with a gradient that is finite at zero too."""
-    return (vectors.square().sum(dim=1) + 1e-24).sqrt()
-
-
-def log_norm(vectors: Tensor) -> Tensor:
-    return (norm(vectors) + 1e-3).log()
+    return numbers_of(
+        evidence[Image()],
+        evidence[Logits()],
+        [evidence[DenoisedLogits(squeezer)] for squeezer in detector.squeezers],
+        None if detector.gradient is None else evidence[detector.gradient],
+    )
 
 
 def train(

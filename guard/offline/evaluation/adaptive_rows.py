@@ -39,10 +39,11 @@ from guard.offline.data.grid import grid_for
 from guard.offline.evaluation.answered_rows import AnsweredStage
 from guard.offline.evaluation.attack_rows import detect
 from guard.offline.evaluation.effort import Effort, Size
+from guard.offline.evaluation.outcome_row import HALF_RATE, missed_at, outcome_row
 from guard.offline.evaluation.proofs import MAX_SCORED_ITEMS, Proof, proofs_of
 from guard.offline.evaluation.strength import StrengthCheck, cheapest, check_starts, least_through, wider_rows
 from guard.offline.findings.attack_names import spoken_budget
-from guard.offline.findings.evaluation import AdaptiveRow, ProofRow, StaticRow, StrengthRow
+from guard.offline.findings.evaluation import AdaptiveRow, OutcomeRow, ProofRow, StrengthRow
 from guard.offline.findings.intervals import Promise, Rate, promises_of
 from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard
@@ -52,8 +53,8 @@ from guard.offline.work.parallel import Stop
 from guard.offline.work.store import ResultStore, cache_key
 from guard.offline.work.text import duration
 
-HALF_RATE = 0.5  # the rate of SR@50: past the target, an attack goes on until half of all clean items look riskier
 GUARD = "guard"  # the aim that is the whole guard
+GREY = "grey"  # the aim that is the guard with other second networks
 TRIAL_STEPS = 2  # by which speed is measured
 GRADIENT_ITEMS = 16  # attacked items on which each head's gradient is looked at
 
@@ -93,6 +94,7 @@ class AdaptiveStage:
     device: str = "cpu"
     answered: AnsweredStage | None = None  # of a closed model whose answers are held
     checked: bool = False  # whether stronger attacks are tried on some of the items
+    grey: OpenedGuard | None = None  # the guard with other second networks, as one takes it to be who has not its own
 
     @property
     def target(self) -> float:
@@ -135,7 +137,12 @@ class AdaptiveStage:
     def descents(self) -> float:
         """Return the number of descents of all runs together, the checks' as a share of the items."""
         each = START_POINTS * sum(map(descents_of, self.methods))
-        return each * (len(self.budgets) + len(self.proofs)) + self.check_descents
+        return each * (self.guards * len(self.budgets) + len(self.proofs)) + self.check_descents
+
+    @property
+    def guards(self) -> int:
+        """The number of whole guards that are attacked within each budget: the one that is known, and the grey one."""
+        return 1 if self.grey is None else 2
 
     @property
     def check_descents(self) -> float:
@@ -152,7 +159,7 @@ class AdaptiveStage:
         items = self.held_out.take(self.right(clean, self.wanted))
         times = seconds_per_step(self.whole(clean), items, max(self.budgets), self.device)
         check_s = self.check_starts * max(times[method] for method in cheapest(self.methods))
-        total = START_POINTS * len(self.budgets) * sum(times.values()) + check_s
+        total = START_POINTS * self.guards * len(self.budgets) * sum(times.values()) + check_s
         for proof in self.proofs:
             aim = self.aim(proof.name, proof.known, clean)
             total += START_POINTS * sum(seconds_per_step(aim, items, proof.budget, self.device).values())
@@ -177,12 +184,13 @@ class AdaptiveStage:
     def question(self) -> str:
         hashes = hashlib.sha256("".join(self.held_out.hashes.tolist()).encode()).hexdigest()
         settings = (self.subject.identity, hashes, self.budgets, self.target, self.seed)
-        return cache_key((settings, self.wanted, self.methods, self.checked), (__name__,))
+        grey = None if self.grey is None else self.grey.identity
+        return cache_key((settings, self.wanted, self.methods, self.checked, grey), (__name__,))
 
     def rows(
         self, clean: Readings, crafted: Sequence[CraftedSet], size: Size, shown: StepReporter
     ) -> tuple[AdaptiveRow, ...]:
-        """Make one row a budget, on the first items that the model has right; the the proofs come first."""
+        """Make one row a budget, on the first items that the model has right; the proofs come first."""
         expectation(self.subject.graphs)
         index, grid = self.right(clean, size), self.subject.cascade.spec.grid
         adversary = self.adversary(clean, index, size)
@@ -197,10 +205,28 @@ class AdaptiveStage:
         return tuple(
             replace(
                 self.row(outcome, labels, clean, budget, size, proven, strength.get(budget, ())),
-                static=self.static_row(starts[budget], labels),
+                static=outcome_row(self.subject, self.promises, starts[budget], labels),
+                grey=self.grey_row(adversary, clean, starts[budget], budget, shown),
             )
             for budget, outcome in outcomes.items()
         )
+
+    def grey_row(
+        self,
+        adversary: Adversary,
+        clean: Readings,
+        start: NDArray[np.float32],
+        budget: float,
+        shown: StepReporter,
+    ) -> OutcomeRow | None:
+        """Attack the guard with other second networks, and return what of it the guard itself lets through."""
+        if self.grey is None:
+            return None
+        known = Excess(self.grey.joint(), self.subject.cascade.calibration, self.target, HALF_RATE)
+        other = replace(adversary, identity=f"{adversary.identity} {self.grey.identity}")
+        heard = partial(told, shown, spoken_budget(budget, self.subject.cascade.spec.grid))
+        found = other.attack(self.aim(GREY, known, clean), start, budget, heard).best
+        return outcome_row(self.subject, self.promises, found.images.numpy(), adversary.items.labels)
 
     def strength(
         self,
@@ -302,21 +328,6 @@ class AdaptiveStage:
             strength=strength,
         )
 
-    def static_row(self, start: NDArray[np.float32], labels: NDArray[np.int64]) -> StaticRow:
-        """Return what the static attacks' results [item, ...], from which the adaptive attack starts, get through."""
-        readings, rates = (
-            read(self.subject.cascade, start, answering=self.subject.classifier.answering),
-            self.subject.rates,
-        )
-        missed = missed_at(readings, labels)
-        return StaticRow(
-            fooled=Rate.of(readings.prediction != labels),
-            passed={p.rate: Rate.of(missed > p.rate) if p.reason is None else None for p in self.promises},
-            passed_reject=Rate.of(missed > rates.reject),
-            passed_flag=Rate.of(missed > rates.flag),
-            sr50=Rate.of(missed > HALF_RATE),
-        )
-
     def passed_programs(self, readings: Readings, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which items pass the served programs and mislead them [item], a student's of a closed model."""
         return np.asarray((by_programs(readings) != labels) & (readings.p_value > self.target), dtype=np.bool_)
@@ -325,11 +336,6 @@ class AdaptiveStage:
         """Return the largest difference in risk between the attacked torch side and the served programs."""
         served = served_excess(self.subject.cascade.calibration, readings.scores, self.target)
         return float(np.abs(served - found.excess[:, 0].numpy()).max(initial=0.0))
-
-
-def missed_at(readings: Readings, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the p-value [item] where the model is fooled, and -1, below any rate, where there is nothing to miss."""
-    return np.where(readings.prediction != labels, readings.p_value, -1.0)
 
 
 def told(shown: StepReporter, budget: str, what: object, done: int, total: int) -> None:
@@ -360,6 +366,7 @@ def adaptive_stage(
     recipe: Recipe,
     effort: Effort,
     answered: AnsweredStage | None = None,
+    grey: OpenedGuard | None = None,
 ) -> AdaptiveStage:
     return AdaptiveStage(
         subject,
@@ -372,4 +379,5 @@ def adaptive_stage(
         effort.methods,
         answered=answered,
         checked=effort.checked,
+        grey=grey,
     )

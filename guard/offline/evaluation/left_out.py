@@ -20,8 +20,8 @@ from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe
 from guard.offline.training.build import Prepared, compile_heads, fit, parities
 from guard.offline.training.calibrator import Calibrator
-from guard.offline.training.candidates import MIN_FAMILIES, with_chosen
-from guard.offline.training.choose_detectors import DetectorChoice
+from guard.offline.training.candidates import ChosenDetectors, with_chosen
+from guard.offline.training.family_scores import MIN_FAMILIES
 from guard.offline.training.fit_heads import settled
 from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.work.code import code_digest
@@ -80,15 +80,20 @@ def refit(
     if path.exists():
         shutil.rmtree(path)
     kept = replace(prepared, crafted=tuple(found for found in prepared.crafted if found.family != family))
-    job, choice = chosen_without(job, kept, served, remembered, lambda name: note(f"{family}: {name}"))
+    job, chosen = chosen_without(job, kept, served, remembered, lambda name: note(f"{family}: {name}"))
     programs = kept.programs(job)
     heads = fit(job, kept, programs, lambda name: note(f"{family}: {name}"), remembered)
-    left_out = left_out_scores(job, kept, programs, remembered, lambda text: note(f"{family}: {text}"))
+    if chosen is None:
+        left_out = left_out_scores(job, kept, programs, remembered, lambda text: note(f"{family}: {text}"))
+    else:
+        left_out = list(chosen.left_out)
     programs = settled(programs, heads)
     note(f"{family}: compile")
     graphs = compile_heads(job, kept, programs, heads)
     note(f"{family}: calibrate")
-    calibrator = Calibrator(job, kept.classifier, programs, graphs.files, kept.data, choice)
+    calibrator = Calibrator(
+        job, kept.classifier, programs, graphs.files, kept.data, None if chosen is None else chosen.choice
+    )
     calibrated = calibrator.calibrate(kept.crafted, left_out)
     parities(graphs, calibrated.cascade)
     return calibrator.bundle(path, calibrated, {}, {})
@@ -96,7 +101,7 @@ def refit(
 
 def chosen_without(
     job: Job, kept: Prepared, served: Bundle, remembered: EvidenceCache, note: Callable[[str], None]
-) -> tuple[Job, DetectorChoice | None]:
+) -> tuple[Job, ChosenDetectors | None]:
     """Return the job with detectors chosen on the families that are kept, where it has a limit of forwards.
 
     Where but one family is kept there is nothing to choose by, and the served guard's detectors are taken.

@@ -18,7 +18,7 @@ from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_for
 from guard.offline.data.input_kind import kind_for
-from guard.offline.evaluation.adaptive_rows import adaptive_stage
+from guard.offline.evaluation.adaptive_rows import AdaptiveStage, adaptive_stage
 from guard.offline.evaluation.answered_rows import AnsweredStage
 from guard.offline.evaluation.attack_rows import Examined, Examiner, GuardReadings, Other, worst_of
 from guard.offline.evaluation.clean_rows import class_rows, clean_rows, shift_items, shift_rows, unattacked
@@ -48,10 +48,11 @@ def measure(
     left_out: Sequence[LeftOut] = (),
     further: Further | None = None,
     answers: AnswerCalibration | None = None,
+    grey: OpenedGuard | None = None,
 ) -> Evaluation:
     """Measure everything that the report states; `further` attacks have time of their own. Raises as `craft` does.
 
-    `answers` calibrates a closed model's answers.
+    `answers` calibrates a closed model's answers; `grey` is the guard with other second networks.
     """
     cascade, rates, spec = subject.cascade, subject.rates, subject.classifier.spec
     names = spec.output.labels
@@ -77,7 +78,8 @@ def measure(
     noisy = unattacked(held_out.images, crafted, kind_for(spec.input), sizes, grid, effort.seed)
     shifts, shift_note = shift_rows(subject, held_out, promises, shift_items(subject, held_out, effort))
     answered = answered_stage(subject, answers, promises)
-    adaptive, cuts = adaptive_rows(subject, held_out, recipe, effort, list(crafted.values()), clean, progress, answered)
+    stage = adaptive_stage(subject, held_out, recipe, effort, answered, grey)
+    adaptive, cuts = adaptive_rows(stage, effort, list(crafted.values()), clean, progress)
     suite, tried = None, examined
     if further is not None:
         suite, more = Trial(further, examiner, model, subject, held_out, effort.seed, progress).run(attacks, examined)
@@ -160,19 +162,11 @@ def craft_enough(
 
 
 def adaptive_rows(
-    subject: OpenedGuard,
-    held_out: Dataset,
-    recipe: Recipe,
-    effort: Effort,
-    crafted: Sequence[CraftedSet],
-    clean: Readings,
-    progress: Stage,
-    answered: AnsweredStage | None,
+    stage: AdaptiveStage, effort: Effort, crafted: Sequence[CraftedSet], clean: Readings, progress: Stage
 ) -> tuple[tuple[AdaptiveRow, ...], tuple[str, ...]]:
     """Run the adaptive attack, as much of it as there is time for; return its rows, and what was cut of it in words."""
-    if not recipe.adaptive_budgets:
+    if not stage.budgets:
         return (), ()
-    stage = adaptive_stage(subject, held_out, recipe, effort, answered)
     progress.note("speed of the adaptive attack")
     size = stage.sized(clean, None if effort.deadline is None else effort.seconds_left, progress.say)
     cut = "the adaptive attack is {0.items} items x {0.steps} steps instead of {1.items} x {1.steps}, for want of time"

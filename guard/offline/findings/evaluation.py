@@ -188,11 +188,8 @@ class StrengthRow:
 
 
 @dataclass(frozen=True)
-class StaticRow:
-    """What an attacker who knows nothing of the guard gets through, on an adaptive row's items and within its budget.
-
-    An item has the result of the recipe's last L-infinity attack within the budget that fools the model, or is clean.
-    """
+class OutcomeRow:
+    """What an attacker who knows less than all gets through, on an adaptive row's items and within its budget."""
 
     fooled: Rate
     passed: Caught  # of the items, fooled and not caught at each promised rate
@@ -224,7 +221,10 @@ class AdaptiveRow:
     without_gradient: tuple[str, ...] = ()  # heads that give a descent no gradient to follow
     answered: AnsweredRow | None = None  # of a closed model: what it gets through where its answers are held
     strength: tuple[StrengthRow, ...] = ()  # stronger attacks on some of the items; empty: not asked
-    static: StaticRow | None = None  # the attack that knows nothing, on the same items
+    # On the same items: the attack that knows nothing (an item has the result of the recipe's last L-infinity attack
+    # within the budget that fools the model, or is clean), and the one that has other weights of the second network
+    static: OutcomeRow | None = None
+    grey: OutcomeRow | None = None
 
     @property
     def weak(self) -> tuple[ProofRow, ...]:

@@ -57,11 +57,12 @@ MAX_MATES_SHARE = 1e-3  # of the largest logit: batches of other sizes round oth
 
 @dataclass(frozen=True)
 class Sound:
-    """A job's model and data, found to be sound, and the second networks that it asks."""
+    """A job's model and data, found to be sound, the second networks that it asks, and what its training will cost."""
 
     classifier: Classifier
     data: Dataset
     asked: SecondsAsked
+    cost: Cost
 
 
 def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | None = None) -> Sound:
@@ -114,9 +115,10 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
     check_model(classifier, [d for ds in programs.values() for d in ds], data.part(Split.COMBINER).images[:MODEL_ITEMS])
     say("ONNX", "compiled for ONNX Runtime, the model gives torch's logits, layers and gradient")
     second_s = 0.0 if asked.training is None else asked.training.seconds_all
-    for about, text in cost_lines(job, cost_of(job, classifier, data), second_s):
+    cost = cost_of(job, classifier, data)
+    for about, text in cost_lines(job, cost, second_s):
         say(about, text)
-    return Sound(classifier, data, asked)
+    return Sound(classifier, data, asked, cost)
 
 
 def check_model_named(job: Job) -> None:

@@ -26,12 +26,13 @@ from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.learning import BLOCK_SHARDS
 from guard.offline.crafting.plan import REPORTED_ITEMS, TRIED_ITEMS_FACTOR
 from guard.offline.crafting.shard import shard_items
-from guard.offline.crafting.stage import TIMED_TRIES, fitting_seconds, learning_items
+from guard.offline.crafting.stage import TIMED_TRIES, learning_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.evaluation.forecast import PROBED_ITEMS, Passes, passes, speed
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
+from guard.offline.preflight.fitting import fitting_seconds
 from guard.offline.work.parallel import cores, one_thread
 
 FITTED_COPIES = 4  # of an item's values while a guard is fitted on an attack: clean, attacked, noise, one on its way

@@ -238,6 +238,8 @@ def adaptive_part(e: Evaluation) -> Parts:
     table = table_of(e, "", [counts("items x steps"), counts("fools"), *at_rates("through", e)])
     for row in e.adaptive:
         table.add_row(row.label, f"{row.fooled.items} x {row.steps}", percent(row.fooled.value), *cells(row.passed, e))
+        if row.grey is not None:
+            table.add_row("  other second weights", "", percent(row.grey.fooled.value), *cells(row.grey.passed, e))
         if row.static is not None:
             table.add_row("  knows nothing", "", percent(row.static.fooled.value), *cells(row.static.passed, e))
     yield from titled("AN ATTACKER WHO KNOWS THE GUARD", table)
@@ -245,7 +247,9 @@ def adaptive_part(e: Evaluation) -> Parts:
         yield indented(knowledge_text(e))
     for row in e.adaptive:
         if row.sr50 is not None:
-            yield indented(f"{row.label}, where half of the clean are lost: {rate_text(row.sr50)}.")
+            others = (("knows nothing", row.static), ("other second weights", row.grey))
+            more = "".join(f"; {who} {rate_text(less.sr50)}" for who, less in others if less is not None)
+            yield indented(f"{row.label}, where half of the clean are lost: {rate_text(row.sr50)}{more}.")
         if row.by_method:
             alone = ", ".join(f"{method} {rate_text(rate)}" for method, rate in row.by_method.items())
             yield indented(f"{row.label}, each method alone at {percent(row.target)}: {alone}.")

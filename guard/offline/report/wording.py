@@ -82,7 +82,14 @@ def counting_text(e: Evaluation) -> str:
 
 def knowledge_text(e: Evaluation) -> str:
     """Return whose attacks stand side by side, and whose is missing."""
-    grey = " One who has second networks of another seed was not measured." if e.second else ""
+    grey = ""
+    if any(row.grey for row in e.adaptive):
+        grey = (
+            " Between them stands one who knows everything but the second network's weights, and attacks the guard "
+            "with those of another training in their place."
+        )
+    elif e.second:
+        grey = " One who has second networks of another seed was not measured (--grey-second)."
     return (
         "Side by side on the same items: the attacker who knows everything, and the recipe's attacks within the "
         f"budget, which know nothing of the guard.{grey}"

@@ -54,8 +54,9 @@ from guard.offline.programs.read import read
 from guard.offline.programs.verdicts import Verdicts
 from guard.offline.programs.write_programs import ProgramFiles
 from guard.offline.training.answer_calibration import calibrate_answers
-from guard.offline.training.choose_detectors import DetectorChoice, FamilyScores
+from guard.offline.training.choose_detectors import DetectorChoice
 from guard.offline.training.choose_share import KeptShare, choose_share
+from guard.offline.training.family_scores import FamilyScores
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
 from guard.session import Session
 

@@ -27,11 +27,12 @@ from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, built_detector
 from guard.offline.training.build import Prepared
 from guard.offline.training.calibrator import attacked_items, pool
-from guard.offline.training.choose_detectors import DetectorChoice, FamilyScores, Option, choose
+from guard.offline.training.choose_detectors import DetectorChoice, Option, choose
+from guard.offline.training.families import families_of, leaving
+from guard.offline.training.family_scores import MIN_FAMILIES, FamilyScores
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 
 FITTED_ITEMS = 1500  # of clean, noisy and attacked each, at most, that the heads of a choice are fitted on
-MIN_FAMILIES = 2  # of attacks: one is left out, another learned from
 
 Block = Mapping[str, Any]  # a [[detector]] of a recipe
 
@@ -66,9 +67,17 @@ def check_cost(job: Job) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class ChosenDetectors:
+    """Detectors that were chosen within a limit of forwards, and their scores without each family."""
+
+    choice: DetectorChoice
+    left_out: Sequence[FamilyScores]  # of the chosen detectors, in their order in the programs
+
+
 def with_chosen(
     job: Job, prepared: Prepared, remembered: EvidenceCache, note: Callable[[str], None]
-) -> tuple[Job, DetectorChoice | None]:
+) -> tuple[Job, ChosenDetectors | None]:
     """Return the job with the detectors that catch most within `job.cost` forwards, and how they were chosen.
 
     Without such a limit the job is as it was.
@@ -80,18 +89,16 @@ def with_chosen(
     if job.cost is None:
         return job, None
     candidates = candidates_of(job.recipe, [tap.name for tap in prepared.classifier.taps])
-    scored = [scores_without(family, job, prepared, candidates, remembered, note) for family in families_of(prepared)]
-    options = [option_of(candidate, needs) for candidate, needs in zip(candidates, scored[0][1], strict=True)]
+    fitted = [scores_without(family, job, prepared, candidates, remembered, note) for family in families_of(prepared)]
+    options = [option_of(candidate, needs) for candidate, needs in zip(candidates, fitted[0][1], strict=True)]
     note("sets of detectors")
-    rates = (job.reject_rate, job.flag_rate)
-    choice = choose(options, [scores for scores, _ in scored], job.cost, rates)
-    recipe = job.recipe.having([candidates[place].block for place in choice.chosen.places])
-    return replace(job, recipe=recipe), choice
-
-
-def families_of(prepared: Prepared) -> list[str]:
-    """Return the families of the crafted attacks, each once."""
-    return list(dict.fromkeys(str(found.family) for found in prepared.crafted))
+    scored = [scores for scores, _ in fitted]
+    choice = choose(options, scored, job.cost, (job.reject_rate, job.flag_rate))
+    chosen = {options[place].name: place for place in choice.chosen.places}
+    job = replace(job, recipe=job.recipe.having([candidates[place].block for place in chosen.values()]))
+    served = [chosen[detector.name] for detectors in prepared.programs(job).values() for detector in detectors]
+    left = leaving(prepared)
+    return job, ChosenDetectors(choice, [scores.of(served) for scores in scored if scores.family in left])
 
 
 def candidates_of(recipe: Recipe, taps: Sequence[str]) -> list[Candidate]:
@@ -101,11 +108,12 @@ def candidates_of(recipe: Recipe, taps: Sequence[str]) -> list[Candidate]:
 
 
 def variants(block: Block) -> list[Block]:
-    """Return a block, then itself with each of its squeezers alone, then all of these with less evidence."""
+    """Return a block, then itself with each of its squeezers alone, then all of these with less evidence, each once."""
     squeezers = block.get("squeezers", ())
     alone = [{**block, "squeezers": [one]} for one in squeezers] if len(squeezers) > 1 else []
     less = LESS_EVIDENCE.get(block["name"])
-    return [block, *alone, *([{**one, **less} for one in (block, *alone)] if less else [])]
+    found = [block, *alone, *([{**one, **less} for one in (block, *alone)] if less else [])]
+    return [one for place, one in enumerate(found) if one not in found[:place]]
 
 
 def option_of(candidate: Candidate, settled: Detector) -> Option:

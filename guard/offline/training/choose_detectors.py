@@ -1,13 +1,15 @@
 """Choice of detectors: of those that cost at most so many forwards, the set that catches most of its worst attack.
 
-Rule 1: an attack is judged by heads and by a fusion that saw no item of its family.
+Rule 1: an attack is judged by heads and by a fusion that saw no item of its family, with the share of the rate for
+evidence that needs no attacks that a guard without that family would choose (`choose_share.py`).
 Rule 2: the clean items that a threshold is taken from are no items that the fusion was fitted on.
 
 How it works. Candidates are a recipe's detectors, those with several squeezers also with each of them alone. What two
 candidates need together is paid once, so the sets worth a look are those of passes: of each set of passes all that can
 be read from it is taken. A set is judged by one fusion a family and half: fitted on one half of the clean items and on
 the attacks of all other families, it ranks the family's items among the clean ones of the other half. What it catches
-of an attack is the mean over both halves and both promised rates.
+of an attack is the mean over both halves and both promised rates. How much of the rate is kept for evidence that needs
+no attacks, the other families choose.
 
 Example: with `mahalanobis` (free), `saliency_classifier` (a gradient: 1 forward) and `feature_squeezing` (a row for
 each of two squeezers) there are 2 x 4 sets of passes, from 1 to 4 forwards. Within 2 forwards are those without any
@@ -24,13 +26,12 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from guard.errors import ConfigError, DataError
-from guard.fusion import Floats
-from guard.offline.data.attacked import Attacked
 from guard.offline.evidence.needs import Need
-from guard.offline.training.fit_fusion import fit_fusion
+from guard.offline.training.choose_share import share_of_others, try_family
+from guard.offline.training.family_scores import FamilyScores
+from guard.offline.training.fit_fusion import usual_share
 
 NEXT_FORWARDS = 1.0  # beyond the limit: what they would buy is said
 TIED_SHARE = 0.005  # of an attack's items: sets whose worst attack lies no further apart are told apart by the mean
@@ -45,17 +46,6 @@ class Option:
     text: str
     passes: Mapping[Need, float]  # forwards by need
     independent: bool = False  # of the attacked weights
-
-
-@dataclass(frozen=True, eq=False)
-class FamilyScores:
-    """Scores of all candidates whose heads saw no item of one family, on the combiner's split."""
-
-    family: str
-    clean: Floats  # [item, candidate]
-    noisy: Floats
-    learned: Attacked[Floats]  # of the other families
-    judged: Attacked[Floats]  # of this one
 
 
 @dataclass(frozen=True)
@@ -158,11 +148,12 @@ def judged(
     options: Sequence[Option], places: tuple[int, ...], families: Sequence[FamilyScores], rates: Sequence[float]
 ) -> Tried:
     """Return what a set of candidates catches of each family's attacks without having seen the family."""
-    columns = list(places)
     independent = [options[place].independent for place in places]
+    trials = [try_family(family.of(places), independent, rates) for family in families]
+    usual = usual_share(independent)
     shares: dict[str, float] = {}
-    for family in families:
-        shares |= caught_of(family, columns, independent, rates)
+    for trial in trials:
+        shares |= trial.by_attack[share_of_others(trials, trial, usual)]
     if not shares:
         raise DataError("no attacked item lies in the combiner's split to choose detectors by; craft more of them")
     worst = min(shares, key=lambda attack: (shares[attack], attack))
@@ -175,18 +166,3 @@ def judged(
         worst,
         float(np.mean(list(shares.values()))),
     )
-
-
-def caught_of(
-    family: FamilyScores, columns: Sequence[int], independent: Sequence[bool], rates: Sequence[float]
-) -> dict[str, float]:
-    """Return the share caught of each attack of a family, the mean over both halves of the clean items and rates."""
-    clean, noisy = family.clean[:, columns], family.noisy[:, columns]
-    learned, bad = family.learned.seen_as(family.learned.items[:, columns]), family.judged.items[:, columns]
-    shares = np.zeros((len(bad), 2 * len(rates)))
-    for half in (0, 1):
-        fusion = fit_fusion(clean[half::2], noisy, learned, independent)
-        limits = np.quantile(fusion.risk(clean[1 - half :: 2]), [1 - rate for rate in rates], method="higher")
-        shares[:, half * len(rates) : (half + 1) * len(rates)] = fusion.risk(bad)[:, None] > limits
-    names: NDArray[np.str_] = family.judged.names
-    return {str(name): float(shares[names == name].mean()) for name in np.unique(names)}

@@ -9,7 +9,8 @@ How it works. Each family of the crafted attacks is left out in turn. Heads are 
 items. What is caught of the family is counted at thresholds that the other half sets, at several rates; then the halves
 change places.
 Of all shares that cost the seen families little, the one with the best worst family is taken. A guard that is itself
-made without a family chooses among the families that it has: the choice never sees an item of the one it lacks.
+made without a family chooses among the families that it has: the choice never sees an item of the one it lacks. Where
+detectors are chosen, too (`choose_detectors.py`), each family is judged at the share that the others choose.
 
 Example. With the usual share, families A, B and C are caught on 80, 40 and 60 % left out, and on 90 % where they are
 seen; with a larger share on 70, 50 and 55 %, and 88 %. The larger one is taken: 50 % is more than 40 %, and 2 points of
@@ -26,7 +27,7 @@ import numpy as np
 
 from guard.fusion import Floats, Fusion
 from guard.offline.data.attacked import Attacked
-from guard.offline.training.choose_detectors import FamilyScores
+from guard.offline.training.family_scores import MIN_FAMILIES, MIN_JUDGED_ITEMS, FamilyScores
 from guard.offline.training.fit_fusion import add_surprise, fit_weights, usual_share
 
 TRIED_RATE_SHARES = (0.1, 0.3, 0.5, 0.7)
@@ -67,6 +68,17 @@ class KeptShare:
         )
 
 
+@dataclass(frozen=True)
+class FamilyTrial:
+    """What each share of the rate catches of one family, by fusions that were fitted on none of its items."""
+
+    family: str
+    items: int  # attacked ones of the family
+    caught: Mapping[float, float]  # of the family, by share of the rate; averaged over attacks and JUDGED_RATES
+    seen: Mapping[float, float]  # of the other families, likewise
+    by_attack: Mapping[float, Mapping[str, float]]  # of each attack of the family, averaged over the promised rates
+
+
 def choose_share(left_out: Sequence[FamilyScores], independent: Sequence[bool] = ()) -> KeptShare:
     """Choose the share that serves the worst left-out family best; `independent` as in `fit_fusion`.
 
@@ -75,25 +87,57 @@ def choose_share(left_out: Sequence[FamilyScores], independent: Sequence[bool] =
     usual = usual_share(independent)
     if not left_out:
         return KeptShare(usual)
-    tried = sorted({usual, *TRIED_RATE_SHARES})
-    caught: dict[float, dict[str, float]] = {share: {one.family: 0.0 for one in left_out} for share in tried}
-    seen = dict.fromkeys(tried, 0.0)
-    for one in left_out:
-        for place in range(CLEAN_PARTS):
-            held = np.arange(len(one.clean)) % CLEAN_PARTS == place
-            clean = one.clean[~held]
-            weighed = fit_weights(clean, one.noisy, one.learned)
-            for share in tried:
-                fusion = add_surprise(weighed, clean, one.noisy, independent, share)
-                caught[share][one.family] += share_caught(fusion, one.clean[held], one.judged) / CLEAN_PARTS
-                seen[share] += share_caught(fusion, one.clean[held], one.learned) / CLEAN_PARTS / len(left_out)
-    allowed = [share for share in tried if seen[share] >= seen[usual] - MAX_SEEN_LOSS_SHARE]
-    best = max([usual, *allowed], key=lambda share: min(caught[share].values()))  # of equal ones the usual
-    return KeptShare(best, caught[best], caught[usual])
+    trials = [try_family(one, independent) for one in left_out]
+    best = best_share(trials, usual)
+    return KeptShare(best, *({one.family: one.caught[share] for one in trials} for share in (best, usual)))
+
+
+def share_of_others(trials: Sequence[FamilyTrial], judged: FamilyTrial | None, usual: float) -> float:
+    """Return the share that a guard without the family that is judged would choose: by the others.
+
+    The usual one where these are fewer than two; None: no family is left out.
+    """
+    others = [one for one in trials if one is not judged and one.items >= MIN_JUDGED_ITEMS]
+    return best_share(others, usual) if len(others) >= MIN_FAMILIES else usual
+
+
+def best_share(trials: Sequence[FamilyTrial], usual: float) -> float:
+    """Return the share whose worst family is caught best, of those that cost the seen ones little."""
+    seen = {share: float(np.mean([one.seen[share] for one in trials])) for share in trials[0].seen}
+    allowed = [share for share in seen if seen[share] >= seen[usual] - MAX_SEEN_LOSS_SHARE]
+    return max([usual, *allowed], key=lambda share: min(one.caught[share] for one in trials))  # of equal ones the usual
+
+
+def try_family(one: FamilyScores, independent: Sequence[bool], promised: Sequence[float] = ()) -> FamilyTrial:
+    """Try each share on one family, at the promised rates of each attack as well. Raises DataError, as a fit does."""
+    tried = sorted({usual_share(independent), *TRIED_RATE_SHARES})
+    caught, seen = dict.fromkeys(tried, 0.0), dict.fromkeys(tried, 0.0)
+    above = {share: np.zeros(len(one.judged)) for share in tried}
+    for place in range(CLEAN_PARTS):
+        held = np.arange(len(one.clean)) % CLEAN_PARTS == place
+        clean = one.clean[~held]
+        weighed = fit_weights(clean, one.noisy, one.learned)
+        for share in tried:
+            fusion = add_surprise(weighed, clean, one.noisy, independent, share)
+            caught[share] += share_caught(fusion, one.clean[held], one.judged) / CLEAN_PARTS
+            seen[share] += share_caught(fusion, one.clean[held], one.learned) / CLEAN_PARTS
+            if promised:
+                above[share] += above_thresholds(fusion, one.clean[held], one.judged.items, promised) / CLEAN_PARTS
+    names = one.judged.names
+    by_attack = {
+        share: {str(name): float(of_items[names == name].mean()) for name in np.unique(names)}
+        for share, of_items in above.items()
+    }
+    return FamilyTrial(one.family, len(one.judged), caught, seen, by_attack)
 
 
 def share_caught(fusion: Fusion, clean: Floats, judged: Attacked[Floats]) -> float:
     """Return the share of attacked items above thresholds of clean ones, averaged over JUDGED_RATES and attacks."""
-    thresholds = np.quantile(fusion.risk(clean), 1 - np.asarray(JUDGED_RATES), method="higher")
-    above = (fusion.risk(judged.items)[:, None] > thresholds).mean(axis=1)
-    return float(above @ judged.shares())
+    return float(above_thresholds(fusion, clean, judged.items, JUDGED_RATES) @ judged.shares())
+
+
+def above_thresholds(fusion: Fusion, clean: Floats, items: Floats, rates: Sequence[float]) -> Floats:
+    """Return at what share of the rates an item [item] lies above the threshold that clean scores set."""
+    thresholds = np.quantile(fusion.risk(clean), 1 - np.asarray(rates), method="higher")
+    above: Floats = (fusion.risk(items)[:, None] > thresholds).mean(axis=1)
+    return above

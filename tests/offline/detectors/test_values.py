@@ -31,9 +31,10 @@ from guard.offline.detectors.lid import Lid
 from guard.offline.detectors.mahalanobis import Mahalanobis, fit_metric
 from guard.offline.detectors.parts import logistic
 from guard.offline.detectors.parts.logistic import RIDGE_PENALTY, fit_logistic
+from guard.offline.detectors.parts.summary_numbers import numbers_of
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.detectors.saliency_classifier import SaliencyClassifier, SaliencyClassifierHead
-from guard.offline.detectors.summary_classifier import SummaryClassifierHead, grain
+from guard.offline.detectors.summary_classifier import SummaryClassifierHead
 from guard.offline.detectors.table import build_detector
 from guard.offline.evidence.kinds.gradients import InputGradient, Noise, NoisedGradients
 from guard.offline.evidence.kinds.plain import Image, Latent, Logits
@@ -335,14 +336,37 @@ def test_a_summary_without_the_gradient_asks_no_backward_and_learns() -> None:
     assert ((clean < 0).float().mean() + (attacked > 0).float().mean()) / 2 > 0.75
 
 
+def grain(image: Tensor) -> Tensor:
+    """The numbers of grain [item, number]: those that an image has beside a vector of the same logits."""
+    logits = torch.tensor([[2.0, 1.0, 0.0]])
+    numbers, without = (numbers_of(given, logits, [], None)[0].tolist() for given in (image, image.flatten(1)))
+    for number in without:
+        numbers.remove(number)
+    return torch.tensor(numbers)
+
+
 def test_grain_does_not_mistake_brightness_for_noise() -> None:
     image = torch.linspace(0, 1, 16).expand(1, 3, 16, 16).contiguous()
-    darker = torch.stack(grain(0.5 * image + 0.2), dim=1)
-    half = torch.stack(grain(0.5 * image), dim=1)
-    torch.testing.assert_close(darker, half, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(grain(0.5 * image + 0.2), grain(0.5 * image), rtol=1e-3, atol=1e-3)
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
-    noisy = torch.stack(grain(image + 0.05 * noise), dim=1)
-    assert float(noisy[0, 0]) > float(torch.stack(grain(image), dim=1)[0, 0])
+    noisy, still = grain(image + 0.05 * noise), grain(image)
+    assert len(noisy) == 3 + 4, "size, mean and peakedness; two directions and two pairs of channels"
+    assert noisy[-3] > still[-3], "size"
+
+
+def test_summary_numbers_by_hand() -> None:
+    """Two classes, an opinion that turns the answer round, a gradient along the residual."""
+    logits, opinion = torch.tensor([[1.0, -1.0]]), torch.tensor([[-1.0, 1.0]])
+    image = torch.tensor([[0.2, 0.8, 0.2, 0.8]])
+    numbers = numbers_of(image, logits, [opinion], image - image.mean())[0]
+    share = 1 / (1 + math.exp(-2))
+    entropy = -(share * math.log(share) + (1 - share) * math.log(1 - share))
+    plain = [2.0, 1.0, math.log(math.e + 1 / math.e), 2.0, -2.0, 4.0]
+    logs = [2.0 + 1e-2, entropy + 1e-4, 2 * (2 * share - 1) + 1e-4, math.sqrt(8) + 1e-3]
+    torch.testing.assert_close(numbers[: len(plain)], torch.tensor(plain))
+    torch.testing.assert_close(numbers[-6:-2], torch.tensor(logs).log())
+    torch.testing.assert_close(numbers[-2], torch.tensor(0.6).log())
+    assert numbers[len(plain)] > 0.5, "the residual lies along the gradient"
 
 
 @pytest.mark.parametrize("map", ["gradient", "gradient_x_input", "smoothgrad"])

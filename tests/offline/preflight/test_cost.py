@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor, nn
 
 from guard.errors import ModelError
@@ -20,13 +23,21 @@ from guard.offline.crafting.plan import MIN_FAMILY_ITEMS
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.crafting.stage import learning_items
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.table import build_detector
 from guard.offline.job.job import Job, open_job
+from guard.offline.job.recipe import load_recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.preflight.check import cost_lines, forwards_text, gradient_text
 from guard.offline.preflight.cost import Cost, Speeds, cost_of, counted, seconds
+from guard.offline.preflight.fitting import FittingSize, fitting_seconds
+from guard.offline.train import choose_and_fit
+from guard.offline.training.build import Prepared, compile_heads
+from guard.offline.training.calibrator import Calibrator
+from guard.offline.training.fit_heads import settled
+from guard.offline.work.progress import Stages
 from guard.offline.work.store import ResultStore
 from tests.offline import tiny
 
@@ -114,6 +125,50 @@ def test_threads_share_the_crafting(opened: tuple[Job, Classifier, Dataset]) -> 
     alone, beside = (cost_of(replace(job, threads=threads), classifier, data) for threads in (1, 8))
     ratio = (alone.crafting_s / alone.gradient_s) / (beside.crafting_s / beside.gradient_s)
     assert ratio == pytest.approx(8, rel=0.5)
+
+
+def test_the_items_that_a_guard_is_fitted_on_by_hand(opened: tuple[Job, Classifier, Dataset]) -> None:
+    """The example at the head of `fitting.py`; a choice has all candidates fitted, and one family none left out."""
+    job, _, data = opened
+    recipe = load_recipe("standard")
+    sizes = {Split.HEADS: 1000, Split.COMBINER: 400, Split.CALIBRATE: 800, Split.TEST: 500}
+
+    class Sized(Dataset):
+        def places(self, split: Split) -> NDArray[np.int64]:
+            return np.arange(sizes[split])
+
+    sized = Sized(data.images[:1], data.labels[:1], data.hashes[:1])
+    job = replace(job, recipe=recipe, craft_items=None)
+    assert len(recipe.attacks) == 8
+    assert FittingSize.of(job, sized, 4, 4) == FittingSize(21_600, 7_700, 15_200 + 5 * 1_800)
+    chosen = FittingSize.of(replace(job, cost=2.0), sized, 6, 4)
+    assert chosen.fitted == 15_200 + 5 * 3 * 1500 * 6 // 4
+    alone = replace(job, recipe=replace(recipe, attacks=recipe.attacks[:1]))
+    assert FittingSize.of(alone, sized, 4, 4).fitted == 4000 + 2 * 700
+
+
+@pytest.mark.alone  # it is timed
+def test_a_fit_takes_about_what_was_forecast(opened: tuple[Job, Classifier, Dataset]) -> None:
+    """Made-up attacks of the recipe's families, as many items of each as the recipe asks for."""
+    job, classifier, data = opened
+    job = replace(job, craft_items=300)
+    spec = classifier.spec
+    run = CraftSetup(TorchModel(classifier.graph), tiny.GRID, spec.fingerprint, job.work.crafted, 0, workers=1)
+    crafted = tuple(craft(run, learning_items(data).take(slice(300)), job.recipe.attacks))
+    forecast = fitting_seconds(job, classifier, data)
+    began = time.perf_counter()
+    fit_all(job, Prepared(classifier, data, crafted))
+    took = time.perf_counter() - began
+    assert forecast / MAX_FACTOR < took < forecast * MAX_FACTOR
+
+
+def fit_all(job: Job, prepared: Prepared) -> None:
+    """Fit, compile and calibrate, as a training does."""
+    stages = Stages(Console(file=io.StringIO()))
+    job, heads, choice, left_out = choose_and_fit(job, prepared, stages)
+    programs = settled(prepared.programs(job), heads)
+    files = compile_heads(job, prepared, programs, heads).files
+    Calibrator(job, prepared.classifier, programs, files, prepared.data, choice).calibrate(prepared.crafted, left_out)
 
 
 COST = Cost(0.0002, 0.0004, 330, 16.0, 50.0, 12.0, 2**29)

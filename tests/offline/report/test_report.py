@@ -28,8 +28,8 @@ from guard.offline.findings.evaluation import (
     DetectorRow,
     Evaluation,
     LeftOutRow,
+    OutcomeRow,
     ProofRow,
-    StaticRow,
     StrengthRow,
     SuiteRows,
     UnrunRow,
@@ -334,7 +334,7 @@ def test_an_attack_that_changes_when_it_is_stronger_is_unproven(row: StrengthRow
 
 def test_who_knows_nothing_stands_beside_who_knows_everything() -> None:
     share, none = {0.01: None, 0.05: rate(1, 10)}, rate(0, 10)
-    row = adaptive(static=StaticRow(rate(7, 10), share, none, none, none), sr50=rate(3, 10))
+    row = adaptive(static=OutcomeRow(rate(7, 10), share, none, none, none), sr50=rate(3, 10))
     for second in ((), ("small: natural",)):
         made = evaluation(adaptive=(row,), second=second)
         printed, page = " ".join(" ".join(lines_of(made)).split()), " ".join(parsed(made).text.split())
@@ -343,6 +343,19 @@ def test_who_knows_nothing_stands_beside_who_knows_everything() -> None:
         for text in (printed, page):
             assert ("of another seed was not measured" in text) is bool(second)
         assert strict(to_json(made))["adaptive"][0]["static"]["fooled"]["count"] == 7
+
+
+def test_who_has_other_second_weights_stands_between_them() -> None:
+    share, none = {0.01: None, 0.05: rate(2, 10)}, rate(0, 10)
+    less = OutcomeRow(rate(8, 10), share, none, none, rate(1, 10))
+    made = evaluation(adaptive=(adaptive(static=less, grey=less, sr50=rate(3, 10)),), second=("small: natural",))
+    printed, page = " ".join(" ".join(lines_of(made)).split()), " ".join(parsed(made).text.split())
+    assert "other second weights 80% 20%" in printed
+    assert "other second weights" in page
+    for text in (printed, page):
+        assert "those of another training in their place" in text
+        assert "was not measured" not in text
+    assert strict(to_json(made))["adaptive"][0]["grey"]["fooled"]["count"] == 8
 
 
 def test_what_was_not_asked_of_the_attack_is_said() -> None:

@@ -18,6 +18,7 @@ from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError, ModelError
 from guard.offline.adversary.excess import without_gradient
 from guard.offline.data.splits import Split
+from guard.offline.evaluate import Wish, evaluate_bundle
 from guard.offline.evaluation.left_out import refit
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.kinds.second import networks_of
@@ -95,6 +96,20 @@ def test_an_attacker_opens_it_again_and_can_follow_every_score(trained: Job) -> 
     with torch.no_grad():
         ours = subject.joint().scores(subject.joint().evidence(images)).numpy()
     np.testing.assert_allclose(served.scores, ours, rtol=1e-3, atol=1e-3)
+
+
+def test_an_attacker_with_other_weights_is_a_row_of_the_report(trained: Job, tmp_path: Path) -> None:
+    """The guarded model in the place of the second network; the guard's own network is refused."""
+    bundle = Bundle.open(trained.out)
+    fresh = tiny.write_data(tmp_path / "fresh.npz", 60, seed=31)
+    silent = Stages(Console(file=io.StringIO()))
+    wish = Wish(quick=True, minutes=0.0, adaptive_items=2, grey_second="tests.offline.tiny:image_model")
+    (row,) = evaluate_bundle(bundle, fresh, tmp_path / "report", wish, silent).adaptive
+    assert row.grey is not None
+    assert row.static is not None
+    assert row.grey.fooled.items == row.static.fooled.items == row.fooled.items
+    with pytest.raises(ConfigError, match="second has the guard's own weights"):
+        evaluate_bundle(bundle, fresh, tmp_path / "other", replace(wish, grey_second=str(trained.out)), silent)
 
 
 def test_a_guard_without_a_family_asks_the_same_network_and_trains_none(trained: Job, epochs: list[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,26 @@ import pytest
 import torch
 from rich.console import Console
 
+import guard.offline.train as training
+import guard.offline.training.candidates as choosing
 from guard.bundle import Bundle
 from guard.errors import ConfigError
 from guard.offline.crafting.stage import craft_all
+from guard.offline.data.splits import Split
 from guard.offline.evaluation.left_out import refit
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import parse
 from guard.offline.train import train
 from guard.offline.training.build import Prepared
-from guard.offline.training.candidates import candidates_of, check_cost, rounds
+from guard.offline.training.candidates import candidates_of, check_cost, columns, rounds
 from guard.offline.training.reopen import Work
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.progress import Stages
 from guard.summary import summarise
 from tests.offline import tiny
 from tests.once import once
+from tests.spy import spied
 
 RECIPE: dict[str, Any] = {**tiny.RECIPE, "cascade": False}
 LIMIT = 3.0
@@ -38,6 +43,10 @@ SQUEEZERS = [{"name": "bit_depth", "bits": 2}, {"name": "median", "window": 2}]
 def job_in(folder: Path, **changes: Any) -> Job:
     small = {"craft_items": 200, "attack_items": 40, "adaptive_items": 2, "adaptive_steps": 1, "threads": 1}
     return tiny.job(folder, recipe=parse(RECIPE, "tiny"), cost=LIMIT, **{**small, **changes})
+
+
+def quiet() -> Any:
+    return type("Quiet", (), {"items": lambda *_: None, "say": lambda *_: None, "note": lambda *_: None})()
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +73,8 @@ def test_candidates_are_the_recipes_detectors_and_fewer_squeezers_of_each() -> N
     texts = [one.text for one in candidates_of(parse({"detector": [summary]}, "mine"), ["a"])]
     assert texts[-1] == "summary_classifier (Median(window=2), gradient = false)"
     assert len(texts) == 6
+    lean = parse({"detector": [{**summary, "gradient": False}]}, "mine")
+    assert len(candidates_of(lean, ["a"])) == 3, "no candidate twice"
     assert rounds(found) == [[0, 1, 2, 3], [4], [5]], "heads go by name"
 
 
@@ -97,8 +108,7 @@ def test_a_guard_without_the_only_other_family_takes_the_served_detectors(traine
     assert job.cost == LIMIT
     assert len(job.recipe.detectors) == len(RECIPE["detector"]), "a left-out guard chooses among all candidates"
     classifier, data = open_job(job)
-    quiet: Any = type("Quiet", (), {"items": lambda *_: None, "say": lambda *_: None, "note": lambda *_: None})()
-    prepared = Prepared(classifier, data, craft_all(job, classifier, data, quiet))
+    prepared = Prepared(classifier, data, craft_all(job, classifier, data, quiet()))
     found = refit(job, prepared, "single-step", bundle, EvidenceCache(classifier), lambda _: None)
     assert [one.name for one in found.manifest.detectors] == [one.name for one in bundle.manifest.detectors]
     assert found.manifest.provenance["choice"] == {}
@@ -114,6 +124,31 @@ def test_a_cascade_from_before_there_was_one_program_is_reopened_as_it_is(
     subject = Work.beside(tiny_bundle, work.path).subject(tiny_bundle)
     assert list(subject.programs) == [program.name for program in tiny_bundle.manifest.programs]
     assert len(subject.programs) == 2
+
+
+def test_heads_without_a_family_are_fitted_once_for_detectors_and_share(
+    trained: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cascade whose recipe names the second program's detectors first, scores go by the programs' order."""
+    bundle = Bundle.open(trained.out)
+    turned = parse({**RECIPE, "cascade": True, "detector": RECIPE["detector"][::-1]}, "turned")
+    job = replace(Work.beside(bundle).job_of(bundle), recipe=turned)
+    classifier, data = open_job(job)
+    prepared = Prepared(classifier, data, craft_all(job, classifier, data, quiet()))
+    monkeypatch.setattr(training, "left_out_scores", lambda *_: pytest.fail("fitted once more"))
+    fits = spied(monkeypatch, choosing, "scores_without")
+    job, heads, choice, left_out = training.choose_and_fit(job, prepared, Stages(Console(file=io.StringIO())))
+    assert choice is not None
+    families = [call.given["family"] for call in fits]
+    assert families == [one.family for one in left_out] == ["high-confidence", "single-step"]
+    served = [detector.name for detectors in prepared.programs(job).values() for detector in detectors]
+    clean = data.part(Split.COMBINER).images[:]
+    expected = columns([heads[name] for name in served], clean, EvidenceCache(classifier))
+    alike = [place for place, name in enumerate(served) if name in ("kernel_density", "feature_squeezing")]
+    assert alike
+    for one in left_out:
+        assert one.clean.shape[1] == len(served) < len(candidates_of(turned, ["a"]))
+        np.testing.assert_allclose(one.clean[:, alike], expected[:, alike], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from guard.offline.evidence.forwards import floor_of, forwards_by_need
 from guard.offline.evidence.kinds.gradients import InputGradient, Noise, NoisedGradients
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.kinds.variants import DenoisedLogits
-from guard.offline.training.choose_detectors import FamilyScores, Option, choose, forwards_of, sets_within
+from guard.offline.training.choose_detectors import Option, choose, forwards_of, sets_within
+from guard.offline.training.family_scores import FamilyScores
 
 GRADIENT, COARSE, SMOOTH = InputGradient(), DenoisedLogits(BitDepth(4)), DenoisedLogits(Median(2))
 FAMILIES, ITEMS, RATES = ("first", "second", "third"), 400, (0.02, 0.1)
@@ -81,7 +82,7 @@ def test_on_the_frontier_more_forwards_catch_more() -> None:
 
 
 def test_an_attack_is_judged_by_nothing_that_saw_its_family() -> None:
-    """Other items of a family change what is caught of it, and of no other family."""
+    """Other items of a family change what is caught of it; of the others no more than by the share it chooses."""
     other = replace(PLANTED[0], judged=Attacked(scores(99, ITEMS, (9.0,) * len(MOVES)), PLANTED[0].judged.by))
     before, after = (choose(OPTIONS, found, 9.0, RATES) for found in (PLANTED, (other, *PLANTED[1:])))
     assert before.frontier[0].worst_attack == "first" or before.frontier[0].worst <= after.frontier[0].worst
@@ -104,25 +105,14 @@ def test_a_tie_goes_to_the_cheaper_set() -> None:
         )
         for one in PLANTED
     )
-    found = choose([twin[0], *twin[2:]], [picked(one, [0, 2, 3]) for one in same], 3.0, RATES)
+    found = choose([twin[0], *twin[2:]], [one.of([0, 2, 3]) for one in same], 3.0, RATES)
     assert found.chosen.detectors == ("free", "honest")
     assert found.next_forward is None
 
 
-def picked(scored: FamilyScores, columns: Sequence[int]) -> FamilyScores:
-    wanted = list(columns)
-    return FamilyScores(
-        scored.family,
-        scored.clean[:, wanted],
-        scored.noisy[:, wanted],
-        scored.learned.seen_as(scored.learned.items[:, wanted]),
-        scored.judged.seen_as(scored.judged.items[:, wanted]),
-    )
-
-
 def test_no_candidate_within_the_limit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--cost 1.5: no detector.*the cheapest costs 2"):
-        choose(OPTIONS[1:3], [picked(one, [1, 2]) for one in PLANTED], 1.5, RATES)
+        choose(OPTIONS[1:3], [one.of([1, 2]) for one in PLANTED], 1.5, RATES)
 
 
 def test_sets_hold_all_that_their_passes_give_and_of_a_name_the_fullest() -> None:

@@ -8,14 +8,17 @@ import pytest
 import guard.offline.training.choose_share as choosing
 from guard.fusion import Floats, Fusion
 from guard.offline.data.attacked import Attacked
-from guard.offline.training.choose_detectors import FamilyScores
 from guard.offline.training.choose_share import (
     MAX_SEEN_LOSS_SHARE,
     TRIED_RATE_SHARES,
+    FamilyTrial,
     KeptShare,
     choose_share,
     share_caught,
+    share_of_others,
+    try_family,
 )
+from guard.offline.training.family_scores import MIN_JUDGED_ITEMS, FamilyScores
 from guard.offline.training.fit_fusion import INDEPENDENT_RATE_SHARE, SURPRISE_RATE_SHARE, fit_fusion
 from tests.spy import spied
 
@@ -135,6 +138,31 @@ def test_where_no_share_is_better_the_usual_one_stays(monkeypatch: pytest.Monkey
     monkeypatch.setattr(choosing, "share_caught", lambda *_: 0.5)
     for independent, usual in (((), SURPRISE_RATE_SHARE), (INDEPENDENT, INDEPENDENT_RATE_SHARE)):
         assert choose_share(left_out("a", "b", "c"), independent).rate_share == usual
+
+
+def test_a_family_is_judged_at_the_share_that_the_others_choose() -> None:
+    """A and B are caught better with a large share, C with the usual one; of two families neither judges the other."""
+
+    def trial(family: str, usual: float, large: float, items: int = 50) -> FamilyTrial:
+        return FamilyTrial(family, items, {0.3: usual, 0.7: large}, {0.3: 0.9, 0.7: 0.9}, {})
+
+    a, b, c = trial("A", 0.2, 0.6), trial("B", 0.3, 0.5), trial("C", 0.4, 0.1)
+    assert share_of_others([a, b, c], c, 0.3) == 0.7
+    assert share_of_others([a, b, c], a, 0.3) == 0.3, "C would be caught worse"
+    assert share_of_others([a, c], c, 0.3) == 0.3
+    few = trial("B", 0.3, 0.5, items=MIN_JUDGED_ITEMS - 1)
+    assert share_of_others([a, few, c], c, 0.3) == 0.3, "no family of few items chooses"
+
+
+def test_attacks_are_counted_at_the_promised_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = next(one for one in left_out("a", "a2", "b", "c") if one.family == "A")
+    found = try_family(given, INDEPENDENT, (0.02, 0.1))
+    assert sorted(found.by_attack) == sorted(TRIED_RATE_SHARES)
+    assert all(set(caught) == {"a", "a2"} for caught in found.by_attack.values())
+    monkeypatch.setattr(choosing, "JUDGED_RATES", (0.02, 0.1))
+    same = try_family(given, INDEPENDENT, (0.02, 0.1))
+    for share, caught in same.by_attack.items():
+        assert np.mean(list(caught.values())) == pytest.approx(same.caught[share])
 
 
 def test_what_is_caught_is_counted_at_each_rate_and_each_attack_counts_alike() -> None:

@@ -22,8 +22,8 @@ from guard.offline.evaluation.left_out import refit
 from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.job.job import Job
 from guard.offline.training.build import Prepared
-from guard.offline.training.choose_detectors import FamilyScores
-from guard.offline.training.left_out_scores import MIN_JUDGED_ITEMS, left_out_scores
+from guard.offline.training.family_scores import MIN_JUDGED_ITEMS, FamilyScores
+from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 from guard.summary import summarise
