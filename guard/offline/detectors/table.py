@@ -13,6 +13,7 @@ from guard.offline.detectors.gradient_direction import gradient_direction
 from guard.offline.detectors.kernel_density import kernel_density
 from guard.offline.detectors.lid import lid
 from guard.offline.detectors.mahalanobis import mahalanobis
+from guard.offline.detectors.ml_loo import ml_loo
 from guard.offline.detectors.saliency_classifier import saliency_classifier
 from guard.offline.detectors.second_entropy import second_entropy
 from guard.offline.detectors.second_opinion import second_opinion
@@ -30,6 +31,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "feature_squeezing": feature_squeezing,
     "second_opinion": second_opinion,
     "second_entropy": second_entropy,
+    "ml_loo": ml_loo,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them
