@@ -12,6 +12,7 @@ from guard.offline.detectors.feature_squeezing import feature_squeezing
 from guard.offline.detectors.gradient_direction import gradient_direction
 from guard.offline.detectors.kernel_density import kernel_density
 from guard.offline.detectors.lid import lid
+from guard.offline.detectors.magnet import magnet
 from guard.offline.detectors.mahalanobis import mahalanobis
 from guard.offline.detectors.ml_loo import ml_loo
 from guard.offline.detectors.saliency_classifier import saliency_classifier
@@ -32,6 +33,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "second_opinion": second_opinion,
     "second_entropy": second_entropy,
     "ml_loo": ml_loo,
+    "magnet": magnet,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them

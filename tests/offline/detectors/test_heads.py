@@ -252,6 +252,7 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "second_opinion": another_opinion,
     "second_entropy": no_opinion,
     "ml_loo": lambda have: have.attacked,
+    "magnet": badly_rebuilt,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from guard.offline.evidence.needs import Evidence, Need
 @dataclass(frozen=True)
 class Reconstruction(NetworkNeed):
     """Item rebuilt by an autoencoder of the guard's own [shape of the input], cut to the unit box."""
+
+    comparable: ClassVar[bool] = False
 
     def read(self, images: Tensor) -> Tensor:
         return super().read(images).clamp(0.0, 1.0)
