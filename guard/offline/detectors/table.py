@@ -7,6 +7,7 @@ from typing import Any
 
 from guard.errors import ConfigError
 from guard.offline.detectors.attribute_steering import attribute_steering
+from guard.offline.detectors.deep_knn import deep_knn
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.feature_squeezing import feature_squeezing
 from guard.offline.detectors.gradient_direction import gradient_direction
@@ -34,6 +35,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "second_entropy": second_entropy,
     "ml_loo": ml_loo,
     "magnet": magnet,
+    "deep_knn": deep_knn,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them

@@ -253,6 +253,7 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "second_entropy": no_opinion,
     "ml_loo": lambda have: have.attacked,
     "magnet": badly_rebuilt,
+    "deep_knn": layers_of_others,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 
