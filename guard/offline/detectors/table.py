@@ -12,6 +12,7 @@ from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.feature_squeezing import feature_squeezing
 from guard.offline.detectors.gradient_direction import gradient_direction
 from guard.offline.detectors.kernel_density import kernel_density
+from guard.offline.detectors.layer_regression import layer_regression
 from guard.offline.detectors.lid import lid
 from guard.offline.detectors.magnet import magnet
 from guard.offline.detectors.mahalanobis import mahalanobis
@@ -36,6 +37,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "ml_loo": ml_loo,
     "magnet": magnet,
     "deep_knn": deep_knn,
+    "layer_regression": layer_regression,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them

@@ -254,6 +254,7 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "ml_loo": lambda have: have.attacked,
     "magnet": badly_rebuilt,
     "deep_knn": layers_of_others,
+    "layer_regression": unlike_the_last,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 
