@@ -7,6 +7,7 @@ from typing import Any
 
 from guard.errors import ConfigError
 from guard.offline.detectors.attribute_steering import attribute_steering
+from guard.offline.detectors.bayesian_uncertainty import bayesian_uncertainty
 from guard.offline.detectors.deep_knn import deep_knn
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.feature_squeezing import feature_squeezing
@@ -38,6 +39,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "magnet": magnet,
     "deep_knn": deep_knn,
     "layer_regression": layer_regression,
+    "bayesian_uncertainty": bayesian_uncertainty,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them

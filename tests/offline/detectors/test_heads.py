@@ -255,6 +255,7 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "magnet": badly_rebuilt,
     "deep_knn": layers_of_others,
     "layer_regression": unlike_the_last,
+    "bayesian_uncertainty": scattered,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 
