@@ -256,6 +256,7 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "deep_knn": layers_of_others,
     "layer_regression": unlike_the_last,
     "bayesian_uncertainty": scattered,
+    "region_vote": scattered,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 
