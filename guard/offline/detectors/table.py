@@ -18,6 +18,7 @@ from guard.offline.detectors.lid import lid
 from guard.offline.detectors.magnet import magnet
 from guard.offline.detectors.mahalanobis import mahalanobis
 from guard.offline.detectors.ml_loo import ml_loo
+from guard.offline.detectors.outlier_class import outlier_class
 from guard.offline.detectors.region_vote import region_vote
 from guard.offline.detectors.saliency_classifier import saliency_classifier
 from guard.offline.detectors.second_entropy import second_entropy
@@ -42,6 +43,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "layer_regression": layer_regression,
     "bayesian_uncertainty": bayesian_uncertainty,
     "region_vote": region_vote,
+    "outlier_class": outlier_class,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them

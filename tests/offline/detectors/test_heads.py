@@ -257,6 +257,7 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "layer_regression": unlike_the_last,
     "bayesian_uncertainty": scattered,
     "region_vote": scattered,
+    "outlier_class": lambda have: have.attacked,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 
