@@ -8,6 +8,7 @@ from typing import Any
 from guard.errors import ConfigError
 from guard.offline.detectors.attribute_steering import attribute_steering
 from guard.offline.detectors.bayesian_uncertainty import bayesian_uncertainty
+from guard.offline.detectors.binary_classifier import binary_classifier
 from guard.offline.detectors.deep_knn import deep_knn
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.feature_squeezing import feature_squeezing
@@ -44,6 +45,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "bayesian_uncertainty": bayesian_uncertainty,
     "region_vote": region_vote,
     "outlier_class": outlier_class,
+    "binary_classifier": binary_classifier,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them
