@@ -21,6 +21,7 @@ from guard.offline.detectors.mahalanobis import mahalanobis
 from guard.offline.detectors.ml_loo import ml_loo
 from guard.offline.detectors.outlier_class import outlier_class
 from guard.offline.detectors.region_vote import region_vote
+from guard.offline.detectors.safetynet import safetynet
 from guard.offline.detectors.saliency_classifier import saliency_classifier
 from guard.offline.detectors.second_entropy import second_entropy
 from guard.offline.detectors.second_opinion import second_opinion
@@ -46,6 +47,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "region_vote": region_vote,
     "outlier_class": outlier_class,
     "binary_classifier": binary_classifier,
+    "safetynet": safetynet,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them

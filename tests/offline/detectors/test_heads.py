@@ -259,6 +259,7 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "region_vote": scattered,
     "outlier_class": lambda have: have.attacked,
     "binary_classifier": lambda have: have.attacked,
+    "safetynet": lambda have: have.attacked,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 
