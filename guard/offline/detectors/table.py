@@ -25,6 +25,7 @@ from guard.offline.detectors.safetynet import safetynet
 from guard.offline.detectors.saliency_classifier import saliency_classifier
 from guard.offline.detectors.second_entropy import second_entropy
 from guard.offline.detectors.second_opinion import second_opinion
+from guard.offline.detectors.shap_signature import shap_signature
 from guard.offline.detectors.summary_classifier import summary_classifier
 
 # name -> (taps of the model, settings of the recipe) -> detector
@@ -48,6 +49,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "outlier_class": outlier_class,
     "binary_classifier": binary_classifier,
     "safetynet": safetynet,
+    "shap_signature": shap_signature,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them
