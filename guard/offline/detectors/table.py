@@ -27,6 +27,7 @@ from guard.offline.detectors.second_entropy import second_entropy
 from guard.offline.detectors.second_opinion import second_opinion
 from guard.offline.detectors.shap_signature import shap_signature
 from guard.offline.detectors.summary_classifier import summary_classifier
+from guard.offline.detectors.x_ensemble import x_ensemble
 
 # name -> (taps of the model, settings of the recipe) -> detector
 DETECTORS: Mapping[str, Callable[..., Detector]] = {
@@ -50,6 +51,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "binary_classifier": binary_classifier,
     "safetynet": safetynet,
     "shap_signature": shap_signature,
+    "x_ensemble": x_ensemble,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them
