@@ -18,6 +18,7 @@ from guard.offline.detectors.layer_regression import layer_regression
 from guard.offline.detectors.lid import lid
 from guard.offline.detectors.magnet import magnet
 from guard.offline.detectors.mahalanobis import mahalanobis
+from guard.offline.detectors.mask_classifier import mask_classifier
 from guard.offline.detectors.ml_loo import ml_loo
 from guard.offline.detectors.outlier_class import outlier_class
 from guard.offline.detectors.region_vote import region_vote
@@ -52,6 +53,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "safetynet": safetynet,
     "shap_signature": shap_signature,
     "x_ensemble": x_ensemble,
+    "mask_classifier": mask_classifier,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them

@@ -262,6 +262,7 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "safetynet": lambda have: have.attacked,
     "shap_signature": lambda have: have.attacked,
     "x_ensemble": lambda have: have.attacked,
+    "mask_classifier": lambda have: have.attacked,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 
