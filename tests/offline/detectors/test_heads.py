@@ -263,6 +263,7 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "shap_signature": lambda have: have.attacked,
     "x_ensemble": lambda have: have.attacked,
     "mask_classifier": lambda have: have.attacked,
+    "detector_subnetwork": lambda have: have.attacked,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 
