@@ -1,7 +1,7 @@
 """For maintainers: what each detector and each pass buys, at the same share of clean items given up.
 
-    python -m tests.bench.ablation --model M.onnx --data FIT.npz [--preset standard] [--second N.onnx] \
-        [--items N] [--tested N] [--attacks NAMES] [--work DIR]
+    python -m tests.bench.ablation --model M.onnx --data FIT.npz [--preset standard | --recipe FILE] \
+        [--second N.onnx] [--items N] [--tested N] [--attacks NAMES] [--work DIR]
     python -m tests.bench.ablation --quick
 
 Crafts the recipe's attacks on the splits of FIT (kept in DIR, and taken up again), and `spatial` and `frame` to be
@@ -235,13 +235,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--test", type=Path)
     parser.add_argument("--preset", default="standard")
+    parser.add_argument("--recipe", type=Path, help="a TOML file of your own instead, as `guard train` takes it")
     parser.add_argument("--second", action="append", default=[])
     parser.add_argument("--items", type=int, default=330, help="that each attack is tried on, to learn from")
     parser.add_argument("--tested", type=int, default=200, help="that each attack is tried on, to be measured")
     parser.add_argument("--attacks", default="", help="of the recipe's, by name, separated by commas; all unless given")
     parser.add_argument("--work", type=Path, default=Path("ablation-bench"))
     given = parser.parse_args(arguments)
-    recipe, names = load_recipe(given.preset), tuple(filter(None, given.attacks.split(",")))
+    recipe, names = load_recipe(given.preset, given.recipe), tuple(filter(None, given.attacks.split(",")))
     recipe = replace(recipe, attacks=tuple(one for one in recipe.attacks if not names or one.name in names))
     job = Job(
         given.model, given.data, given.work, recipe, test=given.test, second=tuple(given.second), threads=1

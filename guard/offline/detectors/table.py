@@ -7,16 +7,29 @@ from typing import Any
 
 from guard.errors import ConfigError
 from guard.offline.detectors.attribute_steering import attribute_steering
+from guard.offline.detectors.bayesian_uncertainty import bayesian_uncertainty
+from guard.offline.detectors.binary_classifier import binary_classifier
+from guard.offline.detectors.deep_knn import deep_knn
 from guard.offline.detectors.detector import Detector
+from guard.offline.detectors.detector_subnetwork import detector_subnetwork
 from guard.offline.detectors.feature_squeezing import feature_squeezing
 from guard.offline.detectors.gradient_direction import gradient_direction
 from guard.offline.detectors.kernel_density import kernel_density
+from guard.offline.detectors.layer_regression import layer_regression
 from guard.offline.detectors.lid import lid
+from guard.offline.detectors.magnet import magnet
 from guard.offline.detectors.mahalanobis import mahalanobis
+from guard.offline.detectors.mask_classifier import mask_classifier
+from guard.offline.detectors.ml_loo import ml_loo
+from guard.offline.detectors.outlier_class import outlier_class
+from guard.offline.detectors.region_vote import region_vote
+from guard.offline.detectors.safetynet import safetynet
 from guard.offline.detectors.saliency_classifier import saliency_classifier
 from guard.offline.detectors.second_entropy import second_entropy
 from guard.offline.detectors.second_opinion import second_opinion
+from guard.offline.detectors.shap_signature import shap_signature
 from guard.offline.detectors.summary_classifier import summary_classifier
+from guard.offline.detectors.x_ensemble import x_ensemble
 
 # name -> (taps of the model, settings of the recipe) -> detector
 DETECTORS: Mapping[str, Callable[..., Detector]] = {
@@ -30,6 +43,19 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "feature_squeezing": feature_squeezing,
     "second_opinion": second_opinion,
     "second_entropy": second_entropy,
+    "ml_loo": ml_loo,
+    "magnet": magnet,
+    "deep_knn": deep_knn,
+    "layer_regression": layer_regression,
+    "bayesian_uncertainty": bayesian_uncertainty,
+    "region_vote": region_vote,
+    "outlier_class": outlier_class,
+    "binary_classifier": binary_classifier,
+    "safetynet": safetynet,
+    "shap_signature": shap_signature,
+    "x_ensemble": x_ensemble,
+    "mask_classifier": mask_classifier,
+    "detector_subnetwork": detector_subnetwork,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them

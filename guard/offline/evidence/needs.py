@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, Protocol
 from torch import Tensor
 
 from guard.offline.denoisers.stand_in import StandIn
+from guard.offline.model.classifier import Classifier
 
 # The pass that meets a need. "plain": the one forward over the items themselves; "rows": one forward over all variants
 # of them together; "backward": the backward of the plain pass; "second": the forward of another network.
@@ -49,6 +50,10 @@ class Need(Protocol):
         """Surrogates that an attacker differentiates in place of this need's steps."""
         ...
 
+    def lacks(self, classifier: Classifier) -> str | None:
+        """Return what a model does not have that this need reads, as a clause; None where it has all."""
+        ...
+
     def __hash__(self) -> int: ...
 
 
@@ -73,6 +78,10 @@ class ForwardNeed:
     @property
     def stand_ins(self) -> tuple[StandIn, ...]:
         return ()
+
+    def lacks(self, classifier: Classifier) -> str | None:
+        del classifier
+        return None
 
 
 Evidence = Mapping[Need, Tensor]

@@ -93,7 +93,7 @@ class Job:
     def fitting(self, classifier: Classifier) -> Job:
         """Return the job without the parts of its recipe that do not apply to a model's kind of input."""
         taps = [tap.name for tap in classifier.taps]
-        return replace(self, recipe=self.recipe.fitting(classifier.kind, taps))
+        return replace(self, recipe=self.recipe.fitting(classifier.kind, taps, classifier))
 
     def study(self, *, keep: bool) -> StudyWish:
         """Return how a closed model is to be studied; what is slow to find lies in the work directory if it is kept."""

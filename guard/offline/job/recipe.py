@@ -18,6 +18,7 @@ from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.table import build_detector
 from guard.offline.job.second_settings import ASKING, SecondSettings, second_settings
 from guard.offline.job.toml_files import content_of, names_in, own_text, users_text
+from guard.offline.model.classifier import Classifier
 
 TABULAR = "tabular"
 PROGRAMS = ("screen", "interpret")
@@ -93,13 +94,18 @@ class Recipe:
             return found
         return {list(found)[-1]: [detector for detectors in found.values() for detector in detectors]}
 
-    def fitting(self, kind: InputKind, taps: Sequence[str]) -> Recipe:
+    def fitting(self, kind: InputKind, taps: Sequence[str], classifier: Classifier | None = None) -> Recipe:
         """Return the recipe without the parts that do not apply to a kind of input; `skipped` says which and why.
+
+        So does it of detectors that read what the classifier, where one is given, does not have.
 
         Raises ConfigError where no detector is left.
         """
         every = [(entry, built_detector(entry, taps)) for entry in self.detectors]
         detectors, silent = applying("detector", [detector for _, detector in every], kind)
+        if classifier is not None:
+            detectors, unread = readable(detectors, classifier)
+            silent += unread
         attacks, unseen = applying("attack", self.attacks, kind)
         left_out, unmeasured = applying("attack", self.left_out, kind)
         repairs, unmended = applying("repair", self.repairs, kind)
@@ -139,6 +145,13 @@ def applying(what: str, parts: Sequence[PartT], kind: InputKind) -> tuple[tuple[
     reasons = [(part, kind.refusal(part)) for part in parts]
     skipped = [f"{what} {part!r}: {reason}" for part, reason in reasons if reason is not None]
     return tuple(part for part, reason in reasons if reason is None), skipped
+
+
+def readable(detectors: Sequence[Detector], classifier: Classifier) -> tuple[tuple[Detector, ...], list[str]]:
+    """Return the detectors that find in a model all that they read, and what is to be said of the others."""
+    lacking = [(one, next((why for need in one.needs if (why := need.lacks(classifier))), None)) for one in detectors]
+    skipped = [f"detector {one!r}: {why}" for one, why in lacking if why is not None]
+    return tuple(one for one, why in lacking if why is None), skipped
 
 
 def presets() -> tuple[str, ...]:

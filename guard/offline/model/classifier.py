@@ -16,6 +16,7 @@ from guard.errors import ModelError
 from guard.offline.data.input_kind import InputKind, kind_for
 from guard.offline.model.answering import Answering
 from guard.offline.model.graph.cut import after, before
+from guard.offline.model.graph.dropouts import Dropout, dropouts
 from guard.offline.model.graph.writer import attribute
 from guard.offline.model.served import Difference, Served
 from guard.offline.model.taps import Tap
@@ -54,6 +55,11 @@ class Classifier:
         """The shape of one item in unit space, as the graph takes it."""
         (start,) = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
         return tuple(int(size) for size in start.meta["val"].shape[1:])
+
+    @property
+    def dropouts(self) -> Mapping[str, Dropout]:
+        """The dropouts that the model learned with, as far as its file tells, by the node that each drops."""
+        return dropouts(self.graph.graph)
 
     def nodes_of(self, taps: Sequence[str]) -> dict[str, str]:
         """Return the name of the node behind each tap. Raises ModelError for a tap that the model does not have."""

@@ -5,6 +5,7 @@ Rule 1: nothing global is drawn from or changed: the same generator, items and t
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -41,6 +42,15 @@ def empty(build: Build) -> nn.Module:
 def knowledge_of(network: nn.Module) -> Knowledge:
     """Return the weights by name, as a file can keep them."""
     return {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
+
+
+def digest_of(knowledge: Knowledge) -> str:
+    """Return the SHA-256 (hex) of weights and their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(knowledge.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def recalled(build: Build, knowledge: Knowledge, like: Tensor) -> nn.Module:

@@ -98,7 +98,7 @@ class Work:
     def fitting(self, classifier: Classifier) -> Work:
         """Return the work with the recipe's parts that apply to the model's kind of input."""
         taps = [tap.name for tap in classifier.taps]
-        return replace(self, recipe=self.recipe.fitting(classifier.kind, taps))
+        return replace(self, recipe=self.recipe.fitting(classifier.kind, taps, classifier))
 
     def job_of(self, bundle: Bundle) -> Job:
         """Return the settings that `guard train` was called with. Raises BundleError."""

@@ -19,10 +19,12 @@ from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Head
 from guard.offline.detectors.table import DETECTORS, build_detector
 from guard.offline.evidence.kinds import gradients, plain, variants
+from guard.offline.evidence.kinds.dropout import DropoutLogits
 from guard.offline.evidence.kinds.gradients import NoisedGradients
 from guard.offline.evidence.kinds.plain import Latent, Logits
+from guard.offline.evidence.kinds.reconstruction import ReconstructedLogits, Reconstruction
 from guard.offline.evidence.kinds.second import SecondLogits
-from guard.offline.evidence.kinds.variants import DenoisedLogits, SteeredLogits
+from guard.offline.evidence.kinds.variants import DenoisedLogits, NoisyLogits, SteeredLogits
 from guard.offline.evidence.needs import Evidence, take
 from guard.offline.programs.program import Program
 from guard.offline.programs.write_programs import compile_programs
@@ -204,6 +206,40 @@ def no_opinion(have: Fitted) -> Evidence:
     return {need: 0.1 * value if isinstance(need, SecondLogits) else value for need, value in have.clean.items()}
 
 
+def badly_rebuilt(have: Fitted) -> Evidence:
+    """Rebuilt, the item is its negative, and the model names another class."""
+    other = 9.0 * torch.roll(have.clean[Logits()], 1, dims=1)
+    found = {need: 1 - value if isinstance(need, Reconstruction) else value for need, value in have.clean.items()}
+    return {need: other if isinstance(need, ReconstructedLogits) else value for need, value in found.items()}
+
+
+def layers_of_others(have: Fitted) -> Evidence:
+    """Every layer is that of an item of another class."""
+    named = have.clean[Logits()].argmax(dim=1)
+    other = torch.stack([((named != one).nonzero().squeeze(1)[7 * place % 50]) for place, one in enumerate(named)])
+    return {need: value[other] if isinstance(need, Latent) else value for need, value in have.clean.items()}
+
+
+def unlike_the_last(have: Fitted) -> Evidence:
+    """The first layer is that of another item than the last."""
+    first = next(need for need in have.detectors["layer_regression"].needs[1:])
+    return {need: value.roll(1, dims=0) if need == first else value for need, value in have.clean.items()}
+
+
+def scattered(have: Fitted) -> Evidence:
+    """Around the item, and with values dropped, the model names another class at every second row."""
+    named = torch.nn.functional.one_hot(have.clean[Logits()].argmax(dim=1), have.clean[Logits()].shape[1])
+
+    def turned(answers: Tensor) -> Tensor:
+        odd = torch.arange(answers.shape[1])[None, :, None] % 2 == 1
+        return torch.where(odd, -20.0 * named[:, None], answers)
+
+    return {
+        need: turned(value) if isinstance(need, NoisyLogits | DropoutLogits) else value
+        for need, value in have.clean.items()
+    }
+
+
 OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "mahalanobis": far_latents,
     "kernel_density": far_latents,
@@ -215,6 +251,19 @@ OUTLIERS: Mapping[str, Callable[[Fitted], Evidence]] = {
     "feature_squeezing": changed_mind,
     "second_opinion": another_opinion,
     "second_entropy": no_opinion,
+    "ml_loo": lambda have: have.attacked,
+    "magnet": badly_rebuilt,
+    "deep_knn": layers_of_others,
+    "layer_regression": unlike_the_last,
+    "bayesian_uncertainty": scattered,
+    "region_vote": scattered,
+    "outlier_class": lambda have: have.attacked,
+    "binary_classifier": lambda have: have.attacked,
+    "safetynet": lambda have: have.attacked,
+    "shap_signature": lambda have: have.attacked,
+    "x_ensemble": lambda have: have.attacked,
+    "mask_classifier": lambda have: have.attacked,
+    "detector_subnetwork": lambda have: have.attacked,
 }
 LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small scores suspicious
 

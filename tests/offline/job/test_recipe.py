@@ -15,8 +15,11 @@ from guard.offline.attacks.ranges import Amount, largest, ranged, smallest
 from guard.offline.detectors.table import DETECTORS
 from guard.offline.evidence.forwards import floor_of
 from guard.offline.job.recipe import PROGRAMS, load_recipe, parse, presets
+from tests.offline import tiny
+from tests.offline.evidence import dropped
 
 TAPS = ["first", "second", "penultimate"]
+UNCERTAINTY = "bayesian_uncertainty"
 GOOD = """
 description = "mine"
 [[detector]]
@@ -49,6 +52,17 @@ def test_every_preset_builds(name: str) -> None:
     assert {repr(attack) for attack in recipe.attacks}.isdisjoint(repr(attack) for attack in recipe.left_out)
     assert {d.name for detectors in programs.values() for d in detectors} <= set(DETECTORS)
     assert all(need.backwards == need.rows_per_item == 0 for d in programs["screen"] for need in d.needs)
+
+
+def test_a_detector_that_reads_what_the_model_does_not_have_is_left_out_and_said() -> None:
+    raw = {**tiny.RECIPE, "detector": [*tiny.RECIPE["detector"], {"name": UNCERTAINTY, "program": "interpret"}]}
+    recipe = parse(raw, "mine")
+    for classifier, asked in ((tiny.image_classifier(), False), (dropped.image_classifier(), True)):
+        found = recipe.fitting(classifier.kind, [tap.name for tap in classifier.taps], classifier)
+        assert (UNCERTAINTY in [entry["name"] for entry in found.detectors]) == asked
+        said = [text for text in found.skipped if "the model has no dropout" in text]
+        assert len(said) == (not asked)
+        assert all(text.startswith("detector BayesianUncertainty(") for text in said)
 
 
 @pytest.mark.parametrize("name", [name for name in presets() if load_recipe(name).cost is not None])

@@ -21,6 +21,7 @@ class PlainAnswers:
     logits: Tensor  # [item, class]
     latents: Mapping[str, Tensor]  # by tap [item, ...]
     after: Callable[[str], fx.GraphModule]  # the rest of the model behind a tap
+    multiply_adds: Callable[[], int]  # of one forward of the model
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,31 @@ class Latent(PlainNeed):
 
     def read(self, plain: PlainAnswers) -> Tensor:
         return pooled(plain.latents[self.tap], plain.images)
+
+
+@dataclass(frozen=True)
+class FeatureMap(PlainNeed):
+    """Output of a layer as it is [item, channel, height, width], [item, channel, time] or [item, feature]."""
+
+    tap: str
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return (self.tap,)
+
+    def read(self, plain: PlainAnswers) -> Tensor:
+        return plain.latents[self.tap]
+
+
+@dataclass(frozen=True)
+class ModelSize(PlainNeed):
+    """Multiply-adds of one forward of the model [item], the same for every item: what another network's are held to."""
+
+    compiles: ClassVar[bool] = False
+    comparable: ClassVar[bool] = False
+
+    def read(self, plain: PlainAnswers) -> Tensor:
+        return torch.full((len(plain.logits),), plain.multiply_adds(), dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from guard.offline.evidence.needs import ForwardNeed, Need, Pass
 
 @dataclass(frozen=True)
 class SecondNetwork:
-    """Another network of the same classes, frozen: unit-space items [item, ...] -> logits [item, class].
+    """Another network, frozen: unit-space items [item, ...] -> logits [item, class] of the same classes, say.
 
     Two are equal where name, weights and cost are, whatever module computes them.
     """
@@ -30,8 +30,8 @@ class SecondNetwork:
 
 
 @dataclass(frozen=True)
-class SecondLogits(ForwardNeed):
-    """Logits of a second network [item, class] on the input itself; they are the guard's only evidence of its own eyes.
+class NetworkNeed(ForwardNeed):
+    """Common part of the needs that another network than the model meets, on the input itself.
 
     An attacker differentiates them as they are, resizing included: nothing stands in for any step.
     """
@@ -49,9 +49,14 @@ class SecondLogits(ForwardNeed):
         return self.network.forwards
 
     def read(self, images: Tensor) -> Tensor:
-        """Return the network's logits [item, class] of unit-space images [item, ...]."""
-        logits: Tensor = self.network.network(images)
-        return logits
+        """Return the network's answers [item, ...] to unit-space images [item, ...]."""
+        answers: Tensor = self.network.network(images)
+        return answers
+
+
+@dataclass(frozen=True)
+class SecondLogits(NetworkNeed):
+    """Logits of a second network [item, class] on the input itself: the guard's only evidence of its own eyes."""
 
 
 def networks_of(needs: Iterable[Need]) -> tuple[SecondNetwork, ...]:

@@ -7,11 +7,12 @@ Rule 3. The result is ordinary torch: it runs as it is, can be differentiated ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
@@ -26,7 +27,7 @@ from guard.offline.model.gradient.rules import (
     separable,
     shape,
 )
-from guard.offline.model.gradient.tape import Rule, Tape
+from guard.offline.model.gradient.tape import Rule, Tape, batched
 from guard.offline.model.graph.assemble import finished
 from guard.offline.model.graph.canonical import plain
 from guard.offline.model.graph.seed import Seed
@@ -62,12 +63,21 @@ def top_class(logits: Tensor) -> Tensor:
     return (torch.arange(logits.shape[1], device=logits.device) == logits.argmax(1, keepdim=True)).to(logits.dtype)
 
 
+@dataclass(frozen=True)
+class Backward:
+    """Backward pass through a graph: where it starts, by which table it goes, and over which part of the batch.
+
+    Where the batch is `parts` parts of equal size (items, then their copies), it runs over the first part alone.
+    """
+
+    seed: Callable[[Tensor], Tensor]
+    adjoints: Adjoints
+    output: int = 0
+    parts: int = 1
+
+
 def with_gradient(
-    module: fx.GraphModule,
-    *,
-    seed: Callable[[Tensor], Tensor],
-    output: int = 0,
-    adjoints: Adjoints = ADJOINTS,
+    module: fx.GraphModule, *, seed: Callable[[Tensor], Tensor], output: int = 0, adjoints: Adjoints = ADJOINTS
 ) -> fx.GraphModule:
     """Return a graph with one more output: the gradient, shaped as the input, of `output` along its seed.
 
@@ -76,16 +86,29 @@ def with_gradient(
 
     Raises: ModelError naming operator and node, where an operator on the way has no rule in the table.
     """
+    return with_backwards(module, [Backward(seed, adjoints, output)])
+
+
+def with_backwards(module: fx.GraphModule, backwards: Sequence[Backward]) -> fx.GraphModule:
+    """Return a graph with one more output for each backward: what it sends to the input, shaped as its part of that.
+
+    Raises: ModelError as `with_gradient` does.
+    """
     source = plain(module)
     graph = fx.Graph()
     results = graph.graph_copy(source.graph, {})
     outputs = [node for node in tree_leaves(results) if isinstance(node, fx.Node)]
-    tape = Tape(graph, {**dict(source.named_buffers()), **dict(source.named_children())}, live(graph))
-    tape.tensors[name := f"seed_for_{outputs[output].name}_{len(tape.tensors)}"] = Seed(seed)
-    along = graph.call_module(name, (outputs[output],))
-    gradient = _backward(tape, outputs[output], along, adjoints)
-    graph.output((*outputs, gradient))
-    return finished(tape.tensors, graph)
+    tensors: dict[str, Tensor | nn.Module] = {**dict(source.named_buffers()), **dict(source.named_children())}
+    moved, forward = live(graph), batched(graph)
+    sent = []
+    for one in backwards:
+        tape = Tape(graph, tensors, moved, one.parts, forward)
+        start = outputs[one.output]
+        tensors[name := f"seed_for_{start.name}_{len(tensors)}"] = Seed(one.seed)
+        along = graph.call_module(name, (tape.own(start),))
+        sent.append(_backward(tape, start, along, one.adjoints))
+    graph.output((*outputs, *sent))
+    return finished(tensors, graph)
 
 
 def _backward(tape: Tape, start: fx.Node, along: fx.Node, adjoints: Adjoints) -> fx.Node:

@@ -8,7 +8,7 @@ Rule 3. Nothing about the batch is fixed: sizes come from `shape`, where the bat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -22,15 +22,31 @@ Sent: TypeAlias = Iterable[tuple[fx.Node, fx.Node]]  # (an operand, the gradient
 
 @dataclass
 class Tape:
-    """The graph under construction, the tensors it refers to, and the forward nodes that the input can move."""
+    """The graph under construction, the tensors it refers to, and the forward nodes that the input can move.
+
+    `parts` above 1: the batch is so many parts of equal size, and the backward is that of the first part alone.
+    """
 
     graph: fx.Graph
     tensors: dict[str, Tensor | nn.Module]
     live: frozenset[fx.Node]
+    parts: int = 1
+    forward: frozenset[fx.Node] = frozenset()  # nodes of which the batch is an axis
+    first: dict[fx.Node, fx.Node] = field(default_factory=dict)  # forward node -> its first part
 
     def call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> fx.Node:
         """Append one call; `function` is an aten operator or a plain function of tensors at the top of a module."""
+        arguments, keywords = fx.map_arg((arguments, keywords), self.own)
         return self.graph.call_function(function, arguments, keywords)
+
+    def own(self, node: fx.Node) -> fx.Node:
+        """Return the part of a forward node that the backward reads; any other node as it is."""
+        if self.parts == 1 or node not in self.forward:
+            return node
+        if node not in self.first:
+            axis = shape(node).index(None)
+            self.first[node] = self.graph.call_function(first_part, (node, axis, self.parts))
+        return self.first[node]
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
         """Store a tensor that is computed now, so that nothing is flipped, summed or gathered at run time."""
@@ -56,6 +72,22 @@ class Tape:
 
     def is_live(self, operand: Any) -> bool:
         return isinstance(operand, fx.Node) and operand in self.live
+
+
+def batched(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Return the nodes of which the batch is an axis: those that follow from the input, but for sizes."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        follows = node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes)
+        if follows and node.op != "output" and isinstance(node.meta.get("val"), Tensor) and None in shape(node):
+            found.add(node)
+    return frozenset(found)
+
+
+def first_part(value: Tensor, axis: int, parts: int) -> Tensor:
+    """Return the first of so many equal parts along the batch."""
+    first: Tensor = value.unflatten(axis, (parts, -1)).select(axis, 0)
+    return first
 
 
 Rule: TypeAlias = Callable[[Tape, fx.Node, fx.Node], Sent]  # (tape, forward node, gradient at its output)

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from guard.errors import ModelError
 from guard.offline.model.graph.canonical import plain
+from guard.offline.model.graph.dropouts import DROPPED
 from guard.offline.model.graph.shapes import shape
 from guard.offline.model.graph.writer import attribute
 
@@ -33,6 +34,8 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
             layer = _scaled(folded, node, scale, shift)
         if "layer" in node.meta:
             layer.meta["layer"] = node.meta["layer"]
+        if DROPPED in node.meta:
+            layer.meta[DROPPED] = node.meta[DROPPED]
         node.replace_all_uses_with(layer)
         folded.graph.erase_node(node)
     folded.graph.eliminate_dead_code()
@@ -78,6 +81,7 @@ def _merged(module: fx.GraphModule, layer: Any, scale: Tensor, shift: Tensor) ->
         filters = _attribute(module, f"{layer.name}_folded_weight", scaled)
         offset = _attribute(module, f"{layer.name}_folded_bias", shift if bias is None else bias * scale + shift)
     layer.args = (layer.args[0], filters, offset, *layer.args[3:])
+    layer.meta.pop(DROPPED, None)  # it was of the values before the normalisation
     return cast(fx.Node, layer)
 
 

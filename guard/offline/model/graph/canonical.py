@@ -19,6 +19,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from guard.errors import ModelError
 from guard.offline.model.graph.assemble import finished
 from guard.offline.model.graph.decompositions import SAME, SPELLINGS
+from guard.offline.model.graph.dropouts import DROPPED
 from guard.offline.model.graph.lines import LINES
 from guard.offline.model.graph.seed import Seed
 from guard.offline.model.graph.volumes import VOLUMES
@@ -78,6 +79,8 @@ def _spell(writer: GraphWriter, node: fx.Node) -> None:
         value._rename(node.name)  # so that a layer is found under the name it had
         if "layer" in node.meta:
             value.meta["layer"] = node.meta["layer"]
+    if isinstance(value, fx.Node) and DROPPED in node.meta:
+        value.meta[DROPPED] = node.meta[DROPPED]
     writer.written[node] = value
     if isinstance(changed, fx.Node):
         writer.written[changed] = value

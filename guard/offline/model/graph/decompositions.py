@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from guard.errors import ModelError
+from guard.offline.model.graph.dropouts import DROPPED, Dropout
 from guard.offline.model.graph.separable import matrices
 from guard.offline.model.graph.shapes import pair, static
 from guard.offline.model.graph.writer import GraphWriter
@@ -22,9 +23,13 @@ def same(_pen: GraphWriter, operand: Any, *_: Any, **__: Any) -> Any:
     return operand
 
 
-def dropout(_pen: GraphWriter, operand: Any, share: float, training: Any) -> Any:
+def dropout(writer: GraphWriter, operand: Any, share: float, training: Any) -> Any:
+    """Leave out a dropout, and note at its operand what it did while the model learned."""
     if training and share > 0:
         raise ModelError("the model was exported in training mode (it still drops out); call eval() before exporting")
+    if isinstance(operand, fx.Node) and 0 < share < 1:
+        whole = writer.source is not None and writer.source.target is aten.feature_dropout.default
+        operand.meta[DROPPED] = Dropout(share, channels=whole)
     return operand
 
 

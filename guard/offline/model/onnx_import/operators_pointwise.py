@@ -125,10 +125,11 @@ def infinite(node: Node, x: Tensor) -> Tensor:
     return torch.logical_or(above, below) if node.get("detect_positive", 1) else below
 
 
-def dropout(node: Node, x: Tensor, _share: Any = None, training: Any = None) -> Tensor:
+def dropout(node: Node, x: Tensor, share: Any = None, training: Any = None) -> Tensor:
+    """Write a dropout that does nothing, so that what the model learned with is known."""
     if training is not None and bool(training):
         raise node.refuse("still drops out; export the model in evaluation mode")
-    return x
+    return torch.nn.functional.dropout(x, float(node.get("ratio", 0.5) if share is None else share), training=False)
 
 
 def choose(_node: Node, condition: Tensor, left: Any, right: Any) -> Tensor:
