@@ -13,7 +13,7 @@ from guard.errors import DataError
 from guard.offline.data.kind_names import ALIKE, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Ask, Detector, Examples, Head
-from guard.offline.detectors.summary_classifier import belief
+from guard.offline.detectors.parts.summary_numbers import belief
 from guard.offline.evidence.kinds.plain import Logits
 from guard.offline.evidence.kinds.variants import NoisyLogits
 from guard.offline.evidence.needs import Evidence
