@@ -25,8 +25,9 @@ from guard.offline.evidence.needs import Evidence
 class FeatureSqueezing:
     """Detector that scores how far the probabilities move, at most, when the input is squeezed.
 
-    Source: Xu et al. 2018, arXiv:1704.01155, eq. 5, with their joint maximum over squeezers. Non-local means is left
-    out.
+    Source: Xu et al. 2018, arXiv:1704.01155, eq. 5, with their joint maximum over squeezers. Their choice for CIFAR-10
+    is bit depth 5, a median of 2 x 2 and non-local means 13-3-2, each of which a recipe may name; ours has no third
+    unless it does.
     """
 
     name: ClassVar[str] = "feature_squeezing"
