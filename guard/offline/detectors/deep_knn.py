@@ -20,6 +20,8 @@ from guard.offline.evidence.needs import Evidence
 
 MIN_GAP = 1e-6  # added to how much nearer a neighbour is than the farthest: equal neighbours count alike
 
+SOFT_DISTANCE = 0.1  # of cosines, over which an attacker's softmax falls by a factor of e
+
 
 @dataclass(frozen=True)
 class DeepKnn:
@@ -36,7 +38,7 @@ class DeepKnn:
     kinds: ClassVar[Kinds] = EVERY_KIND
     learns: ClassVar[bool] = False
     stand_ins: ClassVar[tuple[StandIn, ...]] = (
-        StandIn("nearest clean items", "this step's neighbours, held"),
+        StandIn("nearest clean items", "this step's neighbours, and all others by a softmax of the cosine"),
         StandIn("class that the model names", "this step's class, held"),
     )
 
@@ -86,11 +88,16 @@ class LabelledBank(nn.Module):
         It is summed up from those of other classes, so that it is 0 exactly where there are none.
         """
         unit = normalize(latent - self.middle, dim=1)
-        chosen = (unit @ self.references.T).topk(count + 1, dim=1, sorted=False).indices
+        cosine = unit @ self.references.T
+        chosen = cosine.topk(count + 1, dim=1, sorted=False).indices
         apart = (embedding(chosen, self.references) - unit[:, None]).square().sum(dim=2)  # precise between near points
         closer = apart.amax(dim=1, keepdim=True) - apart + MIN_GAP
         alike = (embedding(chosen, self.labels) * named[:, None]).sum(dim=2)
-        return (closer * (1.0 - alike)).sum(dim=1) / closer.sum(dim=1)
+        share = (closer * (1.0 - alike)).sum(dim=1) / closer.sum(dim=1)
+        if not latent.requires_grad:
+            return share
+        smooth = ((cosine / SOFT_DISTANCE).softmax(dim=1) * (named @ self.labels.T)).sum(dim=1)
+        return share - (smooth - smooth.detach())  # where all neighbours are alike the share itself has no slope
 
 
 class DeepKnnHead(Head):
