@@ -85,6 +85,17 @@ def close(a: Evidence, b: Evidence, index: Any) -> None:
         torch.testing.assert_close(value, b[need][index], rtol=1e-4, atol=1e-5)
 
 
+SHARING = (
+    "mahalanobis",
+    "kernel_density",
+    "lid",
+    "saliency_classifier",
+    "gradient_direction",
+    "summary_classifier",
+    "attribute_steering",
+    "feature_squeezing",
+)
+
 # What is shared is paid for once.
 
 
@@ -102,10 +113,16 @@ def test_one_pass_for_all_variants_together(count: int) -> None:
 
 def test_detectors_that_share_a_need_pay_once() -> None:
     have = fitted("images")
-    each = [have.detectors[name].needs for name in NAMES]
+    each = [have.detectors[name].needs for name in SHARING]
     once, thrice = passes(flat(each)), passes(flat(each * 3))
     assert once == thrice == [2 * 20, 2 * 20], "each item beside its noisy copy; two squeezers; steered rows join later"
     assert len(distinct(flat(each * 3))) == len(set(flat(each)))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "bayesian_uncertainty"])  # there is no dropout
+def test_a_detector_asked_for_three_times_pays_once(name: str) -> None:
+    needs = list(fitted("images").detectors[name].needs)
+    assert passes(needs) == passes(needs * 3)
 
 
 def test_the_bill_says_so() -> None:
