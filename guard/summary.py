@@ -53,8 +53,8 @@ def program_lines(manifest: Manifest) -> list[str]:
 
     table = new_table("program", map(shares, ("forwards at least", "detectors")))
     for program in manifest.programs:
-        second = f" + {program.forwards:.2g} of second networks" if program.forwards else ""
-        cost = f"{program.floor:.3g} (1 + {program.backwards} backward + {program.rows} rows{second})"
+        other = f"\n+ {program.forwards:.2g} of other networks" if program.forwards else ""
+        cost = f"{program.floor:.3g} (1 + {program.backwards} backward + {program.rows} rows{other})"
         table.add_row(program.name, cost, "\n".join(program.detectors))
     return plain_lines([table])
 

@@ -83,7 +83,7 @@ def test_it_is_in_the_bundle_and_says_what_it_is(trained: Job) -> None:
     text = " ".join(summarise(bundle).split())
     assert "second: robust_verifier, trained on 1,350 items" in text
     assert "no wrong class rises on" in text
-    assert f"{screen.forwards:.2g} of second networks" in text
+    assert f"{screen.forwards:.2g} of other networks" in text
     assert "Second network second: robust_verifier" in (trained.out / "report.html").read_text("utf-8")
 
 
