@@ -108,12 +108,11 @@ def candidates_of(recipe: Recipe, taps: Sequence[str]) -> list[Candidate]:
 
 
 def variants(block: Block) -> list[Block]:
-    """Return a block, then itself with each of its squeezers alone, then all of these with less evidence, each once."""
+    """Return a block, then itself with each of its squeezers alone, then all of these with less evidence."""
     squeezers = block.get("squeezers", ())
     alone = [{**block, "squeezers": [one]} for one in squeezers] if len(squeezers) > 1 else []
     less = LESS_EVIDENCE.get(block["name"])
-    found = [block, *alone, *([{**one, **less} for one in (block, *alone)] if less else [])]
-    return [one for place, one in enumerate(found) if one not in found[:place]]
+    return [block, *alone, *([{**one, **less} for one in (block, *alone)] if less else [])]
 
 
 def option_of(candidate: Candidate, settled: Detector) -> Option:

@@ -73,8 +73,6 @@ def test_candidates_are_the_recipes_detectors_and_fewer_squeezers_of_each() -> N
     texts = [one.text for one in candidates_of(parse({"detector": [summary]}, "mine"), ["a"])]
     assert texts[-1] == "summary_classifier (Median(window=2), gradient = false)"
     assert len(texts) == 6
-    lean = parse({"detector": [{**summary, "gradient": False}]}, "mine")
-    assert len(candidates_of(lean, ["a"])) == 3, "no candidate twice"
     assert rounds(found) == [[0, 1, 2, 3], [4], [5]], "heads go by name"
 
 
