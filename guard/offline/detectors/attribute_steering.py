@@ -16,7 +16,7 @@ from guard.errors import DataError
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Ask, Detector, Examples, Head
-from guard.offline.detectors.parts.summary_numbers import belief
+from guard.offline.detectors.parts.answers import belief, named_of
 from guard.offline.evidence.kinds.plain import ChannelAttribution, Logits
 from guard.offline.evidence.kinds.variants import SteeredLogits
 from guard.offline.evidence.needs import Evidence
@@ -99,7 +99,7 @@ class AttributeSteeringHead(Head):
     def forward(self, evidence: Evidence) -> Tensor:
         """Return the log-odds [item] of the predicted class, before less after steering; larger is more suspicious."""
         plain, steered = evidence[Logits()], evidence[SteeredLogits(self.steering)]
-        named = torch.nn.functional.one_hot(plain.argmax(dim=1), plain.shape[1]).bool()
+        named = named_of(plain).bool()
         return belief(plain, named) - belief(steered, named)
 
 

@@ -15,6 +15,7 @@ from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.kernel_density import pick
+from guard.offline.detectors.parts.answers import named_of
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.needs import Evidence
 
@@ -109,7 +110,7 @@ class DeepKnnHead(Head):
     def forward(self, evidence: Evidence) -> Tensor:
         """Return the mean share of neighbours of other classes [item], 0 to 1; larger is more suspicious."""
         logits = evidence[Logits()]
-        named = one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+        named = named_of(logits).to(logits.dtype)
         pairs = zip(self.latents, self.banks, strict=True)
         return torch.stack([bank(evidence[latent], named, self.neighbours) for latent, bank in pairs]).mean(dim=0)
 

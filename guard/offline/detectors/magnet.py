@@ -21,7 +21,7 @@ from guard.offline.evidence.needs import Evidence
 from guard.offline.networks.architectures import autoencoder
 from guard.offline.networks.multiply_adds import multiply_adds
 from guard.offline.networks.reconstruction import train_autoencoder
-from guard.offline.networks.weights import Knowledge, digest_of, knowledge_of, recalled
+from guard.offline.networks.weights import Knowledge, digest_of, knowledge_of, recalled, under
 
 MIN_CLEAN_ITEMS = 20  # clean items; below that no autoencoder learns anything
 TEMPERATURES_FACTORS = (10.0, 40.0)  # by which logits are divided before their distributions are compared
@@ -76,8 +76,7 @@ class Magnet:
         return MagnetHead(self, tails, tuple(examples.clean[Image()].shape[1:]))
 
     def restore(self, state: Mapping[str, Tensor]) -> MagnetHead:
-        prefix = "network."
-        knowledge = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        knowledge = under(state, "network.")
         shape = tuple(int(size) for size in state["shape"])
         return MagnetHead(self.having(shape, knowledge, float(state["forwards"])), state["tails"], shape)
 

@@ -8,17 +8,18 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from guard.errors import DataError
 from guard.offline.data.kind_names import ALIKE, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Ask, Detector, Examples, Head
+from guard.offline.detectors.parts.answers import named_of
 from guard.offline.detectors.parts.kind_network import KindNetwork, Learning, fit_kinds, restored_kinds
 from guard.offline.evidence.kinds.left_out import Patches, PatchLogits
 from guard.offline.evidence.kinds.plain import Image, Logits
 from guard.offline.evidence.needs import Evidence
 from guard.offline.networks.masker import Masker, train_masker
+from guard.offline.networks.weights import under
 
 MIN_CLEAN_ITEMS = 20  # clean items; below that no masking network learns anything
 
@@ -58,7 +59,9 @@ class MaskClassifier:
             raise DataError(f"mask_classifier learns from clean items; got {len(items)}, wanted {MIN_CLEAN_ITEMS}")
         parts = self.patches.parts(tuple(items.shape[1:]))
         masks = masks_of(logits, clean[lost], parts)
-        masker = train_masker(items, named_of(logits), masks, epochs=2 * self.learning.epochs, seed=examples.seed)
+        masker = train_masker(
+            items, named_of(logits).to(logits.dtype), masks, epochs=2 * self.learning.epochs, seed=examples.seed
+        )
         return replace(self, masker=masker)
 
     def fit(self, examples: Examples) -> MaskClassifierHead:
@@ -71,7 +74,7 @@ class MaskClassifier:
         return MaskClassifierHead(self, fit_kinds(self.name, examples, read, self.learning), shape)
 
     def restore(self, state: Mapping[str, Tensor]) -> MaskClassifierHead:
-        own = {key.removeprefix("masker."): value for key, value in state.items() if key.startswith("masker.")}
+        own = under(state, "masker.")
         shape = tuple(int(size) for size in state["shape"])
         masker = Masker(shape, own["told.weight"].shape[1])
         masker.load_state_dict(own)
@@ -99,13 +102,9 @@ def learned(detector: MaskClassifier) -> Masker:
 
 def masked(masker: Masker, evidence: Evidence) -> Tensor:
     """Return the item where the mask leaves it, beside the mask [item, 2 x feature] or [item, channel + 1, ...]."""
-    mask: Tensor = masker(evidence[Image()], named_of(evidence[Logits()]))
+    logits = evidence[Logits()]
+    mask: Tensor = masker(evidence[Image()], named_of(logits).to(logits.dtype))
     return torch.cat([evidence[Image()] * mask, mask], dim=1)
-
-
-def named_of(logits: Tensor) -> Tensor:
-    """Return the class that the model names, one-hot [item, class]."""
-    return one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
 
 
 def masks_of(logits: Tensor, without: Tensor, parts: Tensor) -> Tensor:
@@ -114,7 +113,7 @@ def masks_of(logits: Tensor, without: Tensor, parts: Tensor) -> Tensor:
     `without` [item, part, class] are the logits without each part; `parts` which places each covers. The part that
     takes most counts 1, one that takes nothing 0.
     """
-    named = named_of(logits)
+    named = named_of(logits).to(logits.dtype)
     lost = ((logits[:, None] - without) * named[:, None]).sum(dim=2).clamp_min(0.0)  # [item, part]
     shares = lost / lost.amax(dim=1, keepdim=True).clamp_min(1e-6)
     masks: Tensor = torch.tensordot(shares, parts[:, 0], dims=1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
+from guard.offline.detectors.parts.answers import named_of
 from guard.offline.detectors.parts.logistic import Logistic, fit_logistic
 from guard.offline.evidence.kinds.left_out import Patches, PatchLatent, PatchLogits
 from guard.offline.evidence.kinds.plain import Logits
@@ -69,7 +70,7 @@ class MlLooHead(Head):
 def ranges(detector: MlLoo, evidence: Evidence) -> Tensor:
     """Return the interquartile range over parts of the named class's probability and of each neuron [item, number]."""
     logits = evidence[Logits()]
-    named = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+    named = named_of(logits).to(logits.dtype)
     believed = (evidence[PatchLogits(detector.patches)].softmax(dim=2) * named[:, None]).sum(dim=2, keepdim=True)
     layers = [evidence[PatchLatent(tap, detector.patches)] for tap in detector.taps]
     return interquartile_range(torch.cat([believed, *layers], dim=2))

@@ -13,7 +13,7 @@ from guard.errors import DataError
 from guard.offline.data.kind_names import ALIKE, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Ask, Detector, Examples, Head
-from guard.offline.detectors.parts.summary_numbers import belief
+from guard.offline.detectors.parts.answers import belief, named_of
 from guard.offline.evidence.kinds.plain import Logits
 from guard.offline.evidence.kinds.variants import NoisyLogits
 from guard.offline.evidence.needs import Evidence
@@ -77,7 +77,7 @@ class RegionVoteHead(Head):
     def forward(self, evidence: Evidence) -> Tensor:
         """Return minus the log-odds [item] of the named class in the mean answer; larger is more suspicious."""
         logits = evidence[Logits()]
-        named = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()
+        named = named_of(logits).bool()
         return -belief(voted(evidence[self.around]), named)
 
 

@@ -13,6 +13,7 @@ from guard.errors import DataError
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
+from guard.offline.detectors.parts.answers import named_of
 from guard.offline.evidence.kinds.plain import Logits
 from guard.offline.evidence.kinds.second import SecondLogits, SecondNetwork
 from guard.offline.evidence.needs import Evidence
@@ -77,7 +78,7 @@ def without_networks(detector: str) -> DataError:
 
 def margin(second: Tensor, logits: Tensor) -> Tensor:
     """Return the largest second logit of another class minus that of the model's label [item]; both [item, class]."""
-    own = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(second.dtype)
+    own = named_of(logits).to(second.dtype)
     behind = (second * own).sum(dim=1)
     lowered = second - own * (second.amax(dim=1, keepdim=True) - second.amin(dim=1, keepdim=True) + 1.0)
     return lowered.amax(dim=1) - behind

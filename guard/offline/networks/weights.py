@@ -44,6 +44,11 @@ def knowledge_of(network: nn.Module) -> Knowledge:
     return {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
 
 
+def under(state: Knowledge, prefix: str) -> Knowledge:
+    """Return the weights of the part whose names begin so, by the names that the part gives them."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def digest_of(knowledge: Knowledge) -> str:
     """Return the SHA-256 (hex) of weights and their names."""
     digest = hashlib.sha256()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from guard.errors import DataError
-from guard.offline.detectors.mask_classifier import MaskClassifier, masks_of, named_of
+from guard.offline.detectors.mask_classifier import MaskClassifier, masks_of
+from guard.offline.detectors.parts.answers import named_of
 from guard.offline.evidence.kinds.left_out import Patches, PatchLogits
 from guard.offline.evidence.kinds.plain import Logits
 from tests.offline.detectors.fitting import fitted
@@ -29,7 +30,7 @@ def test_a_masking_network_finds_the_places_that_leaving_out_shows() -> None:
     assert isinstance(detector, MaskClassifier)
     assert detector.masker is not None
     parts, need = detector.patches.parts((1, 8, 8)), PatchLogits(detector.patches)
-    logits, named = have.clean[Logits()], named_of(have.clean[Logits()])
+    logits, named = have.clean[Logits()], named_of(have.clean[Logits()]).float()
     masks = masks_of(logits, have.clean[need], parts)
     found = detector.masker(have.inputs, named)
     usual = masks.mean(dim=0, keepdim=True)

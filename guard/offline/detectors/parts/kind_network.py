@@ -17,6 +17,7 @@ from guard.offline.detectors.parts.supervision import item_kinds, item_weights, 
 from guard.offline.evidence.needs import Evidence
 from guard.offline.networks.architectures import feature_network
 from guard.offline.networks.training import Schedule, train
+from guard.offline.networks.weights import under
 
 MIN_ATTACKED_ITEMS = 20  # attacked items; below that nothing can be learned
 MAX_DEVIATIONS = 6.0  # of an input from its mean; what lies beyond counts as if it lay there
@@ -103,7 +104,7 @@ def fit_targets(inputs: Tensor, targets: Tensor, weights: Tensor, learning: Lear
 
 def restored_kinds(state: Mapping[str, Tensor], prefix: str) -> KindNetwork:
     """Return the network whose weights stand in a head's state under a prefix."""
-    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    own = under(state, prefix)
     first, last = own["body.0.weight"], own["last.weight"]
     network = KindNetwork((first.shape[1], *[1] * (first.ndim - 2)), last.shape[1] // 4, len(last))
     network.load_state_dict(own)

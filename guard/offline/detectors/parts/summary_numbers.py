@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from guard.offline.data.input_kind import kind_like
 from guard.offline.data.planes import place_axes
+from guard.offline.detectors.parts.answers import belief, named_of
 
 MAX_RANKED_CLASSES = 3  # of each item: how far the second and the third lie behind the first
 
@@ -60,7 +61,7 @@ def add_answers(numbers: SummaryNumbers, logits: Tensor, opinions: Sequence[Tens
     best = logits.topk(min(MAX_RANKED_CLASSES, logits.shape[1]), dim=1).values
     gaps = best[:, :1] - best[:, 1:]
     answers = torch.stack([logits, *opinions], dim=1)  # [item, answer, class], the model's own first
-    named = nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1])[:, None].bool()
+    named = named_of(logits)[:, None].bool()
     logs = answers.log_softmax(dim=2)
     shares, own = logs.exp(), logs[:, 0]
     beliefs = belief(answers, named)
@@ -106,11 +107,6 @@ def add_grain(numbers: SummaryNumbers, fine: Tensor) -> None:
     ]
     across = [(fine[:, 1:] * fine[:, :-1]).flatten(2).mean(dim=2)] if fine.shape[1] > 1 else []
     numbers.plain.append(torch.cat([*along, *across], dim=1) / power)
-
-
-def belief(logits: Tensor, named: Tensor) -> Tensor:
-    """Return the log-odds [item, ...] of the class that `named` marks, from logits [item, ..., class]."""
-    return (logits * named).sum(dim=-1) - logits.masked_fill(named, -torch.inf).logsumexp(dim=-1)
 
 
 def norm(vectors: Tensor, axis: int, *, keepdim: bool = False) -> Tensor:

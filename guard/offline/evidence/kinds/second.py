@@ -13,7 +13,7 @@ from guard.offline.evidence.needs import ForwardNeed, Need, Pass
 
 @dataclass(frozen=True)
 class SecondNetwork:
-    """Another network, frozen: unit-space items [item, ...] -> logits [item, class] of the same classes, say.
+    """Another network, frozen: unit-space items [item, ...] -> its answers, as logits [item, class].
 
     Two are equal where name, weights and cost are, whatever module computes them.
     """
