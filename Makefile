@@ -17,7 +17,7 @@ READY := .venv/.ready
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## train, guard and attack a small model on this machine (about a minute)
+demo: $(READY)  ## train, guard and attack a small model on this machine (two to three minutes)
 	$(BIN)/guard demo
 
 test: $(READY) side  ## every test (the network is used before pytest, never inside it)
