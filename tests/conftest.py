@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.once import of_all_processes
 from tests.order import rank
 
 # Before torch is imported: small networks are slower on more threads, and much slower on a busy machine.
@@ -67,6 +69,18 @@ def loopback_only() -> Iterator[None]:
         patch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
         patch.setenv("PIP_NO_INDEX", "1")
         patch.setenv("no_proxy", "localhost,127.0.0.1,::1")  # gRPC would ask a proxy for loopback addresses too
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exports_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """torch's exporter takes two thirds of a small training: it writes the same module once for all processes."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from tests.exports import remembered
+
+    with remembered(of_all_processes(tmp_path_factory) / "exports"):
         yield
 
 

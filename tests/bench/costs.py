@@ -93,8 +93,10 @@ def random_heads(
     return fit_heads(detectors, items, EvidenceCache(classifier), seed=0, report=lambda _: None)
 
 
-def contenders(classifier: Classifier, images: NDArray[np.float32], asked: Sequence[str]) -> list[Contender]:
-    """Each kind of evidence alone, each of these detectors alone, all in one and two programs."""
+def contenders(
+    classifier: Classifier, images: NDArray[np.float32], asked: Sequence[str], gathered: Sequence[str]
+) -> list[Contender]:
+    """Each kind of evidence alone (of `gathered`, where that names any), each detector alone, all in few programs."""
     taps = [tap.name for tap in classifier.taps]
     recipe = every_pass().fitting(classifier.kind, taps)
     detectors = [d for ds in recipe.programs(taps).values() for d in ds if d.name in asked]
@@ -115,7 +117,11 @@ def contenders(classifier: Classifier, images: NDArray[np.float32], asked: Seque
     plain = [head for head in every if head.detector.name in PLAIN]
     rest = [head for head in every if head.detector.name not in PLAIN]
     return [
-        *(of_evidence(name, classifier, needs, images) for name, needs in evidence.items() if needs),
+        *(
+            of_evidence(name, classifier, needs, images)
+            for name, needs in evidence.items()
+            if needs and name in (gathered or evidence)
+        ),
         *(of_heads(f"{head.detector.name} alone", classifier, [head], images) for head in rest),
         of_heads("screen of a cascade", classifier, plain, images),
         of_heads("interpret of a cascade", classifier, rest, images),
@@ -141,10 +147,16 @@ def table(classifier: Classifier, batch: int, seconds: float, found: Sequence[Co
         print(f"{one.name:45} {one.floor:6.3g} {cost.median:9.2f} {quartiles:>13} {cost.median / one.floor:11.2f}")
 
 
-def measure(classifier: Classifier, batches: Sequence[int], seconds: float, asked: Sequence[str] = ALL) -> None:
+def measure(
+    classifier: Classifier,
+    batches: Sequence[int],
+    seconds: float,
+    asked: Sequence[str] = ALL,
+    gathered: Sequence[str] = (),
+) -> None:
     """Print a table for each batch size."""
     images = random_images(ITEMS, classifier.item_shape, seed=0)
-    found, alone = contenders(classifier, images, asked), of_evidence(MODEL, classifier, [], images)
+    found, alone = contenders(classifier, images, asked, gathered), of_evidence(MODEL, classifier, [], images)
     for batch in batches:
         table(classifier, batch, seconds, found, alone.session)
 
@@ -158,7 +170,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         small = open_model(Source("tests.networks:small_cnn", (1, 8, 8), grid=GRID))
-        return measure(small, (1,), 0.0, ("mahalanobis", "feature_squeezing"))
+        return measure(small, (1,), 0.0, ("mahalanobis", "feature_squeezing"), ("gradient", "one denoised row"))
     if options.model is None:
         parser.error("a model is wanted: an .onnx or .pt2 file")
     model = open_model(Source(options.model, item_shape(options.model), grid=GRID))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,25 +14,38 @@ QUICK = {
     "costs": (),
     "fitted_items": (),
     "forest": ("--forest",),
-    "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
-    "fuzz_messages": (),
     "kinds": ("series",),
-    "memory": (),
     "off_recipe": (),
-    "overload": (),
     "second": (),
     "tabular": (),
+}
+APART = {  # of which a figure is this process's own, or which end what they started by signals
+    "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
+    "fuzz_messages": (),
+    "memory": (),
+    "overload": (),
     "zoo": ("gru", "shufflenet", "--no-training"),
 }
-
-
 MEASURES_WAITS = {"fuzz_frames", "overload"}
 
 
+@pytest.mark.filterwarnings("default")  # as in a process of its own
+@pytest.mark.parametrize("name", QUICK)
+def test_it_runs_and_finds_nothing_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python -m` would run it, but in this process, where what others have exported is found again."""
+    monkeypatch.setattr(sys, "argv", [f"tests.bench.{name}", "--quick", *QUICK[name]])
+    code: object = None
+    try:
+        runpy.run_module(f"tests.bench.{name}", run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    assert not code
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.alone if name in MEASURES_WAITS else ()) for name in QUICK]
+    "name", [pytest.param(name, marks=pytest.mark.alone if name in MEASURES_WAITS else ()) for name in APART]
 )
-def test_it_runs_and_finds_nothing_wrong(name: str, root: Path) -> None:
-    command = [sys.executable, "-m", f"tests.bench.{name}", "--quick", *QUICK[name]]
+def test_it_runs_in_a_process_of_its_own(name: str, root: Path) -> None:
+    command = [sys.executable, "-m", f"tests.bench.{name}", "--quick", *APART[name]]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

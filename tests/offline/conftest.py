@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from guard.bundle import Bundle
 from guard.offline import evaluate as evaluating
@@ -42,15 +40,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(1)
         yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_operator_table() -> Iterator[None]:
-    """torch's exporter lists its 557 operators anew for every module: a tenth of a small training's time."""
-    listed = functools.cache(ONNXRegistry.from_torchlib)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(listed))
-        yield
 
 
 @pytest.fixture(scope="session")
