@@ -2,7 +2,7 @@
 
     python -m tests.bench.fitted_items --model M.onnx --data FIT.npz --test TEST.npz [--preset P] [--second N.onnx]
         [--items 150,300,600,1000] [--tried 300] [--work DIR]
-    python -m tests.bench.fitted_items --quick       the demo's digits, 30 and 60 items of two attacks; under a minute
+    python -m tests.bench.fitted_items --quick       the tests' tiny images, 30 and 60 items of two attacks
 
 One guard for each number of verified items, all on the same clean items, each fitted, compiled and calibrated as
 `guard train` does; the attacked items of the smaller ones are the first of the largest one's. Caught at 1 % and 5 %
@@ -31,10 +31,9 @@ from guard.offline.crafting.crafter import Crafter
 from guard.offline.crafting.stage import craft_all, craft_run
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
-from guard.offline.demo_model import load_digits, save_model, train_network
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.job.job import Job
-from guard.offline.job.recipe import load_recipe
+from guard.offline.job.recipe import load_recipe, parse
 from guard.offline.programs.read import read
 from guard.offline.train import prepare
 from guard.offline.training.build import Prepared, compile_heads, fit
@@ -123,21 +122,12 @@ def job_of(given: argparse.Namespace) -> Job:
 
 
 def quick_job(folder: Path) -> Job:
-    """Return the demo's job, with two detectors and two attacks."""
-    preset = load_recipe("digits")
-    cheap = preset.having([one for one in preset.detectors if one["name"] in ("mahalanobis", "saliency_classifier")])
-    digits = load_digits(0)
-    exported, _ = save_model(train_network(digits, 0, lambda *_: None), folder)
-    np.savez(folder / "data.npz", images=digits.unseen, labels=digits.unseen_labels)
-    return Job(
-        model=str(exported),
-        data=folder / "data.npz",
-        out=folder / "bundle",
-        recipe=replace(cheap, attacks=preset.attacks[:2], left_out=()),
-        reject_rate=0.05,
-        flag_rate=0.1,
-        threads=1,
-    )
+    """Return a job on the tests' tiny images, with a detector that learns from clean items and one of attacks."""
+    from tests.offline import tiny
+
+    kept = ("mahalanobis", "saliency_classifier")
+    detectors = [one for one in tiny.RECIPE["detector"] if one["name"] in kept]
+    return tiny.job(folder, recipe=parse({**tiny.RECIPE, "detector": detectors, "left_out": []}, "quick"), threads=1)
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -29,7 +29,7 @@ APART = {  # of which a figure is this process's own, or which end what they sta
 MEASURES_WAITS = {"fuzz_frames", "overload"}
 
 
-@pytest.mark.filterwarnings("default")  # as in a process of its own
+@pytest.mark.filterwarnings("ignore")  # as in a process of its own, where nobody turns them into errors
 @pytest.mark.parametrize("name", QUICK)
 def test_it_runs_and_finds_nothing_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `python -m` would run it, but in this process, where what others have exported is found again."""

@@ -69,7 +69,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(model: Path) -> Bundle:
     images, labels = data(640, seed=7)
     np.savez(model.with_name("data.npz"), images=images, labels=labels)
-    return train(tiny.job(model.parent, model=str(model), serves=NAME), Stages(Console(file=io.StringIO())))
+    given = {"model": str(model), "serves": NAME, "recipe": tiny.brief()}
+    return train(tiny.job(model.parent, **given), Stages(Console(file=io.StringIO())))
 
 
 def test_the_bundle_says_how_the_wire_is(bundle: Bundle) -> None:

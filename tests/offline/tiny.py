@@ -41,6 +41,15 @@ RECIPE: dict[str, Any] = {
     "adaptive": {"budgets": [0.25]},
 }
 
+BRIEF: dict[str, Any] = {
+    **RECIPE,
+    "description": "One program, every kind of pass, one attack: for what depends on the model alone.",
+    "cascade": False,
+    "detector": [one for one in RECIPE["detector"] if one["name"] != "kernel_density"],
+    "attack": RECIPE["attack"][:1],
+    "left_out": [],
+}
+
 
 def data(items: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Unit-space images [item, 1, 8, 8] on the grid, and labels."""
@@ -168,6 +177,10 @@ def second_network(kind: str) -> SecondNetwork:
 
 def recipe() -> Recipe:
     return parse(RECIPE, "tiny")
+
+
+def brief() -> Recipe:
+    return parse(BRIEF, "brief")
 
 
 def write_data(file: Path, items: int = 640, seed: int = 7) -> Path:

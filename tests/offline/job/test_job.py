@@ -197,7 +197,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle whose training data were class folders; pictures are 15 bytes a grey level."""
     folder = tmp_path_factory.mktemp("folders")
     high = 255 / 240
-    settings = tiny.job(folder, data=pictures(*tiny.data(640, seed=7), folder / "pictures"), high=(high,))
+    data = pictures(*tiny.data(640, seed=7), folder / "pictures")
+    settings = tiny.job(folder, data=data, high=(high,), recipe=tiny.brief())
     return train(settings, Stages(Console(file=io.StringIO())))
 
 

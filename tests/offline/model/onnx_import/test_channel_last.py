@@ -59,8 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(folder: Path) -> Bundle:
-    job = tiny.job(folder, model=str(folder / "keras.onnx"), data=folder / "bytes.npz", serves=NAME)
-    return train(job, Stages(Console(file=io.StringIO())))
+    given = {"model": str(folder / "keras.onnx"), "data": folder / "bytes.npz", "serves": NAME, "recipe": tiny.brief()}
+    return train(tiny.job(folder, **given), Stages(Console(file=io.StringIO())))
 
 
 @pytest.fixture(scope="module")
