@@ -14,6 +14,7 @@ from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.evidence.cache import EvidenceCache, Gathered
+from guard.offline.evidence.kinds.second import networks_of
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.programs.parity import Parity, check_parity
@@ -69,12 +70,22 @@ def fit(
 
 
 def compile_heads(
-    job: Job, prepared: Prepared, programs: Mapping[str, Sequence[Detector]], heads: Mapping[str, Head]
+    job: Job,
+    prepared: Prepared,
+    programs: Mapping[str, Sequence[Detector]],
+    heads: Mapping[str, Head],
+    *,
+    repairs: bool = True,
 ) -> Graphs:
-    """Compile the programs of fitted heads. Raises ModelError where something has no ONNX form."""
+    """Compile the programs of fitted heads, and the repairs of a guard that will be served.
+
+    Raises:
+        ModelError: something has no ONNX form.
+    """
     classifier, data = prepared.classifier, prepared.data
     modules = {name: Program(classifier, [heads[d.name] for d in ds]) for name, ds in programs.items()}
-    cleaners = {denoiser.name: Cleaner(denoiser, classifier.spec.input) for denoiser in job.recipe.repairs}
+    seconds = networks_of(need for head in heads.values() for need in head.detector.needs)
+    cleaners = {denoiser.name: Cleaner(denoiser, classifier, seconds) for denoiser in job.recipe.repairs if repairs}
     wire = classifier.spec.input.box.from_unit(data.part(Split.COMBINER).images[:PARITY_ITEMS])
     return Graphs(modules, compile_programs(modules, cleaners, wire), wire)
 
