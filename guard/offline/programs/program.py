@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guard.offline.denoisers.denoiser import Denoiser
+from guard.offline.denoisers.learned import Learned
 from guard.offline.detectors.detector import Head
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.kinds.plain import Logits
@@ -81,6 +82,7 @@ class Cleaner(nn.Module):
         self.denoiser = denoiser
         self.spec = classifier.spec.input
         self.model = classifier.graph
+        self.own = denoiser.network if isinstance(denoiser, Learned) else None  # so that it is seen as a part
         self.seconds = nn.ModuleList(second.network for second in seconds)
         self.opinions = ("cleaned once", "cleaned twice", *(f"{second.name}, cleaned once" for second in seconds))
 

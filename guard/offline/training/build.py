@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from guard.offline.programs.program import Cleaner, Program
 from guard.offline.programs.write_programs import ProgramFiles, compile_programs
 from guard.offline.training.calibrator import pool
 from guard.offline.training.fit_heads import FittingItems, fit_heads
+from guard.offline.training.learned_repairs import lessons_of, trained
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
 
@@ -81,11 +83,14 @@ def compile_heads(
 
     Raises:
         ModelError: something has no ONNX form.
+        DataError: the items do not suffice for a repair that is learned.
     """
     classifier, data = prepared.classifier, prepared.data
     modules = {name: Program(classifier, [heads[d.name] for d in ds]) for name, ds in programs.items()}
     seconds = networks_of(need for head in heads.values() for need in head.detector.needs)
-    cleaners = {denoiser.name: Cleaner(denoiser, classifier, seconds) for denoiser in job.recipe.repairs if repairs}
+    wanted = job.recipe.repairs if repairs else ()
+    lessons = partial(lessons_of, classifier, data, prepared.crafted, heads, job.seed)
+    cleaners = {denoiser.name: Cleaner(denoiser, classifier, seconds) for denoiser in trained(wanted, lessons)}
     wire = classifier.spec.input.box.from_unit(data.part(Split.COMBINER).images[:PARITY_ITEMS])
     return Graphs(modules, compile_programs(modules, cleaners, wire), wire)
 

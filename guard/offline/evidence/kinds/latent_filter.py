@@ -52,7 +52,7 @@ class FilteredLogits(RowNeed):
 
 
 class FilterPass(OwnPass):
-    """One row an item with its feature maps smoothed, from the first stage to the logits."""
+    """Pass of one row an item, its feature maps smoothed, from the first stage to the logits."""
 
     def __init__(self, classifier: Classifier, need: FilteredLogits) -> None:
         super().__init__()
