@@ -28,8 +28,8 @@ from guard.errors import BundleError
 from guard.features import Feature, features_from
 from guard.value_box import ValueBox
 
-FORMAT_VERSION = 3
-READ_VERSIONS = (2, FORMAT_VERSION)  # 2 knows no features of tables
+FORMAT_VERSION = 4
+READ_VERSIONS = (2, 3, FORMAT_VERSION)  # 2 knows no features of tables, 3 no opinions of repairs
 MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
 ANSWER_CALIBRATION = "answer.npz"  # of a closed model's answers, for a guard that forwards before its verdict
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -159,11 +159,16 @@ class DetectorSpec:
 
 @dataclass(frozen=True)
 class RepairSpec:
-    """A denoiser as an ONNX graph of its own: wire input -> cleaned wire input, same shape and type."""
+    """A denoiser as an ONNX graph of its own: wire input -> `cleaned`, and `classes` [item, opinion] of what it made.
+
+    `cleaned` has the shape and type of the input. The opinions are the model's on what was cleaned once, the model's on
+    what was cleaned twice, and each second network's on what was cleaned once.
+    """
 
     name: str
     file: str
     expression: str
+    opinions: tuple[str, ...] = ()  # none in bundles of format 3 and before, which cannot repair any more
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ class Manifest:
                 DetectorSpec(d["name"], d["expression"], tuple(NeedSpec(**need) for need in d["needs"]))
                 for d in raw["detectors"]
             ),
-            repairs=tuple(RepairSpec(**r) for r in raw["repairs"]),
+            repairs=tuple(RepairSpec(**{**r, "opinions": tuple(r.get("opinions", ()))}) for r in raw["repairs"]),
             reject_rate=float(raw["reject_rate"]),
             flag_rate=float(raw["flag_rate"]),
             recipe=mapping(raw["recipe"]),
@@ -342,9 +347,19 @@ class Bundle:
             raise BundleError(f"samples.npz of {self.path} lacks {error}; train the bundle again") from error
 
     def repair(self, name: str) -> RepairSpec:
-        """Return the denoiser `name`. Raises BundleError, which lists those that there are, where it is unknown."""
+        """Return the denoiser `name`.
+
+        Raises:
+            BundleError: it is unknown, and the message lists those that there are; or its graph does not tell whether
+                a repaired answer is stable.
+        """
         for spec in self.manifest.repairs:
             if spec.name == name:
+                if not spec.opinions:
+                    raise BundleError(
+                        f"the bundle repairs by {name!r} without telling whether the repaired answer is stable; "
+                        "train the bundle again"
+                    )
                 return spec
         have = ", ".join(spec.name for spec in self.manifest.repairs) or "none"
         raise BundleError(f"the bundle cannot repair by {name!r}; it has: {have}")

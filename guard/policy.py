@@ -64,6 +64,16 @@ class Verdict:
     request: Action
 
 
+def repaired(verdict: Verdict, stable: Sequence[bool]) -> Verdict:
+    """The verdict on a request whose repairs were tried: an item whose repaired answer is not stable is rejected.
+
+    `stable` [item] is True where nothing was repaired. One item that cannot be repaired rejects the request, also where
+    requests are judged as a whole: which of its items is the suspicious one is not known.
+    """
+    items = tuple(item if good else Action.REJECT for item, good in zip(verdict.items, stable, strict=True))
+    return Verdict(items, verdict.request if all(stable) else Action.REJECT)
+
+
 def decide(p_values: Sequence[float], policy: Policy, *, request_p_value: float | None = None) -> Verdict:
     """Judge the items of one request by their p-values [item].
 

@@ -6,7 +6,7 @@ together have its threads, and a thread without work sleeps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,24 @@ def divided(threads: int, costs: Sequence[float]) -> list[int]:
 
 
 @dataclass(frozen=True, eq=False)
+class Repaired:
+    """Cleaned wire inputs, and what the bundle's networks say of them."""
+
+    images: NDArray[Any]  # [item, ...], of the shape and type of what was cleaned
+    classes: NDArray[np.int64]  # [item, opinion], in the order of the repair's `opinions`
+
+    @property
+    def stable(self) -> NDArray[np.bool_]:
+        """Whether a repaired answer can be relied on [item]: cleaned once more, and to a second network, it is alike.
+
+        For example classes 3, 3, 3 are stable. 3, 5, 3 are not: cleaning goes on to change the answer. 3, 3, 5 are not:
+        the second network sees another class in what was cleaned.
+        """
+        alike: NDArray[np.bool_] = (self.classes == self.classes[:, :1]).all(axis=1)
+        return alike
+
+
+@dataclass(frozen=True, eq=False)
 class Runtime:
     """The programs and repairs of a bundle, loaded on one device and ready to run."""
 
@@ -59,8 +77,9 @@ class Runtime:
         threads: int | None = None,
         cuda: CudaOptions = DEFAULT_CUDA,
         shared: bool = False,
+        only_repairs: Collection[str] | None = None,
     ) -> Runtime:
-        """Load every program and repair of a bundle.
+        """Load every program of a bundle, and every repair or only those named.
 
         Each has `threads` threads (None: `container.cpus()`), which spin: right where nothing else needs the cores.
         `shared` is for a process with neighbours: the sessions together have `threads` threads, none spins, and the
@@ -79,8 +98,9 @@ class Runtime:
             return Session(bundle.path / file, device=device, threads=width, cuda=cuda, shared=shared)
 
         sessions = tuple(loaded(p.file, width) for p, width in zip(manifest.programs, widths, strict=True))
-        width = 1 if shared else threads  # repairs are small, and few items need one
-        repairs = {r.name: loaded(r.file, width) for r in manifest.repairs}
+        width = 1 if shared else threads  # few items need a repair
+        wanted = [r for r in manifest.repairs if r.opinions and (only_repairs is None or r.name in only_repairs)]
+        repairs = {r.name: loaded(r.file, width) for r in wanted}
         model = manifest.model
         cascade = Cascade(model.input, model.output.classes, manifest.programs, sessions, calibration)
         return Runtime(bundle, device, cascade, repairs)
@@ -109,11 +129,12 @@ class Runtime:
         """Run the cascade over wire inputs [item, ...]; see `Cascade.read`."""
         return self.cascade.read(images, complete=complete)
 
-    def repair(self, images: NDArray[Any], name: str) -> NDArray[Any]:
+    def repair(self, images: NDArray[Any], name: str) -> Repaired:
         """Clean wire inputs [item, ...] with the bundle's denoiser `name`; shape and type stay the same."""
         self.cascade.check_images(images)
         self.bundle.repair(name)
-        return self.repairs[name].run(("cleaned",), images)[0].astype(self.spec.dtype, copy=False)
+        cleaned, classes = self.repairs[name].run(("cleaned", "classes"), images)
+        return Repaired(cleaned.astype(self.spec.dtype, copy=False), classes)
 
     def made_with(self) -> str:
         """The version of ONNX Runtime that the bundle was calibrated with."""

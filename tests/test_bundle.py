@@ -225,6 +225,16 @@ def test_an_unknown_repair_names_those_there_are(original: Bundle) -> None:
         original.repair("median")
 
 
+def test_a_repair_of_before_its_opinions_is_refused(bundle: Path) -> None:
+    def older(raw: dict[str, Any]) -> None:
+        raw["format"] = 3
+        del raw["repairs"][0]["opinions"]
+
+    rewrite(bundle, older)
+    with pytest.raises(BundleError, match="without telling whether the repaired answer is stable; train the bundle"):
+        Bundle.open(bundle).repair("steps")
+
+
 # Writing.
 
 

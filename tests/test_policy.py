@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from guard.policy import GRAVITY, Action, Mode, Policy, decide
+from guard.policy import GRAVITY, Action, Mode, Policy, decide, repaired
 
 POLICY = Policy(reject_rate=0.01, flag_rate=0.05)
 
@@ -65,6 +65,14 @@ def test_a_request_as_a_whole_has_a_p_value_of_its_own() -> None:
     assert decide([0.001, 0.5], policy, request_p_value=0.005).request is Action.REJECT
     with pytest.raises(ValueError, match="p-value is missing"):
         decide([0.5], policy)
+
+
+def test_what_cannot_be_repaired_is_rejected_and_nothing_else() -> None:
+    verdict = decide([0.9, 0.03, 0.03], replace(POLICY, repair="median"))
+    assert repaired(verdict, [True, True, True]) == verdict
+    tried = repaired(verdict, [True, False, True])
+    assert tried.items == (Action.PASS, Action.REJECT, Action.REPAIR)
+    assert tried.request is Action.REJECT
 
 
 def test_gravity_orders_the_actions() -> None:

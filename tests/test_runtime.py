@@ -24,7 +24,7 @@ from guard.bundle import Bundle, write_bundle
 from guard.calibration import Band
 from guard.cascade import Readings, cascade_risk, jitter
 from guard.errors import BundleError, DataError, DeviceError
-from guard.runtime import Runtime, divided
+from guard.runtime import Repaired, Runtime, divided
 from guard.session import CudaOptions, Device, Session, onnxruntime, providers
 from tests.serve import tiny_bundle
 
@@ -176,18 +176,38 @@ def test_inputs_are_never_changed(runtime: Runtime) -> None:
 
 
 def test_repair(runtime: Runtime) -> None:
-    cleaned = runtime.repair(mixed(), "steps")
+    cleaned = runtime.repair(mixed(), "steps").images
     assert np.allclose(cleaned, np.rint(mixed() * 8) / 8, atol=1e-6)
     assert cleaned.dtype == np.float32
     with pytest.raises(BundleError, match="'median'; it has: steps"):
         runtime.repair(mixed(), "median")
 
 
+def test_a_repair_asks_the_model_twice_and_the_second_network_once(runtime: Runtime) -> None:
+    images = tiny_bundle.clean(200, seed=4)
+    found = runtime.repair(images, "steps")
+    flat = found.images.reshape(200, -1)
+    classes = [(flat @ matrix).argmax(axis=1) for matrix in (tiny_bundle.weights()[0], tiny_bundle.second_matrix())]
+    np.testing.assert_array_equal(found.classes, np.stack([classes[0], classes[0], classes[1]], axis=1))
+    np.testing.assert_array_equal(found.stable, classes[0] == classes[1])
+    assert 10 < int(found.stable.sum()) < 190
+
+
+def test_each_opinion_counts() -> None:
+    classes = np.asarray([[3, 3, 3], [3, 5, 3], [3, 3, 5], [5, 3, 3]])
+    assert Repaired(np.zeros(4), classes).stable.tolist() == [True, False, False, False]
+
+
+def test_only_the_repairs_that_are_asked_for_are_loaded(bundle: Bundle) -> None:
+    assert list(Runtime.open(bundle, threads=1).repairs) == ["steps"]
+    assert list(Runtime.open(bundle, threads=1, only_repairs=()).repairs) == []
+
+
 def test_uint8_models(tmp_path: Path) -> None:
     runtime = Runtime.open(tiny_bundle.make(tmp_path / "bytes", datatype="UINT8"), threads=1)
     runtime.self_check()
     images = tiny_bundle.as_wire(mixed(), "UINT8")
-    assert runtime.repair(images, "steps").dtype == np.uint8
+    assert runtime.repair(images, "steps").images.dtype == np.uint8
     assert np.allclose(
         runtime.read(images, complete=True).scores,
         tiny_bundle.python_scores((images / 255).astype(np.float32)),

@@ -10,6 +10,7 @@ import numpy as np
 
 from guard.bundle import Bundle
 from guard.errors import UnknownModel
+from guard.policy import Action
 from guard.serve.call import Call
 from guard.serve.door import Door
 from guard.serve.inspector import Inspection
@@ -42,6 +43,8 @@ class Admin:
         if decoded is None:
             raise UnknownModel(f"no bundle guards model {message.model_name!r}; it passes uninspected")
         found = await service.inspector.inspect(decoded.images, call.deadline)
+        if found.verdict.request is Action.REPAIR:
+            _, found = await service.inspector.repair(decoded.images, found, call.deadline)
         answer: bytes = self.response(found).SerializeToString()
         return answer
 

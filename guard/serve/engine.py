@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle
 from guard.cascade import Readings
 from guard.errors import BundleError, DeviceError, GuardError, Unchecked, first_line
-from guard.runtime import Runtime
+from guard.runtime import Repaired, Runtime
 from guard.session import DEFAULT_CUDA, CudaOptions, Device
 
 Answer = TypeVar("Answer")
@@ -31,8 +32,12 @@ class Engine:
         threads: int | None,
         stage: Callable[[str, float], None],
         cuda: CudaOptions = DEFAULT_CUDA,
+        only_repairs: Collection[str] | None = None,
     ) -> None:
+        """Take a bundle whose programs, and all repairs or only those named, `load` will open."""
         self.bundle = bundle
+        self.only_repairs = only_repairs
+        self.largest = 1  # items that are repaired at once
         self.device: Device = device
         self.threads = threads
         self.cuda = cuda
@@ -47,10 +52,18 @@ class Engine:
             BundleError: the programs do not give the answers that the bundle promises.
             DeviceError: the device that was asked for is not there, or cannot run `largest` items.
         """
+        self.largest = largest
         self.runtime = await self.on_thread(lambda: self.open(largest))
 
     def open(self, largest: int) -> Runtime:
-        runtime = Runtime.open(self.bundle, device=self.device, threads=self.threads, cuda=self.cuda, shared=True)
+        runtime = Runtime.open(
+            self.bundle,
+            device=self.device,
+            threads=self.threads,
+            cuda=self.cuda,
+            shared=True,
+            only_repairs=self.only_repairs,
+        )
         try:
             runtime.self_check()
             self.warm_up(runtime, largest)
@@ -87,10 +100,13 @@ class Engine:
         """Run the bundle's self-check again. Raises the error of whatever is wrong with the device."""
         await self.on_thread(self.loaded().self_check)
 
-    async def repair(self, images: NDArray[Any], name: str) -> NDArray[Any]:
-        """Clean images with the bundle's denoiser `name`."""
-        runtime = self.loaded()
-        return await self.on_thread(lambda: self.timed("repair", lambda: runtime.repair(images, name)))
+    async def repair(self, images: NDArray[Any], name: str) -> Repaired:
+        """Clean images [item, ...] with the bundle's denoiser `name`, no more at once than were warmed up for."""
+        runtime, parts = self.loaded(), []
+        for start in range(0, len(images), self.largest):
+            part = images[start : start + self.largest]
+            parts.append(await self.on_thread(partial(self.timed, "repair", partial(runtime.repair, part, name))))
+        return Repaired(np.concatenate([p.images for p in parts]), np.concatenate([p.classes for p in parts]))
 
     def loaded(self) -> Runtime:
         if self.runtime is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from guard.calibration import Calibration, smallest_rate
 from guard.cascade import Readings, jitter
 from guard.errors import Expired, GuardError, MalformedRequest, Overloaded, Unchecked, Uninspectable
 from guard.fusion import Floats
-from guard.policy import Action, Policy, Verdict, decide
+from guard.policy import Action, Policy, Verdict, decide, repaired
 from guard.serve.batcher import Batcher
 from guard.serve.engine import Engine
 
@@ -97,22 +97,27 @@ class Inspector:
             return None
         return calibration.request_p_value(float(readings.risk.max()), len(readings.risk))
 
-    async def repair(self, images: NDArray[Any], verdict: Verdict, deadline: float) -> NDArray[Any]:
-        """Return the images with suspicious items cleaned; all of them, where the request is judged as a whole.
+    async def repair(self, images: NDArray[Any], found: Inspection, deadline: float) -> tuple[NDArray[Any], Inspection]:
+        """Return the images with suspicious items cleaned, and the inspection with the verdict on what came of it.
+
+        Where the request is judged as a whole all items are cleaned. An item whose repaired answer is not stable (see
+        `Repaired`) is rejected instead.
 
         Raises:
             Expired: the deadline passed meanwhile.
         """
         whole = self.policy.rows == "request"
-        chosen = np.asarray([whole or item is Action.REPAIR for item in verdict.items])
-        repaired = images.copy()
+        chosen = np.asarray([whole or item is Action.REPAIR for item in found.verdict.items])
+        forward, stable = images.copy(), np.ones(len(images), dtype=np.bool_)
         left_s = deadline - time.monotonic()
         try:
             async with asyncio.timeout(left_s):
-                repaired[chosen] = await self.engine.repair(images[chosen], self.policy.repair or "")
+                cleaned = await self.engine.repair(images[chosen], self.policy.repair or "")
         except TimeoutError as error:
             raise Expired("the deadline passed while the request was repaired; nothing was forwarded") from error
-        return repaired
+        forward[chosen], stable[chosen] = cleaned.images, cleaned.stable
+        verdict = repaired(found.verdict, stable.tolist())
+        return forward, replace(found, verdict=verdict, enacted=self.policy.enact(verdict.request))
 
     def unchecked(self, error: Exception) -> str | None:
         """The reason for which a request passes uninspected after this error; None where the error is the answer."""

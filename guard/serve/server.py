@@ -247,6 +247,7 @@ def build_engine(config: ServeConfig, bundle: Bundle, metrics: Metrics) -> Engin
         threads=config.threads,
         stage=metrics.stage,
         cuda=CudaOptions(config.device_id, config.device_memory_bytes, config.device_arena),
+        only_repairs=() if config.repair is None else (config.repair,),
     )
 
 

@@ -190,8 +190,7 @@ class Service:
             self.metrics.held_answers.labels("not_asked").inc()
             return self.decided(request, message.id, early, call, {"model_asked": False})
         if found.enacted is Action.REPAIR:
-            forward, hashes = await self.repair(message, decoded, found, call)
-            return self.decided(forward, message.id, found, call, hashes)
+            return await self.repair(request, message, decoded, found, call)
         return self.decided(request, message.id, found, call)
 
     def decided(
@@ -235,17 +234,17 @@ class Service:
         return self.decided(undecided.request, undecided.request_id, judged, call, {"model_asked": True})
 
     async def repair(
-        self, message: ModelInferRequest, decoded: Decoded, found: Inspection, call: Call
-    ) -> tuple[bytes, dict[str, Any]]:
-        """Return the request with its suspicious items cleaned, and what to log."""
+        self, request: bytes, message: ModelInferRequest, decoded: Decoded, found: Inspection, call: Call
+    ) -> Outcome:
+        """Decide on a request whose suspicious items are to be cleaned: forwarded so, or rejected where not stable."""
         call.remaining_s()
-        images = await self.inspector.repair(decoded.images, found.verdict, call.deadline)
-        hashes = {
-            "repair": self.policy.repair,
-            "sha256_before": decoded.digest,
-            "sha256_after": decode.tensor_digest(images),
-        }
-        return decode.encode(message, images, self.model.input, decoded.form), hashes
+        images, tried = await self.inspector.repair(decoded.images, found, call.deadline)
+        fields: dict[str, Any] = {"repair": self.policy.repair, "sha256_before": decoded.digest}
+        if tried.enacted is Action.REJECT:
+            return self.decided(request, message.id, tried, call, {**fields, "repair_stable": False})
+        fields |= {"repair_stable": True, "sha256_after": decode.tensor_digest(images)}
+        forward = decode.encode(message, images, self.model.input, decoded.form)
+        return self.decided(forward, message.id, tried, call, fields)
 
     def unchecked(
         self, request: bytes, model: str, reason: str, call: Call, *, cause: Exception | None = None

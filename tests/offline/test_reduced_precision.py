@@ -59,7 +59,7 @@ def test_a_bundle_of_a_model_in_fewer_bits(form: str, datatype: str, computes: s
     wire = spec.box.from_unit(tiny.data(8, seed=5)[0])
     assert wire.dtype == spec.dtype
     assert runtime.read(wire).p_value.shape == (8,)
-    repaired = runtime.repair(wire, "median")
+    repaired = runtime.repair(wire, "median").images
     assert (repaired.dtype, repaired.shape) == (spec.dtype, wire.shape)
     assert not np.array_equal(repaired, wire)
     passed, counted = asyncio.run(sent_through(bundle, file, wire))

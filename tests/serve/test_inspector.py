@@ -75,6 +75,49 @@ def test_in_shadow_the_verdict_is_the_same_and_nothing_is_enacted(inspector: Ins
     assert shadow.item_labels(found.verdict) == ("would_reject",)
 
 
+@pytest.mark.parametrize("rows", ["any", "request"])
+def test_an_item_is_repaired_where_that_is_stable_and_rejected_where_not(
+    bundle: Bundle, inspector: Inspector, rows: Any
+) -> None:
+    rates = {"reject_rate": tiny_bundle.REJECT_RATE, "flag_rate": tiny_bundle.FLAG_RATE}
+    repairing = replace(inspector, policy=replace(POLICY, repair="steps", rows=rows, **rates))
+    cleaned = Runtime.open(bundle, threads=1).repair
+    for stable in (True, False):
+        images = tiny_bundle.flagged(bundle, stable=stable)
+
+        async def story(images: Any = images) -> Any:
+            found = await repairing.inspect(images, soon())
+            return found, await repairing.repair(images, found, soon())
+
+        found, (forward, tried) = run(repairing, story)
+        assert found.verdict.request is Action.REPAIR
+        np.testing.assert_array_equal(forward, cleaned(images, "steps").images)
+        wanted = Action.REPAIR if stable else Action.REJECT
+        assert (tried.verdict.items, tried.verdict.request, tried.enacted) == ((wanted,), wanted, wanted)
+
+
+def test_a_large_request_is_repaired_in_parts_that_fit(bundle: Bundle, inspector: Inspector) -> None:
+    images = np.concatenate([tiny_bundle.ordinary(10), tiny_bundle.flagged(bundle), tiny_bundle.ordinary(10)])
+    sizes: list[int] = []
+
+    async def story() -> Any:
+        runtime = inspector.engine.loaded()
+        whole = runtime.repair(images, "steps")
+        session, real = runtime.repairs["steps"], runtime.repairs["steps"].run
+
+        def noted(outputs: Any, part: Any) -> Any:
+            sizes.append(len(part))
+            return real(outputs, part)
+
+        session.run = noted  # type: ignore[method-assign]
+        return whole, await inspector.engine.repair(images, "steps")
+
+    whole, found = run(inspector, story)
+    assert sizes == [8, 8, 5]
+    np.testing.assert_array_equal(found.images, whole.images)
+    np.testing.assert_array_equal(found.classes, whole.classes)
+
+
 def test_what_cannot_be_judged_as_a_whole_is_refused(inspector: Inspector) -> None:
     whole = replace(inspector, policy=replace(POLICY, rows="request"))
     with pytest.raises(Uninspectable, match="cannot be judged as a whole"):

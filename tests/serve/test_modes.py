@@ -33,6 +33,7 @@ COLUMNS = (
     "other methods",
 )
 ACTIONS = ("pass", "flag", "repair", "reject", "would_flag", "would_repair", "would_reject", "unchecked", "refused")
+UNSTABLE = ", and not stable when repaired"
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"repair": None, "on_failure": "closed"},
     {"repair": "steps", "on_failure": "open", "allow_methods": ("ModelConfig",)},
@@ -96,12 +97,12 @@ def means(phrase: str) -> Callable[[Seen], bool]:
     return phrases[phrase]
 
 
-def meant(cell: str, settings: Mapping[str, Any]) -> str:
-    """The phrase that a cell comes to under these settings."""
+def meant(cell: str, settings: Mapping[str, Any], *, stable: bool) -> str:
+    """The phrase that a cell comes to under these settings, for an item whose repaired answer is stable or is not."""
     if cell == "as `on_failure` says":
         return "refused" if settings["on_failure"] == "closed" else "passed, `unchecked`"
-    if either := re.fullmatch(r"(.+), if `repair` is set; else (.+)", cell):
-        return either.group(1 if settings["repair"] else 2)
+    if either := re.fullmatch(r"with `repair`, (.+) if stable, else (.+); without, (.+)", cell):
+        return either.group((1 if stable else 2) if settings["repair"] else 3)
     if either := re.fullmatch(r"(.+) `(\w+)` or `(\w+)`", cell):
         return f"{either.group(1)} `{either.group(3 if settings['repair'] else 2)}`"
     return cell
@@ -150,16 +151,18 @@ def test_each_cell_says_what_happens(
     requests = {
         "ModelInfer, judged an attack": infer_request(tiny_bundle.bright(1)),
         "flagged": infer_request(tiny_bundle.flagged(Bundle.open(bundle))),
+        "flagged" + UNSTABLE: infer_request(tiny_bundle.flagged(Bundle.open(bundle), stable=False)),
         "not inspectable by its form": uninspectable(),
         "the guard failed to check": infer_request(tiny_bundle.ordinary(1)),
     }
 
     async def story() -> None:
         async with guarding(bundle, mode=mode, **settings) as guarded:
-            for column, request in requests.items():
+            for case, request in requests.items():
+                column = case.removesuffix(UNSTABLE)
                 if column == "the guard failed to check":
                     failing.set()
-                phrase = meant(cells[column], settings)
+                phrase = meant(cells[column], settings, stable=case == column)
                 seen = await observed(guarded, request)
                 assert means(phrase)(seen), f"{mode}, {column}: {cells[column]!r} means {phrase!r}, not {seen}"
 

@@ -21,6 +21,7 @@ from guard.serve.inspector import label
 from guard.serve.log import Log
 from guard.serve.passage import opened_methods
 from guard.serve.server import running
+from guard.serve.wire.guard_pb2 import InspectRequest, InspectResponse
 from guard.serve.wire.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
@@ -192,7 +193,7 @@ def test_repair_sends_up_what_the_denoiser_made_of_it(bundle: Path, form: str) -
             answer = await guarded.client.call("ModelInfer", request)
             assert answer.ok
             (sent,) = guarded.upstream.requests
-            cleaned = Runtime.open(opened, threads=1).repair(suspicious, "steps")
+            cleaned = Runtime.open(opened, threads=1).repair(suspicious, "steps").images
             assert not np.array_equal(cleaned, suspicious)
             np.testing.assert_array_equal(received(sent), np.concatenate([images[:1], cleaned]))
             message = type(request).FromString(sent)
@@ -208,6 +209,49 @@ def test_repair_sends_up_what_the_denoiser_made_of_it(bundle: Path, form: str) -
     asyncio.run(story())
 
 
+def test_what_is_not_stable_when_repaired_is_refused(bundle: Path) -> None:
+    """For the operator, too; an item beside it that is not flagged is not repaired, and costs nothing."""
+
+    async def story() -> None:
+        images = np.concatenate([tiny_bundle.ordinary(1), tiny_bundle.flagged(Bundle.open(bundle), stable=False)])
+        async with (
+            guarding(bundle, repair="steps") as guarded,
+            calling(guarded.serving.admin_address) as operator,
+        ):
+            request = infer_request(images)
+            answer = await guarded.client.call("ModelInfer", request)
+            assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+            assert guarded.upstream.requests == []
+            (line,) = guarded.events("reject")
+            assert (line["repair"], line["repair_stable"], line["suspicious"]) == ("steps", False, [1])
+            assert await guarded.metric("guard_items_total", action="repair") == 0
+            assert await guarded.metric("guard_items_total", action="reject") == 1
+            assert await guarded.metric("guard_items_total", action="pass") == 1
+            body = (await operator.call("/guard.v1.Guard/Inspect", InspectRequest(request=request))).body
+            assert [item.action for item in InspectResponse.FromString(body).items] == ["pass", "reject"]
+
+    asyncio.run(story())
+
+
+def test_what_is_not_flagged_is_not_cleaned(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    repair = Runtime.repair
+
+    def noted(runtime: Runtime, images: Any, name: str) -> Any:
+        sizes.append(len(images))
+        return repair(runtime, images, name)
+
+    async def story() -> None:
+        suspicious = tiny_bundle.flagged(Bundle.open(bundle))
+        async with guarding(bundle, repair="steps") as guarded:
+            monkeypatch.setattr(Runtime, "repair", noted)
+            for images in (tiny_bundle.ordinary(3), np.concatenate([tiny_bundle.ordinary(2), suspicious])):
+                assert (await guarded.client.infer(images)).ok
+
+    asyncio.run(story())
+    assert sizes == [1]
+
+
 def test_repair_works_on_bytes_too(tmp_path: Path) -> None:
     async def story() -> None:
         opened = tiny_bundle.make(tmp_path / "bundle", datatype="UINT8")
@@ -218,7 +262,8 @@ def test_repair_works_on_bytes_too(tmp_path: Path) -> None:
             for form in ("raw", "typed"):
                 assert (await guarded.client.infer(suspicious, form=form)).ok
                 np.testing.assert_array_equal(
-                    received(guarded.upstream.requests[-1]), Runtime.open(opened, threads=1).repair(suspicious, "steps")
+                    received(guarded.upstream.requests[-1]),
+                    Runtime.open(opened, threads=1).repair(suspicious, "steps").images,
                 )
 
     asyncio.run(story())

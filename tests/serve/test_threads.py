@@ -132,10 +132,12 @@ def test_the_engine_asks_for_what_was_configured(bundle: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Runtime, "open", opened)
     cuda = CudaOptions(device_id=1, memory_bytes=2**30)
-    engine = Engine(Bundle.open(bundle), device="cuda", threads=3, cuda=cuda, stage=lambda *_: None)
+    engine = Engine(
+        Bundle.open(bundle), device="cuda", threads=3, cuda=cuda, stage=lambda *_: None, only_repairs=("steps",)
+    )
     asyncio.run(engine.load(largest=2))
     engine.close()
-    assert asked == {"device": "cuda", "threads": 3, "cuda": cuda, "shared": True}
+    assert asked == {"device": "cuda", "threads": 3, "cuda": cuda, "shared": True, "only_repairs": ("steps",)}
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,8 @@ def test_what_an_unmodified_client_sends_is_repaired(side: Side, bundle: Path) -
             found = await asyncio.to_thread(triton, side, guarded.serving.address, [("r", suspicious, None)])
             assert found["answers"][0]["id"] == "r"
             (sent,) = guarded.upstream.requests
-            np.testing.assert_array_equal(received(sent), Runtime.open(opened, threads=1).repair(suspicious, "steps"))
+            np.testing.assert_array_equal(
+                received(sent), Runtime.open(opened, threads=1).repair(suspicious, "steps").images
+            )
 
     asyncio.run(story())

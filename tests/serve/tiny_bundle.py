@@ -2,7 +2,7 @@
 
     screen:     logits, and `brightness` (the items' mean)
     interpret:  logits, and `roughness` (mean absolute difference of neighbouring columns)
-    repair:     `steps`: rounds to eighths
+    repair:     `steps`: rounds to eighths; its second network has a matrix near the classifier's
 
 Ordinary items are noise around 0.5. A bright item is rejected by `screen`, a striped one by `interpret`.
 """
@@ -42,6 +42,7 @@ ITEMS = 999
 REJECT_RATE, FLAG_RATE = 0.01, 0.05
 MODEL_NAME = "tiny"
 OPSET = 20
+OPINIONS = ("cleaned once", "cleaned twice", "second, cleaned once")
 
 
 def weights() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -78,13 +79,14 @@ def striped(items: int = 1) -> NDArray[np.float32]:
 def graph(
     name: str, nodes: list[Any], constants: dict[str, NDArray[Any]], outputs: dict[str, list[Any]], datatype: int
 ) -> bytes:
+    types = {"cleaned": datatype, "classes": TensorProto.INT64}
     model = helper.make_model(
         helper.make_graph(
             nodes,
             name,
             [helper.make_tensor_value_info("input", datatype, ["item", *SHAPE])],
             [
-                helper.make_tensor_value_info(output, datatype if output == "cleaned" else TensorProto.FLOAT, shape)
+                helper.make_tensor_value_info(output, types.get(output, TensorProto.FLOAT), shape)
                 for output, shape in outputs.items()
             ],
             [numpy_helper.from_array(array, key) for key, array in constants.items()],
@@ -139,7 +141,13 @@ def interpret(datatype: int) -> bytes:
     return graph("interpret", nodes, constants, {"logits": ["item", CLASSES], "scores": ["item", 1]}, datatype)
 
 
+def second_matrix() -> NDArray[np.float32]:
+    """The matrix of the repair's second network [feature, class]."""
+    return weights()[0] + np.random.default_rng(8).normal(0, 0.6, (16, CLASSES)).astype(np.float32)
+
+
 def steps(datatype: int) -> bytes:
+    """Rounding has done all that it does after the first time, so that cleaned twice is cleaned once."""
     levels = 8.0 if datatype == TensorProto.FLOAT else 8.0 / 255.0
     nodes = [
         helper.make_node("Cast", ["input"], ["float"], to=TensorProto.FLOAT),
@@ -147,10 +155,23 @@ def steps(datatype: int) -> bytes:
         helper.make_node("Round", ["many"], ["whole"]),
         helper.make_node("Div", ["whole", "levels"], ["back"]),
         helper.make_node("Cast", ["back"], ["cleaned"], to=datatype),
+        helper.make_node("Cast", ["cleaned"], ["again"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["again", "scale"], ["unit"]),
+        helper.make_node("Flatten", ["unit"], ["flat"], axis=1),
     ]
-    return graph(
-        "steps", nodes, {"levels": np.asarray(levels, dtype=np.float32)}, {"cleaned": ["item", *SHAPE]}, datatype
-    )
+    for name in ("matrix", "second"):
+        nodes += [
+            helper.make_node("MatMul", ["flat", name], [f"{name}_logits"]),
+            helper.make_node("ArgMax", [f"{name}_logits"], [f"{name}_class"], axis=1, keepdims=1),
+        ]
+    nodes.append(helper.make_node("Concat", ["matrix_class", "matrix_class", "second_class"], ["classes"], axis=1))
+    constants = {
+        "levels": np.asarray(levels, dtype=np.float32),
+        "scale": np.asarray(1.0 if datatype == TensorProto.FLOAT else 255.0, dtype=np.float32),
+        "matrix": weights()[0],
+        "second": second_matrix(),
+    }
+    return graph("steps", nodes, constants, {"cleaned": ["item", *SHAPE], "classes": ["item", len(OPINIONS)]}, datatype)
 
 
 def npz(**arrays: NDArray[Any]) -> bytes:
@@ -209,7 +230,7 @@ def make(
             DetectorSpec("brightness", "brightness()", (NeedSpec("image", "plain"),)),
             DetectorSpec("roughness", "roughness()", (NeedSpec("image", "plain"),)),
         ),
-        repairs=(RepairSpec("steps", "steps.onnx", "steps(8)"),),
+        repairs=(RepairSpec("steps", "steps.onnx", "steps(8)", OPINIONS),),
         reject_rate=reject_rate,
         flag_rate=FLAG_RATE,
         recipe={},
@@ -233,10 +254,11 @@ def make(
     return write_bundle(path, manifest, {**files, "samples.npz": filled})
 
 
-def flagged(bundle: Bundle) -> NDArray[Any]:
-    """One item [1, ...] whose p-value lies between the two rates."""
+def flagged(bundle: Bundle, *, stable: bool = True) -> NDArray[Any]:
+    """One item [1, ...] whose p-value lies between the two rates, and whose repaired answer is stable or is not."""
     runtime = Runtime.open(bundle, threads=1)
     images = as_wire(clean(2000, seed=11), runtime.spec.datatype)
     p = runtime.read(images).p_value
-    chosen = np.flatnonzero((p > 2 * bundle.manifest.reject_rate) & (p < 0.8 * FLAG_RATE))
+    sought = runtime.repair(images, "steps").stable == stable
+    chosen = np.flatnonzero((p > 2 * bundle.manifest.reject_rate) & (p < 0.8 * FLAG_RATE) & sought)
     return images[chosen[:1]]

@@ -5,27 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from guard.errors import ConfigError
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.dct_quantisation import DctQuantisation
 from guard.offline.denoisers.denoiser import Denoiser
+from guard.offline.denoisers.guided_unet import GuidedUNet
+from guard.offline.denoisers.learned import Learned
 from guard.offline.denoisers.median import Median
 from guard.offline.denoisers.moving_average import MovingAverage
 from guard.offline.denoisers.non_local_means import NonLocalMeans
+from guard.offline.denoisers.reformer import Reformer
 from guard.offline.denoisers.total_variation import TotalVariation
 
 DENOISERS: Mapping[str, Callable[..., Denoiser]] = {
     "bit_depth": BitDepth,
     "dct_quantisation": DctQuantisation,
+    "guided_unet": GuidedUNet,
     "median": Median,
     "moving_average": MovingAverage,
     "non_local_means": NonLocalMeans,
+    "reformer": Reformer,
     "total_variation": TotalVariation,
 }
 
 
 def denoisers(entries: Sequence[Mapping[str, Any]]) -> tuple[Denoiser, ...]:
-    return tuple(DENOISERS[e["name"]](**{k: v for k, v in e.items() if k != "name"}) for e in entries)
+    """Build a detector's squeezers. Raises ConfigError for one that is learned, which only repairs."""
+    found = tuple(DENOISERS[e["name"]](**{k: v for k, v in e.items() if k != "name"}) for e in entries)
+    if learned := [one.name for one in found if isinstance(one, Learned)]:
+        raise ConfigError(
+            f"denoiser {learned[0]!r} is a network that is trained for --repair, and no squeezer of a detector; "
+            "detector 'magnet' reads what an autoencoder rebuilds"
+        )
+    return found
 
 
 def taken_by_all(parts: Sequence[Denoiser]) -> Kinds:

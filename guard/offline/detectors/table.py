@@ -12,6 +12,7 @@ from guard.offline.detectors.binary_classifier import binary_classifier
 from guard.offline.detectors.deep_knn import deep_knn
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.detector_subnetwork import detector_subnetwork
+from guard.offline.detectors.feature_denoising import feature_denoising
 from guard.offline.detectors.feature_squeezing import feature_squeezing
 from guard.offline.detectors.gradient_direction import gradient_direction
 from guard.offline.detectors.kernel_density import kernel_density
@@ -56,6 +57,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     "x_ensemble": x_ensemble,
     "mask_classifier": mask_classifier,
     "detector_subnetwork": detector_subnetwork,
+    "feature_denoising": feature_denoising,
 }
 
 # Detectors whose opinion does not come from the weights that are attacked: a share of the rate is kept for them

@@ -89,7 +89,7 @@ def refit(
         left_out = list(chosen.left_out)
     programs = settled(programs, heads)
     note(f"{family}: compile")
-    graphs = compile_heads(job, kept, programs, heads)
+    graphs = compile_heads(job, kept, programs, heads, repairs=False)
     note(f"{family}: calibrate")
     calibrator = Calibrator(
         job, kept.classifier, programs, graphs.files, kept.data, None if chosen is None else chosen.choice

@@ -26,7 +26,7 @@ from guard.offline.evaluation.closed_findings import closed_findings
 from guard.offline.evaluation.detector_rows import detector_rows, second_texts
 from guard.offline.evaluation.effort import Effort
 from guard.offline.evaluation.left_out_guard import LeftOut
-from guard.offline.evaluation.pictures import exhibit_of
+from guard.offline.evaluation.pictures import Shown, exhibit_of
 from guard.offline.evaluation.suite_rows import Further, Trial
 from guard.offline.findings.attack_names import labels_of
 from guard.offline.findings.evaluation import AdaptiveRow, AnsweredRow, Evaluation
@@ -112,7 +112,7 @@ def measure(
         cuts=(*effort.cuts, *cuts),
         item_shape=tuple(spec.input.shape),
         class_count=spec.output.classes,
-        exhibit=exhibit_of(guard, tried, promises, model, noisy.noise, names),
+        exhibit=exhibit_of(guard, tried, promises, model, noisy.noise, names, Shown.of(subject.classifier, held_out)),
     )
 
 

@@ -4,22 +4,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from guard.fusion import Floats
 from guard.offline.attacks.model import Model
 from guard.offline.attacks.objective import Gap
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.input_kind import kind_for
 from guard.offline.evaluation.attack_rows import Examined, GuardReadings
 from guard.offline.evaluation.clean_rows import class_name
+from guard.offline.evaluation.interpretations import grad_cam, last_layer, nearest_prototypes
 from guard.offline.findings.figures import Exhibit, Specimen
 from guard.offline.findings.intervals import Promise
+from guard.offline.model.classifier import Classifier
 from guard.offline.programs.read import read
 
 PICTURED_ITEMS = 6
+MAX_PROTOTYPES, BATCH_ITEMS = 1000, 100
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What interpretations read: the model, and clean items that stand for what it knows."""
+
+    classifier: Classifier
+    prototypes: NDArray[np.float32]  # [prototype, ...] in unit space
+    labels: NDArray[np.int64]  # [prototype]
+
+    @staticmethod
+    def of(classifier: Classifier, clean: Dataset) -> Shown:
+        """Return the model with the first clean items of a data set as prototypes."""
+        return Shown(classifier, clean.images[:MAX_PROTOTYPES], clean.labels[:MAX_PROTOTYPES])
+
+    def looked(self, items: NDArray[np.float32], classes: Sequence[int]) -> NDArray[np.float32] | None:
+        """Return where the model looked for each item's class [item, *places]; None where it has no feature maps."""
+        found = grad_cam(self.classifier, torch.from_numpy(items), torch.tensor(classes))
+        return None if found is None else np.asarray(found.numpy(), dtype=np.float32)
+
+    def nearest(self, item: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+        """Return the prototype whose last layer is nearest to that of one item [1, ...], and its class."""
+        own = last_layer(self.classifier, torch.from_numpy(item))
+        (place,) = nearest_prototypes(own, self.layer)[0].tolist()
+        return self.prototypes[place], int(self.labels[place])
+
+    @cached_property
+    def layer(self) -> Tensor:
+        """The prototypes' last layer [prototype, feature]."""
+        parts = torch.from_numpy(self.prototypes).split(BATCH_ITEMS)
+        return torch.cat([last_layer(self.classifier, part) for part in parts])
 
 
 def exhibit_of(
@@ -29,10 +67,12 @@ def exhibit_of(
     model: Model,
     noise: NDArray[np.float32],
     names: Sequence[str],
+    shown: Shown,
 ) -> Exhibit:
     """Collect what the page's pictures are drawn from.
 
-    `model` is what attacks run on; `noise` are unit-space items [item, ...]; `names` are the classes', if any.
+    `model` is what attacks run on; `noise` are unit-space items [item, ...]; `names` are the classes', if any; `shown`
+    is what interpretations read.
     """
     shape = guard.cascade.spec.shape
     kind = kind_for(guard.cascade.spec)
@@ -43,7 +83,7 @@ def exhibit_of(
         clean=guard.clean.risk,
         noise=read(guard.cascade, noise).risk,
         attacks={label: found.readings.risk for label, found in examined.items()},
-        specimens=specimens(guard, examined, model, names) if pictures else (),
+        specimens=specimens(guard, examined, model, names, shown) if pictures else (),
         reason="" if pictures else kind.drawing_note,
     )
 
@@ -54,7 +94,7 @@ def threshold(rising: Floats, rate: float) -> float:
 
 
 def specimens(
-    guard: GuardReadings, examined: Mapping[str, Examined], model: Model, names: Sequence[str]
+    guard: GuardReadings, examined: Mapping[str, Examined], model: Model, names: Sequence[str], shown: Shown
 ) -> tuple[Specimen, ...]:
     """Return items of as many families as there are, each another item where that is possible."""
     found: list[Specimen] = []
@@ -64,7 +104,7 @@ def specimens(
         hashes = one.crafted.hashes.tolist()
         place = next((i for i in range(place, len(hashes)) if hashes[i] not in used), place)
         used.add(hashes[place])
-        found.append(specimen(guard, one, place, model, names))
+        found.append(specimen(guard, one, place, model, names, shown))
     return tuple(found)
 
 
@@ -78,10 +118,15 @@ def chosen(examined: Mapping[str, Examined]) -> list[tuple[str, int]]:
     return sorted(kept, key=lambda pair: (list(examined).index(pair[0]), pair[1]))
 
 
-def specimen(guard: GuardReadings, one: Examined, place: int, model: Model, names: Sequence[str]) -> Specimen:
+def specimen(
+    guard: GuardReadings, one: Examined, place: int, model: Model, names: Sequence[str], shown: Shown
+) -> Specimen:
     crafted = one.crafted
     before, after = int(crafted.labels[place]), int(crafted.predictions[place])
     where = int(np.flatnonzero(guard.hashes == crafted.hashes[place])[0])
+    pair = np.stack([crafted.clean[place], crafted.attacked[place]])
+    looked = shown.looked(pair, (before, after))
+    nearest, its_class = shown.nearest(pair[1:])
     return Specimen(
         attack=one.row.label,
         clean=crafted.clean[place],
@@ -92,6 +137,10 @@ def specimen(guard: GuardReadings, one: Examined, place: int, model: Model, name
         after=class_name(after, names),
         clean_p=float(guard.clean.p_value[where]),
         attacked_p=float(one.readings.p_value[place]),
+        clean_looked=None if looked is None else looked[0],
+        attacked_looked=None if looked is None else looked[1],
+        nearest=nearest,
+        nearest_class=class_name(its_class, names),
     )
 
 

@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Specimen:
-    """An item before and after an attack, with its saliency maps."""
+    """An item before and after an attack, with its saliency maps, where the model looked, and what it finds alike."""
 
     attack: str  # label
     clean: NDArray[np.float32]  # [channel, height, width] or [channel, time] in unit space
@@ -24,6 +24,10 @@ class Specimen:
     after: str
     clean_p: float
     attacked_p: float
+    clean_looked: NDArray[np.float32] | None = None  # of the shape of the maps; None where the model has no such maps
+    attacked_looked: NDArray[np.float32] | None = None
+    nearest: NDArray[np.float32] | None = None  # the clean item that the attacked one is nearest to, for the model
+    nearest_class: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guard.bundle import InputSpec
 from guard.offline.denoisers.denoiser import Denoiser
+from guard.offline.denoisers.learned import Learned
 from guard.offline.detectors.detector import Head
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.kinds.plain import Logits
+from guard.offline.evidence.kinds.second import SecondNetwork
 from guard.offline.evidence.needs import Evidence
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.unit_space import unit_of, unordered, wire_of
@@ -67,14 +68,33 @@ class Program(nn.Module):
 
 
 class Cleaner(nn.Module):
-    """A denoiser for REPAIR as a program: wire inputs -> denoised wire inputs."""
+    """A denoiser for REPAIR as a program: wire inputs -> (cleaned wire inputs, classes [item, opinion]).
 
-    def __init__(self, denoiser: Denoiser, spec: InputSpec) -> None:
+    A repaired answer counts only where it is stable, as a squeezed answer counts as clean only where squeezing does not
+    change it (Xu et al. 2018, arXiv:1704.01155). The opinions are the classes that the model names for what was cleaned
+    once and for what was cleaned twice, in one batch, and that each second network names for what was cleaned once.
+    """
+
+    outputs = ("cleaned", "classes")
+
+    def __init__(self, denoiser: Denoiser, classifier: Classifier, seconds: Sequence[SecondNetwork] = ()) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.spec = spec
+        self.spec = classifier.spec.input
+        self.model = classifier.graph
+        self.own = denoiser.network if isinstance(denoiser, Learned) else None  # so that it is seen as a part
+        self.seconds = nn.ModuleList(second.network for second in seconds)
+        self.opinions = ("cleaned once", "cleaned twice", *(f"{second.name}, cleaned once" for second in seconds))
 
-    def forward(self, wire: Tensor) -> tuple[Tensor]:
+    def forward(self, wire: Tensor) -> tuple[Tensor, Tensor]:
+        cleaned = self.clean(wire)
+        once, twice = (unit_of(one, self.spec.box) for one in (cleaned, self.clean(cleaned)))
+        logits = self.model(torch.cat([once, twice])).unflatten(0, (2, -1))
+        answers = [*logits, *(second(once) for second in self.seconds)]
+        return cleaned, torch.stack([answer.argmax(dim=1) for answer in answers], dim=1)
+
+    def clean(self, wire: Tensor) -> Tensor:
+        """Clean wire inputs [item, ...]; categories of a table stay as they are."""
         unit = unit_of(wire, self.spec.box)
         cleaned, still = self.denoiser(unit).clamp(0.0, 1.0), unordered(self.spec.features)
-        return (wire_of(cleaned if still is None else torch.where(still, unit, cleaned), self.spec.box),)
+        return wire_of(cleaned if still is None else torch.where(still, unit, cleaned), self.spec.box)

@@ -78,9 +78,9 @@ def compile_programs(
             )
         )
     for name, cleaner in cleaners.items():
-        model = lower(cleaner, example, input_name=cleaner.spec.name, output_names=("cleaned",), opset=OPSET_VERSION)
+        model = lower(cleaner, example, input_name=cleaner.spec.name, output_names=cleaner.outputs, opset=OPSET_VERSION)
         files[f"repair-{name}.onnx"] = pool.take_from(model)
-        repairs.append(RepairSpec(name, f"repair-{name}.onnx", repr(cleaner.denoiser)))
+        repairs.append(RepairSpec(name, f"repair-{name}.onnx", repr(cleaner.denoiser), cleaner.opinions))
     files[WEIGHTS] = pool.content()
     return ProgramFiles(tuple(specs), tuple(repairs), files)
 

@@ -18,6 +18,9 @@ from guard.offline.findings.figures import Specimen
 from guard.offline.report.drawing import CYCLE, GREY, VERMILION, Plot, panels, png
 
 COLUMNS = ("clean", "attacked", "perturbation", "map of clean", "map of attacked")
+LOOKED = ("looked at in clean", "looked at in attacked")  # where the model has feature maps
+NEAREST = ("nearest to attacked",)  # the clean item whose last layer is nearest
+COLUMN_WIDTH_INCHES = 1.84
 LINE_WIDTH_POINTS = 0.9
 BESIDE_SHARE = 0.03  # of the box, left free above and below lines
 UNCUT_PERCENTILE = 99.5  # per cent of a map's pixels that are not cut
@@ -31,20 +34,26 @@ def picture_plot(e: Evaluation) -> Plot | None:
 
 
 def draw(specimens: Sequence[Specimen]) -> str:
-    rows = len(specimens)
-    drawn, axes = panels(len(COLUMNS), rows, width=9.2, height=1.95 * rows)
+    rows, columns = len(specimens), columns_of(specimens)
+    drawn, axes = panels(len(columns), rows, width=COLUMN_WIDTH_INCHES * len(columns), height=1.95 * rows)
     for row, specimen in enumerate(specimens):
-        line = axes[row * len(COLUMNS) : (row + 1) * len(COLUMNS)]
-        draw_specimen(line, specimen)
+        line = axes[row * len(columns) : (row + 1) * len(columns)]
+        draw_specimen(dict(zip(columns, line, strict=True)), specimen)
         if row == 0:
-            for ax, name in zip(line, COLUMNS, strict=True):
+            for ax, name in zip(line, columns, strict=True):
                 ax.annotate(
                     name, (0.5, 1.0), (0, 20), "axes fraction", "offset points", ha="center", fontsize=10, weight="bold"
                 )
     return png(drawn)
 
 
-def draw_specimen(axes: Sequence[Axes], specimen: Specimen) -> None:
+def columns_of(specimens: Sequence[Specimen]) -> tuple[str, ...]:
+    """Return the names of the columns: those that every specimen has."""
+    looked = LOOKED if all(one.clean_looked is not None for one in specimens) else ()
+    return COLUMNS + looked + (NEAREST if all(one.nearest is not None for one in specimens) else ())
+
+
+def draw_specimen(axes: Mapping[str, Axes], specimen: Specimen) -> None:
     change = specimen.attacked - specimen.clean
     gain = 0.5 / max(float(np.abs(change).max()), 1e-6)
     shown = (specimen.clean, specimen.attacked, 0.5 + gain * change)
@@ -54,18 +63,25 @@ def draw_specimen(axes: Sequence[Axes], specimen: Specimen) -> None:
         f"x {gain:.0f}" if gain >= 2 else f"x {gain:.1f}",
     )
     show, show_map = SHOWN[specimen.clean_map.ndim]
-    for ax, item, title in zip(axes[:3], shown, titles, strict=True):
+    for ax, item, title in zip((axes[name] for name in COLUMNS[:3]), shown, titles, strict=True):
         show(ax, item)
         ax.set_title(title, fontsize=8, color=GREY, pad=3)
-    for ax, saliency in zip(axes[3:], (specimen.clean_map, specimen.attacked_map), strict=True):
+    maps = (specimen.clean_map, specimen.attacked_map, specimen.clean_looked, specimen.attacked_looked)
+    for name, saliency in zip((*COLUMNS[3:], *LOOKED), maps, strict=True):
+        if saliency is None or name not in axes:
+            continue
         top = max(float(np.percentile(saliency, UNCUT_PERCENTILE)), 1e-12)
-        show_map(ax, saliency, top)
-    for ax in axes:
+        show_map(axes[name], saliency, top)
+    for name in NEAREST:
+        if specimen.nearest is not None and name in axes:
+            show(axes[name], specimen.nearest)
+            axes[name].set_title(specimen.nearest_class, fontsize=8, color=GREY, pad=3)
+    for ax in axes.values():
         ax.set_xticks([])
         ax.set_yticks([])
         for spine in ax.spines.values():
             spine.set_visible(False)
-    axes[0].set_ylabel(specimen.attack.replace(" ", "\n", 1), fontsize=8.5)
+    axes[COLUMNS[0]].set_ylabel(specimen.attack.replace(" ", "\n", 1), fontsize=8.5)
 
 
 def show_picture(ax: Axes, picture: NDArray[np.float32]) -> None:

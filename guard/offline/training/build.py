@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.evidence.cache import EvidenceCache, Gathered
+from guard.offline.evidence.kinds.second import networks_of
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.programs.parity import Parity, check_parity
@@ -21,6 +23,7 @@ from guard.offline.programs.program import Cleaner, Program
 from guard.offline.programs.write_programs import ProgramFiles, compile_programs
 from guard.offline.training.calibrator import pool
 from guard.offline.training.fit_heads import FittingItems, fit_heads
+from guard.offline.training.learned_repairs import lessons_of, trained
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
 
@@ -69,12 +72,25 @@ def fit(
 
 
 def compile_heads(
-    job: Job, prepared: Prepared, programs: Mapping[str, Sequence[Detector]], heads: Mapping[str, Head]
+    job: Job,
+    prepared: Prepared,
+    programs: Mapping[str, Sequence[Detector]],
+    heads: Mapping[str, Head],
+    *,
+    repairs: bool = True,
 ) -> Graphs:
-    """Compile the programs of fitted heads. Raises ModelError where something has no ONNX form."""
+    """Compile the programs of fitted heads, and the repairs of a guard that will be served.
+
+    Raises:
+        ModelError: something has no ONNX form.
+        DataError: the items do not suffice for a repair that is learned.
+    """
     classifier, data = prepared.classifier, prepared.data
     modules = {name: Program(classifier, [heads[d.name] for d in ds]) for name, ds in programs.items()}
-    cleaners = {denoiser.name: Cleaner(denoiser, classifier.spec.input) for denoiser in job.recipe.repairs}
+    seconds = networks_of(need for head in heads.values() for need in head.detector.needs)
+    wanted = job.recipe.repairs if repairs else ()
+    lessons = partial(lessons_of, classifier, data, prepared.crafted, heads, job.seed)
+    cleaners = {denoiser.name: Cleaner(denoiser, classifier, seconds) for denoiser in trained(wanted, lessons)}
     wire = classifier.spec.input.box.from_unit(data.part(Split.COMBINER).images[:PARITY_ITEMS])
     return Graphs(modules, compile_programs(modules, cleaners, wire), wire)
 

@@ -18,6 +18,7 @@ from guard.offline.denoisers.table import DENOISERS
 from guard.offline.programs.opened_guard import OpenedGuard, graphs_of
 from guard.offline.programs.read import read
 from tests.offline import tiny
+from tests.offline.denoisers.prepared import prepared
 from tests.offline.rough_steps import faults
 
 
@@ -37,12 +38,12 @@ def test_each_detector_names_what_it_needs(tiny_subject: OpenedGuard) -> None:
 @pytest.mark.parametrize("name", DENOISERS)
 def test_every_listed_denoiser_can_be_differentiated_or_states_its_stand_ins(name: str) -> None:
     """Images on the grid and between: a squeezed image has a derivative, and the very values that are served."""
-    denoiser = DENOISERS[name]()
-    assert denoiser.name == name
-    assert well_stated(denoiser)
+    assert well_stated(DENOISERS[name]())
     images = torch.rand((8, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    vectors = [images.flatten(1)] if "vectors" in denoiser.kinds else []
+    vectors = [images.flatten(1)] if "vectors" in DENOISERS[name]().kinds else []
     for given in (images, torch.round(images * tiny.GRID) / tiny.GRID, *vectors):
+        denoiser = prepared(name, tuple(given.shape[1:]))
+        assert denoiser.name == name
         assert faults(denoiser.stand_ins, denoiser, given) == []
 
 

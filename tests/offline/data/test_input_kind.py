@@ -26,6 +26,7 @@ from guard.offline.denoisers.table import DENOISERS
 from guard.offline.detectors.table import DETECTORS
 from guard.offline.job.recipe import parse
 from tests.offline import tiny
+from tests.offline.denoisers.prepared import prepared
 from tests.side import reach
 
 reach("zoo")  # foolbox and pyautoattack: attacks of the table are run by them
@@ -114,9 +115,10 @@ def test_a_map_moves_along_time() -> None:
 
 @pytest.mark.parametrize("name", [*DENOISERS])
 def test_a_denoiser_runs_on_each_kind_that_it_states(name: str) -> None:
-    denoiser = DENOISERS[name]()
-    assert kinds_of(denoiser) <= EVERY_KIND
-    for kind in kinds_of(denoiser):
+    kinds = kinds_of(DENOISERS[name]())
+    assert kinds <= EVERY_KIND
+    for kind in kinds:
+        denoiser = prepared(name, SHAPES[kind])
         items = 0.4 + 0.04 * torch.rand(3, *SHAPES[kind])  # non-local means keep what differs more
         cleaned = denoiser(items)
         assert cleaned.shape == items.shape

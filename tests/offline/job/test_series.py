@@ -24,7 +24,7 @@ from guard.offline.findings.figures import Specimen
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import load_recipe, parse
 from guard.offline.model.declared_input import declared_input
-from guard.offline.report.pictures import draw
+from guard.offline.report.pictures import COLUMNS, LOOKED, NEAREST, columns_of, draw
 from guard.offline.train import train
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
@@ -231,6 +231,11 @@ def test_a_series_is_drawn_as_lines_and_its_map_as_a_curve() -> None:
     assert [one.shape for one in maps] == [(STEPS,)] * 2
     specimen = Specimen("PGD", series[0], series[1], maps[0], maps[1], "a", "b", 0.5, 0.01)
     assert draw([specimen]).startswith("data:image/png;base64,")
+    looked = replace(specimen, clean_looked=maps[1], attacked_looked=maps[0], nearest=series[1], nearest_class="b")
+    assert columns_of([looked]) == (*COLUMNS, *LOOKED, *NEAREST)
+    assert columns_of([looked, specimen]) == COLUMNS, "what every specimen has"
+    assert len(draw([looked])) > len(draw([specimen]))
+    assert draw([specimen, looked]).startswith("data:image/png;base64,")
 
 
 def test_the_preset_applies_to_series_as_a_whole() -> None:

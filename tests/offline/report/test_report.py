@@ -149,7 +149,8 @@ def exhibit(**changes: Any) -> Exhibit:
     def specimen(channels: int) -> Specimen:
         clean, attacked = generator.random((2, channels, 8, 8), dtype=np.float32)
         maps = generator.random((2, 8, 8), dtype=np.float32)
-        return Specimen(f"pgd {NASTY}", clean, attacked, maps[0], maps[1], "cat", "dog", 0.4, 0.01)
+        seen = Specimen(f"pgd {NASTY}", clean, attacked, maps[0], maps[1], "cat", "dog", 0.4, 0.01)
+        return replace(seen, clean_looked=maps[1], attacked_looked=maps[0], nearest=clean, nearest_class="dog")
 
     made = Exhibit(
         thresholds={0.05: 1.8},
