@@ -11,6 +11,7 @@ import pytest
 QUICK = {
     "ablation": (),
     "costs": (),
+    "detectors": (),
     "fitted_items": (),
     "forest": ("--forest",),
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
