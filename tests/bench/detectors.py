@@ -123,6 +123,14 @@ def first_items(source: Path, target: Path, items: int) -> Path:
     return target
 
 
+def files_of(data: Path, test: Path, out: Path, sizes: Sizes) -> tuple[Path, Path]:
+    """Return files of the first images to fit on and to test on; they are written to the folder `out`, once."""
+    out.mkdir(parents=True, exist_ok=True)
+    pairs = ((data, "fit", sizes.fit), (test, "test", sizes.test))
+    first, second = (first_items(source, out / f"{what}-{items}.npz", items) for source, what, items in pairs)
+    return first, second
+
+
 def opened(name: str, job: Job, sizes: Sizes, out: Path) -> Setting:
     """Open the model and craft the attacks, or read them where an earlier run has."""
     classifier, data = open_job(job)
@@ -346,10 +354,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     if None in (given.model, given.data, given.test, given.out):
         parser.error("--model, --data, --test and --out are wanted, or --table alone")
-    given.out.mkdir(parents=True, exist_ok=True)
     sizes = Sizes(fit=given.items)
-    data = first_items(given.data, given.out / f"fit-{sizes.fit}.npz", sizes.fit)
-    test = first_items(given.test, given.out / f"test-{sizes.test}.npz", sizes.test)
+    data, test = files_of(given.data, given.test, given.out, sizes)
     job = Job(given.model, data, given.out / "guard", recipe_of(ATTACKS), test=test, threads=1)
     setting = opened(Path(given.data).stem.removesuffix("-fit"), job, sizes, given.out)
     print("\n".join(tables(measure_all(setting, [name for name in given.only.split(",") if name]))))

@@ -20,6 +20,7 @@ QUICK = {
     "memory": (),
     "off_recipe": (),
     "overload": (),
+    "repair": (),
     "second": (),
     "tabular": (),
     "zoo": ("gru", "shufflenet", "--no-training"),
