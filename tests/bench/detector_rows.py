@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class ByAttack:
     seen: Figures
     score_auroc: float  # of the detector's own score, in its paper's direction
     left_out: Figures
+    as_published: float | None = None  # its AUROC in the protocol of the papers, where they state one
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Row:
         for key in ("seen", "left_out"):
             found[key] = None if found[key] is None else figures(found[key])
         found["attacks"] = {
-            name: ByAttack(one["family"], figures(one["seen"]), one["score_auroc"], figures(one["left_out"]))
+            name: ByAttack(**{**one, "seen": figures(one["seen"]), "left_out": figures(one["left_out"])})
             for name, one in found["attacks"].items()
         }
         return Row(**found)
@@ -139,25 +141,44 @@ PUBLISHED: tuple[Published, ...] = (
 )
 
 
-def of_ours(row: Row, published: Published) -> list[tuple[str, float]]:
-    """Return what a row has beside a published figure: seen, of each attack like it."""
+@dataclass(frozen=True)
+class Beside:
+    """Ours beside a published figure: seen, and in the protocol of the papers where that was measured."""
+
+    attack: str
+    seen: float
+    as_published: float | None
+
+    @property
+    def text(self) -> str:
+        theirs = "" if self.as_published is None else f", {decimals(self.as_published)} in their protocol"
+        return f"{self.attack} {decimals(self.seen)}{theirs}"
+
+
+def beside(row: Row, published: Published) -> list[Beside]:
+    """Return what a row has beside a published figure, for each attack like its own."""
     place = None if published.rate is None else int(published.rate > 0.02)
-    found = {
-        name: one.seen.auroc[0] if place is None else one.seen.caught[place][0] for name, one in row.attacks.items()
-    }
-    if published.attack == "mean":
-        return [("mean", float(np.mean(list(found.values()))))] if found else []
-    return [(name, value) for name, value in found.items() if name.startswith(published.attack)]
+    found = [
+        Beside(name, one.seen.auroc[0], one.as_published)
+        if place is None
+        else Beside(name, one.seen.caught[place][0], None)
+        for name, one in row.attacks.items()
+        if published.attack == "mean" or name.startswith(published.attack)
+    ]
+    if published.attack != "mean" or not found:
+        return found
+    theirs = [one.as_published for one in found if one.as_published is not None]
+    return [Beside("mean", float(np.mean([one.seen for one in found])), float(np.mean(theirs)) if theirs else None)]
 
 
 def below_published(row: Row) -> list[str]:
     """Return what falls short of a published figure by more than FAR_BELOW, in words."""
     own = [one for one in PUBLISHED if one.detector == row.detector]
     return [
-        f"{row.detector} {name} {decimals(value)}, published {one.text} ({one.source})"
+        f"{row.detector} {ours.text}; published {one.text} ({one.source})"
         for one in own
-        for name, value in of_ours(row, one)
-        if value < one.value - FAR_BELOW
+        for ours in beside(row, one)
+        if ours.seen < one.value - FAR_BELOW
     ]
 
 
@@ -183,11 +204,11 @@ def table(data: str, rows: Sequence[Row]) -> Iterator[str]:
         yield from by_attack(found, published=data.startswith("cifar10"))
     for row in rows:
         if row.skipped is not None:
-            yield from wrapped(f"{row.detector}: not measured: {row.skipped}")
+            yield from lines_of(f"{row.detector}: not measured: {row.skipped}")
     if data.startswith("cifar10"):
         for row in found:
             for line in below_published(row):
-                yield from wrapped(f"more than {100 * FAR_BELOW:.0f} points below: {line}")
+                yield from lines_of(f"{100 * FAR_BELOW:.0f} points below: {line}")
 
 
 def worth(row: Row) -> float:
@@ -206,20 +227,25 @@ def cells(row: Row) -> str:
 def by_attack(rows: Sequence[Row], *, published: bool) -> Iterator[str]:
     """Yield the AUROC by attack, seen and left out, and what was published for the method, marked as such."""
     names = list(dict.fromkeys(name for row in rows for name in row.attacks))
-    yield (
-        f"{'AUROC seen/left out':20}"
-        + "".join(f"{short(name):>10}" for name in names)
-        + "  PUBLISHED, seen" * published
-    )
+    yield f"{'AUROC, seen/left out':20}" + "".join(f"{short(name):>10}" for name in names) + "  published" * published
     for row in rows:
-        pairs = (row.attacks[name] for name in names)
-        found = "".join(f"{decimals(p.seen.auroc[0]):>5}/{decimals(p.left_out.auroc[0])}" for p in pairs)
+        pairs = [row.attacks[name] for name in names]
         own = [one for one in PUBLISHED if one.detector == row.detector] if published else []
-        by_source = {one.source: [] for one in own} | {}
-        texts = [f"{source}: {', '.join(one.text for one in own if one.source == source)}" for source in by_source]  # type: list[str]
-        line = f"{row.detector:20}{found}  {texts[0] if texts else ''}"
-        yield line.rstrip()
-        yield from (f"{'':20}{'':{10 * len(names)}}  {text}" for text in texts[1:])
+        sources = dict.fromkeys(one.source for one in own)
+        texts = [f"{name}: " + ", ".join(one.text for one in own if one.source == name) for name in sources]
+        areas = "".join(f"{decimals(p.seen.auroc[0]):>5}/{decimals(p.left_out.auroc[0])}" for p in pairs)
+        yield from with_texts(f"{row.detector:20}{areas}", texts)
+        if any(one.as_published is not None for one in pairs):
+            theirs = ("" if one.as_published is None else decimals(one.as_published) for one in pairs)
+            yield f"{'  in their protocol':20}" + "".join(f"{text:>5}     " for text in theirs).rstrip()
+
+
+def with_texts(line: str, texts: Sequence[str]) -> Iterator[str]:
+    """Yield a line with texts to its right, in as many lines as they take."""
+    room = max(WIDTH_COLUMNS - len(line) - 2, 20)
+    parts = [part for text in texts for part in wrap(text, room, subsequent_indent="  ")] or [""]
+    yield f"{line}  {parts[0]}".rstrip()
+    yield from (f"{'':{len(line)}}  {part}" for part in parts[1:])
 
 
 def short(name: str) -> str:
@@ -227,12 +253,5 @@ def short(name: str) -> str:
     return name.replace(" L∞", "∞").replace(" L2 ", "2 ").replace("/255", "").replace(" L2", "")
 
 
-def wrapped(text: str) -> Iterator[str]:
-    """Yield a text in lines of at most WIDTH_COLUMNS."""
-    line = ""
-    for word in text.split():
-        if line and len(line) + 1 + len(word) > WIDTH_COLUMNS:
-            yield line
-            line = "   "
-        line = f"{line} {word}" if line else word
-    yield line
+def lines_of(text: str) -> list[str]:
+    return wrap(text, WIDTH_COLUMNS, subsequent_indent="  ")
