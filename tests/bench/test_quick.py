@@ -12,10 +12,12 @@ import pytest
 QUICK = {
     "ablation": (),
     "costs": (),
+    "detectors": (),
     "fitted_items": (),
     "forest": ("--forest",),
     "kinds": ("series",),
     "off_recipe": (),
+    "repair": (),
     "second": (),
     "tabular": (),
 }

@@ -14,6 +14,7 @@ from guard.errors import DataError
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
+from guard.offline.detectors.parts.logistic import Logistic, fit_logistic
 from guard.offline.detectors.parts.settings import one_of
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.needs import Evidence
@@ -28,13 +29,13 @@ Centre = Literal["predicted", "nearest"]
 class Mahalanobis:
     """Detector that scores how far the latents are from the predicted class, in the metric that the classes share.
 
-    Each tap's distance is divided by its clean median; the score is the mean of their logarithms, so that no tap drowns
-    another. Harmless noise is part of the metric: a direction in which it moves latents counts for less.
+    Each tap's distance is divided by its clean median; the score weighs the logarithms of all by a logistic regression
+    on attacked items, or is their mean where there are none. Harmless noise is part of the metric: a direction in which
+    it moves latents counts for less.
 
     Source: Lee et al. 2018, arXiv:1807.03888, eq. 2. They take the nearest class at every layer (`centre="nearest"`);
     early layers of an attacked input still look like its true class, so the predicted one tells more. Their input
-    perturbation is left out (it costs a second backward), and so is their logistic regression over layers: the guard's
-    fusion weighs detectors, and an unweighted mean can never turn round. Their covariance is of clean items alone.
+    perturbation is left out: it costs a second backward. Their covariance is of clean items alone.
     """
 
     name: ClassVar[str] = "mahalanobis"
@@ -59,11 +60,15 @@ class Mahalanobis:
             )
             for latent in self.latents
         ]
-        return MahalanobisHead(self, metrics)
+        plain = MahalanobisHead(self, metrics, Logistic.mean(len(metrics)))
+        clean, noisy = plain.distances(examples.clean), plain.distances(examples.noisy)
+        attacked = examples.attacked.seen_as(plain.distances(examples.attacked.items))
+        return MahalanobisHead(self, metrics, fit_logistic(clean, noisy, attacked))
 
     def restore(self, state: Mapping[str, Tensor]) -> MahalanobisHead:
         parts = [f"metrics.{i}." for i in range(len(self.latents))]
-        head = MahalanobisHead(self, [Metric(state[p + "whiten"], state[p + "centres"]) for p in parts])
+        metrics = [Metric(state[p + "whiten"], state[p + "centres"]) for p in parts]
+        head = MahalanobisHead(self, metrics, Logistic.mean(len(metrics)))
         head.load_state_dict(dict(state))
         return head
 
@@ -97,13 +102,19 @@ class Metric(nn.Module):
 
 
 class MahalanobisHead(Head):
-    def __init__(self, detector: Mahalanobis, metrics: list[Metric]) -> None:
+    def __init__(self, detector: Mahalanobis, metrics: list[Metric], weighing: Logistic) -> None:
         super().__init__(detector)
         self.latents, self.centre = detector.latents, detector.centre
         self.metrics = nn.ModuleList(metrics)
+        self.weighing = weighing
 
     def forward(self, evidence: Evidence) -> Tensor:
-        """Return the mean log distance over taps [item]; larger is more suspicious."""
+        """Return the log-odds of "attacked", or without attacks the mean log distance [item]; larger is suspicious."""
+        score: Tensor = self.weighing(self.distances(evidence))
+        return score
+
+    def distances(self, evidence: Evidence) -> Tensor:
+        """Return the logarithm of the squared distance at each tap [item, tap], in units of its clean median."""
         metrics = [metric for metric in self.metrics if isinstance(metric, Metric)]
         pairs = [(metric, evidence[latent]) for metric, latent in zip(metrics, self.latents, strict=True)]
         named = evidence[Logits()].argmax(dim=1)
@@ -111,7 +122,7 @@ class MahalanobisHead(Head):
         # Squared and added up together, by a constant of the program: few operators serve all taps.
         taps = torch.block_diag(*(torch.ones_like(m.centres[0])[:, None] / m.scale for m in metrics))  # [feature, tap]
         distances: Tensor = torch.cat(away, dim=1).square() @ taps
-        return (1e-6 + distances).log().mean(dim=1)
+        return (1e-6 + distances).log()
 
 
 class Noisy(NamedTuple):
