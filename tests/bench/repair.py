@@ -4,9 +4,11 @@
     python -m tests.bench.repair --quick
 
 Items and attacks are those of `tests.bench.detectors`, which keeps them in the same DIR; attacked items fool the model,
-so that its accuracy on them is 0 before. Each denoiser, with the settings shown, is compiled as a bundle has it and run
-by ONNX Runtime on wire inputs, as `guard serve` does before it forwards a flagged item. Here every item goes through
-it: what a guard does not flag is forwarded as it came. Microseconds are one thread's own, an item in batches of 32.
+so that its accuracy on them is 0 before. Each denoiser, with the settings shown, is compiled as a bundle has it (a
+network is trained first) and run by ONNX Runtime on wire inputs, as `guard serve` does before it forwards a flagged
+item. Here every item goes through it: what a guard does not flag is forwarded as it came. The second line of each tells
+the share whose repaired answer is stable, which alone is forwarded, and how many of those are right. Microseconds are
+one thread's own, an item in batches of 32, the answers that tell what is stable included.
 """
 
 from __future__ import annotations
@@ -26,11 +28,15 @@ from numpy.typing import NDArray
 from guard.offline.bench.stopwatch import race, spread
 from guard.offline.data.splits import Split
 from guard.offline.denoisers.denoiser import Denoiser
-from guard.offline.denoisers.table import DENOISERS, denoisers
+from guard.offline.denoisers.median import Median
+from guard.offline.denoisers.moving_average import MovingAverage
+from guard.offline.denoisers.table import DENOISERS
 from guard.offline.findings.intervals import Rate
 from guard.offline.job.job import Job
 from guard.offline.programs.program import Cleaner
 from guard.offline.programs.write_programs import compile_programs
+from guard.offline.training.learned_repairs import lessons_of, trained
+from guard.runtime import Repaired
 from guard.session import Session
 from tests.bench.detectors import ATTACKS, Setting, Sizes, files_of, opened, recipe_of
 
@@ -55,12 +61,15 @@ def tried(names: Sequence[str]) -> tuple[Denoiser, ...]:
     """Return the denoisers of these names, in every setting that is tried; one that is not listed has its defaults."""
     listed = {entry["name"] for entry in TRIED}
     entries = [*TRIED, *({"name": name} for name in DENOISERS if name not in listed)]
-    return denoisers([entry for entry in entries if entry["name"] in names])
+    chosen = [entry for entry in entries if entry["name"] in names]
+    return tuple(
+        DENOISERS[one["name"]](**{key: value for key, value in one.items() if key != "name"}) for one in chosen
+    )
 
 
-def batches(session: Session, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    parts = range(0, len(images), BATCH_ITEMS)
-    return np.concatenate([session.run((output,), images[start : start + BATCH_ITEMS])[0] for start in parts])
+def batches(session: Session, outputs: Sequence[str], images: NDArray[np.float32]) -> list[NDArray[Any]]:
+    parts = [images[start : start + BATCH_ITEMS] for start in range(0, len(images), BATCH_ITEMS)]
+    return [np.concatenate(found) for found in zip(*(session.run(outputs, part) for part in parts), strict=True)]
 
 
 def share(found: Rate) -> str:
@@ -79,17 +88,31 @@ def lines(setting: Setting, asked: Sequence[Denoiser], seconds: float) -> Iterat
 
     def right(label: str, images: NDArray[np.float32]) -> Rate:
         unit = spec.box.to_unit(images)
-        return Rate.of(batches(setting.bare, "logits", unit).argmax(axis=1) == sets[label][1])
+        return Rate.of(batches(setting.bare, ("logits",), unit)[0].argmax(axis=1) == sets[label][1])
 
     yield f"{'as they came':46}" + "".join(f"{share(right(label, images)):>11}" for label, images in wire.items())
-    for denoiser in (one for one in asked if setting.prepared.classifier.kind.refusal(one) is None):
-        files = compile_programs({}, {denoiser.name: Cleaner(denoiser, spec)}, wire["clean"])
+    classifier, data = setting.prepared.classifier, setting.prepared.data
+    usable = [one for one in asked if classifier.kind.refusal(one) is None]
+    for denoiser in trained(usable, lambda: lessons_of(classifier, data, setting.prepared.crafted, {}, 0)):
+        files = compile_programs({}, {denoiser.name: Cleaner(denoiser, classifier)}, wire["clean"])
         session = Session(files.in_memory(files.repairs[0].file), device="cpu", threads=1)
-        found = [right(label, batches(session, "cleaned", images)) for label, images in wire.items()]
+        found = {label: batches(session, Cleaner.outputs, images) for label, images in wire.items()}
         some = wire["clean"][:BATCH_ITEMS]
-        laps = race({"it": lambda: session.run(("cleaned",), some)}, seconds=seconds, clock=time.thread_time_ns)  # noqa: B023
+        laps = race({"it": lambda: session.run(Cleaner.outputs, some)}, seconds=seconds, clock=time.thread_time_ns)  # noqa: B023
         cost = spread(laps.of("it")).median / len(some)
-        yield f"{repr(denoiser)[:45]:46}" + "".join(f"{share(one):>11}" for one in found) + f" {cost:6.0f}"
+        after = "".join(f"{share(right(label, cleaned)):>11}" for label, (cleaned, _) in found.items())
+        yield f"{repr(denoiser)[:45]:46}{after} {cost:6.0f}"
+        yield f"{'    stable; right of those':46}" + "".join(
+            f"{stable_and_right(classes, sets[label][1]):>11}" for label, (_, classes) in found.items()
+        )
+
+
+def stable_and_right(classes: NDArray[np.int64], labels: NDArray[np.int64]) -> str:
+    """The shares of items whose repaired answers [item, opinion] are alike, and of these that are right."""
+    stable = Repaired(classes, classes).stable
+    if not stable.any():
+        return "0"
+    return f"{100 * stable.mean():.0f}; {100 * (classes[stable, 0] == labels[stable]).mean():.0f}"
 
 
 def quick() -> Iterator[str]:
@@ -99,7 +122,7 @@ def quick() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name:
         job = tiny.job(Path(name), recipe=recipe_of([{"name": "fgsm", "budget": 0.25}]), threads=1)
         setting = opened("tiny", job, Sizes(learned=20, tried=60), Path(name))
-        yield from lines(setting, denoisers([{"name": "median"}, {"name": "moving_average"}]), 0.0)
+        yield from lines(setting, (Median(), MovingAverage()), 0.0)
 
 
 def main(arguments: Sequence[str]) -> None:
