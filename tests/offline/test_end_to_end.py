@@ -117,6 +117,17 @@ def test_repair_by_median_is_what_the_model_server_receives(
     assert next(received, None) is None
 
 
+def test_a_repair_that_is_a_network_was_trained_with_the_guard(
+    tiny_bundle: Bundle, clean_inputs: NDArray[np.float32]
+) -> None:
+    (spec,) = [repair for repair in tiny_bundle.manifest.repairs if repair.name == "guided_unet"]
+    assert (spec.expression, spec.opinions) == ("GuidedUNet(epochs=1)", ("cleaned once", "cleaned twice"))
+    found = Runtime.open(tiny_bundle, threads=1).repair(clean_inputs, "guided_unet")
+    assert found.images.shape == clean_inputs.shape
+    assert 0 < float(np.abs(found.images - clean_inputs).mean()) < 0.1
+    assert float(found.stable.mean()) > 0.8
+
+
 def test_tritonclient_cannot_tell_the_guard_from_the_model_server(
     tiny_bundle: Bundle,
     tiny_subject: OpenedGuard,

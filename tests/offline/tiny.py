@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
     ],
     "attack": [{"name": "pgd", "budget": 0.25, "steps": 8}, {"name": "fgsm", "budget": 0.25}],
     "left_out": [{"name": "pgd", "budget": 1.5, "norm": "l2", "steps": 8}],
-    "repair": [{"name": "median"}],
+    "repair": [{"name": "median"}, {"name": "guided_unet", "epochs": 1}],
     "adaptive": {"budgets": [0.25]},
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from guard.errors import ConfigError
 from guard.offline.data.kind_names import IN_PLACES, Kinds
-from guard.offline.denoisers.learned import Learned, Lessons
+from guard.offline.denoisers.learned import DenoiserLessons, Learned
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.networks.guided_unet import cleaned_by, train_guided
 
@@ -35,7 +35,7 @@ class GuidedUNet(Learned):
         if self.epochs < 1:
             raise ConfigError(f"denoiser 'guided_unet': epochs = {self.epochs!r}; wanted at least 1")
 
-    def train(self, lessons: Lessons) -> nn.Module:
+    def train(self, lessons: DenoiserLessons) -> nn.Module:
         lessons.check(self.name, pairs=True)
         items = torch.cat([lessons.attacked, lessons.clean])
         originals = torch.cat([lessons.originals, lessons.clean])

@@ -15,7 +15,7 @@ MIN_CLEAN_ITEMS, MIN_ATTACKED_ITEMS = 20, 20  # below that a network learns noth
 
 
 @dataclass(frozen=True, eq=False)
-class Lessons:
+class DenoiserLessons:
     """Items that a denoiser learns from, in unit space, and the model that it will clean for.
 
     `autoencoders` holds those that detectors have trained on the same clean items, by noise and epochs, so that none is
@@ -57,12 +57,12 @@ class Learned:
 
     trained: Trained | None = field(default=None, repr=False, kw_only=True)
 
-    def learn(self, lessons: Lessons) -> Self:
+    def learn(self, lessons: DenoiserLessons) -> Self:
         """Return the denoiser with its network. Raises DataError where the lessons do not suffice."""
         network = self.train(lessons)
         return replace(self, trained=Trained(digest_of(knowledge_of(network)), network))
 
-    def train(self, lessons: Lessons) -> nn.Module:
+    def train(self, lessons: DenoiserLessons) -> nn.Module:
         """Return a frozen network, trained on these lessons."""
         raise NotImplementedError
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from guard.offline.data.kind_names import ALIKE, Kinds
-from guard.offline.denoisers.learned import Learned, Lessons
+from guard.offline.denoisers.learned import DenoiserLessons, Learned
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.networks.reconstruction import train_autoencoder
 
@@ -30,7 +30,7 @@ class Reformer(Learned):
     noise: float = 0.1  # standard deviation in unit space, of what the autoencoder learns to take off
     epochs: int = 30
 
-    def train(self, lessons: Lessons) -> nn.Module:
+    def train(self, lessons: DenoiserLessons) -> nn.Module:
         lessons.check(self.name, pairs=False)
         known = lessons.autoencoders.get((self.noise, self.epochs))
         if known is not None:

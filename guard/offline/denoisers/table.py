@@ -11,6 +11,7 @@ from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.dct_quantisation import DctQuantisation
 from guard.offline.denoisers.denoiser import Denoiser
 from guard.offline.denoisers.guided_unet import GuidedUNet
+from guard.offline.denoisers.keyed_resize import KeyedResize
 from guard.offline.denoisers.learned import Learned
 from guard.offline.denoisers.median import Median
 from guard.offline.denoisers.moving_average import MovingAverage
@@ -22,6 +23,7 @@ DENOISERS: Mapping[str, Callable[..., Denoiser]] = {
     "bit_depth": BitDepth,
     "dct_quantisation": DctQuantisation,
     "guided_unet": GuidedUNet,
+    "keyed_resize": KeyedResize,
     "median": Median,
     "moving_average": MovingAverage,
     "non_local_means": NonLocalMeans,

@@ -13,13 +13,13 @@ from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.denoisers.denoiser import Denoiser
-from guard.offline.denoisers.learned import Learned, Lessons
+from guard.offline.denoisers.learned import DenoiserLessons, Learned
 from guard.offline.detectors.detector import Head
 from guard.offline.detectors.magnet import Magnet
 from guard.offline.model.classifier import Classifier
 
 
-def trained(repairs: Sequence[Denoiser], lessons: Callable[[], Lessons]) -> tuple[Denoiser, ...]:
+def trained(repairs: Sequence[Denoiser], lessons: Callable[[], DenoiserLessons]) -> tuple[Denoiser, ...]:
     """Return the denoisers, those with a network after it has learned. Raises DataError for too few items."""
     if not any(isinstance(one, Learned) for one in repairs):
         return tuple(repairs)
@@ -29,7 +29,7 @@ def trained(repairs: Sequence[Denoiser], lessons: Callable[[], Lessons]) -> tupl
 
 def lessons_of(
     classifier: Classifier, data: Dataset, crafted: Sequence[CraftedSet], heads: Mapping[str, Head], seed: int
-) -> Lessons:
+) -> DenoiserLessons:
     """Return what denoisers learn from: the heads split, clean, and what attacks made of it beside its originals."""
     clean = data.part(Split.HEADS)
     parts = [found.select(data.splits, Split.HEADS) for found in crafted]
@@ -38,7 +38,7 @@ def lessons_of(
     def joined(images: Iterable[NDArray[np.float32]]) -> Tensor:
         return torch.from_numpy(np.concatenate([blank, *(one[:] for one in images)]))
 
-    return Lessons(
+    return DenoiserLessons(
         torch.from_numpy(clean.images[:]),
         torch.from_numpy(clean.labels),
         joined(part.attacked for part in parts),

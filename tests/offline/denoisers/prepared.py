@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from guard.offline.denoisers.denoiser import Denoiser
-from guard.offline.denoisers.learned import Learned, Lessons
+from guard.offline.denoisers.learned import DenoiserLessons, Learned
 from guard.offline.denoisers.table import DENOISERS
 
 ITEMS, CLASSES = 40, 3
 
 
-def lessons(shape: tuple[int, ...]) -> Lessons:
+def lessons(shape: tuple[int, ...]) -> DenoiserLessons:
     """Items [item, *shape] of three brightnesses, what noise made of them, and a linear model."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(ITEMS) % CLASSES
@@ -25,7 +25,7 @@ def lessons(shape: tuple[int, ...]) -> Lessons:
     def model(items: Tensor) -> Tensor:
         return items.flatten(1) @ matrix
 
-    return Lessons(clean, labels, attacked, clean, model, seed=0)
+    return DenoiserLessons(clean, labels, attacked, clean, model, seed=0)
 
 
 @cache

@@ -13,7 +13,7 @@ from guard.errors import ConfigError, DataError
 from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.attacks.model import TorchModel
 from guard.offline.denoisers.guided_unet import GuidedUNet
-from guard.offline.denoisers.learned import Learned, Lessons
+from guard.offline.denoisers.learned import DenoiserLessons, Learned
 from guard.offline.denoisers.reformer import Reformer
 from guard.offline.denoisers.table import DENOISERS, denoisers
 from guard.offline.detectors.magnet import Magnet, MagnetHead
@@ -36,9 +36,9 @@ def attacked(items: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @cache
-def lessons() -> Lessons:
+def lessons() -> DenoiserLessons:
     clean, fooling, labels = attacked(300, seed=21)
-    return Lessons(clean, labels, fooling, clean, tiny.image_classifier(), seed=0)
+    return DenoiserLessons(clean, labels, fooling, clean, tiny.image_classifier(), seed=0)
 
 
 def right(items: Tensor, labels: Tensor) -> float:
@@ -86,7 +86,7 @@ def test_the_reformer_is_magnets_network_where_its_settings_are_the_same() -> No
 
 
 def test_what_is_fixed_asks_for_no_lessons() -> None:
-    def none() -> Lessons:
+    def none() -> DenoiserLessons:
         raise AssertionError
 
     fixed = [DENOISERS["median"]()]
