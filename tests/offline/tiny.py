@@ -48,6 +48,7 @@ BRIEF: dict[str, Any] = {
     "detector": [one for one in RECIPE["detector"] if one["name"] != "kernel_density"],
     "attack": RECIPE["attack"][:1],
     "left_out": [],
+    "repair": RECIPE["repair"][:1],
 }
 
 

@@ -25,6 +25,7 @@ from guard.offline.programs.program import Cleaner, Program, unit_of, wire_of
 from guard.offline.programs.write_programs import WEIGHTS, ProgramFiles, WeightsPool, compile_programs
 from guard.session import Session
 from tests.offline import tiny
+from tests.offline.denoisers.prepared import prepared
 from tests.offline.told import Told
 
 REPAIRS = {name: DENOISERS[name] for name in ("bit_depth", "median")}  # each by itself: tests/offline/denoisers
@@ -282,6 +283,6 @@ def test_a_cleaner_works_in_unit_space_whatever_the_wire() -> None:
     spec = replace(model.spec.input, low=(-1.0,), high=(3.0,))
     classifier = replace(model, spec=replace(model.spec, input=spec))
     unit = torch.from_numpy(tiny.data(6, seed=2)[0])
-    for build in DENOISERS.values():
-        cleaned, _ = Cleaner(build(), classifier)(wire_of(unit, spec.box))
-        torch.testing.assert_close(unit_of(cleaned, spec.box), build()(unit))
+    for denoiser in (prepared(name, tiny.SHAPE) for name in DENOISERS):
+        cleaned, _ = Cleaner(denoiser, classifier)(wire_of(unit, spec.box))
+        torch.testing.assert_close(unit_of(cleaned, spec.box), denoiser(unit))
