@@ -21,6 +21,10 @@ from guard.policy import Forward, Mode, OnFailure, Policy, Rows
 PREFIX = "GUARD_"
 MAX_SHOWN_CHARACTERS = 200  # of a value in an error
 MAX_PORT_CHARACTERS = 5
+GONE = {  # settings of earlier versions, and what to do instead
+    "timeout_s": "a call without a deadline is forwarded without one; inspect_timeout_s bounds the guard's own part, "
+    "and grace_s what is under way at the end of a drain",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class ServeConfig:
     threads: int | None = None  # of all programs together; None: the CPUs that this process may use
     max_rows: int = 64  # on the device at once, variant rows counted
     max_queue_rows: int = 1024  # waiting; beyond that a request is shed
-    timeout_s: float = 30.0  # for a request whose client set no deadline
+    inspect_timeout_s: float = 5.0  # for the guard's part of a request; what takes longer has failed
     upstream_timeout_s: float = 5.0  # for readiness and metadata calls of the guard's own
     read_timeout_s: float = 10.0  # for a call's message to arrive whole
     max_message_bytes: int | None = None  # of a request, unpacked; None: the largest that the queue holds
@@ -58,6 +62,7 @@ class ServeConfig:
     max_calls_per_connection: int = 1024  # at once; gRPC's core refuses further ones
     max_disagreement: float | None = None  # share of items on which bundle and upstream may differ; None: any
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
+    grace_s: float = 30.0  # for calls under way once the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
 
     def policy(self, *, reject_rate: float, flag_rate: float) -> Policy:
@@ -122,6 +127,8 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 def known(key: str, hints: Mapping[str, Any], *, origin: str) -> None:
+    if key in GONE:
+        raise ConfigError(f"{origin}: the setting {key!r} is gone: {GONE[key]}; did you mean 'inspect_timeout_s'?")
     if key not in hints:
         near = difflib.get_close_matches(key, hints, n=1)
         hint = (
@@ -184,7 +191,7 @@ def shown(value: Any) -> str:
 MORE_THAN_ZERO = (  # settings whose range begins there
     *("max_rows", "max_queue_rows", "max_message_bytes", "max_bytes_in_flight"),
     *("max_connections", "max_calls_per_connection"),
-    *("timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
+    *("inspect_timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
 )
 
 
@@ -192,7 +199,9 @@ def check(config: ServeConfig, places: Mapping[str, str]) -> None:
     """Check the range of every setting; `places` says where each was given. Raises ConfigError."""
     wanted: dict[str, tuple[Callable[[Any], bool], str]] = {  # NaN is in none of these ranges
         **dict.fromkeys(MORE_THAN_ZERO, (lambda value: 0 < value < math.inf, "more than zero, and finite")),
-        **dict.fromkeys(("device_id", "drain_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")),
+        **dict.fromkeys(
+            ("device_id", "drain_s", "grace_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")
+        ),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(
             ("listen", "admin_listen", "metrics_listen", "upstream"),

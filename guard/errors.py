@@ -21,6 +21,7 @@
         ├── NotAllowed           a remote procedure that the operator has not opened
         ├── Rejected             inspected, and refused
         ├── Unchecked            it could not be inspected, and the guard fails closed
+        ├── InspectionTimeout    its inspection took too long, and the guard fails closed
         ├── Overloaded           the queue is full
         ├── Expired              its deadline passed before the program ran
         └── UpstreamDown         the model server cannot be reached
@@ -153,6 +154,11 @@ class Rejected(RequestError):
 
 
 class Unchecked(RequestError):
+    status = "UNAVAILABLE"
+    exit_code = 10
+
+
+class InspectionTimeout(RequestError):
     status = "UNAVAILABLE"
     exit_code = 10
 

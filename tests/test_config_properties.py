@@ -146,7 +146,7 @@ def test_the_nearer_source_beats_the_farther(file: Path, config: dict[str, Any],
 
 @settings(max_examples=2 * EXAMPLES)
 @given(key=KEYS, value=VALUES)
-@example("timeout_s", HUGE)
+@example("inspect_timeout_s", HUGE)
 @example("listen", "h:" + "1" * 5000)
 @example("drain_s", math.inf)
 @example("max_rows", "1" * 5000)
@@ -187,7 +187,7 @@ def test_a_truth_is_no_number_and_a_number_is_no_text(key: str, file: Path) -> N
             load_config(file, {}, {})
 
 
-@pytest.mark.parametrize("key", ["listen", "timeout_s", "mode", "tell_flags", "allow_methods", "repair"])
+@pytest.mark.parametrize("key", ["listen", "inspect_timeout_s", "mode", "tell_flags", "allow_methods", "repair"])
 def test_a_number_that_cannot_be_written_is_refused_by_name(key: str, file: Path) -> None:
     for value in (LONGER, f"[{LONGER}]", "1" * 5000):
         file.write_text(f"{key} = {value}\n", "utf-8")

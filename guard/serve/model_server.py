@@ -65,7 +65,7 @@ MAX_MESSAGE_BYTES = 128 * 2**20
 MAX_BYTES_IN_FLIGHT = 8 * MAX_MESSAGE_BYTES
 MAX_CONNECTIONS = 1024
 MAX_CONNECTION_CALLS = 1024  # under way on one connection
-READ_TIMEOUT_S, TIMEOUT_S = 10.0, 30.0
+READ_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,6 @@ async def serving(model: ServedModel, listen: str, *, log: Log | None = None) ->
         Permits(MAX_BYTES_IN_FLIGHT, largest_bytes=MAX_MESSAGE_BYTES),
         largest_bytes=MAX_MESSAGE_BYTES,
         read_timeout_s=READ_TIMEOUT_S,
-        timeout_s=TIMEOUT_S,
         log=log or Log(),
     )
     methods = {

@@ -30,16 +30,15 @@ def nothing(call: Call) -> None:
 
 
 def outermost(
-    work: Callable[[Call], Awaitable[Answer]], *, timeout_s: float, log: Log, ended: Note = nothing
+    work: Callable[[Call], Awaitable[Answer]], *, log: Log, ended: Note = nothing
 ) -> Callable[[Any, Any], Awaitable[Answer | None]]:
     """Build the handler that grpc.aio calls around `work`; `ended` gets each call once it is known how it ends.
 
-    `timeout_s` is the deadline of a call whose client set none. The handler gives None where the call was aborted: the
-    library has the status already, and raises by itself.
+    The handler gives None where the call was aborted: the library has the status already, and raises by itself.
     """
 
     async def handler(requests: Any, context: Any) -> Answer | None:  # noqa: ARG001  the context reads
-        call = Call.of(context, timeout_s=timeout_s)
+        call = Call.of(context)
         try:
             answer = await work(call)
         except (asyncio.CancelledError, grpc.aio.InternalError) as error:

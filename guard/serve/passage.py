@@ -112,7 +112,9 @@ class Passage:
 
     async def forward(self, method: str, request: bytes, call: Call) -> bytes:
         """Forward a request as it came, and return the upstream's answer."""
-        return await call.deliver(await self.upstream.unary(path(method), request, call.upward, call.remaining_s()))
+        return await call.deliver(
+            await self.upstream.unary(path(method), request, call.upward, call.forward_timeout_s())
+        )
 
     def closed(self, method: str | None) -> Wall:
         """Refuse a method that is not opened (None: any that is not known by name); its messages are never read."""
@@ -122,7 +124,7 @@ class Passage:
         def refuse(context: Any) -> Refusal:
             self.metrics.calls.labels(label, "refused").inc()
             error = NotAllowed(f"the guard does not pass {named}, which it cannot inspect; allow_methods opens it")
-            return Call.of(context, timeout_s=self.config.timeout_s).refusal(error)
+            return Call.of(context).refusal(error)
 
         return Wall(refuse)
 
@@ -142,7 +144,7 @@ class Passage:
 
     async def pass_through(self, method: str, call: Call) -> None:
         """Pass messages both ways until the upstream ends the call or the client leaves; then the other end follows."""
-        upstream = self.upstream.stream(method, call.upward, call.client_timeout_s)
+        upstream = self.upstream.stream(method, call.upward, call.forward_timeout_s())
         upwards = asyncio.create_task(pass_upwards(self.door.stream(call), upstream))
         try:
             await pass_downwards(upstream, call)

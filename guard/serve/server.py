@@ -212,7 +212,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         readiness.say("engine", None)
         for part, watcher in (
             ("upstream", upstream.watch(partial(readiness.say, "upstream"))),
-            ("engine", watch_engine(engine, batcher, readiness, stalled_s=config.timeout_s)),
+            ("engine", watch_engine(engine, batcher, readiness, stalled_s=config.inspect_timeout_s)),
         ):
             await stack.enter_async_context(in_background(watcher, partial(readiness.say, part)))
 
@@ -220,7 +220,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             readiness.say("drain", "the guard is shutting down")
             await asyncio.sleep(config.drain_s)
             health.close()
-            await asyncio.gather(door.empty(config.timeout_s), side_door.empty(config.timeout_s))
+            await asyncio.gather(door.empty(config.grace_s), side_door.empty(config.grace_s))
             await inference.stop()
 
         yield Serving(inference, admin, metrics_address, readiness, drain)
@@ -262,7 +262,6 @@ def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door,
         Door,
         largest_bytes=limits.message_bytes,
         read_timeout_s=config.read_timeout_s,
-        timeout_s=config.timeout_s,
         log=log,
     )
     door, side_door = made(main), made(side)
