@@ -17,10 +17,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from guard.errors import ConfigError
 from guard.policy import Forward, Mode, OnFailure, Policy, Rows
+from guard.target import WANTED, is_authority, parse_target, split_address
 
 PREFIX = "GUARD_"
 MAX_SHOWN_CHARACTERS = 200  # of a value in an error
-MAX_PORT_CHARACTERS = 5
 GONE = {  # settings of earlier versions, and what to do instead
     "timeout_s": "a call without a deadline is forwarded without one; inspect_timeout_s bounds the guard's own part, "
     "and grace_s what is under way at the end of a drain",
@@ -32,7 +32,10 @@ class ServeConfig:
     """The settings of `guard serve`; each is a key of guard.toml, a GUARD_ variable in capitals, and many are flags."""
 
     bundle: str = ""  # directory of the bundle
-    upstream: str = ""  # HOST:PORT of the model server that is guarded
+    upstream: str = ""  # the model server that is guarded: HOST:PORT, or a gRPC target such as dns:///NAME:PORT
+    upstream_tls: bool = False  # speak TLS with it
+    upstream_ca: str | None = None  # PEM file of the certificates that its own must lead to; None: the system's
+    upstream_authority: str | None = None  # name for :authority and its certificate; None: the target's
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
     admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
@@ -204,18 +207,13 @@ def check(config: ServeConfig, places: Mapping[str, str]) -> None:
         ),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(
-            ("listen", "admin_listen", "metrics_listen", "upstream"),
+            ("listen", "admin_listen", "metrics_listen"),
             (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
         ),
+        "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),
+        "upstream_authority": (is_authority, "HOST or HOST:PORT"),
     }
     for name, (is_in_range, words) in wanted.items():
         value = getattr(config, name)
         if value is not None and not is_in_range(value):
             raise ConfigError(f"{places.get(name, name)} = {shown(value)}; wanted {words}")
-
-
-def split_address(text: str) -> tuple[str, int] | None:
-    """Split HOST:PORT into host and port; None when the text is not of that form."""
-    host, colon, port = text.rpartition(":")
-    is_port = port.isdecimal() and len(port) <= MAX_PORT_CHARACTERS and int(port) < 65536
-    return (host, int(port)) if colon and host and is_port else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from guard.config import ServeConfig, load_config, split_address
+from guard.config import ServeConfig, load_config
 from guard.errors import ConfigError
 
 FIELDS = [field.name for field in fields(ServeConfig)]
@@ -94,7 +94,10 @@ def test_an_unknown_variable_is_an_error_and_others_environment_is_not() -> None
         ("inspect_timeout_s", float("nan"), "more than zero"),
         ("drain_s", -1, "zero or more"),
         ("listen", "8081", "HOST:PORT"),
-        ("upstream", "model:http", "HOST:PORT"),
+        ("upstream", "model:http", "HOST:PORT, dns:///NAME:PORT"),
+        ("upstream", "https://model:443", "unix:PATH"),
+        ("upstream_authority", "a b", "HOST or HOST:PORT"),
+        ("upstream_tls", "perhaps", "true or false"),
         ("threads", 0, "more than zero"),
     ],
 )
@@ -137,24 +140,6 @@ def test_the_bundles_rates_hold_where_no_rate_is_set() -> None:
     assert (policy.reject_rate, policy.flag_rate) == (0.01, 0.2)
     with pytest.raises(ConfigError, match=r"flag_rate = 0\.05 is below reject_rate = 0\.3"):
         replace(ServeConfig(), reject_rate=0.3).policy(reject_rate=0.01, flag_rate=0.05)
-
-
-@pytest.mark.parametrize(
-    ("text", "parsed"),
-    [
-        ("0.0.0.0:80", ("0.0.0.0", 80)),
-        ("[::1]:80", ("[::1]", 80)),
-        ("a:0", ("a", 0)),
-        ("a:65536", None),
-        (":80", None),
-        ("a:", None),
-        ("a", None),
-        ("a:-1", None),
-        ("a:²", None),
-    ],
-)
-def test_addresses(text: str, parsed: tuple[str, int] | None) -> None:
-    assert split_address(text) == parsed
 
 
 @pytest.mark.parametrize("name", FIELDS)

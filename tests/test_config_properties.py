@@ -14,8 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guard.config import MAX_SHOWN_CHARACTERS, MORE_THAN_ZERO, ServeConfig, load_config, split_address
+from guard.config import MAX_SHOWN_CHARACTERS, MORE_THAN_ZERO, ServeConfig, load_config
 from guard.errors import ConfigError
+from guard.target import split_address
 
 HINTS = typing.get_type_hints(ServeConfig)
 EXAMPLES = 150
@@ -59,6 +60,8 @@ def valid(key: str) -> st.SearchStrategy[Any]:
         found = st.floats(0, 1, exclude_min=lowest == 1, exclude_max=True)
     elif key == "upstream" or key.endswith("listen"):
         found = st.builds("{}:{}".format, st.from_regex(r"\A[a-z.]{1,9}\Z"), st.integers(0, 65535))
+    elif key == "upstream_authority":
+        found = st.from_regex(r"\A[a-z.]{1,9}(:\d{1,4})?\Z", fullmatch=True)
     else:
         found = TEXT.filter(lambda text: text not in ("", "none") or not optional)
     return found | st.none() if optional else found

@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from guard.config import split_address
 from guard.errors import PortError
 from guard.serve.acceptor import Acceptor, WatchedServer, is_known
 from guard.serve.gatekeeper import Gate, Wall
+from guard.target import split_address
 
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that is not read yet
 METADATA_BYTES = 32 * 1024  # of a call's headers; gRPC's servers take 16 KiB

@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 from guard.answer_evidence import ANSWER, AnswerCalibration
 from guard.bundle import Bundle
 from guard.calibration import check_promise
-from guard.config import ServeConfig, split_address
+from guard.config import ServeConfig
 from guard.container import memory_bytes
 from guard.errors import ConfigError
 from guard.policy import Policy
@@ -54,6 +54,7 @@ from guard.serve.service import Service
 from guard.serve.upstream import SERVICE, Upstream
 from guard.serve.watching import Pulse, alive, in_background, listener_changed, watch_engine
 from guard.session import CudaOptions
+from guard.target import split_address
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
 SIDE_PATIENCE_S = 0.05
@@ -132,12 +133,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         await stack.enter_async_context(batcher.running())
         limits = stated(Limits.of(config, model.input, batcher, memory_bytes=memory_bytes()), log)
         upstream = await stack.enter_async_context(
-            Upstream.open(
-                config.upstream,
-                model,
-                max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES),
-                timeout_s=config.upstream_timeout_s,
-            )
+            Upstream.open(config, model, max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES))
         )
         pulse = Pulse()
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))

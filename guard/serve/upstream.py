@@ -17,7 +17,9 @@ import grpc
 import grpc.aio
 
 from guard.bundle import ModelSpec
+from guard.config import ServeConfig
 from guard.errors import UpstreamDown
+from guard.serve.channel import open_channel, tls_fault
 from guard.serve.wire.inference_pb2 import (
     ModelMetadataRequest,
     ModelMetadataResponse,
@@ -36,11 +38,6 @@ LEGAL_KEY = re.compile("[0-9a-z_.-]+")
 LEGAL_VALUE = re.compile("[ -~]*")
 POLL_READY_S = 1.0  # between checks while all is well; a lost connection is noticed at once
 POLL_DOWN_S = 0.2
-RECONNECT_MS = (
-    50,
-    100,
-    1000,
-)  # minimum, first and largest wait between attempts: a restarted upstream is found within a second
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -118,23 +115,14 @@ class Upstream:
 
     @staticmethod
     @asynccontextmanager
-    async def open(
-        address: str, model: ModelSpec, *, max_message_bytes: int, timeout_s: float
-    ) -> AsyncIterator[Upstream]:
-        """Open a channel and never wait for the model server: it may start after the guard, or go and come back."""
-        shortest, first, longest = RECONNECT_MS
-        options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.min_reconnect_backoff_ms", shortest),
-            ("grpc.initial_reconnect_backoff_ms", first),
-            ("grpc.max_reconnect_backoff_ms", longest),
-            ("grpc.enable_retries", 0),
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        async with grpc.aio.insecure_channel(address, options=options) as channel:
-            yield Upstream(channel, address, model, timeout_s=timeout_s)
+    async def open(config: ServeConfig, model: ModelSpec, *, max_message_bytes: int) -> AsyncIterator[Upstream]:
+        """Open a channel and never wait for the model server: it may start after the guard, or go and come back.
+
+        Raises:
+            ConfigError: as `open_channel`.
+        """
+        async with open_channel(config, max_message_bytes=max_message_bytes) as channel:
+            yield Upstream(channel, config.upstream, model, timeout_s=config.upstream_timeout_s)
 
     async def unary(self, method: str, request: bytes, metadata: Metadata, timeout_s: float | None) -> Answer:
         """Make a unary call, bytes in and bytes out.
@@ -210,8 +198,9 @@ class Upstream:
             )
         except grpc.aio.AioRpcError as error:
             return self.complaint(error)
-        except UpstreamDown:
-            return f"the model server at {self.address} cannot be reached"
+        except UpstreamDown as error:
+            fault = tls_fault(error.__cause__.details()) if isinstance(error.__cause__, grpc.aio.AioRpcError) else ""
+            return f"the model server at {self.address} cannot be reached{fault}"
         except ValueError:
             return f"the model server at {self.address} does not answer in the Open Inference Protocol"
         self.versions = tuple(metadata.versions)
