@@ -63,6 +63,11 @@ class ServeConfig:
     max_bytes_in_flight: int | None = None  # of messages being read or held; None: a quarter of the memory limit
     max_connections: int = 1024  # open at once on a listener
     max_calls_per_connection: int = 1024  # at once; gRPC's core refuses further ones
+    max_connection_age_s: float | None = 600.0  # then a client is sent to connect again; None: never
+    max_connection_age_grace_s: float | None = None  # for calls on a connection that is too old; None: any time
+    keepalive_s: float = 60.0  # of silence, before a client is asked whether it is there
+    min_ping_interval_s: float = 5.0  # between a client's own pings; it is cut off if it asks more often
+    upstream_keepalive_s: float | None = 300.0  # the same asked of the upstream during calls; None: never
     max_disagreement: float | None = None  # share of items on which bundle and upstream may differ; None: any
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     grace_s: float = 30.0  # for calls under way once the listener closes
@@ -194,6 +199,8 @@ def shown(value: Any) -> str:
 MORE_THAN_ZERO = (  # settings whose range begins there
     *("max_rows", "max_queue_rows", "max_message_bytes", "max_bytes_in_flight"),
     *("max_connections", "max_calls_per_connection"),
+    *("max_connection_age_s", "max_connection_age_grace_s", "keepalive_s", "upstream_keepalive_s"),
+    *("min_ping_interval_s",),
     *("inspect_timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
 )
 

@@ -17,6 +17,7 @@ import grpc.aio
 
 from guard.config import ServeConfig
 from guard.errors import ConfigError
+from guard.serve.connection_limits import keepalive_options
 from guard.target import WANTED, parse_target
 
 RECONNECT_MS = (
@@ -64,6 +65,8 @@ def channel_options(config: ServeConfig, *, max_message_bytes: int) -> list[tupl
         ("grpc.initial_reconnect_backoff_ms", first),
         ("grpc.max_reconnect_backoff_ms", longest),
         ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_MS),
+        ("grpc.keepalive_permit_without_calls", 0),  # a server may cut off who asks while there is no call
+        *([] if config.upstream_keepalive_s is None else keepalive_options(config.upstream_keepalive_s)),
         ("grpc.enable_retries", 0),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),

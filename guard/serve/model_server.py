@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from guard.errors import MalformedRequest, ModelError, UnknownModel, first_line
 from guard.serve.call import Call
+from guard.serve.connection_limits import ConnectionLimits
 from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.door import Door
 from guard.serve.event_loop import EventLoop
@@ -255,8 +256,7 @@ async def serving(model: ServedModel, listen: str, *, log: Log | None = None) ->
         methods,
         other,
         max_message_bytes=MAX_MESSAGE_BYTES,
-        max_connections=MAX_CONNECTIONS,
-        max_calls=MAX_CONNECTION_CALLS,
+        limits=ConnectionLimits(MAX_CONNECTIONS, MAX_CONNECTION_CALLS),
     ) as listener:
         listener.changed = partial(readiness.say, "listener")
         try:

@@ -34,6 +34,7 @@ from guard.serve.admin import Admin
 from guard.serve.agreement import UpstreamComparison
 from guard.serve.allocator import few_heaps
 from guard.serve.batcher import Batcher
+from guard.serve.connection_limits import ConnectionLimits
 from guard.serve.door import Door
 from guard.serve.engine import Engine
 from guard.serve.event_loop import EventLoop
@@ -172,8 +173,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         listen = partial(
             listening,
             max_message_bytes=limits.message_bytes,
-            max_connections=config.max_connections,
-            max_calls=config.max_calls_per_connection,
+            limits=ConnectionLimits.of(config),
         )
         methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
         inference = await stack.enter_async_context(

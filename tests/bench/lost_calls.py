@@ -26,6 +26,7 @@ import grpc.aio
 from guard.serve import gatekeeper, listener
 from guard.serve.acceptor import Acceptor
 from guard.serve.admission import Admission
+from guard.serve.connection_limits import ConnectionLimits
 from guard.serve.event_loop import EventLoop
 from guard.serve.gate import InferGate
 from guard.serve.gatekeeper import Gate, Moments, Wall
@@ -71,8 +72,7 @@ async def serve(kind: str) -> None:
         methods,
         Wall(lambda context: gate.refuse(context)),
         max_message_bytes=2**20,
-        max_connections=64,
-        max_calls=1024,
+        limits=ConnectionLimits(64, 1024),
         gates=gates,
     ) as opened:
         print(opened.address, flush=True)
