@@ -22,7 +22,8 @@ from google.rpc.status_pb2 import Status
 from guard.errors import Expired, GuardError, UpstreamDown
 from guard.serve.admission import Place
 from guard.serve.gatekeeper import Refusal
-from guard.serve.upstream import Answer, Metadata, end_to_end
+from guard.serve.metadata import NEVER_RETRY, Metadata, end_to_end
+from guard.serve.upstream import Answer
 
 UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 DOMAIN = "inference-guard"
@@ -107,7 +108,8 @@ class Call:
         """The refusal that tells a client of an error: its status, its message and its reason, with our marks."""
         details = str(error)
         status = status_details(error.status, error.reason, details).replace(NO_ID, self.id.encode())
-        return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status)))
+        retries = () if error.may_retry else (NEVER_RETRY,)
+        return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status), *retries))
 
 
 def time_left_s(context: Any) -> float:

@@ -64,7 +64,7 @@ class Door:
 
         async def answer(call: Call) -> bytes:
             if self.closed:
-                raise Unchecked(SHUTTING_DOWN)
+                raise Unchecked(SHUTTING_DOWN, elsewhere=True)
             begun(call)
             with self.counted():
                 async with self.message(call) as request:

@@ -19,7 +19,7 @@ from guard.errors import GuardError
 from guard.serve.call import Call
 from guard.serve.gatekeeper import Refusal
 from guard.serve.log import Log
-from guard.serve.upstream import end_to_end
+from guard.serve.metadata import downwards
 
 Answer = TypeVar("Answer")
 Note = Callable[[Call], None]
@@ -74,7 +74,7 @@ def refusal_of(error: Exception, call: Call, log: Log) -> Refusal:
     if isinstance(error, GuardError):
         return call.refusal(error)
     if isinstance(error, grpc.aio.AioRpcError):
-        trailing = (*end_to_end(error.trailing_metadata()), *call.marks)
+        trailing = (*downwards(error.trailing_metadata()), *call.marks)
         return Refusal(error.code(), error.details() or "", trailing)
     log.error("internal", id=call.id, cause=repr(error))
     return Refusal(grpc.StatusCode.INTERNAL, f"the guard failed; guard-id {call.id}", call.marks)

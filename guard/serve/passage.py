@@ -24,9 +24,10 @@ from guard.serve.call import UNCHECKED, Call
 from guard.serve.door import Door, Work
 from guard.serve.gatekeeper import Refusal, Wall
 from guard.serve.listener import Handler, Methods
+from guard.serve.metadata import downwards
 from guard.serve.metrics import OTHER, Metrics
 from guard.serve.readiness import Readiness
-from guard.serve.upstream import Upstream, end_in_core, end_to_end, path
+from guard.serve.upstream import Upstream, end_in_core, path
 from guard.serve.wire.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
@@ -175,11 +176,11 @@ async def pass_upwards(messages: AsyncIterator[bytes], upstream: Any) -> None:
 
 async def pass_downwards(upstream: Any, call: Call) -> None:
     """Pass the upstream's answers and metadata to the client. Raises grpc.aio.AioRpcError where the call failed."""
-    if initial := end_to_end(await upstream.initial_metadata()):
+    if initial := downwards(await upstream.initial_metadata()):
         await call.context.send_initial_metadata(initial)
     while (message := await upstream.read()) is not grpc.aio.EOF:
         await call.context.write(message)
-    call.context.set_trailing_metadata((*end_to_end(await upstream.trailing_metadata()), *call.marks))
+    call.context.set_trailing_metadata((*downwards(await upstream.trailing_metadata()), *call.marks))
 
 
 def opened_methods(names: Sequence[str]) -> frozenset[str]:

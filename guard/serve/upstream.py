@@ -7,8 +7,7 @@ Rule 2: end-to-end metadata passes both ways, `guard-*` and what belongs to one 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from guard.bundle import ModelSpec
 from guard.config import ServeConfig
 from guard.errors import UpstreamDown
 from guard.serve.channel import open_channel, tls_fault
+from guard.serve.metadata import Metadata, downwards
 from guard.serve.wire.inference_pb2 import (
     ModelMetadataRequest,
     ModelMetadataResponse,
@@ -30,43 +30,13 @@ from guard.serve.wire.inference_pb2 import (
 )
 
 SERVICE = "inference.GRPCInferenceService"
-OURS = "guard-"
-ONE_HOP = frozenset(
-    {"user-agent", "te", "content-type", "host", "connection", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding"}
-)
-LEGAL_KEY = re.compile("[0-9a-z_.-]+")
-LEGAL_VALUE = re.compile("[ -~]*")
 POLL_READY_S = 1.0  # between checks while all is well; a lost connection is noticed at once
 POLL_DOWN_S = 0.2
-
-Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 def path(method: str) -> str:
     """The full name of a method of the inference service."""
     return f"/{SERVICE}/{method}"
-
-
-def end_to_end(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
-    """The metadata for the two ends, and neither the connection nor us; what no gRPC client may send is left out.
-
-    gRPC's servers take any byte in a text header unchecked, its clients send none but printable ASCII: a call with such
-    a header would fail here where a direct one does not. The header cannot travel on, the call can.
-    """
-    return tuple(
-        (key, value)
-        for key, value in metadata or ()
-        if key not in ONE_HOP and not key.startswith(OURS) and may_be_sent(key, value)
-    )
-
-
-def may_be_sent(key: str, value: str | bytes) -> bool:
-    """Whether gRPC lets a client send this header."""
-    if not LEGAL_KEY.fullmatch(key):
-        return False
-    if key.endswith("-bin"):
-        return isinstance(value, bytes)
-    return isinstance(value, str) and LEGAL_VALUE.fullmatch(value) is not None
 
 
 async def answer_of(call: Any) -> bytes:
@@ -142,7 +112,7 @@ class Upstream:
             answering.add_done_callback(ignore)
             end_in_core(call)
             raise
-        return Answer(body, end_to_end(await call.initial_metadata()), end_to_end(await call.trailing_metadata()))
+        return Answer(body, downwards(await call.initial_metadata()), downwards(await call.trailing_metadata()))
 
     def stream(self, method: str, metadata: Metadata, timeout_s: float | None) -> Any:
         """Start an opaque call of any arity, to be written to and read from."""
