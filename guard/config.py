@@ -47,7 +47,7 @@ class ServeConfig:
     forward: Forward = "after"  # the verdict, or before it: then a closed model's answer is held, and counts in it
     repair: str | None = None  # denoiser through which flagged items are cleaned
     tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker can search by it
-    allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig"
+    allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig", "@statistics"
     allow_models: tuple[str, ...] = ()  # further model names to pass uninspected
     device: Literal["cpu", "cuda"] = "cpu"  # of the programs; cuda never falls back in silence
     device_id: int = 0  # which CUDA device

@@ -45,6 +45,7 @@ class FakeUpstream(grpc.GenericRpcHandler):
     fail: tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]] | None = None  # answer to ModelInfer
     wrong: bool = False  # name another class
     metadata: ModelMetadataResponse = field(default_factory=tiny_metadata)
+    extensions: tuple[str, ...] = ()  # of ServerMetadata
     initial: tuple[tuple[str, str | bytes], ...] = ()
     trailing: tuple[tuple[str, str | bytes], ...] = ()
     requests: list[bytes] = field(default_factory=list)  # of ModelInfer
@@ -79,7 +80,7 @@ class FakeUpstream(grpc.GenericRpcHandler):
         if method == "ModelMetadata":
             return self.metadata.SerializeToString()
         if method == "ServerMetadata":
-            return ServerMetadataResponse(name="fake").SerializeToString()
+            return ServerMetadataResponse(name="fake", extensions=self.extensions).SerializeToString()
         if method == "ModelInfer":
             return await self.infer(request, context)
         if method == "ModelConfig":

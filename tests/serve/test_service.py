@@ -19,7 +19,7 @@ from guard.policy import Action
 from guard.runtime import Runtime
 from guard.serve.inspector import label
 from guard.serve.log import Log
-from guard.serve.passage import opened_methods
+from guard.serve.method_groups import opened_methods
 from guard.serve.server import running
 from guard.serve.wire.inference_pb2 import (
     ModelReadyRequest,
