@@ -73,7 +73,9 @@ def serve(
     upstream: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help="The model server to guard; required, here or as a setting.", show_default=False
+            metavar="TARGET",
+            help="The model server to guard, HOST:PORT or another gRPC target; required, here or as a setting.",
+            show_default=False,
         ),
     ] = None,
     listen: Annotated[

@@ -17,10 +17,14 @@ from typing import Any, Literal, get_args, get_origin
 
 from guard.errors import ConfigError
 from guard.policy import Forward, Mode, OnFailure, Policy, Rows
+from guard.target import WANTED, is_authority, parse_target, split_address
 
 PREFIX = "GUARD_"
 MAX_SHOWN_CHARACTERS = 200  # of a value in an error
-MAX_PORT_CHARACTERS = 5
+GONE = {  # settings of earlier versions, and what to do instead
+    "timeout_s": "a call without a deadline is forwarded without one; inspect_timeout_s bounds the guard's own part, "
+    "and grace_s what is under way at the end of a drain",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,10 @@ class ServeConfig:
     """The settings of `guard serve`; each is a key of guard.toml, a GUARD_ variable in capitals, and many are flags."""
 
     bundle: str = ""  # directory of the bundle
-    upstream: str = ""  # HOST:PORT of the model server that is guarded
+    upstream: str = ""  # the model server that is guarded: HOST:PORT, or a gRPC target such as dns:///NAME:PORT
+    upstream_tls: bool = False  # speak TLS with it
+    upstream_ca: str | None = None  # PEM file of the certificates that its own must lead to; None: the system's
+    upstream_authority: str | None = None  # name for :authority and its certificate; None: the target's
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
     admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
@@ -40,7 +47,7 @@ class ServeConfig:
     forward: Forward = "after"  # the verdict, or before it: then a closed model's answer is held, and counts in it
     repair: str | None = None  # denoiser through which flagged items are cleaned
     tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker can search by it
-    allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig"
+    allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig", "@statistics"
     allow_models: tuple[str, ...] = ()  # further model names to pass uninspected
     device: Literal["cpu", "cuda"] = "cpu"  # of the programs; cuda never falls back in silence
     device_id: int = 0  # which CUDA device
@@ -49,15 +56,21 @@ class ServeConfig:
     threads: int | None = None  # of all programs together; None: the CPUs that this process may use
     max_rows: int = 64  # on the device at once, variant rows counted
     max_queue_rows: int = 1024  # waiting; beyond that a request is shed
-    timeout_s: float = 30.0  # for a request whose client set no deadline
+    inspect_timeout_s: float = 5.0  # for the guard's part of a request; what takes longer has failed
     upstream_timeout_s: float = 5.0  # for readiness and metadata calls of the guard's own
     read_timeout_s: float = 10.0  # for a call's message to arrive whole
     max_message_bytes: int | None = None  # of a request, unpacked; None: the largest that the queue holds
     max_bytes_in_flight: int | None = None  # of messages being read or held; None: a quarter of the memory limit
     max_connections: int = 1024  # open at once on a listener
     max_calls_per_connection: int = 1024  # at once; gRPC's core refuses further ones
+    max_connection_age_s: float | None = 600.0  # then a client is sent to connect again; None: never
+    max_connection_age_grace_s: float | None = None  # for calls on a connection that is too old; None: any time
+    keepalive_s: float = 60.0  # of silence, before a client is asked whether it is there
+    min_ping_interval_s: float = 5.0  # between a client's own pings; it is cut off if it asks more often
+    upstream_keepalive_s: float | None = 300.0  # the same asked of the upstream during calls; None: never
     max_disagreement: float | None = None  # share of items on which bundle and upstream may differ; None: any
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
+    grace_s: float = 30.0  # for calls under way once the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
 
     def policy(self, *, reject_rate: float, flag_rate: float) -> Policy:
@@ -122,6 +135,8 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 def known(key: str, hints: Mapping[str, Any], *, origin: str) -> None:
+    if key in GONE:
+        raise ConfigError(f"{origin}: the setting {key!r} is gone: {GONE[key]}; did you mean 'inspect_timeout_s'?")
     if key not in hints:
         near = difflib.get_close_matches(key, hints, n=1)
         hint = (
@@ -184,7 +199,9 @@ def shown(value: Any) -> str:
 MORE_THAN_ZERO = (  # settings whose range begins there
     *("max_rows", "max_queue_rows", "max_message_bytes", "max_bytes_in_flight"),
     *("max_connections", "max_calls_per_connection"),
-    *("timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
+    *("max_connection_age_s", "max_connection_age_grace_s", "keepalive_s", "upstream_keepalive_s"),
+    *("min_ping_interval_s",),
+    *("inspect_timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
 )
 
 
@@ -192,21 +209,18 @@ def check(config: ServeConfig, places: Mapping[str, str]) -> None:
     """Check the range of every setting; `places` says where each was given. Raises ConfigError."""
     wanted: dict[str, tuple[Callable[[Any], bool], str]] = {  # NaN is in none of these ranges
         **dict.fromkeys(MORE_THAN_ZERO, (lambda value: 0 < value < math.inf, "more than zero, and finite")),
-        **dict.fromkeys(("device_id", "drain_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")),
+        **dict.fromkeys(
+            ("device_id", "drain_s", "grace_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")
+        ),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(
-            ("listen", "admin_listen", "metrics_listen", "upstream"),
+            ("listen", "admin_listen", "metrics_listen"),
             (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
         ),
+        "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),
+        "upstream_authority": (is_authority, "HOST or HOST:PORT"),
     }
     for name, (is_in_range, words) in wanted.items():
         value = getattr(config, name)
         if value is not None and not is_in_range(value):
             raise ConfigError(f"{places.get(name, name)} = {shown(value)}; wanted {words}")
-
-
-def split_address(text: str) -> tuple[str, int] | None:
-    """Split HOST:PORT into host and port; None when the text is not of that form."""
-    host, colon, port = text.rpartition(":")
-    is_port = port.isdecimal() and len(port) <= MAX_PORT_CHARACTERS and int(port) < 65536
-    return (host, int(port)) if colon and host and is_port else None

@@ -21,6 +21,7 @@
         ├── NotAllowed           a remote procedure that the operator has not opened
         ├── Rejected             inspected, and refused
         ├── Unchecked            it could not be inspected, and the guard fails closed
+        ├── InspectionTimeout    its inspection took too long, and the guard fails closed
         ├── Overloaded           the queue is full
         ├── Expired              its deadline passed before the program ran
         └── UpstreamDown         the model server cannot be reached
@@ -40,6 +41,7 @@ class GuardError(Exception):
 
     status: ClassVar[str] = "INTERNAL"  # name of a grpc.StatusCode; this floor does not import grpc
     exit_code: ClassVar[int] = 1
+    may_retry: bool = True  # whether a client's own retries can help; if not, it is told so
 
     @property
     def reason(self) -> str:
@@ -155,6 +157,17 @@ class Rejected(RequestError):
 class Unchecked(RequestError):
     status = "UNAVAILABLE"
     exit_code = 10
+
+    def __init__(self, message: str = "", *, elsewhere: bool = False) -> None:
+        """Create the error; `elsewhere`: another replica may well answer, so clients may retry."""
+        super().__init__(message)
+        self.may_retry = elsewhere
+
+
+class InspectionTimeout(RequestError):
+    status = "UNAVAILABLE"
+    exit_code = 10
+    may_retry = False
 
 
 class Overloaded(RequestError):

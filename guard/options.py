@@ -173,8 +173,8 @@ Std = Annotated[str | None, typer.Option(help="Per channel or feature, with --me
 Repairs = Annotated[
     list[str] | None,
     typer.Option(
-        help="Denoiser to offer for REPAIR: bit_depth, dct_quantisation, median, moving_average, non_local_means or "
-        "total_variation; may be repeated."
+        help="Denoiser to offer for REPAIR: bit_depth, dct_quantisation, guided_unet, keyed_resize, median, "
+        "moving_average, non_local_means, reformer or total_variation; may be repeated."
     ),
 ]
 Cost = Annotated[

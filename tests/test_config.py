@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from guard.config import ServeConfig, load_config, split_address
+from guard.config import ServeConfig, load_config
 from guard.errors import ConfigError
 
 FIELDS = [field.name for field in fields(ServeConfig)]
@@ -19,7 +19,7 @@ FIELDS = [field.name for field in fields(ServeConfig)]
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
     file = tmp_path / "guard.toml"
-    file.write_text('timeout_s = 1.5\nmode = "shadow"\nmax_rows = 8\n', "utf-8")
+    file.write_text('inspect_timeout_s = 1.5\nmode = "shadow"\nmax_rows = 8\n', "utf-8")
     return file
 
 
@@ -36,7 +36,7 @@ def test_it_cannot_be_changed() -> None:
 def test_flag_beats_environment_beats_file_beats_default(toml: Path) -> None:
     environment = {"GUARD_MODE": "flag", "GUARD_MAX_ROWS": "16", "PATH": "/bin"}
     config = load_config(toml, environment, {"mode": "enforce", "max_rows": None})
-    assert (config.mode, config.max_rows, config.timeout_s) == ("enforce", 16, 1.5)
+    assert (config.mode, config.max_rows, config.inspect_timeout_s) == ("enforce", 16, 1.5)
     assert config.max_queue_rows == ServeConfig().max_queue_rows
 
 
@@ -50,6 +50,14 @@ def test_an_unknown_key_names_file_key_and_nearest(tmp_path: Path, wrong: str, n
         load_config(file, {}, {})
     assert all(repr(word) in str(caught.value) for word in (wrong, near))
     assert str(file) in str(caught.value)
+
+
+def test_a_setting_of_an_earlier_version_names_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "guard.toml"
+    file.write_text("timeout_s = 30\n", "utf-8")
+    for given in ((file, {}), (None, {"GUARD_TIMEOUT_S": "30"})):
+        with pytest.raises(ConfigError, match=r"'timeout_s' is gone.*did you mean 'inspect_timeout_s'"):
+            load_config(*given, {})
 
 
 def test_a_key_like_no_other_lists_them_all(tmp_path: Path) -> None:
@@ -74,7 +82,7 @@ def test_an_unknown_variable_is_an_error_and_others_environment_is_not() -> None
         ("max_rows", "many", "a whole number"),
         ("max_rows", True, "a number"),
         ("max_rows", 1.5, "a whole number"),
-        ("timeout_s", "soon", "a number"),
+        ("inspect_timeout_s", "soon", "a number"),
         ("tell_flags", "perhaps", "true or false"),
         ("tell_flags", 2, "true or false"),
         ("listen", 8081, "text"),
@@ -82,11 +90,14 @@ def test_an_unknown_variable_is_an_error_and_others_environment_is_not() -> None
         ("allow_methods", [1], "a list of names"),
         ("reject_rate", "x", "a number"),
         ("max_rows", 0, "more than zero"),
-        ("timeout_s", -1, "more than zero"),
-        ("timeout_s", float("nan"), "more than zero"),
+        ("inspect_timeout_s", -1, "more than zero"),
+        ("inspect_timeout_s", float("nan"), "more than zero"),
         ("drain_s", -1, "zero or more"),
         ("listen", "8081", "HOST:PORT"),
-        ("upstream", "model:http", "HOST:PORT"),
+        ("upstream", "model:http", "HOST:PORT, dns:///NAME:PORT"),
+        ("upstream", "https://model:443", "unix:PATH"),
+        ("upstream_authority", "a b", "HOST or HOST:PORT"),
+        ("upstream_tls", "perhaps", "true or false"),
         ("threads", 0, "more than zero"),
     ],
 )
@@ -129,24 +140,6 @@ def test_the_bundles_rates_hold_where_no_rate_is_set() -> None:
     assert (policy.reject_rate, policy.flag_rate) == (0.01, 0.2)
     with pytest.raises(ConfigError, match=r"flag_rate = 0\.05 is below reject_rate = 0\.3"):
         replace(ServeConfig(), reject_rate=0.3).policy(reject_rate=0.01, flag_rate=0.05)
-
-
-@pytest.mark.parametrize(
-    ("text", "parsed"),
-    [
-        ("0.0.0.0:80", ("0.0.0.0", 80)),
-        ("[::1]:80", ("[::1]", 80)),
-        ("a:0", ("a", 0)),
-        ("a:65536", None),
-        (":80", None),
-        ("a:", None),
-        ("a", None),
-        ("a:-1", None),
-        ("a:²", None),
-    ],
-)
-def test_addresses(text: str, parsed: tuple[str, int] | None) -> None:
-    assert split_address(text) == parsed
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guard.config import MAX_SHOWN_CHARACTERS, MORE_THAN_ZERO, ServeConfig, load_config, split_address
+from guard.config import MAX_SHOWN_CHARACTERS, MORE_THAN_ZERO, ServeConfig, load_config
 from guard.errors import ConfigError
+from guard.target import split_address
 
 HINTS = typing.get_type_hints(ServeConfig)
 EXAMPLES = 150
@@ -59,6 +60,8 @@ def valid(key: str) -> st.SearchStrategy[Any]:
         found = st.floats(0, 1, exclude_min=lowest == 1, exclude_max=True)
     elif key == "upstream" or key.endswith("listen"):
         found = st.builds("{}:{}".format, st.from_regex(r"\A[a-z.]{1,9}\Z"), st.integers(0, 65535))
+    elif key == "upstream_authority":
+        found = st.from_regex(r"\A[a-z.]{1,9}(:\d{1,4})?\Z", fullmatch=True)
     else:
         found = TEXT.filter(lambda text: text not in ("", "none") or not optional)
     return found | st.none() if optional else found
@@ -146,7 +149,7 @@ def test_the_nearer_source_beats_the_farther(file: Path, config: dict[str, Any],
 
 @settings(max_examples=2 * EXAMPLES)
 @given(key=KEYS, value=VALUES)
-@example("timeout_s", HUGE)
+@example("inspect_timeout_s", HUGE)
 @example("listen", "h:" + "1" * 5000)
 @example("drain_s", math.inf)
 @example("max_rows", "1" * 5000)
@@ -187,7 +190,7 @@ def test_a_truth_is_no_number_and_a_number_is_no_text(key: str, file: Path) -> N
             load_config(file, {}, {})
 
 
-@pytest.mark.parametrize("key", ["listen", "timeout_s", "mode", "tell_flags", "allow_methods", "repair"])
+@pytest.mark.parametrize("key", ["listen", "inspect_timeout_s", "mode", "tell_flags", "allow_methods", "repair"])
 def test_a_number_that_cannot_be_written_is_refused_by_name(key: str, file: Path) -> None:
     for value in (LONGER, f"[{LONGER}]", "1" * 5000):
         file.write_text(f"{key} = {value}\n", "utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -42,9 +43,10 @@ class Admin:
         message, decoded = service.read(embedded(request))
         if decoded is None:
             raise UnknownModel(f"no bundle guards model {message.model_name!r}; it passes uninspected")
-        found = await service.inspector.inspect(decoded.images, call.deadline)
+        by = time.monotonic() + service.config.inspect_timeout_s
+        found = await service.inspector.inspect(decoded.images, call.deadline, by)
         if found.verdict.request is Action.REPAIR:
-            _, found = await service.inspector.repair(decoded.images, found, call.deadline)
+            _, found = await service.inspector.repair(decoded.images, found, call.deadline, by)
         answer: bytes = self.response(found).SerializeToString()
         return answer
 

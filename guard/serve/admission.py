@@ -14,6 +14,8 @@ them end late after all, and calls that come in one by one are inspected one by 
 the number inside is left. Each call is held against its own deadline, so a client that has none to spare delays no
 other.
 
+The time for the inspection alone is bounded as well (`inspect_s`); what the model server takes does not count in it.
+
 The rate of late cannot stand in for the best one: where few calls are admitted few leave, and so still fewer would be
 admitted.
 
@@ -24,6 +26,7 @@ Rule 3: no queue, no input or output; the caller passes the time (`tear` alone r
 
 from __future__ import annotations
 
+import math
 import time
 
 from guard.errors import Overloaded
@@ -73,10 +76,14 @@ class Admission:
         self.departures = 0  # in this window
         self.is_full = False  # since a call found no room, until one finds it again
 
-    def enter(self, now: float, remaining_s: float) -> Place:
-        """Admit a call and return its place. Raises Overloaded where it could not be answered in time."""
+    def enter(self, now: float, remaining_s: float, inspect_s: float = math.inf) -> Place:
+        """Admit a call that has `remaining_s` until its deadline, `inspect_s` of them for the guard, and place it.
+
+        Raises:
+            Overloaded: it could not be answered in time.
+        """
         self.update(now)
-        if not self.is_in_time(remaining_s):
+        if not self.is_in_time(remaining_s, inspect_s=inspect_s):
             raise Overloaded(CROWDED)
         self.inside += 1
         return Place(self, now)
@@ -97,30 +104,34 @@ class Admission:
         """Whether more calls inside could keep the guard busier; if not, a call loses nothing by waiting."""
         return self.inside < max(MIN_INSIDE_CALLS, MAX_INSIDE_WORK_S * self.best_rate)
 
-    def may_begin(self, now: float, remaining_s: float) -> bool:
+    def may_begin(self, now: float, remaining_s: float, inspect_s: float = math.inf) -> bool:
         """Whether a call should begin now, where it can wait as well."""
         self.update(now)
         level = REFILL_SHARE if self.is_full else 1.0
-        self.is_full = self.inside > 0 and self.inside >= level * self.most_inside(remaining_s)
+        self.is_full = self.inside > 0 and self.inside >= level * self.most_inside(remaining_s, inspect_s)
         return not self.is_full
 
-    def most_inside(self, remaining_s: float) -> float:
+    def most_inside(self, remaining_s: float, inspect_s: float = math.inf) -> float:
         """The number of calls inside with which one that has so much time left takes `FULL_TIME_SHARE` of it."""
         rate = self.rate()
-        spare_s = FULL_TIME_SHARE * remaining_s - self.stay_s - self.upstream_s
-        return self.company + spare_s * rate if rate else float("inf")
+        spare_s = min(FULL_TIME_SHARE * remaining_s - self.upstream_s, FULL_TIME_SHARE * inspect_s) - self.stay_s
+        return self.company + spare_s * rate if rate else math.inf
 
-    def is_in_time(self, remaining_s: float, ahead: int = 0) -> bool:
+    def is_in_time(self, remaining_s: float, ahead: int = 0, *, inspect_s: float = math.inf) -> bool:
         """Whether a call with so much time left can be answered, where `ahead` others come in before it."""
-        return remaining_s > 0 and (
-            not self.inside + ahead or self.expected_s(ahead) <= USABLE_TIME_SHARE * remaining_s
-        )
+        if min(remaining_s, inspect_s) <= 0:
+            return False
+        if not self.inside + ahead:
+            return True
+        expected_s = self.expected_s(ahead)
+        in_budget = expected_s <= USABLE_TIME_SHARE * inspect_s
+        return in_budget and expected_s + self.upstream_s <= USABLE_TIME_SHARE * remaining_s
 
     def expected_s(self, ahead: int = 0) -> float:
-        """The seconds that a call that comes now is expected to take, with `ahead` others before it."""
+        """The seconds that the guard is expected to take over a call that comes now, with `ahead` others before it."""
         rate = self.rate()
         more = (self.inside + ahead - self.company) / rate if rate else 0.0
-        return max(0.0, self.stay_s + more) + self.upstream_s
+        return max(0.0, self.stay_s + more)
 
     def rate(self) -> float:
         """The calls a second that leave at best; 0 while that is not known."""

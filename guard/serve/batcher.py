@@ -116,7 +116,7 @@ class Batcher:
             task.cancel()
             await asyncio.wait([task])
             for piece in self.queue:
-                fail(piece.job, Unchecked(SHUTTING_DOWN))
+                fail(piece.job, Unchecked(SHUTTING_DOWN, elsewhere=True))
             self.queue.clear()
             self.waiting_items = 0
 
@@ -196,7 +196,7 @@ class Batcher:
                 await self.run(batch)
             except asyncio.CancelledError:
                 for piece in batch:
-                    fail(piece.job, Unchecked(SHUTTING_DOWN))
+                    fail(piece.job, Unchecked(SHUTTING_DOWN, elsewhere=True))
                 raise
             finally:
                 self.busy_since = None

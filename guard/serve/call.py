@@ -6,6 +6,7 @@ Rule 1: every call ends in exactly one way of `End`, whatever became of it; metr
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import secrets
 import time
@@ -21,13 +22,14 @@ from google.rpc.status_pb2 import Status
 from guard.errors import Expired, GuardError, UpstreamDown
 from guard.serve.admission import Place
 from guard.serve.gatekeeper import Refusal
-from guard.serve.upstream import Answer, Metadata, end_to_end
+from guard.serve.metadata import NEVER_RETRY, Metadata, end_to_end
+from guard.serve.upstream import Answer
 
 UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 DOMAIN = "inference-guard"
 VERDICT, ID = "guard-verdict", "guard-id"
 DETAILS = "grpc-status-details-bin"
-MAX_DEADLINE_S = 365 * 86400.0  # a deadline further away is as good as none, and overflows what it is added to
+MAX_DEADLINE_S = 365 * 86400.0  # a deadline further away is as good as none
 
 IDS = random.Random(secrets.randbits(128))  # names in a log, no secrets; the system's own would cost 5 us each
 NO_ID = b"?" * 16  # the place of the call's id in a prepared status
@@ -41,7 +43,8 @@ class Call:
     """A gRPC call from its arrival to its answer; verdict, items and end are filled in as they become known."""
 
     context: Any  # grpc.aio.ServicerContext
-    deadline: float  # of time.monotonic()
+    deadline: float = math.inf  # the client's, of time.monotonic(); infinite where there is none
+    inspect_by: float = math.inf  # the moment, of time.monotonic(), at which the time for the inspection is over
     id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
     told: str | None = None  # the verdict, as far as the client may know it
     items: int = 0
@@ -53,18 +56,17 @@ class Call:
     error: Exception | None = None  # what ended it, where it was not answered
 
     @staticmethod
-    def of(context: Any, *, timeout_s: float) -> Call:
-        """Create the call of a context; `timeout_s` is its deadline where the client set none."""
-        return Call(context, time.monotonic() + time_left_s(context, timeout_s))
+    def of(context: Any) -> Call:
+        """Create the call of a context."""
+        return Call(context, time.monotonic() + time_left_s(context))
 
-    @property
-    def client_timeout_s(self) -> float | None:
-        """The seconds left until the client's own deadline; None where there is none, or it is as good as none."""
-        remaining: float | None = self.context.time_remaining()
-        return None if remaining is None or remaining > MAX_DEADLINE_S else remaining
+    def forward_timeout_s(self) -> float | None:
+        """The timeout of a call to the upstream: the time that is left, None without a deadline. Raises Expired."""
+        left = self.remaining_s()
+        return None if math.isinf(left) else left
 
     def remaining_s(self) -> float:
-        """The seconds left until the deadline. Raises Expired when there are none."""
+        """The seconds left until the deadline, infinite where there is none. Raises Expired when there are none."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise Expired("the deadline passed before the request could be forwarded; nothing was forwarded")
@@ -106,13 +108,14 @@ class Call:
         """The refusal that tells a client of an error: its status, its message and its reason, with our marks."""
         details = str(error)
         status = status_details(error.status, error.reason, details).replace(NO_ID, self.id.encode())
-        return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status)))
+        retries = () if error.may_retry else (NEVER_RETRY,)
+        return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status), *retries))
 
 
-def time_left_s(context: Any, timeout_s: float) -> float:
-    """The seconds left until a call's deadline; `timeout_s` where its client set none."""
+def time_left_s(context: Any) -> float:
+    """The seconds left until a client's deadline; infinite where there is none, or it is as good as none."""
     remaining: float | None = context.time_remaining()
-    return timeout_s if remaining is None else min(remaining, MAX_DEADLINE_S)
+    return math.inf if remaining is None or remaining > MAX_DEADLINE_S else remaining
 
 
 @lru_cache(maxsize=256)

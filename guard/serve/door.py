@@ -48,13 +48,10 @@ Work = Callable[[bytes, Call], Awaitable[bytes]]
 class Door:
     """A reader of messages for the methods of a listener, which also follows each call to its end."""
 
-    def __init__(
-        self, permits: Permits, *, largest_bytes: int, read_timeout_s: float, timeout_s: float, log: Log
-    ) -> None:
+    def __init__(self, permits: Permits, *, largest_bytes: int, read_timeout_s: float, log: Log) -> None:
         self.permits = permits
         self.largest_bytes = largest_bytes
         self.read_timeout_s = read_timeout_s
-        self.timeout_s = timeout_s  # of a call whose client set no deadline
         self.log = log
         self.threads = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="message")
         self.calls = 0  # that have come and not ended
@@ -67,7 +64,7 @@ class Door:
 
         async def answer(call: Call) -> bytes:
             if self.closed:
-                raise Unchecked(SHUTTING_DOWN)
+                raise Unchecked(SHUTTING_DOWN, elsewhere=True)
             begun(call)
             with self.counted():
                 async with self.message(call) as request:
@@ -88,8 +85,8 @@ class Door:
     def outermost(
         self, work: Callable[[Call], Awaitable[Answer]], *, ended: Note = nothing
     ) -> Callable[[Any, Any], Awaitable[Answer | None]]:
-        """Build the handler around `work`, with this door's deadline and log."""
-        return outermost(work, timeout_s=self.timeout_s, log=self.log, ended=ended)
+        """Build the handler around `work`, with this door's log."""
+        return outermost(work, log=self.log, ended=ended)
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
         """Yield the messages of a call that may stay silent for long; memory is taken once a message is there.
@@ -160,7 +157,7 @@ class Door:
             self.threads.submit(give_back)
 
     async def read(self, call: Call, permit: Permit) -> bytes:
-        limit_s = min(self.read_timeout_s, self.timeout_s, call.remaining_s())
+        limit_s = min(self.read_timeout_s, call.remaining_s())
         try:
             async with permit.read_within(limit_s):
                 came: Any = await call.context.read()

@@ -28,8 +28,8 @@ from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from guard.config import split_address
 from guard.errors import PortError
+from guard.target import split_address
 
 MAX_CONNECTIONS = 32
 CONNECTION_TIMEOUT_S = 5.0  # from accepted to closed

@@ -7,7 +7,7 @@ unlimited refusals, a load of four times what can be answered leaves half of the
 sent, and nothing more is spent on the other calls: their deadline passes, they are counted, and what the core holds of
 them is freed.
 
-Rule 1: every call that comes is begun, refused or expired, once.
+Rule 1: every call that comes is begun, refused or expired, once; one whose time is over may still be let in.
 Rule 2: what waits is bounded, and so is what one turn does.
 """
 
@@ -17,7 +17,7 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 
@@ -48,26 +48,37 @@ class Refusal:
     trailing: tuple[tuple[str, str | bytes], ...]
 
 
+class Moments(NamedTuple):
+    """The moments of time.monotonic() by which a call has to be inspected and answered; infinite if there is none."""
+
+    inspected: float
+    answered: float
+
+    @property
+    def first(self) -> float:
+        return min(self)
+
+
 class Gate(Protocol):
     """The admission of one method's calls, asked before anything is spent on a call; it gets the ServicerContext."""
 
-    def deadline(self, context: Any) -> float:
-        """The moment, of time.monotonic(), at which the call's time is over."""
+    def moments(self, context: Any) -> Moments:
+        """The moments at which the call's time is over."""
 
     def client(self, context: Any) -> Hashable:
         """The client whose call it is; no client's calls keep another's waiting for long."""
 
-    def enter(self, deadline: float) -> Ticket | None:
+    def enter(self, moments: Moments) -> Ticket | None:
         """Admit a call and return its ticket; None: not now."""
 
-    def is_hopeless(self, deadline: float, ahead: int) -> bool:
+    def is_hopeless(self, moments: Moments, ahead: int) -> bool:
         """Whether a call is too late once the `ahead` calls before it have been handled."""
 
     def refuse(self, context: Any) -> Refusal:
         """Refuse a call for which there is no room."""
 
-    def expire(self, context: Any) -> Refusal | None:
-        """End a call whose time is over; None where its client knows that by itself."""
+    def expire(self, context: Any, moments: Moments) -> Refusal | Ticket | None:
+        """End a call whose time is over, or let it in; None where its client knows by itself that it is over."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class Waiting:
 
     call: Any
     context: Any
-    deadline: float
+    moments: Moments
 
 
 TurnAway = Callable[[Any, Refusal], None]
@@ -146,14 +157,14 @@ class GateKeeper:
 
     def take(self, call: Any, context: Any) -> None:
         """Begin a call that has come, or let it join the line."""
-        came = Waiting(call, context, self.gate.deadline(context))
+        came = Waiting(call, context, self.gate.moments(context))
         if self.left == TURN_CALLS:
             self.turn_soon()
         if self.left > 0:
             self.left -= 1
             if self.begin(came):
                 return
-        self.line.join(came, came.deadline, self.gate.client(context))
+        self.line.join(came, came.moments.first, self.gate.client(context))
         if len(self.line) > MAX_WAITING_CALLS:
             last = self.line.take_last()
             self.turn_away(last.call, self.gate.refuse(last.context))
@@ -169,8 +180,11 @@ class GateKeeper:
         now = self.now()
         self.line.tell_time(now)
         for late in self.line.expire(now, MAX_TURN_EXPIRED_CALLS):
-            if (refusal := self.gate.expire(late.context)) is not None:
-                self.turn_away(late.call, refusal)
+            end = self.gate.expire(late.context, late.moments)
+            if isinstance(end, Refusal):
+                self.turn_away(late.call, end)
+            elif end is not None:
+                self.enter(late.call, end)
         while self.left > 0 and (first := self.line.next()) is not None and self.begin(first):
             self.left -= 1
             self.line.take_next()
@@ -182,7 +196,7 @@ class GateKeeper:
 
     def begin(self, waiting: Waiting) -> bool:
         """Begin a call if its gate admits it, and return whether it did."""
-        ticket = self.gate.enter(waiting.deadline)
+        ticket = self.gate.enter(waiting.moments)
         if ticket is None:
             return False
         self.enter(waiting.call, ticket)
@@ -191,7 +205,7 @@ class GateKeeper:
     def refuse(self, now: float) -> None:
         """Refuse calls that wait in vain, the last of the line first, as far as the allowance for refusals goes."""
         while self.refusals.any(now) and (last := self.line.last()) is not None:
-            if not self.gate.is_hopeless(last.deadline, len(self.line) - 1):
+            if not self.gate.is_hopeless(last.moments, len(self.line) - 1):
                 return
             self.refusals.take()
             self.line.take_last()

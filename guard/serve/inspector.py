@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from guard.answer_evidence import AnswerCalibration
 from guard.calibration import Calibration, smallest_rate
 from guard.cascade import Readings, jitter
-from guard.errors import Expired, GuardError, MalformedRequest, Overloaded, Unchecked, Uninspectable
+from guard.errors import Expired, GuardError, InspectionTimeout, MalformedRequest, Overloaded, Unchecked, Uninspectable
 from guard.fusion import Floats
 from guard.policy import Action, Policy, Verdict, decide, repaired
 from guard.serve.batcher import Batcher
 from guard.serve.engine import Engine
+
+TOO_SLOW = "the inspection was not over within inspect_timeout_s"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +60,22 @@ class Inspector:
         """The most items that one request may hold."""
         return self.batcher.max_queue_items
 
-    async def inspect(self, images: NDArray[Any], deadline: float) -> Inspection:
-        """Inspect wire inputs [item, ...]: readings and verdict, by `deadline` of time.monotonic().
+    async def inspect(self, images: NDArray[Any], deadline: float, inspect_by: float) -> Inspection:
+        """Inspect wire inputs [item, ...]: readings and verdict; both moments are those of time.monotonic().
 
         Raises:
+            Expired: the client's `deadline` passed first.
+            InspectionTimeout: `inspect_by` passed first, after which the inspection counts as failed.
             Uninspectable: the request cannot be judged as a whole, as the policy wants it.
-            Overloaded, Expired, Unchecked, MalformedRequest: as `Batcher.submit`.
+            Overloaded, Unchecked, MalformedRequest: as `Batcher.submit`.
         """
         self.check_judgeable(len(images))
-        readings = await self.batcher.submit(images, deadline)
+        try:
+            readings = await self.batcher.submit(images, min(deadline, inspect_by))
+        except Expired:
+            if inspect_by < deadline:
+                raise InspectionTimeout(TOO_SLOW) from None
+            raise
         return self.judged(readings, self.calibration, jitter(images) if self.answers else np.zeros(len(images)))
 
     def judged(self, readings: Readings, calibration: Calibration, ties: Floats) -> Inspection:
@@ -97,7 +106,9 @@ class Inspector:
             return None
         return calibration.request_p_value(float(readings.risk.max()), len(readings.risk))
 
-    async def repair(self, images: NDArray[Any], found: Inspection, deadline: float) -> tuple[NDArray[Any], Inspection]:
+    async def repair(
+        self, images: NDArray[Any], found: Inspection, deadline: float, inspect_by: float
+    ) -> tuple[NDArray[Any], Inspection]:
         """Return the images with suspicious items cleaned, and the inspection with the verdict on what came of it.
 
         Where the request is judged as a whole all items are cleaned. An item whose repaired answer is not stable (see
@@ -105,15 +116,17 @@ class Inspector:
 
         Raises:
             Expired: the deadline passed meanwhile.
+            InspectionTimeout: `inspect_by` passed meanwhile.
         """
         whole = self.policy.rows == "request"
         chosen = np.asarray([whole or item is Action.REPAIR for item in found.verdict.items])
         forward, stable = images.copy(), np.ones(len(images), dtype=np.bool_)
-        left_s = deadline - time.monotonic()
         try:
-            async with asyncio.timeout(left_s):
+            async with asyncio.timeout(min(deadline, inspect_by) - time.monotonic()):
                 cleaned = await self.engine.repair(images[chosen], self.policy.repair or "")
         except TimeoutError as error:
+            if inspect_by < deadline:
+                raise InspectionTimeout(TOO_SLOW) from error
             raise Expired("the deadline passed while the request was repaired; nothing was forwarded") from error
         forward[chosen], stable[chosen] = cleaned.images, cleaned.stable
         verdict = repaired(found.verdict, stable.tolist())
@@ -123,7 +136,7 @@ class Inspector:
         """The reason for which a request passes uninspected after this error; None where the error is the answer."""
         if isinstance(error, MalformedRequest | Uninspectable):
             excused = self.policy.mode == "shadow"
-        elif isinstance(error, GuardError) and not isinstance(error, Unchecked | Overloaded):
+        elif isinstance(error, GuardError) and not isinstance(error, Unchecked | InspectionTimeout | Overloaded):
             excused = False
         else:  # ours: out of order, overloaded, or a fault
             excused = self.policy.mode == "shadow" or self.policy.on_failure == "open"

@@ -19,10 +19,11 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from guard.config import split_address
 from guard.errors import PortError
 from guard.serve.acceptor import Acceptor, WatchedServer, is_known
+from guard.serve.connection_limits import ConnectionLimits
 from guard.serve.gatekeeper import Gate, Wall
+from guard.target import split_address
 
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that is not read yet
 METADATA_BYTES = 32 * 1024  # of a call's headers; gRPC's servers take 16 KiB
@@ -131,14 +132,13 @@ async def listening(
     other: Handler | Wall,
     *,
     max_message_bytes: int,
-    max_connections: int,
-    max_calls: int,
+    limits: ConnectionLimits,
     gates: Mapping[str, Gate] | None = None,
 ) -> AsyncIterator[Listener]:
     """Serve `methods` on `address` within the block, and `other` for all other paths.
 
-    `max_calls` may be under way on one connection; gRPC's core refuses further ones. A gate may refuse calls of its
-    path before they are handled; where the installed grpcio has no room for gates, it is not asked.
+    A gate may refuse calls of its path before they are handled; where the installed grpcio has no room for gates, it is
+    not asked.
 
     Raises:
         PortError: the address cannot be listened on.
@@ -150,8 +150,7 @@ async def listening(
         ("grpc.per_message_decompression", 0),  # `Door` unpacks
         ("grpc.max_metadata_size", METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", METADATA_BYTES),
-        ("grpc.max_allowed_incoming_connections", max_connections),
-        ("grpc.max_concurrent_streams", max_calls),
+        *limits.options(),
         (
             "grpc.server.max_pending_requests",
             MAX_PENDING_CALLS,

@@ -155,7 +155,7 @@ class Metrics:
         for action in ACTIONS:
             self.requests.labels(guarded, action)
             self.items.labels(guarded, action)
-        for reason in ("unchecked", "overloaded"):
+        for reason in ("unchecked", "overloaded", "inspection_timeout"):
             self.unchecked.labels(guarded, reason)
         for known, values in ((self.reopened, LISTENERS), (self.held_answers, HELD)):
             for value in values:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from guard.errors import MalformedRequest, ModelError, UnknownModel, first_line
 from guard.serve.call import Call
+from guard.serve.connection_limits import ConnectionLimits
 from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.door import Door
 from guard.serve.event_loop import EventLoop
@@ -65,7 +66,7 @@ MAX_MESSAGE_BYTES = 128 * 2**20
 MAX_BYTES_IN_FLIGHT = 8 * MAX_MESSAGE_BYTES
 MAX_CONNECTIONS = 1024
 MAX_CONNECTION_CALLS = 1024  # under way on one connection
-READ_TIMEOUT_S, TIMEOUT_S = 10.0, 30.0
+READ_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,6 @@ async def serving(model: ServedModel, listen: str, *, log: Log | None = None) ->
         Permits(MAX_BYTES_IN_FLIGHT, largest_bytes=MAX_MESSAGE_BYTES),
         largest_bytes=MAX_MESSAGE_BYTES,
         read_timeout_s=READ_TIMEOUT_S,
-        timeout_s=TIMEOUT_S,
         log=log or Log(),
     )
     methods = {
@@ -256,8 +256,7 @@ async def serving(model: ServedModel, listen: str, *, log: Log | None = None) ->
         methods,
         other,
         max_message_bytes=MAX_MESSAGE_BYTES,
-        max_connections=MAX_CONNECTIONS,
-        max_calls=MAX_CONNECTION_CALLS,
+        limits=ConnectionLimits(MAX_CONNECTIONS, MAX_CONNECTION_CALLS),
     ) as listener:
         listener.changed = partial(readiness.say, "listener")
         try:

@@ -19,7 +19,7 @@ from guard.errors import GuardError
 from guard.serve.call import Call
 from guard.serve.gatekeeper import Refusal
 from guard.serve.log import Log
-from guard.serve.upstream import end_to_end
+from guard.serve.metadata import downwards
 
 Answer = TypeVar("Answer")
 Note = Callable[[Call], None]
@@ -30,16 +30,15 @@ def nothing(call: Call) -> None:
 
 
 def outermost(
-    work: Callable[[Call], Awaitable[Answer]], *, timeout_s: float, log: Log, ended: Note = nothing
+    work: Callable[[Call], Awaitable[Answer]], *, log: Log, ended: Note = nothing
 ) -> Callable[[Any, Any], Awaitable[Answer | None]]:
     """Build the handler that grpc.aio calls around `work`; `ended` gets each call once it is known how it ends.
 
-    `timeout_s` is the deadline of a call whose client set none. The handler gives None where the call was aborted: the
-    library has the status already, and raises by itself.
+    The handler gives None where the call was aborted: the library has the status already, and raises by itself.
     """
 
     async def handler(requests: Any, context: Any) -> Answer | None:  # noqa: ARG001  the context reads
-        call = Call.of(context, timeout_s=timeout_s)
+        call = Call.of(context)
         try:
             answer = await work(call)
         except (asyncio.CancelledError, grpc.aio.InternalError) as error:
@@ -75,7 +74,7 @@ def refusal_of(error: Exception, call: Call, log: Log) -> Refusal:
     if isinstance(error, GuardError):
         return call.refusal(error)
     if isinstance(error, grpc.aio.AioRpcError):
-        trailing = (*end_to_end(error.trailing_metadata()), *call.marks)
+        trailing = (*downwards(error.trailing_metadata()), *call.marks)
         return Refusal(error.code(), error.details() or "", trailing)
     log.error("internal", id=call.id, cause=repr(error))
     return Refusal(grpc.StatusCode.INTERNAL, f"the guard failed; guard-id {call.id}", call.marks)

@@ -1,16 +1,17 @@
 """The methods of the inference listener but ModelInfer: answered here, passed as they came, or refused.
 
 Rule 1: a method passes only if it is harmless by name, or opened by the operator; then it is marked and counted.
-Rule 2: what is passed, passes as bytes: servers disagree on the messages behind one name.
+Rule 2: what is passed, passes as bytes: servers disagree on the messages behind one name. ServerMetadata alone is
+        encoded again, where it names extensions that do not work through the guard.
 Rule 3: the mode changes nothing here: a method is opened by name.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,14 +20,17 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from guard.config import ServeConfig
-from guard.errors import ConfigError, NotAllowed
+from guard.errors import NotAllowed
 from guard.serve.call import UNCHECKED, Call
 from guard.serve.door import Door, Work
+from guard.serve.extensions import working_extensions
 from guard.serve.gatekeeper import Refusal, Wall
 from guard.serve.listener import Handler, Methods
+from guard.serve.metadata import downwards
+from guard.serve.method_groups import opened_methods
 from guard.serve.metrics import OTHER, Metrics
 from guard.serve.readiness import Readiness
-from guard.serve.upstream import Upstream, end_in_core, end_to_end, path
+from guard.serve.upstream import Upstream, end_in_core, path
 from guard.serve.wire.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
@@ -73,7 +77,7 @@ class Passage:
             path("ServerLive"): self.answered("ServerLive", self.server_live),
             path("ServerReady"): self.answered("ServerReady", self.server_ready),
             path("ModelReady"): self.passed("ModelReady", self.model_ready),
-            path("ServerMetadata"): self.passed("ServerMetadata", partial(self.forward, "ServerMetadata")),
+            path("ServerMetadata"): self.passed("ServerMetadata", self.server_metadata),
             path("ModelMetadata"): self.passed("ModelMetadata", partial(self.forward, "ModelMetadata")),
         }
         return found
@@ -110,9 +114,17 @@ class Passage:
                 return ModelReadyResponse(ready=False).SerializeToString()
         return await self.forward("ModelReady", request, call)
 
+    async def server_metadata(self, request: bytes, call: Call) -> bytes:
+        """Answer ServerMetadata as the upstream does, but for the extensions that do not work through the guard."""
+        answer = await self.upstream.unary(path("ServerMetadata"), request, call.upward, call.forward_timeout_s())
+        body = working_extensions(answer.body, self.opened_methods, self.config.mode)
+        return await call.deliver(replace(answer, body=body))
+
     async def forward(self, method: str, request: bytes, call: Call) -> bytes:
         """Forward a request as it came, and return the upstream's answer."""
-        return await call.deliver(await self.upstream.unary(path(method), request, call.upward, call.remaining_s()))
+        return await call.deliver(
+            await self.upstream.unary(path(method), request, call.upward, call.forward_timeout_s())
+        )
 
     def closed(self, method: str | None) -> Wall:
         """Refuse a method that is not opened (None: any that is not known by name); its messages are never read."""
@@ -122,7 +134,7 @@ class Passage:
         def refuse(context: Any) -> Refusal:
             self.metrics.calls.labels(label, "refused").inc()
             error = NotAllowed(f"the guard does not pass {named}, which it cannot inspect; allow_methods opens it")
-            return Call.of(context, timeout_s=self.config.timeout_s).refusal(error)
+            return Call.of(context).refusal(error)
 
         return Wall(refuse)
 
@@ -142,7 +154,7 @@ class Passage:
 
     async def pass_through(self, method: str, call: Call) -> None:
         """Pass messages both ways until the upstream ends the call or the client leaves; then the other end follows."""
-        upstream = self.upstream.stream(method, call.upward, call.client_timeout_s)
+        upstream = self.upstream.stream(method, call.upward, call.forward_timeout_s())
         upwards = asyncio.create_task(pass_upwards(self.door.stream(call), upstream))
         try:
             await pass_downwards(upstream, call)
@@ -173,22 +185,8 @@ async def pass_upwards(messages: AsyncIterator[bytes], upstream: Any) -> None:
 
 async def pass_downwards(upstream: Any, call: Call) -> None:
     """Pass the upstream's answers and metadata to the client. Raises grpc.aio.AioRpcError where the call failed."""
-    if initial := end_to_end(await upstream.initial_metadata()):
+    if initial := downwards(await upstream.initial_metadata()):
         await call.context.send_initial_metadata(initial)
     while (message := await upstream.read()) is not grpc.aio.EOF:
         await call.context.write(message)
-    call.context.set_trailing_metadata((*end_to_end(await upstream.trailing_metadata()), *call.marks))
-
-
-def opened_methods(names: Sequence[str]) -> frozenset[str]:
-    """Full paths of the methods that the operator opened; a bare name is one of the inference service's.
-
-    Raises:
-        ConfigError: a name is that of the method that is inspected.
-    """
-    paths = frozenset(name if name.startswith("/") else f"/{name}" if "/" in name else path(name) for name in names)
-    if path("ModelInfer") in paths:
-        raise ConfigError(
-            "allow_methods names ModelInfer, which is always inspected; to let everything through, set mode = 'off'"
-        )
-    return paths
+    call.context.set_trailing_metadata((*downwards(await upstream.trailing_metadata()), *call.marks))

@@ -14,7 +14,6 @@ import gc
 import ipaddress
 import logging
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from prometheus_client import CollectorRegistry
 from guard.answer_evidence import ANSWER, AnswerCalibration
 from guard.bundle import Bundle
 from guard.calibration import check_promise
-from guard.config import ServeConfig, split_address
+from guard.config import ServeConfig
 from guard.container import memory_bytes
 from guard.errors import ConfigError
 from guard.policy import Policy
@@ -35,6 +34,7 @@ from guard.serve.admin import Admin
 from guard.serve.agreement import UpstreamComparison
 from guard.serve.allocator import few_heaps
 from guard.serve.batcher import Batcher
+from guard.serve.connection_limits import ConnectionLimits
 from guard.serve.door import Door
 from guard.serve.engine import Engine
 from guard.serve.event_loop import EventLoop
@@ -53,12 +53,9 @@ from guard.serve.readiness import Readiness
 from guard.serve.reflection import reflecting
 from guard.serve.service import Service
 from guard.serve.upstream import SERVICE, Upstream
+from guard.serve.watching import Pulse, alive, in_background, listener_changed, watch_engine
 from guard.session import CudaOptions
-
-ENGINE_POLL_S = 0.25
-PULSE_S = 0.5
-HUNG_LOOP_S = 10.0
-
+from guard.target import split_address
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
 SIDE_PATIENCE_S = 0.05
@@ -137,12 +134,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         await stack.enter_async_context(batcher.running())
         limits = stated(Limits.of(config, model.input, batcher, memory_bytes=memory_bytes()), log)
         upstream = await stack.enter_async_context(
-            Upstream.open(
-                config.upstream,
-                model,
-                max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES),
-                timeout_s=config.upstream_timeout_s,
-            )
+            Upstream.open(config, model, max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES))
         )
         pulse = Pulse()
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
@@ -181,8 +173,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         listen = partial(
             listening,
             max_message_bytes=limits.message_bytes,
-            max_connections=config.max_connections,
-            max_calls=config.max_calls_per_connection,
+            limits=ConnectionLimits.of(config),
         )
         methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
         inference = await stack.enter_async_context(
@@ -217,7 +208,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         readiness.say("engine", None)
         for part, watcher in (
             ("upstream", upstream.watch(partial(readiness.say, "upstream"))),
-            ("engine", watch_engine(engine, batcher, readiness, stalled_s=config.timeout_s)),
+            ("engine", watch_engine(engine, batcher, readiness, stalled_s=config.inspect_timeout_s)),
         ):
             await stack.enter_async_context(in_background(watcher, partial(readiness.say, part)))
 
@@ -225,7 +216,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             readiness.say("drain", "the guard is shutting down")
             await asyncio.sleep(config.drain_s)
             health.close()
-            await asyncio.gather(door.empty(config.timeout_s), side_door.empty(config.timeout_s))
+            await asyncio.gather(door.empty(config.grace_s), side_door.empty(config.grace_s))
             await inference.stop()
 
         yield Serving(inference, admin, metrics_address, readiness, drain)
@@ -268,7 +259,6 @@ def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door,
         Door,
         largest_bytes=limits.message_bytes,
         read_timeout_s=config.read_timeout_s,
-        timeout_s=config.timeout_s,
         log=log,
     )
     door, side_door = made(main), made(side)
@@ -277,34 +267,6 @@ def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door,
     finally:
         door.close()
         side_door.close()
-
-
-class Pulse:
-    """The time at which the event loop last turned, which another thread reads."""
-
-    def __init__(self) -> None:
-        self.last_beat = time.monotonic()
-
-    async def beat(self) -> None:
-        while True:
-            self.last_beat = time.monotonic()
-            await asyncio.sleep(PULSE_S)
-
-    def missed_s(self) -> float:
-        return time.monotonic() - self.last_beat - PULSE_S
-
-
-def alive(pulse: Pulse, readiness: Readiness) -> str | None:
-    """The reason why the guard is not live; None when it is."""
-    if (missed_s := pulse.missed_s()) > HUNG_LOOP_S:
-        return f"the event loop has not turned for {missed_s:.0f} s"
-    return readiness.part("listener")
-
-
-def listener_changed(name: str, readiness: Readiness, metrics: Metrics, reason: str | None) -> None:
-    readiness.say("listener", reason)
-    if reason is None:
-        metrics.reopened.labels(name).inc()
 
 
 def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy, AnswerCalibration | None]:
@@ -352,41 +314,6 @@ def build_metrics(config: ServeConfig, bundle: Bundle, policy: Policy, readiness
     metrics.upstream_ready.set_function(lambda: float(readiness.part("upstream") is None))
     log.lost = metrics.lost_lines.inc
     return metrics
-
-
-@asynccontextmanager
-async def in_background(work: Coroutine[Any, Any, None], failed: Callable[[str], None]) -> AsyncIterator[None]:
-    """Run `work` within the block; should it ever end by itself, `failed` is called."""
-
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled():
-            failed(f"nobody watches any more: {task.exception()!r}")
-
-    task = asyncio.create_task(work)
-    task.add_done_callback(ended)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-async def watch_engine(engine: Engine, batcher: Batcher, readiness: Readiness, *, stalled_s: float) -> None:
-    """Keep the engine's part of readiness true: after a failed batch the self-check decides; hung is not ready."""
-    seen = 0
-    while True:
-        if batcher.busy_s() > stalled_s:
-            readiness.say("engine", f"the device has not answered for {stalled_s:g} s")
-        elif batcher.failures != seen or readiness.part("engine"):
-            seen = batcher.failures
-            try:
-                async with asyncio.timeout(stalled_s):
-                    await engine.check()
-            except Exception as error:  # noqa: BLE001  ONNX Runtime raises its own untyped family
-                readiness.say("engine", f"the self-check failed after a failed batch: {error}")
-            else:
-                readiness.say("engine", None)
-        await asyncio.sleep(ENGINE_POLL_S)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ Rule 5: an answer that is held is delivered after a verdict only; one that canno
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping
@@ -30,6 +31,7 @@ from guard.bundle import ModelSpec
 from guard.config import ServeConfig
 from guard.errors import (
     GuardError,
+    InspectionTimeout,
     Overloaded,
     Rejected,
     RequestError,
@@ -39,13 +41,13 @@ from guard.errors import (
 from guard.policy import Action
 from guard.serve import decode
 from guard.serve.acceptor import TICKET
-from guard.serve.admission import Admission, Place
+from guard.serve.admission import Admission
 from guard.serve.agreement import UpstreamComparison
 from guard.serve.answer import prediction
 from guard.serve.call import UNCHECKED, Call
 from guard.serve.decode import Decoded
 from guard.serve.door import Door
-from guard.serve.gate import InferGate
+from guard.serve.gate import Admitted, InferGate, TooLate
 from guard.serve.gatekeeper import Gate
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.inspector import Inspection, Inspector, label
@@ -110,24 +112,44 @@ class Service:
         """The gates that are asked before a call is handled; none in mode `off`."""
         if self.policy.mode == "off":
             return {}
-        return {path("ModelInfer"): InferGate(self.admission, self.config.timeout_s, self.ended)}
+        return {path("ModelInfer"): InferGate(self.admission, self.budget_s, self.ended, passes_late=self.passes_late)}
 
-    def place(self, call: Call) -> Place:
-        """Take a place for a call. Raises Overloaded."""
-        now = time.monotonic()
-        return self.admission.enter(now, call.deadline - now)
+    @property
+    def budget_s(self) -> float:
+        """The seconds that the guard itself may take over a request."""
+        return self.config.inspect_timeout_s
+
+    @property
+    def passes_late(self) -> bool:
+        """Whether a request passes, unchecked, where there was no time to inspect it."""
+        return self.inspector.unchecked(InspectionTimeout()) is not None
 
     def begun(self, call: Call) -> None:
         """Find the place that the gate gave a call, or take one where there is no gate. Raises Overloaded."""
         if self.policy.mode == "off":
             return
         given = TICKET.get()
-        call.place = given if isinstance(given, Place) else self.place(call)
+        if isinstance(given, TooLate):
+            call.inspect_by = -math.inf
+            return
+        if isinstance(given, Admitted):
+            call.place, call.inspect_by = given.place, given.inspect_by
+        else:
+            now = time.monotonic()
+            call.inspect_by = now + self.budget_s
+            try:
+                call.place = self.admission.enter(now, call.deadline - now, self.budget_s)
+            except Overloaded:
+                if not self.passes_late:
+                    raise
+                call.inspect_by = -math.inf
+                return
         call.patience = asyncio.get_running_loop().call_later(READ_PATIENCE_S, call.place.tear)
 
     async def model_infer(self, request: bytes, call: Call) -> bytes:
         if call.patience is not None:
             call.patience.cancel()
+        call.inspect_by += time.monotonic() - call.began  # the message's way here is no part of the guard's time
         outcome = await self.examine(request, call)
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=True)
@@ -182,7 +204,7 @@ class Service:
             return self.unchecked(request, message.model_name, "allowed_model", call)
         call.items = len(decoded.images)
         self.metrics.stage("decode", time.monotonic() - began)
-        found = await self.inspector.inspect(decoded.images, call.deadline)
+        found = await self.inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if (answers := self.inspector.answers) is not None:
             early = self.inspector.before_answer(found, answers)
             if early.enacted is not Action.REJECT:
@@ -238,7 +260,7 @@ class Service:
     ) -> Outcome:
         """Decide on a request whose suspicious items are to be cleaned: forwarded so, or rejected where not stable."""
         call.remaining_s()
-        images, tried = await self.inspector.repair(decoded.images, found, call.deadline)
+        images, tried = await self.inspector.repair(decoded.images, found, call.deadline, call.inspect_by)
         fields: dict[str, Any] = {"repair": self.policy.repair, "sha256_before": decoded.digest}
         if tried.enacted is Action.REJECT:
             return self.decided(request, message.id, tried, call, {**fields, "repair_stable": False})
@@ -267,7 +289,7 @@ class Service:
     async def ask(self, request: bytes, call: Call) -> Answer:
         """Ask the model server, within the call's deadline. Raises as `Upstream.unary`."""
         began = time.monotonic()
-        answer = await self.upstream.unary(path("ModelInfer"), request, call.upward, call.remaining_s())
+        answer = await self.upstream.unary(path("ModelInfer"), request, call.upward, call.forward_timeout_s())
         took = time.monotonic() - began
         self.metrics.stage("upstream", took)
         self.admission.forwarded(took)
@@ -299,7 +321,7 @@ class Service:
         error = call.error
         reason = error.reason if isinstance(error, RequestError) else "INTERNAL"
         self.metrics.refused.labels(reason.lower()).inc()
-        if not isinstance(error, (Unchecked, Overloaded)):
+        if not isinstance(error, (Unchecked, InspectionTimeout, Overloaded)):
             self.log.debug("refused", id=call.id, reason=reason, cause=str(error), because=because(error))
         elif (held_back := self.seldom.due(reason, time.monotonic())) is not None:
             why = {"cause": str(error), "because": because(error)}

@@ -7,8 +7,7 @@ Rule 2: end-to-end metadata passes both ways, `guard-*` and what belongs to one 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,10 @@ import grpc
 import grpc.aio
 
 from guard.bundle import ModelSpec
+from guard.config import ServeConfig
 from guard.errors import UpstreamDown
+from guard.serve.channel import open_channel, tls_fault
+from guard.serve.metadata import Metadata, downwards
 from guard.serve.wire.inference_pb2 import (
     ModelMetadataRequest,
     ModelMetadataResponse,
@@ -28,48 +30,13 @@ from guard.serve.wire.inference_pb2 import (
 )
 
 SERVICE = "inference.GRPCInferenceService"
-OURS = "guard-"
-ONE_HOP = frozenset(
-    {"user-agent", "te", "content-type", "host", "connection", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding"}
-)
-LEGAL_KEY = re.compile("[0-9a-z_.-]+")
-LEGAL_VALUE = re.compile("[ -~]*")
 POLL_READY_S = 1.0  # between checks while all is well; a lost connection is noticed at once
 POLL_DOWN_S = 0.2
-RECONNECT_MS = (
-    50,
-    100,
-    1000,
-)  # minimum, first and largest wait between attempts: a restarted upstream is found within a second
-
-Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 def path(method: str) -> str:
     """The full name of a method of the inference service."""
     return f"/{SERVICE}/{method}"
-
-
-def end_to_end(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
-    """The metadata for the two ends, and neither the connection nor us; what no gRPC client may send is left out.
-
-    gRPC's servers take any byte in a text header unchecked, its clients send none but printable ASCII: a call with such
-    a header would fail here where a direct one does not. The header cannot travel on, the call can.
-    """
-    return tuple(
-        (key, value)
-        for key, value in metadata or ()
-        if key not in ONE_HOP and not key.startswith(OURS) and may_be_sent(key, value)
-    )
-
-
-def may_be_sent(key: str, value: str | bytes) -> bool:
-    """Whether gRPC lets a client send this header."""
-    if not LEGAL_KEY.fullmatch(key):
-        return False
-    if key.endswith("-bin"):
-        return isinstance(value, bytes)
-    return isinstance(value, str) and LEGAL_VALUE.fullmatch(value) is not None
 
 
 async def answer_of(call: Any) -> bytes:
@@ -118,23 +85,14 @@ class Upstream:
 
     @staticmethod
     @asynccontextmanager
-    async def open(
-        address: str, model: ModelSpec, *, max_message_bytes: int, timeout_s: float
-    ) -> AsyncIterator[Upstream]:
-        """Open a channel and never wait for the model server: it may start after the guard, or go and come back."""
-        shortest, first, longest = RECONNECT_MS
-        options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.min_reconnect_backoff_ms", shortest),
-            ("grpc.initial_reconnect_backoff_ms", first),
-            ("grpc.max_reconnect_backoff_ms", longest),
-            ("grpc.enable_retries", 0),
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        async with grpc.aio.insecure_channel(address, options=options) as channel:
-            yield Upstream(channel, address, model, timeout_s=timeout_s)
+    async def open(config: ServeConfig, model: ModelSpec, *, max_message_bytes: int) -> AsyncIterator[Upstream]:
+        """Open a channel and never wait for the model server: it may start after the guard, or go and come back.
+
+        Raises:
+            ConfigError: as `open_channel`.
+        """
+        async with open_channel(config, max_message_bytes=max_message_bytes) as channel:
+            yield Upstream(channel, config.upstream, model, timeout_s=config.upstream_timeout_s)
 
     async def unary(self, method: str, request: bytes, metadata: Metadata, timeout_s: float | None) -> Answer:
         """Make a unary call, bytes in and bytes out.
@@ -154,7 +112,7 @@ class Upstream:
             answering.add_done_callback(ignore)
             end_in_core(call)
             raise
-        return Answer(body, end_to_end(await call.initial_metadata()), end_to_end(await call.trailing_metadata()))
+        return Answer(body, downwards(await call.initial_metadata()), downwards(await call.trailing_metadata()))
 
     def stream(self, method: str, metadata: Metadata, timeout_s: float | None) -> Any:
         """Start an opaque call of any arity, to be written to and read from."""
@@ -210,8 +168,9 @@ class Upstream:
             )
         except grpc.aio.AioRpcError as error:
             return self.complaint(error)
-        except UpstreamDown:
-            return f"the model server at {self.address} cannot be reached"
+        except UpstreamDown as error:
+            fault = tls_fault(error.__cause__.details()) if isinstance(error.__cause__, grpc.aio.AioRpcError) else ""
+            return f"the model server at {self.address} cannot be reached{fault}"
         except ValueError:
             return f"the model server at {self.address} does not answer in the Open Inference Protocol"
         self.versions = tuple(metadata.versions)

@@ -26,9 +26,10 @@ import grpc.aio
 from guard.serve import gatekeeper, listener
 from guard.serve.acceptor import Acceptor
 from guard.serve.admission import Admission
+from guard.serve.connection_limits import ConnectionLimits
 from guard.serve.event_loop import EventLoop
 from guard.serve.gate import InferGate
-from guard.serve.gatekeeper import Gate, Wall
+from guard.serve.gatekeeper import Gate, Moments, Wall
 from tests.bench.sidecar import ROOT, table
 
 KINDS = ("untaken", "waiting", "refused", "answered")
@@ -49,11 +50,11 @@ class Untaken(Acceptor):
 class Closed(InferGate):
     """A gate that admits no call; it refuses all of them, or lets all of them wait."""
 
-    def enter(self, deadline: float) -> None:
+    def enter(self, moments: Moments) -> None:
         return None
 
-    def is_hopeless(self, deadline: float, ahead: int) -> bool:
-        return self.timeout_s > 1.0
+    def is_hopeless(self, moments: Moments, ahead: int) -> bool:
+        return self.budget_s > 1.0
 
 
 async def serve(kind: str) -> None:
@@ -71,8 +72,7 @@ async def serve(kind: str) -> None:
         methods,
         Wall(lambda context: gate.refuse(context)),
         max_message_bytes=2**20,
-        max_connections=64,
-        max_calls=1024,
+        limits=ConnectionLimits(64, 1024),
         gates=gates,
     ) as opened:
         print(opened.address, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +45,7 @@ class FakeUpstream(grpc.GenericRpcHandler):
     fail: tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]] | None = None  # answer to ModelInfer
     wrong: bool = False  # name another class
     metadata: ModelMetadataResponse = field(default_factory=tiny_metadata)
+    extensions: tuple[str, ...] = ()  # of ServerMetadata
     initial: tuple[tuple[str, str | bytes], ...] = ()
     trailing: tuple[tuple[str, str | bytes], ...] = ()
     requests: list[bytes] = field(default_factory=list)  # of ModelInfer
@@ -79,7 +80,7 @@ class FakeUpstream(grpc.GenericRpcHandler):
         if method == "ModelMetadata":
             return self.metadata.SerializeToString()
         if method == "ServerMetadata":
-            return ServerMetadataResponse(name="fake").SerializeToString()
+            return ServerMetadataResponse(name="fake", extensions=self.extensions).SerializeToString()
         if method == "ModelInfer":
             return await self.infer(request, context)
         if method == "ModelConfig":
@@ -132,11 +133,17 @@ def received(request: bytes) -> Any:
 
 
 @asynccontextmanager
-async def listening(upstream: FakeUpstream, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
-    """The fake listens within the block; leaving it kills every connection at once."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+async def listening(
+    upstream: FakeUpstream,
+    address: str = "127.0.0.1:0",
+    *,
+    credentials: grpc.ServerCredentials | None = None,
+    options: Sequence[tuple[str, Any]] = (),
+) -> AsyncIterator[str]:
+    """The fake listens within the block, with TLS if it has credentials; leaving it kills every connection at once."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1), *options])
     server.add_generic_rpc_handlers([upstream])
-    port = server.add_insecure_port(address)
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

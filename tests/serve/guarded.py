@@ -170,15 +170,22 @@ def config_for(bundle: Path, upstream: str, **settings: Any) -> ServeConfig:
 async def guarding(bundle: Path, upstream: FakeUpstream | None = None, **settings: Any) -> AsyncIterator[Guarded]:
     """A ready guard in front of a fake upstream."""
     fake = upstream or FakeUpstream()
+    async with listening(fake) as address, guarding_at(bundle, address, fake, **settings) as guarded:
+        await guarded.until_ready()
+        yield guarded
+
+
+@asynccontextmanager
+async def guarding_at(
+    bundle: Path, address: str, upstream: FakeUpstream | None = None, **settings: Any
+) -> AsyncIterator[Guarded]:
+    """A guard, not ready yet, in front of whatever listens at an address."""
     stream = io.StringIO()
     async with (
-        listening(fake) as address,
         running(config_for(bundle, address, **settings), log=Log("debug", stream)) as serving,
         calling(serving.address) as client,
     ):
-        guarded = Guarded(serving, fake, client, stream)
-        await guarded.until_ready()
-        yield guarded
+        yield Guarded(serving, upstream or FakeUpstream(), client, stream)
 
 
 async def until(holds: Callable[[], bool], otherwise: Callable[[], str] = lambda: "it never held") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -141,3 +142,18 @@ def test_a_guard_that_has_measured_nothing_lets_calls_begin() -> None:
     for _ in range(300):
         assert admission.may_begin(0.0, 0.05)
         admission.enter(0.0, 0.05)
+
+
+def test_what_the_model_server_takes_does_not_count_in_the_time_for_the_inspection() -> None:
+    admission = Admission()
+    for number in range(40):
+        admission.enter(100 + number / 10, 1.0).leave(100.01 + number / 10, inspected=True)
+    for _ in range(100):
+        admission.forwarded(60.0)
+    admission.enter(110.0, math.inf, 1.0)
+    admission.enter(110.0, math.inf, 1.0)
+    assert admission.may_begin(110.0, math.inf, 1.0)
+    with pytest.raises(Overloaded):
+        admission.enter(110.0, 30.0, 1.0)  # the model server alone takes longer
+    with pytest.raises(Overloaded):
+        admission.enter(110.0, math.inf, 0.001)  # the guard does

@@ -28,9 +28,7 @@ def test_a_client_that_left_is_no_fault_of_ours(error: BaseException, left_s: fl
         def time_remaining(self) -> float:
             return left_s
 
-    handler = outermost(
-        work, timeout_s=1.0, log=Log("info", written), ended=lambda call: books.append((call.end, call.error))
-    )
+    handler = outermost(work, log=Log("info", written), ended=lambda call: books.append((call.end, call.error)))
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(handler(None, Context()))  # type: ignore[arg-type]
     assert books == [(end, None)]
@@ -61,7 +59,7 @@ def test_whatever_is_raised_is_one_status_and_one_entry_in_the_books(
     async def work(call: Call) -> bytes:
         raise error
 
-    handler = outermost(work, timeout_s=1.0, log=Log("info", written), ended=lambda call: story.append(call.end))
+    handler = outermost(work, log=Log("info", written), ended=lambda call: story.append(call.end))
     assert asyncio.run(handler(None, Context())) is None  # type: ignore[arg-type]
     assert [story[0], story[1][0]] == [end, code], "the books, then the client"
     assert "a secret" not in story[1][1]

@@ -180,13 +180,54 @@ def test_an_upstream_that_hangs_costs_the_client_his_deadline_and_the_guard_its_
     asyncio.run(story())
 
 
-def test_our_own_deadline_ends_a_call_whose_client_set_none(bundle: Path) -> None:
+def test_a_slow_model_server_is_waited_for_as_long_as_its_client_waits(bundle: Path) -> None:
+    """The time for the inspection is none for the model server: a client without a deadline has none."""
+
     async def story() -> None:
-        async with guarding(bundle, timeout_s=0.2) as guarded:
+        async with guarding(bundle, inspect_timeout_s=0.2) as guarded:
             guarded.upstream.hang_infer = True
-            answer = await guarded.client.infer(ORDINARY, timeout_s=None)
-            assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert await truth(guarded.client)
+            calls = [asyncio.create_task(guarded.client.infer(ORDINARY, timeout_s=None)) for _ in range(3)]
+            await asyncio.wait(calls, timeout=0.5)
+            assert not any(call.done() for call in calls)
+            guarded.upstream.hang_infer = False
+            assert all(right(answer, ORDINARY) for answer in await asyncio.gather(*calls))
+            assert guarded.upstream.remaining == [None] * 3
+            later = [
+                guarded.client.infer(ORDINARY, timeout_s=None) for _ in range(20)
+            ]  # it lately took twice the budget
+            assert all(right(answer, ORDINARY) for answer in await asyncio.gather(*later))
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("timeout_s", [None, PATIENCE_S])
+@pytest.mark.parametrize("on_failure", ["closed", "open"])
+def test_an_inspection_that_takes_too_long_has_failed(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, on_failure: str, timeout_s: float | None
+) -> None:
+    """Within the budget of the inspection, whatever deadline the client has; then on_failure decides."""
+
+    async def story() -> None:
+        async with guarding(bundle, on_failure=on_failure, inspect_timeout_s=0.2) as guarded:
+            gate = Gate(monkeypatch)
+            first = await gate.occupy(guarded)
+            began = time.monotonic()
+            answer = await guarded.client.infer(ORDINARY, timeout_s=timeout_s)
+            assert 0.15 < time.monotonic() - began < 5.0
+            if on_failure == "closed":
+                assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, "INSPECTION_TIMEOUT")
+                assert "inspect_timeout_s" in answer.details
+                assert guarded.upstream.requests == []
+                assert await guarded.metric("guard_refused_total", reason="inspection_timeout") == 2
+                assert guarded.events("refused")[0]["reason"] == "INSPECTION_TIMEOUT"
+            else:
+                assert right(answer, ORDINARY)
+                assert answer.trailing["guard-verdict"] == "unchecked"
+                assert await guarded.metric("guard_unchecked_total", model="tiny", reason="inspection_timeout") == 2
+                assert guarded.events("unchecked")[0]["reason"] == "inspection_timeout"
+            assert await guarded.metric("guard_dropped_total", reason="expired") >= 1  # it never reaches the device
+            gate.opened.set()
+            await first
 
     asyncio.run(story())
 
@@ -361,7 +402,7 @@ def test_an_engine_that_fails_for_good_is_not_ready_and_passes_nothing(
 
 def test_a_device_that_hangs_is_not_ready(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
-        async with guarding(bundle, timeout_s=0.3) as guarded:
+        async with guarding(bundle, inspect_timeout_s=0.3) as guarded:
             gate = Gate(monkeypatch)
             first = await gate.occupy(guarded, timeout_s=0.1)
             assert (await first).code is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -18,6 +18,7 @@ from guard.serve.gatekeeper import (
     REFUSALS_PER_S,
     TURN_CALLS,
     GateKeeper,
+    Moments,
     Porter,
     Refusal,
     Ticket,
@@ -66,6 +67,7 @@ class House:
     open: bool = True
     hopeless: bool = False
     clients_know: bool = True
+    lets_late_in: bool = False
     who: int = 0  # calls now
     loop: Loop = field(default_factory=Loop)
     begun: list[Any] = field(default_factory=list)
@@ -76,26 +78,28 @@ class House:
     def __post_init__(self) -> None:
         self.keeper = GateKeeper(self, self.loop, self.enters, self.turned_away, now=lambda: self.loop.now)  # type: ignore[arg-type]
 
-    def deadline(self, context: Any) -> float:
-        return float(context)
+    def moments(self, context: Any) -> Moments:
+        return Moments(float(context), float("inf"))
 
     def client(self, context: Any) -> int:
         return self.who
 
-    def enter(self, deadline: float) -> Ticket | None:
-        return self if self.open and deadline > self.loop.now else None
+    def enter(self, moments: Moments) -> Ticket | None:
+        return self if self.open and moments.first > self.loop.now else None
 
     def tear(self) -> None:
         """A ticket that nobody tears."""
 
-    def is_hopeless(self, deadline: float, ahead: int) -> bool:
+    def is_hopeless(self, moments: Moments, ahead: int) -> bool:
         return self.hopeless
 
     def refuse(self, context: Any) -> Refusal:
         return CROWDED
 
-    def expire(self, context: Any) -> Refusal | None:
+    def expire(self, context: Any, moments: Moments) -> Refusal | Ticket | None:
         self.expired += 1
+        if self.lets_late_in:
+            return self
         return None if self.clients_know else LATE
 
     def enters(self, call: Any, ticket: Ticket) -> None:
@@ -164,6 +168,15 @@ def test_whose_time_is_over_is_counted_and_told_only_if_his_client_cannot_know(*
     house.loop.turn(MAX_TURN_S)
     assert house.expired == 10
     assert len(house.told_late) == (0 if clients_know else 10)
+
+
+def test_whose_time_is_over_may_be_let_in_all_the_same() -> None:
+    house = House(open=False, lets_late_in=True)
+    house.come(range(10), deadline=1.0)
+    house.loop.turn(1.0 + CLOCKS_DIFFER_S)
+    house.loop.turn(MAX_TURN_S)
+    assert sorted(house.begun) == list(range(10))
+    assert house.told_late == house.refused == []
 
 
 def test_what_waits_is_bounded() -> None:

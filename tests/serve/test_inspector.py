@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 from guard.bundle import Bundle
-from guard.errors import Expired, MalformedRequest, Overloaded, Unchecked, Uninspectable, UnknownModel
+from guard.errors import (
+    Expired,
+    InspectionTimeout,
+    MalformedRequest,
+    Overloaded,
+    Unchecked,
+    Uninspectable,
+    UnknownModel,
+)
 from guard.policy import Action, Policy
 from guard.runtime import Runtime
 from guard.serve.batcher import Batcher
@@ -60,7 +68,7 @@ def soon() -> float:
 
 def test_a_caller_hands_over_images_and_gets_readings_and_a_verdict(bundle: Bundle, inspector: Inspector) -> None:
     images = np.concatenate([tiny_bundle.ordinary(2), tiny_bundle.bright(1)])
-    found = run(inspector, lambda: inspector.inspect(images, soon()))
+    found = run(inspector, lambda: inspector.inspect(images, soon(), soon()))
     expected = Runtime.open(bundle, threads=1).read(images)
     np.testing.assert_array_equal(found.readings.p_value, expected.p_value)
     assert found.verdict.items == (Action.PASS, Action.PASS, Action.REJECT)
@@ -70,7 +78,7 @@ def test_a_caller_hands_over_images_and_gets_readings_and_a_verdict(bundle: Bund
 
 def test_in_shadow_the_verdict_is_the_same_and_nothing_is_enacted(inspector: Inspector) -> None:
     shadow = replace(inspector, policy=replace(POLICY, mode="shadow"))
-    found = run(shadow, lambda: shadow.inspect(tiny_bundle.bright(1), soon()))
+    found = run(shadow, lambda: shadow.inspect(tiny_bundle.bright(1), soon(), soon()))
     assert (found.verdict.request, found.enacted) == (Action.REJECT, Action.PASS)
     assert shadow.item_labels(found.verdict) == ("would_reject",)
 
@@ -86,8 +94,8 @@ def test_an_item_is_repaired_where_that_is_stable_and_rejected_where_not(
         images = tiny_bundle.flagged(bundle, stable=stable)
 
         async def story(images: Any = images) -> Any:
-            found = await repairing.inspect(images, soon())
-            return found, await repairing.repair(images, found, soon())
+            found = await repairing.inspect(images, soon(), soon())
+            return found, await repairing.repair(images, found, soon(), soon())
 
         found, (forward, tried) = run(repairing, story)
         assert found.verdict.request is Action.REPAIR
@@ -121,8 +129,8 @@ def test_a_large_request_is_repaired_in_parts_that_fit(bundle: Bundle, inspector
 def test_what_cannot_be_judged_as_a_whole_is_refused(inspector: Inspector) -> None:
     whole = replace(inspector, policy=replace(POLICY, rows="request"))
     with pytest.raises(Uninspectable, match="cannot be judged as a whole"):
-        run(whole, lambda: whole.inspect(tiny_bundle.ordinary(200), soon()))
-    found = run(whole, lambda: whole.inspect(tiny_bundle.bright(1), soon()))
+        run(whole, lambda: whole.inspect(tiny_bundle.ordinary(200), soon(), soon()))
+    found = run(whole, lambda: whole.inspect(tiny_bundle.bright(1), soon(), soon()))
     assert found.request_p_value is not None
     assert found.request_p_value <= POLICY.reject_rate
 
@@ -131,9 +139,17 @@ def test_what_cannot_be_judged_as_a_whole_is_refused(inspector: Inspector) -> No
     ("mode", "on_failure", "excused"),
     [
         ("enforce", "closed", {}),
-        ("enforce", "open", {"unchecked", "overloaded", "internal"}),
-        ("shadow", "closed", {"unchecked", "overloaded", "internal", "malformed_request", "uninspectable"}),
-        ("shadow", "open", {"unchecked", "overloaded", "internal", "malformed_request", "uninspectable"}),
+        ("enforce", "open", {"unchecked", "inspection_timeout", "overloaded", "internal"}),
+        (
+            "shadow",
+            "closed",
+            {"unchecked", "inspection_timeout", "overloaded", "internal", "malformed_request", "uninspectable"},
+        ),
+        (
+            "shadow",
+            "open",
+            {"unchecked", "inspection_timeout", "overloaded", "internal", "malformed_request", "uninspectable"},
+        ),
     ],
 )
 def test_mode_and_on_failure_say_what_passes_unchecked(
@@ -142,6 +158,7 @@ def test_mode_and_on_failure_say_what_passes_unchecked(
     asked = replace(inspector, policy=replace(POLICY, mode=mode, on_failure=on_failure))
     errors = {
         "unchecked": Unchecked(""),
+        "inspection_timeout": InspectionTimeout(""),
         "overloaded": Overloaded(""),
         "internal": RuntimeError(""),
         "malformed_request": MalformedRequest(""),

@@ -72,6 +72,7 @@ def test_a_taken_port(bundle: Path, listener: str, capfd: pytest.CaptureFixture[
         ({"repair": "median"}, BundleError, "it has: steps"),
         ({"admin_listen": "0.0.0.0:0"}, ConfigError, "loopback"),
         ({"allow_methods": ("ModelInfer",)}, ConfigError, "always inspected"),
+        ({"allow_methods": ("@statistic",)}, ConfigError, "did you mean '@statistics'"),
     ],
 )
 def test_what_cannot_be_promised_is_refused_at_the_start(

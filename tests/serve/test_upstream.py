@@ -1,4 +1,4 @@
-"""What tells the upstream's model from the bundle's, and which metadata goes through."""
+"""What tells the upstream's model from the bundle's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from guard.bundle import InputSpec, ModelSpec, OutputSpec
-from guard.serve.upstream import end_to_end, fits, mismatch
+from guard.serve.upstream import fits, mismatch
 from guard.serve.wire.inference_pb2 import ModelMetadataResponse
 
 MODEL = ModelSpec("m", "2", "f", InputSpec("x", "FP32", (3, 8, 8), (0.0,), (1.0,), 255), OutputSpec("y", "logits", 10))
@@ -76,31 +76,6 @@ def test_fits() -> None:
     assert fits([-1, 3], (3,))
     assert not fits([3], (3,))
     assert not fits([-1, 4], (3,))
-
-
-def test_metadata_of_the_two_ends_pass_and_of_one_hop_do_not() -> None:
-    given = (
-        *(
-            ("traceparent", "00"),
-            ("authorization", "Bearer x"),
-            ("token-bin", b"\x00"),
-            ("grpc-status-details-bin", b"\x01"),
-        ),
-        *(
-            ("user-agent", "grpc-python"),
-            ("te", "trailers"),
-            ("content-type", "application/grpc"),
-            ("grpc-timeout", "1S"),
-        ),
-        *(("guard-verdict", "pass"), ("guard-anything", "1")),
-    )
-    assert [key for key, _ in end_to_end(given)] == [
-        "traceparent",
-        "authorization",
-        "token-bin",
-        "grpc-status-details-bin",
-    ]
-    assert end_to_end(None) == ()
 
 
 @pytest.mark.parametrize(("shape", "fits"), [([-1, 1], True), ([-1], True), ([-1, -1], True), ([-1, 2], False)])

@@ -24,7 +24,7 @@ from guard.offline.data.planes import as_planes
 from guard.offline.denoisers.stand_in import StandIn
 
 HASH_STEPS = 255  # of the unit box: values are rounded to them before they are hashed
-HASH_PRIME = 2**31 - 1  # sums of 2**20 values of 255 steps by weights below it fit into 63 bits
+HASH_DIVISOR = 2**31 - 1  # sums of 2**20 values of 255 steps by weights below it fit into 63 bits
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class KeyedResize:
     def numbers(self, items: Tensor) -> Tensor:
         """Return which pattern each item gets [item], from 0 on."""
         steps = torch.round(items.flatten(1) * HASH_STEPS).to(torch.int64)
-        weights = torch.from_numpy(self.drawn("hash", steps.shape[1]) % HASH_PRIME)
-        mixed = (steps * weights).sum(dim=1) % HASH_PRIME
-        return mixed * mixed % HASH_PRIME % self.count  # squared: a sum alone moves by the weight of what is changed
+        weights = torch.from_numpy(self.drawn("hash", steps.shape[1]) % HASH_DIVISOR)
+        mixed = (steps * weights).sum(dim=1) % HASH_DIVISOR
+        return mixed * mixed % HASH_DIVISOR % self.count  # squared: a sum alone moves by the weight of what is changed
 
     def matrices(self, size: int, axis: int) -> NDArray[np.float64]:
         """Return each pattern's matrix of an axis [pattern, size, size]; every row adds up to one."""

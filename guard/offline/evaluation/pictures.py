@@ -26,7 +26,7 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.programs.read import read
 
 PICTURED_ITEMS = 6
-MAX_PROTOTYPES, BATCH_ITEMS = 1000, 100
+MAX_PROTOTYPE_ITEMS, BATCH_ITEMS = 1000, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Shown:
     @staticmethod
     def of(classifier: Classifier, clean: Dataset) -> Shown:
         """Return the model with the first clean items of a data set as prototypes."""
-        return Shown(classifier, clean.images[:MAX_PROTOTYPES], clean.labels[:MAX_PROTOTYPES])
+        return Shown(classifier, clean.images[:MAX_PROTOTYPE_ITEMS], clean.labels[:MAX_PROTOTYPE_ITEMS])
 
     def looked(self, items: NDArray[np.float32], classes: Sequence[int]) -> NDArray[np.float32] | None:
         """Return where the model looked for each item's class [item, *places]; None where it has no feature maps."""

@@ -18,7 +18,7 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.model.taps import Tap
 
 MEDIAN = Median(3)
-MIN_PLACES = 2  # along each axis of a feature map: less has no neighbour to be smoothed with
+MIN_MAP_POINTS = 2  # along each axis of a feature map: less has no neighbour to be smoothed with
 
 
 @dataclass(frozen=True)
@@ -86,4 +86,6 @@ def map_taps(classifier: Classifier) -> list[Tap]:
     """Return the taps whose layer is a map [channel, time] or [channel, height, width] of more than one place."""
     shapes = {tap: shape_at(classifier, tap.node) for tap in classifier.taps}
     axes = len(classifier.item_shape)
-    return [tap for tap, shape in shapes.items() if axes > 1 and len(shape) == axes and min(shape[1:]) >= MIN_PLACES]
+    return [
+        tap for tap, shape in shapes.items() if axes > 1 and len(shape) == axes and min(shape[1:]) >= MIN_MAP_POINTS
+    ]
