@@ -12,7 +12,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -37,6 +37,7 @@ NO_ID = b"?" * 16  # the place of the call's id in a prepared status
 CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours
 
 End = Literal["answered", "refused", "failed", "expired", "cancelled"]
+ENDS: tuple[End, ...] = get_args(End)
 
 
 @dataclass
@@ -111,6 +112,19 @@ class Call:
             self.end = "failed"
         else:
             self.end = "refused"
+
+    @property
+    def code(self) -> str:
+        """The name of the gRPC status with which a call that is over has ended."""
+        if self.end == "answered":
+            return "OK"
+        if isinstance(self.error, GuardError):
+            return self.error.status
+        if isinstance(self.error, grpc.aio.AioRpcError):
+            return str(self.error.code().name)
+        if self.error is not None:
+            return GuardError.status
+        return "CANCELLED" if self.end == "cancelled" else Expired.status
 
     def forget(self) -> None:
         """Drop error and outcome: an error's traceback holds its frames, and these the message and this call."""

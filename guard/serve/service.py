@@ -308,7 +308,8 @@ class Service:
         decided = outcome is not None and (call.end == "answered" or isinstance(call.error, Rejected))
         action = outcome.action if outcome is not None and decided else call.end
         model = outcome.model if outcome is not None else self.model.name if call.items else OTHER
-        self.metrics.ended(model, action, time.monotonic() - call.began)
+        self.metrics.ended(model, action, call.end, time.monotonic() - call.began)
+        self.metrics.handled("ModelInfer", call.code)
         if outcome is None and call.items:
             self.metrics.items.labels(model, call.end).inc(call.items)
         if action == "refused":
