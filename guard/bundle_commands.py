@@ -111,7 +111,8 @@ def serve(
 ) -> None:
     """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
-    from guard.config import load_config
+    from guard.config import load_config, service_links
+    from guard.serve.log import Log
     from guard.serve.server import serve as run
 
     flags = {
@@ -128,7 +129,15 @@ def serve(
         "device": device,
         "threads": threads,
     }
-    run(load_config(config, os.environ, flags))
+    settings = load_config(config, os.environ, flags)
+    if links := service_links(os.environ):
+        Log(settings.log_level).warning(
+            "service links ignored",
+            variables=links,
+            warning="these variables are Kubernetes' links to a Service whose name begins with guard, and no settings; "
+            "enableServiceLinks: false in the pod's template leaves them out",
+        )
+    run(settings)
 
 
 def model_server(

@@ -1,6 +1,7 @@
 """The settings of `guard serve`: `guard.toml`, `GUARD_*` and the command line become one frozen value.
 
-Rule 1: an unknown setting is an error; nothing is dropped in silence.
+Rule 1: an unknown setting is an error; nothing is dropped in silence. (Kubernetes' links to Services are told by name
+        and value, and are none: `service_links`.)
 Rule 2: the command line beats the environment, the environment beats the file, the file beats the default.
 """
 
@@ -17,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from guard.errors import ConfigError
 from guard.policy import Forward, Mode, OnFailure, Policy, Rows
+from guard.service_links import is_service_link
 from guard.target import WANTED, is_authority, parse_target, split_address
 
 PREFIX = "GUARD_"
@@ -91,8 +93,15 @@ class ServeConfig:
         return policy
 
 
+def service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of variables that begin like settings and are Kubernetes' links to Services: they are left alone."""
+    return tuple(sorted(name for name, value in environment.items() if is_service_link(name, value)))
+
+
 def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServeConfig:
     """Merge the file, the environment and the command line; `flags` whose value is None were not given.
+
+    Links to Services in the environment are passed over; `service_links` names them.
 
     Raises:
         ConfigError: names file or variable, key, what was found, what was expected, and the nearest known key.
@@ -117,7 +126,7 @@ def given(
         for key, value in read_toml(file).items():
             yield str(file), f"{file}: {key}", key, value
     for variable, text in sorted(environment.items()):
-        if variable.startswith(PREFIX):
+        if variable.startswith(PREFIX) and not is_service_link(variable, text):
             yield f"the environment variable {variable}", variable, variable.removeprefix(PREFIX).lower(), text
     for key, value in flags.items():
         if value is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
 from guard.bundle import Bundle
 from guard.errors import UnknownModel
 from guard.policy import Action
+from guard.serve.build import guard_version
 from guard.serve.call import Call
 from guard.serve.door import Door
 from guard.serve.inspector import Inspection
@@ -94,10 +94,3 @@ class Admin:
 
     def methods(self, door: Door) -> Methods:
         return {f"/{SERVICE}/Inspect": door.unary(self.inspect), f"/{SERVICE}/Describe": door.unary(self.describe)}
-
-
-def guard_version() -> str:
-    try:
-        return version("inference-guard")
-    except PackageNotFoundError:
-        return "not installed"

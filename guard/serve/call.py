@@ -12,7 +12,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -21,8 +21,9 @@ from google.rpc.status_pb2 import Status
 
 from guard.errors import Expired, GuardError, UpstreamDown
 from guard.serve.admission import Place
+from guard.serve.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
 from guard.serve.gatekeeper import Refusal
-from guard.serve.metadata import NEVER_RETRY, Metadata, end_to_end
+from guard.serve.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_sent
 from guard.serve.upstream import Answer
 
 UNCHECKED = "unchecked"  # the verdict on what passed uninspected
@@ -36,6 +37,7 @@ NO_ID = b"?" * 16  # the place of the call's id in a prepared status
 CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours
 
 End = Literal["answered", "refused", "failed", "expired", "cancelled"]
+ENDS: tuple[End, ...] = get_args(End)
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Call:
     deadline: float = math.inf  # the client's, of time.monotonic(); infinite where there is none
     inspect_by: float = math.inf  # the moment, of time.monotonic(), at which the time for the inspection is over
     id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
+    message_id: str = ""  # that the client's message bears
     told: str | None = None  # the verdict, as far as the client may know it
     items: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -78,9 +81,19 @@ class Call:
         return ((ID, self.id),) if self.told is None else ((ID, self.id), (VERDICT, self.told))
 
     @property
+    def names(self) -> dict[str, str]:
+        """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
+        found = names_of(self.context.invocation_metadata())
+        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found}
+
+    @property
     def upward(self) -> Metadata:
-        """The metadata for the upstream: the client's own and our marks."""
-        return (*end_to_end(self.context.invocation_metadata()), *self.marks)
+        """The metadata for the upstream: the client's own and our marks, and a request id if the client gave none."""
+        own = end_to_end(self.context.invocation_metadata())
+        if any(key == REQUEST_ID for key, _ in own):
+            return (*own, *self.marks)
+        name = self.message_id[:MAX_NAME_CHARACTERS]
+        return (*own, (REQUEST_ID, name if name and may_be_sent(REQUEST_ID, name) else self.id), *self.marks)
 
     async def deliver(self, answer: Answer) -> bytes:
         """Send the client the upstream's metadata and our marks, and return the body of its answer."""
@@ -99,6 +112,19 @@ class Call:
             self.end = "failed"
         else:
             self.end = "refused"
+
+    @property
+    def code(self) -> str:
+        """The name of the gRPC status with which a call that is over has ended."""
+        if self.end == "answered":
+            return "OK"
+        if isinstance(self.error, GuardError):
+            return self.error.status
+        if isinstance(self.error, grpc.aio.AioRpcError):
+            return str(self.error.code().name)
+        if self.error is not None:
+            return GuardError.status
+        return "CANCELLED" if self.end == "cancelled" else Expired.status
 
     def forget(self) -> None:
         """Drop error and outcome: an error's traceback holds its frames, and these the message and this call."""

@@ -28,7 +28,7 @@ from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from guard.errors import PortError
+from guard.serve.neighbours import port_error
 from guard.target import split_address
 
 MAX_CONNECTIONS = 32
@@ -91,7 +91,7 @@ def exposing(address: str, registry: CollectorRegistry, *, live: Check, ready: C
     try:
         listener = listen(host.strip("[]"), port)
     except OSError as error:
-        raise PortError(f"cannot listen on {address}: {error.strerror}; free it or name another") from error
+        raise port_error(address, error) from error
     loop = asyncio.SelectorEventLoop()
     serving = loop.create_task(serve(listener, site(registry, live=live, ready=ready)))
 

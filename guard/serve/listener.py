@@ -23,6 +23,7 @@ from guard.errors import PortError
 from guard.serve.acceptor import Acceptor, WatchedServer, is_known
 from guard.serve.connection_limits import ConnectionLimits
 from guard.serve.gatekeeper import Gate, Wall
+from guard.serve.neighbours import port_error
 from guard.target import split_address
 
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that is not read yet
@@ -212,8 +213,7 @@ def bound(server: WatchedServer, address: str) -> int:
         try_bind(address)
         return server.listen(address)
     except (OSError, RuntimeError) as error:
-        why = getattr(error, "strerror", None) or "it is taken or not ours"
-        raise PortError(f"cannot listen on {address}: {why}; free it or name another") from error
+        raise port_error(address, error) from error
 
 
 def try_bind(address: str) -> None:

@@ -1,7 +1,8 @@
 """The metrics of the guard, for Prometheus.
 
 Rule 1: labels are bounded: what the operator configured or the protocol names; everything else is "other".
-Rule 2: names begin with guard_, units are base units, and the registry is handed in.
+Rule 2: names begin with guard_, but for those that other tools know (grpc_server_handled_total, process_*, python_*);
+        units are base units, and the registry is handed in.
 """
 
 from __future__ import annotations
@@ -10,16 +11,28 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from guard.fusion import Floats
+from guard.serve.build import build_labels
+from guard.serve.call import ENDS, End
+from guard.serve.upstream import SERVICE
 
 BUCKET_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BUCKET_P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 OTHER = "other"
+STREAMS = ("ModelStreamInfer",)
 LISTENERS = ("inference", "admin")
 HELD = ("not_asked", "delivered", "discarded", "not_compared")
 ACTIONS = (
@@ -96,7 +109,9 @@ class Metrics:
             "fate",
         )
         self.calls = counter("guard_calls_total", "Calls of every other method", "method", "outcome")
-        self.request_seconds = histogram("guard_request_seconds", "ModelInfer, whole", buckets=BUCKET_SECONDS)
+        self.request_seconds = histogram(
+            "guard_request_seconds", "ModelInfer, whole, by how it ended", "end", buckets=BUCKET_SECONDS
+        )
         self.stage_seconds = histogram(
             "guard_stage_seconds", "decode, queue, program, repair, upstream", "stage", buckets=BUCKET_SECONDS
         )
@@ -146,9 +161,25 @@ class Metrics:
             "detector",
             detectors,
         )
+        self.name_standards(registry)
         self.begin_at_zero(guarded)
         registry.register(self.p_values)
         registry.register(self.detector_p_values)
+
+    def name_standards(self, registry: CollectorRegistry) -> None:
+        """Create the metrics that have the same names everywhere, and the one of versions."""
+        self.handled_calls = Counter(
+            "grpc_server_handled_total",
+            "Calls that are over, by the gRPC status with which they ended",
+            ("grpc_type", "grpc_service", "grpc_method", "grpc_code"),
+            registry=registry,
+        )
+        self.handled_children: dict[tuple[str, str], Counter] = {}
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        labels = build_labels()
+        text = "1; the versions of the guard and of what it stands on"
+        Gauge("guard_build_info", text, tuple(labels), registry=registry).labels(**labels).set(1)
 
     def begin_at_zero(self, guarded: str) -> None:
         """Name the children that matter before their first count, which then is a rise that an alarm can see."""
@@ -157,19 +188,31 @@ class Metrics:
             self.items.labels(guarded, action)
         for reason in ("unchecked", "overloaded", "inspection_timeout"):
             self.unchecked.labels(guarded, reason)
+        self.end_seconds = {end: self.request_seconds.labels(end) for end in ENDS}
+        for code in ("OK", "PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"):
+            self.handled_calls.labels("unary", SERVICE, "ModelInfer", code)
         for known, values in ((self.reopened, LISTENERS), (self.held_answers, HELD)):
             for value in values:
                 known.labels(value)
         self.compared.labels(guarded)
         self.disagreed.labels(guarded)
 
-    def ended(self, model: str, action: str, seconds: float) -> None:
-        """Count a ModelInfer request that is over."""
+    def handled(self, method: str, code: str) -> None:
+        """Count a call that is over, of a method by its name in metrics, with the name of its gRPC status."""
+        child = self.handled_children.get((method, code))
+        if child is None:
+            kind = "bidi_stream" if method in STREAMS else "unary"
+            service = OTHER if method == OTHER else SERVICE
+            child = self.handled_children[method, code] = self.handled_calls.labels(kind, service, method, code)
+        child.inc()
+
+    def ended(self, model: str, action: str, end: End, seconds: float) -> None:
+        """Count a ModelInfer request that is over: what became of it, how its call ended, and after how long."""
         child = self.request_children.get((model, action))
         if child is None:  # looking a child up by its labels costs as much as all else here
             child = self.request_children[model, action] = self.requests.labels(model, action)
         child.inc()
-        self.request_seconds.observe(seconds)
+        self.end_seconds[end].observe(seconds)
 
     def model(self, name: str) -> str:
         """The label for a model name that a client sent."""

@@ -76,7 +76,7 @@ def refusal_of(error: Exception, call: Call, log: Log) -> Refusal:
     if isinstance(error, grpc.aio.AioRpcError):
         trailing = (*downwards(error.trailing_metadata()), *call.marks)
         return Refusal(error.code(), error.details() or "", trailing)
-    log.error("internal", id=call.id, cause=repr(error))
+    log.error("internal", **call.names, cause=repr(error))
     return Refusal(grpc.StatusCode.INTERNAL, f"the guard failed; guard-id {call.id}", call.marks)
 
 

@@ -87,6 +87,7 @@ class Passage:
 
         async def handler(requests: Any, context: Any) -> bytes:  # noqa: ARG001
             self.metrics.calls.labels(method, "answered").inc()
+            self.metrics.handled(method, "OK")
             response: bytes = answer().SerializeToString()
             return response
 
@@ -104,6 +105,7 @@ class Passage:
 
         def ended(call: Call) -> None:
             self.metrics.calls.labels(method, "passed" if call.end == "answered" else call.end).inc()
+            self.metrics.handled(method, call.code)
 
         return self.side_door.unary(work, ended=ended)
 
@@ -133,6 +135,7 @@ class Passage:
 
         def refuse(context: Any) -> Refusal:
             self.metrics.calls.labels(label, "refused").inc()
+            self.metrics.handled(label, NotAllowed.status)
             error = NotAllowed(f"the guard does not pass {named}, which it cannot inspect; allow_methods opens it")
             return Call.of(context).refusal(error)
 
@@ -149,6 +152,7 @@ class Passage:
 
         def ended(call: Call) -> None:
             self.metrics.calls.labels(label, "opened" if call.end == "answered" else call.end).inc()
+            self.metrics.handled(label, call.code)
 
         return self.door.streaming(work, ended=ended)
 

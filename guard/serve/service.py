@@ -80,7 +80,6 @@ class Undecided:
     """A request that the programs do not reject, and whose verdict waits for the model's answer."""
 
     request: bytes
-    request_id: str
     found: Inspection
     answers: AnswerCalibration
 
@@ -182,7 +181,7 @@ class Service:
         except Exception as error:
             ours = not isinstance(error, GuardError)
             if ours:  # a fault of ours must not become a way past the guard
-                self.log.error("internal", id=call.id, cause=repr(error))
+                self.log.error("internal", **call.names, cause=repr(error))
             reason = self.inspector.unchecked(error)
             if reason is not None:
                 return self.unchecked(request, self.model.name, reason, call, cause=error)
@@ -200,6 +199,7 @@ class Service:
     async def inspect(self, request: bytes, call: Call) -> Outcome | Undecided:
         began = time.monotonic()
         message, decoded = await self.door.aside(len(request), partial(self.read, request))
+        call.message_id = message.id
         if decoded is None:
             return self.unchecked(request, message.model_name, "allowed_model", call)
         call.items = len(decoded.images)
@@ -208,20 +208,18 @@ class Service:
         if (answers := self.inspector.answers) is not None:
             early = self.inspector.before_answer(found, answers)
             if early.enacted is not Action.REJECT:
-                return Undecided(request, message.id, found, answers)
+                return Undecided(request, found, answers)
             self.metrics.held_answers.labels("not_asked").inc()
-            return self.decided(request, message.id, early, call, {"model_asked": False})
+            return self.decided(request, early, call, {"model_asked": False})
         if found.enacted is Action.REPAIR:
             return await self.repair(request, message, decoded, found, call)
-        return self.decided(request, message.id, found, call)
+        return self.decided(request, found, call)
 
-    def decided(
-        self, forward: bytes, request_id: str, found: Inspection, call: Call, fields: Mapping[str, Any] = NOTHING
-    ) -> Outcome:
+    def decided(self, forward: bytes, found: Inspection, call: Call, fields: Mapping[str, Any] = NOTHING) -> Outcome:
         """The outcome of an inspection that is over: counted, and logged with further `fields`."""
         self.metrics.inspected(found.readings.p_value, found.readings.detector_p)
         if found.verdict.request is not Action.PASS:
-            self.log_verdict(request_id, call, found, fields)
+            self.log_verdict(call, found, fields)
         told = found.enacted if self.config.tell_flags or found.enacted is Action.REJECT else Action.PASS
         return Outcome(
             model=self.model.name,
@@ -253,7 +251,7 @@ class Service:
         judged = self.inspector.after_answer(found, undecided.answers, named)
         rejected = judged.enacted is Action.REJECT
         self.metrics.held_answers.labels("discarded" if rejected else "delivered").inc()
-        return self.decided(undecided.request, undecided.request_id, judged, call, {"model_asked": True})
+        return self.decided(undecided.request, judged, call, {"model_asked": True})
 
     async def repair(
         self, request: bytes, message: ModelInferRequest, decoded: Decoded, found: Inspection, call: Call
@@ -263,10 +261,10 @@ class Service:
         images, tried = await self.inspector.repair(decoded.images, found, call.deadline, call.inspect_by)
         fields: dict[str, Any] = {"repair": self.policy.repair, "sha256_before": decoded.digest}
         if tried.enacted is Action.REJECT:
-            return self.decided(request, message.id, tried, call, {**fields, "repair_stable": False})
+            return self.decided(request, tried, call, {**fields, "repair_stable": False})
         fields |= {"repair_stable": True, "sha256_after": decode.tensor_digest(images)}
         forward = decode.encode(message, images, self.model.input, decoded.form)
-        return self.decided(forward, message.id, tried, call, fields)
+        return self.decided(forward, tried, call, fields)
 
     def unchecked(
         self, request: bytes, model: str, reason: str, call: Call, *, cause: Exception | None = None
@@ -275,7 +273,7 @@ class Service:
         self.metrics.unchecked.labels(self.metrics.model(model), reason).inc()
         if reason not in ("off", "allowed_model"):
             why = {} if cause is None else {"cause": str(cause), "because": because(cause)}
-            self.log.warning("unchecked", id=call.id, model=self.metrics.model(model), reason=reason, **why)
+            self.log.warning("unchecked", **call.names, model=self.metrics.model(model), reason=reason, **why)
         return Outcome(self.metrics.model(model), UNCHECKED, (UNCHECKED,) * call.items, request, UNCHECKED)
 
     async def forward(self, outcome: Outcome, call: Call) -> bytes:
@@ -309,7 +307,8 @@ class Service:
         decided = outcome is not None and (call.end == "answered" or isinstance(call.error, Rejected))
         action = outcome.action if outcome is not None and decided else call.end
         model = outcome.model if outcome is not None else self.model.name if call.items else OTHER
-        self.metrics.ended(model, action, time.monotonic() - call.began)
+        self.metrics.ended(model, action, call.end, time.monotonic() - call.began)
+        self.metrics.handled("ModelInfer", call.code)
         if outcome is None and call.items:
             self.metrics.items.labels(model, call.end).inc(call.items)
         if action == "refused":
@@ -322,18 +321,17 @@ class Service:
         reason = error.reason if isinstance(error, RequestError) else "INTERNAL"
         self.metrics.refused.labels(reason.lower()).inc()
         if not isinstance(error, (Unchecked, InspectionTimeout, Overloaded)):
-            self.log.debug("refused", id=call.id, reason=reason, cause=str(error), because=because(error))
+            self.log.debug("refused", **call.names, reason=reason, cause=str(error), because=because(error))
         elif (held_back := self.seldom.due(reason, time.monotonic())) is not None:
             why = {"cause": str(error), "because": because(error)}
-            self.log.warning("refused", id=call.id, reason=reason, **why, held_back=held_back)
+            self.log.warning("refused", **call.names, reason=reason, **why, held_back=held_back)
 
-    def log_verdict(self, request_id: str, call: Call, found: Inspection, fields: Mapping[str, Any]) -> None:
+    def log_verdict(self, call: Call, found: Inspection, fields: Mapping[str, Any]) -> None:
         readings, worst = found.readings, found.worst
         detectors = zip(found.detectors, readings.detector_p[worst].tolist(), strict=True)
         self.log.info(
             label(found.verdict.request, found.enacted),
-            id=call.id,
-            request_id=request_id[:80],
+            **call.names,
             model=self.model.name,
             items=len(found.verdict.items),
             suspicious=[index for index, item in enumerate(found.verdict.items) if item is not Action.PASS][:64],

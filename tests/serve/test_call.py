@@ -53,6 +53,9 @@ def test_whatever_is_raised_is_one_status_and_one_entry_in_the_books(
         def time_remaining(self) -> float:
             return 60.0
 
+        def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+            return (("x-request-id", "seven"),)
+
         async def abort(self, code: grpc.StatusCode, details: str, trailing: object) -> None:
             story.append((code, details))
 
@@ -64,3 +67,4 @@ def test_whatever_is_raised_is_one_status_and_one_entry_in_the_books(
     assert [story[0], story[1][0]] == [end, code], "the books, then the client"
     assert "a secret" not in story[1][1]
     assert ("a secret" in written.getvalue()) is isinstance(error, RuntimeError)
+    assert ('"request_id": "seven"' in written.getvalue()) is isinstance(error, RuntimeError)

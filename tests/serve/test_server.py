@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +31,7 @@ from guard.session import Session
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream
 from tests.serve.guarded import calling, config_for, free_port, guarding, infer_request
+from tests.serve.processes import ROOT, Process
 
 pytestmark = pytest.mark.alone  # waits and processor time are measured
 
@@ -244,3 +248,19 @@ def test_the_guard_answers_while_its_programs_load(bundle: Path, monkeypatch: py
             await starting
 
     asyncio.run(story())
+
+
+def test_links_to_a_service_called_guard_are_warned_of_once(bundle: Path) -> None:
+    link = {"GUARD_PORT": "tcp://10.96.0.7:8081", "GUARD_SERVICE_HOST": "10.96.0.7", "GUARD_SERVICE_PORT": "8081"}
+    listen = [f"--{name}=127.0.0.1:0" for name in ("listen", "admin-listen", "metrics-listen")]
+    command = [sys.executable, "-m", "guard", "serve", f"--bundle={bundle}", "--upstream=127.0.0.1:1", *listen]
+    environment = {**os.environ, **link, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as popen:
+        started = Process(popen, [])
+        try:
+            started.until_event("listening")
+        finally:
+            popen.kill()
+    (warned,) = [line for line in started.lines if line["event"] == "service links ignored"]
+    assert warned["variables"] == sorted(link)
+    assert "enableServiceLinks: false" in warned["warning"]
