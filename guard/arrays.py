@@ -29,7 +29,7 @@ from guard.arrow_files import (
     parquet_parts,
 )
 from guard.arrow_table import read_table
-from guard.bundle import UNREADABLE, InputSpec
+from guard.bundle import UNREADABLE
 from guard.class_folders import picture_in, read_folders
 from guard.columns import ColumnChoice
 from guard.csv_file import TEXT_TABLES, read_csv
@@ -40,6 +40,7 @@ from guard.features import only_names
 from guard.idx import idx_files, read_idx_folder, read_idx_pair
 from guard.items_on_disk import Items, ItemsOnDisk
 from guard.layout import LAST, channels_in_front, checked_layout
+from guard.manifest import InputSpec
 from guard.pictures import PICTURES, read_picture
 from guard.stored_array import open_large_array
 

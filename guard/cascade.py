@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import InputSpec, ProgramSpec
 from guard.calibration import Calibration
 from guard.errors import BundleError, DataError
 from guard.fusion import Floats
+from guard.manifest import InputSpec, ProgramSpec
 from guard.session import Session
 
 Run = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]  # wire inputs -> logits [item, class], scores [item, detector]

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from guard import container
 from guard.agreement import logits_apart, tolerated_logits
-from guard.bundle import Bundle, InputSpec, ProgramSpec
+from guard.bundle import Bundle
 from guard.calibration import Calibration
 from guard.cascade import Cascade, Readings
 from guard.errors import BundleError
+from guard.manifest import InputSpec, ProgramSpec
 from guard.session import DEFAULT_CUDA, CudaOptions, Device, Session
 
 LOGITS_TOLERANCE = 1e-3  # of the logits' spread, bundle's samples against this machine

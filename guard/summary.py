@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 
-from guard.bundle import ANSWER_CALIBRATION, Bundle, InputSpec, Manifest, OutputSpec
+from guard.bundle import ANSWER_CALIBRATION, Bundle
 from guard.calibration import smallest_rate
 from guard.choice_text import choice_text
 from guard.feature_values import feature_text
 from guard.features import only_names
+from guard.manifest import InputSpec, Manifest, OutputSpec
 
 
 def summarise(bundle: Bundle) -> str:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from guard.arrays import read_examples, to_wire
-from guard.bundle import InputSpec
 from guard.data_file import DataFile
 from guard.errors import ConfigError, DataError
+from guard.manifest import InputSpec
 
 SPEC = InputSpec("input", "FP32", (3, 4, 5), (0.0,), (1.0,), 255)
 NORMALISED = replace(SPEC, low=(-2.0, -1.0, 0.0), high=(2.0, 3.0, 1.0))

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guard.bundle import FORMAT_VERSION, MANIFEST, Bundle, Manifest, Samples, write_bundle
+from guard.bundle import MANIFEST, Bundle, Samples, write_bundle
 from guard.calibration import Calibration
 from guard.errors import BundleError
+from guard.manifest import FORMAT_VERSION, Manifest
 from tests.serve import tiny_bundle
 
 

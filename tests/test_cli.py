@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from guard import cli
-from guard.bundle import FORMAT_VERSION
+from guard.manifest import FORMAT_VERSION
 from guard.offline import train as training
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.job.job import Job

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from guard import array_room
 from guard.arrays import to_wire
-from guard.bundle import InputSpec
 from guard.errors import DataError
+from guard.manifest import InputSpec
 
 SPEC = InputSpec("input", "FP32", (3, 4, 5), (-2.0, -1.0, 0.0), (2.0, 3.0, 1.0), 255)
 BYTES = np.random.default_rng(0).integers(0, 256, (9, 4, 5, 3), dtype=np.uint8)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import ModelSpec
+from guard.manifest import ModelSpec
 from guard.serve.log import Log, Seldom
 from guard.serve.metrics import Metrics
 from guard.serve.readiness import Readiness

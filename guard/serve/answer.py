@@ -16,7 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from guard.bundle import OutputSpec
+from guard.manifest import OutputSpec
 from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.wire.inference_pb2 import ModelInferResponse
 

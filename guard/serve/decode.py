@@ -19,9 +19,9 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
-from guard.bundle import InputSpec
 from guard.errors import MalformedRequest, Uninspectable
 from guard.feature_values import off_steps
+from guard.manifest import InputSpec
 from guard.serve.scan import Span, scan
 from guard.serve.wire.inference_pb2 import InferParameter, InferTensorContents, ModelInferRequest
 

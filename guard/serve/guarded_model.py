@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from guard.bundle import ModelSpec
 from guard.errors import Unchecked, UnknownModel
+from guard.manifest import ModelSpec
 from guard.serve.upstream import Upstream
 from guard.serve.wire.inference_pb2 import ModelInferRequest
 

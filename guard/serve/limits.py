@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from guard.bundle import InputSpec
 from guard.config import ServeConfig
 from guard.errors import ConfigError
+from guard.manifest import InputSpec
 from guard.serve.batcher import Batcher
 
 MAX_DEFAULT_IN_FLIGHT_BYTES = 256 * 2**20

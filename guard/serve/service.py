@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.answer_evidence import AnswerCalibration
-from guard.bundle import ModelSpec
 from guard.config import ServeConfig
 from guard.errors import (
     GuardError,
@@ -38,6 +37,7 @@ from guard.errors import (
     Unchecked,
     UpstreamDown,
 )
+from guard.manifest import ModelSpec
 from guard.policy import Action
 from guard.serve import decode
 from guard.serve.acceptor import TICKET

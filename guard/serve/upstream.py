@@ -15,9 +15,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from guard.bundle import ModelSpec
 from guard.config import ServeConfig
 from guard.errors import UpstreamDown
+from guard.manifest import ModelSpec
 from guard.serve.channel import open_channel, tls_fault
 from guard.serve.metadata import Metadata, downwards
 from guard.serve.wire.inference_pb2 import (

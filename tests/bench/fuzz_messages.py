@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from guard.bundle import InputSpec
+from guard.manifest import InputSpec
 from tests.serve.reference_reading import judge, request_class
 from tests.serve.wire_fields import SPECS
 from tests.serve.wire_mutations import chosen, mutated

@@ -23,9 +23,10 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from guard.bundle import Bundle, DetectorSpec, Manifest, NeedSpec, write_bundle
+from guard.bundle import Bundle, write_bundle
 from guard.calibration import Calibration
 from guard.fusion import unfitted
+from guard.manifest import DetectorSpec, Manifest, NeedSpec
 from guard.offline.bench.bench import bench
 from guard.offline.bench.table import lines_of
 from guard.offline.data.attacked import Attacked

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from guard.answer_evidence import AnswerCalibration, surprisal
-from guard.bundle import ANSWER_CALIBRATION, Bundle, OutputSpec, write_bundle
+from guard.bundle import ANSWER_CALIBRATION, Bundle, write_bundle
 from guard.cascade import jitter
+from guard.manifest import OutputSpec
 from guard.runtime import Runtime
 from guard.serve.model_server import behind_lengths
 from guard.serve.wire.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelMetadataResponse

@@ -22,8 +22,8 @@ from google.rpc.status_pb2 import Status
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from guard.bundle import DATATYPES
 from guard.config import ServeConfig
+from guard.manifest import DATATYPES
 from guard.serve.decode import TYPED_FIELD
 from guard.serve.log import Log
 from guard.serve.server import Serving, running

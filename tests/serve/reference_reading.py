@@ -23,8 +23,8 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
-from guard.bundle import InputSpec
 from guard.errors import RequestError, leaves
+from guard.manifest import InputSpec
 from guard.serve import decode
 from guard.serve.decode import Form
 from tests.side import ROOT, ready

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from guard.bundle import OutputSpec
+from guard.manifest import OutputSpec
 from guard.serve.answer import prediction
 from guard.serve.decode import TYPED_FIELD
 from guard.serve.model_server import behind_lengths

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from guard.bundle import InputSpec
 from guard.errors import MalformedRequest
 from guard.features import Feature
+from guard.manifest import InputSpec
 from guard.serve.decode import Decoded, Form, decode, encode, parse
 from guard.serve.wire.inference_pb2 import ModelInferRequest
 from tests.serve.guarded import infer_request

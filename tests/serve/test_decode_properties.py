@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from guard.bundle import DATATYPES, InputSpec
 from guard.errors import MalformedRequest, RequestError, Uninspectable
+from guard.manifest import DATATYPES, InputSpec
 from guard.serve.decode import DTYPES, TYPED_FIELD, Form, decode, encode, parse
 from guard.serve.scan import embedded
 from guard.serve.wire.guard_pb2 import InspectRequest

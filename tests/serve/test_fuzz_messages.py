@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guard.bundle import InputSpec
+from guard.manifest import InputSpec
 from tests.serve.reference_reading import judge, request_class
 from tests.serve.wire_fields import LENGTH, SPECS, VARINT, Field, encoded, valid, varint
 from tests.serve.wire_mutations import NAMES, mutated

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from guard.bundle import InputSpec
 from guard.config import ServeConfig
 from guard.errors import ConfigError, TooLarge
+from guard.manifest import InputSpec
 from guard.serve.agreement import MIN_COMPARED_ITEMS, WINDOW_ITEMS, Agreement
 from guard.serve.batcher import Batcher
 from guard.serve.door import is_packed, unpacked

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from guard.bundle import OutputSpec
+from guard.manifest import OutputSpec
 from guard.serve.answer import prediction
 from guard.serve.decode import DTYPES, TYPED_FIELD
 from guard.serve.wire.inference_pb2 import ModelInferResponse

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guard.bundle import InputSpec, ModelSpec, OutputSpec
+from guard.manifest import InputSpec, ModelSpec, OutputSpec
 from guard.serve.upstream import fits, mismatch
 from guard.serve.wire.inference_pb2 import ModelMetadataResponse
 

@@ -19,21 +19,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from guard.bundle import (
-    Bundle,
-    DetectorSpec,
-    InputSpec,
-    Manifest,
-    ModelSpec,
-    NeedSpec,
-    OutputSpec,
-    ProgramSpec,
-    RepairSpec,
-    write_bundle,
-)
+from guard.bundle import Bundle, write_bundle
 from guard.calibration import Band, Calibration
 from guard.cascade import cascade_risk, jitter
 from guard.fusion import unfitted
+from guard.manifest import DetectorSpec, InputSpec, Manifest, ModelSpec, NeedSpec, OutputSpec, ProgramSpec, RepairSpec
 from guard.runtime import Runtime
 
 SHAPE = (1, 4, 4)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from guard.bundle import InputSpec
+from guard.manifest import InputSpec
 
 VARINT, FIXED64, LENGTH, GROUP, END_GROUP, FIXED32 = range(6)  # wire types
 MODEL_NAME, VERSION, ID, PARAMETERS, INPUTS, OUTPUTS, RAW = range(1, 8)  # fields of ModelInferRequest

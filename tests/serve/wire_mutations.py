@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from guard.bundle import InputSpec
+from guard.manifest import InputSpec
 from tests.serve.wire_fields import (
     CONTENTS,
     DATATYPE,

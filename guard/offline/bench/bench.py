@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from guard.bundle import Bundle, DetectorSpec, ProgramSpec
+from guard.bundle import Bundle
 from guard.errors import BundleError, ConfigError
+from guard.manifest import DetectorSpec, ProgramSpec
 from guard.offline.bench.costs import MODEL, READ, BatchCost, BenchResult, DetectorCost, ProgramCost
 from guard.offline.bench.excerpt import depthwise, excerpt, read_graph, without_detector, write_graph
 from guard.offline.bench.profile import Profile, profile

@@ -17,9 +17,9 @@ from torch import nn
 
 from guard.arrays import wire_parts
 from guard.axes import axes_of, in_layout
-from guard.bundle import ModelSpec, OutputSpec
 from guard.data_file import DataFile
 from guard.errors import BundleError, ModelError
+from guard.manifest import ModelSpec, OutputSpec
 from guard.offline.closed.answer_form import AnswerForm, form_of
 from guard.offline.closed.closed_model import ClosedModel
 from guard.offline.closed.kept_answers import KeptAnswers

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from guard.array_room import new_array
 from guard.arrays import value_notes, wire_parts
-from guard.bundle import InputSpec
 from guard.data_file import DataFile, Reading
 from guard.feature_values import within
 from guard.features import only_names
 from guard.items_on_disk import ItemsOnDisk, behind, taken_from
+from guard.manifest import InputSpec
 from guard.offline.data.first_reading import Filled, first_reading
 from guard.offline.data.grid import MAX_GRID_STEPS, Images, grid_of
 from guard.offline.data.splits import Split, content_hashes, members, split_of

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from guard.bundle import InputSpec
 from guard.feature_values import within
 from guard.features import NUMERIC, STEP_TOLERANCE, Feature, groups_of, only_names, unnamed
+from guard.manifest import InputSpec
 from guard.offline.data.categories import TOLERANCE_SHARE, Category, Changes, Floats, Items, drawn
 from guard.offline.data.norms import Measure
 from guard.value_box import ValueBox

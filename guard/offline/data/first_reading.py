@@ -31,11 +31,11 @@ from guard.arrays import (
     check_steps,
     wire_values,
 )
-from guard.bundle import InputSpec
 from guard.data_file import DataFile, Reading, first_not_finite
 from guard.errors import DataError
 from guard.items_on_disk import ItemsOnDisk, Places
 from guard.layout import channels_in_front
+from guard.manifest import InputSpec
 from guard.offline.data.grid import GridSearch, Images, grid_of
 from guard.offline.data.splits import content_hashes
 from guard.offline.work.files import read_arrays, write_arrays

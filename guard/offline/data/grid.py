@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.array_room import parts
-from guard.bundle import InputSpec
 from guard.errors import DataError
+from guard.manifest import InputSpec
 from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.norms import Measure
 

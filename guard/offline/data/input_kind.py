@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from guard.axes import IMAGES, SERIES, VECTORS, Axes, axes_of
-from guard.bundle import InputSpec
+from guard.manifest import InputSpec
 from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.kind_names import KindName, Kinds
 from guard.offline.data.norms import Measure

@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from guard.bundle import Bundle, ModelSpec
+from guard.bundle import Bundle
 from guard.errors import ConfigError
+from guard.manifest import ModelSpec
 from guard.offline.detectors.detector import Detector
 from guard.offline.evidence.kinds.second import SecondNetwork, networks_of
 from guard.offline.model.classifier import Classifier

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from guard.arrays import read_examples
 from guard.axes import BY_COUNT, IMAGES, SERIES, Axes, axes_of, channels_first
-from guard.bundle import InputSpec, ModelSpec
 from guard.calibration import check_promise
 from guard.columns import ColumnChoice
 from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.features import NUMERIC, Feature, box_of, only_names
 from guard.layout import layout_of_data, layout_of_kind, order_text, with_channels
+from guard.manifest import InputSpec, ModelSpec
 from guard.offline.closed.open_answers import AnswersWish, open_answers
 from guard.offline.closed.study import DEFAULT_QUESTIONS_ITEMS, StudyWish, study
 from guard.offline.data.dataset import Dataset, dataset_of, joined

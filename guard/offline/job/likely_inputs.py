@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.axes import Axes
-from guard.bundle import InputSpec
+from guard.manifest import InputSpec
 from guard.offline.data.grid import Images
 
 RANGES_OF_VALUES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (-0.5, 0.5))  # of wire values, black and white

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from guard.bundle import ModelSpec
 from guard.errors import ModelError
+from guard.manifest import ModelSpec
 from guard.offline.data.input_kind import InputKind, kind_for
 from guard.offline.model.answering import Answering
 from guard.offline.model.graph.cut import after, before

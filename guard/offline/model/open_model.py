@@ -13,9 +13,9 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import SUPPORTED_NODES
 
 from guard.axes import axes_of, in_layout
-from guard.bundle import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.errors import ModelError, first_line
 from guard.features import Feature
+from guard.manifest import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.final_operators import Ending, is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import ModelSpec
 from guard.errors import ModelError, first_line
+from guard.manifest import ModelSpec
 from guard.offline.model.served import Served, ServedAs
 from guard.session import onnxruntime
 

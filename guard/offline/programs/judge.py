@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guard.bundle import InputSpec
 from guard.fusion import Floats
+from guard.manifest import InputSpec
 from guard.offline.model.unit_space import unit_of
 from guard.offline.programs.outputs import Output, OutputScale
 

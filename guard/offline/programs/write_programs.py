@@ -15,7 +15,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from guard.bundle import WEIGHTS, ProgramSpec, RepairSpec
+from guard.bundle import WEIGHTS
+from guard.manifest import ProgramSpec, RepairSpec
 from guard.offline.model.onnx_export.export import OPSET_VERSION, lower
 from guard.offline.programs.program import Cleaner, Program
 from guard.session import GraphInMemory

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from guard.bundle import ModelSpec
 from guard.errors import BundleError, ModelError
+from guard.manifest import ModelSpec
 from guard.offline.evidence.kinds.second import SecondNetwork
 from guard.offline.networks.residual import Design
 from guard.offline.second.adapted import Adapted

@@ -20,20 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.answer_evidence import AnswerCalibration
-from guard.bundle import (
-    ANSWER_CALIBRATION,
-    CALIBRATION,
-    Bundle,
-    DetectorSpec,
-    InputSpec,
-    Manifest,
-    NeedSpec,
-    identity,
-    write_bundle,
-)
+from guard.bundle import ANSWER_CALIBRATION, CALIBRATION, Bundle, identity, write_bundle
 from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
+from guard.manifest import DetectorSpec, InputSpec, Manifest, NeedSpec
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset

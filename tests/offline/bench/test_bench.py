@@ -14,9 +14,10 @@ import onnxruntime
 import pytest
 from rich.console import Console
 
-from guard.bundle import Bundle, DetectorSpec, NeedSpec, ProgramSpec
+from guard.bundle import Bundle
 from guard.calibration import Band
 from guard.errors import BundleError, ConfigError
+from guard.manifest import DetectorSpec, NeedSpec, ProgramSpec
 from guard.offline.bench.bench import (
     bench,
     detector_cost,

@@ -10,9 +10,9 @@ import pytest
 
 from guard import array_room
 from guard.arrays import to_wire
-from guard.bundle import InputSpec
 from guard.data_file import DataFile
 from guard.errors import DataError
+from guard.manifest import InputSpec
 from guard.offline.data.dataset import dataset_of, joined
 from guard.offline.data.grid import distance_to_grid
 from guard.offline.data.splits import content_hashes

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from guard.bundle import InputSpec
 from guard.feature_values import check_values
 from guard.features import BINARY, CATEGORICAL, INTEGER, NUMERIC, Feature, box_of
+from guard.manifest import InputSpec
 from guard.offline.attacks.noise import shuffled
 from guard.offline.data.categories import Changes
 from guard.offline.data.feature_grid import FeatureGrid

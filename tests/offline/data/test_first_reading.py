@@ -14,9 +14,9 @@ from PIL import Image
 
 from guard import array_room
 from guard.arrays import read_examples
-from guard.bundle import InputSpec
 from guard.errors import DataError
 from guard.items_on_disk import ItemsOnDisk
+from guard.manifest import InputSpec
 from guard.offline.data.dataset import Dataset, dataset_of, joined
 from guard.offline.data.grid import GridSearch, grid_of
 from tests.picture_files import save

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guard.bundle import InputSpec
 from guard.errors import ParityError
+from guard.manifest import InputSpec
 from guard.offline.model.onnx_export.export import lower
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.outputs import FORWARD_TOLERANCE, Output

@@ -15,8 +15,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from guard.bundle import Bundle, InputSpec
+from guard.bundle import Bundle
 from guard.errors import ParityError
+from guard.manifest import InputSpec
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.job.job import Job
 from guard.offline.programs.opened_guard import OpenedGuard

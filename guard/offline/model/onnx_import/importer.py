@@ -20,8 +20,8 @@ from torch import fx
 from torch.export import Dim, ExportedProgram
 
 from guard.axes import CHANNELS_LAST, axes_of, in_layout, to_wire
-from guard.bundle import DATATYPES
 from guard.errors import ModelError
+from guard.manifest import DATATYPES
 from guard.offline.model.onnx_import.graph import Graph, read_graph
 from guard.offline.model.onnx_import.layout import channel_first
 from guard.offline.model.onnx_import.replay import Replay

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from guard.bundle import InputSpec
 from guard.feature_values import check_values
 from guard.features import CATEGORICAL, INTEGER, NUMERIC, Feature, box_of
+from guard.manifest import InputSpec
 from guard.offline.attacks.methods.tabular_evasion import TabularEvasion
 from guard.offline.attacks.model import TorchModel
 from guard.offline.data.feature_grid import FeatureGrid
