@@ -44,6 +44,7 @@ class Engine:
         self.stage = stage
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="program")
         self.runtime: Runtime | None = None
+        self.item_s = 0.0  # that an item of the largest batch took, when the programs were warmed up
 
     async def load(self, *, largest: int) -> None:
         """Open the programs, run the self-check, and warm up on one item and on `largest` items.
@@ -83,7 +84,9 @@ class Engine:
             raise BundleError(f"{self.bundle.path} has no samples to check the engine on; train the bundle again")
         for items in (1, largest):
             images = np.resize(samples, (items, *samples.shape[1:])).astype(samples.dtype, copy=False)
+            began = time.monotonic()
             runtime.read(images, complete=True)
+            self.item_s = (time.monotonic() - began) / items
             for name in runtime.repairs:
                 runtime.repair(images, name)
 

@@ -204,7 +204,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             max_message_bytes=limits.message_bytes,
             max_bytes_in_flight=limits.in_flight_bytes,
         )
-        await engine.load(largest=batcher.max_items)
+        await loaded(engine, batcher, config, log)
         readiness.say("engine", None)
         for part, watcher in (
             ("upstream", upstream.watch(partial(readiness.say, "upstream"))),
@@ -247,6 +247,23 @@ def stated(limits: Limits, log: Log) -> Limits:
     if warning := limits.warning:
         log.warning("few messages at once", warning=warning)
     return limits
+
+
+async def loaded(engine: Engine, batcher: Batcher, config: ServeConfig, log: Log) -> None:
+    """Load the programs, with a line in the log where the largest request would take longer than there is time for it.
+
+    Raises:
+        BundleError, DeviceError: as `Engine.load`.
+    """
+    await engine.load(largest=batcher.max_items)
+    items, limit_s = batcher.max_queue_items, config.inspect_timeout_s
+    if (needed_s := items * engine.item_s) > limit_s:
+        most = max(1, int(limit_s / engine.item_s))
+        warning = (
+            f"a request of {items} items takes about {needed_s:.2g} s to inspect, and inspect_timeout_s = {limit_s:g}; "
+            f"raise it, or let clients send at most {most} at once"
+        )
+        log.warning("slow programs", warning=warning)
 
 
 @contextmanager

@@ -120,6 +120,21 @@ def test_a_thin_promise_is_logged(bundle: Path) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("inspect_timeout_s", [1e-6, 60.0])
+def test_a_time_for_inspection_that_large_requests_cannot_keep_is_logged(
+    bundle: Path, inspect_timeout_s: float
+) -> None:
+    async def story() -> None:
+        async with guarding(bundle, inspect_timeout_s=inspect_timeout_s) as guarded:
+            warned = [line["warning"] for line in guarded.events("slow programs")]
+            if inspect_timeout_s == 60.0:
+                assert warned == []
+            else:
+                assert "inspect_timeout_s = 1e-06; raise it, or let clients send at most 1 at once" in warned[0]
+
+    asyncio.run(story())
+
+
 def test_reflection_tells_what_is_served(bundle: Path) -> None:
     async def ask(address: str, **request: Any) -> Any:
         async with calling(address) as client:
