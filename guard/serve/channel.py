@@ -20,11 +20,8 @@ from guard.errors import ConfigError
 from guard.serve.connection_limits import keepalive_options
 from guard.target import WANTED, parse_target
 
-RECONNECT_MS = (
-    50,
-    100,
-    1000,
-)  # minimum, first and largest wait between attempts: a restarted upstream is found within a second
+# Smallest, first and largest wait between attempts: a restarted upstream is found within a second
+RECONNECT_MS = (50, 100, 1000)
 RESOLVE_MS = 5000  # shortest time between two resolutions of a name; by default 30 s, in which no new address is found
 IN_TURN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 SYSTEM_ROOTS = (  # beside what OpenSSL names itself

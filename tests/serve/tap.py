@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 
 from tests.serve.frames import (
@@ -57,26 +57,33 @@ def blocks(sent: bytes) -> list[list[tuple[bytes, bytes]]]:
 async def tapped(upstream: str) -> AsyncIterator[tuple[str, Tap]]:
     """Relay connections to `upstream` within the block; yields the address to connect to, and the tap."""
     tap, host, port = Tap(), *upstream.rsplit(":", 1)
+    relays: set[asyncio.Task[None]] = set()
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up, down = bytearray(), bytearray()
         tap.up.append(up)
         tap.down.append(down)
-        with suppress(OSError):
+        with suppress(OSError), closing(writer):
             theirs, ours = await asyncio.open_connection(host, int(port))
-            await asyncio.gather(pump(reader, ours, up), pump(theirs, writer, down))
+            with closing(ours):
+                await asyncio.gather(pump(reader, ours, up), pump(theirs, writer, down))
 
-    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        relays.add(asyncio.create_task(relay(reader, writer)))
+
+    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
     try:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", tap
     finally:
         server.close()
+        for task in relays:
+            task.cancel()
+        await asyncio.gather(*relays, return_exceptions=True)
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray) -> None:
-    with suppress(OSError):
+    with suppress(OSError), closing(writer):
         while piece := await reader.read(READ_BYTES):
             kept += piece
             writer.write(piece)
             await writer.drain()
-    writer.close()

@@ -109,7 +109,7 @@ def test_values_are_the_same_with_a_gradient(name: str) -> None:
 
 @BY_SHAPE
 def test_onnx_runtime_cleans_alike(name: str, shape: tuple[int, ...]) -> None:
-    denoiser = ready(name, shape)
+    denoiser = TotalVariation(steps=3) if name == "total_variation" else ready(name, shape)  # a step is as the next
 
     class Cleaning(nn.Module):
         def __init__(self) -> None:
