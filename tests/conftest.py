@@ -34,6 +34,7 @@ settings.load_profile("guard")
 
 # torch makes millions of small objects in no cycle, through which Python would look again and again
 COLLECTED_OBJECTS = (50_000, 50, 50)
+SHARED_GUARD = "tiny_job"  # the fixture that trains it: what asks for it is slow
 NO_GPU = "no GPU"  # the one reason for a skip that CI accepts
 skipped: pytest.StashKey[list[str]] = pytest.StashKey()
 
@@ -96,8 +97,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipRecord(config.stash[skipped]), "skip-record")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
+    for item in items:
+        if SHARED_GUARD in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not gpu_is_here():
         for item in marked:

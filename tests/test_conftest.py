@@ -14,6 +14,7 @@ SKIPPING = 'import pytest\n\n@pytest.mark.skip(reason="{reason}")\ndef test_one(
 WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [[], ["-n", "2"]], ids=["one process", "two"])
 @pytest.mark.parametrize(
     ("reason", "ci", "texts", "passes"),

@@ -107,6 +107,7 @@ def test_values_are_the_same_with_a_gradient(name: str) -> None:
     torch.testing.assert_close(denoiser(inputs.clone().requires_grad_()).detach(), denoiser(inputs), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @BY_SHAPE
 def test_onnx_runtime_cleans_alike(name: str, shape: tuple[int, ...]) -> None:
     denoiser = TotalVariation(steps=3) if name == "total_variation" else ready(name, shape)  # a step is as the next

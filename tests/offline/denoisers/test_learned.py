@@ -46,6 +46,7 @@ def right(items: Tensor, labels: Tensor) -> float:
         return float((tiny.image_classifier()(items).argmax(dim=1) == labels).float().mean())
 
 
+@pytest.mark.slow
 def test_a_guided_network_gives_the_model_its_answer_back() -> None:
     denoiser = GuidedUNet(epochs=20).learn(lessons())
     clean, fooling, labels = attacked(200, seed=22)

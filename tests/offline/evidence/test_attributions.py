@@ -92,6 +92,7 @@ def assert_close(found: list[Tensor], expected: Tensor, rtol: float = 1e-3) -> N
         torch.testing.assert_close(one, expected, rtol=rtol, atol=1e-5)
 
 
+@pytest.mark.slow
 @BY_KIND
 def test_integrated_gradients_are_captums(kind: Kind) -> None:
     model, inputs = MODELS[kind](), items(kind)

@@ -111,6 +111,7 @@ def test_one_pass_for_all_variants_together(count: int) -> None:
     assert passes([Logits(), *DENOISED[:count]]) == [20, count * 20]
 
 
+@pytest.mark.slow
 def test_detectors_that_share_a_need_pay_once() -> None:
     have = fitted("images")
     each = [have.detectors[name].needs for name in SHARING]
@@ -142,6 +143,7 @@ def test_two_backward_rules_are_refused() -> None:
 # Each kind is what it says.
 
 
+@pytest.mark.slow
 @BY_KIND
 def test_logits_and_image(kind: Kind) -> None:
     have = fitted(kind)
@@ -262,6 +264,7 @@ def test_channel_attribution_is_captums() -> None:
     torch.testing.assert_close(found, reference.sum(dim=(2, 3)).detach(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @BY_KIND
 def test_compiled_evidence_is_torchs(kind: Kind) -> None:
     have = fitted(kind)

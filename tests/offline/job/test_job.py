@@ -80,6 +80,7 @@ def written(folder: Path, kind: str) -> str:
     return str(folder / "m.pt2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["NCHW.onnx", "NHWC.onnx", "pt2", "module"])
 def test_every_order_of_axes_in_the_file_is_the_same_data(tmp_path: Path, kind: str) -> None:
     model = written(tmp_path, kind)
@@ -202,12 +203,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return train(settings, Stages(Console(file=io.StringIO())))
 
 
+@pytest.mark.slow
 def test_the_order_of_classes_is_kept_and_printed(bundle: Bundle) -> None:
     assert Bundle.open(bundle.path).manifest.model.output.labels == ("row", "side", "x")
     assert "classes     0 row  1 side  2 x" in summarise(bundle)
     assert bundle.manifest.provenance["classes"] == "names, as labelled"
 
 
+@pytest.mark.slow
 def test_evaluation_finds_folders_by_the_bundles_names(bundle: Bundle, tmp_path: Path) -> None:
     images, labels = tiny.data(20, seed=55)
     keep = labels != 0
@@ -220,6 +223,7 @@ def test_evaluation_finds_folders_by_the_bundles_names(bundle: Bundle, tmp_path:
         Work.beside(bundle).held_out(bundle, root)
 
 
+@pytest.mark.slow
 def test_evaluation_checks_labels(bundle: Bundle, tmp_path: Path) -> None:
     images, labels = tiny.data(20, seed=55)
     np.savez(tmp_path / "unseen.npz", images=images, labels=labels + 1)
@@ -227,6 +231,7 @@ def test_evaluation_checks_labels(bundle: Bundle, tmp_path: Path) -> None:
         Work.beside(bundle).held_out(bundle, tmp_path / "unseen.npz")
 
 
+@pytest.mark.slow
 def test_score_says_what_was_left_out(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = pictures(*tiny.data(3, seed=55), tmp_path / "some")
     (root / "empty").mkdir()
@@ -238,6 +243,7 @@ def test_score_says_what_was_left_out(bundle: Bundle, tmp_path: Path, capsys: py
     assert "wanted NCHW or NHWC" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong", [lambda y: (y + 1) % 3, lambda y: np.asarray([2, 1, 0])[y]], ids=["off by one", "another order"]
 )

@@ -136,6 +136,7 @@ def job(folder: Path, model: str, file: Path, **changes: Any) -> Job:
     return Job(model=model, data=file, out=folder / "bundle", recipe=tiny.recipe(), **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "form"),
     [
@@ -206,6 +207,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "series", make)
 
 
+@pytest.mark.slow
 def test_a_guard_for_series_is_trained_and_scores_both_orders(guarded: Path) -> None:
     runtime = Runtime.open(Bundle.open(guarded / "bundle"))
     assert runtime.spec.layout == "NTC"

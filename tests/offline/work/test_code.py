@@ -84,6 +84,7 @@ def test_threads_may_ask_side_by_side():
     assert sorted(found) == sorted(code_digest(name) for name in names)
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_same_in_every_process():
     """Sets of text have another order in each: a constant set in a program must not."""
     program = (
