@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Tests run beside each other, a file in one process, so that what a file trains is trained once; tests/order.py says
 # which begin first.
 BESIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-QUICK := tests/test_*.py $(addprefix tests/offline/,data work findings job report networks denoisers evidence) \
+QUICK := tests/test_*.py $(addprefix tests/offline/,data work findings job report networks denoisers) \
 	tests/serve/test_batcher.py tests/serve/test_call.py tests/serve/test_decode.py tests/serve/test_inspector.py \
 	tests/serve/test_service.py tests/serve/test_bypass.py
 READY := .venv/.ready

@@ -95,6 +95,7 @@ def test_the_locks_agree_on_all_but_the_runtime() -> None:
     }
 
 
+@pytest.mark.slow
 def test_its_install_commands_give_a_guard_that_starts(side: Callable[[str], Path]) -> None:
     # .side/cpu is what `make side` made of the RUN lines of install-cpu, with /opt/guard put there; see tests/side.py.
     programs = side("cpu")

@@ -38,6 +38,7 @@ def python(program: Path, *arguments: str, folder: Path = ROOT) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_cpu_extra_installs_the_whole_package_and_no_torch(side: Callable[[str], Path], tmp_path: Path) -> None:
     shown = python(side("cpu") / "python", "-m", "pip", "show", "--files", "inference-guard", folder=tmp_path)
     installed = {

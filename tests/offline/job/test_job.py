@@ -104,6 +104,7 @@ def test_the_axes_of_data_as_far_as_the_shape_says_it(
     assert item_shape(read_examples(tmp_path / "data.npy")) == (3, 32, 32)
 
 
+@pytest.mark.slow
 def test_a_cube_takes_a_flag(tmp_path: Path) -> None:
     cube = np.random.default_rng(1).integers(0, 256, (ITEMS, 3, 3, 3), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", images=cube, labels=LABELS)

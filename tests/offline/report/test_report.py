@@ -214,6 +214,7 @@ def test_names_are_escaped() -> None:
     assert "<script" not in to_html(evaluation())
 
 
+@pytest.mark.slow
 def test_every_row_has_as_many_cells_as_its_head() -> None:
     pages = to_html(evaluation()) + to_html(full()) + to_html(replace(full(), left_out=()))
     for table in re.findall(r"<table>.*?</table>", pages, flags=re.DOTALL):
@@ -547,6 +548,7 @@ def test_an_attack_that_cannot_be_run_counts_as_failed() -> None:
     assert raw["suite"]["rows"][1]["reason"] == f"it needs {NASTY}"
 
 
+@pytest.mark.slow
 def test_pictures_are_on_the_page_and_not_in_the_file() -> None:
     made = full()
     content = to_html(made)
