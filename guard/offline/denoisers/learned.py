@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -52,7 +53,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Learned:
+class Learned(ABC):
     """Denoiser with a network that `learn` trains; until then it cannot clean. It prints without its weights."""
 
     trained: Trained | None = field(default=None, repr=False, kw_only=True)
@@ -62,9 +63,9 @@ class Learned:
         network = self.train(lessons)
         return replace(self, trained=Trained(digest_of(knowledge_of(network)), network))
 
+    @abstractmethod
     def train(self, lessons: DenoiserLessons) -> nn.Module:
         """Return a frozen network, trained on these lessons."""
-        raise NotImplementedError
 
     @property
     def network(self) -> nn.Module:
