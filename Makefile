@@ -7,8 +7,8 @@ BIN := .venv/bin
 # which begin first.
 BESIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 QUICK := tests/test_*.py $(addprefix tests/offline/,data work findings job report networks denoisers) \
-	tests/serve/test_batcher.py tests/serve/test_call.py tests/serve/test_decode.py tests/serve/test_inspector.py \
-	tests/serve/test_service.py tests/serve/test_bypass.py
+	tests/serve/test_batcher.py tests/serve/grpc/test_call.py tests/serve/grpc/test_decode.py tests/serve/test_inspector.py \
+	tests/serve/grpc/test_service.py tests/serve/grpc/test_bypass.py
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help

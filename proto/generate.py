@@ -1,4 +1,4 @@
-"""Generates guard/serve/wire/*_pb2.py(i) from the .proto files; run it in the side environment that holds grpcio-tools.
+"""Generates the stubs in guard/serve/grpc/wire from the .proto files; run it where grpcio-tools is installed.
 
     .side/stubs/bin/python proto/generate.py                 writes the committed stubs anew
     .side/stubs/bin/python proto/generate.py --out FOLDER    writes them elsewhere (a test compares)
@@ -15,22 +15,22 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-WIRE = HERE.parent / "guard" / "serve" / "wire"
+WIRE = HERE.parent / "guard" / "serve" / "grpc" / "wire"
 SOURCES = ("inference.proto", "guard/v1/guard.proto")
 
 REWRITES = (  # generated text -> ours; each must be found in at least one stub
     ("_descriptor_pool.Default()", "_POOL"),
     (
         "from google.protobuf import descriptor_pool as _descriptor_pool",
-        "from guard.serve.wire.pool import POOL as _POOL",
+        "from guard.serve.grpc.wire.pool import POOL as _POOL",
     ),
     ("_Mapping]", "_Mapping[str, object]]"),  # bare, it fails a strict type check
-    ("import inference_pb2 as", "from guard.serve.wire import inference_pb2 as"),
+    ("import inference_pb2 as", "from guard.serve.grpc.wire import inference_pb2 as"),
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Generate the protobuf stubs of guard/serve/wire.")
+    parser = argparse.ArgumentParser(description="Generate the protobuf stubs of guard/serve/grpc/wire.")
     parser.add_argument("--out", type=Path, default=WIRE)
     write(parser.parse_args().out)
 

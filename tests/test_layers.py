@@ -114,7 +114,7 @@ def test_imports_go_down_only(file: str) -> None:
         ("guard/serve/engine.py", "from ..offline import compile"),
         ("guard/serve/engine.py", "import importlib\nimportlib.import_module('guard.offline')"),
         ("guard/serve/engine.py", "import sklearn.svm"),
-        ("guard/serve/wire/new.py", "import onnx"),
+        ("guard/serve/grpc/wire/new.py", "import onnx"),
         ("guard/serve/engine.py", "import guard.cli"),
         ("guard/offline/training/fit_heads.py", "def f():\n    from guard.serve import wire"),
         ("guard/policy.py", "import grpc"),
@@ -136,7 +136,7 @@ def test_the_law_finds_a_breach(file: str, source: str) -> None:
     [
         (
             "guard/serve/engine.py",
-            "import grpc\nimport numpy\nfrom guard.runtime import Runtime\nimport guard.serve.wire",
+            "import grpc\nimport numpy\nfrom guard.runtime import Runtime\nimport guard.serve.grpc.wire",
         ),
         ("guard/serve/engine.py", "from google.rpc import status_pb2\nfrom .wire import x"),
         ("guard/offline/training/fit_heads.py", "import torch\nfrom guard.errors import DataError\nimport sklearn.svm"),

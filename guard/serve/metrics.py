@@ -25,8 +25,8 @@ from prometheus_client.registry import Collector
 
 from guard.fusion import Floats
 from guard.serve.build import build_labels
-from guard.serve.call import ENDS, End
-from guard.serve.upstream import SERVICE
+from guard.serve.grpc.call import ENDS, End
+from guard.serve.grpc.upstream import SERVICE
 
 BUCKET_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

@@ -21,21 +21,17 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from guard.errors import MalformedRequest, ModelError, UnknownModel, first_line
-from guard.serve.call import Call
-from guard.serve.connection_limits import ConnectionLimits
-from guard.serve.decode import DTYPES, TYPED_FIELD
-from guard.serve.door import Door
 from guard.serve.event_loop import EventLoop
-from guard.serve.health import HEALTH, Health
-from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
-from guard.serve.listener import Handler, Methods, listening
-from guard.serve.log import Log
-from guard.serve.permits import Permits
-from guard.serve.readiness import Readiness
-from guard.serve.reflection import reflecting
-from guard.serve.scan import scan
-from guard.serve.upstream import SERVICE, path
-from guard.serve.wire.inference_pb2 import (
+from guard.serve.grpc.call import Call
+from guard.serve.grpc.connection_limits import ConnectionLimits
+from guard.serve.grpc.decode import DTYPES, TYPED_FIELD
+from guard.serve.grpc.door import Door
+from guard.serve.grpc.health import HEALTH, Health
+from guard.serve.grpc.listener import Handler, Methods, listening
+from guard.serve.grpc.reflection import reflecting
+from guard.serve.grpc.scan import scan
+from guard.serve.grpc.upstream import SERVICE, path
+from guard.serve.grpc.wire.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
     ModelMetadataRequest,
@@ -49,6 +45,10 @@ from guard.serve.wire.inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
+from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
+from guard.serve.log import Log
+from guard.serve.permits import Permits
+from guard.serve.readiness import Readiness
 from guard.session import onnxruntime, session_options
 
 ONNX_TYPES = {  # ONNX Runtime's name -> the protocol's

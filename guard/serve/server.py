@@ -29,30 +29,30 @@ from guard.config import ServeConfig
 from guard.container import memory_bytes
 from guard.errors import ConfigError
 from guard.policy import Policy
-from guard.serve import admin as guard_admin
-from guard.serve.admin import Admin
 from guard.serve.agreement import UpstreamComparison
 from guard.serve.allocator import few_heaps
 from guard.serve.batcher import Batcher
-from guard.serve.connection_limits import ConnectionLimits
-from guard.serve.door import Door
 from guard.serve.engine import Engine
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
-from guard.serve.health import HEALTH, Health
+from guard.serve.grpc import admin as guard_admin
+from guard.serve.grpc.admin import Admin
+from guard.serve.grpc.connection_limits import ConnectionLimits
+from guard.serve.grpc.door import Door
+from guard.serve.grpc.health import HEALTH, Health
+from guard.serve.grpc.listener import Listener, listening
+from guard.serve.grpc.passage import METHODS, Passage
+from guard.serve.grpc.reflection import reflecting
+from guard.serve.grpc.service import Service
+from guard.serve.grpc.upstream import SERVICE, Upstream
 from guard.serve.held_answers import held_answers
 from guard.serve.inspector import Inspector
 from guard.serve.limits import MIN_ANSWER_BYTES, Limits
 from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
-from guard.serve.listener import Listener, listening
 from guard.serve.log import Bridge, Log
 from guard.serve.metrics import Metrics
-from guard.serve.passage import METHODS, Passage
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
-from guard.serve.reflection import reflecting
-from guard.serve.service import Service
-from guard.serve.upstream import SERVICE, Upstream
 from guard.serve.watching import Pulse, alive, in_background, listener_changed, watch_engine
 from guard.session import CudaOptions
 from guard.target import split_address

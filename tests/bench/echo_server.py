@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 
 from guard.serve.event_loop import EventLoop
-from guard.serve.upstream import path
+from guard.serve.grpc.upstream import path
 
 BLOCK = bytes(16 * 1024)  # hashed at a time, without the interpreter's lock
 

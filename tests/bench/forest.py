@@ -51,7 +51,7 @@ from guard.offline.train import train
 from guard.offline.work.progress import Stages
 from guard.offline.work.store import ResultStore
 from guard.runtime import Runtime
-from guard.serve.wire.inference_pb2 import ModelInferRequest
+from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 from tests.bench.asked_attack import Fools, walk
 from tests.serve.guarded import calling, config_for, metric_of
 from tests.serve.mlserver_process import mlserver_process

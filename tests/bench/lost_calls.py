@@ -23,13 +23,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from guard.serve import gatekeeper, listener
-from guard.serve.acceptor import Acceptor
 from guard.serve.admission import Admission
-from guard.serve.connection_limits import ConnectionLimits
 from guard.serve.event_loop import EventLoop
-from guard.serve.gate import InferGate
-from guard.serve.gatekeeper import Gate, Moments, Wall
+from guard.serve.grpc import gatekeeper, listener
+from guard.serve.grpc.acceptor import Acceptor
+from guard.serve.grpc.connection_limits import ConnectionLimits
+from guard.serve.grpc.gate import InferGate
+from guard.serve.grpc.gatekeeper import Gate, Moments, Wall
 from tests.bench.sidecar import ROOT, table
 
 KINDS = ("untaken", "waiting", "refused", "answered")

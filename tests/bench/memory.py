@@ -25,7 +25,7 @@ from typing import Any
 
 import grpc
 
-from guard.serve.upstream import path
+from guard.serve.grpc.upstream import path
 from tests.bench.sidecar import ROOT, PeakMemory, serving, table, tiny
 from tests.serve.bystander import BYSTANDER
 from tests.serve.frames import Wire, grpc_headers, message

@@ -37,7 +37,7 @@ import grpc.aio
 
 from guard.bundle import Bundle
 from guard.serve.event_loop import EventLoop
-from guard.serve.upstream import path
+from guard.serve.grpc.upstream import path
 from tests.bench.sidecar import ROOT, Guarded, request_for, serving, table, tiny
 
 DEADLINES_S = (0.05, 0.25, 1.0)

@@ -31,7 +31,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.serve.wire.guard_pb2 import InspectRequest, InspectResponse
+from guard.serve.grpc.wire.guard_pb2 import InspectRequest, InspectResponse
 from tests.bench.sidecar import ROOT, started, table
 from tests.serve.guarded import infer_request
 

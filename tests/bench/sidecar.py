@@ -18,7 +18,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from guard.bundle import Bundle
-from guard.serve.wire.inference_pb2 import ModelInferRequest
+from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 from tests.serve import tiny_bundle
 from tests.serve.guarded import infer_request
 

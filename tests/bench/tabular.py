@@ -37,7 +37,7 @@ from guard.offline.report.terminal import lines_of
 from guard.offline.train import train
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
-from guard.serve.upstream import path
+from guard.serve.grpc.upstream import path
 from tests.bench.sidecar import serving
 from tests.offline import loans
 from tests.serve.guarded import infer_request

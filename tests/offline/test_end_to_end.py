@@ -23,12 +23,12 @@ from guard.offline.programs.read import read
 from guard.policy import Action, Policy
 from guard.runtime import Runtime
 from guard.scoring import score_lines
+from guard.serve.grpc.wire import guard_pb2
+from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelMetadataResponse
 from guard.serve.log import Log
 from guard.serve.model_server import ServedModel
 from guard.serve.model_server import serving as model_serving
 from guard.serve.server import running
-from guard.serve.wire import guard_pb2
-from guard.serve.wire.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelMetadataResponse
 from tests.serve.fake_upstream import FakeUpstream
 from tests.serve.guarded import calling, config_for, guarding, infer_request, metric_of
 from tests.serve.triton_process import ask_triton

@@ -20,8 +20,8 @@ from guard.offline.demo_model import AsTuple
 from guard.offline.model.onnx_export.export import lower
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.runtime import Runtime
-from guard.serve.upstream import mismatch
-from guard.serve.wire.inference_pb2 import (
+from guard.serve.grpc.upstream import mismatch
+from guard.serve.grpc.wire.inference_pb2 import (
     ModelInferResponse,
     ModelMetadataRequest,
     ModelMetadataResponse,

@@ -21,12 +21,12 @@ from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
 from guard.runtime import Runtime
 from guard.scoring import score_lines
-from guard.serve.answer import prediction
+from guard.serve.grpc.answer import prediction
+from guard.serve.grpc.wire.inference_pb2 import ModelInferResponse
 from guard.serve.log import Log
 from guard.serve.model_server import ServedModel
 from guard.serve.model_server import serving as model_serving
 from guard.serve.server import running
-from guard.serve.wire.inference_pb2 import ModelInferResponse
 from guard.summary import summarise
 from tests.offline import tiny
 from tests.onnx_files import write_onnx

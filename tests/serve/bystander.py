@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 
+from guard.serve.grpc.upstream import path
 from guard.serve.log import Log
-from guard.serve.upstream import path
 from tests.serve import tiny_bundle
 from tests.serve.guarded import infer_request
 

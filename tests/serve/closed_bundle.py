@@ -19,8 +19,8 @@ from guard.bundle import ANSWER_CALIBRATION, Bundle, write_bundle
 from guard.cascade import jitter
 from guard.manifest import OutputSpec
 from guard.runtime import Runtime
+from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelMetadataResponse
 from guard.serve.model_server import behind_lengths
-from guard.serve.wire.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelMetadataResponse
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, received
 

@@ -12,8 +12,8 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from guard.serve import decode
-from guard.serve.wire.inference_pb2 import (
+from guard.serve.grpc import decode
+from guard.serve.grpc.wire.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
     ModelMetadataResponse,

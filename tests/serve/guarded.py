@@ -24,11 +24,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from guard.config import ServeConfig
 from guard.manifest import DATATYPES
-from guard.serve.decode import TYPED_FIELD
+from guard.serve.grpc.decode import TYPED_FIELD
+from guard.serve.grpc.upstream import path
+from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest, ModelInferResponse
 from guard.serve.log import Log
 from guard.serve.server import Serving, running
-from guard.serve.upstream import path
-from guard.serve.wire.inference_pb2 import ModelInferRequest, ModelInferResponse
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, listening
 

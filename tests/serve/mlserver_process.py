@@ -14,8 +14,8 @@ from typing import Any
 
 import grpc
 
-from guard.serve.upstream import path
-from guard.serve.wire.inference_pb2 import ModelReadyRequest, ModelReadyResponse
+from guard.serve.grpc.upstream import path
+from guard.serve.grpc.wire.inference_pb2 import ModelReadyRequest, ModelReadyResponse
 from tests.serve.guarded import free_port
 
 RUNTIME = Path(__file__).with_name("mlserver_runtime.py")

@@ -21,19 +21,19 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from guard.serve.acceptor import is_known
+from guard.serve.grpc.acceptor import is_known
+from guard.serve.grpc.upstream import path
+from guard.serve.grpc.wire.inference_pb2 import ServerLiveResponse
 from guard.serve.log import Log
 from guard.serve.server import running
-from guard.serve.upstream import path
-from guard.serve.wire.inference_pb2 import ServerLiveResponse
 from tests.bench.sidecar import resident_mib
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, listening
 from tests.serve.frames import Wire, data, grpc_headers, headers, message, reset, unary
+from tests.serve.grpc.test_bypass import field
 from tests.serve.guarded import Client, calling, config_for, free_port, guarding, infer_request, metric_of, until
 from tests.serve.hpack import literal
 from tests.serve.processes import guard_process, model_process
-from tests.serve.test_bypass import field
 
 pytestmark = pytest.mark.alone  # waits and processor time are measured
 

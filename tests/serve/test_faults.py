@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from guard.cascade import Readings
 from guard.runtime import Runtime
+from guard.serve.grpc.wire.inference_pb2 import ServerLiveResponse, ServerReadyResponse
 from guard.serve.log import Log
 from guard.serve.metrics import ACTIONS
 from guard.serve.server import running
-from guard.serve.wire.inference_pb2 import ServerLiveResponse, ServerReadyResponse
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, listening
 from tests.serve.guarded import (

@@ -19,10 +19,10 @@ from guard.bundle import Bundle
 from guard.cascade import jitter
 from guard.errors import BundleError, ConfigError, UserError
 from guard.runtime import Runtime
+from guard.serve.grpc.wire.guard_pb2 import InspectRequest, InspectResponse
+from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 from guard.serve.log import Log
 from guard.serve.server import running
-from guard.serve.wire.guard_pb2 import InspectRequest, InspectResponse
-from guard.serve.wire.inference_pb2 import ModelInferRequest
 from tests.serve import closed_bundle, tiny_bundle
 from tests.serve.closed_bundle import OUTPUT, ClosedUpstream, named, shares
 from tests.serve.guarded import (

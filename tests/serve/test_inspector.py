@@ -179,4 +179,4 @@ def test_it_knows_no_protocol() -> None:
     for module in seen:
         named = {one.top for one in imports(house.sources[house.files[module]])}
         assert not named & {"grpc", "google"}, module
-        assert not module.startswith("guard.serve.wire")
+        assert not module.startswith("guard.serve.grpc.wire")

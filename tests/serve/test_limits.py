@@ -13,7 +13,7 @@ from guard.errors import ConfigError, TooLarge
 from guard.manifest import InputSpec
 from guard.serve.agreement import MIN_COMPARED_ITEMS, WINDOW_ITEMS, Agreement
 from guard.serve.batcher import Batcher
-from guard.serve.door import is_packed, unpacked
+from guard.serve.grpc.door import is_packed, unpacked
 from guard.serve.limits import MAX_DEFAULT_IN_FLIGHT_BYTES, MIN_DEFAULT_IN_FLIGHT_BYTES, Limits, request_bytes
 from guard.serve.log import Seldom
 from tests.serve import tiny_bundle

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from guard.errors import UserError, leaves
 from guard.serve.build import MISSING, RUNTIMES, build_labels, version_of
-from guard.serve.call import Call
+from guard.serve.grpc.call import Call
 from guard.serve.metrics import BUCKET_P_VALUES, Metrics, PValues
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream

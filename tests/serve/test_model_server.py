@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from guard.errors import ModelError, PortError
+from guard.serve.grpc.wire.inference_pb2 import ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse
 from guard.serve.model_server import ServedModel, serve_model, serving
 from guard.serve.probe import probe
-from guard.serve.wire.inference_pb2 import ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse
 from tests.serve import tiny_bundle
 from tests.serve.guarded import Client, calling, infer_request
 

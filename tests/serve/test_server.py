@@ -23,10 +23,10 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from guard.errors import BundleError, ConfigError, DeviceError, GuardError, NotReadyError, PortError, PromiseError
 from guard.runtime import Runtime
+from guard.serve.grpc.wire.guard_pb2 import DescribeRequest, DescribeResponse, InspectRequest, InspectResponse
 from guard.serve.log import Log
 from guard.serve.probe import probe
 from guard.serve.server import running
-from guard.serve.wire.guard_pb2 import DescribeRequest, DescribeResponse, InspectRequest, InspectResponse
 from guard.session import Session
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream

@@ -24,8 +24,8 @@ from guard.errors import GuardError, NotReadyError
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.gradient.input_gradient import with_gradient
 from guard.offline.model.open_model import Source, open_model
+from guard.serve.grpc.wire import inference_pb2
 from guard.serve.probe import probe
-from guard.serve.wire import inference_pb2
 
 COMPARED_ITEMS = 6
 MAX_GRADIENT_ERROR = 1e-4  # relative L2 of the median item, or as far as torch itself is from double precision

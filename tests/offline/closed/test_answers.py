@@ -21,13 +21,13 @@ from guard.offline.closed.kept_answers import KeptAnswers
 from guard.offline.closed.open_answers import AnswersWish, open_answers
 from guard.offline.closed.server_answers import MAX_TRIES, Server
 from guard.offline.closed.v2_messages import message_classes
-from guard.serve.model_server import ServedModel, serving
-from guard.serve.wire.inference_pb2 import (
+from guard.serve.grpc.wire.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
     ModelMetadataRequest,
     ModelMetadataResponse,
 )
+from guard.serve.model_server import ServedModel, serving
 from guard.value_box import ValueBox
 from tests.offline import tiny
 from tests.offline.closed.forest import write_forest

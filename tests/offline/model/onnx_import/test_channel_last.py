@@ -25,8 +25,8 @@ from guard.offline.work.progress import Stages
 from guard.policy import Action, Policy
 from guard.runtime import Runtime
 from guard.scoring import score_lines
+from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 from guard.serve.model_server import ServedModel
-from guard.serve.wire.inference_pb2 import ModelInferRequest
 from tests.offline import tiny
 from tests.onnx_files import Keras
 from tests.serve.fake_upstream import FakeUpstream

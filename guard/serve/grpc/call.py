@@ -1,0 +1,154 @@
+"""A client's call: its id, its deadline, and what the client is told at its end.
+
+Rule 1: every call ends in exactly one way of `End`, whatever became of it; metrics and log go by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import secrets
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from guard.errors import Expired, GuardError, UpstreamDown
+from guard.serve.admission import Place
+from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
+from guard.serve.grpc.gatekeeper import Refusal
+from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_sent
+from guard.serve.grpc.upstream import Answer
+
+UNCHECKED = "unchecked"  # the verdict on what passed uninspected
+DOMAIN = "inference-guard"
+VERDICT, ID = "guard-verdict", "guard-id"
+DETAILS = "grpc-status-details-bin"
+MAX_DEADLINE_S = 365 * 86400.0  # a deadline further away is as good as none
+
+IDS = random.Random(secrets.randbits(128))  # names in a log, no secrets; the system's own would cost 5 us each
+NO_ID = b"?" * 16  # the place of the call's id in a prepared status
+CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours
+
+End = Literal["answered", "refused", "failed", "expired", "cancelled"]
+ENDS: tuple[End, ...] = get_args(End)
+
+
+@dataclass
+class Call:
+    """A gRPC call from its arrival to its answer; verdict, items and end are filled in as they become known."""
+
+    context: Any  # grpc.aio.ServicerContext
+    deadline: float = math.inf  # the client's, of time.monotonic(); infinite where there is none
+    inspect_by: float = math.inf  # the moment, of time.monotonic(), at which the time for the inspection is over
+    id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
+    message_id: str = ""  # that the client's message bears
+    told: str | None = None  # the verdict, as far as the client may know it
+    items: int = 0
+    began: float = field(default_factory=time.monotonic)
+    place: Place | None = None  # among those that are being inspected
+    patience: asyncio.TimerHandle | None = None  # until the place is given to others, as long as no message has come
+    outcome: Any = None  # what the method's own service leaves here for its metrics
+    end: End = "answered"
+    error: Exception | None = None  # what ended it, where it was not answered
+
+    @staticmethod
+    def of(context: Any) -> Call:
+        """Create the call of a context."""
+        return Call(context, time.monotonic() + time_left_s(context))
+
+    def forward_timeout_s(self) -> float | None:
+        """The timeout of a call to the upstream: the time that is left, None without a deadline. Raises Expired."""
+        left = self.remaining_s()
+        return None if math.isinf(left) else left
+
+    def remaining_s(self) -> float:
+        """The seconds left until the deadline, infinite where there is none. Raises Expired when there are none."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise Expired("the deadline passed before the request could be forwarded; nothing was forwarded")
+        return left
+
+    @property
+    def marks(self) -> Metadata:
+        """The guard's own metadata, for client and upstream alike: neither is told more than the other."""
+        return ((ID, self.id),) if self.told is None else ((ID, self.id), (VERDICT, self.told))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
+        found = names_of(self.context.invocation_metadata())
+        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found}
+
+    @property
+    def upward(self) -> Metadata:
+        """The metadata for the upstream: the client's own and our marks, and a request id if the client gave none."""
+        own = end_to_end(self.context.invocation_metadata())
+        if any(key == REQUEST_ID for key, _ in own):
+            return (*own, *self.marks)
+        name = self.message_id[:MAX_NAME_CHARACTERS]
+        return (*own, (REQUEST_ID, name if name and may_be_sent(REQUEST_ID, name) else self.id), *self.marks)
+
+    async def deliver(self, answer: Answer) -> bytes:
+        """Send the client the upstream's metadata and our marks, and return the body of its answer."""
+        if answer.initial:
+            await self.context.send_initial_metadata(answer.initial)
+        self.context.set_trailing_metadata((*answer.trailing, *self.marks))
+        return answer.body
+
+    def ended(self, error: Exception) -> None:
+        """Record the error that ended the call, and with it the way in which the call ended."""
+        self.error = error
+        late = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if isinstance(error, Expired) or (late and time.monotonic() >= self.deadline - CLOCKS_DIFFER_S):
+            self.end = "expired"
+        elif isinstance(error, (UpstreamDown, grpc.aio.AioRpcError)):
+            self.end = "failed"
+        else:
+            self.end = "refused"
+
+    @property
+    def code(self) -> str:
+        """The name of the gRPC status with which a call that is over has ended."""
+        if self.end == "answered":
+            return "OK"
+        if isinstance(self.error, GuardError):
+            return self.error.status
+        if isinstance(self.error, grpc.aio.AioRpcError):
+            return str(self.error.code().name)
+        if self.error is not None:
+            return GuardError.status
+        return "CANCELLED" if self.end == "cancelled" else Expired.status
+
+    def forget(self) -> None:
+        """Drop error and outcome: an error's traceback holds its frames, and these the message and this call."""
+        self.error = self.outcome = None
+
+    def refusal(self, error: GuardError) -> Refusal:
+        """The refusal that tells a client of an error: its status, its message and its reason, with our marks."""
+        details = str(error)
+        status = status_details(error.status, error.reason, details).replace(NO_ID, self.id.encode())
+        retries = () if error.may_retry else (NEVER_RETRY,)
+        return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status), *retries))
+
+
+def time_left_s(context: Any) -> float:
+    """The seconds left until a client's deadline; infinite where there is none, or it is as good as none."""
+    remaining: float | None = context.time_remaining()
+    return math.inf if remaining is None or remaining > MAX_DEADLINE_S else remaining
+
+
+@lru_cache(maxsize=256)
+def status_details(status: str, reason: str, message: str) -> bytes:
+    """A serialized google.rpc.Status with its ErrorInfo, and `NO_ID` for the call's id, which has as many bytes."""
+    detail = AnyMessage()
+    detail.Pack(ErrorInfo(reason=reason, domain=DOMAIN, metadata={"guard_id": NO_ID.decode()}))
+    code = grpc.StatusCode[status].value[0]
+    serialized: bytes = Status(code=code, message=message, details=[detail]).SerializeToString()
+    return serialized
