@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from guard.config import ServeConfig
 from guard.errors import UpstreamDown
@@ -171,7 +172,7 @@ class Upstream:
         except UpstreamDown as error:
             fault = tls_fault(error.__cause__.details()) if isinstance(error.__cause__, grpc.aio.AioRpcError) else ""
             return f"the model server at {self.address} cannot be reached{fault}"
-        except ValueError:
+        except DecodeError:
             return f"the model server at {self.address} does not answer in the Open Inference Protocol"
         self.versions = tuple(metadata.versions)
         return mismatch(metadata, self.model)
