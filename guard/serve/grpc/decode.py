@@ -20,10 +20,10 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
 from guard.errors import MalformedRequest, Uninspectable
-from guard.feature_values import off_steps
 from guard.manifest import InputSpec
 from guard.serve.grpc.scan import Span, scan
 from guard.serve.grpc.wire.inference_pb2 import InferParameter, InferTensorContents, ModelInferRequest
+from guard.value_faults import value_fault
 
 Form = Literal["raw", "typed"]
 
@@ -126,24 +126,9 @@ def decode(request: Request, spec: InputSpec, *, max_items: int | None = None) -
             "the request has both raw_input_contents and contents; servers disagree on which counts, so send one"
         )
     images = raw_tensor(request.raw, shape, spec) if form == "raw" else typed_tensor(tensor.contents, shape, spec)
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        raise MalformedRequest(f"input {spec.name!r} holds NaN or infinity; every value must be finite")
-    check_categories(images, spec)
+    if (fault := value_fault(images, spec)) is not None:
+        raise MalformedRequest(fault)
     return Decoded(images, form)
-
-
-def check_categories(images: NDArray[Any], spec: InputSpec) -> None:
-    """Raise MalformedRequest for a category that a feature does not have: looking it up would fail the whole batch."""
-    for place, feature in enumerate(spec.features):
-        if not feature.is_category:
-            continue
-        wrong = off_steps(images[:, place].astype(np.float64), feature)
-        if wrong.any():
-            item = int(np.argmax(wrong))
-            raise MalformedRequest(
-                f"input {spec.name!r}: item {item} has {images[item, place]:g} for {feature.name!r}; wanted one of "
-                f"{', '.join(f'{code:g}' for code in feature.categories[:12])}"
-            )
 
 
 def check_unknown_fields(message: ModelInferRequest) -> None:
