@@ -43,6 +43,7 @@ LAZY = {
     "guard/session.py": {"onnxruntime"},
     "guard/pictures.py": {"PIL"},
     **{f"guard/arrow_{part}.py": {"pyarrow"} for part in ("files", "labels", "values")},  # the extra [tables]
+    "guard/serve/envoy/messages.py": {"envoy"},  # the extra [envoy]
     "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
 }
 UNSAFE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
