@@ -39,6 +39,8 @@ class ServeConfig:
     upstream_ca: str | None = None  # PEM file of the certificates that its own must lead to; None: the system's
     upstream_authority: str | None = None  # name for :authority and its certificate; None: the target's
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
+    rest_listen: str = ""  # clients; Open Inference Protocol over HTTP; empty: no such door
+    rest_upstream: str = ""  # the same model server over HTTP: http://HOST:PORT or https://HOST:PORT
     admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
     authz_listen: str = ""  # Envoy's checks (ext_authz), by those that forward themselves; "": none
