@@ -33,6 +33,7 @@ COMMANDS = (
     "serve",
     "model-server",
     "probe",
+    "sign",
     "conformance",
 )
 

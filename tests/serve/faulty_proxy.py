@@ -12,8 +12,8 @@ import grpc
 import grpc.aio
 
 from guard.serve.conformance.conformance import TrialOptions
-from guard.serve.conformance.wiretap import passed_on
 from guard.serve.conformance.reply import Caller, calling, pairs
+from guard.serve.conformance.wiretap import passed_on
 
 Pairs = Sequence[tuple[str, str | bytes]]
 INVENTED_S = 30.0

@@ -17,7 +17,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from guard.serve.conformance.wiretap import NAME, Script, Seen
 from guard.serve.conformance.procedures import Procedure, changed
 from guard.serve.conformance.reply import Reply
 from guard.serve.conformance.side_by_side import (
@@ -29,6 +28,7 @@ from guard.serve.conformance.side_by_side import (
     refuse_own,
     told,
 )
+from guard.serve.conformance.wiretap import NAME, Script, Seen
 from guard.serve.grpc.call_names import REQUEST_ID, TRACE_PARENT
 from guard.serve.grpc.metadata import OURS, RESERVED, Metadata
 from guard.serve.grpc.upstream import path

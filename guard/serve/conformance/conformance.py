@@ -22,7 +22,6 @@ from guard.bundle import Bundle
 from guard.config import load_config
 from guard.errors import ConfigError, DataError, NotReadyError
 from guard.serve.conformance.checks import CHECKS, Check
-from guard.serve.conformance.wiretap import Wiretap, tapping
 from guard.serve.conformance.procedures import (
     NO_MODEL,
     Procedure,
@@ -34,6 +33,7 @@ from guard.serve.conformance.procedures import (
 from guard.serve.conformance.reply import Caller, calling
 from guard.serve.conformance.report import ConformanceReport, Finding
 from guard.serve.conformance.side_by_side import Differs, Inapplicable, SideBySide
+from guard.serve.conformance.wiretap import Wiretap, tapping
 from guard.serve.event_loop import EventLoop
 from guard.serve.grpc.method_groups import REPOSITORY_INDEX
 from guard.serve.grpc.upstream import path

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 
 from guard.bundle import Bundle
 from guard.errors import DataError
-from guard.serve.grpc.decode import DTYPES, encode
+from guard.serve.grpc.decode import encode
 from guard.serve.grpc.health import HEALTH
 from guard.serve.grpc.method_groups import REPOSITORY_INDEX
 from guard.serve.grpc.upstream import path
@@ -30,6 +30,7 @@ from guard.serve.grpc.wire.inference_pb2 import (
     ServerMetadataResponse,
     ServerReadyResponse,
 )
+from guard.serve.tensor import DTYPES
 
 MESSAGE_ID = "guard-conformance"
 NO_SUCH_MODEL = "guard-conformance-no-such-model"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from guard.serve.conformance.wiretap import NAME, Wiretap, Script, Seen
 from guard.serve.conformance.procedures import Procedure
 from guard.serve.conformance.reply import Caller, Reply
+from guard.serve.conformance.wiretap import NAME, Script, Seen, Wiretap
 from guard.serve.grpc.metadata import Metadata
 
 LAST_S = 2.0  # in which the wiretap has to see the end of a call
