@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +28,7 @@ from guard.config import ServeConfig
 from guard.container import memory_bytes
 from guard.errors import ConfigError
 from guard.policy import Policy
+from guard.serve.admin_access import check_admin
 from guard.serve.agreement import UpstreamComparison
 from guard.serve.allocator import few_heaps
 from guard.serve.batcher import Batcher
@@ -40,6 +40,7 @@ from guard.serve.grpc.admin import Admin
 from guard.serve.grpc.connection_limits import ConnectionLimits
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.health import HEALTH, Health
+from guard.serve.grpc.identification import identifying
 from guard.serve.grpc.listener import Listener, listening
 from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
@@ -53,9 +54,10 @@ from guard.serve.log import Bridge, Log
 from guard.serve.metrics import Metrics
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
+from guard.serve.security import Security, following, state_trust
 from guard.serve.watching import Pulse, alive, in_background, listener_changed, watch_engine
 from guard.session import CudaOptions
-from guard.target import split_address
+from guard.signing import Trust, open_trusted
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
 SIDE_PATIENCE_S = 0.05
@@ -117,7 +119,8 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
     Raises:
         UserError: as `serve`.
     """
-    bundle, policy, answers = opened(config, log)
+    security = Security.open(config)
+    bundle, policy, answers = opened(config, security.trust, log)
     model = bundle.manifest.model
     readiness = told_to(log)
     metrics = build_metrics(config, bundle, policy, readiness, log)
@@ -134,11 +137,16 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         await stack.enter_async_context(batcher.running())
         limits = stated(Limits.of(config, model.input, batcher, memory_bytes=memory_bytes()), log)
         upstream = await stack.enter_async_context(
-            Upstream.open(config, model, max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES))
+            Upstream.open(
+                config,
+                model,
+                max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES),
+                identity=security.upstream_now,
+            )
         )
         pulse = Pulse()
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
-        door, side_door = stack.enter_context(doors(config, limits, log))
+        door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
         service = Service(
             config=config,
@@ -168,8 +176,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             door=door,
             side_door=side_door,
         )
-        health = Health(readiness)
-        both = health.methods(side_door)
+        both = (health := Health(readiness)).methods(side_door)
         listen = partial(
             listening,
             max_message_bytes=limits.message_bytes,
@@ -177,11 +184,27 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         )
         methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
         inference = await stack.enter_async_context(
-            listen(config.listen, methods, passage.closed(None), gates=service.gates())
+            listen(
+                config.listen,
+                methods,
+                passage.closed(None),
+                gates=service.gates(),
+                credentials=security.credentials,
+            )
         )
-        operators = Admin(service, bundle, readiness).methods(side_door)
-        methods = {**operators, **both, **reflecting([guard_admin.SERVICE, HEALTH], side_door)}
-        admin = await stack.enter_async_context(listen(config.admin_listen, methods, passage.closed(None)))
+        methods = {
+            **Admin(service, bundle, readiness).methods(operators_door),
+            **both,
+            **reflecting([guard_admin.SERVICE, HEALTH], operators_door),
+        }
+        admin = await stack.enter_async_context(
+            listen(
+                config.admin_listen,
+                methods,
+                passage.closed(None),
+                credentials=security.admin_credentials(config.admin_listen),
+            )
+        )
         for name, listener in (("inference", inference), ("admin", admin)):
             listener.changed = partial(listener_changed, name, readiness, metrics)
         metrics_address = stack.enter_context(
@@ -193,6 +216,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             )
         )
         stack.callback(health.close)
+        await stack.enter_async_context(following(security, log, metrics.registry, upstream.channels.renew))
         log.info(
             "listening",
             inference=inference.address,
@@ -200,6 +224,8 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             metrics=metrics_address,
             upstream=config.upstream,
             mode=policy.mode,
+            tls=security.listener is not None,
+            principal_from=config.principal_from,
             forward=config.forward,
             max_message_bytes=limits.message_bytes,
             max_bytes_in_flight=limits.in_flight_bytes,
@@ -267,8 +293,11 @@ async def loaded(engine: Engine, batcher: Batcher, config: ServeConfig, log: Log
 
 
 @contextmanager
-def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door, Door]]:
-    """Open a door for tensors and one for small messages, a share of the memory each, so that probes find theirs."""
+def doors(config: ServeConfig, limits: Limits, security: Security, log: Log) -> Iterator[tuple[Door, Door, Door]]:
+    """Open a door for tensors and one for small messages, a share of the memory each, so that probes find theirs.
+
+    The third, for operators, shares the memory of the second and has its own way to tell who calls.
+    """
     side_bytes = max(limits.message_bytes, limits.in_flight_bytes // SIDE_DIVISOR)
     main = Permits(limits.in_flight_bytes - side_bytes, largest_bytes=limits.message_bytes)
     side = Permits(side_bytes, largest_bytes=limits.message_bytes, patience_s=SIDE_PATIENCE_S)
@@ -278,21 +307,23 @@ def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door,
         read_timeout_s=config.read_timeout_s,
         log=log,
     )
-    door, side_door = made(main), made(side)
+    clients, operators = identifying(security.principals), identifying(security.operators)
+    found = made(main, identify=clients), made(side, identify=clients), made(side, identify=operators)
     try:
-        yield door, side_door
+        yield found
     finally:
-        door.close()
-        side_door.close()
+        for door in found:
+            door.close()
 
 
-def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy, AnswerCalibration | None]:
+def opened(config: ServeConfig, trust: Trust, log: Log) -> tuple[Bundle, Policy, AnswerCalibration | None]:
     """Open the bundle, verified, the policy that it can promise, and what it knows of answers. Raises UserError."""
     for name in ("bundle", "upstream"):
         if not getattr(config, name):
             raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
-    check_loopback(config.admin_listen)
-    bundle = Bundle.open(config.bundle)
+    check_admin(config)
+    bundle, signer = open_trusted(config.bundle, trust)
+    state_trust(bundle, signer, trust, log)
     policy = config.policy(reject_rate=bundle.manifest.reject_rate, flag_rate=bundle.manifest.flag_rate)
     for name in ("reject_rate", "flag_rate"):
         if warning := check_promise(getattr(policy, name), bundle.calibration.items, name=name):
@@ -300,18 +331,6 @@ def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy, AnswerCalibra
     if policy.repair is not None:
         bundle.repair(policy.repair)
     return bundle, policy, held_answers(config, bundle)
-
-
-def check_loopback(address: str) -> None:
-    """Raise ConfigError unless the address is loopback: the admin listener tells p-values without authentication."""
-    host = (split_address(address) or ("", 0))[0].strip("[]")
-    with suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    if host != "localhost":
-        raise ConfigError(
-            f"admin_listen = {address!r} is not loopback; it tells p-values to whoever asks, so use 127.0.0.1:PORT"
-        )
 
 
 def build_metrics(config: ServeConfig, bundle: Bundle, policy: Policy, readiness: Readiness, log: Log) -> Metrics:
