@@ -46,6 +46,7 @@ from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
 from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import SERVICE, Upstream
+from guard.serve.grpc.upstream_channel import UpstreamChannel
 from guard.serve.held_answers import held_answers
 from guard.serve.inspector import Inspector
 from guard.serve.limits import MIN_ANSWER_BYTES, Limits
@@ -71,6 +72,7 @@ class Serving:
     admin: Listener
     metrics_address: str
     readiness: Readiness
+    upstream_channels: UpstreamChannel
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
 
     @property
@@ -245,7 +247,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             await asyncio.gather(door.empty(config.grace_s), side_door.empty(config.grace_s))
             await inference.stop()
 
-        yield Serving(inference, admin, metrics_address, readiness, drain)
+        yield Serving(inference, admin, metrics_address, readiness, upstream.channels, drain)
 
 
 def told_to(log: Log) -> Readiness:
