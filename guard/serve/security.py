@@ -17,7 +17,6 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from guard.bundle import Bundle
 from guard.config import ServeConfig
 from guard.serve.admin_access import is_local
 from guard.serve.grpc.credentials import Credentials, listener_credentials
@@ -27,7 +26,7 @@ from guard.serve.principal import Principals
 from guard.serve.rotation import Found, NamedFile, Rotated
 from guard.serve.tokens import Tokens, tokens_of
 from guard.serve.watching import in_background
-from guard.signing import Trust, TrustedKey
+from guard.signing import Trust
 
 DAY_S = 86400.0
 WARN_BEFORE_S = (7 * DAY_S, DAY_S, 0.0)
@@ -71,8 +70,8 @@ class Security:
         """What makes the credentials of the clients' listener; None where they are spoken to in the clear."""
         return None if self.listener is None else partial(listener_credentials, self.listener)
 
-    def admin_credentials(self, address: str) -> Credentials | None:
-        """The same for the admin listener, which speaks TLS where it can be reached from elsewhere."""
+    def credentials_at(self, address: str) -> Credentials | None:
+        """The same for operators and for Envoy: such a listener speaks TLS where it can be reached from elsewhere."""
         return None if is_local(address) else self.credentials
 
     def upstream_now(self) -> Identity | None:
@@ -202,14 +201,3 @@ async def following(
         for work in found.work():
             await stack.enter_async_context(in_background(work, found.lost))
         yield
-
-
-def state_trust(bundle: Bundle, signer: TrustedKey | None, trust: Trust, log: Log) -> None:
-    """Write to the log who signed a bundle, and what lies beside it."""
-    if signer is not None:
-        log.info("bundle signed", bundle=str(bundle.path), key=signer.id, file=signer.file)
-    elif trust.keys:
-        warning = f"{bundle.path} is not signed; require_signature = false lets it be used all the same"
-        log.warning("bundle not signed", warning=warning)
-    if bundle.beside:
-        log.info("beside the bundle", bundle=str(bundle.path), ignored=bundle.beside)

@@ -25,8 +25,12 @@ def identifying(principals: Principals) -> Identify:
     def identify(call: Call) -> None:
         if principals.source == "none":
             return
-        context = call.context
-        found: Identified = principals.identify(context.invocation_metadata() or (), peer_of(context))
+        headers, peer = call.context.invocation_metadata() or (), peer_of(call.context)
+        if call.asked is not None:  # the request of a client of Envoy's, who has looked at its certificate
+            headers = call.asked.metadata
+            if principals.source == "tls":
+                peer = Peer(peer.address, tuple(filter(None, [call.asked.principal])))
+        found: Identified = principals.identify(headers, peer)
         call.principal, call.withheld = found.principal, found.withheld
 
     return identify
