@@ -39,7 +39,7 @@ class ServeConfig:
     upstream_ca: str | None = None  # PEM file of the certificates that its own must lead to; None: the system's
     upstream_authority: str | None = None  # name for :authority and its certificate; None: the target's
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
-    admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback
+    admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect, Describe and Drain; loopback
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
     mode: Mode = "enforce"  # shadow and off change nothing for any client, flag rejects nothing
     on_failure: OnFailure = "closed"  # whether a request that cannot be checked passes

@@ -32,6 +32,7 @@ from guard.policy import Policy
 from guard.serve.agreement import UpstreamComparison
 from guard.serve.allocator import few_heaps
 from guard.serve.batcher import Batcher
+from guard.serve.draining import Drain
 from guard.serve.engine import Engine
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
@@ -179,7 +180,17 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         inference = await stack.enter_async_context(
             listen(config.listen, methods, passage.closed(None), gates=service.gates())
         )
-        operators = Admin(service, bundle, readiness).methods(side_door)
+        draining = Drain(
+            inference,
+            (door, side_door),
+            readiness,
+            log,
+            drain_s=config.drain_s,
+            grace_s=config.grace_s,
+            closing=health.close,
+        )
+        stack.push_async_callback(draining.stop)
+        operators = Admin(service, bundle, readiness, draining).methods(side_door)
         methods = {**operators, **both, **reflecting([guard_admin.SERVICE, HEALTH], side_door)}
         admin = await stack.enter_async_context(listen(config.admin_listen, methods, passage.closed(None)))
         for name, listener in (("inference", inference), ("admin", admin)):
@@ -211,15 +222,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             ("engine", watch_engine(engine, batcher, readiness, stalled_s=config.inspect_timeout_s)),
         ):
             await stack.enter_async_context(in_background(watcher, partial(readiness.say, part)))
-
-        async def drain() -> None:
-            readiness.say("drain", "the guard is shutting down")
-            await asyncio.sleep(config.drain_s)
-            health.close()
-            await asyncio.gather(door.empty(config.grace_s), side_door.empty(config.grace_s))
-            await inference.stop()
-
-        yield Serving(inference, admin, metrics_address, readiness, drain)
+        yield Serving(inference, admin, metrics_address, readiness, draining.finish)
 
 
 def told_to(log: Log) -> Readiness:
