@@ -3,8 +3,8 @@
 How it works. From `begin` on the guard is not ready, and every client that is connected is told to connect again
 (GOAWAY): a client that balances or looks names up anew finds another replica, and one that comes back is served as
 before. After `drain_s` no connection is accepted any more, and clients that came meanwhile are told in their turn;
-calls that are under way go on. `finish` waits for these, and closes. A drain begins once: `guard drain` begins it before the process is told
-to stop, and SIGTERM then waits for what is left of `drain_s`.
+calls that are under way go on. `finish` waits for these, and closes. A drain begins once: `guard drain` begins it
+before the process is told to stop, and SIGTERM then waits for what is left of `drain_s`.
 
 Rule 1: no call ends as CANCELLED, and none is refused before its client could know that it has to go elsewhere.
 Rule 2: nothing here waits longer than `drain_s`, then `grace_s`.
@@ -41,11 +41,11 @@ class Progress:
 
 
 class Drain:
-    """The drain of one listener and the doors behind it, from `begin` to `finish`."""
+    """The drain of listeners and of the doors behind them, from `begin` to `finish`."""
 
     def __init__(
         self,
-        listener: Listener,
+        listeners: Sequence[Listener],
         doors: Sequence[Door],
         readiness: Readiness,
         log: Log,
@@ -55,7 +55,7 @@ class Drain:
         closing: Callable[[], None] = lambda: None,
     ) -> None:
         """Take what is to be drained; `closing` is called once no calls are waited for but those under way."""
-        self.listener = listener
+        self.listeners = listeners
         self.doors = doors
         self.readiness = readiness
         self.log = log
@@ -71,15 +71,19 @@ class Drain:
         if self.leaving is None:
             self.ends = time.monotonic() + self.drain_s
             self.readiness.say("drain", SHUTTING_DOWN)
-            self.log.info("draining", drain_s=self.drain_s, connections=self.listener.connections())
+            self.log.info("draining", drain_s=self.drain_s, connections=self.connections())
             self.leaving = asyncio.create_task(self.leave(), name="drain")
+
+    def connections(self) -> int:
+        """The number of open connections."""
+        return sum(listener.connections() for listener in self.listeners)
 
     def progress(self) -> Progress:
         return Progress(
             remaining_s=max(0.0, self.ends - time.monotonic()),
             is_closed=self.is_closed,
-            told=len(self.listener.told),
-            connections=self.listener.connections(),
+            told=sum(len(listener.told) for listener in self.listeners),
+            connections=self.connections(),
             calls=sum(door.calls for door in self.doors),
         )
 
@@ -87,7 +91,8 @@ class Drain:
         """Tell the clients, serve until `drain_s` is over, accept no more, and tell those that came meanwhile."""
         await self.tell(until=self.ends)
         await asyncio.sleep(self.ends - time.monotonic())
-        self.listener.close_entrance()
+        for listener in self.listeners:
+            listener.close_entrance()
         self.is_closed = True
         found = self.progress()
         self.log.info("drained", told=found.told, connections=found.connections, calls=found.calls)
@@ -97,7 +102,8 @@ class Drain:
         """Tell all clients that are connected to connect again; a connection that is busy is looked at again."""
         while True:
             began = time.monotonic()
-            untold = self.listener.tell_clients(frozenset().union(*(door.replies.ports() for door in self.doors)))
+            busy_ports = frozenset().union(*(door.replies.ports() for door in self.doors))
+            untold = sum(listener.tell_clients(busy_ports) for listener in self.listeners)
             now = time.monotonic()
             if untold == 0 or now >= until:
                 return
@@ -112,12 +118,12 @@ class Drain:
         await self.until_left(min(LEAVE_S, self.grace_s))
         self.closing()
         await asyncio.gather(*(door.empty(max(0.0, end - time.monotonic())) for door in self.doors))
-        await self.listener.stop()
+        await asyncio.gather(*(listener.stop() for listener in self.listeners))
 
     async def until_left(self, within_s: float) -> None:
         """Wait until no client is connected: one that was told leaves after its last answer."""
         end = time.monotonic() + within_s
-        while self.listener.connections() and time.monotonic() < end:
+        while self.connections() and time.monotonic() < end:
             await asyncio.sleep(TELL_POLL_S)
 
     async def stop(self) -> None:

@@ -47,6 +47,7 @@ class Call:
     context: Any  # grpc.aio.ServicerContext
     deadline: float = math.inf  # the client's, of time.monotonic(); infinite where there is none
     inspect_by: float = math.inf  # the moment, of time.monotonic(), at which the time for the inspection is over
+    budget_s: float = math.inf  # that is over then
     id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
     message_id: str = ""  # that the client's message bears
     told: str | None = None  # the verdict, as far as the client may know it
@@ -54,7 +55,9 @@ class Call:
     began: float = field(default_factory=time.monotonic)
     place: Place | None = None  # among those that are being inspected
     patience: asyncio.TimerHandle | None = None  # until the place is given to others, as long as no message has come
+    guarded: Any = None  # the model that the request is for, once that is known
     outcome: Any = None  # what the method's own service leaves here for its metrics
+    asked: Any = None  # the request that the call asks about, with its own `metadata`; None: the call is the request
     end: End = "answered"
     error: Exception | None = None  # what ended it, where it was not answered
 
@@ -83,7 +86,7 @@ class Call:
     @property
     def names(self) -> dict[str, str]:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
-        found = names_of(self.context.invocation_metadata())
+        found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
         return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found}
 
     @property
@@ -127,8 +130,8 @@ class Call:
         return "CANCELLED" if self.end == "cancelled" else Expired.status
 
     def forget(self) -> None:
-        """Drop error and outcome: an error's traceback holds its frames, and these the message and this call."""
-        self.error = self.outcome = None
+        """Drop error, outcome and model: an error's traceback holds its frames, and these the message and this call."""
+        self.error = self.outcome = self.guarded = None
 
     def refusal(self, error: GuardError) -> Refusal:
         """The refusal that tells a client of an error: its status, its message and its reason, with our marks."""
