@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import MalformedRequest, Uninspectable
-from guard.feature_values import off_steps
 from guard.manifest import InputSpec
+from guard.value_faults import value_fault
 
 Form = Literal["raw", "typed"]
 DTYPES = {
@@ -111,21 +111,6 @@ def raw_array(raw: memoryview, shape: tuple[int, ...], spec: InputSpec) -> NDArr
 
 
 def check_values(images: NDArray[Any], spec: InputSpec) -> None:
-    """Raise MalformedRequest for values that no model can take: not finite, or a category that a feature lacks."""
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        raise MalformedRequest(f"input {spec.name!r} holds NaN or infinity; every value must be finite")
-    check_categories(images, spec)
-
-
-def check_categories(images: NDArray[Any], spec: InputSpec) -> None:
-    """Raise MalformedRequest for a category that a feature does not have: looking it up would fail the whole batch."""
-    for place, feature in enumerate(spec.features):
-        if not feature.is_category:
-            continue
-        wrong = off_steps(images[:, place].astype(np.float64), feature)
-        if wrong.any():
-            item = int(np.argmax(wrong))
-            raise MalformedRequest(
-                f"input {spec.name!r}: item {item} has {images[item, place]:g} for {feature.name!r}; wanted one of "
-                f"{', '.join(f'{code:g}' for code in feature.categories[:12])}"
-            )
+    """Raise MalformedRequest for values that no model can take."""
+    if (fault := value_fault(images, spec)) is not None:
+        raise MalformedRequest(fault)

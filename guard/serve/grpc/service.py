@@ -37,6 +37,7 @@ from guard.errors import (
     Unchecked,
     UpstreamDown,
 )
+from guard.judge import Inspection
 from guard.manifest import ModelSpec
 from guard.policy import Action
 from guard.serve.admission import Admission
@@ -53,7 +54,7 @@ from guard.serve.grpc.guarded_model import GuardedModel
 from guard.serve.grpc.listener import Methods
 from guard.serve.grpc.upstream import Answer, Upstream, path
 from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
-from guard.serve.inspector import Inspection, Inspector, label
+from guard.serve.inspector import Inspector, label
 from guard.serve.log import Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
 
