@@ -111,6 +111,6 @@ def raw_array(raw: memoryview, shape: tuple[int, ...], spec: InputSpec) -> NDArr
 
 
 def check_values(images: NDArray[Any], spec: InputSpec) -> None:
-    """Raise MalformedRequest for values that no model can take."""
+    """Raise MalformedRequest for values that no model can take: not finite, or a category that a feature lacks."""
     if (fault := value_fault(images, spec)) is not None:
         raise MalformedRequest(fault)
