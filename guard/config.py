@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 from guard.errors import ConfigError
 from guard.policy import Forward, Mode, OnFailure, Policy, Rows
 from guard.service_links import is_service_link
-from guard.target import WANTED, is_authority, parse_target, split_address
+from guard.target import WANTED, is_authority, is_url, parse_target, split_address
 
 PREFIX = "GUARD_"
 MAX_SHOWN_CHARACTERS = 200  # of a value in an error
@@ -226,10 +226,11 @@ def check(config: ServeConfig, places: Mapping[str, str]) -> None:
         ),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(
-            ("listen", "admin_listen", "metrics_listen", "authz_listen"),
+            ("listen", "rest_listen", "admin_listen", "metrics_listen", "authz_listen"),
             (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
         ),
         "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),
+        "rest_upstream": (lambda value: not value or is_url(value), "http://HOST:PORT or https://HOST:PORT"),
         "upstream_authority": (is_authority, "HOST or HOST:PORT"),
     }
     for name, (is_in_range, words) in wanted.items():
