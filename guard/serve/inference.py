@@ -52,10 +52,14 @@ class AskedModel:
 
 
 class Exchange(Protocol[Answer]):
-    """A request and its answer, as a door's protocol has them; `named`, `decode` and `predicted` may run on a thread."""
+    """A request and its answer, as a door's protocol has them; all but `ask` may run on a thread."""
 
     @property
     def size_bytes(self) -> int: ...
+
+    @property
+    def versions(self) -> Mapping[str, tuple[str, ...]] | None:
+        """The versions of models that are to be had by this protocol; None: those that `Models` knows."""
 
     def named(self) -> AskedModel:
         """Parse the request. Raises MalformedRequest."""
@@ -130,7 +134,7 @@ class Inference:
     def enter(self, call: InferenceCall) -> None:
         """Find a place among the calls that are being inspected, before a call's message is read. Raises Overloaded."""
         now = time.monotonic()
-        call.budget_s, call.inspect_by = self.budget_s, now + self.budget_s
+        self.begin(call, now)
         if self.off:
             return
         try:
@@ -141,6 +145,10 @@ class Inference:
             call.inspect_by = -math.inf
             return
         self.be_patient(call)
+
+    def begin(self, call: InferenceCall, now: float) -> None:
+        """Begin the time for a call's inspection."""
+        call.budget_s, call.inspect_by = self.budget_s, now + self.budget_s
 
     def be_patient(self, call: InferenceCall) -> None:
         """Let a call hold its place for a while, in which its message has to come."""
@@ -157,13 +165,32 @@ class Inference:
         if call.patience is not None:
             call.patience.cancel()
         call.inspect_by += time.monotonic() - call.began  # the message's way here is no part of the guard's time
-        outcome = await self.examine(exchange, call)
-        if call.place is not None:
-            call.place.leave(time.monotonic(), inspected=True)
+        outcome = await self.placed(exchange, call)
         if isinstance(outcome, Undecided):
             return await self.hold(outcome, exchange, call)
         self.settle(outcome, call)
         return await self.forward(outcome, exchange, call)
+
+    async def inspect_alone(self, exchange: Exchange[Any], call: InferenceCall) -> None:
+        """Inspect a request that others forward: where it may pass, the verdict is in the call.
+
+        Raises:
+            RequestError: it is refused.
+        """
+        self.enter(call)
+        if call.patience is not None:
+            call.patience.cancel()
+        outcome = await self.placed(exchange, call)
+        if isinstance(outcome, Undecided):
+            raise Unchecked("this door does not hold the model's answer, for which the verdict waits")
+        self.settle(outcome, call)
+
+    async def placed(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
+        """Inspect a request, and give the call's place back once that is done."""
+        outcome = await self.examine(exchange, call)
+        if call.place is not None:
+            call.place.leave(time.monotonic(), inspected=True)
+        return outcome
 
     def settle(self, outcome: Outcome, call: InferenceCall) -> None:
         """Record and count what was decided on a request. Raises Rejected where that is so."""
@@ -207,7 +234,7 @@ class Inference:
         """
         asked = exchange.named()
         call.message_id = asked.request_id
-        guarded = call.guarded = self.models.find(asked.name, asked.version)
+        guarded = call.guarded = self.models.find(asked.name, asked.version, exchange.versions)
         if guarded is None or guarded.policy.mode == "off":
             return asked, None
         return asked, exchange.decode(guarded.spec.input, max_items=guarded.inspector.max_items)

@@ -20,13 +20,14 @@ from guard.errors import ConfigError, GuardError, MalformedRequest, NotAllowed, 
 from guard.serve.envoy.asked_request import AskedRequest
 from guard.serve.envoy.check_answer import allowed, denied
 from guard.serve.envoy.messages import SERVICE, authorization_messages
-from guard.serve.grpc.call import UNCHECKED, Call
+from guard.serve.grpc.call import Call
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.health import HEALTH
 from guard.serve.grpc.listener import Methods
 from guard.serve.grpc.method_groups import opened_methods
 from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import path
+from guard.serve.inference_call import UNCHECKED
 from guard.serve.metrics import OTHER
 
 MODEL_INFER = path("ModelInfer")

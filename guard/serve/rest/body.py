@@ -49,7 +49,9 @@ def check_framing(headers: Headers, largest_bytes: int) -> None:
     if lengths and values(headers, "transfer-encoding"):
         raise MalformedRequest("the request has both Content-Length and Transfer-Encoding; send one of them")
     if lengths and int(lengths[0]) > largest_bytes:
-        raise TooLarge(f"the body has {lengths[0]} bytes, more than max_message_bytes = {largest_bytes}; send fewer items")
+        raise TooLarge(
+            f"the body has {lengths[0]} bytes, more than max_message_bytes = {largest_bytes}; send fewer items"
+        )
 
 
 async def read(request: Request, permit: Permit, door: Door) -> bytes:
@@ -65,7 +67,9 @@ async def read(request: Request, permit: Permit, door: Door) -> bytes:
     except TimeoutError:
         if permit.given_up:
             raise Overloaded(FULL) from None
-        raise Expired(f"the body did not come whole within {door.read_timeout_s:.3g} s; nothing was forwarded") from None
+        raise Expired(
+            f"the body did not come whole within {door.read_timeout_s:.3g} s; nothing was forwarded"
+        ) from None
     return b"".join(parts)
 
 

@@ -56,18 +56,20 @@ class RestDoor:
     side_door: Door  # of what is small
     log: Log
 
+    def __post_init__(self) -> None:
+        self.opened_methods = opened_methods(self.config.allow_methods)
+
     def application(self) -> Starlette:
         """The application; what no path matches is refused."""
-        opened = opened_methods(self.config.allow_methods)
         routes = [
             *self.routes(lambda path: partial(self.infer, path), paths.INFER, ended=self.inference.ended),
             *self.routes(lambda _: self.live, [paths.LIVE], outcome="answered"),
             *self.routes(lambda _: self.ready, [paths.READY], outcome="answered"),
-            *self.routes(lambda path: partial(self.server_metadata, path, opened), [paths.SERVER_METADATA]),
+            *self.routes(lambda path: partial(self.server_metadata, path), [paths.SERVER_METADATA]),
             *self.routes(lambda path: partial(self.model_ready, path), paths.MODEL_READY),
         ]
         for path in paths.CLOSED:
-            is_open = full_path(path.procedure) in opened
+            is_open = full_path(path.procedure) in self.opened_methods
             work = (lambda path: partial(self.opened, path)) if is_open else (lambda _: self.closed)
             routes += self.routes(work, [path], outcome="opened" if is_open else "answered")
         routes += self.routes(lambda path: partial(self.passed, path), paths.MODEL_METADATA)
@@ -158,11 +160,11 @@ class RestDoor:
                 return readiness_response(reason)
         return await self.passed(path, request, call)
 
-    async def server_metadata(self, path: RestPath, opened: frozenset[str], request: Request, call: RestCall) -> Response:
+    async def server_metadata(self, path: RestPath, request: Request, call: RestCall) -> Response:
         """Answer as the upstream does, but for the extensions that do not work through the guard."""
         answer = await self.forward(path, request, call, b"")
         mode = self.inference.models.table.strictest_mode
-        return call.delivered(working(answer, lambda name: works(name, opened, mode)))
+        return call.delivered(working(answer, lambda name: works(name, self.opened_methods, mode)))
 
     async def passed(self, path: RestPath, request: Request, call: RestCall) -> Response:
         """Pass a harmless request, which has no body."""

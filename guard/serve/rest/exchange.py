@@ -42,6 +42,10 @@ class RestExchange:
         packed_at_all = values(self.call.headers, "content-encoding")
         return self.largest_bytes if packed_at_all else len(self.body)
 
+    @property
+    def versions(self) -> dict[str, tuple[str, ...]]:
+        return self.upstream.versions
+
     def named(self) -> AskedModel:
         """Unpack and parse the body. Raises MalformedRequest, TooLarge."""
         headers = self.call.headers
@@ -55,7 +59,7 @@ class RestExchange:
     def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
         return decode(self.parsed, spec, max_items=max_items)
 
-    def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:
+    def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:  # noqa: ARG002  the JSON names it
         self.body = packed(encode(self.parsed, images, decoded.form), self.coding)
 
     @property

@@ -19,7 +19,6 @@ from tests.serve import tiny_bundle
 from tests.serve.rest.fake_rest_upstream import FakeRestUpstream, logits_of
 from tests.serve.rest.rest_guarded import (
     BRIGHT,
-    INFER,
     ORDINARY,
     STRIPED,
     binary_body,
@@ -174,7 +173,12 @@ STATUSES: dict[str, tuple[bytes, dict[str, str], int, str]] = {  # body, headers
     "ragged": (BODY.replace(b'"data": [', b'"data": [[1], ', 1), {}, 400, "MALFORMED_REQUEST"),
     "a key twice": (BODY.replace(b'"data"', b'"data": [0], "data"', 1), {}, 400, "MALFORMED_REQUEST"),
     "inputs twice": (BODY[:-1] + b', "inputs": []}', {}, 400, "MALFORMED_REQUEST"),
-    "too short a binary": (*[part for part in [binary_body(ORDINARY)[0][:-1]]], binary_body(ORDINARY)[1], 400, "MALFORMED_REQUEST"),
+    "too short a binary": (
+        binary_body(ORDINARY)[0][:-1],
+        binary_body(ORDINARY)[1],
+        400,
+        "MALFORMED_REQUEST",
+    ),
     "a length beyond the body": (BODY, {"Inference-Header-Content-Length": "99999"}, 400, "MALFORMED_REQUEST"),
     "shared memory": (shared(ORDINARY), {}, 400, "UNINSPECTABLE"),
     "gzip that is none": (BODY, {"content-encoding": "gzip"}, 400, "MALFORMED_REQUEST"),

@@ -19,7 +19,7 @@ from guard.serve.watching import in_background
 
 
 @asynccontextmanager
-async def serving_rest(
+async def rest_door(
     config: ServeConfig, inference: Inference, readiness: Readiness, door: Door, side_door: Door
 ) -> AsyncIterator[HttpListener]:
     """Serve REST within the block.
