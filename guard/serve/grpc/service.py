@@ -86,6 +86,11 @@ class GivenExchange(GrpcExchange):
     """A message that another request carries, which `give` takes out of it, or refuses."""
 
     give: Callable[[], bytes] = bytes
+    given_bytes: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self.given_bytes
 
     def named(self) -> AskedModel:
         self.request = self.give()
@@ -136,13 +141,13 @@ class Service:
         answer = await self.inference.infer(GrpcExchange(call, self.upstream, request), call)
         return await call.deliver(answer)
 
-    async def inspect_alone(self, call: Call, message: Callable[[], bytes]) -> None:
-        """Inspect the request that `message` gives or refuses, for a door that does not forward it.
+    async def inspect_alone(self, call: Call, message: Callable[[], bytes], size_bytes: int) -> None:
+        """Inspect the request of so many bytes that `message` gives or refuses, for a door that does not forward it.
 
         Raises:
             GuardError: it may not pass; where it may, the verdict is in the call.
         """
-        await self.inference.inspect_alone(GivenExchange(call, None, b"", message), call)
+        await self.inference.inspect_alone(GivenExchange(call, None, b"", message, size_bytes), call)
 
     def ended(self, call: Call) -> None:
         """Count a call that is over."""
