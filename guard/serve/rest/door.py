@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -38,6 +39,8 @@ from guard.serve.rest.exchange import RestExchange
 from guard.serve.rest.headers import text_headers, values
 from guard.serve.rest.paths import RestPath
 from guard.serve.rest.upstream import RestUpstream
+
+ENCODED_SLASH = b"%2f"
 
 Work = Callable[[Request, RestCall], Awaitable[Response]]
 Ended = Callable[[RestCall], None]
@@ -73,7 +76,9 @@ class RestDoor:
             work = (lambda path: partial(self.opened, path)) if is_open else (lambda _: self.closed)
             routes += self.routes(work, [path], outcome="opened" if is_open else "answered")
         routes += self.routes(lambda path: partial(self.passed, path), paths.MODEL_METADATA)
-        return Starlette(routes=routes, exception_handlers={HTTPException: self.unmatched})
+        application = Starlette(routes=routes, exception_handlers={HTTPException: self.unmatched})
+        application.router.redirect_slashes = False
+        return application
 
     def routes(
         self,
@@ -98,6 +103,8 @@ class RestDoor:
         call = RestCall(text_headers(request.headers.raw))
         status = CLIENT_LEFT_STATUS
         try:
+            if ENCODED_SLASH in request.scope["raw_path"].lower():  # a part of a name to some, of the path to others
+                await self.closed(request, call)
             found = await work(request, call)
             status = found.status_code
         except (asyncio.CancelledError, ClientDisconnect) as error:
@@ -146,7 +153,7 @@ class RestDoor:
 
     async def live(self, request: Request, call: RestCall) -> Response:  # noqa: ARG002
         """Answer for the guard itself, which never depends on the upstream."""
-        return response(HTTPStatus.OK, ())
+        return json_response(HTTPStatus.OK, {"live": True})
 
     async def ready(self, request: Request, call: RestCall) -> Response:  # noqa: ARG002
         return readiness_response(self.readiness.because)
@@ -200,16 +207,18 @@ class RestDoor:
         self.metrics.calls.labels(OTHER, "refused").inc()
         self.metrics.answered_http(OTHER, status)
         text = f"{request.url.path[:80]} takes {allowed}, not {request.method[:20]}"
-        headers = (("content-type", "application/json"), ("allow", allowed))
-        return response(status, headers, json.dumps({"error": text}).encode())
+        return json_response(status, {"error": text}, ("allow", allowed))
 
 
 def readiness_response(reason: str | None) -> Response:
     """The response to a question for readiness: 200, or 503 and the reason why not."""
     if reason is None:
-        return response(HTTPStatus.OK, ())
-    body = json.dumps({"error": reason}).encode()
-    return response(HTTPStatus.SERVICE_UNAVAILABLE, (("content-type", "application/json"),), body)
+        return json_response(HTTPStatus.OK, {"ready": True})
+    return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"ready": False, "error": reason})
+
+
+def json_response(status: int, document: Mapping[str, Any], *headers: tuple[str, str]) -> Response:
+    return response(status, (("content-type", "application/json"), *headers), json.dumps(document).encode())
 
 
 def working(answer: RestAnswer, works_here: Callable[[str], bool]) -> RestAnswer:

@@ -65,8 +65,17 @@ class BoundedProtocol(H11Protocol):
     def handle_events(self) -> None:
         before = self.cycle
         super().handle_events()
-        if self.cycle is not before and self.max_age_s is not None and time.monotonic() > self.old_at:
+        if self.cycle is not before and (self.is_old or self.is_ambiguous):
             self.cycle.default_headers = [CLOSE]
+
+    @property
+    def is_old(self) -> bool:
+        return self.max_age_s is not None and time.monotonic() > self.old_at
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the request tells twice where its body ends, so that what follows it may be a part of it."""
+        return {b"content-length", b"transfer-encoding"} <= {name for name, _ in self.headers}
 
     def on_response_complete(self) -> None:
         self.idle_since = time.monotonic()

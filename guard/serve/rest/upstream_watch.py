@@ -69,14 +69,14 @@ class RestUpstreamWatch:
 
     async def server_reason(self) -> str | None:
         answer = await self.upstream.ask("GET", READY.template)
-        return None if answer.ok else f"{self.upstream.where} says that it is not ready (HTTP status {answer.status})"
+        return None if says_ready(answer) else f"{self.upstream.where} says that it is not ready ({answer.status})"
 
     async def model_reason(self, model: ModelSpec) -> str | None:
         """The reason why the upstream's model is not ready for its bundle; None when it is."""
         where, name = self.upstream.where, model.name
         answer = await self.ask_about(model, MODEL_READY)
-        if not answer.ok:
-            return f"{where} says that model {name!r} is not ready (HTTP status {answer.status})"
+        if not says_ready(answer):
+            return f"{where} says that model {name!r} is not ready ({answer.status})"
         answer = await self.ask_about(model, MODEL_METADATA)
         if not answer.ok:
             return f"{where} answered about model {name!r}: HTTP status {answer.status}"
@@ -87,6 +87,17 @@ class RestUpstreamWatch:
     async def ask_about(self, model: ModelSpec, paths: tuple[RestPath, RestPath]) -> RestAnswer:
         path = paths[1] if model.version else paths[0]
         return await self.upstream.ask("GET", path.filled({"model": model.name, "version": model.version}))
+
+
+def says_ready(answer: RestAnswer) -> bool:
+    """Whether an answer says so by its status and, where it has one, by its JSON."""
+    if not answer.ok:
+        return False
+    try:
+        document = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(document, dict) or document.get("ready") is not False
 
 
 def metadata_of(body: bytes) -> ModelMetadataResponse:

