@@ -28,6 +28,7 @@ from guard.judge import Inspection
 from guard.manifest import InputSpec, OutputSpec
 from guard.policy import Action
 from guard.serve.admission import Admission
+from guard.serve.client_queues import ClientQueues
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.inference_call import UNCHECKED, InferenceCall
 from guard.serve.inference_records import InferenceRecords, because
@@ -121,13 +122,14 @@ class Inference:
 
     def __post_init__(self) -> None:
         self.metrics, self.log = self.records.metrics, self.records.log
-        self.admission = Admission()
+        self.queues = ClientQueues()
         self.models.listeners.append(self.follow)
         self.follow(self.models.table)
 
     def follow(self, table: ModelTable) -> None:
         """Set what is asked before a request's model is known: by all models together."""
         self.off = table.strictest_mode == "off"
+        self.queues.replace([loaded.admission for loaded in table.loaded])
         self.budget_s = table.inspect_timeout_s
         self.passes_late = table.passes_late
 
@@ -138,7 +140,7 @@ class Inference:
         if self.off:
             return
         try:
-            call.place = self.admission.enter(now, call.deadline - now, self.budget_s)
+            call.place = self.queues.enter(now, call.deadline - now, self.budget_s)
         except Overloaded:
             if not self.passes_late:
                 raise
@@ -243,12 +245,15 @@ class Inference:
         began = time.monotonic()
         asked, decoded = await self.aside(exchange.size_bytes, partial(self.read, exchange, call))
         guarded: GuardedModel | None = call.guarded
-        if guarded is None:
-            return self.unchecked(self.metrics.model(asked.name), "allowed_model", call)
-        if decoded is None:
+        if guarded is None or decoded is None:
+            if call.place is not None:
+                call.place.withdraw()
+            if guarded is None:
+                return self.unchecked(self.metrics.model(asked.name), "allowed_model", call)
             return self.unchecked(guarded.label, "off", call)
         call.items = len(decoded.images)
         call.inspect_by += guarded.config.inspect_timeout_s - call.budget_s
+        self.move(call, guarded.loaded.admission)
         self.metrics.stage("decode", time.monotonic() - began)
         inspector = guarded.inspector
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
@@ -261,6 +266,16 @@ class Inference:
         if found.enacted is Action.REPAIR:
             return await self.repair(guarded, exchange, decoded, found, call)
         return self.decided(guarded, found, call)
+
+    def move(self, call: InferenceCall, admission: Admission) -> None:
+        """Give a call that was let in before its model was known its place at the right queue. Raises Overloaded."""
+        if len(self.queues.admissions) > 1:
+            self.queues.note(call.client, admission)
+        if call.place is None or call.place.of is admission:
+            return
+        call.place.withdraw()
+        now = time.monotonic()
+        call.place = admission.enter(now, call.deadline - now, call.inspect_by - now)
 
     def decided(
         self, guarded: GuardedModel, found: Inspection, call: InferenceCall, fields: Mapping[str, Any] = NOTHING
@@ -347,7 +362,8 @@ class Inference:
         answer = await exchange.ask()
         took = time.monotonic() - began
         self.metrics.stage("upstream", took)
-        self.admission.forwarded(took)
+        if call.guarded is not None:
+            call.guarded.loaded.admission.forwarded(took)
         return answer
 
     def ended(self, call: InferenceCall) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+from collections.abc import Hashable
 from typing import Any, Literal, Protocol, get_args
 
 from guard.serve.admission import Place
@@ -35,6 +36,10 @@ class InferenceCall(Protocol):
     outcome: Any
     end: End
     error: Exception | None  # what ended it, where it was not answered
+
+    @property
+    def client(self) -> Hashable:
+        """The client whose call it is: a connection."""
 
     @property
     def names(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -24,6 +25,7 @@ from guard.serve.grpc.gatekeeper import Refusal
 from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_sent
 from guard.serve.grpc.upstream import Answer
 from guard.serve.inference_call import ID, VERDICT, End, new_id
+from guard.serve.principal import ANONYMOUS
 
 DOMAIN = "inference-guard"
 DETAILS = "grpc-status-details-bin"
@@ -43,6 +45,8 @@ class Call:
     budget_s: float = math.inf  # that is over then
     id: str = field(default_factory=new_id)
     message_id: str = ""  # that the client's message bears
+    principal: str = ""  # who calls, where a source tells that
+    withheld: frozenset[str] = ANONYMOUS.withheld  # names of headers that do not go up
     told: str | None = None  # the verdict, as far as the client may know it
     items: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -78,14 +82,16 @@ class Call:
 
     @property
     def names(self) -> dict[str, str]:
-        """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
+        """The names of the call for a log line: the guard's id, the request's, those of its trace, and who calls."""
         found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
-        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found}
+        who = {"principal": self.principal} if self.principal else {}
+        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **who}
 
     @property
     def upward(self) -> Metadata:
         """The metadata for the upstream: the client's own and our marks, and a request id if the client gave none."""
-        own = end_to_end(self.context.invocation_metadata())
+        came = end_to_end(self.context.invocation_metadata())
+        own = tuple(pair for pair in came if pair[0] not in self.withheld)
         if any(key == REQUEST_ID for key, _ in own):
             return (*own, *self.marks)
         name = self.message_id[:MAX_NAME_CHARACTERS]
@@ -121,6 +127,11 @@ class Call:
         if self.error is not None:
             return GuardError.status
         return "CANCELLED" if self.end == "cancelled" else Expired.status
+
+    @property
+    def client(self) -> Hashable:
+        """The client whose call it is: a connection."""
+        return str(self.context.peer())
 
     @property
     def failure_code(self) -> str:

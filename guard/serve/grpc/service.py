@@ -107,7 +107,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.models, self.metrics = self.inference.models, self.inference.metrics
-        self.gate = InferGate(self.inference.admission, 0.0, self.ended)
+        self.gate = InferGate(self.inference.queues, 0.0, self.ended)
         self.models.listeners.append(self.follow)
         self.follow(self.models.table)
 

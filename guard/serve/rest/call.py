@@ -9,15 +9,17 @@ import asyncio
 import json
 import math
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
 
-from guard.errors import Expired, GuardError, Overloaded, RequestError, UpstreamDown
+from guard.errors import Expired, GuardError, Overloaded, RequestError, Unauthenticated, UpstreamDown
 from guard.serve.admission import Place
 from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
 from guard.serve.inference_call import ID, VERDICT, End, new_id
+from guard.serve.principal import ANONYMOUS
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.headers import Headers, encoded, end_to_end
 
@@ -41,6 +43,9 @@ class RestCall:
     """A request from its arrival to its answer; verdict, items and end are filled in as they become known."""
 
     headers: Headers  # the client's
+    client: Hashable = ""  # its connection
+    principal: str = ""  # who calls, where a source tells that
+    withheld: frozenset[str] = ANONYMOUS.withheld  # names of headers that do not go up
     deadline: float = math.inf  # HTTP knows none
     inspect_by: float = math.inf
     budget_s: float = math.inf
@@ -59,7 +64,9 @@ class RestCall:
     @property
     def names(self) -> dict[str, str]:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
-        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **names_of(self.headers)}
+        who = {"principal": self.principal} if self.principal else {}
+        found = names_of(self.headers)
+        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **who}
 
     @property
     def failure_code(self) -> str:
@@ -77,7 +84,7 @@ class RestCall:
     @property
     def upward(self) -> Headers:
         """The headers for the upstream: the client's own and our marks, and a request id if the client gave none."""
-        own = end_to_end(self.headers)
+        own = tuple(header for header in end_to_end(self.headers) if header[0] not in self.withheld)
         if any(name == REQUEST_ID for name, _ in own):
             return (*own, *self.marks)
         name = self.message_id[:MAX_NAME_CHARACTERS]
@@ -107,9 +114,15 @@ class RestCall:
         status = error.http_status if isinstance(error, RequestError) else FAULT_STATUS
         reason = error.reason if isinstance(error, GuardError) else "INTERNAL"
         text = str(error) if known else f"the guard failed; guard-id {self.id}"
-        retry = (("retry-after", str(RETRY_AFTER_S)),) if isinstance(error, Overloaded) else ()
-        headers = (("content-type", "application/json"), *self.marks, (REASON, reason), *retry)
+        headers = (("content-type", "application/json"), *self.marks, (REASON, reason), *more_headers(error))
         return response(status, headers, json.dumps({"error": text}).encode())
+
+
+def more_headers(error: Exception) -> Headers:
+    """The headers that HTTP wants beside some statuses."""
+    if isinstance(error, Overloaded):
+        return (("retry-after", str(RETRY_AFTER_S)),)
+    return (("www-authenticate", "Bearer"),) if isinstance(error, Unauthenticated) else ()
 
 
 def response(status: int, headers: Headers, body: bytes = b"") -> Response:

@@ -30,6 +30,7 @@ from guard.serve.inference import Inference
 from guard.serve.inference_call import UNCHECKED
 from guard.serve.log import Log
 from guard.serve.metrics import OTHER, Metrics
+from guard.serve.principal import Principals
 from guard.serve.readiness import Readiness
 from guard.serve.rest import paths
 from guard.serve.rest.answer import RestAnswer
@@ -38,8 +39,10 @@ from guard.serve.rest.call import CLIENT_LEFT_STATUS, RestCall, response
 from guard.serve.rest.exchange import RestExchange
 from guard.serve.rest.headers import text_headers, values
 from guard.serve.rest.paths import RestPath
+from guard.serve.rest.tls import PEER
 from guard.serve.rest.upstream import RestUpstream
 
+UNIDENTIFIED = frozenset({paths.LIVE.procedure, paths.READY.procedure})  # probes bear neither token nor certificate
 ENCODED_SLASH = b"%2f"
 
 Work = Callable[[Request, RestCall], Awaitable[Response]]
@@ -58,6 +61,7 @@ class RestDoor:
     door: Door  # of tensors
     side_door: Door  # of what is small
     log: Log
+    principals: Principals
 
     def __post_init__(self) -> None:
         self.opened_methods = opened_methods(self.config.allow_methods)
@@ -100,11 +104,13 @@ class RestDoor:
 
     async def handled(self, work: Work, ended: Ended, label: str, request: Request) -> Response:
         """Answer a request, whatever becomes of the work on it."""
-        call = RestCall(text_headers(request.headers.raw))
+        call = RestCall(text_headers(request.headers.raw), request.client)
         status = CLIENT_LEFT_STATUS
         try:
             if ENCODED_SLASH in request.scope["raw_path"].lower():  # a part of a name to some, of the path to others
                 await self.closed(request, call)
+            if label not in UNIDENTIFIED:
+                self.identify(request, call)
             found = await work(request, call)
             status = found.status_code
         except (asyncio.CancelledError, ClientDisconnect) as error:
@@ -123,6 +129,11 @@ class RestDoor:
             call.forget()
             self.metrics.answered_http(label, status)
         return found
+
+    def identify(self, request: Request, call: RestCall) -> None:
+        """Name a call's principal before its body is read. Raises Unauthenticated."""
+        found = self.principals.identify(call.headers, getattr(request.state, PEER))
+        call.principal, call.withheld = found.principal, found.withheld
 
     # what carries tensors
 
