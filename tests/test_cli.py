@@ -23,18 +23,8 @@ from guard.offline.preflight import check as checking
 from tests.serve import tiny_bundle
 
 COMMANDS = (
-    "demo",
-    "check",
-    "train",
-    "evaluate",
-    "score",
-    "inspect",
-    "bench",
-    "serve",
-    "model-server",
-    "probe",
-    "sign",
-    "conformance",
+    *("demo", "check", "train", "evaluate", "score", "inspect", "sign", "bench"),
+    *("serve", "model-server", "probe", "drain", "conformance"),
 )
 
 
