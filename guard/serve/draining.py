@@ -33,6 +33,10 @@ class Entrance(Protocol):
     """A listener whose clients can be told to leave, whatever protocol they speak."""
 
     @property
+    def address(self) -> str:
+        """The address that it listens on, with the port that was bound."""
+
+    @property
     def told(self) -> Collection[Any]:
         """The clients that were told."""
 
@@ -46,7 +50,7 @@ class Entrance(Protocol):
         """Accept no further connections; those that are open stay."""
 
     async def stop(self) -> None:
-        """Close."""
+        """Close the entrance and what is still connected to it."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -27,7 +27,7 @@ from guard.errors import ConfigError
 from guard.serve.admin_access import check_admin
 from guard.serve.allocator import few_heaps
 from guard.serve.device_thread import DeviceThread
-from guard.serve.draining import Drain
+from guard.serve.draining import Drain, Entrance
 from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization, check_settings
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
@@ -59,9 +59,6 @@ from guard.serve.readiness import Readiness
 from guard.serve.security import Security, following
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
 
-if TYPE_CHECKING:
-    from guard.serve.rest.listener import HttpListener
-
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
 SIDE_PATIENCE_S = 0.05
 
@@ -78,7 +75,7 @@ class Serving:
     upstream_channels: UpstreamChannel
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
     authz: Listener | None = None  # of Envoy's checks
-    rest: HttpListener | None = None
+    rest: Entrance | None = None
 
     @property
     def address(self) -> str:
@@ -280,7 +277,7 @@ async def serving_rest(
     door: Door,
     side_door: Door,
     security: Security,
-) -> AsyncIterator[dict[str, HttpListener]]:
+) -> AsyncIterator[dict[str, Entrance]]:
     """Open the REST door within the block; there is none unless the settings say where.
 
     Raises:

@@ -32,7 +32,7 @@ def path(method: str) -> str:
 
 
 def note_end(over: asyncio.Future[None], call: Any) -> None:  # noqa: ARG001  the library passes the call
-    """Set the future that waits for a call's end, unless nobody waits any more."""
+    """Set the future that waits for a call's end, unless it was given up."""
     if not over.done():
         over.set_result(None)
 
