@@ -5,10 +5,11 @@ Rule 1: shared sessions of a process take turns on the CPU: no more threads comp
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -95,11 +96,14 @@ class Session:
         ort = onnxruntime()
         options = session_options(ort, threads=threads, spinning=not shared)
         self.turn: AbstractContextManager[Any] = SHARED_TURN if shared and device == "cpu" else nullcontext()
-        if device == "cuda" and PROVIDERS["cuda"] not in ort.get_available_providers():
-            raise DeviceError(
-                "device = 'cuda' was asked for, but this ONNX Runtime has no CUDA; "
-                "install inference-guard[gpu] instead of [cpu]"
-            )
+        said = ""
+        if device == "cuda":
+            if PROVIDERS["cuda"] not in ort.get_available_providers():
+                raise DeviceError(
+                    "device = 'cuda' was asked for, but this ONNX Runtime has no CUDA; "
+                    "install inference-guard[gpu] instead of [cpu]"
+                )
+            said = loaded_cuda_libraries(ort)
         try:
             source = source_of(graph, options, ort)
             self.session = ort.InferenceSession(source, options, providers=providers(device, cuda))
@@ -108,7 +112,7 @@ class Session:
         if self.session.get_providers()[0] != PROVIDERS[device]:
             raise DeviceError(
                 f"device = {device!r} was asked for, but ONNX Runtime fell back to {self.session.get_providers()[0]}; "
-                f"check the driver, CUDA, cuDNN, device_id = {cuda.device_id} and device_memory_bytes"
+                f"check the driver, CUDA, cuDNN, device_id = {cuda.device_id} and device_memory_bytes{said}"
             )
         self.input = self.session.get_inputs()[0].name
 
@@ -118,6 +122,17 @@ class Session:
         with self.turn:
             result: list[NDArray[Any]] = self.session.run(list(outputs), feed)
         return result
+
+
+def loaded_cuda_libraries(ort: Any) -> str:
+    """Load CUDA and cuDNN from where pip puts them, and return what ONNX Runtime says that it missed.
+
+    The loader of the system does not look into `site-packages/nvidia`, where the extra [gpu] installs them.
+    """
+    with redirect_stdout(io.StringIO()) as said:
+        ort.preload_dlls()
+    missed = "; ".join(line for line in said.getvalue().splitlines() if line.startswith("Failed"))
+    return f": {missed}" if missed else ""
 
 
 def source_of(graph: Path | GraphInMemory, options: Any, ort: Any) -> str | bytes:

@@ -44,6 +44,7 @@ LAZY = {
     "guard/pictures.py": {"PIL"},
     **{f"guard/arrow_{part}.py": {"pyarrow"} for part in ("files", "labels", "values")},  # the extra [tables]
     "guard/serve/envoy/messages.py": {"envoy"},  # the extra [envoy]
+    "guard/signing.py": {"cryptography"},  # the extra [sign]
     "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
 }
 UNSAFE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
