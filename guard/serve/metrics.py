@@ -206,13 +206,14 @@ class Metrics:
             child = self.handled_children[method, code] = self.handled_calls.labels(kind, service, method, code)
         child.inc()
 
-    def ended(self, model: str, action: str, end: End, seconds: float) -> None:
-        """Count a ModelInfer request that is over: what became of it, how its call ended, and after how long."""
+    def ended(self, model: str, action: str, end: End, seconds: float | None) -> None:
+        """Count a request that is over: what became of it and, of a call of its own, its end and after how long."""
         child = self.request_children.get((model, action))
         if child is None:  # looking a child up by its labels costs as much as all else here
             child = self.request_children[model, action] = self.requests.labels(model, action)
         child.inc()
-        self.end_seconds[end].observe(seconds)
+        if seconds is not None:
+            self.end_seconds[end].observe(seconds)
 
     def model(self, name: str) -> str:
         """The label for a model name that a client sent."""

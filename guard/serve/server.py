@@ -46,6 +46,7 @@ from guard.serve.grpc.listener import Listener, Methods, listening
 from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
 from guard.serve.grpc.service import Service
+from guard.serve.grpc.streams import ReplyShapes, Streams
 from guard.serve.grpc.upstream import SERVICE, Upstream
 from guard.serve.held_answers import held_answers
 from guard.serve.inspector import Inspector
@@ -178,7 +179,13 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             max_message_bytes=limits.message_bytes,
             limits=ConnectionLimits.of(config),
         )
-        methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
+        methods = {
+            **Streams(service, upstream, metrics, door, ReplyShapes(upstream, config.stream_replies)).methods(),
+            **passage.methods(),
+            **service.methods(),
+            **both,
+            **reflecting([SERVICE, HEALTH], side_door),
+        }
         inference = await stack.enter_async_context(
             listen(config.listen, methods, passage.closed(None), gates=service.gates())
         )

@@ -40,7 +40,7 @@ class Admin:
     async def inspect(self, request: bytes, call: Call) -> bytes:
         """Answer Inspect: a verdict as `enforce` would have it; nothing is forwarded, and no request metric changes."""
         service = self.service
-        message, decoded = service.read(embedded(request))
+        message, decoded = service.read(embedded(request), call)
         if decoded is None:
             raise UnknownModel(f"no bundle guards model {message.model_name!r}; it passes uninspected")
         by = time.monotonic() + service.config.inspect_timeout_s

@@ -49,6 +49,7 @@ class Call:
     inspect_by: float = math.inf  # the moment, of time.monotonic(), at which the time for the inspection is over
     id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
     message_id: str = ""  # that the client's message bears
+    number: int = 0  # of a message among those of its stream, from 1; 0 where the call brings one message
     told: str | None = None  # the verdict, as far as the client may know it
     items: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -82,10 +83,16 @@ class Call:
         return ((ID, self.id),) if self.told is None else ((ID, self.id), (VERDICT, self.told))
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> dict[str, Any]:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
         found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
-        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found}
+        place = {"message": self.number} if self.number else {}
+        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **place}
+
+    @property
+    def name(self) -> str:
+        """The name by which an operator finds the call, or the message of a stream, in the log."""
+        return f"{self.id}, message {self.number}" if self.number else self.id
 
     @property
     def upward(self) -> Metadata:
@@ -113,6 +120,10 @@ class Call:
             self.end = "failed"
         else:
             self.end = "refused"
+
+    def fail(self, error: Exception) -> None:
+        """Record that the upstream took no more of a stream's messages."""
+        self.error, self.end = error, "failed"
 
     @property
     def code(self) -> str:

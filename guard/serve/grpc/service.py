@@ -115,6 +115,11 @@ class Service:
         return {path("ModelInfer"): InferGate(self.admission, self.budget_s, self.ended, passes_late=self.passes_late)}
 
     @property
+    def is_off(self) -> bool:
+        """Whether nothing is inspected."""
+        return self.policy.mode == "off"
+
+    @property
     def budget_s(self) -> float:
         """The seconds that the guard itself may take over a request."""
         return self.config.inspect_timeout_s
@@ -200,7 +205,7 @@ class Service:
             kept_away = "" if self.inspector.answers else ", so it was not forwarded to the model"
             raise Rejected(
                 f"refused by the guard: the input looks adversarial{kept_away}; if it is genuine, give the operator "
-                f"guard-id {call.id}"
+                f"guard-id {call.name}"
             )
 
     async def examine(self, request: bytes, call: Call) -> Outcome | Undecided:
@@ -224,17 +229,17 @@ class Service:
                 raise Unchecked("the guard failed while inspecting this request") from error
             raise
 
-    def read(self, request: bytes) -> tuple[ModelInferRequest, Decoded | None]:
+    def read(self, request: bytes, call: Call) -> tuple[ModelInferRequest, Decoded | None]:
         """Parse the message, and decode its tensor unless the operator lets the model's requests pass."""
         parsed = decode.parse(request)
+        call.message_id = parsed.message.id
         if not self.served.guards(parsed.message):
             return parsed.message, None
         return parsed.message, decode.decode(parsed, self.model.input, max_items=self.inspector.max_items)
 
     async def inspect(self, request: bytes, call: Call) -> Outcome | Undecided:
         began = time.monotonic()
-        message, decoded = await self.door.aside(len(request), partial(self.read, request))
-        call.message_id = message.id
+        message, decoded = await self.door.aside(len(request), partial(self.read, request, call))
         if decoded is None:
             return self.unchecked(request, message.model_name, "allowed_model", call)
         call.items = len(decoded.images)
@@ -335,15 +340,22 @@ class Service:
             self.metrics.items.labels(outcome.model, action).inc(count)
 
     def ended(self, call: Call) -> None:
-        """Count a call that is over, once, by what became of it: a verdict counts only if it was carried out."""
+        """Count a call that is over, once, by what became of it and by its status."""
+        self.count(call, seconds=time.monotonic() - call.began)
+        self.metrics.handled("ModelInfer", call.code)
+
+    def count(self, call: Call, *, seconds: float | None = None) -> None:
+        """Count a request that is over, once, by what became of it: a verdict counts only if it was carried out.
+
+        Its `seconds` are None where nobody waits for the one answer to it, as in a stream.
+        """
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=False)
         outcome: Outcome | None = call.outcome
         decided = outcome is not None and (call.end == "answered" or isinstance(call.error, Rejected))
         action = outcome.action if outcome is not None and decided else call.end
         model = outcome.model if outcome is not None else self.model.name if call.items else OTHER
-        self.metrics.ended(model, action, call.end, time.monotonic() - call.began)
-        self.metrics.handled("ModelInfer", call.code)
+        self.metrics.ended(model, action, call.end, seconds)
         if outcome is None and call.items:
             self.metrics.items.labels(model, call.end).inc(call.items)
         if action == "refused":

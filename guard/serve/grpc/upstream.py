@@ -34,6 +34,10 @@ POLL_READY_S = 1.0  # between checks while all is well; a lost connection is not
 POLL_DOWN_S = 0.2
 
 
+# What writing to a call raises where the upstream has ended it: its status, the library's own state, or the core's.
+UPSTREAM_ENDED = (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.InternalError)
+
+
 def path(method: str) -> str:
     """The full name of a method of the inference service."""
     return f"/{SERVICE}/{method}"
