@@ -176,7 +176,7 @@ class Stream:
 
     async def wait_for_place(self, message: Call) -> None:
         """Wait until the message finds a place among those that are inspected. Raises Overloaded."""
-        if self.service.is_off:
+        if self.service.off:
             return
         admission, budget_s = self.service.admission, self.service.budget_s
         patience_s = PLACE_SHARE * budget_s
@@ -185,6 +185,7 @@ class Stream:
                 break
             await asyncio.sleep(PLACE_POLL_S)
         self.service.admit(message)
+        message.inspect_by -= time.monotonic() - message.began  # the wait is a part of the guard's time
 
     async def refuse(self, error: GuardError, message: Call) -> None:
         """Answer a message that may not pass: in the stream where its replies can hold that, else at its end."""
