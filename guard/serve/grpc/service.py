@@ -52,7 +52,7 @@ from guard.serve.grpc.listener import Methods
 from guard.serve.grpc.upstream import Answer, Upstream, path
 from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 from guard.serve.guarded_model import GuardedModel
-from guard.serve.inspector import label
+from guard.serve.inspector import label, verdict_fields
 from guard.serve.log import Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
 from guard.serve.models import Models, ModelTable
@@ -399,20 +399,8 @@ class Service:
             self.log.warning("refused", **call.names, reason=reason, **why, held_back=held_back)
 
     def log_verdict(self, model: str, call: Call, found: Inspection, fields: Mapping[str, Any]) -> None:
-        readings, worst = found.readings, found.worst
-        detectors = zip(found.detectors, readings.detector_p[worst].tolist(), strict=True)
-        self.log.info(
-            label(found.verdict.request, found.enacted),
-            **call.names,
-            model=model,
-            items=len(found.verdict.items),
-            suspicious=[index for index, item in enumerate(found.verdict.items) if item is not Action.PASS][:64],
-            worst_item=worst,
-            p_value=float(readings.p_value[worst]),
-            prediction=int(readings.prediction[worst]),
-            detectors={name: None if np.isnan(p) else p for name, p in detectors},
-            **fields,
-        )
+        event = label(found.verdict.request, found.enacted)
+        self.log.info(event, **call.names, model=model, **verdict_fields(found), **fields)
 
 
 def predicted(answer: bytes, output: OutputSpec, items: int) -> NDArray[np.int64] | None:
