@@ -22,9 +22,11 @@ import grpc
 from guard.errors import PortError
 from guard.serve.grpc.acceptor import Acceptor, WatchedServer, is_known
 from guard.serve.grpc.connection_limits import ConnectionLimits
+from guard.serve.grpc.credentials import Credentials
 from guard.serve.grpc.gatekeeper import Gate, Wall
+from guard.serve.grpc.unix_socket import private_socket
 from guard.serve.neighbours import port_error
-from guard.target import split_address
+from guard.target import socket_path, split_address
 
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that is not read yet
 METADATA_BYTES = 32 * 1024  # of a call's headers; gRPC's servers take 16 KiB
@@ -53,8 +55,10 @@ class Listener:
         *,
         options: Sequence[tuple[str, Any]],
         gates: Mapping[str, Gate] | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.address = address
+        self.credentials = credentials
         self.methods = methods
         self.other = other
         self.options = options
@@ -71,8 +75,13 @@ class Listener:
         kind = Acceptor if self.accepts_by_itself else WatchedServer
         server = kind(self.options, self.lost)
         server.serve(self.methods, self.other, self.gates)
-        self.port = bound(server, self.address)
-        self.address = f"{self.address.rpartition(':')[0]}:{self.port}"
+        tls = None if self.credentials is None else self.credentials()
+        if (path := socket_path(self.address)) is not None:
+            bind_socket(server, self.address, path, tls)
+            self.port: int | str = path
+        else:
+            self.port = bound(server, self.address, tls)
+            self.address = f"{self.address.rpartition(':')[0]}:{self.port}"
         await server.start()
         self.server = server
 
@@ -135,11 +144,12 @@ async def listening(
     max_message_bytes: int,
     limits: ConnectionLimits,
     gates: Mapping[str, Gate] | None = None,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[Listener]:
     """Serve `methods` on `address` within the block, and `other` for all other paths.
 
     A gate may refuse calls of its path before they are handled; where the installed grpcio has no room for gates, it is
-    not asked.
+    not asked. `credentials` makes those for TLS, for each server anew.
 
     Raises:
         PortError: the address cannot be listened on.
@@ -161,7 +171,7 @@ async def listening(
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ]
-    listener = Listener(address, methods, other, options=options, gates=gates)
+    listener = Listener(address, methods, other, options=options, gates=gates, credentials=credentials)
     await listener.open()
     try:
         yield listener
@@ -169,8 +179,10 @@ async def listening(
         await listener.stop()
 
 
-def sockets(port: int, *, listening: bool) -> Iterator[socket.socket]:
+def sockets(port: int | str, *, listening: bool) -> Iterator[socket.socket]:
     """Yield this process' sockets on one of its ports, those that listen or the connections, as copies to be closed.
+
+    The port of a unix socket is its path.
 
     Without /proc there are none.
     """
@@ -185,7 +197,7 @@ def sockets(port: int, *, listening: bool) -> Iterator[socket.socket]:
                 found.close()
 
 
-def any_there(port: int) -> bool:
+def any_there(port: int | str) -> bool:
     """Whether there are connections to the port."""
     found = list(sockets(port, listening=False))
     for connection in found:
@@ -200,18 +212,29 @@ def descriptors() -> list[int]:
         return []
 
 
-def is_on(found: socket.socket, port: int, *, listening: bool) -> bool:
-    if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+def is_on(found: socket.socket, port: int | str, *, listening: bool) -> bool:
+    families = (socket.AF_UNIX,) if isinstance(port, str) else (socket.AF_INET, socket.AF_INET6)
+    if found.family not in families or found.type != socket.SOCK_STREAM:
         return False
     accepts = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    return accepts is listening and found.getsockname()[1] == port
+    name = found.getsockname()
+    return accepts is listening and (name if isinstance(port, str) else name[1]) == port
 
 
-def bound(server: WatchedServer, address: str) -> int:
+def bind_socket(server: WatchedServer, address: str, path: str, tls: grpc.ServerCredentials | None) -> None:
+    """Bind a server to a unix socket that is for this user alone. Raises PortError."""
+    try:
+        with private_socket(path):
+            server.listen(address, tls)
+    except (OSError, RuntimeError) as error:
+        raise port_error(address, error) from error
+
+
+def bound(server: WatchedServer, address: str, tls: grpc.ServerCredentials | None) -> int:
     """Bind a server to an address and return the port. Raises PortError."""
     try:
         try_bind(address)
-        return server.listen(address)
+        return server.listen(address, tls)
     except (OSError, RuntimeError) as error:
         raise port_error(address, error) from error
 

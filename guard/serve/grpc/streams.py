@@ -25,14 +25,16 @@ import grpc.aio
 
 from guard.errors import Expired, GuardError, NotAllowed
 from guard.policy import GRAVITY, Action
+from guard.serve.admission import Admission
 from guard.serve.grpc.call import UNCHECKED, Call
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.listener import Methods
 from guard.serve.grpc.metadata import downwards
+from guard.serve.grpc.outcome import Undecided
 from guard.serve.grpc.passage import STREAM
 from guard.serve.grpc.reply_order import PATIENCE_S, ReplyOrder
 from guard.serve.grpc.reply_shape import ReplyShape, error_reply, shape_of_reply, shape_of_server
-from guard.serve.grpc.service import Service, Undecided
+from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import UPSTREAM_ENDED, Upstream, end_in_core, path
 from guard.serve.grpc.wire.inference_pb2 import ServerMetadataRequest, ServerMetadataResponse
 from guard.serve.metrics import Metrics
@@ -84,20 +86,21 @@ class Streams:
     async def stream_infer(self, call: Call) -> None:
         """Pass messages and replies both ways until the upstream ends the call or the client leaves."""
         with self.door.stream_place(call):
-            await Stream(self, call).run()
+            await StreamPassage(self, call).run()
 
     def ended(self, call: Call) -> None:
         self.metrics.calls.labels(STREAM, "inspected" if call.end == "answered" else call.end).inc()
         self.metrics.handled(STREAM, call.code)
 
 
-class Stream:
+class StreamPassage:
     """The passage of one stream, from its first message to its end."""
 
     def __init__(self, streams: Streams, call: Call) -> None:
         self.streams, self.service, self.door, self.call = streams, streams.service, streams.door, call
         self.order = ReplyOrder(call.context.write)
         self.messages = 0
+        self.needed: Admission | None = None  # the queue that the last message was for
         self.refusal: GuardError | None = None  # with which the stream ends
         wants = call.context.invocation_metadata() or ()
         self.wants_status = any((key, value) == STATUS_WANTED for key, value in wants)
@@ -143,7 +146,8 @@ class Stream:
 
     async def pass_message(self, came: bytes, upstream: Any) -> bool:
         """Inspect a message and pass it on, or refuse it; False where the upstream takes no more."""
-        message = Call(self.call.context, deadline=self.call.deadline, id=self.call.id, number=self.messages)
+        call = self.call
+        message = Call(call.context, deadline=call.deadline, id=call.id, principal=call.principal, number=self.messages)
         with self.counted(message):
             try:
                 async with self.door.permits.holding(len(came)):
@@ -166,6 +170,8 @@ class Stream:
         """Inspect a message, and return what is passed on for it. Raises GuardError."""
         await self.wait_for_place(message)
         outcome = await self.service.examine(request, message)
+        if message.guarded is not None:
+            self.needed = message.guarded.loaded.admission
         if message.place is not None:
             message.place.leave(time.monotonic(), inspected=True)
         if isinstance(outcome, Undecided):
@@ -178,10 +184,9 @@ class Stream:
         """Wait until the message finds a place among those that are inspected. Raises Overloaded."""
         if self.service.off:
             return
-        admission, budget_s = self.service.admission, self.service.budget_s
-        patience_s = PLACE_SHARE * budget_s
-        while (waited_s := time.monotonic() - message.began) < patience_s:
-            if admission.is_in_time(message.deadline - time.monotonic(), inspect_s=budget_s - waited_s):
+        queues, budget_s = self.service.queues, self.service.budget_s
+        while (waited_s := time.monotonic() - message.began) < PLACE_SHARE * budget_s:
+            if queues.is_in_time(self.needed, message.deadline - time.monotonic(), 0, budget_s - waited_s):
                 break
             await asyncio.sleep(PLACE_POLL_S)
         self.service.admit(message)
