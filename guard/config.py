@@ -21,7 +21,7 @@ from guard.errors import ConfigError
 from guard.model_config import ModelConfig
 from guard.policy import Forward, Mode, OnFailure, Rows
 from guard.service_links import is_service_link
-from guard.target import WANTED, is_authority, parse_target, socket_path, split_address
+from guard.target import WANTED, is_authority, is_url, parse_target, socket_path, split_address
 
 PrincipalFrom = Literal["none", "tls", "bearer", "xfcc"]
 
@@ -53,7 +53,7 @@ class ServeConfig:
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
     rest_listen: str = ""  # clients; Open Inference Protocol over HTTP; empty: no such door
     rest_upstream: str = ""  # the same model server over HTTP: http://HOST:PORT or https://HOST:PORT
-    admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback, unix:PATH, or with admin_tokens
+    admin_listen: str = "127.0.0.1:8083"  # guard.v1: loopback, unix:PATH, or with admin_tokens
     admin_tokens: str | None = None  # file of the tokens that guard.v1 wants; None: whoever can connect may ask
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
     authz_listen: str = ""  # Envoy's checks (ext_authz), by those that forward themselves; "": none
@@ -289,7 +289,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
         ),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(
-            ("listen", "metrics_listen", "authz_listen"),
+            ("listen", "rest_listen", "metrics_listen", "authz_listen"),
             (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
         ),
         "admin_listen": (
@@ -297,6 +297,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
             "HOST:PORT or unix:PATH",
         ),
         "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),
+        "rest_upstream": (lambda value: not value or is_url(value), "http://HOST:PORT or https://HOST:PORT"),
         "upstream_authority": (is_authority, "HOST or HOST:PORT"),
     }
     for name, (is_in_range, words) in wanted.items():

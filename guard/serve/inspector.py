@@ -24,6 +24,7 @@ from guard.policy import Action, Policy, Verdict, repaired
 from guard.serve.batcher import Batcher
 from guard.serve.engine import Engine
 
+MAX_LOGGED_ITEMS = 64
 TOO_SLOW = "the inspection was not over within inspect_timeout_s"
 
 
@@ -130,9 +131,10 @@ def verdict_fields(found: Inspection) -> dict[str, Any]:
     """The fields of a log line about an inspection: its worst item, and what each detector made of that."""
     readings, worst = found.readings, found.worst
     detectors = zip(found.detectors, readings.detector_p[worst].tolist(), strict=True)
+    suspicious = [index for index, item in enumerate(found.verdict.items) if item is not Action.PASS]
     return {
         "items": len(found.verdict.items),
-        "suspicious": [index for index, item in enumerate(found.verdict.items) if item is not Action.PASS][:64],
+        "suspicious": suspicious[:MAX_LOGGED_ITEMS],
         "worst_item": worst,
         "p_value": float(readings.p_value[worst]),
         "prediction": int(readings.prediction[worst]),

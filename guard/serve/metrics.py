@@ -25,8 +25,8 @@ from prometheus_client.registry import Collector
 
 from guard.fusion import Floats
 from guard.serve.build import build_labels
-from guard.serve.grpc.call import ENDS, End
 from guard.serve.grpc.upstream import SERVICE
+from guard.serve.inference_call import ENDS, End
 
 BUCKET_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -204,6 +204,12 @@ class Metrics:
             registry=registry,
         )
         self.handled_children: dict[tuple[str, str], Counter] = {}
+        self.handled_http = Counter(
+            "guard_http_handled_total",
+            "Requests over HTTP that are over, by the procedure that does the same over gRPC and by HTTP status",
+            ("procedure", "code"),
+            registry=registry,
+        )
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         labels = build_labels()
@@ -241,14 +247,20 @@ class Metrics:
             child = self.handled_children[method, code] = self.handled_calls.labels(kind, service, method, code)
         child.inc()
 
-    def ended(self, model: str, action: str, end: End, seconds: float | None) -> None:
-        """Count a request that is over: what became of it and, of a call of its own, its end and after how long."""
+    def answered_http(self, procedure: str, status: int) -> None:
+        """Count a request over HTTP that is over, by its procedure and the status that was told."""
+        self.handled_http.labels(procedure, str(int(status))).inc()
+
+    def ended(self, model: str, action: str) -> None:
+        """Count a request that is over, by what became of it."""
         child = self.request_children.get((model, action))
         if child is None:  # looking a child up by its labels costs as much as all else here
             child = self.request_children[model, action] = self.requests.labels(model, action)
         child.inc()
-        if seconds is not None:
-            self.end_seconds[end].observe(seconds)
+
+    def took(self, end: End, seconds: float) -> None:
+        """Count how long a request took, by how its call ended."""
+        self.end_seconds[end].observe(seconds)
 
     def model(self, name: str) -> str:
         """The label for a model name that a client sent."""

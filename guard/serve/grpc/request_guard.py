@@ -14,7 +14,8 @@ from guard.errors import GuardError, Rejected, Unchecked, UnknownModel
 from guard.local_guard import LocalGuard
 from guard.policy import Action
 from guard.serve.grpc import decode
-from guard.serve.grpc.call import UNCHECKED, Call
+from guard.serve.grpc.call import Call
+from guard.serve.inference_call import UNCHECKED
 from guard.serve.inspector import excuse, label, verdict_fields
 from guard.serve.log import Log
 

@@ -26,18 +26,18 @@ import grpc.aio
 from guard.errors import Expired, GuardError, NotAllowed
 from guard.policy import GRAVITY, Action
 from guard.serve.admission import Admission
-from guard.serve.grpc.call import UNCHECKED, Call
+from guard.serve.grpc.call import Call
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.listener import Methods
 from guard.serve.grpc.metadata import downwards
-from guard.serve.grpc.outcome import Undecided
 from guard.serve.grpc.passage import STREAM
 from guard.serve.grpc.reply_order import PATIENCE_S, ReplyOrder
 from guard.serve.grpc.reply_shape import ReplyShape, error_reply, shape_of_reply, shape_of_server
-from guard.serve.grpc.service import Service
+from guard.serve.grpc.service import GrpcExchange
 from guard.serve.grpc.upstream import UPSTREAM_ENDED, Upstream, end_in_core, path
 from guard.serve.grpc.wire.inference_pb2 import ServerMetadataRequest, ServerMetadataResponse
-from guard.serve.metrics import Metrics
+from guard.serve.inference import Inference, Undecided
+from guard.serve.inference_call import UNCHECKED
 
 STATUS_WANTED = ("triton_grpc_error", "true")  # Triton's header for errors as a status
 PLACE_SHARE = 0.5  # of the time for an inspection, that a message may wait for its place among those inspected
@@ -74,11 +74,14 @@ class ReplyShapes:
 class Streams:
     """The handler of ModelStreamInfer."""
 
-    service: Service
+    inference: Inference
     upstream: Upstream
-    metrics: Metrics
     door: Door
-    shapes: ReplyShapes
+    replies: str  # their shape, as the operator sets it
+
+    def __post_init__(self) -> None:
+        self.metrics = self.inference.metrics
+        self.shapes = ReplyShapes(self.upstream, self.replies)
 
     def methods(self) -> Methods:
         return {path(STREAM): self.door.streaming(self.stream_infer, ended=self.ended)}
@@ -97,7 +100,7 @@ class StreamPassage:
     """The passage of one stream, from its first message to its end."""
 
     def __init__(self, streams: Streams, call: Call) -> None:
-        self.streams, self.service, self.door, self.call = streams, streams.service, streams.door, call
+        self.streams, self.inference, self.door, self.call = streams, streams.inference, streams.door, call
         self.order = ReplyOrder(call.context.write)
         self.messages = 0
         self.needed: Admission | None = None  # the queue that the last message was for
@@ -169,27 +172,26 @@ class StreamPassage:
     async def decide(self, request: bytes, message: Call) -> bytes:
         """Inspect a message, and return what is passed on for it. Raises GuardError."""
         await self.wait_for_place(message)
-        outcome = await self.service.examine(request, message)
+        exchange = GrpcExchange(message, None, request)
+        outcome = await self.inference.placed(exchange, message)
         if message.guarded is not None:
             self.needed = message.guarded.loaded.admission
-        if message.place is not None:
-            message.place.leave(time.monotonic(), inspected=True)
         if isinstance(outcome, Undecided):
             raise NotAllowed("a stream's answers are not held, as forward = 'before' wants them; send ModelInfer calls")
-        self.service.settle(outcome, message)
+        self.inference.settle(outcome, message)
         self.call.told = graver(self.call.told, message.told)
-        return outcome.forward
+        return exchange.request
 
     async def wait_for_place(self, message: Call) -> None:
         """Wait until the message finds a place among those that are inspected. Raises Overloaded."""
-        if self.service.off:
-            return
-        queues, budget_s = self.service.queues, self.service.budget_s
-        while (waited_s := time.monotonic() - message.began) < PLACE_SHARE * budget_s:
+        queues, budget_s = self.inference.queues, self.inference.budget_s
+        while not self.inference.off and (waited_s := time.monotonic() - message.began) < PLACE_SHARE * budget_s:
             if queues.is_in_time(self.needed, message.deadline - time.monotonic(), 0, budget_s - waited_s):
                 break
             await asyncio.sleep(PLACE_POLL_S)
-        self.service.admit(message)
+        self.inference.enter(message)
+        if message.patience is not None:
+            message.patience.cancel()  # it is here
         message.inspect_by -= time.monotonic() - message.began  # the wait is a part of the guard's time
 
     async def refuse(self, error: GuardError, message: Call) -> None:
@@ -215,7 +217,7 @@ class StreamPassage:
                 message.ended(error)
             raise
         finally:
-            self.service.count(message)
+            self.inference.passed_on(message)
             message.forget()
 
     async def pass_downwards(self, upstream: Any) -> None:
