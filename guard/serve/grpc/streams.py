@@ -23,11 +23,11 @@ from typing import Any
 
 import grpc.aio
 
-from guard.errors import Expired, GuardError, NotAllowed
+from guard.errors import Expired, GuardError, NotAllowed, Unchecked
 from guard.policy import GRAVITY, Action
 from guard.serve.admission import Admission
 from guard.serve.grpc.call import Call
-from guard.serve.grpc.door import Door
+from guard.serve.grpc.door import SHUTTING_DOWN, Door
 from guard.serve.grpc.listener import Methods
 from guard.serve.grpc.metadata import downwards
 from guard.serve.grpc.passage import STREAM
@@ -88,6 +88,8 @@ class Streams:
 
     async def stream_infer(self, call: Call) -> None:
         """Pass messages and replies both ways until the upstream ends the call or the client leaves."""
+        if self.door.closed:
+            raise Unchecked(SHUTTING_DOWN, elsewhere=True)
         with self.door.stream_place(call):
             await StreamPassage(self, call).run()
 

@@ -642,3 +642,20 @@ def test_no_bytes_that_a_client_sends_stop_the_stream_of_another(bundle: Path) -
             beside.cancel()
 
     asyncio.run(story())
+
+
+def test_a_guard_that_drains_takes_no_new_stream(bundle: Path) -> None:
+    async def story() -> None:
+        async with guarding(bundle, StreamingUpstream(server="triton"), grace_s=5.0) as guarded:
+            beside = open_stream(guarded.client)
+            await beside.write(message(CLEAN))
+            await beside.read()
+            draining = asyncio.create_task(guarded.serving.drain())
+            await asyncio.sleep(0.3)
+            _, call = await streamed(guarded.client, [message(CLEAN)])
+            assert (await ended(call))[0] == "UNAVAILABLE"
+            await beside.done_writing()
+            assert await beside.read() is grpc.aio.EOF  # what was under way ends by itself
+            await draining
+
+    asyncio.run(story())
