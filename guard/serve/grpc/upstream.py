@@ -26,6 +26,10 @@ from guard.serve.identities import Identity
 SERVICE = "inference.GRPCInferenceService"
 
 
+# What writing to a call raises where the upstream has ended it: its status, the library's own state, or the core's.
+UPSTREAM_ENDED = (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.InternalError)
+
+
 def path(method: str) -> str:
     """The full name of a method of the inference service."""
     return f"/{SERVICE}/{method}"
