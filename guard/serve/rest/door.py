@@ -35,7 +35,7 @@ from guard.serve.readiness import Readiness
 from guard.serve.rest import paths
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.body import body_of, unless_left
-from guard.serve.rest.call import CLIENT_LEFT_STATUS, RestCall, response
+from guard.serve.rest.call import CLIENT_LEFT_CODE, RestCall, response
 from guard.serve.rest.exchange import RestExchange
 from guard.serve.rest.headers import text_headers, values
 from guard.serve.rest.paths import RestPath
@@ -105,7 +105,7 @@ class RestDoor:
     async def handled(self, work: Work, ended: Ended, label: str, request: Request) -> Response:
         """Answer a request, whatever becomes of the work on it."""
         call = RestCall(text_headers(request.headers.raw), request.client)
-        status = CLIENT_LEFT_STATUS
+        status = CLIENT_LEFT_CODE
         try:
             if ENCODED_SLASH in request.scope["raw_path"].lower():  # a part of a name to some, of the path to others
                 await self.closed(request, call)
