@@ -142,7 +142,7 @@ class RestDoor:
         self.check_open()
         self.inference.enter(call)
         with self.door.counted():
-            async with body_of(request, call.headers, self.door) as body:
+            async with body_of(request, call.headers, self.door) as (body, permit):
                 names = request.path_params
                 exchange = RestExchange(
                     call,
@@ -153,6 +153,8 @@ class RestDoor:
                     body,
                     self.door.largest_bytes,
                 )
+                largest = self.door.largest_bytes if values(call.headers, "content-encoding") else len(body)
+                permit.shrink(await self.door.aside(largest, exchange.unpack))
                 answer = await unless_left(request.receive, self.inference.infer(exchange, call))
         return call.delivered(answer)
 
@@ -194,7 +196,7 @@ class RestDoor:
         call.told = UNCHECKED
         self.metrics.unchecked.labels(OTHER, "allowed_method").inc()
         with self.side_door.counted():
-            async with body_of(request, call.headers, self.side_door) as body:
+            async with body_of(request, call.headers, self.side_door) as (body, _):
                 return call.delivered(await self.forward(path, request, call, body))
 
     async def forward(self, path: RestPath, request: Request, call: RestCall, body: bytes) -> RestAnswer:
