@@ -86,7 +86,7 @@ def of_extra(room: str | None) -> set[str]:
     if room is None:
         return set()
     lines = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    return {re.split(r"[<>=!~\[;]", line)[0].strip() for line in lines[EXTRAS[room]]} | {"h11"}  # uvicorn's own
+    return {re.split(r"[<>=!~\[;]", line)[0].strip() for line in lines[EXTRAS[room]]}
 
 
 def breaches(file: str, source: str) -> list[str]:

@@ -32,9 +32,7 @@ LEAVE_S = 0.5  # for clients that were told to stop calling, before their calls 
 class Entrance(Protocol):
     """A listener whose clients can be told to leave, whatever protocol they speak."""
 
-    @property
-    def address(self) -> str:
-        """The address that it listens on, with the port that was bound."""
+    address: str
 
     @property
     def told(self) -> Collection[Any]:
@@ -50,7 +48,7 @@ class Entrance(Protocol):
         """Accept no further connections; those that are open stay."""
 
     async def stop(self) -> None:
-        """Close the entrance and what is still connected to it."""
+        """Close the listener and its connections."""
 
 
 @dataclass(frozen=True)

@@ -28,17 +28,17 @@ from guard.serve.admin_access import check_admin
 from guard.serve.allocator import few_heaps
 from guard.serve.device_thread import DeviceThread
 from guard.serve.draining import Drain, Entrance
-from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization, check_settings
+from guard.serve.envoy.authorization import check_settings
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
+from guard.serve.further_doors import authorizing, serving_rest
 from guard.serve.grpc import admin as guard_admin
 from guard.serve.grpc.admin import Admin
 from guard.serve.grpc.connection_limits import ConnectionLimits
 from guard.serve.grpc.door import Door
-from guard.serve.grpc.gatekeeper import Wall
 from guard.serve.grpc.health import HEALTH, Health
 from guard.serve.grpc.identification import identifying
-from guard.serve.grpc.listener import Listener, Methods, listening
+from guard.serve.grpc.listener import Listener, listening
 from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
 from guard.serve.grpc.service import Service
@@ -249,60 +249,6 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             authz.get("authz"),
             rest.get("rest"),
         )
-
-
-@asynccontextmanager
-async def authorizing(
-    config: ServeConfig, service: Service, door: Door, beside: Methods, other: Wall, security: Security
-) -> AsyncIterator[dict[str, Listener]]:
-    """Answer Envoy's checks within the block, on a listener of their own; there is none unless the settings say where.
-
-    Raises:
-        PortError: as `listening`.
-    """
-    if not config.authz_listen:
-        yield {}
-        return
-    methods = {**Authorization(config, service, door).methods(), **beside}
-    largest_bytes, limits = door.largest_bytes + HEADERS_BYTES, ConnectionLimits.of(config)
-    async with listening(
-        config.authz_listen,
-        methods,
-        other,
-        max_message_bytes=largest_bytes,
-        limits=limits,
-        credentials=security.credentials_at(config.authz_listen),
-    ) as listener:
-        yield {"authz": listener}
-
-
-@asynccontextmanager
-async def serving_rest(
-    config: ServeConfig,
-    inference: Inference,
-    readiness: Readiness,
-    door: Door,
-    side_door: Door,
-    security: Security,
-) -> AsyncIterator[dict[str, Entrance]]:
-    """Open the REST door within the block; there is none unless the settings say where.
-
-    Raises:
-        ConfigError: what it needs is not installed.
-        PortError: as `listening`.
-    """
-    if not config.rest_listen:
-        yield {}
-        return
-    try:
-        from guard.serve.rest.opening import rest_door
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"rest_listen = {config.rest_listen!r}, and {error.name} is not installed; "
-            "pip install 'inference-guard[rest]', or leave rest_listen out"
-        ) from error
-    async with rest_door(config, inference, readiness, door, side_door, security) as listener:
-        yield {"rest": listener}
 
 
 def told_to(log: Log) -> Readiness:
