@@ -134,6 +134,7 @@ def serve(
 ) -> None:
     """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc, which writes a line for each failed handshake
     from guard.config import load_config, service_links
     from guard.serve.log import Log
     from guard.serve.server import serve as run
