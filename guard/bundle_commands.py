@@ -1,4 +1,4 @@
-"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, model-server and probe."""
+"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, model-server, probe and drain."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def serve(
     ] = None,
     admin_listen: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="guard.v1: Inspect and Describe.", show_default="127.0.0.1:8083"),
+        typer.Option(metavar="ADDRESS", help="guard.v1: Inspect, Describe and Drain.", show_default="127.0.0.1:8083"),
     ] = None,
     mode: Annotated[str | None, typer.Option(help="enforce, flag, shadow or off.", show_default="enforce")] = None,
     on_failure: Annotated[
@@ -198,3 +198,17 @@ def probe(
     wanted = tls or any(given is not None for given in (ca, certificate, key, server_name))
     spoken = ProbeTls(ca, certificate, key, server_name) if wanted else None
     run(address, service, timeout_s=timeout_s, tls=spoken)
+
+
+def drain(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="HOST:PORT", envvar="GUARD_ADMIN_LISTEN", help="The guard's admin_listen.", show_envvar=True
+        ),
+    ] = "127.0.0.1:8083",
+) -> None:
+    """Send a guard's clients elsewhere before it is stopped: for preStop hooks. Returns after its drain_s."""
+    from guard.serve.drain_call import drain as run
+
+    typer.echo(run(address))

@@ -50,7 +50,7 @@ class ServeConfig:
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
     rest_listen: str = ""  # clients; Open Inference Protocol over HTTP; empty: no such door
     rest_upstream: str = ""  # the same model server over HTTP: http://HOST:PORT or https://HOST:PORT
-    admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback, unix:PATH, or with admin_tokens
+    admin_listen: str = "127.0.0.1:8083"  # guard.v1: loopback, unix:PATH, or with admin_tokens
     admin_tokens: str | None = None  # file of the tokens that guard.v1 wants; None: whoever can connect may ask
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
     authz_listen: str = ""  # Envoy's checks (ext_authz), by those that forward themselves; "": none

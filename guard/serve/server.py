@@ -27,6 +27,7 @@ from guard.errors import ConfigError
 from guard.serve.admin_access import check_admin
 from guard.serve.allocator import few_heaps
 from guard.serve.device_thread import DeviceThread
+from guard.serve.draining import Drain
 from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization, check_settings
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
@@ -164,8 +165,21 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
                 credentials=security.credentials,
             )
         )
+        authz = await stack.enter_async_context(
+            authorizing(config, service, door, both, passage.closed(None), security)
+        )
+        draining = Drain(
+            (inference, *authz.values()),
+            (door, side_door),
+            readiness,
+            log,
+            drain_s=config.drain_s,
+            grace_s=config.grace_s,
+            closing=health.close,
+        )
+        stack.push_async_callback(draining.stop)
         methods = {
-            **Admin(service, readiness).methods(operators_door),
+            **Admin(service, readiness, draining).methods(operators_door),
             **both,
             **reflecting([guard_admin.SERVICE, HEALTH], operators_door),
         }
@@ -176,9 +190,6 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
                 passage.closed(None),
                 credentials=security.credentials_at(config.admin_listen),
             )
-        )
-        authz = await stack.enter_async_context(
-            authorizing(config, service, door, both, passage.closed(None), security)
         )
         for name, listener in {"inference": inference, "admin": admin, **authz}.items():
             listener.changed = partial(listener_changed, name, readiness, metrics)
@@ -210,16 +221,15 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         models.begin()
         watch = UpstreamWatch(upstream, models, readiness)
         await stack.enter_async_context(in_background(watch.run(), partial(readiness.say, "upstream")))
-
-        async def drain() -> None:
-            readiness.say("drain", "the guard is shutting down")
-            await asyncio.sleep(config.drain_s)
-            health.close()
-            await asyncio.gather(door.empty(config.grace_s), side_door.empty(config.grace_s))
-            await inference.stop()
-
         yield Serving(
-            inference, admin, metrics_address, readiness, models, upstream.channels, drain, authz.get("authz")
+            inference,
+            admin,
+            metrics_address,
+            readiness,
+            models,
+            upstream.channels,
+            draining.finish,
+            authz.get("authz"),
         )
 
 

@@ -27,6 +27,7 @@ import grpc.aio
 from guard.errors import Expired, MalformedRequest, Overloaded, TooLarge, Unchecked
 from guard.serve.allocator import give_back
 from guard.serve.grpc.call import Call
+from guard.serve.grpc.goaway import Replies
 from guard.serve.grpc.listener import Handler
 from guard.serve.grpc.outermost import Answer, Note, nothing, outermost
 from guard.serve.log import Log
@@ -60,6 +61,7 @@ class Door:
         self.threads = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="message")
         self.calls = 0  # that have come and not ended
         self.streams = 0
+        self.replies = Replies()
         self.tidying: asyncio.TimerHandle | None = None
         self.closed = False
 
@@ -97,8 +99,8 @@ class Door:
     def outermost(
         self, work: Callable[[Call], Awaitable[Answer]], *, ended: Note = nothing
     ) -> Callable[[Any, Any], Awaitable[Answer | None]]:
-        """Build the handler around `work`, with this door's log."""
-        return outermost(work, log=self.log, ended=ended)
+        """Build the handler around `work`, with this door's log and its answers under way."""
+        return outermost(work, log=self.log, replies=self.replies, ended=ended)
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
         """Yield the messages of a call that may stay silent for long; memory is taken once a message is there.

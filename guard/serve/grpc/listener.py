@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +24,7 @@ from guard.serve.grpc.acceptor import Acceptor, WatchedServer, is_known
 from guard.serve.grpc.connection_limits import ConnectionLimits
 from guard.serve.grpc.credentials import Credentials
 from guard.serve.grpc.gatekeeper import Gate, Wall
+from guard.serve.grpc.goaway import send_goaway
 from guard.serve.grpc.unix_socket import private_socket
 from guard.serve.neighbours import port_error
 from guard.target import socket_path, split_address
@@ -69,6 +70,7 @@ class Listener:
         self.server: WatchedServer | None = None
         self.background: set[asyncio.Task[None]] = set()
         self.stopped = False
+        self.told: set[Any] = set()  # clients that were told to connect elsewhere, by their addresses
 
     async def open(self) -> None:
         """Start a server on the address. Raises PortError."""
@@ -109,6 +111,36 @@ class Listener:
             self.changed(None)
             return
 
+    def tell_clients(self, busy_ports: Container[int] = ()) -> int:
+        """Tell the clients of quiet connections to connect again (GOAWAY), and return how many are still to be told.
+
+        Connections of clients with one of `busy_ports` are not. A client is told once.
+        """
+        untold = 0
+        for connection in sockets(self.port, listening=False):
+            with connection, suppress(OSError):  # it has ended
+                client = connection.getpeername()
+                if client in self.told:
+                    continue
+                if client[1] not in busy_ports and send_goaway(connection):
+                    self.told.add(client)
+                else:
+                    untold += 1
+        return untold
+
+    def connections(self) -> int:
+        """The number of open connections."""
+        return count_of(sockets(self.port, listening=False))
+
+    def close_entrance(self) -> None:
+        """Accept no further connections; those that are open stay."""
+        self.stopped = True
+        for task in tuple(self.background):
+            task.cancel()
+        for entrance in sockets(self.port, listening=True):
+            with entrance, suppress(OSError):
+                entrance.shutdown(socket.SHUT_RDWR)
+
     async def stop(self) -> None:
         """Close without a CANCELLED to any client: connections end first, and their calls with them."""
         self.stopped = True
@@ -116,9 +148,7 @@ class Listener:
             task.cancel()
         if self.server is not None:
             if any_there(self.port):  # else no client can be sent away, and gRPC's core need not complain
-                for entrance in sockets(self.port, listening=True):  # or they come in again at once
-                    with entrance, suppress(OSError):
-                        entrance.shutdown(socket.SHUT_RDWR)
+                self.close_entrance()  # or they come in again at once
             await asyncio.sleep(LAST_ANSWERS_S)
             for connection in sockets(self.port, listening=False):
                 with connection, suppress(OSError):
@@ -199,10 +229,16 @@ def sockets(port: int | str, *, listening: bool) -> Iterator[socket.socket]:
 
 def any_there(port: int | str) -> bool:
     """Whether there are connections to the port."""
-    found = list(sockets(port, listening=False))
-    for connection in found:
-        connection.close()
-    return bool(found)
+    return count_of(sockets(port, listening=False)) > 0
+
+
+def count_of(found: Iterator[socket.socket]) -> int:
+    """Count sockets, and close them."""
+    count = 0
+    for one in found:
+        one.close()
+        count += 1
+    return count
 
 
 def descriptors() -> list[int]:
@@ -216,9 +252,20 @@ def is_on(found: socket.socket, port: int | str, *, listening: bool) -> bool:
     families = (socket.AF_UNIX,) if isinstance(port, str) else (socket.AF_INET, socket.AF_INET6)
     if found.family not in families or found.type != socket.SOCK_STREAM:
         return False
-    accepts = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     name = found.getsockname()
-    return accepts is listening and (name if isinstance(port, str) else name[1]) == port
+    if (name if isinstance(port, str) else name[1]) != port:
+        return False
+    accepts = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    return accepts if listening else not accepts and is_connected(found)
+
+
+def is_connected(found: socket.socket) -> bool:
+    """Whether a socket has another end: an entrance that was shut down neither listens nor has one."""
+    try:
+        found.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def bind_socket(server: WatchedServer, address: str, path: str, tls: grpc.ServerCredentials | None) -> None:

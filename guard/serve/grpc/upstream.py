@@ -139,3 +139,8 @@ class Upstream:
 
     async def ask(self, method: str, request: Any) -> bytes:
         return (await self.unary(path(method), request.SerializeToString(), (), self.timeout_s)).body
+
+
+def failure_code(error: Exception | None) -> str:
+    """The gRPC status with which the upstream failed."""
+    return error.code().name if isinstance(error, grpc.aio.AioRpcError) else UpstreamDown.status
