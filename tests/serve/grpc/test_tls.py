@@ -361,6 +361,33 @@ def test_admin_beyond_loopback_needs_a_token_and_tls(bundle: Path, tmp_path: Pat
     asyncio.run(story())
 
 
+# the drain
+
+
+def test_a_drain_breaks_no_connection(bundle: Path, tmp_path: Path, authority: Authority) -> None:
+    """The frame that tells plain clients to go elsewhere would be no record of TLS."""
+
+    async def story() -> None:
+        async with served_by_tls(bundle, tmp_path, authority, drain_s=0.6) as guarded:
+            stop = asyncio.Event()
+            answers: list[Answered] = []
+            async with by_tls(guarded, authority) as client:
+                working = asyncio.create_task(load(lambda: client.infer(ORDINARY), answers, stop))
+                await more(answers)
+                draining = asyncio.create_task(guarded.serving.drain())
+                await until(lambda: bool(guarded.events("draining")))
+                await more(answers)
+                await asyncio.sleep(0.05)  # several looks for clients that are still to be told
+                await more(answers)
+                stop.set()
+                await working
+                assert [answer.details for answer in answers if not answer.ok] == []
+                assert not draining.done()
+            await draining
+
+    asyncio.run(story())
+
+
 # the whole process
 
 
