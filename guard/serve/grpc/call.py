@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
-import secrets
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -25,20 +24,15 @@ from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_o
 from guard.serve.grpc.gatekeeper import Refusal
 from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_sent
 from guard.serve.grpc.upstream import Answer
+from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
 
-UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 DOMAIN = "inference-guard"
-VERDICT, ID = "guard-verdict", "guard-id"
 DETAILS = "grpc-status-details-bin"
 MAX_DEADLINE_S = 365 * 86400.0  # a deadline further away is as good as none
 
-IDS = random.Random(secrets.randbits(128))  # names in a log, no secrets; the system's own would cost 5 us each
 NO_ID = b"?" * 16  # the place of the call's id in a prepared status
 CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours
-
-End = Literal["answered", "refused", "failed", "expired", "cancelled"]
-ENDS: tuple[End, ...] = get_args(End)
 
 
 @dataclass
@@ -49,7 +43,7 @@ class Call:
     deadline: float = math.inf  # the client's, of time.monotonic(); infinite where there is none
     inspect_by: float = math.inf  # the moment, of time.monotonic(), at which the time for the inspection is over
     budget_s: float = math.inf  # that is over then
-    id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
+    id: str = field(default_factory=new_id)
     message_id: str = ""  # that the client's message bears
     principal: str = ""  # who calls, where a source tells that
     withheld: frozenset[str] = ANONYMOUS.withheld  # names of headers that do not go up
@@ -133,6 +127,16 @@ class Call:
         if self.error is not None:
             return GuardError.status
         return "CANCELLED" if self.end == "cancelled" else Expired.status
+
+    @property
+    def client(self) -> Hashable:
+        """The client whose call it is: a connection."""
+        return str(self.context.peer())
+
+    @property
+    def failure_code(self) -> str:
+        """The gRPC status with which the upstream failed."""
+        return self.error.code().name if isinstance(self.error, grpc.aio.AioRpcError) else UpstreamDown.status
 
     def forget(self) -> None:
         """Drop error, outcome and model: an error's traceback holds its frames, and these the message and this call."""
