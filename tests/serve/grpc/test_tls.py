@@ -411,7 +411,7 @@ def test_a_stranger_who_shakes_hands_in_vain_writes_no_line_of_the_log(
                     client.recv(100)
         assert asyncio.run(lives(f"localhost:{port}", authority))
         started.popen.terminate()
-        started.until_event("stopped")  # every line up to here was JSON
+        started.until_event("draining")  # every line up to here was JSON
         assert started.popen.wait(20) == 0
 
 
