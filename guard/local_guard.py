@@ -7,6 +7,7 @@ Rule 3: an input is judged and never changed: repairs and the comparison with a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,6 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import Bundle
 from guard.calibration import check_promise
 from guard.cascade import Readings, joined
 from guard.errors import ConfigError, DataError
@@ -23,6 +23,7 @@ from guard.manifest import ModelSpec
 from guard.policy import Mode, OnFailure, Policy, Rows
 from guard.runtime import Runtime
 from guard.session import Device
+from guard.signing import Trust, open_trusted
 from guard.value_faults import value_fault
 
 CHOICES = {"rows": get_args(Rows), "mode": get_args(Mode), "on_failure": get_args(OnFailure)}
@@ -47,17 +48,21 @@ class LocalGuard:
         on_failure: OnFailure = "closed",
         device: Device = "cpu",
         threads: int | None = None,
+        trusted_keys: Sequence[str | Path] = (),
     ) -> LocalGuard:
         """Open a bundle, verify every file, and let it check itself; rates that are None are the bundle's own.
 
         `mode` is what becomes of a verdict (`enacted`); `on_failure` counts for the interceptors of a server alone.
 
+        With `trusted_keys`, PEM files of public keys, the bundle must be signed by one of them.
+
         Raises:
-            BundleError: the bundle is damaged, foreign, or answers otherwise on this machine.
-            ConfigError, PromiseError: the clean data cannot promise a rate, or flags are rarer than rejections.
+            BundleError: the bundle is damaged, foreign, not signed as wanted, or answers otherwise on this machine.
+            ConfigError: a key cannot be read, or flags are rarer than rejections.
+            PromiseError: the clean data cannot promise a rate.
             DeviceError: the device that was asked for is not there.
         """
-        opened = Bundle.open(bundle)
+        opened, _ = open_trusted(bundle, Trust.of(trusted_keys))
         manifest = opened.manifest
         policy = Policy(
             reject_rate=manifest.reject_rate if reject_rate is None else reject_rate,
