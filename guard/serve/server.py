@@ -52,6 +52,7 @@ from guard.serve.models import Models
 from guard.serve.open_models import OpenedModel, Workshop, open_models
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
+from guard.serve.tracing import tracing
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
 from guard.target import split_address
 
@@ -133,7 +134,8 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
         door, side_door = stack.enter_context(doors(config, limits, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
-        service = Service(models=models, upstream=upstream, metrics=metrics, door=door, log=log)
+        traced = await stack.enter_async_context(tracing(log))
+        service = Service(models=models, upstream=upstream, metrics=metrics, door=door, log=log, tracing=traced)
         passage = Passage(
             config=config,
             models=models,

@@ -25,6 +25,7 @@ from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_o
 from guard.serve.grpc.gatekeeper import Refusal
 from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_sent
 from guard.serve.grpc.upstream import Answer
+from guard.serve.request_span import RequestSpan
 
 UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 DOMAIN = "inference-guard"
@@ -58,6 +59,7 @@ class Call:
     guarded: Any = None  # the model that the request is for, once that is known
     outcome: Any = None  # what the method's own service leaves here for its metrics
     asked: Any = None  # the request that the call asks about, with its own `metadata`; None: the call is the request
+    span: RequestSpan | None = None  # in the operator's traces
     end: End = "answered"
     error: Exception | None = None  # what ended it, where it was not answered
 
@@ -87,7 +89,8 @@ class Call:
     def names(self) -> dict[str, str]:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
         found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
-        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found}
+        own = {} if self.span is None else self.span.names
+        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **own}
 
     @property
     def upward(self) -> Metadata:

@@ -17,7 +17,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -56,7 +56,10 @@ from guard.serve.inspector import label
 from guard.serve.log import Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
 from guard.serve.models import Models, ModelTable
+from guard.serve.request_span import Tracing
 
+MODEL_INFER = path("ModelInfer").removeprefix("/")  # as traces name it
+CHECK = "envoy.service.auth.v3.Authorization/Check"
 READ_PATIENCE_S = 0.25  # for a message, before its call no longer counts among those that others wait for
 REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
 NOTHING: Mapping[str, Any] = {}
@@ -100,6 +103,7 @@ class Service:
     metrics: Metrics
     door: Door
     log: Log
+    tracing: Tracing | None = None
 
     def __post_init__(self) -> None:
         self.seldom = Seldom(REFUSAL_LOG_S)
@@ -125,6 +129,7 @@ class Service:
 
     def begun(self, call: Call) -> None:
         """Find the place that the gate gave a call, or take one where there is no gate. Raises Overloaded."""
+        self.trace(call, MODEL_INFER)
         now, given = time.monotonic(), TICKET.get()
         call.budget_s, call.inspect_by = self.budget_s, now + self.budget_s
         if self.off or isinstance(given, Uncounted):
@@ -138,6 +143,12 @@ class Service:
             self.admit(call)
         if call.place is not None:
             call.patience = asyncio.get_running_loop().call_later(READ_PATIENCE_S, call.place.tear)
+
+    def trace(self, call: Call, method: str) -> None:
+        """Begin the span of a call, where requests are traced."""
+        if self.tracing is not None:
+            metadata = call.context.invocation_metadata() if call.asked is None else call.asked.metadata
+            call.span = self.tracing.begin(method, metadata, ago_s=time.monotonic() - call.began)
 
     def admit(self, call: Call) -> None:
         """Begin the time for a call's inspection, and give it a place where no gate did; none where it passes late.
@@ -172,6 +183,7 @@ class Service:
         Raises:
             GuardError: it may not pass; where it may, the verdict is in the call.
         """
+        self.trace(call, CHECK)
         if not self.off:
             self.admit(call)
         outcome = await self.examine_given(message, call)
@@ -250,7 +262,10 @@ class Service:
             return self.unchecked(request, guarded.label, "off", call)
         call.items = len(decoded.images)
         call.inspect_by += guarded.config.inspect_timeout_s - call.budget_s
-        self.metrics.stage("decode", time.monotonic() - began)
+        took = time.monotonic() - began
+        self.metrics.stage("decode", took)
+        if call.span is not None:
+            call.span.stage("guard.decode", took, {"guard.items": call.items})
         inspector = guarded.inspector
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if (answers := inspector.answers) is not None:
@@ -273,6 +288,8 @@ class Service:
     ) -> Outcome:
         """The outcome of an inspection that is over: counted, and logged with further `fields`."""
         readings = found.readings
+        if call.span is not None:
+            call.span.mark({"guard.p_value": float(readings.p_value.min())})
         self.metrics.inspected(guarded.label, found.detectors, readings.p_value, readings.detector_p)
         if found.verdict.request is not Action.PASS:
             self.log_verdict(guarded.label, call, found, fields)
@@ -351,7 +368,13 @@ class Service:
     async def ask(self, request: bytes, call: Call) -> Answer:
         """Ask the model server, within the call's deadline. Raises as `Upstream.unary`."""
         began = time.monotonic()
-        answer = await self.upstream.unary(path("ModelInfer"), request, call.upward, call.forward_timeout_s())
+        timeout_s, upward = call.forward_timeout_s(), call.upward
+        with (
+            nullcontext(upward)
+            if call.span is None
+            else call.span.upstream(MODEL_INFER, self.upstream.address, upward) as metadata
+        ):
+            answer = await self.upstream.unary(path("ModelInfer"), request, metadata, timeout_s)
         took = time.monotonic() - began
         self.metrics.stage("upstream", took)
         self.admission.forwarded(took)
@@ -374,6 +397,8 @@ class Service:
         model = outcome.model if outcome is not None else known.label if known is not None and call.items else OTHER
         self.metrics.ended(model, action, call.end, time.monotonic() - call.began)
         self.metrics.handled("ModelInfer", call.code)
+        if call.span is not None:
+            call.span.end(call.code, {"guard.id": call.id, "guard.model": model, "guard.action": action})
         if outcome is None and call.items:
             self.metrics.items.labels(model, call.end).inc(call.items)
         if action == "refused":
