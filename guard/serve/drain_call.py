@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 
-from guard.errors import NotReadyError
+from guard.errors import ConfigError, NotReadyError
 from guard.serve.grpc.wire.guard_pb2 import DrainRequest, DrainResponse
+from guard.serve.probe import ProbeTls, channel_to
+from guard.serve.tokens import TOKEN
 
 METHOD = "/guard.v1.Guard/Drain"
 ANSWER_S = 2.0  # for one answer
@@ -16,16 +20,19 @@ POLL_S = 0.2
 LATE_S = 1.0  # that a guard may need beyond the time that it named
 
 
-def drain(address: str) -> str:
+def drain(address: str, *, token: Path | None = None, tls: ProbeTls | None = None) -> str:
     """Let the guard whose admin listener is at `address` drain, and return what became of it once it accepts no more.
 
-    This takes the guard's `drain_s`, and no more than that where something fails.
+    This takes the guard's `drain_s`, and no more than that where something fails. `token` is a file with the token that
+    the guard wants.
 
     Raises:
+        ConfigError: a file cannot be used.
         NotReadyError: no guard answers there, or it did not end its drain in time.
     """
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        start: Any = channel.unary_unary(METHOD)
+    metadata = () if token is None else (("authorization", f"Bearer {token_in(token)}"),)
+    with channel_to(address, tls) as channel:
+        start: Any = partial(channel.unary_unary(METHOD), metadata=metadata)
         try:
             found = ask(start, ANSWER_S)
         except grpc.RpcError as error:
@@ -48,6 +55,19 @@ def drain(address: str) -> str:
                     return f"the guard has ended while it drained; {so_far(found)}"
                 raise NotReadyError(f"the guard at {address} stopped answering: {told_by(error)}") from error
     return f"drained: no connection is accepted any more; {so_far(found)}"
+
+
+def token_in(file: Path) -> str:
+    """Read a token, which is all that its file holds. Raises ConfigError."""
+    try:
+        words = file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token {file} cannot be read: {error}; wanted a file that holds one token") from error
+    if len(words) != 1 or not TOKEN.fullmatch(words[0]):
+        raise ConfigError(
+            f"--token {file} holds {len(words)} words; wanted one token, such as a line of admin_tokens has"
+        )
+    return words[0]
 
 
 def ask(start: Any, timeout_s: float) -> DrainResponse:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from guard.bundle import Bundle
 from guard.config import ServeConfig
+from guard.serve.admission import Admission
 from guard.serve.batcher import Batcher
 from guard.serve.device_thread import DeviceThread
 from guard.serve.engine import Engine
@@ -35,6 +36,7 @@ class LoadedBundle:
     use: BundleUse
     engine: Engine
     batcher: Batcher
+    admission: Admission = field(default_factory=Admission, repr=False)  # of calls that need this queue
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @staticmethod

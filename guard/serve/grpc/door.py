@@ -49,8 +49,12 @@ Work = Callable[[bytes, Call], Awaitable[bytes]]
 class Door:
     """A reader of messages for the methods of a listener, which also follows each call to its end."""
 
-    def __init__(self, permits: Permits, *, largest_bytes: int, read_timeout_s: float, log: Log) -> None:
+    def __init__(
+        self, permits: Permits, *, largest_bytes: int, read_timeout_s: float, log: Log, identify: Note = nothing
+    ) -> None:
+        """Create a door; `identify` tells who calls, or refuses, before anything is read."""
         self.permits = permits
+        self.identify = identify
         self.largest_bytes = largest_bytes
         self.read_timeout_s = read_timeout_s
         self.log = log
@@ -61,12 +65,19 @@ class Door:
         self.tidying: asyncio.TimerHandle | None = None
         self.closed = False
 
-    def unary(self, work: Work, *, ended: Note = nothing, begun: Note = nothing) -> Handler:
-        """Build the handler of a method of one request and one answer; `begun` may refuse a call before it is read."""
+    def unary(
+        self, work: Work, *, ended: Note = nothing, begun: Note = nothing, identify: Note | None = None
+    ) -> Handler:
+        """Build the handler of a method of one request and one answer; `begun` may refuse a call before it is read.
+
+        `identify` stands for the door's own.
+        """
+        identified = self.identify if identify is None else identify
 
         async def answer(call: Call) -> bytes:
             if self.closed:
                 raise Unchecked(SHUTTING_DOWN, elsewhere=True)
+            identified(call)
             begun(call)
             with self.counted():
                 async with self.message(call) as request:
@@ -79,6 +90,7 @@ class Door:
         """Build the handler of a method of many messages both ways, which `work` reads and writes itself."""
 
         async def pass_through(call: Call) -> None:
+            self.identify(call)
             with self.counted():
                 await work(call)
 

@@ -22,10 +22,12 @@ import grpc
 from guard.errors import PortError
 from guard.serve.grpc.acceptor import Acceptor, WatchedServer, is_known
 from guard.serve.grpc.connection_limits import ConnectionLimits
+from guard.serve.grpc.credentials import Credentials
 from guard.serve.grpc.gatekeeper import Gate, Wall
 from guard.serve.grpc.goaway import send_goaway
+from guard.serve.grpc.unix_socket import private_socket
 from guard.serve.neighbours import port_error
-from guard.target import split_address
+from guard.target import socket_path, split_address
 
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that is not read yet
 METADATA_BYTES = 32 * 1024  # of a call's headers; gRPC's servers take 16 KiB
@@ -54,8 +56,10 @@ class Listener:
         *,
         options: Sequence[tuple[str, Any]],
         gates: Mapping[str, Gate] | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.address = address
+        self.credentials = credentials
         self.methods = methods
         self.other = other
         self.options = options
@@ -73,8 +77,13 @@ class Listener:
         kind = Acceptor if self.accepts_by_itself else WatchedServer
         server = kind(self.options, self.lost)
         server.serve(self.methods, self.other, self.gates)
-        self.port = bound(server, self.address)
-        self.address = f"{self.address.rpartition(':')[0]}:{self.port}"
+        tls = None if self.credentials is None else self.credentials()
+        if (path := socket_path(self.address)) is not None:
+            bind_socket(server, self.address, path, tls)
+            self.port: int | str = path
+        else:
+            self.port = bound(server, self.address, tls)
+            self.address = f"{self.address.rpartition(':')[0]}:{self.port}"
         await server.start()
         self.server = server
 
@@ -102,12 +111,19 @@ class Listener:
             self.changed(None)
             return
 
+    @property
+    def tells(self) -> bool:
+        """Whether clients can be told to connect again: nothing can be written within TLS."""
+        return self.credentials is None and isinstance(self.port, int)
+
     def tell_clients(self, busy_ports: Container[int] = ()) -> int:
         """Tell the clients of quiet connections to connect again (GOAWAY), and return how many are still to be told.
 
-        Connections of clients with one of `busy_ports` are not. A client is told once.
+        Connections of clients with one of `busy_ports` are not. A client is told once; where `tells` is false, none is.
         """
         untold = 0
+        if not self.tells:
+            return untold
         for connection in sockets(self.port, listening=False):
             with connection, suppress(OSError):  # it has ended
                 client = connection.getpeername()
@@ -165,11 +181,12 @@ async def listening(
     max_message_bytes: int,
     limits: ConnectionLimits,
     gates: Mapping[str, Gate] | None = None,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[Listener]:
     """Serve `methods` on `address` within the block, and `other` for all other paths.
 
     A gate may refuse calls of its path before they are handled; where the installed grpcio has no room for gates, it is
-    not asked.
+    not asked. `credentials` makes those for TLS, for each server anew.
 
     Raises:
         PortError: the address cannot be listened on.
@@ -191,7 +208,7 @@ async def listening(
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ]
-    listener = Listener(address, methods, other, options=options, gates=gates)
+    listener = Listener(address, methods, other, options=options, gates=gates, credentials=credentials)
     await listener.open()
     try:
         yield listener
@@ -199,8 +216,10 @@ async def listening(
         await listener.stop()
 
 
-def sockets(port: int, *, listening: bool) -> Iterator[socket.socket]:
+def sockets(port: int | str, *, listening: bool) -> Iterator[socket.socket]:
     """Yield this process' sockets on one of its ports, those that listen or the connections, as copies to be closed.
+
+    The port of a unix socket is its path.
 
     Without /proc there are none.
     """
@@ -215,7 +234,7 @@ def sockets(port: int, *, listening: bool) -> Iterator[socket.socket]:
                 found.close()
 
 
-def any_there(port: int) -> bool:
+def any_there(port: int | str) -> bool:
     """Whether there are connections to the port."""
     return count_of(sockets(port, listening=False)) > 0
 
@@ -236,10 +255,12 @@ def descriptors() -> list[int]:
         return []
 
 
-def is_on(found: socket.socket, port: int, *, listening: bool) -> bool:
-    if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+def is_on(found: socket.socket, port: int | str, *, listening: bool) -> bool:
+    families = (socket.AF_UNIX,) if isinstance(port, str) else (socket.AF_INET, socket.AF_INET6)
+    if found.family not in families or found.type != socket.SOCK_STREAM:
         return False
-    if found.getsockname()[1] != port:
+    name = found.getsockname()
+    if (name if isinstance(port, str) else name[1]) != port:
         return False
     accepts = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     return accepts if listening else not accepts and is_connected(found)
@@ -254,11 +275,20 @@ def is_connected(found: socket.socket) -> bool:
     return True
 
 
-def bound(server: WatchedServer, address: str) -> int:
+def bind_socket(server: WatchedServer, address: str, path: str, tls: grpc.ServerCredentials | None) -> None:
+    """Bind a server to a unix socket that is for this user alone. Raises PortError."""
+    try:
+        with private_socket(path):
+            server.listen(address, tls)
+    except (OSError, RuntimeError) as error:
+        raise port_error(address, error) from error
+
+
+def bound(server: WatchedServer, address: str, tls: grpc.ServerCredentials | None) -> int:
     """Bind a server to an address and return the port. Raises PortError."""
     try:
         try_bind(address)
-        return server.listen(address)
+        return server.listen(address, tls)
     except (OSError, RuntimeError) as error:
         raise port_error(address, error) from error
 

@@ -17,16 +17,13 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import grpc.aio
 import numpy as np
-from numpy.typing import NDArray
 
-from guard.answer_evidence import AnswerCalibration
 from guard.errors import (
     GuardError,
     InspectionTimeout,
@@ -34,22 +31,22 @@ from guard.errors import (
     Rejected,
     RequestError,
     Unchecked,
-    UpstreamDown,
 )
 from guard.judge import Inspection
-from guard.manifest import OutputSpec
 from guard.policy import Action
 from guard.serve.admission import Admission
+from guard.serve.client_queues import ClientQueues
 from guard.serve.grpc import decode
 from guard.serve.grpc.acceptor import TICKET
-from guard.serve.grpc.answer import prediction
+from guard.serve.grpc.answer import predicted
 from guard.serve.grpc.call import UNCHECKED, Call
 from guard.serve.grpc.decode import Decoded
 from guard.serve.grpc.door import Door
-from guard.serve.grpc.gate import Admitted, InferGate, TooLate, Uncounted
+from guard.serve.grpc.gate import Admitted, InferGate, TooLate, Uncounted, client_of
 from guard.serve.grpc.gatekeeper import Gate
 from guard.serve.grpc.listener import Methods
-from guard.serve.grpc.upstream import Answer, Upstream, path
+from guard.serve.grpc.outcome import Outcome, Undecided
+from guard.serve.grpc.upstream import Answer, Upstream, failure_code, path
 from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.inspector import label
@@ -66,34 +63,6 @@ NOTHING: Mapping[str, Any] = {}
 Found = TypeVar("Found")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The result of inspecting one ModelInfer request, before it is forwarded."""
-
-    model: str  # metric label
-    action: str  # of the request: an Action, would_*, or unchecked
-    items: tuple[str, ...]  # of each item
-    forward: bytes  # what the upstream gets
-    told: str
-    guarded: GuardedModel | None = None  # where it was inspected
-    prediction: NDArray[np.int64] | None = None  # ours, where the upstream sees the same input
-
-    @property
-    def answered(self) -> bool:
-        """Whether the model has seen, or may have seen, the request before the verdict."""
-        return self.guarded is not None and self.guarded.inspector.answers is not None
-
-
-@dataclass(frozen=True, eq=False)
-class Undecided:
-    """A request that the programs do not reject, and whose verdict waits for the model's answer."""
-
-    request: bytes
-    guarded: GuardedModel
-    found: Inspection
-    answers: AnswerCalibration
-
-
 @dataclass(kw_only=True)
 class Service:
     """The handler of ModelInfer, the one method that carries tensors."""
@@ -107,14 +76,15 @@ class Service:
 
     def __post_init__(self) -> None:
         self.seldom = Seldom(REFUSAL_LOG_S)
-        self.admission = Admission()
-        self.gate = InferGate(self.admission, 0.0, self.ended)
+        self.queues = ClientQueues()
+        self.gate = InferGate(self.queues, 0.0, self.ended)
         self.models.listeners.append(self.follow)
         self.follow(self.models.table)
 
     def follow(self, table: ModelTable) -> None:
         """Set what is asked before a request's model is known: by all models together."""
         self.off = table.strictest_mode == "off"
+        self.queues.replace([loaded.admission for loaded in table.loaded])
         self.budget_s = table.inspect_timeout_s
         self.passes_late = table.passes_late
         self.gate.budget_s, self.gate.passes_late, self.gate.is_open = self.budget_s, self.passes_late, self.off
@@ -159,7 +129,7 @@ class Service:
         now = time.monotonic()
         call.budget_s, call.inspect_by = self.budget_s, now + self.budget_s
         try:
-            call.place = self.admission.enter(now, call.deadline - now, self.budget_s)
+            call.place = self.queues.enter(now, call.deadline - now, self.budget_s)
         except Overloaded:
             if not self.passes_late:
                 raise
@@ -256,12 +226,16 @@ class Service:
     async def inspect(self, request: bytes, call: Call) -> Outcome | Undecided:
         began = time.monotonic()
         message, guarded, decoded = await self.door.aside(len(request), partial(self.read, request, call))
-        if guarded is None:
-            return self.unchecked(request, self.metrics.model(message.model_name), "allowed_model", call)
-        if decoded is None:
-            return self.unchecked(request, guarded.label, "off", call)
+        if guarded is None or decoded is None:
+            if call.place is not None:
+                call.place.withdraw()
+            label, why = (
+                (self.metrics.model(message.model_name), "allowed_model") if guarded is None else (guarded.label, "off")
+            )
+            return self.unchecked(request, label, why, call)
         call.items = len(decoded.images)
         call.inspect_by += guarded.config.inspect_timeout_s - call.budget_s
+        self.move(call, guarded.loaded.admission)
         took = time.monotonic() - began
         self.metrics.stage("decode", took)
         if call.span is not None:
@@ -277,6 +251,16 @@ class Service:
         if found.enacted is Action.REPAIR:
             return await self.repair(guarded, request, message, decoded, found, call)
         return self.decided(guarded, request, found, call)
+
+    def move(self, call: Call, admission: Admission) -> None:
+        """Give a call that was let in before its model was known its place at the right queue. Raises Overloaded."""
+        if len(self.queues.admissions) > 1:
+            self.queues.note(client_of(call.context), admission)
+        if call.place is None or call.place.of is admission:
+            return
+        call.place.withdraw()
+        now = time.monotonic()
+        call.place = admission.enter(now, call.deadline - now, call.inspect_by - now)
 
     def decided(
         self,
@@ -377,7 +361,8 @@ class Service:
             answer = await self.upstream.unary(path("ModelInfer"), request, metadata, timeout_s)
         took = time.monotonic() - began
         self.metrics.stage("upstream", took)
-        self.admission.forwarded(took)
+        if call.guarded is not None:
+            call.guarded.loaded.admission.forwarded(took)
         return answer
 
     # metrics and log
@@ -433,17 +418,5 @@ class Service:
         )
 
 
-def predicted(answer: bytes, output: OutputSpec, items: int) -> NDArray[np.int64] | None:
-    """The classes that the upstream's answer names; None where it does not show them."""
-    with suppress(ValueError, OverflowError):  # whatever the upstream sent, it goes to the client
-        return prediction(answer, output, items)
-    return None
-
-
 def because(error: BaseException | None) -> str | None:
     return repr(error.__cause__) if error is not None and error.__cause__ else None
-
-
-def failure_code(error: Exception | None) -> str:
-    """The gRPC status with which the upstream failed."""
-    return error.code().name if isinstance(error, grpc.aio.AioRpcError) else UpstreamDown.status
