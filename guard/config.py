@@ -21,7 +21,7 @@ from guard.errors import ConfigError
 from guard.model_config import ModelConfig
 from guard.policy import Forward, Mode, OnFailure, Rows
 from guard.service_links import is_service_link
-from guard.target import WANTED, is_authority, parse_target, socket_path, split_address
+from guard.target import WANTED, is_authority, is_url, parse_target, socket_path, split_address
 
 PrincipalFrom = Literal["none", "tls", "bearer", "xfcc"]
 
@@ -285,7 +285,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
         ),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(
-            ("listen", "metrics_listen", "authz_listen"),
+            ("listen", "rest_listen", "metrics_listen", "authz_listen"),
             (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
         ),
         "admin_listen": (
@@ -293,6 +293,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
             "HOST:PORT or unix:PATH",
         ),
         "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),
+        "rest_upstream": (lambda value: not value or is_url(value), "http://HOST:PORT or https://HOST:PORT"),
         "upstream_authority": (is_authority, "HOST or HOST:PORT"),
     }
     for name, (is_in_range, words) in wanted.items():

@@ -154,6 +154,7 @@ class UnknownService(RequestError):
 class Unauthenticated(RequestError):
     status = "UNAUTHENTICATED"
     exit_code = 3
+    http_status = 401
 
 
 class NotAllowed(RequestError):

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from guard.serve.grpc.door import Door
-from guard.serve.grpc.listener import Listener
 from guard.serve.log import Log
 from guard.serve.readiness import Readiness
 
@@ -28,6 +28,30 @@ TELL_POLL_S = 0.01  # between two looks for clients that are still to be told
 SCAN_SHARE = 0.1  # of the event loop's time, at most, for these looks
 AGE_SPREAD = 1.1  # by which gRPC's core may stretch a connection's age
 LEAVE_S = 0.5  # for clients that were told to stop calling, before their calls are refused
+
+
+class Entrance(Protocol):
+    """A listener whose clients can be told to leave, whatever protocol they speak."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether clients can be told at all."""
+
+    @property
+    def told(self) -> Collection[Any]:
+        """The clients that were told."""
+
+    def tell_clients(self, busy_ports: Container[int] = ()) -> int:
+        """Tell the clients to connect again, and return how many are still to be told."""
+
+    def connections(self) -> int:
+        """The number of open connections."""
+
+    def close_entrance(self) -> None:
+        """Accept no further connections; those that are open stay."""
+
+    async def stop(self) -> None:
+        """Close."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +70,7 @@ class Drain:
 
     def __init__(
         self,
-        listeners: Sequence[Listener],
+        listeners: Sequence[Entrance],
         doors: Sequence[Door],
         readiness: Readiness,
         log: Log,

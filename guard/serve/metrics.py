@@ -25,8 +25,8 @@ from prometheus_client.registry import Collector
 
 from guard.fusion import Floats
 from guard.serve.build import build_labels
-from guard.serve.grpc.call import ENDS, End
 from guard.serve.grpc.upstream import SERVICE
+from guard.serve.inference_call import ENDS, End
 
 BUCKET_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -204,6 +204,12 @@ class Metrics:
             registry=registry,
         )
         self.handled_children: dict[tuple[str, str], Counter] = {}
+        self.handled_http = Counter(
+            "guard_http_handled_total",
+            "Requests over HTTP that are over, by the procedure that does the same over gRPC and by HTTP status",
+            ("procedure", "code"),
+            registry=registry,
+        )
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         labels = build_labels()
@@ -240,6 +246,10 @@ class Metrics:
             service = OTHER if method == OTHER else SERVICE
             child = self.handled_children[method, code] = self.handled_calls.labels(kind, service, method, code)
         child.inc()
+
+    def answered_http(self, procedure: str, status: int) -> None:
+        """Count a request over HTTP that is over, by its procedure and the status that was told."""
+        self.handled_http.labels(procedure, str(int(status))).inc()
 
     def ended(self, model: str, action: str, end: End, seconds: float) -> None:
         """Count a ModelInfer request that is over: what became of it, how its call ended, and after how long."""

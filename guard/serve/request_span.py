@@ -12,7 +12,7 @@ Rule 2: no fault of a tracer is a fault of a request: it costs spans.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,10 +25,22 @@ from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Status, Stat
 Metadata = tuple[tuple[str, str | bytes], ...]
 Attributes = Mapping[str, str | bool | int | float]
 
-# As the semantic conventions have it: what is the server's fault. A client's span counts all but OK.
-SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
-SYSTEM, METHOD, STATUS = "rpc.system.name", "rpc.method", "rpc.response.status_code"
-GRPC = "grpc"
+
+@dataclass(frozen=True)
+class Traced:
+    """A call as its span shows it: a name, attributes by the semantic conventions, and the client's headers."""
+
+    name: str
+    attributes: Attributes
+    headers: Metadata
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a call as its span shows it."""
+
+    attributes: Attributes
+    failed: bool  # by the server's fault
 
 
 class MetadataGetter(Getter[Metadata]):
@@ -52,32 +64,32 @@ class Tracing:
     tracer: Tracer
     propagator: TextMapPropagator
 
-    def begin(
-        self, method: str, metadata: Iterable[tuple[str, str | bytes]] | None, *, ago_s: float
-    ) -> RequestSpan | None:
-        """Begin the span of a call of `method` that came `ago_s` ago, below the client's span where it names one."""
+    def begin(self, call: Traced, *, ago_s: float) -> RequestSpan | None:
+        """Begin the span of a call that came `ago_s` ago, below the client's span where it names one."""
         with FAULTS_COST_SPANS:
-            parent = self.propagator.extract(tuple(metadata or ()), context=Context(), getter=GETTER)
+            parent = self.propagator.extract(call.headers, context=Context(), getter=GETTER)
             span = self.tracer.start_span(
-                method,
+                call.name,
                 context=parent,
                 kind=SpanKind.SERVER,
-                attributes={SYSTEM: GRPC, METHOD: method},
+                attributes=call.attributes,
                 start_time=before(ago_s),
             )
-            found = RequestSpan(self, span, set_span_in_context(span, Context()))
+            found = RequestSpan(self, call, span, set_span_in_context(span, Context()))
             REQUEST_SPAN.set(found)
             return found
         return None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class RequestSpan:
     """The span of a request that is under way."""
 
     tracing: Tracing
+    call: Traced
     span: Span
     context: Context  # in which the span is the parent
+    asking: Span = INVALID_SPAN  # of the call to the model server, while that is under way
 
     @property
     def names(self) -> dict[str, str]:
@@ -97,36 +109,34 @@ class RequestSpan:
                 self.tracing.tracer.start_span(name, self.context, attributes=attributes, start_time=start).end()
 
     @contextmanager
-    def upstream(self, method: str, address: str, metadata: Metadata) -> Iterator[Metadata]:
-        """Be in the span of a call to the model server; yield its metadata, in which that span is the parent."""
-        code = "OK"
-        span: Span = INVALID_SPAN
+    def upstream(self) -> Iterator[None]:
+        """Be in the span of a call to the model server, which `passed_on` tells it as its parent."""
         with FAULTS_COST_SPANS:
-            attributes = {SYSTEM: GRPC, METHOD: method, "server.address": address}
-            span = self.tracing.tracer.start_span(
-                "guard.upstream", self.context, kind=SpanKind.CLIENT, attributes=attributes
+            self.asking = self.tracing.tracer.start_span(
+                "guard.upstream", self.context, kind=SpanKind.CLIENT, attributes=self.call.attributes
             )
-            metadata = self.injected(span, metadata)
+        failed: Attributes = {}
         try:
-            yield metadata
+            yield
         except BaseException as error:
-            code = code_of(error)
+            failed = {"error.type": code_of(error)}
             raise
         finally:
-            finish(span, {STATUS: code}, failed=code != "OK")
+            finish(self.asking, failed, failed=bool(failed))
 
-    def injected(self, span: Span, metadata: Metadata) -> Metadata:
-        """The metadata with the names of a span in place of the client's."""
-        if not span.get_span_context().is_valid:
-            return metadata
+    def passed_on(self, headers: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+        """The headers of a call to the model server, with the names of its span in place of the client's."""
+        if not self.asking.get_span_context().is_valid:
+            return headers
         names: dict[str, str] = {}
-        self.tracing.propagator.inject(names, context=set_span_in_context(span, Context()))
+        with FAULTS_COST_SPANS:
+            self.tracing.propagator.inject(names, context=set_span_in_context(self.asking, Context()))
         stale = names.keys() | ({"tracestate"} if "traceparent" in names else set())
-        return (*((key, value) for key, value in metadata if key not in stale), *names.items())
+        return (*((key, value) for key, value in headers if key not in stale), *names.items())
 
-    def end(self, code: str, attributes: Attributes) -> None:
-        """End the span with the name of the gRPC status that the client gets."""
-        finish(self.span, {STATUS: code, **attributes}, failed=code in SERVER_FAULTS)
+    def end(self, ending: Ending, attributes: Attributes) -> None:
+        """End the span of a call that is over."""
+        finish(self.span, {**ending.attributes, **attributes}, failed=ending.failed)
 
 
 REQUEST_SPAN: ContextVar[RequestSpan | None] = ContextVar("REQUEST_SPAN", default=None)
@@ -166,8 +176,8 @@ def before(ago_s: float) -> int:
 
 
 def code_of(error: BaseException) -> str:
-    """The name of the gRPC status that an error stands for."""
+    """The name of the status that an error stands for, or of its type."""
     code: Any = getattr(error, "code", None)
     if callable(code):
         return str(code().name)
-    return str(getattr(error, "status", "CANCELLED"))
+    return str(getattr(error, "status", type(error).__name__))

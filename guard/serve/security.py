@@ -18,7 +18,6 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from guard.config import ServeConfig
-from guard.errors import ConfigError
 from guard.serve.admin_access import is_local
 from guard.serve.grpc.credentials import Credentials, listener_credentials
 from guard.serve.identities import Identity, listener_identity, upstream_identity
@@ -50,11 +49,6 @@ class Security:
     @staticmethod
     def open(config: ServeConfig) -> Security:
         """Read every file that the settings name. Raises ConfigError."""
-        if config.rest_listen and (config.tls_certificate is not None or config.principal_from != "none"):
-            raise ConfigError(
-                "rest_listen would be a way around tls_certificate and principal_from, which HTTP does not have yet; "
-                "leave it out"
-            )
         clients = tokens_in(config, "client_tokens")
         admins = tokens_in(config, "admin_tokens")
         return Security(

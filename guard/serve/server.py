@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
@@ -45,6 +45,8 @@ from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import SERVICE, Upstream
 from guard.serve.grpc.upstream_channel import UpstreamChannel
 from guard.serve.grpc.upstream_watch import UpstreamWatch
+from guard.serve.inference import Inference
+from guard.serve.inference_records import InferenceRecords
 from guard.serve.limits import MIN_ANSWER_BYTES, Limits
 from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
 from guard.serve.log import Bridge, Log
@@ -57,6 +59,9 @@ from guard.serve.readiness import Readiness
 from guard.serve.security import Security, following
 from guard.serve.tracing import tracing
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
+
+if TYPE_CHECKING:
+    from guard.serve.rest.listener import HttpListener
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
 SIDE_PATIENCE_S = 0.05
@@ -74,10 +79,15 @@ class Serving:
     upstream_channels: UpstreamChannel
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
     authz: Listener | None = None  # of Envoy's checks
+    rest: HttpListener | None = None
 
     @property
     def address(self) -> str:
         return self.inference.address
+
+    @property
+    def rest_address(self) -> str | None:
+        return None if self.rest is None else self.rest.address
 
     @property
     def admin_address(self) -> str:
@@ -141,7 +151,8 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
         traced = await stack.enter_async_context(tracing(log))
-        service = Service(models=models, upstream=upstream, metrics=metrics, door=door, log=log, tracing=traced)
+        inference = Inference(models=models, records=InferenceRecords(metrics, log), aside=door.aside, tracing=traced)
+        service = Service(inference=inference, upstream=upstream, door=door)
         passage = Passage(
             config=config,
             models=models,
@@ -158,7 +169,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             limits=ConnectionLimits.of(config),
         )
         methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
-        inference = await stack.enter_async_context(
+        clients = await stack.enter_async_context(
             listen(
                 config.listen,
                 methods,
@@ -170,8 +181,9 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         authz = await stack.enter_async_context(
             authorizing(config, service, door, both, passage.closed(None), security)
         )
+        rest = await stack.enter_async_context(serving_rest(config, inference, readiness, door, side_door, security))
         draining = Drain(
-            (inference, *authz.values()),
+            (clients, *authz.values(), *rest.values()),
             (door, side_door),
             readiness,
             log,
@@ -194,7 +206,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
                 credentials=security.credentials_at(config.admin_listen),
             )
         )
-        for name, listener in {"inference": inference, "admin": admin, **authz}.items():
+        for name, listener in {"inference": clients, "admin": admin, **authz}.items():
             listener.changed = partial(listener_changed, name, readiness, metrics)
         metrics_address = stack.enter_context(
             exposing(
@@ -208,10 +220,11 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         await stack.enter_async_context(following(security, log, metrics.registry, upstream.channels.renew))
         log.info(
             "listening",
-            inference=inference.address,
+            inference=clients.address,
             admin=admin.address,
             metrics=metrics_address,
             **{name: listener.address for name, listener in authz.items()},
+            **{name: listener.address for name, listener in rest.items()},
             upstream=config.upstream,
             mode=models.table.strictest_mode,
             tls=security.listener is not None,
@@ -225,7 +238,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         watch = UpstreamWatch(upstream, models, readiness)
         await stack.enter_async_context(in_background(watch.run(), partial(readiness.say, "upstream")))
         yield Serving(
-            inference,
+            clients,
             admin,
             metrics_address,
             readiness,
@@ -233,6 +246,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             upstream.channels,
             draining.finish,
             authz.get("authz"),
+            rest.get("rest"),
         )
 
 
@@ -259,6 +273,35 @@ async def authorizing(
         credentials=security.credentials_at(config.authz_listen),
     ) as listener:
         yield {"authz": listener}
+
+
+@asynccontextmanager
+async def serving_rest(
+    config: ServeConfig,
+    inference: Inference,
+    readiness: Readiness,
+    door: Door,
+    side_door: Door,
+    security: Security,
+) -> AsyncIterator[dict[str, HttpListener]]:
+    """Open the REST door within the block; there is none unless the settings say where.
+
+    Raises:
+        ConfigError: what it needs is not installed.
+        PortError: as `listening`.
+    """
+    if not config.rest_listen:
+        yield {}
+        return
+    try:
+        from guard.serve.rest.opening import rest_door
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"rest_listen = {config.rest_listen!r}, and {error.name} is not installed; "
+            "pip install 'inference-guard[rest]', or leave rest_listen out"
+        ) from error
+    async with rest_door(config, inference, readiness, door, side_door, security) as listener:
+        yield {"rest": listener}
 
 
 def told_to(log: Log) -> Readiness:
@@ -350,6 +393,12 @@ def check_complete(config: ServeConfig) -> None:
         if not getattr(config, name) and not (name == "bundle" and config.models):
             raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
     check_admin(config)
+    for name, other in (("rest_listen", "rest_upstream"), ("rest_upstream", "rest_listen")):
+        if getattr(config, name) and not getattr(config, other):
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r}, and {other} is not set; the REST door needs both: where clients "
+                "call (HOST:PORT), and the model server behind it (http://HOST:PORT)"
+            )
     if config.authz_listen:
         check_settings(config)
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
-import secrets
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -24,22 +23,21 @@ from guard.serve.admission import Place
 from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
 from guard.serve.grpc.gatekeeper import Refusal
 from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_sent
-from guard.serve.grpc.upstream import Answer
+from guard.serve.grpc.upstream import Answer, path
+from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
-from guard.serve.request_span import RequestSpan
+from guard.serve.request_span import Ending, RequestSpan, Traced
 
-UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 DOMAIN = "inference-guard"
-VERDICT, ID = "guard-verdict", "guard-id"
+MODEL_INFER = path("ModelInfer").removeprefix("/")  # as traces name it
+CHECK = "envoy.service.auth.v3.Authorization/Check"
+# What is the server's fault, as the semantic conventions of traces have it
+SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 DETAILS = "grpc-status-details-bin"
 MAX_DEADLINE_S = 365 * 86400.0  # a deadline further away is as good as none
 
-IDS = random.Random(secrets.randbits(128))  # names in a log, no secrets; the system's own would cost 5 us each
 NO_ID = b"?" * 16  # the place of the call's id in a prepared status
 CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours
-
-End = Literal["answered", "refused", "failed", "expired", "cancelled"]
-ENDS: tuple[End, ...] = get_args(End)
 
 
 @dataclass
@@ -50,7 +48,7 @@ class Call:
     deadline: float = math.inf  # the client's, of time.monotonic(); infinite where there is none
     inspect_by: float = math.inf  # the moment, of time.monotonic(), at which the time for the inspection is over
     budget_s: float = math.inf  # that is over then
-    id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
+    id: str = field(default_factory=new_id)
     message_id: str = ""  # that the client's message bears
     principal: str = ""  # who calls, where a source tells that
     withheld: frozenset[str] = ANONYMOUS.withheld  # names of headers that do not go up
@@ -99,6 +97,25 @@ class Call:
     @property
     def upward(self) -> Metadata:
         """The metadata for the upstream: the client's own and our marks, and a request id if the client gave none."""
+        found = self.own_upward()
+        return found if self.span is None else self.span.passed_on(found)
+
+    @property
+    def traced(self) -> Traced:
+        """The call as its span shows it."""
+        asked = self.asked
+        method, metadata = (
+            (MODEL_INFER, self.context.invocation_metadata()) if asked is None else (CHECK, asked.metadata)
+        )
+        return Traced(method, {"rpc.system.name": "grpc", "rpc.method": method}, tuple(metadata or ()))
+
+    @property
+    def ending(self) -> Ending:
+        """The end of a call that is over, as its span shows it."""
+        return Ending({"rpc.response.status_code": self.code}, failed=self.code in SERVER_FAULTS)
+
+    def own_upward(self) -> Metadata:
+        """The metadata for the upstream, but for the names of a trace."""
         came = end_to_end(self.context.invocation_metadata())
         own = tuple(pair for pair in came if pair[0] not in self.withheld)
         if any(key == REQUEST_ID for key, _ in own):
@@ -136,6 +153,16 @@ class Call:
         if self.error is not None:
             return GuardError.status
         return "CANCELLED" if self.end == "cancelled" else Expired.status
+
+    @property
+    def client(self) -> Hashable:
+        """The client whose call it is: a connection."""
+        return str(self.context.peer())
+
+    @property
+    def failure_code(self) -> str:
+        """The gRPC status with which the upstream failed."""
+        return self.error.code().name if isinstance(self.error, grpc.aio.AioRpcError) else UpstreamDown.status
 
     def forget(self) -> None:
         """Drop error, outcome and model: an error's traceback holds its frames, and these the message and this call."""
