@@ -51,7 +51,7 @@ class Entrance(Protocol):
         """Accept no further connections; those that are open stay."""
 
     async def stop(self) -> None:
-        """Close."""
+        """End every connection, and what listens."""
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def write_program_span(requests: Sequence[RequestSpan], took_s: float, *, items:
 
 
 def finish(span: Span, attributes: Attributes, *, failed: bool) -> None:
-    """End a span."""
+    """End a span with further attributes, as failed where that is so."""
     with FAULTS_COST_SPANS:
         span.set_attributes(attributes)
         if failed:

@@ -3,7 +3,7 @@
 Spans are exported by a thread of the SDK's own, from a queue with bounds (`OTEL_BSP_*`): a collector that hangs or is
 away costs spans, and no request its time.
 
-Rule 1: a mistake in these variables, or a missing SDK, is a line in the log: whoever sets them need not know the guard.
+Rule 1: a mistake in these variables, or a missing SDK, is a line in the log: a platform may set them everywhere.
 Rule 2: the end of the guard waits for its last spans for `FLUSH_S`, and no longer.
 """
 

@@ -25,6 +25,7 @@ from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream
 from tests.serve.guarded import Answered, Guarded, free_port, guarding, until
 from tests.serve.otlp_collector import Collector, attributes_of, collecting
+from tests.serve.rest.rest_guarded import RestGuarded, json_body, rest_guarding
 
 ORDINARY, BRIGHT = tiny_bundle.ordinary(1), tiny_bundle.bright(1)
 INFER = "inference.GRPCInferenceService/ModelInfer"
@@ -109,6 +110,25 @@ def test_what_the_client_says_of_sampling_holds(bundle: Path, collector: Collect
     version, trace, _, said = guarded.upstream.headers[-1]["traceparent"].split("-")
     assert (version, trace, said) == ("00", TRACE, flags)
     assert bool(collector.spans) is sampled
+
+
+def test_a_request_by_rest_is_traced_likewise(bundle: Path, collector: Collector) -> None:
+    async def story() -> RestGuarded:
+        async with rest_guarding(bundle) as guarded:
+            assert (await guarded.post(json_body(ORDINARY), dict(SENT))).status_code == 200
+            assert (await guarded.post(json_body(BRIGHT), dict(SENT))).status_code == 403
+        return guarded
+
+    guarded = asyncio.run(story())
+    passed, refused = collector.named("POST /v2/models/{model}/infer")
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+    assert attributes_of(passed)["http.response.status_code"] == 200
+    assert attributes_of(refused)["http.response.status_code"] == 403
+    assert (attributes_of(passed)["guard.action"], attributes_of(refused)["guard.action"]) == ("pass", "reject")
+    (upstream,) = collector.named("guard.upstream")
+    up = dict(guarded.upstream.headers[-1])
+    assert up["traceparent"] == f"00-{TRACE}-{upstream.span_id.hex()}-01"
+    assert (up["tracestate"], up["baggage"]) == ("a=1", "b=2")
 
 
 def test_failures_are_told(bundle: Path, collector: Collector) -> None:
