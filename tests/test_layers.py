@@ -33,6 +33,7 @@ IMPORTED_AS = {
     "grpcio-reflection": "grpc_reflection",
     "grpcio-status": "grpc_status",
     "onnxruntime-gpu": "onnxruntime",
+    "opentelemetry-api": "opentelemetry",
     "prometheus-client": "prometheus_client",
     "protobuf": "google",
     "scikit-learn": "sklearn",

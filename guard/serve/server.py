@@ -58,6 +58,7 @@ from guard.serve.open_models import OpenedModel, Workshop, open_models
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
 from guard.serve.security import Security, following
+from guard.serve.tracing import tracing
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
@@ -147,7 +148,8 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
         door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
-        inference = Inference(models=models, records=InferenceRecords(metrics, log), aside=door.aside)
+        traced = await stack.enter_async_context(tracing(log))
+        inference = Inference(models=models, records=InferenceRecords(metrics, log), aside=door.aside, tracing=traced)
         service = Service(inference=inference, upstream=upstream, door=door)
         passage = Passage(
             config=config,
@@ -191,6 +193,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             log,
             drain_s=config.drain_s,
             grace_s=config.grace_s,
+            max_age_s=config.max_connection_age_s,
             closing=health.close,
         )
         stack.push_async_callback(draining.stop)
