@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from guard.config import ServeConfig
+from guard.config import ServeConfig, Source
 from guard.container import memory_bytes
-from guard.errors import ConfigError
 from guard.serve.allocator import few_heaps
+from guard.serve.check_settings import check_complete
 from guard.serve.device_thread import DeviceThread
-from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization, check_settings
+from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
 from guard.serve.grpc import admin as guard_admin
@@ -46,13 +46,13 @@ from guard.serve.limits import MIN_ANSWER_BYTES, Limits
 from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
 from guard.serve.log import Bridge, Log
 from guard.serve.metrics import Metrics
-from guard.serve.model_metrics import show_models
 from guard.serve.models import Models
-from guard.serve.open_models import OpenedModel, Workshop, open_models
+from guard.serve.open_models import Workshop, at_work
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
+from guard.serve.reload import Reloader
+from guard.serve.watch_files import FileWatch, Watched
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
-from guard.target import split_address
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
 SIDE_PATIENCE_S = 0.05
@@ -67,6 +67,7 @@ class Serving:
     metrics_address: str
     readiness: Readiness
     models: Models
+    reloader: Reloader
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
     authz: Listener | None = None  # of Envoy's checks
 
@@ -79,51 +80,56 @@ class Serving:
         return self.admin.address
 
 
-def serve(config: ServeConfig) -> None:
-    """Run the guard until SIGTERM or SIGINT, then drain.
+def serve(config: ServeConfig, source: Source | None = None) -> None:
+    """Run the guard until SIGTERM or SIGINT, then drain; at SIGHUP, read its settings from their source again.
 
     Raises:
         UserError: the guard cannot start (ConfigError, BundleError, DeviceError, PromiseError, PortError).
     """
     few_heaps()
     with asyncio.Runner(loop_factory=EventLoop) as runner:
-        runner.run(serve_until_signal(config))
+        runner.run(serve_until_signal(config, source))
 
 
-async def serve_until_signal(config: ServeConfig) -> None:
+async def serve_until_signal(config: ServeConfig, source: Source | None) -> None:
     with line_writer(STANDARD_ERROR_CODE) as stream, bridged(log := Log(config.log_level, stream)):
-        stop = asyncio.Event()
+        stop, again = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stop.set)
-        async with running(config, log=log) as serving:
+        loop.add_signal_handler(signal.SIGHUP, again.set)  # before all else: unhandled, it ends the process
+        async with (
+            running(config, log=log, source=source) as serving,
+            in_background(reload_at(again, serving.reloader), partial(serving.readiness.say, "listener")),
+        ):
             gc.freeze()  # what is here now stays: the garbage collector need not look at it again
             await stop.wait()
             stop.clear()
             draining = asyncio.create_task(serving.drain())
-            again = asyncio.create_task(stop.wait())  # a second signal: leave at once
-            await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
-            for task in (draining, again):
+            second = asyncio.create_task(stop.wait())  # a second signal: leave at once
+            await asyncio.wait([draining, second], return_when=asyncio.FIRST_COMPLETED)
+            for task in (draining, second):
                 task.cancel()
-            await asyncio.gather(draining, again, return_exceptions=True)
+            await asyncio.gather(draining, second, return_exceptions=True)
         log.info("stopped")
 
 
 @asynccontextmanager
-async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
+async def running(config: ServeConfig, *, log: Log, source: Source | None = None) -> AsyncIterator[Serving]:
     """Run a guard within the block; it becomes ready when its programs are checked and the upstream is there.
+
+    Settings are read again from `source`; without one they stay, and only what bundles hold can change.
 
     Raises:
         UserError: as `serve`.
     """
     check_complete(config)
-    opened = open_models(config)
     readiness = told_to(log)
     metrics = build_metrics(readiness, log)
     async with AsyncExitStack() as stack:
         thread = stack.enter_context(closing(DeviceThread()))
         workshop = Workshop(metrics=metrics, readiness=readiness, log=log, thread=thread)
-        models = await stack.enter_async_context(at_work(config, opened, workshop))
+        models = await stack.enter_async_context(at_work(config, workshop))
         limits = stated(Limits.of(config, models.table.inputs, memory_bytes=memory_bytes()), log)
         upstream = await stack.enter_async_context(
             Upstream.open(config, max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES))
@@ -142,6 +148,14 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             door=door,
             side_door=side_door,
         )
+        reloader = Reloader(
+            config,
+            source.load if source is not None else lambda: config,
+            models=models,
+            workshop=workshop,
+            watch=UpstreamWatch(upstream, models, readiness),
+            limits=limits,
+        )
         health = Health(readiness)
         both = health.methods(side_door)
         listen = partial(
@@ -154,7 +168,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             listen(config.listen, methods, passage.closed(None), gates=service.gates())
         )
         methods = {
-            **Admin(service, readiness).methods(side_door),
+            **Admin(service, readiness, reloader).methods(side_door),
             **both,
             **reflecting([guard_admin.SERVICE, HEALTH], side_door),
         }
@@ -183,10 +197,9 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             max_message_bytes=limits.message_bytes,
             max_bytes_in_flight=limits.in_flight_bytes,
         )
-        await workshop.load(models.table)
-        models.begin()
-        watch = UpstreamWatch(upstream, models, readiness)
-        await stack.enter_async_context(in_background(watch.run(), partial(readiness.say, "upstream")))
+        await reloader.begin()
+        await stack.enter_async_context(in_background(reloader.watch.run(), partial(readiness.say, "upstream")))
+        await stack.enter_async_context(watching_files(reloader, source, log))
 
         async def drain() -> None:
             readiness.say("drain", "the guard is shutting down")
@@ -195,7 +208,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             await asyncio.gather(door.empty(config.grace_s), side_door.empty(config.grace_s))
             await inference.stop()
 
-        yield Serving(inference, admin, metrics_address, readiness, models, drain, authz.get("authz"))
+        yield Serving(inference, admin, metrics_address, readiness, models, reloader, drain, authz.get("authz"))
 
 
 @asynccontextmanager
@@ -218,6 +231,36 @@ async def authorizing(
         yield {"authz": listener}
 
 
+@asynccontextmanager
+async def watching_files(reloader: Reloader, source: Source | None, log: Log) -> AsyncIterator[None]:
+    """Reload within the block whenever the settings' file or a bundle has changed, unless the settings forbid it."""
+    if not reloader.config.watch_files:
+        yield
+        return
+
+    def watched() -> Watched:
+        bundles = dict.fromkeys(Path(model.bundle) for model in reloader.config.model_configs())
+        return Watched(source.file if source is not None else None, tuple(bundles))
+
+    look = reloader.workshop.thread.open
+    watch = FileWatch(watched, reloader.reload, look, log, seen=await look(watched().fingerprint))
+
+    def ended(reason: str) -> None:
+        log.error("files are not watched any more", because=reason)
+
+    async with in_background(watch.run(), ended):
+        yield
+
+
+async def reload_at(signalled: asyncio.Event, reloader: Reloader) -> None:
+    """Reload at each signal; a fault is logged and counted where it happened."""
+    while True:
+        await signalled.wait()
+        signalled.clear()
+        with suppress(Exception):
+            await reloader.reload("SIGHUP")
+
+
 def told_to(log: Log) -> Readiness:
     """A readiness whose changes are written to the log."""
     readiness = Readiness()
@@ -225,30 +268,6 @@ def told_to(log: Log) -> Readiness:
         lambda reason: log.info("ready") if reason is None else log.warning("not ready", because=reason)
     )
     return readiness
-
-
-@asynccontextmanager
-async def at_work(config: ServeConfig, opened: Sequence[OpenedModel], workshop: Workshop) -> AsyncIterator[Models]:
-    """Put models to work within the block, their programs not loaded yet; then those that are at work by then stop."""
-    table = workshop.table(opened, workshop.loaded_bundles(opened, config), config)
-    models = Models(table, workshop.readiness)
-    show_models(workshop.metrics, None, table)
-    told(opened, workshop.log)
-    for loaded in table.loaded:
-        loaded.batcher.start()
-    try:
-        yield models
-    finally:
-        await models.close()
-
-
-def told(opened: Sequence[OpenedModel], log: Log) -> None:
-    """Write into the log which models are guarded, and how, and what their settings make risky."""
-    for model in opened:
-        settings = {name: getattr(model.config, name) for name in ("mode", "on_failure", "forward")}
-        log.info("guarding", model=model.label, bundle=model.config.bundle, digest=model.bundle.digest, **settings)
-        for warning in model.warnings:
-            log.warning("thin promise", model=model.label, warning=warning)
 
 
 def stated(limits: Limits, log: Log) -> Limits:
@@ -276,28 +295,6 @@ def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door,
     finally:
         door.close()
         side_door.close()
-
-
-def check_complete(config: ServeConfig) -> None:
-    """Raise ConfigError where a setting is missing, or tells strangers too much."""
-    for name in ("bundle", "upstream"):
-        if not getattr(config, name) and not (name == "bundle" and config.models):
-            raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
-    check_loopback(config.admin_listen)
-    if config.authz_listen:
-        check_settings(config)
-
-
-def check_loopback(address: str) -> None:
-    """Raise ConfigError unless the address is loopback: the admin listener tells p-values without authentication."""
-    host = (split_address(address) or ("", 0))[0].strip("[]")
-    with suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    if host != "localhost":
-        raise ConfigError(
-            f"admin_listen = {address!r} is not loopback; it tells p-values to whoever asks, so use 127.0.0.1:PORT"
-        )
 
 
 def build_metrics(readiness: Readiness, log: Log) -> Metrics:

@@ -25,9 +25,11 @@ from guard.serve.grpc.wire.guard_pb2 import (
     InspectResponse,
     Item,
     Model,
+    ReloadResponse,
 )
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.readiness import Readiness
+from guard.serve.reload import Reloader
 
 SERVICE = "guard.v1.Guard"
 DESCRIBED_ABOVE = (  # fields of the only model that are the response's own too
@@ -38,10 +40,11 @@ DESCRIBED_ABOVE = (  # fields of the only model that are the response's own too
 
 @dataclass(frozen=True)
 class Admin:
-    """The methods of guard.v1: Inspect and Describe."""
+    """The methods of guard.v1: Inspect, Describe and Reload."""
 
     service: Service
     readiness: Readiness
+    reloader: Reloader
 
     async def inspect(self, request: bytes, call: Call) -> bytes:
         """Answer Inspect: a verdict as `enforce` would have it; nothing is forwarded, and no request metric changes."""
@@ -91,8 +94,17 @@ class Admin:
             not_ready_because=because or "",
         )
 
+    async def reload(self, request: bytes, call: Call) -> bytes:  # noqa: ARG002
+        """Answer Reload once it is over; where it failed, with the status of what is wrong with the settings."""
+        found = await self.reloader.reload("admin")
+        answer: bytes = ReloadResponse(
+            result=found.result, changed=found.changed, needs_restart=found.needs_restart
+        ).SerializeToString()
+        return answer
+
     def methods(self, door: Door) -> Methods:
-        return {f"/{SERVICE}/Inspect": door.unary(self.inspect), f"/{SERVICE}/Describe": door.unary(self.describe)}
+        works = {"Inspect": self.inspect, "Describe": self.describe, "Reload": self.reload}
+        return {f"/{SERVICE}/{name}": door.unary(work) for name, work in works.items()}
 
 
 def inspect_response(bundle: Bundle, found: Inspection) -> InspectResponse:

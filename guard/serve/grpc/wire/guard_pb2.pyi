@@ -114,3 +114,17 @@ class Model(_message.Message):
     ready: bool
     not_ready_because: str
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., label: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., manifest_json: _Optional[str] = ..., mode: _Optional[str] = ..., on_failure: _Optional[str] = ..., rows: _Optional[str] = ..., repair: _Optional[str] = ..., reject_rate: _Optional[float] = ..., flag_rate: _Optional[float] = ..., calibration_items: _Optional[int] = ..., ready: bool = ..., not_ready_because: _Optional[str] = ...) -> None: ...
+
+class ReloadRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReloadResponse(_message.Message):
+    __slots__ = ("result", "changed", "needs_restart")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_RESTART_FIELD_NUMBER: _ClassVar[int]
+    result: str
+    changed: _containers.RepeatedScalarFieldContainer[str]
+    needs_restart: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, result: _Optional[str] = ..., changed: _Optional[_Iterable[str]] = ..., needs_restart: _Optional[_Iterable[str]] = ...) -> None: ...
