@@ -1,4 +1,4 @@
-"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, model-server and probe."""
+"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, model-server, probe and drain."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def serve(
     ] = None,
     admin_listen: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="guard.v1: Inspect and Describe.", show_default="127.0.0.1:8083"),
+        typer.Option(metavar="ADDRESS", help="guard.v1: Inspect, Describe and Drain.", show_default="127.0.0.1:8083"),
     ] = None,
     mode: Annotated[str | None, typer.Option(help="enforce, flag, shadow or off.", show_default="enforce")] = None,
     on_failure: Annotated[
@@ -179,12 +179,36 @@ def model_server(
 
 
 def probe(
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", show_default=False)],
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT|unix:PATH", show_default=False)],
     *,
     service: Annotated[str, typer.Option(help="readiness, or empty for liveness.")] = "readiness",
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 2.0,
+    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS; the options below mean it, too.")] = False,
+    ca: Annotated[Path | None, typer.Option(metavar="PEM", help="Whom to trust.", show_default="the system's")] = None,
+    certificate: Annotated[Path | None, typer.Option(metavar="PEM", help="What to show.", show_default=False)] = None,
+    key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.", show_default=False)] = None,
+    server_name: Annotated[
+        str | None, typer.Option(help="The name in the server's certificate.", show_default="HOST")
+    ] = None,
 ) -> None:
     """Exit code 0 if the guard is healthy, 10 if not: for exec probes and scripts."""
+    from guard.serve.probe import ProbeTls
     from guard.serve.probe import probe as run
 
-    run(address, service, timeout_s=timeout_s)
+    wanted = tls or any(given is not None for given in (ca, certificate, key, server_name))
+    spoken = ProbeTls(ca, certificate, key, server_name) if wanted else None
+    run(address, service, timeout_s=timeout_s, tls=spoken)
+
+
+def drain(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="HOST:PORT", envvar="GUARD_ADMIN_LISTEN", help="The guard's admin_listen.", show_envvar=True
+        ),
+    ] = "127.0.0.1:8083",
+) -> None:
+    """Send a guard's clients elsewhere before it is stopped: for preStop hooks. Returns after its drain_s."""
+    from guard.serve.drain_call import drain as run
+
+    typer.echo(run(address))

@@ -18,6 +18,7 @@
         ├── Uninspectable        its pixels do not travel with it, so they cannot be inspected
         ├── UnknownModel         no bundle guards the model it names
         ├── UnknownService       no health is known for the service it names
+        ├── Unauthenticated      it does not say who calls, or not so that it can be believed
         ├── NotAllowed           a remote procedure that the operator has not opened
         ├── Rejected             inspected, and refused
         ├── Unchecked            it could not be inspected, and the guard fails closed
@@ -148,6 +149,11 @@ class UnknownService(RequestError):
     status = "NOT_FOUND"
     exit_code = 3
     http_status = 404
+
+
+class Unauthenticated(RequestError):
+    status = "UNAUTHENTICATED"
+    exit_code = 3
 
 
 class NotAllowed(RequestError):

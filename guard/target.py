@@ -64,6 +64,12 @@ def is_socket_path(text: str) -> bool:
     return short_enough and path.isprintable() and (absolute or path == text)
 
 
+def socket_path(text: str) -> str | None:
+    """The path of the unix socket that `unix:PATH` or `unix:///PATH` names; None where the text is neither."""
+    scheme, _, rest = text.partition(":")
+    return rest.removeprefix("//") if scheme == "unix" and is_socket_path(rest) else None
+
+
 def is_authority(text: str) -> bool:
     """Whether this can stand in the header :authority: a host, with or without a port."""
     return AUTHORITY.fullmatch(text) is not None

@@ -29,6 +29,7 @@ from guard.serve.metrics import Metrics
 from guard.serve.model_metrics import show_models
 from guard.serve.models import Models, ModelTable, check_distinct
 from guard.serve.readiness import Readiness
+from guard.signing import Trust, TrustedKey, open_trusted
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class OpenedModel:
     policy: Policy
     answers: AnswerCalibration | None
     warnings: tuple[str, ...]
+    signer: TrustedKey | None = None  # the key that has signed the bundle, where keys are trusted
+    unsigned: bool = False  # though keys are trusted
 
     @property
     def label(self) -> str:
@@ -75,19 +78,20 @@ def served_spec(config: ModelConfig, bundle: Bundle) -> ModelSpec:
     return replace(model, name=config.name or model.name, version=config.version or model.version)
 
 
-def open_models(config: ServeConfig) -> tuple[OpenedModel, ...]:
-    """Open every bundle once, verified, and check every model's settings against it.
+def open_models(config: ServeConfig, trust: Trust) -> tuple[OpenedModel, ...]:
+    """Open every bundle once, verified, with a signature as `trust` wants it, and check its models' settings.
 
     Raises:
         UserError: ConfigError, BundleError or PromiseError; the message begins with the table that is to blame.
     """
-    bundles: dict[str, Bundle] = {}
+    bundles: dict[str, tuple[Bundle, TrustedKey | None]] = {}
     opened = []
     for model in config.model_configs():
         with blaming(model):
-            bundle = bundles.get(model.bundle) or Bundle.open(model.bundle)
-            bundles[model.bundle] = bundle
-            opened.append(OpenedModel.of(model, bundle, allow_methods=config.allow_methods))
+            bundle, signer = bundles.get(model.bundle) or open_trusted(model.bundle, trust)
+            bundles[model.bundle] = bundle, signer
+            found = OpenedModel.of(model, bundle, allow_methods=config.allow_methods)
+            opened.append(replace(found, signer=signer, unsigned=signer is None and bool(trust.keys)))
     check_distinct((model.config.place, model.spec.name, model.spec.version) for model in opened)
     return tuple(opened)
 
@@ -206,22 +210,22 @@ def slowness(model: GuardedModel) -> str | None:
 
 
 @asynccontextmanager
-async def at_work(config: ServeConfig, workshop: Workshop) -> AsyncIterator[Models]:
+async def at_work(config: ServeConfig, trust: Trust, workshop: Workshop) -> AsyncIterator[Models]:
     """Put models to work within the block, their programs not loaded yet; then those that are at work by then stop.
 
     Raises:
         UserError: as `open_models`.
     """
-    models = begun(config, workshop)  # and nothing here holds a table, which a reload replaces
+    models = begun(config, trust, workshop)  # and nothing here holds a table, which a reload replaces
     try:
         yield models
     finally:
         await models.close()
 
 
-def begun(config: ServeConfig, workshop: Workshop) -> Models:
+def begun(config: ServeConfig, trust: Trust, workshop: Workshop) -> Models:
     """Open what the settings name, and let its queues take requests."""
-    opened = open_models(config)
+    opened = open_models(config, trust)
     table = workshop.table(opened, workshop.loaded_bundles(opened, config), config)
     show_models(workshop.metrics, None, table)
     told(opened, workshop.log)
@@ -234,6 +238,18 @@ def told(opened: Sequence[OpenedModel], log: Log) -> None:
     """Write into the log which models are guarded, and how, and what their settings make risky."""
     for model in opened:
         settings = {name: getattr(model.config, name) for name in ("mode", "on_failure", "forward")}
-        log.info("guarding", model=model.label, bundle=model.config.bundle, digest=model.bundle.digest, **settings)
+        signed_by = None if model.signer is None else model.signer.id
+        log.info(
+            "guarding",
+            model=model.label,
+            bundle=model.config.bundle,
+            digest=model.bundle.digest,
+            signed_by=signed_by,
+            **settings,
+        )
+        if model.bundle.beside:
+            log.info("beside the bundle", model=model.label, ignored=model.bundle.beside)
+        if model.unsigned:
+            log.warning("bundle not signed", model=model.label, warning="require_signature = false lets it be used")
         for warning in model.warnings:
             log.warning("thin promise", model=model.label, warning=warning)

@@ -29,6 +29,7 @@ from guard.serve.loaded_bundle import LoadedBundle
 from guard.serve.model_metrics import show_models
 from guard.serve.models import Models, ModelTable
 from guard.serve.open_models import Workshop, open_models, told
+from guard.signing import Trust
 
 Result = Literal["applied", "unchanged", "failed"]
 RELOADABLE = frozenset({*OF_A_MODEL, MODELS, "allow_models", "log_level"})
@@ -118,7 +119,9 @@ class Reloader:
         if kept:
             self.log.warning("restart needed", settings=kept, warning="these settings changed and stay as they are")
         check_complete(config)
-        opened = await thread.open(lambda: open_models(config))
+        opened = await thread.open(
+            lambda: open_models(config, Trust.of(config.trusted_keys, required=config.require_signature))
+        )
         digests = {model.label: model.bundle.digest for model in opened}
         at_work = {model.label: model.bundle.digest for model in before.models}
         if config == self.config and digests == at_work:

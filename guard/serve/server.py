@@ -27,6 +27,7 @@ from guard.container import memory_bytes
 from guard.serve.allocator import few_heaps
 from guard.serve.check_settings import check_complete
 from guard.serve.device_thread import DeviceThread
+from guard.serve.draining import Drain
 from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
@@ -36,11 +37,13 @@ from guard.serve.grpc.connection_limits import ConnectionLimits
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.gatekeeper import Wall
 from guard.serve.grpc.health import HEALTH, Health
+from guard.serve.grpc.identification import identifying
 from guard.serve.grpc.listener import Listener, Methods, listening
 from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
 from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import SERVICE, Upstream
+from guard.serve.grpc.upstream_channel import UpstreamChannel
 from guard.serve.grpc.upstream_watch import UpstreamWatch
 from guard.serve.limits import MIN_ANSWER_BYTES, Limits
 from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
@@ -51,6 +54,7 @@ from guard.serve.open_models import Workshop, at_work
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
 from guard.serve.reload import Reloader
+from guard.serve.security import Security, following
 from guard.serve.watch_files import FileWatch, Watched
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
 
@@ -68,6 +72,7 @@ class Serving:
     readiness: Readiness
     models: Models
     reloader: Reloader
+    upstream_channels: UpstreamChannel
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
     authz: Listener | None = None  # of Envoy's checks
 
@@ -93,24 +98,24 @@ def serve(config: ServeConfig, source: Source | None = None) -> None:
 
 async def serve_until_signal(config: ServeConfig, source: Source | None) -> None:
     with line_writer(STANDARD_ERROR_CODE) as stream, bridged(log := Log(config.log_level, stream)):
-        stop, again = asyncio.Event(), asyncio.Event()
+        stop, reread = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, again.set)  # before all else: unhandled, it ends the process
+        loop.add_signal_handler(signal.SIGHUP, reread.set)  # before all else: unhandled, it ends the process
         async with (
             running(config, log=log, source=source) as serving,
-            in_background(reload_at(again, serving.reloader), partial(serving.readiness.say, "listener")),
+            in_background(reload_at(reread, serving.reloader), partial(serving.readiness.say, "listener")),
         ):
             gc.freeze()  # what is here now stays: the garbage collector need not look at it again
             await stop.wait()
             stop.clear()
             draining = asyncio.create_task(serving.drain())
-            second = asyncio.create_task(stop.wait())  # a second signal: leave at once
-            await asyncio.wait([draining, second], return_when=asyncio.FIRST_COMPLETED)
-            for task in (draining, second):
+            again = asyncio.create_task(stop.wait())  # a second signal: leave at once
+            await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
+            for task in (draining, again):
                 task.cancel()
-            await asyncio.gather(draining, second, return_exceptions=True)
+            await asyncio.gather(draining, again, return_exceptions=True)
         log.info("stopped")
 
 
@@ -124,19 +129,24 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
         UserError: as `serve`.
     """
     check_complete(config)
+    security = Security.open(config)
     readiness = told_to(log)
     metrics = build_metrics(readiness, log)
     async with AsyncExitStack() as stack:
         thread = stack.enter_context(closing(DeviceThread()))
         workshop = Workshop(metrics=metrics, readiness=readiness, log=log, thread=thread)
-        models = await stack.enter_async_context(at_work(config, workshop))
+        models = await stack.enter_async_context(at_work(config, security.trust, workshop))
         limits = stated(Limits.of(config, models.table.inputs, memory_bytes=memory_bytes()), log)
         upstream = await stack.enter_async_context(
-            Upstream.open(config, max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES))
+            Upstream.open(
+                config,
+                max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES),
+                identity=security.upstream_now,
+            )
         )
         pulse = Pulse()
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
-        door, side_door = stack.enter_context(doors(config, limits, log))
+        door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
         service = Service(models=models, upstream=upstream, metrics=metrics, door=door, log=log)
         passage = Passage(
@@ -156,8 +166,7 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
             watch=UpstreamWatch(upstream, models, readiness),
             limits=limits,
         )
-        health = Health(readiness)
-        both = health.methods(side_door)
+        both = (health := Health(readiness)).methods(side_door)
         listen = partial(
             listening,
             max_message_bytes=limits.message_bytes,
@@ -165,15 +174,40 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
         )
         methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
         inference = await stack.enter_async_context(
-            listen(config.listen, methods, passage.closed(None), gates=service.gates())
+            listen(
+                config.listen,
+                methods,
+                passage.closed(None),
+                gates=service.gates(),
+                credentials=security.credentials,
+            )
         )
+        authz = await stack.enter_async_context(
+            authorizing(config, service, door, both, passage.closed(None), security)
+        )
+        draining = Drain(
+            (inference, *authz.values()),
+            (door, side_door),
+            readiness,
+            log,
+            drain_s=config.drain_s,
+            grace_s=config.grace_s,
+            closing=health.close,
+        )
+        stack.push_async_callback(draining.stop)
         methods = {
-            **Admin(service, readiness, reloader).methods(side_door),
+            **Admin(service, readiness, reloader, draining).methods(operators_door),
             **both,
-            **reflecting([guard_admin.SERVICE, HEALTH], side_door),
+            **reflecting([guard_admin.SERVICE, HEALTH], operators_door),
         }
-        admin = await stack.enter_async_context(listen(config.admin_listen, methods, passage.closed(None)))
-        authz = await stack.enter_async_context(authorizing(config, service, door, both, passage.closed(None)))
+        admin = await stack.enter_async_context(
+            listen(
+                config.admin_listen,
+                methods,
+                passage.closed(None),
+                credentials=security.credentials_at(config.admin_listen),
+            )
+        )
         for name, listener in {"inference": inference, "admin": admin, **authz}.items():
             listener.changed = partial(listener_changed, name, readiness, metrics)
         metrics_address = stack.enter_context(
@@ -185,6 +219,7 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
             )
         )
         stack.callback(health.close)
+        await stack.enter_async_context(following(security, log, metrics.registry, upstream.channels.renew))
         log.info(
             "listening",
             inference=inference.address,
@@ -193,6 +228,8 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
             **{name: listener.address for name, listener in authz.items()},
             upstream=config.upstream,
             mode=models.table.strictest_mode,
+            tls=security.listener is not None,
+            principal_from=config.principal_from,
             models=models.table.labels,
             max_message_bytes=limits.message_bytes,
             max_bytes_in_flight=limits.in_flight_bytes,
@@ -200,20 +237,22 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
         await reloader.begin()
         await stack.enter_async_context(in_background(reloader.watch.run(), partial(readiness.say, "upstream")))
         await stack.enter_async_context(watching_files(reloader, source, log))
-
-        async def drain() -> None:
-            readiness.say("drain", "the guard is shutting down")
-            await asyncio.sleep(config.drain_s)
-            health.close()
-            await asyncio.gather(door.empty(config.grace_s), side_door.empty(config.grace_s))
-            await inference.stop()
-
-        yield Serving(inference, admin, metrics_address, readiness, models, reloader, drain, authz.get("authz"))
+        yield Serving(
+            inference,
+            admin,
+            metrics_address,
+            readiness,
+            models,
+            reloader,
+            upstream.channels,
+            draining.finish,
+            authz.get("authz"),
+        )
 
 
 @asynccontextmanager
 async def authorizing(
-    config: ServeConfig, service: Service, door: Door, beside: Methods, other: Wall
+    config: ServeConfig, service: Service, door: Door, beside: Methods, other: Wall, security: Security
 ) -> AsyncIterator[dict[str, Listener]]:
     """Answer Envoy's checks within the block, on a listener of their own; there is none unless the settings say where.
 
@@ -226,7 +265,12 @@ async def authorizing(
     methods = {**Authorization(config, service, door).methods(), **beside}
     largest_bytes, limits = door.largest_bytes + HEADERS_BYTES, ConnectionLimits.of(config)
     async with listening(
-        config.authz_listen, methods, other, max_message_bytes=largest_bytes, limits=limits
+        config.authz_listen,
+        methods,
+        other,
+        max_message_bytes=largest_bytes,
+        limits=limits,
+        credentials=security.credentials_at(config.authz_listen),
     ) as listener:
         yield {"authz": listener}
 
@@ -278,8 +322,11 @@ def stated(limits: Limits, log: Log) -> Limits:
 
 
 @contextmanager
-def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door, Door]]:
-    """Open a door for tensors and one for small messages, a share of the memory each, so that probes find theirs."""
+def doors(config: ServeConfig, limits: Limits, security: Security, log: Log) -> Iterator[tuple[Door, Door, Door]]:
+    """Open a door for tensors and one for small messages, a share of the memory each, so that probes find theirs.
+
+    The third, for operators, shares the memory of the second and has its own way to tell who calls.
+    """
     side_bytes = max(limits.message_bytes, limits.in_flight_bytes // SIDE_DIVISOR)
     main = Permits(limits.in_flight_bytes - side_bytes, largest_bytes=limits.message_bytes)
     side = Permits(side_bytes, largest_bytes=limits.message_bytes, patience_s=SIDE_PATIENCE_S)
@@ -289,12 +336,13 @@ def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door,
         read_timeout_s=config.read_timeout_s,
         log=log,
     )
-    door, side_door = made(main), made(side)
+    clients, operators = identifying(security.principals), identifying(security.operators)
+    found = made(main, identify=clients), made(side, identify=clients), made(side, identify=operators)
     try:
-        yield door, side_door
+        yield found
     finally:
-        door.close()
-        side_door.close()
+        for door in found:
+            door.close()
 
 
 def build_metrics(readiness: Readiness, log: Log) -> Metrics:

@@ -25,6 +25,7 @@ from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_o
 from guard.serve.grpc.gatekeeper import Refusal
 from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_sent
 from guard.serve.grpc.upstream import Answer
+from guard.serve.principal import ANONYMOUS
 
 UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 DOMAIN = "inference-guard"
@@ -50,6 +51,8 @@ class Call:
     budget_s: float = math.inf  # that is over then
     id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
     message_id: str = ""  # that the client's message bears
+    principal: str = ""  # who calls, where a source tells that
+    withheld: frozenset[str] = ANONYMOUS.withheld  # names of headers that do not go up
     told: str | None = None  # the verdict, as far as the client may know it
     items: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -85,14 +88,16 @@ class Call:
 
     @property
     def names(self) -> dict[str, str]:
-        """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
+        """The names of the call for a log line: the guard's id, the request's, those of its trace, and who calls."""
         found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
-        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found}
+        who = {"principal": self.principal} if self.principal else {}
+        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **who}
 
     @property
     def upward(self) -> Metadata:
         """The metadata for the upstream: the client's own and our marks, and a request id if the client gave none."""
-        own = end_to_end(self.context.invocation_metadata())
+        came = end_to_end(self.context.invocation_metadata())
+        own = tuple(pair for pair in came if pair[0] not in self.withheld)
         if any(key == REQUEST_ID for key, _ in own):
             return (*own, *self.marks)
         name = self.message_id[:MAX_NAME_CHARACTERS]

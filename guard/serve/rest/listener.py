@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from guard.config import ServeConfig
 from guard.serve.exposition import listen
 from guard.serve.neighbours import port_error
+from guard.serve.rest.tls import PEER, peer_of
 from guard.target import split_address
 
 MAX_HEAD_BYTES = 64 * 1024  # of the request line and all headers
@@ -44,6 +46,7 @@ class BoundedProtocol(H11Protocol):
         self.idle_since = time.monotonic()
         self.old_at = self.idle_since + (self.max_age_s or 0.0) * (1 + random.uniform(-AGE_SPREAD, AGE_SPREAD))
         super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER: peer_of(transport)}
         if len(self.connections) > self.max_connections:
             idle = [one for one in self.connections if isinstance(one, BoundedProtocol) and one.is_idle]
             (min(idle, key=lambda one: one.idle_since) if idle else self).transport.abort()
@@ -124,8 +127,12 @@ class HttpListener:
 
 
 @asynccontextmanager
-async def listening(address: str, app: ASGIApp, config: ServeConfig) -> AsyncIterator[HttpListener]:
+async def listening(
+    address: str, app: ASGIApp, config: ServeConfig, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[HttpListener]:
     """Serve `app` within the block; at its end, `grace_s` are left to what is under way.
+
+    A request's state holds the `Peer` that it came from, as `PEER`.
 
     Raises:
         PortError: the address cannot be listened on.
@@ -150,6 +157,7 @@ async def listening(address: str, app: ASGIApp, config: ServeConfig) -> AsyncIte
             timeout_graceful_shutdown=int(config.grace_s),
         )
         settings.load()
+        settings.ssl = tls
         server = uvicorn.Server(settings)
         server.lifespan = settings.lifespan_class(settings)
         await server.startup(sockets=[socket])
