@@ -100,6 +100,7 @@ class ServeConfig:
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     grace_s: float = 30.0  # for calls under way once the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
+    watch_files: bool = True  # settings and bundles are read again when their files change
     models: tuple[ModelConfig, ...] = ()  # tables of guard.toml, where it guards several: [models.NAME], each a bundle
 
     def model_configs(self) -> tuple[ModelConfig, ...]:
@@ -110,6 +111,19 @@ class ServeConfig:
 def service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The names of variables that begin like settings and are Kubernetes' links to Services: they are left alone."""
     return tuple(sorted(name for name, value in environment.items() if is_service_link(name, value)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source of all settings: a file, which may change, and the environment and the flags of the start."""
+
+    file: Path | None
+    environment: Mapping[str, str]
+    flags: Mapping[str, Any]
+
+    def load(self) -> ServeConfig:
+        """Read the settings, as they are now. Raises ConfigError as `load_config`."""
+        return load_config(self.file, self.environment, self.flags)
 
 
 def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServeConfig:
