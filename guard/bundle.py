@@ -2,6 +2,7 @@
 
 Rule 1: a bundle is written whole or not at all, and never changed.
 Rule 2: what is not named in the manifest with its SHA-256 is not part of it; what is named and differs is an error.
+        A signature of the whole may lie beside the manifest (`guard/signature.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from guard.manifest import FORMAT_VERSION, Manifest, ProgramSpec, RepairSpec
 
 READ_VERSIONS = (2, 3, FORMAT_VERSION)  # 2 knows no features of tables, 3 no opinions of repairs
 MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
+SIGNATURE = "model.sig"  # beside the manifest, where the bundle was signed; see `guard/signature.py`
 ANSWER_CALIBRATION = "answer.npz"  # of a closed model's answers, for a guard that forwards before its verdict
 
 # What reading a damaged archive may raise; an unknown compression or a password is a RuntimeError.
@@ -50,6 +52,13 @@ class Bundle:
     path: Path
     manifest: Manifest
     digest: str  # SHA-256 of manifest.json, hence of everything
+    files: Mapping[str, str]  # the SHA-256 (hex) of each file beside the manifest, as it was verified
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The names of what lies in the directory and is no part of the bundle: mounts and editors leave such."""
+        known = {*self.files, MANIFEST, SIGNATURE}
+        return tuple(sorted(entry.name for entry in self.path.iterdir() if entry.name not in known))
 
     @staticmethod
     def open(path: str | Path) -> Bundle:
@@ -83,7 +92,7 @@ class Bundle:
         named = [p.file for p in manifest.programs] + [r.file for r in manifest.repairs] + [CALIBRATION, "samples.npz"]
         if absent := [name for name in named if name not in files]:
             raise BundleError(f"{file} does not vouch for {', '.join(absent)}; the bundle is damaged or foreign")
-        return Bundle(root, manifest, hashlib.sha256(text).hexdigest())
+        return Bundle(root, manifest, hashlib.sha256(text).hexdigest(), files)
 
     @property
     def identity(self) -> str:
@@ -127,7 +136,7 @@ class Bundle:
 def verify_files(root: Path, files: Mapping[str, str]) -> None:
     """Raise BundleError for a missing, altered or added file; hidden files are ignored: some mounts leave theirs."""
     for file in sorted(root.iterdir()):
-        if file.is_file() and file.name not in {*files, MANIFEST} and not file.name.startswith("."):
+        if file.is_file() and file.name not in {*files, MANIFEST, SIGNATURE} and not file.name.startswith("."):
             raise BundleError(f"{file} is not named in the manifest; a bundle holds nothing else")
     for name, expected in files.items():
         file = root / plain_name(name)
@@ -138,9 +147,9 @@ def verify_files(root: Path, files: Mapping[str, str]) -> None:
 
 
 def plain_name(name: str) -> str:
-    """Return `name`. Raises BundleError where it leads out of the bundle, or to its manifest."""
-    if Path(name).name != name or name in (".", "..", MANIFEST):
-        raise BundleError(f"{name!r} is no name of a file in a bundle: it lies elsewhere")
+    """Return `name`. Raises BundleError where it leads out of the bundle, to its manifest or to its signature."""
+    if Path(name).name != name or name in (".", "..", MANIFEST, SIGNATURE):
+        raise BundleError(f"{name!r} is no name of a file in a bundle: it lies elsewhere, or is taken")
     return name
 
 

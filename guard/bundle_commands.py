@@ -1,4 +1,4 @@
-"""Commands that need a bundle or a server and no torch: score, inspect, serve, model-server and probe."""
+"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, model-server and probe."""
 
 from __future__ import annotations
 
@@ -52,16 +52,39 @@ def inspect(
     bundle: BundleArgument,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="The manifest as it stands.")] = False,
+    trusted_key: Annotated[
+        list[Path] | None,
+        typer.Option(help="Public key (PEM): refuses what it did not sign.", show_default=False),
+    ] = None,
 ) -> None:
-    """Print what is in a bundle, and what each detector costs."""
-    from guard.bundle import MANIFEST, Bundle
+    """Print what is in a bundle, who signed it, and what each detector costs."""
+    from guard.bundle import MANIFEST
+    from guard.signing import Trust, open_trusted
     from guard.summary import summarise
 
-    opened = Bundle.open(bundle)
+    opened, signer = open_trusted(bundle, Trust.of(trusted_key or ()))
     if as_json:
         typer.echo((opened.path / MANIFEST).read_text(encoding="utf-8").rstrip())
     else:
-        typer.echo(summarise(opened))
+        typer.echo(summarise(opened, verified_by=signer))
+
+
+def sign(
+    bundle: BundleArgument,
+    *,
+    key: Annotated[Path, typer.Option(metavar="PEM", help="The private key: ECDSA, P-256.", show_default=False)],
+    replace: Annotated[bool, typer.Option(help="Sign anew a bundle that is signed already.")] = False,
+) -> None:
+    """Sign a bundle as OpenSSF model signing does; guard serve checks it against trusted_keys."""
+    from guard.bundle import Bundle
+    from guard.signing import sign as run
+
+    def ask() -> str:
+        password: str = typer.prompt(f"password of {key}", hide_input=True, err=True)
+        return password
+
+    file, key_id = run(Bundle.open(bundle), key, ask=ask, replace=replace)
+    typer.echo(f"{file}, by the key {key_id}")
 
 
 def serve(

@@ -60,6 +60,18 @@ class Readings:
         )
 
 
+def joined(parts: list[Readings]) -> Readings:
+    """Join the readings of consecutive items into one."""
+    return Readings(
+        logits=np.concatenate([part.logits for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+        risk=np.concatenate([part.risk for part in parts]),
+        p_value=np.concatenate([part.p_value for part in parts]),
+        program=np.concatenate([part.program for part in parts]),
+        detector_p=np.concatenate([part.detector_p for part in parts]),
+    )
+
+
 def level_above(program: int, last: int) -> int:
     """The level of an item that a program decides because its risk lies above the band; `last` is the last program."""
     return 2 * last - program

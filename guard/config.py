@@ -39,8 +39,11 @@ class ServeConfig:
     upstream_ca: str | None = None  # PEM file of the certificates that its own must lead to; None: the system's
     upstream_authority: str | None = None  # name for :authority and its certificate; None: the target's
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
+    rest_listen: str = ""  # clients; Open Inference Protocol over HTTP; empty: no such door
+    rest_upstream: str = ""  # the same model server over HTTP: http://HOST:PORT or https://HOST:PORT
     admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
+    authz_listen: str = ""  # Envoy's checks (ext_authz), by those that forward themselves; "": none
     mode: Mode = "enforce"  # shadow and off change nothing for any client, flag rejects nothing
     on_failure: OnFailure = "closed"  # whether a request that cannot be checked passes
     reject_rate: float | None = None  # share of clean items that may be rejected; None: the bundle's
@@ -223,7 +226,7 @@ def check(config: ServeConfig, places: Mapping[str, str]) -> None:
         ),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(
-            ("listen", "admin_listen", "metrics_listen"),
+            ("listen", "admin_listen", "metrics_listen", "authz_listen"),
             (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
         ),
         "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),

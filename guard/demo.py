@@ -279,8 +279,8 @@ def client(address: str) -> Iterator[Callable[[NDArray[Any]], bool]]:
     """A plain gRPC client of the Open Inference Protocol; its call says whether the input passed, in its own type."""
     import grpc
 
-    from guard.serve.grpc.decode import DTYPES
     from guard.serve.grpc.wire import inference_pb2
+    from guard.serve.tensor import DTYPES
 
     names = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -26,7 +26,7 @@
         ├── Expired              its deadline passed before the program ran
         └── UpstreamDown         the model server cannot be reached
 
-Each class owns its gRPC status and its exit code; the README lists both.
+Each class owns its gRPC status and its exit code, one of a request its HTTP status, too; the README lists them.
 """
 
 from __future__ import annotations
@@ -117,46 +117,55 @@ class RequestError(GuardError):
 
     status = "INTERNAL"
     exit_code = 1
+    http_status: ClassVar[int] = 500
 
 
 class MalformedRequest(RequestError):
     status = "INVALID_ARGUMENT"
     exit_code = 3
+    http_status = 400
 
 
 class TooLarge(RequestError):
     status = "RESOURCE_EXHAUSTED"
     exit_code = 3
+    http_status = 413
 
 
 class Uninspectable(RequestError):
     status = "FAILED_PRECONDITION"
     exit_code = 3
+    http_status = 400
 
 
 class UnknownModel(RequestError):
     status = "NOT_FOUND"
     exit_code = 3
+    http_status = 404
 
 
 class UnknownService(RequestError):
     status = "NOT_FOUND"
     exit_code = 3
+    http_status = 404
 
 
 class NotAllowed(RequestError):
     status = "UNIMPLEMENTED"
     exit_code = 3
+    http_status = 404
 
 
 class Rejected(RequestError):
     status = "PERMISSION_DENIED"
     exit_code = 3
+    http_status = 403
 
 
 class Unchecked(RequestError):
     status = "UNAVAILABLE"
     exit_code = 10
+    http_status = 503
 
     def __init__(self, message: str = "", *, elsewhere: bool = False) -> None:
         """Create the error; `elsewhere`: another replica may well answer, so clients may retry."""
@@ -167,22 +176,26 @@ class Unchecked(RequestError):
 class InspectionTimeout(RequestError):
     status = "UNAVAILABLE"
     exit_code = 10
+    http_status = 503
     may_retry = False
 
 
 class Overloaded(RequestError):
     status = "RESOURCE_EXHAUSTED"
     exit_code = 10
+    http_status = 429
 
 
 class Expired(RequestError):
     status = "DEADLINE_EXCEEDED"
     exit_code = 10
+    http_status = 408
 
 
 class UpstreamDown(RequestError):
     status = "UNAVAILABLE"
     exit_code = 10
+    http_status = 502
 
 
 def leaves(root: type[GuardError] = GuardError) -> Iterator[type[GuardError]]:

@@ -10,10 +10,12 @@ from guard.choice_text import choice_text
 from guard.feature_values import feature_text
 from guard.features import only_names
 from guard.manifest import InputSpec, Manifest, OutputSpec
+from guard.signature import read_envelope
+from guard.signing import TrustedKey, short
 
 
-def summarise(bundle: Bundle) -> str:
-    """Summarise a bundle as plain text for 80 columns."""
+def summarise(bundle: Bundle, *, verified_by: TrustedKey | None = None) -> str:
+    """Summarise a bundle as plain text for 80 columns; `verified_by` is the key that its signature was verified by."""
     manifest, calibration = bundle.manifest, bundle.calibration
     model, spec = manifest.model, manifest.model.input
     smallest = smallest_rate(calibration.items)
@@ -22,6 +24,8 @@ def summarise(bundle: Bundle) -> str:
         f"bundle      {bundle.path}",
         f"digest      {bundle.digest[:16]}",
         f"guard       {bundle.identity[:16]}: its programs and calibration; reports name it",
+        *signed_lines(bundle, verified_by),
+        *beside_lines(bundle),
         f"model       {model.name}{':' + model.version if model.version else ''}, fingerprint {model.fingerprint[:16]}",
         f"input       {spec.name} {spec.datatype} [item, {shape}], values {min(spec.low):g} to {max(spec.high):g}"
         + (f", {spec.grid + 1} levels" if spec.grid else ""),
@@ -46,6 +50,24 @@ def summarise(bundle: Bundle) -> str:
     for detector in manifest.detectors:
         lines += wrap(f"  {detector.expression}")
     return "\n".join(lines)
+
+
+def signed_lines(bundle: Bundle, verified_by: TrustedKey | None) -> list[str]:
+    """Lines on the signature: which key it names, and whether that was verified."""
+    envelope = read_envelope(bundle.path)
+    if verified_by is not None:
+        text = f"by the key {short(verified_by.id)} ({verified_by.file}), verified"
+    elif envelope is None:
+        text = "no"
+    else:
+        text = f"by the key {short(envelope.key_hint) or 'that it does not name'}, not verified: --trusted-key does"
+    return textwrap.wrap(text, width=80, initial_indent="signed      ", subsequent_indent=" " * 12)
+
+
+def beside_lines(bundle: Bundle) -> list[str]:
+    """Lines on what lies in the directory and is no part of the bundle."""
+    text = ", ".join(bundle.beside)
+    return textwrap.wrap(text, width=80, initial_indent="beside      ", subsequent_indent=" " * 12)
 
 
 def program_lines(manifest: Manifest) -> list[str]:

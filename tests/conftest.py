@@ -35,7 +35,9 @@ settings.load_profile("guard")
 # torch makes millions of small objects in no cycle, through which Python would look again and again
 COLLECTED_OBJECTS = (50_000, 50, 50)
 SHARED_GUARD = "tiny_job"  # the fixture that trains it: what asks for it is slow
-NO_GPU = "no GPU"  # the one reason for a skip that CI accepts
+NO_GPU = "no GPU"
+NO_ENVOY = "no Envoy; build it, 107 MB, once: python -m tests.side envoy"
+ACCEPTED = (NO_GPU, NO_ENVOY)  # the reasons for a skip that CI accepts
 skipped: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
@@ -51,6 +53,12 @@ def side() -> Callable[[str], Path]:
     from tests.side import ready
 
     return ready
+
+
+@pytest.fixture(scope="session")
+def no_envoy() -> str:
+    """The reason for which tests of a real Envoy are skipped where it is not built."""
+    return NO_ENVOY
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -122,7 +130,7 @@ def gpu_is_here() -> bool:
 
 
 class SkipRecord:
-    """Notes where a test or a whole file was skipped for any reason but `no GPU`."""
+    """Notes where a test or a whole file was skipped for a reason that is not accepted."""
 
     def __init__(self, places: list[str]) -> None:
         self.places = places
@@ -136,7 +144,7 @@ class SkipRecord:
     def note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if report.skipped and not hasattr(report, "wasxfail"):
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            if reason.removeprefix("Skipped: ") != NO_GPU:
+            if reason.removeprefix("Skipped: ") not in ACCEPTED:
                 self.places.append(f"{report.nodeid}: {reason}")
 
 
@@ -157,6 +165,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if os.environ.get("CI") == "true" and config.stash[skipped]:
-        terminalreporter.section(f"skips that CI does not accept (only {NO_GPU!r} is)")
+        terminalreporter.section(f"skips that CI does not accept (only {' and '.join(map(repr, ACCEPTED))} are)")
         for place in config.stash[skipped]:
             terminalreporter.line(place)

@@ -25,10 +25,19 @@ from tests import dockerfile
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
-LOCKED = ("triton", "mlserver", "sklearn", "stubs", "kubectl", "oldest")  # from tests/side/NAME.txt
+LOCKED = (
+    "triton",
+    "mlserver",
+    "kserve",
+    "sklearn",
+    "stubs",
+    "kubectl",
+    "oldest",
+    "signing",
+)  # from tests/side/NAME.txt
 # Likewise, but without an interpreter and what the main environment has. What tests read is built with the others, what
 # benchmarks read when it is asked for.
-SHELVES = ("zoo", "h2", "efficientnet", "art", "attacks", "models", "keras", "rapidocr")
+SHELVES = ("zoo", "h2", "efficientnet", "art", "attacks", "models", "keras", "rapidocr", "envoy")
 TESTED = ("zoo", "h2", "attacks")
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
@@ -97,11 +106,20 @@ def reach(name: str) -> None:
     Raises:
         StaleError: it has to be built first.
     """
+    if (folder := str(shelf(name))) not in sys.path:
+        sys.path.append(folder)
+
+
+def shelf(name: str) -> Path:
+    """The folder of a shelf's packages, for those that are run and never imported here.
+
+    Raises:
+        StaleError: it has to be built first.
+    """
     if stamp(name) != locked_key(name):
         cure = "make side" if name in TESTED else f"python -m tests.side {name}"
         raise StaleError(f".side/{name} is missing or stale; run: {cure}")
-    if str(SIDE / name) not in sys.path:
-        sys.path.append(str(SIDE / name))
+    return SIDE / name
 
 
 def build_image() -> bool:

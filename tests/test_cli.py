@@ -22,7 +22,7 @@ from guard.offline.job.suite import suites
 from guard.offline.preflight import check as checking
 from tests.serve import tiny_bundle
 
-COMMANDS = ("demo", "check", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe")
+COMMANDS = ("demo", "check", "train", "evaluate", "score", "inspect", "sign", "bench", "serve", "model-server", "probe")
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,19 @@ def test_help_names_what_there_is_and_shows_an_example(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    commands = ["demo", "check", "train", "evaluate", "score", "inspect", "bench", "serve", "model-server", "probe"]
+    commands = [
+        "demo",
+        "check",
+        "train",
+        "evaluate",
+        "score",
+        "inspect",
+        "sign",
+        "bench",
+        "serve",
+        "model-server",
+        "probe",
+    ]
     said = {}
     for command in commands:
         assert cli.run([command, "--help"]) == 0

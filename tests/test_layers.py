@@ -43,8 +43,11 @@ LAZY = {
     "guard/session.py": {"onnxruntime"},
     "guard/pictures.py": {"PIL"},
     **{f"guard/arrow_{part}.py": {"pyarrow"} for part in ("files", "labels", "values")},  # the extra [tables]
+    "guard/signing.py": {"cryptography"},  # the extra [sign]
+    "guard/serve/envoy/messages.py": {"envoy"},  # the extra [envoy]
     "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
 }
+EXTRAS = {"guard/serve/rest/": "rest"}  # rooms that may import what an extra installs, and are opened lazily
 UNSAFE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 
@@ -73,10 +76,24 @@ def third_party(floor_name: str) -> set[str]:
     return {IMPORTED_AS.get(name, name) for name in bare}
 
 
+def room(path: str) -> str | None:
+    """The room of an extra that a file lies in, or a module (`guard.serve.rest.app` as `guard/serve/rest/app`)."""
+    return next((room for room in EXTRAS if f"{path}/".startswith(room)), None)
+
+
+def of_extra(room: str | None) -> set[str]:
+    """Packages that a room may import, beside those of its floor."""
+    if room is None:
+        return set()
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    return {re.split(r"[<>=!~\[;]", line)[0].strip() for line in lines[EXTRAS[room]]} | {"h11"}  # uvicorn's own
+
+
 def breaches(file: str, source: str) -> list[str]:
     """What in this file breaks the law, one line each."""
     here = floor(file)
     found = []
+    extra = of_extra(room(file))
     for one in imports(source, package=".".join(file.removesuffix(".py").split("/")[:-1])):
         if one.top == "guard":
             there = floor_of_module(one.module)
@@ -86,6 +103,9 @@ def breaches(file: str, source: str) -> list[str]:
                 "offline": {"ground", "offline"},
                 "roof": {"ground", "roof", *(("serve", "offline") if one.lazy else ())},
             }[here]
+            inside = room(one.module.replace(".", "/"))
+            if inside not in (None, room(file)) and not one.lazy:
+                found.append(f"{file}:{one.line} imports {one.module} at import time, which takes an extra")
             if there not in allowed:
                 found.append(f"{file}:{one.line} {here} imports {one.module} ({there})")
         elif one.top in UNSAFE:
@@ -94,7 +114,7 @@ def breaches(file: str, source: str) -> list[str]:
             lazily = LAZY.get(file, set()) if one.lazy else set()
             if here == "roof" and one.lazy:
                 lazily = third_party("offline")
-            if one.top not in third_party(here) | lazily:
+            if one.top not in third_party(here) | lazily | extra:
                 found.append(f"{file}:{one.line} {here} imports {one.module}{'' if one.lazy else ' at import time'}")
     return found
 
@@ -114,6 +134,9 @@ def test_imports_go_down_only(file: str) -> None:
         ("guard/serve/engine.py", "from ..offline import compile"),
         ("guard/serve/engine.py", "import importlib\nimportlib.import_module('guard.offline')"),
         ("guard/serve/engine.py", "import sklearn.svm"),
+        ("guard/serve/server.py", "from guard.serve.rest import listener"),
+        ("guard/serve/server.py", "def f():\n    import uvicorn"),
+        ("guard/serve/rest/listener.py", "import fastapi"),
         ("guard/serve/grpc/wire/new.py", "import onnx"),
         ("guard/serve/engine.py", "import guard.cli"),
         ("guard/offline/training/fit_heads.py", "def f():\n    from guard.serve import wire"),
@@ -141,6 +164,8 @@ def test_the_law_finds_a_breach(file: str, source: str) -> None:
         ("guard/serve/engine.py", "from google.rpc import status_pb2\nfrom .wire import x"),
         ("guard/offline/training/fit_heads.py", "import torch\nfrom guard.errors import DataError\nimport sklearn.svm"),
         ("guard/session.py", "def f():\n    import onnxruntime"),
+        ("guard/serve/rest/listener.py", "import uvicorn\nfrom guard.serve.rest import app\nimport grpc"),
+        ("guard/serve/server.py", "def f():\n    from guard.serve.rest import listener"),
         (
             "guard/offline_commands.py",
             "import typer\ndef f():\n    from guard.offline import fit\n    from guard.serve import server",

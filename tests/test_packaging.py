@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.test_layers import EXTRAS
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 SOURCES = {
@@ -22,7 +24,7 @@ SOURCES = {
 SERVING = sorted(
     file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     for file in SOURCES
-    if file.endswith(".py") and not file.startswith("guard/offline/") and not file.endswith("__main__.py")
+    if file.endswith(".py") and not file.startswith(("guard/offline/", *EXTRAS)) and not file.endswith("__main__.py")
 )
 IMPORT_ALL = """
 import importlib, json, sys

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,11 +29,12 @@ def readme(root: Path) -> str:
 
 
 def test_every_command_block_runs(root: Path, readme: str, side: Callable[[str], Path], tmp_path: Path) -> None:
-    """The shell blocks in their order, then the Python one against what they left running."""
-    client, answer = tmp_path / "client.py", tmp_path / "answer"
-    (program,) = blocks(readme, "python")
-    client.write_text(program, encoding="utf-8")
-    script = "\n".join(["set -eu", *blocks(readme, "sh"), f'"{side("triton")}/python" "{client}" > "{answer}"'])
+    """The shell blocks in their order, then the client's against what they left running, and the one in process."""
+    client, local, answer = tmp_path / "client.py", tmp_path / "local.py", tmp_path / "answer"
+    for file, program in zip((client, local), blocks(readme, "python"), strict=True):
+        file.write_text(program, encoding="utf-8")
+    asked = (f'"{side("triton")}/python" "{client}" > "{answer}"', f'"{sys.executable}" "{local}"')
+    script = "\n".join(["set -eu", *blocks(readme, "sh"), *asked])
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["COLUMNS"] = "80"
     output = tmp_path / "output"

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.cascade import Readings
+from guard.cascade import Readings, joined
 from guard.errors import Expired, GuardError, MalformedRequest, Overloaded, Unchecked
 
 EXPIRED = "the deadline passed while the request waited to be inspected; nothing was forwarded"
@@ -256,15 +256,3 @@ def as_unchecked(error: Exception) -> Unchecked:
     unchecked = Unchecked("the guard failed while inspecting this request")
     unchecked.__cause__ = error
     return unchecked
-
-
-def joined(parts: list[Readings]) -> Readings:
-    """Join the readings of consecutive items into one."""
-    return Readings(
-        logits=np.concatenate([part.logits for part in parts]),
-        scores=np.concatenate([part.scores for part in parts]),
-        risk=np.concatenate([part.risk for part in parts]),
-        p_value=np.concatenate([part.p_value for part in parts]),
-        program=np.concatenate([part.program for part in parts]),
-        detector_p=np.concatenate([part.detector_p for part in parts]),
-    )

@@ -8,41 +8,23 @@ Rule 3: where the model's answer counts, a verdict before it rejects only what i
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.answer_evidence import AnswerCalibration
-from guard.calibration import Calibration, smallest_rate
-from guard.cascade import Readings, jitter
+from guard.calibration import Calibration
+from guard.cascade import jitter
 from guard.errors import Expired, GuardError, InspectionTimeout, MalformedRequest, Overloaded, Unchecked, Uninspectable
-from guard.fusion import Floats
-from guard.policy import Action, Policy, Verdict, decide, repaired
+from guard.judge import Inspection, Judge
+from guard.policy import Action, Policy, Verdict, repaired
 from guard.serve.batcher import Batcher
 from guard.serve.engine import Engine
 
 TOO_SLOW = "the inspection was not over within inspect_timeout_s"
-
-
-@dataclass(frozen=True, eq=False)
-class Inspection:
-    """The result of inspecting the items of one request."""
-
-    readings: Readings
-    verdict: Verdict
-    enacted: Action  # what the mode makes of the request's verdict
-    request_p_value: float | None  # where requests are judged as a whole
-    detectors: tuple[str, ...]  # of the readings' scores, in their order
-    ties: Floats = field(repr=False)  # [item] what breaks ties of risks
-
-    @property
-    def worst(self) -> int:
-        """The index of the item with the smallest p-value."""
-        return int(self.readings.p_value.argmin())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +36,11 @@ class Inspector:
     batcher: Batcher
     engine: Engine
     answers: AnswerCalibration | None = None  # of the model, where verdicts wait for these
+
+    @property
+    def judge(self) -> Judge:
+        """The judge of this inspector's policy and calibration."""
+        return Judge(self.policy, self.calibration)
 
     @property
     def max_items(self) -> int:
@@ -69,42 +56,22 @@ class Inspector:
             Uninspectable: the request cannot be judged as a whole, as the policy wants it.
             Overloaded, Unchecked, MalformedRequest: as `Batcher.submit`.
         """
-        self.check_judgeable(len(images))
+        self.judge.check_judgeable(len(images))
         try:
             readings = await self.batcher.submit(images, min(deadline, inspect_by))
         except Expired:
             if inspect_by < deadline:
                 raise InspectionTimeout(TOO_SLOW) from None
             raise
-        return self.judged(readings, self.calibration, jitter(images) if self.answers else np.zeros(len(images)))
-
-    def judged(self, readings: Readings, calibration: Calibration, ties: Floats) -> Inspection:
-        """The inspection of items with these readings, which the calibration has ranked."""
-        whole = self.whole(readings, calibration)
-        verdict = decide(readings.p_value.tolist(), self.policy, request_p_value=whole)
-        return Inspection(readings, verdict, self.policy.enact(verdict.request), whole, calibration.detectors, ties)
+        return self.judge.judged(readings, self.calibration, jitter(images) if self.answers else np.zeros(len(images)))
 
     def before_answer(self, found: Inspection, answers: AnswerCalibration) -> Inspection:
         """The inspection of a request by what is known before the model answers, whatever that will be."""
-        return self.judged(answers.before(found.readings), answers.ranks, found.ties)
+        return self.judge.judged(answers.before(found.readings), answers.ranks, found.ties)
 
     def after_answer(self, found: Inspection, answers: AnswerCalibration, named: NDArray[np.int64]) -> Inspection:
         """The inspection of a request with the classes [item] that the model names."""
-        return self.judged(answers.after(found.readings, found.ties, named), answers.ranks, found.ties)
-
-    def check_judgeable(self, items: int) -> None:
-        """Raise Uninspectable for a request that is judged as a whole and too large ever to be rejected."""
-        if self.policy.rows == "request" and smallest_rate(self.calibration.items // items) > self.policy.reject_rate:
-            most = self.calibration.items // (math.ceil(1 / self.policy.reject_rate) - 1)
-            raise Uninspectable(
-                f"a request of {items} items cannot be judged as a whole at the promised rate; send at most {most}"
-            )
-
-    def whole(self, readings: Readings, calibration: Calibration) -> float | None:
-        """The p-value of the riskiest item among requests of as many; None unless requests are judged as a whole."""
-        if self.policy.rows != "request":
-            return None
-        return calibration.request_p_value(float(readings.risk.max()), len(readings.risk))
+        return self.judge.judged(answers.after(found.readings, found.ties, named), answers.ranks, found.ties)
 
     async def repair(
         self, images: NDArray[Any], found: Inspection, deadline: float, inspect_by: float

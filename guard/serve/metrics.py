@@ -33,7 +33,7 @@ BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BUCKET_P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 OTHER = "other"
 STREAMS = ("ModelStreamInfer",)
-LISTENERS = ("inference", "admin")
+LISTENERS = ("inference", "admin", "authz")
 HELD = ("not_asked", "delivered", "discarded", "not_compared")
 ACTIONS = (
     *("pass", "flag", "repair", "reject"),

@@ -24,7 +24,7 @@ from guard.errors import MalformedRequest, ModelError, UnknownModel, first_line
 from guard.serve.event_loop import EventLoop
 from guard.serve.grpc.call import Call
 from guard.serve.grpc.connection_limits import ConnectionLimits
-from guard.serve.grpc.decode import DTYPES, TYPED_FIELD
+from guard.serve.grpc.decode import TYPED_FIELD
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.health import HEALTH, Health
 from guard.serve.grpc.listener import Handler, Methods, listening
@@ -49,6 +49,7 @@ from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
 from guard.serve.log import Log
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
+from guard.serve.tensor import DTYPES
 from guard.session import onnxruntime, session_options
 
 ONNX_TYPES = {  # ONNX Runtime's name -> the protocol's

@@ -33,14 +33,16 @@ from guard.serve.agreement import UpstreamComparison
 from guard.serve.allocator import few_heaps
 from guard.serve.batcher import Batcher
 from guard.serve.engine import Engine
+from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization, check_settings
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
 from guard.serve.grpc import admin as guard_admin
 from guard.serve.grpc.admin import Admin
 from guard.serve.grpc.connection_limits import ConnectionLimits
 from guard.serve.grpc.door import Door
+from guard.serve.grpc.gatekeeper import Wall
 from guard.serve.grpc.health import HEALTH, Health
-from guard.serve.grpc.listener import Listener, listening
+from guard.serve.grpc.listener import Listener, Methods, listening
 from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
 from guard.serve.grpc.service import Service
@@ -70,6 +72,7 @@ class Serving:
     metrics_address: str
     readiness: Readiness
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
+    authz: Listener | None = None  # of Envoy's checks
 
     @property
     def address(self) -> str:
@@ -179,10 +182,14 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         inference = await stack.enter_async_context(
             listen(config.listen, methods, passage.closed(None), gates=service.gates())
         )
-        operators = Admin(service, bundle, readiness).methods(side_door)
-        methods = {**operators, **both, **reflecting([guard_admin.SERVICE, HEALTH], side_door)}
+        methods = {
+            **Admin(service, bundle, readiness).methods(side_door),
+            **both,
+            **reflecting([guard_admin.SERVICE, HEALTH], side_door),
+        }
         admin = await stack.enter_async_context(listen(config.admin_listen, methods, passage.closed(None)))
-        for name, listener in (("inference", inference), ("admin", admin)):
+        authz = await stack.enter_async_context(authorizing(config, service, door, both, passage.closed(None)))
+        for name, listener in {"inference": inference, "admin": admin, **authz}.items():
             listener.changed = partial(listener_changed, name, readiness, metrics)
         metrics_address = stack.enter_context(
             exposing(
@@ -198,6 +205,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             inference=inference.address,
             admin=admin.address,
             metrics=metrics_address,
+            **{name: listener.address for name, listener in authz.items()},
             upstream=config.upstream,
             mode=policy.mode,
             forward=config.forward,
@@ -219,7 +227,27 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             await asyncio.gather(door.empty(config.grace_s), side_door.empty(config.grace_s))
             await inference.stop()
 
-        yield Serving(inference, admin, metrics_address, readiness, drain)
+        yield Serving(inference, admin, metrics_address, readiness, drain, authz.get("authz"))
+
+
+@asynccontextmanager
+async def authorizing(
+    config: ServeConfig, service: Service, door: Door, beside: Methods, other: Wall
+) -> AsyncIterator[dict[str, Listener]]:
+    """Answer Envoy's checks within the block, on a listener of their own; there is none unless the settings say where.
+
+    Raises:
+        PortError: as `listening`.
+    """
+    if not config.authz_listen:
+        yield {}
+        return
+    methods = {**Authorization(config, service, door).methods(), **beside}
+    largest_bytes, limits = door.largest_bytes + HEADERS_BYTES, ConnectionLimits.of(config)
+    async with listening(
+        config.authz_listen, methods, other, max_message_bytes=largest_bytes, limits=limits
+    ) as listener:
+        yield {"authz": listener}
 
 
 def told_to(log: Log) -> Readiness:
@@ -292,6 +320,8 @@ def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy, AnswerCalibra
         if not getattr(config, name):
             raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
     check_loopback(config.admin_listen)
+    if config.authz_listen:
+        check_settings(config)
     bundle = Bundle.open(config.bundle)
     policy = config.policy(reject_rate=bundle.manifest.reject_rate, flag_rate=bundle.manifest.flag_rate)
     for name in ("reject_rate", "flag_rate"):

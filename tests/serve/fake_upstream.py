@@ -21,6 +21,7 @@ from guard.serve.grpc.wire.inference_pb2 import (
     ServerMetadataResponse,
     ServerReadyResponse,
 )
+from guard.serve.tensor import DTYPES
 from tests.serve import tiny_bundle
 
 PREFIX = "/inference.GRPCInferenceService/"
@@ -124,7 +125,7 @@ def received(request: bytes) -> Any:
     """The input tensor in a ModelInfer request, read without our decoder's checks."""
     message = ModelInferRequest.FromString(request)
     tensor = message.inputs[0]
-    dtype = decode.DTYPES[tensor.datatype]
+    dtype = DTYPES[tensor.datatype]
     if message.raw_input_contents:
         flat = np.frombuffer(message.raw_input_contents[0], dtype)
     else:

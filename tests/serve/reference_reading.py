@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from guard.errors import RequestError, leaves
 from guard.manifest import InputSpec
 from guard.serve.grpc import decode
-from guard.serve.grpc.decode import Form
+from guard.serve.tensor import Form
 from tests.side import ROOT, ready
 
 LIMIT_S = 0.05  # of processor time, for a message below LARGE_BYTES; 11 ms on a slow machine

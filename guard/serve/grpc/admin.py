@@ -10,6 +10,7 @@ import numpy as np
 
 from guard.bundle import Bundle
 from guard.errors import UnknownModel
+from guard.judge import Inspection
 from guard.policy import Action
 from guard.serve.build import guard_version
 from guard.serve.grpc.call import Call
@@ -23,7 +24,6 @@ from guard.serve.grpc.wire.guard_pb2 import (
     InspectResponse,
     Item,
 )
-from guard.serve.inspector import Inspection
 from guard.serve.readiness import Readiness
 
 SERVICE = "guard.v1.Guard"

@@ -55,6 +55,7 @@ class Call:
     place: Place | None = None  # among those that are being inspected
     patience: asyncio.TimerHandle | None = None  # until the place is given to others, as long as no message has come
     outcome: Any = None  # what the method's own service leaves here for its metrics
+    asked: Any = None  # the request that the call asks about, with its own `metadata`; None: the call is the request
     end: End = "answered"
     error: Exception | None = None  # what ended it, where it was not answered
 
@@ -83,7 +84,7 @@ class Call:
     @property
     def names(self) -> dict[str, str]:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
-        found = names_of(self.context.invocation_metadata())
+        found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
         return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found}
 
     @property

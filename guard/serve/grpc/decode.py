@@ -8,24 +8,32 @@ Values outside the model's box are inspected as they are: the detectors see exac
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
-from guard.errors import MalformedRequest, Uninspectable
-from guard.feature_values import off_steps
+from guard.errors import MalformedRequest
 from guard.manifest import InputSpec
 from guard.serve.grpc.scan import Span, scan
 from guard.serve.grpc.wire.inference_pb2 import InferParameter, InferTensorContents, ModelInferRequest
-
-Form = Literal["raw", "typed"]
+from guard.serve.tensor import Decoded as Decoded
+from guard.serve.tensor import (
+    Form,
+    check_content_type,
+    check_names,
+    check_not_elsewhere,
+    check_not_encoded,
+    check_shape,
+    check_values,
+    raw_array,
+)
+from guard.serve.tensor import tensor_digest as tensor_digest
 
 TYPED_FIELD = {  # datatype -> the one field of InferTensorContents that carries it
     "BOOL": "bool_contents",
@@ -41,39 +49,6 @@ TYPED_FIELD = {  # datatype -> the one field of InferTensorContents that carries
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-DTYPES = {
-    "BOOL": np.dtype("?"),
-    "INT8": np.dtype("<i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "UINT8": np.dtype("<u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
-SHARED_MEMORY = "shared_memory_"
-PLAIN_CONTENT = "np"  # MLServer's name for "the tensor is what it says"; any other content_type has a codec of its own
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """The input tensor of a request, as the model will read it."""
-
-    images: NDArray[Any]  # [item, ...] wire values
-    form: Form
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the tensor's bytes."""
-        return tensor_digest(self.images)
-
-
-def tensor_digest(images: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -112,38 +87,21 @@ def decode(request: Request, spec: InputSpec, *, max_items: int | None = None) -
     """
     message = request.message
     check_unknown_fields(message)
-    check_content_type(message.parameters, "the request")
-    tensor = only_input(message, spec)
-    check_parameters(tensor)
-    shape = check_shape(tensor, spec)
-    if max_items is not None and shape[0] > max_items:
-        raise MalformedRequest(
-            f"a request of {shape[0]} items can never be inspected: the queue holds {max_items}; send fewer"
-        )
+    check_parameters(message.parameters, "the request")
+    check_names([tensor.name for tensor in message.inputs], spec)
+    tensor = message.inputs[0]
+    check_not_elsewhere(list(tensor.parameters), tensor.name)
+    check_parameters(tensor.parameters, f"input {tensor.name!r}")
+    check_not_encoded(tensor.datatype, tensor.name)
+    shape = check_shape(tensor.datatype, tensor.shape, spec, max_items=max_items)
     form: Form = "raw" if request.raw else "typed"
     if form == "raw" and tensor.HasField("contents") and tensor.contents.ListFields():
         raise MalformedRequest(
             "the request has both raw_input_contents and contents; servers disagree on which counts, so send one"
         )
     images = raw_tensor(request.raw, shape, spec) if form == "raw" else typed_tensor(tensor.contents, shape, spec)
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        raise MalformedRequest(f"input {spec.name!r} holds NaN or infinity; every value must be finite")
-    check_categories(images, spec)
+    check_values(images, spec)
     return Decoded(images, form)
-
-
-def check_categories(images: NDArray[Any], spec: InputSpec) -> None:
-    """Raise MalformedRequest for a category that a feature does not have: looking it up would fail the whole batch."""
-    for place, feature in enumerate(spec.features):
-        if not feature.is_category:
-            continue
-        wrong = off_steps(images[:, place].astype(np.float64), feature)
-        if wrong.any():
-            item = int(np.argmax(wrong))
-            raise MalformedRequest(
-                f"input {spec.name!r}: item {item} has {images[item, place]:g} for {feature.name!r}; wanted one of "
-                f"{', '.join(f'{code:g}' for code in feature.categories[:12])}"
-            )
 
 
 def check_unknown_fields(message: ModelInferRequest) -> None:
@@ -162,58 +120,16 @@ def check_unknown_fields(message: ModelInferRequest) -> None:
             )
 
 
-def check_content_type(parameters: Mapping[str, InferParameter], where: str) -> None:
-    if "content_type" in parameters and (found := parameters["content_type"].string_param) != PLAIN_CONTENT:
-        raise Uninspectable(
-            f"{where} asks for content_type {found[:40]!r}, which is decoded by the model server; send the plain tensor"
-        )
-
-
-def only_input(message: ModelInferRequest, spec: InputSpec) -> ModelInferRequest.InferInputTensor:
-    names = [tensor.name for tensor in message.inputs]
-    if names != [spec.name]:
-        shown = ", ".join(repr(name[:40]) for name in names[:4]) or "none"
-        raise MalformedRequest(f"the request has inputs {shown}; the model takes exactly one, named {spec.name!r}")
-    return message.inputs[0]
-
-
-def check_parameters(tensor: ModelInferRequest.InferInputTensor) -> None:
-    for key in tensor.parameters:
-        if key.startswith(SHARED_MEMORY):
-            raise Uninspectable(
-                f"input {tensor.name!r} lies in shared memory, where the guard cannot see it; send its bytes"
-            )
-    check_content_type(tensor.parameters, f"input {tensor.name!r}")
-    if tensor.datatype == "BYTES":
-        raise Uninspectable(
-            f"input {tensor.name!r} is BYTES, an encoding that the guard does not decode; send the decoded tensor"
-        )
-
-
-def check_shape(tensor: ModelInferRequest.InferInputTensor, spec: InputSpec) -> tuple[int, ...]:
-    if tensor.datatype != spec.datatype:
-        raise MalformedRequest(f"input {spec.name!r} is {tensor.datatype[:20]!r}; the model takes {spec.datatype}")
-    shape = tuple(tensor.shape[:8])  # of more axes than any input has
-    if shape[1:] != spec.wire_shape or shape[0] < 1:
-        wanted = ", ".join(["item", *map(str, spec.wire_shape)])
-        raise MalformedRequest(
-            f"input {spec.name!r} has shape {list(shape)}; the model takes [{wanted}] with at least one item"
-        )
-    return shape
+def check_parameters(parameters: Mapping[str, InferParameter], where: str) -> None:
+    """Raise Uninspectable where the model server would decode what is sent."""
+    if "content_type" in parameters:
+        check_content_type(parameters["content_type"].string_param, where)
 
 
 def raw_tensor(entries: Sequence[memoryview], shape: tuple[int, ...], spec: InputSpec) -> NDArray[Any]:
     if len(entries) != 1:
         raise MalformedRequest(f"the request has {len(entries)} raw_input_contents for one input; wanted one")
-    raw = entries[0]
-    wanted = math.prod(shape) * spec.dtype.itemsize
-    if len(raw) != wanted:
-        raise MalformedRequest(
-            f"input {spec.name!r} has {len(raw)} raw bytes; its shape {list(shape)} and {spec.datatype} take {wanted}"
-        )
-    return (
-        np.frombuffer(raw, dtype=spec.dtype).reshape(shape).copy()
-    )  # a message's bytes lie anywhere, an array aligned
+    return raw_array(entries[0], shape, spec)
 
 
 def typed_tensor(contents: InferTensorContents, shape: tuple[int, ...], spec: InputSpec) -> NDArray[Any]:

@@ -16,7 +16,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +37,7 @@ from guard.errors import (
     Unchecked,
     UpstreamDown,
 )
+from guard.judge import Inspection
 from guard.manifest import ModelSpec
 from guard.policy import Action
 from guard.serve.admission import Admission
@@ -53,7 +54,7 @@ from guard.serve.grpc.guarded_model import GuardedModel
 from guard.serve.grpc.listener import Methods
 from guard.serve.grpc.upstream import Answer, Upstream, path
 from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
-from guard.serve.inspector import Inspection, Inspector, label
+from guard.serve.inspector import Inspector, label
 from guard.serve.log import Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
 
@@ -134,16 +135,24 @@ class Service:
         if isinstance(given, Admitted):
             call.place, call.inspect_by = given.place, given.inspect_by
         else:
-            now = time.monotonic()
-            call.inspect_by = now + self.budget_s
-            try:
-                call.place = self.admission.enter(now, call.deadline - now, self.budget_s)
-            except Overloaded:
-                if not self.passes_late:
-                    raise
-                call.inspect_by = -math.inf
-                return
-        call.patience = asyncio.get_running_loop().call_later(READ_PATIENCE_S, call.place.tear)
+            self.admit(call)
+        if call.place is not None:
+            call.patience = asyncio.get_running_loop().call_later(READ_PATIENCE_S, call.place.tear)
+
+    def admit(self, call: Call) -> None:
+        """Begin the time for a call's inspection, and give it a place where no gate did; none where it passes late.
+
+        Raises:
+            Overloaded: there is none, and what cannot be inspected does not pass.
+        """
+        now = time.monotonic()
+        call.inspect_by = now + self.budget_s
+        try:
+            call.place = self.admission.enter(now, call.deadline - now, self.budget_s)
+        except Overloaded:
+            if not self.passes_late:
+                raise
+            call.inspect_by = -math.inf
 
     async def model_infer(self, request: bytes, call: Call) -> bytes:
         if call.patience is not None:
@@ -156,6 +165,32 @@ class Service:
             return await self.hold(outcome, call)
         self.settle(outcome, call)
         return await self.forward(outcome, call)
+
+    async def inspect_alone(self, call: Call, message: Callable[[], bytes]) -> None:
+        """Inspect the request that `message` gives or refuses, for a door that does not forward it.
+
+        Raises:
+            GuardError: it may not pass; where it may, the verdict is in the call.
+        """
+        if self.policy.mode != "off":
+            self.admit(call)
+        outcome = await self.examine_given(message, call)
+        if call.place is not None:
+            call.place.leave(time.monotonic(), inspected=True)
+        self.settle(outcome, call)
+
+    async def examine_given(self, message: Callable[[], bytes], call: Call) -> Outcome:
+        """Inspect the request that `message` gives; where it gives none, mode and on_failure decide likewise."""
+
+        async def inspecting() -> Outcome | Undecided:
+            return await self.inspect(message(), call)
+
+        if self.policy.mode == "off":
+            return self.unchecked(b"", OTHER, "off", call)
+        found = await self.checked(inspecting(), b"", call)
+        if isinstance(found, Undecided):
+            raise Unchecked("this door does not hold the model's answer, for which the verdict waits")
+        return found
 
     def settle(self, outcome: Outcome, call: Call) -> None:
         """Record and count what was decided on a request. Raises Rejected where that is so."""

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from guard.errors import MalformedRequest
 from guard.features import Feature
 from guard.manifest import InputSpec
-from guard.serve.grpc.decode import Decoded, Form, decode, encode, parse
+from guard.serve.grpc.decode import decode, encode, parse
 from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
+from guard.serve.tensor import Decoded, Form
 from tests.serve.guarded import infer_request
 
 SPECS = {

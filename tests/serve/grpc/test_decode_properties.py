@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from guard.errors import MalformedRequest, RequestError, Uninspectable
 from guard.manifest import DATATYPES, InputSpec
-from guard.serve.grpc.decode import DTYPES, TYPED_FIELD, Form, decode, encode, parse
+from guard.serve.grpc.decode import TYPED_FIELD, decode, encode, parse
 from guard.serve.grpc.scan import embedded
 from guard.serve.grpc.wire.guard_pb2 import InspectRequest
 from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
+from guard.serve.tensor import DTYPES, Form
 from tests.serve.reference_reading import TYPED, judge
 from tests.serve.wire_fields import LENGTH, Field, encoded
 from tests.serve.wire_mutations import NAMES, mutated

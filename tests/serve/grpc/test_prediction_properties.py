@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as npst
 
 from guard.manifest import OutputSpec
 from guard.serve.grpc.answer import prediction
-from guard.serve.grpc.decode import DTYPES, TYPED_FIELD
+from guard.serve.grpc.decode import TYPED_FIELD
 from guard.serve.grpc.wire.inference_pb2 import ModelInferResponse
+from guard.serve.tensor import DTYPES
 
 EXAMPLES = 100
 KINDS = ("logits", "probabilities", "label")
