@@ -22,7 +22,20 @@ from guard.offline.job.suite import suites
 from guard.offline.preflight import check as checking
 from tests.serve import tiny_bundle
 
-COMMANDS = ("demo", "check", "train", "evaluate", "score", "inspect", "sign", "bench", "serve", "model-server", "probe")
+COMMANDS = (
+    "demo",
+    "check",
+    "train",
+    "evaluate",
+    "score",
+    "inspect",
+    "calibrate",
+    "sign",
+    "bench",
+    "serve",
+    "model-server",
+    "probe",
+)
 
 
 @pytest.fixture(scope="module")

@@ -78,16 +78,8 @@ class Statistics:
 
     @cached_property
     def reference_scores(self) -> Floats:
-        """The scores [item, detector] of the calibration items as serving sees them: NaN where none would have run."""
-        calibration = self.calibration
-        last = len(calibration.programs) - 1
-        found = calibration.clean_scores.copy()
-        ends = np.cumsum(calibration.programs)
-        level = np.floor(calibration.clean_risks)
-        for program in range(last):
-            early = (level == level_above(program, last)) | (level == level_below(program))
-            found[early, ends[program] :] = np.nan
-        return found
+        """The scores [item, detector] of the calibration items as serving sees them."""
+        return as_served(self.calibration, self.calibration.clean_scores, self.calibration.clean_risks)
 
     def score_bins(self, scores: Floats) -> list[Bins]:
         """The bins [item] of each detector's scores [item, detector]; the last one where it did not run."""
@@ -102,3 +94,13 @@ class Statistics:
         """The bins [item] of risks on the scale of the whole cascade; a risk that is no number is the highest."""
         top = self.risk_bins - 1
         return np.nan_to_num(np.floor(risk * LEVEL_BINS), nan=top).clip(0, top).astype(np.int64)
+
+
+def as_served(calibration: Calibration, scores: Floats, risk: Floats) -> Floats:
+    """The scores [item, detector] of items with these risks, NaN where an earlier program would have decided."""
+    last = len(calibration.programs) - 1
+    found, level = scores.copy(), np.floor(risk)
+    for program, end in enumerate(np.cumsum(calibration.programs)[:-1]):
+        early = (level == level_above(program, last)) | (level == level_below(program))
+        found[early, end:] = np.nan
+    return found
