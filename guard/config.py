@@ -2,7 +2,8 @@
 
 Rule 1: an unknown setting is an error; nothing is dropped in silence. (Kubernetes' links to Services are told by name
         and value, and are none: `service_links`.)
-Rule 2: the command line beats the environment, the environment beats the file, the file beats the default.
+Rule 2: the command line beats the environment, the environment beats the file, the file beats the default. What a
+        model's own table says beats all of them.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import math
 import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from guard.errors import ConfigError
-from guard.policy import Forward, Mode, OnFailure, Policy, Rows
+from guard.model_config import ModelConfig
+from guard.policy import Forward, Mode, OnFailure, Rows
 from guard.service_links import is_service_link
 from guard.target import WANTED, is_authority, parse_target, split_address
 
 PREFIX = "GUARD_"
 MAX_SHOWN_CHARACTERS = 200  # of a value in an error
+MODELS = "models"
+# The settings that the table of a model may have.
+OF_A_MODEL = tuple(field.name for field in fields(ModelConfig) if field.name not in ("key", "place"))
 GONE = {  # settings of earlier versions, and what to do instead
     "timeout_s": "a call without a deadline is forwarded without one; inspect_timeout_s bounds the guard's own part, "
     "and grace_s what is under way at the end of a drain",
@@ -77,23 +82,11 @@ class ServeConfig:
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     grace_s: float = 30.0  # for calls under way once the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
+    models: tuple[ModelConfig, ...] = ()  # tables of guard.toml, where it guards several: [models.NAME], each a bundle
 
-    def policy(self, *, reject_rate: float, flag_rate: float) -> Policy:
-        """The operator's policy; the arguments are the bundle's rates, used where no rate is set here."""
-        policy = Policy(
-            reject_rate=reject_rate if self.reject_rate is None else self.reject_rate,
-            flag_rate=flag_rate if self.flag_rate is None else self.flag_rate,
-            mode=self.mode,
-            on_failure=self.on_failure,
-            rows=self.rows,
-            repair=self.repair,
-        )
-        if policy.flag_rate < policy.reject_rate:
-            raise ConfigError(
-                f"flag_rate = {policy.flag_rate:g} is below reject_rate = {policy.reject_rate:g}; "
-                "every rejected item counts as flagged, so it must be at least as large"
-            )
-        return policy
+    def model_configs(self) -> tuple[ModelConfig, ...]:
+        """The settings of each guarded model: of the tables, or of the one that `bundle` names."""
+        return self.models or (ModelConfig(**{name: getattr(self, name) for name in OF_A_MODEL}),)
 
 
 def service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -112,13 +105,65 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
     hints = typing.get_type_hints(ServeConfig)
     values: dict[str, Any] = {}
     places: dict[str, str] = {}  # of each value: the file, variable or flag that gave it
+    tables: tuple[str, Any] | None = None
     for origin, where, key, value in given(file, environment, flags):
+        if key == MODELS:
+            tables = where, value
+            continue
         known(key, hints, origin=origin)
         values[key] = convert(value, hints[key], where=where)
         places[key] = where
     config = ServeConfig(**values)
     check(config, places)
-    return config
+    if tables is None:
+        return config
+    if config.bundle:
+        raise ConfigError(
+            f"{places['bundle']} = {shown(config.bundle)}, and {tables[0]} has tables, which name a bundle each; "
+            "give either, not both"
+        )
+    return replace(config, models=tuple(read_tables(*tables, config)))
+
+
+def read_tables(where: str, tables: Any, defaults: ServeConfig) -> Iterator[ModelConfig]:
+    """Yield the settings of each table below `models`; those it leaves out are the top-level ones. Raises ConfigError.
+
+    Example: `[models.digits]` and `[models."digits:2"]`, each with `bundle = "DIRECTORY"`.
+    """
+    if not isinstance(tables, dict) or not tables:
+        raise ConfigError(f'{where} = {shown(tables)}; wanted tables in guard.toml, [models.NAME] with bundle = "..."')
+    hints = typing.get_type_hints(ModelConfig)
+    for key, table in tables.items():
+        place = f"{where}.{key}" if key.isidentifier() else f'{where}."{key}"'
+        if not isinstance(table, dict):
+            raise ConfigError(f'{place} = {shown(table)}; wanted a table, [models."{key}"] with bundle = "..."')
+        name, colon, version = key.partition(":")
+        if not name or (colon and not version) or ":" in version:
+            raise ConfigError(f"{place}: wanted the name of a model, or NAME:VERSION")
+        values = {setting: getattr(defaults, setting) for setting in OF_A_MODEL}
+        for setting, value in table.items():
+            known_in_table(setting, value, key=key, place=place)
+            values[setting] = convert(value, hints[setting], where=f"{place}.{setting}")
+        if not values["bundle"]:
+            raise ConfigError(f'{place} names no bundle; wanted bundle = "DIRECTORY"')
+        model = ModelConfig(**values, key=key, place=place)
+        check(model, {setting: f"{place}.{setting}" for setting in table})
+        yield model
+
+
+def known_in_table(setting: str, value: Any, *, key: str, place: str) -> None:
+    """Raise ConfigError for what no table of a model may have."""
+    if setting in OF_A_MODEL:
+        return
+    if setting in {field.name for field in fields(ServeConfig)}:
+        hint = "it is one for the whole guard, and stands above all tables"
+    elif isinstance(value, dict):
+        hint = f'a name with a dot or a colon stands in quotes: [models."{key}.{setting}"]'
+    elif near := difflib.get_close_matches(setting, OF_A_MODEL, n=1):
+        hint = f"did you mean {near[0]!r}?"
+    else:
+        hint = f"settings of a model: {', '.join(OF_A_MODEL)}"
+    raise ConfigError(f"{place}: unknown setting {setting!r}; {hint}")
 
 
 def given(
@@ -217,8 +262,8 @@ MORE_THAN_ZERO = (  # settings whose range begins there
 )
 
 
-def check(config: ServeConfig, places: Mapping[str, str]) -> None:
-    """Check the range of every setting; `places` says where each was given. Raises ConfigError."""
+def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
+    """Check the range of every setting that there is; `places` says where each was given. Raises ConfigError."""
     wanted: dict[str, tuple[Callable[[Any], bool], str]] = {  # NaN is in none of these ranges
         **dict.fromkeys(MORE_THAN_ZERO, (lambda value: 0 < value < math.inf, "more than zero, and finite")),
         **dict.fromkeys(
@@ -233,6 +278,6 @@ def check(config: ServeConfig, places: Mapping[str, str]) -> None:
         "upstream_authority": (is_authority, "HOST or HOST:PORT"),
     }
     for name, (is_in_range, words) in wanted.items():
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         if value is not None and not is_in_range(value):
             raise ConfigError(f"{places.get(name, name)} = {shown(value)}; wanted {words}")

@@ -25,16 +25,8 @@ from tests import dockerfile
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
-LOCKED = (
-    "triton",
-    "mlserver",
-    "kserve",
-    "sklearn",
-    "stubs",
-    "kubectl",
-    "oldest",
-    "signing",
-)  # from tests/side/NAME.txt
+# From tests/side/NAME.txt.
+LOCKED = ("triton", "mlserver", "kserve", "sklearn", "stubs", "kubectl", "oldest", "signing")
 # Likewise, but without an interpreter and what the main environment has. What tests read is built with the others, what
 # benchmarks read when it is asked for.
 SHELVES = ("zoo", "h2", "efficientnet", "art", "attacks", "models", "keras", "rapidocr", "envoy")

@@ -136,10 +136,11 @@ def test_a_file_that_is_missing_or_no_toml(tmp_path: Path) -> None:
 
 
 def test_the_bundles_rates_hold_where_no_rate_is_set() -> None:
-    policy = load_config(None, {}, {"flag_rate": 0.2}).policy(reject_rate=0.01, flag_rate=0.05)
+    (model,) = load_config(None, {}, {"flag_rate": 0.2}).model_configs()
+    policy = model.policy(reject_rate=0.01, flag_rate=0.05)
     assert (policy.reject_rate, policy.flag_rate) == (0.01, 0.2)
     with pytest.raises(ConfigError, match=r"flag_rate = 0\.05 is below reject_rate = 0\.3"):
-        replace(ServeConfig(), reject_rate=0.3).policy(reject_rate=0.01, flag_rate=0.05)
+        replace(model, flag_rate=None, reject_rate=0.3).policy(reject_rate=0.01, flag_rate=0.05)
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -153,3 +154,65 @@ def test_every_field_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", FIELDS)
 def test_readme_lists_every_setting(name: str, root: Path) -> None:
     assert f"`{name}`" in (root / "README.md").read_text("utf-8")
+
+
+TABLES = """
+mode = "shadow"
+[models.a]
+bundle = "one"
+max_queue_rows = 8
+[models."b:2"]
+bundle = "two"
+mode = "enforce"
+"""
+
+
+def test_what_a_models_table_does_not_set_is_as_above_the_tables(tmp_path: Path) -> None:
+    file = tmp_path / "guard.toml"
+    file.write_text(TABLES, "utf-8")
+    config = load_config(file, {"GUARD_ON_FAILURE": "open"}, {"reject_rate": 0.02})
+    first, second = config.model_configs()
+    assert (first.key, first.bundle, first.mode, first.max_queue_rows) == ("a", "one", "shadow", 8)
+    assert (second.name, second.version, second.bundle, second.mode) == ("b", "2", "two", "enforce")
+    assert second.max_queue_rows == config.max_queue_rows
+    assert {(model.on_failure, model.reject_rate) for model in (first, second)} == {("open", 0.02)}
+
+
+def test_without_tables_the_bundle_is_the_only_model() -> None:
+    (model,) = ServeConfig(bundle="one", mode="flag").model_configs()
+    assert (model.key, model.bundle, model.mode) == ("", "one", "flag")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[models.a]\nbundl = "x"\n', ("models.a: unknown setting 'bundl'", "did you mean 'bundle'")),
+        ('[models.a]\nlisten = "x:1"\n', ("models.a: unknown setting 'listen'", "stands above all tables")),
+        ('[models.a.b]\nbundle = "x"\n', ('[models."a.b"]',)),
+        ("[models.a]\n", ("models.a names no bundle",)),
+        ('[models.a]\nbundle = "x"\nmax_rows = 0\n', ("models.a.max_rows = 0", "more than zero")),
+        ('[models."a:1"]\nbundle = "x"\nmode = "loud"\n', ("models.\"a:1\".mode = 'loud'", "enforce, flag")),
+        ('[models."a:"]\nbundle = "x"\n', ("NAME:VERSION",)),
+        ('[models."a:1:2"]\nbundle = "x"\n', ("NAME:VERSION",)),
+        ("models = 3\n", ("models = 3", "wanted tables")),
+        ("[models]\n", ("wanted tables",)),
+        ("[models]\na = 1\n", ("models.a = 1", "wanted a table")),
+        ('bundle = "x"\n[models.a]\nbundle = "y"\n', ("give either, not both",)),
+        ('[model.a]\nbundle = "y"\n', ("did you mean 'models'",)),
+    ],
+)
+def test_a_wrong_table_says_which_and_what_was_wanted(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    file = tmp_path / "guard.toml"
+    file.write_text(text, "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, {}, {})
+    assert all(word in str(caught.value) for word in (str(file), *words)), caught.value
+
+
+def test_tables_cannot_be_given_by_a_variable_or_beside_a_flag_for_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"GUARD_MODELS = 'a'; wanted tables in guard.toml"):
+        load_config(None, {"GUARD_MODELS": "a"}, {})
+    file = tmp_path / "guard.toml"
+    file.write_text('[models.a]\nbundle = "x"\n', "utf-8")
+    with pytest.raises(ConfigError, match=r"--bundle = 'y'.*give either, not both"):
+        load_config(file, {}, {"bundle": "y"})

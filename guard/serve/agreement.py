@@ -43,11 +43,13 @@ class UpstreamComparison:
     """The comparison of classes that bundle and upstream name: counted and logged, so that a stale one is noticed."""
 
     model: ModelSpec
+    label: str  # of the model, in metrics, readiness and log
     metrics: Metrics
     readiness: Readiness
     log: Log
     most: float | None  # share of disagreement beyond the measured one, above which the guard is not ready; None: any
     measured: float = 0.0  # in training, of a served model in fewer bits or a student: no sign that the bundle is stale
+    stale: bool = False  # as last told
     agreement: Agreement = field(default_factory=Agreement)
     seldom: Seldom = field(default_factory=lambda: Seldom(DISAGREEMENT_LOG_S))
 
@@ -55,12 +57,12 @@ class UpstreamComparison:
         """Count and log the items on which the classes [item] differ; nothing where the upstream's are not known."""
         if theirs is None:
             return
-        different = self.metrics.predictions(self.model.name, own, theirs)
+        different = self.metrics.predictions(self.label, own, theirs)
         self.note(different, len(own))
         if different and self.seldom.due("disagreement", time.monotonic()) is not None:
             self.log.warning(
                 "disagreement",
-                model=self.model.name,
+                model=self.label,
                 items=len(own),
                 different=different,
                 fingerprint=self.model.fingerprint,
@@ -71,10 +73,15 @@ class UpstreamComparison:
         share = self.agreement.note(different, items)
         if share is None:
             return
-        self.metrics.disagreement.set(share)
+        self.metrics.disagreement.labels(self.label).set(share)
         if self.most is None:
             return
         stale = share > self.most + self.measured
-        if stale is (self.readiness.part("bundle") is None):
-            reason = f"bundle and model server name different classes for {share:.0%} of the last items"
-            self.readiness.say("bundle", f"{reason}; is the bundle for this model?" if stale else None)
+        if stale is not self.stale:
+            self.stale = stale
+            reason = (
+                f"bundle and model server name different classes of {self.label!r} for {share:.0%} of the last items"
+            )
+            self.readiness.say(
+                "bundle", f"{reason}; is the bundle for this model?" if stale else None, model=self.label
+            )

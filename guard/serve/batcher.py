@@ -103,22 +103,39 @@ class Batcher:
         self.running_task: asyncio.Task[None] | None = None
         self.busy_since: float | None = None  # when the batch on the device went there
         self.failures = 0  # batches on which the engine failed
+        self.retired = False  # another serves its model now
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve the queue within the block; on leaving, requests that still wait fail as Unchecked."""
-        task = asyncio.create_task(self.serve(), name="batcher")
-        self.running_task = task
+        self.start()
         try:
             yield
         finally:
-            self.running_task = None
+            await self.stop()
+
+    def start(self) -> None:
+        """Serve the queue from now on."""
+        self.running_task = asyncio.create_task(self.serve(), name="batcher")
+
+    async def stop(self) -> None:
+        """Serve the queue no longer; requests that still wait fail as Unchecked."""
+        task, self.running_task = self.running_task, None
+        if task is not None:
             task.cancel()
             await asyncio.wait([task])
-            for piece in self.queue:
-                fail(piece.job, Unchecked(SHUTTING_DOWN, elsewhere=True))
-            self.queue.clear()
-            self.waiting_items = 0
+        for piece in self.queue:
+            fail(piece.job, Unchecked(SHUTTING_DOWN, elsewhere=True))
+        self.queue.clear()
+        self.waiting_items = 0
+
+    def retire(self) -> None:
+        """Serve what is here and what still comes, and keep no task beyond that: the batcher ends with its last user.
+
+        A request that began with a bundle finishes on it, however much later it comes to the queue.
+        """
+        self.retired = True
+        self.arrival.set()
 
     def busy_s(self) -> float:
         """The seconds that the batch on the device has taken so far; 0 while the device is idle."""
@@ -164,6 +181,8 @@ class Batcher:
         self.waiting_items += count
         self.observer.queued(self.waiting_items * self.rows_per_item)
         self.arrival.set()
+        if self.running_task.done():  # it was retired and had nothing left to do
+            self.start()
         return job
 
     def forget_dead(self) -> None:
@@ -188,6 +207,8 @@ class Batcher:
         while True:
             await self.arrival.wait()
             batch = self.take()
+            if not batch and self.retired:
+                return
             if not batch:
                 self.arrival.clear()
                 continue

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from guard.answer_evidence import AnswerCalibration, evidence_of
 from guard.bundle import Bundle
-from guard.config import ServeConfig
 from guard.errors import BundleError, ConfigError
+from guard.model_config import ModelConfig
 
 STREAM = "ModelStreamInfer"
 
 
-def held_answers(config: ServeConfig, bundle: Bundle) -> AnswerCalibration | None:
+def held_answers(config: ModelConfig, bundle: Bundle, *, allow_methods: Sequence[str]) -> AnswerCalibration | None:
     """The calibration by which answers count in verdicts; None where requests are forwarded after these.
 
     Raises:
@@ -24,7 +26,7 @@ def held_answers(config: ServeConfig, bundle: Bundle) -> AnswerCalibration | Non
             f"forward = 'before' excludes repair = {config.repair!r}: the model has seen the input when it could be "
             "cleaned; leave one of them out"
         )
-    streams = [name for name in config.allow_methods if name.rpartition("/")[2] == STREAM]
+    streams = [name for name in allow_methods if name.rpartition("/")[2] == STREAM]
     if streams:
         raise ConfigError(
             f"forward = 'before' excludes allow_methods = {streams[0]!r}: a stream's answers are not held; leave one "

@@ -7,6 +7,7 @@ Rule 2: several of the largest fit at once, unless the operator says otherwise; 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guard.config import ServeConfig
@@ -31,8 +32,10 @@ class Limits:
     in_flight_bytes: int
 
     @staticmethod
-    def of(config: ServeConfig, spec: InputSpec, batcher: Batcher, *, memory_bytes: int | None) -> Limits:
-        """Compute the limits: as the operator set them, and for the rest from bundle, queue and container.
+    def of(config: ServeConfig, inputs: Sequence[tuple[InputSpec, Batcher]], *, memory_bytes: int | None) -> Limits:
+        """Compute the limits: as the operator set them, and for the rest from bundles, queues and container.
+
+        Of several models, by input and queue, the one with the largest requests counts.
 
         Raises:
             ConfigError: the two limits contradict each other.
@@ -42,7 +45,8 @@ class Limits:
             share = MAX_DEFAULT_IN_FLIGHT_BYTES if memory_bytes is None else memory_bytes // MEMORY_DIVISOR
             in_flight = max(MIN_DEFAULT_IN_FLIGHT_BYTES, min(MAX_DEFAULT_IN_FLIGHT_BYTES, share), 2 * (message or 0))
         if message is None:
-            batch, queue = (request_bytes(spec, items) for items in (batcher.max_items, batcher.max_queue_items))
+            batch = max(request_bytes(spec, batcher.max_items) for spec, batcher in inputs)
+            queue = max(request_bytes(spec, batcher.max_queue_items) for spec, batcher in inputs)
             message = min(queue, max(batch, in_flight // LARGEST_MESSAGES), in_flight // 2)
         if in_flight < 2 * message:
             raise ConfigError(

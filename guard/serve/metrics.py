@@ -43,32 +43,61 @@ ACTIONS = (
 
 
 class PValues(Collector):
-    """Histograms of p-values, one a label, filled a request at a time: a loop over items costs too much."""
+    """Histograms of p-values, one a set of labels, filled a request at a time: a loop over items costs too much."""
 
-    def __init__(self, name: str, help_text: str, label: str, values: Sequence[str]) -> None:
-        self.name, self.help_text, self.label = name, help_text, label
-        self.values = tuple(values)
-        self.counts = np.zeros((len(self.values), len(BUCKET_P_VALUES)), dtype=np.int64)  # [value, bucket]
-        self.sums = np.zeros(len(self.values))
+    def __init__(self, name: str, help_text: str, labels: Sequence[str]) -> None:
+        self.name, self.help_text, self.labels = name, help_text, tuple(labels)
+        self.counts: dict[tuple[str, ...], NDArray[np.int64]] = {}  # [bucket] by the labels' values
+        self.sums: dict[tuple[str, ...], float] = {}
 
-    def observe(self, p_values: Floats) -> None:
-        """Count p-values [item, value]; NaN where a detector did not run is no observation."""
-        for column in range(len(self.values)):
+    def begin(self, *values: str) -> None:
+        """Begin a histogram at zero, unless it is there."""
+        self.sums.setdefault(values, 0.0)
+        self.counts.setdefault(values, np.zeros(len(BUCKET_P_VALUES), dtype=np.int64))  # last: it makes it seen
+
+    def observe(self, p_values: Floats, values: Sequence[tuple[str, ...]]) -> None:
+        """Count p-values [item, histogram]; NaN where a detector did not run is no observation."""
+        for column, histogram in enumerate(values):
             seen = p_values[:, column]
             seen = seen[~np.isnan(seen)]
-            np.add.at(self.counts[column], np.searchsorted(BUCKET_P_VALUES, np.minimum(seen, 1.0), side="left"), 1)
-            self.sums[column] += float(seen.sum())
+            places = np.searchsorted(BUCKET_P_VALUES, np.minimum(seen, 1.0), side="left")
+            np.add.at(self.counts[histogram], places, 1)
+            self.sums[histogram] += float(seen.sum())
 
     def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(self.name, self.help_text, labels=[self.label])
-        for column, value in enumerate(self.values):
-            cumulative = np.cumsum(self.counts[column])
+        family = HistogramMetricFamily(self.name, self.help_text, labels=self.labels)
+        for values, counts in list(self.counts.items()):  # another thread reads here
+            cumulative = np.cumsum(counts)
             buckets = [(str(bound), float(count)) for bound, count in zip(BUCKET_P_VALUES, cumulative, strict=True)]
-            family.add_metric([value], [*buckets, ("+Inf", float(cumulative[-1]))], sum_value=float(self.sums[column]))
+            family.add_metric(values, [*buckets, ("+Inf", float(cumulative[-1]))], sum_value=self.sums[values])
         yield family
 
     def describe(self) -> Iterable[Metric]:
-        return [HistogramMetricFamily(self.name, self.help_text, labels=[self.label])]
+        return [HistogramMetricFamily(self.name, self.help_text, labels=self.labels)]
+
+
+class QueueMetrics:
+    """The metrics of one bundle's queue, which bear the name of the model that it is loaded for."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.rows = metrics.queue_rows.labels(model)
+        self.batches = metrics.batch_rows.labels(model)
+        self.drops = metrics.dropped_requests
+        self.failures = metrics.engine_failures.labels(model)
+        self.model = model
+        self.stage = metrics.stage
+
+    def queued(self, rows: int) -> None:
+        self.rows.set(rows)
+
+    def batched(self, rows: int) -> None:
+        self.batches.observe(rows)
+
+    def dropped(self, reason: str) -> None:
+        self.drops.labels(self.model, reason).inc()
+
+    def engine_failed(self) -> None:
+        self.failures.inc()
 
 
 class Metrics:
@@ -78,13 +107,11 @@ class Metrics:
         self,
         registry: CollectorRegistry,
         *,
-        guarded: str,
-        models: Sequence[str],
-        detectors: Sequence[str],
         methods: Sequence[str],
     ) -> None:
+        """Register the metrics; `guards` names the models whose labels they have."""
         self.registry = registry
-        self.models = frozenset(models)
+        self.models: frozenset[str] = frozenset()  # whose names are labels: those guarded and those that pass
         self.methods = frozenset(methods)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -115,12 +142,12 @@ class Metrics:
         self.stage_seconds = histogram(
             "guard_stage_seconds", "decode, queue, program, repair, upstream", "stage", buckets=BUCKET_SECONDS
         )
-        self.queue_rows = gauge("guard_queue_rows", "Rows waiting for the device")
-        self.batch_rows = histogram("guard_batch_rows", "Rows sent to the device at once", buckets=BUCKET_ROWS)
+        self.queue_rows = gauge("guard_queue_rows", "Rows waiting for the device", "model")
+        self.batch_rows = histogram("guard_batch_rows", "Rows sent to the device at once", "model", buckets=BUCKET_ROWS)
         self.dropped_requests = counter(
-            "guard_dropped_total", "Requests dropped from the queue before the device", "reason"
+            "guard_dropped_total", "Requests dropped from the queue before the device", "model", "reason"
         )
-        self.engine_failures = counter("guard_engine_failures_total", "Batches on which the engine failed")
+        self.engine_failures = counter("guard_engine_failures_total", "Batches on which the engine failed", "model")
         self.upstream_failures = counter(
             "guard_upstream_failures_total", "ModelInfer requests that the upstream failed, by its status", "code"
         )
@@ -136,11 +163,14 @@ class Metrics:
             "model",
         )
         self.disagreement = gauge(
-            "guard_upstream_disagreement_ratio", "Share of the last compared items on which bundle and upstream differ"
+            "guard_upstream_disagreement_ratio",
+            "Share of the last compared items on which bundle and upstream differ",
+            "model",
         )
         self.measured_disagreement = gauge(
             "guard_bundle_disagreement_ratio",
             "Share of clean items on which bundle and served model differed in training: to be expected",
+            "model",
         )
         self.ready = gauge(
             "guard_ready", "1 while the guard is ready: bundle checked, upstream ready and as the bundle expects"
@@ -149,20 +179,19 @@ class Metrics:
             "guard_upstream_ready", "1 while the upstream is reachable, ready and as the bundle expects"
         )
         self.promised_rate = gauge(
-            "guard_promised_rate", "Share of clean items that may be rejected, or flagged", "action"
+            "guard_promised_rate", "Share of clean items that may be rejected, or flagged", "model", "action"
         )
         self.bundle_info = gauge(
             "guard_bundle_info", "1; the bundle at work", "digest", "model", "version", "fingerprint"
         )
-        self.p_values = PValues("guard_p_value", "p-value of each inspected item", "model", [guarded])
+        self.p_values = PValues("guard_p_value", "p-value of each inspected item", ["model"])
         self.detector_p_values = PValues(
             "guard_detector_p_value",
             "p-value of each detector for each inspected item, where it ran",
-            "detector",
-            detectors,
+            ["model", "detector"],
         )
         self.name_standards(registry)
-        self.begin_at_zero(guarded)
+        self.begin_at_zero()
         registry.register(self.p_values)
         registry.register(self.detector_p_values)
 
@@ -181,21 +210,27 @@ class Metrics:
         text = "1; the versions of the guard and of what it stands on"
         Gauge("guard_build_info", text, tuple(labels), registry=registry).labels(**labels).set(1)
 
-    def begin_at_zero(self, guarded: str) -> None:
+    def begin_at_zero(self) -> None:
         """Name the children that matter before their first count, which then is a rise that an alarm can see."""
-        for action in ACTIONS:
-            self.requests.labels(guarded, action)
-            self.items.labels(guarded, action)
-        for reason in ("unchecked", "overloaded", "inspection_timeout"):
-            self.unchecked.labels(guarded, reason)
         self.end_seconds = {end: self.request_seconds.labels(end) for end in ENDS}
         for code in ("OK", "PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"):
             self.handled_calls.labels("unary", SERVICE, "ModelInfer", code)
         for known, values in ((self.reopened, LISTENERS), (self.held_answers, HELD)):
             for value in values:
                 known.labels(value)
-        self.compared.labels(guarded)
-        self.disagreed.labels(guarded)
+
+    def guards(self, model: str, detectors: Sequence[str]) -> None:
+        """Name the children of a guarded model, by its label, with the detectors of its bundle."""
+        for action in ACTIONS:
+            self.requests.labels(model, action)
+            self.items.labels(model, action)
+        for reason in ("unchecked", "overloaded", "inspection_timeout"):
+            self.unchecked.labels(model, reason)
+        for family in (self.compared, self.disagreed, self.disagreement):
+            family.labels(model)
+        self.p_values.begin(model)
+        for detector in detectors:
+            self.detector_p_values.begin(model, detector)
 
     def handled(self, method: str, code: str) -> None:
         """Count a call that is over, of a method by its name in metrics, with the name of its gRPC status."""
@@ -221,31 +256,17 @@ class Metrics:
     def method(self, name: str) -> str:
         return name if name in self.methods else OTHER
 
-    def inspected(self, p_values: Floats, detector_p: Floats) -> None:
+    def inspected(self, model: str, detectors: Sequence[str], p_values: Floats, detector_p: Floats) -> None:
         """Count the p-values [item] and [item, detector] of one request."""
-        self.p_values.observe(p_values[:, None])
-        self.detector_p_values.observe(detector_p)
+        self.p_values.observe(p_values[:, None], [(model,)])
+        self.detector_p_values.observe(detector_p, [(model, detector) for detector in detectors])
 
     def predictions(self, model: str, own: NDArray[np.int64], upstream: NDArray[np.int64]) -> int:
         """Count the items [item] on which bundle and upstream disagree, and return their number."""
         different = int((own != upstream).sum())
-        self.compared.labels(self.model(model)).inc(len(own))
-        self.disagreed.labels(self.model(model)).inc(different)
+        self.compared.labels(model).inc(len(own))
+        self.disagreed.labels(model).inc(different)
         return different
-
-    # events of the batcher
-
-    def queued(self, rows: int) -> None:
-        self.queue_rows.set(rows)
-
-    def batched(self, rows: int) -> None:
-        self.batch_rows.observe(rows)
-
-    def dropped(self, reason: str) -> None:
-        self.dropped_requests.labels(reason).inc()
-
-    def engine_failed(self) -> None:
-        self.engine_failures.inc()
 
     def stage(self, name: str, seconds: float) -> None:
         self.stage_seconds.labels(name).observe(seconds)

@@ -5,7 +5,7 @@ Rule 1: liveness is decided elsewhere: it is the guard's own and never depends o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 PARTS = ("drain", "listener", "engine", "bundle", "upstream")
 
@@ -13,33 +13,62 @@ Listener = Callable[[str | None], None]
 
 
 class Readiness:
-    """The reasons of the parts that are not ready; the guard is ready when there are none."""
+    """The reasons of the parts that are not ready; the guard is ready when there are none.
+
+    Some are the guard's own, others those of one model: that one is not ready, and so the guard as a whole is not.
+    """
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {
             "engine": "the programs are being loaded",
             "upstream": "the model server was not reached yet",
         }
+        self.of_models: dict[str, dict[str, str]] = {}  # by label; replaced, never changed: threads read it
         self.listeners: list[Listener] = []
 
     @property
     def because(self) -> str | None:
         """The reason why the guard is not ready; None when it is."""
+        return self.first(tuple(self.of_models.values()))
+
+    def of(self, model: str) -> str | None:
+        """The reason why a model, by its label, is not ready behind this guard; None when it is."""
+        return self.first((self.of_models.get(model, {}),))
+
+    def first(self, of_models: Sequence[Mapping[str, str]]) -> str | None:
+        """The first reason in the order of `PARTS`, the guard's own before those of models."""
         for part in PARTS:
-            if (reason := self.reasons.get(part)) is not None:  # one look-up: other threads read here, too
-                return reason
+            for reasons in (self.reasons, *of_models):
+                if (reason := reasons.get(part)) is not None:  # one look-up: other threads read here, too
+                    return reason
         return None
 
     def part(self, name: str) -> str | None:
-        return self.reasons.get(name)
+        """The first reason of one part, the guard's own or a model's; None while it is ready."""
+        found = (reasons.get(name) for reasons in (self.reasons, *self.of_models.values()))
+        return next((reason for reason in found if reason is not None), None)
 
-    def say(self, part: str, reason: str | None) -> None:
-        """Set the reason of one part (None: it is ready), and call the listeners if that changes anything."""
-        before: Mapping[str, str] = dict(self.reasons)
-        if reason is None:
-            self.reasons.pop(part, None)
+    def say(self, part: str, reason: str | None, *, model: str | None = None) -> None:
+        """Set the reason of one part (None: it is ready), of the guard or of a model, and tell the listeners of it."""
+        before = self.reasons if model is None else self.of_models.get(model, {})
+        after = {name: known for name, known in before.items() if name != part}
+        if reason is not None:
+            after[part] = reason
+        if before == after:
+            return
+        if model is None:
+            self.reasons = after
         else:
-            self.reasons[part] = reason
-        if self.reasons != before:
-            for listener in self.listeners:
-                listener(self.because)
+            self.of_models = {**self.of_models, model: after}
+        self.tell()
+
+    def keep(self, models: Collection[str]) -> None:
+        """Forget the reasons of all models but these."""
+        gone = {model: reasons for model, reasons in self.of_models.items() if model not in models}
+        self.of_models = {model: reasons for model, reasons in self.of_models.items() if model in models}
+        if any(gone.values()):
+            self.tell()
+
+    def tell(self) -> None:
+        for listener in self.listeners:
+            listener(self.because)

@@ -14,25 +14,19 @@ import gc
 import ipaddress
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from guard.answer_evidence import ANSWER, AnswerCalibration
-from guard.bundle import Bundle
-from guard.calibration import check_promise
 from guard.config import ServeConfig
 from guard.container import memory_bytes
 from guard.errors import ConfigError
-from guard.policy import Policy
-from guard.serve.agreement import UpstreamComparison
 from guard.serve.allocator import few_heaps
-from guard.serve.batcher import Batcher
-from guard.serve.engine import Engine
+from guard.serve.device_thread import DeviceThread
 from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization, check_settings
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
@@ -47,16 +41,17 @@ from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
 from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import SERVICE, Upstream
-from guard.serve.held_answers import held_answers
-from guard.serve.inspector import Inspector
+from guard.serve.grpc.upstream_watch import UpstreamWatch
 from guard.serve.limits import MIN_ANSWER_BYTES, Limits
 from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
 from guard.serve.log import Bridge, Log
 from guard.serve.metrics import Metrics
+from guard.serve.model_metrics import show_models
+from guard.serve.models import Models
+from guard.serve.open_models import OpenedModel, Workshop, open_models
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
-from guard.serve.watching import Pulse, alive, in_background, listener_changed, watch_engine
-from guard.session import CudaOptions
+from guard.serve.watching import Pulse, alive, in_background, listener_changed
 from guard.target import split_address
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
@@ -71,6 +66,7 @@ class Serving:
     admin: Listener
     metrics_address: str
     readiness: Readiness
+    models: Models
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
     authz: Listener | None = None  # of Envoy's checks
 
@@ -120,51 +116,26 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
     Raises:
         UserError: as `serve`.
     """
-    bundle, policy, answers = opened(config, log)
-    model = bundle.manifest.model
+    check_complete(config)
+    opened = open_models(config)
     readiness = told_to(log)
-    metrics = build_metrics(config, bundle, policy, readiness, log)
+    metrics = build_metrics(readiness, log)
     async with AsyncExitStack() as stack:
-        engine = build_engine(config, bundle, metrics)
-        stack.callback(engine.close)
-        batcher = Batcher(
-            engine.read,
-            metrics,
-            rows_per_item=max(program.rows_at_once for program in bundle.manifest.programs),
-            max_rows=config.max_rows,
-            max_queue_rows=config.max_queue_rows,
-        )
-        await stack.enter_async_context(batcher.running())
-        limits = stated(Limits.of(config, model.input, batcher, memory_bytes=memory_bytes()), log)
+        thread = stack.enter_context(closing(DeviceThread()))
+        workshop = Workshop(metrics=metrics, readiness=readiness, log=log, thread=thread)
+        models = await stack.enter_async_context(at_work(config, opened, workshop))
+        limits = stated(Limits.of(config, models.table.inputs, memory_bytes=memory_bytes()), log)
         upstream = await stack.enter_async_context(
-            Upstream.open(config, model, max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES))
+            Upstream.open(config, max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES))
         )
         pulse = Pulse()
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
         door, side_door = stack.enter_context(doors(config, limits, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
-        service = Service(
-            config=config,
-            model=model,
-            inspector=Inspector(
-                policy=policy, calibration=bundle.calibration, batcher=batcher, engine=engine, answers=answers
-            ),
-            upstream=upstream,
-            metrics=metrics,
-            comparison=UpstreamComparison(
-                model=model,
-                metrics=metrics,
-                readiness=readiness,
-                log=log,
-                most=config.max_disagreement,
-                measured=bundle.manifest.measured_disagreement,
-            ),
-            door=door,
-            log=log,
-        )
+        service = Service(models=models, upstream=upstream, metrics=metrics, door=door, log=log)
         passage = Passage(
             config=config,
-            guarded=model.name,
+            models=models,
             upstream=upstream,
             readiness=readiness,
             metrics=metrics,
@@ -183,7 +154,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             listen(config.listen, methods, passage.closed(None), gates=service.gates())
         )
         methods = {
-            **Admin(service, bundle, readiness).methods(side_door),
+            **Admin(service, readiness).methods(side_door),
             **both,
             **reflecting([guard_admin.SERVICE, HEALTH], side_door),
         }
@@ -207,18 +178,15 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             metrics=metrics_address,
             **{name: listener.address for name, listener in authz.items()},
             upstream=config.upstream,
-            mode=policy.mode,
-            forward=config.forward,
+            mode=models.table.strictest_mode,
+            models=models.table.labels,
             max_message_bytes=limits.message_bytes,
             max_bytes_in_flight=limits.in_flight_bytes,
         )
-        await loaded(engine, batcher, config, log)
-        readiness.say("engine", None)
-        for part, watcher in (
-            ("upstream", upstream.watch(partial(readiness.say, "upstream"))),
-            ("engine", watch_engine(engine, batcher, readiness, stalled_s=config.inspect_timeout_s)),
-        ):
-            await stack.enter_async_context(in_background(watcher, partial(readiness.say, part)))
+        await workshop.load(models.table)
+        models.begin()
+        watch = UpstreamWatch(upstream, models, readiness)
+        await stack.enter_async_context(in_background(watch.run(), partial(readiness.say, "upstream")))
 
         async def drain() -> None:
             readiness.say("drain", "the guard is shutting down")
@@ -227,7 +195,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             await asyncio.gather(door.empty(config.grace_s), side_door.empty(config.grace_s))
             await inference.stop()
 
-        yield Serving(inference, admin, metrics_address, readiness, drain, authz.get("authz"))
+        yield Serving(inference, admin, metrics_address, readiness, models, drain, authz.get("authz"))
 
 
 @asynccontextmanager
@@ -259,15 +227,28 @@ def told_to(log: Log) -> Readiness:
     return readiness
 
 
-def build_engine(config: ServeConfig, bundle: Bundle, metrics: Metrics) -> Engine:
-    return Engine(
-        bundle,
-        device=config.device,
-        threads=config.threads,
-        stage=metrics.stage,
-        cuda=CudaOptions(config.device_id, config.device_memory_bytes, config.device_arena),
-        only_repairs=() if config.repair is None else (config.repair,),
-    )
+@asynccontextmanager
+async def at_work(config: ServeConfig, opened: Sequence[OpenedModel], workshop: Workshop) -> AsyncIterator[Models]:
+    """Put models to work within the block, their programs not loaded yet; then those that are at work by then stop."""
+    table = workshop.table(opened, workshop.loaded_bundles(opened, config), config)
+    models = Models(table, workshop.readiness)
+    show_models(workshop.metrics, None, table)
+    told(opened, workshop.log)
+    for loaded in table.loaded:
+        loaded.batcher.start()
+    try:
+        yield models
+    finally:
+        await models.close()
+
+
+def told(opened: Sequence[OpenedModel], log: Log) -> None:
+    """Write into the log which models are guarded, and how, and what their settings make risky."""
+    for model in opened:
+        settings = {name: getattr(model.config, name) for name in ("mode", "on_failure", "forward")}
+        log.info("guarding", model=model.label, bundle=model.config.bundle, digest=model.bundle.digest, **settings)
+        for warning in model.warnings:
+            log.warning("thin promise", model=model.label, warning=warning)
 
 
 def stated(limits: Limits, log: Log) -> Limits:
@@ -275,23 +256,6 @@ def stated(limits: Limits, log: Log) -> Limits:
     if warning := limits.warning:
         log.warning("few messages at once", warning=warning)
     return limits
-
-
-async def loaded(engine: Engine, batcher: Batcher, config: ServeConfig, log: Log) -> None:
-    """Load the programs, with a line in the log where the largest request would take longer than there is time for it.
-
-    Raises:
-        BundleError, DeviceError: as `Engine.load`.
-    """
-    await engine.load(largest=batcher.max_items)
-    items, limit_s = batcher.max_queue_items, config.inspect_timeout_s
-    if (needed_s := items * engine.item_s) > limit_s:
-        most = max(1, int(limit_s / engine.item_s))
-        warning = (
-            f"a request of {items} items takes about {needed_s:.2g} s to inspect, and inspect_timeout_s = {limit_s:g}; "
-            f"raise it, or let clients send at most {most} at once"
-        )
-        log.warning("slow programs", warning=warning)
 
 
 @contextmanager
@@ -314,22 +278,14 @@ def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door,
         side_door.close()
 
 
-def opened(config: ServeConfig, log: Log) -> tuple[Bundle, Policy, AnswerCalibration | None]:
-    """Open the bundle, verified, the policy that it can promise, and what it knows of answers. Raises UserError."""
+def check_complete(config: ServeConfig) -> None:
+    """Raise ConfigError where a setting is missing, or tells strangers too much."""
     for name in ("bundle", "upstream"):
-        if not getattr(config, name):
+        if not getattr(config, name) and not (name == "bundle" and config.models):
             raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
     check_loopback(config.admin_listen)
     if config.authz_listen:
         check_settings(config)
-    bundle = Bundle.open(config.bundle)
-    policy = config.policy(reject_rate=bundle.manifest.reject_rate, flag_rate=bundle.manifest.flag_rate)
-    for name in ("reject_rate", "flag_rate"):
-        if warning := check_promise(getattr(policy, name), bundle.calibration.items, name=name):
-            log.warning("thin promise", warning=warning)
-    if policy.repair is not None:
-        bundle.repair(policy.repair)
-    return bundle, policy, held_answers(config, bundle)
 
 
 def check_loopback(address: str) -> None:
@@ -344,19 +300,8 @@ def check_loopback(address: str) -> None:
         )
 
 
-def build_metrics(config: ServeConfig, bundle: Bundle, policy: Policy, readiness: Readiness, log: Log) -> Metrics:
-    model = bundle.manifest.model
-    metrics = Metrics(
-        CollectorRegistry(),
-        guarded=model.name,
-        models=(model.name, *config.allow_models),
-        detectors=(*bundle.calibration.detectors, *((ANSWER,) if config.forward == "before" else ())),
-        methods=METHODS,
-    )
-    metrics.bundle_info.labels(bundle.digest[:16], model.name, model.version, model.fingerprint[:16]).set(1)
-    metrics.promised_rate.labels("reject").set(policy.reject_rate)
-    metrics.promised_rate.labels("flag").set(policy.flag_rate)
-    metrics.measured_disagreement.set(bundle.manifest.measured_disagreement)
+def build_metrics(readiness: Readiness, log: Log) -> Metrics:
+    metrics = Metrics(CollectorRegistry(), methods=METHODS)
     metrics.ready.set_function(lambda: float(readiness.because is None))
     metrics.upstream_ready.set_function(lambda: float(readiness.part("upstream") is None))
     log.lost = metrics.lost_lines.inc

@@ -66,19 +66,22 @@ async def in_background(work: Coroutine[Any, Any, None], failed: Callable[[str],
         await asyncio.wait([task])
 
 
-async def watch_engine(engine: Engine, batcher: Batcher, readiness: Readiness, *, stalled_s: float) -> None:
-    """Keep the engine's part of readiness true: after a failed batch the self-check decides; hung is not ready."""
-    seen = 0
+async def watch_engine(
+    engine: Engine, batcher: Batcher, say: Callable[[str | None], None], stalled_s: Callable[[], float]
+) -> None:
+    """Keep telling why an engine is not ready: after a failed batch the self-check decides; hung is not ready."""
+    seen, reason = 0, None
     while True:
-        if batcher.busy_s() > stalled_s:
-            readiness.say("engine", f"the device has not answered for {stalled_s:g} s")
-        elif batcher.failures != seen or readiness.part("engine"):
+        if batcher.busy_s() > stalled_s():
+            reason = f"the device has not answered for {stalled_s():g} s"
+        elif batcher.failures != seen or reason is not None:
             seen = batcher.failures
             try:
-                async with asyncio.timeout(stalled_s):
+                async with asyncio.timeout(stalled_s()):
                     await engine.check()
             except Exception as error:  # noqa: BLE001  ONNX Runtime raises its own untyped family
-                readiness.say("engine", f"the self-check failed after a failed batch: {error}")
+                reason = f"the self-check failed after a failed batch: {error}"
             else:
-                readiness.say("engine", None)
+                reason = None
+        say(reason)
         await asyncio.sleep(ENGINE_POLL_S)

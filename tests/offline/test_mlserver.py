@@ -20,7 +20,7 @@ from guard.offline.demo_model import AsTuple
 from guard.offline.model.onnx_export.export import lower
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.runtime import Runtime
-from guard.serve.grpc.upstream import mismatch
+from guard.serve.grpc.upstream_watch import mismatch
 from guard.serve.grpc.wire.inference_pb2 import (
     ModelInferResponse,
     ModelMetadataRequest,

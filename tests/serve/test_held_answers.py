@@ -355,8 +355,8 @@ def test_it_holds_between_processes(closed: Path, tmp_path: Path) -> None:
         model_file_process(file, name=tiny_bundle.MODEL_NAME) as model,
         guard_process(config_for(closed, model.until_event("listening")["inference"], **BEFORE)) as guard,
     ):
+        assert guard.until_event("guarding")["forward"] == "before"
         addresses = guard.until_event("listening")
-        assert addresses["forward"] == "before"
         guard.until_event("ready")
 
         async def ask() -> tuple[list[Answered], list[Answered], dict[str, float]]:

@@ -26,7 +26,7 @@ PICTURES = InputSpec("input", "FP32", (3, 224, 224), (0.0,), (1.0,), 255)
 
 def limits(spec: InputSpec, *, memory: int | None = None, **settings: Any) -> Limits:
     batcher = Batcher(None, None, rows_per_item=4, max_rows=64, max_queue_rows=1024)  # type: ignore[arg-type]
-    return Limits.of(ServeConfig(**settings), spec, batcher, memory_bytes=memory)
+    return Limits.of(ServeConfig(**settings), [(spec, batcher)], memory_bytes=memory)
 
 
 def test_the_largest_message_is_the_largest_request_that_the_queue_can_hold() -> None:

@@ -25,14 +25,16 @@ from tests.serve.guarded import guarding
 def test_p_values_are_binned_as_the_library_bins_them() -> None:
     registry = CollectorRegistry()
     theirs = Histogram("theirs", "x", ["detector"], registry=registry, buckets=BUCKET_P_VALUES)
-    ours = PValues("ours", "x", "detector", ["a", "b"])
+    ours = PValues("ours", "x", ["detector"])
+    for name in "ab":
+        ours.begin(name)
     registry.register(ours)
     generator = np.random.default_rng(0)
     for size in (1, 7, 200):
         values = generator.uniform(0, 1, (size, 2))
         values[0] = [0.001, 1.0]  # on the edges
         values[generator.uniform(size=values.shape) < 0.2] = np.nan
-        ours.observe(values)
+        ours.observe(values, [("a",), ("b",)])
         for column, name in enumerate("ab"):
             for value in values[:, column]:
                 if not np.isnan(value):
@@ -50,14 +52,15 @@ def test_p_values_are_binned_as_the_library_bins_them() -> None:
 
 
 def test_unknown_models_and_methods_share_one_label() -> None:
-    metrics = Metrics(CollectorRegistry(), guarded="m", models=["m", "n"], detectors=["d"], methods=["ServerLive"])
+    metrics = Metrics(CollectorRegistry(), methods=["ServerLive"])
+    metrics.models = frozenset({"m", "n"})
     assert [metrics.model(name) for name in ("m", "n", "x", "")] == ["m", "n", "other", "other"]
     assert [metrics.method(name) for name in ("ServerLive", "Made.Up")] == ["ServerLive", "other"]
 
 
 def test_disagreement_counts_items() -> None:
     registry = CollectorRegistry()
-    metrics = Metrics(registry, guarded="m", models=["m"], detectors=["d"], methods=[])
+    metrics = Metrics(registry, methods=[])
     assert metrics.predictions("m", np.asarray([1, 2, 3]), np.asarray([1, 0, 0])) == 2
     assert registry.get_sample_value("guard_upstream_compared_items_total", {"model": "m"}) == 3
     assert registry.get_sample_value("guard_upstream_disagreement_items_total", {"model": "m"}) == 2

@@ -42,15 +42,18 @@ HARMLESS = frozenset(
 
 def check_settings(config: ServeConfig) -> None:
     """Raise ConfigError where Envoy is to be answered and the settings ask for what this door cannot do."""
-    if config.repair is not None:
-        raise ConfigError(
-            f"authz_listen excludes repair = {config.repair!r}: Envoy forwards the bytes that it has, so nothing can "
-            "be cleaned; leave one of them out"
-        )
-    if config.forward == "before":
-        raise ConfigError(
-            "authz_listen excludes forward = 'before': Envoy forwards after the verdict alone; leave one of them out"
-        )
+    for model in config.model_configs():
+        where = f"{model.place}: " if model.place else ""
+        if model.repair is not None:
+            raise ConfigError(
+                f"{where}authz_listen excludes repair = {model.repair!r}: Envoy forwards the bytes that it has, so "
+                "nothing can be cleaned; leave one of them out"
+            )
+        if model.forward == "before":
+            raise ConfigError(
+                f"{where}authz_listen excludes forward = 'before': Envoy forwards after the verdict alone; leave one "
+                "of them out"
+            )
     authorization_messages()
 
 

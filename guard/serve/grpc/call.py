@@ -47,6 +47,7 @@ class Call:
     context: Any  # grpc.aio.ServicerContext
     deadline: float = math.inf  # the client's, of time.monotonic(); infinite where there is none
     inspect_by: float = math.inf  # the moment, of time.monotonic(), at which the time for the inspection is over
+    budget_s: float = math.inf  # that is over then
     id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
     message_id: str = ""  # that the client's message bears
     told: str | None = None  # the verdict, as far as the client may know it
@@ -54,6 +55,7 @@ class Call:
     began: float = field(default_factory=time.monotonic)
     place: Place | None = None  # among those that are being inspected
     patience: asyncio.TimerHandle | None = None  # until the place is given to others, as long as no message has come
+    guarded: Any = None  # the model that the request is for, once that is known
     outcome: Any = None  # what the method's own service leaves here for its metrics
     asked: Any = None  # the request that the call asks about, with its own `metadata`; None: the call is the request
     end: End = "answered"
@@ -128,8 +130,8 @@ class Call:
         return "CANCELLED" if self.end == "cancelled" else Expired.status
 
     def forget(self) -> None:
-        """Drop error and outcome: an error's traceback holds its frames, and these the message and this call."""
-        self.error = self.outcome = None
+        """Drop error, outcome and model: an error's traceback holds its frames, and these the message and this call."""
+        self.error = self.outcome = self.guarded = None
 
     def refusal(self, error: GuardError) -> Refusal:
         """The refusal that tells a client of an error: its status, its message and its reason, with our marks."""

@@ -22,6 +22,7 @@ class Admitted:
 
     place: Place
     inspect_by: float  # of time.monotonic()
+    budget_s: float  # that ends then
 
     def tear(self) -> None:
         self.place.tear()
@@ -36,13 +37,25 @@ class TooLate:
 
 
 @dataclass(frozen=True)
+class Uncounted:
+    """The ticket of a call that is not inspected."""
+
+    def tear(self) -> None:
+        """Give nothing back, since nothing was taken."""
+
+
+@dataclass
 class InferGate:
-    """The gate that `Acceptor` asks for ModelInfer; `ended` records each call that is not admitted."""
+    """The gate that `Acceptor` asks for ModelInfer; `ended` records each call that is not admitted.
+
+    It is asked before a message is read, so that it does not know the model: what holds for any model, holds here.
+    """
 
     admission: Admission
     budget_s: float  # for the inspection
     ended: Callable[[Call], None]
     passes_late: bool = False  # whether what cannot be inspected in time is let in all the same
+    is_open: bool = False  # whether nothing is inspected at all
 
     def moments(self, context: Any) -> Moments:
         now = time.monotonic()
@@ -52,12 +65,14 @@ class InferGate:
         return str(context.peer())  # a connection
 
     def enter(self, moments: Moments) -> Ticket | None:
+        if self.is_open:
+            return Uncounted()
         now = time.monotonic()
         left = moments.answered - now, moments.inspected - now
         if not self.admission.has_room() or not self.admission.may_begin(now, *left):
             return None
         try:
-            return Admitted(self.admission.enter(now, *left), moments.inspected)
+            return Admitted(self.admission.enter(now, *left), moments.inspected, self.budget_s)
         except Overloaded:
             return None
 

@@ -36,6 +36,7 @@ from guard.serve.grpc.wire.inference_pb2 import (
     ServerReadyResponse,
 )
 from guard.serve.metrics import OTHER, Metrics
+from guard.serve.models import Models
 from guard.serve.readiness import Readiness
 
 METHODS = (  # by name in metrics; every other method is "other"
@@ -59,7 +60,7 @@ class Passage:
     """The handlers of methods that pass by the inspection, and of those that are refused."""
 
     config: ServeConfig
-    guarded: str  # the guarded model's name
+    models: Models
     upstream: Upstream
     readiness: Readiness
     metrics: Metrics
@@ -110,16 +111,21 @@ class Passage:
         return self.side_door.unary(work, ended=ended)
 
     async def model_ready(self, request: bytes, call: Call) -> bytes:
-        """Answer ModelReady: false for the guarded model while the guard is not ready, else what the upstream says."""
+        """Answer ModelReady: false for a model while the guard is not ready for it, else what the upstream says."""
         with suppress(DecodeError):  # the upstream says what is wrong with it
-            if ModelReadyRequest.FromString(request).name == self.guarded and self.readiness.because is not None:
+            asked = ModelReadyRequest.FromString(request)
+            if any(
+                self.readiness.of(model.label) is not None
+                for model in self.models.table.named(asked.name)
+                if not asked.version or model.spec.version in ("", asked.version)
+            ):
                 return ModelReadyResponse(ready=False).SerializeToString()
         return await self.forward("ModelReady", request, call)
 
     async def server_metadata(self, request: bytes, call: Call) -> bytes:
         """Answer ServerMetadata as the upstream does, but for the extensions that do not work through the guard."""
         answer = await self.upstream.unary(path("ServerMetadata"), request, call.upward, call.forward_timeout_s())
-        body = working_extensions(answer.body, self.opened_methods, self.config.mode)
+        body = working_extensions(answer.body, self.opened_methods, self.models.table.strictest_mode)
         return await call.deliver(replace(answer, body=body))
 
     async def forward(self, method: str, request: bytes, call: Call) -> bytes:

@@ -21,7 +21,7 @@ import httpx
 from guard.config import ServeConfig
 from guard.errors import ConfigError, UpstreamDown
 from guard.manifest import ModelSpec
-from guard.serve.grpc.upstream import mismatch
+from guard.serve.grpc.upstream_watch import mismatch
 from guard.serve.grpc.wire.inference_pb2 import ModelMetadataResponse
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.headers import Headers, encoded, end_to_end, text_headers

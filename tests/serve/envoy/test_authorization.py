@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from guard.errors import ConfigError
+from guard.serve.envoy.asked_request import AskedRequest
 from guard.serve.grpc.metadata import OURS
 from tests.serve import tiny_bundle
 from tests.serve.envoy.checks import CHECK, Told, check, check_request, framed
@@ -243,9 +244,7 @@ def test_on_failure_decides_where_the_engine_fails(bundle: Path, on_failure: str
 def test_a_fault_of_ours_is_a_denial_and_no_failed_check(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> tuple[Told, list[Any]]:
         async with asking(bundle) as (guarded, client):
-            monkeypatch.setattr(
-                "guard.serve.envoy.asked_request.AskedRequest.of", lambda _: (_ for _ in ()).throw(RuntimeError("odd"))
-            )
+            monkeypatch.setattr(AskedRequest, "of", lambda _: (_ for _ in ()).throw(RuntimeError("odd")))
             return await check(client, check_request(BODY)), guarded.events("internal")
 
     found, events = asyncio.run(story())

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from guard.bundle import Bundle
-from guard.config import ServeConfig
 from guard.errors import ConfigError
+from guard.model_config import ModelConfig
 from guard.policy import Action
 from guard.runtime import Runtime
 from guard.serve.grpc.method_groups import opened_methods
@@ -531,7 +531,7 @@ def test_model_infer_cannot_be_opened() -> None:
 
 
 def test_labels_say_what_would_have_happened() -> None:
-    policy = ServeConfig(mode="flag").policy(reject_rate=0.01, flag_rate=0.05)
+    policy = ModelConfig("", mode="flag").policy(reject_rate=0.01, flag_rate=0.05)
     assert [label(action, policy.enact(action)) for action in Action] == [
         "pass",
         "flag",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from guard.manifest import InputSpec, ModelSpec, OutputSpec
-from guard.serve.grpc.upstream import fits, mismatch
+from guard.serve.grpc.upstream_watch import fits, mismatch
 from guard.serve.grpc.wire.inference_pb2 import ModelMetadataResponse
 
 MODEL = ModelSpec("m", "2", "f", InputSpec("x", "FP32", (3, 8, 8), (0.0,), (1.0,), 255), OutputSpec("y", "logits", 10))

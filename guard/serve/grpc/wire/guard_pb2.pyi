@@ -54,7 +54,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("bundle_digest", "manifest_json", "mode", "on_failure", "rows", "repair", "reject_rate", "flag_rate", "calibration_items", "ready", "not_ready_because", "guard_version")
+    __slots__ = ("bundle_digest", "manifest_json", "mode", "on_failure", "rows", "repair", "reject_rate", "flag_rate", "calibration_items", "ready", "not_ready_because", "guard_version", "models")
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class DescribeResponse(_message.Message):
     READY_FIELD_NUMBER: _ClassVar[int]
     NOT_READY_BECAUSE_FIELD_NUMBER: _ClassVar[int]
     GUARD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     bundle_digest: str
     manifest_json: str
     mode: str
@@ -79,4 +80,37 @@ class DescribeResponse(_message.Message):
     ready: bool
     not_ready_because: str
     guard_version: str
-    def __init__(self, bundle_digest: _Optional[str] = ..., manifest_json: _Optional[str] = ..., mode: _Optional[str] = ..., on_failure: _Optional[str] = ..., rows: _Optional[str] = ..., repair: _Optional[str] = ..., reject_rate: _Optional[float] = ..., flag_rate: _Optional[float] = ..., calibration_items: _Optional[int] = ..., ready: bool = ..., not_ready_because: _Optional[str] = ..., guard_version: _Optional[str] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, bundle_digest: _Optional[str] = ..., manifest_json: _Optional[str] = ..., mode: _Optional[str] = ..., on_failure: _Optional[str] = ..., rows: _Optional[str] = ..., repair: _Optional[str] = ..., reject_rate: _Optional[float] = ..., flag_rate: _Optional[float] = ..., calibration_items: _Optional[int] = ..., ready: bool = ..., not_ready_because: _Optional[str] = ..., guard_version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping[str, object]]]] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "version", "label", "bundle_digest", "manifest_json", "mode", "on_failure", "rows", "repair", "reject_rate", "flag_rate", "calibration_items", "ready", "not_ready_because")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    ON_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    REJECT_RATE_FIELD_NUMBER: _ClassVar[int]
+    FLAG_RATE_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    NOT_READY_BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    label: str
+    bundle_digest: str
+    manifest_json: str
+    mode: str
+    on_failure: str
+    rows: str
+    repair: str
+    reject_rate: float
+    flag_rate: float
+    calibration_items: int
+    ready: bool
+    not_ready_because: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., label: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., manifest_json: _Optional[str] = ..., mode: _Optional[str] = ..., on_failure: _Optional[str] = ..., rows: _Optional[str] = ..., repair: _Optional[str] = ..., reject_rate: _Optional[float] = ..., flag_rate: _Optional[float] = ..., calibration_items: _Optional[int] = ..., ready: bool = ..., not_ready_because: _Optional[str] = ...) -> None: ...

@@ -1,45 +1,55 @@
-"""The guarded model among those of the model server: which requests reach the weights that the bundle is for."""
+"""A guarded model: its bundle at work, the operator's settings for it, and which requests reach its weights.
+
+Rule 1: the value never changes; a reload puts another in its place, and calls that began with this one end with it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from guard.bundle import Bundle
 from guard.errors import Unchecked, UnknownModel
 from guard.manifest import ModelSpec
-from guard.serve.grpc.upstream import Upstream
-from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
+from guard.model_config import ModelConfig
+from guard.policy import Policy
+from guard.serve.agreement import UpstreamComparison
+from guard.serve.inspector import Inspector
+from guard.serve.loaded_bundle import LoadedBundle
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class GuardedModel:
-    """The model that a bundle guards, by the names and versions that its server has."""
+    """A model of the model server with the bundle that guards it."""
 
-    model: ModelSpec
-    allowed_models: frozenset[str]  # further names, to pass uninspected
-    upstream: Upstream
+    config: ModelConfig
+    spec: ModelSpec  # with the name and version by which the model server has it
+    loaded: LoadedBundle
+    inspector: Inspector
+    comparison: UpstreamComparison
 
-    def guards(self, message: ModelInferRequest) -> bool:
-        """Whether the bundle guards the named model; False where the operator lets it pass.
+    @property
+    def label(self) -> str:
+        """The name in metrics, readiness and log: the key of the model's table, or the bundle's own name."""
+        return self.config.key or self.spec.name
 
-        Raises:
-            UnknownModel: the model is neither guarded nor let pass.
-        """
-        name = message.model_name
-        if name == self.model.name:
-            self.check_version(message.model_version)
-            return True
-        if name in self.allowed_models:
-            return False
-        raise UnknownModel(f"no bundle guards model {name[:80]!r}; this guard inspects {self.model.name!r}")
+    @property
+    def bundle(self) -> Bundle:
+        return self.loaded.bundle
 
-    def check_version(self, named: str) -> None:
+    @property
+    def policy(self) -> Policy:
+        return self.inspector.policy
+
+    def check_version(self, named: str, served: tuple[str, ...] | None) -> None:
         """Check that a request for this version ("": the server's choice) reaches the weights that the bundle is for.
+
+        `served` are the versions that the model server has; None: it has not said yet, (): it knows none.
 
         Raises:
             UnknownModel: it may reach other weights.
             Unchecked: the model server has not said yet which versions it has.
         """
-        ours, model, served = self.model.version, self.model.name, self.upstream.versions
+        ours, model = self.spec.version, self.spec.name
         asked = f"version {named[:20]!r}" if named else "no version"
         if ours:
             if named == ours or (not named and served in (None, (), (ours,))):
