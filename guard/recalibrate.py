@@ -5,7 +5,7 @@ Rule 2: scale and ranks come from different items of the sample; ranks from the 
 Rule 3: a sample that changes within itself, or of which the parent rejects far more than it promised, is refused: it
 may be attacked, and its attacks would become what is normal.
 
-How it works. Attacks that nobody noticed are in the sample too, and mostly among its riskiest items. A stated share t
+How it works. Unnoticed attacks are in the sample too, and mostly among its riskiest items. A stated share t
 of it is therefore left out from the top. Where the sample holds no attack, thresholds are then too low by that
 share: of a promised rate r at most r + t of clean items are rejected. Where it holds a share of at most t, all at the
 top, the rate lies between r and r + t.

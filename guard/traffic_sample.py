@@ -67,7 +67,7 @@ class SampledItems:
 
 @dataclass(eq=False)
 class SampleWriter:
-    """A writer of one store, which draws, collects and writes; whoever calls it does so from one thread.
+    """A writer of one store, which draws, collects and writes; all its methods are called from one thread.
 
     Raises OSError from `add` and `flush` where the disk is full or gone: what was to be written is lost then, and the
     writer goes on.

@@ -26,7 +26,7 @@ import numpy as np
 from guard.drift.wealth import Wealth
 from guard.fusion import Floats
 
-FEATURES = 64
+KERNEL_VALUES = 64
 STAKE_SHARES = np.asarray([0.02, 0.05, 0.1, 0.2, 0.4])
 FADE_PAIRS = np.asarray([200.0, 4000.0])  # after so many pairs a witness has forgotten 63 % of what it knew
 
@@ -39,9 +39,9 @@ class KernelMartingale:
         numbers = pool.shape[1]
         self.generator = generator
         self.pool = pool.copy()
-        self.directions = generator.standard_normal((numbers, FEATURES)) / np.sqrt(numbers)
-        self.phases = generator.uniform(0, 2 * np.pi, FEATURES)
-        self.witness = np.zeros((len(FADE_PAIRS), FEATURES))  # [fade, feature] later minus earlier
+        self.directions = generator.standard_normal((numbers, KERNEL_VALUES)) / np.sqrt(numbers)
+        self.phases = generator.uniform(0, 2 * np.pi, KERNEL_VALUES)
+        self.witness = np.zeros((len(FADE_PAIRS), KERNEL_VALUES))  # [fade, feature] later minus earlier
         self.spread = np.ones(len(FADE_PAIRS))  # [fade] mean square of the witness' differences within a pair
         self.wealth = Wealth(1, len(FADE_PAIRS) * len(STAKE_SHARES))
 
@@ -69,5 +69,5 @@ class KernelMartingale:
 
     def features(self, items: Floats) -> Floats:
         """The random Fourier features [item, feature] of items [item, number]."""
-        found: Floats = np.sqrt(2 / FEATURES) * np.cos(items @ self.directions + self.phases)
+        found: Floats = np.sqrt(2 / KERNEL_VALUES) * np.cos(items @ self.directions + self.phases)
         return found

@@ -5,8 +5,8 @@ ever reaches 1 / a has a probability of at most a, over the whole run (Ville 193
 Rule 2: wealth only moves between strategies at times fixed beforehand; the sum never changes by it.
 Rule 3: memory grows with the logarithm of the number of blocks.
 
-How it works. A strategy that learns from the stream must forget what was before a change, and nobody knows when that
-comes. So at every block one slot begins anew, with a grant from the reserve: 1 / (k + 1) of it at block k. How long a
+How it works. A strategy that learns from the stream must forget what was before a change, and when that comes is not
+known. So at every block one slot begins anew, with a grant from the reserve: 1 / (k + 1) of it at block k. How long a
 slot runs follows from k: k = odd * 2^r lives for 2^(r + 2) blocks, so that at any time slots of all ages run (Hazan and
 Seshadhri 2009, Efficient learning algorithms for changing environments). What a slot holds when it ends returns to the
 reserve. One slot of half the wealth runs from the beginning to the end.
@@ -21,7 +21,7 @@ import numpy as np
 from guard.fusion import Floats
 
 MAX_AGE_STEPS = 24  # the longest-lived slots that begin anew run for 2^26 blocks
-FOREVER = 0  # the slot that never begins anew
+FIRST_OF_ALL_BLOCKS = 0  # the slot that never begins anew
 
 
 def slot_of(block: int) -> int:
@@ -40,7 +40,7 @@ class Wealth:
         self.log_total = np.zeros(streams)
         self.reserve = np.full(streams, 0.5)  # share of the total
         self.shares = np.zeros((streams, 1, strategies))  # [stream, slot, strategy] of the total
-        self.shares[:, FOREVER] = 0.5 / strategies
+        self.shares[:, FIRST_OF_ALL_BLOCKS] = 0.5 / strategies
         self.blocks = 0
 
     @property

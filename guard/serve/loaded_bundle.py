@@ -10,7 +10,9 @@ from guard.bundle import Bundle
 from guard.config import ServeConfig
 from guard.serve.batcher import Batcher
 from guard.serve.device_thread import DeviceThread
+from guard.serve.drift_watch import DriftWatch
 from guard.serve.engine import Engine
+from guard.serve.log import Log
 from guard.serve.metrics import Metrics, QueueMetrics
 from guard.serve.watching import watch_engine
 from guard.session import CudaOptions
@@ -35,6 +37,7 @@ class LoadedBundle:
     use: BundleUse
     engine: Engine
     batcher: Batcher
+    drift: DriftWatch | None = None  # of the traffic of all models that share the bundle
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @staticmethod
@@ -46,6 +49,7 @@ class LoadedBundle:
         label: str,
         metrics: Metrics,
         thread: DeviceThread,
+        log: Log,
     ) -> LoadedBundle:
         """Build the parts; the engine is loaded later, with `engine.load`."""
         engine = Engine(
@@ -64,7 +68,10 @@ class LoadedBundle:
             max_rows=use.max_rows,
             max_queue_rows=use.max_queue_rows,
         )
-        return LoadedBundle(bundle, use, engine, batcher)
+        drift = None
+        if (probability := config.drift_alarm_probability) is not None:
+            drift = DriftWatch(bundle, probability=probability, label=label, metrics=metrics.drift, log=log)
+        return LoadedBundle(bundle, use, engine, batcher, drift)
 
     def serves(self, use: BundleUse) -> bool:
         """Whether models that use their bundle so can use this one."""
@@ -82,13 +89,18 @@ class LoadedBundle:
 
     def retire(self) -> None:
         """Let the calls that use the bundle finish; with the last of them its memory is free."""
+        self.stop_watching()
+        self.batcher.retire()
+
+    def stop_watching(self) -> None:
+        """Watch neither the engine nor the traffic any longer."""
         if self.watching is not None:
             self.watching.cancel()
-        self.batcher.retire()
+        if self.drift is not None:
+            self.drift.close()
 
     async def close(self) -> None:
         """Stop at once: what waits fails as Unchecked."""
-        if self.watching is not None:
-            self.watching.cancel()
+        self.stop_watching()
         await self.batcher.stop()
         self.engine.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from guard.drift.wealth import FOREVER, Wealth, log10_evidence, slot_of
+from guard.drift.wealth import FIRST_OF_ALL_BLOCKS, Wealth, log10_evidence, slot_of
 
 
 def test_slots_follow_the_example_of_the_function() -> None:
@@ -19,7 +19,7 @@ def test_a_slot_lives_four_times_its_period() -> None:
     for slot, blocks in starts.items():
         age = (slot - 1) // 2
         assert set(np.diff(blocks).tolist()) <= {2 ** (age + 2)}
-    assert FOREVER not in starts
+    assert FIRST_OF_ALL_BLOCKS not in starts
 
 
 def test_restarts_keep_the_sum_and_bets_change_it_by_what_they_win() -> None:

@@ -253,6 +253,8 @@ class Service:
         self.metrics.stage("decode", time.monotonic() - began)
         inspector = guarded.inspector
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
+        if guarded.loaded.drift is not None:
+            guarded.loaded.drift.see(decoded.images, found.readings)
         if (answers := inspector.answers) is not None:
             early = inspector.before_answer(found, answers)
             if early.enacted is not Action.REJECT:
