@@ -80,8 +80,11 @@ def recalibrate(
     max_rejected_share: float,
     device: Device = "cpu",
     threads: int | None = None,
+    opened: Runtime | None = None,
 ) -> Recalibrated:
     """Write a bundle at `out` with the parent's programs, and thresholds and tails from a sample of traffic.
+
+    `opened` is the parent's runtime where it is loaded already.
 
     Raises:
         ConfigError: a share is out of range.
@@ -98,7 +101,7 @@ def recalibrate(
             "newer data"
         )
     sample = TrafficSample.open(folder)
-    runtime = Runtime.open(parent, device=device, threads=threads)
+    runtime = opened or Runtime.open(parent, device=device, threads=threads)
     sample.check_input(runtime.spec)
     found = read_sample(runtime, sample)
     check_size(found, parent, unnoticed_share)

@@ -9,7 +9,7 @@ import pytest
 
 from guard.drift.kernel_martingale import KernelMartingale
 from guard.drift.rank_martingale import CHANCES, CUTS, RankMartingale, events
-from tests.bench.drift import alarm_shares, first_alarms
+from tests.drift.clean_replay import alarm_shares, first_alarms
 
 EDGES = np.asarray([0.0, *CUTS, 1.0])
 
