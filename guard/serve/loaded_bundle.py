@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from guard.bundle import Bundle
 from guard.config import ServeConfig
+from guard.serve.admission import Admission
 from guard.serve.batcher import Batcher
 from guard.serve.device_thread import DeviceThread
 from guard.serve.drift_watch import DriftWatch
@@ -37,6 +38,7 @@ class LoadedBundle:
     use: BundleUse
     engine: Engine
     batcher: Batcher
+    admission: Admission = field(default_factory=Admission, repr=False)  # of calls that need this queue
     drift: DriftWatch | None = None  # of the traffic of all models that share the bundle
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -71,7 +73,7 @@ class LoadedBundle:
         drift = None
         if (probability := config.drift_alarm_probability) is not None:
             drift = DriftWatch(bundle, probability=probability, label=label, metrics=metrics.drift, log=log)
-        return LoadedBundle(bundle, use, engine, batcher, drift)
+        return LoadedBundle(bundle, use, engine, batcher, drift=drift)
 
     def serves(self, use: BundleUse) -> bool:
         """Whether models that use their bundle so can use this one."""
