@@ -97,6 +97,7 @@ class ServeConfig:
     min_ping_interval_s: float = 5.0  # between a client's own pings; it is cut off if it asks more often
     upstream_keepalive_s: float | None = 300.0  # the same asked of the upstream during calls; None: never
     max_disagreement: float | None = None  # share of items on which bundle and upstream may differ; None: any
+    drift_alarm_probability: float | None = 0.01  # of a false one, over a bundle's whole run; None: drift unwatched
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     grace_s: float = 30.0  # for calls under way once the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
@@ -301,6 +302,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
         **dict.fromkeys(
             ("device_id", "drain_s", "grace_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")
         ),
+        "drift_alarm_probability": (lambda value: 0 < value < 1, "a probability between 0 and 1"),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(
             ("listen", "rest_listen", "metrics_listen", "authz_listen"),
