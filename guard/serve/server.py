@@ -42,6 +42,7 @@ from guard.serve.grpc.listener import Listener, listening
 from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
 from guard.serve.grpc.service import Service
+from guard.serve.grpc.streams import Streams
 from guard.serve.grpc.upstream import SERVICE, Upstream
 from guard.serve.grpc.upstream_channel import UpstreamChannel
 from guard.serve.grpc.upstream_watch import UpstreamWatch
@@ -163,7 +164,13 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             max_message_bytes=limits.message_bytes,
             limits=ConnectionLimits.of(config),
         )
-        methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
+        methods = {
+            **Streams(service.inference, upstream, door, config.stream_replies).methods(),
+            **passage.methods(),
+            **service.methods(),
+            **both,
+            **reflecting([SERVICE, HEALTH], side_door),
+        }
         clients = await stack.enter_async_context(
             listen(
                 config.listen,

@@ -62,6 +62,10 @@ class RestCall:
     error: Exception | None = None
 
     @property
+    def name(self) -> str:
+        return self.id
+
+    @property
     def names(self) -> dict[str, str]:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
         who = {"principal": self.principal} if self.principal else {}
