@@ -97,9 +97,11 @@ class ServeConfig:
     min_ping_interval_s: float = 5.0  # between a client's own pings; it is cut off if it asks more often
     upstream_keepalive_s: float | None = 300.0  # the same asked of the upstream during calls; None: never
     max_disagreement: float | None = None  # share of items on which bundle and upstream may differ; None: any
+    drift_alarm_probability: float | None = 0.01  # of a false one, over a bundle's whole run; None: drift unwatched
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     grace_s: float = 30.0  # for calls under way once the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
+    watch_files: bool = True  # settings and bundles are read again when their files change
     models: tuple[ModelConfig, ...] = ()  # tables of guard.toml, where it guards several: [models.NAME], each a bundle
 
     def model_configs(self) -> tuple[ModelConfig, ...]:
@@ -110,6 +112,19 @@ class ServeConfig:
 def service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The names of variables that begin like settings and are Kubernetes' links to Services: they are left alone."""
     return tuple(sorted(name for name, value in environment.items() if is_service_link(name, value)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source of all settings: a file, which may change, and the environment and the flags of the start."""
+
+    file: Path | None
+    environment: Mapping[str, str]
+    flags: Mapping[str, Any]
+
+    def load(self) -> ServeConfig:
+        """Read the settings, as they are now. Raises ConfigError as `load_config`."""
+        return load_config(self.file, self.environment, self.flags)
 
 
 def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServeConfig:
@@ -287,6 +302,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
         **dict.fromkeys(
             ("device_id", "drain_s", "grace_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")
         ),
+        "drift_alarm_probability": (lambda value: 0 < value < 1, "a probability between 0 and 1"),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(
             ("listen", "rest_listen", "metrics_listen", "authz_listen"),

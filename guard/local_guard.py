@@ -53,6 +53,7 @@ class LocalGuard:
         """Open a bundle, verify every file, and let it check itself; rates that are None are the bundle's own.
 
         `mode` is what becomes of a verdict (`enacted`); `on_failure` counts for the interceptors of a server alone.
+
         With `trusted_keys`, PEM files of public keys, the bundle must be signed by one of them.
 
         Raises:

@@ -22,28 +22,20 @@ KINDS = ("URI", "DNS", "email")  # of a certificate's names, the first that is t
 
 
 class FollowingContext(ssl.SSLContext):
-    """A context, each of whose connections begins with the certificates of that moment.
-
-    It is a server's, or with `make` and `protocol` the model server's client's.
-    """
+    """A context each of whose connections shakes hands with the certificates of that moment."""
 
     def __new__(
         cls,
-        identity: Rotated[Identity],  # noqa: ARG004  `__init__` takes it
-        make: Make | None = None,  # noqa: ARG004
-        protocol: ssl._SSLMethod = ssl.PROTOCOL_TLS_SERVER,
+        identity: Rotated[Identity],  # noqa: ARG004  `__init__` takes both
+        make: Make,
     ) -> FollowingContext:
-        return super().__new__(cls, protocol)
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER if make is server_context else ssl.PROTOCOL_TLS_CLIENT)
 
-    def __init__(
-        self,
-        identity: Rotated[Identity],
-        make: Make | None = None,
-        protocol: ssl._SSLMethod = ssl.PROTOCOL_TLS_SERVER,  # noqa: ARG002
-    ) -> None:
-        self.identity, self.make = identity, make or server_context
+    def __init__(self, identity: Rotated[Identity], make: Make) -> None:
+        """Follow an identity; `make` is `server_context` or `client_context`."""
+        self.identity, self.make = identity, make
         self.generation = identity.generation
-        self.current = self.make(identity.value)
+        self.current = make(identity.value)
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
         if self.generation != (generation := self.identity.generation):
@@ -51,37 +43,32 @@ class FollowingContext(ssl.SSLContext):
         return self.current.wrap_bio(*arguments, **options)
 
 
-def upstream_context(identity: Rotated[Identity] | None) -> ssl.SSLContext:
-    """The context for a model server; without an identity, its certificate must lead to the system's authorities."""
-    if identity is None:
-        return ssl.create_default_context()
-    return FollowingContext(identity, client_context, ssl.PROTOCOL_TLS_CLIENT)
-
-
-def client_context(identity: Identity) -> ssl.SSLContext:
-    """A context that shows the guard's certificate, where it has one for the model server."""
-    roots = None if identity.authorities is None else identity.authorities.pem.decode("ascii", "replace")
-    context = ssl.create_default_context(cadata=roots)
-    context.set_alpn_protocols(["http/1.1"])
-    if identity.certificate is not None:
-        with as_file(identity.certificate.chain) as chain, as_file(identity.certificate.key) as key:
-            context.load_cert_chain(chain, key)
-    return context
-
-
 def server_context(identity: Identity) -> ssl.SSLContext:
     """A context with the guard's certificate; with authorities, clients must show one that leads there."""
-    if identity.certificate is None:
-        raise ValueError("a listener needs a certificate")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    with as_file(identity.certificate.chain) as chain, as_file(identity.certificate.key) as key:
-        context.load_cert_chain(chain, key)
+    show(context, identity)
     if identity.authorities is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=identity.authorities.pem.decode("ascii", "replace"))
     return context
+
+
+def client_context(identity: Identity) -> ssl.SSLContext:
+    """A context for the model server, whose certificate must lead to the authorities, or to the system's."""
+    roots = None if identity.authorities is None else identity.authorities.pem.decode("ascii", "replace")
+    context = ssl.create_default_context(cadata=roots)
+    context.set_alpn_protocols(["http/1.1"])
+    show(context, identity)
+    return context
+
+
+def show(context: ssl.SSLContext, identity: Identity) -> None:
+    """Let a context show the guard's certificate, if there is one."""
+    if identity.certificate is not None:
+        with as_file(identity.certificate.chain) as chain, as_file(identity.certificate.key) as key:
+            context.load_cert_chain(chain, key)
 
 
 def peer_of(transport: asyncio.BaseTransport) -> Peer:

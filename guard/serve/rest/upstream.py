@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,11 +18,8 @@ import httpx
 
 from guard.config import ServeConfig
 from guard.errors import UpstreamDown
-from guard.serve.identities import Identity
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.headers import Headers, encoded, end_to_end, text_headers
-from guard.serve.rest.tls import upstream_context
-from guard.serve.rotation import Rotated
 
 IDLE_CONNECTION_S = 3.0  # kept for the next request; less than the 5 s after which uvicorn closes its own
 MAX_IDLE_CONNECTIONS = 64
@@ -43,11 +41,11 @@ class RestUpstream:
     @staticmethod
     @asynccontextmanager
     async def open(
-        config: ServeConfig, identity: Rotated[Identity] | None, *, max_bytes: int
+        config: ServeConfig, *, max_bytes: int, tls: ssl.SSLContext | None = None
     ) -> AsyncIterator[RestUpstream]:
-        """Open a client, which connects when it is first used."""
+        """Open a client, which connects when it is first used; without `tls` the system's certificates count."""
         transport = httpx.AsyncHTTPTransport(
-            verify=upstream_context(identity),
+            verify=ssl.create_default_context() if tls is None else tls,
             limits=httpx.Limits(
                 max_connections=None,
                 max_keepalive_connections=MAX_IDLE_CONNECTIONS,

@@ -18,7 +18,7 @@ from guard.config import ServeConfig
 from guard.serve.event_loop import EventLoop
 from guard.serve.identities import listener_identity, upstream_identity
 from guard.serve.rest.listener import listening
-from guard.serve.rest.tls import PEER, FollowingContext, upstream_context
+from guard.serve.rest.tls import PEER, FollowingContext, client_context, server_context
 from tests.serve.authority import Authority, Pair
 
 NAMES = (x509.DNSName("camera.example"), x509.UniformResourceIdentifier("spiffe://mesh/camera"))
@@ -61,7 +61,9 @@ def test_clients_by_certificate_and_one_that_is_replaced(tmp_path: Path, loop: t
         config = ServeConfig(tls_certificate=certificate, tls_key=key, tls_client_ca=ca, grace_s=0)
         identity = listener_identity(config)
         assert identity is not None
-        async with listening("127.0.0.1:0", APPLICATION, config, FollowingContext(identity)) as listener:
+        async with listening(
+            "127.0.0.1:0", APPLICATION, config, FollowingContext(identity, server_context)
+        ) as listener:
             named = written(authority.issue(*NAMES, common_name="c"), "named")
             seen = await asked(listener.address, context(authority, named))
             assert seen == "127.0.0.1 spiffe://mesh/camera camera.example c"
@@ -106,8 +108,8 @@ def test_the_model_server_may_ask_for_a_certificate_and_both_are_replaced(tmp_pa
         server, own = listener_identity(config), upstream_identity(config)
         assert server is not None
         assert own is not None
-        following = upstream_context(own)
-        async with listening("127.0.0.1:0", APPLICATION, config, FollowingContext(server)) as listener:
+        following = FollowingContext(own, client_context)
+        async with listening("127.0.0.1:0", APPLICATION, config, FollowingContext(server, server_context)) as listener:
             assert await asked(listener.address, following) == "127.0.0.1 guard 1"
             write(other, "guard 2")
             assert server.poll() == "replaced"
