@@ -1,4 +1,4 @@
-"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, model-server, probe and drain."""
+"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, probe, drain and conformance."""
 
 from __future__ import annotations
 
@@ -228,3 +228,72 @@ def drain(
     wanted = tls or any(given is not None for given in (ca, certificate, key, server_name))
     spoken = ProbeTls(ca, certificate, key, server_name) if wanted else None
     typer.echo(run(address, token=token, tls=spoken))
+
+
+def conformance(
+    *,
+    upstream: Annotated[
+        str, typer.Option(metavar="TARGET", help="The model server, HOST:PORT or another target.", show_default=False)
+    ],
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="A guard in front of it; unless given one is started, for which more can be checked.",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="Of the guard that is started, in mode enforce.", show_default=False)
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Of the guard that is started: enforce, flag, shadow or off.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:VERSION]",
+            help="The model to ask; the bundle's, or the only one that the server lists, unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    request: Annotated[
+        Path | None,
+        typer.Option(
+            help="A ModelInferRequest to send, serialized or as protobuf's JSON; made up unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A procedure to try, again and again.", show_default="all")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the report, JSON.", show_default=False)] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds for one call.")] = 10.0,
+) -> None:
+    """Call every remote procedure of a model server directly and through the guard, and report each difference.
+
+    Reads and infers only, some three hundred calls one after the other. Exit code 12 where something differs.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, as above
+    from rich.console import Console
+
+    from guard.serve.conformance.conformance import TrialOptions, run_trial
+    from guard.serve.conformance.report import check_report, parts
+
+    options = TrialOptions(
+        upstream=upstream,
+        guard=guard,
+        bundle=bundle,
+        mode=mode,
+        model=model,
+        request=request,
+        only=tuple(only or ()),
+        timeout_s=timeout_s,
+    )
+    report = run_trial(options)
+    if out is not None:
+        out.write_text(report.to_json(), encoding="utf-8")
+    console = Console()
+    for part in parts(report):
+        console.print(part)
+    check_report(report)

@@ -207,7 +207,7 @@ class Inference:
             kept_away = "" if outcome.answered else ", so it was not forwarded to the model"
             raise Rejected(
                 f"refused by the guard: the input looks adversarial{kept_away}; if it is genuine, give the operator "
-                f"guard-id {call.id}"
+                f"guard-id {call.name}"
             )
 
     async def examine(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
@@ -379,6 +379,11 @@ class Inference:
 
     def ended(self, call: InferenceCall) -> None:
         """Give back a call's place, and count what became of it."""
+        self.passed_on(call)
+        self.records.count_seconds(call)
+
+    def passed_on(self, call: InferenceCall) -> None:
+        """Give back the place of a message that has no one answer that a client waits for, and count it."""
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=False)
         self.records.count_call(call)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal, Protocol, get_args
 
 from guard.serve.admission import Place
-from guard.serve.request_span import Ending, RequestSpan, Traced
+from guard.serve.request_span import CallEnd, RequestSpan, Traced
 
 UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 VERDICT, ID = "guard-verdict", "guard-id"
@@ -44,8 +44,12 @@ class InferenceCall(Protocol):
         """The client whose call it is: a connection."""
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> Mapping[str, Any]:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
+
+    @property
+    def name(self) -> str:
+        """The name that a client is told, by which an operator finds the call's log lines."""
 
     @property
     def failure_code(self) -> str:
@@ -56,7 +60,7 @@ class InferenceCall(Protocol):
         """The call as its span shows it."""
 
     @property
-    def ending(self) -> Ending:
+    def ending(self) -> CallEnd:
         """The end of a call that is over, as its span shows it."""
 
     def remaining_s(self) -> float:

@@ -26,10 +26,11 @@ from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_
 from guard.serve.grpc.upstream import Answer, path
 from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
-from guard.serve.request_span import Ending, RequestSpan, Traced
+from guard.serve.request_span import CallEnd, RequestSpan, Traced
 
 DOMAIN = "inference-guard"
 MODEL_INFER = path("ModelInfer").removeprefix("/")  # as traces name it
+STREAM_INFER = path("ModelStreamInfer").removeprefix("/")
 CHECK = "envoy.service.auth.v3.Authorization/Check"
 # What is the server's fault, as the semantic conventions of traces have it
 SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -50,6 +51,7 @@ class Call:
     budget_s: float = math.inf  # that is over then
     id: str = field(default_factory=new_id)
     message_id: str = ""  # that the client's message bears
+    number: int = 0  # of a message among those of its stream, from 1; 0 where the call brings one message
     principal: str = ""  # who calls, where a source tells that
     withheld: frozenset[str] = ANONYMOUS.withheld  # names of headers that do not go up
     told: str | None = None  # the verdict, as far as the client may know it
@@ -87,12 +89,19 @@ class Call:
         return ((ID, self.id),) if self.told is None else ((ID, self.id), (VERDICT, self.told))
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> dict[str, Any]:
         """The names of the call for a log line: the guard's id, the request's, those of its trace, and who calls."""
         found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
         who = {"principal": self.principal} if self.principal else {}
-        own = {} if self.span is None else self.span.names
-        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **own, **who}
+        place = {"message": self.number} if self.number else {}
+        traced = {} if self.span is None else self.span.names
+        own = {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id}
+        return {**own, **found, **traced, **who, **place}
+
+    @property
+    def name(self) -> str:
+        """The name by which an operator finds the call, or the message of a stream, in the log."""
+        return f"{self.id}, message {self.number}" if self.number else self.id
 
     @property
     def upward(self) -> Metadata:
@@ -104,15 +113,14 @@ class Call:
     def traced(self) -> Traced:
         """The call as its span shows it."""
         asked = self.asked
-        method, metadata = (
-            (MODEL_INFER, self.context.invocation_metadata()) if asked is None else (CHECK, asked.metadata)
-        )
+        method = CHECK if asked is not None else STREAM_INFER if self.number else MODEL_INFER
+        metadata = self.context.invocation_metadata() if asked is None else asked.metadata
         return Traced(method, {"rpc.system.name": "grpc", "rpc.method": method}, tuple(metadata or ()))
 
     @property
-    def ending(self) -> Ending:
+    def ending(self) -> CallEnd:
         """The end of a call that is over, as its span shows it."""
-        return Ending({"rpc.response.status_code": self.code}, failed=self.code in SERVER_FAULTS)
+        return CallEnd({"rpc.response.status_code": self.code}, failed=self.code in SERVER_FAULTS)
 
     def own_upward(self) -> Metadata:
         """The metadata for the upstream, but for the names of a trace."""
@@ -140,6 +148,10 @@ class Call:
             self.end = "failed"
         else:
             self.end = "refused"
+
+    def fail(self, error: Exception) -> None:
+        """Record that the upstream took no more of a stream's messages."""
+        self.error, self.end = error, "failed"
 
     @property
     def code(self) -> str:

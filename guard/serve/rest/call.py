@@ -20,16 +20,16 @@ from guard.serve.admission import Place
 from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
 from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
-from guard.serve.request_span import Ending, RequestSpan, Traced
+from guard.serve.request_span import CallEnd, RequestSpan, Traced
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.headers import Headers, encoded, end_to_end
 
 REASON = "guard-reason"
 RETRY_AFTER_S = 1  # told to clients that found the guard full
 WITHOUT_BODY = frozenset({204, 304})
-CLIENT_LEFT_STATUS = 499  # nginx's: for metrics alone, since there is nobody to tell
-FAULT_STATUS = 500
-OK_STATUS = 200
+CLIENT_LEFT_CODE = 499  # nginx's: for metrics alone, since there is nobody to tell
+FAULT_CODE = 500
+OK_CODE = 200
 INFER_ROUTE = "/v2/models/{model}/infer"  # as traces name it, with a version or without
 
 
@@ -66,6 +66,10 @@ class RestCall:
     error: Exception | None = None
 
     @property
+    def name(self) -> str:
+        return self.id
+
+    @property
     def names(self) -> dict[str, str]:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
         who = {"principal": self.principal} if self.principal else {}
@@ -98,21 +102,21 @@ class RestCall:
         return Traced(f"POST {INFER_ROUTE}", {"http.request.method": "POST", "http.route": INFER_ROUTE}, self.headers)
 
     @property
-    def ending(self) -> Ending:
+    def ending(self) -> CallEnd:
         """The end of a call that is over, as its span shows it."""
         status = self.status
-        return Ending({"http.response.status_code": status}, failed=status >= FAULT_STATUS)
+        return CallEnd({"http.response.status_code": status}, failed=status >= FAULT_CODE)
 
     @property
     def status(self) -> int:
         """The HTTP status with which a call that is over has ended."""
         if self.end == "answered":
-            return OK_STATUS
+            return OK_CODE
         if isinstance(self.error, FailedAnswer):
             return self.error.answer.status
         if isinstance(self.error, RequestError):
             return self.error.http_status
-        return CLIENT_LEFT_STATUS if self.error is None else FAULT_STATUS
+        return CLIENT_LEFT_CODE if self.error is None else FAULT_CODE
 
     def own_upward(self) -> Headers:
         """The headers for the upstream, but for the names of a trace."""
@@ -143,7 +147,7 @@ class RestCall:
         if isinstance(error, FailedAnswer):
             return self.delivered(error.answer)
         known = isinstance(error, GuardError)
-        status = error.http_status if isinstance(error, RequestError) else FAULT_STATUS
+        status = error.http_status if isinstance(error, RequestError) else FAULT_CODE
         reason = error.reason if isinstance(error, GuardError) else "INTERNAL"
         text = str(error) if known else f"the guard failed; guard-id {self.id}"
         headers = (("content-type", "application/json"), *self.marks, (REASON, reason), *more_headers(error))

@@ -32,12 +32,12 @@ async def rest_door(
     """Serve REST within the block.
 
     Raises:
-        PortError, ConfigError: as `listening` and `RestUpstream.open`.
+        PortError: as `listening`.
     """
     readiness.say(PART, "the model server was not reached yet over HTTP")
     largest_bytes = max(door.largest_bytes, MIN_ANSWER_BYTES)
     tls = None if security.listener is None else FollowingContext(security.listener)
-    async with RestUpstream.open(config, max_bytes=largest_bytes) as upstream:
+    async with RestUpstream.open(config, security.upstream, max_bytes=largest_bytes) as upstream:
         watch = RestUpstreamWatch(upstream, inference.models, readiness)
         application = RestDoor(
             config=config,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from guard.serve.certificates import as_file
@@ -15,25 +16,57 @@ from guard.serve.identities import Identity
 from guard.serve.principal import Peer
 from guard.serve.rotation import Rotated
 
+Make = Callable[[Identity], ssl.SSLContext]
 PEER = "peer"  # in a request's state
 KINDS = ("URI", "DNS", "email")  # of a certificate's names, the first that is there; then its common name
 
 
 class FollowingContext(ssl.SSLContext):
-    """A server's context, each of whose connections is accepted with the certificate of that moment."""
+    """A context, each of whose connections begins with the certificates of that moment.
 
-    def __new__(cls, identity: Rotated[Identity]) -> FollowingContext:  # noqa: ARG004  `__init__` takes it
-        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+    It is a server's, or with `make` and `protocol` the model server's client's.
+    """
 
-    def __init__(self, identity: Rotated[Identity]) -> None:
-        self.identity = identity
+    def __new__(
+        cls,
+        identity: Rotated[Identity],  # noqa: ARG004  `__init__` takes it
+        make: Make | None = None,  # noqa: ARG004
+        protocol: ssl._SSLMethod = ssl.PROTOCOL_TLS_SERVER,
+    ) -> FollowingContext:
+        return super().__new__(cls, protocol)
+
+    def __init__(
+        self,
+        identity: Rotated[Identity],
+        make: Make | None = None,
+        protocol: ssl._SSLMethod = ssl.PROTOCOL_TLS_SERVER,  # noqa: ARG002
+    ) -> None:
+        self.identity, self.make = identity, make or server_context
         self.generation = identity.generation
-        self.current = server_context(identity.value)
+        self.current = self.make(identity.value)
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
         if self.generation != (generation := self.identity.generation):
-            self.current, self.generation = server_context(self.identity.value), generation
+            self.current, self.generation = self.make(self.identity.value), generation
         return self.current.wrap_bio(*arguments, **options)
+
+
+def upstream_context(identity: Rotated[Identity] | None) -> ssl.SSLContext:
+    """The context for a model server; without an identity, its certificate must lead to the system's authorities."""
+    if identity is None:
+        return ssl.create_default_context()
+    return FollowingContext(identity, client_context, ssl.PROTOCOL_TLS_CLIENT)
+
+
+def client_context(identity: Identity) -> ssl.SSLContext:
+    """A context that shows the guard's certificate, where it has one for the model server."""
+    roots = None if identity.authorities is None else identity.authorities.pem.decode("ascii", "replace")
+    context = ssl.create_default_context(cadata=roots)
+    context.set_alpn_protocols(["http/1.1"])
+    if identity.certificate is not None:
+        with as_file(identity.certificate.chain) as chain, as_file(identity.certificate.key) as key:
+            context.load_cert_chain(chain, key)
+    return context
 
 
 def server_context(identity: Identity) -> ssl.SSLContext:

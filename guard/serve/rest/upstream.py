@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,9 +16,12 @@ from typing import Any
 import httpx
 
 from guard.config import ServeConfig
-from guard.errors import ConfigError, UpstreamDown
+from guard.errors import UpstreamDown
+from guard.serve.identities import Identity
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.headers import Headers, encoded, end_to_end, text_headers
+from guard.serve.rest.tls import upstream_context
+from guard.serve.rotation import Rotated
 
 IDLE_CONNECTION_S = 3.0  # kept for the next request; less than the 5 s after which uvicorn closes its own
 MAX_IDLE_CONNECTIONS = 64
@@ -40,14 +42,12 @@ class RestUpstream:
 
     @staticmethod
     @asynccontextmanager
-    async def open(config: ServeConfig, *, max_bytes: int) -> AsyncIterator[RestUpstream]:
-        """Open a client, which connects when it is first used.
-
-        Raises:
-            ConfigError: `upstream_ca` cannot be read.
-        """
+    async def open(
+        config: ServeConfig, identity: Rotated[Identity] | None, *, max_bytes: int
+    ) -> AsyncIterator[RestUpstream]:
+        """Open a client, which connects when it is first used."""
         transport = httpx.AsyncHTTPTransport(
-            verify=trust(config),
+            verify=upstream_context(identity),
             limits=httpx.Limits(
                 max_connections=None,
                 max_keepalive_connections=MAX_IDLE_CONNECTIONS,
@@ -103,14 +103,6 @@ def complaint(error: Exception) -> str:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return "the model server behind the guard cannot be reached; nothing answered this request"
     return "the model server behind the guard gave no answer of HTTP; nothing answered this request"
-
-
-def trust(config: ServeConfig) -> ssl.SSLContext:
-    """The certificates that the model server's own must lead to. Raises ConfigError."""
-    try:
-        return ssl.create_default_context(cafile=config.upstream_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"upstream_ca = {config.upstream_ca!r} cannot be read as certificates: {error}") from error
 
 
 def keepalive(idle_s: float | None) -> list[tuple[int, int, int]]:
