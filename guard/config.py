@@ -36,6 +36,9 @@ GONE = {  # settings of earlier versions, and what to do instead
 }
 
 
+StreamReplies = Literal["auto", "wrapped", "bare"]
+
+
 @dataclass(frozen=True)
 class ServeConfig:
     """The settings of `guard serve`; each is a key of guard.toml, a GUARD_ variable in capitals, and many are flags."""
@@ -71,6 +74,7 @@ class ServeConfig:
     forward: Forward = "after"  # the verdict, or before it: then a closed model's answer is held, and counts in it
     repair: str | None = None  # denoiser through which flagged items are cleaned
     tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker can search by it
+    stream_replies: StreamReplies = "auto"  # shape of the replies of ModelStreamInfer: Triton's, MLServer's, or by name
     allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig", "@statistics"
     allow_models: tuple[str, ...] = ()  # further model names to pass uninspected
     device: Literal["cpu", "cuda"] = "cpu"  # of the programs; cuda never falls back in silence

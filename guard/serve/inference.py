@@ -15,6 +15,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -35,6 +36,7 @@ from guard.serve.inference_records import InferenceRecords, because
 from guard.serve.inspector import label
 from guard.serve.metrics import OTHER
 from guard.serve.models import Models, ModelTable
+from guard.serve.request_span import Tracing
 from guard.serve.tensor import Decoded, tensor_digest
 
 READ_PATIENCE_S = 0.25  # for a message, before its call no longer counts among those that others wait for
@@ -119,6 +121,7 @@ class Inference:
     models: Models
     records: InferenceRecords
     aside: Aside
+    tracing: Tracing | None = None  # where requests are traced
 
     def __post_init__(self) -> None:
         self.metrics, self.log = self.records.metrics, self.records.log
@@ -149,7 +152,9 @@ class Inference:
         self.be_patient(call)
 
     def begin(self, call: InferenceCall, now: float) -> None:
-        """Begin the time for a call's inspection."""
+        """Begin the time for a call's inspection, and its span."""
+        if self.tracing is not None and call.span is None:
+            call.span = self.tracing.begin(call.traced, ago_s=now - call.began)
         call.budget_s, call.inspect_by = self.budget_s, now + self.budget_s
 
     def be_patient(self, call: InferenceCall) -> None:
@@ -202,7 +207,7 @@ class Inference:
             kept_away = "" if outcome.answered else ", so it was not forwarded to the model"
             raise Rejected(
                 f"refused by the guard: the input looks adversarial{kept_away}; if it is genuine, give the operator "
-                f"guard-id {call.id}"
+                f"guard-id {call.name}"
             )
 
     async def examine(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
@@ -254,7 +259,10 @@ class Inference:
         call.items = len(decoded.images)
         call.inspect_by += guarded.config.inspect_timeout_s - call.budget_s
         self.move(call, guarded.loaded.admission)
-        self.metrics.stage("decode", time.monotonic() - began)
+        took = time.monotonic() - began
+        self.metrics.stage("decode", took)
+        if call.span is not None:
+            call.span.stage("guard.decode", took, {"guard.items": call.items})
         inspector = guarded.inspector
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if guarded.loaded.drift is not None:
@@ -284,6 +292,8 @@ class Inference:
     ) -> Outcome:
         """The outcome of an inspection that is over: counted, and logged with further `fields`."""
         readings = found.readings
+        if call.span is not None:
+            call.span.mark({"guard.p_value": float(readings.p_value.min())})
         self.metrics.inspected(guarded.label, found.detectors, readings.p_value, readings.detector_p)
         if found.verdict.request is not Action.PASS:
             self.records.log_verdict(guarded.label, call, found, fields)
@@ -361,7 +371,8 @@ class Inference:
         """Ask the model server, within the call's deadline. Raises as `Exchange.ask`."""
         call.remaining_s()
         began = time.monotonic()
-        answer = await exchange.ask()
+        with nullcontext() if call.span is None else call.span.upstream():
+            answer = await exchange.ask()
         took = time.monotonic() - began
         self.metrics.stage("upstream", took)
         if call.guarded is not None:
@@ -370,6 +381,11 @@ class Inference:
 
     def ended(self, call: InferenceCall) -> None:
         """Give back a call's place, and count what became of it."""
+        self.passed_on(call)
+        self.records.count_seconds(call)
+
+    def passed_on(self, call: InferenceCall) -> None:
+        """Give back the place of a message that has no one answer that a client waits for, and count it."""
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=False)
         self.records.count_call(call)

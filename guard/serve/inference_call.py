@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal, Protocol, get_args
 
 from guard.serve.admission import Place
+from guard.serve.request_span import Ending, RequestSpan, Traced
 
 UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 VERDICT, ID = "guard-verdict", "guard-id"
@@ -34,6 +35,7 @@ class InferenceCall(Protocol):
     patience: asyncio.TimerHandle | None  # until the place is given to others, as long as no message has come
     guarded: Any  # the model that the request is for, once that is known
     outcome: Any
+    span: RequestSpan | None  # in the operator's traces
     end: End
     error: Exception | None  # what ended it, where it was not answered
 
@@ -42,12 +44,24 @@ class InferenceCall(Protocol):
         """The client whose call it is: a connection."""
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> Mapping[str, Any]:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
+
+    @property
+    def name(self) -> str:
+        """The name that a client is told, by which an operator finds the call's log lines."""
 
     @property
     def failure_code(self) -> str:
         """The status with which the model server failed, where it did."""
+
+    @property
+    def traced(self) -> Traced:
+        """The call as its span shows it."""
+
+    @property
+    def ending(self) -> Ending:
+        """The end of a call that is over, as its span shows it."""
 
     def remaining_s(self) -> float:
         """The seconds left until the deadline, infinite where there is none. Raises Expired when there are none."""

@@ -11,18 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from guard.errors import InspectionTimeout, Overloaded, Rejected, RequestError, Unchecked
 from guard.judge import Inspection
-from guard.policy import Action
 from guard.serve.inference_call import InferenceCall
-from guard.serve.inspector import label
+from guard.serve.inspector import label, verdict_fields
 from guard.serve.log import Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
 
 REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
-MAX_LOGGED_ITEMS = 64
 
 
 @dataclass(frozen=True)
@@ -44,13 +40,19 @@ class InferenceRecords:
         action = outcome.action if decided else call.end
         known = call.guarded.label if call.guarded is not None and call.items else OTHER
         model = known if outcome is None else outcome.model
-        self.metrics.ended(model, action, call.end, time.monotonic() - call.began)
+        self.metrics.ended(model, action)
         if outcome is None and call.items:
             self.metrics.items.labels(model, call.end).inc(call.items)
         if action == "refused":
             self.note_refusal(call)
         elif action == "failed":
             self.metrics.upstream_failures.labels(call.failure_code).inc()
+        if call.span is not None:
+            call.span.end(call.ending, {"guard.id": call.id, "guard.model": model, "guard.action": action})
+
+    def count_seconds(self, call: InferenceCall) -> None:
+        """Count how long a call took, by how it ended."""
+        self.metrics.took(call.end, time.monotonic() - call.began)
 
     def note_refusal(self, call: InferenceCall) -> None:
         error = call.error
@@ -63,21 +65,8 @@ class InferenceRecords:
             self.log.warning("refused", **call.names, reason=reason, **why, held_back=held_back)
 
     def log_verdict(self, model: str, call: InferenceCall, found: Inspection, fields: Mapping[str, Any]) -> None:
-        readings, worst = found.readings, found.worst
-        detectors = zip(found.detectors, readings.detector_p[worst].tolist(), strict=True)
-        suspicious = [index for index, item in enumerate(found.verdict.items) if item is not Action.PASS]
-        self.log.info(
-            label(found.verdict.request, found.enacted),
-            **call.names,
-            model=model,
-            items=len(found.verdict.items),
-            suspicious=suspicious[:MAX_LOGGED_ITEMS],
-            worst_item=worst,
-            p_value=float(readings.p_value[worst]),
-            prediction=int(readings.prediction[worst]),
-            detectors={name: None if np.isnan(p) else p for name, p in detectors},
-            **fields,
-        )
+        event = label(found.verdict.request, found.enacted)
+        self.log.info(event, **call.names, model=model, **verdict_fields(found), **fields)
 
 
 def because(error: BaseException | None) -> str | None:

@@ -282,12 +282,15 @@ class Metrics:
         """Count a request over HTTP that is over, by its procedure and the status that was told."""
         self.handled_http.labels(procedure, str(int(status))).inc()
 
-    def ended(self, model: str, action: str, end: End, seconds: float) -> None:
-        """Count a ModelInfer request that is over: what became of it, how its call ended, and after how long."""
+    def ended(self, model: str, action: str) -> None:
+        """Count a request that is over, by what became of it."""
         child = self.request_children.get((model, action))
         if child is None:  # looking a child up by its labels costs as much as all else here
             child = self.request_children[model, action] = self.requests.labels(model, action)
         child.inc()
+
+    def took(self, end: End, seconds: float) -> None:
+        """Count how long a request took, by how its call ended."""
         self.end_seconds[end].observe(seconds)
 
     def model(self, name: str) -> str:
