@@ -1,4 +1,4 @@
-"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, model-server, probe and drain."""
+"""Commands that need a bundle or a server and no torch: score, inspect, calibrate, sign, serve, drain and others."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ from guard.options import (
     LabelColumn,
     Threads,
 )
+
+Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS; the options below mean it, too.")]
+Ca = Annotated[Path | None, typer.Option(metavar="PEM", help="Whom to trust.", show_default="the system's")]
+ClientCertificate = Annotated[Path | None, typer.Option(metavar="PEM", help="What to show.", show_default=False)]
+ClientKey = Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.", show_default=False)]
+ServerName = Annotated[
+    str | None, typer.Option(help="The name in the server's certificate.", show_default="the address's")
+]
 
 
 def score(
@@ -87,6 +95,38 @@ def sign(
     typer.echo(f"{file}, by the key {key_id}")
 
 
+def calibrate(
+    bundle: BundleArgument,
+    *,
+    sample: Annotated[
+        Path, typer.Option("--from", metavar="STORE", help="An unbiased sample of traffic.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="NEW", help="Where the new bundle is written.", show_default=False)],
+    unnoticed: Annotated[
+        float, typer.Option(help="Share of the sample that may be attacks nobody noticed: so much is left out.")
+    ] = 0.01,
+    max_rejected: Annotated[
+        float, typer.Option(help="Share of the sample that the bundle may reject before it counts as attacked.")
+    ] = 0.1,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Set thresholds and tails anew from a sample of traffic, without retraining; the new bundle is unsigned."""
+    from guard.bundle import Bundle
+    from guard.recalibrate import recalibrate, summary
+
+    told = recalibrate(
+        Bundle.open(bundle),
+        sample,
+        out,
+        unnoticed_share=unnoticed,
+        max_rejected_share=max_rejected,
+        device=device_name(device),
+        threads=threads,
+    )
+    summary(told, bundle, typer.echo)
+
+
 def serve(
     *,
     bundle: Annotated[
@@ -134,6 +174,7 @@ def serve(
 ) -> None:
     """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc, which writes a line for each failed handshake
     from guard.config import Source, service_links
     from guard.serve.log import Log
     from guard.serve.server import serve as run
@@ -183,20 +224,17 @@ def probe(
     *,
     service: Annotated[str, typer.Option(help="readiness, or empty for liveness.")] = "readiness",
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 2.0,
-    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS; the options below mean it, too.")] = False,
-    ca: Annotated[Path | None, typer.Option(metavar="PEM", help="Whom to trust.", show_default="the system's")] = None,
-    certificate: Annotated[Path | None, typer.Option(metavar="PEM", help="What to show.", show_default=False)] = None,
-    key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.", show_default=False)] = None,
-    server_name: Annotated[
-        str | None, typer.Option(help="The name in the server's certificate.", show_default="HOST")
-    ] = None,
+    tls: Tls = False,
+    ca: Ca = None,
+    certificate: ClientCertificate = None,
+    key: ClientKey = None,
+    server_name: ServerName = None,
 ) -> None:
     """Exit code 0 if the guard is healthy, 10 if not: for exec probes and scripts."""
-    from guard.serve.probe import ProbeTls
+    from guard.serve.client_channel import ClientTls
     from guard.serve.probe import probe as run
 
-    wanted = tls or any(given is not None for given in (ca, certificate, key, server_name))
-    spoken = ProbeTls(ca, certificate, key, server_name) if wanted else None
+    spoken = ClientTls.of(tls=tls, ca=ca, certificate=certificate, key=key, server_name=server_name)
     run(address, service, timeout_s=timeout_s, tls=spoken)
 
 
@@ -204,11 +242,95 @@ def drain(
     address: Annotated[
         str,
         typer.Argument(
-            metavar="HOST:PORT", envvar="GUARD_ADMIN_LISTEN", help="The guard's admin_listen.", show_envvar=True
+            metavar="HOST:PORT|unix:PATH",
+            envvar="GUARD_ADMIN_LISTEN",
+            help="The guard's admin_listen.",
+            show_envvar=True,
         ),
     ] = "127.0.0.1:8083",
+    *,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(envvar="GUARD_ADMIN_TOKENS", help="File with a token of admin_tokens.", show_default=False),
+    ] = None,
+    tls: Tls = False,
+    ca: Ca = None,
+    certificate: ClientCertificate = None,
+    key: ClientKey = None,
+    server_name: ServerName = None,
 ) -> None:
     """Send a guard's clients elsewhere before it is stopped: for preStop hooks. Returns after its drain_s."""
+    from guard.serve.client_channel import ClientTls
     from guard.serve.drain_call import drain as run
 
-    typer.echo(run(address))
+    spoken = ClientTls.of(tls=tls, ca=ca, certificate=certificate, key=key, server_name=server_name)
+    typer.echo(run(address, tls=spoken, token_file=token_file))
+
+
+def conformance(
+    *,
+    upstream: Annotated[
+        str, typer.Option(metavar="TARGET", help="The model server, HOST:PORT or another target.", show_default=False)
+    ],
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="A guard in front of it; unless given one is started, for which more can be checked.",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="Of the guard that is started, in mode enforce.", show_default=False)
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Of the guard that is started: enforce, flag, shadow or off.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:VERSION]",
+            help="The model to ask; the bundle's, or the only one that the server lists, unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    request: Annotated[
+        Path | None,
+        typer.Option(
+            help="A ModelInferRequest to send, serialized or as protobuf's JSON; made up unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A procedure to try, again and again.", show_default="all")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the report, JSON.", show_default=False)] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds for one call.")] = 10.0,
+) -> None:
+    """Call every remote procedure of a model server directly and through the guard, and report each difference.
+
+    Reads and infers only, some three hundred calls one after the other. Exit code 12 where something differs.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, as above
+    from rich.console import Console
+
+    from guard.serve.conformance.conformance import TrialOptions, run_trial
+    from guard.serve.conformance.report import check_report, parts
+
+    options = TrialOptions(
+        upstream=upstream,
+        guard=guard,
+        bundle=bundle,
+        mode=mode,
+        model=model,
+        request=request,
+        only=tuple(only or ()),
+        timeout_s=timeout_s,
+    )
+    report = run_trial(options)
+    if out is not None:
+        out.write_text(report.to_json(), encoding="utf-8")
+    console = Console()
+    for part in parts(report):
+        console.print(part)
+    check_report(report)

@@ -55,12 +55,18 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("evaluate", offline_commands.evaluate, "guard evaluate bundle --data unseen.npz --out report --quick"),
     ("score", bundle_commands.score, "guard score bundle inputs.npz"),
     ("inspect", bundle_commands.inspect, "guard inspect bundle"),
+    ("calibrate", bundle_commands.calibrate, "guard calibrate bundle --from sample --out recalibrated"),
     ("sign", bundle_commands.sign, "guard sign bundle --key key.pem"),
     ("bench", offline_commands.bench, "guard bench bundle --batches 1,8 --seconds 30"),
     ("serve", bundle_commands.serve, "guard serve --bundle bundle --upstream 127.0.0.1:9000"),
     ("model-server", bundle_commands.model_server, "guard model-server --model model.onnx --name digits"),
     ("probe", bundle_commands.probe, "guard probe 127.0.0.1:8081"),
     ("drain", bundle_commands.drain, "guard drain 127.0.0.1:8083"),
+    (
+        "conformance",
+        bundle_commands.conformance,
+        "guard conformance --upstream 127.0.0.1:9000 --bundle bundle --out report.json",
+    ),
 )
 for name, command, example in COMMANDS:
     app.command(name, epilog=f"Example: {example}")(command)

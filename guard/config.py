@@ -22,7 +22,7 @@ from guard.errors import ConfigError
 from guard.model_config import ModelConfig
 from guard.policy import Forward, Mode, OnFailure, Rows
 from guard.service_links import is_service_link
-from guard.target import WANTED, is_authority, parse_target, socket_path, split_address
+from guard.target import WANTED, is_authority, is_url, parse_target, socket_path, split_address
 
 PrincipalFrom = Literal["none", "tls", "bearer", "xfcc"]
 
@@ -36,6 +36,9 @@ GONE = {  # settings of earlier versions, and what to do instead
     "timeout_s": "a call without a deadline is forwarded without one; inspect_timeout_s bounds the guard's own part, "
     "and grace_s what is under way at the end of a drain",
 }
+
+
+StreamReplies = Literal["auto", "wrapped", "bare"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class ServeConfig:
     forward: Forward = "after"  # the verdict, or before it: then a closed model's answer is held, and counts in it
     repair: str | None = None  # denoiser through which flagged items are cleaned
     tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker can search by it
+    stream_replies: StreamReplies = "auto"  # shape of the replies of ModelStreamInfer: Triton's, MLServer's, or by name
     allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig", "@statistics"
     allow_models: tuple[str, ...] = ()  # further model names to pass uninspected
     device: Literal["cpu", "cuda"] = "cpu"  # of the programs; cuda never falls back in silence
@@ -95,6 +99,7 @@ class ServeConfig:
     min_ping_interval_s: float = 5.0  # between a client's own pings; it is cut off if it asks more often
     upstream_keepalive_s: float | None = 300.0  # the same asked of the upstream during calls; None: never
     max_disagreement: float | None = None  # share of items on which bundle and upstream may differ; None: any
+    drift_alarm_probability: float | None = 0.01  # of a false one, over a bundle's whole run; None: drift unwatched
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     grace_s: float = 30.0  # for calls under way once the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
@@ -306,9 +311,10 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
         **dict.fromkeys(
             ("device_id", "drain_s", "grace_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")
         ),
+        "drift_alarm_probability": (lambda value: 0 < value < 1, "a probability between 0 and 1"),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(
-            ("listen", "metrics_listen", "authz_listen"),
+            ("listen", "rest_listen", "metrics_listen", "authz_listen"),
             (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
         ),
         "admin_listen": (
@@ -316,6 +322,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
             "HOST:PORT or unix:PATH",
         ),
         "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),
+        "rest_upstream": (lambda value: not value or is_url(value), "http://HOST:PORT or https://HOST:PORT"),
         "upstream_authority": (is_authority, "HOST or HOST:PORT"),
     }
     for name, (is_in_range, words) in wanted.items():

@@ -11,7 +11,8 @@
     │   ├── DeviceError          the accelerator that was asked for is not there, or too small
     │   ├── PortError            an address that cannot be listened on
     │   ├── NotReadyError        the server that was probed or called is not ready
-    │   └── GateError            the demo's guard does no better than chance
+    │   ├── GateError            the demo's guard does no better than chance
+    │   └── ConformanceError     a guard changes what clients or the model server get
     └── RequestError             a failure of one client's request; others of its batch are not affected
         ├── MalformedRequest     it contradicts the protocol or the model's input
         ├── TooLarge             it is larger, unpacked, than any request may be
@@ -113,6 +114,11 @@ class GateError(UserError):
     exit_code = 11
 
 
+class ConformanceError(UserError):
+    status = "FAILED_PRECONDITION"
+    exit_code = 12
+
+
 class RequestError(GuardError):
     """An error of one request, and never of the process."""
 
@@ -154,6 +160,7 @@ class UnknownService(RequestError):
 class Unauthenticated(RequestError):
     status = "UNAUTHENTICATED"
     exit_code = 3
+    http_status = 401
 
 
 class NotAllowed(RequestError):

@@ -29,8 +29,8 @@ SIDE = ROOT / ".side"
 LOCKED = ("triton", "mlserver", "kserve", "sklearn", "stubs", "kubectl", "oldest", "signing")
 # Likewise, but without an interpreter and what the main environment has. What tests read is built with the others, what
 # benchmarks read when it is asked for.
-SHELVES = ("zoo", "h2", "efficientnet", "art", "attacks", "models", "keras", "rapidocr", "envoy")
-TESTED = ("zoo", "h2", "attacks")
+SHELVES = ("zoo", "h2", "efficientnet", "art", "attacks", "models", "keras", "rapidocr", "envoy", "otlp")
+TESTED = ("zoo", "h2", "attacks", "otlp")
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 

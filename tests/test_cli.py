@@ -23,8 +23,8 @@ from guard.offline.preflight import check as checking
 from tests.serve import tiny_bundle
 
 COMMANDS = (
-    *("demo", "check", "train", "evaluate", "score", "inspect", "sign", "bench"),
-    *("serve", "model-server", "probe", "drain"),
+    *("demo", "check", "train", "evaluate", "score", "inspect", "calibrate", "sign", "bench"),
+    *("serve", "model-server", "probe", "drain", "conformance"),
 )
 
 
@@ -232,9 +232,8 @@ def test_help_names_what_there_is_and_shows_an_example(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    commands = list(COMMANDS)
     said = {}
-    for command in commands:
+    for command in COMMANDS:
         assert cli.run([command, "--help"]) == 0
         said[command] = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
         assert f"Example: guard {command}" in said[command]

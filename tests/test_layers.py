@@ -33,6 +33,7 @@ IMPORTED_AS = {
     "grpcio-reflection": "grpc_reflection",
     "grpcio-status": "grpc_status",
     "onnxruntime-gpu": "onnxruntime",
+    "opentelemetry-api": "opentelemetry",
     "prometheus-client": "prometheus_client",
     "protobuf": "google",
     "scikit-learn": "sklearn",
@@ -43,8 +44,8 @@ LAZY = {
     "guard/session.py": {"onnxruntime"},
     "guard/pictures.py": {"PIL"},
     **{f"guard/arrow_{part}.py": {"pyarrow"} for part in ("files", "labels", "values")},  # the extra [tables]
-    "guard/signing.py": {"cryptography"},  # the extra [sign]
     "guard/serve/envoy/messages.py": {"envoy"},  # the extra [envoy]
+    "guard/signing.py": {"cryptography"},  # the extra [sign]
     "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
 }
 EXTRAS = {"guard/serve/rest/": "rest"}  # rooms that may import what an extra installs, and are opened lazily
@@ -52,11 +53,11 @@ UNSAFE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 
 def floor(file: str) -> str:
-    """serve, offline, roof or ground; a new file in guard/ itself belongs to the ground floor."""
+    """serve, offline, roof or ground; a new file or package in guard/ itself belongs to the ground floor."""
     parts = file.split("/")
     if file in ROOF:
         return "roof"
-    return parts[1] if len(parts) > 2 else "ground"
+    return parts[1] if parts[1] in ("serve", "offline") else "ground"
 
 
 def floor_of_module(module: str) -> str:
@@ -86,7 +87,7 @@ def of_extra(room: str | None) -> set[str]:
     if room is None:
         return set()
     lines = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    return {re.split(r"[<>=!~\[;]", line)[0].strip() for line in lines[EXTRAS[room]]} | {"h11"}  # uvicorn's own
+    return {re.split(r"[<>=!~\[;]", line)[0].strip() for line in lines[EXTRAS[room]]}
 
 
 def breaches(file: str, source: str) -> list[str]:

@@ -14,5 +14,11 @@ def check_complete(config: ServeConfig) -> None:
         if not getattr(config, name) and not (name == "bundle" and config.models):
             raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
     check_admin(config)
+    for name, other in (("rest_listen", "rest_upstream"), ("rest_upstream", "rest_listen")):
+        if getattr(config, name) and not getattr(config, other):
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r}, and {other} is not set; the REST door needs both: where clients "
+                "call (HOST:PORT), and the model server behind it (http://HOST:PORT)"
+            )
     if config.authz_listen:
         check_settings(config)

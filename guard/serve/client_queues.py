@@ -1,4 +1,4 @@
-"""Which bundle's queue each client's calls have needed, so that a flood on one model shuts nobody else's calls out.
+"""The memory of which queue each client's calls needed, so that a flood on one model shuts no call for another out.
 
 How it works. A call is let in, or not, before its message is read; which model it is for stands in the message. But a
 client mostly asks one model. So its calls are held against that model's queue alone, from the second on. A client that
@@ -20,7 +20,7 @@ MAX_CLIENT_ENTRIES = 4096
 
 
 class ClientQueues:
-    """The admissions of all queues, and the one that each client's calls have needed so far."""
+    """The admissions of all queues, and a memory of the one that each client's calls needed."""
 
     def __init__(self, admissions: Sequence[Admission] = ()) -> None:
         self.admissions = tuple(admissions)

@@ -14,19 +14,46 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from guard.serve.grpc.door import Door
-from guard.serve.grpc.listener import Listener
 from guard.serve.log import Log
 from guard.serve.readiness import Readiness
 
 SHUTTING_DOWN = "the guard is shutting down"
 TELL_POLL_S = 0.01  # between two looks for clients that are still to be told
 SCAN_SHARE = 0.1  # of the event loop's time, at most, for these looks
+AGE_SPREAD = 1.1  # by which gRPC's core may stretch a connection's age
 LEAVE_S = 0.5  # for clients that were told to stop calling, before their calls are refused
+
+
+class Entrance(Protocol):
+    """A listener whose clients can be told to leave, whatever protocol they speak."""
+
+    address: str
+
+    @property
+    def tells(self) -> bool:
+        """Whether clients can be told at all."""
+
+    @property
+    def told(self) -> Collection[Any]:
+        """The clients that were told."""
+
+    def tell_clients(self, busy_ports: Container[int] = ()) -> int:
+        """Tell the clients to connect again, and return how many are still to be told."""
+
+    def connections(self) -> int:
+        """The number of open connections."""
+
+    def close_entrance(self) -> None:
+        """Accept no further connections; those that are open stay."""
+
+    async def stop(self) -> None:
+        """Close the listener and its connections."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +72,29 @@ class Drain:
 
     def __init__(
         self,
-        listeners: Sequence[Listener],
+        listeners: Sequence[Entrance],
         doors: Sequence[Door],
         readiness: Readiness,
         log: Log,
         *,
         drain_s: float,
         grace_s: float,
+        max_age_s: float | None = None,
         closing: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take what is to be drained; `closing` is called once no calls are waited for but those under way."""
+        """Take what is to be drained; `closing` is called once no calls are waited for but those under way.
+
+        Connections that are `max_age_s` old are told to end by gRPC's core, which is all that can be done within TLS.
+        """
         self.listeners = listeners
         self.doors = doors
         self.readiness = readiness
         self.log = log
         self.drain_s = drain_s
         self.grace_s = grace_s
+        self.leave_s = LEAVE_S
+        if max_age_s is not None and max_age_s < drain_s and not all(listener.tells for listener in listeners):
+            self.leave_s += max_age_s * AGE_SPREAD  # then gRPC's core has told them, as it does at that age
         self.closing = closing
         self.leaving: asyncio.Task[None] | None = None
         self.is_closed = False
@@ -115,7 +149,7 @@ class Drain:
         if self.leaving is not None:
             await asyncio.shield(self.leaving)
         end = time.monotonic() + self.grace_s
-        await self.until_left(min(LEAVE_S, self.grace_s))
+        await self.until_left(min(self.leave_s, self.grace_s))
         self.closing()
         await asyncio.gather(*(door.empty(max(0.0, end - time.monotonic())) for door in self.doors))
         await asyncio.gather(*(listener.stop() for listener in self.listeners))

@@ -24,6 +24,7 @@ from guard.policy import Action, Policy, Verdict, repaired
 from guard.serve.batcher import Batcher
 from guard.serve.engine import Engine
 
+MAX_LOGGED_ITEMS = 64
 TOO_SLOW = "the inspection was not over within inspect_timeout_s"
 
 
@@ -101,14 +102,7 @@ class Inspector:
 
     def unchecked(self, error: Exception) -> str | None:
         """The reason for which a request passes uninspected after this error; None where the error is the answer."""
-        if isinstance(error, MalformedRequest | Uninspectable):
-            excused = self.policy.mode == "shadow"
-        elif isinstance(error, GuardError) and not isinstance(error, Unchecked | InspectionTimeout | Overloaded):
-            excused = False
-        else:  # ours: out of order, overloaded, or a fault
-            excused = self.policy.mode == "shadow" or self.policy.on_failure == "open"
-        reason = error.reason.lower() if isinstance(error, GuardError) else "internal"
-        return reason if excused else None
+        return excuse(self.policy, error)
 
     def item_labels(self, verdict: Verdict) -> tuple[str, ...]:
         """The label of each item's own verdict; where the request is judged as a whole, of the request's."""
@@ -119,3 +113,30 @@ class Inspector:
 def label(judged: Action, enacted: Action) -> str:
     """The action for metrics and logs: what happened, or what would have happened in `enforce`."""
     return judged.value if judged is enacted else f"would_{judged.value}"
+
+
+def excuse(policy: Policy, error: Exception) -> str | None:
+    """The reason for which a request passes uninspected after an error; None where the error is the answer."""
+    if isinstance(error, MalformedRequest | Uninspectable):
+        excused = policy.mode == "shadow"
+    elif isinstance(error, GuardError) and not isinstance(error, Unchecked | InspectionTimeout | Overloaded):
+        excused = False
+    else:  # ours: out of order, overloaded, or a fault
+        excused = policy.mode == "shadow" or policy.on_failure == "open"
+    reason = error.reason.lower() if isinstance(error, GuardError) else "internal"
+    return reason if excused else None
+
+
+def verdict_fields(found: Inspection) -> dict[str, Any]:
+    """The fields of a log line about an inspection: its worst item, and what each detector made of that."""
+    readings, worst = found.readings, found.worst
+    detectors = zip(found.detectors, readings.detector_p[worst].tolist(), strict=True)
+    suspicious = [index for index, item in enumerate(found.verdict.items) if item is not Action.PASS]
+    return {
+        "items": len(found.verdict.items),
+        "suspicious": suspicious[:MAX_LOGGED_ITEMS],
+        "worst_item": worst,
+        "p_value": float(readings.p_value[worst]),
+        "prediction": int(readings.prediction[worst]),
+        "detectors": {name: None if np.isnan(p) else p for name, p in detectors},
+    }

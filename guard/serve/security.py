@@ -18,7 +18,6 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from guard.config import ServeConfig
-from guard.errors import ConfigError
 from guard.serve.admin_access import is_local
 from guard.serve.grpc.credentials import Credentials, listener_credentials
 from guard.serve.identities import Identity, listener_identity, upstream_identity
@@ -46,15 +45,11 @@ class Security:
     principals: Principals  # of clients
     operators: Principals  # of the admin listener
     trust: Trust
+    tokens_in_the_clear: bool  # clients send them where others could read them
 
     @staticmethod
     def open(config: ServeConfig) -> Security:
         """Read every file that the settings name. Raises ConfigError."""
-        if config.rest_listen and (config.tls_certificate is not None or config.principal_from != "none"):
-            raise ConfigError(
-                "rest_listen would be a way around tls_certificate and principal_from, which HTTP does not have yet; "
-                "leave it out"
-            )
         clients = tokens_in(config, "client_tokens")
         admins = tokens_in(config, "admin_tokens")
         return Security(
@@ -65,6 +60,7 @@ class Security:
             Principals.of(config, clients),
             Principals() if admins is None else Principals("bearer", admins),
             Trust.of(config.trusted_keys, required=config.require_signature),
+            clients is not None and config.tls_certificate is None and not is_local(config.listen),
         )
 
     @property
@@ -118,6 +114,9 @@ class Following:
         for rotated in self.rotated:
             for outcome in ("replaced", "refused"):
                 self.reloads.labels(rotated.named, outcome)
+        if security.tokens_in_the_clear:
+            warning = "tokens travel in the clear to listen; set tls_certificate and tls_key, or end TLS in front of it"
+            log.warning("tokens in the clear", warning=warning)
         self.look()
 
     @property

@@ -27,24 +27,26 @@ from guard.container import memory_bytes
 from guard.serve.allocator import few_heaps
 from guard.serve.check_settings import check_complete
 from guard.serve.device_thread import DeviceThread
-from guard.serve.draining import Drain
-from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization
+from guard.serve.draining import Drain, Entrance
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
+from guard.serve.further_doors import authorizing, serving_rest
 from guard.serve.grpc import admin as guard_admin
 from guard.serve.grpc.admin import Admin
 from guard.serve.grpc.connection_limits import ConnectionLimits
 from guard.serve.grpc.door import Door
-from guard.serve.grpc.gatekeeper import Wall
 from guard.serve.grpc.health import HEALTH, Health
 from guard.serve.grpc.identification import identifying
-from guard.serve.grpc.listener import Listener, Methods, listening
+from guard.serve.grpc.listener import Listener, listening
 from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
 from guard.serve.grpc.service import Service
+from guard.serve.grpc.streams import Streams
 from guard.serve.grpc.upstream import SERVICE, Upstream
 from guard.serve.grpc.upstream_channel import UpstreamChannel
 from guard.serve.grpc.upstream_watch import UpstreamWatch
+from guard.serve.inference import Inference
+from guard.serve.inference_records import InferenceRecords
 from guard.serve.limits import MIN_ANSWER_BYTES, Limits
 from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
 from guard.serve.log import Bridge, Log
@@ -55,6 +57,7 @@ from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
 from guard.serve.reload import Reloader
 from guard.serve.security import Security, following
+from guard.serve.tracing import tracing
 from guard.serve.watch_files import FileWatch, Watched
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
 
@@ -75,10 +78,15 @@ class Serving:
     upstream_channels: UpstreamChannel
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
     authz: Listener | None = None  # of Envoy's checks
+    rest: Entrance | None = None
 
     @property
     def address(self) -> str:
         return self.inference.address
+
+    @property
+    def rest_address(self) -> str | None:
+        return None if self.rest is None else self.rest.address
 
     @property
     def admin_address(self) -> str:
@@ -148,7 +156,9 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
         door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
-        service = Service(models=models, upstream=upstream, metrics=metrics, door=door, log=log)
+        traced = await stack.enter_async_context(tracing(log))
+        inference = Inference(models=models, records=InferenceRecords(metrics, log), aside=door.aside, tracing=traced)
+        service = Service(inference=inference, upstream=upstream, door=door)
         passage = Passage(
             config=config,
             models=models,
@@ -172,8 +182,14 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
             max_message_bytes=limits.message_bytes,
             limits=ConnectionLimits.of(config),
         )
-        methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
-        inference = await stack.enter_async_context(
+        methods = {
+            **Streams(service.inference, upstream, door, config.stream_replies).methods(),
+            **passage.methods(),
+            **service.methods(),
+            **both,
+            **reflecting([SERVICE, HEALTH], side_door),
+        }
+        clients = await stack.enter_async_context(
             listen(
                 config.listen,
                 methods,
@@ -185,13 +201,15 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
         authz = await stack.enter_async_context(
             authorizing(config, service, door, both, passage.closed(None), security)
         )
+        rest = await stack.enter_async_context(serving_rest(config, inference, readiness, door, side_door, security))
         draining = Drain(
-            (inference, *authz.values()),
+            (clients, *authz.values(), *rest.values()),
             (door, side_door),
             readiness,
             log,
             drain_s=config.drain_s,
             grace_s=config.grace_s,
+            max_age_s=config.max_connection_age_s,
             closing=health.close,
         )
         stack.push_async_callback(draining.stop)
@@ -208,7 +226,7 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
                 credentials=security.credentials_at(config.admin_listen),
             )
         )
-        for name, listener in {"inference": inference, "admin": admin, **authz}.items():
+        for name, listener in {"inference": clients, "admin": admin, **authz}.items():
             listener.changed = partial(listener_changed, name, readiness, metrics)
         metrics_address = stack.enter_context(
             exposing(
@@ -222,10 +240,11 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
         await stack.enter_async_context(following(security, log, metrics.registry, upstream.channels.renew))
         log.info(
             "listening",
-            inference=inference.address,
+            inference=clients.address,
             admin=admin.address,
             metrics=metrics_address,
             **{name: listener.address for name, listener in authz.items()},
+            **{name: listener.address for name, listener in rest.items()},
             upstream=config.upstream,
             mode=models.table.strictest_mode,
             tls=security.listener is not None,
@@ -238,7 +257,7 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
         await stack.enter_async_context(in_background(reloader.watch.run(), partial(readiness.say, "upstream")))
         await stack.enter_async_context(watching_files(reloader, source, log))
         yield Serving(
-            inference,
+            clients,
             admin,
             metrics_address,
             readiness,
@@ -247,32 +266,8 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
             upstream.channels,
             draining.finish,
             authz.get("authz"),
+            rest.get("rest"),
         )
-
-
-@asynccontextmanager
-async def authorizing(
-    config: ServeConfig, service: Service, door: Door, beside: Methods, other: Wall, security: Security
-) -> AsyncIterator[dict[str, Listener]]:
-    """Answer Envoy's checks within the block, on a listener of their own; there is none unless the settings say where.
-
-    Raises:
-        PortError: as `listening`.
-    """
-    if not config.authz_listen:
-        yield {}
-        return
-    methods = {**Authorization(config, service, door).methods(), **beside}
-    largest_bytes, limits = door.largest_bytes + HEADERS_BYTES, ConnectionLimits.of(config)
-    async with listening(
-        config.authz_listen,
-        methods,
-        other,
-        max_message_bytes=largest_bytes,
-        limits=limits,
-        credentials=security.credentials_at(config.authz_listen),
-    ) as listener:
-        yield {"authz": listener}
 
 
 @asynccontextmanager

@@ -13,10 +13,12 @@ QUICK = {
     "ablation": (),
     "costs": (),
     "detectors": (),
+    "drift": (),
     "fitted_items": (),
     "forest": ("--forest",),
     "kinds": ("series",),
     "off_recipe": (),
+    "recalibration": (),
     "repair": (),
     "second": (),
     "tabular": (),
@@ -24,8 +26,10 @@ QUICK = {
 APART = {  # of which a figure is this process's own, or which end what they started by signals
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),
+    "hop": (),
     "memory": (),
     "overload": (),
+    "soak": (),
     "zoo": ("gru", "shufflenet", "--no-training"),
 }
 MEASURES_WAITS = {"fuzz_frames", "overload"}

@@ -20,7 +20,7 @@ from guard.errors import ConfigError, GuardError, MalformedRequest, NotAllowed, 
 from guard.serve.envoy.asked_request import AskedRequest
 from guard.serve.envoy.check_answer import allowed, denied
 from guard.serve.envoy.messages import SERVICE, authorization_messages
-from guard.serve.grpc.call import UNCHECKED, Call
+from guard.serve.grpc.call import Call
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.health import HEALTH
 from guard.serve.grpc.listener import Methods
@@ -28,6 +28,7 @@ from guard.serve.grpc.method_groups import opened_methods
 from guard.serve.grpc.outermost import nothing
 from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import path
+from guard.serve.inference_call import UNCHECKED
 from guard.serve.metrics import OTHER
 
 MODEL_INFER = path("ModelInfer")
@@ -100,7 +101,7 @@ class Authorization:
     async def decide(self, asked: AskedRequest, call: Call) -> None:
         """Return where the request may pass; its verdict is in the call. Raises GuardError."""
         if asked.path == MODEL_INFER:
-            await self.service.inspect_alone(call, partial(asked.message, self.door.largest_bytes))
+            await self.service.inspect_alone(call, partial(asked.message, self.door.largest_bytes), len(asked.body))
         elif asked.path not in self.passing:
             raise NotAllowed(
                 f"the guard does not pass {asked.path[:200]!r}, which it cannot inspect; allow_methods opens it"

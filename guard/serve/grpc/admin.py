@@ -114,7 +114,7 @@ class Admin:
             closed=found.is_closed,
             told=found.told,
             connections=found.connections,
-            calls=found.calls - 1,  # but this one
+            calls=found.calls,
         ).SerializeToString()
         return answer
 

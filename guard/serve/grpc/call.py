@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
-import secrets
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -24,21 +23,21 @@ from guard.serve.admission import Place
 from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
 from guard.serve.grpc.gatekeeper import Refusal
 from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_sent
-from guard.serve.grpc.upstream import Answer
+from guard.serve.grpc.upstream import Answer, path
+from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
+from guard.serve.request_span import Ending, RequestSpan, Traced
 
-UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 DOMAIN = "inference-guard"
-VERDICT, ID = "guard-verdict", "guard-id"
+MODEL_INFER = path("ModelInfer").removeprefix("/")  # as traces name it
+CHECK = "envoy.service.auth.v3.Authorization/Check"
+# What is the server's fault, as the semantic conventions of traces have it
+SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 DETAILS = "grpc-status-details-bin"
 MAX_DEADLINE_S = 365 * 86400.0  # a deadline further away is as good as none
 
-IDS = random.Random(secrets.randbits(128))  # names in a log, no secrets; the system's own would cost 5 us each
 NO_ID = b"?" * 16  # the place of the call's id in a prepared status
 CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours
-
-End = Literal["answered", "refused", "failed", "expired", "cancelled"]
-ENDS: tuple[End, ...] = get_args(End)
 
 
 @dataclass
@@ -49,8 +48,9 @@ class Call:
     deadline: float = math.inf  # the client's, of time.monotonic(); infinite where there is none
     inspect_by: float = math.inf  # the moment, of time.monotonic(), at which the time for the inspection is over
     budget_s: float = math.inf  # that is over then
-    id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
+    id: str = field(default_factory=new_id)
     message_id: str = ""  # that the client's message bears
+    number: int = 0  # of a message among those of its stream, from 1; 0 where the call brings one message
     principal: str = ""  # who calls, where a source tells that
     withheld: frozenset[str] = ANONYMOUS.withheld  # names of headers that do not go up
     told: str | None = None  # the verdict, as far as the client may know it
@@ -61,6 +61,7 @@ class Call:
     guarded: Any = None  # the model that the request is for, once that is known
     outcome: Any = None  # what the method's own service leaves here for its metrics
     asked: Any = None  # the request that the call asks about, with its own `metadata`; None: the call is the request
+    span: RequestSpan | None = None  # in the operator's traces
     end: End = "answered"
     error: Exception | None = None  # what ended it, where it was not answered
 
@@ -87,15 +88,42 @@ class Call:
         return ((ID, self.id),) if self.told is None else ((ID, self.id), (VERDICT, self.told))
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> dict[str, Any]:
         """The names of the call for a log line: the guard's id, the request's, those of its trace, and who calls."""
         found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
         who = {"principal": self.principal} if self.principal else {}
-        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **who}
+        place = {"message": self.number} if self.number else {}
+        traced = {} if self.span is None else self.span.names
+        own = {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id}
+        return {**own, **found, **traced, **who, **place}
+
+    @property
+    def name(self) -> str:
+        """The name by which an operator finds the call, or the message of a stream, in the log."""
+        return f"{self.id}, message {self.number}" if self.number else self.id
 
     @property
     def upward(self) -> Metadata:
         """The metadata for the upstream: the client's own and our marks, and a request id if the client gave none."""
+        found = self.own_upward()
+        return found if self.span is None else self.span.passed_on(found)
+
+    @property
+    def traced(self) -> Traced:
+        """The call as its span shows it."""
+        asked = self.asked
+        method, metadata = (
+            (MODEL_INFER, self.context.invocation_metadata()) if asked is None else (CHECK, asked.metadata)
+        )
+        return Traced(method, {"rpc.system.name": "grpc", "rpc.method": method}, tuple(metadata or ()))
+
+    @property
+    def ending(self) -> Ending:
+        """The end of a call that is over, as its span shows it."""
+        return Ending({"rpc.response.status_code": self.code}, failed=self.code in SERVER_FAULTS)
+
+    def own_upward(self) -> Metadata:
+        """The metadata for the upstream, but for the names of a trace."""
         came = end_to_end(self.context.invocation_metadata())
         own = tuple(pair for pair in came if pair[0] not in self.withheld)
         if any(key == REQUEST_ID for key, _ in own):
@@ -121,6 +149,10 @@ class Call:
         else:
             self.end = "refused"
 
+    def fail(self, error: Exception) -> None:
+        """Record that the upstream took no more of a stream's messages."""
+        self.error, self.end = error, "failed"
+
     @property
     def code(self) -> str:
         """The name of the gRPC status with which a call that is over has ended."""
@@ -133,6 +165,16 @@ class Call:
         if self.error is not None:
             return GuardError.status
         return "CANCELLED" if self.end == "cancelled" else Expired.status
+
+    @property
+    def client(self) -> Hashable:
+        """The client whose call it is: a connection."""
+        return str(self.context.peer())
+
+    @property
+    def failure_code(self) -> str:
+        """The gRPC status with which the upstream failed."""
+        return self.error.code().name if isinstance(self.error, grpc.aio.AioRpcError) else UpstreamDown.status
 
     def forget(self) -> None:
         """Drop error, outcome and model: an error's traceback holds its frames, and these the message and this call."""

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -25,20 +26,19 @@ from guard.serve.identities import Identity
 SERVICE = "inference.GRPCInferenceService"
 
 
+# What writing to a call raises where the upstream has ended it: its status, the library's own state, or the core's.
+UPSTREAM_ENDED = (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.InternalError)
+
+
 def path(method: str) -> str:
     """The full name of a method of the inference service."""
     return f"/{SERVICE}/{method}"
 
 
-async def answer_of(call: Any) -> bytes:
-    body: bytes = await call
-    return body
-
-
-def ignore(answering: asyncio.Future[bytes]) -> None:
-    """Discard an answer that is no longer waited for, and the error where there is none."""
-    if not answering.cancelled():
-        answering.exception()
+def note_end(over: asyncio.Future[None], call: Any) -> None:  # noqa: ARG001  the library passes the call
+    """Set the future that waits for a call's end, unless it was given up."""
+    if not over.done():
+        over.set_result(None)
 
 
 def end_in_core(call: Any) -> None:
@@ -108,13 +108,14 @@ class Upstream:
         with self.channels.use() as used:
             start: Any = used.channel.unary_unary(method)  # without serializers: bytes in, bytes out
             call = start(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
-            answering = asyncio.ensure_future(answer_of(call))
+            over = asyncio.get_running_loop().create_future()
+            call.add_done_callback(partial(note_end, over))
             try:
-                body = await asyncio.shield(answering)
+                await over  # and not the call itself, which a cancelled task would end in the library alone
+                body: bytes = await call
             except grpc.aio.AioRpcError as error:
                 raise self.judged(error, connected=used.connected) from error
             except asyncio.CancelledError:
-                answering.add_done_callback(ignore)
                 end_in_core(call)
                 raise
             return Answer(body, downwards(await call.initial_metadata()), downwards(await call.trailing_metadata()))

@@ -12,7 +12,7 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ from guard.serve.rest.tls import PEER, peer_of
 from guard.target import split_address
 
 MAX_HEAD_BYTES = 64 * 1024  # of the request line and all headers
-AGE_SPREAD = 0.1  # of a connection's age: clients that came together do not leave together
+AGE_SPREAD_SHARE = 0.1  # of a connection's age: clients that came together do not leave together
 CLOSE = (b"connection", b"close")
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -44,7 +44,9 @@ class BoundedProtocol(H11Protocol):
         self.timer: asyncio.TimerHandle | None = None
         self.unsent_bytes = 0  # of an answer, when the timer was set
         self.idle_since = time.monotonic()
-        self.old_at = self.idle_since + (self.max_age_s or 0.0) * (1 + random.uniform(-AGE_SPREAD, AGE_SPREAD))
+        self.old_at = self.idle_since + (self.max_age_s or 0.0) * (
+            1 + random.uniform(-AGE_SPREAD_SHARE, AGE_SPREAD_SHARE)
+        )
         super().connection_made(transport)
         self.app_state = {**self.app_state, PEER: peer_of(transport)}
         if len(self.connections) > self.max_connections:
@@ -58,6 +60,11 @@ class BoundedProtocol(H11Protocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether a part of a request's head is here."""
+        return bool(self.conn.trailing_data[0])
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.is_idle:
@@ -68,8 +75,17 @@ class BoundedProtocol(H11Protocol):
     def handle_events(self) -> None:
         before = self.cycle
         super().handle_events()
-        if self.cycle is not before and self.max_age_s is not None and time.monotonic() > self.old_at:
+        if self.cycle is not before and (self.is_old or self.is_ambiguous):
             self.cycle.default_headers = [CLOSE]
+
+    @property
+    def is_old(self) -> bool:
+        return self.max_age_s is not None and time.monotonic() > self.old_at
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the request tells twice where its body ends, so that what follows it may be a part of it."""
+        return {b"content-length", b"transfer-encoding"} <= {name for name, _ in self.headers}
 
     def on_response_complete(self) -> None:
         self.idle_since = time.monotonic()
@@ -114,16 +130,40 @@ class HttpListener:
     def __init__(self, server: uvicorn.Server, address: str) -> None:
         self.server = server
         self.address = address
+        self.tells = True
+        self.is_closed = False  # to further connections
+        self.told: set[Any] = set()  # clients that were told to connect elsewhere, by their addresses
 
-    def close_connections_soon(self) -> None:
-        """Have every connection closed by the end of what is under way on it."""
+    @property
+    def open(self) -> list[BoundedProtocol]:
+        """The connections that are open."""
+        return [one for one in self.server.server_state.connections if isinstance(one, BoundedProtocol)]
+
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self.open)
+
+    def tell_clients(self, busy_ports: Container[int] = ()) -> int:  # noqa: ARG002  HTTP/1.1 tells behind an answer
+        """Tell the clients to connect again: behind their next answers, and the idle once no others are let in."""
         self.server.server_state.default_headers = [CLOSE]
-        for connection in list(self.server.server_state.connections):
-            if isinstance(connection, BoundedProtocol):
-                if connection.cycle is not None:
-                    connection.cycle.default_headers = [CLOSE]
-                if connection.is_idle and connection.conn.their_state is h11.IDLE:
-                    connection.timeout_keep_alive_handler()
+        for connection in self.open:
+            self.told.add(connection.client)
+            if not connection.is_idle:
+                connection.cycle.default_headers = [CLOSE]
+            elif self.is_closed and not connection.is_asking:
+                connection.timeout_keep_alive_handler()
+        return 0
+
+    def close_entrance(self) -> None:
+        """Accept no further connections; those that are open stay."""
+        self.is_closed = True
+        for one in self.server.servers:
+            one.close()
+
+    async def stop(self) -> None:
+        """Close what has no request under way; `listening` waits for the rest at its end."""
+        self.close_entrance()
+        self.tell_clients()
 
 
 @asynccontextmanager

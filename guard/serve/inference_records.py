@@ -1,0 +1,73 @@
+"""The records of inferences: what metrics count and the log tells of a request, whatever protocol brought it.
+
+Rule 1: a request is counted once, by what became of it: a verdict counts only if it was carried out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from guard.errors import InspectionTimeout, Overloaded, Rejected, RequestError, Unchecked
+from guard.judge import Inspection
+from guard.serve.inference_call import InferenceCall
+from guard.serve.inspector import label, verdict_fields
+from guard.serve.log import Log, Seldom
+from guard.serve.metrics import OTHER, Metrics
+
+REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
+
+
+@dataclass(frozen=True)
+class InferenceRecords:
+    """The metrics and the log of requests to models."""
+
+    metrics: Metrics
+    log: Log
+    seldom: Seldom = field(default_factory=lambda: Seldom(REFUSAL_LOG_S))
+
+    def count_items(self, model: str, items: Sequence[str]) -> None:
+        for action, count in Counter(items).items():
+            self.metrics.items.labels(model, action).inc(count)
+
+    def count_call(self, call: InferenceCall) -> None:
+        """Count a call that is over, once."""
+        outcome = call.outcome
+        decided = outcome is not None and (call.end == "answered" or isinstance(call.error, Rejected))
+        action = outcome.action if decided else call.end
+        known = call.guarded.label if call.guarded is not None and call.items else OTHER
+        model = known if outcome is None else outcome.model
+        self.metrics.ended(model, action)
+        if outcome is None and call.items:
+            self.metrics.items.labels(model, call.end).inc(call.items)
+        if action == "refused":
+            self.note_refusal(call)
+        elif action == "failed":
+            self.metrics.upstream_failures.labels(call.failure_code).inc()
+        if call.span is not None:
+            call.span.end(call.ending, {"guard.id": call.id, "guard.model": model, "guard.action": action})
+
+    def count_seconds(self, call: InferenceCall) -> None:
+        """Count how long a call took, by how it ended."""
+        self.metrics.took(call.end, time.monotonic() - call.began)
+
+    def note_refusal(self, call: InferenceCall) -> None:
+        error = call.error
+        reason = error.reason if isinstance(error, RequestError) else "INTERNAL"
+        self.metrics.refused.labels(reason.lower()).inc()
+        if not isinstance(error, (Unchecked, InspectionTimeout, Overloaded)):
+            self.log.debug("refused", **call.names, reason=reason, cause=str(error), because=because(error))
+        elif (held_back := self.seldom.due(reason, time.monotonic())) is not None:
+            why = {"cause": str(error), "because": because(error)}
+            self.log.warning("refused", **call.names, reason=reason, **why, held_back=held_back)
+
+    def log_verdict(self, model: str, call: InferenceCall, found: Inspection, fields: Mapping[str, Any]) -> None:
+        event = label(found.verdict.request, found.enacted)
+        self.log.info(event, **call.names, model=model, **verdict_fields(found), **fields)
+
+
+def because(error: BaseException | None) -> str | None:
+    return repr(error.__cause__) if error is not None and error.__cause__ else None
