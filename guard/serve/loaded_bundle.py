@@ -11,7 +11,9 @@ from guard.config import ServeConfig
 from guard.serve.admission import Admission
 from guard.serve.batcher import Batcher
 from guard.serve.device_thread import DeviceThread
+from guard.serve.drift_watch import DriftWatch
 from guard.serve.engine import Engine
+from guard.serve.log import Log
 from guard.serve.metrics import Metrics, QueueMetrics
 from guard.serve.watching import watch_engine
 from guard.session import CudaOptions
@@ -25,7 +27,6 @@ class BundleUse:
     max_rows: int
     max_queue_rows: int
     repairs: frozenset[str] = field(compare=False, default=frozenset())  # of all of these models
-    stalled_s: float = field(compare=False, default=5.0)  # after which an undone batch means that the device hangs
 
 
 @dataclass(eq=False)
@@ -37,6 +38,7 @@ class LoadedBundle:
     engine: Engine
     batcher: Batcher
     admission: Admission = field(default_factory=Admission, repr=False)  # of calls that need this queue
+    drift: DriftWatch | None = None  # of the traffic of all models that share the bundle
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @staticmethod
@@ -48,6 +50,7 @@ class LoadedBundle:
         label: str,
         metrics: Metrics,
         thread: DeviceThread,
+        log: Log,
     ) -> LoadedBundle:
         """Build the parts; the engine is loaded later, with `engine.load`."""
         engine = Engine(
@@ -66,31 +69,43 @@ class LoadedBundle:
             max_rows=use.max_rows,
             max_queue_rows=use.max_queue_rows,
         )
-        return LoadedBundle(bundle, use, engine, batcher)
+        drift = None
+        if (probability := config.drift_alarm_probability) is not None:
+            drift = DriftWatch(bundle, probability=probability, label=label, metrics=metrics.drift, log=log)
+        return LoadedBundle(bundle, use, engine, batcher, drift=drift)
 
     def serves(self, use: BundleUse) -> bool:
         """Whether models that use their bundle so can use this one."""
         return self.use == use and use.repairs <= self.use.repairs
 
-    def watch(self, say: Callable[[str | None], None]) -> None:
-        """Keep telling `say` why the engine is not ready (None: it is), until the bundle is retired or closed."""
+    def watch(self, say: Callable[[str | None], None], stalled_s: Callable[[], float]) -> None:
+        """Keep telling `say` why the engine is not ready (None: it is), until the bundle is retired or closed.
+
+        A batch that takes longer than `stalled_s` means that the device hangs.
+        """
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled():
                 say(f"nobody watches any more: {task.exception()!r}")
 
-        self.watching = asyncio.create_task(watch_engine(self.engine, self.batcher, say, lambda: self.use.stalled_s))
+        self.watching = asyncio.create_task(watch_engine(self.engine, self.batcher, say, stalled_s))
         self.watching.add_done_callback(ended)
 
     def retire(self) -> None:
         """Let the calls that use the bundle finish; with the last of them its memory is free."""
-        if self.watching is not None:
-            self.watching.cancel()
+        self.watch_no_longer()
         self.batcher.retire()
 
     async def close(self) -> None:
         """Stop at once: what waits fails as Unchecked."""
-        if self.watching is not None:
-            self.watching.cancel()
+        self.watch_no_longer()
         await self.batcher.stop()
         self.engine.close()
+
+    def watch_no_longer(self) -> None:
+        """Watch neither the engine nor the traffic any longer."""
+        if self.watching is not None:
+            self.watching.cancel()
+            self.watching = None
+        if self.drift is not None:
+            self.drift.close()
