@@ -175,7 +175,7 @@ def serve(
     """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc, which writes a line for each failed handshake
-    from guard.config import Source, service_links
+    from guard.config import SettingsSource, service_links
     from guard.serve.log import Log
     from guard.serve.server import serve as run
 
@@ -193,7 +193,7 @@ def serve(
         "device": device,
         "threads": threads,
     }
-    source = Source(config, dict(os.environ), flags)
+    source = SettingsSource(config, dict(os.environ), flags)
     settings = source.load()
     if links := service_links(os.environ):
         Log(settings.log_level).warning(

@@ -117,7 +117,7 @@ def service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Source:
+class SettingsSource:
     """The source of all settings: a file, which may change, and the environment and the flags of the start."""
 
     file: Path | None
