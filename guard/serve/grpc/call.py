@@ -30,6 +30,7 @@ from guard.serve.request_span import Ending, RequestSpan, Traced
 
 DOMAIN = "inference-guard"
 MODEL_INFER = path("ModelInfer").removeprefix("/")  # as traces name it
+MODEL_STREAM_INFER = path("ModelStreamInfer").removeprefix("/")  # as traces name it
 CHECK = "envoy.service.auth.v3.Authorization/Check"
 # What is the server's fault, as the semantic conventions of traces have it
 SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -112,9 +113,8 @@ class Call:
     def traced(self) -> Traced:
         """The call as its span shows it."""
         asked = self.asked
-        method, metadata = (
-            (MODEL_INFER, self.context.invocation_metadata()) if asked is None else (CHECK, asked.metadata)
-        )
+        infer = MODEL_STREAM_INFER if self.number else MODEL_INFER
+        method, metadata = (infer, self.context.invocation_metadata()) if asked is None else (CHECK, asked.metadata)
         return Traced(method, {"rpc.system.name": "grpc", "rpc.method": method}, tuple(metadata or ()))
 
     @property

@@ -420,7 +420,7 @@ def test_a_client_that_leaves_ends_the_upstreams_stream(bundle: Path, how: str, 
         fake.replies = 10_000 if when == "flooded" else 1
         async with guarding(bundle, fake) as guarded:
             async with calling(guarded.serving.address) as client:
-                call = open_stream(client, timeout=0.5 if how == "deadline" else None)
+                call = open_stream(client, timeout=2.0 if how == "deadline" else None)
                 if when != "silent":
                     await call.write(message(CLEAN))
                 await until(lambda: fake.open_streams == 1)
