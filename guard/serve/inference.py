@@ -265,6 +265,8 @@ class Inference:
             call.span.stage("guard.decode", took, {"guard.items": call.items})
         inspector = guarded.inspector
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
+        if guarded.loaded.drift is not None:
+            guarded.loaded.drift.see(decoded.images, found.readings)
         if (answers := inspector.answers) is not None:
             early = inspector.before_answer(found, answers)
             if early.enacted is not Action.REJECT:

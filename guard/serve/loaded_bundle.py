@@ -11,7 +11,9 @@ from guard.config import ServeConfig
 from guard.serve.admission import Admission
 from guard.serve.batcher import Batcher
 from guard.serve.device_thread import DeviceThread
+from guard.serve.drift_watch import DriftWatch
 from guard.serve.engine import Engine
+from guard.serve.log import Log
 from guard.serve.metrics import Metrics, QueueMetrics
 from guard.serve.watching import watch_engine
 from guard.session import CudaOptions
@@ -36,6 +38,7 @@ class LoadedBundle:
     engine: Engine
     batcher: Batcher
     admission: Admission = field(default_factory=Admission, repr=False)  # of calls that need this queue
+    drift: DriftWatch | None = None  # of the traffic of all models that share the bundle
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @staticmethod
@@ -47,6 +50,7 @@ class LoadedBundle:
         label: str,
         metrics: Metrics,
         thread: DeviceThread,
+        log: Log,
     ) -> LoadedBundle:
         """Build the parts; the engine is loaded later, with `engine.load`."""
         engine = Engine(
@@ -65,7 +69,10 @@ class LoadedBundle:
             max_rows=use.max_rows,
             max_queue_rows=use.max_queue_rows,
         )
-        return LoadedBundle(bundle, use, engine, batcher)
+        drift = None
+        if (probability := config.drift_alarm_probability) is not None:
+            drift = DriftWatch(bundle, probability=probability, label=label, metrics=metrics.drift, log=log)
+        return LoadedBundle(bundle, use, engine, batcher, drift=drift)
 
     def serves(self, use: BundleUse) -> bool:
         """Whether models that use their bundle so can use this one."""
@@ -96,6 +103,9 @@ class LoadedBundle:
         self.engine.close()
 
     def watch_no_longer(self) -> None:
+        """Watch neither the engine nor the traffic any longer."""
         if self.watching is not None:
             self.watching.cancel()
             self.watching = None
+        if self.drift is not None:
+            self.drift.close()

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from guard.fusion import Floats
 from guard.serve.build import build_labels
+from guard.serve.drift_metrics import DriftMetrics
 from guard.serve.grpc.upstream import SERVICE
 from guard.serve.inference_call import ENDS, End
 
@@ -208,6 +209,7 @@ class Metrics:
         self.upstream_ready = gauge(
             "guard_upstream_ready", "1 while the upstream is reachable, ready and as the bundle expects"
         )
+        self.drift = DriftMetrics(registry)
         self.promised_rate = gauge(
             "guard_promised_rate", "Share of clean items that may be rejected, or flagged", "model", "action"
         )

@@ -135,6 +135,7 @@ class Workshop:
                 label=",".join(model.label for model in users),
                 metrics=self.metrics,
                 thread=self.thread,
+                log=self.log,
             )
         return found
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from guard.config import ServeConfig, Source
+from guard.config import ServeConfig, SettingsSource
 from guard.container import memory_bytes
 from guard.serve.allocator import few_heaps
 from guard.serve.check_settings import check_complete
@@ -93,7 +93,7 @@ class Serving:
         return self.admin.address
 
 
-def serve(config: ServeConfig, source: Source | None = None) -> None:
+def serve(config: ServeConfig, source: SettingsSource | None = None) -> None:
     """Run the guard until SIGTERM or SIGINT, then drain; at SIGHUP, read its settings from their source again.
 
     Raises:
@@ -104,7 +104,7 @@ def serve(config: ServeConfig, source: Source | None = None) -> None:
         runner.run(serve_until_signal(config, source))
 
 
-async def serve_until_signal(config: ServeConfig, source: Source | None) -> None:
+async def serve_until_signal(config: ServeConfig, source: SettingsSource | None) -> None:
     with line_writer(STANDARD_ERROR_CODE) as stream, bridged(log := Log(config.log_level, stream)):
         stop, reread = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -128,7 +128,7 @@ async def serve_until_signal(config: ServeConfig, source: Source | None) -> None
 
 
 @asynccontextmanager
-async def running(config: ServeConfig, *, log: Log, source: Source | None = None) -> AsyncIterator[Serving]:
+async def running(config: ServeConfig, *, log: Log, source: SettingsSource | None = None) -> AsyncIterator[Serving]:
     """Run a guard within the block; it becomes ready when its programs are checked and the upstream is there.
 
     Settings are read again from `source`; without one they stay, and only what bundles hold can change.
@@ -271,7 +271,7 @@ async def running(config: ServeConfig, *, log: Log, source: Source | None = None
 
 
 @asynccontextmanager
-async def watching_files(reloader: Reloader, source: Source | None, log: Log) -> AsyncIterator[None]:
+async def watching_files(reloader: Reloader, source: SettingsSource | None, log: Log) -> AsyncIterator[None]:
     """Reload within the block whenever the settings' file or a bundle has changed, unless the settings forbid it."""
     if not reloader.config.watch_files:
         yield

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from guard.config import Source
+from guard.config import SettingsSource
 from guard.serve.grpc.wire.guard_pb2 import DescribeRequest, DescribeResponse
 from guard.serve.grpc.wire.inference_pb2 import (
     ModelMetadataRequest,
@@ -53,11 +53,11 @@ def settings(upstream: str, text: str) -> str:
     return f'upstream = "{upstream}"\nthreads = 1\ndrain_s = 0\n{LOOPBACK}{text}'
 
 
-def configured(folder: Path, upstream: str, text: str) -> Source:
+def configured(folder: Path, upstream: str, text: str) -> SettingsSource:
     """The source of settings that is a guard.toml with these lines."""
     file = folder / "guard.toml"
     file.write_text(settings(upstream, text), "utf-8")
-    return Source(file, {}, {})
+    return SettingsSource(file, {}, {})
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from guard.bundle import Bundle
-from guard.config import Source
+from guard.config import SettingsSource
 from guard.errors import BundleError, ConfigError, DeviceError, UserError
 from guard.runtime import Runtime
 from guard.serve import watch_files
@@ -389,7 +389,7 @@ def test_a_change_of_the_file_is_noticed(
             mount = Mount(tmp_path / "etc", text("enforce"))
             file = mount.root / "guard.toml"
             change = mount.swap if how == "rename" else (lambda text: file.write_text(text, "utf-8"))
-            source = Source(file, {}, {})
+            source = SettingsSource(file, {}, {})
             async with (
                 running(source.load(), log=Log("debug", stream), source=source) as serving,
                 calling(serving.address) as client,
@@ -428,6 +428,30 @@ def test_a_bundle_that_is_written_file_by_file_comes_to_work_once_it_is_whole(
                 await asyncio.sleep(0.05)
             await until(lambda: any(line["result"] == "applied" for line in guarded.events("reloaded")))
             assert verdict(await guarded.client.infer(between)) == "reject"
+
+    asyncio.run(story())
+
+
+def test_a_bundle_that_is_written_over_while_it_serves_changes_no_answer(tmp_path: Path) -> None:
+    """Its weights become zeros, then nothing: a mapped file would change the answers, and then end the process."""
+    place = tiny_bundle.make(tmp_path / "bundle", outside=True).path
+
+    async def story() -> None:
+        async with reloading(tmp_path, f'[models.tiny]\nbundle = "{place}"\n', watch=True) as guarded:
+            weights, images = place / "weights.bin", tiny_bundle.clean(64, seed=4)
+            with weights.open("r+b") as file:
+                file.write(bytes(weights.stat().st_size))
+            answer = await guarded.client.infer(images[:8])
+            with weights.open("r+b") as file:
+                file.truncate(0)
+            for start in range(0, 64, 8):
+                answer = await guarded.client.infer(images[start : start + 8])
+            assert answer.code in (grpc.StatusCode.OK, grpc.StatusCode.PERMISSION_DENIED)
+            await until(lambda: bool(guarded.events("reload failed")))
+            assert "weights.bin was altered" in guarded.events("reload failed")[0]["cause"]
+            assert await guarded.metric("guard_upstream_disagreement_items_total") == 0
+            assert await guarded.metric("guard_engine_failures_total") == 0
+            assert guarded.serving.readiness.because is None
 
     asyncio.run(story())
 
