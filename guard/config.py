@@ -51,6 +51,11 @@ class ServeConfig:
     authz_listen: str = ""  # Envoy's checks (ext_authz), by those that forward themselves; "": none
     mode: Mode = "enforce"  # shadow and off change nothing for any client, flag rejects nothing
     on_failure: OnFailure = "closed"  # whether a request that cannot be checked passes
+    breaker_failures: int | None = 5  # inspections that fail in a row before the self-check decides; None: no breaker
+    breaker_share: float = 0.5  # the same of the last hundred inspections
+    breaker_readiness: bool = True  # whether the guard is not ready while an engine is broken
+    sample: float = 1.0  # share of requests that is inspected; the others pass, marked as unchecked
+    sample_key: str | None = None  # secret by which requests are chosen for that; None: a new one at each start
     reject_rate: float | None = None  # share of clean items that may be rejected; None: the bundle's
     flag_rate: float | None = None  # the same for flagged ones, rejected ones included; None: the bundle's
     rows: Rows = "any"  # whether one rejected item rejects its request, or the request is judged as a whole
@@ -258,7 +263,14 @@ MORE_THAN_ZERO = (  # settings whose range begins there
     *("max_connections", "max_calls_per_connection"),
     *("max_connection_age_s", "max_connection_age_grace_s", "keepalive_s", "upstream_keepalive_s"),
     *("min_ping_interval_s",),
-    *("inspect_timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
+    *(
+        "breaker_failures",
+        "inspect_timeout_s",
+        "upstream_timeout_s",
+        "read_timeout_s",
+        "threads",
+        "device_memory_bytes",
+    ),
 )
 
 
@@ -270,6 +282,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
             ("device_id", "drain_s", "grace_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")
         ),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
+        **dict.fromkeys(("sample", "breaker_share"), (lambda value: 0 < value <= 1, "a share above 0, at most 1")),
         **dict.fromkeys(
             ("listen", "admin_listen", "metrics_listen", "authz_listen"),
             (lambda value: not value or split_address(value) is not None, "HOST:PORT"),

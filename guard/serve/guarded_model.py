@@ -15,6 +15,7 @@ from guard.policy import Policy
 from guard.serve.agreement import UpstreamComparison
 from guard.serve.inspector import Inspector
 from guard.serve.loaded_bundle import LoadedBundle
+from guard.serve.sampling import Sampling
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,6 +27,7 @@ class GuardedModel:
     loaded: LoadedBundle
     inspector: Inspector
     comparison: UpstreamComparison
+    sampling: Sampling
 
     @property
     def label(self) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from guard.bundle import Bundle
 from guard.config import ServeConfig
 from guard.serve.batcher import Batcher
+from guard.serve.breaker import Breaker, BreakerEvent
 from guard.serve.device_thread import DeviceThread
 from guard.serve.engine import Engine
+from guard.serve.log import Log
 from guard.serve.metrics import Metrics, QueueMetrics
 from guard.serve.watching import watch_engine
 from guard.session import CudaOptions
@@ -23,6 +26,8 @@ class BundleUse:
     digest: str
     max_rows: int
     max_queue_rows: int
+    breaker_failures: int | None = None
+    breaker_share: float = 1.0
     repairs: frozenset[str] = field(compare=False, default=frozenset())  # of all of these models
     stalled_s: float = field(compare=False, default=5.0)  # after which an undone batch means that the device hangs
 
@@ -35,6 +40,7 @@ class LoadedBundle:
     use: BundleUse
     engine: Engine
     batcher: Batcher
+    breaker: Breaker
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @staticmethod
@@ -45,6 +51,7 @@ class LoadedBundle:
         *,
         label: str,
         metrics: Metrics,
+        log: Log,
         thread: DeviceThread,
     ) -> LoadedBundle:
         """Build the parts; the engine is loaded later, with `engine.load`."""
@@ -64,7 +71,11 @@ class LoadedBundle:
             max_rows=use.max_rows,
             max_queue_rows=use.max_queue_rows,
         )
-        return LoadedBundle(bundle, use, engine, batcher)
+        breaker = Breaker(most_in_a_row=use.breaker_failures, most_share=use.breaker_share)
+        breaker.listeners.append(partial(breaker_changed, breaker, batcher, label, metrics, log))
+        metrics.breaker_open.labels(label).set(0)
+        metrics.breaker_openings.labels(label)
+        return LoadedBundle(bundle, use, engine, batcher, breaker)
 
     def serves(self, use: BundleUse) -> bool:
         """Whether models that use their bundle so can use this one."""
@@ -77,7 +88,9 @@ class LoadedBundle:
             if not task.cancelled():
                 say(f"nobody watches any more: {task.exception()!r}")
 
-        self.watching = asyncio.create_task(watch_engine(self.engine, self.batcher, say, lambda: self.use.stalled_s))
+        self.watching = asyncio.create_task(
+            watch_engine(self.engine, self.batcher, self.breaker, say, lambda: self.use.stalled_s)
+        )
         self.watching.add_done_callback(ended)
 
     def retire(self) -> None:
@@ -92,3 +105,19 @@ class LoadedBundle:
             self.watching.cancel()
         await self.batcher.stop()
         self.engine.close()
+
+
+def breaker_changed(
+    breaker: Breaker, batcher: Batcher, label: str, metrics: Metrics, log: Log, event: BreakerEvent
+) -> None:
+    """Tell in metrics and log what a bundle's breaker did; when it opens, what waits is failed."""
+    fields = {"model": label, "open_s": round(breaker.open_s(), 3), "requests": breaker.stopped}
+    if event == "breaker closed":
+        log.warning(event, **fields)
+        metrics.breaker_open.labels(label).set(0)
+        return
+    log.error(event, **fields, because=breaker.fault)
+    if event == "breaker open":
+        metrics.breaker_open.labels(label).set(1)
+        metrics.breaker_openings.labels(label).inc()
+        batcher.fail_all(breaker.error)

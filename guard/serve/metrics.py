@@ -35,6 +35,7 @@ OTHER = "other"
 STREAMS = ("ModelStreamInfer",)
 LISTENERS = ("inference", "admin", "authz")
 HELD = ("not_asked", "delivered", "discarded", "not_compared")
+UNCHECKED_REASONS = ("unchecked", "overloaded", "inspection_timeout", "breaker_open", "internal", "not_sampled")
 ACTIONS = (
     *("pass", "flag", "repair", "reject"),
     *("would_flag", "would_repair", "would_reject"),  # in modes that do not do it
@@ -148,6 +149,10 @@ class Metrics:
             "guard_dropped_total", "Requests dropped from the queue before the device", "model", "reason"
         )
         self.engine_failures = counter("guard_engine_failures_total", "Batches on which the engine failed", "model")
+        self.breaker_open = gauge(
+            "guard_breaker_open", "1 while inspections are given up at once, since the engine is broken", "model"
+        )
+        self.breaker_openings = counter("guard_breaker_openings_total", "Times the breaker has opened", "model")
         self.upstream_failures = counter(
             "guard_upstream_failures_total", "ModelInfer requests that the upstream failed, by its status", "code"
         )
@@ -224,7 +229,7 @@ class Metrics:
         for action in ACTIONS:
             self.requests.labels(model, action)
             self.items.labels(model, action)
-        for reason in ("unchecked", "overloaded", "inspection_timeout"):
+        for reason in UNCHECKED_REASONS:
             self.unchecked.labels(model, reason)
         for family in (self.compared, self.disagreed, self.disagreement):
             family.labels(model)

@@ -122,7 +122,8 @@ class Models:
         def say(reason: str | None) -> None:
             for model in self.table.models:
                 if model.loaded is loaded:
-                    self.readiness.say("engine", reason, model=model.label)
+                    follows = model.config.breaker_readiness
+                    self.readiness.say("engine", reason if follows else None, model=model.label)
 
         loaded.watch(say)
 

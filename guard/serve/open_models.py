@@ -28,6 +28,7 @@ from guard.serve.log import Log
 from guard.serve.metrics import Metrics
 from guard.serve.models import ModelTable, check_distinct
 from guard.serve.readiness import Readiness
+from guard.serve.sampling import Sampling, sample_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +131,7 @@ class Workshop:
                 config,
                 label=",".join(model.label for model in users),
                 metrics=self.metrics,
+                log=self.log,
                 thread=self.thread,
             )
         return found
@@ -138,8 +140,9 @@ class Workshop:
         self, opened: Sequence[OpenedModel], loaded: dict[BundleUse, LoadedBundle], config: ServeConfig
     ) -> ModelTable:
         """The table of models, each with its bundle at work."""
+        key = sample_key(config.sample_key)
         return ModelTable(
-            tuple(self.model(one, loaded[use_of(one)]) for one in opened), allowed=frozenset(config.allow_models)
+            tuple(self.model(one, loaded[use_of(one)], key) for one in opened), allowed=frozenset(config.allow_models)
         )
 
     async def load(self, table: ModelTable) -> None:
@@ -156,7 +159,7 @@ class Workshop:
             if warning := slowness(model):
                 self.log.warning("slow programs", model=model.label, warning=warning)
 
-    def model(self, opened: OpenedModel, loaded: LoadedBundle) -> GuardedModel:
+    def model(self, opened: OpenedModel, loaded: LoadedBundle, key: bytes) -> GuardedModel:
         config = opened.config
         return GuardedModel(
             config=config,
@@ -167,6 +170,7 @@ class Workshop:
                 calibration=opened.bundle.calibration,
                 batcher=loaded.batcher,
                 engine=loaded.engine,
+                breaker=loaded.breaker,
                 answers=opened.answers,
             ),
             comparison=UpstreamComparison(
@@ -178,12 +182,15 @@ class Workshop:
                 most=config.max_disagreement,
                 measured=opened.bundle.manifest.measured_disagreement,
             ),
+            sampling=Sampling(config.sample, key),
         )
 
 
 def use_of(model: OpenedModel) -> BundleUse:
     """The way in which a model uses its bundle."""
-    return BundleUse(model.bundle.digest, model.config.max_rows, model.config.max_queue_rows)
+    config = model.config
+    limits = (config.max_rows, config.max_queue_rows, config.breaker_failures, config.breaker_share)
+    return BundleUse(model.bundle.digest, *limits)
 
 
 def slowness(model: GuardedModel) -> str | None:

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from guard.answer_evidence import AnswerCalibration
 from guard.errors import (
+    BreakerOpen,
     GuardError,
-    InspectionTimeout,
     Overloaded,
     Rejected,
     RequestError,
@@ -40,6 +40,8 @@ from guard.judge import Inspection
 from guard.manifest import OutputSpec
 from guard.policy import Action
 from guard.serve.admission import Admission
+from guard.serve.breaker import BreakerEvent
+from guard.serve.failure_table import OF_GUARD
 from guard.serve.grpc import decode
 from guard.serve.grpc.acceptor import TICKET
 from guard.serve.grpc.answer import prediction
@@ -53,12 +55,14 @@ from guard.serve.grpc.upstream import Answer, Upstream, path
 from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.inspector import label
-from guard.serve.log import Log, Seldom
+from guard.serve.log import Level, Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
 from guard.serve.models import Models, ModelTable
+from guard.serve.sampling import NOT_SAMPLED
 
 READ_PATIENCE_S = 0.25  # for a message, before its call no longer counts among those that others wait for
 REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
+NO_INSPECTION = (NOT_SAMPLED, BreakerOpen().reason.lower())  # reasons of what passes without waiting for one
 NOTHING: Mapping[str, Any] = {}
 Found = TypeVar("Found")
 
@@ -74,6 +78,7 @@ class Outcome:
     told: str
     guarded: GuardedModel | None = None  # where it was inspected
     prediction: NDArray[np.int64] | None = None  # ours, where the upstream sees the same input
+    why_unchecked: str | None = None  # the reason for which it passed uninspected
 
     @property
     def answered(self) -> bool:
@@ -114,6 +119,15 @@ class Service:
         self.budget_s = table.inspect_timeout_s
         self.passes_late = table.passes_late
         self.gate.budget_s, self.gate.passes_late, self.gate.is_open = self.budget_s, self.passes_late, self.off
+
+        for loaded in table.loaded:
+            if self.breaker_changed not in loaded.breaker.listeners:
+                loaded.breaker.listeners.append(self.breaker_changed)
+
+    def breaker_changed(self, event: BreakerEvent) -> None:
+        """Forget how long inspections took, which no longer holds."""
+        if event != "breaker still open":
+            self.admission.forget()
 
     def methods(self) -> Methods:
         """The handler of ModelInfer; every other method is `Passage`'s."""
@@ -159,8 +173,7 @@ class Service:
             call.patience.cancel()
         call.inspect_by += time.monotonic() - call.began  # the message's way here is no part of the guard's time
         outcome = await self.examine(request, call)
-        if call.place is not None:
-            call.place.leave(time.monotonic(), inspected=True)
+        self.leave(call, outcome)
         if isinstance(outcome, Undecided):
             return await self.hold(outcome, call)
         self.settle(outcome, call)
@@ -175,8 +188,7 @@ class Service:
         if not self.off:
             self.admit(call)
         outcome = await self.examine_given(message, call)
-        if call.place is not None:
-            call.place.leave(time.monotonic(), inspected=True)
+        self.leave(call, outcome)
         self.settle(outcome, call)
 
     async def examine_given(self, message: Callable[[], bytes], call: Call) -> Outcome:
@@ -191,6 +203,12 @@ class Service:
         if isinstance(found, Undecided):
             raise Unchecked("this door does not hold the model's answer, for which the verdict waits")
         return found
+
+    def leave(self, call: Call, outcome: Outcome | Undecided) -> None:
+        """Give back the place of a call that is inspected; how long that takes is not told by those that were not."""
+        if call.place is not None:
+            quick = isinstance(outcome, Outcome) and outcome.why_unchecked in NO_INSPECTION
+            call.place.leave(time.monotonic(), inspected=not quick)
 
     def settle(self, outcome: Outcome, call: Call) -> None:
         """Record and count what was decided on a request. Raises Rejected where that is so."""
@@ -251,6 +269,8 @@ class Service:
         call.items = len(decoded.images)
         call.inspect_by += guarded.config.inspect_timeout_s - call.budget_s
         self.metrics.stage("decode", time.monotonic() - began)
+        if not guarded.sampling.takes(call.id):
+            return self.unchecked(request, guarded.label, NOT_SAMPLED, call, guarded.sampling.fields(call.id))
         inspector = guarded.inspector
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if (answers := inspector.answers) is not None:
@@ -275,7 +295,7 @@ class Service:
         readings = found.readings
         self.metrics.inspected(guarded.label, found.detectors, readings.p_value, readings.detector_p)
         if found.verdict.request is not Action.PASS:
-            self.log_verdict(guarded.label, call, found, fields)
+            self.log_verdict(guarded.label, call, found, {**fields, **guarded.sampling.fields(call.id)})
         told = found.enacted if guarded.config.tell_flags or found.enacted is Action.REJECT else Action.PASS
         return Outcome(
             model=guarded.label,
@@ -331,14 +351,22 @@ class Service:
         return self.decided(guarded, forward, tried, call, fields)
 
     def unchecked(
-        self, request: bytes, model: str, reason: str, call: Call, *, cause: Exception | None = None
+        self,
+        request: bytes,
+        model: str,
+        reason: str,
+        call: Call,
+        fields: Mapping[str, Any] = NOTHING,
+        *,
+        cause: Exception | None = None,
     ) -> Outcome:
         """Let a request of the model with this label pass uninspected: marked, counted and logged."""
         self.metrics.unchecked.labels(model, reason).inc()
         if reason not in ("off", "allowed_model"):
             why = {} if cause is None else {"cause": str(cause), "because": because(cause)}
-            self.log.warning("unchecked", **call.names, model=model, reason=reason, **why)
-        return Outcome(model, UNCHECKED, (UNCHECKED,) * call.items, request, UNCHECKED)
+            level: Level = "debug" if reason == NOT_SAMPLED else "warning"
+            self.log.write(level, "unchecked", {**call.names, "model": model, "reason": reason, **why, **fields})
+        return Outcome(model, UNCHECKED, (UNCHECKED,) * call.items, request, UNCHECKED, why_unchecked=reason)
 
     async def forward(self, outcome: Outcome, call: Call) -> bytes:
         answer = await self.ask(outcome.forward, call)
@@ -385,7 +413,7 @@ class Service:
         error = call.error
         reason = error.reason if isinstance(error, RequestError) else "INTERNAL"
         self.metrics.refused.labels(reason.lower()).inc()
-        if not isinstance(error, (Unchecked, InspectionTimeout, Overloaded)):
+        if not isinstance(error, OF_GUARD):
             self.log.debug("refused", **call.names, reason=reason, cause=str(error), because=because(error))
         elif (held_back := self.seldom.due(reason, time.monotonic())) is not None:
             why = {"cause": str(error), "because": because(error)}
