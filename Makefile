@@ -12,7 +12,7 @@ QUICK := tests/test_*.py $(addprefix tests/offline/,data work findings job repor
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick readme lint format side clean
+.PHONY: help demo test quick long bench readme lint format side clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test: $(READY) side  ## every test (the network is used before pytest, never ins
 
 quick: $(READY)  ## what to run after each change: under a minute, no side environment
 	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone and not slow' $(QUICK)
+
+bench: $(READY)  ## what the hop costs beside an opaque proxy, Envoy and none (six minutes, alone on the machine)
+	$(BIN)/python -m tests.side envoy
+	$(BIN)/python -m tests.bench.hop
 
 readme: $(READY)  ## run the commands that README.md shows
 	$(BIN)/python -m pytest -m readme tests/test_readme.py

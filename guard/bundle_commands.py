@@ -1,4 +1,4 @@
-"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, model-server and probe."""
+"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, probe, drain and conformance."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def serve(
     ] = None,
     admin_listen: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="guard.v1: Inspect and Describe.", show_default="127.0.0.1:8083"),
+        typer.Option(metavar="ADDRESS", help="guard.v1: Inspect, Describe and Drain.", show_default="127.0.0.1:8083"),
     ] = None,
     mode: Annotated[str | None, typer.Option(help="enforce, flag, shadow or off.", show_default="enforce")] = None,
     on_failure: Annotated[
@@ -178,12 +178,105 @@ def model_server(
 
 
 def probe(
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", show_default=False)],
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT|unix:PATH", show_default=False)],
     *,
     service: Annotated[str, typer.Option(help="readiness, or empty for liveness.")] = "readiness",
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 2.0,
+    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS; the options below mean it, too.")] = False,
+    ca: Annotated[Path | None, typer.Option(metavar="PEM", help="Whom to trust.", show_default="the system's")] = None,
+    certificate: Annotated[Path | None, typer.Option(metavar="PEM", help="What to show.", show_default=False)] = None,
+    key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.", show_default=False)] = None,
+    server_name: Annotated[
+        str | None, typer.Option(help="The name in the server's certificate.", show_default="HOST")
+    ] = None,
 ) -> None:
     """Exit code 0 if the guard is healthy, 10 if not: for exec probes and scripts."""
+    from guard.serve.probe import ProbeTls
     from guard.serve.probe import probe as run
 
-    run(address, service, timeout_s=timeout_s)
+    wanted = tls or any(given is not None for given in (ca, certificate, key, server_name))
+    spoken = ProbeTls(ca, certificate, key, server_name) if wanted else None
+    run(address, service, timeout_s=timeout_s, tls=spoken)
+
+
+def drain(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="HOST:PORT", envvar="GUARD_ADMIN_LISTEN", help="The guard's admin_listen.", show_envvar=True
+        ),
+    ] = "127.0.0.1:8083",
+) -> None:
+    """Send a guard's clients elsewhere before it is stopped: for preStop hooks. Returns after its drain_s."""
+    from guard.serve.drain_call import drain as run
+
+    typer.echo(run(address))
+
+
+def conformance(
+    *,
+    upstream: Annotated[
+        str, typer.Option(metavar="TARGET", help="The model server, HOST:PORT or another target.", show_default=False)
+    ],
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="A guard in front of it; unless given one is started, for which more can be checked.",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="Of the guard that is started, in mode enforce.", show_default=False)
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Of the guard that is started: enforce, flag, shadow or off.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:VERSION]",
+            help="The model to ask; the bundle's, or the only one that the server lists, unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    request: Annotated[
+        Path | None,
+        typer.Option(
+            help="A ModelInferRequest to send, serialized or as protobuf's JSON; made up unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A procedure to try, again and again.", show_default="all")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the report, JSON.", show_default=False)] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds for one call.")] = 10.0,
+) -> None:
+    """Call every remote procedure of a model server directly and through the guard, and report each difference.
+
+    Reads and infers only, some three hundred calls one after the other. Exit code 12 where something differs.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, as above
+    from rich.console import Console
+
+    from guard.serve.conformance.conformance import TrialOptions, run_trial
+    from guard.serve.conformance.report import check_report, parts
+
+    options = TrialOptions(
+        upstream=upstream,
+        guard=guard,
+        bundle=bundle,
+        mode=mode,
+        model=model,
+        request=request,
+        only=tuple(only or ()),
+        timeout_s=timeout_s,
+    )
+    report = run_trial(options)
+    if out is not None:
+        out.write_text(report.to_json(), encoding="utf-8")
+    console = Console()
+    for part in parts(report):
+        console.print(part)
+    check_report(report)

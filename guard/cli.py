@@ -60,6 +60,12 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("serve", bundle_commands.serve, "guard serve --bundle bundle --upstream 127.0.0.1:9000"),
     ("model-server", bundle_commands.model_server, "guard model-server --model model.onnx --name digits"),
     ("probe", bundle_commands.probe, "guard probe 127.0.0.1:8081"),
+    ("drain", bundle_commands.drain, "guard drain 127.0.0.1:8083"),
+    (
+        "conformance",
+        bundle_commands.conformance,
+        "guard conformance --upstream 127.0.0.1:9000 --bundle bundle --out report.json",
+    ),
 )
 for name, command, example in COMMANDS:
     app.command(name, epilog=f"Example: {example}")(command)

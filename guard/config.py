@@ -21,7 +21,9 @@ from guard.errors import ConfigError
 from guard.model_config import ModelConfig
 from guard.policy import Forward, Mode, OnFailure, Rows
 from guard.service_links import is_service_link
-from guard.target import WANTED, is_authority, parse_target, split_address
+from guard.target import WANTED, is_authority, is_url, parse_target, socket_path, split_address
+
+PrincipalFrom = Literal["none", "tls", "bearer", "xfcc"]
 
 PREFIX = "GUARD_"
 MAX_SHOWN_CHARACTERS = 200  # of a value in an error
@@ -42,13 +44,25 @@ class ServeConfig:
     upstream: str = ""  # the model server that is guarded: HOST:PORT, or a gRPC target such as dns:///NAME:PORT
     upstream_tls: bool = False  # speak TLS with it
     upstream_ca: str | None = None  # PEM file of the certificates that its own must lead to; None: the system's
+    upstream_certificate: str | None = None  # PEM file of the guard's own certificate for it; None: it shows none
+    upstream_key: str | None = None  # PEM file of that certificate's key
     upstream_authority: str | None = None  # name for :authority and its certificate; None: the target's
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
     rest_listen: str = ""  # clients; Open Inference Protocol over HTTP; empty: no such door
     rest_upstream: str = ""  # the same model server over HTTP: http://HOST:PORT or https://HOST:PORT
-    admin_listen: str = "127.0.0.1:8083"  # guard.v1: Inspect and Describe; loopback
+    admin_listen: str = "127.0.0.1:8083"  # guard.v1: loopback, unix:PATH, or with admin_tokens
+    admin_tokens: str | None = None  # file of the tokens that guard.v1 wants; None: whoever can connect may ask
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
     authz_listen: str = ""  # Envoy's checks (ext_authz), by those that forward themselves; "": none
+    tls_certificate: str | None = None  # PEM file: clients are spoken to by TLS; metrics and probes never are
+    tls_key: str | None = None  # PEM file of its key
+    tls_client_ca: str | None = None  # PEM file: clients must show a certificate that leads to one of these
+    principal_from: PrincipalFrom = "none"  # what tells who calls; with all but none, nobody calls unnamed
+    client_tokens: str | None = None  # file of the tokens that principal_from = "bearer" knows
+    forward_token: bool = False  # pass the token on to the model server
+    trusted_hops: tuple[str, ...] = ()  # proxies whose x-forwarded-client-cert counts: networks, names, "unix"
+    trusted_keys: tuple[str, ...] = ()  # PEM files of public keys; a bundle must be signed by one of them
+    require_signature: bool | None = None  # None: where there are trusted_keys
     mode: Mode = "enforce"  # shadow and off change nothing for any client, flag rejects nothing
     on_failure: OnFailure = "closed"  # whether a request that cannot be checked passes
     breaker_failures: int | None = 5  # inspections that fail in a row before the self-check decides; None: no breaker
@@ -284,10 +298,15 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(("sample", "breaker_share"), (lambda value: 0 < value <= 1, "a share above 0, at most 1")),
         **dict.fromkeys(
-            ("listen", "admin_listen", "metrics_listen", "authz_listen"),
+            ("listen", "rest_listen", "metrics_listen", "authz_listen"),
             (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
         ),
+        "admin_listen": (
+            lambda value: not value or split_address(value) is not None or socket_path(value) is not None,
+            "HOST:PORT or unix:PATH",
+        ),
         "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),
+        "rest_upstream": (lambda value: not value or is_url(value), "http://HOST:PORT or https://HOST:PORT"),
         "upstream_authority": (is_authority, "HOST or HOST:PORT"),
     }
     for name, (is_in_range, words) in wanted.items():

@@ -11,13 +11,15 @@
     │   ├── DeviceError          the accelerator that was asked for is not there, or too small
     │   ├── PortError            an address that cannot be listened on
     │   ├── NotReadyError        the server that was probed or called is not ready
-    │   └── GateError            the demo's guard does no better than chance
+    │   ├── GateError            the demo's guard does no better than chance
+    │   └── ConformanceError     a guard changes what clients or the model server get
     └── RequestError             a failure of one client's request; others of its batch are not affected
         ├── MalformedRequest     it contradicts the protocol or the model's input
         ├── TooLarge             it is larger, unpacked, than any request may be
         ├── Uninspectable        its pixels do not travel with it, so they cannot be inspected
         ├── UnknownModel         no bundle guards the model it names
         ├── UnknownService       no health is known for the service it names
+        ├── Unauthenticated      it does not say who calls, or not so that it can be believed
         ├── NotAllowed           a remote procedure that the operator has not opened
         ├── Rejected             inspected, and refused
         ├── Unchecked            it could not be inspected, and the guard fails closed
@@ -113,6 +115,11 @@ class GateError(UserError):
     exit_code = 11
 
 
+class ConformanceError(UserError):
+    status = "FAILED_PRECONDITION"
+    exit_code = 12
+
+
 class RequestError(GuardError):
     """An error of one request, and never of the process."""
 
@@ -149,6 +156,12 @@ class UnknownService(RequestError):
     status = "NOT_FOUND"
     exit_code = 3
     http_status = 404
+
+
+class Unauthenticated(RequestError):
+    status = "UNAUTHENTICATED"
+    exit_code = 3
+    http_status = 401
 
 
 class NotAllowed(RequestError):

@@ -17,6 +17,7 @@ WANTED = "HOST:PORT, dns:///NAME:PORT, unix:PATH, ipv4:ADDRESS:PORT or ipv6:[ADD
 SCHEME = re.compile(r"([a-z][a-z0-9+-]*)://|(dns|unix|ipv4|ipv6):")  # as gRPC does: no host has such a name
 IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
 IPV6 = re.compile(r"\[[0-9A-Fa-f:.]+(%\w+)?\]")
+URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}(/[A-Za-z0-9._~/-]*)?")
 AUTHORITY = re.compile(r"[A-Za-z0-9._~-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
@@ -64,9 +65,20 @@ def is_socket_path(text: str) -> bool:
     return short_enough and path.isprintable() and (absolute or path == text)
 
 
+def socket_path(text: str) -> str | None:
+    """The path of the unix socket that `unix:PATH` or `unix:///PATH` names; None where the text is neither."""
+    scheme, _, rest = text.partition(":")
+    return rest.removeprefix("//") if scheme == "unix" and is_socket_path(rest) else None
+
+
 def is_authority(text: str) -> bool:
     """Whether this can stand in the header :authority: a host, with or without a port."""
     return AUTHORITY.fullmatch(text) is not None
+
+
+def is_url(text: str) -> bool:
+    """Whether this is http://HOST:PORT or https://HOST:PORT, with or without a path in front of the protocol's own."""
+    return URL.fullmatch(text) is not None and int(re.sub(r".*:(\d+)(/.*)?", r"\1", text)) < 65536
 
 
 def split_address(text: str) -> tuple[str, int] | None:

@@ -22,7 +22,10 @@ from guard.offline.job.suite import suites
 from guard.offline.preflight import check as checking
 from tests.serve import tiny_bundle
 
-COMMANDS = ("demo", "check", "train", "evaluate", "score", "inspect", "sign", "bench", "serve", "model-server", "probe")
+COMMANDS = (
+    *("demo", "check", "train", "evaluate", "score", "inspect", "sign", "bench"),
+    *("serve", "model-server", "probe", "drain", "conformance"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -229,21 +232,8 @@ def test_help_names_what_there_is_and_shows_an_example(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    commands = [
-        "demo",
-        "check",
-        "train",
-        "evaluate",
-        "score",
-        "inspect",
-        "sign",
-        "bench",
-        "serve",
-        "model-server",
-        "probe",
-    ]
     said = {}
-    for command in commands:
+    for command in COMMANDS:
         assert cli.run([command, "--help"]) == 0
         said[command] = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
         assert f"Example: guard {command}" in said[command]

@@ -47,7 +47,8 @@ class Place:
     """The place of a call among those that are being inspected."""
 
     def __init__(self, admission: Admission, now: float) -> None:
-        self.admission: Admission | None = admission
+        self.of = admission
+        self.admission: Admission | None = admission  # None once the place is given back
         self.entered = now
         self.company = admission.inside
 
@@ -55,6 +56,12 @@ class Place:
         """Give the place back, the inspection done or given up; only the first time counts."""
         if self.admission is not None:
             self.admission.left(self, now, inspected=inspected)
+            self.admission = None
+
+    def withdraw(self) -> None:
+        """Give the place back as if it had never been taken: the call belongs elsewhere."""
+        if self.admission is not None:
+            self.admission.inside -= 1
             self.admission = None
 
     def tear(self) -> None:

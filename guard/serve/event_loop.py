@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # it ships no types
@@ -20,7 +19,8 @@ try:
 except ImportError:
     from asyncio import SelectorEventLoop as BaseLoop  # type: ignore[assignment]
 
-MAX_READ_BYTES = 64 * 1024
+MAX_READ_BYTES = 4096
+MAX_UNLOOKED_READS = 7
 
 
 class EventLoop(BaseLoop):
@@ -33,7 +33,7 @@ class EventLoop(BaseLoop):
     def add_reader(  # type: ignore[override]  # the base names the arguments' types one by one
         self, fd: Any, callback: Callable[..., Any], *args: Any
     ) -> None:
-        super().add_reader(fd, partial(drained, fd, callback) if is_grpcs(fd, callback) else callback, *args)
+        super().add_reader(fd, Drain(fd, callback) if is_grpcs(fd, callback) else callback, *args)
 
 
 def is_grpcs(fd: Any, callback: Any) -> bool:
@@ -43,10 +43,32 @@ def is_grpcs(fd: Any, callback: Any) -> bool:
     return poller is not None and isinstance(owner, poller) and isinstance(fd, socket.socket)
 
 
-def drained(wake: socket.socket, read: Callable[[], Any]) -> None:
-    """Drop all waiting bytes but the one that `read` takes, then call it."""
-    with suppress(BlockingIOError):
-        waiting = len(wake.recv(MAX_READ_BYTES, socket.MSG_PEEK))
-        if waiting > 1:
-            wake.recv(waiting - 1)
-    read()
+class Drain:
+    """A reader of gRPC's socket that looks for further bytes as often as it lately found some.
+
+    A look costs as much as the read itself. Where the last looks found one byte each, most reads go without: of a burst
+    that begins then, a few bytes cost a turn of the loop each.
+    """
+
+    def __init__(self, wake: socket.socket, read: Callable[[], Any]) -> None:
+        self.wake, self.read = wake, read
+        self.unlooked_reads = 0  # until the next look
+        self.single_looks = 0  # in a row that found nothing further
+
+    def __call__(self) -> None:
+        """Drop all waiting bytes but the one that `read` takes, then call it."""
+        if self.unlooked_reads:
+            self.unlooked_reads -= 1
+        else:
+            self.look()
+        self.read()
+
+    def look(self) -> None:
+        with suppress(BlockingIOError):
+            waiting = len(self.wake.recv(MAX_READ_BYTES, socket.MSG_PEEK))
+            if waiting > 1:
+                self.wake.recv(waiting - 1)
+                self.single_looks = 0
+            else:
+                self.single_looks = min(self.single_looks + 1, MAX_UNLOOKED_READS)
+                self.unlooked_reads = self.single_looks

@@ -32,7 +32,8 @@ LogLevel = Literal["debug", "warning"]
 
 OF_REQUEST = (MalformedRequest, Uninspectable)
 OF_GUARD = (Unchecked, InspectionTimeout, BreakerOpen, Overloaded)
-UNCHECKED, OFF, INTERNAL = "unchecked", "off", "internal"
+UNCHECKED, OFF, INTERNAL, ALLOWED_MODEL = "unchecked", "off", "internal", "allowed_model"
+BREAKER_OPEN = BreakerOpen().reason.lower()
 UNCHECKED_TOTAL, REFUSED_TOTAL, REQUESTS_TOTAL = "guard_unchecked_total", "guard_refused_total", "guard_requests_total"
 
 

@@ -9,6 +9,7 @@ from functools import partial
 
 from guard.bundle import Bundle
 from guard.config import ServeConfig
+from guard.serve.admission import Admission
 from guard.serve.batcher import Batcher
 from guard.serve.breaker import Breaker, BreakerEvent
 from guard.serve.device_thread import DeviceThread
@@ -41,6 +42,7 @@ class LoadedBundle:
     engine: Engine
     batcher: Batcher
     breaker: Breaker
+    admission: Admission = field(default_factory=Admission, repr=False)  # of calls that need this queue
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @staticmethod
@@ -72,10 +74,11 @@ class LoadedBundle:
             max_queue_rows=use.max_queue_rows,
         )
         breaker = Breaker(most_in_a_row=use.breaker_failures, most_share=use.breaker_share)
-        breaker.listeners.append(partial(breaker_changed, breaker, batcher, label, metrics, log))
+        loaded = LoadedBundle(bundle, use, engine, batcher, breaker)
+        breaker.listeners.append(partial(breaker_changed, breaker, loaded, label, metrics, log))
         metrics.breaker_open.labels(label).set(0)
         metrics.breaker_openings.labels(label)
-        return LoadedBundle(bundle, use, engine, batcher, breaker)
+        return loaded
 
     def serves(self, use: BundleUse) -> bool:
         """Whether models that use their bundle so can use this one."""
@@ -108,16 +111,21 @@ class LoadedBundle:
 
 
 def breaker_changed(
-    breaker: Breaker, batcher: Batcher, label: str, metrics: Metrics, log: Log, event: BreakerEvent
+    breaker: Breaker, loaded: LoadedBundle, label: str, metrics: Metrics, log: Log, event: BreakerEvent
 ) -> None:
-    """Tell in metrics and log what a bundle's breaker did; when it opens, what waits is failed."""
+    """Tell in metrics and log what a bundle's breaker did; when it opens, what waits is failed.
+
+    How long calls take, which admission goes by, is measured anew.
+    """
     fields = {"model": label, "open_s": round(breaker.open_s(), 3), "requests": breaker.stopped}
     if event == "breaker closed":
         log.warning(event, **fields)
         metrics.breaker_open.labels(label).set(0)
+        loaded.admission.forget()
         return
     log.error(event, **fields, because=breaker.fault)
     if event == "breaker open":
         metrics.breaker_open.labels(label).set(1)
         metrics.breaker_openings.labels(label).inc()
-        batcher.fail_all(breaker.error)
+        loaded.admission.forget()
+        loaded.batcher.fail_all(breaker.error)

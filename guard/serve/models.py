@@ -8,7 +8,7 @@ Rule 3: where a request's model cannot be known, the strictest of all policies h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -84,17 +84,20 @@ class Models:
     versions: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by name, as last told; absent: not yet
     listeners: list[Callable[[ModelTable], None]] = field(default_factory=list)
 
-    def find(self, name: str, version: str) -> GuardedModel | None:
+    def find(
+        self, name: str, version: str, versions: Mapping[str, tuple[str, ...]] | None = None
+    ) -> GuardedModel | None:
         """The model whose weights a request for this name and version ("": the server's choice) reaches.
 
-        None where the operator lets the name pass uninspected.
+        None where the operator lets the name pass uninspected. `versions` are those of a model server that is asked
+        otherwise than by gRPC.
 
         Raises:
             UnknownModel: the model is neither guarded nor let pass, or it is not certain which weights are reached.
             Unchecked: the model server has not said yet which versions it has.
         """
         table = self.table
-        guarded, served = table.named(name), self.versions.get(name)
+        guarded, served = table.named(name), (self.versions if versions is None else versions).get(name)
         if not guarded:
             if name in table.allowed:
                 return None

@@ -29,6 +29,7 @@ from guard.serve.metrics import Metrics
 from guard.serve.models import ModelTable, check_distinct
 from guard.serve.readiness import Readiness
 from guard.serve.sampling import Sampling, sample_key
+from guard.signing import Trust, TrustedKey, open_trusted
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class OpenedModel:
     policy: Policy
     answers: AnswerCalibration | None
     warnings: tuple[str, ...]
+    signer: TrustedKey | None = None  # the key that has signed the bundle, where keys are trusted
+    unsigned: bool = False  # though keys are trusted
 
     @property
     def label(self) -> str:
@@ -75,19 +78,20 @@ def served_spec(config: ModelConfig, bundle: Bundle) -> ModelSpec:
     return replace(model, name=config.name or model.name, version=config.version or model.version)
 
 
-def open_models(config: ServeConfig) -> tuple[OpenedModel, ...]:
-    """Open every bundle once, verified, and check every model's settings against it.
+def open_models(config: ServeConfig, trust: Trust) -> tuple[OpenedModel, ...]:
+    """Open every bundle once, verified, with a signature as `trust` wants it, and check its models' settings.
 
     Raises:
         UserError: ConfigError, BundleError or PromiseError; the message begins with the table that is to blame.
     """
-    bundles: dict[str, Bundle] = {}
+    bundles: dict[str, tuple[Bundle, TrustedKey | None]] = {}
     opened = []
     for model in config.model_configs():
         with blaming(model):
-            bundle = bundles.get(model.bundle) or Bundle.open(model.bundle)
-            bundles[model.bundle] = bundle
-            opened.append(OpenedModel.of(model, bundle, allow_methods=config.allow_methods))
+            bundle, signer = bundles.get(model.bundle) or open_trusted(model.bundle, trust)
+            bundles[model.bundle] = bundle, signer
+            found = OpenedModel.of(model, bundle, allow_methods=config.allow_methods)
+            opened.append(replace(found, signer=signer, unsigned=signer is None and bool(trust.keys)))
     check_distinct((model.config.place, model.spec.name, model.spec.version) for model in opened)
     return tuple(opened)
 

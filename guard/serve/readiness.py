@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-PARTS = ("drain", "listener", "engine", "bundle", "upstream")
+PARTS = ("drain", "listener", "engine", "bundle", "upstream", "rest_upstream")
 
 Listener = Callable[[str | None], None]
 

@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
 from guard.config import ServeConfig
 from guard.container import memory_bytes
 from guard.errors import ConfigError
+from guard.serve.admin_access import check_admin
 from guard.serve.allocator import few_heaps
 from guard.serve.device_thread import DeviceThread
+from guard.serve.draining import Drain
 from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization, check_settings
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
@@ -36,12 +37,16 @@ from guard.serve.grpc.connection_limits import ConnectionLimits
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.gatekeeper import Wall
 from guard.serve.grpc.health import HEALTH, Health
+from guard.serve.grpc.identification import identifying
 from guard.serve.grpc.listener import Listener, Methods, listening
 from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
 from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import SERVICE, Upstream
+from guard.serve.grpc.upstream_channel import UpstreamChannel
 from guard.serve.grpc.upstream_watch import UpstreamWatch
+from guard.serve.inference import Inference
+from guard.serve.inference_records import InferenceRecords
 from guard.serve.limits import MIN_ANSWER_BYTES, Limits
 from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
 from guard.serve.log import Bridge, Log
@@ -51,8 +56,11 @@ from guard.serve.models import Models
 from guard.serve.open_models import OpenedModel, Workshop, open_models
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
+from guard.serve.security import Security, following
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
-from guard.target import split_address
+
+if TYPE_CHECKING:
+    from guard.serve.rest.listener import HttpListener
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
 SIDE_PATIENCE_S = 0.05
@@ -67,12 +75,18 @@ class Serving:
     metrics_address: str
     readiness: Readiness
     models: Models
+    upstream_channels: UpstreamChannel
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
     authz: Listener | None = None  # of Envoy's checks
+    rest: HttpListener | None = None
 
     @property
     def address(self) -> str:
         return self.inference.address
+
+    @property
+    def rest_address(self) -> str | None:
+        return None if self.rest is None else self.rest.address
 
     @property
     def admin_address(self) -> str:
@@ -116,8 +130,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
     Raises:
         UserError: as `serve`.
     """
-    check_complete(config)
-    opened = open_models(config)
+    security, opened = prepared(config)
     readiness = told_to(log)
     metrics = build_metrics(readiness, log)
     async with AsyncExitStack() as stack:
@@ -126,13 +139,18 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         models = await stack.enter_async_context(at_work(config, opened, workshop))
         limits = stated(Limits.of(config, models.table.inputs, memory_bytes=memory_bytes()), log)
         upstream = await stack.enter_async_context(
-            Upstream.open(config, max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES))
+            Upstream.open(
+                config,
+                max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES),
+                identity=security.upstream_now,
+            )
         )
         pulse = Pulse()
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
-        door, side_door = stack.enter_context(doors(config, limits, log))
+        door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
-        service = Service(models=models, upstream=upstream, metrics=metrics, door=door, log=log)
+        inference = Inference(models=models, records=InferenceRecords(metrics, log), aside=door.aside)
+        service = Service(inference=inference, upstream=upstream, door=door)
         passage = Passage(
             config=config,
             models=models,
@@ -142,25 +160,50 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             door=door,
             side_door=side_door,
         )
-        health = Health(readiness)
-        both = health.methods(side_door)
+        both = (health := Health(readiness)).methods(side_door)
         listen = partial(
             listening,
             max_message_bytes=limits.message_bytes,
             limits=ConnectionLimits.of(config),
         )
         methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
-        inference = await stack.enter_async_context(
-            listen(config.listen, methods, passage.closed(None), gates=service.gates())
+        clients = await stack.enter_async_context(
+            listen(
+                config.listen,
+                methods,
+                passage.closed(None),
+                gates=service.gates(),
+                credentials=security.credentials,
+            )
         )
+        authz = await stack.enter_async_context(
+            authorizing(config, service, door, both, passage.closed(None), security)
+        )
+        rest = await stack.enter_async_context(serving_rest(config, inference, readiness, door, side_door, security))
+        draining = Drain(
+            (clients, *authz.values(), *rest.values()),
+            (door, side_door),
+            readiness,
+            log,
+            drain_s=config.drain_s,
+            grace_s=config.grace_s,
+            closing=health.close,
+        )
+        stack.push_async_callback(draining.stop)
         methods = {
-            **Admin(service, readiness).methods(side_door),
+            **Admin(service, readiness, draining).methods(operators_door),
             **both,
-            **reflecting([guard_admin.SERVICE, HEALTH], side_door),
+            **reflecting([guard_admin.SERVICE, HEALTH], operators_door),
         }
-        admin = await stack.enter_async_context(listen(config.admin_listen, methods, passage.closed(None)))
-        authz = await stack.enter_async_context(authorizing(config, service, door, both, passage.closed(None)))
-        for name, listener in {"inference": inference, "admin": admin, **authz}.items():
+        admin = await stack.enter_async_context(
+            listen(
+                config.admin_listen,
+                methods,
+                passage.closed(None),
+                credentials=security.credentials_at(config.admin_listen),
+            )
+        )
+        for name, listener in {"inference": clients, "admin": admin, **authz}.items():
             listener.changed = partial(listener_changed, name, readiness, metrics)
         metrics_address = stack.enter_context(
             exposing(
@@ -171,14 +214,18 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             )
         )
         stack.callback(health.close)
+        await stack.enter_async_context(following(security, log, metrics.registry, upstream.channels.renew))
         log.info(
             "listening",
-            inference=inference.address,
+            inference=clients.address,
             admin=admin.address,
             metrics=metrics_address,
             **{name: listener.address for name, listener in authz.items()},
+            **{name: listener.address for name, listener in rest.items()},
             upstream=config.upstream,
             mode=models.table.strictest_mode,
+            tls=security.listener is not None,
+            principal_from=config.principal_from,
             models=models.table.labels,
             max_message_bytes=limits.message_bytes,
             max_bytes_in_flight=limits.in_flight_bytes,
@@ -187,20 +234,22 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         models.begin()
         watch = UpstreamWatch(upstream, models, readiness)
         await stack.enter_async_context(in_background(watch.run(), partial(readiness.say, "upstream")))
-
-        async def drain() -> None:
-            readiness.say("drain", "the guard is shutting down")
-            await asyncio.sleep(config.drain_s)
-            health.close()
-            await asyncio.gather(door.empty(config.grace_s), side_door.empty(config.grace_s))
-            await inference.stop()
-
-        yield Serving(inference, admin, metrics_address, readiness, models, drain, authz.get("authz"))
+        yield Serving(
+            clients,
+            admin,
+            metrics_address,
+            readiness,
+            models,
+            upstream.channels,
+            draining.finish,
+            authz.get("authz"),
+            rest.get("rest"),
+        )
 
 
 @asynccontextmanager
 async def authorizing(
-    config: ServeConfig, service: Service, door: Door, beside: Methods, other: Wall
+    config: ServeConfig, service: Service, door: Door, beside: Methods, other: Wall, security: Security
 ) -> AsyncIterator[dict[str, Listener]]:
     """Answer Envoy's checks within the block, on a listener of their own; there is none unless the settings say where.
 
@@ -213,9 +262,43 @@ async def authorizing(
     methods = {**Authorization(config, service, door).methods(), **beside}
     largest_bytes, limits = door.largest_bytes + HEADERS_BYTES, ConnectionLimits.of(config)
     async with listening(
-        config.authz_listen, methods, other, max_message_bytes=largest_bytes, limits=limits
+        config.authz_listen,
+        methods,
+        other,
+        max_message_bytes=largest_bytes,
+        limits=limits,
+        credentials=security.credentials_at(config.authz_listen),
     ) as listener:
         yield {"authz": listener}
+
+
+@asynccontextmanager
+async def serving_rest(
+    config: ServeConfig,
+    inference: Inference,
+    readiness: Readiness,
+    door: Door,
+    side_door: Door,
+    security: Security,
+) -> AsyncIterator[dict[str, HttpListener]]:
+    """Open the REST door within the block; there is none unless the settings say where.
+
+    Raises:
+        ConfigError: what it needs is not installed.
+        PortError: as `listening`.
+    """
+    if not config.rest_listen:
+        yield {}
+        return
+    try:
+        from guard.serve.rest.opening import rest_door
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"rest_listen = {config.rest_listen!r}, and {error.name} is not installed; "
+            "pip install 'inference-guard[rest]', or leave rest_listen out"
+        ) from error
+    async with rest_door(config, inference, readiness, door, side_door, security) as listener:
+        yield {"rest": listener}
 
 
 def told_to(log: Log) -> Readiness:
@@ -246,7 +329,19 @@ def told(opened: Sequence[OpenedModel], log: Log) -> None:
     """Write into the log which models are guarded, and how, and what their settings make risky."""
     for model in opened:
         settings = {name: getattr(model.config, name) for name in ("mode", "on_failure", "forward")}
-        log.info("guarding", model=model.label, bundle=model.config.bundle, digest=model.bundle.digest, **settings)
+        signed_by = None if model.signer is None else model.signer.id
+        log.info(
+            "guarding",
+            model=model.label,
+            bundle=model.config.bundle,
+            digest=model.bundle.digest,
+            signed_by=signed_by,
+            **settings,
+        )
+        if model.bundle.beside:
+            log.info("beside the bundle", model=model.label, ignored=model.bundle.beside)
+        if model.unsigned:
+            log.warning("bundle not signed", model=model.label, warning="require_signature = false lets it be used")
         for warning in model.warnings:
             log.warning("thin promise", model=model.label, warning=warning)
 
@@ -259,8 +354,11 @@ def stated(limits: Limits, log: Log) -> Limits:
 
 
 @contextmanager
-def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door, Door]]:
-    """Open a door for tensors and one for small messages, a share of the memory each, so that probes find theirs."""
+def doors(config: ServeConfig, limits: Limits, security: Security, log: Log) -> Iterator[tuple[Door, Door, Door]]:
+    """Open a door for tensors and one for small messages, a share of the memory each, so that probes find theirs.
+
+    The third, for operators, shares the memory of the second and has its own way to tell who calls.
+    """
     side_bytes = max(limits.message_bytes, limits.in_flight_bytes // SIDE_DIVISOR)
     main = Permits(limits.in_flight_bytes - side_bytes, largest_bytes=limits.message_bytes)
     side = Permits(side_bytes, largest_bytes=limits.message_bytes, patience_s=SIDE_PATIENCE_S)
@@ -270,12 +368,20 @@ def doors(config: ServeConfig, limits: Limits, log: Log) -> Iterator[tuple[Door,
         read_timeout_s=config.read_timeout_s,
         log=log,
     )
-    door, side_door = made(main), made(side)
+    clients, operators = identifying(security.principals), identifying(security.operators)
+    found = made(main, identify=clients), made(side, identify=clients), made(side, identify=operators)
     try:
-        yield door, side_door
+        yield found
     finally:
-        door.close()
-        side_door.close()
+        for door in found:
+            door.close()
+
+
+def prepared(config: ServeConfig) -> tuple[Security, tuple[OpenedModel, ...]]:
+    """Read all that the settings name: certificates, tokens, keys, and the bundles, verified. Raises UserError."""
+    check_complete(config)
+    security = Security.open(config)
+    return security, open_models(config, security.trust)
 
 
 def check_complete(config: ServeConfig) -> None:
@@ -283,21 +389,15 @@ def check_complete(config: ServeConfig) -> None:
     for name in ("bundle", "upstream"):
         if not getattr(config, name) and not (name == "bundle" and config.models):
             raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
-    check_loopback(config.admin_listen)
+    check_admin(config)
+    for name, other in (("rest_listen", "rest_upstream"), ("rest_upstream", "rest_listen")):
+        if getattr(config, name) and not getattr(config, other):
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r}, and {other} is not set; the REST door needs both: where clients "
+                "call (HOST:PORT), and the model server behind it (http://HOST:PORT)"
+            )
     if config.authz_listen:
         check_settings(config)
-
-
-def check_loopback(address: str) -> None:
-    """Raise ConfigError unless the address is loopback: the admin listener tells p-values without authentication."""
-    host = (split_address(address) or ("", 0))[0].strip("[]")
-    with suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    if host != "localhost":
-        raise ConfigError(
-            f"admin_listen = {address!r} is not loopback; it tells p-values to whoever asks, so use 127.0.0.1:PORT"
-        )
 
 
 def build_metrics(readiness: Readiness, log: Log) -> Metrics:

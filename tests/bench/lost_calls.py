@@ -24,6 +24,7 @@ import grpc
 import grpc.aio
 
 from guard.serve.admission import Admission
+from guard.serve.client_queues import ClientQueues
 from guard.serve.event_loop import EventLoop
 from guard.serve.grpc import gatekeeper, listener
 from guard.serve.grpc.acceptor import Acceptor
@@ -61,7 +62,7 @@ async def serve(kind: str) -> None:
     async def answer(request: bytes, context: Any) -> bytes:
         return request
 
-    gate = Closed(Admission(), 2.0 if kind == "refused" else 1.0, lambda call: None)
+    gate = Closed(ClientQueues([Admission()]), 2.0 if kind == "refused" else 1.0, lambda call: None)
     gates: dict[str, Gate] = {METHOD: gate} if kind in ("waiting", "refused") else {}
     gatekeeper.REFUSALS_PER_S = gatekeeper.MAX_SAVED_REFUSALS = 1e9
     if kind == "untaken":

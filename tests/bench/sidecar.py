@@ -86,6 +86,20 @@ def started(
         process.wait()
 
 
+@contextmanager
+def until_listening(module: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """Another server of these benchmarks as a process; yields it and the line with which it says where it listens."""
+    command = [sys.executable, "-m", module, *flags]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process, until_ready(process, "plain server")
+    finally:
+        process.kill()
+        process.wait()
+
+
 def until_ready(process: subprocess.Popen[str], command: str) -> dict[str, str]:
     assert process.stderr is not None
     wanted = "ready" if command == "serve" else "listening"

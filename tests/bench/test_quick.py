@@ -24,6 +24,7 @@ QUICK = {
 APART = {  # of which a figure is this process's own, or which end what they started by signals
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),
+    "hop": (),
     "memory": (),
     "overload": (),
     "zoo": ("gru", "shufflenet", "--no-training"),

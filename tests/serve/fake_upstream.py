@@ -43,6 +43,7 @@ class FakeUpstream(grpc.GenericRpcHandler):
     ready: bool = True
     hang: bool = False  # hold every call
     hang_infer: bool = False
+    garbage: str | None = None  # the method that is answered with no message of the protocol
     fail: tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]] | None = None  # answer to ModelInfer
     wrong: bool = False  # name another class
     metadata: ModelMetadataResponse = field(default_factory=tiny_metadata)
@@ -74,6 +75,8 @@ class FakeUpstream(grpc.GenericRpcHandler):
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
+        if method == self.garbage:
+            return b"\xff\xff\xff"
         if method == "ServerReady":
             return ServerReadyResponse(ready=self.ready).SerializeToString()
         if method == "ModelReady":

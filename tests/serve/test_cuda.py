@@ -98,7 +98,7 @@ def test_what_would_fall_back_is_refused(
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(bundle)],
-        env={**os.environ, "PYTHONPATH": str(root), **environment},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path]), **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -162,6 +162,19 @@ def test_a_killed_upstream_is_noticed_although_nobody_calls(bundle: Path) -> Non
     asyncio.run(story())
 
 
+def test_an_upstream_that_answers_garbage_is_not_ready_until_it_speaks_the_protocol(bundle: Path) -> None:
+    async def story() -> None:
+        async with guarding(bundle) as guarded:
+            for method in ("ServerReady", "ModelReady", "ModelMetadata"):
+                guarded.upstream.garbage = method
+                await until(lambda: "Open Inference Protocol" in (guarded.serving.readiness.because or ""))
+                guarded.upstream.garbage = None
+                await guarded.until_ready()
+                assert (await guarded.client.infer(tiny_bundle.ordinary(1))).ok
+
+    asyncio.run(story())
+
+
 def test_an_upstream_that_hangs_costs_the_client_his_deadline_and_the_guard_its_readiness(bundle: Path) -> None:
     async def story() -> None:
         async with guarding(bundle, upstream_timeout_s=0.3) as guarded:

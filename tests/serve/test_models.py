@@ -361,3 +361,43 @@ def test_the_largest_message_follows_the_largest_model(bundle: Path, tmp_path: P
         assert said["max_message_bytes"] == alone["max_message_bytes"]
 
     asyncio.run(story())
+
+
+@pytest.mark.alone
+def test_a_flood_on_one_model_does_not_starve_another(bundle: Path, tmp_path: Path) -> None:
+    """The device is made slow: a batch takes 50 ms. 200 requests wait for one model; the other's wait two batches."""
+    other = tiny_bundle.make(tmp_path / "other", reject_rate=0.02).path
+    text = f'[models.busy]\nbundle = "{bundle}"\nmax_rows = 2\n[models.calm]\nbundle = "{other}"\n'
+
+    async def story() -> None:
+        async with guarding_several(tmp_path, text) as guarded:
+            for model in guarded.serving.models.table.models:
+                runtime = model.loaded.engine.loaded()
+                object.__setattr__(runtime, "read", slowed(runtime.read))
+            flood = [
+                asyncio.create_task(guarded.client.infer(tiny_bundle.ordinary(1), name="busy")) for _ in range(100)
+            ]
+            await until(lambda: len(guarded.upstream.requests) > 2)
+            loop = asyncio.get_running_loop()
+            waits = []
+            for _ in range(5):
+                began = loop.time()
+                async with calling(guarded.serving.address) as another:
+                    assert (await another.infer(tiny_bundle.ordinary(1), name="calm")).ok
+                waits.append(loop.time() - began)
+            assert not all(task.done() for task in flood)
+            assert max(waits) < 0.5, waits
+            for task in flood:
+                task.cancel()
+            await asyncio.gather(*flood, return_exceptions=True)
+
+    def slowed(read: Any) -> Any:
+        import time
+
+        def slow(*given: Any, **options: Any) -> Any:
+            time.sleep(0.05)
+            return read(*given, **options)
+
+        return slow
+
+    asyncio.run(story())

@@ -29,6 +29,7 @@ class AskedRequest:
     body: bytes
     size_bytes: int  # as its client announced; -1 where unknown
     has_text_body: bool = False  # Envoy sent the body in the field that only text survives
+    principal: str = ""  # that Envoy read in its client's certificate
 
     @staticmethod
     def of(check: Any) -> AskedRequest:
@@ -40,7 +41,8 @@ class AskedRequest:
             key = header.key.lower()
             headers[key] = f"{headers[key]},{value}" if key in headers else value
         text = not http.raw_body and bool(http.body)
-        return AskedRequest(http.method, http.path, headers, http.raw_body, http.size, text)
+        principal = str(check.attributes.source.principal)
+        return AskedRequest(http.method, http.path, headers, http.raw_body, http.size, text, principal)
 
     @property
     def is_grpc(self) -> bool:

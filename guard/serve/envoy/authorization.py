@@ -20,21 +20,26 @@ from guard.errors import ConfigError, GuardError, MalformedRequest, NotAllowed, 
 from guard.serve.envoy.asked_request import AskedRequest
 from guard.serve.envoy.check_answer import allowed, denied
 from guard.serve.envoy.messages import SERVICE, authorization_messages
-from guard.serve.grpc.call import UNCHECKED, Call
+from guard.serve.grpc.call import Call
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.health import HEALTH
 from guard.serve.grpc.listener import Methods
 from guard.serve.grpc.method_groups import opened_methods
+from guard.serve.grpc.outermost import nothing
 from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import path
+from guard.serve.inference_call import UNCHECKED
 from guard.serve.metrics import OTHER
 
 MODEL_INFER = path("ModelInfer")
 HEADERS_BYTES = 128 * 1024  # of a request's headers, beside its body: more than Envoy lets through by default
+OPEN = frozenset(  # whoever calls
+    {*map(path, ("ServerLive", "ServerReady")), *(f"/{HEALTH}/{name}" for name in ("Check", "Watch", "List"))}
+)
 HARMLESS = frozenset(
     {
-        *map(path, ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata")),
-        *(f"/{HEALTH}/{name}" for name in ("Check", "Watch", "List")),
+        *OPEN,
+        *map(path, ("ModelReady", "ServerMetadata", "ModelMetadata")),
         *(f"/{name}/ServerReflectionInfo" for name in (REFLECTION, "grpc.reflection.v1.ServerReflection")),
     }
 )
@@ -70,12 +75,14 @@ class Authorization:
         self.passing = HARMLESS | opened_methods(self.config.allow_methods)
 
     def methods(self) -> Methods:
-        return {f"/{SERVICE}/Check": self.door.unary(self.check, ended=self.ended)}
+        return {f"/{SERVICE}/Check": self.door.unary(self.check, ended=self.ended, identify=nothing)}
 
     async def check(self, request: bytes, call: Call) -> bytes:
         """Answer a check: allowed with the verdict in headers, or denied with a status."""
         try:
             asked = call.asked = await self.door.aside(len(request), partial(self.read, request))
+            if asked.path not in OPEN:
+                self.door.identify(call)  # the request's caller, not Envoy
             await self.decide(asked, call)
         except Exception as error:  # noqa: BLE001  a failed check would pass where Envoy lets these pass
             call.ended(error)
@@ -94,7 +101,7 @@ class Authorization:
     async def decide(self, asked: AskedRequest, call: Call) -> None:
         """Return where the request may pass; its verdict is in the call. Raises GuardError."""
         if asked.path == MODEL_INFER:
-            await self.service.inspect_alone(call, partial(asked.message, self.door.largest_bytes))
+            await self.service.inspect_alone(call, partial(asked.message, self.door.largest_bytes), len(asked.body))
         elif asked.path not in self.passing:
             raise NotAllowed(
                 f"the guard does not pass {asked.path[:200]!r}, which it cannot inspect; allow_methods opens it"

@@ -18,10 +18,12 @@ from typing import Any
 from guard.errors import GuardError
 from guard.serve.grpc.call import Call
 from guard.serve.grpc.metadata import OURS, Metadata
+from guard.serve.principal import FORWARDED_CERTIFICATE
 
 FORBIDDEN_CODE = 403
 HTTP_STATUS: Mapping[str, int] = {  # of a request that is no gRPC call, by the status that a gRPC call would get
     "INVALID_ARGUMENT": 400,
+    "UNAUTHENTICATED": 401,
     "FAILED_PRECONDITION": 400,
     "NOT_FOUND": 404,
     "RESOURCE_EXHAUSTED": 429,
@@ -37,8 +39,9 @@ def allowed(messages: Any, call: Call, names: Iterable[str]) -> bytes:
     set_headers(answer.ok_response.headers, call.marks)
     set_headers(answer.ok_response.response_headers_to_add, call.marks)
     marked = {key for key, _ in call.marks}
+    kept = call.withheld - {FORWARDED_CERTIFICATE}  # of that, Envoy itself says whether it goes on
     answer.ok_response.headers_to_remove.extend(
-        sorted(name for name in names if name.startswith(OURS) and name not in marked)
+        sorted(name for name in names if (name.startswith(OURS) and name not in marked) or name in kept)
     )
     return bytes(answer.SerializeToString())
 

@@ -79,9 +79,17 @@ class WatchedServer(cygrpc.AioServer):  # type: ignore[misc]  # it ships no type
         handlers = {path: as_handler(what) for path, what in methods.items()}
         self.add_generic_rpc_handlers([_Dispatch(handlers, as_handler(other))])
 
-    def listen(self, address: str) -> int:
-        """Bind an address and return its port. Raises RuntimeError where it cannot be bound."""
-        port: int = self.add_insecure_port(address.encode())
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Bind an address, with TLS if there are credentials, and return its port.
+
+        Raises:
+            RuntimeError: it cannot be bound.
+        """
+        port: int
+        if credentials is None:
+            port = self.add_insecure_port(address.encode())
+        else:
+            port = self.add_secure_port(address.encode(), credentials)
         return port
 
     def _serving_task_crash_handler(self, task: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""The service guard.v1, on the admin listener only: verdicts with their reasons, and the bundle at work."""
+"""The service guard.v1, on the admin listener only: verdicts with their reasons, the bundle at work, and the drain."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from guard.errors import UnknownModel
 from guard.judge import Inspection
 from guard.policy import Action
 from guard.serve.build import guard_version
+from guard.serve.draining import Drain
 from guard.serve.grpc import decode
 from guard.serve.grpc.call import Call
 from guard.serve.grpc.door import Door
@@ -22,6 +23,7 @@ from guard.serve.grpc.service import Service
 from guard.serve.grpc.wire.guard_pb2 import (
     DescribeResponse,
     Detector,
+    DrainResponse,
     InspectResponse,
     Item,
     Model,
@@ -38,10 +40,11 @@ DESCRIBED_ABOVE = (  # fields of the only model that are the response's own too
 
 @dataclass(frozen=True)
 class Admin:
-    """The methods of guard.v1: Inspect and Describe."""
+    """The methods of guard.v1: Inspect, Describe and Drain."""
 
     service: Service
     readiness: Readiness
+    draining: Drain
 
     async def inspect(self, request: bytes, call: Call) -> bytes:
         """Answer Inspect: a verdict as `enforce` would have it; nothing is forwarded, and no request metric changes."""
@@ -91,8 +94,22 @@ class Admin:
             not_ready_because=because or "",
         )
 
+    async def drain(self, request: bytes, call: Call) -> bytes:  # noqa: ARG002
+        """Answer Drain: the drain begins, unless it has, and how far it is."""
+        self.draining.begin()
+        found = self.draining.progress()
+        answer: bytes = DrainResponse(
+            remaining_s=found.remaining_s,
+            closed=found.is_closed,
+            told=found.told,
+            connections=found.connections,
+            calls=found.calls,
+        ).SerializeToString()
+        return answer
+
     def methods(self, door: Door) -> Methods:
-        return {f"/{SERVICE}/Inspect": door.unary(self.inspect), f"/{SERVICE}/Describe": door.unary(self.describe)}
+        found = {"Inspect": self.inspect, "Describe": self.describe, "Drain": self.drain}
+        return {f"/{SERVICE}/{name}": door.unary(work) for name, work in found.items()}
 
 
 def inspect_response(bundle: Bundle, found: Inspection) -> InspectResponse:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
-import secrets
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -25,19 +24,15 @@ from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_o
 from guard.serve.grpc.gatekeeper import Refusal
 from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_sent
 from guard.serve.grpc.upstream import Answer
+from guard.serve.inference_call import ID, VERDICT, End, new_id
+from guard.serve.principal import ANONYMOUS
 
-UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 DOMAIN = "inference-guard"
-VERDICT, ID = "guard-verdict", "guard-id"
 DETAILS = "grpc-status-details-bin"
 MAX_DEADLINE_S = 365 * 86400.0  # a deadline further away is as good as none
 
-IDS = random.Random(secrets.randbits(128))  # names in a log, no secrets; the system's own would cost 5 us each
 NO_ID = b"?" * 16  # the place of the call's id in a prepared status
 CLOCKS_DIFFER_S = 0.005  # by which gRPC's timer may run out before ours
-
-End = Literal["answered", "refused", "failed", "expired", "cancelled"]
-ENDS: tuple[End, ...] = get_args(End)
 
 
 @dataclass
@@ -48,8 +43,10 @@ class Call:
     deadline: float = math.inf  # the client's, of time.monotonic(); infinite where there is none
     inspect_by: float = math.inf  # the moment, of time.monotonic(), at which the time for the inspection is over
     budget_s: float = math.inf  # that is over then
-    id: str = field(default_factory=lambda: f"{IDS.getrandbits(64):016x}")
+    id: str = field(default_factory=new_id)
     message_id: str = ""  # that the client's message bears
+    principal: str = ""  # who calls, where a source tells that
+    withheld: frozenset[str] = ANONYMOUS.withheld  # names of headers that do not go up
     told: str | None = None  # the verdict, as far as the client may know it
     items: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -85,14 +82,16 @@ class Call:
 
     @property
     def names(self) -> dict[str, str]:
-        """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
+        """The names of the call for a log line: the guard's id, the request's, those of its trace, and who calls."""
         found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
-        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found}
+        who = {"principal": self.principal} if self.principal else {}
+        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **who}
 
     @property
     def upward(self) -> Metadata:
         """The metadata for the upstream: the client's own and our marks, and a request id if the client gave none."""
-        own = end_to_end(self.context.invocation_metadata())
+        came = end_to_end(self.context.invocation_metadata())
+        own = tuple(pair for pair in came if pair[0] not in self.withheld)
         if any(key == REQUEST_ID for key, _ in own):
             return (*own, *self.marks)
         name = self.message_id[:MAX_NAME_CHARACTERS]
@@ -128,6 +127,16 @@ class Call:
         if self.error is not None:
             return GuardError.status
         return "CANCELLED" if self.end == "cancelled" else Expired.status
+
+    @property
+    def client(self) -> Hashable:
+        """The client whose call it is: a connection."""
+        return str(self.context.peer())
+
+    @property
+    def failure_code(self) -> str:
+        """The gRPC status with which the upstream failed."""
+        return self.error.code().name if isinstance(self.error, grpc.aio.AioRpcError) else UpstreamDown.status
 
     def forget(self) -> None:
         """Drop error, outcome and model: an error's traceback holds its frames, and these the message and this call."""

@@ -27,6 +27,7 @@ import grpc.aio
 from guard.errors import Expired, MalformedRequest, Overloaded, TooLarge, Unchecked
 from guard.serve.allocator import give_back
 from guard.serve.grpc.call import Call
+from guard.serve.grpc.goaway import Replies
 from guard.serve.grpc.listener import Handler
 from guard.serve.grpc.outermost import Answer, Note, nothing, outermost
 from guard.serve.log import Log
@@ -48,23 +49,35 @@ Work = Callable[[bytes, Call], Awaitable[bytes]]
 class Door:
     """A reader of messages for the methods of a listener, which also follows each call to its end."""
 
-    def __init__(self, permits: Permits, *, largest_bytes: int, read_timeout_s: float, log: Log) -> None:
+    def __init__(
+        self, permits: Permits, *, largest_bytes: int, read_timeout_s: float, log: Log, identify: Note = nothing
+    ) -> None:
+        """Create a door; `identify` tells who calls, or refuses, before anything is read."""
         self.permits = permits
+        self.identify = identify
         self.largest_bytes = largest_bytes
         self.read_timeout_s = read_timeout_s
         self.log = log
         self.threads = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="message")
         self.calls = 0  # that have come and not ended
         self.streams = 0
+        self.replies = Replies()
         self.tidying: asyncio.TimerHandle | None = None
         self.closed = False
 
-    def unary(self, work: Work, *, ended: Note = nothing, begun: Note = nothing) -> Handler:
-        """Build the handler of a method of one request and one answer; `begun` may refuse a call before it is read."""
+    def unary(
+        self, work: Work, *, ended: Note = nothing, begun: Note = nothing, identify: Note | None = None
+    ) -> Handler:
+        """Build the handler of a method of one request and one answer; `begun` may refuse a call before it is read.
+
+        `identify` stands for the door's own.
+        """
+        identified = self.identify if identify is None else identify
 
         async def answer(call: Call) -> bytes:
             if self.closed:
                 raise Unchecked(SHUTTING_DOWN, elsewhere=True)
+            identified(call)
             begun(call)
             with self.counted():
                 async with self.message(call) as request:
@@ -77,6 +90,7 @@ class Door:
         """Build the handler of a method of many messages both ways, which `work` reads and writes itself."""
 
         async def pass_through(call: Call) -> None:
+            self.identify(call)
             with self.counted():
                 await work(call)
 
@@ -85,8 +99,8 @@ class Door:
     def outermost(
         self, work: Callable[[Call], Awaitable[Answer]], *, ended: Note = nothing
     ) -> Callable[[Any, Any], Awaitable[Answer | None]]:
-        """Build the handler around `work`, with this door's log."""
-        return outermost(work, log=self.log, ended=ended)
+        """Build the handler around `work`, with this door's log and its answers under way."""
+        return outermost(work, log=self.log, replies=self.replies, ended=ended)
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
         """Yield the messages of a call that may stay silent for long; memory is taken once a message is there.

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from guard.errors import Expired, GuardError, Overloaded
-from guard.serve.admission import CROWDED, Admission, Place
+from guard.serve.admission import CROWDED, Place
+from guard.serve.client_queues import ClientQueues
 from guard.serve.grpc.call import Call, time_left_s
 from guard.serve.grpc.gatekeeper import NEVER, Moments, Refusal, Ticket
 
@@ -51,7 +52,7 @@ class InferGate:
     It is asked before a message is read, so that it does not know the model: what holds for any model, holds here.
     """
 
-    admission: Admission
+    queues: ClientQueues
     budget_s: float  # for the inspection
     ended: Callable[[Call], None]
     passes_late: bool = False  # whether what cannot be inspected in time is let in all the same
@@ -59,27 +60,22 @@ class InferGate:
 
     def moments(self, context: Any) -> Moments:
         now = time.monotonic()
-        return Moments(now + self.budget_s, now + time_left_s(context))
+        return Moments(now + self.budget_s, now + time_left_s(context), self.queues.of(self.client(context)))
 
     def client(self, context: Any) -> Hashable:
-        return str(context.peer())  # a connection
+        return client_of(context)
 
     def enter(self, moments: Moments) -> Ticket | None:
         if self.is_open:
             return Uncounted()
         now = time.monotonic()
-        left = moments.answered - now, moments.inspected - now
-        if not self.admission.has_room() or not self.admission.may_begin(now, *left):
-            return None
-        try:
-            return Admitted(self.admission.enter(now, *left), moments.inspected, self.budget_s)
-        except Overloaded:
-            return None
+        place = self.queues.begin(moments.lane, now, moments.answered - now, moments.inspected - now)
+        return None if place is None else Admitted(place, moments.inspected, self.budget_s)
 
     def is_hopeless(self, moments: Moments, ahead: int) -> bool:
         now = time.monotonic()
         inspect_s = NEVER if self.passes_late else moments.inspected - now
-        return not self.admission.is_in_time(moments.answered - now, ahead, inspect_s=inspect_s)
+        return not self.queues.is_in_time(moments.lane, moments.answered - now, ahead, inspect_s)
 
     def refuse(self, context: Any) -> Refusal:
         call = Call.of(context)
@@ -97,3 +93,8 @@ class InferGate:
         call.ended(error)
         self.ended(call)
         return error
+
+
+def client_of(context: Any) -> Hashable:
+    """The client whose call it is: a connection."""
+    return str(context.peer())

@@ -53,10 +53,11 @@ class Moments(NamedTuple):
 
     inspected: float
     answered: float
+    lane: Any = None  # of the gate, where it has several; calls of one lane do not wait for those of another
 
     @property
     def first(self) -> float:
-        return min(self)
+        return min(self.inspected, self.answered)
 
 
 class Gate(Protocol):
@@ -150,10 +151,15 @@ class GateKeeper:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.gate, self.loop, self.enter, self.turn_away, self.now = gate, loop, enter, turn_away, now
-        self.line: Line[Waiting] = Line()
+        self.lines: dict[Any, Line[Waiting]] = {}  # by lane
         self.refusals = Allowance(REFUSALS_PER_S, MAX_SAVED_REFUSALS, now())
         self.left = TURN_CALLS  # of this turn
         self.due: asyncio.Handle | None = None  # the next turn
+
+    @property
+    def waiting(self) -> int:
+        """The number of calls in all lines."""
+        return sum(map(len, self.lines.values()))
 
     def take(self, call: Any, context: Any) -> None:
         """Begin a call that has come, or let it join the line."""
@@ -164,9 +170,12 @@ class GateKeeper:
             self.left -= 1
             if self.begin(came):
                 return
-        self.line.join(came, came.moments.first, self.gate.client(context))
-        if len(self.line) > MAX_WAITING_CALLS:
-            last = self.line.take_last()
+        line = self.lines.get(came.moments.lane)
+        if line is None:
+            line = self.lines[came.moments.lane] = Line()
+        line.join(came, came.moments.first, self.gate.client(context))
+        if self.waiting > MAX_WAITING_CALLS:
+            last = max(self.lines.values(), key=len).take_last()
             self.turn_away(last.call, self.gate.refuse(last.context))
 
     def turn_soon(self) -> None:
@@ -178,21 +187,32 @@ class GateKeeper:
         """Work through a turn of the event loop: begin some calls, and expire or refuse those that will not begin."""
         self.left, self.due = TURN_CALLS, None
         now = self.now()
-        self.line.tell_time(now)
-        for late in self.line.expire(now, MAX_TURN_EXPIRED_CALLS):
-            end = self.gate.expire(late.context, late.moments)
-            if isinstance(end, Refusal):
-                self.turn_away(late.call, end)
-            elif end is not None:
-                self.enter(late.call, end)
-        while self.left > 0 and (first := self.line.next()) is not None and self.begin(first):
-            self.left -= 1
-            self.line.take_next()
-        self.refuse(now)
+        for line in self.lines.values():
+            line.tell_time(now)
+            for late in line.expire(now, MAX_TURN_EXPIRED_CALLS):
+                end = self.gate.expire(late.context, late.moments)
+                if isinstance(end, Refusal):
+                    self.turn_away(late.call, end)
+                elif end is not None:
+                    self.enter(late.call, end)
+        moving = list(self.lines.values())
+        while moving:
+            moving = [line for line in moving if self.advance(line)]
+        for line in self.lines.values():
+            self.refuse(line, now)
+        self.lines = {lane: line for lane, line in self.lines.items() if line or line.over}
         if self.left < TURN_CALLS:
             self.turn_soon()
-        elif self.line or self.line.over:
+        elif self.lines:
             self.due = self.loop.call_later(MAX_TURN_S, self.turn)
+
+    def advance(self, line: Line[Waiting]) -> bool:
+        """Begin the next call of a line, and return whether that was possible."""
+        if self.left <= 0 or (first := line.next()) is None or not self.begin(first):
+            return False
+        self.left -= 1
+        line.take_next()
+        return True
 
     def begin(self, waiting: Waiting) -> bool:
         """Begin a call if its gate admits it, and return whether it did."""
@@ -202,11 +222,11 @@ class GateKeeper:
         self.enter(waiting.call, ticket)
         return True
 
-    def refuse(self, now: float) -> None:
+    def refuse(self, line: Line[Waiting], now: float) -> None:
         """Refuse calls that wait in vain, the last of the line first, as far as the allowance for refusals goes."""
-        while self.refusals.any(now) and (last := self.line.last()) is not None:
-            if not self.gate.is_hopeless(last.moments, len(self.line) - 1):
+        while self.refusals.any(now) and (last := line.last()) is not None:
+            if not self.gate.is_hopeless(last.moments, len(line) - 1):
                 return
             self.refusals.take()
-            self.line.take_last()
+            line.take_last()
             self.turn_away(last.call, self.gate.refuse(last.context))

@@ -1,5 +1,7 @@
 """The service grpc.health.v1, from the one Readiness: what is answered is what holds at that moment.
 
+Whatever can connect may ask: a kubelet has neither token nor certificate.
+
 "" and "liveness" say that the guard lives; "readiness" and the inference service's name say that it is ready.
 """
 
@@ -15,6 +17,7 @@ from guard.errors import MalformedRequest, UnknownService
 from guard.serve.grpc.call import Call
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.listener import Methods
+from guard.serve.grpc.outermost import nothing
 from guard.serve.grpc.upstream import SERVICE
 from guard.serve.readiness import Readiness
 
@@ -39,7 +42,7 @@ class Health:
             await self.watch(service, call)
 
         return {
-            f"/{HEALTH}/Check": door.unary(self.check),
+            f"/{HEALTH}/Check": door.unary(self.check, identify=nothing),
             f"/{HEALTH}/Watch": grpc.stream_stream_rpc_method_handler(door.outermost(watch)),
         }
 

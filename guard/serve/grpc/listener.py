@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,9 +22,12 @@ import grpc
 from guard.errors import PortError
 from guard.serve.grpc.acceptor import Acceptor, WatchedServer, is_known
 from guard.serve.grpc.connection_limits import ConnectionLimits
+from guard.serve.grpc.credentials import Credentials
 from guard.serve.grpc.gatekeeper import Gate, Wall
+from guard.serve.grpc.goaway import send_goaway
+from guard.serve.grpc.unix_socket import private_socket
 from guard.serve.neighbours import port_error
-from guard.target import split_address
+from guard.target import socket_path, split_address
 
 WINDOW_BYTES = 64 * 1024  # what the core holds of a call that is not read yet
 METADATA_BYTES = 32 * 1024  # of a call's headers; gRPC's servers take 16 KiB
@@ -53,8 +56,10 @@ class Listener:
         *,
         options: Sequence[tuple[str, Any]],
         gates: Mapping[str, Gate] | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.address = address
+        self.credentials = credentials
         self.methods = methods
         self.other = other
         self.options = options
@@ -65,14 +70,20 @@ class Listener:
         self.server: WatchedServer | None = None
         self.background: set[asyncio.Task[None]] = set()
         self.stopped = False
+        self.told: set[Any] = set()  # clients that were told to connect elsewhere, by their addresses
 
     async def open(self) -> None:
         """Start a server on the address. Raises PortError."""
         kind = Acceptor if self.accepts_by_itself else WatchedServer
         server = kind(self.options, self.lost)
         server.serve(self.methods, self.other, self.gates)
-        self.port = bound(server, self.address)
-        self.address = f"{self.address.rpartition(':')[0]}:{self.port}"
+        tls = None if self.credentials is None else self.credentials()
+        if (path := socket_path(self.address)) is not None:
+            bind_socket(server, self.address, path, tls)
+            self.port: int | str = path
+        else:
+            self.port = bound(server, self.address, tls)
+            self.address = f"{self.address.rpartition(':')[0]}:{self.port}"
         await server.start()
         self.server = server
 
@@ -100,6 +111,36 @@ class Listener:
             self.changed(None)
             return
 
+    def tell_clients(self, busy_ports: Container[int] = ()) -> int:
+        """Tell the clients of quiet connections to connect again (GOAWAY), and return how many are still to be told.
+
+        Connections of clients with one of `busy_ports` are not. A client is told once.
+        """
+        untold = 0
+        for connection in sockets(self.port, listening=False):
+            with connection, suppress(OSError):  # it has ended
+                client = connection.getpeername()
+                if client in self.told:
+                    continue
+                if client[1] not in busy_ports and send_goaway(connection):
+                    self.told.add(client)
+                else:
+                    untold += 1
+        return untold
+
+    def connections(self) -> int:
+        """The number of open connections."""
+        return count_of(sockets(self.port, listening=False))
+
+    def close_entrance(self) -> None:
+        """Accept no further connections; those that are open stay."""
+        self.stopped = True
+        for task in tuple(self.background):
+            task.cancel()
+        for entrance in sockets(self.port, listening=True):
+            with entrance, suppress(OSError):
+                entrance.shutdown(socket.SHUT_RDWR)
+
     async def stop(self) -> None:
         """Close without a CANCELLED to any client: connections end first, and their calls with them."""
         self.stopped = True
@@ -107,9 +148,7 @@ class Listener:
             task.cancel()
         if self.server is not None:
             if any_there(self.port):  # else no client can be sent away, and gRPC's core need not complain
-                for entrance in sockets(self.port, listening=True):  # or they come in again at once
-                    with entrance, suppress(OSError):
-                        entrance.shutdown(socket.SHUT_RDWR)
+                self.close_entrance()  # or they come in again at once
             await asyncio.sleep(LAST_ANSWERS_S)
             for connection in sockets(self.port, listening=False):
                 with connection, suppress(OSError):
@@ -135,11 +174,12 @@ async def listening(
     max_message_bytes: int,
     limits: ConnectionLimits,
     gates: Mapping[str, Gate] | None = None,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[Listener]:
     """Serve `methods` on `address` within the block, and `other` for all other paths.
 
     A gate may refuse calls of its path before they are handled; where the installed grpcio has no room for gates, it is
-    not asked.
+    not asked. `credentials` makes those for TLS, for each server anew.
 
     Raises:
         PortError: the address cannot be listened on.
@@ -161,7 +201,7 @@ async def listening(
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ]
-    listener = Listener(address, methods, other, options=options, gates=gates)
+    listener = Listener(address, methods, other, options=options, gates=gates, credentials=credentials)
     await listener.open()
     try:
         yield listener
@@ -169,8 +209,10 @@ async def listening(
         await listener.stop()
 
 
-def sockets(port: int, *, listening: bool) -> Iterator[socket.socket]:
+def sockets(port: int | str, *, listening: bool) -> Iterator[socket.socket]:
     """Yield this process' sockets on one of its ports, those that listen or the connections, as copies to be closed.
+
+    The port of a unix socket is its path.
 
     Without /proc there are none.
     """
@@ -185,12 +227,18 @@ def sockets(port: int, *, listening: bool) -> Iterator[socket.socket]:
                 found.close()
 
 
-def any_there(port: int) -> bool:
+def any_there(port: int | str) -> bool:
     """Whether there are connections to the port."""
-    found = list(sockets(port, listening=False))
-    for connection in found:
-        connection.close()
-    return bool(found)
+    return count_of(sockets(port, listening=False)) > 0
+
+
+def count_of(found: Iterator[socket.socket]) -> int:
+    """Count sockets, and close them."""
+    count = 0
+    for one in found:
+        one.close()
+        count += 1
+    return count
 
 
 def descriptors() -> list[int]:
@@ -200,18 +248,40 @@ def descriptors() -> list[int]:
         return []
 
 
-def is_on(found: socket.socket, port: int, *, listening: bool) -> bool:
-    if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+def is_on(found: socket.socket, port: int | str, *, listening: bool) -> bool:
+    families = (socket.AF_UNIX,) if isinstance(port, str) else (socket.AF_INET, socket.AF_INET6)
+    if found.family not in families or found.type != socket.SOCK_STREAM:
+        return False
+    name = found.getsockname()
+    if (name if isinstance(port, str) else name[1]) != port:
         return False
     accepts = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    return accepts is listening and found.getsockname()[1] == port
+    return accepts if listening else not accepts and is_connected(found)
 
 
-def bound(server: WatchedServer, address: str) -> int:
+def is_connected(found: socket.socket) -> bool:
+    """Whether a socket has another end: an entrance that was shut down neither listens nor has one."""
+    try:
+        found.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def bind_socket(server: WatchedServer, address: str, path: str, tls: grpc.ServerCredentials | None) -> None:
+    """Bind a server to a unix socket that is for this user alone. Raises PortError."""
+    try:
+        with private_socket(path):
+            server.listen(address, tls)
+    except (OSError, RuntimeError) as error:
+        raise port_error(address, error) from error
+
+
+def bound(server: WatchedServer, address: str, tls: grpc.ServerCredentials | None) -> int:
     """Bind a server to an address and return the port. Raises PortError."""
     try:
         try_bind(address)
-        return server.listen(address)
+        return server.listen(address, tls)
     except (OSError, RuntimeError) as error:
         raise port_error(address, error) from error
 

@@ -18,6 +18,7 @@ import grpc.aio
 from guard.errors import GuardError
 from guard.serve.grpc.call import Call
 from guard.serve.grpc.gatekeeper import Refusal
+from guard.serve.grpc.goaway import Replies
 from guard.serve.grpc.metadata import downwards
 from guard.serve.log import Log
 
@@ -31,9 +32,11 @@ def nothing(call: Call) -> None:
 
 
 def outermost(
-    work: Callable[[Call], Awaitable[Answer]], *, log: Log, ended: Note = nothing
+    work: Callable[[Call], Awaitable[Answer]], *, log: Log, ended: Note = nothing, replies: Replies | None = None
 ) -> Callable[[Any, Any], Awaitable[Answer | None]]:
     """Build the handler that grpc.aio calls around `work`; `ended` gets each call once it is known how it ends.
+
+    From then on `replies` knows of its answer, until that has left.
 
     The handler gives None where the call was aborted: the library has the status already, and raises by itself.
     """
@@ -55,6 +58,8 @@ def outermost(
             refusal = refusal_of(error, call, log)
         else:
             close(call, ended)
+            if replies is not None:
+                replies.begin(answer, context)
             return answer
         close(call, ended)
         await abort(context, refusal)

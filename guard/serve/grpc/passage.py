@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from guard.config import ServeConfig
 from guard.errors import NotAllowed
-from guard.serve.grpc.call import UNCHECKED, Call
+from guard.serve.grpc.call import Call
 from guard.serve.grpc.door import Door, Work
 from guard.serve.grpc.extensions import working_extensions
 from guard.serve.grpc.gatekeeper import Refusal, Wall
@@ -35,6 +35,7 @@ from guard.serve.grpc.wire.inference_pb2 import (
     ServerLiveResponse,
     ServerReadyResponse,
 )
+from guard.serve.inference_call import UNCHECKED
 from guard.serve.metrics import OTHER, Metrics
 from guard.serve.models import Models
 from guard.serve.readiness import Readiness

@@ -7,9 +7,10 @@ Rule 2: end-to-end metadata passes both ways, `guard-*` and what belongs to one 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -19,6 +20,8 @@ from guard.config import ServeConfig
 from guard.errors import UpstreamDown
 from guard.serve.grpc.channel import open_channel
 from guard.serve.grpc.metadata import Metadata, downwards
+from guard.serve.grpc.upstream_channel import UpstreamChannel
+from guard.serve.identities import Identity
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -28,15 +31,10 @@ def path(method: str) -> str:
     return f"/{SERVICE}/{method}"
 
 
-async def answer_of(call: Any) -> bytes:
-    body: bytes = await call
-    return body
-
-
-def ignore(answering: asyncio.Future[bytes]) -> None:
-    """Discard an answer that is no longer waited for, and the error where there is none."""
-    if not answering.cancelled():
-        answering.exception()
+def note_end(over: asyncio.Future[None], call: Any) -> None:  # noqa: ARG001  the library passes the call
+    """Set the future that waits for a call's end, unless nobody waits any more."""
+    if not over.done():
+        over.set_result(None)
 
 
 def end_in_core(call: Any) -> None:
@@ -64,22 +62,37 @@ class Answer:
 class Upstream:
     """A channel to the model server, which lasts as long as `open`."""
 
-    def __init__(self, channel: grpc.aio.Channel, address: str, *, timeout_s: float) -> None:
-        self.channel = channel
+    def __init__(self, channels: UpstreamChannel, address: str, *, timeout_s: float) -> None:
+        self.channels = channels
         self.address = address
         self.timeout_s = timeout_s
         self.doubt = asyncio.Event()  # whether it is still there: a call has failed
 
     @staticmethod
     @asynccontextmanager
-    async def open(config: ServeConfig, *, max_message_bytes: int) -> AsyncIterator[Upstream]:
+    async def open(
+        config: ServeConfig, *, max_message_bytes: int, identity: Callable[[], Identity | None] = lambda: None
+    ) -> AsyncIterator[Upstream]:
         """Open a channel and never wait for the model server: it may start after the guard, or go and come back.
+
+        `identity` returns the guard's certificates for the model server, as they are when a channel is opened.
 
         Raises:
             ConfigError: as `open_channel`.
         """
-        async with open_channel(config, max_message_bytes=max_message_bytes) as channel:
-            yield Upstream(channel, config.upstream, timeout_s=config.upstream_timeout_s)
+        channels = UpstreamChannel(
+            lambda: open_channel(config, max_message_bytes=max_message_bytes, identity=identity()),
+            timeout_s=config.upstream_timeout_s,
+        )
+        try:
+            yield Upstream(channels, config.upstream, timeout_s=config.upstream_timeout_s)
+        finally:
+            await channels.close()
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel for new calls."""
+        return self.channels.current.channel
 
     async def unary(self, method: str, request: bytes, metadata: Metadata, timeout_s: float | None) -> Answer:
         """Make a unary call, bytes in and bytes out.
@@ -88,32 +101,43 @@ class Upstream:
             UpstreamDown: the connection failed.
             grpc.aio.AioRpcError: the model server answered with an error.
         """
-        start: Any = self.channel.unary_unary(method)  # without serializers: bytes in, bytes out
-        call = start(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
-        answering = asyncio.ensure_future(answer_of(call))
-        try:
-            body = await asyncio.shield(answering)
-        except grpc.aio.AioRpcError as error:
-            raise self.judged(error) from error
-        except asyncio.CancelledError:
-            answering.add_done_callback(ignore)
-            end_in_core(call)
-            raise
-        return Answer(body, downwards(await call.initial_metadata()), downwards(await call.trailing_metadata()))
+        with self.channels.use() as used:
+            start: Any = used.channel.unary_unary(method)  # without serializers: bytes in, bytes out
+            call = start(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
+            over = asyncio.get_running_loop().create_future()
+            call.add_done_callback(partial(note_end, over))
+            try:
+                await over  # and not the call itself, which a cancelled task would end in the library alone
+                body: bytes = await call
+            except grpc.aio.AioRpcError as error:
+                raise self.judged(error, connected=used.connected) from error
+            except asyncio.CancelledError:
+                end_in_core(call)
+                raise
+            return Answer(body, downwards(await call.initial_metadata()), downwards(await call.trailing_metadata()))
 
     def stream(self, method: str, metadata: Metadata, timeout_s: float | None) -> Any:
         """Start an opaque call of any arity, to be written to and read from."""
-        start: Any = self.channel.stream_stream(method)
-        return start(metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
+        used = self.channels.current
+        start: Any = used.channel.stream_stream(method)
+        call = start(metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
+        used.begin()
+        call.add_done_callback(lambda _: used.end())
+        return call
 
-    def judged(self, error: grpc.aio.AioRpcError) -> Exception:
+    def judged(self, error: grpc.aio.AioRpcError, *, connected: bool) -> Exception:
         """Return `error`, or UpstreamDown where the connection is to blame and not the model server itself."""
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             return error
         self.doubt.set()
-        if self.channel.get_state() is grpc.ChannelConnectivity.READY:
+        if connected:
             return error
         return UpstreamDown("the model server behind the guard cannot be reached; nothing answered this request")
 
     async def ask(self, method: str, request: Any) -> bytes:
         return (await self.unary(path(method), request.SerializeToString(), (), self.timeout_s)).body
+
+
+def failure_code(error: Exception | None) -> str:
+    """The gRPC status with which the upstream failed."""
+    return error.code().name if isinstance(error, grpc.aio.AioRpcError) else UpstreamDown.status

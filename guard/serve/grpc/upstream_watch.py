@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from guard.errors import UpstreamDown
 from guard.manifest import ModelSpec
@@ -87,7 +88,7 @@ class UpstreamWatch:
             return self.complaint(error)
         except UpstreamDown as error:
             return self.unreachable(error)
-        except ValueError:
+        except DecodeError:
             return f"{where} does not answer in the Open Inference Protocol"
         return None if server.ready else f"{where} says that it is not ready"
 
@@ -108,7 +109,7 @@ class UpstreamWatch:
             return self.complaint(error, name)
         except UpstreamDown as error:
             return error
-        except ValueError:
+        except DecodeError:
             return f"{where} does not answer in the Open Inference Protocol"
         self.models.versions[name] = tuple(metadata.versions)
         return mismatch(metadata, model)

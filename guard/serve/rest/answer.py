@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from guard.errors import MalformedRequest
 from guard.manifest import OutputSpec
 from guard.serve.named_class import NamedOutput, class_named, words_of
-from guard.serve.rest.decode import BINARY_SIZE, JSON_LENGTH, RestRequest, json_length, parse
+from guard.serve.rest.decode import BINARY_SIZE, JSON_LENGTH, RestRequest, json_length, listed, parameters, parse
 from guard.serve.rest.headers import Headers, values
 from guard.serve.rest.packing import coding_of, unpacked
 from guard.serve.rest.strict_json import Numbers
@@ -49,9 +49,8 @@ def prediction(answer: RestAnswer, spec: OutputSpec, items: int, *, largest_byte
 def outputs_of(answer: RestRequest) -> list[NamedOutput]:
     """The outputs of an answer, which has the form of a request; their binary tensors lie in their order."""
     found, start = [], 0
-    for tensor in answer.document.get("outputs") or ():
-        parameters = tensor.get("parameters") or {}
-        size = parameters.get(BINARY_SIZE)
+    for tensor in listed(answer.document.get("outputs"), "outputs"):
+        size = parameters(tensor, "an output").get(BINARY_SIZE)
         raw = None
         if type(size) is int and size >= 0:
             raw, start = answer.binary[start : start + size], start + size

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from guard.config import ServeConfig
 from guard.serve.exposition import listen
 from guard.serve.neighbours import port_error
+from guard.serve.rest.tls import PEER, peer_of
 from guard.target import split_address
 
 MAX_HEAD_BYTES = 64 * 1024  # of the request line and all headers
@@ -44,6 +46,7 @@ class BoundedProtocol(H11Protocol):
         self.idle_since = time.monotonic()
         self.old_at = self.idle_since + (self.max_age_s or 0.0) * (1 + random.uniform(-AGE_SPREAD, AGE_SPREAD))
         super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER: peer_of(transport)}
         if len(self.connections) > self.max_connections:
             idle = [one for one in self.connections if isinstance(one, BoundedProtocol) and one.is_idle]
             (min(idle, key=lambda one: one.idle_since) if idle else self).transport.abort()
@@ -55,6 +58,11 @@ class BoundedProtocol(H11Protocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether a part of a request's head is here."""
+        return bool(self.conn.trailing_data[0])
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.is_idle:
@@ -65,8 +73,17 @@ class BoundedProtocol(H11Protocol):
     def handle_events(self) -> None:
         before = self.cycle
         super().handle_events()
-        if self.cycle is not before and self.max_age_s is not None and time.monotonic() > self.old_at:
+        if self.cycle is not before and (self.is_old or self.is_ambiguous):
             self.cycle.default_headers = [CLOSE]
+
+    @property
+    def is_old(self) -> bool:
+        return self.max_age_s is not None and time.monotonic() > self.old_at
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the request tells twice where its body ends, so that what follows it may be a part of it."""
+        return {b"content-length", b"transfer-encoding"} <= {name for name, _ in self.headers}
 
     def on_response_complete(self) -> None:
         self.idle_since = time.monotonic()
@@ -111,21 +128,48 @@ class HttpListener:
     def __init__(self, server: uvicorn.Server, address: str) -> None:
         self.server = server
         self.address = address
+        self.is_closed = False  # to further connections
+        self.told: set[Any] = set()  # clients that were told to connect elsewhere, by their addresses
 
-    def close_connections_soon(self) -> None:
-        """Have every connection closed by the end of what is under way on it."""
+    @property
+    def open(self) -> list[BoundedProtocol]:
+        """The connections that are open."""
+        return [one for one in self.server.server_state.connections if isinstance(one, BoundedProtocol)]
+
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self.open)
+
+    def tell_clients(self, busy_ports: Container[int] = ()) -> int:  # noqa: ARG002  HTTP/1.1 tells behind an answer
+        """Tell the clients to connect again: behind their next answers, and the idle once no others are let in."""
         self.server.server_state.default_headers = [CLOSE]
-        for connection in list(self.server.server_state.connections):
-            if isinstance(connection, BoundedProtocol):
-                if connection.cycle is not None:
-                    connection.cycle.default_headers = [CLOSE]
-                if connection.is_idle and connection.conn.their_state is h11.IDLE:
-                    connection.timeout_keep_alive_handler()
+        for connection in self.open:
+            self.told.add(connection.client)
+            if not connection.is_idle:
+                connection.cycle.default_headers = [CLOSE]
+            elif self.is_closed and not connection.is_asking:
+                connection.timeout_keep_alive_handler()
+        return 0
+
+    def close_entrance(self) -> None:
+        """Accept no further connections; those that are open stay."""
+        self.is_closed = True
+        for one in self.server.servers:
+            one.close()
+
+    async def stop(self) -> None:
+        """Close what has no request under way; `listening` waits for the rest at its end."""
+        self.close_entrance()
+        self.tell_clients()
 
 
 @asynccontextmanager
-async def listening(address: str, app: ASGIApp, config: ServeConfig) -> AsyncIterator[HttpListener]:
+async def listening(
+    address: str, app: ASGIApp, config: ServeConfig, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[HttpListener]:
     """Serve `app` within the block; at its end, `grace_s` are left to what is under way.
+
+    A request's state holds the `Peer` that it came from, as `PEER`.
 
     Raises:
         PortError: the address cannot be listened on.
@@ -150,6 +194,7 @@ async def listening(address: str, app: ASGIApp, config: ServeConfig) -> AsyncIte
             timeout_graceful_shutdown=int(config.grace_s),
         )
         settings.load()
+        settings.ssl = tls
         server = uvicorn.Server(settings)
         server.lifespan = settings.lifespan_class(settings)
         await server.startup(sockets=[socket])

@@ -1,4 +1,4 @@
-"""The guarded model server as the guard sees it over HTTP: requests go through as bytes, its readiness is watched.
+"""The guarded model server as the guard sees it over HTTP: requests and answers go through as bytes.
 
 Rule 1: the upstream gets the bytes that were handed in, behind a request line and headers of our own making: nothing
         that a client wrote decides where its body ends.
@@ -8,53 +8,39 @@ Rule 2: nothing is asked twice and no redirection is followed: what an answer me
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
 from guard.config import ServeConfig
 from guard.errors import ConfigError, UpstreamDown
-from guard.manifest import ModelSpec
-from guard.serve.grpc.upstream_watch import mismatch
-from guard.serve.grpc.wire.inference_pb2 import ModelMetadataResponse
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.headers import Headers, encoded, end_to_end, text_headers
 
-POLL_READY_S = 1.0
-POLL_DOWN_S = 0.2
 IDLE_CONNECTION_S = 3.0  # kept for the next request; less than the 5 s after which uvicorn closes its own
 MAX_IDLE_CONNECTIONS = 64
-MAX_PROBE_BYTES = 2**20
-
-
-def model_path(name: str, version: str, verb: str = "") -> str:
-    """The path of a model, or of a verb of its: `/v2/models/NAME/versions/VERSION/infer`."""
-    of_version = f"/versions/{quote(version, safe='')}" if version else ""
-    return f"/v2/models/{quote(name, safe='')}{of_version}{f'/{verb}' if verb else ''}"
 
 
 class RestUpstream:
     """A client of the model server, which lasts as long as `open`."""
 
-    def __init__(self, client: httpx.AsyncClient, config: ServeConfig, model: ModelSpec, *, max_bytes: int) -> None:
+    def __init__(self, client: httpx.AsyncClient, config: ServeConfig, *, max_bytes: int) -> None:
         self.client = client
         self.base = config.rest_upstream.rstrip("/")
         self.authority = config.upstream_authority
-        self.model = model
         self.timeout_s = config.upstream_timeout_s
         self.max_bytes = max_bytes
-        self.versions: tuple[str, ...] | None = None  # of the model, as last told; None: not yet, (): it has none
+        self.versions: dict[str, tuple[str, ...]] = {}  # by model, as last told; absent: not yet
         self.doubt = asyncio.Event()
+        self.where = f"the model server at {self.base}"
 
     @staticmethod
     @asynccontextmanager
-    async def open(config: ServeConfig, model: ModelSpec, *, max_bytes: int) -> AsyncIterator[RestUpstream]:
+    async def open(config: ServeConfig, *, max_bytes: int) -> AsyncIterator[RestUpstream]:
         """Open a client, which connects when it is first used.
 
         Raises:
@@ -71,7 +57,7 @@ class RestUpstream:
             socket_options=keepalive(config.upstream_keepalive_s),
         )
         async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
-            yield RestUpstream(client, config, model, max_bytes=max_bytes)
+            yield RestUpstream(client, config, max_bytes=max_bytes)
 
     async def ask(self, method: str, path: str, headers: Headers = (), body: bytes = b"") -> RestAnswer:
         """Make a request, and read the whole answer, whatever its status.
@@ -110,50 +96,6 @@ class RestUpstream:
             if size > self.max_bytes:
                 raise UpstreamDown(f"the model server's answer has more than {self.max_bytes} bytes")
         return b"".join(parts)
-
-    async def watch(self, say: Callable[[str | None], None]) -> None:
-        """Check for ever, and pass to `say` after each check why the upstream is not ready (None: it is)."""
-        while True:
-            self.doubt.clear()
-            reason = await self.check()
-            say(reason)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_READY_S if reason is None else POLL_DOWN_S):
-                    await (self.doubt.wait() if reason is None else asyncio.Event().wait())
-
-    async def check(self) -> str | None:
-        """The reason why the upstream is not ready for this bundle's model; None when it is."""
-        where = f"the model server at {self.base}"
-        name, version = self.model.name, self.model.version
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                for path, what in (("/v2/health/ready", "it"), (model_path(name, version, "ready"), f"model {name!r}")):
-                    if not (answer := await self.ask("GET", path)).ok:
-                        return f"{where} says that {what} is not ready (HTTP status {answer.status})"
-                answer = await self.ask("GET", model_path(name, version))
-            if not answer.ok:
-                return f"{where} answered about model {name!r}: HTTP status {answer.status}"
-            metadata = metadata_of(answer.body)
-        except TimeoutError:
-            return f"{where} did not answer within {self.timeout_s:g} s"
-        except UpstreamDown:
-            return f"{where} cannot be reached"
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-            return f"{where} does not answer in the Open Inference Protocol"
-        self.versions = tuple(metadata.versions)
-        return mismatch(metadata, self.model)
-
-
-def metadata_of(body: bytes) -> ModelMetadataResponse:
-    """A model's metadata, which REST and gRPC name alike. Raises as a JSON of another form makes it."""
-    document = json.loads(body[:MAX_PROBE_BYTES])
-    found = ModelMetadataResponse(
-        name=document.get("name", ""), versions=[str(version) for version in document.get("versions") or ()]
-    )
-    for given, tensors in (("inputs", found.inputs), ("outputs", found.outputs)):
-        for tensor in document.get(given) or ():
-            tensors.add(name=tensor["name"], datatype=tensor.get("datatype", ""), shape=tensor.get("shape") or ())
-    return found
 
 
 def complaint(error: Exception) -> str:

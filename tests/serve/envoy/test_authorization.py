@@ -293,3 +293,32 @@ def test_a_guard_without_the_messages_says_what_to_install(bundle: Path, monkeyp
     monkeypatch.setitem(sys.modules, "envoy.service.auth.v3", None)
     with pytest.raises(ConfigError, match=r"install inference-guard\[envoy\]"):
         told(bundle, check_request(BODY))
+
+
+def test_the_caller_is_envoys_client_and_not_envoy(bundle: Path, tmp_path: Path) -> None:
+    """A token in the request's own headers counts, and stays behind; what Envoy read in a certificate, too."""
+    token = "0123456789abcdef"
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"camera {token}\n", "utf-8")
+
+    async def story() -> None:
+        async with asking(bundle, principal_from="bearer", client_tokens=str(tokens)) as (guarded, client):
+            found = await check(client, check_request(BODY))
+            assert (found.status, found.http_status, found.reason) == ("UNAUTHENTICATED", 401, "UNAUTHENTICATED")
+            found = await check(client, check_request(BODY, headers={"authorization": f"Bearer {token}"}))
+            assert found.passes
+            assert found.removed == ["authorization"]
+            crafted = check_request(framed(CRAFTED), headers={"authorization": f"Bearer {token}"})
+            assert not (await check(client, crafted)).passes
+            assert guarded.events("reject")[0]["principal"] == "camera"
+            health = check_request(framed(b""), path="/grpc.health.v1.Health/Check")
+            assert (await check(client, health)).passes
+        settings = {"principal_from": "xfcc", "trusted_hops": ("127.0.0.1",)}
+        async with asking(bundle, **settings) as (guarded, client):
+            assert not (await check(client, check_request(BODY))).passes
+            named = {"x-forwarded-client-cert": "URI=spiffe://mesh/camera"}
+            assert (await check(client, check_request(BODY, headers=named))).passes
+            assert not (await check(client, check_request(framed(CRAFTED), headers=named))).passes
+            assert guarded.events("reject")[0]["principal"] == "spiffe://mesh/camera"
+
+    asyncio.run(story())

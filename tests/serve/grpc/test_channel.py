@@ -12,7 +12,9 @@ import pytest
 
 from guard.config import ServeConfig
 from guard.errors import ConfigError
-from guard.serve.grpc.channel import open_channel, system_roots, tls_fault
+from guard.serve.certificates import system_roots
+from guard.serve.grpc.channel import open_channel, tls_fault
+from guard.serve.identities import upstream_identity
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, listening
 from tests.serve.guarded import Guarded, free_port, guarding_at, until
@@ -178,10 +180,13 @@ def test_what_cannot_work_is_refused_at_the_start(tmp_path: Path, certificate: t
         ({"upstream_ca": str(empty)}, "holds no certificates"),
         ({"upstream_ca": str(certificate[1])}, "holds no certificates"),  # the key instead
         ({"upstream_ca": str(certificate[0]), "upstream_tls": False}, "set upstream_tls = true"),
-        ({"upstream": "http://model"}, "wanted HOST:PORT"),
+        ({"upstream_certificate": str(certificate[0])}, "upstream_key is not"),
+        ({"upstream_certificate": str(certificate[0]), "upstream_key": str(empty)}, "holds no private key"),
     ):
         with pytest.raises(ConfigError, match=said):
-            open_channel(replace(config, **changes), max_message_bytes=1)  # type: ignore[arg-type]
+            upstream_identity(replace(config, **changes))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="wanted HOST:PORT"):
+        open_channel(replace(config, upstream="http://model"), max_message_bytes=1)
 
 
 def test_system_roots_are_the_first_that_are_there(tmp_path: Path) -> None:

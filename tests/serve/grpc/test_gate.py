@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from guard.serve.admission import Admission
+from guard.serve.client_queues import ClientQueues
 from guard.serve.grpc.call import MAX_DEADLINE_S, Call
 from guard.serve.grpc.gate import Admitted, InferGate, TooLate
 from guard.serve.grpc.gatekeeper import Refusal
@@ -23,6 +24,9 @@ class Context:
     def time_remaining(self) -> float | None:
         return self.left_s
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
 
@@ -32,7 +36,7 @@ class Books:
     ends: list[str] = field(default_factory=list)
 
     def gate(self, *, passes_late: bool = False, budget_s: float = 5.0) -> InferGate:
-        return InferGate(Admission(), budget_s, self.note, passes_late=passes_late)
+        return InferGate(ClientQueues([Admission()]), budget_s, self.note, passes_late=passes_late)
 
     def note(self, call: Call) -> None:
         self.ends.append(call.end)
@@ -68,10 +72,10 @@ def test_who_is_admitted_has_what_is_left_of_the_time() -> None:
     ticket = gate.enter(moments)
     assert isinstance(ticket, Admitted)
     assert ticket.inspect_by == moments.inspected
-    assert gate.admission.inside == 1
+    assert gate.queues.admissions[0].inside == 1
     ticket.tear()
     ticket.tear()
-    assert gate.admission.inside == 0
+    assert gate.queues.admissions[0].inside == 0
 
 
 def test_nothing_is_hopeless_for_want_of_time_to_inspect_it_where_that_passes() -> None:

@@ -183,7 +183,7 @@ def test_what_waits_is_bounded() -> None:
     house = House(open=False)
     house.come(range(MAX_WAITING_CALLS + 10))
     assert house.refused == list(range(10))  # whoever comes into a full line is not worse off than those before
-    assert len(house.keeper.line) == MAX_WAITING_CALLS
+    assert house.keeper.waiting == MAX_WAITING_CALLS
 
 
 def test_every_call_goes_out_once_whatever_happens() -> None:

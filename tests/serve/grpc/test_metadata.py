@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from guard.serve.grpc.metadata import downwards, end_to_end
 from guard.serve.grpc.upstream import path
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, listening
-from tests.serve.frames import Answer, unary
+from tests.serve.frames import Answer, Wire, grpc_headers, message, unary
 from tests.serve.guarded import Answered, Client, Guarded, guarding, guarding_at, infer_request
 from tests.serve.tap import tapped
 
@@ -165,22 +166,33 @@ def test_what_fails_closed_is_not_sent_again(bundle: Path, monkeypatch: pytest.M
     asyncio.run(story())
 
 
-def test_what_another_replica_may_answer_is_sent_again(bundle: Path) -> None:
+def test_what_another_replica_may_answer_may_be_sent_again(bundle: Path) -> None:
+    """A client that does not heed GOAWAY is refused at the end of a drain, and may retry: nothing keeps it."""
+
     async def story() -> None:
-        async with guarding(bundle, grace_s=5.0) as guarded:
-            guarded.upstream.hang_infer = True
-            held = asyncio.create_task(guarded.client.infer(ORDINARY))  # so that the listener stays open meanwhile
-            while "ModelInfer" not in guarded.upstream.calls:
-                await asyncio.sleep(0.01)
-            draining = asyncio.create_task(guarded.serving.drain())
-            while "drain" not in guarded.serving.readiness.reasons:
-                await asyncio.sleep(0.01)
-            answer = await retrying(guarded)
-            assert "another replica" in answer.details
-            assert "grpc-retry-pushback-ms" not in answer.trailing
-            assert await guarded.metric("guard_requests_total", action="refused") == 4
-            guarded.upstream.hang_infer = False
-            assert (await held).ok
-            await draining
+        async with guarding(bundle, grace_s=10.0) as guarded:
+            with Wire(guarded.serving.address) as heedless:
+                await asyncio.to_thread(heedless.wait, lambda: heedless.greeted, time.monotonic() + 5)
+                guarded.upstream.hang_infer = True
+                held = asyncio.create_task(guarded.client.infer(ORDINARY))  # so that connections stay open meanwhile
+                while "ModelInfer" not in guarded.upstream.calls:
+                    await asyncio.sleep(0.01)
+                draining = asyncio.create_task(guarded.serving.drain())
+                while not (answer := await asyncio.to_thread(once_more, heedless)).done:
+                    assert not draining.done()  # it was let in, and hangs as the first does
+                assert answer.status == grpc.StatusCode.UNAVAILABLE.value[0]
+                assert "another replica" in answer.details
+                assert b"grpc-retry-pushback-ms" not in dict(answer.headers)
+                assert await guarded.metric("guard_requests_total", action="refused") == 1
+                guarded.upstream.hang_infer = False
+                assert (await held).ok
+                await draining
 
     asyncio.run(story())
+
+
+def once_more(wire: Wire) -> Answer:
+    """One more request on a connection, and what comes of it within a tenth of a second."""
+    stream = wire.open(grpc_headers(path("ModelInfer").encode()))
+    wire.body(stream, message(infer_request(ORDINARY).SerializeToString()))
+    return wire.answer(stream, patience_s=0.1)

@@ -166,10 +166,10 @@ def test_a_number_that_no_float_holds_becomes_infinity_for_the_caller_to_refuse(
     ids=["text", "escapes", "space", "numbers", "lists", "words", "keys"],
 )
 def test_what_is_no_tensor_is_bounded_and_refused_at_once(text: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(MalformedRequest):
         read_json(text)
-    assert time.perf_counter() - began < 1.0
+    assert time.thread_time() - began < 1.0
 
 
 def test_the_bound_on_what_is_no_tensor_counts_no_numbers() -> None:

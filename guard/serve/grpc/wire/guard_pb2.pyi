@@ -114,3 +114,21 @@ class Model(_message.Message):
     ready: bool
     not_ready_because: str
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., label: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., manifest_json: _Optional[str] = ..., mode: _Optional[str] = ..., on_failure: _Optional[str] = ..., rows: _Optional[str] = ..., repair: _Optional[str] = ..., reject_rate: _Optional[float] = ..., flag_rate: _Optional[float] = ..., calibration_items: _Optional[int] = ..., ready: bool = ..., not_ready_because: _Optional[str] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("remaining_s", "closed", "told", "connections", "calls")
+    REMAINING_S_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    TOLD_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    remaining_s: float
+    closed: bool
+    told: int
+    connections: int
+    calls: int
+    def __init__(self, remaining_s: _Optional[float] = ..., closed: bool = ..., told: _Optional[int] = ..., connections: _Optional[int] = ..., calls: _Optional[int] = ...) -> None: ...

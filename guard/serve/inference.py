@@ -1,0 +1,383 @@
+"""The inference of one request, whatever protocol brought it: it is inspected, and forwarded or refused.
+
+Where a model's `forward` is "before", a request that is not rejected already is forwarded, the model's answer is held
+and read, and the verdict on both decides whether it is delivered or discarded.
+
+Rule 1: what was inspected is what is forwarded: the bytes as they came. REPAIR alone re-encodes, and logs both hashes.
+Rule 2: what could not be inspected passes only where mode or on_failure say so; then it is marked and counted.
+Rule 3: a caller learns PASS or REJECT, never a score, an item or a detector.
+Rule 4: an answer that is held is delivered after a verdict only; one that cannot be compared is a failed inspection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.answer_evidence import AnswerCalibration
+from guard.errors import GuardError, Overloaded, Rejected, Unchecked
+from guard.judge import Inspection
+from guard.manifest import InputSpec, OutputSpec
+from guard.policy import Action
+from guard.serve.admission import Admission
+from guard.serve.client_queues import ClientQueues
+from guard.serve.failure_table import ALLOWED_MODEL, BREAKER_OPEN, OFF
+from guard.serve.guarded_model import GuardedModel
+from guard.serve.inference_call import UNCHECKED, InferenceCall
+from guard.serve.inference_records import InferenceRecords
+from guard.serve.inspector import label
+from guard.serve.metrics import OTHER
+from guard.serve.models import Models, ModelTable
+from guard.serve.sampling import NOT_SAMPLED
+from guard.serve.tensor import Decoded, tensor_digest
+
+READ_PATIENCE_S = 0.25  # for a message, before its call no longer counts among those that others wait for
+NEVER_BEGUN = (OFF, ALLOWED_MODEL, NOT_SAMPLED, BREAKER_OPEN)  # why no inspection began, so that it took no time
+NOTHING: Mapping[str, Any] = {}
+Found = TypeVar("Found")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """The model that a request names, and the request's own id."""
+
+    name: str
+    version: str
+    request_id: str
+
+
+class Exchange(Protocol[Answer]):
+    """A request and its answer, as a door's protocol has them; all but `ask` may run on a thread."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def versions(self) -> Mapping[str, tuple[str, ...]] | None:
+        """The versions of models that are to be had by this protocol; None: those that `Models` knows."""
+
+    def named(self) -> AskedModel:
+        """Parse the request. Raises MalformedRequest."""
+
+    def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
+        """Decode the tensor of a parsed request. Raises MalformedRequest, Uninspectable."""
+
+    def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:
+        """Put other images in the place of the decoded ones in what is forwarded."""
+
+    async def ask(self) -> Answer:
+        """Forward the request, and return the model server's answer; raises its error, or UpstreamDown."""
+
+    def predicted(self, answer: Answer, output: OutputSpec, items: int) -> NDArray[np.int64] | None:
+        """The class [item] that an answer names; None where it does not show it. It never fails."""
+
+    def answer_bytes(self, answer: Answer) -> int: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of inspecting one request."""
+
+    model: str  # metric label
+    action: str  # of the request: an Action, would_*, or unchecked
+    items: tuple[str, ...]  # of each item
+    told: str
+    guarded: GuardedModel | None = None  # where it was inspected
+    prediction: NDArray[np.int64] | None = None  # ours, where the upstream sees the same input
+
+    @property
+    def answered(self) -> bool:
+        """Whether the model has seen, or may have seen, the request before the verdict."""
+        return self.guarded is not None and self.guarded.inspector.answers is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Undecided:
+    """A request that the programs do not reject, and whose verdict waits for the model's answer."""
+
+    guarded: GuardedModel
+    found: Inspection
+    answers: AnswerCalibration
+
+
+class Aside(Protocol):
+    """A runner of work that is done off the event loop where it may take long."""
+
+    async def __call__(self, size_bytes: int, work: Callable[[], Found]) -> Found: ...
+
+
+@dataclass(kw_only=True)
+class Inference:
+    """What all doors do with a request to a model: admit, inspect, forward, and count it."""
+
+    models: Models
+    records: InferenceRecords
+    aside: Aside
+
+    def __post_init__(self) -> None:
+        self.metrics, self.log = self.records.metrics, self.records.log
+        self.queues = ClientQueues()
+        self.models.listeners.append(self.follow)
+        self.follow(self.models.table)
+
+    def follow(self, table: ModelTable) -> None:
+        """Set what is asked before a request's model is known: by all models together."""
+        self.off = table.strictest_mode == "off"
+        self.queues.replace([loaded.admission for loaded in table.loaded])
+        self.budget_s = table.inspect_timeout_s
+        self.passes_late = table.passes_late
+
+    def enter(self, call: InferenceCall) -> None:
+        """Find a place among the calls that are being inspected, before a call's message is read. Raises Overloaded."""
+        now = time.monotonic()
+        self.begin(call, now)
+        if self.off:
+            return
+        try:
+            call.place = self.queues.enter(now, call.deadline - now, self.budget_s)
+        except Overloaded:
+            if not self.passes_late:
+                raise
+            call.inspect_by = -math.inf
+            return
+        self.be_patient(call)
+
+    def begin(self, call: InferenceCall, now: float) -> None:
+        """Begin the time for a call's inspection."""
+        call.budget_s, call.inspect_by = self.budget_s, now + self.budget_s
+
+    def be_patient(self, call: InferenceCall) -> None:
+        """Let a call hold its place for a while, in which its message has to come."""
+        if call.place is not None:
+            call.patience = asyncio.get_running_loop().call_later(READ_PATIENCE_S, call.place.tear)
+
+    async def infer(self, exchange: Exchange[Answer], call: InferenceCall) -> Answer:
+        """Inspect a request that is here, and return the model server's answer.
+
+        Raises:
+            RequestError: it is refused.
+            Exception: the model server's own, as `Exchange.ask` raises it.
+        """
+        if call.patience is not None:
+            call.patience.cancel()
+        call.inspect_by += time.monotonic() - call.began  # the message's way here is no part of the guard's time
+        outcome = await self.placed(exchange, call)
+        if isinstance(outcome, Undecided):
+            return await self.hold(outcome, exchange, call)
+        self.settle(outcome, call)
+        return await self.forward(outcome, exchange, call)
+
+    async def inspect_alone(self, exchange: Exchange[Any], call: InferenceCall) -> None:
+        """Inspect a request that others forward: where it may pass, the verdict is in the call.
+
+        Raises:
+            RequestError: it is refused.
+        """
+        self.enter(call)
+        if call.patience is not None:
+            call.patience.cancel()
+        outcome = await self.placed(exchange, call)
+        if isinstance(outcome, Undecided):
+            raise Unchecked("this door does not hold the model's answer, for which the verdict waits")
+        self.settle(outcome, call)
+
+    async def placed(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
+        """Inspect a request, and give the call's place back once that is done."""
+        outcome = await self.examine(exchange, call)
+        if call.place is not None:
+            call.place.leave(time.monotonic(), inspected=True)
+        return outcome
+
+    def settle(self, outcome: Outcome, call: InferenceCall) -> None:
+        """Record and count what was decided on a request. Raises Rejected where that is so."""
+        call.told, call.outcome = outcome.told, outcome
+        self.records.count_items(outcome.model, outcome.items)
+        if call.told == Action.REJECT:
+            kept_away = "" if outcome.answered else ", so it was not forwarded to the model"
+            raise Rejected(
+                f"refused by the guard: the input looks adversarial{kept_away}; if it is genuine, give the operator "
+                f"guard-id {call.id}"
+            )
+
+    async def examine(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
+        """Inspect a request; where that fails, mode and on_failure decide whether it passes."""
+        if self.off:
+            return self.unchecked(OTHER, OFF, call)
+        return await self.checked(self.inspect(exchange, call), call)
+
+    async def checked(self, inspecting: Awaitable[Found], call: InferenceCall) -> Found | Outcome:
+        """Await an inspection; where it fails, mode and on_failure decide whether the request passes."""
+        try:
+            return await inspecting
+        except Exception as error:
+            ours = not isinstance(error, GuardError)
+            if ours:  # a fault of ours must not become a way past the guard
+                self.log.error("internal", **call.names, cause=repr(error))
+            table, guarded = self.models.table, call.guarded or self.models.table.only
+            reason = table.unchecked(error) if guarded is None else guarded.inspector.unchecked(error)
+            if reason is not None:
+                return self.unchecked(OTHER if guarded is None else guarded.label, reason, call, cause=error)
+            if ours:
+                raise Unchecked("the guard failed while inspecting this request") from error
+            raise
+
+    def read(self, exchange: Exchange[Any], call: InferenceCall) -> tuple[AskedModel, Decoded | None]:
+        """Parse a request, find its model, and decode its tensor unless that is not inspected.
+
+        Raises:
+            MalformedRequest, Uninspectable: as `Exchange.decode`.
+            UnknownModel, Unchecked: as `Models.find`.
+        """
+        asked = exchange.named()
+        call.message_id = asked.request_id
+        guarded = call.guarded = self.models.find(asked.name, asked.version, exchange.versions)
+        if guarded is None or guarded.policy.mode == "off":
+            return asked, None
+        return asked, exchange.decode(guarded.spec.input, max_items=guarded.inspector.max_items)
+
+    async def inspect(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
+        began = time.monotonic()
+        asked, decoded = await self.aside(exchange.size_bytes, partial(self.read, exchange, call))
+        guarded: GuardedModel | None = call.guarded
+        if guarded is None:
+            return self.unchecked(self.metrics.model(asked.name), ALLOWED_MODEL, call)
+        if decoded is None:
+            return self.unchecked(guarded.label, OFF, call)
+        call.items = len(decoded.images)
+        if not guarded.sampling.takes(call.id):
+            return self.unchecked(guarded.label, NOT_SAMPLED, call, guarded.sampling.fields(call.id))
+        call.inspect_by += guarded.config.inspect_timeout_s - call.budget_s
+        self.move(call, guarded.loaded.admission)
+        self.metrics.stage("decode", time.monotonic() - began)
+        inspector = guarded.inspector
+        found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
+        if (answers := inspector.answers) is not None:
+            early = inspector.before_answer(found, answers)
+            if early.enacted is not Action.REJECT:
+                return Undecided(guarded, found, answers)
+            self.metrics.held_answers.labels("not_asked").inc()
+            return self.decided(guarded, early, call, {"model_asked": False})
+        if found.enacted is Action.REPAIR:
+            return await self.repair(guarded, exchange, decoded, found, call)
+        return self.decided(guarded, found, call)
+
+    def move(self, call: InferenceCall, admission: Admission) -> None:
+        """Give a call that was let in before its model was known its place at the right queue. Raises Overloaded."""
+        if len(self.queues.admissions) > 1:
+            self.queues.note(call.client, admission)
+        if call.place is None or call.place.of is admission:
+            return
+        call.place.withdraw()
+        now = time.monotonic()
+        call.place = admission.enter(now, call.deadline - now, call.inspect_by - now)
+
+    def decided(
+        self, guarded: GuardedModel, found: Inspection, call: InferenceCall, fields: Mapping[str, Any] = NOTHING
+    ) -> Outcome:
+        """The outcome of an inspection that is over: counted, and logged with further `fields`."""
+        readings = found.readings
+        self.metrics.inspected(guarded.label, found.detectors, readings.p_value, readings.detector_p)
+        if found.verdict.request is not Action.PASS:
+            self.records.log_verdict(guarded.label, call, found, {**fields, **guarded.sampling.fields(call.id)})
+        told = found.enacted if guarded.config.tell_flags or found.enacted is Action.REJECT else Action.PASS
+        return Outcome(
+            model=guarded.label,
+            action=label(found.verdict.request, found.enacted),
+            items=guarded.inspector.item_labels(found.verdict),
+            told=told.value,
+            guarded=guarded,
+            prediction=readings.prediction if found.enacted is not Action.REPAIR else None,
+        )
+
+    async def hold(self, undecided: Undecided, exchange: Exchange[Answer], call: InferenceCall) -> Answer:
+        """Ask the model, hold its answer until the verdict on both, and return it then, or discard it."""
+        answer = await self.ask(exchange, call)
+        self.settle(await self.checked(self.weigh(undecided, answer, exchange, call), call), call)
+        return answer
+
+    async def weigh(
+        self, undecided: Undecided, answer: Answer, exchange: Exchange[Answer], call: InferenceCall
+    ) -> Outcome:
+        """Decide on a request by the model's answer to it. Raises Unchecked where that cannot be compared."""
+        found, guarded = undecided.found, undecided.guarded
+        output = guarded.spec.output
+        named = await self.named_by(answer, output, exchange, call)
+        if named is None or not bool(((named >= 0) & (named < output.classes)).all()):
+            self.metrics.held_answers.labels("not_compared").inc()
+            raise Unchecked(
+                "the model's answer does not show a class of each item, so the guard could not compare it; "
+                f"ask for output {output.name!r}"
+            )
+        guarded.comparison.compare(found.readings.prediction, named)
+        judged = guarded.inspector.after_answer(found, undecided.answers, named)
+        rejected = judged.enacted is Action.REJECT
+        self.metrics.held_answers.labels("discarded" if rejected else "delivered").inc()
+        return self.decided(guarded, judged, call, {"model_asked": True})
+
+    async def repair(
+        self, guarded: GuardedModel, exchange: Exchange[Any], decoded: Decoded, found: Inspection, call: InferenceCall
+    ) -> Outcome:
+        """Decide on a request whose suspicious items are to be cleaned: forwarded so, or rejected where not stable."""
+        call.remaining_s()
+        images, tried = await guarded.inspector.repair(decoded.images, found, call.deadline, call.inspect_by)
+        fields: dict[str, Any] = {"repair": guarded.policy.repair, "sha256_before": decoded.digest}
+        if tried.enacted is Action.REJECT:
+            return self.decided(guarded, tried, call, {**fields, "repair_stable": False})
+        fields |= {"repair_stable": True, "sha256_after": tensor_digest(images)}
+        await self.aside(exchange.size_bytes, partial(exchange.repair, images, decoded, guarded.spec.input))
+        return self.decided(guarded, tried, call, fields)
+
+    def unchecked(
+        self,
+        model: str,
+        reason: str,
+        call: InferenceCall,
+        fields: Mapping[str, Any] = NOTHING,
+        *,
+        cause: Exception | None = None,
+    ) -> Outcome:
+        """Let a request of the model with this label pass uninspected: marked, counted and logged."""
+        if reason in NEVER_BEGUN and call.place is not None:
+            call.place.withdraw()
+        self.records.count_unchecked(model, reason, call, fields, cause)
+        return Outcome(model, UNCHECKED, (UNCHECKED,) * call.items, UNCHECKED)
+
+    async def forward(self, outcome: Outcome, exchange: Exchange[Answer], call: InferenceCall) -> Answer:
+        answer = await self.ask(exchange, call)
+        if outcome.prediction is not None and outcome.guarded is not None:
+            theirs = await self.named_by(answer, outcome.guarded.spec.output, exchange, call)
+            outcome.guarded.comparison.compare(outcome.prediction, theirs)
+        return answer
+
+    async def named_by(
+        self, answer: Answer, output: OutputSpec, exchange: Exchange[Answer], call: InferenceCall
+    ) -> NDArray[np.int64] | None:
+        """The class [item] that the model server's answer names; None where it does not show it."""
+        read = partial(exchange.predicted, answer, output, call.items)
+        return await self.aside(exchange.answer_bytes(answer), read)
+
+    async def ask(self, exchange: Exchange[Answer], call: InferenceCall) -> Answer:
+        """Ask the model server, within the call's deadline. Raises as `Exchange.ask`."""
+        call.remaining_s()
+        began = time.monotonic()
+        answer = await exchange.ask()
+        took = time.monotonic() - began
+        self.metrics.stage("upstream", took)
+        if call.guarded is not None:
+            call.guarded.loaded.admission.forwarded(took)
+        return answer
+
+    def ended(self, call: InferenceCall) -> None:
+        """Give back a call's place, and count what became of it."""
+        if call.place is not None:
+            call.place.leave(time.monotonic(), inspected=False)
+        self.records.count_call(call)

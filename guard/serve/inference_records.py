@@ -1,0 +1,97 @@
+"""The records of inferences: what metrics count and the log tells of a request, whatever protocol brought it.
+
+Rule 1: a request is counted once, by what became of it: a verdict counts only if it was carried out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from guard.errors import Rejected, RequestError
+from guard.judge import Inspection
+from guard.policy import Action
+from guard.serve.failure_table import ALLOWED_MODEL, OF_GUARD, OFF, UNCHECKED
+from guard.serve.inference_call import InferenceCall
+from guard.serve.inspector import label
+from guard.serve.log import Level, Log, Seldom
+from guard.serve.metrics import OTHER, Metrics
+from guard.serve.sampling import NOT_SAMPLED
+
+REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
+MAX_LOGGED_ITEMS = 64
+
+
+@dataclass(frozen=True)
+class InferenceRecords:
+    """The metrics and the log of requests to models."""
+
+    metrics: Metrics
+    log: Log
+    seldom: Seldom = field(default_factory=lambda: Seldom(REFUSAL_LOG_S))
+
+    def count_items(self, model: str, items: Sequence[str]) -> None:
+        for action, count in Counter(items).items():
+            self.metrics.items.labels(model, action).inc(count)
+
+    def count_unchecked(
+        self, model: str, reason: str, call: InferenceCall, fields: Mapping[str, Any], cause: Exception | None
+    ) -> None:
+        """Count a request that passes uninspected, with a line in the log unless the operator leaves its model out."""
+        self.metrics.unchecked.labels(model, reason).inc()
+        if reason in (OFF, ALLOWED_MODEL):
+            return
+        level: Level = "debug" if reason == NOT_SAMPLED else "warning"
+        why = {} if cause is None else {"cause": str(cause), "because": because(cause)}
+        self.log.write(level, UNCHECKED, {**call.names, "model": model, "reason": reason, **why, **fields})
+
+    def count_call(self, call: InferenceCall) -> None:
+        """Count a call that is over, once."""
+        outcome = call.outcome
+        decided = outcome is not None and (call.end == "answered" or isinstance(call.error, Rejected))
+        action = outcome.action if decided else call.end
+        known = call.guarded.label if call.guarded is not None and call.items else OTHER
+        model = known if outcome is None else outcome.model
+        self.metrics.ended(model, action, call.end, time.monotonic() - call.began)
+        if outcome is None and call.items:
+            self.metrics.items.labels(model, call.end).inc(call.items)
+        if action == "refused":
+            self.note_refusal(call)
+        elif action == "failed":
+            self.metrics.upstream_failures.labels(call.failure_code).inc()
+
+    def note_refusal(self, call: InferenceCall) -> None:
+        error = call.error
+        reason = error.reason if isinstance(error, RequestError) else "INTERNAL"
+        self.metrics.refused.labels(reason.lower()).inc()
+        if not isinstance(error, OF_GUARD):
+            self.log.debug("refused", **call.names, reason=reason, cause=str(error), because=because(error))
+        elif (held_back := self.seldom.due(reason, time.monotonic())) is not None:
+            why = {"cause": str(error), "because": because(error)}
+            self.log.warning("refused", **call.names, reason=reason, **why, held_back=held_back)
+
+    def log_verdict(self, model: str, call: InferenceCall, found: Inspection, fields: Mapping[str, Any]) -> None:
+        readings, worst = found.readings, found.worst
+        detectors = zip(found.detectors, readings.detector_p[worst].tolist(), strict=True)
+        suspicious = [index for index, item in enumerate(found.verdict.items) if item is not Action.PASS]
+        self.log.info(
+            label(found.verdict.request, found.enacted),
+            **call.names,
+            model=model,
+            items=len(found.verdict.items),
+            suspicious=suspicious[:MAX_LOGGED_ITEMS],
+            worst_item=worst,
+            p_value=float(readings.p_value[worst]),
+            prediction=int(readings.prediction[worst]),
+            detectors={name: None if np.isnan(p) else p for name, p in detectors},
+            **fields,
+        )
+
+
+def because(error: BaseException | None) -> str | None:
+    return repr(error.__cause__) if error is not None and error.__cause__ else None

@@ -1,0 +1,91 @@
+"""A V2 REST request to a model and its answer, as inference sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import MalformedRequest
+from guard.manifest import InputSpec, OutputSpec
+from guard.serve.inference import AskedModel
+from guard.serve.rest.answer import RestAnswer, prediction
+from guard.serve.rest.call import FailedAnswer, RestCall
+from guard.serve.rest.decode import JSON_LENGTH, RestRequest, check_model, decode, encode, json_length, parse
+from guard.serve.rest.headers import values
+from guard.serve.rest.packing import coding_of, packed, unpacked
+from guard.serve.rest.upstream import RestUpstream
+from guard.serve.tensor import Decoded
+
+CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
+
+
+@dataclass
+class RestExchange:
+    """A request's bytes, and what is read of them."""
+
+    call: RestCall
+    upstream: RestUpstream
+    name: str
+    version: str
+    path: str  # for the upstream, with what stands behind a question mark
+    body: bytes  # what is forwarded: as it came, unless it is repaired
+    largest_bytes: int
+    request: RestRequest | None = field(default=None, init=False)
+    coding: str | None = field(default=None, init=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """The most bytes that the body may have, unpacked."""
+        packed_at_all = values(self.call.headers, "content-encoding")
+        return self.largest_bytes if packed_at_all else len(self.body)
+
+    @property
+    def versions(self) -> dict[str, tuple[str, ...]]:
+        return self.upstream.versions
+
+    def named(self) -> AskedModel:
+        """Unpack and parse the body. Raises MalformedRequest, TooLarge."""
+        headers = self.call.headers
+        check_charset(values(headers, "content-type"))
+        self.coding = coding_of(values(headers, "content-encoding"))
+        plain = unpacked(self.body, self.coding, self.largest_bytes)
+        self.request = parse(plain, json_length(values(headers, JSON_LENGTH)))
+        check_model(self.request, self.name, self.version)
+        return AskedModel(self.name, self.version, self.request.id)
+
+    def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
+        return decode(self.parsed, spec, max_items=max_items)
+
+    def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:  # noqa: ARG002  the JSON names it
+        self.body = packed(encode(self.parsed, images, decoded.form), self.coding)
+
+    @property
+    def parsed(self) -> RestRequest:
+        if self.request is None:
+            raise RuntimeError("the request was not parsed")
+        return self.request
+
+    async def ask(self) -> RestAnswer:
+        """Forward the request. Raises FailedAnswer, UpstreamDown."""
+        answer = await self.upstream.ask("POST", self.path, self.call.upward, self.body)
+        if not answer.ok:
+            raise FailedAnswer(answer)
+        return answer
+
+    def predicted(self, answer: RestAnswer, output: OutputSpec, items: int) -> NDArray[np.int64] | None:
+        return prediction(answer, output, items, largest_bytes=self.upstream.max_bytes)
+
+    def answer_bytes(self, answer: RestAnswer) -> int:
+        return self.upstream.max_bytes if values(answer.headers, "content-encoding") else len(answer.body)
+
+
+def check_charset(content_types: list[str]) -> None:
+    """Raise MalformedRequest for text that is not UTF-8 by its own word."""
+    for content_type in content_types:
+        for parameter in content_type.lower().split(";")[1:]:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "charset" and value.strip().strip('"') not in CHARSETS:
+                raise MalformedRequest(f"the Content-Type names the charset {value.strip()[:20]!r}; JSON is in UTF-8")
