@@ -73,7 +73,7 @@ class ServeConfig:
     reject_rate: float | None = None  # share of clean items that may be rejected; None: the bundle's
     flag_rate: float | None = None  # the same for flagged ones, rejected ones included; None: the bundle's
     rows: Rows = "any"  # whether one rejected item rejects its request, or the request is judged as a whole
-    forward: Forward = "after"  # the verdict, or before it: then a closed model's answer is held, and counts in it
+    forward: Forward = "after"  # the verdict, before it, as a closed model's answer counts in it, or at once
     repair: str | None = None  # denoiser through which flagged items are cleaned
     tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker can search by it
     allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig", "@statistics"

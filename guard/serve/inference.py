@@ -1,7 +1,8 @@
 """The inference of one request, whatever protocol brought it: it is inspected, and forwarded or refused.
 
 Where a model's `forward` is "before", a request that is not rejected already is forwarded, the model's answer is held
-and read, and the verdict on both decides whether it is delivered or discarded.
+and read, and the verdict on both decides whether it is delivered or discarded. Where it is "together", the model is
+asked while the request is inspected, and its answer held until the verdict.
 
 Rule 1: what was inspected is what is forwarded: the bytes as they came. REPAIR alone re-encodes, and logs both hashes.
 Rule 2: what could not be inspected passes only where mode or on_failure say so; then it is marked and counted.
@@ -22,13 +23,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.answer_evidence import AnswerCalibration
 from guard.errors import GuardError, Overloaded, Rejected, Unchecked
 from guard.judge import Inspection
 from guard.manifest import InputSpec, OutputSpec
 from guard.policy import Action
 from guard.serve.admission import Admission
 from guard.serve.client_queues import ClientQueues
+from guard.serve.early_answer import EarlyAnswer
 from guard.serve.failure_table import ALLOWED_MODEL, BREAKER_OPEN, OFF
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.inference_call import UNCHECKED, InferenceCall
@@ -36,6 +37,7 @@ from guard.serve.inference_records import InferenceRecords
 from guard.serve.inspector import label
 from guard.serve.metrics import OTHER
 from guard.serve.models import Models, ModelTable
+from guard.serve.outcome import Outcome, Undecided
 from guard.serve.sampling import NOT_SAMPLED
 from guard.serve.tensor import Decoded, tensor_digest
 
@@ -53,6 +55,7 @@ class AskedModel:
     name: str
     version: str
     request_id: str
+    in_sequence: bool = False  # of a model that keeps a state between requests
 
 
 class Exchange(Protocol[Answer]):
@@ -81,32 +84,6 @@ class Exchange(Protocol[Answer]):
         """The class [item] that an answer names; None where it does not show it. It never fails."""
 
     def answer_bytes(self, answer: Answer) -> int: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of inspecting one request."""
-
-    model: str  # metric label
-    action: str  # of the request: an Action, would_*, or unchecked
-    items: tuple[str, ...]  # of each item
-    told: str
-    guarded: GuardedModel | None = None  # where it was inspected
-    prediction: NDArray[np.int64] | None = None  # ours, where the upstream sees the same input
-
-    @property
-    def answered(self) -> bool:
-        """Whether the model has seen, or may have seen, the request before the verdict."""
-        return self.guarded is not None and self.guarded.inspector.answers is not None
-
-
-@dataclass(frozen=True, eq=False)
-class Undecided:
-    """A request that the programs do not reject, and whose verdict waits for the model's answer."""
-
-    guarded: GuardedModel
-    found: Inspection
-    answers: AnswerCalibration
 
 
 class Aside(Protocol):
@@ -170,11 +147,21 @@ class Inference:
         if call.patience is not None:
             call.patience.cancel()
         call.inspect_by += time.monotonic() - call.began  # the message's way here is no part of the guard's time
-        outcome = await self.placed(exchange, call)
-        if isinstance(outcome, Undecided):
-            return await self.hold(outcome, exchange, call)
-        self.settle(outcome, call)
-        return await self.forward(outcome, exchange, call)
+        early = EarlyAnswer(partial(self.ask, exchange, call))
+        try:
+            outcome = await self.placed(exchange, call, early)
+            if isinstance(outcome, Undecided):
+                return await self.hold(outcome, exchange, call)
+            self.settle(outcome, call)
+            return await self.forward(outcome, exchange, call, early)
+        finally:
+            self.end_early(early)
+
+    def end_early(self, early: EarlyAnswer[Any]) -> None:
+        """Cancel a call to the model server that nothing waits for, and count what became of its answer."""
+        if early.has_begun:
+            early.give_up()
+            self.metrics.held_answers.labels("delivered" if early.wanted else "discarded").inc()
 
     async def inspect_alone(self, exchange: Exchange[Any], call: InferenceCall) -> None:
         """Inspect a request that others forward: where it may pass, the verdict is in the call.
@@ -190,9 +177,11 @@ class Inference:
             raise Unchecked("this door does not hold the model's answer, for which the verdict waits")
         self.settle(outcome, call)
 
-    async def placed(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
+    async def placed(
+        self, exchange: Exchange[Any], call: InferenceCall, early: EarlyAnswer[Any] | None = None
+    ) -> Outcome | Undecided:
         """Inspect a request, and give the call's place back once that is done."""
-        outcome = await self.examine(exchange, call)
+        outcome = await self.examine(exchange, call, early)
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=True)
         return outcome
@@ -208,11 +197,13 @@ class Inference:
                 f"guard-id {call.id}"
             )
 
-    async def examine(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
+    async def examine(
+        self, exchange: Exchange[Any], call: InferenceCall, early: EarlyAnswer[Any] | None
+    ) -> Outcome | Undecided:
         """Inspect a request; where that fails, mode and on_failure decide whether it passes."""
         if self.off:
             return self.unchecked(OTHER, OFF, call)
-        return await self.checked(self.inspect(exchange, call), call)
+        return await self.checked(self.inspect(exchange, call, early), call)
 
     async def checked(self, inspecting: Awaitable[Found], call: InferenceCall) -> Found | Outcome:
         """Await an inspection; where it fails, mode and on_failure decide whether the request passes."""
@@ -244,7 +235,9 @@ class Inference:
             return asked, None
         return asked, exchange.decode(guarded.spec.input, max_items=guarded.inspector.max_items)
 
-    async def inspect(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
+    async def inspect(
+        self, exchange: Exchange[Any], call: InferenceCall, early: EarlyAnswer[Any] | None
+    ) -> Outcome | Undecided:
         began = time.monotonic()
         asked, decoded = await self.aside(exchange.size_bytes, partial(self.read, exchange, call))
         guarded: GuardedModel | None = call.guarded
@@ -259,16 +252,20 @@ class Inference:
         self.move(call, guarded.loaded.admission)
         self.metrics.stage("decode", time.monotonic() - began)
         inspector = guarded.inspector
+        if early is not None and guarded.config.forward == "together" and not asked.in_sequence:
+            inspector.check(call.items)
+            early.begin()
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if (answers := inspector.answers) is not None:
-            early = inspector.before_answer(found, answers)
-            if early.enacted is not Action.REJECT:
+            before = inspector.before_answer(found, answers)
+            if before.enacted is not Action.REJECT:
                 return Undecided(guarded, found, answers)
             self.metrics.held_answers.labels("not_asked").inc()
-            return self.decided(guarded, early, call, {"model_asked": False})
+            return self.decided(guarded, before, call, {"model_asked": False})
         if found.enacted is Action.REPAIR:
             return await self.repair(guarded, exchange, decoded, found, call)
-        return self.decided(guarded, found, call)
+        asked_fields = {"model_asked": True} if early is not None and early.has_begun else NOTHING
+        return self.decided(guarded, found, call, asked_fields)
 
     def move(self, call: InferenceCall, admission: Admission) -> None:
         """Give a call that was let in before its model was known its place at the right queue. Raises Overloaded."""
@@ -351,8 +348,10 @@ class Inference:
         self.records.count_unchecked(model, reason, call, fields, cause)
         return Outcome(model, UNCHECKED, (UNCHECKED,) * call.items, UNCHECKED)
 
-    async def forward(self, outcome: Outcome, exchange: Exchange[Answer], call: InferenceCall) -> Answer:
-        answer = await self.ask(exchange, call)
+    async def forward(
+        self, outcome: Outcome, exchange: Exchange[Answer], call: InferenceCall, early: EarlyAnswer[Answer]
+    ) -> Answer:
+        answer = await early.get()
         if outcome.prediction is not None and outcome.guarded is not None:
             theirs = await self.named_by(answer, outcome.guarded.spec.output, exchange, call)
             outcome.guarded.comparison.compare(outcome.prediction, theirs)

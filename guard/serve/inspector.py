@@ -60,10 +60,14 @@ class Inspector:
             BreakerOpen: the engine is broken, and nothing waits for it.
             Overloaded, Unchecked, MalformedRequest: as `Batcher.submit`.
         """
-        self.judge.check_judgeable(len(images))
-        self.breaker.check()
+        self.check(len(images))
         readings = await self.read(images, deadline, inspect_by)
         return self.judge.judged(readings, self.calibration, jitter(images) if self.answers else np.zeros(len(images)))
+
+    def check(self, items: int) -> None:
+        """Raise Uninspectable or BreakerOpen where a request of so many items cannot be inspected, as things are."""
+        self.judge.check_judgeable(items)
+        self.breaker.check()
 
     async def read(self, images: NDArray[Any], deadline: float, inspect_by: float) -> Readings:
         """Have images [item, ...] read, and count for the breaker how that ended. Raises as `inspect`."""

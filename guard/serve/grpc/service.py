@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.manifest import InputSpec, OutputSpec
+from guard.serve.early_answer import in_sequence
 from guard.serve.grpc import decode
 from guard.serve.grpc.acceptor import TICKET
 from guard.serve.grpc.answer import prediction
@@ -50,7 +51,7 @@ class GrpcExchange:
     def named(self) -> AskedModel:
         self.message = decode.parse(self.request)
         message = self.message.message
-        return AskedModel(message.model_name, message.model_version, message.id)
+        return AskedModel(message.model_name, message.model_version, message.id, in_sequence(message.parameters))
 
     @property
     def parsed(self) -> decode.Request:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from guard.errors import MalformedRequest
 from guard.manifest import InputSpec, OutputSpec
+from guard.serve.early_answer import in_sequence
 from guard.serve.inference import AskedModel
 from guard.serve.rest.answer import RestAnswer, prediction
 from guard.serve.rest.call import FailedAnswer, RestCall
@@ -54,7 +55,7 @@ class RestExchange:
         plain = unpacked(self.body, self.coding, self.largest_bytes)
         self.request = parse(plain, json_length(values(headers, JSON_LENGTH)))
         check_model(self.request, self.name, self.version)
-        return AskedModel(self.name, self.version, self.request.id)
+        return AskedModel(self.name, self.version, self.request.id, in_sequence(self.request.parameters))
 
     def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
         return decode(self.parsed, spec, max_items=max_items)
