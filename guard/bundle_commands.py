@@ -18,6 +18,14 @@ from guard.options import (
     Threads,
 )
 
+Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS; the options below mean it, too.")]
+Ca = Annotated[Path | None, typer.Option(metavar="PEM", help="Whom to trust.", show_default="the system's")]
+ClientCertificate = Annotated[Path | None, typer.Option(metavar="PEM", help="What to show.", show_default=False)]
+ClientKey = Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.", show_default=False)]
+ServerName = Annotated[
+    str | None, typer.Option(help="The name in the server's certificate.", show_default="the address's")
+]
+
 
 def score(
     bundle: BundleArgument,
@@ -134,6 +142,7 @@ def serve(
 ) -> None:
     """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc, which writes a line for each failed handshake
     from guard.config import load_config, service_links
     from guard.serve.log import Log
     from guard.serve.server import serve as run
@@ -182,20 +191,17 @@ def probe(
     *,
     service: Annotated[str, typer.Option(help="readiness, or empty for liveness.")] = "readiness",
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 2.0,
-    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS; the options below mean it, too.")] = False,
-    ca: Annotated[Path | None, typer.Option(metavar="PEM", help="Whom to trust.", show_default="the system's")] = None,
-    certificate: Annotated[Path | None, typer.Option(metavar="PEM", help="What to show.", show_default=False)] = None,
-    key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.", show_default=False)] = None,
-    server_name: Annotated[
-        str | None, typer.Option(help="The name in the server's certificate.", show_default="HOST")
-    ] = None,
+    tls: Tls = False,
+    ca: Ca = None,
+    certificate: ClientCertificate = None,
+    key: ClientKey = None,
+    server_name: ServerName = None,
 ) -> None:
     """Exit code 0 if the guard is healthy, 10 if not: for exec probes and scripts."""
-    from guard.serve.probe import ProbeTls
+    from guard.serve.client_channel import ClientTls
     from guard.serve.probe import probe as run
 
-    wanted = tls or any(given is not None for given in (ca, certificate, key, server_name))
-    spoken = ProbeTls(ca, certificate, key, server_name) if wanted else None
+    spoken = ClientTls.of(tls=tls, ca=ca, certificate=certificate, key=key, server_name=server_name)
     run(address, service, timeout_s=timeout_s, tls=spoken)
 
 
@@ -203,14 +209,29 @@ def drain(
     address: Annotated[
         str,
         typer.Argument(
-            metavar="HOST:PORT", envvar="GUARD_ADMIN_LISTEN", help="The guard's admin_listen.", show_envvar=True
+            metavar="HOST:PORT|unix:PATH",
+            envvar="GUARD_ADMIN_LISTEN",
+            help="The guard's admin_listen.",
+            show_envvar=True,
         ),
     ] = "127.0.0.1:8083",
+    *,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(envvar="GUARD_ADMIN_TOKENS", help="File with a token of admin_tokens.", show_default=False),
+    ] = None,
+    tls: Tls = False,
+    ca: Ca = None,
+    certificate: ClientCertificate = None,
+    key: ClientKey = None,
+    server_name: ServerName = None,
 ) -> None:
     """Send a guard's clients elsewhere before it is stopped: for preStop hooks. Returns after its drain_s."""
+    from guard.serve.client_channel import ClientTls
     from guard.serve.drain_call import drain as run
 
-    typer.echo(run(address))
+    spoken = ClientTls.of(tls=tls, ca=ca, certificate=certificate, key=key, server_name=server_name)
+    typer.echo(run(address, tls=spoken, token_file=token_file))
 
 
 def conformance(

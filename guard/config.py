@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from guard.errors import ConfigError
 from guard.model_config import ModelConfig
-from guard.policy import Forward, Mode, OnFailure, Rows
+from guard.policy import Forward, Mode, OnFailure, Rows, Shadow
 from guard.service_links import is_service_link
 from guard.target import WANTED, is_authority, is_url, parse_target, socket_path, split_address
 
@@ -34,6 +34,9 @@ GONE = {  # settings of earlier versions, and what to do instead
     "timeout_s": "a call without a deadline is forwarded without one; inspect_timeout_s bounds the guard's own part, "
     "and grace_s what is under way at the end of a drain",
 }
+
+
+StreamReplies = Literal["auto", "wrapped", "bare"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class ServeConfig:
     trusted_keys: tuple[str, ...] = ()  # PEM files of public keys; a bundle must be signed by one of them
     require_signature: bool | None = None  # None: where there are trusted_keys
     mode: Mode = "enforce"  # shadow and off change nothing for any client, flag rejects nothing
+    shadow: Shadow = "inline"  # whether callers wait for an inspection in mode shadow, or it comes afterwards
     on_failure: OnFailure = "closed"  # whether a request that cannot be checked passes
     breaker_failures: int | None = 5  # inspections that fail in a row before the self-check decides; None: no breaker
     breaker_share: float = 0.5  # the same of the last hundred inspections
@@ -76,6 +80,7 @@ class ServeConfig:
     forward: Forward = "after"  # the verdict, before it, as a closed model's answer counts in it, or at once
     repair: str | None = None  # denoiser through which flagged items are cleaned
     tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker can search by it
+    stream_replies: StreamReplies = "auto"  # shape of the replies of ModelStreamInfer: Triton's, MLServer's, or by name
     allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig", "@statistics"
     allow_models: tuple[str, ...] = ()  # further model names to pass uninspected
     device: Literal["cpu", "cuda"] = "cpu"  # of the programs; cuda never falls back in silence

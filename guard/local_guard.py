@@ -7,23 +7,26 @@ Rule 3: an input is judged and never changed: repairs and the comparison with a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import Bundle
 from guard.calibration import check_promise
 from guard.cascade import Readings, joined
 from guard.errors import ConfigError, DataError
 from guard.judge import Inspection, Judge
-from guard.policy import Policy, Rows
+from guard.manifest import ModelSpec
+from guard.policy import Mode, OnFailure, Policy, Rows
 from guard.runtime import Runtime
 from guard.session import Device
+from guard.signing import Trust, open_trusted
 from guard.value_faults import value_fault
 
+CHOICES = {"rows": get_args(Rows), "mode": get_args(Mode), "on_failure": get_args(OnFailure)}
 MAX_BATCH_ROWS = 64  # on the device at once, variant rows counted: what the sidecar takes by default
 
 
@@ -41,35 +44,51 @@ class LocalGuard:
         reject_rate: float | None = None,
         flag_rate: float | None = None,
         rows: Rows = "any",
+        mode: Mode = "enforce",
+        on_failure: OnFailure = "closed",
         device: Device = "cpu",
         threads: int | None = None,
+        trusted_keys: Sequence[str | Path] = (),
     ) -> LocalGuard:
         """Open a bundle, verify every file, and let it check itself; rates that are None are the bundle's own.
 
+        `mode` is what becomes of a verdict (`enacted`); `on_failure` counts for the interceptors of a server alone.
+
+        With `trusted_keys`, PEM files of public keys, the bundle must be signed by one of them.
+
         Raises:
-            BundleError: the bundle is damaged, foreign, or answers otherwise on this machine.
-            ConfigError, PromiseError: the clean data cannot promise a rate, or flags are rarer than rejections.
+            BundleError: the bundle is damaged, foreign, not signed as wanted, or answers otherwise on this machine.
+            ConfigError: a key cannot be read, or flags are rarer than rejections.
+            PromiseError: the clean data cannot promise a rate.
             DeviceError: the device that was asked for is not there.
         """
-        opened = Bundle.open(bundle)
+        opened, _ = open_trusted(bundle, Trust.of(trusted_keys))
         manifest = opened.manifest
         policy = Policy(
             reject_rate=manifest.reject_rate if reject_rate is None else reject_rate,
             flag_rate=manifest.flag_rate if flag_rate is None else flag_rate,
             rows=rows,
+            mode=mode,
+            on_failure=on_failure,
         )
         if policy.flag_rate < policy.reject_rate:
             raise ConfigError(
                 f"flag_rate = {policy.flag_rate:g} is below reject_rate = {policy.reject_rate:g}; "
                 "every rejected item counts as flagged, so it must be at least as large"
             )
-        if rows not in ("any", "request"):
-            raise ConfigError(f"rows = {rows!r}; wanted 'any' or 'request'")
+        for name, choices in CHOICES.items():
+            if (found := getattr(policy, name)) not in choices:
+                raise ConfigError(f"{name} = {found!r}; wanted one of {', '.join(choices)}")
         for name in ("reject_rate", "flag_rate"):
             check_promise(getattr(policy, name), opened.calibration.items, name=name)
         runtime = Runtime.open(opened, device=device, threads=threads, shared=True, only_repairs=())
         runtime.self_check()
         return LocalGuard(runtime, Judge(policy, opened.calibration))
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model that the bundle was made for."""
+        return self.runtime.bundle.manifest.model
 
     def inspect(self, images: NDArray[Any]) -> Inspection:
         """Inspect wire inputs [item, ...] as one request: the readings and the verdict on each item and on all.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from guard.errors import ConfigError
-from guard.policy import Forward, Mode, OnFailure, Policy, Rows
+from guard.policy import Forward, Mode, OnFailure, Policy, Rows, Shadow
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class ModelConfig:
     mode: Mode = "enforce"
     on_failure: OnFailure = "closed"
     sample: float = 1.0
+    shadow: Shadow = "inline"
     reject_rate: float | None = None  # None: the bundle's
     flag_rate: float | None = None
     rows: Rows = "any"

@@ -14,6 +14,7 @@ Mode = Literal["enforce", "flag", "shadow", "off"]
 OnFailure = Literal["closed", "open"]
 Rows = Literal["any", "request"]
 Forward = Literal["after", "before", "together"]
+Shadow = Literal["inline", "queue"]
 
 
 class Action(StrEnum):

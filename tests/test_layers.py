@@ -43,8 +43,8 @@ LAZY = {
     "guard/session.py": {"onnxruntime"},
     "guard/pictures.py": {"PIL"},
     **{f"guard/arrow_{part}.py": {"pyarrow"} for part in ("files", "labels", "values")},  # the extra [tables]
-    "guard/signing.py": {"cryptography"},  # the extra [sign]
     "guard/serve/envoy/messages.py": {"envoy"},  # the extra [envoy]
+    "guard/signing.py": {"cryptography"},  # the extra [sign]
     "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
 }
 EXTRAS = {"guard/serve/rest/": "rest"}  # rooms that may import what an extra installs, and are opened lazily
@@ -86,7 +86,7 @@ def of_extra(room: str | None) -> set[str]:
     if room is None:
         return set()
     lines = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    return {re.split(r"[<>=!~\[;]", line)[0].strip() for line in lines[EXTRAS[room]]} | {"h11"}  # uvicorn's own
+    return {re.split(r"[<>=!~\[;]", line)[0].strip() for line in lines[EXTRAS[room]]}
 
 
 def breaches(file: str, source: str) -> list[str]:

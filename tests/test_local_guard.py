@@ -99,7 +99,7 @@ def test_an_array_in_another_order_is_read_as_it_is(local: LocalGuard) -> None:
     [
         ({"reject_rate": 1e-6}, PromiseError, "cannot be promised"),
         ({"reject_rate": 0.1, "flag_rate": 0.05}, ConfigError, "flag_rate = 0.05 is below"),
-        ({"rows": "each"}, ConfigError, "wanted 'any' or 'request'"),
+        ({"rows": "each"}, ConfigError, "rows = 'each'; wanted one of any, request"),
     ],
 )
 def test_a_promise_that_cannot_be_kept_opens_nothing(

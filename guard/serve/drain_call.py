@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 
 from guard.errors import NotReadyError
+from guard.serve.client_channel import ClientTls, channel_to, token_metadata
 from guard.serve.grpc.wire.guard_pb2 import DrainRequest, DrainResponse
 
 METHOD = "/guard.v1.Guard/Drain"
@@ -16,16 +19,18 @@ POLL_S = 0.2
 LATE_S = 1.0  # that a guard may need beyond the time that it named
 
 
-def drain(address: str) -> str:
+def drain(address: str, *, tls: ClientTls | None = None, token_file: Path | None = None) -> str:
     """Let the guard whose admin listener is at `address` drain, and return what became of it once it accepts no more.
 
     This takes the guard's `drain_s`, and no more than that where something fails.
 
     Raises:
+        ConfigError: a file for TLS, or that of the token, cannot be used.
         NotReadyError: no guard answers there, or it did not end its drain in time.
     """
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        start: Any = channel.unary_unary(METHOD)
+    metadata = token_metadata(token_file)
+    with channel_to(address, tls) as channel:
+        start: Any = partial(channel.unary_unary(METHOD), metadata=metadata)
         try:
             found = ask(start, ANSWER_S)
         except grpc.RpcError as error:

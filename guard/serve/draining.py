@@ -32,6 +32,8 @@ LEAVE_S = 0.5  # for clients that were told to stop calling, before their calls 
 class Entrance(Protocol):
     """A listener whose clients can be told to leave, whatever protocol they speak."""
 
+    address: str
+
     @property
     def told(self) -> Collection[Any]:
         """The clients that were told."""
@@ -46,7 +48,7 @@ class Entrance(Protocol):
         """Accept no further connections; those that are open stay."""
 
     async def stop(self) -> None:
-        """Close."""
+        """Close the listener and its connections."""
 
 
 @dataclass(frozen=True)

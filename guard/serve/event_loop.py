@@ -33,7 +33,7 @@ class EventLoop(BaseLoop):
     def add_reader(  # type: ignore[override]  # the base names the arguments' types one by one
         self, fd: Any, callback: Callable[..., Any], *args: Any
     ) -> None:
-        super().add_reader(fd, Drain(fd, callback) if is_grpcs(fd, callback) else callback, *args)
+        super().add_reader(fd, SocketReader(fd, callback) if is_grpcs(fd, callback) else callback, *args)
 
 
 def is_grpcs(fd: Any, callback: Any) -> bool:
@@ -43,7 +43,7 @@ def is_grpcs(fd: Any, callback: Any) -> bool:
     return poller is not None and isinstance(owner, poller) and isinstance(fd, socket.socket)
 
 
-class Drain:
+class SocketReader:
     """A reader of gRPC's socket that looks for further bytes as often as it lately found some.
 
     A look costs as much as the read itself. Where the last looks found one byte each, most reads go without: of a burst

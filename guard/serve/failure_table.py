@@ -1,6 +1,6 @@
 """The table of failures: where a request can fail, whether it then passes, and what client, metrics and log are told.
 
-Where a failure passes is decided here (`passing`, `passes`), README shows it (`as_markdown`), and a test drives each of
+Where a failure passes is decided here (`excuse`), README shows it (`as_markdown`), and a test drives each of
 its cells from a configuration file to the wire.
 
 Rule 1: what is wrong with a request itself never passes by `on_failure`: else sending it would be a way past the guard.
@@ -24,7 +24,7 @@ from guard.errors import (
     Uninspectable,
     UpstreamDown,
 )
-from guard.policy import Mode, OnFailure
+from guard.policy import Mode, OnFailure, Policy
 from guard.serve.sampling import NOT_SAMPLED
 
 Passing = Literal["never", "in shadow", "by on_failure", "always"]
@@ -33,6 +33,7 @@ LogLevel = Literal["debug", "warning"]
 OF_REQUEST = (MalformedRequest, Uninspectable)
 OF_GUARD = (Unchecked, InspectionTimeout, BreakerOpen, Overloaded)
 UNCHECKED, OFF, INTERNAL, ALLOWED_MODEL = "unchecked", "off", "internal", "allowed_model"
+SHADOW_QUEUE = "shadow_queue"  # inspected after it was forwarded
 BREAKER_OPEN = BreakerOpen().reason.lower()
 UNCHECKED_TOTAL, REFUSED_TOTAL, REQUESTS_TOTAL = "guard_unchecked_total", "guard_refused_total", "guard_requests_total"
 
@@ -79,6 +80,13 @@ def passing(error: Exception) -> Passing:
     if isinstance(error, GuardError) and not isinstance(error, OF_GUARD):
         return "never"  # it is the answer
     return "by on_failure"  # out of order, overloaded, or a fault of ours
+
+
+def excuse(policy: Policy, error: Exception) -> str | None:
+    """The reason for which a request passes uninspected after an error; None where the error is the answer."""
+    if not passes(passing(error), policy.mode, policy.on_failure):
+        return None
+    return error.reason.lower() if isinstance(error, GuardError) else INTERNAL
 
 
 def passes(passing: Passing, mode: Mode, on_failure: OnFailure) -> bool:

@@ -42,6 +42,11 @@ class GuardedModel:
     def policy(self) -> Policy:
         return self.inspector.policy
 
+    @property
+    def is_shadowed_later(self) -> bool:
+        """Whether requests pass first, and are inspected afterwards."""
+        return self.policy.mode == "shadow" and self.config.shadow == "queue"
+
     def check_version(self, named: str, served: tuple[str, ...] | None) -> None:
         """Check that a request for this version ("": the server's choice) reaches the weights that the bundle is for.
 

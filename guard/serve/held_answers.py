@@ -16,11 +16,16 @@ def held_answers(config: ModelConfig, bundle: Bundle, *, allow_methods: Sequence
     """The calibration by which answers count in verdicts; None where they do not count.
 
     Raises:
-        ConfigError: repair or streams are asked for as well.
+        ConfigError: repair, streams or the shadow queue are asked for as well.
         BundleError: the bundle has none.
     """
     if config.forward == "after":
         return None
+    if config.mode == "shadow" and config.shadow == "queue":
+        raise ConfigError(
+            f"forward = {config.forward!r} excludes shadow = 'queue': what is inspected after its answer holds nothing "
+            "back; leave one of them out"
+        )
     if config.repair is not None:
         raise ConfigError(
             f"forward = {config.forward!r} excludes repair = {config.repair!r}: the model has seen the input when "

@@ -38,7 +38,7 @@ def listener_identity(config: ServeConfig) -> Rotated[Identity] | None:
 def upstream_identity(config: ServeConfig) -> Rotated[Identity] | None:
     """The identity that the model server sees; None where no file has a part in it. Raises ConfigError."""
     names = ("upstream_certificate", "upstream_key", "upstream_ca")
-    if not config.upstream_tls:
+    if not config.upstream_tls and not config.rest_upstream.startswith("https://"):
         for name in names:
             if (value := getattr(config, name)) is not None:
                 raise ConfigError(

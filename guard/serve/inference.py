@@ -28,9 +28,10 @@ from guard.judge import Inspection
 from guard.manifest import InputSpec, OutputSpec
 from guard.policy import Action
 from guard.serve.admission import Admission
+from guard.serve.aside import Aside
 from guard.serve.client_queues import ClientQueues
 from guard.serve.early_answer import EarlyAnswer
-from guard.serve.failure_table import ALLOWED_MODEL, BREAKER_OPEN, OFF
+from guard.serve.failure_table import ALLOWED_MODEL, BREAKER_OPEN, OFF, SHADOW_QUEUE
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.inference_call import UNCHECKED, InferenceCall
 from guard.serve.inference_records import InferenceRecords
@@ -39,10 +40,17 @@ from guard.serve.metrics import OTHER
 from guard.serve.models import Models, ModelTable
 from guard.serve.outcome import Outcome, Undecided
 from guard.serve.sampling import NOT_SAMPLED
+from guard.serve.shadow_queue import ShadowQueue, ShadowRequest
 from guard.serve.tensor import Decoded, tensor_digest
 
 READ_PATIENCE_S = 0.25  # for a message, before its call no longer counts among those that others wait for
-NEVER_BEGUN = (OFF, ALLOWED_MODEL, NOT_SAMPLED, BREAKER_OPEN)  # why no inspection began, so that it took no time
+NEVER_BEGUN = (
+    OFF,
+    ALLOWED_MODEL,
+    NOT_SAMPLED,
+    BREAKER_OPEN,
+    SHADOW_QUEUE,
+)  # why none took any time
 NOTHING: Mapping[str, Any] = {}
 Found = TypeVar("Found")
 Answer = TypeVar("Answer")
@@ -74,6 +82,9 @@ class Exchange(Protocol[Answer]):
     def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
         """Decode the tensor of a parsed request. Raises MalformedRequest, Uninspectable."""
 
+    def decoder(self, spec: InputSpec, *, max_items: int) -> Callable[[], Decoded]:
+        """The work of `decode`, to be done later, without the call."""
+
     def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:
         """Put other images in the place of the decoded ones in what is forwarded."""
 
@@ -86,12 +97,6 @@ class Exchange(Protocol[Answer]):
     def answer_bytes(self, answer: Answer) -> int: ...
 
 
-class Aside(Protocol):
-    """A runner of work that is done off the event loop where it may take long."""
-
-    async def __call__(self, size_bytes: int, work: Callable[[], Found]) -> Found: ...
-
-
 @dataclass(kw_only=True)
 class Inference:
     """What all doors do with a request to a model: admit, inspect, forward, and count it."""
@@ -99,6 +104,7 @@ class Inference:
     models: Models
     records: InferenceRecords
     aside: Aside
+    shadow: ShadowQueue
 
     def __post_init__(self) -> None:
         self.metrics, self.log = self.records.metrics, self.records.log
@@ -194,7 +200,7 @@ class Inference:
             kept_away = "" if outcome.answered else ", so it was not forwarded to the model"
             raise Rejected(
                 f"refused by the guard: the input looks adversarial{kept_away}; if it is genuine, give the operator "
-                f"guard-id {call.id}"
+                f"guard-id {call.name}"
             )
 
     async def examine(
@@ -231,7 +237,7 @@ class Inference:
         asked = exchange.named()
         call.message_id = asked.request_id
         guarded = call.guarded = self.models.find(asked.name, asked.version, exchange.versions)
-        if guarded is None or guarded.policy.mode == "off":
+        if guarded is None or guarded.policy.mode == "off" or guarded.is_shadowed_later:
             return asked, None
         return asked, exchange.decode(guarded.spec.input, max_items=guarded.inspector.max_items)
 
@@ -243,11 +249,13 @@ class Inference:
         guarded: GuardedModel | None = call.guarded
         if guarded is None:
             return self.unchecked(self.metrics.model(asked.name), ALLOWED_MODEL, call)
+        if guarded.is_shadowed_later:
+            return self.shadowed_later(guarded, exchange, call)
         if decoded is None:
             return self.unchecked(guarded.label, OFF, call)
         call.items = len(decoded.images)
-        if not guarded.sampling.takes(call.id):
-            return self.unchecked(guarded.label, NOT_SAMPLED, call, guarded.sampling.fields(call.id))
+        if not guarded.sampling.takes(call.name):
+            return self.unchecked(guarded.label, NOT_SAMPLED, call, guarded.sampling.fields(call.name))
         call.inspect_by += guarded.config.inspect_timeout_s - call.budget_s
         self.move(call, guarded.loaded.admission)
         self.metrics.stage("decode", time.monotonic() - began)
@@ -267,6 +275,14 @@ class Inference:
         asked_fields = {"model_asked": True} if early is not None and early.has_begun else NOTHING
         return self.decided(guarded, found, call, asked_fields)
 
+    def shadowed_later(self, guarded: GuardedModel, exchange: Exchange[Any], call: InferenceCall) -> Outcome:
+        """Let a request pass that is inspected afterwards, if it is sampled and the shadow queue has room."""
+        if not guarded.sampling.takes(call.name):
+            return self.unchecked(guarded.label, NOT_SAMPLED, call, guarded.sampling.fields(call.name))
+        decoder = exchange.decoder(guarded.spec.input, max_items=guarded.inspector.max_items)
+        self.shadow.offer(ShadowRequest(guarded, decoder, exchange.size_bytes, call.names))
+        return self.unchecked(guarded.label, SHADOW_QUEUE, call)
+
     def move(self, call: InferenceCall, admission: Admission) -> None:
         """Give a call that was let in before its model was known its place at the right queue. Raises Overloaded."""
         if len(self.queues.admissions) > 1:
@@ -284,7 +300,7 @@ class Inference:
         readings = found.readings
         self.metrics.inspected(guarded.label, found.detectors, readings.p_value, readings.detector_p)
         if found.verdict.request is not Action.PASS:
-            self.records.log_verdict(guarded.label, call, found, {**fields, **guarded.sampling.fields(call.id)})
+            self.records.log_verdict(guarded.label, call, found, {**fields, **guarded.sampling.fields(call.name)})
         told = found.enacted if guarded.config.tell_flags or found.enacted is Action.REJECT else Action.PASS
         return Outcome(
             model=guarded.label,
@@ -377,6 +393,11 @@ class Inference:
 
     def ended(self, call: InferenceCall) -> None:
         """Give back a call's place, and count what became of it."""
+        self.passed_on(call)
+        self.records.count_seconds(call)
+
+    def passed_on(self, call: InferenceCall) -> None:
+        """Give back the place of a message that has no one answer that a client waits for, and count it."""
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=False)
         self.records.count_call(call)

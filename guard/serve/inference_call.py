@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal, Protocol, get_args
 
 from guard.serve.admission import Place
@@ -42,8 +42,12 @@ class InferenceCall(Protocol):
         """The client whose call it is: a connection."""
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> Mapping[str, Any]:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
+
+    @property
+    def name(self) -> str:
+        """The name that a client is told, by which an operator finds the call's log lines."""
 
     @property
     def failure_code(self) -> str:

@@ -11,20 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from guard.errors import Rejected, RequestError
 from guard.judge import Inspection
-from guard.policy import Action
-from guard.serve.failure_table import ALLOWED_MODEL, OF_GUARD, OFF, UNCHECKED
+from guard.serve.failure_table import ALLOWED_MODEL, OF_GUARD, OFF, SHADOW_QUEUE, UNCHECKED
 from guard.serve.inference_call import InferenceCall
-from guard.serve.inspector import label
+from guard.serve.inspector import label, verdict_fields
 from guard.serve.log import Level, Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
 from guard.serve.sampling import NOT_SAMPLED
 
 REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
-MAX_LOGGED_ITEMS = 64
 
 
 @dataclass(frozen=True)
@@ -42,9 +38,9 @@ class InferenceRecords:
     def count_unchecked(
         self, model: str, reason: str, call: InferenceCall, fields: Mapping[str, Any], cause: Exception | None
     ) -> None:
-        """Count a request that passes uninspected, with a line in the log unless the operator leaves its model out."""
+        """Count a request that passes uninspected, with a line in the log unless all of its model's do."""
         self.metrics.unchecked.labels(model, reason).inc()
-        if reason in (OFF, ALLOWED_MODEL):
+        if reason in (OFF, ALLOWED_MODEL, SHADOW_QUEUE):
             return
         level: Level = "debug" if reason == NOT_SAMPLED else "warning"
         why = {} if cause is None else {"cause": str(cause), "because": because(cause)}
@@ -57,13 +53,17 @@ class InferenceRecords:
         action = outcome.action if decided else call.end
         known = call.guarded.label if call.guarded is not None and call.items else OTHER
         model = known if outcome is None else outcome.model
-        self.metrics.ended(model, action, call.end, time.monotonic() - call.began)
+        self.metrics.ended(model, action)
         if outcome is None and call.items:
             self.metrics.items.labels(model, call.end).inc(call.items)
         if action == "refused":
             self.note_refusal(call)
         elif action == "failed":
             self.metrics.upstream_failures.labels(call.failure_code).inc()
+
+    def count_seconds(self, call: InferenceCall) -> None:
+        """Count how long a call took, by how it ended."""
+        self.metrics.took(call.end, time.monotonic() - call.began)
 
     def note_refusal(self, call: InferenceCall) -> None:
         error = call.error
@@ -76,21 +76,8 @@ class InferenceRecords:
             self.log.warning("refused", **call.names, reason=reason, **why, held_back=held_back)
 
     def log_verdict(self, model: str, call: InferenceCall, found: Inspection, fields: Mapping[str, Any]) -> None:
-        readings, worst = found.readings, found.worst
-        detectors = zip(found.detectors, readings.detector_p[worst].tolist(), strict=True)
-        suspicious = [index for index, item in enumerate(found.verdict.items) if item is not Action.PASS]
-        self.log.info(
-            label(found.verdict.request, found.enacted),
-            **call.names,
-            model=model,
-            items=len(found.verdict.items),
-            suspicious=suspicious[:MAX_LOGGED_ITEMS],
-            worst_item=worst,
-            p_value=float(readings.p_value[worst]),
-            prediction=int(readings.prediction[worst]),
-            detectors={name: None if np.isnan(p) else p for name, p in detectors},
-            **fields,
-        )
+        event = label(found.verdict.request, found.enacted)
+        self.log.info(event, **call.names, model=model, **verdict_fields(found), **fields)
 
 
 def because(error: BaseException | None) -> str | None:

@@ -24,8 +24,9 @@ from guard.policy import Action, Policy, Verdict, repaired
 from guard.serve.batcher import Batcher
 from guard.serve.breaker import Breaker
 from guard.serve.engine import Engine
-from guard.serve.failure_table import INTERNAL, passes, passing
+from guard.serve.failure_table import excuse
 
+MAX_LOGGED_ITEMS = 64
 TOO_SLOW = "the inspection was not over within inspect_timeout_s"
 
 
@@ -61,7 +62,10 @@ class Inspector:
             Overloaded, Unchecked, MalformedRequest: as `Batcher.submit`.
         """
         self.check(len(images))
-        readings = await self.read(images, deadline, inspect_by)
+        return self.judged(await self.read(images, deadline, inspect_by), images)
+
+    def judged(self, readings: Readings, images: NDArray[Any]) -> Inspection:
+        """The verdict on images [item, ...] by their readings."""
         return self.judge.judged(readings, self.calibration, jitter(images) if self.answers else np.zeros(len(images)))
 
     def check(self, items: int) -> None:
@@ -127,9 +131,7 @@ class Inspector:
 
     def unchecked(self, error: Exception) -> str | None:
         """The reason for which a request passes uninspected after this error; None where the error is the answer."""
-        if not passes(passing(error), self.policy.mode, self.policy.on_failure):
-            return None
-        return error.reason.lower() if isinstance(error, GuardError) else INTERNAL
+        return excuse(self.policy, error)
 
     def item_labels(self, verdict: Verdict) -> tuple[str, ...]:
         """The label of each item's own verdict; where the request is judged as a whole, of the request's."""
@@ -140,3 +142,18 @@ class Inspector:
 def label(judged: Action, enacted: Action) -> str:
     """The action for metrics and logs: what happened, or what would have happened in `enforce`."""
     return judged.value if judged is enacted else f"would_{judged.value}"
+
+
+def verdict_fields(found: Inspection) -> dict[str, Any]:
+    """The fields of a log line about an inspection: its worst item, and what each detector made of that."""
+    readings, worst = found.readings, found.worst
+    detectors = zip(found.detectors, readings.detector_p[worst].tolist(), strict=True)
+    suspicious = [index for index, item in enumerate(found.verdict.items) if item is not Action.PASS]
+    return {
+        "items": len(found.verdict.items),
+        "suspicious": suspicious[:MAX_LOGGED_ITEMS],
+        "worst_item": worst,
+        "p_value": float(readings.p_value[worst]),
+        "prediction": int(readings.prediction[worst]),
+        "detectors": {name: None if np.isnan(p) else p for name, p in detectors},
+    }

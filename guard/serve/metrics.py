@@ -36,7 +36,11 @@ OTHER = "other"
 STREAMS = ("ModelStreamInfer",)
 LISTENERS = ("inference", "admin", "authz")
 HELD = ("not_asked", "delivered", "discarded", "not_compared")
-UNCHECKED_REASONS = ("unchecked", "overloaded", "inspection_timeout", "breaker_open", "internal", "not_sampled")
+UNCHECKED_REASONS = (
+    *("unchecked", "overloaded", "inspection_timeout", "breaker_open", "internal"),  # it failed
+    *("not_sampled", "shadow_queue"),  # the operator wants it so
+)
+SHADOWED = ("pass", "would_flag", "would_repair", "would_reject", "dropped", "failed")
 ACTIONS = (
     *("pass", "flag", "repair", "reject"),
     *("would_flag", "would_repair", "would_reject"),  # in modes that do not do it
@@ -178,10 +182,6 @@ class Metrics:
             "guard_dropped_total", "Requests dropped from the queue before the device", "model", "reason"
         )
         self.engine_failures = counter("guard_engine_failures_total", "Batches on which the engine failed", "model")
-        self.breaker_open = gauge(
-            "guard_breaker_open", "1 while inspections are given up at once, since the engine is broken", "model"
-        )
-        self.breaker_openings = counter("guard_breaker_openings_total", "Times the breaker has opened", "model")
         self.upstream_failures = counter(
             "guard_upstream_failures_total", "ModelInfer requests that the upstream failed, by its status", "code"
         )
@@ -225,6 +225,7 @@ class Metrics:
             ["model", "detector"],
         )
         self.name_standards(registry)
+        self.name_what_is_not_inspected(counter, gauge)
         self.begin_at_zero()
         registry.register(self.p_values)
         registry.register(self.detector_p_values)
@@ -250,6 +251,17 @@ class Metrics:
         text = "1; the versions of the guard and of what it stands on"
         Gauge("guard_build_info", text, tuple(labels), registry=registry).labels(**labels).set(1)
 
+    def name_what_is_not_inspected(self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]) -> None:
+        """Create the metrics of what callers do not wait for: a broken engine, and the shadow queue."""
+        self.breaker_open = gauge(
+            "guard_breaker_open", "1 while inspections are given up at once, since the engine is broken", "model"
+        )
+        self.breaker_openings = counter("guard_breaker_openings_total", "Times the breaker has opened", "model")
+        self.shadow_requests = counter(
+            "guard_shadow_requests_total", "Requests of the shadow queue by what became of them", "model", "action"
+        )
+        self.shadow_waiting = gauge("guard_shadow_waiting", "Requests that wait in the shadow queue")
+
     def begin_at_zero(self) -> None:
         """Name the children that matter before their first count, which then is a rise that an alarm can see."""
         self.end_seconds = {end: self.request_seconds.labels(end) for end in ENDS}
@@ -266,6 +278,8 @@ class Metrics:
             self.items.labels(model, action)
         for reason in UNCHECKED_REASONS:
             self.unchecked.labels(model, reason)
+        for action in SHADOWED:
+            self.shadow_requests.labels(model, action)
         for family in (self.compared, self.disagreed, self.disagreement):
             family.labels(model)
         self.p_values.begin(model)
@@ -285,12 +299,15 @@ class Metrics:
         """Count a request over HTTP that is over, by its procedure and the status that was told."""
         self.handled_http.labels(procedure, str(int(status))).inc()
 
-    def ended(self, model: str, action: str, end: End, seconds: float) -> None:
-        """Count a ModelInfer request that is over: what became of it, how its call ended, and after how long."""
+    def ended(self, model: str, action: str) -> None:
+        """Count a request that is over, by what became of it."""
         child = self.request_children.get((model, action))
         if child is None:  # looking a child up by its labels costs as much as all else here
             child = self.request_children[model, action] = self.requests.labels(model, action)
         child.inc()
+
+    def took(self, end: End, seconds: float) -> None:
+        """Count how long a request took, by how its call ended."""
         self.end_seconds[end].observe(seconds)
 
     def model(self, name: str) -> str:

@@ -45,6 +45,7 @@ class Security:
     principals: Principals  # of clients
     operators: Principals  # of the admin listener
     trust: Trust
+    tokens_in_the_clear: bool  # clients send them where others could read them
 
     @staticmethod
     def open(config: ServeConfig) -> Security:
@@ -59,6 +60,7 @@ class Security:
             Principals.of(config, clients),
             Principals() if admins is None else Principals("bearer", admins),
             Trust.of(config.trusted_keys, required=config.require_signature),
+            clients is not None and config.tls_certificate is None and not is_local(config.listen),
         )
 
     @property
@@ -112,6 +114,9 @@ class Following:
         for rotated in self.rotated:
             for outcome in ("replaced", "refused"):
                 self.reloads.labels(rotated.named, outcome)
+        if security.tokens_in_the_clear:
+            warning = "tokens travel in the clear to listen; set tls_certificate and tls_key, or end TLS in front of it"
+            log.warning("tokens in the clear", warning=warning)
         self.look()
 
     @property

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -27,21 +27,22 @@ from guard.errors import ConfigError
 from guard.serve.admin_access import check_admin
 from guard.serve.allocator import few_heaps
 from guard.serve.device_thread import DeviceThread
-from guard.serve.draining import Drain
-from guard.serve.envoy.authorization import HEADERS_BYTES, Authorization, check_settings
+from guard.serve.draining import Drain, Entrance
+from guard.serve.envoy.authorization import check_settings
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
+from guard.serve.further_doors import authorizing, serving_rest
 from guard.serve.grpc import admin as guard_admin
 from guard.serve.grpc.admin import Admin
 from guard.serve.grpc.connection_limits import ConnectionLimits
 from guard.serve.grpc.door import Door
-from guard.serve.grpc.gatekeeper import Wall
 from guard.serve.grpc.health import HEALTH, Health
 from guard.serve.grpc.identification import identifying
-from guard.serve.grpc.listener import Listener, Methods, listening
+from guard.serve.grpc.listener import Listener, listening
 from guard.serve.grpc.passage import METHODS, Passage
 from guard.serve.grpc.reflection import reflecting
 from guard.serve.grpc.service import Service
+from guard.serve.grpc.streams import Streams
 from guard.serve.grpc.upstream import SERVICE, Upstream
 from guard.serve.grpc.upstream_channel import UpstreamChannel
 from guard.serve.grpc.upstream_watch import UpstreamWatch
@@ -57,10 +58,8 @@ from guard.serve.open_models import OpenedModel, Workshop, open_models
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
 from guard.serve.security import Security, following
+from guard.serve.shadow_queue import ShadowQueue
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
-
-if TYPE_CHECKING:
-    from guard.serve.rest.listener import HttpListener
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
 SIDE_PATIENCE_S = 0.05
@@ -78,7 +77,7 @@ class Serving:
     upstream_channels: UpstreamChannel
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
     authz: Listener | None = None  # of Envoy's checks
-    rest: HttpListener | None = None
+    rest: Entrance | None = None
 
     @property
     def address(self) -> str:
@@ -149,7 +148,10 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
         door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
-        inference = Inference(models=models, records=InferenceRecords(metrics, log), aside=door.aside)
+        records = InferenceRecords(metrics, log)
+        shadow = ShadowQueue(records, door.permits, door.aside)
+        await stack.enter_async_context(in_background(shadow.run(), partial(readiness.say, "engine")))
+        inference = Inference(models=models, records=records, aside=door.aside, shadow=shadow)
         service = Service(inference=inference, upstream=upstream, door=door)
         passage = Passage(
             config=config,
@@ -166,7 +168,13 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             max_message_bytes=limits.message_bytes,
             limits=ConnectionLimits.of(config),
         )
-        methods = {**passage.methods(), **service.methods(), **both, **reflecting([SERVICE, HEALTH], side_door)}
+        methods = {
+            **Streams(service.inference, upstream, door, config.stream_replies).methods(),
+            **passage.methods(),
+            **service.methods(),
+            **both,
+            **reflecting([SERVICE, HEALTH], side_door),
+        }
         clients = await stack.enter_async_context(
             listen(
                 config.listen,
@@ -245,60 +253,6 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             authz.get("authz"),
             rest.get("rest"),
         )
-
-
-@asynccontextmanager
-async def authorizing(
-    config: ServeConfig, service: Service, door: Door, beside: Methods, other: Wall, security: Security
-) -> AsyncIterator[dict[str, Listener]]:
-    """Answer Envoy's checks within the block, on a listener of their own; there is none unless the settings say where.
-
-    Raises:
-        PortError: as `listening`.
-    """
-    if not config.authz_listen:
-        yield {}
-        return
-    methods = {**Authorization(config, service, door).methods(), **beside}
-    largest_bytes, limits = door.largest_bytes + HEADERS_BYTES, ConnectionLimits.of(config)
-    async with listening(
-        config.authz_listen,
-        methods,
-        other,
-        max_message_bytes=largest_bytes,
-        limits=limits,
-        credentials=security.credentials_at(config.authz_listen),
-    ) as listener:
-        yield {"authz": listener}
-
-
-@asynccontextmanager
-async def serving_rest(
-    config: ServeConfig,
-    inference: Inference,
-    readiness: Readiness,
-    door: Door,
-    side_door: Door,
-    security: Security,
-) -> AsyncIterator[dict[str, HttpListener]]:
-    """Open the REST door within the block; there is none unless the settings say where.
-
-    Raises:
-        ConfigError: what it needs is not installed.
-        PortError: as `listening`.
-    """
-    if not config.rest_listen:
-        yield {}
-        return
-    try:
-        from guard.serve.rest.opening import rest_door
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"rest_listen = {config.rest_listen!r}, and {error.name} is not installed; "
-            "pip install 'inference-guard[rest]', or leave rest_listen out"
-        ) from error
-    async with rest_door(config, inference, readiness, door, side_door, security) as listener:
-        yield {"rest": listener}
 
 
 def told_to(log: Log) -> Readiness:

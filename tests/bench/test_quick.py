@@ -27,6 +27,7 @@ APART = {  # of which a figure is this process's own, or which end what they sta
     "hop": (),
     "memory": (),
     "overload": (),
+    "soak": (),
     "zoo": ("gru", "shufflenet", "--no-training"),
 }
 MEASURES_WAITS = {"fuzz_frames", "overload"}

@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from guard.serve import event_loop, model_server, server
-from guard.serve.event_loop import MAX_UNLOOKED_READS, Drain, EventLoop
+from guard.serve.event_loop import MAX_UNLOOKED_READS, EventLoop, SocketReader
 from tests.serve import tiny_bundle
 from tests.serve.guarded import config_for
 
@@ -22,13 +22,13 @@ def test_a_reader_that_takes_one_byte_finds_the_last() -> None:
     with ours, theirs:
         ours.setblocking(False)
         taken: list[bytes] = []
-        drain = Drain(ours, lambda: taken.append(ours.recv(1)))
+        drain = SocketReader(ours, lambda: taken.append(ours.recv(1)))
         theirs.sendall(b"1" * 100)
         drain()
         theirs.sendall(b"2")
         drain()
         assert taken == [b"1", b"2"]
-        drain = Drain(ours, lambda: taken.append(b"none"))
+        drain = SocketReader(ours, lambda: taken.append(b"none"))
         drain()  # a wake without a byte is the library's to handle
         assert taken[2:] == [b"none"]
 
@@ -38,7 +38,7 @@ def test_a_burst_after_single_events_costs_few_turns() -> None:
     with ours, theirs:
         ours.setblocking(False)
         taken: list[bytes] = []
-        drain = Drain(ours, lambda: taken.append(ours.recv(1)))
+        drain = SocketReader(ours, lambda: taken.append(ours.recv(1)))
         for _ in range(100):
             theirs.sendall(b"1")
             drain()
@@ -54,7 +54,7 @@ def test_a_burst_after_single_events_costs_few_turns() -> None:
 
 def test_grpcs_own_reader_is_told_from_all_others(monkeypatch: Any) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(event_loop, "Drain", lambda _, read: lambda: (seen.append("grpc"), read()))
+    monkeypatch.setattr(event_loop, "SocketReader", lambda _, read: lambda: (seen.append("grpc"), read()))
 
     async def main() -> None:
         ours, theirs = socket.socketpair()

@@ -314,6 +314,19 @@ def test_inspect_judges_by_the_programs_alone(closed: Path) -> None:
     asyncio.run(story())
 
 
+def test_no_message_of_a_stream_passes_before_its_verdict(closed: Path) -> None:
+    async def story() -> None:
+        async with guarding(closed, ClosedUpstream(), **BEFORE) as guarded:
+            start: Any = guarded.client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+            call = start(iter([asked(closed_bundle.contested()).SerializeToString()]), timeout=10)
+            assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert "a stream's answers are not held" in await call.details()
+            assert guarded.upstream.requests == []
+            assert await guarded.metric("guard_refused_total", reason="not_allowed") == 1
+
+    asyncio.run(story())
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[UserError], str]] = {
     "repair": ({"repair": "steps"}, ConfigError, "forward = 'before' excludes repair = 'steps'"),
     "stream": ({"allow_methods": ("ModelStreamInfer",)}, ConfigError, "a stream's answers are not held"),

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+import guard
 from guard.bundle import SIGNATURE, Bundle
 from guard.errors import BundleError, ConfigError, UserError
 from guard.serve.log import Log
@@ -89,3 +90,11 @@ def test_a_signature_may_be_left_out_if_the_settings_say_so(own: Path, tmp_path:
 def test_settings_that_cannot_be_kept(own: Path, tmp_path: Path) -> None:
     refused(own, ConfigError, "needs trusted_keys", require_signature=True)
     refused(own, ConfigError, "No such file", trusted_keys=(str(tmp_path / "none"),))
+
+
+def test_in_process_too(own: Path, tmp_path: Path) -> None:
+    ours, public = key(tmp_path, "ours")
+    with pytest.raises(BundleError, match="is not signed"):
+        guard.open(own, trusted_keys=[public])
+    sign(Bundle.open(own), ours, ask=str)
+    assert guard.open(own, trusted_keys=[public]).inspect(ORDINARY).verdict.request == "pass"

@@ -45,6 +45,7 @@ class Call:
     budget_s: float = math.inf  # that is over then
     id: str = field(default_factory=new_id)
     message_id: str = ""  # that the client's message bears
+    number: int = 0  # of a message among those of its stream, from 1; 0 where the call brings one message
     principal: str = ""  # who calls, where a source tells that
     withheld: frozenset[str] = ANONYMOUS.withheld  # names of headers that do not go up
     told: str | None = None  # the verdict, as far as the client may know it
@@ -81,11 +82,18 @@ class Call:
         return ((ID, self.id),) if self.told is None else ((ID, self.id), (VERDICT, self.told))
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> dict[str, Any]:
         """The names of the call for a log line: the guard's id, the request's, those of its trace, and who calls."""
         found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
         who = {"principal": self.principal} if self.principal else {}
-        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **who}
+        place = {"message": self.number} if self.number else {}
+        own = {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id}
+        return {**own, **found, **who, **place}
+
+    @property
+    def name(self) -> str:
+        """The name by which an operator finds the call, or the message of a stream, in the log."""
+        return f"{self.id}, message {self.number}" if self.number else self.id
 
     @property
     def upward(self) -> Metadata:
@@ -114,6 +122,10 @@ class Call:
             self.end = "failed"
         else:
             self.end = "refused"
+
+    def fail(self, error: Exception) -> None:
+        """Record that the upstream took no more of a stream's messages."""
+        self.error, self.end = error, "failed"
 
     @property
     def code(self) -> str:

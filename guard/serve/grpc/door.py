@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -38,6 +39,7 @@ LARGE_BYTES = 8 * 2**20
 TIDY_S = 0.5
 WORKER_THREADS = 2
 MAX_STREAMS = 64
+MAX_CONNECTION_STREAMS = 32  # of them, so that others find a place beside a client that floods
 EMPTY_POLL_S = 0.01
 
 SHUTTING_DOWN = "the guard is shutting down; send the request to another replica"
@@ -60,7 +62,7 @@ class Door:
         self.log = log
         self.threads = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="message")
         self.calls = 0  # that have come and not ended
-        self.streams = 0
+        self.streams: Counter[str] = Counter()  # open ones, by connection
         self.replies = Replies()
         self.tidying: asyncio.TimerHandle | None = None
         self.closed = False
@@ -108,18 +110,33 @@ class Door:
         Messages on their way are bounded by the number of such calls alone (`MAX_STREAMS`).
 
         Raises:
-            Overloaded: there are too many such calls, or there is no memory for a message.
+            Overloaded: as `stream_place`, or there is no memory for a message.
             TooLarge: as `message`.
         """
-        if self.streams >= MAX_STREAMS:
-            raise Overloaded(f"{self.streams} streams are open already; try again later or elsewhere")
-        self.streams += 1
-        try:
+        with self.stream_place(call):
             while (came := await call.context.read()) is not grpc.aio.EOF:
                 async with self.permits.holding(len(came)):
                     yield await self.plain(came)
+
+    @contextmanager
+    def stream_place(self, call: Call) -> Iterator[None]:
+        """Count a call as one of the open streams within the block.
+
+        Raises:
+            Overloaded: too many are open, on all connections or on the call's own.
+        """
+        client, total = call.context.peer(), self.streams.total()
+        if total >= MAX_STREAMS:
+            raise Overloaded(f"{total} streams are open already; try again later or elsewhere")
+        if self.streams[client] >= MAX_CONNECTION_STREAMS:
+            raise Overloaded(f"{self.streams[client]} streams are open on this connection already; close some")
+        self.streams[client] += 1
+        try:
+            yield
         finally:
-            self.streams -= 1
+            self.streams[client] -= 1
+            if not self.streams[client]:
+                del self.streams[client]
 
     @contextmanager
     def counted(self) -> Iterator[None]:

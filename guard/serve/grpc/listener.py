@@ -114,8 +114,11 @@ class Listener:
     def tell_clients(self, busy_ports: Container[int] = ()) -> int:
         """Tell the clients of quiet connections to connect again (GOAWAY), and return how many are still to be told.
 
-        Connections of clients with one of `busy_ports` are not. A client is told once.
+        Connections of clients with one of `busy_ports` are not. A client is told once. By TLS none is: there only
+        gRPC's core can write, and a frame of ours would break the connection.
         """
+        if self.credentials is not None:
+            return 0
         untold = 0
         for connection in sockets(self.port, listening=False):
             with connection, suppress(OSError):  # it has ended

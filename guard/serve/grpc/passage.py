@@ -28,7 +28,7 @@ from guard.serve.grpc.gatekeeper import Refusal, Wall
 from guard.serve.grpc.listener import Handler, Methods
 from guard.serve.grpc.metadata import downwards
 from guard.serve.grpc.method_groups import opened_methods
-from guard.serve.grpc.upstream import Upstream, end_in_core, path
+from guard.serve.grpc.upstream import UPSTREAM_ENDED, Upstream, end_in_core, path
 from guard.serve.grpc.wire.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
@@ -40,6 +40,7 @@ from guard.serve.metrics import OTHER, Metrics
 from guard.serve.models import Models
 from guard.serve.readiness import Readiness
 
+STREAM = "ModelStreamInfer"  # whose messages are inspected, unless it is opened
 METHODS = (  # by name in metrics; every other method is "other"
     *(
         "ServerLive",
@@ -47,7 +48,7 @@ METHODS = (  # by name in metrics; every other method is "other"
         "ServerMetadata",
         "ModelReady",
         "ModelMetadata",
-        "ModelStreamInfer",
+        STREAM,
         "ModelConfig",
         "ModelStatistics",
     ),
@@ -72,8 +73,8 @@ class Passage:
         self.opened_methods = opened_methods(self.config.allow_methods)
 
     def methods(self) -> Methods:
-        """The handlers of all methods that are known by name, but ModelInfer."""
-        found: dict[str, Handler | Wall] = {path(name): self.closed(path(name)) for name in METHODS}
+        """The handlers of all methods that are known by name, but those whose messages are inspected."""
+        found: dict[str, Handler | Wall] = {path(name): self.closed(path(name)) for name in METHODS if name != STREAM}
         found |= {method: self.opened(method) for method in self.opened_methods}
         found |= {
             path("ServerLive"): self.answered("ServerLive", self.server_live),
@@ -185,10 +186,8 @@ async def pass_upwards(messages: AsyncIterator[bytes], upstream: Any) -> None:
         async for message in messages:
             await upstream.write(message)
         await upstream.done_writing()
-    except grpc.aio.AioRpcError:
-        return  # `pass_downwards` raises it
-    except asyncio.InvalidStateError:
-        return  # the upstream has ended the call and wants no more
+    except UPSTREAM_ENDED:
+        return  # `pass_downwards` tells how
     except BaseException:
         end_in_core(upstream)
         raise

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,9 @@ class GrpcExchange:
 
     def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
         return decode.decode(self.parsed, spec, max_items=max_items)
+
+    def decoder(self, spec: InputSpec, *, max_items: int) -> Callable[[], Decoded]:
+        return partial(decode.decode, self.parsed, spec, max_items=max_items)
 
     def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:
         self.request = decode.encode(self.parsed.message, images, spec, decoded.form)

@@ -26,13 +26,17 @@ from guard.serve.identities import Identity
 SERVICE = "inference.GRPCInferenceService"
 
 
+# What writing to a call raises where the upstream has ended it: its status, the library's own state, or the core's.
+UPSTREAM_ENDED = (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.InternalError)
+
+
 def path(method: str) -> str:
     """The full name of a method of the inference service."""
     return f"/{SERVICE}/{method}"
 
 
 def note_end(over: asyncio.Future[None], call: Any) -> None:  # noqa: ARG001  the library passes the call
-    """Set the future that waits for a call's end, unless nobody waits any more."""
+    """Set the future that waits for a call's end, unless it was given up."""
     if not over.done():
         over.set_result(None)
 

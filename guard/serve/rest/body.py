@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 
 
 @asynccontextmanager
-async def body_of(request: Request, headers: Headers, door: Door) -> AsyncIterator[bytes]:
-    """Read a request's body as it came; its memory is held within the block.
+async def body_of(request: Request, headers: Headers, door: Door) -> AsyncIterator[tuple[bytes, Permit]]:
+    """Read a request's body as it came; its memory is held within the block, by a permit for what it may unpack to.
 
     Raises:
         MalformedRequest: its framing is ambiguous.
@@ -37,8 +37,9 @@ async def body_of(request: Request, headers: Headers, door: Door) -> AsyncIterat
     async with door.permits.permit(wait_s=door.read_timeout_s) as permit:
         try:
             body = await read(request, permit, door)
-            permit.shrink(len(body))
-            yield body
+            if not values(headers, "content-encoding"):
+                permit.shrink(len(body))
+            yield body, permit
         finally:
             door.tidy(permit.size_bytes)
 

@@ -26,8 +26,8 @@ from guard.serve.rest.headers import Headers, encoded, end_to_end
 REASON = "guard-reason"
 RETRY_AFTER_S = 1  # told to clients that found the guard full
 WITHOUT_BODY = frozenset({204, 304})
-CLIENT_LEFT_STATUS = 499  # nginx's: for metrics alone, since there is nobody to tell
-FAULT_STATUS = 500
+CLIENT_LEFT_CODE = 499  # nginx's: for metrics alone, since there is nobody to tell
+FAULT_CODE = 500
 
 
 class FailedAnswer(Exception):
@@ -60,6 +60,10 @@ class RestCall:
     outcome: Any = None
     end: End = "answered"
     error: Exception | None = None
+
+    @property
+    def name(self) -> str:
+        return self.id
 
     @property
     def names(self) -> dict[str, str]:
@@ -111,7 +115,7 @@ class RestCall:
         if isinstance(error, FailedAnswer):
             return self.delivered(error.answer)
         known = isinstance(error, GuardError)
-        status = error.http_status if isinstance(error, RequestError) else FAULT_STATUS
+        status = error.http_status if isinstance(error, RequestError) else FAULT_CODE
         reason = error.reason if isinstance(error, GuardError) else "INTERNAL"
         text = str(error) if known else f"the guard failed; guard-id {self.id}"
         headers = (("content-type", "application/json"), *self.marks, (REASON, reason), *more_headers(error))

@@ -35,7 +35,7 @@ from guard.serve.readiness import Readiness
 from guard.serve.rest import paths
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.body import body_of, unless_left
-from guard.serve.rest.call import CLIENT_LEFT_STATUS, RestCall, response
+from guard.serve.rest.call import CLIENT_LEFT_CODE, RestCall, response
 from guard.serve.rest.exchange import RestExchange
 from guard.serve.rest.headers import text_headers, values
 from guard.serve.rest.paths import RestPath
@@ -105,7 +105,7 @@ class RestDoor:
     async def handled(self, work: Work, ended: Ended, label: str, request: Request) -> Response:
         """Answer a request, whatever becomes of the work on it."""
         call = RestCall(text_headers(request.headers.raw), request.client)
-        status = CLIENT_LEFT_STATUS
+        status = CLIENT_LEFT_CODE
         try:
             if ENCODED_SLASH in request.scope["raw_path"].lower():  # a part of a name to some, of the path to others
                 await self.closed(request, call)
@@ -142,7 +142,7 @@ class RestDoor:
         self.check_open()
         self.inference.enter(call)
         with self.door.counted():
-            async with body_of(request, call.headers, self.door) as body:
+            async with body_of(request, call.headers, self.door) as (body, permit):
                 names = request.path_params
                 exchange = RestExchange(
                     call,
@@ -153,6 +153,8 @@ class RestDoor:
                     body,
                     self.door.largest_bytes,
                 )
+                largest = self.door.largest_bytes if values(call.headers, "content-encoding") else len(body)
+                permit.shrink(await self.door.aside(largest, exchange.unpack))
                 answer = await unless_left(request.receive, self.inference.infer(exchange, call))
         return call.delivered(answer)
 
@@ -194,7 +196,7 @@ class RestDoor:
         call.told = UNCHECKED
         self.metrics.unchecked.labels(OTHER, "allowed_method").inc()
         with self.side_door.counted():
-            async with body_of(request, call.headers, self.side_door) as body:
+            async with body_of(request, call.headers, self.side_door) as (body, _):
                 return call.delivered(await self.forward(path, request, call, body))
 
     async def forward(self, path: RestPath, request: Request, call: RestCall, body: bytes) -> RestAnswer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,31 +36,47 @@ class RestExchange:
     path: str  # for the upstream, with what stands behind a question mark
     body: bytes  # what is forwarded: as it came, unless it is repaired
     largest_bytes: int
+    plain: bytes | MalformedRequest = field(default=b"", init=False)  # the body unpacked, or why it could not be
     request: RestRequest | None = field(default=None, init=False)
     coding: str | None = field(default=None, init=False)
 
+    def unpack(self) -> int:
+        """Unpack the body, and return how many bytes are held now; a body that is malformed is told by `named`.
+
+        Raises:
+            TooLarge: it unpacks to more than any request may have.
+        """
+        try:
+            self.coding = coding_of(values(self.call.headers, "content-encoding"))
+            self.plain = unpacked(self.body, self.coding, self.largest_bytes)
+        except MalformedRequest as error:
+            self.plain = error
+            return len(self.body)
+        return len(self.body) + (0 if self.coding is None else len(self.plain))
+
     @property
     def size_bytes(self) -> int:
-        """The most bytes that the body may have, unpacked."""
-        packed_at_all = values(self.call.headers, "content-encoding")
-        return self.largest_bytes if packed_at_all else len(self.body)
+        return len(self.body) if isinstance(self.plain, MalformedRequest) else len(self.plain)
 
     @property
     def versions(self) -> dict[str, tuple[str, ...]]:
         return self.upstream.versions
 
     def named(self) -> AskedModel:
-        """Unpack and parse the body. Raises MalformedRequest, TooLarge."""
+        """Parse the body, which was unpacked before. Raises MalformedRequest."""
         headers = self.call.headers
+        if isinstance(self.plain, MalformedRequest):
+            raise self.plain
         check_charset(values(headers, "content-type"))
-        self.coding = coding_of(values(headers, "content-encoding"))
-        plain = unpacked(self.body, self.coding, self.largest_bytes)
-        self.request = parse(plain, json_length(values(headers, JSON_LENGTH)))
+        self.request = parse(self.plain, json_length(values(headers, JSON_LENGTH)))
         check_model(self.request, self.name, self.version)
         return AskedModel(self.name, self.version, self.request.id, in_sequence(self.request.parameters))
 
     def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
         return decode(self.parsed, spec, max_items=max_items)
+
+    def decoder(self, spec: InputSpec, *, max_items: int) -> Callable[[], Decoded]:
+        return partial(decode, self.parsed, spec, max_items=max_items)
 
     def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:  # noqa: ARG002  the JSON names it
         self.body = packed(encode(self.parsed, images, decoded.form), self.coding)

@@ -28,7 +28,7 @@ from guard.serve.rest.tls import PEER, peer_of
 from guard.target import split_address
 
 MAX_HEAD_BYTES = 64 * 1024  # of the request line and all headers
-AGE_SPREAD = 0.1  # of a connection's age: clients that came together do not leave together
+AGE_SPREAD_SHARE = 0.1  # of a connection's age: clients that came together do not leave together
 CLOSE = (b"connection", b"close")
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -44,7 +44,9 @@ class BoundedProtocol(H11Protocol):
         self.timer: asyncio.TimerHandle | None = None
         self.unsent_bytes = 0  # of an answer, when the timer was set
         self.idle_since = time.monotonic()
-        self.old_at = self.idle_since + (self.max_age_s or 0.0) * (1 + random.uniform(-AGE_SPREAD, AGE_SPREAD))
+        self.old_at = self.idle_since + (self.max_age_s or 0.0) * (
+            1 + random.uniform(-AGE_SPREAD_SHARE, AGE_SPREAD_SHARE)
+        )
         super().connection_made(transport)
         self.app_state = {**self.app_state, PEER: peer_of(transport)}
         if len(self.connections) > self.max_connections:

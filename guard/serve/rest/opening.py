@@ -13,7 +13,7 @@ from guard.serve.limits import MIN_ANSWER_BYTES
 from guard.serve.readiness import Readiness
 from guard.serve.rest.door import RestDoor
 from guard.serve.rest.listener import HttpListener, listening
-from guard.serve.rest.tls import FollowingContext
+from guard.serve.rest.tls import FollowingContext, client_context, server_context
 from guard.serve.rest.upstream import RestUpstream
 from guard.serve.rest.upstream_watch import PART, RestUpstreamWatch
 from guard.serve.security import Security
@@ -32,12 +32,13 @@ async def rest_door(
     """Serve REST within the block.
 
     Raises:
-        PortError, ConfigError: as `listening` and `RestUpstream.open`.
+        PortError: as `listening`.
     """
     readiness.say(PART, "the model server was not reached yet over HTTP")
     largest_bytes = max(door.largest_bytes, MIN_ANSWER_BYTES)
-    tls = None if security.listener is None else FollowingContext(security.listener)
-    async with RestUpstream.open(config, max_bytes=largest_bytes) as upstream:
+    tls = None if security.listener is None else FollowingContext(security.listener, server_context)
+    upstream_tls = None if security.upstream is None else FollowingContext(security.upstream, client_context)
+    async with RestUpstream.open(config, max_bytes=largest_bytes, tls=upstream_tls) as upstream:
         watch = RestUpstreamWatch(upstream, inference.models, readiness)
         application = RestDoor(
             config=config,

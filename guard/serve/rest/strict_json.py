@@ -27,7 +27,7 @@ from guard.errors import MalformedRequest
 
 NUMBERS_KEY = "data"
 MAX_OTHER_CHARACTERS = 128 * 1024
-MAX_DEPTH = 16
+MAX_NESTED_STEPS = 16
 PIECE_CHARACTERS = 256 * 1024  # converted at a time: some 10 ms
 SCANNED_CHARACTERS = 2**20  # looked through at a time
 
@@ -165,8 +165,8 @@ class StrictJson:
 
     def value(self, depth: int, *, may_stay_text: bool) -> Any:
         head = self.text[self.place : self.place + 1]
-        if head in ("{", "[") and depth >= MAX_DEPTH:
-            raise MalformedRequest(f"the JSON is more than {MAX_DEPTH} levels deep")
+        if head in ("{", "[") and depth >= MAX_NESTED_STEPS:
+            raise MalformedRequest(f"the JSON is more than {MAX_NESTED_STEPS} levels deep")
         if head == "{":
             return self.object(depth)
         if head == "[":

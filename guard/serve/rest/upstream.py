@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from guard.config import ServeConfig
-from guard.errors import ConfigError, UpstreamDown
+from guard.errors import UpstreamDown
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.headers import Headers, encoded, end_to_end, text_headers
 
@@ -40,14 +40,12 @@ class RestUpstream:
 
     @staticmethod
     @asynccontextmanager
-    async def open(config: ServeConfig, *, max_bytes: int) -> AsyncIterator[RestUpstream]:
-        """Open a client, which connects when it is first used.
-
-        Raises:
-            ConfigError: `upstream_ca` cannot be read.
-        """
+    async def open(
+        config: ServeConfig, *, max_bytes: int, tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator[RestUpstream]:
+        """Open a client, which connects when it is first used; without `tls` the system's certificates count."""
         transport = httpx.AsyncHTTPTransport(
-            verify=trust(config),
+            verify=ssl.create_default_context() if tls is None else tls,
             limits=httpx.Limits(
                 max_connections=None,
                 max_keepalive_connections=MAX_IDLE_CONNECTIONS,
@@ -103,14 +101,6 @@ def complaint(error: Exception) -> str:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return "the model server behind the guard cannot be reached; nothing answered this request"
     return "the model server behind the guard gave no answer of HTTP; nothing answered this request"
-
-
-def trust(config: ServeConfig) -> ssl.SSLContext:
-    """The certificates that the model server's own must lead to. Raises ConfigError."""
-    try:
-        return ssl.create_default_context(cafile=config.upstream_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"upstream_ca = {config.upstream_ca!r} cannot be read as certificates: {error}") from error
 
 
 def keepalive(idle_s: float | None) -> list[tuple[int, int, int]]:

@@ -289,7 +289,6 @@ def test_another_name_for_the_same_weights_is_refused(bundle: Path) -> None:
 
 METHODS = [
     *(
-        "ModelStreamInfer",
         "RepositoryIndex",
         "RepositoryModelLoad",
         "RepositoryModelUnload",
@@ -324,7 +323,7 @@ def test_every_method_that_nobody_opened_is_refused(bundle: Path, mode: str) -> 
                 assert (method, answer.code) == (method, grpc.StatusCode.UNIMPLEMENTED)
                 if not method.startswith("/"):
                     assert answer.reason == "NOT_ALLOWED"
-            start: Any = guarded.client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+            start: Any = guarded.client.channel.stream_stream("/inference.GRPCInferenceService/TraceSetting")
             call = start(iter([]))  # grpc.aio's client tells INTERNAL where the answer overtakes its message
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await anext(aiter(call))

@@ -255,3 +255,47 @@ def test_a_guard_that_reopens_its_socket(bundle: Path, tmp_path: Path) -> None:
                 assert (await client.call("/guard.v1.Guard/Describe", b"")).ok
 
     asyncio.run(story())
+
+
+def test_guard_drain_by_the_socket_with_a_token(
+    bundle: Path, tmp_path: Path, tokens: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"unix:{tmp_path}/admin.sock"
+    alone, digests, empty = (tmp_path / name for name in ("token", "digests", "empty"))
+    alone.write_text(f"{TOKEN}\n", "utf-8")
+    digests.write_text(f"camera sha256:{'0' * 64}\n", "utf-8")
+    empty.write_text("# nothing\n", "utf-8")
+
+    async def story() -> None:
+        async with guarding(bundle, admin_listen=path, admin_tokens=tokens, drain_s=0.1) as guarded:
+
+            async def drain(*flags: str) -> int:
+                return await asyncio.to_thread(cli.run, ["drain", path, *flags])
+
+            assert await drain() == 10  # no token
+            for file in (digests, empty, tmp_path / "none"):
+                assert await drain("--token-file", str(file)) == 2
+            assert guarded.events("draining") == []
+            assert await drain("--token-file", str(alone)) == 0
+            assert guarded.events("drained")
+            monkeypatch.setenv("GUARD_ADMIN_LISTEN", path)
+            monkeypatch.setenv("GUARD_ADMIN_TOKENS", tokens)
+            assert await asyncio.to_thread(cli.run, ["drain"]) == 0  # as a preStop hook, with the guard's own settings
+
+    asyncio.run(story())
+
+
+def test_guard_drain_by_tls(bundle: Path, tmp_path: Path, tokens: str) -> None:
+    authority = Authority()
+    certificate, key = authority.issue().write(tmp_path, "guard")
+    ca = authority.write(tmp_path, "ca.pem")
+
+    async def story() -> None:
+        settings = {"tls_certificate": certificate, "tls_key": key, "admin_tokens": tokens, "admin_listen": "0.0.0.0:0"}
+        async with guarding(bundle, drain_s=0.1, **settings) as guarded:
+            port = guarded.serving.admin_address.rpartition(":")[2]
+            flags = ["--token-file", tokens]
+            assert await asyncio.to_thread(cli.run, ["drain", f"localhost:{port}", *flags]) == 10
+            assert await asyncio.to_thread(cli.run, ["drain", f"localhost:{port}", *flags, "--ca", ca]) == 0
+
+    asyncio.run(story())

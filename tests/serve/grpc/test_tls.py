@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tests.serve import tiny_bundle
 from tests.serve.authority import Authority, Pair, client_credentials, server_credentials
 from tests.serve.fake_upstream import FakeUpstream, listening
 from tests.serve.guarded import Answered, Client, Guarded, config_for, guarding_at, until
+from tests.serve.processes import process
 
 ORDINARY = tiny_bundle.ordinary(1)
 OPTIONS: Sequence[tuple[str, Any]] = (("grpc.use_local_subchannel_pool", 1),)
@@ -122,12 +125,16 @@ def test_clients_must_show_a_certificate(
     asyncio.run(story())
 
 
-async def load(client: Client, until_set: asyncio.Event) -> list[Answered]:
+async def load(ask: Callable[[], Awaitable[Answered]], answers: list[Answered], stop: asyncio.Event) -> None:
     """One call after the other until told to stop."""
-    answers = []
-    while not until_set.is_set():
-        answers.append(await client.infer(ORDINARY))
-    return answers
+    while not stop.is_set():
+        answers.append(await ask())
+
+
+async def more(answers: list[Answered], calls: int = 6) -> None:
+    """Wait for further answers."""
+    enough = len(answers) + calls
+    await until(lambda: len(answers) >= enough)
 
 
 def test_the_listeners_certificate_is_replaced_under_load(
@@ -140,34 +147,31 @@ def test_the_listeners_certificate_is_replaced_under_load(
         async with served_by_tls(bundle, tmp_path, authority, tls_client_ca=clients) as guarded:
             own, other = authority.issue(), stranger.issue()
             stop = asyncio.Event()
-
-            async def returning() -> list[Answered]:
-                """A client that connects anew for each call, and trusts both."""
-                found = []
-                both = Authority()
-                both.pem = authority.pem + stranger.pem
-                while not stop.is_set():
-                    found.append(await asked(guarded, both, own))
-                return found
-
+            both = Authority()
+            both.pem = authority.pem + stranger.pem
+            sticking: list[Answered] = []
+            returning: list[Answered] = []  # of a client that connects anew for each call, and trusts both
             async with by_tls(guarded, authority, own) as sticky:
-                working = [asyncio.create_task(one) for one in (load(sticky, stop), load(sticky, stop), returning())]
-                await asyncio.sleep(0.05)
+                working = [
+                    asyncio.create_task(load(lambda: sticky.infer(ORDINARY), sticking, stop)),
+                    asyncio.create_task(load(lambda: asked(guarded, both, own), returning, stop)),
+                ]
+                await more(sticking)
                 before = await guarded.metric("guard_certificate_expiry_timestamp_seconds", setting="tls_certificate")
                 replace(clients, authority.pem + stranger.pem)
                 fresh = stranger.issue(days=90)
                 Path(f"{tmp_path}/guard.crt").write_bytes(fresh.chain)  # one after the other
-                await asyncio.sleep(POLL_S * 1.2)
+                await asyncio.sleep(POLL_S * 0.9)
                 Path(f"{tmp_path}/guard.key").write_bytes(fresh.key)
                 await until(lambda: bool(guarded.events("credentials replaced")))
                 assert (await asked(guarded, stranger, other)).ok
                 assert not (await asked(guarded, authority, own)).ok  # the old certificate is gone
                 after = await guarded.metric("guard_certificate_expiry_timestamp_seconds", setting="tls_certificate")
                 assert after - before == pytest.approx(60 * 86400, abs=100)
+                await asyncio.gather(more(sticking), more(returning))
                 stop.set()
-                answers = [answer for found in await asyncio.gather(*working) for answer in found]
-            assert len(answers) > 20
-            assert [answer.details for answer in answers if not answer.ok] == []
+                await asyncio.gather(*working)
+            assert [answer.details for answer in (*sticking, *returning) if not answer.ok] == []
             assert await guarded.metric("guard_credential_reloads_total", outcome="replaced") == 1
 
     asyncio.run(story())
@@ -256,7 +260,9 @@ def test_the_guards_own_certificate_is_replaced_under_load(bundle: Path, tmp_pat
         async with in_front_of_tls(bundle, tmp_path, authority, clients=authority) as guarded:
             await guarded.until_ready()
             stop = asyncio.Event()
-            working = [asyncio.create_task(load(guarded.client, stop)) for _ in range(4)]
+            answers: list[Answered] = []
+            ask = partial(guarded.client.infer, ORDINARY)
+            working = [asyncio.create_task(load(ask, answers, stop)) for _ in range(4)]
             channels = [guarded.serving.upstream_channels.current]
             for issuer, event in ((authority, "replaced"), (Authority(), "kept"), (authority, "replaced")):
                 seen = len(guarded.events(f"credentials {event}"))
@@ -265,13 +271,13 @@ def test_the_guards_own_certificate_is_replaced_under_load(bundle: Path, tmp_pat
                 replace(str(tmp_path / "own.key"), pair.key)
                 await until(lambda e=event, n=seen: len(guarded.events(f"credentials {e}")) > n)  # type: ignore[misc]
                 channels.append(guarded.serving.upstream_channels.current)
+                await more(answers)
                 assert guarded.serving.readiness.because is None
             assert channels[0] is not channels[1]
             assert channels[1] is channels[2]
             assert channels[2] is not channels[3]
             stop.set()
-            answers = [answer for found in await asyncio.gather(*working) for answer in found]
-            assert len(answers) > 20
+            await asyncio.gather(*working)
             assert [answer.details for answer in answers if not answer.ok] == []
             await until(lambda: not guarded.serving.upstream_channels.closing)  # the old ones have ended
             for outcome, count in (("replaced", 2), ("refused", 1)):
@@ -353,3 +359,62 @@ def test_admin_beyond_loopback_needs_a_token_and_tls(bundle: Path, tmp_path: Pat
                 assert (await client.call(describe, b"", metadata=metadata)).ok
 
     asyncio.run(story())
+
+
+# the drain
+
+
+def test_a_drain_breaks_no_connection(bundle: Path, tmp_path: Path, authority: Authority) -> None:
+    """The frame that tells plain clients to go elsewhere would be no record of TLS."""
+
+    async def story() -> None:
+        async with served_by_tls(bundle, tmp_path, authority, drain_s=0.6) as guarded:
+            stop = asyncio.Event()
+            answers: list[Answered] = []
+            async with by_tls(guarded, authority) as client:
+                working = asyncio.create_task(load(lambda: client.infer(ORDINARY), answers, stop))
+                await more(answers)
+                draining = asyncio.create_task(guarded.serving.drain())
+                await until(lambda: bool(guarded.events("draining")))
+                await more(answers)
+                await asyncio.sleep(0.05)  # several looks for clients that are still to be told
+                await more(answers)
+                stop.set()
+                await working
+                assert [answer.details for answer in answers if not answer.ok] == []
+                assert not draining.done()
+            await draining
+
+    asyncio.run(story())
+
+
+# the whole process
+
+
+def test_a_stranger_who_shakes_hands_in_vain_writes_no_line_of_the_log(
+    bundle: Path, tmp_path: Path, authority: Authority
+) -> None:
+    """gRPC's core would write one for each connection, in a form of its own."""
+    certificate, key = authority.issue().write(tmp_path, "guard")
+    listens = [f"{name} = '127.0.0.1:0'" for name in ("listen", "metrics_listen")]
+    given = {"bundle": bundle, "upstream": "127.0.0.1:1", "tls_certificate": certificate, "tls_key": key}
+    settings = [*listens, f"admin_listen = 'unix:{tmp_path}/admin.sock'", "drain_s = 0"]
+    settings += [f"{name} = '{value}'" for name, value in given.items()]
+    (tmp_path / "guard.toml").write_text("\n".join(settings), "utf-8")
+    code = "import json, sys\nfrom guard.cli import run\nsys.exit(run(json.loads(sys.argv[1])['arguments']))"
+    with process(code, {"arguments": ["serve", "--config", str(tmp_path / "guard.toml")]}) as started:
+        host, port = started.until_event("listening")["inference"].split(":")
+        for _ in range(3):
+            with socket.create_connection((host, int(port)), timeout=5) as client:
+                client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                with suppress(OSError):
+                    client.recv(100)
+        assert asyncio.run(lives(f"localhost:{port}", authority))
+        started.popen.terminate()
+        started.until_event("draining")  # every line up to here was JSON
+        assert started.popen.wait(20) == 0
+
+
+async def lives(address: str, authority: Authority) -> bool:
+    async with grpc.aio.secure_channel(address, client_credentials(authority), OPTIONS) as channel:
+        return (await Client(channel).call("ServerLive", b"")).ok

@@ -9,6 +9,7 @@ import asyncio
 import gzip
 import json
 import socket
+import ssl
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,6 +35,7 @@ class FakeRestUpstream:
 
     ready: bool = True
     hang_infer: bool = False
+    slow_s: float = 0.0  # before infer is answered
     wrong: bool = False  # name another class
     packed: bool = False  # answer in gzip
     fail: tuple[int, bytes] | None = None  # status and body of the answer to infer
@@ -89,6 +91,7 @@ class FakeRestUpstream:
         body = await request.body()
         self.bodies.append(body)
         self.headers.append(request.headers.items())
+        await asyncio.sleep(self.slow_s)
         if self.hang_infer:
             while not await request.is_disconnected():
                 await asyncio.sleep(0.01)
@@ -136,7 +139,7 @@ def logits_of(images: NDArray[Any]) -> NDArray[np.float32]:
 
 
 @asynccontextmanager
-async def listening(upstream: FakeRestUpstream, port: int = 0) -> AsyncIterator[str]:
+async def listening(upstream: FakeRestUpstream, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """The URL of the fake, which listens within the block; leaving it cuts every connection."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,6 +148,7 @@ async def listening(upstream: FakeRestUpstream, port: int = 0) -> AsyncIterator[
             upstream.application(), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=0
         )
         config.load()
+        config.ssl = tls
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
         await server.startup(sockets=[listener])

@@ -146,25 +146,6 @@ def test_waves_of_overload_are_shed_at_once_and_every_request_has_an_answer(bund
     asyncio.run(story())
 
 
-def test_a_drain_tells_clients_to_leave_and_finishes_what_is_under_way(bundle: Path) -> None:
-    async def story() -> None:
-        fake = FakeRestUpstream(hang_infer=True)
-        async with rest_guarding(bundle, fake, drain_s=0.1) as guarded:
-            under_way = asyncio.create_task(guarded.post(BODY))
-            await until(lambda: len(fake.bodies) == 1)
-            idle = await guarded.client.get("/v2/health/live")
-            assert idle.status_code == 200
-            draining = asyncio.create_task(guarded.serving.drain())
-            await asyncio.sleep(0.05)
-            await until(lambda: guarded.serving.readiness.because is not None)
-            fake.hang_infer = False
-            await asyncio.sleep(0.05)
-            under_way.cancel()
-            await asyncio.wait_for(draining, 20)
-
-    asyncio.run(story())
-
-
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

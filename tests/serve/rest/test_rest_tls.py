@@ -16,9 +16,9 @@ from starlette.routing import Route
 
 from guard.config import ServeConfig
 from guard.serve.event_loop import EventLoop
-from guard.serve.identities import listener_identity
+from guard.serve.identities import listener_identity, upstream_identity
 from guard.serve.rest.listener import listening
-from guard.serve.rest.tls import PEER, FollowingContext
+from guard.serve.rest.tls import PEER, FollowingContext, client_context, server_context
 from tests.serve.authority import Authority, Pair
 
 NAMES = (x509.DNSName("camera.example"), x509.UniformResourceIdentifier("spiffe://mesh/camera"))
@@ -61,7 +61,9 @@ def test_clients_by_certificate_and_one_that_is_replaced(tmp_path: Path, loop: t
         config = ServeConfig(tls_certificate=certificate, tls_key=key, tls_client_ca=ca, grace_s=0)
         identity = listener_identity(config)
         assert identity is not None
-        async with listening("127.0.0.1:0", APPLICATION, config, FollowingContext(identity)) as listener:
+        async with listening(
+            "127.0.0.1:0", APPLICATION, config, FollowingContext(identity, server_context)
+        ) as listener:
             named = written(authority.issue(*NAMES, common_name="c"), "named")
             seen = await asked(listener.address, context(authority, named))
             assert seen == "127.0.0.1 spiffe://mesh/camera camera.example c"
@@ -80,6 +82,42 @@ def test_clients_by_certificate_and_one_that_is_replaced(tmp_path: Path, loop: t
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(story())
+
+
+def test_the_model_server_may_ask_for_a_certificate_and_both_are_replaced(tmp_path: Path) -> None:
+    """The guard's own end: it trusts the authority of its file, and shows the certificate of that moment."""
+    authority, other = Authority(), Authority()
+    names = {"upstream_certificate": "own.crt", "upstream_key": "own.key", "upstream_ca": "roots.pem"}
+    config = ServeConfig(
+        rest_upstream="https://localhost:1",
+        tls_client_ca=str(tmp_path / "ca.pem"),
+        tls_certificate=str(tmp_path / "server.crt"),
+        tls_key=str(tmp_path / "server.key"),
+        **{name: str(tmp_path / file) for name, file in names.items()},
+        grace_s=0,
+    )
+
+    def write(issuer: Authority, name: str) -> None:
+        issuer.issue().write(tmp_path, "server")
+        issuer.issue(common_name=name).write(tmp_path, "own")
+        for file in ("ca.pem", "roots.pem"):
+            issuer.write(tmp_path, file)
+
+    async def story() -> None:
+        write(authority, "guard 1")
+        server, own = listener_identity(config), upstream_identity(config)
+        assert server is not None
+        assert own is not None
+        following = FollowingContext(own, client_context)
+        async with listening("127.0.0.1:0", APPLICATION, config, FollowingContext(server, server_context)) as listener:
+            assert await asked(listener.address, following) == "127.0.0.1 guard 1"
+            write(other, "guard 2")
+            assert server.poll() == "replaced"
+            assert await asked(listener.address, following) == "ConnectError"
+            assert own.poll() == "replaced"
+            assert await asked(listener.address, following) == "127.0.0.1 guard 2"
+
+    asyncio.run(story())
 
 
 def test_in_the_clear(tmp_path: Path) -> None:
