@@ -1,4 +1,4 @@
-"""Commands that need a bundle or a server and no torch: score, inspect, sign, serve, probe, drain and conformance."""
+"""Commands that need a bundle or a server and no torch: score, inspect, calibrate, sign, serve, drain and others."""
 
 from __future__ import annotations
 
@@ -95,6 +95,38 @@ def sign(
     typer.echo(f"{file}, by the key {key_id}")
 
 
+def calibrate(
+    bundle: BundleArgument,
+    *,
+    sample: Annotated[
+        Path, typer.Option("--from", metavar="STORE", help="An unbiased sample of traffic.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="NEW", help="Where the new bundle is written.", show_default=False)],
+    unnoticed: Annotated[
+        float, typer.Option(help="Share of the sample that may be attacks nobody noticed: so much is left out.")
+    ] = 0.01,
+    max_rejected: Annotated[
+        float, typer.Option(help="Share of the sample that the bundle may reject before it counts as attacked.")
+    ] = 0.1,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Set thresholds and tails anew from a sample of traffic, without retraining; the new bundle is unsigned."""
+    from guard.bundle import Bundle
+    from guard.recalibrate import recalibrate, summary
+
+    told = recalibrate(
+        Bundle.open(bundle),
+        sample,
+        out,
+        unnoticed_share=unnoticed,
+        max_rejected_share=max_rejected,
+        device=device_name(device),
+        threads=threads,
+    )
+    summary(told, bundle, typer.echo)
+
+
 def serve(
     *,
     bundle: Annotated[
@@ -143,7 +175,7 @@ def serve(
     """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc, which writes a line for each failed handshake
-    from guard.config import load_config, service_links
+    from guard.config import SettingsSource, service_links
     from guard.serve.log import Log
     from guard.serve.server import serve as run
 
@@ -161,7 +193,8 @@ def serve(
         "device": device,
         "threads": threads,
     }
-    settings = load_config(config, os.environ, flags)
+    source = SettingsSource(config, dict(os.environ), flags)
+    settings = source.load()
     if links := service_links(os.environ):
         Log(settings.log_level).warning(
             "service links ignored",
@@ -169,7 +202,7 @@ def serve(
             warning="these variables are Kubernetes' links to a Service whose name begins with guard, and no settings; "
             "enableServiceLinks: false in the pod's template leaves them out",
         )
-    run(settings)
+    run(settings, source)
 
 
 def model_server(

@@ -55,6 +55,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("evaluate", offline_commands.evaluate, "guard evaluate bundle --data unseen.npz --out report --quick"),
     ("score", bundle_commands.score, "guard score bundle inputs.npz"),
     ("inspect", bundle_commands.inspect, "guard inspect bundle"),
+    ("calibrate", bundle_commands.calibrate, "guard calibrate bundle --from sample --out recalibrated"),
     ("sign", bundle_commands.sign, "guard sign bundle --key key.pem"),
     ("bench", offline_commands.bench, "guard bench bundle --batches 1,8 --seconds 30"),
     ("serve", bundle_commands.serve, "guard serve --bundle bundle --upstream 127.0.0.1:9000"),

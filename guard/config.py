@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ PrincipalFrom = Literal["none", "tls", "bearer", "xfcc"]
 PREFIX = "GUARD_"
 MAX_SHOWN_CHARACTERS = 200  # of a value in an error
 MODELS = "models"
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:/@-]{1,200}")
 # The settings that the table of a model may have.
 OF_A_MODEL = tuple(field.name for field in fields(ModelConfig) if field.name not in ("key", "place"))
 GONE = {  # settings of earlier versions, and what to do instead
@@ -73,7 +75,7 @@ class ServeConfig:
     breaker_share: float = 0.5  # the same of the last hundred inspections
     breaker_readiness: bool = True  # whether the guard is not ready while an engine is broken
     sample: float = 1.0  # share of requests that is inspected; the others pass, marked as unchecked
-    sample_key: str | None = None  # secret by which requests are chosen for that; None: a new one at each start
+    sample_key: str | None = None  # secret by which these are chosen; None: a new one at each start and reload
     reject_rate: float | None = None  # share of clean items that may be rejected; None: the bundle's
     flag_rate: float | None = None  # the same for flagged ones, rejected ones included; None: the bundle's
     rows: Rows = "any"  # whether one rejected item rejects its request, or the request is judged as a whole
@@ -103,9 +105,11 @@ class ServeConfig:
     min_ping_interval_s: float = 5.0  # between a client's own pings; it is cut off if it asks more often
     upstream_keepalive_s: float | None = 300.0  # the same asked of the upstream during calls; None: never
     max_disagreement: float | None = None  # share of items on which bundle and upstream may differ; None: any
+    drift_alarm_probability: float | None = 0.01  # of a false one, over a bundle's whole run; None: drift unwatched
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     grace_s: float = 30.0  # for calls under way once the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
+    watch_files: bool = True  # settings and bundles are read again when their files change
     models: tuple[ModelConfig, ...] = ()  # tables of guard.toml, where it guards several: [models.NAME], each a bundle
 
     def model_configs(self) -> tuple[ModelConfig, ...]:
@@ -116,6 +120,19 @@ class ServeConfig:
 def service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The names of variables that begin like settings and are Kubernetes' links to Services: they are left alone."""
     return tuple(sorted(name for name, value in environment.items() if is_service_link(name, value)))
+
+
+@dataclass(frozen=True)
+class SettingsSource:
+    """The source of all settings: a file, which may change, and the environment and the flags of the start."""
+
+    file: Path | None
+    environment: Mapping[str, str]
+    flags: Mapping[str, Any]
+
+    def load(self) -> ServeConfig:
+        """Read the settings, as they are now. Raises ConfigError as `load_config`."""
+        return load_config(self.file, self.environment, self.flags)
 
 
 def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServeConfig:
@@ -158,9 +175,9 @@ def read_tables(where: str, tables: Any, defaults: ServeConfig) -> Iterator[Mode
         raise ConfigError(f'{where} = {shown(tables)}; wanted tables in guard.toml, [models.NAME] with bundle = "..."')
     hints = typing.get_type_hints(ModelConfig)
     for key, table in tables.items():
-        place = f"{where}.{key}" if key.isidentifier() else f'{where}."{key}"'
+        place = place_of(where, key)
         if not isinstance(table, dict):
-            raise ConfigError(f'{place} = {shown(table)}; wanted a table, [models."{key}"] with bundle = "..."')
+            raise ConfigError(f'{place} = {shown(table)}; wanted a table, [models.NAME] with bundle = "..."')
         name, colon, version = key.partition(":")
         if not name or (colon and not version) or ":" in version:
             raise ConfigError(f"{place}: wanted the name of a model, or NAME:VERSION")
@@ -175,6 +192,13 @@ def read_tables(where: str, tables: Any, defaults: ServeConfig) -> Iterator[Mode
         yield model
 
 
+def place_of(where: str, key: str) -> str:
+    """The place of a table, as TOML writes it where that fits a line."""
+    if key.isascii() and key.isidentifier():
+        return f"{where}.{key}"
+    return f'{where}."{key}"' if PLAIN_KEY.fullmatch(key) else f"{where}.{shown(key)}"
+
+
 def known_in_table(setting: str, value: Any, *, key: str, place: str) -> None:
     """Raise ConfigError for what no table of a model may have."""
     if setting in OF_A_MODEL:
@@ -182,7 +206,7 @@ def known_in_table(setting: str, value: Any, *, key: str, place: str) -> None:
     if setting in {field.name for field in fields(ServeConfig)}:
         hint = "it is one for the whole guard, and stands above all tables"
     elif isinstance(value, dict):
-        hint = f'a name with a dot or a colon stands in quotes: [models."{key}.{setting}"]'
+        hint = f'a name with a dot or a colon stands in quotes: [models."{shown(f"{key}.{setting}")[1:-1]}"]'
     elif near := difflib.get_close_matches(setting, OF_A_MODEL, n=1):
         hint = f"did you mean {near[0]!r}?"
     else:
@@ -300,6 +324,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
         **dict.fromkeys(
             ("device_id", "drain_s", "grace_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")
         ),
+        "drift_alarm_probability": (lambda value: 0 < value < 1, "a probability between 0 and 1"),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(("sample", "breaker_share"), (lambda value: 0 < value <= 1, "a share above 0, at most 1")),
         **dict.fromkeys(

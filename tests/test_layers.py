@@ -33,6 +33,7 @@ IMPORTED_AS = {
     "grpcio-reflection": "grpc_reflection",
     "grpcio-status": "grpc_status",
     "onnxruntime-gpu": "onnxruntime",
+    "opentelemetry-api": "opentelemetry",
     "prometheus-client": "prometheus_client",
     "protobuf": "google",
     "scikit-learn": "sklearn",
@@ -52,11 +53,11 @@ UNSAFE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 
 def floor(file: str) -> str:
-    """serve, offline, roof or ground; a new file in guard/ itself belongs to the ground floor."""
+    """serve, offline, roof or ground; a new file or package in guard/ itself belongs to the ground floor."""
     parts = file.split("/")
     if file in ROOF:
         return "roof"
-    return parts[1] if len(parts) > 2 else "ground"
+    return parts[1] if parts[1] in ("serve", "offline") else "ground"
 
 
 def floor_of_module(module: str) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from guard.cascade import Readings, joined
 from guard.errors import Expired, GuardError, MalformedRequest, Overloaded, Unchecked
+from guard.serve.request_span import REQUEST_SPAN, RequestSpan, write_program_span
 
 EXPIRED = "the deadline passed while the request waited to be inspected; nothing was forwarded"
 SHUTTING_DOWN = "the guard is shutting down; send the request to another replica"
@@ -48,6 +49,7 @@ class QueuedRequest:
     deadline: float  # of the batcher's clock
     arrived: float
     waiter: asyncio.Future[Readings]
+    span: RequestSpan | None = field(default_factory=REQUEST_SPAN.get)  # of the call that waits
     found: list[Readings] = field(default_factory=list)
     started: bool = False
     expired: bool = False
@@ -243,16 +245,32 @@ class Batcher:
             batch.append(piece)
             if not piece.job.started:
                 piece.job.started = True
-                self.observer.stage("queue", self.clock() - piece.job.arrived)
+                waited_s = self.clock() - piece.job.arrived
+                self.observer.stage("queue", waited_s)
+                if piece.job.span is not None:
+                    piece.job.span.stage("guard.queue", waited_s)
         self.observer.queued(self.waiting_items * self.rows_per_item)
         return batch
+
+    async def read_traced(self, images: NDArray[Any], batch: list[Piece]) -> Readings:
+        """Read a batch, with one span for those of its requests that are traced."""
+        spans = [piece.job.span for piece in batch if piece.job.span is not None]
+        if not spans:
+            return await self.read(images)
+        began, failed = self.clock(), True
+        try:
+            readings = await self.read(images)
+            failed = False
+        finally:
+            write_program_span(spans, self.clock() - began, items=len(images), failed=failed)
+        return readings
 
     async def run(self, batch: list[Piece]) -> None:
         """Read a batch together; if that fails, each request of it alone, so that only the faulty one fails."""
         images = batch[0].images if len(batch) == 1 else np.concatenate([piece.images for piece in batch])
         self.observer.batched(len(images) * self.rows_per_item)
         try:
-            readings = await self.read(images)
+            readings = await self.read_traced(images, batch)
         except Exception as error:  # noqa: BLE001  whatever the engine raises: no request may pass for it, and none may hang
             self.failures += 1
             self.observer.engine_failed()

@@ -26,6 +26,7 @@ from guard.serve.readiness import Readiness
 SHUTTING_DOWN = "the guard is shutting down"
 TELL_POLL_S = 0.01  # between two looks for clients that are still to be told
 SCAN_SHARE = 0.1  # of the event loop's time, at most, for these looks
+AGE_FACTOR = 1.1  # by which gRPC's core may stretch a connection's age
 LEAVE_S = 0.5  # for clients that were told to stop calling, before their calls are refused
 
 
@@ -33,6 +34,10 @@ class Entrance(Protocol):
     """A listener whose clients can be told to leave, whatever protocol they speak."""
 
     address: str
+
+    @property
+    def tells(self) -> bool:
+        """Whether clients can be told at all."""
 
     @property
     def told(self) -> Collection[Any]:
@@ -74,15 +79,22 @@ class Drain:
         *,
         drain_s: float,
         grace_s: float,
+        max_age_s: float | None = None,
         closing: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take what is to be drained; `closing` is called once no calls are waited for but those under way."""
+        """Take what is to be drained; `closing` is called once no calls are waited for but those under way.
+
+        Connections that are `max_age_s` old are told to end by gRPC's core, which is all that can be done within TLS.
+        """
         self.listeners = listeners
         self.doors = doors
         self.readiness = readiness
         self.log = log
         self.drain_s = drain_s
         self.grace_s = grace_s
+        self.leave_s = LEAVE_S
+        if max_age_s is not None and max_age_s < drain_s and not all(listener.tells for listener in listeners):
+            self.leave_s += max_age_s * AGE_FACTOR  # then gRPC's core has told them, as it does at that age
         self.closing = closing
         self.leaving: asyncio.Task[None] | None = None
         self.is_closed = False
@@ -137,7 +149,7 @@ class Drain:
         if self.leaving is not None:
             await asyncio.shield(self.leaving)
         end = time.monotonic() + self.grace_s
-        await self.until_left(min(LEAVE_S, self.grace_s))
+        await self.until_left(min(self.leave_s, self.grace_s))
         self.closing()
         await asyncio.gather(*(door.empty(max(0.0, end - time.monotonic())) for door in self.doors))
         await asyncio.gather(*(listener.stop() for listener in self.listeners))

@@ -15,22 +15,24 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import GuardError, Overloaded, Rejected, Unchecked
 from guard.judge import Inspection
-from guard.manifest import InputSpec, OutputSpec
+from guard.manifest import OutputSpec
 from guard.policy import Action
 from guard.serve.admission import Admission
 from guard.serve.aside import Aside
 from guard.serve.client_queues import ClientQueues
 from guard.serve.early_answer import EarlyAnswer
+from guard.serve.exchange import AskedModel, Exchange
 from guard.serve.failure_table import ALLOWED_MODEL, BREAKER_OPEN, OFF, SHADOW_QUEUE
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.inference_call import UNCHECKED, InferenceCall
@@ -39,6 +41,7 @@ from guard.serve.inspector import label
 from guard.serve.metrics import OTHER
 from guard.serve.models import Models, ModelTable
 from guard.serve.outcome import Outcome, Undecided
+from guard.serve.request_span import Tracing
 from guard.serve.sampling import NOT_SAMPLED
 from guard.serve.shadow_queue import ShadowQueue, ShadowRequest
 from guard.serve.tensor import Decoded, tensor_digest
@@ -56,47 +59,6 @@ Found = TypeVar("Found")
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class AskedModel:
-    """The model that a request names, and the request's own id."""
-
-    name: str
-    version: str
-    request_id: str
-    in_sequence: bool = False  # of a model that keeps a state between requests
-
-
-class Exchange(Protocol[Answer]):
-    """A request and its answer, as a door's protocol has them; all but `ask` may run on a thread."""
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    @property
-    def versions(self) -> Mapping[str, tuple[str, ...]] | None:
-        """The versions of models that are to be had by this protocol; None: those that `Models` knows."""
-
-    def named(self) -> AskedModel:
-        """Parse the request. Raises MalformedRequest."""
-
-    def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
-        """Decode the tensor of a parsed request. Raises MalformedRequest, Uninspectable."""
-
-    def decoder(self, spec: InputSpec, *, max_items: int) -> Callable[[], Decoded]:
-        """The work of `decode`, to be done later, without the call."""
-
-    def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:
-        """Put other images in the place of the decoded ones in what is forwarded."""
-
-    async def ask(self) -> Answer:
-        """Forward the request, and return the model server's answer; raises its error, or UpstreamDown."""
-
-    def predicted(self, answer: Answer, output: OutputSpec, items: int) -> NDArray[np.int64] | None:
-        """The class [item] that an answer names; None where it does not show it. It never fails."""
-
-    def answer_bytes(self, answer: Answer) -> int: ...
-
-
 @dataclass(kw_only=True)
 class Inference:
     """What all doors do with a request to a model: admit, inspect, forward, and count it."""
@@ -105,6 +67,7 @@ class Inference:
     records: InferenceRecords
     aside: Aside
     shadow: ShadowQueue
+    tracing: Tracing | None = None  # where requests are traced
 
     def __post_init__(self) -> None:
         self.metrics, self.log = self.records.metrics, self.records.log
@@ -135,7 +98,9 @@ class Inference:
         self.be_patient(call)
 
     def begin(self, call: InferenceCall, now: float) -> None:
-        """Begin the time for a call's inspection."""
+        """Begin the time for a call's inspection, and its span."""
+        if self.tracing is not None and call.span is None:
+            call.span = self.tracing.begin(call.traced, ago_s=now - call.began)
         call.budget_s, call.inspect_by = self.budget_s, now + self.budget_s
 
     def be_patient(self, call: InferenceCall) -> None:
@@ -258,12 +223,17 @@ class Inference:
             return self.unchecked(guarded.label, NOT_SAMPLED, call, guarded.sampling.fields(call.name))
         call.inspect_by += guarded.config.inspect_timeout_s - call.budget_s
         self.move(call, guarded.loaded.admission)
-        self.metrics.stage("decode", time.monotonic() - began)
+        took = time.monotonic() - began
+        self.metrics.stage("decode", took)
+        if call.span is not None:
+            call.span.stage("guard.decode", took, {"guard.items": call.items})
         inspector = guarded.inspector
         if early is not None and guarded.config.forward == "together" and not asked.in_sequence:
             inspector.check(call.items)
             early.begin()
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
+        if guarded.loaded.drift is not None:
+            guarded.loaded.drift.see(decoded.images, found.readings)
         if (answers := inspector.answers) is not None:
             before = inspector.before_answer(found, answers)
             if before.enacted is not Action.REJECT:
@@ -298,6 +268,8 @@ class Inference:
     ) -> Outcome:
         """The outcome of an inspection that is over: counted, and logged with further `fields`."""
         readings = found.readings
+        if call.span is not None:
+            call.span.mark({"guard.p_value": float(readings.p_value.min())})
         self.metrics.inspected(guarded.label, found.detectors, readings.p_value, readings.detector_p)
         if found.verdict.request is not Action.PASS:
             self.records.log_verdict(guarded.label, call, found, {**fields, **guarded.sampling.fields(call.name)})
@@ -384,7 +356,8 @@ class Inference:
         """Ask the model server, within the call's deadline. Raises as `Exchange.ask`."""
         call.remaining_s()
         began = time.monotonic()
-        answer = await exchange.ask()
+        with nullcontext() if call.span is None else call.span.upstream():
+            answer = await exchange.ask()
         took = time.monotonic() - began
         self.metrics.stage("upstream", took)
         if call.guarded is not None:

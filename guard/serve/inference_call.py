@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any, Literal, Protocol, get_args
 
 from guard.serve.admission import Place
+from guard.serve.request_span import CallEnd, RequestSpan, Traced
 
 UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 VERDICT, ID = "guard-verdict", "guard-id"
@@ -34,6 +35,7 @@ class InferenceCall(Protocol):
     patience: asyncio.TimerHandle | None  # until the place is given to others, as long as no message has come
     guarded: Any  # the model that the request is for, once that is known
     outcome: Any
+    span: RequestSpan | None  # in the operator's traces
     end: End
     error: Exception | None  # what ended it, where it was not answered
 
@@ -52,6 +54,14 @@ class InferenceCall(Protocol):
     @property
     def failure_code(self) -> str:
         """The status with which the model server failed, where it did."""
+
+    @property
+    def traced(self) -> Traced:
+        """The call as its span shows it."""
+
+    @property
+    def ending(self) -> CallEnd:
+        """The end of a call that is over, as its span shows it."""
 
     def remaining_s(self) -> float:
         """The seconds left until the deadline, infinite where there is none. Raises Expired when there are none."""

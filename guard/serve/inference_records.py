@@ -60,6 +60,8 @@ class InferenceRecords:
             self.note_refusal(call)
         elif action == "failed":
             self.metrics.upstream_failures.labels(call.failure_code).inc()
+        if call.span is not None:
+            call.span.end(call.ending, {"guard.id": call.id, "guard.model": model, "guard.action": action})
 
     def count_seconds(self, call: InferenceCall) -> None:
         """Count how long a call took, by how it ended."""

@@ -13,6 +13,7 @@ from guard.serve.admission import Admission
 from guard.serve.batcher import Batcher
 from guard.serve.breaker import Breaker, BreakerEvent
 from guard.serve.device_thread import DeviceThread
+from guard.serve.drift_watch import DriftWatch
 from guard.serve.engine import Engine
 from guard.serve.log import Log
 from guard.serve.metrics import Metrics, QueueMetrics
@@ -30,7 +31,6 @@ class BundleUse:
     breaker_failures: int | None = None
     breaker_share: float = 1.0
     repairs: frozenset[str] = field(compare=False, default=frozenset())  # of all of these models
-    stalled_s: float = field(compare=False, default=5.0)  # after which an undone batch means that the device hangs
 
 
 @dataclass(eq=False)
@@ -43,6 +43,7 @@ class LoadedBundle:
     batcher: Batcher
     breaker: Breaker
     admission: Admission = field(default_factory=Admission, repr=False)  # of calls that need this queue
+    drift: DriftWatch | None = None  # of the traffic of all models that share the bundle
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @staticmethod
@@ -53,8 +54,8 @@ class LoadedBundle:
         *,
         label: str,
         metrics: Metrics,
-        log: Log,
         thread: DeviceThread,
+        log: Log,
     ) -> LoadedBundle:
         """Build the parts; the engine is loaded later, with `engine.load`."""
         engine = Engine(
@@ -74,8 +75,12 @@ class LoadedBundle:
             max_queue_rows=use.max_queue_rows,
         )
         breaker = Breaker(most_in_a_row=use.breaker_failures, most_share=use.breaker_share)
-        loaded = LoadedBundle(bundle, use, engine, batcher, breaker)
-        breaker.listeners.append(partial(breaker_changed, breaker, loaded, label, metrics, log))
+        drift = None
+        if (probability := config.drift_alarm_probability) is not None:
+            drift = DriftWatch(bundle, probability=probability, label=label, metrics=metrics.drift, log=log)
+        loaded = LoadedBundle(bundle, use, engine, batcher, breaker, drift=drift)
+        told = partial(breaker_changed, breaker, batcher, loaded.admission, label, metrics, log)
+        breaker.listeners.append(told)  # not the bundle itself: its memory is free when its last call is over
         metrics.breaker_open.labels(label).set(0)
         metrics.breaker_openings.labels(label)
         return loaded
@@ -84,34 +89,49 @@ class LoadedBundle:
         """Whether models that use their bundle so can use this one."""
         return self.use == use and use.repairs <= self.use.repairs
 
-    def watch(self, say: Callable[[str | None], None]) -> None:
-        """Keep telling `say` why the engine is not ready (None: it is), until the bundle is retired or closed."""
+    def watch(self, say: Callable[[str | None], None], stalled_s: Callable[[], float]) -> None:
+        """Keep telling `say` why the engine is not ready (None: it is), until the bundle is retired or closed.
+
+        A batch that takes longer than `stalled_s` means that the device hangs.
+        """
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled():
                 say(f"nobody watches any more: {task.exception()!r}")
 
-        self.watching = asyncio.create_task(
-            watch_engine(self.engine, self.batcher, self.breaker, say, lambda: self.use.stalled_s)
-        )
+        watching = watch_engine(self.engine, self.batcher, self.breaker, say, stalled_s)
+        self.watching = asyncio.create_task(watching)
         self.watching.add_done_callback(ended)
 
     def retire(self) -> None:
         """Let the calls that use the bundle finish; with the last of them its memory is free."""
-        if self.watching is not None:
-            self.watching.cancel()
+        self.watch_no_longer()
+        self.breaker.judge(None)  # since nothing would close it any more
         self.batcher.retire()
 
     async def close(self) -> None:
         """Stop at once: what waits fails as Unchecked."""
-        if self.watching is not None:
-            self.watching.cancel()
+        self.watch_no_longer()
         await self.batcher.stop()
         self.engine.close()
 
+    def watch_no_longer(self) -> None:
+        """Watch neither the engine nor the traffic any longer."""
+        if self.watching is not None:
+            self.watching.cancel()
+            self.watching = None
+        if self.drift is not None:
+            self.drift.close()
+
 
 def breaker_changed(
-    breaker: Breaker, loaded: LoadedBundle, label: str, metrics: Metrics, log: Log, event: BreakerEvent
+    breaker: Breaker,
+    batcher: Batcher,
+    admission: Admission,
+    label: str,
+    metrics: Metrics,
+    log: Log,
+    event: BreakerEvent,
 ) -> None:
     """Tell in metrics and log what a bundle's breaker did; when it opens, what waits is failed.
 
@@ -121,11 +141,11 @@ def breaker_changed(
     if event == "breaker closed":
         log.warning(event, **fields)
         metrics.breaker_open.labels(label).set(0)
-        loaded.admission.forget()
+        admission.forget()
         return
     log.error(event, **fields, because=breaker.fault)
     if event == "breaker open":
         metrics.breaker_open.labels(label).set(1)
         metrics.breaker_openings.labels(label).inc()
-        loaded.admission.forget()
-        loaded.batcher.fail_all(breaker.error)
+        admission.forget()
+        batcher.fail_all(breaker.error)

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from guard.fusion import Floats
 from guard.serve.build import build_labels
+from guard.serve.drift_metrics import DriftMetrics
 from guard.serve.grpc.upstream import SERVICE
 from guard.serve.inference_call import ENDS, End
 
@@ -35,6 +36,7 @@ BUCKET_P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75
 OTHER = "other"
 STREAMS = ("ModelStreamInfer",)
 LISTENERS = ("inference", "admin", "authz")
+RELOADS = ("applied", "unchanged", "failed")
 HELD = ("not_asked", "delivered", "discarded", "not_compared")
 UNCHECKED_REASONS = (
     *("unchecked", "overloaded", "inspection_timeout", "breaker_open", "internal"),  # it failed
@@ -212,6 +214,7 @@ class Metrics:
         self.upstream_ready = gauge(
             "guard_upstream_ready", "1 while the upstream is reachable, ready and as the bundle expects"
         )
+        self.drift = DriftMetrics(registry)
         self.promised_rate = gauge(
             "guard_promised_rate", "Share of clean items that may be rejected, or flagged", "model", "action"
         )
@@ -224,7 +227,8 @@ class Metrics:
             "p-value of each detector for each inspected item, where it ran",
             ["model", "detector"],
         )
-        self.name_standards(registry)
+        for name in (self.name_standards, self.name_reloads):
+            name(registry)
         self.name_what_is_not_inspected(counter, gauge)
         self.begin_at_zero()
         registry.register(self.p_values)
@@ -262,14 +266,36 @@ class Metrics:
         )
         self.shadow_waiting = gauge("guard_shadow_waiting", "Requests that wait in the shadow queue")
 
+    def name_reloads(self, registry: CollectorRegistry) -> None:
+        """Create the metrics of reloads."""
+        self.reloads = Counter(
+            "guard_reload_total",
+            "Reloads of settings and bundles, by what came of them",
+            ("result",),
+            registry=registry,
+        )
+        self.reload_ok = Gauge(
+            "guard_reload_successful", "1 unless the last reload of settings and bundles failed", registry=registry
+        )
+        self.reload_time = Gauge(
+            "guard_reload_last_success_timestamp_seconds",
+            "When settings and bundles were last read and found valid",
+            registry=registry,
+        )
+
     def begin_at_zero(self) -> None:
         """Name the children that matter before their first count, which then is a rise that an alarm can see."""
         self.end_seconds = {end: self.request_seconds.labels(end) for end in ENDS}
         for code in ("OK", "PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"):
             self.handled_calls.labels("unary", SERVICE, "ModelInfer", code)
-        for known, values in ((self.reopened, LISTENERS), (self.held_answers, HELD)):
+        for known, values in ((self.reopened, LISTENERS), (self.held_answers, HELD), (self.reloads, RELOADS)):
             for value in values:
                 known.labels(value)
+
+    def reload_succeeded(self, timestamp_s: float) -> None:
+        """Record that settings and bundles are valid, as they were read at this time."""
+        self.reload_ok.set(1)
+        self.reload_time.set(timestamp_s)
 
     def guards(self, model: str, detectors: Sequence[str]) -> None:
         """Name the children of a guarded model, by its label, with the detectors of its bundle."""

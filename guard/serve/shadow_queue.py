@@ -80,6 +80,7 @@ class ShadowQueue:
                     await self.work_on(request)
                 finally:
                     self.give_back(request)
+                    del request  # its bundle's memory is free when nothing needs it any more
         finally:
             while self.waiting:
                 request = self.waiting.popleft()

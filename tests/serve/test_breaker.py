@@ -205,12 +205,12 @@ def test_nobody_waits_for_a_device_that_hangs(bundle: Path, monkeypatch: pytest.
     device = Device(monkeypatch)
 
     async def story() -> None:
-        async with guarding(bundle, inspect_timeout_s=0.4, breaker_failures=2) as guarded:
+        async with guarding(bundle, inspect_timeout_s=2.0, breaker_failures=2) as guarded:
             device.free.clear()
             await opened(guarded, timeout_s=timeout_s)
             began = time.monotonic()
             answers = await asyncio.gather(*(guarded.client.infer(ORDINARY) for _ in range(20)))
-            assert time.monotonic() - began < 0.3
+            assert time.monotonic() - began < 1.9
             assert {answer.reason for answer in answers} == {"BREAKER_OPEN"}
             assert guarded.upstream.requests == []
             device.free.set()

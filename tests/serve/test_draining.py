@@ -13,18 +13,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from guard.errors import NotReadyError
+from guard.errors import ConfigError, NotReadyError
 from guard.serve.drain_call import drain
 from guard.serve.grpc.goaway import FRAME, Replies, is_quiet, send_goaway
 from guard.serve.grpc.wire.guard_pb2 import DrainRequest, DrainResponse
 from tests import side
 from tests.serve import tiny_bundle
+from tests.serve.authority import Authority, client_credentials
 from tests.serve.frames import Wire, grpc_headers, message
 from tests.serve.frames import goaway as goaway_frame
 from tests.serve.guarded import (
@@ -249,6 +251,66 @@ def test_a_guard_that_hangs_delays_nothing(bundle: Path) -> None:
         with pytest.raises(NotReadyError):
             drain(admin)
         assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_client_with_two_addresses_goes_to_the_other_and_loses_nothing(
+    bundle: Path, tmp_path: Path, *, tls: bool
+) -> None:
+    """By TLS it is sent away by its connection's age alone, which has to be less than the drain for that."""
+    authority, settings = Authority(), {"drain_s": 1.0, "max_connection_age_s": 0.4 if tls else None}
+    if tls:
+        certificate, key = authority.issue().write(tmp_path, "guard")
+        settings |= {"tls_certificate": certificate, "tls_key": key}
+
+    async def story() -> Counter[str]:
+        ended, stop = Counter[str](), asyncio.Event()
+        async with guarding(bundle, **settings) as first, guarding(bundle, **settings) as second:
+            target = f"ipv4:{first.serving.address},{second.serving.address}"
+            options = [("grpc.use_local_subchannel_pool", 1), ("grpc.ssl_target_name_override", "localhost")]
+            trusted = client_credentials(authority)
+            async with (
+                grpc.aio.secure_channel(target, trusted, options)
+                if tls
+                else grpc.aio.insecure_channel(target, options) as channel
+            ):
+
+                async def hammer() -> None:
+                    while not stop.is_set():
+                        answer = await Client(channel).infer(ORDINARY)
+                        ended["OK" if answer.ok else f"{answer.code.name}: {answer.details}"] += 1
+
+                clients = [asyncio.create_task(hammer()) for _ in range(4)]
+                await until(lambda: ended["OK"] > 20)
+                assert second.upstream.requests == []
+                await drained(first)
+                await first.serving.drain()
+                now = len(second.upstream.requests)
+                await until(lambda: len(second.upstream.requests) > now + 20)
+                stop.set()
+                await asyncio.gather(*clients)
+        return ended
+
+    assert set(asyncio.run(story())) == {"OK"}
+
+
+def test_the_command_bears_a_token_and_speaks_to_a_socket(bundle: Path, tmp_path: Path) -> None:
+    token = "a-token-of-many-characters"
+    (tmp_path / "tokens").write_text(f"operator {token}\n")
+    (tmp_path / "token").write_text(token + "\n")
+    (tmp_path / "wrong").write_text("two words\n")
+
+    async def story() -> None:
+        admin = f"unix:{tmp_path}/admin.sock"
+        async with guarding(bundle, admin_listen=admin, admin_tokens=str(tmp_path / "tokens"), drain_s=0.2) as guarded:
+            with pytest.raises(NotReadyError, match="UNAUTHENTICATED"):
+                await asyncio.to_thread(drain, admin)
+            with pytest.raises(ConfigError, match="one token"):
+                await asyncio.to_thread(partial(drain, admin, token_file=tmp_path / "wrong"))
+            assert guarded.serving.readiness.because is None
+            assert "drained" in await asyncio.to_thread(partial(drain, admin, token_file=tmp_path / "token"))
+
+    asyncio.run(story())
 
 
 @contextmanager

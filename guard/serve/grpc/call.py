@@ -23,11 +23,17 @@ from guard.serve.admission import Place
 from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
 from guard.serve.grpc.gatekeeper import Refusal
 from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_sent
-from guard.serve.grpc.upstream import Answer
+from guard.serve.grpc.upstream import Answer, path
 from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
+from guard.serve.request_span import CallEnd, RequestSpan, Traced
 
 DOMAIN = "inference-guard"
+MODEL_INFER = path("ModelInfer").removeprefix("/")  # as traces name it
+STREAM_INFER = path("ModelStreamInfer").removeprefix("/")
+CHECK = "envoy.service.auth.v3.Authorization/Check"
+# What is the server's fault, as the semantic conventions of traces have it
+SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 DETAILS = "grpc-status-details-bin"
 MAX_DEADLINE_S = 365 * 86400.0  # a deadline further away is as good as none
 
@@ -56,6 +62,7 @@ class Call:
     guarded: Any = None  # the model that the request is for, once that is known
     outcome: Any = None  # what the method's own service leaves here for its metrics
     asked: Any = None  # the request that the call asks about, with its own `metadata`; None: the call is the request
+    span: RequestSpan | None = None  # in the operator's traces
     end: End = "answered"
     error: Exception | None = None  # what ended it, where it was not answered
 
@@ -87,8 +94,9 @@ class Call:
         found = names_of(self.context.invocation_metadata() if self.asked is None else self.asked.metadata)
         who = {"principal": self.principal} if self.principal else {}
         place = {"message": self.number} if self.number else {}
+        traced = {} if self.span is None else self.span.names
         own = {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id}
-        return {**own, **found, **who, **place}
+        return {**own, **found, **traced, **who, **place}
 
     @property
     def name(self) -> str:
@@ -98,6 +106,24 @@ class Call:
     @property
     def upward(self) -> Metadata:
         """The metadata for the upstream: the client's own and our marks, and a request id if the client gave none."""
+        found = self.own_upward()
+        return found if self.span is None else self.span.passed_on(found)
+
+    @property
+    def traced(self) -> Traced:
+        """The call as its span shows it."""
+        asked = self.asked
+        method = CHECK if asked is not None else STREAM_INFER if self.number else MODEL_INFER
+        metadata = self.context.invocation_metadata() if asked is None else asked.metadata
+        return Traced(method, {"rpc.system.name": "grpc", "rpc.method": method}, tuple(metadata or ()))
+
+    @property
+    def ending(self) -> CallEnd:
+        """The end of a call that is over, as its span shows it."""
+        return CallEnd({"rpc.response.status_code": self.code}, failed=self.code in SERVER_FAULTS)
+
+    def own_upward(self) -> Metadata:
+        """The metadata for the upstream, but for the names of a trace."""
         came = end_to_end(self.context.invocation_metadata())
         own = tuple(pair for pair in came if pair[0] not in self.withheld)
         if any(key == REQUEST_ID for key, _ in own):

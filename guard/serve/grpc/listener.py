@@ -111,15 +111,19 @@ class Listener:
             self.changed(None)
             return
 
+    @property
+    def tells(self) -> bool:
+        """Whether clients can be told to connect again: nothing can be written within TLS."""
+        return self.credentials is None and isinstance(self.port, int)
+
     def tell_clients(self, busy_ports: Container[int] = ()) -> int:
         """Tell the clients of quiet connections to connect again (GOAWAY), and return how many are still to be told.
 
-        Connections of clients with one of `busy_ports` are not. A client is told once. By TLS none is: there only
-        gRPC's core can write, and a frame of ours would break the connection.
+        Connections of clients with one of `busy_ports` are not. A client is told once; where `tells` is false, none is.
         """
-        if self.credentials is not None:
-            return 0
         untold = 0
+        if not self.tells:
+            return untold
         for connection in sockets(self.port, listening=False):
             with connection, suppress(OSError):  # it has ended
                 client = connection.getpeername()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from guard.manifest import InputSpec, OutputSpec
 from guard.serve.early_answer import in_sequence
+from guard.serve.exchange import AskedModel
 from guard.serve.grpc import decode
 from guard.serve.grpc.acceptor import TICKET
 from guard.serve.grpc.answer import prediction
@@ -27,7 +28,7 @@ from guard.serve.grpc.gate import Admitted, InferGate, TooLate, Uncounted
 from guard.serve.grpc.gatekeeper import Gate
 from guard.serve.grpc.listener import Methods
 from guard.serve.grpc.upstream import Answer, Upstream, path
-from guard.serve.inference import AskedModel, Inference
+from guard.serve.inference import Inference
 from guard.serve.models import ModelTable
 from guard.serve.tensor import Decoded
 

@@ -20,6 +20,7 @@ from guard.serve.admission import Place
 from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
 from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
+from guard.serve.request_span import CallEnd, RequestSpan, Traced
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.headers import Headers, encoded, end_to_end
 
@@ -28,6 +29,8 @@ RETRY_AFTER_S = 1  # told to clients that found the guard full
 WITHOUT_BODY = frozenset({204, 304})
 CLIENT_LEFT_CODE = 499  # nginx's: for metrics alone, since there is nobody to tell
 FAULT_CODE = 500
+OK_CODE = 200
+INFER_ROUTE = "/v2/models/{model}/infer"  # as traces name it, with a version or without
 
 
 class FailedAnswer(Exception):
@@ -58,6 +61,7 @@ class RestCall:
     patience: asyncio.TimerHandle | None = None
     guarded: Any = None
     outcome: Any = None
+    span: RequestSpan | None = None
     end: End = "answered"
     error: Exception | None = None
 
@@ -70,7 +74,8 @@ class RestCall:
         """The names of the call for a log line: the guard's id, the request's, and those of its trace."""
         who = {"principal": self.principal} if self.principal else {}
         found = names_of(self.headers)
-        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **who}
+        own = {} if self.span is None else self.span.names
+        return {"id": self.id, "request_id": self.message_id[:MAX_NAME_CHARACTERS] or self.id, **found, **own, **who}
 
     @property
     def failure_code(self) -> str:
@@ -88,6 +93,33 @@ class RestCall:
     @property
     def upward(self) -> Headers:
         """The headers for the upstream: the client's own and our marks, and a request id if the client gave none."""
+        found = self.own_upward()
+        return found if self.span is None else self.span.passed_on(found)
+
+    @property
+    def traced(self) -> Traced:
+        """The call as its span shows it."""
+        return Traced(f"POST {INFER_ROUTE}", {"http.request.method": "POST", "http.route": INFER_ROUTE}, self.headers)
+
+    @property
+    def ending(self) -> CallEnd:
+        """The end of a call that is over, as its span shows it."""
+        status = self.status
+        return CallEnd({"http.response.status_code": status}, failed=status >= FAULT_CODE)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status with which a call that is over has ended."""
+        if self.end == "answered":
+            return OK_CODE
+        if isinstance(self.error, FailedAnswer):
+            return self.error.answer.status
+        if isinstance(self.error, RequestError):
+            return self.error.http_status
+        return CLIENT_LEFT_CODE if self.error is None else FAULT_CODE
+
+    def own_upward(self) -> Headers:
+        """The headers for the upstream, but for the names of a trace."""
         own = tuple(header for header in end_to_end(self.headers) if header[0] not in self.withheld)
         if any(name == REQUEST_ID for name, _ in own):
             return (*own, *self.marks)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from guard.errors import MalformedRequest
 from guard.manifest import InputSpec, OutputSpec
 from guard.serve.early_answer import in_sequence
-from guard.serve.inference import AskedModel
+from guard.serve.exchange import AskedModel
 from guard.serve.rest.answer import RestAnswer, prediction
 from guard.serve.rest.call import FailedAnswer, RestCall
 from guard.serve.rest.decode import JSON_LENGTH, RestRequest, check_model, decode, encode, json_length, parse

@@ -130,6 +130,7 @@ class HttpListener:
     def __init__(self, server: uvicorn.Server, address: str) -> None:
         self.server = server
         self.address = address
+        self.tells = True
         self.is_closed = False  # to further connections
         self.told: set[Any] = set()  # clients that were told to connect elsewhere, by their addresses
 

@@ -1,0 +1,97 @@
+"""Readings of a sample of traffic by the bundle under which it came, and whether it changes within itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.calibration import Calibration
+from guard.cascade import JITTER_RISK, Readings, jitter
+from guard.drift.monitor import DriftMonitor
+from guard.drift.statistics import as_served
+from guard.errors import DataError
+from guard.fusion import Floats
+from guard.near_copies import NearCopies, coarse_view
+from guard.runtime import Runtime
+from guard.traffic_sample import TrafficSample
+
+BATCH_ITEMS = 64
+SCALE_DIVISOR = 3  # one item in so many is for scales and tails
+CHANGE_ALARM_RATE = 0.01  # the probability of refusing a sample that does not change within itself
+REFERENCE_DIVISOR = 10  # the first item in so many is what the rest of the sample is compared with
+MIN_REFERENCE_ITEMS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class SampleReadings:
+    """The parent's readings of a sample's items in their order of arrival, near-copies and unreadable ones left out."""
+
+    scores: Floats  # [item, detector], all programs run
+    logits: NDArray[np.float32]  # [item, class]
+    risk: Floats  # [item]
+    p_value: Floats  # [item]
+    scale: NDArray[np.bool_]  # [item] whether it is for scales and tails; the others rank
+    images: NDArray[np.int64]  # [item] its number in the sample
+    repeats: int
+    unreadable: int
+
+    @property
+    def items(self) -> int:
+        return len(self.risk)
+
+
+def read_sample(runtime: Runtime, sample: TrafficSample) -> SampleReadings:
+    """Read all items of a sample by the parent; near-copies of images and series count once. Raises DataError."""
+    copies = NearCopies(np.random.default_rng(0)) if runtime.spec.axes.places else None
+    parts: list[tuple[NDArray[Any], ...]] = []
+    number = repeats = unreadable = 0
+    for shard in sample.shards():
+        for start in range(0, len(shard.images), BATCH_ITEMS):
+            images = shard.images[start : start + BATCH_ITEMS]
+            readings = runtime.read(images, complete=True)
+            fresh = np.ones(len(images), dtype=np.bool_)
+            if copies is not None:
+                fresh = copies.fresh(coarse_view(runtime.spec.box.to_unit(images)))
+            finite = np.isfinite(readings.scores).all(axis=1) & np.isfinite(readings.risk)
+            repeats += int((~fresh).sum())
+            unreadable += int((fresh & ~finite).sum())
+            kept = fresh & finite
+            scale = drawn_for_scale(images)
+            numbers = number + np.arange(len(images))
+            columns = (readings.scores, readings.logits, readings.risk, readings.p_value, scale, numbers)
+            parts.append(tuple(column[kept] for column in columns))
+            number += len(images)
+    if number == 0:
+        raise DataError(f"{sample.folder} holds no items")
+    scores, logits, risk, p_value, scale, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return SampleReadings(scores, logits, risk, p_value, scale, numbers, repeats, unreadable)
+
+
+def drawn_for_scale(images: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell by the bytes of each item [item, ...] whether it is for scales and tails."""
+    found: NDArray[np.bool_] = jitter(images) < JITTER_RISK / SCALE_DIVISOR
+    return found
+
+
+def check_unchanging(found: SampleReadings, calibration: Calibration, classes: int) -> float:
+    """Return the evidence, as a power of ten, that the sample changes within itself. Raises DataError for an alarm."""
+    first = max(MIN_REFERENCE_ITEMS, found.items // REFERENCE_DIVISOR)
+    reference = replace(calibration, clean_risks=found.risk[:first], clean_scores=found.scores[:first])
+    monitor = DriftMonitor(
+        reference, classes, probability=CHANGE_ALARM_RATE, generator=np.random.default_rng(0), to_unit=None
+    )
+    scores = as_served(calibration, found.scores[first:], found.risk[first:])
+    count = np.zeros(len(scores), dtype=np.int64)
+    rest = Readings(found.logits[first:], scores, found.risk[first:], found.p_value[first:], count, scores)
+    monitor.see(np.zeros((len(scores), 0)), rest)
+    if (alarm := monitor.alarm) is not None:
+        at = int(found.images[first + alarm.items - 1])
+        raise DataError(
+            f"the sample changes within itself: seen in {alarm.statistic} at its item {at}, with evidence "
+            f"10^{alarm.log10_evidence:.1f} where 10^{monitor.threshold:.1f} is an alarm; it may hold a wave of "
+            "attacks, which must not become what is normal. Look at what came then, and sample from calm traffic alone"
+        )
+    return max(monitor.log10_evidence.values())

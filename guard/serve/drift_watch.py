@@ -1,0 +1,114 @@
+"""The watch over a bundle's traffic while it serves: a drift monitor behind a thread of its own.
+
+Rule 1: no request waits for it, fails for it or gets another verdict for it; what finds no room is dropped and counted.
+Rule 2: an alarm is told once, in the log and as a metric, and stays until the bundle is replaced or the guard restarts.
+
+How it works. The event loop only collects: when 25 items are there, they go to the thread together. Dropped items are
+dropped by how many wait, whatever they hold, so that those that remain keep the promise.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.bundle import Bundle
+from guard.cascade import Readings, joined
+from guard.drift.monitor import DriftMonitor
+from guard.serve.drift_metrics import DriftMetrics
+from guard.serve.log import Log
+
+HANDED_OVER_ITEMS = 25
+MAX_WAITING_BYTES = 32 << 20  # of images
+
+
+class DriftWatch:
+    """A watch that is handed every inspected item, in the order in which the guard inspected them."""
+
+    def __init__(self, bundle: Bundle, *, probability: float, label: str, metrics: DriftMetrics, log: Log) -> None:
+        """Watch traffic of models named `label`; `probability` is the promised one of a false alarm."""
+        model = bundle.manifest.model
+        self.label, self.metrics, self.log = label, metrics, log
+        self.monitor = DriftMonitor(
+            bundle.calibration,
+            model.output.classes,
+            probability=probability,
+            generator=np.random.default_rng(),
+            to_unit=model.input.box.to_unit if model.input.axes.places else None,  # rows of a table are often alike
+        )
+        self.waiting: list[tuple[NDArray[Any], Readings]] = []
+        self.waiting_items = 0
+        self.held_bytes = 0
+        self.lock = threading.Lock()
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift")
+        self.over = False  # after a failure, or once the bundle is replaced
+        self.shown_items = self.shown_repeats = 0
+        self.shown_alarm = False
+        self.metrics.begin(label)
+        self.show_evidence()
+
+    def see(self, images: NDArray[Any], readings: Readings) -> None:
+        """Take inspected items, wire inputs [item, ...] and their readings; called on the event loop."""
+        if self.over:
+            return
+        with self.lock:
+            full = self.held_bytes + images.nbytes > MAX_WAITING_BYTES
+            if not full:
+                self.held_bytes += images.nbytes
+        if full:
+            self.metrics.lost.labels(self.label).inc(len(images))
+            return
+        self.waiting.append((images, readings))
+        self.waiting_items += len(images)
+        if self.waiting_items >= HANDED_OVER_ITEMS or images.nbytes > MAX_WAITING_BYTES // HANDED_OVER_ITEMS:
+            parts, self.waiting, self.waiting_items = self.waiting, [], 0
+            self.thread.submit(self.watch, parts)
+
+    def watch(self, parts: list[tuple[NDArray[Any], Readings]]) -> None:
+        """Bet on what was collected, and tell what came of it; called on the thread."""
+        try:
+            self.monitor.see(np.concatenate([images for images, _ in parts]), joined([one for _, one in parts]))
+            self.tell()
+        except Exception as error:  # noqa: BLE001  whatever it is, requests must not notice
+            self.over = True
+            self.log.error("drift is no longer watched", model=self.label, cause=repr(error))
+        finally:
+            with self.lock:
+                self.held_bytes -= sum(images.nbytes for images, _ in parts)
+
+    def tell(self) -> None:
+        """Show evidence and counts, and tell a new alarm."""
+        monitor, metrics = self.monitor, self.metrics
+        if (monitor.items, monitor.repeats) == (self.shown_items, self.shown_repeats):
+            return
+        metrics.items.labels(self.label).inc(monitor.items - self.shown_items)
+        metrics.repeats.labels(self.label).inc(monitor.repeats - self.shown_repeats)
+        self.shown_items, self.shown_repeats = monitor.items, monitor.repeats
+        self.show_evidence()
+        if monitor.alarm is None or self.shown_alarm:
+            return
+        self.shown_alarm = True
+        metrics.alarm.labels(self.label).set(1)
+        self.log.warning(
+            "drift",
+            model=self.label,
+            statistic=monitor.alarm.statistic,
+            items=monitor.alarm.items,
+            log10_evidence=round(monitor.alarm.log10_evidence, 2),
+            warning=f"the traffic is not what the bundle was calibrated on; false alarms of a whole run have a "
+            f"probability of at most {monitor.probability:g}. Look at what came; guard calibrate sets thresholds anew",
+        )
+
+    def show_evidence(self) -> None:
+        """Show the evidence of each test."""
+        for test, evidence in self.monitor.log10_evidence.items():
+            self.metrics.evidence.labels(self.label, test).set(evidence)
+
+    def close(self) -> None:
+        """Let the thread end after its current work; what comes from now on is not watched."""
+        self.over = True
+        self.thread.shutdown(wait=False, cancel_futures=True)
