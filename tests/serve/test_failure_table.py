@@ -355,8 +355,9 @@ def test_each_cell_is_what_happens(
             address = await there.enter_async_context(listening(upstream))
             stack.push_async_callback(there.aclose)
             text = SETTINGS.format(mode=mode, on_failure=on_failure, bundle=bundle)
-            config = configured(tmp_path, address, text)
-            guard = asyncio.create_task(stack.enter_async_context(running(config, log=Log("debug", log))))
+            source = configured(tmp_path, address, text)
+            starting = running(source.load(), log=Log("debug", log), source=source)
+            guard = asyncio.create_task(stack.enter_async_context(starting))
             await until(lambda: guard.done() or '"event": "listening"' in log.getvalue())
             (line,) = [json.loads(line) for line in log.getvalue().splitlines() if '"listening"' in line]
             client = await stack.enter_async_context(calling(line["inference"]))
