@@ -90,7 +90,7 @@ class LoadedBundle:
         return self.use == use and use.repairs <= self.use.repairs
 
     def watch(self, say: Callable[[str | None], None], stalled_s: Callable[[], float]) -> None:
-        """Keep telling `say` why the engine is not ready (None: it is), until the bundle is retired or closed.
+        """Watch the traffic, and keep telling `say` why the engine is not ready (None: it is), until it is closed.
 
         A batch that takes longer than `stalled_s` means that the device hangs.
         """
@@ -99,6 +99,8 @@ class LoadedBundle:
             if not task.cancelled():
                 say(f"nobody watches any more: {task.exception()!r}")
 
+        if self.drift is not None:
+            self.drift.begin()
         watching = watch_engine(self.engine, self.batcher, self.breaker, say, stalled_s)
         self.watching = asyncio.create_task(watching)
         self.watching.add_done_callback(ended)

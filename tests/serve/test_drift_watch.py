@@ -105,7 +105,9 @@ def registry() -> CollectorRegistry:
 def watch(bundle: Path, registry: CollectorRegistry) -> DriftWatch:
     metrics = DriftMetrics(registry)
     log = Log("info", io.StringIO())
-    return DriftWatch(Bundle.open(bundle), probability=0.01, label="m", metrics=metrics, log=log)
+    watch = DriftWatch(Bundle.open(bundle), probability=0.01, label="m", metrics=metrics, log=log)
+    watch.begin()
+    return watch
 
 
 def test_a_fault_ends_the_watch_and_nothing_else(
