@@ -5,7 +5,7 @@
 
 POOLS is what `tests.bench.traffic` wrote. All its clean items, shifted, are divided anew for each split into a sample
 of traffic and a test; a share of attacked items goes into the sample, and detection is counted on others. Attacks are
-PGD of 2 to 8/255 on shifted items, verified. A row shows the mean of the splits, and the lowest and highest of them. The
+PGD of 2 to 8/255 on shifted items, verified. A row shows the mean of the splits, and their lowest and highest. The
 stated interval of false alarms runs from the promise to the promise and the share left out: the mean should lie in it.
 """
 
