@@ -27,6 +27,12 @@ test: $(READY) side  ## every test (the network is used before pytest, never ins
 quick: $(READY)  ## what to run after each change: under a minute, no side environment
 	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone and not slow' $(QUICK)
 
+long: $(READY)  ## what takes large side environments or long: their tests with no skip, the zoo, the soak (hours)
+	$(BIN)/python -m tests.side all
+	CI=long $(BIN)/python -m pytest -m 'large and not readme'
+	$(BIN)/python -m tests.bench.zoo
+	$(BIN)/python -m tests.bench.soak
+
 bench: $(READY)  ## what the hop costs beside an opaque proxy, Envoy and none (six minutes, alone on the machine)
 	$(BIN)/python -m tests.side envoy
 	$(BIN)/python -m tests.bench.hop

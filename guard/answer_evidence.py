@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bundle import ANSWER_CALIBRATION, Bundle, read_npz
+from guard.bundle import ANSWER_CALIBRATION, Bundle
 from guard.calibration import Calibration
 from guard.cascade import Readings, cascade_risk, level_below
 from guard.errors import BundleError
@@ -120,5 +120,6 @@ def evidence_of(bundle: Bundle) -> AnswerCalibration | None:
     Raises:
         BundleError: it does not fit the bundle's programs.
     """
-    file = bundle.path / ANSWER_CALIBRATION
-    return AnswerCalibration.from_arrays(bundle.calibration, read_npz(file)) if file.is_file() else None
+    if ANSWER_CALIBRATION not in bundle.files:
+        return None
+    return AnswerCalibration.from_arrays(bundle.calibration, bundle.arrays(ANSWER_CALIBRATION))

@@ -8,6 +8,7 @@ Rule 2: what is not named in the manifest with its SHA-256 is not part of it; wh
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,13 +103,32 @@ class Bundle:
             self.manifest.programs, lambda name: file_digest(files / name) if (files / name).is_file() else None
         )
 
+    def content(self, name: str) -> bytes:
+        """Read a file of the bundle, once more verified: what is used is what was opened.
+
+        Raises:
+            BundleError: it was changed since, by a writer who does not wait until the bundle is closed.
+        """
+        file = self.path / name
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{file} cannot be read: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != self.files[name]:
+            raise BundleError(f"{file} was altered after the bundle was opened; put a new bundle in a new directory")
+        return content
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """Read the arrays of an .npz of the bundle. Raises BundleError."""
+        return read_npz(self.path / name, io.BytesIO(self.content(name)))
+
     @cached_property
     def calibration(self) -> Calibration:
-        return Calibration.from_arrays(read_npz(self.path / CALIBRATION))
+        return Calibration.from_arrays(self.arrays(CALIBRATION))
 
     @cached_property
     def samples(self) -> Samples:
-        arrays = read_npz(self.path / "samples.npz")
+        arrays = self.arrays("samples.npz")
         try:
             return Samples(arrays["images"], arrays["logits"], arrays["scores"], arrays["p_values"])
         except KeyError as error:
@@ -168,10 +188,10 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an .npz, never unpickled. Raises BundleError."""
+def read_npz(path: Path, content: BinaryIO | None = None) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an .npz, never unpickled, or of its content. Raises BundleError."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with content or path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except UNREADABLE as error:
         raise BundleError(f"{path} cannot be read: {error}") from error

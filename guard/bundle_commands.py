@@ -175,7 +175,7 @@ def serve(
     """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc, which writes a line for each failed handshake
-    from guard.config import load_config, service_links
+    from guard.config import SettingsSource, service_links
     from guard.serve.log import Log
     from guard.serve.server import serve as run
 
@@ -193,7 +193,8 @@ def serve(
         "device": device,
         "threads": threads,
     }
-    settings = load_config(config, os.environ, flags)
+    source = SettingsSource(config, dict(os.environ), flags)
+    settings = source.load()
     if links := service_links(os.environ):
         Log(settings.log_level).warning(
             "service links ignored",
@@ -201,7 +202,7 @@ def serve(
             warning="these variables are Kubernetes' links to a Service whose name begins with guard, and no settings; "
             "enableServiceLinks: false in the pod's template leaves them out",
         )
-    run(settings)
+    run(settings, source)
 
 
 def model_server(

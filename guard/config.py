@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ PrincipalFrom = Literal["none", "tls", "bearer", "xfcc"]
 PREFIX = "GUARD_"
 MAX_SHOWN_CHARACTERS = 200  # of a value in an error
 MODELS = "models"
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:/@-]{1,200}")
 # The settings that the table of a model may have.
 OF_A_MODEL = tuple(field.name for field in fields(ModelConfig) if field.name not in ("key", "place"))
 GONE = {  # settings of earlier versions, and what to do instead
@@ -101,6 +103,7 @@ class ServeConfig:
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     grace_s: float = 30.0  # for calls under way once the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
+    watch_files: bool = True  # settings and bundles are read again when their files change
     models: tuple[ModelConfig, ...] = ()  # tables of guard.toml, where it guards several: [models.NAME], each a bundle
 
     def model_configs(self) -> tuple[ModelConfig, ...]:
@@ -111,6 +114,19 @@ class ServeConfig:
 def service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The names of variables that begin like settings and are Kubernetes' links to Services: they are left alone."""
     return tuple(sorted(name for name, value in environment.items() if is_service_link(name, value)))
+
+
+@dataclass(frozen=True)
+class SettingsSource:
+    """The source of all settings: a file, which may change, and the environment and the flags of the start."""
+
+    file: Path | None
+    environment: Mapping[str, str]
+    flags: Mapping[str, Any]
+
+    def load(self) -> ServeConfig:
+        """Read the settings, as they are now. Raises ConfigError as `load_config`."""
+        return load_config(self.file, self.environment, self.flags)
 
 
 def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServeConfig:
@@ -153,9 +169,9 @@ def read_tables(where: str, tables: Any, defaults: ServeConfig) -> Iterator[Mode
         raise ConfigError(f'{where} = {shown(tables)}; wanted tables in guard.toml, [models.NAME] with bundle = "..."')
     hints = typing.get_type_hints(ModelConfig)
     for key, table in tables.items():
-        place = f"{where}.{key}" if key.isidentifier() else f'{where}."{key}"'
+        place = place_of(where, key)
         if not isinstance(table, dict):
-            raise ConfigError(f'{place} = {shown(table)}; wanted a table, [models."{key}"] with bundle = "..."')
+            raise ConfigError(f'{place} = {shown(table)}; wanted a table, [models.NAME] with bundle = "..."')
         name, colon, version = key.partition(":")
         if not name or (colon and not version) or ":" in version:
             raise ConfigError(f"{place}: wanted the name of a model, or NAME:VERSION")
@@ -170,6 +186,13 @@ def read_tables(where: str, tables: Any, defaults: ServeConfig) -> Iterator[Mode
         yield model
 
 
+def place_of(where: str, key: str) -> str:
+    """The place of a table, as TOML writes it where that fits a line."""
+    if key.isascii() and key.isidentifier():
+        return f"{where}.{key}"
+    return f'{where}."{key}"' if PLAIN_KEY.fullmatch(key) else f"{where}.{shown(key)}"
+
+
 def known_in_table(setting: str, value: Any, *, key: str, place: str) -> None:
     """Raise ConfigError for what no table of a model may have."""
     if setting in OF_A_MODEL:
@@ -177,7 +200,7 @@ def known_in_table(setting: str, value: Any, *, key: str, place: str) -> None:
     if setting in {field.name for field in fields(ServeConfig)}:
         hint = "it is one for the whole guard, and stands above all tables"
     elif isinstance(value, dict):
-        hint = f'a name with a dot or a colon stands in quotes: [models."{key}.{setting}"]'
+        hint = f'a name with a dot or a colon stands in quotes: [models."{shown(f"{key}.{setting}")[1:-1]}"]'
     elif near := difflib.get_close_matches(setting, OF_A_MODEL, n=1):
         hint = f"did you mean {near[0]!r}?"
     else:

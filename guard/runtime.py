@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from guard import container
 from guard.agreement import logits_apart, tolerated_logits
-from guard.bundle import Bundle
+from guard.bundle import WEIGHTS, Bundle
 from guard.calibration import Calibration
 from guard.cascade import Cascade, Readings
 from guard.errors import BundleError
 from guard.manifest import InputSpec, ProgramSpec
-from guard.session import DEFAULT_CUDA, CudaOptions, Device, Session
+from guard.session import DEFAULT_CUDA, CudaOptions, Device, GraphOfFiles, Session, loads_files_from_memory
 
 LOGITS_TOLERANCE = 1e-3  # of the logits' spread, bundle's samples against this machine
 
@@ -84,7 +84,9 @@ class Runtime:
 
         Each has `threads` threads (None: `container.cpus()`), which spin: right where nothing else needs the cores.
         `shared` is for a process with neighbours: the sessions together have `threads` threads, none spins, and the
-        sessions of several shared Runtimes take turns, so that no more than that many compute.
+        sessions of several shared Runtimes take turns, so that no more than that many compute. A shared Runtime holds
+        all of the bundle in memory: ONNX Runtime maps files that it loads by their path, so that one that is written
+        over while it is used would change the answers, and one that is cut short would end the process.
 
         Raises:
             BundleError: a program cannot be loaded, or is not what the manifest says.
@@ -95,8 +97,13 @@ class Runtime:
         costs = [p.floor for p in manifest.programs]
         widths = divided(threads, costs) if shared else [threads] * len(costs)
 
+        in_memory = shared and loads_files_from_memory()
+        beside = {WEIGHTS: bundle.content(WEIGHTS)} if in_memory and WEIGHTS in bundle.files else {}
+
         def loaded(file: str, width: int) -> Session:
-            return Session(bundle.path / file, device=device, threads=width, cuda=cuda, shared=shared)
+            place = bundle.path / file
+            graph = GraphOfFiles(file, bundle.content(file), beside) if in_memory else place
+            return Session(graph, device=device, threads=width, cuda=cuda, shared=shared)
 
         sessions = tuple(loaded(p.file, width) for p, width in zip(manifest.programs, widths, strict=True))
         width = 1 if shared else threads  # few items need a repair

@@ -37,6 +37,15 @@ class GraphInMemory:
 
 
 @dataclass(frozen=True)
+class GraphOfFiles:
+    """The content of an ONNX file, with the content of the files that hold its large tensors."""
+
+    name: str  # for error messages
+    content: bytes = field(repr=False)
+    beside: Mapping[str, bytes] = field(repr=False)  # by the file names that the graph has for them
+
+
+@dataclass(frozen=True)
 class CudaOptions:
     """Limits on what a session may take of a CUDA device; they mean nothing where the programs run on the CPU."""
 
@@ -78,7 +87,7 @@ class Session:
 
     def __init__(
         self,
-        graph: Path | GraphInMemory,
+        graph: Path | GraphInMemory | GraphOfFiles,
         *,
         device: Device,
         threads: int | None,
@@ -135,13 +144,23 @@ def loaded_cuda_libraries(ort: Any) -> str:
     return f": {missed}" if missed else ""
 
 
-def source_of(graph: Path | GraphInMemory, options: Any, ort: Any) -> str | bytes:
+def source_of(graph: Path | GraphInMemory | GraphOfFiles, options: Any, ort: Any) -> str | bytes:
     """The source that ONNX Runtime loads: a path, or a graph in memory, whose weights are added to `options`."""
     if isinstance(graph, Path):
         return str(graph)
+    if isinstance(graph, GraphOfFiles):
+        if graph.beside:
+            buffers = list(graph.beside.values())
+            options.add_external_initializers_from_files_in_memory(list(graph.beside), buffers, list(map(len, buffers)))
+        return graph.content
     values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in graph.weights.values()]
     options.add_external_initializers(list(graph.weights), values)
     return graph.content
+
+
+def loads_files_from_memory() -> bool:
+    """Whether this ONNX Runtime takes tensors' files from memory (1.23 does not)."""
+    return hasattr(onnxruntime().SessionOptions, "add_external_initializers_from_files_in_memory")
 
 
 def onnxruntime() -> Any:

@@ -2,6 +2,7 @@
 
     python -m tests.side             build those whose lock changed (`make side`)
     python -m tests.side triton      only this one
+    python -m tests.side all         every one, the large ones among them (`make long`)
     python -m tests.side art         a shelf: packages that are read beside the main environment's own
 
 Rule 1: an environment holds what its lock says and nothing else: every version pinned, dependencies included.
@@ -29,8 +30,8 @@ SIDE = ROOT / ".side"
 LOCKED = ("triton", "mlserver", "kserve", "sklearn", "stubs", "kubectl", "oldest", "signing")
 # Likewise, but without an interpreter and what the main environment has. What tests read is built with the others, what
 # benchmarks read when it is asked for.
-SHELVES = ("zoo", "h2", "efficientnet", "art", "attacks", "models", "keras", "rapidocr", "envoy", "otlp")
-TESTED = ("zoo", "h2", "attacks", "otlp")
+SHELVES = ("zoo", "h2", "efficientnet", "art", "attacks", "models", "keras", "rapidocr", "envoy", "otlp", "grpcurl")
+TESTED = ("zoo", "h2", "attacks", "otlp", "grpcurl")
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 
@@ -42,6 +43,7 @@ class StaleError(RuntimeError):
 def main(names: list[str]) -> None:
     """Build what is named, or all that is stale."""
     known = (*LOCKED, IMAGE, *SHELVES)
+    names = list(known) if names == ["all"] else names
     unknown = [name for name in names if name not in known]
     if unknown:
         sys.exit(f"unknown side environment {unknown[0]!r}; there are {', '.join(known)}")

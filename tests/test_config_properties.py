@@ -14,11 +14,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guard.config import MAX_SHOWN_CHARACTERS, MORE_THAN_ZERO, ServeConfig, load_config
+from guard.config import MAX_SHOWN_CHARACTERS, MODELS, MORE_THAN_ZERO, OF_A_MODEL, ServeConfig, load_config
 from guard.errors import ConfigError
 from guard.target import split_address
 
-HINTS = typing.get_type_hints(ServeConfig)
+HINTS = {key: hint for key, hint in typing.get_type_hints(ServeConfig).items() if key != MODELS}  # those are tables
 EXAMPLES = 150
 WORDS = ("none", "", "true", "no", "1", "0x10", "1e3", "nan", "inf", "-0", "cpu", "enforce", "h:80", "h:٣", "a,b", "ⅷ")
 HUGE = 10**400  # more than a float holds
@@ -227,3 +227,45 @@ def test_an_address_is_taken_apart_or_is_none(text: str) -> None:
     assert host
     assert 0 <= port < 65536
     assert int(text.removeprefix(f"{host}:")) == port
+
+
+NAMES = st.from_regex(r"\A[A-Za-z0-9._-]{1,9}(:[0-9]{1,3})?\Z")
+TABLES = st.dictionaries(
+    NAMES,
+    st.fixed_dictionaries(
+        {"bundle": TEXT.filter(bool)}, optional={key: valid(key) for key in OF_A_MODEL if key != "bundle"}
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=EXAMPLES)
+@given(config=CONFIGS, tables=TABLES)
+def test_a_models_setting_is_its_tables_or_the_one_above(
+    file: Path, config: dict[str, Any], tables: dict[str, dict[str, Any]]
+) -> None:
+    above = {key: value for key, value in config.items() if key != "bundle"}
+    file.write_text(written({**above, MODELS: tables}), "utf-8")
+    models = load_config(file, {}, {}).model_configs()
+    defaults = ServeConfig(**above)
+    for model, (key, table) in zip(models, tables.items(), strict=True):
+        assert f"{model.name}:{model.version}".removesuffix(":") == key == model.key
+        for setting in OF_A_MODEL:
+            assert getattr(model, setting) == table.get(setting, getattr(defaults, setting))
+
+
+@settings(max_examples=2 * EXAMPLES)
+@given(tables=VALUES | st.dictionaries(NAMES | TEXT, st.dictionaries(st.sampled_from(OF_A_MODEL) | TEXT, VALUES)))
+def test_any_tables_are_kept_or_refused_in_one_line(file: Path, tables: Any) -> None:
+    file.write_text(written({MODELS: tables}), "utf-8")
+    try:
+        models = load_config(file, {}, {}).models
+    except ConfigError as error:
+        refused = str(error)
+    else:
+        assert [model.key for model in models] == list(tables)
+        return
+    assert str(file) in refused
+    assert "\n" not in refused
+    assert len(refused) < 2000

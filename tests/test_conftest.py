@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 SKIPPING = 'import pytest\n\n@pytest.mark.skip(reason="{reason}")\ndef test_one(): pass\n\ndef test_two(): pass\n'
+NO_ENVOY = "no Envoy; build it, 107 MB, once: python -m tests.side envoy"
 WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\n'
 
 
@@ -23,8 +24,10 @@ WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\
         ("no time", "", (SKIPPING, WHOLE_FILE), True),
         ("no time", "true", (SKIPPING,), False),
         ("no time", "true", (WHOLE_FILE,), False),
+        (NO_ENVOY, "true", (SKIPPING,), True),
+        (NO_ENVOY, "long", (SKIPPING,), False),
     ],
-    ids=["no-gpu", "at-home", "in-ci-test", "in-ci-file"],
+    ids=["no-gpu", "at-home", "in-ci-test", "in-ci-file", "large-in-ci", "large-in-long"],
 )
 def test_ci_accepts_no_skip_but_for_want_of_a_gpu(
     *, root: Path, tmp_path: Path, texts: tuple[str, ...], reason: str, ci: str, passes: bool, beside: list[str]

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Sequence
 from guard.errors import Overloaded
 from guard.serve.admission import CROWDED, Admission, Place
 
-MAX_CLIENTS = 4096
+MAX_CLIENT_ENTRIES = 4096
 
 
 class ClientQueues:
@@ -46,7 +46,7 @@ class ClientQueues:
             admission_or_several = admission
         self.needed[client] = admission_or_several
         self.needed.move_to_end(client)
-        if len(self.needed) > MAX_CLIENTS:
+        if len(self.needed) > MAX_CLIENT_ENTRIES:
             self.needed.popitem(last=False)
 
     def candidates(self, needed: Admission | None) -> tuple[Admission, ...]:

@@ -26,7 +26,7 @@ from guard.serve.readiness import Readiness
 SHUTTING_DOWN = "the guard is shutting down"
 TELL_POLL_S = 0.01  # between two looks for clients that are still to be told
 SCAN_SHARE = 0.1  # of the event loop's time, at most, for these looks
-AGE_SPREAD = 1.1  # by which gRPC's core may stretch a connection's age
+AGE_FACTOR = 1.1  # by which gRPC's core may stretch a connection's age
 LEAVE_S = 0.5  # for clients that were told to stop calling, before their calls are refused
 
 
@@ -94,7 +94,7 @@ class Drain:
         self.grace_s = grace_s
         self.leave_s = LEAVE_S
         if max_age_s is not None and max_age_s < drain_s and not all(listener.tells for listener in listeners):
-            self.leave_s += max_age_s * AGE_SPREAD  # then gRPC's core has told them, as it does at that age
+            self.leave_s += max_age_s * AGE_FACTOR  # then gRPC's core has told them, as it does at that age
         self.closing = closing
         self.leaving: asyncio.Task[None] | None = None
         self.is_closed = False

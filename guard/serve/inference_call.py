@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any, Literal, Protocol, get_args
 
 from guard.serve.admission import Place
-from guard.serve.request_span import Ending, RequestSpan, Traced
+from guard.serve.request_span import CallEnd, RequestSpan, Traced
 
 UNCHECKED = "unchecked"  # the verdict on what passed uninspected
 VERDICT, ID = "guard-verdict", "guard-id"
@@ -60,7 +60,7 @@ class InferenceCall(Protocol):
         """The call as its span shows it."""
 
     @property
-    def ending(self) -> Ending:
+    def ending(self) -> CallEnd:
         """The end of a call that is over, as its span shows it."""
 
     def remaining_s(self) -> float:

@@ -27,7 +27,6 @@ class BundleUse:
     max_rows: int
     max_queue_rows: int
     repairs: frozenset[str] = field(compare=False, default=frozenset())  # of all of these models
-    stalled_s: float = field(compare=False, default=5.0)  # after which an undone batch means that the device hangs
 
 
 @dataclass(eq=False)
@@ -79,30 +78,34 @@ class LoadedBundle:
         """Whether models that use their bundle so can use this one."""
         return self.use == use and use.repairs <= self.use.repairs
 
-    def watch(self, say: Callable[[str | None], None]) -> None:
-        """Keep telling `say` why the engine is not ready (None: it is), until the bundle is retired or closed."""
+    def watch(self, say: Callable[[str | None], None], stalled_s: Callable[[], float]) -> None:
+        """Keep telling `say` why the engine is not ready (None: it is), until the bundle is retired or closed.
+
+        A batch that takes longer than `stalled_s` means that the device hangs.
+        """
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled():
                 say(f"nobody watches any more: {task.exception()!r}")
 
-        self.watching = asyncio.create_task(watch_engine(self.engine, self.batcher, say, lambda: self.use.stalled_s))
+        self.watching = asyncio.create_task(watch_engine(self.engine, self.batcher, say, stalled_s))
         self.watching.add_done_callback(ended)
 
     def retire(self) -> None:
         """Let the calls that use the bundle finish; with the last of them its memory is free."""
-        self.stop_watching()
+        self.watch_no_longer()
         self.batcher.retire()
-
-    def stop_watching(self) -> None:
-        """Watch neither the engine nor the traffic any longer."""
-        if self.watching is not None:
-            self.watching.cancel()
-        if self.drift is not None:
-            self.drift.close()
 
     async def close(self) -> None:
         """Stop at once: what waits fails as Unchecked."""
-        self.stop_watching()
+        self.watch_no_longer()
         await self.batcher.stop()
         self.engine.close()
+
+    def watch_no_longer(self) -> None:
+        """Watch neither the engine nor the traffic any longer."""
+        if self.watching is not None:
+            self.watching.cancel()
+            self.watching = None
+        if self.drift is not None:
+            self.drift.close()

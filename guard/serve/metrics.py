@@ -36,6 +36,7 @@ BUCKET_P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75
 OTHER = "other"
 STREAMS = ("ModelStreamInfer",)
 LISTENERS = ("inference", "admin", "authz")
+RELOADS = ("applied", "unchanged", "failed")
 HELD = ("not_asked", "delivered", "discarded", "not_compared")
 ACTIONS = (
     *("pass", "flag", "repair", "reject"),
@@ -222,6 +223,7 @@ class Metrics:
             ["model", "detector"],
         )
         self.name_standards(registry)
+        self.name_reloads(registry)
         self.begin_at_zero()
         registry.register(self.p_values)
         registry.register(self.detector_p_values)
@@ -247,14 +249,36 @@ class Metrics:
         text = "1; the versions of the guard and of what it stands on"
         Gauge("guard_build_info", text, tuple(labels), registry=registry).labels(**labels).set(1)
 
+    def name_reloads(self, registry: CollectorRegistry) -> None:
+        """Create the metrics of reloads."""
+        self.reloads = Counter(
+            "guard_reload_total",
+            "Reloads of settings and bundles, by what came of them",
+            ("result",),
+            registry=registry,
+        )
+        self.reload_ok = Gauge(
+            "guard_reload_successful", "1 unless the last reload of settings and bundles failed", registry=registry
+        )
+        self.reload_time = Gauge(
+            "guard_reload_last_success_timestamp_seconds",
+            "When settings and bundles were last read and found valid",
+            registry=registry,
+        )
+
     def begin_at_zero(self) -> None:
         """Name the children that matter before their first count, which then is a rise that an alarm can see."""
         self.end_seconds = {end: self.request_seconds.labels(end) for end in ENDS}
         for code in ("OK", "PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"):
             self.handled_calls.labels("unary", SERVICE, "ModelInfer", code)
-        for known, values in ((self.reopened, LISTENERS), (self.held_answers, HELD)):
+        for known, values in ((self.reopened, LISTENERS), (self.held_answers, HELD), (self.reloads, RELOADS)):
             for value in values:
                 known.labels(value)
+
+    def reload_succeeded(self, timestamp_s: float) -> None:
+        """Record that settings and bundles are valid, as they were read at this time."""
+        self.reload_ok.set(1)
+        self.reload_time.set(timestamp_s)
 
     def guards(self, model: str, detectors: Sequence[str]) -> None:
         """Name the children of a guarded model, by its label, with the detectors of its bundle."""

@@ -8,6 +8,7 @@ Rule 3: where a request's model cannot be known, the strictest of all policies h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -122,12 +123,14 @@ class Models:
     def watch(self, loaded: LoadedBundle) -> None:
         """Keep the engine's part of readiness true for the models of a bundle, as long as it is at work."""
 
-        def say(reason: str | None) -> None:
-            for model in self.table.models:
-                if model.loaded is loaded:
-                    self.readiness.say("engine", reason, model=model.label)
+        def users() -> list[GuardedModel]:
+            return [model for model in self.table.models if model.loaded is loaded]
 
-        loaded.watch(say)
+        def say(reason: str | None) -> None:
+            for model in users():
+                self.readiness.say("engine", reason, model=model.label)
+
+        loaded.watch(say, lambda: max((model.config.inspect_timeout_s for model in users()), default=math.inf))
 
     async def close(self) -> None:
         """Stop all bundles at work; what waits fails as Unchecked."""

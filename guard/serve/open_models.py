@@ -6,8 +6,8 @@ Rule 2: models that use one bundle alike share its engine and its queue; so do t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from guard.answer_evidence import AnswerCalibration
@@ -26,7 +26,8 @@ from guard.serve.inspector import Inspector
 from guard.serve.loaded_bundle import BundleUse, LoadedBundle
 from guard.serve.log import Log
 from guard.serve.metrics import Metrics
-from guard.serve.models import ModelTable, check_distinct
+from guard.serve.model_metrics import show_models
+from guard.serve.models import Models, ModelTable, check_distinct
 from guard.serve.readiness import Readiness
 from guard.signing import Trust, TrustedKey, open_trusted
 
@@ -125,7 +126,6 @@ class Workshop:
             whole = replace(
                 use,
                 repairs=frozenset(model.policy.repair for model in users if model.policy.repair is not None),
-                stalled_s=max(model.config.inspect_timeout_s for model in users),
             )
             running = next((loaded for loaded in at_work if loaded.serves(whole)), None)
             found[use] = running or LoadedBundle.build(
@@ -140,12 +140,16 @@ class Workshop:
         return found
 
     def table(
-        self, opened: Sequence[OpenedModel], loaded: dict[BundleUse, LoadedBundle], config: ServeConfig
+        self,
+        opened: Sequence[OpenedModel],
+        loaded: dict[BundleUse, LoadedBundle],
+        config: ServeConfig,
+        before: ModelTable | None = None,
     ) -> ModelTable:
-        """The table of models, each with its bundle at work."""
-        return ModelTable(
-            tuple(self.model(one, loaded[use_of(one)]) for one in opened), allowed=frozenset(config.allow_models)
-        )
+        """The table of models, each with its bundle at work; a bundle that was so `before` has its agreement still."""
+        old = {model.label: model for model in before.models} if before is not None else {}
+        models = tuple(self.model(one, loaded[use_of(one)], old.get(one.label)) for one in opened)
+        return ModelTable(models, allowed=frozenset(config.allow_models))
 
     async def load(self, table: ModelTable) -> None:
         """Load the programs that are not at work yet, with a line in the log for each model whose requests are slow.
@@ -161,8 +165,19 @@ class Workshop:
             if warning := slowness(model):
                 self.log.warning("slow programs", model=model.label, warning=warning)
 
-    def model(self, opened: OpenedModel, loaded: LoadedBundle) -> GuardedModel:
+    def model(self, opened: OpenedModel, loaded: LoadedBundle, before: GuardedModel | None) -> GuardedModel:
         config = opened.config
+        comparison = UpstreamComparison(
+            model=opened.spec,
+            label=opened.label,
+            metrics=self.metrics,
+            readiness=self.readiness,
+            log=self.log,
+            most=config.max_disagreement,
+            measured=opened.bundle.manifest.measured_disagreement,
+        )
+        if before is not None and before.bundle.digest == opened.bundle.digest:
+            comparison.agreement, comparison.stale = before.comparison.agreement, before.comparison.stale
         return GuardedModel(
             config=config,
             spec=opened.spec,
@@ -174,15 +189,7 @@ class Workshop:
                 engine=loaded.engine,
                 answers=opened.answers,
             ),
-            comparison=UpstreamComparison(
-                model=opened.spec,
-                label=opened.label,
-                metrics=self.metrics,
-                readiness=self.readiness,
-                log=self.log,
-                most=config.max_disagreement,
-                measured=opened.bundle.manifest.measured_disagreement,
-            ),
+            comparison=comparison,
         )
 
 
@@ -201,3 +208,49 @@ def slowness(model: GuardedModel) -> str | None:
         f"a request of {items} items takes about {needed_s:.2g} s to inspect, and inspect_timeout_s = {limit_s:g}; "
         f"raise it, or let clients send at most {most} at once"
     )
+
+
+@asynccontextmanager
+async def at_work(config: ServeConfig, trust: Trust, workshop: Workshop) -> AsyncIterator[Models]:
+    """Put models to work within the block, their programs not loaded yet; then those that are at work by then stop.
+
+    Raises:
+        UserError: as `open_models`.
+    """
+    models = begun(config, trust, workshop)  # and nothing here holds a table, which a reload replaces
+    try:
+        yield models
+    finally:
+        await models.close()
+
+
+def begun(config: ServeConfig, trust: Trust, workshop: Workshop) -> Models:
+    """Open what the settings name, and let its queues take requests."""
+    opened = open_models(config, trust)
+    table = workshop.table(opened, workshop.loaded_bundles(opened, config), config)
+    show_models(workshop.metrics, None, table)
+    told(opened, workshop.log)
+    for loaded in table.loaded:
+        loaded.batcher.start()
+    return Models(table, workshop.readiness)
+
+
+def told(opened: Sequence[OpenedModel], log: Log) -> None:
+    """Write into the log which models are guarded, and how, and what their settings make risky."""
+    for model in opened:
+        settings = {name: getattr(model.config, name) for name in ("mode", "on_failure", "forward")}
+        signed_by = None if model.signer is None else model.signer.id
+        log.info(
+            "guarding",
+            model=model.label,
+            bundle=model.config.bundle,
+            digest=model.bundle.digest,
+            signed_by=signed_by,
+            **settings,
+        )
+        if model.bundle.beside:
+            log.info("beside the bundle", model=model.label, ignored=model.bundle.beside)
+        if model.unsigned:
+            log.warning("bundle not signed", model=model.label, warning="require_signature = false lets it be used")
+        for warning in model.warnings:
+            log.warning("thin promise", model=model.label, warning=warning)

@@ -36,7 +36,7 @@ class Traced:
 
 
 @dataclass(frozen=True)
-class Ending:
+class CallEnd:
     """The end of a call as its span shows it."""
 
     attributes: Attributes
@@ -134,7 +134,7 @@ class RequestSpan:
         stale = names.keys() | ({"tracestate"} if "traceparent" in names else set())
         return (*((key, value) for key, value in headers if key not in stale), *names.items())
 
-    def end(self, ending: Ending, attributes: Attributes) -> None:
+    def end(self, ending: CallEnd, attributes: Attributes) -> None:
         """End the span of a call that is over."""
         finish(self.span, {**ending.attributes, **attributes}, failed=ending.failed)
 

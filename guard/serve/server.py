@@ -13,22 +13,21 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from guard.config import ServeConfig
+from guard.config import ServeConfig, SettingsSource
 from guard.container import memory_bytes
-from guard.errors import ConfigError
-from guard.serve.admin_access import check_admin
 from guard.serve.allocator import few_heaps
+from guard.serve.check_settings import check_complete
 from guard.serve.device_thread import DeviceThread
 from guard.serve.draining import Drain, Entrance
-from guard.serve.envoy.authorization import check_settings
 from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
 from guard.serve.further_doors import authorizing, serving_rest
@@ -52,13 +51,14 @@ from guard.serve.limits import MIN_ANSWER_BYTES, Limits
 from guard.serve.line_writer import STANDARD_ERROR_CODE, line_writer
 from guard.serve.log import Bridge, Log
 from guard.serve.metrics import Metrics
-from guard.serve.model_metrics import show_models
 from guard.serve.models import Models
-from guard.serve.open_models import OpenedModel, Workshop, open_models
+from guard.serve.open_models import Workshop, at_work
 from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
+from guard.serve.reload import Reloader
 from guard.serve.security import Security, following
 from guard.serve.tracing import tracing
+from guard.serve.watch_files import FileWatch, Watched
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
@@ -74,6 +74,7 @@ class Serving:
     metrics_address: str
     readiness: Readiness
     models: Models
+    reloader: Reloader
     upstream_channels: UpstreamChannel
     drain: Callable[[], Coroutine[Any, Any, None]]  # not ready for a while, still serving; then the listener closes
     authz: Listener | None = None  # of Envoy's checks
@@ -92,24 +93,28 @@ class Serving:
         return self.admin.address
 
 
-def serve(config: ServeConfig) -> None:
-    """Run the guard until SIGTERM or SIGINT, then drain.
+def serve(config: ServeConfig, source: SettingsSource | None = None) -> None:
+    """Run the guard until SIGTERM or SIGINT, then drain; at SIGHUP, read its settings from their source again.
 
     Raises:
         UserError: the guard cannot start (ConfigError, BundleError, DeviceError, PromiseError, PortError).
     """
     few_heaps()
     with asyncio.Runner(loop_factory=EventLoop) as runner:
-        runner.run(serve_until_signal(config))
+        runner.run(serve_until_signal(config, source))
 
 
-async def serve_until_signal(config: ServeConfig) -> None:
+async def serve_until_signal(config: ServeConfig, source: SettingsSource | None) -> None:
     with line_writer(STANDARD_ERROR_CODE) as stream, bridged(log := Log(config.log_level, stream)):
-        stop = asyncio.Event()
+        stop, reread = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stop.set)
-        async with running(config, log=log) as serving:
+        loop.add_signal_handler(signal.SIGHUP, reread.set)  # before all else: unhandled, it ends the process
+        async with (
+            running(config, log=log, source=source) as serving,
+            in_background(reload_at(reread, serving.reloader), partial(serving.readiness.say, "listener")),
+        ):
             gc.freeze()  # what is here now stays: the garbage collector need not look at it again
             await stop.wait()
             stop.clear()
@@ -123,19 +128,22 @@ async def serve_until_signal(config: ServeConfig) -> None:
 
 
 @asynccontextmanager
-async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
+async def running(config: ServeConfig, *, log: Log, source: SettingsSource | None = None) -> AsyncIterator[Serving]:
     """Run a guard within the block; it becomes ready when its programs are checked and the upstream is there.
+
+    Settings are read again from `source`; without one they stay, and only what bundles hold can change.
 
     Raises:
         UserError: as `serve`.
     """
-    security, opened = prepared(config)
+    check_complete(config)
+    security = Security.open(config)
     readiness = told_to(log)
     metrics = build_metrics(readiness, log)
     async with AsyncExitStack() as stack:
         thread = stack.enter_context(closing(DeviceThread()))
         workshop = Workshop(metrics=metrics, readiness=readiness, log=log, thread=thread)
-        models = await stack.enter_async_context(at_work(config, opened, workshop))
+        models = await stack.enter_async_context(at_work(config, security.trust, workshop))
         limits = stated(Limits.of(config, models.table.inputs, memory_bytes=memory_bytes()), log)
         upstream = await stack.enter_async_context(
             Upstream.open(
@@ -159,6 +167,14 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             metrics=metrics,
             door=door,
             side_door=side_door,
+        )
+        reloader = Reloader(
+            config,
+            source.load if source is not None else lambda: config,
+            models=models,
+            workshop=workshop,
+            watch=UpstreamWatch(upstream, models, readiness),
+            limits=limits,
         )
         both = (health := Health(readiness)).methods(side_door)
         listen = partial(
@@ -198,7 +214,7 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
         )
         stack.push_async_callback(draining.stop)
         methods = {
-            **Admin(service, readiness, draining).methods(operators_door),
+            **Admin(service, readiness, reloader, draining).methods(operators_door),
             **both,
             **reflecting([guard_admin.SERVICE, HEALTH], operators_door),
         }
@@ -237,21 +253,51 @@ async def running(config: ServeConfig, *, log: Log) -> AsyncIterator[Serving]:
             max_message_bytes=limits.message_bytes,
             max_bytes_in_flight=limits.in_flight_bytes,
         )
-        await workshop.load(models.table)
-        models.begin()
-        watch = UpstreamWatch(upstream, models, readiness)
-        await stack.enter_async_context(in_background(watch.run(), partial(readiness.say, "upstream")))
+        await reloader.begin()
+        await stack.enter_async_context(in_background(reloader.watch.run(), partial(readiness.say, "upstream")))
+        await stack.enter_async_context(watching_files(reloader, source, log))
         yield Serving(
             clients,
             admin,
             metrics_address,
             readiness,
             models,
+            reloader,
             upstream.channels,
             draining.finish,
             authz.get("authz"),
             rest.get("rest"),
         )
+
+
+@asynccontextmanager
+async def watching_files(reloader: Reloader, source: SettingsSource | None, log: Log) -> AsyncIterator[None]:
+    """Reload within the block whenever the settings' file or a bundle has changed, unless the settings forbid it."""
+    if not reloader.config.watch_files:
+        yield
+        return
+
+    def watched() -> Watched:
+        bundles = dict.fromkeys(Path(model.bundle) for model in reloader.config.model_configs())
+        return Watched(source.file if source is not None else None, tuple(bundles))
+
+    look = reloader.workshop.thread.open
+    watch = FileWatch(watched, reloader.reload, look, log, seen=await look(watched().fingerprint))
+
+    def ended(reason: str) -> None:
+        log.error("files are not watched any more", because=reason)
+
+    async with in_background(watch.run(), ended):
+        yield
+
+
+async def reload_at(signalled: asyncio.Event, reloader: Reloader) -> None:
+    """Reload at each signal; a fault is logged and counted where it happened."""
+    while True:
+        await signalled.wait()
+        signalled.clear()
+        with suppress(Exception):
+            await reloader.reload("SIGHUP")
 
 
 def told_to(log: Log) -> Readiness:
@@ -261,42 +307,6 @@ def told_to(log: Log) -> Readiness:
         lambda reason: log.info("ready") if reason is None else log.warning("not ready", because=reason)
     )
     return readiness
-
-
-@asynccontextmanager
-async def at_work(config: ServeConfig, opened: Sequence[OpenedModel], workshop: Workshop) -> AsyncIterator[Models]:
-    """Put models to work within the block, their programs not loaded yet; then those that are at work by then stop."""
-    table = workshop.table(opened, workshop.loaded_bundles(opened, config), config)
-    models = Models(table, workshop.readiness)
-    show_models(workshop.metrics, None, table)
-    told(opened, workshop.log)
-    for loaded in table.loaded:
-        loaded.batcher.start()
-    try:
-        yield models
-    finally:
-        await models.close()
-
-
-def told(opened: Sequence[OpenedModel], log: Log) -> None:
-    """Write into the log which models are guarded, and how, and what their settings make risky."""
-    for model in opened:
-        settings = {name: getattr(model.config, name) for name in ("mode", "on_failure", "forward")}
-        signed_by = None if model.signer is None else model.signer.id
-        log.info(
-            "guarding",
-            model=model.label,
-            bundle=model.config.bundle,
-            digest=model.bundle.digest,
-            signed_by=signed_by,
-            **settings,
-        )
-        if model.bundle.beside:
-            log.info("beside the bundle", model=model.label, ignored=model.bundle.beside)
-        if model.unsigned:
-            log.warning("bundle not signed", model=model.label, warning="require_signature = false lets it be used")
-        for warning in model.warnings:
-            log.warning("thin promise", model=model.label, warning=warning)
 
 
 def stated(limits: Limits, log: Log) -> Limits:
@@ -328,29 +338,6 @@ def doors(config: ServeConfig, limits: Limits, security: Security, log: Log) -> 
     finally:
         for door in found:
             door.close()
-
-
-def prepared(config: ServeConfig) -> tuple[Security, tuple[OpenedModel, ...]]:
-    """Read all that the settings name: certificates, tokens, keys, and the bundles, verified. Raises UserError."""
-    check_complete(config)
-    security = Security.open(config)
-    return security, open_models(config, security.trust)
-
-
-def check_complete(config: ServeConfig) -> None:
-    """Raise ConfigError where a setting is missing, or tells strangers too much."""
-    for name in ("bundle", "upstream"):
-        if not getattr(config, name) and not (name == "bundle" and config.models):
-            raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
-    check_admin(config)
-    for name, other in (("rest_listen", "rest_upstream"), ("rest_upstream", "rest_listen")):
-        if getattr(config, name) and not getattr(config, other):
-            raise ConfigError(
-                f"{name} = {getattr(config, name)!r}, and {other} is not set; the REST door needs both: where clients "
-                "call (HOST:PORT), and the model server behind it (http://HOST:PORT)"
-            )
-    if config.authz_listen:
-        check_settings(config)
 
 
 def build_metrics(readiness: Readiness, log: Log) -> Metrics:

@@ -162,7 +162,15 @@ def config_for(bundle: Path, upstream: str, **settings: Any) -> ServeConfig:
     """A configuration on free loopback ports, without a drain."""
     loopback = dict.fromkeys(("listen", "admin_listen", "metrics_listen"), "127.0.0.1:0")
     return ServeConfig(
-        **{"bundle": str(bundle), "upstream": upstream, "threads": 1, "drain_s": 0.0, **loopback, **settings}
+        **{
+            "bundle": str(bundle),
+            "upstream": upstream,
+            "threads": 1,
+            "drain_s": 0.0,
+            "watch_files": False,
+            **loopback,
+            **settings,
+        }
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from guard.errors import Overloaded
 from guard.serve.admission import Admission
-from guard.serve.client_queues import MAX_CLIENTS, ClientQueues
+from guard.serve.client_queues import MAX_CLIENT_ENTRIES, ClientQueues
 
 
 def full(admission: Admission, now: float) -> None:
@@ -75,8 +75,8 @@ def test_a_place_that_was_taken_in_vain_does_not_count_as_a_departure() -> None:
 
 
 def test_what_is_remembered_is_bounded(queues: ClientQueues) -> None:
-    for client in range(MAX_CLIENTS + 10):
+    for client in range(MAX_CLIENT_ENTRIES + 10):
         queues.note(client, queues.admissions[0])
-    assert len(queues.needed) == MAX_CLIENTS
+    assert len(queues.needed) == MAX_CLIENT_ENTRIES
     assert queues.of(0) is None
-    assert queues.of(MAX_CLIENTS + 9) is queues.admissions[0]
+    assert queues.of(MAX_CLIENT_ENTRIES + 9) is queues.admissions[0]

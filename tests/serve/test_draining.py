@@ -306,9 +306,9 @@ def test_the_command_bears_a_token_and_speaks_to_a_socket(bundle: Path, tmp_path
             with pytest.raises(NotReadyError, match="UNAUTHENTICATED"):
                 await asyncio.to_thread(drain, admin)
             with pytest.raises(ConfigError, match="one token"):
-                await asyncio.to_thread(partial(drain, admin, token=tmp_path / "wrong"))
+                await asyncio.to_thread(partial(drain, admin, token_file=tmp_path / "wrong"))
             assert guarded.serving.readiness.because is None
-            assert "drained" in await asyncio.to_thread(partial(drain, admin, token=tmp_path / "token"))
+            assert "drained" in await asyncio.to_thread(partial(drain, admin, token_file=tmp_path / "token"))
 
     asyncio.run(story())
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,77 +11,26 @@ import grpc
 import numpy as np
 import pytest
 
-from guard.config import ServeConfig, load_config
 from guard.errors import BundleError, ConfigError, PromiseError, UnknownModel, UserError
-from guard.serve.grpc.wire.guard_pb2 import DescribeRequest, DescribeResponse, InspectRequest, InspectResponse
+from guard.serve.grpc.wire.guard_pb2 import InspectRequest, InspectResponse
 from guard.serve.grpc.wire.inference_pb2 import (
-    ModelMetadataRequest,
-    ModelMetadataResponse,
     ModelReadyRequest,
     ModelReadyResponse,
 )
 from guard.serve.log import Log
 from guard.serve.server import running
 from tests.serve import tiny_bundle
-from tests.serve.fake_upstream import FakeUpstream, listening
-from tests.serve.guarded import Client, Guarded, calling, infer_request, until
+from tests.serve.fake_upstream import FakeUpstream
+from tests.serve.guarded import Client, calling, infer_request, until
+from tests.serve.several import SeveralModels, configured, describe, guarding_several
 
 ORDINARY, BRIGHT = tiny_bundle.ordinary(2), tiny_bundle.bright(1)
-LOOPBACK = "".join(f'{name} = "127.0.0.1:0"\n' for name in ("listen", "admin_listen", "metrics_listen"))
-
-
-class SeveralModels(FakeUpstream):
-    """A model server of several models: FP32 ones and, under "whole", one of UINT8; each with its versions."""
-
-    def __init__(self, versions: Mapping[str, Sequence[str]] | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.versions = versions or {}
-        self.absent: set[str] = set()
-
-    async def answer(self, method: str, request: bytes, context: Any) -> bytes:
-        if method == "ModelReady" and (name := ModelReadyRequest.FromString(request).name) in self.absent:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {name}")
-        if method == "ModelMetadata":
-            name = ModelMetadataRequest.FromString(request).name
-            found = ModelMetadataResponse()
-            found.CopyFrom(self.metadata)
-            found.name = name
-            found.versions[:] = self.versions.get(name, ())
-            if name == "whole":
-                found.inputs[0].datatype = "UINT8"
-            return found.SerializeToString()
-        return await super().answer(method, request, context)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle for a model of whole numbers."""
     return tiny_bundle.make(tmp_path_factory.mktemp("models") / "whole", datatype="UINT8").path
-
-
-def configured(folder: Path, upstream: str, text: str) -> ServeConfig:
-    """The settings of a guard.toml with these lines, on free loopback ports."""
-    file = folder / "guard.toml"
-    file.write_text(f'upstream = "{upstream}"\nthreads = 1\ndrain_s = 0\n{LOOPBACK}{text}', "utf-8")
-    return load_config(file, {}, {})
-
-
-@asynccontextmanager
-async def guarding_several(folder: Path, text: str, upstream: FakeUpstream | None = None) -> AsyncIterator[Guarded]:
-    """A ready guard of a configuration file, in front of a model server of several models."""
-    fake, stream = upstream or SeveralModels(), io.StringIO()
-    async with listening(fake) as address:
-        config = configured(folder, address, text)
-        async with running(config, log=Log("debug", stream)) as serving, calling(serving.address) as client:
-            guarded = Guarded(serving, fake, client, stream)
-            await guarded.until_ready()
-            yield guarded
-
-
-async def describe(guarded: Guarded) -> DescribeResponse:
-    async with calling(guarded.serving.admin_address) as admin:
-        answer = await admin.call("/guard.v1.Guard/Describe", DescribeRequest())
-        return DescribeResponse.FromString(answer.body)
 
 
 async def is_ready(client: Client, name: str, version: str = "") -> bool:
@@ -319,7 +266,7 @@ def test_a_table_that_cannot_be_kept_is_named(
     bundle: Path, tmp_path: Path, tables: str, kind: type[UserError], said: str
 ) -> None:
     second = tiny_bundle.make(tmp_path / "second", version="1").path
-    config = configured(tmp_path, "127.0.0.1:1", tables.format(bundle=bundle, second=second))
+    config = configured(tmp_path, "127.0.0.1:1", tables.format(bundle=bundle, second=second)).load()
 
     async def story() -> None:
         async with running(config, log=Log("error", io.StringIO())):

@@ -19,7 +19,9 @@ from guard.serve.log import Log
 from guard.serve.server import running
 from guard.signing import sign
 from tests.serve import tiny_bundle
+from tests.serve.fake_upstream import FakeUpstream
 from tests.serve.guarded import config_for, guarding
+from tests.serve.test_reload import relink, reloading
 
 ORDINARY = tiny_bundle.ordinary(1)
 
@@ -98,3 +100,39 @@ def test_in_process_too(own: Path, tmp_path: Path) -> None:
         guard.open(own, trusted_keys=[public])
     sign(Bundle.open(own), ours, ask=str)
     assert guard.open(own, trusted_keys=[public]).inspect(ORDINARY).verdict.request == "pass"
+
+
+def test_a_bundle_that_is_swapped_in_must_be_signed_too(own: Path, tmp_path: Path) -> None:
+    """One that is unsigned, signed by a stranger or changed since stays out; a key that is replaced counts at once."""
+    (ours, public), (strangers, other) = key(tmp_path, "ours"), key(tmp_path, "strangers")
+    sign(Bundle.open(own), ours, ask=str)
+    made = [tiny_bundle.make(tmp_path / name, provenance={"made": name}).path for name in ("first", "second", "third")]
+    sign(Bundle.open(made[1]), strangers, ask=str)
+    shutil.copy(own / SIGNATURE, made[2] / SIGNATURE)
+    link = tmp_path / "current"
+    link.symlink_to(own)
+
+    async def story() -> None:
+        (tmp_path / "settings").mkdir()
+        text = f'bundle = "{link}"\ntrusted_keys = ["{public}"]\n'
+        async with reloading(tmp_path / "settings", text, upstream=FakeUpstream()) as guarded:
+            digest = guarded.serving.models.table.models[0].bundle.digest
+            for wrong, said in zip(made, ("not signed", "not trusted", "changed after"), strict=True):
+                relink(link, wrong)
+                with pytest.raises(BundleError, match=said):
+                    await guarded.reload()
+                assert said in guarded.events("reload failed")[-1]["cause"]
+                assert guarded.serving.models.table.models[0].bundle.digest == digest
+                assert (await guarded.client.infer(ORDINARY)).ok
+            (made[0] / SIGNATURE).unlink(missing_ok=True)
+            sign(Bundle.open(made[0]), ours, ask=str)
+            relink(link, made[0])
+            assert (await guarded.reload()).result == "applied"
+            assert guarded.events("guarding")[-1]["signed_by"] is not None
+            shutil.copy(other, public)  # ours is no longer trusted: what is at work stays, what comes must be theirs
+            with pytest.raises(BundleError, match="not trusted"):
+                await guarded.reload()
+            relink(link, made[1])
+            assert (await guarded.reload()).result == "applied"
+
+    asyncio.run(story())

@@ -18,8 +18,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
-from guard.bundle import Bundle, write_bundle
+from guard.bundle import WEIGHTS, Bundle, write_bundle
 from guard.calibration import Band, Calibration
 from guard.cascade import cascade_risk, jitter
 from guard.fusion import unfitted
@@ -164,6 +165,16 @@ def steps(datatype: int) -> bytes:
     return graph("steps", nodes, constants, {"cleaned": ["item", *SHAPE], "classes": ["item", len(OPINIONS)]}, datatype)
 
 
+def moved_out(content: bytes) -> bytes:
+    """The same graph, with the scale of its inputs in a file beside it: ONNX Runtime makes no copy of that one."""
+    model = onnx.ModelProto.FromString(content)
+    for tensor in model.graph.initializer:
+        if tensor.name == "scale":
+            set_external_data(tensor, WEIGHTS, offset=0, length=len(tensor.raw_data))
+            tensor.ClearField("raw_data")
+    return model.SerializeToString()
+
+
 def npz(**arrays: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
@@ -189,8 +200,9 @@ def make(
     reject_rate: float = REJECT_RATE,
     output_kind: str = "logits",
     provenance: Mapping[str, Any] | None = None,
+    outside: bool = False,
 ) -> Bundle:
-    """Write the bundle at `path`."""
+    """Write the bundle at `path`; what scales inputs lies `outside` of its graphs, in weights.bin, if so wanted."""
     code = TensorProto.FLOAT if datatype == "FP32" else TensorProto.UINT8
     fit, ranks = clean(600, seed=2), clean(ITEMS, seed=3)
     if datatype == "UINT8":
@@ -234,6 +246,9 @@ def make(
         "steps.onnx": steps(code),
         "calibration.npz": npz(**calibration.to_arrays()),
     }
+    if outside:
+        files = {name: moved_out(content) if name.endswith(".onnx") else content for name, content in files.items()}
+        files[WEIGHTS] = np.float32(255.0 if datatype == "UINT8" else 1.0).tobytes()
     samples = as_wire(np.concatenate([clean(6, seed=5), bright(1), striped(1)]), datatype)
     blank = npz(
         images=samples, logits=np.zeros((8, CLASSES), np.float32), scores=np.zeros((8, 2)), p_values=np.zeros(8)

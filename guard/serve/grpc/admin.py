@@ -27,9 +27,11 @@ from guard.serve.grpc.wire.guard_pb2 import (
     InspectResponse,
     Item,
     Model,
+    ReloadResponse,
 )
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.readiness import Readiness
+from guard.serve.reload import Reloader
 
 SERVICE = "guard.v1.Guard"
 DESCRIBED_ABOVE = (  # fields of the only model that are the response's own too
@@ -40,10 +42,11 @@ DESCRIBED_ABOVE = (  # fields of the only model that are the response's own too
 
 @dataclass(frozen=True)
 class Admin:
-    """The methods of guard.v1: Inspect, Describe and Drain."""
+    """The methods of guard.v1: Inspect, Describe, Reload and Drain."""
 
     service: Service
     readiness: Readiness
+    reloader: Reloader
     draining: Drain
 
     async def inspect(self, request: bytes, call: Call) -> bytes:
@@ -94,6 +97,14 @@ class Admin:
             not_ready_because=because or "",
         )
 
+    async def reload(self, request: bytes, call: Call) -> bytes:  # noqa: ARG002
+        """Answer Reload once it is over; where it failed, with the status of what is wrong with the settings."""
+        found = await self.reloader.reload("admin")
+        answer: bytes = ReloadResponse(
+            result=found.result, changed=found.changed, needs_restart=found.needs_restart
+        ).SerializeToString()
+        return answer
+
     async def drain(self, request: bytes, call: Call) -> bytes:  # noqa: ARG002
         """Answer Drain: the drain begins, unless it has, and how far it is."""
         self.draining.begin()
@@ -108,7 +119,7 @@ class Admin:
         return answer
 
     def methods(self, door: Door) -> Methods:
-        found = {"Inspect": self.inspect, "Describe": self.describe, "Drain": self.drain}
+        found = {"Inspect": self.inspect, "Describe": self.describe, "Reload": self.reload, "Drain": self.drain}
         return {f"/{SERVICE}/{name}": door.unary(work) for name, work in found.items()}
 
 

@@ -26,10 +26,11 @@ from guard.serve.grpc.metadata import NEVER_RETRY, Metadata, end_to_end, may_be_
 from guard.serve.grpc.upstream import Answer, path
 from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
-from guard.serve.request_span import Ending, RequestSpan, Traced
+from guard.serve.request_span import CallEnd, RequestSpan, Traced
 
 DOMAIN = "inference-guard"
 MODEL_INFER = path("ModelInfer").removeprefix("/")  # as traces name it
+STREAM_INFER = path("ModelStreamInfer").removeprefix("/")
 CHECK = "envoy.service.auth.v3.Authorization/Check"
 # What is the server's fault, as the semantic conventions of traces have it
 SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -112,15 +113,14 @@ class Call:
     def traced(self) -> Traced:
         """The call as its span shows it."""
         asked = self.asked
-        method, metadata = (
-            (MODEL_INFER, self.context.invocation_metadata()) if asked is None else (CHECK, asked.metadata)
-        )
+        method = CHECK if asked is not None else STREAM_INFER if self.number else MODEL_INFER
+        metadata = self.context.invocation_metadata() if asked is None else asked.metadata
         return Traced(method, {"rpc.system.name": "grpc", "rpc.method": method}, tuple(metadata or ()))
 
     @property
-    def ending(self) -> Ending:
+    def ending(self) -> CallEnd:
         """The end of a call that is over, as its span shows it."""
-        return Ending({"rpc.response.status_code": self.code}, failed=self.code in SERVER_FAULTS)
+        return CallEnd({"rpc.response.status_code": self.code}, failed=self.code in SERVER_FAULTS)
 
     def own_upward(self) -> Metadata:
         """The metadata for the upstream, but for the names of a trace."""

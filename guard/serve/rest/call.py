@@ -20,7 +20,7 @@ from guard.serve.admission import Place
 from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
 from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
-from guard.serve.request_span import Ending, RequestSpan, Traced
+from guard.serve.request_span import CallEnd, RequestSpan, Traced
 from guard.serve.rest.answer import RestAnswer
 from guard.serve.rest.headers import Headers, encoded, end_to_end
 
@@ -102,10 +102,10 @@ class RestCall:
         return Traced(f"POST {INFER_ROUTE}", {"http.request.method": "POST", "http.route": INFER_ROUTE}, self.headers)
 
     @property
-    def ending(self) -> Ending:
+    def ending(self) -> CallEnd:
         """The end of a call that is over, as its span shows it."""
         status = self.status
-        return Ending({"http.response.status_code": status}, failed=status >= FAULT_CODE)
+        return CallEnd({"http.response.status_code": status}, failed=status >= FAULT_CODE)
 
     @property
     def status(self) -> int:

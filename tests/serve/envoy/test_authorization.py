@@ -16,6 +16,7 @@ from guard.errors import ConfigError
 from guard.serve.envoy.asked_request import AskedRequest
 from guard.serve.grpc.metadata import OURS
 from tests.serve import tiny_bundle
+from tests.serve.authority import Authority
 from tests.serve.envoy.checks import CHECK, Told, check, check_request, framed
 from tests.serve.guarded import Client, Guarded, calling, guarding, infer_request, metric_of
 
@@ -319,6 +320,23 @@ def test_the_caller_is_envoys_client_and_not_envoy(bundle: Path, tmp_path: Path)
             named = {"x-forwarded-client-cert": "URI=spiffe://mesh/camera"}
             assert (await check(client, check_request(BODY, headers=named))).passes
             assert not (await check(client, check_request(framed(CRAFTED), headers=named))).passes
+            assert guarded.events("reject")[0]["principal"] == "spiffe://mesh/camera"
+
+    asyncio.run(story())
+
+
+def test_a_certificate_that_envoy_has_verified_tells_who_calls(bundle: Path, tmp_path: Path) -> None:
+    authority = Authority()
+    certificate, key = authority.issue().write(tmp_path, "guard")
+    ca = authority.write(tmp_path, "ca.pem")
+    settings = {"principal_from": "tls", "tls_certificate": certificate, "tls_key": key, "tls_client_ca": ca}
+
+    async def story() -> None:
+        async with asking(bundle, **settings) as (guarded, client):
+            assert (await check(client, check_request(BODY))).status == "UNAUTHENTICATED"
+            request = check_request(framed(CRAFTED))
+            request.attributes.source.principal = "spiffe://mesh/camera"
+            assert (await check(client, request)).status == "PERMISSION_DENIED"
             assert guarded.events("reject")[0]["principal"] == "spiffe://mesh/camera"
 
     asyncio.run(story())

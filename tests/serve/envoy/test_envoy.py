@@ -22,7 +22,7 @@ from tests.serve.fake_upstream import FakeUpstream, listening
 from tests.serve.guarded import Client, Guarded, calling, guarding_at, infer_request, metric_of
 from tests.side import StaleError, shelf
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.large]
 
 SOON_S = 5.0  # for what must not hang; Envoy's own time for a check is 6 s
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"

@@ -299,3 +299,12 @@ def test_guard_drain_by_tls(bundle: Path, tmp_path: Path, tokens: str) -> None:
             assert await asyncio.to_thread(cli.run, ["drain", f"localhost:{port}", *flags, "--ca", ca]) == 0
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(("listen", "told"), [("0.0.0.0:0", 1), ("127.0.0.1:0", 0)])
+def test_tokens_in_the_clear_are_warned_of(bundle: Path, tokens: str, listen: str, told: int) -> None:
+    async def story() -> None:
+        async with guarding(bundle, principal_from="bearer", client_tokens=tokens, listen=listen) as guarded:
+            assert len(guarded.events("tokens in the clear")) == told
+
+    asyncio.run(story())

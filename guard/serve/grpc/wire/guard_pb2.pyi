@@ -132,3 +132,17 @@ class DrainResponse(_message.Message):
     connections: int
     calls: int
     def __init__(self, remaining_s: _Optional[float] = ..., closed: bool = ..., told: _Optional[int] = ..., connections: _Optional[int] = ..., calls: _Optional[int] = ...) -> None: ...
+
+class ReloadRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReloadResponse(_message.Message):
+    __slots__ = ("result", "changed", "needs_restart")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_RESTART_FIELD_NUMBER: _ClassVar[int]
+    result: str
+    changed: _containers.RepeatedScalarFieldContainer[str]
+    needs_restart: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, result: _Optional[str] = ..., changed: _Optional[_Iterable[str]] = ..., needs_restart: _Optional[_Iterable[str]] = ...) -> None: ...

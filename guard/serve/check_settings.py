@@ -1,0 +1,24 @@
+"""The checks of settings as a whole, at the start and at each reload: what is missing, and what excludes what."""
+
+from __future__ import annotations
+
+from guard.config import ServeConfig
+from guard.errors import ConfigError
+from guard.serve.admin_access import check_admin
+from guard.serve.envoy.authorization import check_settings
+
+
+def check_complete(config: ServeConfig) -> None:
+    """Raise ConfigError where a setting is missing, or tells strangers too much."""
+    for name in ("bundle", "upstream"):
+        if not getattr(config, name) and not (name == "bundle" and config.models):
+            raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
+    check_admin(config)
+    for name, other in (("rest_listen", "rest_upstream"), ("rest_upstream", "rest_listen")):
+        if getattr(config, name) and not getattr(config, other):
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r}, and {other} is not set; the REST door needs both: where clients "
+                "call (HOST:PORT), and the model server behind it (http://HOST:PORT)"
+            )
+    if config.authz_listen:
+        check_settings(config)
