@@ -86,7 +86,7 @@ class DriftWatch:
     def tell(self) -> None:
         """Show evidence and counts, and tell a new alarm."""
         monitor, metrics = self.monitor, self.metrics
-        if (monitor.items, monitor.repeats) == (self.shown_items, self.shown_repeats):
+        if self.over or (monitor.items, monitor.repeats) == (self.shown_items, self.shown_repeats):
             return
         metrics.items.labels(self.label).inc(monitor.items - self.shown_items)
         metrics.repeats.labels(self.label).inc(monitor.repeats - self.shown_repeats)
