@@ -133,7 +133,10 @@ class ShadowQueue:
             await engine.thread.until_idle()
             parts.append(await engine.read(images[start : start + most]))
         guarded.loaded.breaker.succeeded()
-        return inspector.judged(joined(parts), images)
+        readings = joined(parts)
+        if guarded.loaded.drift is not None:
+            guarded.loaded.drift.see(images, readings)
+        return inspector.judged(readings, images)
 
     def count(self, request: ShadowRequest, action: str) -> None:
         self.records.metrics.shadow_requests.labels(request.guarded.label, action).inc()
