@@ -15,6 +15,7 @@ from guard.policy import Policy
 from guard.serve.agreement import UpstreamComparison
 from guard.serve.inspector import Inspector
 from guard.serve.loaded_bundle import LoadedBundle
+from guard.serve.query_watch import QueryWatch
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,6 +27,7 @@ class GuardedModel:
     loaded: LoadedBundle
     inspector: Inspector
     comparison: UpstreamComparison
+    queries: QueryWatch | None = None  # of this model's traffic, where its settings want that
 
     @property
     def label(self) -> str:

@@ -36,6 +36,7 @@ from guard.serve.inference_records import InferenceRecords, because
 from guard.serve.inspector import label
 from guard.serve.metrics import OTHER
 from guard.serve.models import Models, ModelTable
+from guard.serve.query_watch import REASON
 from guard.serve.request_span import Tracing
 from guard.serve.tensor import Decoded, tensor_digest
 
@@ -264,9 +265,13 @@ class Inference:
         if call.span is not None:
             call.span.stage("guard.decode", took, {"guard.items": call.items})
         inspector = guarded.inspector
+        queries = guarded.queries
+        seen = None if queries is None else await queries.see(decoded.images, call.principal, call.names)
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if guarded.loaded.drift is not None:
             guarded.loaded.drift.see(decoded.images, found.readings)
+        if queries is not None and (refused := queries.rejected(found, seen, guarded.policy)) is not None:
+            return self.decided(guarded, refused, call, {"reason": REASON})
         if (answers := inspector.answers) is not None:
             early = inspector.before_answer(found, answers)
             if early.enacted is not Action.REJECT:

@@ -29,6 +29,7 @@ from guard.serve.build import build_labels
 from guard.serve.drift_metrics import DriftMetrics
 from guard.serve.grpc.upstream import SERVICE
 from guard.serve.inference_call import ENDS, End
+from guard.serve.query_metrics import QueryMetrics
 
 BUCKET_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -209,7 +210,6 @@ class Metrics:
         self.upstream_ready = gauge(
             "guard_upstream_ready", "1 while the upstream is reachable, ready and as the bundle expects"
         )
-        self.drift = DriftMetrics(registry)
         self.promised_rate = gauge(
             "guard_promised_rate", "Share of clean items that may be rejected, or flagged", "model", "action"
         )
@@ -224,6 +224,7 @@ class Metrics:
         )
         self.name_standards(registry)
         self.name_reloads(registry)
+        self.name_traffic(registry)
         self.begin_at_zero()
         registry.register(self.p_values)
         registry.register(self.detector_p_values)
@@ -248,6 +249,11 @@ class Metrics:
         labels = build_labels()
         text = "1; the versions of the guard and of what it stands on"
         Gauge("guard_build_info", text, tuple(labels), registry=registry).labels(**labels).set(1)
+
+    def name_traffic(self, registry: CollectorRegistry) -> None:
+        """Create the metrics of what many requests show together."""
+        self.drift = DriftMetrics(registry)
+        self.queries = QueryMetrics(registry)
 
     def name_reloads(self, registry: CollectorRegistry) -> None:
         """Create the metrics of reloads."""
