@@ -42,7 +42,7 @@ def is_sparse(change: Floats, live: Bools) -> bool:
 
 
 def part_of(change: Floats, others: Floats, exposure: Floats) -> Bools:
-    """Tell which changes [entry, tile] one [tile] is a part of, beside the directions of `exposure` [direction, tile]."""
+    """Tell which changes [entry, tile] one [tile] is a part of, beside those of `exposure` [direction, tile]."""
     axes = orthonormal(exposure)
     kept = change - (change @ axes.T) @ axes
     length = float(np.linalg.norm(kept))

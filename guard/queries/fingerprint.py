@@ -22,7 +22,7 @@ from guard.near_copies import GRID_PARTS, SEGMENT_PARTS, coarse_view
 Floats = NDArray[np.float32]
 
 PROJECTED_VALUES = 24
-LEVELS = 4080  # steps of the value range, 16 to one of 8 bits: sums of 4,000 values stay exact in float32
+VALUE_STEPS = 4080  # steps of the value range, 16 to one of 8 bits: sums of 4,000 values stay exact in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +75,10 @@ class Fingerprinter:
     def of(self, unit: Floats) -> Fingerprints:
         """Fingerprint items [item, channel, ...] in [0, 1]; values that are no numbers count as 0."""
         unit = np.nan_to_num(np.asarray(unit, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
-        steps = np.rint(unit * np.float32(LEVELS))
+        steps = np.rint(unit * np.float32(VALUE_STEPS))
         whole = steps.astype(np.uint16)
         digests = [int.from_bytes(hashlib.blake2b(item.tobytes(), digest_size=8).digest(), "little") for item in whole]
-        inside = ((whole > 0) & (whole < LEVELS)).any(axis=1)
+        inside = ((whole > 0) & (whole < VALUE_STEPS)).any(axis=1)
         return Fingerprints(
             digests=np.asarray(digests, dtype=np.uint64),
             views=coarse_view(unit) @ self.projection,

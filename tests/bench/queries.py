@@ -162,7 +162,7 @@ def hidden(queries: Floats, cover: Floats, generator: np.random.Generator) -> tu
 
 
 def attacks(
-    options: Any, answers: Callable[[Floats], Floats], images: Floats, labels: NDArray[np.int64]
+    options: Any, answers: Callable[[Floats], Floats], images: Floats, labels: NDArray[np.int64], cover: Floats
 ) -> Iterator[str]:
     """Yield the table of attacks."""
     yield f"{'seen at query':48} {'median':>7} {'95 %':>7} {'seen':>8} {'within 50':>10} {'success':>11} {'left':>10}"
@@ -184,7 +184,7 @@ def attacks(
         some = searches[: min(len(searches), 10)]
         seen = []
         for one in some:
-            mixed, own = hidden(one.queries[:60], images, generator)
+            mixed, own = hidden(one.queries[:60], cover, generator)
             found = [finding for finding, ours in zip(replayed(mixed, streams=False), own, strict=True) if ours]
             seen.append(seen_at(found))
         yield row(f"  knowing: 40 others between ({len(some)} items)", some, seen)
@@ -261,7 +261,7 @@ def quick() -> Iterator[str]:
         images = snapped(tiny_bundle.clean(4, seed=70))
         labels = answers_of(runtime)(images).argmax(axis=1)
         options = argparse.Namespace(queries=60, distance=0.1)
-        yield from attacks(options, answers_of(runtime), images, labels)
+        yield from attacks(options, answers_of(runtime), images, labels, snapped(tiny_bundle.clean(2000, seed=71)))
     generator = np.random.default_rng(4)
     yield from streams(60, 2, snapped(np.stack([scene(generator, size=32) for _ in range(80)])))
     yield from price((3, 32, 32), principals=200, requests=100)
@@ -299,7 +299,7 @@ def main(arguments: Sequence[str]) -> None:
     if "attacks" in parts:
         some = images[: 2 * options.items]
         right = np.flatnonzero(answers(some).argmax(axis=1) == examples.labels[: len(some)])[: options.items]
-        for line in attacks(options, answers, images[right], examples.labels[right]):
+        for line in attacks(options, answers, images[right], examples.labels[right], images[2 * options.items :]):
             print(line, flush=True)
 
 
