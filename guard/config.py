@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from guard.errors import ConfigError
 from guard.model_config import ModelConfig
-from guard.policy import Forward, Mode, OnFailure, Rows, Shadow
+from guard.policy import Forward, Mode, OnFailure, QueryMemoryUse, Rows, Shadow
 from guard.service_links import is_service_link
 from guard.target import WANTED, is_authority, is_url, parse_target, socket_path, split_address
 
@@ -82,6 +82,8 @@ class ServeConfig:
     forward: Forward = "after"  # the verdict, before it, as a closed model's answer counts in it, or at once
     repair: str | None = None  # denoiser through which flagged items are cleaned
     tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker can search by it
+    query_memory: QueryMemoryUse = "off"  # watch tells of query attacks, reject refuses them
+    query_streams: bool = True  # frames of cameras and video are expected: near-copies alone are no attack
     stream_replies: StreamReplies = "auto"  # shape of the replies of ModelStreamInfer: Triton's, MLServer's, or by name
     allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig", "@statistics"
     allow_models: tuple[str, ...] = ()  # further model names to pass uninspected

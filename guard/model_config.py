@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from guard.errors import ConfigError
-from guard.policy import Forward, Mode, OnFailure, Policy, Rows, Shadow
+from guard.policy import Forward, Mode, OnFailure, Policy, QueryMemoryUse, Rows, Shadow
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class ModelConfig:
     forward: Forward = "after"
     repair: str | None = None
     tell_flags: bool = False
+    query_memory: QueryMemoryUse = "off"
+    query_streams: bool = True
     inspect_timeout_s: float = 5.0
     max_disagreement: float | None = None
     max_rows: int = 64

@@ -13,6 +13,7 @@ from typing import Literal
 Mode = Literal["enforce", "flag", "shadow", "off"]
 OnFailure = Literal["closed", "open"]
 Rows = Literal["any", "request"]
+QueryMemoryUse = Literal["off", "watch", "reject"]
 Forward = Literal["after", "before", "together"]
 Shadow = Literal["inline", "queue"]
 

@@ -15,6 +15,7 @@ from guard.policy import Policy
 from guard.serve.agreement import UpstreamComparison
 from guard.serve.inspector import Inspector
 from guard.serve.loaded_bundle import LoadedBundle
+from guard.serve.query_watch import QueryWatch
 from guard.serve.sampling import Sampling
 
 
@@ -28,6 +29,7 @@ class GuardedModel:
     inspector: Inspector
     comparison: UpstreamComparison
     sampling: Sampling
+    queries: QueryWatch | None = None  # of this model's traffic, where its settings want that
 
     @property
     def label(self) -> str:

@@ -41,6 +41,7 @@ from guard.serve.inspector import label
 from guard.serve.metrics import OTHER
 from guard.serve.models import Models, ModelTable
 from guard.serve.outcome import Outcome, Undecided
+from guard.serve.query_watch import REASON
 from guard.serve.request_span import Tracing
 from guard.serve.sampling import NOT_SAMPLED
 from guard.serve.shadow_queue import ShadowQueue, ShadowRequest
@@ -231,9 +232,13 @@ class Inference:
         if early is not None and guarded.config.forward == "together" and not asked.in_sequence:
             inspector.check(call.items)
             early.begin()
+        queries = guarded.queries
+        seen = None if queries is None else await queries.see(decoded.images, call.principal, call.names)
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if guarded.loaded.drift is not None:
             guarded.loaded.drift.see(decoded.images, found.readings)
+        if queries is not None and (refused := queries.rejected(found, seen, guarded.policy)) is not None:
+            return self.decided(guarded, refused, call, {"reason": REASON})
         if (answers := inspector.answers) is not None:
             before = inspector.before_answer(found, answers)
             if before.enacted is not Action.REJECT:

@@ -29,6 +29,7 @@ from guard.serve.build import build_labels
 from guard.serve.drift_metrics import DriftMetrics
 from guard.serve.grpc.upstream import SERVICE
 from guard.serve.inference_call import ENDS, End
+from guard.serve.query_metrics import QueryMetrics
 
 BUCKET_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -214,7 +215,6 @@ class Metrics:
         self.upstream_ready = gauge(
             "guard_upstream_ready", "1 while the upstream is reachable, ready and as the bundle expects"
         )
-        self.drift = DriftMetrics(registry)
         self.promised_rate = gauge(
             "guard_promised_rate", "Share of clean items that may be rejected, or flagged", "model", "action"
         )
@@ -227,7 +227,7 @@ class Metrics:
             "p-value of each detector for each inspected item, where it ran",
             ["model", "detector"],
         )
-        for name in (self.name_standards, self.name_reloads):
+        for name in (self.name_standards, self.name_reloads, self.name_traffic):
             name(registry)
         self.name_what_is_not_inspected(counter, gauge)
         self.begin_at_zero()
@@ -265,6 +265,11 @@ class Metrics:
             "guard_shadow_requests_total", "Requests of the shadow queue by what became of them", "model", "action"
         )
         self.shadow_waiting = gauge("guard_shadow_waiting", "Requests that wait in the shadow queue")
+
+    def name_traffic(self, registry: CollectorRegistry) -> None:
+        """Create the metrics of what many requests show together."""
+        self.drift = DriftMetrics(registry)
+        self.queries = QueryMetrics(registry)
 
     def name_reloads(self, registry: CollectorRegistry) -> None:
         """Create the metrics of reloads."""

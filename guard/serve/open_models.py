@@ -28,6 +28,7 @@ from guard.serve.log import Log
 from guard.serve.metrics import Metrics
 from guard.serve.model_metrics import show_models
 from guard.serve.models import Models, ModelTable, check_distinct
+from guard.serve.query_watch import QueryWatch, check_watchable
 from guard.serve.readiness import Readiness
 from guard.serve.sampling import Sampling, sample_key
 from guard.signing import Trust, TrustedKey, open_trusted
@@ -60,6 +61,7 @@ class OpenedModel:
         warnings = [check_promise(getattr(policy, name), bundle.calibration.items, name=name) for name in rates]
         if policy.repair is not None:
             bundle.repair(policy.repair)
+        check_watchable(config, bundle.manifest.model.input)
         answers = held_answers(config, bundle, allow_methods=allow_methods)
         return OpenedModel(config, bundle, served_spec(config, bundle), policy, answers, tuple(filter(None, warnings)))
 
@@ -194,6 +196,14 @@ class Workshop:
             ),
             comparison=comparison,
             sampling=Sampling(config.sample, key),
+            queries=QueryWatch.of(
+                config,
+                opened.spec.input,
+                label=opened.label,
+                metrics=self.metrics.queries,
+                log=self.log,
+                before=None if before is None else before.queries,
+            ),
         )
 
 

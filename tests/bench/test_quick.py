@@ -18,6 +18,7 @@ QUICK = {
     "forest": ("--forest",),
     "kinds": ("series",),
     "off_recipe": (),
+    "queries": (),
     "recalibration": (),
     "repair": (),
     "second": (),
