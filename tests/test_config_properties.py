@@ -46,7 +46,7 @@ def kind_of(key: str) -> tuple[Any, bool]:
 def valid(key: str) -> st.SearchStrategy[Any]:
     """Values that a setting can have; None where it is optional."""
     kind, optional = kind_of(key)
-    lowest = 1 if key in MORE_THAN_ZERO or key == "drift_alarm_probability" else 0
+    lowest = 1 if key in (*MORE_THAN_ZERO, "drift_alarm_probability", "breaker_share", "sample") else 0
     found: st.SearchStrategy[Any]
     if get_origin(kind) is Literal:
         found = st.sampled_from(get_args(kind))

@@ -164,6 +164,8 @@ def test_another_bundle_begins_a_promise_anew(watch: DriftWatch, registry: Colle
     watch.thread.shutdown(wait=True)
     assert registry.get_sample_value("guard_drift_alarm", {"model": "m"}) == 1
     counted = registry.get_sample_value("guard_drift_items_total", {"model": "m"})
-    DriftWatch(Bundle.open(bundle), probability=0.01, label="m", metrics=watch.metrics, log=watch.log)
+    successor = DriftWatch(Bundle.open(bundle), probability=0.01, label="m", metrics=watch.metrics, log=watch.log)
+    assert registry.get_sample_value("guard_drift_alarm", {"model": "m"}) == 1  # until it is at work
+    successor.begin()
     assert registry.get_sample_value("guard_drift_alarm", {"model": "m"}) == 0
     assert registry.get_sample_value("guard_drift_items_total", {"model": "m"}) == counted
