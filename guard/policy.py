@@ -14,7 +14,8 @@ Mode = Literal["enforce", "flag", "shadow", "off"]
 OnFailure = Literal["closed", "open"]
 Rows = Literal["any", "request"]
 QueryMemoryUse = Literal["off", "watch", "reject"]
-Forward = Literal["after", "before"]
+Forward = Literal["after", "before", "together"]
+Shadow = Literal["inline", "queue"]
 
 
 class Action(StrEnum):

@@ -39,6 +39,11 @@ STREAMS = ("ModelStreamInfer",)
 LISTENERS = ("inference", "admin", "authz")
 RELOADS = ("applied", "unchanged", "failed")
 HELD = ("not_asked", "delivered", "discarded", "not_compared")
+UNCHECKED_REASONS = (
+    *("unchecked", "overloaded", "inspection_timeout", "breaker_open", "internal"),  # it failed
+    *("not_sampled", "shadow_queue"),  # the operator wants it so
+)
+SHADOWED = ("pass", "would_flag", "would_repair", "would_reject", "dropped", "failed")
 ACTIONS = (
     *("pass", "flag", "repair", "reject"),
     *("would_flag", "would_repair", "would_reject"),  # in modes that do not do it
@@ -222,9 +227,9 @@ class Metrics:
             "p-value of each detector for each inspected item, where it ran",
             ["model", "detector"],
         )
-        self.name_standards(registry)
-        self.name_reloads(registry)
-        self.name_traffic(registry)
+        for name in (self.name_standards, self.name_reloads, self.name_traffic):
+            name(registry)
+        self.name_what_is_not_inspected(counter, gauge)
         self.begin_at_zero()
         registry.register(self.p_values)
         registry.register(self.detector_p_values)
@@ -249,6 +254,17 @@ class Metrics:
         labels = build_labels()
         text = "1; the versions of the guard and of what it stands on"
         Gauge("guard_build_info", text, tuple(labels), registry=registry).labels(**labels).set(1)
+
+    def name_what_is_not_inspected(self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]) -> None:
+        """Create the metrics of what callers do not wait for: a broken engine, and the shadow queue."""
+        self.breaker_open = gauge(
+            "guard_breaker_open", "1 while inspections are given up at once, since the engine is broken", "model"
+        )
+        self.breaker_openings = counter("guard_breaker_openings_total", "Times the breaker has opened", "model")
+        self.shadow_requests = counter(
+            "guard_shadow_requests_total", "Requests of the shadow queue by what became of them", "model", "action"
+        )
+        self.shadow_waiting = gauge("guard_shadow_waiting", "Requests that wait in the shadow queue")
 
     def name_traffic(self, registry: CollectorRegistry) -> None:
         """Create the metrics of what many requests show together."""
@@ -291,8 +307,10 @@ class Metrics:
         for action in ACTIONS:
             self.requests.labels(model, action)
             self.items.labels(model, action)
-        for reason in ("unchecked", "overloaded", "inspection_timeout"):
+        for reason in UNCHECKED_REASONS:
             self.unchecked.labels(model, reason)
+        for action in SHADOWED:
+            self.shadow_requests.labels(model, action)
         for family in (self.compared, self.disagreed, self.disagreement):
             family.labels(model)
         self.p_values.begin(model)
