@@ -32,7 +32,7 @@ from guard.serve.admission import Admission
 from guard.serve.client_queues import ClientQueues
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.inference_call import UNCHECKED, InferenceCall
-from guard.serve.inference_records import InferenceRecords, because
+from guard.serve.inference_records import WANTED_UNCHECKED, InferenceRecords, because
 from guard.serve.inspector import label
 from guard.serve.metrics import OTHER
 from guard.serve.models import Models, ModelTable
@@ -92,6 +92,8 @@ class Outcome:
     told: str
     guarded: GuardedModel | None = None  # where it was inspected
     prediction: NDArray[np.int64] | None = None  # ours, where the upstream sees the same input
+    found: Inspection | None = None  # where it was inspected
+    reason: str = ""  # where it passes unchecked
 
     @property
     def answered(self) -> bool:
@@ -264,6 +266,8 @@ class Inference:
         if call.span is not None:
             call.span.stage("guard.decode", took, {"guard.items": call.items})
         inspector = guarded.inspector
+        if self.records.audit is not None:
+            call.audited = self.records.audit.arrived(decoded.images)
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if guarded.loaded.drift is not None:
             guarded.loaded.drift.see(decoded.images, found.readings)
@@ -305,6 +309,7 @@ class Inference:
             told=told.value,
             guarded=guarded,
             prediction=readings.prediction if found.enacted is not Action.REPAIR else None,
+            found=found,
         )
 
     async def hold(self, undecided: Undecided, exchange: Exchange[Answer], call: InferenceCall) -> Answer:
@@ -348,10 +353,10 @@ class Inference:
     def unchecked(self, model: str, reason: str, call: InferenceCall, *, cause: Exception | None = None) -> Outcome:
         """Let a request of the model with this label pass uninspected: marked, counted and logged."""
         self.metrics.unchecked.labels(model, reason).inc()
-        if reason not in ("off", "allowed_model"):
+        if reason not in WANTED_UNCHECKED:
             why = {} if cause is None else {"cause": str(cause), "because": because(cause)}
             self.log.warning("unchecked", **call.names, model=model, reason=reason, **why)
-        return Outcome(model, UNCHECKED, (UNCHECKED,) * call.items, UNCHECKED)
+        return Outcome(model, UNCHECKED, (UNCHECKED,) * call.items, UNCHECKED, reason=reason)
 
     async def forward(self, outcome: Outcome, exchange: Exchange[Answer], call: InferenceCall) -> Answer:
         answer = await self.ask(exchange, call)

@@ -25,6 +25,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from guard.fusion import Floats
+from guard.serve.audit.metrics import AuditMetrics
 from guard.serve.build import build_labels
 from guard.serve.drift_metrics import DriftMetrics
 from guard.serve.grpc.upstream import SERVICE
@@ -209,7 +210,7 @@ class Metrics:
         self.upstream_ready = gauge(
             "guard_upstream_ready", "1 while the upstream is reachable, ready and as the bundle expects"
         )
-        self.drift = DriftMetrics(registry)
+        self.drift, self.audit = DriftMetrics(registry), AuditMetrics(registry)
         self.promised_rate = gauge(
             "guard_promised_rate", "Share of clean items that may be rejected, or flagged", "model", "action"
         )
