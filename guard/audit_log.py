@@ -3,11 +3,13 @@
     audit-00000001.jsonl    {"time": ..., "action": "reject", "id": ..., "model": ..., "atlas": ["AML.T0015", ...], ...}
 
 Rule 1: a line is there whole or not at all: what a full disk or a crash cut off is taken back, or passed over.
-Rule 2: files are their owner's alone, and bounded: beyond bytes or age the oldest files go.
+Rule 2: files are their owner's alone, and bounded: beyond bytes or age the oldest files go, and one where the disk is
+        full, which may be smaller than the bound.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,8 +22,10 @@ from typing import Any
 from guard.errors import DataError
 from guard.traffic_sample import private
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 LOG_FILE = re.compile(r"audit-(\d{8})\.jsonl")
-MAX_FILES = 8  # the bytes of a log are those of so many files
+MAX_FILE_BYTES = 2 << 20
+FILE_DIVISOR = 8  # of a log's bytes, a file has one part in so many
 
 
 @dataclass(eq=False)
@@ -37,20 +41,19 @@ class AuditLog:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = log_files(self.folder)
         number, newest = found[-1] if found else (0, None)
-        if newest is None or newest.stat().st_size + len(lines) > max(self.max_bytes // MAX_FILES, len(lines)):
+        file_bytes = max(min(self.max_bytes // FILE_DIVISOR, MAX_FILE_BYTES), len(lines))
+        if newest is None or newest.stat().st_size + len(lines) > file_bytes:
             newest = self.folder / f"audit-{number + 1:08}.jsonl"
             found.append((number + 1, newest))
         self.prune([file for _, file in found[:-1]], len(lines) + size_of(newest), now)
-        descriptor = private(str(newest), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
         try:
-            before = os.fstat(descriptor).st_size
-            try:
-                write_all(descriptor, lines)
-            except OSError:
-                os.ftruncate(descriptor, before)
+            append_whole(newest, lines)
+        except OSError as error:
+            older = [file for _, file in found[:-1] if file.exists()]
+            if error.errno not in DISK_FULL or not older:
                 raise
-        finally:
-            os.close(descriptor)
+            older[0].unlink(missing_ok=True)
+            append_whole(newest, lines)
 
     def prune(self, older: list[Path], newest_bytes: int, now: float) -> None:
         """Remove the oldest files, so that with `newest_bytes` beside them those left are within the bounds."""
@@ -61,6 +64,20 @@ class AuditLog:
                 return
             file.unlink(missing_ok=True)
             total -= fact.st_size
+
+
+def append_whole(file: Path, content: bytes) -> None:
+    """Append to a file all of it or nothing. Raises OSError."""
+    descriptor = private(str(file), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            write_all(descriptor, content)
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_all(descriptor: int, content: bytes) -> None:

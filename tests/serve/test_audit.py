@@ -8,6 +8,7 @@ import errno
 import json
 import shutil
 import stat
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -238,3 +239,22 @@ def test_a_queue_is_bounded_and_a_fault_ends_nothing() -> None:
 def test_what_is_kept_needs_a_place(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="audit_dir is not set"):
         check_complete(config_for(tmp_path, "127.0.0.1:1", **settings))
+
+
+def test_a_small_disk_is_used_in_turn(tmp_path: Path) -> None:
+    """A disk far smaller than the bound: the oldest lines go, and the newest is there."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        log = AuditLog(disk / "log", max_bytes=1 << 28, max_age_s=DAY_S)
+        for number in range(150):
+            filler = "x" * (100 << 10)
+            log.append(json.dumps({"action": "reject", "number": number, "filler": filler}).encode() + b"\n", 0.0)
+        kept = [line["number"] for line in read_lines(log.folder)]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert kept == list(range(kept[0], 150))
+    assert 20 <= len(kept) < 60

@@ -6,14 +6,14 @@ Rule 2: nothing that a write does, not even a hang, reaches a request or holds u
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
+from guard.audit_log import DISK_FULL
+
 CLOSING_S = 1.0  # how long the end waits for what was taken
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Background:
@@ -103,4 +103,4 @@ def reason_of(error: Exception) -> str:
     """The reason of a lost write, as it is counted."""
     if isinstance(error, Dropped):
         return error.reason
-    return "disk_full" if isinstance(error, OSError) and error.errno in FULL else "error"
+    return "disk_full" if isinstance(error, OSError) and error.errno in DISK_FULL else "error"

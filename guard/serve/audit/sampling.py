@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle
 from guard.serve.audit.background import Background, reason_of
 from guard.serve.audit.metrics import AuditMetrics
-from guard.traffic_sample import SampledItems, SampleSpec, SampleWriter
+from guard.traffic_sample import SampledItems, SampleSpec, SampleWriter, shards_in
 
 MAX_WAITING_BYTES = 32 << 20
 FLUSH_S = 60.0  # after which sampled items are on disk, though their shard is not full
@@ -75,6 +76,8 @@ class Sampling:
             work()
         except Exception as error:  # noqa: BLE001  the folder may be gone: the next item makes it anew
             self.writers.pop(digest, None)
+            if writer is not None and reason_of(error) == "disk_full":
+                remove_oldest(writer.folder)
             self.metrics.count_lost("sample", reason_of(error), before)
             return
         self.metrics.written.labels("sample").inc(before - waiting_items(self.writers[digest]))
@@ -98,6 +101,14 @@ class Sampling:
     def close(self) -> None:
         """Take nothing more, and write what was taken, as far as there is time."""
         self.background.close()
+
+
+def remove_oldest(folder: Path) -> None:
+    """Remove a store's oldest shard, but for the last one: age decides, so what is left is as unbiased as before."""
+    with suppress(OSError):
+        shards = shards_in(folder)
+        if len(shards) > 1:
+            shards[0][1].unlink()
 
 
 def waiting_items(writer: SampleWriter) -> int:
