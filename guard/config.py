@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from guard.errors import ConfigError
 from guard.model_config import ModelConfig
-from guard.policy import Forward, Mode, OnFailure, Rows
+from guard.policy import Forward, Mode, OnFailure, QueryMemoryUse, Rows, Shadow
 from guard.service_links import is_service_link
 from guard.target import WANTED, is_authority, is_http_url, is_url, parse_target, socket_path, split_address
 
@@ -69,13 +69,21 @@ class ServeConfig:
     trusted_keys: tuple[str, ...] = ()  # PEM files of public keys; a bundle must be signed by one of them
     require_signature: bool | None = None  # None: where there are trusted_keys
     mode: Mode = "enforce"  # shadow and off change nothing for any client, flag rejects nothing
+    shadow: Shadow = "inline"  # whether callers wait for an inspection in mode shadow, or it comes afterwards
     on_failure: OnFailure = "closed"  # whether a request that cannot be checked passes
+    breaker_failures: int | None = 5  # inspections that fail in a row before the self-check decides; None: no breaker
+    breaker_share: float = 0.5  # the same of the last hundred inspections
+    breaker_readiness: bool = True  # whether the guard is not ready while an engine is broken
+    sample: float = 1.0  # share of requests that is inspected; the others pass, marked as unchecked
+    sample_key: str | None = None  # secret by which these are chosen; None: a new one at each start and reload
     reject_rate: float | None = None  # share of clean items that may be rejected; None: the bundle's
     flag_rate: float | None = None  # the same for flagged ones, rejected ones included; None: the bundle's
     rows: Rows = "any"  # whether one rejected item rejects its request, or the request is judged as a whole
-    forward: Forward = "after"  # the verdict, or before it: then a closed model's answer is held, and counts in it
+    forward: Forward = "after"  # the verdict, before it, as a closed model's answer counts in it, or at once
     repair: str | None = None  # denoiser through which flagged items are cleaned
     tell_flags: bool = False  # tell callers about FLAG and REPAIR; an attacker can search by it
+    query_memory: QueryMemoryUse = "off"  # watch tells of query attacks, reject refuses them
+    query_streams: bool = True  # frames of cameras and video are expected: near-copies alone are no attack
     stream_replies: StreamReplies = "auto"  # shape of the replies of ModelStreamInfer: Triton's, MLServer's, or by name
     allow_methods: tuple[str, ...] = ()  # further RPCs to pass uninspected, e.g. "ModelConfig", "@statistics"
     allow_models: tuple[str, ...] = ()  # further model names to pass uninspected
@@ -308,7 +316,14 @@ MORE_THAN_ZERO = (  # settings whose range begins there
     *("max_connection_age_s", "max_connection_age_grace_s", "keepalive_s", "upstream_keepalive_s"),
     *("min_ping_interval_s",),
     *("audit_max_bytes", "audit_max_age_s"),
-    *("inspect_timeout_s", "upstream_timeout_s", "read_timeout_s", "threads", "device_memory_bytes"),
+    *(
+        "breaker_failures",
+        "inspect_timeout_s",
+        "upstream_timeout_s",
+        "read_timeout_s",
+        "threads",
+        "device_memory_bytes",
+    ),
 )
 
 
@@ -322,6 +337,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
         "drift_alarm_probability": (lambda value: 0 < value < 1, "a probability between 0 and 1"),
         "sample_share": (lambda value: 0 <= value <= 1, "a share from 0 to 1"),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
+        **dict.fromkeys(("sample", "breaker_share"), (lambda value: 0 < value <= 1, "a share above 0, at most 1")),
         **dict.fromkeys(
             ("listen", "rest_listen", "metrics_listen", "authz_listen"),
             (lambda value: not value or split_address(value) is not None, "HOST:PORT"),

@@ -24,6 +24,7 @@
         ├── Rejected             inspected, and refused
         ├── Unchecked            it could not be inspected, and the guard fails closed
         ├── InspectionTimeout    its inspection took too long, and the guard fails closed
+        ├── BreakerOpen          the engine is known to be broken, and the guard fails closed
         ├── Overloaded           the queue is full
         ├── Expired              its deadline passed before the program ran
         └── UpstreamDown         the model server cannot be reached
@@ -187,6 +188,13 @@ class Unchecked(RequestError):
 
 
 class InspectionTimeout(RequestError):
+    status = "UNAVAILABLE"
+    exit_code = 10
+    http_status = 503
+    may_retry = False
+
+
+class BreakerOpen(RequestError):
     status = "UNAVAILABLE"
     exit_code = 10
     http_status = 503

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from guard.errors import ConfigError
-from guard.policy import Forward, Mode, OnFailure, Policy, Rows
+from guard.policy import Forward, Mode, OnFailure, Policy, QueryMemoryUse, Rows, Shadow
 
 
 @dataclass(frozen=True)
@@ -17,16 +17,23 @@ class ModelConfig:
     place: str = field(default="", compare=False)  # of the table, for errors: guard.toml: models.NAME
     mode: Mode = "enforce"
     on_failure: OnFailure = "closed"
+    sample: float = 1.0
+    shadow: Shadow = "inline"
     reject_rate: float | None = None  # None: the bundle's
     flag_rate: float | None = None
     rows: Rows = "any"
     forward: Forward = "after"
     repair: str | None = None
     tell_flags: bool = False
+    query_memory: QueryMemoryUse = "off"
+    query_streams: bool = True
     inspect_timeout_s: float = 5.0
     max_disagreement: float | None = None
     max_rows: int = 64
     max_queue_rows: int = 1024
+    breaker_failures: int | None = 5
+    breaker_share: float = 0.5
+    breaker_readiness: bool = True
 
     @property
     def name(self) -> str:

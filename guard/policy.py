@@ -13,7 +13,9 @@ from typing import Literal
 Mode = Literal["enforce", "flag", "shadow", "off"]
 OnFailure = Literal["closed", "open"]
 Rows = Literal["any", "request"]
-Forward = Literal["after", "before"]
+QueryMemoryUse = Literal["off", "watch", "reject"]
+Forward = Literal["after", "before", "together"]
+Shadow = Literal["inline", "queue"]
 
 
 class Action(StrEnum):

@@ -46,7 +46,7 @@ def kind_of(key: str) -> tuple[Any, bool]:
 def valid(key: str) -> st.SearchStrategy[Any]:
     """Values that a setting can have; None where it is optional."""
     kind, optional = kind_of(key)
-    lowest = 1 if key in MORE_THAN_ZERO else 0
+    lowest = 1 if key in MORE_THAN_ZERO or key == "drift_alarm_probability" else 0
     found: st.SearchStrategy[Any]
     if get_origin(kind) is Literal:
         found = st.sampled_from(get_args(kind))
@@ -60,6 +60,8 @@ def valid(key: str) -> st.SearchStrategy[Any]:
         found = st.floats(0, 1, exclude_min=lowest == 1, exclude_max=True)
     elif key == "upstream" or key.endswith("listen"):
         found = st.builds("{}:{}".format, st.from_regex(r"\A[a-z.]{1,9}\Z"), st.integers(0, 65535))
+    elif key == "rest_upstream":
+        found = st.builds("http://{}:{}".format, st.from_regex(r"\A[a-z]{1,9}\Z"), st.integers(1, 65535))
     elif key == "upstream_authority":
         found = st.from_regex(r"\A[a-z.]{1,9}(:\d{1,4})?\Z", fullmatch=True)
     else:

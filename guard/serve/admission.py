@@ -103,6 +103,12 @@ class Admission:
             self.stay_s += NEWEST_CALL_SHARE * (now - place.entered - self.stay_s)
             self.company += NEWEST_CALL_SHARE * (place.company - self.company)
 
+    def forget(self) -> None:
+        """Begin to measure anew, since calls from now on take another time: an engine broke, or is in order again."""
+        self.stay_s = self.company = self.best_rate = self.busy_s = 0.0
+        self.departures = 0
+        self.is_full = False
+
     def forwarded(self, seconds: float) -> None:
         """Record how many seconds the model server took over an answer."""
         self.upstream_s += NEWEST_CALL_SHARE * (seconds - self.upstream_s)

@@ -103,6 +103,7 @@ class Batcher:
         self.waiting_items = 0  # in the queue; kept, since a sum over it at every arrival is slowest when it matters
         self.arrival = asyncio.Event()
         self.running_task: asyncio.Task[None] | None = None
+        self.on_device: list[Piece] = []
         self.busy_since: float | None = None  # when the batch on the device went there
         self.failures = 0  # batches on which the engine failed
         self.retired = False  # another serves its model now
@@ -130,6 +131,14 @@ class Batcher:
             fail(piece.job, Unchecked(SHUTTING_DOWN, elsewhere=True))
         self.queue.clear()
         self.waiting_items = 0
+
+    def fail_all(self, error: Callable[[], GuardError]) -> None:
+        """Fail every request that waits or is on the device; what the device still makes of them is dropped."""
+        for piece in (*self.on_device, *self.queue):
+            fail(piece.job, error())
+        self.queue.clear()
+        self.waiting_items = 0
+        self.observer.queued(0)
 
     def retire(self) -> None:
         """Serve what is here and what still comes, and keep no task beyond that: the batcher ends with its last user.
@@ -214,7 +223,7 @@ class Batcher:
             if not batch:
                 self.arrival.clear()
                 continue
-            self.busy_since = self.clock()
+            self.busy_since, self.on_device = self.clock(), batch
             try:
                 await self.run(batch)
             except asyncio.CancelledError:
@@ -222,7 +231,7 @@ class Batcher:
                     fail(piece.job, Unchecked(SHUTTING_DOWN, elsewhere=True))
                 raise
             finally:
-                self.busy_since = None
+                self.busy_since, self.on_device = None, []
 
     def take(self) -> list[Piece]:
         """Take the next batch: in order of arrival, without the dropped, as many items as the device takes."""

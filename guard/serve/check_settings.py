@@ -26,5 +26,11 @@ def check_complete(config: ServeConfig) -> None:
                 f"{name} = {getattr(config, name)!r}, and {other} is not set; the REST door needs both: where clients "
                 "call (HOST:PORT), and the model server behind it (http://HOST:PORT)"
             )
+    for model in config.model_configs():
+        if model.query_memory == "reject" and config.principal_from == "none":
+            raise ConfigError(
+                f'{model.place or "guard.toml"}: query_memory = "reject" needs principal_from: without it all clients '
+                'are one principal, and one would be refused for what another sent; name a source, or set "watch"'
+            )
     if config.authz_listen:
         check_settings(config)

@@ -48,7 +48,10 @@ class DriftWatch:
         self.over = False  # after a failure, or once the bundle is replaced
         self.shown_items = self.shown_repeats = 0
         self.shown_alarm = False
-        self.metrics.begin(label)
+
+    def begin(self) -> None:
+        """Show a watch that begins anew: its bundle is at work from now on."""
+        self.metrics.begin(self.label)
         self.show_evidence()
 
     def see(self, images: NDArray[Any], readings: Readings) -> None:
@@ -83,7 +86,7 @@ class DriftWatch:
     def tell(self) -> None:
         """Show evidence and counts, and tell a new alarm."""
         monitor, metrics = self.monitor, self.metrics
-        if (monitor.items, monitor.repeats) == (self.shown_items, self.shown_repeats):
+        if self.over or (monitor.items, monitor.repeats) == (self.shown_items, self.shown_repeats):
             return
         metrics.items.labels(self.label).inc(monitor.items - self.shown_items)
         metrics.repeats.labels(self.label).inc(monitor.repeats - self.shown_repeats)

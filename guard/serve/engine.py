@@ -61,7 +61,7 @@ class Engine:
             DeviceError: the device that was asked for is not there, or cannot run `largest` items.
         """
         self.largest = largest
-        samples = self.bundle.samples.images
+        samples = (await self.thread.open(lambda: self.bundle.samples)).images
         if len(samples) == 0:
             raise BundleError(f"{self.bundle.path} has no samples to check the engine on; train the bundle again")
         with self.told_before_requests():

@@ -15,6 +15,8 @@ from guard.policy import Policy
 from guard.serve.agreement import UpstreamComparison
 from guard.serve.inspector import Inspector
 from guard.serve.loaded_bundle import LoadedBundle
+from guard.serve.query_watch import QueryWatch
+from guard.serve.sampling import Sampling
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,6 +28,8 @@ class GuardedModel:
     loaded: LoadedBundle
     inspector: Inspector
     comparison: UpstreamComparison
+    sampling: Sampling
+    queries: QueryWatch | None = None  # of this model's traffic, where its settings want that
 
     @property
     def label(self) -> str:
@@ -39,6 +43,11 @@ class GuardedModel:
     @property
     def policy(self) -> Policy:
         return self.inspector.policy
+
+    @property
+    def is_shadowed_later(self) -> bool:
+        """Whether requests pass first, and are inspected afterwards."""
+        return self.policy.mode == "shadow" and self.config.shadow == "queue"
 
     def check_version(self, named: str, served: tuple[str, ...] | None) -> None:
         """Check that a request for this version ("": the server's choice) reaches the weights that the bundle is for.

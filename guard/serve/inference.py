@@ -1,7 +1,8 @@
 """The inference of one request, whatever protocol brought it: it is inspected, and forwarded or refused.
 
 Where a model's `forward` is "before", a request that is not rejected already is forwarded, the model's answer is held
-and read, and the verdict on both decides whether it is delivered or discarded.
+and read, and the verdict on both decides whether it is delivered or discarded. Where it is "together", the model is
+asked while the request is inspected, and its answer held until the verdict.
 
 Rule 1: what was inspected is what is forwarded: the bytes as they came. REPAIR alone re-encodes, and logs both hashes.
 Rule 2: what could not be inspected passes only where mode or on_failure say so; then it is marked and counted.
@@ -14,106 +15,49 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.answer_evidence import AnswerCalibration
 from guard.errors import GuardError, Overloaded, Rejected, Unchecked
 from guard.judge import Inspection
-from guard.manifest import InputSpec, OutputSpec
+from guard.manifest import OutputSpec
 from guard.policy import Action
 from guard.serve.admission import Admission
+from guard.serve.aside import Aside
 from guard.serve.client_queues import ClientQueues
+from guard.serve.early_answer import EarlyAnswer
+from guard.serve.exchange import AskedModel, Exchange
+from guard.serve.failure_table import ALLOWED_MODEL, BREAKER_OPEN, OFF, SHADOW_QUEUE
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.inference_call import UNCHECKED, InferenceCall
-from guard.serve.inference_records import WANTED_UNCHECKED, InferenceRecords, because
+from guard.serve.inference_records import InferenceRecords
 from guard.serve.inspector import label
 from guard.serve.metrics import OTHER
 from guard.serve.models import Models, ModelTable
+from guard.serve.outcome import Outcome, Undecided
+from guard.serve.query_watch import REASON
 from guard.serve.request_span import Tracing
+from guard.serve.sampling import NOT_SAMPLED
+from guard.serve.shadow_queue import ShadowQueue, ShadowRequest
 from guard.serve.tensor import Decoded, tensor_digest
 
 READ_PATIENCE_S = 0.25  # for a message, before its call no longer counts among those that others wait for
+NEVER_BEGUN = (
+    OFF,
+    ALLOWED_MODEL,
+    NOT_SAMPLED,
+    BREAKER_OPEN,
+    SHADOW_QUEUE,
+)  # why none took any time
 NOTHING: Mapping[str, Any] = {}
 Found = TypeVar("Found")
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class AskedModel:
-    """The model that a request names, and the request's own id."""
-
-    name: str
-    version: str
-    request_id: str
-
-
-class Exchange(Protocol[Answer]):
-    """A request and its answer, as a door's protocol has them; all but `ask` may run on a thread."""
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    @property
-    def versions(self) -> Mapping[str, tuple[str, ...]] | None:
-        """The versions of models that are to be had by this protocol; None: those that `Models` knows."""
-
-    def named(self) -> AskedModel:
-        """Parse the request. Raises MalformedRequest."""
-
-    def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
-        """Decode the tensor of a parsed request. Raises MalformedRequest, Uninspectable."""
-
-    def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:
-        """Put other images in the place of the decoded ones in what is forwarded."""
-
-    async def ask(self) -> Answer:
-        """Forward the request, and return the model server's answer; raises its error, or UpstreamDown."""
-
-    def predicted(self, answer: Answer, output: OutputSpec, items: int) -> NDArray[np.int64] | None:
-        """The class [item] that an answer names; None where it does not show it. It never fails."""
-
-    def answer_bytes(self, answer: Answer) -> int: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of inspecting one request."""
-
-    model: str  # metric label
-    action: str  # of the request: an Action, would_*, or unchecked
-    items: tuple[str, ...]  # of each item
-    told: str
-    guarded: GuardedModel | None = None  # where it was inspected
-    prediction: NDArray[np.int64] | None = None  # ours, where the upstream sees the same input
-    found: Inspection | None = None  # where it was inspected
-    reason: str = ""  # where it passes unchecked
-
-    @property
-    def answered(self) -> bool:
-        """Whether the model has seen, or may have seen, the request before the verdict."""
-        return self.guarded is not None and self.guarded.inspector.answers is not None
-
-
-@dataclass(frozen=True, eq=False)
-class Undecided:
-    """A request that the programs do not reject, and whose verdict waits for the model's answer."""
-
-    guarded: GuardedModel
-    found: Inspection
-    answers: AnswerCalibration
-
-
-class Aside(Protocol):
-    """A runner of work that is done off the event loop where it may take long."""
-
-    async def __call__(self, size_bytes: int, work: Callable[[], Found]) -> Found: ...
 
 
 @dataclass(kw_only=True)
@@ -123,6 +67,7 @@ class Inference:
     models: Models
     records: InferenceRecords
     aside: Aside
+    shadow: ShadowQueue
     tracing: Tracing | None = None  # where requests are traced
 
     def __post_init__(self) -> None:
@@ -174,11 +119,21 @@ class Inference:
         if call.patience is not None:
             call.patience.cancel()
         call.inspect_by += time.monotonic() - call.began  # the message's way here is no part of the guard's time
-        outcome = await self.placed(exchange, call)
-        if isinstance(outcome, Undecided):
-            return await self.hold(outcome, exchange, call)
-        self.settle(outcome, call)
-        return await self.forward(outcome, exchange, call)
+        early = EarlyAnswer(partial(self.ask, exchange, call))
+        try:
+            outcome = await self.placed(exchange, call, early)
+            if isinstance(outcome, Undecided):
+                return await self.hold(outcome, exchange, call)
+            self.settle(outcome, call)
+            return await self.forward(outcome, exchange, call, early)
+        finally:
+            self.end_early(early)
+
+    def end_early(self, early: EarlyAnswer[Any]) -> None:
+        """Cancel a call to the model server that nothing waits for, and count what became of its answer."""
+        if early.has_begun:
+            early.give_up()
+            self.metrics.held_answers.labels("delivered" if early.wanted else "discarded").inc()
 
     async def inspect_alone(self, exchange: Exchange[Any], call: InferenceCall) -> None:
         """Inspect a request that others forward: where it may pass, the verdict is in the call.
@@ -194,9 +149,11 @@ class Inference:
             raise Unchecked("this door does not hold the model's answer, for which the verdict waits")
         self.settle(outcome, call)
 
-    async def placed(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
+    async def placed(
+        self, exchange: Exchange[Any], call: InferenceCall, early: EarlyAnswer[Any] | None = None
+    ) -> Outcome | Undecided:
         """Inspect a request, and give the call's place back once that is done."""
-        outcome = await self.examine(exchange, call)
+        outcome = await self.examine(exchange, call, early)
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=True)
         return outcome
@@ -212,11 +169,13 @@ class Inference:
                 f"guard-id {call.name}"
             )
 
-    async def examine(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
+    async def examine(
+        self, exchange: Exchange[Any], call: InferenceCall, early: EarlyAnswer[Any] | None
+    ) -> Outcome | Undecided:
         """Inspect a request; where that fails, mode and on_failure decide whether it passes."""
         if self.off:
-            return self.unchecked(OTHER, "off", call)
-        return await self.checked(self.inspect(exchange, call), call)
+            return self.unchecked(OTHER, OFF, call)
+        return await self.checked(self.inspect(exchange, call, early), call)
 
     async def checked(self, inspecting: Awaitable[Found], call: InferenceCall) -> Found | Outcome:
         """Await an inspection; where it fails, mode and on_failure decide whether the request passes."""
@@ -244,21 +203,25 @@ class Inference:
         asked = exchange.named()
         call.message_id = asked.request_id
         guarded = call.guarded = self.models.find(asked.name, asked.version, exchange.versions)
-        if guarded is None or guarded.policy.mode == "off":
+        if guarded is None or guarded.policy.mode == "off" or guarded.is_shadowed_later:
             return asked, None
         return asked, exchange.decode(guarded.spec.input, max_items=guarded.inspector.max_items)
 
-    async def inspect(self, exchange: Exchange[Any], call: InferenceCall) -> Outcome | Undecided:
+    async def inspect(
+        self, exchange: Exchange[Any], call: InferenceCall, early: EarlyAnswer[Any] | None
+    ) -> Outcome | Undecided:
         began = time.monotonic()
         asked, decoded = await self.aside(exchange.size_bytes, partial(self.read, exchange, call))
         guarded: GuardedModel | None = call.guarded
-        if guarded is None or decoded is None:
-            if call.place is not None:
-                call.place.withdraw()
-            if guarded is None:
-                return self.unchecked(self.metrics.model(asked.name), "allowed_model", call)
-            return self.unchecked(guarded.label, "off", call)
+        if guarded is None:
+            return self.unchecked(self.metrics.model(asked.name), ALLOWED_MODEL, call)
+        if guarded.is_shadowed_later:
+            return self.shadowed_later(guarded, exchange, call)
+        if decoded is None:
+            return self.unchecked(guarded.label, OFF, call)
         call.items = len(decoded.images)
+        if not guarded.sampling.takes(call.name):
+            return self.unchecked(guarded.label, NOT_SAMPLED, call, guarded.sampling.fields(call.name))
         call.inspect_by += guarded.config.inspect_timeout_s - call.budget_s
         self.move(call, guarded.loaded.admission)
         took = time.monotonic() - began
@@ -268,18 +231,34 @@ class Inference:
         inspector = guarded.inspector
         if self.records.audit is not None:
             call.audited = self.records.audit.arrived(decoded.images)
+        if early is not None and guarded.config.forward == "together" and not asked.in_sequence:
+            inspector.check(call.items)
+            early.begin()
+        queries = guarded.queries
+        seen = None if queries is None else await queries.see(decoded.images, call.principal, call.names)
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if guarded.loaded.drift is not None:
             guarded.loaded.drift.see(decoded.images, found.readings)
+        if queries is not None and (refused := queries.rejected(found, seen, guarded.policy)) is not None:
+            return self.decided(guarded, refused, call, {"reason": REASON})
         if (answers := inspector.answers) is not None:
-            early = inspector.before_answer(found, answers)
-            if early.enacted is not Action.REJECT:
+            before = inspector.before_answer(found, answers)
+            if before.enacted is not Action.REJECT:
                 return Undecided(guarded, found, answers)
             self.metrics.held_answers.labels("not_asked").inc()
-            return self.decided(guarded, early, call, {"model_asked": False})
+            return self.decided(guarded, before, call, {"model_asked": False})
         if found.enacted is Action.REPAIR:
             return await self.repair(guarded, exchange, decoded, found, call)
-        return self.decided(guarded, found, call)
+        asked_fields = {"model_asked": True} if early is not None and early.has_begun else NOTHING
+        return self.decided(guarded, found, call, asked_fields)
+
+    def shadowed_later(self, guarded: GuardedModel, exchange: Exchange[Any], call: InferenceCall) -> Outcome:
+        """Let a request pass that is inspected afterwards, if it is sampled and the shadow queue has room."""
+        if not guarded.sampling.takes(call.name):
+            return self.unchecked(guarded.label, NOT_SAMPLED, call, guarded.sampling.fields(call.name))
+        decoder = exchange.decoder(guarded.spec.input, max_items=guarded.inspector.max_items)
+        self.shadow.offer(ShadowRequest(guarded, decoder, exchange.size_bytes, call.names))
+        return self.unchecked(guarded.label, SHADOW_QUEUE, call)
 
     def move(self, call: InferenceCall, admission: Admission) -> None:
         """Give a call that was let in before its model was known its place at the right queue. Raises Overloaded."""
@@ -300,7 +279,7 @@ class Inference:
             call.span.mark({"guard.p_value": float(readings.p_value.min())})
         self.metrics.inspected(guarded.label, found.detectors, readings.p_value, readings.detector_p)
         if found.verdict.request is not Action.PASS:
-            self.records.log_verdict(guarded.label, call, found, fields)
+            self.records.log_verdict(guarded.label, call, found, {**fields, **guarded.sampling.fields(call.name)})
         told = found.enacted if guarded.config.tell_flags or found.enacted is Action.REJECT else Action.PASS
         return Outcome(
             model=guarded.label,
@@ -350,16 +329,25 @@ class Inference:
         await self.aside(exchange.size_bytes, partial(exchange.repair, images, decoded, guarded.spec.input))
         return self.decided(guarded, tried, call, fields)
 
-    def unchecked(self, model: str, reason: str, call: InferenceCall, *, cause: Exception | None = None) -> Outcome:
+    def unchecked(
+        self,
+        model: str,
+        reason: str,
+        call: InferenceCall,
+        fields: Mapping[str, Any] = NOTHING,
+        *,
+        cause: Exception | None = None,
+    ) -> Outcome:
         """Let a request of the model with this label pass uninspected: marked, counted and logged."""
-        self.metrics.unchecked.labels(model, reason).inc()
-        if reason not in WANTED_UNCHECKED:
-            why = {} if cause is None else {"cause": str(cause), "because": because(cause)}
-            self.log.warning("unchecked", **call.names, model=model, reason=reason, **why)
+        if reason in NEVER_BEGUN and call.place is not None:
+            call.place.withdraw()
+        self.records.count_unchecked(model, reason, call, fields, cause)
         return Outcome(model, UNCHECKED, (UNCHECKED,) * call.items, UNCHECKED, reason=reason)
 
-    async def forward(self, outcome: Outcome, exchange: Exchange[Answer], call: InferenceCall) -> Answer:
-        answer = await self.ask(exchange, call)
+    async def forward(
+        self, outcome: Outcome, exchange: Exchange[Answer], call: InferenceCall, early: EarlyAnswer[Answer]
+    ) -> Answer:
+        answer = await early.get()
         if outcome.prediction is not None and outcome.guarded is not None:
             theirs = await self.named_by(answer, outcome.guarded.spec.output, exchange, call)
             outcome.guarded.comparison.compare(outcome.prediction, theirs)

@@ -23,6 +23,7 @@ ENDS: tuple[End, ...] = get_args(End)
 class InferenceCall(Protocol):
     """A call from its arrival to its answer; verdict, items and end are filled in as they become known."""
 
+    principal: str  # who calls, where a source tells that
     deadline: float  # the client's, of time.monotonic(); infinite where there is none
     inspect_by: float  # the moment, of time.monotonic(), at which the time for the inspection is over
     budget_s: float  # that is over then

@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guard.errors import InspectionTimeout, Overloaded, Rejected, RequestError, Unchecked
+from guard.errors import Rejected, RequestError
 from guard.judge import Inspection
 from guard.serve.audit.audit import Audit
-from guard.serve.inference_call import UNCHECKED, InferenceCall
+from guard.serve.failure_table import ALLOWED_MODEL, OF_GUARD, OFF, SHADOW_QUEUE, UNCHECKED
+from guard.serve.inference_call import InferenceCall
 from guard.serve.inspector import label, verdict_fields
-from guard.serve.log import Log, Seldom
+from guard.serve.log import Level, Log, Seldom
 from guard.serve.metrics import OTHER, Metrics
+from guard.serve.sampling import NOT_SAMPLED
 
 REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
-WANTED_UNCHECKED = ("off", "allowed_model")  # reasons that are the operator's own wish, and no news
+WANTED_UNCHECKED = (OFF, ALLOWED_MODEL, SHADOW_QUEUE, NOT_SAMPLED)  # reasons that are the operator's own wish
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,17 @@ class InferenceRecords:
     def count_items(self, model: str, items: Sequence[str]) -> None:
         for action, count in Counter(items).items():
             self.metrics.items.labels(model, action).inc(count)
+
+    def count_unchecked(
+        self, model: str, reason: str, call: InferenceCall, fields: Mapping[str, Any], cause: Exception | None
+    ) -> None:
+        """Count a request that passes uninspected, with a line in the log unless all of its model's do."""
+        self.metrics.unchecked.labels(model, reason).inc()
+        if reason in (OFF, ALLOWED_MODEL, SHADOW_QUEUE):
+            return
+        level: Level = "debug" if reason == NOT_SAMPLED else "warning"
+        why = {} if cause is None else {"cause": str(cause), "because": because(cause)}
+        self.log.write(level, UNCHECKED, {**call.names, "model": model, "reason": reason, **why, **fields})
 
     def count_call(self, call: InferenceCall) -> None:
         """Count a call that is over, once."""
@@ -79,7 +92,7 @@ class InferenceRecords:
         error = call.error
         reason = error.reason if isinstance(error, RequestError) else "INTERNAL"
         self.metrics.refused.labels(reason.lower()).inc()
-        if not isinstance(error, (Unchecked, InspectionTimeout, Overloaded)):
+        if not isinstance(error, OF_GUARD):
             self.log.debug("refused", **call.names, reason=reason, cause=str(error), because=because(error))
         elif (held_back := self.seldom.due(reason, time.monotonic())) is not None:
             why = {"cause": str(error), "because": because(error)}

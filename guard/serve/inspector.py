@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from guard.answer_evidence import AnswerCalibration
 from guard.calibration import Calibration
-from guard.cascade import jitter
-from guard.errors import Expired, GuardError, InspectionTimeout, MalformedRequest, Overloaded, Unchecked, Uninspectable
+from guard.cascade import Readings, jitter
+from guard.errors import Expired, GuardError, InspectionTimeout, Unchecked
 from guard.judge import Inspection, Judge
 from guard.policy import Action, Policy, Verdict, repaired
 from guard.serve.batcher import Batcher
+from guard.serve.breaker import Breaker
 from guard.serve.engine import Engine
+from guard.serve.failure_table import excuse
 
 MAX_LOGGED_ITEMS = 64
 TOO_SLOW = "the inspection was not over within inspect_timeout_s"
@@ -36,6 +38,7 @@ class Inspector:
     calibration: Calibration
     batcher: Batcher
     engine: Engine
+    breaker: Breaker
     answers: AnswerCalibration | None = None  # of the model, where verdicts wait for these
 
     @property
@@ -55,16 +58,42 @@ class Inspector:
             Expired: the client's `deadline` passed first.
             InspectionTimeout: `inspect_by` passed first, after which the inspection counts as failed.
             Uninspectable: the request cannot be judged as a whole, as the policy wants it.
+            BreakerOpen: the engine is broken, and nothing waits for it.
             Overloaded, Unchecked, MalformedRequest: as `Batcher.submit`.
         """
-        self.judge.check_judgeable(len(images))
+        self.check(len(images))
+        return self.judged(await self.read(images, deadline, inspect_by), images)
+
+    def judged(self, readings: Readings, images: NDArray[Any]) -> Inspection:
+        """The verdict on images [item, ...] by their readings."""
+        return self.judge.judged(readings, self.calibration, jitter(images) if self.answers else np.zeros(len(images)))
+
+    def check(self, items: int) -> None:
+        """Raise Uninspectable or BreakerOpen where a request of so many items cannot be inspected, as things are."""
+        self.judge.check_judgeable(items)
+        self.breaker.check()
+
+    async def read(self, images: NDArray[Any], deadline: float, inspect_by: float) -> Readings:
+        """Have images [item, ...] read, and count for the breaker how that ended. Raises as `inspect`."""
+        in_time = time.monotonic() < inspect_by  # else it is the time before it came here that was too long
         try:
             readings = await self.batcher.submit(images, min(deadline, inspect_by))
         except Expired:
-            if inspect_by < deadline:
-                raise InspectionTimeout(TOO_SLOW) from None
+            if inspect_by >= deadline:
+                self.breaker.left()
+                raise
+            if in_time:
+                self.breaker.failed()
+            raise InspectionTimeout(TOO_SLOW) from None
+        except Unchecked as error:
+            if not isinstance(error.__cause__, GuardError | None):  # the engine's own
+                self.breaker.failed()
             raise
-        return self.judge.judged(readings, self.calibration, jitter(images) if self.answers else np.zeros(len(images)))
+        except asyncio.CancelledError:
+            self.breaker.left()
+            raise
+        self.breaker.succeeded()
+        return readings
 
     def before_answer(self, found: Inspection, answers: AnswerCalibration) -> Inspection:
         """The inspection of a request by what is known before the model answers, whatever that will be."""
@@ -113,18 +142,6 @@ class Inspector:
 def label(judged: Action, enacted: Action) -> str:
     """The action for metrics and logs: what happened, or what would have happened in `enforce`."""
     return judged.value if judged is enacted else f"would_{judged.value}"
-
-
-def excuse(policy: Policy, error: Exception) -> str | None:
-    """The reason for which a request passes uninspected after an error; None where the error is the answer."""
-    if isinstance(error, MalformedRequest | Uninspectable):
-        excused = policy.mode == "shadow"
-    elif isinstance(error, GuardError) and not isinstance(error, Unchecked | InspectionTimeout | Overloaded):
-        excused = False
-    else:  # ours: out of order, overloaded, or a fault
-        excused = policy.mode == "shadow" or policy.on_failure == "open"
-    reason = error.reason.lower() if isinstance(error, GuardError) else "internal"
-    return reason if excused else None
 
 
 def verdict_fields(found: Inspection) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from guard.bundle import Bundle
 from guard.config import ServeConfig
 from guard.serve.admission import Admission
 from guard.serve.batcher import Batcher
+from guard.serve.breaker import Breaker, BreakerEvent
 from guard.serve.device_thread import DeviceThread
 from guard.serve.drift_watch import DriftWatch
 from guard.serve.engine import Engine
@@ -26,6 +28,8 @@ class BundleUse:
     digest: str
     max_rows: int
     max_queue_rows: int
+    breaker_failures: int | None = None
+    breaker_share: float = 1.0
     repairs: frozenset[str] = field(compare=False, default=frozenset())  # of all of these models
 
 
@@ -37,6 +41,7 @@ class LoadedBundle:
     use: BundleUse
     engine: Engine
     batcher: Batcher
+    breaker: Breaker
     admission: Admission = field(default_factory=Admission, repr=False)  # of calls that need this queue
     drift: DriftWatch | None = None  # of the traffic of all models that share the bundle
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -69,17 +74,23 @@ class LoadedBundle:
             max_rows=use.max_rows,
             max_queue_rows=use.max_queue_rows,
         )
+        breaker = Breaker(most_in_a_row=use.breaker_failures, most_share=use.breaker_share)
         drift = None
         if (probability := config.drift_alarm_probability) is not None:
             drift = DriftWatch(bundle, probability=probability, label=label, metrics=metrics.drift, log=log)
-        return LoadedBundle(bundle, use, engine, batcher, drift=drift)
+        loaded = LoadedBundle(bundle, use, engine, batcher, breaker, drift=drift)
+        told = partial(breaker_changed, breaker, batcher, loaded.admission, label, metrics, log)
+        breaker.listeners.append(told)  # not the bundle itself: its memory is free when its last call is over
+        metrics.breaker_open.labels(label).set(0)
+        metrics.breaker_openings.labels(label)
+        return loaded
 
     def serves(self, use: BundleUse) -> bool:
         """Whether models that use their bundle so can use this one."""
         return self.use == use and use.repairs <= self.use.repairs
 
     def watch(self, say: Callable[[str | None], None], stalled_s: Callable[[], float]) -> None:
-        """Keep telling `say` why the engine is not ready (None: it is), until the bundle is retired or closed.
+        """Watch the traffic, and keep telling `say` why the engine is not ready (None: it is), until it is closed.
 
         A batch that takes longer than `stalled_s` means that the device hangs.
         """
@@ -88,12 +99,16 @@ class LoadedBundle:
             if not task.cancelled():
                 say(f"nobody watches any more: {task.exception()!r}")
 
-        self.watching = asyncio.create_task(watch_engine(self.engine, self.batcher, say, stalled_s))
+        if self.drift is not None:
+            self.drift.begin()
+        watching = watch_engine(self.engine, self.batcher, self.breaker, say, stalled_s)
+        self.watching = asyncio.create_task(watching)
         self.watching.add_done_callback(ended)
 
     def retire(self) -> None:
         """Let the calls that use the bundle finish; with the last of them its memory is free."""
         self.watch_no_longer()
+        self.breaker.judge(None)  # since nothing would close it any more
         self.batcher.retire()
 
     async def close(self) -> None:
@@ -109,3 +124,30 @@ class LoadedBundle:
             self.watching = None
         if self.drift is not None:
             self.drift.close()
+
+
+def breaker_changed(
+    breaker: Breaker,
+    batcher: Batcher,
+    admission: Admission,
+    label: str,
+    metrics: Metrics,
+    log: Log,
+    event: BreakerEvent,
+) -> None:
+    """Tell in metrics and log what a bundle's breaker did; when it opens, what waits is failed.
+
+    How long calls take, which admission goes by, is measured anew.
+    """
+    fields = {"model": label, "open_s": round(breaker.open_s(), 3), "requests": breaker.stopped}
+    if event == "breaker closed":
+        log.warning(event, **fields)
+        metrics.breaker_open.labels(label).set(0)
+        admission.forget()
+        return
+    log.error(event, **fields, because=breaker.fault)
+    if event == "breaker open":
+        metrics.breaker_open.labels(label).set(1)
+        metrics.breaker_openings.labels(label).inc()
+        admission.forget()
+        batcher.fail_all(breaker.error)

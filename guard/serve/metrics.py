@@ -30,6 +30,7 @@ from guard.serve.build import build_labels
 from guard.serve.drift_metrics import DriftMetrics
 from guard.serve.grpc.upstream import SERVICE
 from guard.serve.inference_call import ENDS, End
+from guard.serve.query_metrics import QueryMetrics
 
 BUCKET_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -39,6 +40,11 @@ STREAMS = ("ModelStreamInfer",)
 LISTENERS = ("inference", "admin", "authz")
 RELOADS = ("applied", "unchanged", "failed")
 HELD = ("not_asked", "delivered", "discarded", "not_compared")
+UNCHECKED_REASONS = (
+    *("unchecked", "overloaded", "inspection_timeout", "breaker_open", "internal"),  # it failed
+    *("not_sampled", "shadow_queue"),  # the operator wants it so
+)
+SHADOWED = ("pass", "would_flag", "would_repair", "would_reject", "dropped", "failed")
 ACTIONS = (
     *("pass", "flag", "repair", "reject"),
     *("would_flag", "would_repair", "would_reject"),  # in modes that do not do it
@@ -210,7 +216,6 @@ class Metrics:
         self.upstream_ready = gauge(
             "guard_upstream_ready", "1 while the upstream is reachable, ready and as the bundle expects"
         )
-        self.drift, self.audit = DriftMetrics(registry), AuditMetrics(registry)
         self.promised_rate = gauge(
             "guard_promised_rate", "Share of clean items that may be rejected, or flagged", "model", "action"
         )
@@ -223,8 +228,9 @@ class Metrics:
             "p-value of each detector for each inspected item, where it ran",
             ["model", "detector"],
         )
-        self.name_standards(registry)
-        self.name_reloads(registry)
+        for name in (self.name_standards, self.name_reloads, self.name_traffic):
+            name(registry)
+        self.name_what_is_not_inspected(counter, gauge)
         self.begin_at_zero()
         registry.register(self.p_values)
         registry.register(self.detector_p_values)
@@ -249,6 +255,22 @@ class Metrics:
         labels = build_labels()
         text = "1; the versions of the guard and of what it stands on"
         Gauge("guard_build_info", text, tuple(labels), registry=registry).labels(**labels).set(1)
+
+    def name_what_is_not_inspected(self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]) -> None:
+        """Create the metrics of what callers do not wait for: a broken engine, and the shadow queue."""
+        self.breaker_open = gauge(
+            "guard_breaker_open", "1 while inspections are given up at once, since the engine is broken", "model"
+        )
+        self.breaker_openings = counter("guard_breaker_openings_total", "Times the breaker has opened", "model")
+        self.shadow_requests = counter(
+            "guard_shadow_requests_total", "Requests of the shadow queue by what became of them", "model", "action"
+        )
+        self.shadow_waiting = gauge("guard_shadow_waiting", "Requests that wait in the shadow queue")
+
+    def name_traffic(self, registry: CollectorRegistry) -> None:
+        """Create the metrics of what many requests show together."""
+        self.drift, self.audit = DriftMetrics(registry), AuditMetrics(registry)
+        self.queries = QueryMetrics(registry)
 
     def name_reloads(self, registry: CollectorRegistry) -> None:
         """Create the metrics of reloads."""
@@ -286,8 +308,10 @@ class Metrics:
         for action in ACTIONS:
             self.requests.labels(model, action)
             self.items.labels(model, action)
-        for reason in ("unchecked", "overloaded", "inspection_timeout"):
+        for reason in UNCHECKED_REASONS:
             self.unchecked.labels(model, reason)
+        for action in SHADOWED:
+            self.shadow_requests.labels(model, action)
         for family in (self.compared, self.disagreed, self.disagreement):
             family.labels(model)
         self.p_values.begin(model)

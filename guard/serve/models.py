@@ -128,7 +128,8 @@ class Models:
 
         def say(reason: str | None) -> None:
             for model in users():
-                self.readiness.say("engine", reason, model=model.label)
+                follows = model.config.breaker_readiness
+                self.readiness.say("engine", reason if follows else None, model=model.label)
 
         loaded.watch(say, lambda: max((model.config.inspect_timeout_s for model in users()), default=math.inf))
 

@@ -28,7 +28,9 @@ from guard.serve.log import Log
 from guard.serve.metrics import Metrics
 from guard.serve.model_metrics import show_models
 from guard.serve.models import Models, ModelTable, check_distinct
+from guard.serve.query_watch import QueryWatch, check_watchable
 from guard.serve.readiness import Readiness
+from guard.serve.sampling import Sampling, sample_key
 from guard.signing import Trust, TrustedKey, open_trusted
 
 
@@ -59,6 +61,7 @@ class OpenedModel:
         warnings = [check_promise(getattr(policy, name), bundle.calibration.items, name=name) for name in rates]
         if policy.repair is not None:
             bundle.repair(policy.repair)
+        check_watchable(config, bundle.manifest.model.input)
         answers = held_answers(config, bundle, allow_methods=allow_methods)
         return OpenedModel(config, bundle, served_spec(config, bundle), policy, answers, tuple(filter(None, warnings)))
 
@@ -147,8 +150,9 @@ class Workshop:
         before: ModelTable | None = None,
     ) -> ModelTable:
         """The table of models, each with its bundle at work; a bundle that was so `before` has its agreement still."""
+        key = sample_key(config.sample_key)
         old = {model.label: model for model in before.models} if before is not None else {}
-        models = tuple(self.model(one, loaded[use_of(one)], old.get(one.label)) for one in opened)
+        models = tuple(self.model(one, loaded[use_of(one)], old.get(one.label), key) for one in opened)
         return ModelTable(models, allowed=frozenset(config.allow_models))
 
     async def load(self, table: ModelTable) -> None:
@@ -165,7 +169,7 @@ class Workshop:
             if warning := slowness(model):
                 self.log.warning("slow programs", model=model.label, warning=warning)
 
-    def model(self, opened: OpenedModel, loaded: LoadedBundle, before: GuardedModel | None) -> GuardedModel:
+    def model(self, opened: OpenedModel, loaded: LoadedBundle, before: GuardedModel | None, key: bytes) -> GuardedModel:
         config = opened.config
         comparison = UpstreamComparison(
             model=opened.spec,
@@ -187,15 +191,27 @@ class Workshop:
                 calibration=opened.bundle.calibration,
                 batcher=loaded.batcher,
                 engine=loaded.engine,
+                breaker=loaded.breaker,
                 answers=opened.answers,
             ),
             comparison=comparison,
+            sampling=Sampling(config.sample, key),
+            queries=QueryWatch.of(
+                config,
+                opened.spec.input,
+                label=opened.label,
+                metrics=self.metrics.queries,
+                log=self.log,
+                before=None if before is None else before.queries,
+            ),
         )
 
 
 def use_of(model: OpenedModel) -> BundleUse:
     """The way in which a model uses its bundle."""
-    return BundleUse(model.bundle.digest, model.config.max_rows, model.config.max_queue_rows)
+    config = model.config
+    limits = (config.max_rows, config.max_queue_rows, config.breaker_failures, config.breaker_share)
+    return BundleUse(model.bundle.digest, *limits)
 
 
 def slowness(model: GuardedModel) -> str | None:

@@ -121,6 +121,13 @@ class Permits:
         finally:
             again.cancel()
 
+    def take_spare(self, size_bytes: int) -> bool:
+        """Take bytes that are free and that no call waits for, and return whether there were as many."""
+        if self.waiting or self.taken_bytes + size_bytes > self.limit_bytes:
+            return False
+        self.taken_bytes += size_bytes
+        return True
+
     def make_room(self) -> None:
         """Give up the oldest read if it has lasted for `patience_s`."""
         oldest = next(iter(self.reading), None)

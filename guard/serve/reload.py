@@ -126,7 +126,7 @@ class Reloader:
         at_work = {model.label: model.bundle.digest for model in before.models}
         if config == self.config and digests == at_work:
             return Reloaded("unchanged", needs_restart=kept)
-        loaded = self.workshop.loaded_bundles(opened, config, before.loaded)
+        loaded = await thread.open(lambda: self.workshop.loaded_bundles(opened, config, before.loaded))
         table = self.workshop.table(opened, loaded, config, before)
         new = [one for one in table.loaded if one not in before.loaded]
         try:

@@ -58,6 +58,7 @@ from guard.serve.permits import Permits
 from guard.serve.readiness import Readiness
 from guard.serve.reload import Reloader
 from guard.serve.security import Security, following
+from guard.serve.shadow_queue import ShadowQueue
 from guard.serve.tracing import tracing
 from guard.serve.watch_files import FileWatch, Watched
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
@@ -157,13 +158,8 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
         door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
-        traced = await stack.enter_async_context(tracing(log))
-        inference = Inference(
-            models=models,
-            records=InferenceRecords(metrics, log, stack.enter_context(auditing(config, metrics.audit))),
-            aside=door.aside,
-            tracing=traced,
-        )
+        records = InferenceRecords(metrics, log, stack.enter_context(auditing(config, metrics.audit)))
+        inference = await stack.enter_async_context(inferring(models, records, door))
         service = Service(inference=inference, upstream=upstream, door=door)
         passage = Passage(
             config=config,
@@ -304,6 +300,14 @@ async def reload_at(signalled: asyncio.Event, reloader: Reloader) -> None:
         signalled.clear()
         with suppress(Exception):
             await reloader.reload("SIGHUP")
+
+
+@asynccontextmanager
+async def inferring(models: Models, records: InferenceRecords, door: Door) -> AsyncIterator[Inference]:
+    """Build what all doors do with a request; within the block requests are traced, and shadowed ones inspected."""
+    shadow = ShadowQueue(records, door.permits, door.aside)
+    async with tracing(records.log) as traced, in_background(shadow.run(), partial(models.readiness.say, "engine")):
+        yield Inference(models=models, records=records, aside=door.aside, shadow=shadow, tracing=traced)
 
 
 def told_to(log: Log) -> Readiness:

@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from guard.errors import first_line
 from guard.serve.batcher import Batcher
+from guard.serve.breaker import Breaker
 from guard.serve.engine import Engine
 from guard.serve.metrics import Metrics
 from guard.serve.readiness import Readiness
@@ -67,21 +69,29 @@ async def in_background(work: Coroutine[Any, Any, None], failed: Callable[[str],
 
 
 async def watch_engine(
-    engine: Engine, batcher: Batcher, say: Callable[[str | None], None], stalled_s: Callable[[], float]
+    engine: Engine,
+    batcher: Batcher,
+    breaker: Breaker,
+    say: Callable[[str | None], None],
+    stalled_s: Callable[[], float],
 ) -> None:
-    """Keep telling why an engine is not ready: after a failed batch the self-check decides; hung is not ready."""
+    """Keep telling why an engine is not ready: after a failed batch the self-check decides; hung is not ready.
+
+    The breaker hears the same, and follows where inspections keep failing.
+    """
     seen, reason = 0, None
     while True:
         if batcher.busy_s() > stalled_s():
             reason = f"the device has not answered for {stalled_s():g} s"
-        elif batcher.failures != seen or reason is not None:
+        elif batcher.failures != seen or reason is not None or breaker.is_suspect:
             seen = batcher.failures
             try:
                 async with asyncio.timeout(stalled_s()):
                     await engine.check()
             except Exception as error:  # noqa: BLE001  ONNX Runtime raises its own untyped family
-                reason = f"the self-check failed after a failed batch: {error}"
+                reason = f"the self-check failed after a failed batch: {first_line(error)}"
             else:
                 reason = None
+        breaker.judge(reason)
         say(reason)
         await asyncio.sleep(ENGINE_POLL_S)

@@ -2,7 +2,7 @@
 
     python -m tests.bench.second jpeg cifar10-train-jpeg.npz training.npz
     python -m tests.bench.second measure --model M.onnx --data FIT.npz (--second N.onnx | --second-data TRAIN.npz) \
-        [--detectors screen|standard] [--items N] [--attacks NAMES] [--work DIR] [--minutes M]
+        [--detectors screen|standard] [--items N] [--attacks NAMES] [--work DIR] [--minutes M] [--epochs N,R]
     python -m tests.bench.second --quick
 
 `jpeg` decodes pictures kept as JPEG bytes with offsets to an array. `measure` crafts the attacks of preset `standard`,
@@ -240,12 +240,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--items", type=int, default=330)
     parser.add_argument("--attacks", default="", help="of the recipe's, by name, separated by commas; all unless given")
     parser.add_argument("--minutes", type=float)
+    parser.add_argument(
+        "--epochs", default="", help="of a verifier that is trained: natural,robust; the recipe's unless given"
+    )
     parser.add_argument("--work", type=Path, default=Path("second-bench"))
     given = parser.parse_args(arguments)
     job = Job(
         given.model, given.data, given.work, load_recipe("standard"), second=tuple(given.second),
         second_data=given.second_data, second_minutes=given.minutes, threads=1,
     )  # fmt: skip
+    if given.epochs:
+        natural, robust = map(int, given.epochs.split(","))
+        second = replace(job.recipe.second, natural_epochs=natural, robust_epochs=robust)
+        job = replace(job, recipe=replace(job.recipe, second=second))
     measure(replace(job, adaptive_items=0), given.detectors, given.items, tuple(filter(None, given.attacks.split(","))))
     return None
 

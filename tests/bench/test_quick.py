@@ -18,12 +18,14 @@ QUICK = {
     "forest": ("--forest",),
     "kinds": ("series",),
     "off_recipe": (),
+    "queries": (),
     "recalibration": (),
     "repair": (),
     "second": (),
     "tabular": (),
 }
 APART = {  # of which a figure is this process's own, or which end what they started by signals
+    "faults": (),
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),
     "hop": (),
@@ -32,7 +34,7 @@ APART = {  # of which a figure is this process's own, or which end what they sta
     "soak": (),
     "zoo": ("gru", "shufflenet", "--no-training"),
 }
-MEASURES_WAITS = {"fuzz_frames", "overload"}
+MEASURES_WAITS = {"faults", "fuzz_frames", "overload"}
 
 
 @pytest.mark.filterwarnings("ignore")  # as in a process of its own, where nobody turns them into errors

@@ -157,3 +157,16 @@ def test_what_the_model_server_takes_does_not_count_in_the_time_for_the_inspecti
         admission.enter(110.0, 30.0, 1.0)  # the model server alone takes longer
     with pytest.raises(Overloaded):
         admission.enter(110.0, math.inf, 0.001)  # the guard does
+
+
+def test_what_is_forgotten_is_measured_anew() -> None:
+    """After an engine broke, or was mended, the rate of before says nothing: calls come in as at the start."""
+    admission, now = Admission(), 0.0
+    for _ in range(200):
+        place = admission.enter(now, 1.0)
+        now += 0.1
+        place.leave(now, inspected=True)
+    admission.enter(now, 10.0)
+    assert not admission.is_in_time(0.1)
+    admission.forget()
+    assert admission.is_in_time(0.1)

@@ -298,14 +298,14 @@ def test_the_command_bears_a_token_and_speaks_to_a_socket(bundle: Path, tmp_path
     token = "a-token-of-many-characters"
     (tmp_path / "tokens").write_text(f"operator {token}\n")
     (tmp_path / "token").write_text(token + "\n")
-    (tmp_path / "wrong").write_text("two words\n")
+    (tmp_path / "wrong").write_text("# no token\n")
 
     async def story() -> None:
         admin = f"unix:{tmp_path}/admin.sock"
         async with guarding(bundle, admin_listen=admin, admin_tokens=str(tmp_path / "tokens"), drain_s=0.2) as guarded:
             with pytest.raises(NotReadyError, match="UNAUTHENTICATED"):
                 await asyncio.to_thread(drain, admin)
-            with pytest.raises(ConfigError, match="one token"):
+            with pytest.raises(ConfigError, match="holds no token"):
                 await asyncio.to_thread(partial(drain, admin, token_file=tmp_path / "wrong"))
             assert guarded.serving.readiness.because is None
             assert "drained" in await asyncio.to_thread(partial(drain, admin, token_file=tmp_path / "token"))

@@ -105,7 +105,9 @@ def registry() -> CollectorRegistry:
 def watch(bundle: Path, registry: CollectorRegistry) -> DriftWatch:
     metrics = DriftMetrics(registry)
     log = Log("info", io.StringIO())
-    return DriftWatch(Bundle.open(bundle), probability=0.01, label="m", metrics=metrics, log=log)
+    watch = DriftWatch(Bundle.open(bundle), probability=0.01, label="m", metrics=metrics, log=log)
+    watch.begin()
+    return watch
 
 
 def test_a_fault_ends_the_watch_and_nothing_else(
@@ -153,3 +155,15 @@ def test_evidence_is_that_of_the_monitor(watch: DriftWatch, registry: CollectorR
     assert monitor.items == registry.get_sample_value("guard_drift_items_total", {"model": "m"}) == 500
     shown = registry.get_sample_value("guard_drift_evidence", {"model": "m", "test": "kernel"})
     assert shown == pytest.approx(log10_evidence(monitor.kernel.log_wealth, len(monitor.tests)))
+
+
+def test_another_bundle_begins_a_promise_anew(watch: DriftWatch, registry: CollectorRegistry, bundle: Path) -> None:
+    images = tiny_bundle.bright(500) + np.random.default_rng(0).uniform(-0.2, 0, (500, *tiny_bundle.SHAPE))
+    wire = images.clip(0, 1).astype(np.float32)
+    watch.see(wire, Runtime.open(Bundle.open(bundle), threads=1).read(wire))
+    watch.thread.shutdown(wait=True)
+    assert registry.get_sample_value("guard_drift_alarm", {"model": "m"}) == 1
+    counted = registry.get_sample_value("guard_drift_items_total", {"model": "m"})
+    DriftWatch(Bundle.open(bundle), probability=0.01, label="m", metrics=watch.metrics, log=watch.log)
+    assert registry.get_sample_value("guard_drift_alarm", {"model": "m"}) == 0
+    assert registry.get_sample_value("guard_drift_items_total", {"model": "m"}) == counted

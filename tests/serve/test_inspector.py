@@ -25,6 +25,7 @@ from guard.errors import (
 from guard.policy import Action, Policy
 from guard.runtime import Runtime
 from guard.serve.batcher import Batcher
+from guard.serve.breaker import Breaker
 from guard.serve.engine import Engine
 from guard.serve.inspector import Inspector
 from tests.layering import House, imports
@@ -49,7 +50,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def inspector(bundle: Bundle) -> Iterator[Inspector]:
     engine = Engine(bundle, device="cpu", threads=1, stage=lambda *_: None)
     batcher = Batcher(engine.read, Quiet(), rows_per_item=2, max_rows=64, max_queue_rows=1024)
-    yield Inspector(policy=POLICY, calibration=bundle.calibration, batcher=batcher, engine=engine)
+    breaker = Breaker(most_in_a_row=5, most_share=0.5)
+    yield Inspector(policy=POLICY, calibration=bundle.calibration, batcher=batcher, engine=engine, breaker=breaker)
     engine.close()
 
 

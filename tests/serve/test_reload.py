@@ -271,6 +271,30 @@ def test_a_reload_that_fails_changes_nothing(
     asyncio.run(story())
 
 
+def test_an_alarm_stays_where_a_reload_fails_and_ends_with_its_bundle(
+    bundle: Path, mild: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "drift_alarm_probability = 0.01\n"
+
+    async def story() -> None:
+        async with reloading(tmp_path, f'{head}[models.tiny]\nbundle = "{bundle}"\n') as guarded:
+            guarded.serving.reloader.metrics.drift.alarm.labels("tiny").set(1)
+            guarded.write(f'{head}[models.tiny]\nbundle = "{mild}"\n')
+
+            def fail(*_: Any, **__: Any) -> None:
+                raise RuntimeError("no memory on the device")
+
+            monkeypatch.setattr(Runtime, "self_check", fail)
+            with pytest.raises(DeviceError):
+                await guarded.reload()
+            assert await guarded.metric("guard_drift_alarm", model="tiny") == 1
+            monkeypatch.undo()
+            await guarded.reload()
+            assert await guarded.metric("guard_drift_alarm", model="tiny") == 0
+
+    asyncio.run(story())
+
+
 def test_models_come_and_go(bundle: Path, mild: Path, tmp_path: Path) -> None:
     one = f'allow_models = ["free"]\n[models.a]\nbundle = "{bundle}"\n'
     two = f'[models.a]\nbundle = "{bundle}"\n[models.b]\nbundle = "{mild}"\nmode = "shadow"\n'

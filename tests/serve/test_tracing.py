@@ -23,12 +23,14 @@ from guard.serve.request_span import REQUEST_SPAN, Traced, Tracing, code_of
 from guard.serve.tracing import is_wanted, tracing
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream
-from tests.serve.guarded import Answered, Guarded, free_port, guarding, until
+from tests.serve.guarded import Answered, Guarded, free_port, guarding, infer_request, until
 from tests.serve.otlp_collector import Collector, attributes_of, collecting
 from tests.serve.rest.rest_guarded import RestGuarded, json_body, rest_guarding
+from tests.serve.streaming_upstream import StreamingUpstream
 
 ORDINARY, BRIGHT = tiny_bundle.ordinary(1), tiny_bundle.bright(1)
 INFER = "inference.GRPCInferenceService/ModelInfer"
+STREAM_INFER = "inference.GRPCInferenceService/ModelStreamInfer"
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SENT = (("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "a=1"), ("baggage", "b=2"), ("x-b3-traceid", TRACE))
 SERVER, CLIENT, ERROR = 2, 3, 2
@@ -129,6 +131,20 @@ def test_a_request_by_rest_is_traced_likewise(bundle: Path, collector: Collector
     up = dict(guarded.upstream.headers[-1])
     assert up["traceparent"] == f"00-{TRACE}-{upstream.span_id.hex()}-01"
     assert (up["tracestate"], up["baggage"]) == ("a=1", "b=2")
+
+
+def test_each_message_of_a_stream_is_a_span_of_the_clients_trace(bundle: Path, collector: Collector) -> None:
+    async def story() -> None:
+        async with guarding(bundle, StreamingUpstream(server="triton")) as guarded:
+            start: Any = guarded.client.channel.stream_stream(f"/{STREAM_INFER}")
+            sent = [infer_request(images).SerializeToString() for images in (ORDINARY, BRIGHT)]
+            call = start(iter(sent), metadata=SENT, timeout=10)
+            assert len([reply async for reply in call]) == 2
+
+    asyncio.run(story())
+    passed, refused = collector.named(STREAM_INFER)
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+    assert (attributes_of(passed)["guard.action"], attributes_of(refused)["guard.action"]) == ("pass", "reject")
 
 
 def test_failures_are_told(bundle: Path, collector: Collector) -> None:

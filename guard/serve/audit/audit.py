@@ -25,7 +25,7 @@ from guard.serve.audit.background import Background
 from guard.serve.audit.event_sink import EventSink
 from guard.serve.audit.events import Event, evidence_fields, unchecked_event, verdict_event
 from guard.serve.audit.metrics import AuditMetrics
-from guard.serve.audit.sampling import Sampling
+from guard.serve.audit.traffic_sampling import TrafficSampling
 from guard.serve.guarded_model import GuardedModel
 from guard.traffic_sample import SampledItems
 
@@ -71,7 +71,7 @@ class Audit:
     """The sinks of events and the sample, each there where the operator asked for it."""
 
     sinks: tuple[Sink, ...] = ()
-    sampling: Sampling | None = None
+    sampling: TrafficSampling | None = None
     keeps_inputs: bool = False
 
     def arrived(self, images: NDArray[Any]) -> AuditedInput | None:
@@ -137,7 +137,7 @@ def auditing(config: ServeConfig, metrics: AuditMetrics) -> Iterator[Audit | Non
             stack.callback(written.background.close)
             sinks.append(written)
             if config.sample_share > 0:
-                sampling = Sampling(
+                sampling = TrafficSampling(
                     folder / "sample", config.sample_share, config.audit_max_bytes, config.audit_max_age_s, metrics
                 )
                 stack.callback(sampling.close)

@@ -37,7 +37,7 @@ from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest, ModelInferRes
 LARGE_BYTES = 5 * 2**20  # more than gRPC takes where nobody has set a limit
 DEFAULT_LIMIT = "4194304"  # which stands in the text of its refusal
 LONG_HEADER_BYTES = 3000
-MORE_CALLS = 4  # to a server, where an answer through the guard differs
+MORE_CALLS = 16  # to a server, where an answer through the guard differs
 DEADLINE_S = 0.3
 ROUNDED_S = 0.02  # by which gRPC may round the time up that it tells the next hop
 LATE_S = 1.0  # by which a deadline may be told late on a busy machine

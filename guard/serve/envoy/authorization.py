@@ -54,10 +54,10 @@ def check_settings(config: ServeConfig) -> None:
                 f"{where}authz_listen excludes repair = {model.repair!r}: Envoy forwards the bytes that it has, so "
                 "nothing can be cleaned; leave one of them out"
             )
-        if model.forward == "before":
+        if model.forward != "after":
             raise ConfigError(
-                f"{where}authz_listen excludes forward = 'before': Envoy forwards after the verdict alone; leave one "
-                "of them out"
+                f"{where}authz_listen excludes forward = {model.forward!r}: Envoy forwards after the "
+                "verdict alone; leave one of them out"
             )
     authorization_messages()
 

@@ -24,6 +24,7 @@ from guard.serve.log import Log
 
 Answer = TypeVar("Answer")
 Note = Callable[[Call], None]
+CLIENTS_CLOCK_S = 0.02  # by which a client's own timer may run out before ours: what then comes is a cancellation
 
 
 def nothing(call: Call) -> None:
@@ -46,7 +47,8 @@ def outermost(
             answer = await work(call)
         except (asyncio.CancelledError, grpc.aio.InternalError) as error:
             # The client left, or the core ended the call at its deadline, perhaps while something was written to it.
-            call.end = "cancelled" if time.monotonic() < call.deadline else "expired"
+            in_time = time.monotonic() < call.deadline - CLIENTS_CLOCK_S
+            call.end = "cancelled" if in_time else "expired"
             close(call, ended)
             if isinstance(error, asyncio.CancelledError):
                 raise

@@ -13,10 +13,11 @@ from typing import Any
 from guard.errors import GuardError, Rejected, Unchecked, UnknownModel
 from guard.local_guard import LocalGuard
 from guard.policy import Action
+from guard.serve.failure_table import excuse
 from guard.serve.grpc import decode
 from guard.serve.grpc.call import Call
 from guard.serve.inference_call import UNCHECKED
-from guard.serve.inspector import excuse, label, verdict_fields
+from guard.serve.inspector import label, verdict_fields
 from guard.serve.log import Log
 
 

@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.manifest import InputSpec, OutputSpec
+from guard.serve.early_answer import in_sequence
+from guard.serve.exchange import AskedModel
 from guard.serve.grpc import decode
 from guard.serve.grpc.acceptor import TICKET
 from guard.serve.grpc.answer import prediction
@@ -25,7 +28,7 @@ from guard.serve.grpc.gate import Admitted, InferGate, TooLate, Uncounted
 from guard.serve.grpc.gatekeeper import Gate
 from guard.serve.grpc.listener import Methods
 from guard.serve.grpc.upstream import Answer, Upstream, path
-from guard.serve.inference import AskedModel, Inference
+from guard.serve.inference import Inference
 from guard.serve.models import ModelTable
 from guard.serve.tensor import Decoded
 
@@ -50,7 +53,7 @@ class GrpcExchange:
     def named(self) -> AskedModel:
         self.message = decode.parse(self.request)
         message = self.message.message
-        return AskedModel(message.model_name, message.model_version, message.id)
+        return AskedModel(message.model_name, message.model_version, message.id, in_sequence(message.parameters))
 
     @property
     def parsed(self) -> decode.Request:
@@ -60,6 +63,9 @@ class GrpcExchange:
 
     def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
         return decode.decode(self.parsed, spec, max_items=max_items)
+
+    def decoder(self, spec: InputSpec, *, max_items: int) -> Callable[[], Decoded]:
+        return partial(decode.decode, self.parsed, spec, max_items=max_items)
 
     def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:
         self.request = decode.encode(self.parsed.message, images, spec, decoded.form)

@@ -36,8 +36,9 @@ from guard.serve.grpc.reply_shape import ReplyShape, error_reply, shape_of_reply
 from guard.serve.grpc.service import GrpcExchange
 from guard.serve.grpc.upstream import UPSTREAM_ENDED, Upstream, end_in_core, path
 from guard.serve.grpc.wire.inference_pb2 import ServerMetadataRequest, ServerMetadataResponse
-from guard.serve.inference import Inference, Undecided
+from guard.serve.inference import Inference
 from guard.serve.inference_call import UNCHECKED
+from guard.serve.outcome import Undecided
 
 STATUS_WANTED = ("triton_grpc_error", "true")  # Triton's header for errors as a status
 PLACE_SHARE = 0.5  # of the time for an inspection, that a message may wait for its place among those inspected

@@ -56,6 +56,11 @@ class RestRequest:
         found = self.document.get("id")
         return found if isinstance(found, str) else ""
 
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        found = self.document.get("parameters")
+        return found if isinstance(found, dict) else {}
+
 
 def json_length(values: Sequence[str]) -> int | None:
     """The length of the JSON that the headers name; None where there is no such header. Raises MalformedRequest."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ from numpy.typing import NDArray
 
 from guard.errors import MalformedRequest
 from guard.manifest import InputSpec, OutputSpec
-from guard.serve.inference import AskedModel
+from guard.serve.early_answer import in_sequence
+from guard.serve.exchange import AskedModel
 from guard.serve.rest.answer import RestAnswer, prediction
 from guard.serve.rest.call import FailedAnswer, RestCall
 from guard.serve.rest.decode import JSON_LENGTH, RestRequest, check_model, decode, encode, json_length, parse
@@ -67,10 +70,13 @@ class RestExchange:
         check_charset(values(headers, "content-type"))
         self.request = parse(self.plain, json_length(values(headers, JSON_LENGTH)))
         check_model(self.request, self.name, self.version)
-        return AskedModel(self.name, self.version, self.request.id)
+        return AskedModel(self.name, self.version, self.request.id, in_sequence(self.request.parameters))
 
     def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
         return decode(self.parsed, spec, max_items=max_items)
+
+    def decoder(self, spec: InputSpec, *, max_items: int) -> Callable[[], Decoded]:
+        return partial(decode, self.parsed, spec, max_items=max_items)
 
     def repair(self, images: NDArray[Any], decoded: Decoded, spec: InputSpec) -> None:  # noqa: ARG002  the JSON names it
         self.body = packed(encode(self.parsed, images, decoded.form), self.coding)

@@ -27,7 +27,7 @@ FLUSH_S = 60.0  # after which sampled items are on disk, though their shard is n
 
 
 @dataclass(eq=False)
-class Sampling:
+class TrafficSampling:
     """The drawing of items on the event loop, and the writers of the stores, which a thread calls."""
 
     folder: Path

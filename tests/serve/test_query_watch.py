@@ -1,0 +1,119 @@
+"""Query memory while serving: what it tells, whom it refuses, and that nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from guard.config import ServeConfig
+from guard.errors import ConfigError
+from guard.manifest import InputSpec
+from guard.model_config import ModelConfig
+from guard.queries.memory import QueryMemory
+from guard.serve.check_settings import check_complete
+from guard.serve.query_watch import check_watchable
+from tests.serve import tiny_bundle
+from tests.serve.guarded import guarding
+
+LABEL = tiny_bundle.MODEL_NAME
+TOKENS = {"camera": "a-token-of-some-length", "jobs": "another-token-of-some-length"}
+
+
+def as_client(name: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {TOKENS[name]}"),)
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> str:
+    file = tmp_path / "tokens"
+    file.write_text("".join(f"{name} {token}\n" for name, token in TOKENS.items()), "utf-8")
+    file.chmod(0o600)
+    return str(file)
+
+
+def search(count: int) -> NDArray[np.float32]:
+    """Ordinary items of which each moves one value of the first [item, ...]."""
+    items = np.repeat(tiny_bundle.ordinary(1), count, axis=0)
+    for number, item in enumerate(items):
+        item.flat[number % item.size] += np.float32(0.02 + 0.001 * number)
+    return items
+
+
+def test_a_search_is_told_and_no_verdict_changes(bundle: Path) -> None:
+    async def story() -> None:
+        async with guarding(bundle, query_memory="watch") as guarded:
+            answers = [await guarded.client.infer(item[None]) for item in search(40)]
+            assert all(answer.ok for answer in answers)
+            assert {answer.trailing["guard-verdict"] for answer in answers} == {"pass"}
+            assert await guarded.metric("guard_query_attacks_total", model=LABEL, scope="principal") > 20
+            assert await guarded.metric("guard_query_memory_bytes", model=LABEL) > 0
+            line = guarded.events("query_attack")[0]
+            assert line["query_score"] > 12
+            assert line["rejects"] is False
+
+    asyncio.run(story())
+
+
+def test_a_searching_principal_is_refused_and_no_other(bundle: Path, tokens: str) -> None:
+    async def story() -> None:
+        settings = {"principal_from": "bearer", "client_tokens": tokens, "query_memory": "reject"}
+        async with guarding(bundle, **settings) as guarded:
+            items = search(40)
+            answers = [await guarded.client.infer(item[None], metadata=as_client("jobs")) for item in items]
+            assert all(answer.ok for answer in answers[:10])
+            assert not any(answer.ok for answer in answers[20:])
+            last = answers[-1]
+            assert last.code is grpc.StatusCode.PERMISSION_DENIED
+            assert last.trailing["guard-verdict"] == "reject"
+            assert "query" not in last.details  # what an attacker hears is what every rejected client hears
+            line = guarded.events("reject")[-1]
+            assert (line["reason"], line["principal"]) == ("query_attack", "jobs")
+            forwarded = len(guarded.upstream.requests)
+            assert forwarded == sum(answer.ok for answer in answers)
+            assert (await guarded.client.infer(items[:1], metadata=as_client("camera"))).ok
+            unrelated = await guarded.client.infer(tiny_bundle.clean(1, seed=5), metadata=as_client("jobs"))
+            assert unrelated.ok
+
+    asyncio.run(story())
+
+
+def test_under_shadow_it_would_be_rejected(bundle: Path, tokens: str) -> None:
+    async def story() -> None:
+        settings = {"principal_from": "bearer", "client_tokens": tokens, "query_memory": "reject", "mode": "shadow"}
+        async with guarding(bundle, **settings) as guarded:
+            answers = [await guarded.client.infer(item[None], metadata=as_client("jobs")) for item in search(30)]
+            assert all(answer.ok for answer in answers)
+            assert guarded.events("would_reject")[-1]["reason"] == "query_attack"
+
+    asyncio.run(story())
+
+
+def test_a_fault_ends_the_watch_and_nothing_else(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("broken")
+
+    async def story() -> None:
+        monkeypatch.setattr(QueryMemory, "see", broken)
+        async with guarding(bundle, query_memory="watch") as guarded:
+            for _ in range(3):
+                assert (await guarded.client.infer(tiny_bundle.ordinary())).ok
+            assert len(guarded.events("queries are no longer watched")) == 1
+
+    asyncio.run(story())
+
+
+def test_rejecting_needs_a_source_of_principals() -> None:
+    with pytest.raises(ConfigError, match='query_memory = "reject" needs principal_from'):
+        check_complete(ServeConfig(bundle="b", upstream="u:1", query_memory="reject"))
+
+
+def test_rows_of_a_table_are_not_watched() -> None:
+    spec = InputSpec("input", "FP32", (5,), (0.0,), (1.0,), None)
+    with pytest.raises(ConfigError, match="needs images or series"):
+        check_watchable(ModelConfig("b", query_memory="watch"), spec)
+    check_watchable(ModelConfig("b"), spec)
