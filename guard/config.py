@@ -22,7 +22,7 @@ from guard.errors import ConfigError
 from guard.model_config import ModelConfig
 from guard.policy import Forward, Mode, OnFailure, QueryMemoryUse, Rows, Shadow
 from guard.service_links import is_service_link
-from guard.target import WANTED, is_authority, is_url, parse_target, socket_path, split_address
+from guard.target import WANTED, is_authority, is_http_url, is_url, parse_target, socket_path, split_address
 
 PrincipalFrom = Literal["none", "tls", "bearer", "xfcc"]
 
@@ -108,6 +108,13 @@ class ServeConfig:
     upstream_keepalive_s: float | None = 300.0  # the same asked of the upstream during calls; None: never
     max_disagreement: float | None = None  # share of items on which bundle and upstream may differ; None: any
     drift_alarm_probability: float | None = 0.01  # of a false one, over a bundle's whole run; None: drift unwatched
+    audit_dir: str | None = None  # directory of the audit log, and of the sample; None: neither is kept
+    audit_inputs: bool = False  # with the worst item of a request and its evidence in each line
+    audit_max_bytes: int = 1 << 28  # of the log, and of each bundle's sample; the oldest go
+    audit_max_age_s: float = 30 * 86400.0  # likewise
+    events_sink: str | None = None  # URL that is sent each line of the audit as a CloudEvent; None: nobody is
+    events_namespace: str = ""  # that these events name, as KServe's logger does
+    sample_share: float = 0.0  # of all items, kept for guard calibrate; drawn before the verdict
     drain_s: float = 5.0  # not ready, still serving, before the listener closes
     grace_s: float = 30.0  # for calls under way once the listener closes
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of the JSON lines on stderr
@@ -308,6 +315,7 @@ MORE_THAN_ZERO = (  # settings whose range begins there
     *("max_connections", "max_calls_per_connection"),
     *("max_connection_age_s", "max_connection_age_grace_s", "keepalive_s", "upstream_keepalive_s"),
     *("min_ping_interval_s",),
+    *("audit_max_bytes", "audit_max_age_s"),
     *(
         "breaker_failures",
         "inspect_timeout_s",
@@ -327,6 +335,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
             ("device_id", "drain_s", "grace_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")
         ),
         "drift_alarm_probability": (lambda value: 0 < value < 1, "a probability between 0 and 1"),
+        "sample_share": (lambda value: 0 <= value <= 1, "a share from 0 to 1"),
         "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
         **dict.fromkeys(("sample", "breaker_share"), (lambda value: 0 < value <= 1, "a share above 0, at most 1")),
         **dict.fromkeys(
@@ -338,6 +347,7 @@ def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
             "HOST:PORT or unix:PATH",
         ),
         "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),
+        "events_sink": (is_http_url, "http://HOST/PATH or https://HOST/PATH, with or without a port"),
         "rest_upstream": (lambda value: not value or is_url(value), "http://HOST:PORT or https://HOST:PORT"),
         "upstream_authority": (is_authority, "HOST or HOST:PORT"),
     }

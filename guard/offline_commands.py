@@ -296,6 +296,21 @@ def evaluate(
     print_lines(console, [*lines_of(found), "", f"report {out / 'report.html'}"])
 
 
+def audit(
+    log: Annotated[Path, typer.Argument(metavar="DIR", help="The directory that audit_dir named.", show_default=False)],
+    *,
+    out: Annotated[
+        Path, typer.Option(metavar="PAGE", help="Where the page is written; a PNG of its picture lies beside it.")
+    ] = Path("audit.html"),
+) -> None:
+    """Write a page of what a guard's audit log holds: waves over time, principals, detectors, kept inputs."""
+    from guard.offline.audit.page import facts, write_page
+
+    for fact in facts(write_page(log, out)):
+        typer.echo(fact)
+    typer.echo(f"page      {out}, {out.with_suffix('.png')}")
+
+
 def bench(
     bundle: BundleArgument,
     *,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 MAX_PORT_CHARACTERS = 5
 MAX_SOCKET_PATH_BYTES = 107  # of a unix socket, by the kernel's sockaddr_un
@@ -79,6 +80,17 @@ def is_authority(text: str) -> bool:
 def is_url(text: str) -> bool:
     """Whether this is http://HOST:PORT or https://HOST:PORT, with or without a path in front of the protocol's own."""
     return URL.fullmatch(text) is not None and int(re.sub(r".*:(\d+)(/.*)?", r"\1", text)) < 65536
+
+
+def is_http_url(text: str) -> bool:
+    """Whether this is the URL of an HTTP server that can be posted to: a host, with or without port, path and query."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    plain = text.isascii() and text.isprintable() and " " not in text and "@" not in parts.netloc
+    return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not parts.fragment
 
 
 def split_address(text: str) -> tuple[str, int] | None:

@@ -30,8 +30,21 @@ SIDE = ROOT / ".side"
 LOCKED = ("triton", "mlserver", "kserve", "sklearn", "stubs", "kubectl", "oldest", "signing")
 # Likewise, but without an interpreter and what the main environment has. What tests read is built with the others, what
 # benchmarks read when it is asked for.
-SHELVES = ("zoo", "h2", "efficientnet", "art", "attacks", "models", "keras", "rapidocr", "envoy", "otlp", "grpcurl")
-TESTED = ("zoo", "h2", "attacks", "otlp", "grpcurl")
+SHELVES = (
+    "zoo",
+    "h2",
+    "efficientnet",
+    "art",
+    "attacks",
+    "models",
+    "keras",
+    "rapidocr",
+    "envoy",
+    "otlp",
+    "grpcurl",
+    "cloudevents",
+)
+TESTED = ("zoo", "h2", "attacks", "otlp", "grpcurl", "cloudevents")
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 

@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "programs": {"detectors", "evidence", "denoisers", "model"},
     "job": {"attacks", "detectors", "denoisers", "model", "closed"},
     "closed": {"model", "networks"},
+    "audit": {"report"},
     "report": {"findings"},
     "findings": {"attacks"},
     "bench": set(),

@@ -14,6 +14,12 @@ def check_complete(config: ServeConfig) -> None:
         if not getattr(config, name) and not (name == "bundle" and config.models):
             raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
     check_admin(config)
+    for name in ("audit_inputs", "sample_share"):
+        sent = name == "audit_inputs" and config.events_sink is not None
+        if getattr(config, name) and config.audit_dir is None and not sent:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r}, and audit_dir is not set; name the directory that is to hold it"
+            )
     for name, other in (("rest_listen", "rest_upstream"), ("rest_upstream", "rest_listen")):
         if getattr(config, name) and not getattr(config, other):
             raise ConfigError(

@@ -229,6 +229,8 @@ class Inference:
         if call.span is not None:
             call.span.stage("guard.decode", took, {"guard.items": call.items})
         inspector = guarded.inspector
+        if self.records.audit is not None:
+            call.audited = self.records.audit.arrived(decoded.images)
         if early is not None and guarded.config.forward == "together" and not asked.in_sequence:
             inspector.check(call.items)
             early.begin()
@@ -286,6 +288,7 @@ class Inference:
             told=told.value,
             guarded=guarded,
             prediction=readings.prediction if found.enacted is not Action.REPAIR else None,
+            found=found,
         )
 
     async def hold(self, undecided: Undecided, exchange: Exchange[Answer], call: InferenceCall) -> Answer:
@@ -339,7 +342,7 @@ class Inference:
         if reason in NEVER_BEGUN and call.place is not None:
             call.place.withdraw()
         self.records.count_unchecked(model, reason, call, fields, cause)
-        return Outcome(model, UNCHECKED, (UNCHECKED,) * call.items, UNCHECKED)
+        return Outcome(model, UNCHECKED, (UNCHECKED,) * call.items, UNCHECKED, reason=reason)
 
     async def forward(
         self, outcome: Outcome, exchange: Exchange[Answer], call: InferenceCall, early: EarlyAnswer[Answer]

@@ -36,6 +36,7 @@ class InferenceCall(Protocol):
     patience: asyncio.TimerHandle | None  # until the place is given to others, as long as no message has come
     guarded: Any  # the model that the request is for, once that is known
     outcome: Any
+    audited: Any  # its items, where the audit may need them once it is over
     span: RequestSpan | None  # in the operator's traces
     end: End
     error: Exception | None  # what ended it, where it was not answered

@@ -13,6 +13,7 @@ from typing import Any
 
 from guard.errors import Rejected, RequestError
 from guard.judge import Inspection
+from guard.serve.audit.audit import Audit
 from guard.serve.failure_table import ALLOWED_MODEL, OF_GUARD, OFF, SHADOW_QUEUE, UNCHECKED
 from guard.serve.inference_call import InferenceCall
 from guard.serve.inspector import label, verdict_fields
@@ -21,6 +22,7 @@ from guard.serve.metrics import OTHER, Metrics
 from guard.serve.sampling import NOT_SAMPLED
 
 REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
+WANTED_UNCHECKED = (OFF, ALLOWED_MODEL, SHADOW_QUEUE, NOT_SAMPLED)  # reasons that are the operator's own wish
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class InferenceRecords:
 
     metrics: Metrics
     log: Log
+    audit: Audit | None = None  # where the operator keeps one
     seldom: Seldom = field(default_factory=lambda: Seldom(REFUSAL_LOG_S))
 
     def count_items(self, model: str, items: Sequence[str]) -> None:
@@ -60,8 +63,26 @@ class InferenceRecords:
             self.note_refusal(call)
         elif action == "failed":
             self.metrics.upstream_failures.labels(call.failure_code).inc()
+        if self.audit is not None:
+            self.audit_call(self.audit, call, model)
         if call.span is not None:
             call.span.end(call.ending, {"guard.id": call.id, "guard.model": model, "guard.action": action})
+
+    def audit_call(self, audit: Audit, call: InferenceCall, model: str) -> None:
+        """Have a call that is over audited, once; a fault of the audit is no call's."""
+        outcome, audited = call.outcome, call.audited
+        found = None if outcome is None else outcome.found
+        try:
+            if found is not None:
+                audit.judged(call.names, model, outcome.action, found, call.end, audited)
+            elif outcome is not None and outcome.action == UNCHECKED and outcome.reason not in WANTED_UNCHECKED:
+                audit.unchecked(call.names, model, UNCHECKED, outcome.reason, end=call.end)
+            if audited is not None and call.guarded is not None:
+                call.audited = None
+                audit.sample(call.guarded, found, audited)
+        except Exception as error:  # noqa: BLE001  whatever it is, the request must not notice
+            self.metrics.audit.count_lost("log", "error", 1)
+            self.log.error("audit", **call.names, cause=repr(error))
 
     def count_seconds(self, call: InferenceCall) -> None:
         """Count how long a call took, by how it ended."""
@@ -76,6 +97,9 @@ class InferenceRecords:
         elif (held_back := self.seldom.due(reason, time.monotonic())) is not None:
             why = {"cause": str(error), "because": because(error)}
             self.log.warning("refused", **call.names, reason=reason, **why, held_back=held_back)
+            if self.audit is not None:
+                model = OTHER if call.guarded is None else call.guarded.label
+                self.audit.unchecked(call.names, model, "refused", reason.lower(), held_back=held_back)
 
     def log_verdict(self, model: str, call: InferenceCall, found: Inspection, fields: Mapping[str, Any]) -> None:
         event = label(found.verdict.request, found.enacted)

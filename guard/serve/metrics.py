@@ -25,6 +25,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from guard.fusion import Floats
+from guard.serve.audit.metrics import AuditMetrics
 from guard.serve.build import build_labels
 from guard.serve.drift_metrics import DriftMetrics
 from guard.serve.grpc.upstream import SERVICE
@@ -268,7 +269,7 @@ class Metrics:
 
     def name_traffic(self, registry: CollectorRegistry) -> None:
         """Create the metrics of what many requests show together."""
-        self.drift = DriftMetrics(registry)
+        self.drift, self.audit = DriftMetrics(registry), AuditMetrics(registry)
         self.queries = QueryMetrics(registry)
 
     def name_reloads(self, registry: CollectorRegistry) -> None:

@@ -22,6 +22,8 @@ class Outcome:
     told: str
     guarded: GuardedModel | None = None  # where it was inspected
     prediction: NDArray[np.int64] | None = None  # ours, where the upstream sees the same input
+    found: Inspection | None = None  # where it was inspected
+    reason: str = ""  # where it passes unchecked
 
     @property
     def answered(self) -> bool:

@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 from guard.config import ServeConfig, SettingsSource
 from guard.container import memory_bytes
 from guard.serve.allocator import few_heaps
+from guard.serve.audit.audit import auditing
 from guard.serve.check_settings import check_complete
 from guard.serve.device_thread import DeviceThread
 from guard.serve.draining import Drain, Entrance
@@ -157,7 +158,8 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
         door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
-        inference = await stack.enter_async_context(inferring(models, InferenceRecords(metrics, log), door))
+        records = InferenceRecords(metrics, log, stack.enter_context(auditing(config, metrics.audit)))
+        inference = await stack.enter_async_context(inferring(models, records, door))
         service = Service(inference=inference, upstream=upstream, door=door)
         passage = Passage(
             config=config,

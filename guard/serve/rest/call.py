@@ -61,6 +61,7 @@ class RestCall:
     patience: asyncio.TimerHandle | None = None
     guarded: Any = None
     outcome: Any = None
+    audited: Any = None
     span: RequestSpan | None = None
     end: End = "answered"
     error: Exception | None = None
@@ -136,7 +137,7 @@ class RestCall:
 
     def forget(self) -> None:
         """Drop error, outcome and model: an error's traceback holds its frames, and these the body and this call."""
-        self.error = self.outcome = self.guarded = None
+        self.error = self.outcome = self.guarded = self.audited = None
 
     def delivered(self, answer: RestAnswer) -> Response:
         """The response with the model server's answer as it came, and our marks."""

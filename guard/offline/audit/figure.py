@@ -1,0 +1,111 @@
+"""The picture of an audit log: waves over time, principals, detectors, and the riskiest inputs that were kept."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import dates
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from guard.offline.audit.summary import MAX_KEPT_IMAGES, AuditSummary, KeptInput
+from guard.offline.report.drawing import BLUE, GREY, ORANGE, PINK, VERMILION, plain
+
+DATES: Any = dates  # matplotlib leaves it untyped
+COLOURS = (VERMILION, ORANGE, PINK, BLUE)  # of the kinds, in their order
+MAX_SHOWN_ROWS = 8
+MAX_NAME_CHARACTERS = 32
+WIDTH_INCHES, PAGE_DPI = 10.0, 110
+KNOWN_CHANNELS = (1, 3, 4)
+
+
+def png(summary: AuditSummary) -> bytes:
+    """Draw a summary as a PNG file."""
+    pictures = [(kept, shown) for kept in summary.riskiest if (shown := as_picture(kept.image)) is not None]
+    heights = [2.6, 2.4, *([1.9] if pictures else [])]
+    with mpl.rc_context({"svg.hashsalt": "guard", "font.size": 9}):
+        figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 0.3), layout="constrained")
+        grid = figure.add_gridspec(len(heights), 12, height_ratios=heights)
+        draw_waves(figure.add_subplot(grid[0, :]), summary)
+        draw_names(figure.add_subplot(grid[1, :6]), summary.principals, "requests by principal")
+        draw_names(figure.add_subplot(grid[1, 6:]), summary.detectors, "detector with the smallest p-value")
+        if pictures:
+            strip = grid[2, :].subgridspec(1, MAX_KEPT_IMAGES)
+            for column, (kept, shown) in enumerate(pictures):
+                draw_input(figure.add_subplot(strip[0, column]), kept, shown)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=PAGE_DPI, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def draw_waves(ax: Axes, summary: AuditSummary) -> None:
+    """Draw the events of each kind over time, stacked."""
+    plain(ax)
+    ax.set_title("requests over time (UTC)", loc="left", fontsize=10)
+    if summary.span is None:
+        ax.text(0.5, 0.5, "no line has a time", ha="center", va="center", color=GREY, transform=ax.transAxes)
+        return
+    edges, counts = summary.waves()
+    moments: Any = DATES.date2num([datetime.fromtimestamp(edge, UTC) for edge in edges])
+    below = np.zeros(len(edges) - 1)
+    for (kind, count), colour in zip(counts.items(), COLOURS, strict=True):
+        if count.any():
+            label = f"{kind} ({int(count.sum())})"
+            ax.bar(moments[:-1], count, np.diff(moments), below, align="edge", color=colour, label=label)
+        below += count
+    locator = DATES.AutoDateLocator()
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(DATES.ConciseDateFormatter(locator, tz=UTC))
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", ncols=len(COLOURS))
+    ax.margins(y=0.2)
+
+
+def draw_names(ax: Axes, counts: Counter[str], title: str) -> None:
+    """Draw the most frequent names as bars, the first on top, and all others as one."""
+    plain(ax)
+    ax.set_title(title, loc="left", fontsize=10)
+    shown = counts.most_common(MAX_SHOWN_ROWS)
+    if rest := counts.total() - sum(count for _, count in shown):
+        shown.append((f"{len(counts) - len(shown)} others", rest))
+    if not shown:
+        ax.text(0.5, 0.5, "none", ha="center", va="center", color=GREY, transform=ax.transAxes)
+        ax.set_axis_off()
+        return
+    places = np.arange(len(shown))[::-1]
+    bars = ax.barh(places, [count for _, count in shown], color=BLUE)
+    ax.bar_label(bars, fontsize=8, padding=3, color=GREY)
+    ax.set_yticks(places, [shortened(name) for name, _ in shown])
+    ax.margins(x=0.12)
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside its bar; nothing in it is read as markup."""
+    text = name if len(name) <= MAX_NAME_CHARACTERS else f"{name[: MAX_NAME_CHARACTERS - 1]}…"
+    return "".join(letter if letter.isprintable() else "?" for letter in text).replace("$", r"\$")
+
+
+def draw_input(ax: Axes, kept: KeptInput, shown: NDArray[np.float64]) -> None:
+    """Draw a kept input with its p-value."""
+    ax.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_axis_off()
+    named = "" if kept.prediction is None else f"\nclass {kept.prediction}"
+    ax.set_title(f"p {kept.p_value:.2g}{named}", fontsize=7)
+
+
+def as_picture(image: NDArray[Any]) -> NDArray[np.float64] | None:
+    """An input as a picture [height, width] or [height, width, channel] of values from 0 to 1; None: it is none."""
+    values = np.squeeze(np.asarray(image, dtype=np.float64))
+    if values.ndim == 3 and values.shape[0] in KNOWN_CHANNELS:
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in KNOWN_CHANNELS) or not values.size:
+        return None
+    values = np.nan_to_num(values)
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)

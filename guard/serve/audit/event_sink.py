@@ -1,0 +1,74 @@
+"""The sink of audit events: an HTTP server that is sent each as a CloudEvent, from a thread of its own.
+
+Rule 1: an event is sent once. A sink that hangs, refuses or answers with an error costs events, counted by reason.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from functools import partial
+from urllib.parse import urlsplit
+
+from guard.serve.audit.background import Background, Dropped
+from guard.serve.audit.cloud_events import message
+from guard.serve.audit.events import Event
+from guard.serve.audit.metrics import AuditMetrics
+
+MAX_WAITING_BYTES = 8 << 20
+EVENT_BYTES = 2 << 10  # of an event without its input, about
+TIMEOUT_S = 5.0  # for each step of sending: to connect, to write, to read
+
+
+class EventSink:
+    """A sink behind a thread and a bounded queue; one connection, kept while the sink does."""
+
+    def __init__(self, url: str, namespace: str, metrics: AuditMetrics) -> None:
+        """Take the sink's URL, and send nothing yet."""
+        parts = urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self.connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        self.path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self.source, self.namespace, self.metrics = f"/guard/{socket.gethostname()}", namespace, metrics
+        self.background = Background(
+            "sink", max_waiting_bytes=MAX_WAITING_BYTES, lost=metrics.losing("sink"), idle=self.connection.close
+        )
+
+    def send(self, event: Event) -> None:
+        """Take an event to be sent."""
+        size_bytes = EVENT_BYTES + len(event.get("input", {}).get("base64", ""))
+        self.background.submit(size_bytes, partial(self.post, event))
+
+    def post(self, event: Event) -> None:
+        """Send an event; called on the thread. Raises Dropped."""
+        headers, body = message(event, source=self.source, namespace=self.namespace)
+        try:
+            status = self.answered(body, headers)
+        except (OSError, http.client.HTTPException) as error:
+            raise Dropped("timeout" if isinstance(error, TimeoutError) else "unreachable") from error
+        if not 200 <= status < 300:
+            raise Dropped("status")
+        self.metrics.written.labels("sink").inc()
+
+    def answered(self, body: bytes, headers: dict[str, str]) -> int:
+        """The status with which the sink answers a message. Raises OSError, HTTPException."""
+        kept = self.connection.sock is not None
+        try:
+            return self.exchange(body, headers)
+        except (ConnectionError, http.client.RemoteDisconnected):
+            if not kept:  # a connection that was kept may have been closed meanwhile: that says nothing of the sink
+                raise
+        return self.exchange(body, headers)
+
+    def exchange(self, body: bytes, headers: dict[str, str]) -> int:
+        """Post a message and read the answer; what fails ends the connection."""
+        try:
+            self.connection.request("POST", self.path, body, headers)
+            answer = self.connection.getresponse()
+            answer.read(1 << 16)
+            if not answer.isclosed():  # longer than any answer to an event
+                self.connection.close()
+            return answer.status
+        except BaseException:
+            self.connection.close()
+            raise
