@@ -60,7 +60,7 @@ def valid(key: str) -> st.SearchStrategy[Any]:
         found = st.floats(0, 1, exclude_min=lowest == 1, exclude_max=True)
     elif key == "upstream" or key.endswith("listen"):
         found = st.builds("{}:{}".format, st.from_regex(r"\A[a-z.]{1,9}\Z"), st.integers(0, 65535))
-    elif key == "rest_upstream":
+    elif key in ("rest_upstream", "events_sink"):
         found = st.builds("http://{}:{}".format, st.from_regex(r"\A[a-z]{1,9}\Z"), st.integers(1, 65535))
     elif key == "upstream_authority":
         found = st.from_regex(r"\A[a-z.]{1,9}(:\d{1,4})?\Z", fullmatch=True)

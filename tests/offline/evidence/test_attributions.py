@@ -158,7 +158,9 @@ def test_relevance_is_captums_epsilon_rule(kind: Kind) -> None:
     assert_close(found_of(kind, Relevance(EPSILON)), reference.detach())
     with torch.no_grad():
         near = Gather(DROPPED[kind](), [Relevance(1e-9), InputGradient()])(inputs)
-    torch.testing.assert_close(near[Relevance(1e-9)], inputs * near[InputGradient()], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        near[Relevance(1e-9)], inputs * near[InputGradient()], rtol=1e-3, atol=1e-4
+    )  # a step near zero magnifies rounding
     assert not torch.allclose(near[Relevance(1e-9)], reference, rtol=0.05, atol=1e-3), "epsilon matters"
 
 
