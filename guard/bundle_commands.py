@@ -281,7 +281,8 @@ def conformance(
         ),
     ] = None,
     bundle: Annotated[
-        str | None, typer.Option(help="Of the guard that is started, in mode enforce.", show_default=False)
+        str | None,
+        typer.Option(help="Of the guard that is started; without one it passes all (mode off).", show_default=False),
     ] = None,
     mode: Annotated[
         str | None, typer.Option(help="Of the guard that is started: enforce, flag, shadow or off.", show_default=False)

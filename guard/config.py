@@ -122,7 +122,9 @@ class ServeConfig:
     models: tuple[ModelConfig, ...] = ()  # tables of guard.toml, where it guards several: [models.NAME], each a bundle
 
     def model_configs(self) -> tuple[ModelConfig, ...]:
-        """The settings of each guarded model: of the tables, or of the one that `bundle` names."""
+        """The settings of each guarded model: the tables', or those of `bundle`; in mode off there may be none."""
+        if not self.models and not self.bundle and self.mode == "off":
+            return ()
         return self.models or (ModelConfig(**{name: getattr(self, name) for name in OF_A_MODEL}),)
 
 

@@ -10,9 +10,9 @@ from guard.serve.envoy.authorization import check_settings
 
 def check_complete(config: ServeConfig) -> None:
     """Raise ConfigError where a setting is missing, or tells strangers too much."""
-    for name in ("bundle", "upstream"):
-        if not getattr(config, name) and not (name == "bundle" and config.models):
-            raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
+    if not config.upstream or not (config.bundle or config.models or config.mode == "off"):
+        name = "bundle" if config.upstream else "upstream"
+        raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
     check_admin(config)
     for name in ("audit_inputs", "sample_share"):
         sent = name == "audit_inputs" and config.events_sink is not None

@@ -35,7 +35,7 @@ class Limits:
     def of(config: ServeConfig, inputs: Sequence[tuple[InputSpec, Batcher]], *, memory_bytes: int | None) -> Limits:
         """Compute the limits: as the operator set them, and for the rest from bundles, queues and container.
 
-        Of several models, by input and queue, the one with the largest requests counts.
+        Of several models, by input and queue, the one with the largest requests counts; without any, memory does.
 
         Raises:
             ConfigError: the two limits contradict each other.
@@ -45,8 +45,8 @@ class Limits:
             share = MAX_DEFAULT_IN_FLIGHT_BYTES if memory_bytes is None else memory_bytes // MEMORY_DIVISOR
             in_flight = max(MIN_DEFAULT_IN_FLIGHT_BYTES, min(MAX_DEFAULT_IN_FLIGHT_BYTES, share), 2 * (message or 0))
         if message is None:
-            batch = max(request_bytes(spec, batcher.max_items) for spec, batcher in inputs)
-            queue = max(request_bytes(spec, batcher.max_queue_items) for spec, batcher in inputs)
+            batch = max((request_bytes(spec, batcher.max_items) for spec, batcher in inputs), default=0)
+            queue = max((request_bytes(spec, batcher.max_queue_items) for spec, batcher in inputs), default=in_flight)
             message = min(queue, max(batch, in_flight // LARGEST_MESSAGES), in_flight // 2)
         if in_flight < 2 * message:
             raise ConfigError(

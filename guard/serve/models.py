@@ -26,7 +26,7 @@ STRICTEST_FIRST: tuple[Mode, ...] = ("enforce", "flag", "shadow", "off")
 
 @dataclass(frozen=True)
 class ModelTable:
-    """The guarded models, and the names of those that pass uninspected."""
+    """The guarded models, none where all passes (mode off), and the names of those that pass uninspected."""
 
     models: tuple[GuardedModel, ...]
     allowed: frozenset[str] = frozenset()
@@ -58,12 +58,12 @@ class ModelTable:
     @cached_property
     def strictest_mode(self) -> Mode:
         """The mode that lets the least pass, of those that the models have."""
-        return min((model.policy.mode for model in self.models), key=STRICTEST_FIRST.index)
+        return min((model.policy.mode for model in self.models), key=STRICTEST_FIRST.index, default="off")
 
     @cached_property
     def inspect_timeout_s(self) -> float:
         """The most seconds that the guard may take over a request, whichever model it is for."""
-        return max(model.config.inspect_timeout_s for model in self.models)
+        return max((model.config.inspect_timeout_s for model in self.models), default=math.inf)
 
     @cached_property
     def passes_late(self) -> bool:
@@ -73,7 +73,7 @@ class ModelTable:
     def unchecked(self, error: Exception) -> str | None:
         """The reason for which a request of no known model passes uninspected after this error; None: it does not."""
         reasons = {model.inspector.unchecked(error) for model in self.models}
-        return None if None in reasons else max(filter(None, reasons))
+        return None if None in reasons else max(filter(None, reasons), default=None)
 
 
 @dataclass

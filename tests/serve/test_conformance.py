@@ -15,7 +15,7 @@ import pytest
 from google.protobuf import json_format
 
 from guard import cli
-from guard.errors import DataError
+from guard.errors import ConfigError, DataError
 from guard.serve.conformance.checks import CHECKS
 from guard.serve.conformance.conformance import TrialOptions, only_model, read_request, tried
 from guard.serve.conformance.procedures import CHANGES, listed_models, procedures, request_of_zeros
@@ -100,6 +100,26 @@ def test_a_guard_that_is_there(bundle: Path, tmp_path: Path) -> None:
     assert "max_message_bytes" in skipped["ModelInfer/limits"]
     assert all("--guard" in skipped[f"ModelInfer/{check}"] for check in ("details", "deadline", "cancel"))
     assert "allow_methods" in skipped["ModelConfig/status"]
+
+
+def test_without_a_bundle_the_guard_that_is_started_passes_all() -> None:
+    async def story() -> ConformanceReport:
+        async with listening(OddUpstream()) as upstream:
+            return await tried(TrialOptions(upstream, only=("ModelInfer", "ServerMetadata"), model="tiny"))
+
+    report = asyncio.run(story())
+    assert report.guard == "started, mode off"
+    assert not list(report.of("failed"))
+    assert "ServerMetadata/bytes" in passed(report)
+
+
+def test_a_guard_that_would_inspect_needs_a_bundle() -> None:
+    async def story() -> ConformanceReport:
+        async with listening(OddUpstream()) as upstream:
+            return await tried(TrialOptions(upstream, mode="enforce", model="tiny"))
+
+    with pytest.raises(ConfigError, match="give --bundle DIRECTORY, or --mode off"):
+        asyncio.run(story())
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -522,3 +522,25 @@ def test_sighup_reloads_a_process_and_never_ends_it(bundle: Path, tmp_path: Path
             assert popen.wait(20) == 0
         finally:
             popen.kill()
+
+
+def test_a_guard_without_a_bundle_passes_all_until_it_gets_one(tmp_path: Path, strict: Path) -> None:
+    """What is put in the way first can be given its bundle later, without a restart."""
+
+    async def story() -> None:
+        async with reloading(tmp_path, 'mode = "off"\n') as guarded:
+            assert guarded.serving.models.table.labels == ()
+            passed = await guarded.client.infer(BRIGHT)
+            assert (passed.ok, passed.trailing["guard-verdict"]) == (True, "unchecked")
+            assert await guarded.metric("guard_unchecked_total", reason="off") == 1
+            assert (await describe(guarded)).ready
+            guarded.write(f'mode = "enforce"\nbundle = "{strict}"\n')
+            assert (await guarded.reload()).result == "applied"
+            assert verdict(await guarded.client.infer(BRIGHT)) == "reject"
+            assert verdict(await guarded.client.infer(ORDINARY)) == "pass"
+            guarded.write('mode = "enforce"\n')
+            with pytest.raises(ConfigError, match="bundle is not set"):
+                await guarded.reload()
+            assert verdict(await guarded.client.infer(BRIGHT)) == "reject"
+
+    asyncio.run(story())

@@ -55,7 +55,7 @@ class TrialOptions:
     upstream: str
     guard: str | None = None
     bundle: str | None = None
-    mode: str | None = None  # of a guard that is started: enforce with a bundle unless given
+    mode: str | None = None  # of a guard that is started; unless given enforce with a bundle, off without
     model: str | None = None  # NAME or NAME:VERSION
     request: Path | None = None  # a ModelInferRequest to send, serialized or as protobuf's JSON
     only: tuple[str, ...] = ()  # names of the procedures to try; all unless given
@@ -198,15 +198,16 @@ async def guarded(
 @asynccontextmanager
 async def started_guard(upstream: str, options: TrialOptions) -> AsyncIterator[tuple[str, str]]:
     """A ready guard in front of a server; yields its address, and what it is. Raises UserError."""
-    if options.bundle is None:
-        raise ConfigError("no guard is named; give --guard HOST:PORT, or --bundle DIRECTORY to start one in front")
-    wanted = load_config(None, {}, {"mode": options.mode})
+    mode = options.mode or ("off" if options.bundle is None else "enforce")
+    if options.bundle is None and mode != "off":
+        raise ConfigError(f"--mode {mode} inspects, and no bundle is named; give --bundle DIRECTORY, or --mode off")
+    wanted = load_config(None, {}, {"mode": mode})
     config = replace(
         wanted,
         listen=FREE_PORT,
         admin_listen=FREE_PORT,
         metrics_listen=FREE_PORT,
-        bundle=options.bundle,
+        bundle=options.bundle or "",
         upstream=upstream,
         allow_methods=("@read", "ModelStreamInfer") if wanted.mode == "off" else ("@read",),
         max_message_bytes=MAX_MESSAGE_BYTES,  # more than any check sends, whatever the bundle's own limit is
