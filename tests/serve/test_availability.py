@@ -389,9 +389,12 @@ def test_clients_that_leave_leave_nothing_behind(bundle: Path) -> None:
                         await until(lambda seen=seen: fake.cancelled == seen + 40)
 
                 await leave(5)
-                before = resident_mib(guard.popen.pid)
-                await leave(25)  # 1,000 calls with 6 KB each
-                assert resident_mib(guard.popen.pid) - before < 3
+                grown = []
+                for _ in range(2):  # the allocator may take some megabytes more once; what is kept for good grows on
+                    before = resident_mib(guard.popen.pid)
+                    await leave(25)  # 1,000 calls with 6 KB each
+                    grown.append(resident_mib(guard.popen.pid) - before)
+                assert min(grown) < 3, grown
 
     asyncio.run(story())
 
