@@ -38,7 +38,10 @@ HELD_UP_S = 0.2
 SMALL_CALL_S = 0.0003  # at least, of that thread
 
 CASES: dict[int, tuple[str, ...]] = {
-    2: ("tests/serve/test_faults.py::test_sigterm_drains",),
+    2: (
+        "tests/serve/test_faults.py::test_sigterm_drains",
+        "tests/serve/test_draining.py::test_a_rolling_restart_loses_nothing",
+    ),
     4: ("tests/serve/test_field_cases.py::test_an_upstream_that_is_ready_without_its_model_is_not",),
     6: ("tests/serve/test_field_cases.py::test_the_third_wave_of_overload_meets_the_same_limits",),
     7: ("tests/serve/test_field_cases.py::test_large_messages_hold_no_health_check_up",),
@@ -49,6 +52,11 @@ CASES: dict[int, tuple[str, ...]] = {
         "tests/serve/grpc/test_connection_limits.py::test_a_connection_that_is_too_old_is_replaced_and_no_call_is_lost",
         "tests/serve/grpc/test_channel.py::test_each_address_gets_requests_in_turn_and_one_that_is_lost_no_more",
     ),
+    10: (
+        "tests/serve/grpc/test_tls.py::test_the_listeners_certificate_is_replaced_under_load",
+        "tests/serve/grpc/test_tls.py::test_the_guards_own_certificate_is_replaced_under_load",
+    ),
+    11: ("tests/deploy/test_tls_component.py::test_kubelets_probe_the_port_that_never_speaks_tls",),
     12: (
         "tests/serve/test_threads.py::test_sessions_have_one_caller_and_share_the_rest",
         "tests/serve/test_threads.py::test_a_guard_process_follows_its_container",
@@ -73,6 +81,11 @@ CASES: dict[int, tuple[str, ...]] = {
         "tests/serve/test_neighbours.py::test_a_guard_beside_one_of_them",
         "tests/serve/test_server.py::test_a_taken_port",
     ),
+    23: (
+        "tests/serve/envoy/test_envoy.py::test_streams_do_not_hang",
+        "tests/serve/envoy/test_envoy.py::test_many_calls_at_once_are_checked_once_each",
+    ),
+    24: ("tests/serve/test_failure_table.py::test_each_cell_is_what_happens",),
     25: (
         "tests/serve/test_faults.py::test_the_engine_fails_in_one_batch",
         "tests/serve/test_field_cases.py::test_who_has_left_was_not_passed_unchecked",
@@ -81,7 +94,10 @@ CASES: dict[int, tuple[str, ...]] = {
         "tests/serve/test_faults.py::test_an_inspection_that_takes_too_long_has_failed",
         "tests/serve/test_field_cases.py::test_a_device_that_hangs_costs_the_inspections_own_time_by_default",
     ),
+    30: ("tests/serve/test_reload.py::test_a_change_of_the_file_is_noticed",),
     31: ("tests/serve/test_server.py::test_links_to_a_service_called_guard_are_warned_of_once",),
+    32: ("tests/serve/test_tracing.py::test_no_client_sees_whether_it_is_traced",),
+    36: ("tests/test_signing.py::test_what_a_mount_adds_is_reported_and_not_fatal",),
 }
 
 
