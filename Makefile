@@ -9,6 +9,7 @@ BESIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 QUICK := tests/test_*.py $(addprefix tests/offline/,data work findings job report networks denoisers) \
 	tests/serve/test_batcher.py tests/serve/grpc/test_call.py tests/serve/grpc/test_decode.py tests/serve/test_inspector.py \
 	tests/serve/grpc/test_service.py tests/serve/grpc/test_bypass.py
+ALONE := $(shell grep -rlF mark.alone tests --include='test_*.py')
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
@@ -22,7 +23,7 @@ demo: $(READY)  ## train, guard and attack a small model on this machine (two to
 
 test: $(READY) side  ## every test (the network is used before pytest, never inside it)
 	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone'
-	$(BIN)/python -m pytest -m 'alone and not readme'
+	$(BIN)/python -m pytest -m 'alone and not readme' $(ALONE)
 
 quick: $(READY)  ## what to run after each change: under a minute, no side environment
 	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone and not slow' $(QUICK)
