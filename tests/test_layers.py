@@ -19,6 +19,7 @@ ROOF = {
     "guard/bundle_commands.py",
     "guard/cli.py",
     "guard/demo.py",
+    "guard/doctor_commands.py",
     "guard/offline_commands.py",
     "guard/option_values.py",
     "guard/options.py",
