@@ -28,7 +28,7 @@ from tests import dockerfile
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
 # From tests/side/NAME.txt.
-LOCKED = ("triton", "mlserver", "kserve", "sklearn", "stubs", "kubectl", "oldest", "signing")
+LOCKED = ("triton", "mlserver", "kserve", "sklearn", "stubs", "kubectl", "helm", "crds", "oldest", "signing")
 # Likewise, but without an interpreter and what the main environment has. What tests read is built with the others, what
 # benchmarks read when it is asked for.
 SHELVES = (
