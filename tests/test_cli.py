@@ -24,7 +24,7 @@ from tests.serve import tiny_bundle
 
 COMMANDS = (
     *("demo", "check", "train", "evaluate", "score", "inspect", "calibrate", "audit", "sign", "bench"),
-    *("serve", "model-server", "probe", "drain", "conformance"),
+    *("serve", "model-server", "probe", "drain", "explain", "conformance"),
 )
 
 

@@ -7,7 +7,6 @@ are one high bar, one name, and the detectors that saw them.
 
 from __future__ import annotations
 
-import base64
 import heapq
 import math
 from collections import Counter
@@ -18,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from guard.audit_log import kept_tensor
 
 MAX_KEPT_IMAGES = 12
 MAX_BINS = 60
@@ -144,10 +145,9 @@ def unix_time(text: Any) -> float | None:
 
 def kept_input(line: Mapping[str, Any]) -> KeptInput | None:
     """The input that a line kept; None where it kept none that can be read."""
+    if (image := kept_tensor(line)) is None:
+        return None
     try:
-        tensor = line["input"]
-        values = np.frombuffer(base64.b64decode(tensor["base64"], validate=True), np.dtype(tensor["dtype"]))
-        image = values.reshape(tensor["shape"])
         prediction = line.get("prediction")
         known = prediction if isinstance(prediction, int) else None
         return KeptInput(image, float(line["p_value"]), known, str(line["action"]), str(line.get("id", "")))
