@@ -50,6 +50,7 @@ class Explanation:
     """What explains the verdict on one item."""
 
     readings: Readings  # of this item alone, every program run
+    detectors: tuple[str, ...]  # of the readings' scores, in their order
     probability: float  # of the class that the model names
     saliency: NDArray[np.uint8] | None  # [height, width], [time] or [feature], MAP_STEPS at the most; None: no gradient
     opinions: tuple[Opinion, ...]
@@ -77,6 +78,7 @@ def explained(runtime: Runtime, image: NDArray[Any]) -> Explanation:
     model_class = int(logits.argmax())
     return Explanation(
         readings,
+        runtime.calibration.detectors,
         float(softmax(logits)[model_class]),
         saliency_map(found["gradient"][0]) if "gradient" in found else None,
         tuple(opinion(name, one, model_class) for name, one in dict(answers).items()),
