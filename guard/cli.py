@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from guard import bundle_commands, doctor_commands, image_commands, offline_commands
+from guard import bundle_commands, doctor_commands, explain_command, image_commands, offline_commands
 from guard.errors import GuardError
 
 USAGE_CODE = 2
@@ -57,6 +57,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("inspect", bundle_commands.inspect, "guard inspect bundle"),
     ("calibrate", bundle_commands.calibrate, "guard calibrate bundle --from sample --out recalibrated"),
     ("audit", offline_commands.audit, "guard audit audit --out audit.html"),
+    ("explain", explain_command.explain, "guard explain inputs.npz 127.0.0.1:8083 --item 3"),
     ("sign", bundle_commands.sign, "guard sign bundle --key key.pem"),
     ("pack", image_commands.pack, "guard pack bundle --out oci://registry.example/guards/digits:1"),
     ("unpack", image_commands.unpack, "guard unpack bundle.tar --out bundle"),
