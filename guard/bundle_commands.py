@@ -205,6 +205,15 @@ def serve(
     run(settings, source)
 
 
+def schema() -> None:
+    """The JSON schema of guard.toml, for editors and validators: every setting with its type, range and default."""
+    import json
+
+    from guard.settings_schema import settings_schema
+
+    typer.echo(json.dumps(settings_schema(), indent=2, ensure_ascii=False))
+
+
 def model_server(
     *,
     model: Annotated[Path, typer.Option(help="An .onnx file.", show_default=False)],

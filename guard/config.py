@@ -9,11 +9,10 @@ Rule 2: the command line beats the environment, the environment beats the file, 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -22,7 +21,7 @@ from guard.errors import ConfigError
 from guard.model_config import ModelConfig
 from guard.policy import Forward, Mode, OnFailure, QueryMemoryUse, Rows, Shadow
 from guard.service_links import is_service_link
-from guard.target import WANTED, is_authority, is_http_url, is_url, parse_target, socket_path, split_address
+from guard.setting_ranges import RANGES
 
 PrincipalFrom = Literal["none", "tls", "bearer", "xfcc"]
 
@@ -312,48 +311,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
 
 
-MORE_THAN_ZERO = (  # settings whose range begins there
-    *("max_rows", "max_queue_rows", "max_message_bytes", "max_bytes_in_flight"),
-    *("max_connections", "max_calls_per_connection"),
-    *("max_connection_age_s", "max_connection_age_grace_s", "keepalive_s", "upstream_keepalive_s"),
-    *("min_ping_interval_s",),
-    *("audit_max_bytes", "audit_max_age_s"),
-    *(
-        "breaker_failures",
-        "inspect_timeout_s",
-        "upstream_timeout_s",
-        "read_timeout_s",
-        "threads",
-        "device_memory_bytes",
-    ),
-)
-
-
 def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
     """Check the range of every setting that there is; `places` says where each was given. Raises ConfigError."""
-    wanted: dict[str, tuple[Callable[[Any], bool], str]] = {  # NaN is in none of these ranges
-        **dict.fromkeys(MORE_THAN_ZERO, (lambda value: 0 < value < math.inf, "more than zero, and finite")),
-        **dict.fromkeys(
-            ("device_id", "drain_s", "grace_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")
-        ),
-        "drift_alarm_probability": (lambda value: 0 < value < 1, "a probability between 0 and 1"),
-        "sample_share": (lambda value: 0 <= value <= 1, "a share from 0 to 1"),
-        "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
-        **dict.fromkeys(("sample", "breaker_share"), (lambda value: 0 < value <= 1, "a share above 0, at most 1")),
-        **dict.fromkeys(
-            ("listen", "rest_listen", "metrics_listen", "authz_listen"),
-            (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
-        ),
-        "admin_listen": (
-            lambda value: not value or split_address(value) is not None or socket_path(value) is not None,
-            "HOST:PORT or unix:PATH",
-        ),
-        "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),
-        "events_sink": (is_http_url, "http://HOST/PATH or https://HOST/PATH, with or without a port"),
-        "rest_upstream": (lambda value: not value or is_url(value), "http://HOST:PORT or https://HOST:PORT"),
-        "upstream_authority": (is_authority, "HOST or HOST:PORT"),
-    }
-    for name, (is_in_range, words) in wanted.items():
+    for name, allowed in RANGES.items():
         value = getattr(config, name, None)
-        if value is not None and not is_in_range(value):
-            raise ConfigError(f"{places.get(name, name)} = {shown(value)}; wanted {words}")
+        if value is not None and not allowed.holds(value):
+            raise ConfigError(f"{places.get(name, name)} = {shown(value)}; wanted {allowed.words}")

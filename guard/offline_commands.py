@@ -302,11 +302,15 @@ def audit(
     out: Annotated[
         Path, typer.Option(metavar="PAGE", help="Where the page is written; a PNG of its picture lies beside it.")
     ] = Path("audit.html"),
+    bundle: Annotated[
+        list[Path] | None,
+        typer.Option(help="A bundle that judged kept inputs: adds where the model looked.", show_default=False),
+    ] = None,
 ) -> None:
     """Write a page of what a guard's audit log holds: waves over time, principals, detectors, kept inputs."""
     from guard.offline.audit.page import facts, write_page
 
-    for fact in facts(write_page(log, out)):
+    for fact in facts(write_page(log, out, bundle or ())):
         typer.echo(fact)
     typer.echo(f"page      {out}, {out.with_suffix('.png')}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ class ClientTls:
         return ClientTls(ca, certificate, key, server_name) if wanted else None
 
 
-def channel_to(address: str, tls: ClientTls | None) -> grpc.Channel:
-    """Open a channel, with TLS if there are settings for it. Raises ConfigError."""
-    options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
+def channel_to(address: str, tls: ClientTls | None, further: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+    """Open a channel, with TLS if there are settings for it, and with `further` options. Raises ConfigError."""
+    options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0), *further]
     if tls is None:
         return grpc.insecure_channel(address, options=options)
     if tls.server_name is not None:

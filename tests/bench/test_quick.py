@@ -15,6 +15,7 @@ QUICK = {
     "detectors": (),
     "drift": (),
     "fitted_items": (),
+    "forecast": (),
     "forest": ("--forest",),
     "kinds": ("series",),
     "off_recipe": (),
