@@ -28,9 +28,9 @@ from guard.config import ServeConfig
 from guard.errors import GuardError
 from guard.manifest import ModelSpec
 from guard.serve.certificates import system_roots
-from guard.serve.doctor.finding import Finding
+from guard.serve.doctor.listeners import addresses
 from guard.serve.doctor.machine import resolved
-from guard.serve.doctor.port_checks import addresses
+from guard.serve.doctor.remark import Remark
 from guard.serve.doctor.setup import Setup
 from guard.serve.grpc.credentials import channel_credentials
 from guard.serve.grpc.upstream import path
@@ -40,7 +40,7 @@ from guard.serve.neighbours import NEIGHBOURS
 from guard.target import parse_target, split_address
 
 ASK_S = 2.0  # for one port to answer
-MAX_PORTS = 256  # that are asked of one address
+MAX_ASKED_ENTRIES = 256  # that are asked of one address
 MAX_BODY_BYTES = 2**20
 LOOPBACK = ("127.", "::1")
 
@@ -59,13 +59,13 @@ class WayAround:
         return f"{host}:{self.port} ({self.protocol})"
 
 
-def bypass(setup: Setup) -> Iterator[Finding]:
+def bypass(setup: Setup) -> Iterator[Remark]:
     """Whether a client can reach a guarded model without the guard, on an address of this machine or pod."""
     config, names = setup.given.config, [spec.name for spec in setup.specs]
     if not config.upstream or not names:
         return
     if remote := remote_hosts(config, setup.machine.addresses()):
-        yield Finding(
+        yield Remark(
             "bypass",
             "unknown",
             f"the model server is on another machine ({', '.join(remote)}): let a NetworkPolicy or its certificates "
@@ -76,7 +76,7 @@ def bypass(setup: Setup) -> Iterator[Finding]:
     found = asyncio.run(ways_around(config, asked, setup.specs))
     for model in dict.fromkeys(way.model for way in found):
         ways = ", ".join(str(way) for way in found if way.model == model)
-        yield Finding(
+        yield Remark(
             "bypass",
             "wrong",
             f"model {model!r} answers on {ways}, past the guard; let its server listen on 127.0.0.1 alone, and close "
@@ -84,7 +84,7 @@ def bypass(setup: Setup) -> Iterator[Finding]:
         )
     if not found and not remote:
         where = f"{len(asked)} ports of {', '.join(own)} asked" if own else "this machine has no address but loopback"
-        yield Finding("bypass", "ok", f"no guarded model answers past the guard: {where}")
+        yield Remark("bypass", "ok", f"no guarded model answers past the guard: {where}")
 
 
 def remote_hosts(config: ServeConfig, own: Sequence[str]) -> list[str]:
@@ -108,7 +108,7 @@ def ports_of(setup: Setup, host: str) -> list[int]:
         found = known | {int(port) for port in served if port.isdecimal()}
     else:
         found = {one.port for one in listening if one.answers_at(host)}
-    return sorted(found - own)[:MAX_PORTS]
+    return sorted(found - own)[:MAX_ASKED_ENTRIES]
 
 
 async def ways_around(
