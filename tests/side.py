@@ -43,6 +43,7 @@ SHELVES = (
     "otlp",
     "grpcurl",
     "cloudevents",
+    "ray",
 )
 TESTED = ("zoo", "h2", "attacks", "otlp", "grpcurl", "cloudevents")
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
