@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from guard import bundle_commands, offline_commands
+from guard import bundle_commands, doctor_commands, explain_command, image_commands, offline_commands
 from guard.errors import GuardError
 from guard.kserve_arguments import rewritten
 
@@ -58,12 +58,16 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("inspect", bundle_commands.inspect, "guard inspect bundle"),
     ("calibrate", bundle_commands.calibrate, "guard calibrate bundle --from sample --out recalibrated"),
     ("audit", offline_commands.audit, "guard audit audit --out audit.html"),
+    ("explain", explain_command.explain, "guard explain inputs.npz 127.0.0.1:8083 --item 3"),
     ("sign", bundle_commands.sign, "guard sign bundle --key key.pem"),
+    ("pack", image_commands.pack, "guard pack bundle --out oci://registry.example/guards/digits:1"),
+    ("unpack", image_commands.unpack, "guard unpack bundle.tar --out bundle"),
     ("bench", offline_commands.bench, "guard bench bundle --batches 1,8 --seconds 30"),
     ("serve", bundle_commands.serve, "guard serve --bundle bundle --upstream 127.0.0.1:9000"),
     ("schema", bundle_commands.schema, "guard schema > guard.schema.json"),
     ("model-server", bundle_commands.model_server, "guard model-server --model model.onnx --name digits"),
     ("probe", bundle_commands.probe, "guard probe 127.0.0.1:8081"),
+    ("doctor", doctor_commands.doctor, "guard doctor --config guard.toml --bundle bundle --upstream 127.0.0.1:9000"),
     ("drain", bundle_commands.drain, "guard drain 127.0.0.1:8083"),
     (
         "conformance",
@@ -98,6 +102,9 @@ def run(arguments: Sequence[str]) -> int:
             "onnxscript": "offline",
             "pyarrow": "tables",
             "cryptography": "sign",
+            "oras": "registry",
+            "requests": "registry",
+            "mlflow": "mlflow",
         }
         extra = known.get((error.name or "").split(".")[0])
         if extra is None:

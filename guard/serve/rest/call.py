@@ -63,6 +63,7 @@ class RestCall:
     guarded: Any = None
     outcome: Any = None
     audited: Any = None
+    queried: Any = None
     span: RequestSpan | None = None
     end: End = "answered"
     error: Exception | None = None
@@ -138,7 +139,7 @@ class RestCall:
 
     def forget(self) -> None:
         """Drop error, outcome and model: an error's traceback holds its frames, and these the body and this call."""
-        self.error = self.outcome = self.guarded = self.audited = None
+        self.error = self.outcome = self.guarded = self.audited = self.queried = None
 
     def delivered(self, answer: RestAnswer) -> Response:
         """The response with the model server's answer as it came, and our marks."""
