@@ -14,14 +14,16 @@ import pytest
 
 from guard.config import ServeConfig, load_config
 from guard.kserve_arguments import kserve_settings, rewritten
-from tests.deploy.chart import NEWEST, asked_of
+from tests.deploy.chart import asked_of
+from tests.deploy.kubernetes_versions import versions
+from tests.deploy.manifests import schema_faults
 from tests.side import ROOT
 
 FILES = ("triton", "mlserver", "openvino", "transformer")
 GUARD, MODEL_SERVER = "transformer-container", "kserve-container"
 TO_JSON = "import json, sys, yaml; print(json.dumps([list(yaml.safe_load_all(open(name))) for name in sys.argv[1:]]))"
 INJECTED = ["--model_name", "digits", "--predictor_host", "digits-predictor.models", "--http_port", "8080"]
-OLDEST = 29
+OLDEST = "1.29"
 OWN_FLAGS = {"--bundle": "bundle", "--listen": "listen", "--metrics-listen": "metrics_listen"}
 OWN_FLAGS |= {"--admin-listen": "admin_listen"}
 
@@ -75,15 +77,16 @@ def test_they_fit_kserves_types(examples: dict[str, list[Any]]) -> None:
     assert missing == "InferenceService.spec.predictor.containers[0].name: Field required"
 
 
-def test_their_pods_are_valid(examples: dict[str, list[Any]]) -> None:
-    asked = []
+def test_their_pods_are_valid(examples: dict[str, list[Any]], side: Callable[[str], Path]) -> None:
+    cases = {}
     for name in FILES:
-        for pod in pods(examples[name]):
-            spec = {key: value for key, value in pod.items() if key in ("containers", "volumes", "securityContext")}
-            whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-            asked += [(whole, f"1.{minor}") for minor in range(OLDEST, NEWEST + 1)]
-        asked += [(one, f"1.{NEWEST}") for one in examples[name] if one["kind"] == "NetworkPolicy"]
-    assert asked_of("kubectl", "kubernetes_program.py", asked) == [None] * len(asked)
+        parts = ("containers", "volumes", "securityContext")
+        specs = [{key: pod[key] for key in parts if key in pod} for pod in pods(examples[name])]
+        whole = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec} for spec in specs]
+        policies = [one for one in examples[name] if one["kind"] == "NetworkPolicy"]
+        cases[name] = ([*whole, *policies], versions(OLDEST))
+    found = schema_faults(cases, side("kubectl"))
+    assert {case: faults for case, faults in found.items() if faults} == {}
 
 
 @pytest.mark.parametrize("name", FILES)
