@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from itertools import pairwise
@@ -16,7 +17,7 @@ from guard.config import ServeConfig, load_config
 from guard.kserve_arguments import kserve_settings, rewritten
 from tests.deploy.chart import asked_of
 from tests.deploy.kubernetes_versions import versions
-from tests.deploy.manifests import schema_faults
+from tests.deploy.manifests import faults, schema_faults
 from tests.side import ROOT
 
 FILES = ("triton", "mlserver", "openvino", "transformer")
@@ -24,6 +25,13 @@ GUARD, MODEL_SERVER = "transformer-container", "kserve-container"
 TO_JSON = "import json, sys, yaml; print(json.dumps([list(yaml.safe_load_all(open(name))) for name in sys.argv[1:]]))"
 INJECTED = ["--model_name", "digits", "--predictor_host", "digits-predictor.models", "--http_port", "8080"]
 OLDEST = "1.29"
+EXPLAINED = {  # what our own assertions say of these examples, and why it is so
+    "listens on 8082, and no containerPort says so": "KServe makes a Service of each port that is declared",
+    "ServingRuntime/.*: (a token of the API server|links to Services)": "the InferenceService says so for its pods",
+    "ServingRuntime/.*: terminationGracePeriodSeconds is 30": "likewise",
+    "transformer guard: containerPort 8080: the guard does not listen there": "KServe adds --http_port 8080",
+    "NetworkPolicy/digits-predictor: its selector selects none": "it is for the pods that KServe makes",
+}
 OWN_FLAGS = {"--bundle": "bundle", "--listen": "listen", "--metrics-listen": "metrics_listen"}
 OWN_FLAGS |= {"--admin-listen": "admin_listen"}
 
@@ -87,6 +95,12 @@ def test_their_pods_are_valid(examples: dict[str, list[Any]], side: Callable[[st
         cases[name] = ([*whole, *policies], versions(OLDEST))
     found = schema_faults(cases, side("kubectl"))
     assert {case: faults for case, faults in found.items() if faults} == {}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_other_fault_than_what_kserve_wants_so(name: str, examples: dict[str, list[Any]]) -> None:
+    found = [fault for fault in faults(examples[name]) if not any(re.search(words, fault) for words in EXPLAINED)]
+    assert found == []
 
 
 @pytest.mark.parametrize("name", FILES)
