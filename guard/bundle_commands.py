@@ -316,6 +316,11 @@ def conformance(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the report, JSON.", show_default=False)] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds for one call.")] = 10.0,
+    tls: Tls = False,
+    ca: Ca = None,
+    certificate: ClientCertificate = None,
+    key: ClientKey = None,
+    server_name: ServerName = None,
 ) -> None:
     """Call every remote procedure of a model server directly and through the guard, and report each difference.
 
@@ -324,6 +329,7 @@ def conformance(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, as above
     from rich.console import Console
 
+    from guard.serve.client_channel import ClientTls
     from guard.serve.conformance.conformance import TrialOptions, run_trial
     from guard.serve.conformance.report import check_report, parts
 
@@ -335,6 +341,7 @@ def conformance(
         model=model,
         request=request,
         only=tuple(only or ()),
+        tls=ClientTls.of(tls=tls, ca=ca, certificate=certificate, key=key, server_name=server_name),
         timeout_s=timeout_s,
     )
     report = run_trial(options)

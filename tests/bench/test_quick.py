@@ -26,6 +26,7 @@ QUICK = {
     "tabular": (),
 }
 APART = {  # of which a figure is this process's own, or which end what they started by signals
+    "audit": (),
     "faults": (),
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),
