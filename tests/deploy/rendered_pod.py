@@ -65,9 +65,10 @@ class RenderedPod:
 
     def __post_init__(self) -> None:
         """Lay out what the containers mount."""
-        shutil.copytree(self.bundle, self.folder / "bundle")
-        (self.folder / "tmp").mkdir()
+        shutil.copytree(self.bundle, self.folder / "bundle")  # a volume's name, as "guard-config" below
         (self.folder / "mlserver").mkdir()
+        for place in self.mounts.values():
+            place.mkdir(exist_ok=True)
         self.configure(self.settings)
 
     @property
@@ -90,8 +91,13 @@ class RenderedPod:
         return found
 
     @property
+    def mounts(self) -> dict[str, Path]:
+        """The folder that stands for each path that the guard's container mounts: by the name of its volume."""
+        return {mount["mountPath"]: self.folder / mount["name"] for mount in self.guard["volumeMounts"]}
+
+    @property
     def guard_is_sidecar(self) -> bool:
-        return any(one["name"] == GUARD and one.get("restartPolicy") == "Always" for one in self.spec["initContainers"])
+        return self.guard.get("restartPolicy") == "Always"
 
     @property
     def settings(self) -> str:
@@ -103,7 +109,7 @@ class RenderedPod:
 
     def configure(self, text: str) -> None:
         """Put a guard.toml in place as kubelets do: a folder, and a link that is swapped to it."""
-        config = self.folder / "config"
+        config = self.folder / "guard-config"
         fresh = config / f"..{time.monotonic_ns()}"
         fresh.mkdir(parents=True)
         (fresh / "guard.toml").write_text(text, "utf-8")
@@ -114,10 +120,8 @@ class RenderedPod:
 
     def here(self, text: str) -> str:
         """A rendered word, with the pod's paths and ports put in the place of the container's."""
-        mounts = {"/bundle": "bundle", "/etc/guard": "config", "/tmp": "tmp"}
-        text = re.sub(
-            rf"(?<![\w.])({'|'.join(mounts)})(?=/|$)", lambda found: str(self.folder / mounts[found[1]]), text
-        )
+        paths = "|".join(sorted(map(re.escape, self.mounts), reverse=True))
+        text = re.sub(rf"(?<![\w.])({paths})(?=/|$)", lambda found: str(self.mounts[found[1]]), text)
         return re.sub(
             r"\b(?:0\.0\.0\.0|127\.0\.0\.1|localhost):(\d+)\b", lambda found: f"127.0.0.1:{self.port(found[1])}", text
         )
