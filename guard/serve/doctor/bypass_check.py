@@ -17,6 +17,7 @@ import http.client
 import json
 import ssl
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -42,6 +43,7 @@ from guard.target import hosts_and_ports, split_address
 ASK_S = 2.0  # for one port to answer
 MAX_ASKED_ENTRIES = 256  # that are asked of one address
 MAX_BODY_BYTES = 2**20
+MAX_ASKING_THREADS = 64
 LOOPBACK = ("127.", "::1")
 
 
@@ -111,6 +113,7 @@ def served_ports(config: ServeConfig) -> set[int]:
 
 async def ways_around(config: ServeConfig, asked: Sequence[tuple[str, int]], names: Sequence[str]) -> list[WayAround]:
     """Ask each address for each model, by gRPC and by HTTP, all at once."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MAX_ASKING_THREADS))
     credentials = strangers_credentials(config)
     questions = [
         question
