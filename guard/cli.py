@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from guard import bundle_commands, image_commands, offline_commands
+from guard import bundle_commands, delivery_commands, offline_commands
 from guard.errors import GuardError
 
 USAGE_CODE = 2
@@ -58,8 +58,9 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("calibrate", bundle_commands.calibrate, "guard calibrate bundle --from sample --out recalibrated"),
     ("audit", offline_commands.audit, "guard audit audit --out audit.html"),
     ("sign", bundle_commands.sign, "guard sign bundle --key key.pem"),
-    ("pack", image_commands.pack, "guard pack bundle --out oci://registry.example/guards/digits:1"),
-    ("unpack", image_commands.unpack, "guard unpack bundle.tar --out bundle"),
+    ("pack", delivery_commands.pack, "guard pack bundle --out oci://registry.example/guards/digits:1"),
+    ("unpack", delivery_commands.unpack, "guard unpack bundle.tar --out bundle"),
+    ("track", delivery_commands.track, "guard track bundle --mlflow http://127.0.0.1:5000"),
     ("bench", offline_commands.bench, "guard bench bundle --batches 1,8 --seconds 30"),
     ("serve", bundle_commands.serve, "guard serve --bundle bundle --upstream 127.0.0.1:9000"),
     ("model-server", bundle_commands.model_server, "guard model-server --model model.onnx --name digits"),

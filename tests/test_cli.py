@@ -35,6 +35,7 @@ COMMANDS = (
         "sign",
         "pack",
         "unpack",
+        "track",
         "bench",
     ),
     *("serve", "model-server", "probe", "drain", "conformance"),
