@@ -9,8 +9,9 @@ A query memory stands before the model, as `query_memory` has it. What it does w
 nothing; it rejects; it answers as it did the nearest of the principal's earlier queries ("stale"), so that nobody hears
 of it. Who is rejected takes the query for a failure and draws another (the attacks' own resampling), or knows better:
 turns, shifts and blurs with noise all that is sent; goes on as another principal; sends 40 other pictures and asks
-again. Success is a query of which the attacker heard that it fools the model, and which truly does, within --distance
-for the attacks without a budget. What it costs is told in requests, principals and refusals an item.
+again. Success is a query of which the attacker heard that it fools the model, and which truly does as the attack means
+it (turned back, that is), within --distance for the attacks without a budget. What it costs is told in requests,
+principals and refusals an item.
 
 With --port a real `guard serve` (enforce, query_memory = "reject", a principal an item) is asked instead, detectors and
 all; "rejected" then also means by a verdict. The earlier answers are not to be had there: no guard gives them.
@@ -113,7 +114,7 @@ class Attacker:
     name: str
     most: int  # queries
     classes: int
-    sent: list[Floats] = field(default_factory=list)
+    sent: list[Floats] = field(default_factory=list)  # as the attack means them, before they are moved
     heard_fooled: list[bool] = field(default_factory=list)
     requests: int = 0
     principals: int = 1
@@ -126,9 +127,7 @@ class Attacker:
     def one(self, image: Floats) -> Floats:
         if len(self.sent) >= self.most:  # its budget is spent: whatever the attack's code still asks is not sent
             return self.taken_for_right()
-        if self.cunning == "moves":
-            image = moved(image, self.generator)
-        told = self.heard(image)
+        told = self.heard(moved(image, self.generator) if self.cunning == "moves" else image)
         self.sent.append(image[0])
         self.heard_fooled.append(int(told.argmax()) != self.label)
         return told
