@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,7 @@ from guard.options import (
     PromisedFlagRate,
     PromisedRejectRate,
     Questions,
+    RayAddress,
     RecipeFile,
     Repairs,
     SecondData,
@@ -172,6 +174,7 @@ def train(
     adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attack in the report.")] = 100,
     threads: TorchThreads = None,
     seed: Seed = 0,
+    ray: RayAddress = None,
 ) -> None:
     """Craft attacks, fit detectors, calibrate, compile and report. Resumes when started again.
 
@@ -185,12 +188,15 @@ def train(
     forwards an item, Carlini-Wagner of 4 x 60 steps about 300.
     """
     given = dict(locals())
+    address = given.pop("ray")
     typer.echo(f"reading   {answers or model} and {data}")  # before anything large is imported
     from guard.offline.train import train as run
+    from guard.offline.work.ray_cluster import computing_on
     from guard.offline.work.tables import print_lines
 
     console = make_console()
-    bundle = run(job_of(given), stages(console))
+    with computing_on(address) as executor:
+        bundle = run(replace(job_of(given), executor=executor), stages(console))
     print_lines(console, [f"bundle {bundle.path}, report {bundle.path / 'report.html'}"])
 
 
@@ -266,6 +272,7 @@ def evaluate(
     ] = None,
     suite_minutes: Annotated[float, typer.Option(help="Time for the suite, beside that.", min=0.0)] = 20.0,
     seed: Seed = 0,
+    ray: RayAddress = None,
 ) -> None:
     """Measure what is caught of each attack, seen and left out, and what one who knows the guard gets past it.
 
@@ -276,6 +283,7 @@ def evaluate(
     from guard.offline.evaluate import Wish, evaluate_bundle
     from guard.offline.job.suite import load_suite
     from guard.offline.report.terminal import lines_of
+    from guard.offline.work.ray_cluster import computing_on
     from guard.offline.work.tables import print_lines
 
     console = make_console()
@@ -292,7 +300,9 @@ def evaluate(
         adaptive_items,
         grey_second,
     )
-    found = evaluate_bundle(Bundle.open(bundle), data, out, wish, stages(console))
+    opened = Bundle.open(bundle)
+    with computing_on(ray) as executor:
+        found = evaluate_bundle(opened, data, out, replace(wish, executor=executor), stages(console))
     print_lines(console, [*lines_of(found), "", f"report {out / 'report.html'}"])
 
 

@@ -20,6 +20,8 @@ ROOF = {
     "guard/explain_command.py",
     "guard/cli.py",
     "guard/demo.py",
+    "guard/doctor_commands.py",
+    "guard/image_commands.py",
     "guard/offline_commands.py",
     "guard/option_values.py",
     "guard/options.py",
@@ -47,6 +49,7 @@ LAZY = {
     **{f"guard/arrow_{part}.py": {"pyarrow"} for part in ("files", "labels", "values")},  # the extra [tables]
     "guard/serve/envoy/messages.py": {"envoy"},  # the extra [envoy]
     "guard/signing.py": {"cryptography"},  # the extra [sign]
+    "guard/oci/registry.py": {"oras", "requests"},  # the extra [registry]
     "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
 }
 EXTRAS = {"guard/serve/rest/": "rest"}  # rooms that may import what an extra installs, and are opened lazily

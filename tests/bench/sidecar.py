@@ -10,10 +10,11 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -33,6 +34,7 @@ class Guarded:
     address: str
     metrics: str
     process: subprocess.Popen[str]
+    rest: str = ""
 
     def books(self) -> Counter[str]:
         """ModelInfer requests by what became of them."""
@@ -68,9 +70,14 @@ def serving(
 
 @contextmanager
 def started(
-    checkout: Path, cpus: set[int] | None, command: str, *flags: str | Path, module: str = "guard"
+    checkout: Path,
+    cpus: set[int] | None,
+    command: str,
+    *flags: str | Path,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    module: str = "guard",
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """A guard command on free ports; yields its process and the line with which it says where it listens."""
+    """A guard command on free ports; yields its process, and the line with which it says where it listens."""
     listen = ["--listen", "127.0.0.1:0"]
     if command == "serve":
         listen += ["--admin-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
@@ -80,7 +87,7 @@ def started(
         process = subprocess.Popen(
             [sys.executable, "-m", module, command, *map(str, flags), *listen],
             cwd=checkout,
-            env=os.environ | {"PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1", **settings},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -16,6 +16,7 @@ QUICK = {
     "detectors": (),
     "drift": (),
     "fitted_items": (),
+    "forecast": (),
     "forest": ("--forest",),
     "kinds": ("series",),
     "off_recipe": (),
