@@ -4,6 +4,7 @@
     python -m tests.side triton      only this one
     python -m tests.side all         every one, the large ones among them (`make long`)
     python -m tests.side art         a shelf: packages that are read beside the main environment's own
+    python -m tests.side prometheus  packages of Debian's, unpacked below .side and not installed
 
 Rule 1: an environment holds what its lock says and nothing else: every version pinned, dependencies included.
 Rule 2: only this command uses the network. Inside pytest `ready` answers, or says what to type.
@@ -27,7 +28,7 @@ from tests import dockerfile
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
 # From tests/side/NAME.txt.
-LOCKED = ("triton", "mlserver", "kserve", "sklearn", "stubs", "kubectl", "oldest", "signing")
+LOCKED = ("triton", "mlserver", "kserve", "sklearn", "stubs", "kubectl", "helm", "crds", "oldest", "signing")
 # Likewise, but without an interpreter and what the main environment has. What tests read is built with the others, what
 # benchmarks read when it is asked for.
 SHELVES = (
@@ -43,8 +44,14 @@ SHELVES = (
     "otlp",
     "grpcurl",
     "cloudevents",
+    "promql",
+    "oras",
+    "mlflow-client",
+    "ray",
 )
-TESTED = ("zoo", "h2", "attacks", "otlp", "grpcurl", "cloudevents")
+TESTED = ("zoo", "h2", "attacks", "otlp", "grpcurl", "cloudevents", "promql")
+UNPACKED = ("prometheus", "registry")  # from Debian's archive
+SERVERS = ("mlflow",)  # with an interpreter, as LOCKED, but large: built by name alone
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 
@@ -55,15 +62,24 @@ class StaleError(RuntimeError):
 
 def main(names: list[str]) -> None:
     """Build what is named, or all that is stale."""
-    known = (*LOCKED, IMAGE, *SHELVES)
+    known = (*LOCKED, *SERVERS, IMAGE, *SHELVES, *UNPACKED)
     names = list(known) if names == ["all"] else names
     unknown = [name for name in names if name not in known]
     if unknown:
         sys.exit(f"unknown side environment {unknown[0]!r}; there are {', '.join(known)}")
     for name in names or (*LOCKED, IMAGE, *TESTED):
         began = time.monotonic()
-        built = build_image() if name == IMAGE else build_shelf(name) if name in SHELVES else build_locked(name)
+        built = build(name)
         print(f"side environment {name}: {f'built in {time.monotonic() - began:.0f} s' if built else 'up to date'}")
+
+
+def build(name: str) -> bool:
+    """Build what has this name; False when it is up to date."""
+    if name == IMAGE:
+        return build_image()
+    if name in SHELVES:
+        return build_shelf(name)
+    return build_unpacked(name) if name in UNPACKED else build_locked(name)
 
 
 def ready(name: str) -> Path:
@@ -77,7 +93,8 @@ def ready(name: str) -> Path:
     if name == IMAGE:
         replay_image(network=False)
     elif stamp(name) != locked_key(name):
-        raise StaleError(f".side/{name} is missing or stale; run: make side")
+        cure = f"python -m tests.side {name}" if name in SERVERS else "make side"
+        raise StaleError(f".side/{name} is missing or stale; run: {cure}")
     return SIDE / name / "bin"
 
 
@@ -107,6 +124,36 @@ def build_shelf(name: str) -> bool:
     return True
 
 
+def build_unpacked(name: str) -> bool:
+    """Unpack Debian's packages of a lock, `NAME=VERSION SHA256` a line; False when it is up to date.
+
+    Lists and archives of the package manager lie in a folder of their own: nothing of the system's is changed.
+    """
+    key = locked_key(name)
+    if stamp(name) == key:
+        return False
+    shutil.rmtree(SIDE / name, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for kept in ("lists/partial", "archives/partial"):
+            (Path(folder) / kept).mkdir(parents=True)
+        places = {"Dir::State::Lists": "lists", "Dir::Cache": "", "Dir::Cache::Archives": "archives"}
+        options = [part for option, place in places.items() for part in ("-o", f"{option}={folder}/{place}")]
+        apt = ["apt-get", "-qq", "-o", "APT::Sandbox::User=", *options]
+        run([*apt, "update"])
+        for line in lock(name).read_text("utf-8").splitlines():
+            if line.startswith("#") or not line:
+                continue
+            package, digest = line.split()
+            run([*apt, "download", package], folder=Path(folder))
+            (file,) = Path(folder).glob(f"{package.partition('=')[0]}_*.deb")
+            found = hashlib.sha256(file.read_bytes()).hexdigest()
+            if found != digest:
+                raise SystemExit(f"{file.name} has SHA-256 {found}, and {lock(name).name} says {digest}")
+            run(["dpkg", "-x", str(file), str(SIDE / name)])
+    write_stamp(name, key)
+    return True
+
+
 def reach(name: str) -> None:
     """Let the packages of a shelf be imported here, after the main environment's own.
 
@@ -118,7 +165,7 @@ def reach(name: str) -> None:
 
 
 def shelf(name: str) -> Path:
-    """The folder of a shelf's packages, for those that are run and never imported here.
+    """The folder of a shelf's packages, or of what was unpacked, for those that are run and never imported here.
 
     Raises:
         StaleError: it has to be built first.
