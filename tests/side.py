@@ -47,6 +47,7 @@ SHELVES = (
     "promql",
     "oras",
     "mlflow-client",
+    "ray",
 )
 TESTED = ("zoo", "h2", "attacks", "otlp", "grpcurl", "cloudevents", "promql")
 UNPACKED = ("prometheus", "registry")  # from Debian's archive

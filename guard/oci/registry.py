@@ -47,7 +47,6 @@ NAME = re.compile(
     rf"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}}))?(?:@(?P<digest>{DIGEST.pattern}))?"
 )
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 120.0
-DENIED_CODES = (401, 403)
 REFUSED = re.compile("authentication|UNAUTHORIZED|DENIED")  # in the errors of ORAS
 
 
@@ -249,7 +248,7 @@ def check(answer: Any, reference: Reference, act: str) -> Any:
     if code < 300:
         return answer
     said = said_by(answer)
-    if code in DENIED_CODES:
+    if code in (401, 403):
         raise ConfigError(
             f"{reference.host} does not let these credentials {act} {reference.name} ({code}{said}); "
             f"{how_to_log_in(reference)}"

@@ -24,7 +24,10 @@ from tests.test_signing import nobody, write_key
 
 PROVENANCE = {
     "calibrated": {"parent": "ab" * 32},
-    "sources": {"data": {"items": 3, "digest": "sha256:" + "cd" * 32}, "test": {"items": 1, "digest": "sha256:0"}},
+    "sources": {
+        "data": {"items": 3, "digest": "sha256:" + "cd" * 32},
+        "test": {"items": 1, "digest": "sha256:" + "0" * 64},
+    },
 }
 
 
@@ -159,3 +162,13 @@ def test_pack_and_unpack_on_the_command_line(
     assert cli.run(["unpack", image, "--out", str(out), "--trusted-key", str(keys / "ours.pub")]) == 0
     assert "verified" in capsys.readouterr().out
     assert Bundle.open(out).digest == signed.digest
+
+
+def test_inspect_shows_where_a_bundle_comes_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated = {"parent": "ab" * 32, "items": 1234}
+    bundle = tiny_bundle.make(tmp_path / "bundle", provenance={**PROVENANCE, "calibrated": calibrated})
+    assert cli.run(["inspect", str(bundle.path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "made from data: 3 items, sha256 " + "cd" * 8 in said
+    assert "parent " + "ab" * 8 + ", its thresholds set anew on 1,234 items" in said
+    assert "made by guard tests" in said

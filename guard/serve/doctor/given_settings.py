@@ -1,7 +1,7 @@
 """The settings of `guard doctor`: those of `guard serve`, each fault told by itself, and the rest used all the same.
 
 How it works. `guard serve` stops at the first setting that it cannot read. Here each one is read alone, as from the
-same file, variable or flag; what cannot be read is a finding, and the default stands in its place for the checks that
+same file, variable or flag; what cannot be read is a remark, and the default stands in its place for the checks that
 follow.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from guard.config import MODELS, ServeConfig, SettingsSource, check, convert, given, known, read_tables
@@ -26,6 +27,7 @@ class GivenSettings:
     config: ServeConfig
     places: Mapping[str, str]  # the file, variable or flag that gave each
     faults: tuple[str, ...]
+    file: Path | None = None  # guard.toml, where there is one
 
     @staticmethod
     def read(source: SettingsSource) -> GivenSettings:
@@ -51,7 +53,7 @@ class GivenSettings:
             config = replace(config, bundle="", models=tuple(readable_tables(*tables, config, faults)))
         if not faults:
             faults += fault_of_the_whole(source)
-        return GivenSettings(config, places, tuple(faults))
+        return GivenSettings(config, places, tuple(faults), source.file)
 
 
 def each_given(source: SettingsSource, faults: list[str]) -> Iterator[tuple[str, str, str, Any]]:

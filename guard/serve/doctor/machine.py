@@ -126,7 +126,9 @@ def listening_socket(line: str) -> ListeningSocket | None:
         raw = bytes.fromhex(address)
         if sys.byteorder == "little":
             raw = b"".join(raw[at : at + WORD_BYTES][::-1] for at in range(0, len(raw), WORD_BYTES))
-        return ListeningSocket(str(ipaddress.ip_address(raw)), int(port, 16), words[9])
+        found = ipaddress.ip_address(raw)
+        mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None  # gRPC's, of 127.0.0.1 too
+        return ListeningSocket(str(mapped or found), int(port, 16), words[9])
     return None
 
 

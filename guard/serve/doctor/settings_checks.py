@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 from guard.config import ServeConfig, service_links
 from guard.errors import ConfigError
 from guard.serve.check_settings import check_complete
-from guard.serve.doctor.finding import Finding
+from guard.serve.doctor.remark import Remark
 from guard.serve.doctor.setup import Setup
 
 Uses = Callable[[ServeConfig], bool]
@@ -45,8 +46,6 @@ def compares(config: ServeConfig) -> bool:
 # Settings that do nothing unless something else is set: when each counts, and how to make it count.
 USED_IF: dict[str, tuple[Uses, str]] = {
     "shadow": (has_mode("shadow"), 'mode = "shadow"'),
-    "on_failure": (has_mode("enforce", "flag"), 'mode = "enforce" or "flag": the others let all pass'),
-    "repair": (has_mode("enforce", "shadow", "flag"), 'a mode other than "off"'),
     "sample_key": (samples, "sample below 1"),
     "query_streams": (watches_queries, 'query_memory = "watch" or "reject"'),
     "client_tokens": (is_principal("bearer"), 'principal_from = "bearer"'),
@@ -66,7 +65,20 @@ USED_IF: dict[str, tuple[Uses, str]] = {
 }
 
 
-def settings(setup: Setup) -> Iterator[Finding]:
+# Settings that take an extra: a module of it, and its name.
+EXTRAS = {
+    "rest_listen": ("uvicorn", "rest"),
+    "authz_listen": ("envoy", "envoy"),
+    "trusted_keys": ("cryptography", "sign"),
+}
+
+
+def is_installed(setting: str) -> bool:
+    """Whether the packages are there that a setting needs."""
+    return find_spec(EXTRAS[setting][0]) is not None
+
+
+def settings(setup: Setup) -> Iterator[Remark]:
     """What is wrong with the settings by themselves, a line each, and what has no effect."""
     given = setup.given
     wrong = [*given.faults]
@@ -75,7 +87,13 @@ def settings(setup: Setup) -> Iterator[Finding]:
     except ConfigError as error:
         if not given.faults:  # otherwise one that was left out may be what is missing
             wrong.append(str(error))
-    yield from (Finding("settings", "wrong", fault) for fault in wrong)
+    wrong += [
+        f"{name} = {value!r} needs the package {module}; install inference-guard[{extra}], or leave {name} out"
+        for name, (module, extra) in EXTRAS.items()
+        if (value := getattr(given.config, name)) and not is_installed(name)
+    ]
+    origin = f" ({setup.origin})" if setup.origin else ""
+    yield from (Remark("settings", "wrong", fault + origin) for fault in wrong)
     idle = [
         f"{given.places[name]} has no effect; it counts with {words}, or leave it out"
         for name, (uses, words) in USED_IF.items()
@@ -86,23 +104,23 @@ def settings(setup: Setup) -> Iterator[Finding]:
             f"{', '.join(links)} in the environment are Kubernetes' links to a Service and are ignored; "
             "enableServiceLinks: false in the pod's template leaves them out"
         )
-    yield from (Finding("settings", "warn", fault) for fault in idle)
+    yield from (Remark("settings", "warn", fault) for fault in idle)
     if not wrong and not idle:
-        yield Finding("settings", "ok", f"{len(given.places)} given, all known and in their ranges")
+        yield Remark("settings", "ok", f"{len(given.places)} given{origin}, all known and in their ranges")
 
 
-def mode(setup: Setup) -> Iterator[Finding]:
+def mode(setup: Setup) -> Iterator[Remark]:
     """What becomes of a request that is judged an attack, and of one that cannot be inspected."""
     config = setup.given.config
     models = config.model_configs()
     if not models:
         if config.mode == "off":
-            yield Finding("mode", "warn", OFF)
+            yield Remark("mode", "warn", OFF)
         return
     for model in models:
         label = f"{model.key}: " if model.key else ""
         if model.mode == "off":
-            yield Finding("mode", "warn", label + OFF)
+            yield Remark("mode", "warn", label + OFF)
             continue
         words = {
             "enforce": "enforce: what is judged an attack is refused",
@@ -114,7 +132,7 @@ def mode(setup: Setup) -> Iterator[Finding]:
             words += f"; what the guard fails to check {'passes, marked' if opened else 'is refused'}"
         if model.sample < 1:
             words += f"; {1 - model.sample:.4g} of all requests pass uninspected (sample = {model.sample:g})"
-        yield Finding("mode", "ok", label + words)
+        yield Remark("mode", "ok", label + words)
 
 
 OFF = 'off: nothing is inspected; set mode = "shadow" to see what would be refused, then "enforce"'

@@ -13,6 +13,7 @@ from guard.errors import BundleError, GuardError
 from guard.manifest import ModelSpec
 from guard.model_config import ModelConfig
 from guard.serve.doctor.given_settings import GivenSettings
+from guard.serve.doctor.listeners import is_running
 from guard.serve.doctor.machine import Machine
 from guard.serve.open_models import served_spec
 
@@ -27,7 +28,7 @@ class NamedBundle:
 
     @property
     def label(self) -> str:
-        """The model's name in findings; the bundle's directory where that cannot be opened."""
+        """The model's name in remarks; the bundle's directory where that cannot be opened."""
         if self.config.key:
             return self.config.key
         return self.config.bundle if self.bundle is None else self.bundle.manifest.model.name
@@ -49,12 +50,18 @@ class Setup:
 
     given: GivenSettings
     machine: Machine = field(default_factory=Machine)
+    origin: str = ""  # of the settings, where they are not the caller's own
     timeout_s: float = 5.0  # for one answer of another process
 
     @cached_property
     def bundles(self) -> tuple[NamedBundle, ...]:
-        """Each guarded model with its bundle, every file of which was verified."""
+        """The guarded models with their bundles, every file of which was verified."""
         return tuple(map(named_bundle, self.given.config.model_configs()))
+
+    @cached_property
+    def is_running(self) -> bool:
+        """Whether a guard with these settings serves here already."""
+        return is_running(self.given.config, self.timeout_s)
 
     @property
     def specs(self) -> tuple[ModelSpec, ...]:

@@ -1,4 +1,4 @@
-"""A finding of `guard doctor`: one line that says what was checked, what was found, and what to do."""
+"""A remark of `guard doctor`: one line that says what was checked, what was found, and what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Finding:
+class Remark:
     """The result of one check: `warn` is allowed and risky, `unknown` is what cannot be seen from here."""
 
     check: str
@@ -22,17 +22,17 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """The finding on one line."""
+        """The remark on one line."""
         return f"{self.result:<{RESULT_COLUMNS}}{self.check:<{CHECK_COLUMNS}}{' '.join(self.said.split())}"
 
 
-def to_json(findings: Sequence[Finding]) -> str:
-    """Write all findings as JSON, for programs."""
-    raw = {"format": FORMAT_VERSION, "findings": [asdict(finding) for finding in findings]}
+def to_json(remarks: Sequence[Remark]) -> str:
+    """Write all remarks as JSON, for programs."""
+    raw = {"format": FORMAT_VERSION, "checks": [asdict(remark) for remark in remarks]}
     return json.dumps(raw, indent=2, ensure_ascii=False)
 
 
-def is_healthy(findings: Sequence[Finding], *, strict: bool = False) -> bool:
+def is_healthy(remarks: Sequence[Remark], *, strict: bool = False) -> bool:
     """Whether nothing is wrong; in a strict reading there must be no warning either."""
     bad: tuple[Result, ...] = ("wrong", "warn") if strict else ("wrong",)
-    return not any(finding.result in bad for finding in findings)
+    return not any(remark.result in bad for remark in remarks)
