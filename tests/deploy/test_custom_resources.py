@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from tests.deploy.chart import SETS, asked_of, objects_of
+from tests.deploy.manifests import kustomize, read_all
+from tests.side import ROOT, ready
 
 KINDS = {"ScaledObject", "PodMonitor", "PrometheusRule"}
+OVERLAYS = ("autoscaled", "autoscaled-keda")  # of kustomize, which have one of each
 
 
 def planted() -> dict[str, Any]:
@@ -30,6 +33,10 @@ def told() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     shipped = {
         f"{one['kind']} of the values {name}": one for name in SETS for one in objects_of(name) if one["kind"] in KINDS
     }
+    programs = ready("kubectl")
+    texts = {name: kustomize(ROOT / "deploy/kustomize/overlays" / name, programs) for name in OVERLAYS}
+    for name, objects in read_all(texts, programs).items():
+        shipped |= {f"{one['kind']} of the overlay {name}": one for one in objects if one["kind"] in KINDS}
     wrong = planted()
     found = asked_of("crds", "crds_program.py", [*shipped.values(), *wrong.values()])
     return dict(zip(shipped, found, strict=False)), dict(zip(wrong, found[len(shipped) :], strict=True))
