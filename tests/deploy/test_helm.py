@@ -131,3 +131,10 @@ def test_notes_tell_the_next_command(name: str) -> None:
     assert "kubectl --namespace models rollout status deployment/digits-inference-guard" in notes
     assert "helm --namespace models test digits" in notes
     assert ("It refuses nothing yet" in notes) == (name == "reload-in-place")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_deploy_readme_tells_what_a_set_is_for_and_its_lowest_version(name: str, root: Path) -> None:
+    readme = (root / "deploy/README.md").read_text("utf-8")
+    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}` |")]
+    assert row.endswith(f"| 1.{lowest(name)} |")
