@@ -6,6 +6,7 @@ import inspect
 import os
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,9 +87,10 @@ def chosen_source(flags: dict[str, Any]) -> tuple[SettingsSource, str]:
 
 def source_of(flags: dict[str, Any], environment: dict[str, str]) -> SettingsSource:
     """The source of settings that `guard serve` makes of its flags."""
-    from guard.config import SettingsSource
+    from guard.config import ServeConfig, SettingsSource
 
-    settings = {name: value for name, value in flags.items() if name != CONFIG}
+    names = {field.name for field in fields(ServeConfig)}
+    settings = {name: value for name, value in flags.items() if name in names}
     return SettingsSource(flags.get(CONFIG), environment, settings)
 
 

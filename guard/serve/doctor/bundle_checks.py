@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from guard.calibration import check_promise, realised_rates
 from guard.errors import BundleError, GuardError, PromiseError
 from guard.serve.doctor.remark import Remark
+from guard.serve.doctor.settings_checks import is_installed
 from guard.serve.doctor.setup import NamedBundle, Setup
 from guard.serve.models import check_distinct
 from guard.serve.open_models import OpenedModel
@@ -61,6 +63,8 @@ def signature(setup: Setup) -> Iterator[Remark]:
         if setup.bundles:
             yield Remark("signature", "ok", "no trusted_keys: signatures are not looked at")
         return
+    if not is_installed("trusted_keys"):  # told by the check of settings
+        return
     try:
         trust = Trust.of(config.trusted_keys, required=config.require_signature)
     except GuardError as error:
@@ -102,10 +106,17 @@ def promise(setup: Setup) -> Iterator[Remark]:
                 cure = "calibrate on more clean items (guard calibrate), or raise the rate"
                 yield Remark("promise", "warn", f"{named.label}: {thin}: {interval}, with 95 %; {cure}")
             else:
-                kept.append(f"{name} = {rate:g}: {interval}")
+                kept.append(f"{name} = {rate:g}: {interval}{largest_request(named, rate, items)}")
         if kept:
             said = f"{named.label}: of clean items, with 95 %, by {items:,} items of calibration: {', '.join(kept)}"
             yield Remark("promise", "ok", said)
+
+
+def largest_request(named: NamedBundle, rate: float, items: int) -> str:
+    """The largest request that can be judged as a whole, in words; empty where items are judged one by one."""
+    if named.config.rows != "request":
+        return ""
+    return f" of requests, of up to {items // max(1, math.ceil(1 / rate) - 1)} items (rows = request)"
 
 
 def blamed(named: NamedBundle, fault: str) -> str:

@@ -7,6 +7,7 @@ same server (Triton's HTTP beside its gRPC) is found whatever its number; where 
 server's ports and those known of model servers are tried.
 
 Rule 1: a port counts only if a guarded model answers there: what else listens on a machine is no way around the guard.
+        Without a bundle, in mode off, only the model server's own ports are asked, and any server there counts.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import http.client
 import json
 import ssl
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import grpc
 import grpc.aio
@@ -26,7 +28,6 @@ from google.protobuf.message import DecodeError
 
 from guard.config import ServeConfig
 from guard.errors import GuardError
-from guard.manifest import ModelSpec
 from guard.serve.certificates import system_roots
 from guard.serve.doctor.listeners import addresses
 from guard.serve.doctor.machine import resolved
@@ -37,11 +38,12 @@ from guard.serve.grpc.upstream import path
 from guard.serve.grpc.wire.inference_pb2 import ModelMetadataRequest, ModelMetadataResponse
 from guard.serve.identities import Identity, upstream_identity
 from guard.serve.neighbours import NEIGHBOURS
-from guard.target import parse_target, split_address
+from guard.target import hosts_and_ports, split_address
 
 ASK_S = 2.0  # for one port to answer
 MAX_ASKED_ENTRIES = 256  # that are asked of one address
 MAX_BODY_BYTES = 2**20
+MAX_ASKING_THREADS = 64
 LOOPBACK = ("127.", "::1")
 
 
@@ -52,7 +54,7 @@ class WayAround:
     host: str
     port: int
     protocol: str
-    model: str
+    model: str  # empty: the server as a whole
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -62,7 +64,7 @@ class WayAround:
 def bypass(setup: Setup) -> Iterator[Remark]:
     """Whether a client can reach a guarded model without the guard, on an address of this machine or pod."""
     config, names = setup.given.config, [spec.name for spec in setup.specs]
-    if not config.upstream or not names:
+    if not config.upstream or (setup.bundles and not names):
         return
     if remote := remote_hosts(config, setup.machine.addresses()):
         yield Remark(
@@ -72,16 +74,13 @@ def bypass(setup: Setup) -> Iterator[Remark]:
             "admit the guard alone; from here it cannot be tried",
         )
     own = setup.machine.addresses()
-    asked = [(host, port) for host in own for port in ports_of(setup, host)]
-    found = asyncio.run(ways_around(config, asked, setup.specs))
+    asked = [(host, port) for host in own for port in ports_of(setup, host) if names or port in served_ports(config)]
+    found = asyncio.run(ways_around(config, asked, names or [""]))
     for model in dict.fromkeys(way.model for way in found):
-        ways = ", ".join(str(way) for way in found if way.model == model)
-        yield Remark(
-            "bypass",
-            "wrong",
-            f"model {model!r} answers on {ways}, past the guard; let its server listen on 127.0.0.1 alone, and close "
-            "its other ports",
-        )
+        ways, what = ", ".join(str(way) for way in found if way.model == model), f"model {model!r}"
+        cure = "let its server listen on 127.0.0.1 alone, and close its other ports"
+        said = f"{what if model else 'the model server'} answers on {ways}, past the guard; {cure}"
+        yield Remark("bypass", "wrong", said)
     if not found and not remote:
         where = f"{len(asked)} ports of {', '.join(own)} asked" if own else "this machine has no address but loopback"
         yield Remark("bypass", "ok", f"no guarded model answers past the guard: {where}")
@@ -89,11 +88,7 @@ def bypass(setup: Setup) -> Iterator[Remark]:
 
 def remote_hosts(config: ServeConfig, own: Sequence[str]) -> list[str]:
     """The hosts of the model server that are not this machine."""
-    target = parse_target(config.upstream)
-    if target is None or config.upstream.startswith("unix:"):
-        return []
-    text = target.text.partition(":///")[2] or target.text.removeprefix("ipv4:").removeprefix("ipv6:")
-    hosts = [address[0] for part in text.removeprefix("dns:").split(",") if (address := split_address(part))]
+    hosts = dict.fromkeys(host for host, _ in hosts_and_ports(config.upstream))
     return [host for host in hosts if not all(at.startswith(LOOPBACK) or at in own for at in resolved(host))]
 
 
@@ -104,25 +99,29 @@ def ports_of(setup: Setup, host: str) -> list[int]:
     listening = setup.machine.listening()
     if listening is None:
         known = {port for _, ports in NEIGHBOURS for port in ports}
-        served = [config.upstream.rpartition(":")[2], config.rest_upstream.rpartition(":")[2].partition("/")[0]]
-        found = known | {int(port) for port in served if port.isdecimal()}
+        found = known | served_ports(config)
     else:
         found = {one.port for one in listening if one.answers_at(host)}
     return sorted(found - own)[:MAX_ASKED_ENTRIES]
 
 
-async def ways_around(
-    config: ServeConfig, asked: Sequence[tuple[str, int]], specs: Sequence[ModelSpec]
-) -> list[WayAround]:
+def served_ports(config: ServeConfig) -> set[int]:
+    """The ports of the model server that the settings name."""
+    rest = urlsplit(config.rest_upstream).port
+    return {port for _, port in hosts_and_ports(config.upstream)} | ({rest} if rest else set())
+
+
+async def ways_around(config: ServeConfig, asked: Sequence[tuple[str, int]], names: Sequence[str]) -> list[WayAround]:
     """Ask each address for each model, by gRPC and by HTTP, all at once."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MAX_ASKING_THREADS))
     credentials = strangers_credentials(config)
     questions = [
         question
         for host, port in asked
-        for spec in specs
+        for name in names
         for question in (
-            by_grpc(host, port, spec, credentials, config.upstream_authority),
-            asyncio.to_thread(by_http, host, port, spec),
+            by_grpc(host, port, name, credentials, config.upstream_authority),
+            asyncio.to_thread(by_http, host, port, name),
         )
     ]
     return [way for way in await asyncio.gather(*questions) if way is not None]
@@ -141,7 +140,7 @@ def strangers_credentials(config: ServeConfig) -> grpc.ChannelCredentials | None
 
 
 async def by_grpc(
-    host: str, port: int, spec: ModelSpec, credentials: grpc.ChannelCredentials | None, authority: str | None
+    host: str, port: int, name: str, credentials: grpc.ChannelCredentials | None, authority: str | None
 ) -> WayAround | None:
     """The way around the guard by gRPC at an address; None where there is none."""
     target = f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
@@ -154,16 +153,17 @@ async def by_grpc(
         else grpc.aio.secure_channel(target, credentials, options)
     )
     async with made as channel:
-        ask: Any = channel.unary_unary(path("ModelMetadata"))
+        ask: Any = channel.unary_unary(path("ModelMetadata" if name else "ServerLive"))
         try:
-            body = await ask(ModelMetadataRequest(name=spec.name).SerializeToString(), timeout=ASK_S)
-            name = ModelMetadataResponse.FromString(body).name
+            body = await ask(ModelMetadataRequest(name=name).SerializeToString() if name else b"", timeout=ASK_S)
+            if name and ModelMetadataResponse.FromString(body).name != name:
+                return None
         except (grpc.aio.AioRpcError, DecodeError):
             return None
-    return WayAround(host, port, "gRPC", spec.name) if name == spec.name else None
+    return WayAround(host, port, "gRPC", name)
 
 
-def by_http(host: str, port: int, spec: ModelSpec) -> WayAround | None:
+def by_http(host: str, port: int, name: str) -> WayAround | None:
     """The way around the guard by HTTP at an address, with or without TLS; None where there is none."""
     unverified = ssl.create_default_context()
     unverified.check_hostname = False
@@ -175,13 +175,14 @@ def by_http(host: str, port: int, spec: ModelSpec) -> WayAround | None:
             else http.client.HTTPSConnection(host, port, timeout=ASK_S, context=unverified)
         )
         try:
-            connection.request("GET", f"/v2/models/{quote(spec.name, safe='')}")
+            connection.request("GET", f"/v2/models/{quote(name, safe='')}" if name else "/v2/health/live")
             response = connection.getresponse()
-            document = json.loads(response.read(MAX_BODY_BYTES))
+            body = response.read(MAX_BODY_BYTES)
+            document = json.loads(body) if name else {"name": ""}
         except (OSError, http.client.HTTPException, ValueError, RecursionError):
             continue
         finally:
             connection.close()
-        if response.status == http.client.OK and isinstance(document, dict) and document.get("name") == spec.name:
-            return WayAround(host, port, protocol, spec.name)
+        if response.status == http.client.OK and isinstance(document, dict) and document.get("name") == name:
+            return WayAround(host, port, protocol, name)
     return None

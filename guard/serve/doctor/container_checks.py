@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from guard.bundle import WEIGHTS, Bundle
 from guard.container import affinity, cpu_quota, cpus, folders, lines, memory_bytes
@@ -113,9 +115,21 @@ def mebibytes(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.0f} MiB"
 
 
+def cpu_runtime() -> str | None:
+    """The installed ONNX Runtime with its version; None where there is none, or two."""
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return found[0] if len(found) == 1 else None
+
+
 def device(setup: Setup) -> Iterator[Remark]:
     """Whether this ONNX Runtime has the device that is asked for; nothing is loaded onto it."""
     asked = setup.given.config.device
+    if asked == "cpu" and (found := cpu_runtime()) is not None:  # without importing it, in the guard's own memory
+        yield Remark("device", "ok", f"cpu, {found}")
+        return
     try:
         ort = onnxruntime()
     except GuardError as error:

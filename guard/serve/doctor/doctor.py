@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from guard.errors import GuardError, first_line
 from guard.serve.doctor.audit_checks import audit, events, reload
 from guard.serve.doctor.bundle_checks import bundle, promise, signature
 from guard.serve.doctor.bypass_check import bypass
@@ -48,4 +49,7 @@ CHECKS: tuple[Check, ...] = (
 def examine(setup: Setup) -> Iterator[Remark]:
     """Run every check, and yield what each one finds as it comes."""
     for check in CHECKS:
-        yield from check(setup)
+        try:
+            yield from check(setup)
+        except (GuardError, OSError) as error:  # a file that went meanwhile, say: the other checks go on
+            yield Remark(check.__name__, "wrong", f"it could not be checked: {first_line(error)}")

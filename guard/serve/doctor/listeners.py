@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import http.client
 import socket
+import ssl
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from guard.config import ServeConfig
@@ -52,6 +54,24 @@ def answers(path: str) -> bool:
     """Whether a server listens on a unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         return client.connect_ex(path) == 0
+
+
+def spoken_at(host: str, port: int, timeout_s: float) -> str:
+    """What an address speaks: `nothing` where nothing listens, `TLS`, `HTTP/1`, or nothing known (an empty text)."""
+    unverified = ssl.create_default_context()
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), timeout_s) as connection, suppress(OSError, ValueError):
+            unverified.wrap_socket(connection).close()
+            return "TLS"
+        with socket.create_connection((host, port), timeout_s) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: guard-doctor\r\nconnection: close\r\n\r\n")
+            return "HTTP/1" if connection.recv(6) == b"HTTP/1" else ""
+    except ConnectionRefusedError:
+        return "nothing"
+    except OSError:
+        return ""
 
 
 def is_running(config: ServeConfig, timeout_s: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 from guard.config import ServeConfig, service_links
 from guard.errors import ConfigError
@@ -64,6 +65,19 @@ USED_IF: dict[str, tuple[Uses, str]] = {
 }
 
 
+# Settings that take an extra: a module of it, and its name.
+EXTRAS = {
+    "rest_listen": ("uvicorn", "rest"),
+    "authz_listen": ("envoy", "envoy"),
+    "trusted_keys": ("cryptography", "sign"),
+}
+
+
+def is_installed(setting: str) -> bool:
+    """Whether the packages are there that a setting needs."""
+    return find_spec(EXTRAS[setting][0]) is not None
+
+
 def settings(setup: Setup) -> Iterator[Remark]:
     """What is wrong with the settings by themselves, a line each, and what has no effect."""
     given = setup.given
@@ -73,6 +87,11 @@ def settings(setup: Setup) -> Iterator[Remark]:
     except ConfigError as error:
         if not given.faults:  # otherwise one that was left out may be what is missing
             wrong.append(str(error))
+    wrong += [
+        f"{name} = {value!r} needs the package {module}; install inference-guard[{extra}], or leave {name} out"
+        for name, (module, extra) in EXTRAS.items()
+        if (value := getattr(given.config, name)) and not is_installed(name)
+    ]
     origin = f" ({setup.origin})" if setup.origin else ""
     yield from (Remark("settings", "wrong", fault + origin) for fault in wrong)
     idle = [

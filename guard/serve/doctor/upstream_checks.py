@@ -18,8 +18,10 @@ from guard.bundle import Bundle
 from guard.config import ServeConfig
 from guard.errors import GuardError, UpstreamDown
 from guard.manifest import ModelSpec
-from guard.serve.doctor.listeners import addresses
+from guard.serve.doctor.listeners import addresses, spoken_at
+from guard.serve.doctor.machine import resolved
 from guard.serve.doctor.remark import Remark
+from guard.serve.doctor.settings_checks import is_installed
 from guard.serve.doctor.setup import Setup
 from guard.serve.grpc.answer import predicted
 from guard.serve.grpc.decode import encode
@@ -30,7 +32,7 @@ from guard.serve.identities import upstream_identity
 from guard.serve.limits import MIN_ANSWER_BYTES
 from guard.serve.models import Models, ModelTable
 from guard.serve.readiness import Readiness
-from guard.target import split_address
+from guard.target import hosts_and_ports, split_address
 
 MAX_ASKED_ITEMS = 16  # samples of a bundle that are sent to the model server, one by one
 EXPECTED_SHARE = 0.02  # of samples on which rounding alone may name another class
@@ -55,12 +57,11 @@ def upstream(setup: Setup) -> Iterator[Remark]:
 
 def own_listener(config: ServeConfig) -> str | None:
     """The listener of the guard that its upstream leads to; None where it leads elsewhere."""
-    host, port = split_address(config.upstream.rpartition("/")[2]) or ("", 0)
-    for name, address in addresses(config):
-        own_host, own_port = split_address(address) or ("", 0)
-        near = host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0", own_host)
-        if port and port == own_port and near:
-            return f"{name} = {address!r}"
+    for host, port in hosts_and_ports(config.upstream):
+        for name, address in addresses(config):
+            own_host, own_port = split_address(address) or ("", 0)
+            if port and port == own_port and host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0", own_host):
+                return f"{name} = {address!r}"
     return None
 
 
@@ -70,7 +71,7 @@ async def asked(setup: Setup) -> list[Remark]:
     async with watching(setup) as watch:
         reason = await watch.server_reason()
         if reason is not None:
-            cure = "start it, or name its address; is the port that of gRPC?"
+            cure = await asyncio.to_thread(cause_of, setup) or "start it, or name its address"
             return [Remark("upstream", "wrong", f"{reason}; {cure}" if ";" not in reason else reason)]
         found.append(Remark("upstream", "ok", f"the model server at {watch.upstream.address} is ready"))
         for named in setup.bundles:
@@ -88,6 +89,22 @@ async def asked(setup: Setup) -> list[Remark]:
             found.append(Remark("model", "ok", said))
             found.append(await same_classes(watch.upstream, named.bundle, spec))
     return found
+
+
+def cause_of(setup: Setup) -> str | None:
+    """Why a model server may give no answer of gRPC, by what listens at its address; None where that tells nothing."""
+    config = setup.given.config
+    for host, port in hosts_and_ports(config.upstream):
+        if not resolved(host):
+            return f"the name {host} leads to no address: is it spelled so, and does this container ask the right DNS?"
+        found = spoken_at(host.strip("[]"), port, setup.timeout_s)
+        if found == "nothing":
+            return f"nothing listens on {host}:{port}: start it, or name its address"
+        if found == "TLS" and not config.upstream_tls:
+            return f"{host}:{port} speaks TLS: set upstream_tls = true, and upstream_ca"
+        if found == "HTTP/1":
+            return f"{host}:{port} speaks HTTP/1: name the server's port of gRPC"
+    return None
 
 
 MODEL_CURE = "load it, or name the model that is there: --serves NAME:VERSION in training, or a table [models.NAME]"
@@ -156,13 +173,10 @@ def rest_upstream(setup: Setup) -> Iterator[Remark]:
     config = setup.given.config
     if not (config.rest_listen and config.rest_upstream):
         return
-    try:
-        from guard.serve.rest.upstream import RestUpstream
-    except ModuleNotFoundError as error:
-        said = f"rest_listen = {config.rest_listen!r}, and {error.name} is not installed"
-        yield Remark("rest", "wrong", f"{said}; pip install 'inference-guard[rest]', or leave rest_listen out")
+    if not is_installed("rest_listen"):  # told by the check of settings
         return
     from guard.serve.rest.tls import client_context
+    from guard.serve.rest.upstream import RestUpstream
     from guard.serve.rest.upstream_watch import RestUpstreamWatch
 
     async def ask() -> list[Remark]:

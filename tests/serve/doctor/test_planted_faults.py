@@ -26,6 +26,7 @@ from onnx import numpy_helper
 
 from guard.bundle import Bundle
 from guard.config import SettingsSource
+from guard.serve.doctor import settings_checks
 from guard.serve.doctor.doctor import CHECKS, examine
 from guard.serve.doctor.given_settings import GivenSettings
 from guard.serve.doctor.machine import Machine
@@ -227,13 +228,25 @@ def upstream_of_its_own(place: Place) -> None:
     place.settings |= {"listen": f"127.0.0.1:{port}", "upstream": f"127.0.0.1:{port}"}
 
 
-def upstream_of_another_authority(place: Place) -> None:
+def server_of_tls(place: Place) -> str:
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_secure_port("127.0.0.1:0", server_credentials(place.authority.issue()))
     server.start()
     place.stack.callback(lambda: server.stop(None).wait())
+    return f"localhost:{port}"
+
+
+def upstream_of_tls(place: Place) -> None:
+    place.settings["upstream"] = server_of_tls(place)
+
+
+def upstream_of_another_authority(place: Place) -> None:
     stranger = Authority().write(place.folder, "stranger.pem")
-    place.settings |= {"upstream": f"localhost:{port}", "upstream_tls": True, "upstream_ca": stranger}
+    place.settings |= {"upstream": server_of_tls(place), "upstream_tls": True, "upstream_ca": stranger}
+
+
+def upstream_without_an_address(place: Place) -> None:
+    place.settings["upstream"] = "dns:///no.such.host.invalid:9000"
 
 
 def model_under_another_name(place: Place) -> None:
@@ -254,6 +267,11 @@ def model_with_other_weights(place: Place) -> None:
 
 
 def model_server_that_others_reach(place: Place) -> None:
+    place.machine = Machine(own=(POD,))
+
+
+def model_server_of_a_guard_that_is_off(place: Place) -> None:
+    place.settings |= {"mode": "off", "bundle": ""}
     place.machine = Machine(own=(POD,))
 
 
@@ -285,6 +303,10 @@ def file_in_the_place_of_a_socket(place: Place) -> None:
 
 def certificate_that_is_over(place: Place) -> None:
     place.certificate(place.authority.issue(days=-1))
+
+
+def certificate_that_is_still_to_come(place: Place) -> None:
+    place.certificate(place.authority.issue(days=30, begins_days=2))
 
 
 def certificate_that_is_over_soon(place: Place) -> None:
@@ -401,8 +423,10 @@ FAULTS: tuple[tuple[Callable[[Place], None], str, str, str], ...] = (
     (unsigned_bundle, "signature", "wrong", "is not signed.*guard sign"),
     (rate_beyond_the_sample, "promise", "wrong", "reject_rate = 0.0001 cannot be promised.*it takes 9999"),
     (rate_on_few_items, "promise", "warn", "rests on 2 of 999 clean items.*0.024 to 0.56 %"),
-    (absent_upstream, "upstream", "wrong", "cannot be reached; start it"),
-    (upstream_of_http, "upstream", "wrong", "is the port that of gRPC"),
+    (absent_upstream, "upstream", "wrong", r"cannot be reached; nothing listens on 127.0.0.1:\d+: start it"),
+    (upstream_of_http, "upstream", "wrong", "speaks HTTP/1: name the server's port of gRPC"),
+    (upstream_of_tls, "upstream", "wrong", "speaks TLS: set upstream_tls = true"),
+    (upstream_without_an_address, "upstream", "wrong", "the name no.such.host.invalid leads to no address"),
     (upstream_of_its_own, "upstream", "wrong", "is the guard's own listen"),
     (upstream_of_another_authority, "upstream", "wrong", "TLS failed.*upstream_ca"),
     (model_under_another_name, "model", "wrong", "'resnet'"),
@@ -410,12 +434,14 @@ FAULTS: tuple[tuple[Callable[[Place], None], str, str, str], ...] = (
     (model_of_another_version, "model", "wrong", "version"),
     (model_with_other_weights, "answers", "wrong", "another class than the bundle for [5-8] of 8 .*another model"),
     (model_server_that_others_reach, "bypass", "wrong", rf"answers on {POD}:\d+ \(gRPC\), past the guard"),
+    (model_server_of_a_guard_that_is_off, "bypass", "wrong", rf"the model server answers on {POD}:\d+ \(gRPC\)"),
     (port_of_another_server, "ports", "wrong", rf"metrics_listen: .*process {os.getpid()} .* has it"),
     (port_that_is_named_twice, "ports", "wrong", "metrics_listen and listen are both on port"),
     (address_of_another_machine, "ports", "wrong", "listen: cannot listen on 192.0.2.77:8081: Cannot assign"),
     (socket_for_everybody, "admin", "wrong", "has mode 0666.*chmod 0600"),
     (file_in_the_place_of_a_socket, "ports", "wrong", "there is a file that is no socket"),
     (certificate_that_is_over, "certificates", "wrong", "for localhost ended .*replace"),
+    (certificate_that_is_still_to_come, "certificates", "wrong", "begins .* the clock says .* is one of them wrong"),
     (certificate_that_is_over_soon, "certificates", "warn", r"in (2\.9|3\.0) days; replace"),
     (certificate_with_another_key, "certificates", "wrong", "does not belong to"),
     (certificate_without_names, "certificates", "wrong", "has no subjectAltName"),
@@ -448,6 +474,8 @@ def test_a_planted_fault_is_found_by_its_line_alone(
     plant(place)
     left_out = ("bundle",) if "models" in place.settings else ()
     found = [remark for remark in place.remarks(left_out=left_out) if remark.result != "ok"]
+    if plant is model_server_of_a_guard_that_is_off:
+        found = [remark for remark in found if remark.check != "mode"]  # a fault of its own
     assert [(remark.check, remark.result) for remark in found] == [(check, result)], found
     assert re.search(line, found[0].line), found[0].line
     assert "\n" not in found[0].line
@@ -482,3 +510,17 @@ def test_what_cannot_be_tried_is_said(place: Place) -> None:
     results = {remark.check: remark.result for remark in place.remarks()}
     assert results["bypass"] == "unknown"
     assert results["upstream"] == "wrong"
+
+
+def test_a_package_that_is_absent_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_checks, "find_spec", lambda _: None)
+    place.settings |= signed(place)
+    found = [remark for remark in place.remarks() if remark.result != "ok"]
+    assert [remark.check for remark in found] == ["settings"]
+    assert "needs the package cryptography; install inference-guard[sign]" in found[0].said
+
+
+def test_requests_that_are_judged_as_a_whole(place: Place) -> None:
+    place.settings["rows"] = "request"
+    (found,) = [remark for remark in place.remarks() if remark.check == "promise"]
+    assert "reject_rate = 0.01: 0.48 to 1.7 % of requests, of up to 10 items" in found.said
