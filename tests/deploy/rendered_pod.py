@@ -58,6 +58,7 @@ class RenderedPod:
     objects: Mapping[str, Any]
     bundle: Path
     mlserver: Path  # the programs of its environment
+    volumes: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)  # of Secrets and others: name -> files
     pause_factor: float = 1.0  # of the seconds in hooks and settings; 1: as they are rendered
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="pod-")))  # short: it holds a socket
     ports: dict[str, int] = field(default_factory=dict)  # rendered -> real
@@ -67,8 +68,11 @@ class RenderedPod:
         """Lay out what the containers mount."""
         shutil.copytree(self.bundle, self.folder / "bundle")  # a volume's name, as "guard-config" below
         (self.folder / "mlserver").mkdir()
-        for place in self.mounts.values():
-            place.mkdir(exist_ok=True)
+        for volume in self.spec["volumes"]:
+            (self.folder / volume["name"]).mkdir(exist_ok=True)
+        for name, files in self.volumes.items():
+            for file, content in files.items():
+                (self.folder / name / file).write_bytes(content)
         self.configure(self.settings)
 
     @property
@@ -87,13 +91,12 @@ class RenderedPod:
     @property
     def server(self) -> Any:
         """The model server's container."""
-        (found,) = [one for name, one in self.containers.items() if name != GUARD]
+        (found,) = [one for one in self.spec["containers"] if one["name"] != GUARD]
         return found
 
-    @property
-    def mounts(self) -> dict[str, Path]:
-        """The folder that stands for each path that the guard's container mounts: by the name of its volume."""
-        return {mount["mountPath"]: self.folder / mount["name"] for mount in self.guard["volumeMounts"]}
+    def mounts(self, container: Any) -> dict[str, Path]:
+        """The folder that stands for each path that a container mounts: by the name of its volume."""
+        return {mount["mountPath"]: self.folder / mount["name"] for mount in container["volumeMounts"]}
 
     @property
     def guard_is_sidecar(self) -> bool:
@@ -118,10 +121,11 @@ class RenderedPod:
         if not (config / "guard.toml").is_symlink():
             (config / "guard.toml").symlink_to("..data/guard.toml")
 
-    def here(self, text: str) -> str:
+    def here(self, text: str, container: Any) -> str:
         """A rendered word, with the pod's paths and ports put in the place of the container's."""
-        paths = "|".join(sorted(map(re.escape, self.mounts), reverse=True))
-        text = re.sub(rf"(?<![\w.])({paths})(?=/|$)", lambda found: str(self.mounts[found[1]]), text)
+        mounts = self.mounts(container)
+        paths = "|".join(sorted(map(re.escape, mounts), reverse=True))
+        text = re.sub(rf"(?<![\w.])({paths})(?=/|$)", lambda found: str(mounts[found[1]]), text)
         return re.sub(
             r"\b(?:0\.0\.0\.0|127\.0\.0\.1|localhost):(\d+)\b", lambda found: f"127.0.0.1:{self.port(found[1])}", text
         )
@@ -136,7 +140,7 @@ class RenderedPod:
         for variable in container.get("env", ()):
             source = variable.get("valueFrom", {})
             if "value" in variable:
-                found[variable["name"]] = self.here(variable["value"])
+                found[variable["name"]] = self.here(variable["value"], container)
             elif "resourceFieldRef" in source:
                 kind, _, name = source["resourceFieldRef"]["resource"].partition(".")
                 found[variable["name"]] = str(math.ceil(float(container["resources"][kind][name].removesuffix("m"))))
@@ -144,16 +148,16 @@ class RenderedPod:
                 raise AssertionError(f"a variable that no process gets here: {variable}")
         return found
 
-    def words(self, rendered: list[str]) -> list[str]:
+    def words(self, rendered: list[str], container: Any) -> list[str]:
         """A rendered command as a command of this machine."""
-        words = [self.here(word) for word in rendered]
+        words = [self.here(word, container) for word in rendered]
         return [sys.executable, "-m", "guard", *words[1:]] if words[0] == "guard" else words
 
     def start_container(self, name: str) -> None:
         """Start a container's process; its standard error goes to a file."""
         container = self.containers[name]
         if name == GUARD:
-            words, folder = self.words(["guard", *container["args"]]), self.folder
+            words, folder = self.words(["guard", *container["args"]], container), self.folder
             environment = self.environment(container)
         else:
             folder = self.folder / "mlserver"
@@ -168,7 +172,7 @@ class RenderedPod:
     def write_mlserver(self, folder: Path) -> None:
         """Write MLServer's settings: the tiny model, on the port that the guard's flags name."""
         (upstream,) = [arg.partition("=")[2] for arg in self.guard["args"] if arg.startswith("--upstream=")]
-        ports = {"grpc_port": int(self.here(upstream).rpartition(":")[2]), "http_port": self.port("http")}
+        ports = {"grpc_port": int(self.here(upstream, self.guard).rpartition(":")[2]), "http_port": self.port("http")}
         model = folder / "tiny.onnx"
         model.write_bytes(tiny_bundle.classifier())
         served = {"implementation": f"{RUNTIME.stem}.OnnxRuntime", "parameters": {"uri": str(model)}}
@@ -178,12 +182,25 @@ class RenderedPod:
 
     def start(self, *, model_first: bool = False) -> None:
         """Start the pod as a kubelet does, or its model server before its guard; return once both run."""
-        order = [name for name in self.containers if name != GUARD]
-        order = [*order, GUARD] if model_first else [GUARD, *order]
+        self.initialise()
+        names = [GUARD, self.server["name"]]
+        order = names[::-1] if model_first else names
         for name in order:
             self.start_container(name)
             if "startupProbe" in self.containers[name]:
                 self.until(lambda: self.probe("startupProbe"), "started")
+
+    def initialise(self) -> None:
+        """Run the init containers that end by themselves, one after the other; each has to end with 0."""
+        for container in self.spec.get("initContainers", ()):
+            if container.get("restartPolicy") == "Always":
+                continue
+            words = self.words([*container.get("command", ["guard"]), *container.get("args", ())], container)
+            done = subprocess.run(
+                words, env=self.environment(container), cwd=self.folder, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise ChildProcessError(f"{container['name']} ended with {done.returncode}: {done.stderr}")
 
     def until_ready(self) -> None:
         """Wait until the readiness probe succeeds."""
@@ -226,6 +243,8 @@ class RenderedPod:
         codes: dict[str, int] = {}
         deadline = time.monotonic() + float(self.spec["terminationGracePeriodSeconds"])
         others_ended = threading.Event()
+        if set(self.running) == {GUARD}:
+            others_ended.set()
 
         def end(name: str) -> None:
             hook = self.containers[name].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
@@ -255,7 +274,7 @@ class RenderedPod:
         if rendered[0] == "sleep":
             time.sleep(float(rendered[1]) * self.pause_factor)
             return 0
-        words = self.words(rendered)
+        words = self.words(rendered, container)
         with (self.folder / "hooks.log").open("ab") as log:
             return subprocess.run(
                 words, env=self.environment(container), stdout=log, stderr=log, check=False
@@ -264,7 +283,7 @@ class RenderedPod:
     def address(self, flag: str = "listen") -> str:
         """The address that a flag of the guard leads to here."""
         (found,) = [arg.partition("=")[2] for arg in self.guard["args"] if arg.startswith(f"--{flag}=")]
-        return self.here(found)
+        return self.here(found, self.guard)
 
     def remove(self) -> None:
         """Kill what still runs, and remove the folder."""
