@@ -11,6 +11,7 @@ import typer
 
 from guard import bundle_commands, doctor_commands, explain_command, image_commands, offline_commands
 from guard.errors import GuardError
+from guard.kserve_arguments import rewritten
 
 USAGE_CODE = 2
 INTERRUPTED_CODE = 130
@@ -81,9 +82,10 @@ for name, command, example in COMMANDS:
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; every error of ours is one line on standard error."""
     debug = "--debug" in arguments
+    words = rewritten([word for word in arguments if word != "--debug"])
     try:
         command = typer.main.get_command(app)
-        result = command.main([a for a in arguments if a != "--debug"], prog_name="guard", standalone_mode=False)
+        result = command.main(words, prog_name="guard", standalone_mode=False)
         if result == INTERRUPTED_CODE:  # which typer makes of an interrupt inside a command
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0

@@ -45,6 +45,7 @@ class ServeConfig:
     """The settings of `guard serve`; each is a key of guard.toml, a GUARD_ variable in capitals, and many are flags."""
 
     bundle: str = ""  # directory of the bundle
+    model_name: str = ""  # NAME or NAME:VERSION that clients ask for; "": the one that the bundle was made for
     upstream: str = ""  # the model server that is guarded: HOST:PORT, or a gRPC target such as dns:///NAME:PORT
     upstream_tls: bool = False  # speak TLS with it
     upstream_ca: str | None = None  # PEM file of the certificates that its own must lead to; None: the system's
@@ -53,7 +54,7 @@ class ServeConfig:
     upstream_authority: str | None = None  # name for :authority and its certificate; None: the target's
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
     rest_listen: str = ""  # clients; Open Inference Protocol over HTTP; empty: no such door
-    rest_upstream: str = ""  # the same model server over HTTP: http://HOST:PORT or https://HOST:PORT
+    rest_upstream: str = ""  # the same model server over HTTP: http://HOST:PORT or https://HOST:PORT; "": over gRPC
     admin_listen: str = "127.0.0.1:8083"  # guard.v1: loopback, unix:PATH, or with admin_tokens
     admin_tokens: str | None = None  # file of the tokens that guard.v1 wants; None: whoever can connect may ask
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
@@ -124,7 +125,7 @@ class ServeConfig:
         """The settings of each guarded model: the tables', or those of `bundle`; in mode off there may be none."""
         if not self.models and not self.bundle and self.mode == "off":
             return ()
-        return self.models or (ModelConfig(**{name: getattr(self, name) for name in OF_A_MODEL}),)
+        return self.models or (ModelConfig(**{name: getattr(self, name) for name in OF_A_MODEL}, key=self.model_name),)
 
 
 def service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -168,6 +169,13 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
     check(config, places)
     if tables is None:
         return config
+    if config.model_name and not places["model_name"].startswith(
+        "--"
+    ):  # as a flag it is KServe's, which always gives it
+        raise ConfigError(
+            f"{places['model_name']} = {shown(config.model_name)}, and {tables[0]} has tables, which name the models; "
+            "leave model_name out"
+        )
     if config.bundle:
         raise ConfigError(
             f"{places['bundle']} = {shown(config.bundle)}, and {tables[0]} has tables, which name a bundle each; "

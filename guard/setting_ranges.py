@@ -45,6 +45,12 @@ def text(words: str, holds: Callable[[str], bool], pattern: str = "") -> Setting
     return SettingRange(holds, words, {"pattern": pattern} if pattern else {})
 
 
+def is_model_key(value: str) -> bool:
+    """Whether this names a model, with a version or without; empty, it names none."""
+    name, colon, version = value.partition(":")
+    return not value or bool(name and (version or not colon) and ":" not in version)
+
+
 def is_listener(value: str) -> bool:
     return not value or split_address(value) is not None
 
@@ -74,6 +80,7 @@ RANGES: dict[str, SettingRange] = {
         ("listen", "rest_listen", "metrics_listen", "authz_listen"),
         text("HOST:PORT", is_listener, "^$|:[^:]+$"),
     ),
+    "model_name": text("NAME or NAME:VERSION", is_model_key, "^$|^[^:]+(:[^:]+)?$"),
     "admin_listen": text("HOST:PORT or unix:PATH", is_admin_listener, "^$|:[^:]+$"),
     "upstream": text(WANTED, lambda value: not value or parse_target(value) is not None),
     "events_sink": text("http://HOST/PATH or https://HOST/PATH, with or without a port", is_http_url),

@@ -14,7 +14,6 @@ from tests.side import ROOT, ready
 CHART = ROOT / "deploy" / "helm"
 HERE = Path(__file__).resolve().parent
 SETS = {file.name.removesuffix("-values.yaml"): file for file in sorted((CHART / "ci").glob("*-values.yaml"))}
-NEWEST = 37  # minor version of Kubernetes that kubernetes-validate knows
 LOWEST = re.compile(r"# Kubernetes 1\.(\d+) or later")  # on the first line of each set
 
 

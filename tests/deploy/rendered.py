@@ -13,6 +13,7 @@ from typing import Any
 
 from guard.config import ServeConfig, load_config
 from guard.errors import ConfigError
+from guard.kserve_arguments import KNOWN, kserve_settings
 
 Object = dict[str, Any]
 
@@ -65,15 +66,16 @@ class Pod:
             raise ConfigError(f"{self.where} has no container that runs guard serve")
         flags = {name.replace("-", "_"): value for name, value in flags_of(guard).items()}
         file = flags.pop("config", None)
-        known = ServeConfig.__dataclass_fields__
-        ours = {name: value for name, value in flags.items() if name in known or not is_kserves(name)}
         environment = {one["name"]: one["value"] for one in guard.get("env") or () if "value" in one}
+        given = [f"{name}={value}" for name, value in flags.items() if name in KNOWN]
+        own = {name: value for name, value in flags.items() if name not in KNOWN}
+        ours = {**kserve_settings(given, environment).flags, **own}
         with tempfile.TemporaryDirectory() as folder:
-            given = None
+            settings = None
             if file is not None and (text := self.mounted(guard, file, objects)) is not None:
-                given = Path(folder, "guard.toml")
-                given.write_text(text, encoding="utf-8")
-            return load_config(given, environment, ours)
+                settings = Path(folder, "guard.toml")
+                settings.write_text(text, encoding="utf-8")
+            return load_config(settings, environment, ours)
 
     def mounted(self, container: Object, path: str, objects: Sequence[Object]) -> str | None:
         """The text of a file that a container sees from a ConfigMap among the objects; None where it is not there."""
@@ -140,11 +142,6 @@ def is_guard(container: Object) -> bool:
 def stays(container: Object) -> bool:
     """Whether an init container is a native sidecar: started before the others, and stopped after them."""
     return container.get("restartPolicy") == "Always"
-
-
-def is_kserves(flag: str) -> bool:
-    """Whether a flag is one of those that KServe gives a transformer, which are no settings of ours."""
-    return flag.startswith(("model_name", "predictor_", "http_port", "grpc_port", "workers", "enable_"))
 
 
 def flags_of(container: Object) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.deploy.chart import SETS, asked_of, objects_of
 
-KINDS = {"ScaledObject", "PodMonitor"}
+KINDS = {"ScaledObject", "PodMonitor", "PrometheusRule"}
 
 
 def planted() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 {{/* What the schema cannot tell: each fault is one line that says what to set instead. */}}
 {{- define "inference-guard.checks" -}}
 {{- $owned := dict
-  "listen" "ports.inference" "rest_listen" "ports.rest" "metrics_listen" "ports.metrics" "admin_listen" "ports.admin"
+  "listen" "ports.inference" "rest_listen" "ports.rest" "metrics_listen" "ports.metrics" "admin_listen" "none: it is a socket in the guard's own folder"
   "authz_listen" "ports.authz" "upstream" "modelServer.grpcPort" "rest_upstream" "modelServer.httpPort"
   "bundle" "bundle.from" "tls_certificate" "tls.secret" "tls_key" "tls.secret" "tls_client_ca" "tls.clientCA"
   "trusted_keys" "bundle.trustedKeys" "audit_dir" "audit.enabled" -}}
@@ -29,14 +29,15 @@
 {{- if and .Values.settings.models (ne .Values.bundle.from "none") -}}
 {{- fail "settings.models names a bundle for each model: set bundle.from: none, and mount them by guard.volumes and guard.volumeMounts" -}}
 {{- end -}}
-{{- if and .Values.ports.rest (not .Values.modelServer.httpPort) -}}
-{{- fail "ports.rest needs modelServer.httpPort, the model server's own REST port on loopback" -}}
+{{- if and .Values.modelServer.httpPort (not .Values.ports.rest) -}}
+{{- fail "modelServer.httpPort needs ports.rest, where clients of the REST door call" -}}
 {{- end -}}
 {{- if and .Values.tls.clientCA (not .Values.tls.secret) -}}
 {{- fail "tls.clientCA needs tls.secret, the Secret whose ca.crt it is" -}}
 {{- end -}}
-{{- if lt (float64 .Values.modelServer.pause_s) (include "inference-guard.drain_s" . | float64) -}}
-{{- fail (printf "modelServer.pause_s: %v is less than settings.drain_s: %s; the model server would stop before the guard has drained" .Values.modelServer.pause_s (include "inference-guard.drain_s" .)) -}}
+{{- $last := addf 2 (include "inference-guard.drain_s" . | float64) (include "inference-guard.inspect_timeout_s" . | float64) -}}
+{{- if lt (float64 .Values.modelServer.pause_s) $last -}}
+{{- fail (printf "modelServer.pause_s: %v is less than drain_s, inspect_timeout_s and 2 s together, %v; the model server would stop before what was let in last is answered" .Values.modelServer.pause_s $last) -}}
 {{- end -}}
 {{- if and (eq .Values.autoscaling.kind "keda") (not .Values.autoscaling.prometheus) -}}
 {{- fail "autoscaling.kind: keda needs autoscaling.prometheus, such as http://prometheus.monitoring:9090" -}}
@@ -45,7 +46,7 @@
 {{- fail "autoscaling.kind: keda needs autoscaling.queueRows, the rows that may wait in a pod on average" -}}
 {{- end -}}
 {{- $used := dict -}}
-{{- range $name, $port := dict "ports.inference" .Values.ports.inference "ports.metrics" .Values.ports.metrics "ports.admin" .Values.ports.admin "ports.rest" .Values.ports.rest "ports.authz" .Values.ports.authz "modelServer.grpcPort" .Values.modelServer.grpcPort "modelServer.httpPort" .Values.modelServer.httpPort -}}
+{{- range $name, $port := dict "ports.inference" .Values.ports.inference "ports.metrics" .Values.ports.metrics "ports.rest" .Values.ports.rest "ports.authz" .Values.ports.authz "modelServer.grpcPort" .Values.modelServer.grpcPort "modelServer.httpPort" .Values.modelServer.httpPort -}}
 {{- if $port -}}
 {{- $key := toString $port -}}
 {{- if hasKey $used $key -}}

@@ -10,17 +10,23 @@
   args:
     - serve
     {{- if ne .Values.bundle.from "none" }}
-    - --bundle={{ clean (printf "/bundle/%s" (eq .Values.bundle.from "copy" | ternary "" .Values.bundle.path)) }}
+    - --bundle={{ include "inference-guard.bundleFolder" . }}
     {{- end }}
     - --upstream=127.0.0.1:{{ .Values.modelServer.grpcPort }}
     - --listen=0.0.0.0:{{ .Values.ports.inference }}
     - --metrics-listen=0.0.0.0:{{ .Values.ports.metrics }}
-    - --admin-listen=127.0.0.1:{{ .Values.ports.admin }}
+    # In a directory that no other container mounts: on loopback the whole pod could drain and reload the guard.
+    - --admin-listen=unix:/tmp/admin.sock
     - --config=/etc/guard/guard.toml
   {{- $env := list }}
+  {{- if not (hasKey .Values.settings "threads") }}
+  {{- $env = append $env (dict "name" "GUARD_THREADS" "valueFrom" (dict "resourceFieldRef" (dict "resource" "requests.cpu"))) }}
+  {{- end }}
   {{- if eq .Values.bundle.from "none" }}{{ $env = append $env (dict "name" "GUARD_BUNDLE" "value" "") }}{{ end }}
   {{- if .Values.ports.rest }}
   {{- $env = append $env (dict "name" "GUARD_REST_LISTEN" "value" (printf "0.0.0.0:%v" .Values.ports.rest)) }}
+  {{- end }}
+  {{- if .Values.modelServer.httpPort }}
   {{- $env = append $env (dict "name" "GUARD_REST_UPSTREAM" "value" (printf "http://127.0.0.1:%v" .Values.modelServer.httpPort)) }}
   {{- end }}
   {{- if .Values.ports.authz }}{{ $env = append $env (dict "name" "GUARD_AUTHZ_LISTEN" "value" (printf "0.0.0.0:%v" .Values.ports.authz)) }}{{ end }}
@@ -68,8 +74,9 @@
   {{- end }}
   lifecycle:
     preStop:
-      # Tells clients to go elsewhere before the model server stops; takes settings.drain_s, and no longer if it fails.
-      exec: {command: [guard, drain, "127.0.0.1:{{ .Values.ports.admin }}"]}
+      # Clients are told to go elsewhere while the model server still answers. Returns after drain_s, or at once with an
+      # error, which the kubelet notes and does not wait for.
+      exec: {command: [guard, drain, "unix:/tmp/admin.sock"]}
   resources:
     {{- toYaml .Values.guard.resources | nindent 4 }}
   securityContext:
@@ -85,7 +92,7 @@
     - {name: guard-tls, mountPath: /etc/guard-tls, readOnly: true}
     {{- end }}
     {{- if include "inference-guard.isSigned" . }}
-    - {name: guard-keys, mountPath: /etc/guard-keys, readOnly: true}
+    - {name: guard-trusted-keys, mountPath: /etc/guard-keys, readOnly: true}
     {{- end }}
     {{- if .Values.audit.enabled }}
     - {name: audit, mountPath: /audit}

@@ -34,12 +34,19 @@ persistentVolumeClaim: {claimName: {{ .claim }}, readOnly: true}
 {{- else if eq .from "image" -}}
 image: {reference: {{ .image.reference }}, pullPolicy: {{ .image.pullPolicy }}}
 {{- else -}}
-emptyDir: {}
+emptyDir: {sizeLimit: {{ .sizeLimit }}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Where the guard listens: all doors that clients, Envoy and Prometheus reach. */}}
+{{/* The folder of the bundle, as the guard's container sees it. */}}
+{{- define "inference-guard.bundleFolder" -}}
+{{- with .Values.bundle -}}
+{{- if eq .from "copy" -}}/bundle{{- else -}}{{ clean (printf "/bundle/%s" (.path | default (eq .from "image" | ternary "models" ""))) }}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What no container of ours needs is taken from it. */}}
 {{- define "inference-guard.lockedDown" -}}
 allowPrivilegeEscalation: false
 capabilities: {drop: [ALL]}
@@ -56,13 +63,15 @@ runAsGroup: 65532
 {{- end -}}
 
 {{- define "inference-guard.isSigned" -}}
-{{- if or .Values.bundle.trustedKeys.secret .Values.bundle.trustedKeys.configMap -}}true{{- end -}}
+{{- if .Values.bundle.trustedKeys.configMap -}}true{{- end -}}
 {{- end -}}
 
-{{/* Seconds that a pod takes to stop at most: the model server's pause and exit, then what the guard may still need. */}}
+{{/* Seconds that a pod takes to stop at most: the model server's pause, into which the drain falls, and its exit, then
+     the guard's grace_s for what is under way; and a margin. */}}
 {{- define "inference-guard.stop_s" -}}
-{{- add .Values.modelServer.pause_s .Values.modelServer.exit_s (ceil (include "inference-guard.drain_s" . | float64)) (ceil (include "inference-guard.grace_s" . | float64)) 5 -}}
+{{- add .Values.modelServer.pause_s .Values.modelServer.exit_s (ceil (include "inference-guard.grace_s" . | float64)) 15 -}}
 {{- end -}}
+{{- define "inference-guard.inspect_timeout_s" -}}{{- if hasKey .Values.settings "inspect_timeout_s" -}}{{ .Values.settings.inspect_timeout_s }}{{- else -}}5{{- end -}}{{- end -}}
 {{- define "inference-guard.drain_s" -}}{{- if hasKey .Values.settings "drain_s" -}}{{ .Values.settings.drain_s }}{{- else -}}5{{- end -}}{{- end -}}
 {{- define "inference-guard.grace_s" -}}{{- if hasKey .Values.settings "grace_s" -}}{{ .Values.settings.grace_s }}{{- else -}}30{{- end -}}{{- end -}}
 

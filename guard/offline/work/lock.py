@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,20 +45,21 @@ def locked(work: WorkDirectory) -> Iterator[None]:
 def taken(work: WorkDirectory) -> IO[str]:
     """Return the lock's open file once it is locked, and is still the one at its path."""
     while True:
-        stream = work.lock.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            raise held_by(work, stream.read()) from error
-        except OSError as error:
-            raise BundleError(
-                f"{work.path} lies on a file system without locks ({error.strerror}), where two runs would write over "
-                "each other; name an --out on another one"
-            ) from error
-        if is_at(work.lock, stream):
-            return stream
-        stream.close()
+        with ExitStack() as opened:
+            stream = opened.enter_context(work.lock.open("a+", encoding="utf-8"))
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                stream.seek(0)
+                raise held_by(work, stream.read()) from error
+            except OSError as error:
+                raise BundleError(
+                    f"{work.path} lies on a file system without locks ({error.strerror}), where two runs would write "
+                    "over each other; name an --out on another one"
+                ) from error
+            if is_at(work.lock, stream):
+                opened.pop_all()
+                return stream
 
 
 def is_at(path: Path, stream: IO[str]) -> bool:

@@ -186,7 +186,7 @@ class Call:
         """The refusal that tells a client of an error: its status, its message and its reason, with our marks."""
         details = str(error)
         status = status_details(error.status, error.reason, details).replace(NO_ID, self.id.encode())
-        retries = () if error.may_retry else (NEVER_RETRY,)
+        retries = () if error.may_retry else NEVER_RETRY
         return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status), *retries))
 
 

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from guard.errors import Expired, GuardError, Overloaded, RequestError, Unauthenticated, UpstreamDown
 from guard.serve.admission import Place
 from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
+from guard.serve.grpc.metadata import ENVOY_NEVER_RETRIES
 from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
 from guard.serve.request_span import CallEnd, RequestSpan, Traced
@@ -160,6 +161,8 @@ def more_headers(error: Exception) -> Headers:
     """The headers that HTTP wants beside some statuses."""
     if isinstance(error, Overloaded):
         return (("retry-after", str(RETRY_AFTER_S)),)
+    if isinstance(error, GuardError) and not error.may_retry:
+        return (ENVOY_NEVER_RETRIES,)
     return (("www-authenticate", "Bearer"),) if isinstance(error, Unauthenticated) else ()
 
 

@@ -25,7 +25,11 @@ from tests.offline import tiny
 SECOND = {"kind": "robust_verifier", "natural_epochs": 1, "robust_epochs": 1, "budget": 0.02, "forwards": 0.5}
 DETECTORS = [{"name": name, "program": "screen"} for name in ("mahalanobis", "second_opinion")]
 RECIPE = {**tiny.RECIPE, "cascade": False, "detector": DETECTORS, "second": SECOND, "repair": []}
-RECIPE["attack"] = [*tiny.RECIPE["attack"], {"name": "gd_uap", "budget": 0.25}]
+RECIPE["attack"] = [
+    *tiny.RECIPE["attack"],
+    {"name": "gd_uap", "budget": 0.25},
+    {"name": "cw", "steps": 200, "searches": 4},  # whose shards take a while
+]
 
 
 def job_in(folder: Path, address: str | None = None) -> Job:
