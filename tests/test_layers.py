@@ -21,7 +21,7 @@ ROOF = {
     "guard/cli.py",
     "guard/demo.py",
     "guard/doctor_commands.py",
-    "guard/image_commands.py",
+    "guard/delivery_commands.py",
     "guard/offline_commands.py",
     "guard/option_values.py",
     "guard/options.py",
@@ -50,6 +50,7 @@ LAZY = {
     "guard/serve/envoy/messages.py": {"envoy"},  # the extra [envoy]
     "guard/signing.py": {"cryptography"},  # the extra [sign]
     "guard/oci/registry.py": {"oras", "requests"},  # the extra [registry]
+    "guard/tracking.py": {"mlflow"},  # the extra [mlflow]
     "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
 }
 EXTRAS = {"guard/serve/rest/": "rest"}  # rooms that may import what an extra installs, and are opened lazily

@@ -11,6 +11,7 @@ import pytest
 
 QUICK = {
     "ablation": (),
+    "answered_queries": (),
     "costs": (),
     "detectors": (),
     "drift": (),

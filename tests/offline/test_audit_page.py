@@ -12,6 +12,7 @@ import pytest
 
 from guard import cli
 from guard.offline.audit.explained import explain_riskiest
+from guard.offline.audit.figure import png
 from guard.offline.audit.page import facts, html
 from guard.offline.audit.summary import MAX_KEPT_IMAGES, QUERIES, AuditSummary
 from guard.serve.audit.events import tensor_fields
@@ -145,6 +146,14 @@ def test_kept_inputs_are_explained_by_their_bundle(tmp_path: Path) -> None:
     assert "ffffffffffff was not given" in pages["with"]
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
     assert cli.run(["audit", str(folder), "--out", str(tmp_path / "page.html"), "--bundle", str(folder)]) == 5
+
+
+def test_long_names_and_many_inputs_have_room() -> None:
+    """The picture is laid out without a warning, which would mean that its parts lie over each other."""
+    lines = [{**one, "detectors": {"a_detector_of_a_long_name": 0.001, "b": 0.5}} for one in wave()]
+    summary = AuditSummary.of(lines)
+    assert len(summary.riskiest) == MAX_KEPT_IMAGES
+    assert png(summary, explain_riskiest(summary, [])).startswith(b"\x89PNG")
 
 
 def test_query_attacks_are_a_kind_of_their_own() -> None:

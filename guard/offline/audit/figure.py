@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import colors, dates
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from guard.explanation import MAP_STEPS, Explanation
@@ -33,24 +33,33 @@ def png(summary: AuditSummary, riskiest: Sequence[ExplainedInput]) -> bytes:
     """Draw a summary, and below it its riskiest inputs and their saliency maps, as a PNG file."""
     pictures = [(one, shown) for one in riskiest if (shown := as_picture(one.kept.image)) is not None]
     maps = {place: found for place, (one, _) in enumerate(pictures) if (found := one.found) and has_map(found)}
-    heights = [2.6, 2.4, *([1.9] if pictures else []), *([1.1] if maps else [])]
+    heights = [2.6, 2.4, *([1.4] if pictures else []), *([1.3] if maps else [])]
     with mpl.rc_context({"svg.hashsalt": "guard", "font.size": 9}):
         figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 0.3), layout="constrained")
-        grid = figure.add_gridspec(len(heights), 12, height_ratios=heights)
-        draw_waves(figure.add_subplot(grid[0, :]), summary)
-        draw_names(figure.add_subplot(grid[1, :6]), summary.principals, "requests by principal")
-        draw_names(figure.add_subplot(grid[1, 6:]), summary.detectors, "detector with the smallest p-value")
+        rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]  # each laid out alone
+        draw_waves(rows[0].subplots(), summary)
+        left, right = rows[1].subplots(1, 2)
+        draw_names(left, summary.principals, "requests by principal")
+        draw_names(right, summary.detectors, "detector with the smallest p-value")
         if pictures:
-            strip = grid[2, :].subgridspec(1, MAX_KEPT_IMAGES)
-            for column, (one, shown) in enumerate(pictures):
-                draw_input(figure.add_subplot(strip[0, column]), one.kept, shown)
+            for (one, shown), ax in zip(pictures, strip(rows[2]), strict=False):
+                draw_input(ax, one.kept, shown)
         if maps:
-            strip = grid[3, :].subgridspec(1, MAX_KEPT_IMAGES)
-            for column, found in maps.items():
-                draw_map(figure.add_subplot(strip[0, column]), found, pictures[column][1])
+            rows[3].suptitle("where the answer hangs on the input: red", x=0.005, ha="left", fontsize=8)
+            for place, ax in enumerate(strip(rows[3])):
+                if place in maps:
+                    draw_map(ax, maps[place], pictures[place][1])
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=PAGE_DPI, metadata={"Software": None})
     return stream.getvalue()
+
+
+def strip(row: SubFigure) -> list[Axes]:
+    """A row of places for pictures, empty as yet."""
+    axes: list[Axes] = list(row.subplots(1, MAX_KEPT_IMAGES))
+    for ax in axes:
+        ax.set_axis_off()
+    return axes
 
 
 def draw_waves(ax: Axes, summary: AuditSummary) -> None:
