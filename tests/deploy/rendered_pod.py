@@ -2,9 +2,9 @@
 
 How it works. Command lines, environment, probes and hooks are the rendered ones, with three things put in their place:
 a mounted path becomes a folder, a port becomes a free one of loopback (two pods share this machine), and the image's
-entry point becomes `python -m guard`. The model server of the manifests is Triton, whose image is not at hand: MLServer
-stands in for its command, at the address that the guard's `--upstream` names; its hooks and its turn are the rendered
-ones.
+entry point becomes `python -m guard`. A rendered `mlserver start` is MLServer's own. Where the model server is Triton,
+whose image is not at hand, MLServer stands in for its command, at the address that the guard's `--upstream` names; its
+hooks and its turn are the rendered ones.
 
 Stopping is what the kubelet's killContainer does: all preStop hooks run at once; each container gets SIGTERM after its
 own, a native sidecar after the containers that it serves have ended; and SIGKILL when the pod's grace period is over.
@@ -25,7 +25,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,12 @@ def render(kubectl: Path, overlay: Path) -> dict[str, Any]:
     text = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     to_json = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))"
     found = subprocess.run([kubectl / "python", "-c", to_json], input=text, check=True, capture_output=True, text=True)
-    return {item["kind"]: item for item in json.loads(found.stdout)}
+    return by_kind(json.loads(found.stdout))
+
+
+def by_kind(objects: Sequence[Any]) -> dict[str, Any]:
+    """Rendered objects by their kind; of a pod there is one Deployment and one ConfigMap."""
+    return {item["kind"]: item for item in objects}
 
 
 @dataclass(eq=False)
@@ -67,7 +72,6 @@ class RenderedPod:
     def __post_init__(self) -> None:
         """Lay out what the containers mount."""
         shutil.copytree(self.bundle, self.folder / "bundle")  # a volume's name, as "guard-config" below
-        (self.folder / "mlserver").mkdir()
         for volume in self.spec["volumes"]:
             (self.folder / volume["name"]).mkdir(exist_ok=True)
         for name, files in self.volumes.items():
@@ -130,16 +134,24 @@ class RenderedPod:
             r"\b(?:0\.0\.0\.0|127\.0\.0\.1|localhost):(\d+)\b", lambda found: f"127.0.0.1:{self.port(found[1])}", text
         )
 
+    def setting(self, variable: str) -> str:
+        """The value of a variable of the guard's environment, as it is here."""
+        return self.environment(self.guard)[variable]
+
     def port(self, rendered: str | int) -> int:
         """The port of this machine that stands for a container's."""
         return self.ports.setdefault(str(rendered), free_port())
 
     def environment(self, container: Any) -> dict[str, str]:
         """The environment of a container, and what a process of this machine needs."""
-        found = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        found = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+        if container is not self.server:
+            found["PYTHONPATH"] = str(ROOT)
         for variable in container.get("env", ()):
             source = variable.get("valueFrom", {})
-            if "value" in variable:
+            if variable["name"].endswith("_PORT"):
+                found[variable["name"]] = str(self.port(variable["value"]))
+            elif "value" in variable:
                 found[variable["name"]] = self.here(variable["value"], container)
             elif "resourceFieldRef" in source:
                 kind, _, name = source["resourceFieldRef"]["resource"].partition(".")
@@ -160,25 +172,27 @@ class RenderedPod:
             words, folder = self.words(["guard", *container["args"]], container), self.folder
             environment = self.environment(container)
         else:
-            folder = self.folder / "mlserver"
-            self.write_mlserver(folder)
-            words = [str(self.mlserver / "mlserver"), "start", "."]
-            environment = {
-                key: value for key, value in os.environ.items() if not key.startswith(("MLSERVER_", "PYTHON"))
-            }
+            folder = self.mounts(container)["/models"]
+            self.write_model(folder)
+            environment = self.environment(container)
+            if container.get("command", [""])[0] != "mlserver":
+                self.stand_in(folder)
+            words = [str(self.mlserver / "mlserver"), "start", str(folder)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log)
 
-    def write_mlserver(self, folder: Path) -> None:
-        """Write MLServer's settings: the tiny model, on the port that the guard's flags name."""
-        (upstream,) = [arg.partition("=")[2] for arg in self.guard["args"] if arg.startswith("--upstream=")]
-        ports = {"grpc_port": int(self.here(upstream, self.guard).rpartition(":")[2]), "http_port": self.port("http")}
+    def write_model(self, folder: Path) -> None:
+        """Lay out the tiny model as MLServer wants it."""
         model = folder / "tiny.onnx"
         model.write_bytes(tiny_bundle.classifier())
         served = {"implementation": f"{RUNTIME.stem}.OnnxRuntime", "parameters": {"uri": str(model)}}
-        (folder / "settings.json").write_text(json.dumps({**SETTINGS, **ports}))
         (folder / "model-settings.json").write_text(json.dumps({"name": tiny_bundle.MODEL_NAME, **served}))
         shutil.copy(RUNTIME, folder)
+
+    def stand_in(self, folder: Path) -> None:
+        """Write settings by which MLServer listens where another server's command would, as the guard's flags say."""
+        ports = {"grpc_port": int(self.address("upstream").rpartition(":")[2]), "http_port": self.port("http")}
+        (folder / "settings.json").write_text(json.dumps({**SETTINGS, **ports}))
 
     def start(self, *, model_first: bool = False) -> None:
         """Start the pod as a kubelet does, or its model server before its guard; return once both run."""

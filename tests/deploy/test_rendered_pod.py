@@ -1,4 +1,4 @@
-"""What kustomize renders, run as processes before a real MLServer: it starts, guards, reloads, and loses nothing.
+"""What kustomize and Helm render, run as processes before a real MLServer: it starts, guards, reloads, loses nothing.
 
 `python -m tests.bench.rollout` does the same for longer, with the pauses as they are rendered.
 """
@@ -14,12 +14,14 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from guard.signing import sign
 from tests.bench.rollout import BASE, Rollout, roll
-from tests.deploy.rendered_pod import GUARD, RenderedPod, render
+from tests.deploy.chart import objects_of
+from tests.deploy.rendered_pod import GUARD, RenderedPod, by_kind, render
 from tests.serve import tiny_bundle
 from tests.serve.authority import Authority, client_credentials
 from tests.serve.guarded import Answered, Client, calling
@@ -32,9 +34,10 @@ PATIENCE_S = 20.0
 
 @pytest.fixture(scope="module")
 def pods(side: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RenderedPod]]:
-    objects = render(side("kubectl"), BASE)
+    """One of kustomize's base, and one of the chart, which has MLServer's own command line and REST beside gRPC."""
+    rendered = render(side("kubectl"), BASE), by_kind(objects_of("rest-mlserver"))
     bundle = tiny_bundle.make(tmp_path_factory.mktemp("rendered") / "bundle").path
-    made = [RenderedPod(objects, bundle, side("mlserver"), pause_factor=QUICK_FACTOR) for _ in range(2)]
+    made = [RenderedPod(objects, bundle, side("mlserver"), pause_factor=QUICK_FACTOR) for objects in rendered]
     yield made
     for pod in made:
         pod.remove()
@@ -78,10 +81,16 @@ def test_pods_start_in_any_order_and_guard(ready: list[RenderedPod]) -> None:
         assert clean.ok, clean
         assert dict(clean.trailing)["guard-verdict"] == "pass"
         assert (crafted.code.name, crafted.reason) == ("PERMISSION_DENIED", "REJECTED")
+    rest = ready[1].setting("GUARD_REST_LISTEN")
+    for image, status in ((tiny_bundle.ordinary(1), 200), (tiny_bundle.striped(1), 403)):
+        tensor = {"name": "input", "datatype": "FP32", "shape": list(image.shape), "data": image.ravel().tolist()}
+        answer = httpx.post(f"http://{rest}/v2/models/{tiny_bundle.MODEL_NAME}/infer", json={"inputs": [tensor]})
+        assert answer.status_code == status, answer.text
 
 
-def test_the_doctor_finds_nothing_in_a_pod(ready: list[RenderedPod]) -> None:
-    pod = ready[0]
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_doctor_finds_nothing_in_a_pod(ready: list[RenderedPod], number: int) -> None:
+    pod = ready[number]
     words = pod.words(["guard", "doctor", *pod.guard["args"][1:]], pod.guard)
     done = subprocess.run(words, env=pod.environment(pod.guard), capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if not line.startswith("ok ")]
