@@ -11,6 +11,7 @@ import pytest
 
 QUICK = {
     "ablation": (),
+    "cluster": (),
     "costs": (),
     "detectors": (),
     "drift": (),
