@@ -1,18 +1,19 @@
 """For maintainers: how long a whole report takes on 1 to 1,000 workers, and what stops it from becoming faster.
 
     python -m tests.bench.cluster                      images of 3 x 224 x 224; measures some minutes, then simulates
-    python -m tests.bench.cluster --quick              3 x 32 x 32, few tasks measured
+    python -m tests.bench.cluster --quick              3 x 32 x 32, two attacks
     python -m tests.bench.cluster --model model.onnx   your own network (.onnx, .pt2) instead of a small one
 
-Every kind of task is measured here, by the guard's own code on one thread, in its processor time: shards of each attack
-of preset `standard`, what attacks learn first, a reading, a step of the adaptive attack, fitting. What the simulation
-(`tests/bench/simulation.py`) then lays out on a cluster are the report's tasks; rows are the median of some runs. Beside it stand two runs that were really made: the measured shards once more, by the
-guard's own pool with one worker and with two. (`tests.bench.scale` is another: more pictures than memory holds.)
+Every kind of task is measured here, by the guard's own code on one thread, in its processor time: shards of attacks of
+preset `standard`, what attacks learn first, a reading, a step of the adaptive attack, fitting. Attacks are timed on
+small images, and scaled by what a forward and a backward take more on the large ones: an attack is little else. The
+simulation (`tests/bench/simulation.py`) then lays the report's tasks out on a cluster; rows are medians of nine runs.
+Beside it stand two runs that were really made: the measured shards once more, by the guard's own pool with one worker
+and with two. (`tests.bench.scale` is another benchmark: more pictures than memory holds.)
 
 What is assumed, since no cluster is here, is an option: how long a worker takes to start, how often one is lost, how
-many tasks straggle and by how much, the driver's link and how long it handles a result. Second networks are brought
-(`--second`), not trained. The network's weights are random: how often an attack succeeds is not asked, each is taken to
-succeed on as many items as `--success` says.
+many tasks straggle and by how much, the driver's link and how long it handles a result, and on which share of the items
+an attack succeeds, since the network's weights are random. Second networks are brought (`--second`), not trained.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafter import Crafter, call_of
 from guard.offline.crafting.learning import Ready, learn
-from guard.offline.crafting.shard import CraftSetup, shard_items
+from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_for
@@ -55,6 +55,7 @@ from tests.bench.sidecar import table
 from tests.bench.simulation import Cluster, Outcome, Stage, simulate
 
 GRID = 255
+SHARD_ITEMS = 8  # which `shard_items` gives for images of 3 x 224 x 224
 WORKERS = (1, 2, 4, 10, 30, 100, 300, 1000)
 WANTED_ITEMS, REPORT_ITEMS = 1000, 300  # verified to fit on, and tried for the report, each attack
 ADAPTIVE_ITEMS, ADAPTIVE_STEPS = 500, 100
@@ -71,11 +72,12 @@ class Size:
     """What is measured."""
 
     side: int
-    shards: int  # of each attack
+    attack_side: int  # of the images on which attacks are timed
     fitted: int  # random images that heads are fitted on
+    attacks: tuple[str, ...] = ()  # none: those of the recipe
 
 
-FULL, QUICK = Size(224, 2, 32), Size(32, 1, 48)
+FULL, QUICK = Size(224, 32, 24), Size(32, 32, 24, ("fgsm", "uap"))
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ class Measured:
 
     shard_s: dict[str, tuple[float, ...]]  # by attack: of one shard each
     learn_s: dict[str, float]  # by attack that learns first: for one block
+    factor: float  # by which both take longer on the large images
     read_item_s: float
     step_item_s: float  # of the adaptive attack: forward and backward through the program
     fit_item_s: float
-    shard_items: int
-    shard_bytes: float  # of a shard's file
+    shard_bytes: float  # of a shard's result
     item_bytes: float
     pool_s: dict[int, tuple[float, float]]  # by workers: wall and processor time of the shards by the guard's own pool
     families: int
@@ -109,39 +111,66 @@ def pooled(calls: Sequence[Callable[[], object]], workers: int, setup: CraftSetu
     return time.perf_counter() - wall, time.process_time() - processor
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A network with random images that it has right, whose tasks are measured."""
+
+    classifier: Classifier
+    items: Dataset
+    recipe: Recipe
+
+    @staticmethod
+    def open(model: str | None, side: int, items: int) -> Subject:
+        shape = (3, side, side) if model is None else item_shape(model)
+        classifier = open_model(Source(model or "tests.networks:mobilenet", shape, serves="model", grid=GRID))
+        recipe = load_recipe("standard").fitting(classifier.kind, [tap.name for tap in classifier.taps], classifier)
+        images = random_images(items, shape, seed=0)
+        with torch.no_grad():
+            labels = classifier(torch.from_numpy(images)).argmax(dim=1).numpy()
+        return Subject(classifier, Dataset(images, labels, content_hashes(images)), recipe)
+
+    def pass_s(self) -> float:
+        """Seconds of a forward and a backward of one item."""
+        batch = torch.from_numpy(self.items.images[:SHARD_ITEMS])
+
+        def step() -> None:
+            inputs = batch.clone().requires_grad_()
+            self.classifier.graph(inputs).sum().backward()
+
+        step()
+        return timed(step) / len(batch)
+
+
 def measure(model: str | None, size: Size, folder: Path) -> Measured:
     """Measure every kind of task on this machine."""
-    shape = (3, size.side, size.side) if model is None else item_shape(model)
-    classifier = open_model(Source(model or "tests.networks:mobilenet", shape, serves="model", grid=GRID))
-    recipe = load_recipe("standard").fitting(classifier.kind, [tap.name for tap in classifier.taps], classifier)
-    per_shard = min(shard_items(shape), 8)
-    images = random_images(max(size.shards * per_shard, size.fitted), shape, seed=0)
-    with torch.no_grad():
-        labels = classifier(torch.from_numpy(images)).argmax(dim=1).numpy()
-    items = Dataset(images, labels, content_hashes(images))
+    subject = Subject.open(model, size.side, size.fitted)
+    small = subject if model is not None else Subject.open(None, size.attack_side, SHARD_ITEMS)
+    classifier, recipe = small.classifier, small.recipe
     setup = CraftSetup(
         TorchModel(classifier.graph),
         grid_for(classifier.spec.input),
         classifier.spec.fingerprint,
         ResultStore(folder / "crafted"),
         seed=0,
-        shard_items=per_shard,
+        shard_items=SHARD_ITEMS,
         workers=1,
     )
-    crafter = Crafter.open(setup, items.take(slice(size.shards * per_shard)))
+    crafter = Crafter.open(setup, small.items.take(slice(SHARD_ITEMS)))
+    attacks = [one for one in recipe.attacks if not size.attacks or one.name in size.attacks]
     with one_thread():
-        shard_s, learn_s, calls = crafted(crafter, recipe.attacks)
-        program_s, step_s, fit_s = program_times(classifier, recipe, items.take(slice(size.fitted)))
-    files = list((folder / "crafted").glob("*.npz"))
+        factor = subject.pass_s() / small.pass_s() if small is not subject else 1.0
+        shard_s, learn_s, calls = crafted(crafter, attacks)
+        program_s, step_s, fit_s = program_times(subject.classifier, subject.recipe, subject.items)
+    pixels = math.prod(subject.items.item_shape)
     return Measured(
         shard_s,
         learn_s,
+        factor,
         program_s,
         step_s,
         fit_s,
-        per_shard,
-        sum(file.stat().st_size for file in files) / max(len(files), 1),
-        FLOAT_BYTES * math.prod(shape),
+        2 * SHARD_ITEMS * pixels,  # a byte a value: attacked items and noise of their size, on the grid of 8 bits
+        FLOAT_BYTES * pixels,
         {workers: pooled(calls, workers, setup) for workers in (1, 2)},
         len({attack.family for attack in recipe.attacks}),
         len(recipe.adaptive_budgets),
@@ -158,16 +187,15 @@ def crafted(
         if learns(attack):
             found: list[Ready] = []
             block = crafter.blocks(None)[0]
-            learn_s[repr(attack)] = timed(partial(keep, found, partial(learn, crafter.run, attack, block, anew=True)))
+            learn_s[repr(attack)] = timed(
+                lambda a=attack, b=block, f=found: f.append(learn(crafter.run, a, b, anew=True))
+            )
             (ready,) = found
         own = [call_of(crafter.run, ready, shard, anew=True) for shard in crafter.shards]
+        own[0]()  # what is done once, such as choosing kernels, is done now
         shard_s[repr(attack)] = tuple(map(timed, own))
         calls += own
     return shard_s, learn_s, calls
-
-
-def keep(found: list[Ready], call: Callable[[], Ready]) -> None:
-    found.append(call())
 
 
 def program_times(classifier: Classifier, recipe: Recipe, items: Dataset) -> tuple[float, float, float]:
@@ -202,10 +230,11 @@ def report_stages(measured: Measured, *, success: float) -> list[Stage]:
     mean = {attack: float(np.mean(found)) for attack, found in measured.shard_s.items()}
 
     def shards(items: float) -> tuple[float, ...]:
-        count = math.ceil(items / measured.shard_items)
-        return tuple(found[number % len(found)] for found in measured.shard_s.values() for number in range(count))
+        count = math.ceil(items / SHARD_ITEMS)
+        every = measured.shard_s.values()
+        return tuple(measured.factor * found[number % len(found)] for found in every for number in range(count))
 
-    learned = tuple(measured.learn_s.values())
+    learned = tuple(measured.factor * seconds for seconds in measured.learn_s.values())
     fitted_items = (1 + NOISE_COPIES) * WANTED_ITEMS * len(mean)
     fits = (fitted_items * measured.fit_item_s,) * (1 + measured.families)
     part_items = ADAPTIVE_ITEMS / ITEM_PARTS
@@ -348,15 +377,16 @@ def main() -> int:
 
 def print_measured(measured: Measured) -> None:
     """Print what was measured, and what the guard's own pool makes of the same tasks."""
-    print(f"measured on {os.cpu_count()} cores, one thread a task, shards of {measured.shard_items} items:\n")
+    print(f"measured on {os.cpu_count()} cores, one thread a task, shards of {SHARD_ITEMS} items:\n")
     rows = [
-        (short(attack), f"{np.mean(found):.3g} s", f"{max(found) / min(found):.2f}")
+        (short(attack), f"{np.mean(found):.3g} s", f"{measured.factor * np.mean(found):.3g} s")
         for attack, found in measured.shard_s.items()
     ]
-    print(table(["attack", "a shard", "slowest / quickest"], rows))
+    print(table(["attack", "a shard of small images", "of the large ones"], rows))
     print(
         f"\nreading {measured.read_item_s * 1e3:.1f} ms an item, adaptive step {measured.step_item_s * 1e3:.1f} ms, "
-        f"fitting {measured.fit_item_s * 1e3:.1f} ms; a shard's file {measured.shard_bytes / 2**20:.2f} MiB\n"
+        f"fitting {measured.fit_item_s * 1e3:.1f} ms; "
+        f"a forward and a backward take {measured.factor:.3g} times as long as where attacks were timed\n"
     )
     headings = ["workers", "by the guard's own pool", "its processor time a worker", "simulated", "ratio"]
     print(table(headings, pool_rows(measured)))
