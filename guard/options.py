@@ -225,3 +225,12 @@ TorchThreads = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Compute on the Ray cluster at HOST:PORT, ray://HOST:PORT or auto.",
+        show_default="this machine's cores",
+    ),
+]

@@ -17,8 +17,10 @@ FILES = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "guard").rg
 ROOF = {
     "guard/__main__.py",
     "guard/bundle_commands.py",
+    "guard/explain_command.py",
     "guard/cli.py",
     "guard/demo.py",
+    "guard/doctor_commands.py",
     "guard/delivery_commands.py",
     "guard/offline_commands.py",
     "guard/option_values.py",

@@ -154,6 +154,9 @@ class Inference:
     ) -> Outcome | Undecided:
         """Inspect a request, and give the call's place back once that is done."""
         outcome = await self.examine(exchange, call, early)
+        if (guarded := outcome.guarded) is not None and math.isfinite(call.inspect_by):
+            spent_s = guarded.config.inspect_timeout_s - (call.inspect_by - time.monotonic())
+            self.metrics.inspections.took(guarded.label, spent_s)
         if call.place is not None:
             call.place.leave(time.monotonic(), inspected=True)
         return outcome
@@ -236,6 +239,7 @@ class Inference:
             early.begin()
         queries = guarded.queries
         seen = None if queries is None else await queries.see(decoded.images, call.principal, call.names)
+        call.queried = seen
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if guarded.loaded.drift is not None:
             guarded.loaded.drift.see(decoded.images, found.readings)
@@ -277,7 +281,7 @@ class Inference:
         readings = found.readings
         if call.span is not None:
             call.span.mark({"guard.p_value": float(readings.p_value.min())})
-        self.metrics.inspected(guarded.label, found.detectors, readings.p_value, readings.detector_p)
+        self.metrics.inspected(guarded.label, found.detectors, readings, guarded.bundle.calibration.programs)
         if found.verdict.request is not Action.PASS:
             self.records.log_verdict(guarded.label, call, found, {**fields, **guarded.sampling.fields(call.name)})
         told = found.enacted if guarded.config.tell_flags or found.enacted is Action.REJECT else Action.PASS

@@ -24,12 +24,14 @@ from prometheus_client import (
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from guard.cascade import Readings
 from guard.fusion import Floats
 from guard.serve.audit.metrics import AuditMetrics
 from guard.serve.build import build_labels
 from guard.serve.drift_metrics import DriftMetrics
 from guard.serve.grpc.upstream import SERVICE
 from guard.serve.inference_call import ENDS, End
+from guard.serve.inspection_metrics import InspectionMetrics
 from guard.serve.query_metrics import QueryMetrics
 
 BUCKET_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -40,8 +42,9 @@ STREAMS = ("ModelStreamInfer",)
 LISTENERS = ("inference", "admin", "authz")
 RELOADS = ("applied", "unchanged", "failed")
 HELD = ("not_asked", "delivered", "discarded", "not_compared")
+REFUSED_REASONS = ("unchecked", "overloaded", "inspection_timeout", "breaker_open")  # the guard fails closed
 UNCHECKED_REASONS = (
-    *("unchecked", "overloaded", "inspection_timeout", "breaker_open", "internal"),  # it failed
+    *(*REFUSED_REASONS, "internal"),  # it failed
     *("not_sampled", "shadow_queue"),  # the operator wants it so
 )
 SHADOWED = ("pass", "would_flag", "would_repair", "would_reject", "dropped", "failed")
@@ -270,7 +273,7 @@ class Metrics:
     def name_traffic(self, registry: CollectorRegistry) -> None:
         """Create the metrics of what many requests show together."""
         self.drift, self.audit = DriftMetrics(registry), AuditMetrics(registry)
-        self.queries = QueryMetrics(registry)
+        self.queries, self.inspections = QueryMetrics(registry), InspectionMetrics(registry)
 
     def name_reloads(self, registry: CollectorRegistry) -> None:
         """Create the metrics of reloads."""
@@ -297,6 +300,10 @@ class Metrics:
         for known, values in ((self.reopened, LISTENERS), (self.held_answers, HELD), (self.reloads, RELOADS)):
             for value in values:
                 known.labels(value)
+        for reason in UNCHECKED_REASONS:
+            self.unchecked.labels(OTHER, reason)
+            if reason in REFUSED_REASONS:
+                self.refused.labels(reason)
 
     def reload_succeeded(self, timestamp_s: float) -> None:
         """Record that settings and bundles are valid, as they were read at this time."""
@@ -305,6 +312,7 @@ class Metrics:
 
     def guards(self, model: str, detectors: Sequence[str]) -> None:
         """Name the children of a guarded model, by its label, with the detectors of its bundle."""
+        self.inspections.begin(model, detectors)
         for action in ACTIONS:
             self.requests.labels(model, action)
             self.items.labels(model, action)
@@ -349,10 +357,11 @@ class Metrics:
     def method(self, name: str) -> str:
         return name if name in self.methods else OTHER
 
-    def inspected(self, model: str, detectors: Sequence[str], p_values: Floats, detector_p: Floats) -> None:
-        """Count the p-values [item] and [item, detector] of one request."""
-        self.p_values.observe(p_values[:, None], [(model,)])
-        self.detector_p_values.observe(detector_p, [(model, detector) for detector in detectors])
+    def inspected(self, model: str, detectors: Sequence[str], readings: Readings, programs: Sequence[int]) -> None:
+        """Count the p-values of one request's items, and of their detectors, so many in each program."""
+        self.p_values.observe(readings.p_value[:, None], [(model,)])
+        self.detector_p_values.observe(readings.detector_p, [(model, detector) for detector in detectors])
+        self.inspections.count_silent(model, detectors, readings, programs)
 
     def predictions(self, model: str, own: NDArray[np.int64], upstream: NDArray[np.int64]) -> int:
         """Count the items [item] on which bundle and upstream disagree, and return their number."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from guard.answer_evidence import ANSWER
 from guard.serve.guarded_model import GuardedModel
 from guard.serve.metrics import Metrics
@@ -19,10 +21,19 @@ def show_models(metrics: Metrics, before: ModelTable | None, after: ModelTable) 
                 metrics.promised_rate.remove(model.label, action)
             metrics.measured_disagreement.remove(model.label)
             metrics.disagreement.remove(model.label)
+            for gauge in (metrics.inspections.budget_s, metrics.inspections.calibration_items):
+                gauge.remove(model.label)
+            metrics.inspections.loaded_s.remove(model.label)
+    at_work = {} if before is None else {model.label: model.bundle.digest for model in before.models}
     metrics.models = frozenset((*after.labels, *after.allowed))
     for model in after.models:
         answers = (ANSWER,) if model.inspector.answers is not None else ()
-        metrics.guards(model.label, (*model.bundle.calibration.detectors, *answers))
+        calibration = model.bundle.calibration
+        metrics.guards(model.label, (*calibration.detectors, *answers))
+        metrics.inspections.budget_s.labels(model.label).set(model.config.inspect_timeout_s)
+        metrics.inspections.calibration_items.labels(model.label).set(calibration.items)
+        if model.bundle.digest != at_work.get(model.label):
+            metrics.inspections.loaded_s.labels(model.label).set(time.time())
         metrics.bundle_info.labels(*bundle_labels(model)).set(1)
         metrics.promised_rate.labels(model.label, "reject").set(model.policy.reject_rate)
         metrics.promised_rate.labels(model.label, "flag").set(model.policy.flag_rate)

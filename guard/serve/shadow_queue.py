@@ -112,7 +112,7 @@ class ShadowQueue:
         model, readings, records = request.guarded.label, found.readings, self.records
         event = label(found.verdict.request, found.enacted)
         self.count(request, event)
-        records.metrics.inspected(model, found.detectors, readings.p_value, readings.detector_p)
+        records.metrics.inspected(model, found.detectors, readings, request.guarded.bundle.calibration.programs)
         if found.verdict.request is not Action.PASS:
             records.log.info(event, **request.names, model=model, **verdict_fields(found), shadow="queue")
 
