@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,7 @@ from guard.offline.adversary.descent import ALL_METHODS, descents_of
 from guard.offline.adversary.runs import ITEM_PARTS, START_POINTS
 from guard.offline.attacks.attack import Attack, learns
 from guard.offline.attacks.model import TorchModel
-from guard.offline.crafting.crafter import Crafter, call_of
-from guard.offline.crafting.learning import Ready, learn
+from guard.offline.crafting.crafter import Crafter
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
@@ -48,7 +48,7 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.programs.program import Program
 from guard.offline.training.fit_heads import FittingItems, fit_heads, settled
-from guard.offline.work.parallel import one_thread, side_by_side
+from guard.offline.work.parallel import one_thread
 from guard.offline.work.store import ResultStore
 from tests.bench.networks import item_shape, random_images
 from tests.bench.sidecar import table
@@ -104,10 +104,11 @@ def timed(call: Callable[[], object]) -> float:
     return time.thread_time() - began
 
 
-def pooled(calls: Sequence[Callable[[], object]], workers: int, setup: CraftSetup) -> tuple[float, float]:
-    """Wall and processor time of the calls by the guard's own pool."""
+def pooled(crafter: Crafter, attacks: Sequence[Attack], workers: int) -> tuple[float, float]:
+    """Wall and processor time of the same shards by the guard's own pool."""
+    pool = replace(crafter, run=replace(crafter.run, workers=workers))
     wall, processor = time.perf_counter(), time.process_time()
-    side_by_side(calls, workers, setup.begun().stop)
+    pool.attacked(attacks, anew=True)
     return time.perf_counter() - wall, time.process_time() - processor
 
 
@@ -159,7 +160,7 @@ def measure(model: str | None, size: Size, folder: Path) -> Measured:
     attacks = [one for one in recipe.attacks if not size.attacks or one.name in size.attacks]
     with one_thread():
         factor = subject.pass_s() / small.pass_s() if small is not subject else 1.0
-        shard_s, learn_s, calls = crafted(crafter, attacks)
+        shard_s, learn_s = crafted(crafter, attacks)
         program_s, step_s, fit_s = program_times(subject.classifier, subject.recipe, subject.items)
     pixels = math.prod(subject.items.item_shape)
     return Measured(
@@ -171,31 +172,22 @@ def measure(model: str | None, size: Size, folder: Path) -> Measured:
         fit_s,
         2 * SHARD_ITEMS * pixels,  # a byte a value: attacked items and noise of their size, on the grid of 8 bits
         FLOAT_BYTES * pixels,
-        {workers: pooled(calls, workers, setup) for workers in (1, 2)},
+        {workers: pooled(crafter, attacks, workers) for workers in (1, 2)},
         len({attack.family for attack in recipe.attacks}),
         len(recipe.adaptive_budgets),
     )
 
 
-def crafted(
-    crafter: Crafter, attacks: Sequence[Attack]
-) -> tuple[dict[str, tuple[float, ...]], dict[str, float], list[Callable[[], object]]]:
-    """The seconds of each attack's shards and of its learning, and the calls that make the shards again."""
-    shard_s, learn_s, calls = {}, {}, []
+def crafted(crafter: Crafter, attacks: Sequence[Attack]) -> tuple[dict[str, tuple[float, ...]], dict[str, float]]:
+    """The seconds of each attack's shard and of its learning."""
+    shard_s, learn_s = {}, {}
     for attack in attacks:
-        ready = Ready(attack)
         if learns(attack):
-            found: list[Ready] = []
-            block = crafter.blocks(None)[0]
-            learn_s[repr(attack)] = timed(
-                lambda a=attack, b=block, f=found: f.append(learn(crafter.run, a, b, anew=True))
-            )
-            (ready,) = found
-        own = [call_of(crafter.run, ready, shard, anew=True) for shard in crafter.shards]
-        own[0]()  # what is done once, such as choosing kernels, is done now
-        shard_s[repr(attack)] = tuple(map(timed, own))
-        calls += own
-    return shard_s, learn_s, calls
+            learn_s[repr(attack)] = timed(partial(crafter.learn, attack, anew=True))
+        once = partial(crafter.attacked, [attack], anew=True)
+        once()  # what is done once, such as choosing kernels, is done now
+        shard_s[repr(attack)] = (timed(once),)
+    return shard_s, learn_s
 
 
 def program_times(classifier: Classifier, recipe: Recipe, items: Dataset) -> tuple[float, float, float]:
