@@ -12,6 +12,7 @@ import pytest
 
 SKIPPING = 'import pytest\n\n@pytest.mark.skip(reason="{reason}")\ndef test_one(): pass\n\ndef test_two(): pass\n'
 NO_ENVOY = "no Envoy; build it, 107 MB, once: python -m tests.side envoy"
+NO_RAY = "no Ray; build it, 250 MB, once: python -m tests.side ray"
 WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\n'
 
 
@@ -26,8 +27,9 @@ WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\
         ("no time", "true", (WHOLE_FILE,), False),
         (NO_ENVOY, "true", (SKIPPING,), True),
         (NO_ENVOY, "long", (SKIPPING,), False),
+        (NO_RAY, "true", (WHOLE_FILE,), True),
     ],
-    ids=["no-gpu", "at-home", "in-ci-test", "in-ci-file", "large-in-ci", "large-in-long"],
+    ids=["no-gpu", "at-home", "in-ci-test", "in-ci-file", "large-in-ci", "large-in-long", "other-large-in-ci"],
 )
 def test_ci_accepts_no_skip_but_for_want_of_a_gpu(
     *, root: Path, tmp_path: Path, texts: tuple[str, ...], reason: str, ci: str, passes: bool, beside: list[str]
