@@ -36,6 +36,7 @@ long: $(READY)  ## what takes large side environments or long: their tests with 
 	CI=long $(BIN)/python -m pytest -m 'large and not readme'
 	$(BIN)/python -m tests.bench.zoo
 	$(BIN)/python -m tests.bench.soak
+	$(BIN)/python -m tests.bench.day
 
 bench: $(READY)  ## what the hop costs beside an opaque proxy, Envoy and none (six minutes, alone on the machine)
 	$(BIN)/python -m tests.side envoy

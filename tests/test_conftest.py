@@ -13,6 +13,7 @@ import pytest
 SKIPPING = 'import pytest\n\n@pytest.mark.skip(reason="{reason}")\ndef test_one(): pass\n\ndef test_two(): pass\n'
 NO_ENVOY = "no Envoy; build it, 107 MB, once: python -m tests.side envoy"
 BESIDE = ["-n", "1"]  # a process of pytest-xdist, whose skips the controller has to be told of
+NO_RAY = "no Ray; build it, 250 MB, once: python -m tests.side ray"
 WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\n'
 
 
@@ -26,6 +27,7 @@ WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\
         ("no time", "true", (WHOLE_FILE,), False, []),
         (NO_ENVOY, "true", (SKIPPING,), True, []),
         (NO_ENVOY, "long", (SKIPPING,), False, []),
+        (NO_RAY, "true", (WHOLE_FILE,), True, []),
         ("no GPU", "true", (SKIPPING, WHOLE_FILE), True, BESIDE),
         ("no time", "true", (SKIPPING,), False, BESIDE),
         ("no time", "true", (WHOLE_FILE,), False, BESIDE),
@@ -37,6 +39,7 @@ WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\
         "in-ci-file",
         "large-in-ci",
         "large-in-long",
+        "other-large-in-ci",
         "no-gpu-beside",
         "in-ci-test-beside",
         "in-ci-file-beside",

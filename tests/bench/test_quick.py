@@ -12,6 +12,7 @@ import pytest
 QUICK = {
     "ablation": (),
     "answered_queries": (),
+    "cluster": (),
     "costs": (),
     "detectors": (),
     "drift": (),
