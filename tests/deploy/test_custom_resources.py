@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tests.deploy.chart import SETS, asked_of, objects_of
-from tests.deploy.rendered import read_all
+from tests.deploy.rendered import kustomize, read_all
 from tests.side import ROOT
 
 KINDS = {"ScaledObject", "PodMonitor", "PrometheusRule"}
+OVERLAYS = ("autoscaled", "autoscaled-keda")  # of kustomize, which have one of each
 OF_ISTIO = {"PeerAuthentication", "AuthorizationPolicy", "ServiceEntry", "EnvoyFilter"}
 ISTIO = ("in-the-path", "ext-authz", "envoy-filter")
 
@@ -36,8 +37,12 @@ def told(side: Callable[[str], Path]) -> tuple[dict[str, list[str]], dict[str, l
     shipped = {
         f"{one['kind']} of the values {name}": one for name in SETS for one in objects_of(name) if one["kind"] in KINDS
     }
+    programs = side("kubectl")
+    texts = {name: kustomize(ROOT / "deploy/kustomize/overlays" / name, programs) for name in OVERLAYS}
+    for name, objects in read_all(texts, programs).items():
+        shipped |= {f"{one['kind']} of the overlay {name}": one for one in objects if one["kind"] in KINDS}
     texts = {name: (ROOT / "deploy" / "istio" / f"{name}.yaml").read_text("utf-8") for name in ISTIO}
-    for name, objects in read_all(texts, side("kubectl")).items():
+    for name, objects in read_all(texts, programs).items():
         shipped |= {f"{one['kind']} of istio/{name} {one['metadata']['name']}": one for one in objects}
     wrong = planted()
     found = asked_of("crds", "crds_program.py", [*shipped.values(), *wrong.values()])
