@@ -9,15 +9,19 @@ Rule 2: files are their owner's alone, and bounded: beyond bytes or age the olde
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from guard.errors import DataError
 from guard.traffic_sample import private
@@ -98,18 +102,23 @@ def log_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), file) for match, file in found if match and stat.S_ISREG(file.lstat().st_mode))
 
 
+def is_audit_log(folder: Path) -> bool:
+    """Whether a directory holds files of an audit log."""
+    return folder.is_dir() and bool(log_files(folder))
+
+
 def read_lines(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a log in their order; what a crash cut off is passed over.
 
     Raises:
         DataError: the directory is none, or holds no audit log.
     """
-    if not folder.is_dir() or not (files := log_files(folder)):
+    if not is_audit_log(folder):
         raise DataError(
             f"{folder} is no audit log: wanted a directory with audit-*.jsonl, as `guard serve` writes where audit_dir "
             "is set"
         )
-    for _, file in files:
+    for _, file in log_files(folder):
         try:
             with file.open("rb") as stream:
                 yield from filter(None, map(parsed, stream))
@@ -117,6 +126,16 @@ def read_lines(folder: Path) -> Iterator[dict[str, Any]]:
             continue
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def kept_tensor(line: Mapping[str, Any]) -> NDArray[Any] | None:
+    """The input that a line kept, as it came; None where it kept none that can be read."""
+    try:
+        tensor = line["input"]
+        values = np.frombuffer(base64.b64decode(tensor["base64"], validate=True), np.dtype(tensor["dtype"]))
+        return values.reshape(tensor["shape"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:

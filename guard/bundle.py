@@ -27,7 +27,7 @@ from guard.calibration import Calibration
 from guard.errors import BundleError
 from guard.manifest import FORMAT_VERSION, Manifest, ProgramSpec, RepairSpec
 
-READ_VERSIONS = (2, 3, FORMAT_VERSION)  # 2 knows no features of tables, 3 no opinions of repairs
+READ_VERSIONS = (2, 3, 4, FORMAT_VERSION)  # 2 knows no features of tables, 3 and 4 no opinions of repairs and programs
 MANIFEST, WEIGHTS, CALIBRATION = "manifest.json", "weights.bin", "calibration.npz"
 SIGNATURE = "model.sig"  # beside the manifest, where the bundle was signed; see `guard/signature.py`
 ANSWER_CALIBRATION = "answer.npz"  # of a closed model's answers, for a guard that forwards before its verdict

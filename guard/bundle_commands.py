@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from guard.errors import ConfigError
 from guard.option_values import column_choice, device_name
 from guard.options import (
     BundleArgument,
@@ -171,11 +172,16 @@ def serve(
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cpu")] = None,
     threads: Threads = None,
     config: Annotated[Path | None, typer.Option(help="guard.toml, for all the rest.", show_default=False)] = None,
+    kserve: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults."""
+    """The sidecar. Settings: flags, then GUARD_* variables, then guard.toml, then the defaults.
+
+    KServe's arguments for a transformer (--model_name, --predictor_host, --http_port and the others) are taken as well.
+    """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc, which writes a line for each failed handshake
     from guard.config import SettingsSource, service_links
+    from guard.kserve_arguments import kserve_settings
     from guard.serve.log import Log
     from guard.serve.server import serve as run
 
@@ -193,8 +199,24 @@ def serve(
         "device": device,
         "threads": threads,
     }
-    source = SettingsSource(config, dict(os.environ), flags)
+    of_kserve = kserve_settings(kserve or (), os.environ)
+    own = {name: value for name, value in flags.items() if value is not None}
+    source = SettingsSource(config, dict(os.environ), {**of_kserve.flags, **own})
     settings = source.load()
+    if of_kserve.is_http_alone and not settings.upstream:
+        raise ConfigError(
+            "--predictor_protocol = 'v2' names the model server's HTTP port, and its gRPC port is wanted too: add "
+            "--upstream HOST:PORT, or give gRPC's HOST:PORT with --predictor_protocol grpc-v2; --http_port is served "
+            "either way"
+        )
+    if kserve:
+        Log(settings.log_level).info(
+            "kserve arguments",
+            settings=of_kserve.flags,
+            assumed=of_kserve.assumed,
+            without_effect=of_kserve.without_effect
+            | ({"model_name": "the tables of guard.toml name the models"} if settings.models else {}),
+        )
     if links := service_links(os.environ):
         Log(settings.log_level).warning(
             "service links ignored",
@@ -203,6 +225,15 @@ def serve(
             "enableServiceLinks: false in the pod's template leaves them out",
         )
     run(settings, source)
+
+
+def schema() -> None:
+    """The JSON schema of guard.toml, for editors and validators: every setting with its type, range and default."""
+    import json
+
+    from guard.settings_schema import settings_schema
+
+    typer.echo(json.dumps(settings_schema(), indent=2, ensure_ascii=False))
 
 
 def model_server(
@@ -307,6 +338,11 @@ def conformance(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the report, JSON.", show_default=False)] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds for one call.")] = 10.0,
+    tls: Tls = False,
+    ca: Ca = None,
+    certificate: ClientCertificate = None,
+    key: ClientKey = None,
+    server_name: ServerName = None,
 ) -> None:
     """Call every remote procedure of a model server directly and through the guard, and report each difference.
 
@@ -315,6 +351,7 @@ def conformance(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, as above
     from rich.console import Console
 
+    from guard.serve.client_channel import ClientTls
     from guard.serve.conformance.conformance import TrialOptions, run_trial
     from guard.serve.conformance.report import check_report, parts
 
@@ -326,6 +363,7 @@ def conformance(
         model=model,
         request=request,
         only=tuple(only or ()),
+        tls=ClientTls.of(tls=tls, ca=ca, certificate=certificate, key=key, server_name=server_name),
         timeout_s=timeout_s,
     )
     report = run_trial(options)

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from guard import bundle_commands, offline_commands
+from guard import bundle_commands, delivery_commands, doctor_commands, explain_command, offline_commands
 from guard.errors import GuardError
+from guard.kserve_arguments import rewritten
 
 USAGE_CODE = 2
 INTERRUPTED_CODE = 130
@@ -57,11 +58,17 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("inspect", bundle_commands.inspect, "guard inspect bundle"),
     ("calibrate", bundle_commands.calibrate, "guard calibrate bundle --from sample --out recalibrated"),
     ("audit", offline_commands.audit, "guard audit audit --out audit.html"),
+    ("explain", explain_command.explain, "guard explain inputs.npz 127.0.0.1:8083 --item 3"),
     ("sign", bundle_commands.sign, "guard sign bundle --key key.pem"),
+    ("pack", delivery_commands.pack, "guard pack bundle --out oci://registry.example/guards/digits:1"),
+    ("unpack", delivery_commands.unpack, "guard unpack bundle.tar --out bundle"),
+    ("track", delivery_commands.track, "guard track bundle --mlflow http://127.0.0.1:5000"),
     ("bench", offline_commands.bench, "guard bench bundle --batches 1,8 --seconds 30"),
     ("serve", bundle_commands.serve, "guard serve --bundle bundle --upstream 127.0.0.1:9000"),
+    ("schema", bundle_commands.schema, "guard schema > guard.schema.json"),
     ("model-server", bundle_commands.model_server, "guard model-server --model model.onnx --name digits"),
     ("probe", bundle_commands.probe, "guard probe 127.0.0.1:8081"),
+    ("doctor", doctor_commands.doctor, "guard doctor --config guard.toml --bundle bundle --upstream 127.0.0.1:9000"),
     ("drain", bundle_commands.drain, "guard drain 127.0.0.1:8083"),
     (
         "conformance",
@@ -76,9 +83,10 @@ for name, command, example in COMMANDS:
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; every error of ours is one line on standard error."""
     debug = "--debug" in arguments
+    words = rewritten([word for word in arguments if word != "--debug"])
     try:
         command = typer.main.get_command(app)
-        result = command.main([a for a in arguments if a != "--debug"], prog_name="guard", standalone_mode=False)
+        result = command.main(words, prog_name="guard", standalone_mode=False)
         if result == INTERRUPTED_CODE:  # which typer makes of an interrupt inside a command
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
@@ -95,6 +103,9 @@ def run(arguments: Sequence[str]) -> int:
             "onnxscript": "offline",
             "pyarrow": "tables",
             "cryptography": "sign",
+            "oras": "registry",
+            "requests": "registry",
+            "mlflow": "mlflow",
         }
         extra = known.get((error.name or "").split(".")[0])
         if extra is None:

@@ -9,11 +9,10 @@ Rule 2: the command line beats the environment, the environment beats the file, 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -22,7 +21,7 @@ from guard.errors import ConfigError
 from guard.model_config import ModelConfig
 from guard.policy import Forward, Mode, OnFailure, QueryMemoryUse, Rows, Shadow
 from guard.service_links import is_service_link
-from guard.target import WANTED, is_authority, is_http_url, is_url, parse_target, socket_path, split_address
+from guard.setting_ranges import RANGES
 
 PrincipalFrom = Literal["none", "tls", "bearer", "xfcc"]
 
@@ -46,6 +45,7 @@ class ServeConfig:
     """The settings of `guard serve`; each is a key of guard.toml, a GUARD_ variable in capitals, and many are flags."""
 
     bundle: str = ""  # directory of the bundle
+    model_name: str = ""  # NAME or NAME:VERSION that clients ask for; "": the one that the bundle was made for
     upstream: str = ""  # the model server that is guarded: HOST:PORT, or a gRPC target such as dns:///NAME:PORT
     upstream_tls: bool = False  # speak TLS with it
     upstream_ca: str | None = None  # PEM file of the certificates that its own must lead to; None: the system's
@@ -54,7 +54,7 @@ class ServeConfig:
     upstream_authority: str | None = None  # name for :authority and its certificate; None: the target's
     listen: str = "0.0.0.0:8081"  # clients; Open Inference Protocol over gRPC, health, reflection
     rest_listen: str = ""  # clients; Open Inference Protocol over HTTP; empty: no such door
-    rest_upstream: str = ""  # the same model server over HTTP: http://HOST:PORT or https://HOST:PORT
+    rest_upstream: str = ""  # the same model server over HTTP: http://HOST:PORT or https://HOST:PORT; "": over gRPC
     admin_listen: str = "127.0.0.1:8083"  # guard.v1: loopback, unix:PATH, or with admin_tokens
     admin_tokens: str | None = None  # file of the tokens that guard.v1 wants; None: whoever can connect may ask
     metrics_listen: str = "0.0.0.0:8082"  # Prometheus
@@ -125,7 +125,7 @@ class ServeConfig:
         """The settings of each guarded model: the tables', or those of `bundle`; in mode off there may be none."""
         if not self.models and not self.bundle and self.mode == "off":
             return ()
-        return self.models or (ModelConfig(**{name: getattr(self, name) for name in OF_A_MODEL}),)
+        return self.models or (ModelConfig(**{name: getattr(self, name) for name in OF_A_MODEL}, key=self.model_name),)
 
 
 def service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -169,6 +169,13 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
     check(config, places)
     if tables is None:
         return config
+    if config.model_name and not places["model_name"].startswith(
+        "--"
+    ):  # as a flag it is KServe's, which always gives it
+        raise ConfigError(
+            f"{places['model_name']} = {shown(config.model_name)}, and {tables[0]} has tables, which name the models; "
+            "leave model_name out"
+        )
     if config.bundle:
         raise ConfigError(
             f"{places['bundle']} = {shown(config.bundle)}, and {tables[0]} has tables, which name a bundle each; "
@@ -312,48 +319,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
 
 
-MORE_THAN_ZERO = (  # settings whose range begins there
-    *("max_rows", "max_queue_rows", "max_message_bytes", "max_bytes_in_flight"),
-    *("max_connections", "max_calls_per_connection"),
-    *("max_connection_age_s", "max_connection_age_grace_s", "keepalive_s", "upstream_keepalive_s"),
-    *("min_ping_interval_s",),
-    *("audit_max_bytes", "audit_max_age_s"),
-    *(
-        "breaker_failures",
-        "inspect_timeout_s",
-        "upstream_timeout_s",
-        "read_timeout_s",
-        "threads",
-        "device_memory_bytes",
-    ),
-)
-
-
 def check(config: ServeConfig | ModelConfig, places: Mapping[str, str]) -> None:
     """Check the range of every setting that there is; `places` says where each was given. Raises ConfigError."""
-    wanted: dict[str, tuple[Callable[[Any], bool], str]] = {  # NaN is in none of these ranges
-        **dict.fromkeys(MORE_THAN_ZERO, (lambda value: 0 < value < math.inf, "more than zero, and finite")),
-        **dict.fromkeys(
-            ("device_id", "drain_s", "grace_s"), (lambda value: 0 <= value < math.inf, "zero or more, and finite")
-        ),
-        "drift_alarm_probability": (lambda value: 0 < value < 1, "a probability between 0 and 1"),
-        "sample_share": (lambda value: 0 <= value <= 1, "a share from 0 to 1"),
-        "max_disagreement": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
-        **dict.fromkeys(("sample", "breaker_share"), (lambda value: 0 < value <= 1, "a share above 0, at most 1")),
-        **dict.fromkeys(
-            ("listen", "rest_listen", "metrics_listen", "authz_listen"),
-            (lambda value: not value or split_address(value) is not None, "HOST:PORT"),
-        ),
-        "admin_listen": (
-            lambda value: not value or split_address(value) is not None or socket_path(value) is not None,
-            "HOST:PORT or unix:PATH",
-        ),
-        "upstream": (lambda value: not value or parse_target(value) is not None, WANTED),
-        "events_sink": (is_http_url, "http://HOST/PATH or https://HOST/PATH, with or without a port"),
-        "rest_upstream": (lambda value: not value or is_url(value), "http://HOST:PORT or https://HOST:PORT"),
-        "upstream_authority": (is_authority, "HOST or HOST:PORT"),
-    }
-    for name, (is_in_range, words) in wanted.items():
+    for name, allowed in RANGES.items():
         value = getattr(config, name, None)
-        if value is not None and not is_in_range(value):
-            raise ConfigError(f"{places.get(name, name)} = {shown(value)}; wanted {words}")
+        if value is not None and not allowed.holds(value):
+            raise ConfigError(f"{places.get(name, name)} = {shown(value)}; wanted {allowed.words}")

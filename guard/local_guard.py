@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from guard.calibration import check_promise
 from guard.cascade import Readings, joined
 from guard.errors import ConfigError, DataError
+from guard.explanation import Explanation, explain
 from guard.judge import Inspection, Judge
 from guard.manifest import ModelSpec
 from guard.policy import Mode, OnFailure, Policy, Rows
@@ -105,6 +106,13 @@ class LocalGuard:
         parts = [self.runtime.read(images[start : start + items]) for start in range(0, len(images), items)]
         readings: Readings = parts[0] if len(parts) == 1 else joined(parts)
         return self.judge.judged(readings, self.judge.calibration, np.zeros(len(images)))
+
+    def explain(self, images: NDArray[Any]) -> list[Explanation]:
+        """Explain the verdict on each of these wire inputs [item, ...]; it costs every program anew. Raises DataError.
+
+        The map is absent where the bundle's detectors read no input gradient.
+        """
+        return explain(self.runtime, self.checked(images))
 
     def checked(self, images: NDArray[Any]) -> NDArray[Any]:
         """The array, contiguous, after a look at its form and its values. Raises DataError."""

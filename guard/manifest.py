@@ -19,7 +19,7 @@ from guard.errors import BundleError
 from guard.features import Feature, features_from
 from guard.value_box import ValueBox
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 DATATYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
@@ -104,7 +104,11 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """An ONNX graph of the cascade: wire input -> `logits` [item, class], `scores` [item, own detector]."""
+    """An ONNX graph of the cascade: wire input -> `logits` [item, class], `scores` [item, own detector].
+
+    What explains them is there where the detectors read it: `gradient` [item, channels first] of the input in [0, 1],
+    and `opinions` [item, opinion, class], the logits of further answers.
+    """
 
     name: str
     file: str
@@ -113,6 +117,7 @@ class ProgramSpec:
     backwards: int
     opset: int
     forwards: float = 0.0  # of the model, by multiply-adds: what second networks cost an item
+    opinions: tuple[str, ...] = ()  # their names; none in bundles of format 4 and before
 
     @property
     def floor(self) -> float:
@@ -217,7 +222,7 @@ class Manifest:
                 spec,
                 output_spec(output),
             ),
-            programs=tuple(ProgramSpec(**{**p, "detectors": tuple(p["detectors"])}) for p in raw["programs"]),
+            programs=tuple(map(program_spec, raw["programs"])),
             detectors=tuple(
                 DetectorSpec(d["name"], d["expression"], tuple(NeedSpec(**need) for need in d["needs"]))
                 for d in raw["detectors"]
@@ -231,6 +236,13 @@ class Manifest:
             provenance=mapping(raw["provenance"]),
             format=int(raw["format"]),
         )
+
+
+def program_spec(raw: Mapping[str, Any]) -> ProgramSpec:
+    """Read one of the manifest's programs."""
+    return ProgramSpec(
+        **{**raw, "detectors": tuple(raw["detectors"]), "opinions": tuple(map(str, raw.get("opinions", ())))}
+    )
 
 
 def output_spec(raw: Mapping[str, Any]) -> OutputSpec:

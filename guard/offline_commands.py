@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from guard.delivery_commands import asked_tracking, tracked
 from guard.option_values import column_choice, device_name, numbers, second_boxes, value_box
 from guard.options import (
     AcceptAccuracy,
@@ -26,6 +28,7 @@ from guard.options import (
     LabelColumn,
     Mean,
     Minutes,
+    Mlflow,
     ModelSource,
     OutputKind,
     OutputName,
@@ -33,6 +36,7 @@ from guard.options import (
     PromisedFlagRate,
     PromisedRejectRate,
     Questions,
+    RayAddress,
     RecipeFile,
     Repairs,
     SecondData,
@@ -172,6 +176,8 @@ def train(
     adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attack in the report.")] = 100,
     threads: TorchThreads = None,
     seed: Seed = 0,
+    ray: RayAddress = None,
+    mlflow: Mlflow = None,
 ) -> None:
     """Craft attacks, fit detectors, calibrate, compile and report. Resumes when started again.
 
@@ -184,14 +190,20 @@ def train(
     it is said first, and stands in the report. PGD of 20 steps costs about 40
     forwards an item, Carlini-Wagner of 4 x 60 steps about 300.
     """
-    given = dict(locals())
+    given = {name: value for name, value in locals().items() if name not in ("ray", "mlflow")}
     typer.echo(f"reading   {answers or model} and {data}")  # before anything large is imported
+    began_s = asked_tracking(mlflow)
     from guard.offline.train import train as run
+    from guard.offline.work.ray_cluster import computing_on
     from guard.offline.work.tables import print_lines
 
     console = make_console()
-    bundle = run(job_of(given), stages(console))
+    with computing_on(ray) as executor:
+        bundle = run(replace(job_of(given), executor=executor), stages(console))
     print_lines(console, [f"bundle {bundle.path}, report {bundle.path / 'report.html'}"])
+    from guard.tracking import bundle_run
+
+    tracked(mlflow, lambda: bundle_run(bundle, began_s=began_s), f"guard track {bundle.path}")
 
 
 def job_of(given: dict[str, Any]) -> Any:
@@ -266,6 +278,8 @@ def evaluate(
     ] = None,
     suite_minutes: Annotated[float, typer.Option(help="Time for the suite, beside that.", min=0.0)] = 20.0,
     seed: Seed = 0,
+    ray: RayAddress = None,
+    mlflow: Mlflow = None,
 ) -> None:
     """Measure what is caught of each attack, seen and left out, and what one who knows the guard gets past it.
 
@@ -276,9 +290,11 @@ def evaluate(
     from guard.offline.evaluate import Wish, evaluate_bundle
     from guard.offline.job.suite import load_suite
     from guard.offline.report.terminal import lines_of
+    from guard.offline.work.ray_cluster import computing_on
     from guard.offline.work.tables import print_lines
 
     console = make_console()
+    began_s = asked_tracking(mlflow)
     wish = Wish(
         seed,
         quick,
@@ -292,8 +308,24 @@ def evaluate(
         adaptive_items,
         grey_second,
     )
-    found = evaluate_bundle(Bundle.open(bundle), data, out, wish, stages(console))
+    opened = Bundle.open(bundle)
+    with computing_on(ray) as executor:
+        found = evaluate_bundle(opened, data, out, replace(wish, executor=executor), stages(console))
     print_lines(console, [*lines_of(found), "", f"report {out / 'report.html'}"])
+    settings = {
+        "quick": str(quick),
+        "full": str(full),
+        "minutes": f"{wish.time:g}",
+        "suite": suite or "",
+        "seed": str(seed),
+    }
+    from guard.tracking import report_run
+
+    tracked(
+        mlflow,
+        lambda: report_run(opened, out, settings, began_s=began_s),
+        f"guard track {bundle} --report {out}",
+    )
 
 
 def audit(
@@ -302,11 +334,15 @@ def audit(
     out: Annotated[
         Path, typer.Option(metavar="PAGE", help="Where the page is written; a PNG of its picture lies beside it.")
     ] = Path("audit.html"),
+    bundle: Annotated[
+        list[Path] | None,
+        typer.Option(help="A bundle that judged kept inputs: adds where the model looked.", show_default=False),
+    ] = None,
 ) -> None:
     """Write a page of what a guard's audit log holds: waves over time, principals, detectors, kept inputs."""
     from guard.offline.audit.page import facts, write_page
 
-    for fact in facts(write_page(log, out)):
+    for fact in facts(write_page(log, out, bundle or ())):
         typer.echo(fact)
     typer.echo(f"page      {out}, {out.with_suffix('.png')}")
 

@@ -41,6 +41,15 @@ FeaturesFile = Annotated[
         show_default="found in the data, with --preset tabular",
     ),
 ]
+Mlflow = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        metavar="URI",
+        help="Log parameters, figures and files to this MLflow tracking server; where that fails it is said.",
+        show_default=False,
+    ),
+]
 AcceptAccuracy = Annotated[
     bool, typer.Option("--accept-accuracy", help="Go on where the model is seldom right on the data.")
 ]
@@ -216,3 +225,12 @@ TorchThreads = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Compute on the Ray cluster at HOST:PORT, ray://HOST:PORT or auto.",
+        show_default="this machine's cores",
+    ),
+]

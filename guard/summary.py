@@ -42,6 +42,9 @@ def summarise(bundle: Bundle, *, verified_by: TrustedKey | None = None) -> str:
         f"            on {calibration.items} clean items; they can promise {smallest:.3g} at least",
         f"repairs     {', '.join(repair.expression for repair in manifest.repairs) or 'none'}",
         f"recipe      {manifest.recipe.get('name', '')}, seed {manifest.seed}",
+        *source_lines(manifest),
+        *parent_lines(manifest),
+        *made_lines(manifest),
         *cut_lines(manifest),
         "",
         *program_lines(manifest),
@@ -146,6 +149,34 @@ def cut_lines(manifest: Manifest) -> list[str]:
             f"{text} ({what})", width=80, initial_indent="cut         ", subsequent_indent=" " * 12
         )
     ]
+
+
+def source_lines(manifest: Manifest) -> list[str]:
+    """Lines on what the bundle was made from: each file or data set with the beginning of its SHA-256."""
+    lines = []
+    for name, found in manifest.provenance.get("sources", {}).items():
+        parts = [f"{found['items']:,} items"] if "items" in found else []
+        parts += [f"sha256 {found['digest'][7:23]}"] if "digest" in found else []
+        parts += [f"its file {found['file'][7:23]}"] if "file" in found else []
+        lines += textwrap.wrap(
+            f"{name}: {', '.join(parts)}", width=80, initial_indent="made from   ", subsequent_indent=" " * 12
+        )
+    return lines
+
+
+def parent_lines(manifest: Manifest) -> list[str]:
+    """Lines on the bundle that this one was calibrated from; none where it was trained."""
+    found = manifest.provenance.get("calibrated")
+    if not found:
+        return []
+    text = f"{found['parent'][:16]}, its thresholds set anew on {found['items']:,} items of traffic"
+    return textwrap.wrap(text, width=80, initial_indent="parent      ", subsequent_indent=" " * 12)
+
+
+def made_lines(manifest: Manifest) -> list[str]:
+    """Lines on the versions of what made the bundle."""
+    text = ", ".join(f"{name} {version}" for name, version in manifest.made_by.items())
+    return textwrap.wrap(text, width=80, initial_indent="made by     ", subsequent_indent=" " * 12)
 
 
 def own_ranges(spec: InputSpec) -> list[str]:

@@ -53,6 +53,15 @@ def parse_target(text: str) -> Target | None:
             return None
 
 
+def hosts_and_ports(text: str) -> list[tuple[str, int]]:
+    """List the addresses of a target, names as they stand in it; none of a unix socket, or of what is no target."""
+    found = SCHEME.match(text)
+    scheme = (found.group(1) or found.group(2)) if found else ""
+    rest = text[len(scheme) + 1 :] if scheme else text
+    parts = [] if scheme == "unix" else re.sub("^//[^/]*/", "", rest).split(",")
+    return [address for part in parts if (address := split_address(part)) is not None]
+
+
 def is_host_and_port(text: str) -> bool:
     address = split_address(text)
     return address is not None and not re.search(r"[\s/,@]", address[0])

@@ -38,9 +38,11 @@ SHARED_GUARD = "tiny_job"  # the fixture that trains it: what asks for it is slo
 NO_GPU = "no GPU"
 NO_ENVOY = "no Envoy; build it, 107 MB, once: python -m tests.side envoy"
 NO_PROMETHEUS = "no Prometheus; build it, 95 MB, once: python -m tests.side prometheus"
+NO_RAY = "no Ray; build it, 250 MB, once: python -m tests.side ray"
 CI = os.environ.get("CI", "")  # true, or long: with every large side environment built
 JUDGED = ("true", "long")
-ACCEPTED = (NO_GPU,) if CI == "long" else (NO_GPU, NO_ENVOY, NO_PROMETHEUS)  # the reasons for a skip that CI accepts
+LARGE = (NO_ENVOY, NO_PROMETHEUS, NO_RAY)
+ACCEPTED = (NO_GPU,) if CI == "long" else (NO_GPU, *LARGE)  # the reasons for a skip that CI accepts
 skipped: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
@@ -68,6 +70,12 @@ def no_envoy() -> str:
 def no_prometheus() -> str:
     """The reason for which tests of a real Prometheus are skipped where it is not built."""
     return NO_PROMETHEUS
+
+
+@pytest.fixture(scope="session")
+def no_ray() -> str:
+    """The reason for which tests of a real Ray cluster are skipped where Ray is not built."""
+    return NO_RAY
 
 
 @pytest.fixture(scope="session", autouse=True)

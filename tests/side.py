@@ -4,7 +4,7 @@
     python -m tests.side triton      only this one
     python -m tests.side all         every one, the large ones among them (`make long`)
     python -m tests.side art         a shelf: packages that are read beside the main environment's own
-    python -m tests.side prometheus  a package of Debian's, unpacked below .side and not installed
+    python -m tests.side prometheus  packages of Debian's, unpacked below .side and not installed
 
 Rule 1: an environment holds what its lock says and nothing else: every version pinned, dependencies included.
 Rule 2: only this command uses the network. Inside pytest `ready` answers, or says what to type.
@@ -28,7 +28,7 @@ from tests import dockerfile
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = ROOT / ".side"
 # From tests/side/NAME.txt.
-LOCKED = ("triton", "mlserver", "kserve", "sklearn", "stubs", "kubectl", "oldest", "signing")
+LOCKED = ("triton", "mlserver", "kserve", "sklearn", "stubs", "kubectl", "helm", "crds", "oldest", "signing")
 # Likewise, but without an interpreter and what the main environment has. What tests read is built with the others, what
 # benchmarks read when it is asked for.
 SHELVES = (
@@ -45,9 +45,13 @@ SHELVES = (
     "grpcurl",
     "cloudevents",
     "promql",
+    "oras",
+    "mlflow-client",
+    "ray",
 )
 TESTED = ("zoo", "h2", "attacks", "otlp", "grpcurl", "cloudevents", "promql")
-UNPACKED = ("prometheus",)  # from Debian's archive
+UNPACKED = ("prometheus", "registry")  # from Debian's archive
+SERVERS = ("mlflow",)  # with an interpreter, as LOCKED, but large: built by name alone
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
 
@@ -58,7 +62,7 @@ class StaleError(RuntimeError):
 
 def main(names: list[str]) -> None:
     """Build what is named, or all that is stale."""
-    known = (*LOCKED, IMAGE, *SHELVES, *UNPACKED)
+    known = (*LOCKED, *SERVERS, IMAGE, *SHELVES, *UNPACKED)
     names = list(known) if names == ["all"] else names
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -89,7 +93,8 @@ def ready(name: str) -> Path:
     if name == IMAGE:
         replay_image(network=False)
     elif stamp(name) != locked_key(name):
-        raise StaleError(f".side/{name} is missing or stale; run: make side")
+        cure = f"python -m tests.side {name}" if name in SERVERS else "make side"
+        raise StaleError(f".side/{name} is missing or stale; run: {cure}")
     return SIDE / name / "bin"
 
 

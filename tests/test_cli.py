@@ -23,8 +23,9 @@ from guard.offline.preflight import check as checking
 from tests.serve import tiny_bundle
 
 COMMANDS = (
-    *("demo", "check", "train", "evaluate", "score", "inspect", "calibrate", "audit", "sign", "bench"),
-    *("serve", "model-server", "probe", "drain", "conformance"),
+    *("demo", "check", "train", "evaluate", "score", "inspect", "calibrate", "audit", "explain"),
+    *("sign", "pack", "unpack", "track", "bench"),
+    *("serve", "schema", "model-server", "probe", "doctor", "drain", "conformance"),
 )
 
 

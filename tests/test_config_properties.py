@@ -14,8 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guard.config import MAX_SHOWN_CHARACTERS, MODELS, MORE_THAN_ZERO, OF_A_MODEL, ServeConfig, load_config
+from guard.config import MAX_SHOWN_CHARACTERS, MODELS, OF_A_MODEL, ServeConfig, load_config
 from guard.errors import ConfigError
+from guard.setting_ranges import MORE_THAN_ZERO
 from guard.target import split_address
 
 HINTS = {key: hint for key, hint in typing.get_type_hints(ServeConfig).items() if key != MODELS}  # those are tables

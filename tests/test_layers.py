@@ -17,8 +17,11 @@ FILES = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "guard").rg
 ROOF = {
     "guard/__main__.py",
     "guard/bundle_commands.py",
+    "guard/explain_command.py",
     "guard/cli.py",
     "guard/demo.py",
+    "guard/doctor_commands.py",
+    "guard/delivery_commands.py",
     "guard/offline_commands.py",
     "guard/option_values.py",
     "guard/options.py",
@@ -46,6 +49,8 @@ LAZY = {
     **{f"guard/arrow_{part}.py": {"pyarrow"} for part in ("files", "labels", "values")},  # the extra [tables]
     "guard/serve/envoy/messages.py": {"envoy"},  # the extra [envoy]
     "guard/signing.py": {"cryptography"},  # the extra [sign]
+    "guard/oci/registry.py": {"oras", "requests"},  # the extra [registry]
+    "guard/tracking.py": {"mlflow"},  # the extra [mlflow]
     "guard/offline/attacks/adapter.py": {"foolbox", "pyautoattack"},  # the extra [attacks]
 }
 EXTRAS = {"guard/serve/rest/": "rest"}  # rooms that may import what an extra installs, and are opened lazily

@@ -26,6 +26,8 @@ SERVING = sorted(
     for file in SOURCES
     if file.endswith(".py") and not file.startswith(("guard/offline/", *EXTRAS)) and not file.endswith("__main__.py")
 )
+# A line of a lock: of a Python package, or of one of Debian's with the SHA-256 of its archive.
+PYTHONS, DEBIANS = r"[\w.-]+==[\w.]+", r"[\w.+-]+=[\w.:~+-]+ [0-9a-f]{64}"
 IMPORT_ALL = """
 import importlib, json, sys
 for name in json.loads(sys.argv[1]):
@@ -82,4 +84,4 @@ def test_every_side_environment_is_locked_to_the_last_digit(root: Path) -> None:
     for lock in locks:
         first, *lines = lock.read_text("utf-8").splitlines()
         assert first.startswith("# "), f"{lock} should say what it is for"
-        assert not [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)], lock
+        assert not [line for line in lines if not re.fullmatch(rf"{PYTHONS}|{DEBIANS}", line)], lock

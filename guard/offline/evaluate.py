@@ -6,9 +6,11 @@ family, runs of the adaptive attack.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from guard.answer_evidence import evidence_of
@@ -45,8 +47,11 @@ from guard.offline.training.build import Prepared, read_seconds
 from guard.offline.training.reopen import Work
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import write_bytes
+from guard.offline.work.lock import locked
+from guard.offline.work.parallel import OWN_THREADS
 from guard.offline.work.progress import Stage, Stages
 from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, new_table, plain_lines, shares
+from guard.offline.work.tasks import Executor, check_sendable
 from guard.offline.work.text import duration
 from guard.offline.work.threads import choose_threads
 
@@ -71,6 +76,7 @@ class Wish:
     choice: ColumnChoice | None = None  # of a table's columns; None: as the bundle was trained
     adaptive_items: int | None = None  # of the adaptive attack; None: as many as are usual
     grey_second: str | None = None  # a bundle or model whose second networks an attacker has in place of the guard's
+    executor: Executor | None = None  # what computes tasks; None: threads of this process
 
     def effort(self, work: WorkDirectory) -> Effort:
         items, usual, steps = QUICK_ITEMS_AND_STEPS if self.quick else FULL_ITEMS_AND_STEPS
@@ -78,7 +84,8 @@ class Wish:
         shifted = MAX_QUICK_SHIFTED_ITEMS if self.quick else MAX_SHIFTED_ITEMS
         deadline = time.monotonic() + 60 * self.time
         methods = ALL_METHODS if self.full else METHODS
-        return Effort(*sizes, self.seed, work, deadline, shifted, methods, checked=not self.quick)
+        executor = OWN_THREADS if self.executor is None else self.executor
+        return Effort(*sizes, self.seed, work, deadline, shifted, methods, checked=not self.quick, executor=executor)
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -105,6 +112,13 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
         BundleError, DataError, ModelError: before anything is written.
     """
     work = Work.beside(bundle)
+    check_sendable(wish.executor, closed=bool(work.job.get("answers")))
+    with locked(work.directory):
+        return evaluated(bundle, work, data, out, wish, stages)
+
+
+def evaluated(bundle: Bundle, work: Work, data: Path, out: Path, wish: Wish, stages: Stages) -> Evaluation:
+    """Evaluate a bundle whose work directory is held; raises as `evaluate_bundle` does."""
     effort = replace(wish.effort(work.directory), cuts=(*guard_cuts(bundle), *wish.cuts))
     with stages.stage("open bundle and data") as progress:
         held_out, aside = work.held_out(bundle, data, layout=wish.data_layout, choice=wish.choice)
@@ -122,7 +136,9 @@ def evaluate_bundle(bundle: Bundle, data: Path, out: Path, wish: Wish, stages: S
     left_out: tuple[LeftOut, ...] = ()
     if not wish.quick:
         with stages.stage("fit without each family") as progress:
-            left_out = refit_all(work.job_of(bundle), lambda: prepared(work, bundle, progress), bundle, progress.note)
+            job = replace(work.job_of(bundle), executor=wish.executor)
+            opening = partial(prepared, work, bundle, progress, wish.executor)
+            left_out = refit_all(job, opening, bundle, progress.note)
     with stages.stage("measure on held-out data") as progress:
         further = Further(wish.suite, 60 * wish.suite_minutes, work.directory) if wish.suite else None
         evaluation = measure(
@@ -154,9 +170,9 @@ def guard_cuts(bundle: Bundle) -> tuple[str, ...]:
     return tuple(map(str, bundle.manifest.provenance.get("cuts", {}).get("guard", ())))
 
 
-def prepared(work: Work, bundle: Bundle, progress: Stage) -> Prepared:
+def prepared(work: Work, bundle: Bundle, progress: Stage, executor: Executor | None = None) -> Prepared:
     """Return what the served bundle was fitted on: same data, same attacked items. Raises DataError, BundleError."""
-    job = work.job_of(bundle)
+    job = replace(work.job_of(bundle), executor=executor)
     classifier, data = open_job(job, kept=job.work)
     check_data(job, data)
     work.same_splits(data.splits)
@@ -186,7 +202,9 @@ def forecast(
     }
     if not quick and (left := unmade(work.recipe, work.directory, bundle)):
         build_s = read_seconds(work.directory)
-        found[f"guards without a family, {len(left)} of them"] = None if build_s is None else len(left) * build_s
+        found[f"guards without a family, {len(left)} of them"] = (
+            None if build_s is None else math.ceil(len(left) / effort.executor.processes) * build_s
+        )
     kinds = noises_of(kind_for(subject.cascade.spec).name, held_out.item_shape[0])
     harmless = 2 * len(kinds) * NOISE_SIZE_POINTS * min(MAX_NOISY_ITEMS, len(held_out.images))  # all, and each alone
     readings = len(held_out.images) + 2 * len(attacks) * items + harmless  # clean ones, each attack's items and noise

@@ -33,8 +33,11 @@ from guard.offline.training.family_scores import FamilyScores
 from guard.offline.training.fit_heads import save_heads, settled
 from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.training.reopen import write_work
+from guard.offline.work.lock import locked
+from guard.offline.work.parallel import OWN_THREADS
 from guard.offline.work.progress import Stages
 from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, counts, new_table, plain_lines, shares
+from guard.offline.work.tasks import check_sendable
 
 ATTACK_ITEMS = 300  # held-out items that each attack is tried on where no time is given
 
@@ -46,7 +49,15 @@ def train(job: Job, stages: Stages) -> Bundle:
         GuardError: whatever is wrong with model, data, recipe or promise, before anything is at `job.out`.
     """
     deadline = None if job.minutes is None else time.monotonic() + 60 * job.minutes
-    return finish(*prepare(job, stages), stages, deadline=deadline)
+    refuse_taken(job)
+    with locked(job.work):
+        return finish(*prepare(job, stages), stages, deadline=deadline)
+
+
+def refuse_taken(job: Job) -> None:
+    """Refuse a place where there is something. Raises BundleError."""
+    if job.out.exists():
+        raise BundleError(f"{job.out} exists, and a bundle is never changed; name another --out or remove it first")
 
 
 def prepare(job: Job, stages: Stages) -> tuple[Job, Prepared]:
@@ -54,8 +65,8 @@ def prepare(job: Job, stages: Stages) -> tuple[Job, Prepared]:
 
     The job that is returned asks the second networks that there are.
     """
-    if job.out.exists():
-        raise BundleError(f"{job.out} exists, and a bundle is never changed; name another --out or remove it first")
+    refuse_taken(job)
+    check_sendable(job.executor, closed=job.answers is not None)
     with stages.stage("check model and data") as progress:
         checked = check(
             job, lambda about, text: progress.say(*wrapped(about, text, STAGE_WIDTH_COLUMNS)), kept=job.work
@@ -176,4 +187,6 @@ def effort_of(job: Job, cuts: tuple[str, ...], deadline: float | None) -> Effort
     plan = read_plan(job.work) if job.minutes is not None else None
     items = job.attack_items or (ATTACK_ITEMS if plan is None else plan.attack_items)
     said = (*cuts, *(() if plan is None else plan.cuts))
-    return Effort(items, job.adaptive_items, job.adaptive_steps, job.seed, job.work, deadline, cuts=said)
+    sizes = (items, job.adaptive_items, job.adaptive_steps)
+    executor = OWN_THREADS if job.executor is None else job.executor
+    return Effort(*sizes, job.seed, job.work, deadline, cuts=said, executor=executor)

@@ -20,12 +20,11 @@ def check_complete(config: ServeConfig) -> None:
             raise ConfigError(
                 f"{name} = {getattr(config, name)!r}, and audit_dir is not set; name the directory that is to hold it"
             )
-    for name, other in (("rest_listen", "rest_upstream"), ("rest_upstream", "rest_listen")):
-        if getattr(config, name) and not getattr(config, other):
-            raise ConfigError(
-                f"{name} = {getattr(config, name)!r}, and {other} is not set; the REST door needs both: where clients "
-                "call (HOST:PORT), and the model server behind it (http://HOST:PORT)"
-            )
+    if config.rest_upstream and not config.rest_listen:
+        raise ConfigError(
+            f"rest_upstream = {config.rest_upstream!r}, and rest_listen is not set, where clients call (HOST:PORT); "
+            "set it, or leave out rest_upstream"
+        )
     for model in config.model_configs():
         if model.query_memory == "reject" and config.principal_from == "none":
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,17 @@ class ClientTls:
         return ClientTls(ca, certificate, key, server_name) if wanted else None
 
 
-def channel_to(address: str, tls: ClientTls | None) -> grpc.Channel:
-    """Open a channel, with TLS if there are settings for it. Raises ConfigError."""
-    options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
+def channel_to(address: str, tls: ClientTls | None, further: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+    """Open a channel, with TLS if there are settings for it, and with `further` options. Raises ConfigError."""
+    options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0), *further]
     if tls is None:
         return grpc.insecure_channel(address, options=options)
-    if tls.server_name is not None:
-        options.append(("grpc.default_authority", tls.server_name))
+    credentials, named = credentials_of(tls)
+    return grpc.secure_channel(address, credentials, options=[*options, *named])
+
+
+def credentials_of(tls: ClientTls) -> tuple[grpc.ChannelCredentials, tuple[tuple[str, Any], ...]]:
+    """The credentials of a channel that speaks TLS so, and the options that it needs beside. Raises ConfigError."""
     given = (("--certificate", tls.certificate), ("--key", tls.key), ("--ca", tls.ca))
     files = {flag: NamedFile(flag, str(path)) for flag, path in given if path is not None}
     if ("--certificate" in files) != ("--key" in files):
@@ -51,7 +56,8 @@ def channel_to(address: str, tls: ClientTls | None) -> grpc.Channel:
         own = certificate_of(content[0], content[1], "client", named=named[0], key_named=named[1])
     if "--ca" in files:
         roots = authorities_of(files["--ca"].content(), named=str(files["--ca"]))
-    return grpc.secure_channel(address, channel_credentials(Identity(own, roots, ()), system_roots()), options=options)
+    options = () if tls.server_name is None else (("grpc.default_authority", tls.server_name),)
+    return channel_credentials(Identity(own, roots, ()), system_roots()), options
 
 
 def token_metadata(file: Path | None) -> tuple[tuple[str, str], ...]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle
 from guard.cascade import Readings
 from guard.errors import BundleError, DeviceError, GuardError, Unchecked, first_line
+from guard.explanation import Explanation, explained
 from guard.runtime import Repaired, Runtime
 from guard.serve.device_thread import DeviceThread
 from guard.session import DEFAULT_CUDA, CudaOptions, Device
@@ -110,6 +111,11 @@ class Engine:
     async def check(self) -> None:
         """Run the bundle's self-check again. Raises the error of whatever is wrong with the device."""
         await self.thread.run(self.loaded().self_check)
+
+    async def explain(self, image: NDArray[Any]) -> Explanation:
+        """Explain one wire input [1, ...]. Raises Unchecked before `load` is done."""
+        runtime = self.loaded()
+        return await self.thread.run(lambda: self.timed("explain", lambda: explained(runtime, image)))
 
     async def repair(self, images: NDArray[Any], name: str) -> Repaired:
         """Clean images [item, ...] with the bundle's denoiser `name`, no more at once than were warmed up for."""

@@ -17,6 +17,7 @@ from guard.serve.grpc.door import Door
 from guard.serve.grpc.gatekeeper import Wall
 from guard.serve.grpc.listener import Listener, Methods, listening
 from guard.serve.grpc.service import Service
+from guard.serve.grpc.upstream import Upstream
 from guard.serve.inference import Inference
 from guard.serve.readiness import Readiness
 from guard.serve.security import Security
@@ -55,6 +56,7 @@ async def serving_rest(
     door: Door,
     side_door: Door,
     security: Security,
+    upstream: Upstream,
 ) -> AsyncIterator[dict[str, Entrance]]:
     """Open the REST door within the block; there is none unless the settings say where.
 
@@ -72,5 +74,5 @@ async def serving_rest(
             f"rest_listen = {config.rest_listen!r}, and {error.name} is not installed; "
             "pip install 'inference-guard[rest]', or leave rest_listen out"
         ) from error
-    async with rest_door(config, inference, readiness, door, side_door, security) as listener:
+    async with rest_door(config, inference, readiness, door, side_door, security, upstream) as listener:
         yield {"rest": listener}

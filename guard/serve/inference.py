@@ -239,6 +239,7 @@ class Inference:
             early.begin()
         queries = guarded.queries
         seen = None if queries is None else await queries.see(decoded.images, call.principal, call.names)
+        call.queried = seen
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if guarded.loaded.drift is not None:
             guarded.loaded.drift.see(decoded.images, found.readings)

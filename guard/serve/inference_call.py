@@ -37,6 +37,7 @@ class InferenceCall(Protocol):
     guarded: Any  # the model that the request is for, once that is known
     outcome: Any
     audited: Any  # its items, where the audit may need them once it is over
+    queried: Any  # what the memory of queries tells of it, where there is one
     span: RequestSpan | None  # in the operator's traces
     end: End
     error: Exception | None  # what ended it, where it was not answered

@@ -74,7 +74,7 @@ class InferenceRecords:
         found = None if outcome is None else outcome.found
         try:
             if found is not None:
-                audit.judged(call.names, model, outcome.action, found, call.end, audited)
+                audit.judged(call.names, outcome, found, call.end, audited, call.queried)
             elif outcome is not None and outcome.action == UNCHECKED and outcome.reason not in WANTED_UNCHECKED:
                 audit.unchecked(call.names, model, UNCHECKED, outcome.reason, end=call.end)
             if audited is not None and call.guarded is not None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from guard.config import ServeConfig
 from guard.errors import ConfigError
 from guard.manifest import InputSpec
-from guard.serve.batcher import Batcher
 
 MAX_DEFAULT_IN_FLIGHT_BYTES = 256 * 2**20
 MIN_DEFAULT_IN_FLIGHT_BYTES = 32 * 2**20
@@ -24,6 +24,18 @@ HEADER_BYTES = 128 * 1024  # room for names, parameters and what else is not the
 MIN_ANSWER_BYTES = 128 * 2**20  # of the model server, at least
 
 
+class BoundedQueue(Protocol):
+    """The bounds of a queue in front of a device, in items: of one batch, and of all that waits."""
+
+    @property
+    def max_items(self) -> int:
+        """The items of one batch at most."""
+
+    @property
+    def max_queue_items(self) -> int:
+        """The items that may wait at once."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """The limits in bytes: of one message, unpacked, and of all messages that are being read or held."""
@@ -32,7 +44,9 @@ class Limits:
     in_flight_bytes: int
 
     @staticmethod
-    def of(config: ServeConfig, inputs: Sequence[tuple[InputSpec, Batcher]], *, memory_bytes: int | None) -> Limits:
+    def of(
+        config: ServeConfig, inputs: Sequence[tuple[InputSpec, BoundedQueue]], *, memory_bytes: int | None
+    ) -> Limits:
         """Compute the limits: as the operator set them, and for the rest from bundles, queues and container.
 
         Of several models, by input and queue, the one with the largest requests counts; without any, memory does.
@@ -45,9 +59,9 @@ class Limits:
             share = MAX_DEFAULT_IN_FLIGHT_BYTES if memory_bytes is None else memory_bytes // MEMORY_DIVISOR
             in_flight = max(MIN_DEFAULT_IN_FLIGHT_BYTES, min(MAX_DEFAULT_IN_FLIGHT_BYTES, share), 2 * (message or 0))
         if message is None:
-            batch = max((request_bytes(spec, batcher.max_items) for spec, batcher in inputs), default=0)
-            queue = max((request_bytes(spec, batcher.max_queue_items) for spec, batcher in inputs), default=in_flight)
-            message = min(queue, max(batch, in_flight // LARGEST_MESSAGES), in_flight // 2)
+            batch = max((request_bytes(spec, queue.max_items) for spec, queue in inputs), default=0)
+            most = max((request_bytes(spec, queue.max_queue_items) for spec, queue in inputs), default=in_flight)
+            message = min(most, max(batch, in_flight // LARGEST_MESSAGES), in_flight // 2)
         if in_flight < 2 * message:
             raise ConfigError(
                 f"max_bytes_in_flight = {in_flight} has no room for two messages of max_message_bytes = {message}, "

@@ -203,7 +203,9 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
         authz = await stack.enter_async_context(
             authorizing(config, service, door, both, passage.closed(None), security)
         )
-        rest = await stack.enter_async_context(serving_rest(config, inference, readiness, door, side_door, security))
+        rest = await stack.enter_async_context(
+            serving_rest(config, inference, readiness, door, side_door, security, upstream)
+        )
         draining = Drain(
             (clients, *authz.values(), *rest.values()),
             (door, side_door),

@@ -2,13 +2,14 @@
 
     python -m tests.side attacks
     python -m tests.bench.queries BUNDLE --data ../shared/data/cifar10-test.npz [--items 60] [--queries 300]
+    python -m tests.bench.queries MODEL.onnx --data ../shared/data/cifar10-test.npz
     python -m tests.bench.queries --quick
 
-Each attack searches against the bundle's own answers, an item at a time, by a port as clients have it: values snapped
-to 8 bits, decisions or logits. What it asked is then replayed through a query memory, since that looks at inputs alone;
-what an attacker reaches under "reject" is what it had reached before the memory saw it. Success is any wrong class for
-Square and SimBA, and for the attacks without a budget one within --distance (root mean square). Times are processor
-time of this process.
+Each attack searches against the answers of the bundle's own network, or of a model of images in [0, 1], an item at a
+time, by a port as clients have it: values snapped to 8 bits, decisions or logits. What it asked is then replayed
+through a query memory, since that looks at inputs alone; `answered_queries` closes the loop. What an attacker reaches
+under "reject" is what it had reached before the memory saw it. Success is any wrong class for Square and SimBA, and for
+the attacks without a budget one within --distance (root mean square). Times are processor time of this process.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from guard.offline.attacks.methods.adapted import Boundary, HopSkipJump
 from guard.queries.fingerprint import Fingerprinter
 from guard.queries.memory import MAX_PRINCIPALS, QueryFinding, QueryMemory
 from guard.runtime import Runtime
+from guard.session import Session
 from tests.queries.streams import (
     coordinate_search,
     exposure,
@@ -273,6 +275,22 @@ def answers_of(runtime: Runtime) -> Callable[[Floats], Floats]:
     return lambda images: np.asarray(runtime.read(spec.box.from_unit(images)).logits, dtype=np.float32)
 
 
+def open_answers(file: Path) -> tuple[Callable[[Floats], Floats], Callable[[Any], Floats]]:
+    """The logits of a bundle's model or of an ONNX model, and how a data file's images become pictures in [0, 1]."""
+    if file.is_dir():
+        runtime = Runtime.open(Bundle.open(file), threads=1)
+        spec = runtime.spec
+        return answers_of(runtime), lambda examples: spec.box.to_unit(to_wire(examples.images, spec))
+    session = Session(file, device="cpu", threads=1)
+    (output,) = [one.name for one in session.session.get_outputs()]
+
+    def pictures(examples: Any) -> Floats:
+        images = np.asarray(examples.images[:], dtype=np.float32) / np.float32(255)
+        return images if images.shape[1] in (1, 3) else np.ascontiguousarray(np.moveaxis(images, -1, 1))
+
+    return lambda images: np.asarray(session.run((output,), images)[0], dtype=np.float32), pictures
+
+
 def main(arguments: Sequence[str]) -> None:
     reach("attacks")
     torch.set_num_threads(1)
@@ -280,7 +298,7 @@ def main(arguments: Sequence[str]) -> None:
         print("\n".join(quick()))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, help="or an .onnx file")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--items", type=int, default=60)
     parser.add_argument("--queries", type=int, default=300)
@@ -288,10 +306,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--only", default="streams,price,attacks")
     options = parser.parse_args(arguments)
-    runtime = Runtime.open(Bundle.open(options.bundle), threads=1)
-    examples = read_examples(options.data)
-    images = runtime.spec.box.to_unit(to_wire(examples.images, runtime.spec))
-    answers, parts = answers_of(runtime), options.only.split(",")
+    answers, pictures = open_answers(options.bundle)
+    examples, parts = read_examples(options.data), options.only.split(",")
+    images = pictures(examples)
     if "streams" in parts:
         print("\n".join(streams(options.frames, 20, images)), flush=True)
     if "price" in parts:

@@ -10,10 +10,11 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -33,6 +34,7 @@ class Guarded:
     address: str
     metrics: str
     process: subprocess.Popen[str]
+    rest: str = ""
 
     def books(self) -> Counter[str]:
         """ModelInfer requests by what became of them."""
@@ -47,23 +49,35 @@ class Guarded:
 
 @contextmanager
 def serving(
-    bundle: Path, model: Path, name: str, *flags: str, checkout: Path = ROOT, cpus: set[int] | None = None
+    bundle: Path,
+    model: Path,
+    name: str,
+    *flags: str,
+    checkout: Path = ROOT,
+    cpus: set[int] | None = None,
+    module: str = "guard",
 ) -> Iterator[Guarded]:
-    """`guard serve` before `guard model-server`, of this checkout or another, on these CPUs."""
+    """`guard serve` before `guard model-server`, of this checkout or another, on these CPUs.
+
+    `module` is run in the guard's place.
+    """
     with started(checkout, cpus, "model-server", "--model", model, "--name", name, "--threads", "1") as (_, lines):
         upstream = lines["inference"]
-        with started(checkout, cpus, "serve", "--bundle", bundle, "--upstream", upstream, "--threads", "1", *flags) as (
-            process,
-            lines,
-        ):
+        wanted = ("serve", "--bundle", bundle, "--upstream", upstream, "--threads", "1", *flags)
+        with started(checkout, cpus, *wanted, module=module) as (process, lines):
             yield Guarded(lines["inference"], lines["metrics"], process)
 
 
 @contextmanager
 def started(
-    checkout: Path, cpus: set[int] | None, command: str, *flags: str | Path
+    checkout: Path,
+    cpus: set[int] | None,
+    command: str,
+    *flags: str | Path,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    module: str = "guard",
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """A guard command on free ports; yields its process and the line with which it says where it listens."""
+    """A guard command on free ports; yields its process, and the line with which it says where it listens."""
     listen = ["--listen", "127.0.0.1:0"]
     if command == "serve":
         listen += ["--admin-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
@@ -71,9 +85,9 @@ def started(
     os.sched_setaffinity(0, cpus or before)  # a child inherits it
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "guard", command, *map(str, flags), *listen],
+            [sys.executable, "-m", module, command, *map(str, flags), *listen],
             cwd=checkout,
-            env=os.environ | {"PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1", **settings},
             stderr=subprocess.PIPE,
             text=True,
         )

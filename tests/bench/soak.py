@@ -21,21 +21,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import grpc
-import grpc.aio
-import numpy as np
 
 from guard.bundle import Bundle
 from guard.serve.event_loop import EventLoop
-from guard.serve.grpc.upstream import path
-from tests.bench.sidecar import Guarded, resident_mib, serving, table, tiny
-from tests.serve.guarded import infer_request
+from tests.bench.sidecar import ROOT, Guarded, resident_mib, serving, started, table, tiny, until_listening
+from tests.bench.soak_doors import ENTRANCES, Entrance, Kind, kinds
 
 LOAD_SHARE = 0.7
 IN_FLIGHT = 8
@@ -44,92 +38,6 @@ MAX_RSS_FACTOR, MAX_P99_FACTOR = 1.02, 1.5
 QUICK_RSS_FACTOR = 1.10  # a young heap still grows
 MAX_SHED_SHARE = 0.05
 SHED = frozenset({"RESOURCE_EXHAUSTED"})
-UNREADABLE = b"\xff\xff\xff\xff"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of call: how often it comes, what is sent, and how it may end."""
-
-    share: float
-    body: bytes
-    ends: frozenset[str]
-    deadline_s: float = 10.0
-    leaves_after_s: float | None = None
-    compression: grpc.Compression | None = None
-
-
-def kinds(bundle: Bundle) -> dict[str, Kind]:
-    """All kinds of calls, from the bundle's most and least ordinary samples."""
-    model, samples = bundle.manifest.model, bundle.samples
-    order = samples.p_values.argsort()
-    calm, odd = samples.images[order[-1:]], samples.images[order[:1]]
-
-    def request(items: int, form: str = "raw", images: Any = calm, name: str = model.name) -> bytes:
-        message = infer_request(np.repeat(images, items, axis=0), form=form, name=name)
-        message.inputs[0].name = model.input.name
-        return bytes(message.SerializeToString())
-
-    rejected = samples.p_values[order[0]] <= bundle.manifest.reject_rate
-    ok, left = frozenset({"OK"}), frozenset({"OK", "CANCELLED"})
-    late, wrong = frozenset({"OK", "DEADLINE_EXCEEDED"}), frozenset({"INVALID_ARGUMENT"})
-    return {
-        "one item": Kind(0.40, request(1), ok),
-        "one item, typed": Kind(0.10, request(1, "typed"), ok),
-        "8 items": Kind(0.14, request(8), ok),
-        "64 items": Kind(0.03, request(64), ok),
-        "packed": Kind(0.08, request(8), ok, compression=grpc.Compression.Gzip),
-        "attack": Kind(0.08, request(1, images=odd), frozenset({"PERMISSION_DENIED"}) if rejected else ok),
-        "taken back": Kind(0.06, request(4), left, leaves_after_s=0.002),
-        "no time": Kind(0.04, request(8), late, deadline_s=0.004),
-        "no message": Kind(0.03, UNREADABLE, wrong),
-        "wrong shape": Kind(0.02, request(1) + request(1), wrong),
-        "unknown model": Kind(0.02, request(1, name="nobody"), frozenset({"NOT_FOUND"})),
-    }
-
-
-class Entrance(Protocol):
-    """A door of the guard, for clients of one protocol."""
-
-    async def call(self, kind: Kind) -> str:
-        """Make a call and return the name of the gRPC status that it ended with, or what stands for it."""
-
-
-@dataclass
-class GrpcEntrance:
-    """The gRPC door: several connections, each call on the next."""
-
-    calls: Sequence[Any]
-    number: int = 0
-
-    @staticmethod
-    async def open(address: str, stack: AsyncExitStack, channels: int = 4) -> GrpcEntrance:
-        found = []
-        for _ in range(channels):
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
-            found.append(channel.unary_unary(path("ModelInfer")))
-        return GrpcEntrance(found)
-
-    async def call(self, kind: Kind) -> str:
-        self.number += 1
-        start = self.calls[self.number % len(self.calls)]
-        call = start(kind.body, timeout=kind.deadline_s, compression=kind.compression)
-        if kind.leaves_after_s is not None:
-            asyncio.get_running_loop().call_later(kind.leaves_after_s, call.cancel)
-        try:
-            await call
-        except grpc.aio.AioRpcError as error:
-            return error.code().name
-        except asyncio.CancelledError:
-            return "CANCELLED"
-        return "OK"
-
-
-# A door that is added to the guard gets its line here; `open` takes the guard and a stack for what has to be closed.
-ENTRANCES: Mapping[str, Callable[[Guarded, AsyncExitStack], Any]] = {
-    "grpc": lambda guard, stack: GrpcEntrance.open(guard.address, stack),
-}
 
 
 @dataclass
@@ -276,26 +184,40 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--minutes", type=float, default=None)
-    parser.add_argument("--doors", nargs="+", choices=ENTRANCES, default=list(ENTRANCES))
+    parser.add_argument("--doors", nargs="+", choices=ENTRANCES, help="all, but with --bundle that of gRPC alone")
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--model", type=Path)
     options = parser.parse_args()
     if (options.bundle is None) != (options.model is None):
         parser.error("--bundle and --model go together")
+    if options.bundle is not None and options.doors not in (None, ["grpc"]):
+        parser.error("the model server for --bundle has the door of gRPC alone; leave --doors or --bundle out")
+    options.doors = options.doors or (list(ENTRANCES) if options.bundle is None else ["grpc"])
     options.minutes = options.minutes or (0.4 if options.quick else 20.0)
     return options
 
 
+@contextmanager
+def all_doors(bundle: Path) -> Iterator[Guarded]:
+    """A guard with every door, before the tests' model server of all of them."""
+    with until_listening("tests.bench.soak_upstream") as (_, lines):
+        flags = ("--bundle", bundle, "--upstream", lines["inference"], "--threads", "1")
+        settings = {"GUARD_REST_LISTEN": "127.0.0.1:0", "GUARD_REST_UPSTREAM": lines["rest"]}
+        with started(ROOT, None, "serve", *flags, settings=settings) as (process, found):
+            yield Guarded(found["inference"], found["metrics"], process, found["rest"])
+
+
 def main() -> None:
     options = parse()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if options.bundle is None:
-            found, model, name = tiny(Path(folder))
+            found, _, _ = tiny(Path(folder))
+            guard = stack.enter_context(all_doors(found))
         else:
-            found, model = options.bundle, options.model
-            name = Bundle.open(found).manifest.model.name
-        with serving(found, model, name) as guard, asyncio.Runner(loop_factory=EventLoop) as runner:
-            faults = runner.run(run(guard, Bundle.open(found), options))
+            found = options.bundle
+            guard = stack.enter_context(serving(found, options.model, Bundle.open(found).manifest.model.name))
+        runner = stack.enter_context(asyncio.Runner(loop_factory=EventLoop))
+        faults = runner.run(run(guard, Bundle.open(found), options))
     for fault in faults:
         print(f"FAULT {fault}")
     sys.exit(1 if faults else 0)

@@ -11,10 +11,12 @@ import pytest
 
 QUICK = {
     "ablation": (),
+    "answered_queries": (),
     "costs": (),
     "detectors": (),
     "drift": (),
     "fitted_items": (),
+    "forecast": (),
     "forest": ("--forest",),
     "kinds": ("series",),
     "off_recipe": (),
@@ -25,6 +27,7 @@ QUICK = {
     "tabular": (),
 }
 APART = {  # of which a figure is this process's own, or which end what they started by signals
+    "audit": (),
     "faults": (),
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from guard import cli
+from guard.offline.audit.explained import explain_riskiest
+from guard.offline.audit.figure import png
 from guard.offline.audit.page import facts, html
-from guard.offline.audit.summary import MAX_KEPT_IMAGES, AuditSummary
+from guard.offline.audit.summary import MAX_KEPT_IMAGES, QUERIES, AuditSummary
 from guard.serve.audit.events import tensor_fields
 from tests.serve import tiny_bundle
 from tests.serve.guarded import guarding
@@ -116,6 +118,50 @@ def test_a_served_guards_log_becomes_a_page(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "12 requests of note" in said
     assert f"{page}, {page.with_suffix('.png')}" in said
+
+
+def test_kept_inputs_are_explained_by_their_bundle(tmp_path: Path) -> None:
+    """Where the model looked, and what it answered otherwise: for inputs that a bundle judged which is given."""
+    explaining = tiny_bundle.make(tmp_path / "explains", explains=True)
+    other = tiny_bundle.make(tmp_path / "other")
+    kept = tensor_fields(tiny_bundle.striped(1)[0])
+    facts = {"input": kept, "p_value": 0.001, "prediction": 1}
+    lines = [line(0, id="own", bundle=explaining.digest, **facts), line(1, id="foreign", bundle="f" * 64, **facts)]
+    lines.append(line(2, id="before", **facts))
+    lines.append(line(3, id="table", bundle=explaining.digest, **{**facts, "input": tensor_fields(np.ones(3))}))
+    folder = log(tmp_path / "log", lines)
+    found = {one.kept.name: one.found for one in explain_riskiest(AuditSummary.of(lines), [explaining.path])}
+    assert found["own"] is not None
+    assert found["own"].saliency is not None
+    assert found["before"] is not None
+    assert (found["foreign"], found["table"]) == (None, None)
+    both = explain_riskiest(AuditSummary.of(lines), [explaining.path, other.path])
+    assert [one.kept.name for one in both if one.found is not None] == ["own"]
+    pages = {}
+    for name, given in {"without": [], "with": ["--bundle", str(explaining.path)]}.items():
+        assert cli.run(["audit", str(folder), "--out", str(tmp_path / f"{name}.html"), *given]) == 0
+        pages[name] = (tmp_path / f"{name}.html").read_text("utf-8")
+    assert "second: tiny: " in pages["with"]
+    assert "second: tiny: " not in pages["without"]
+    assert "ffffffffffff was not given" in pages["with"]
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+    assert cli.run(["audit", str(folder), "--out", str(tmp_path / "page.html"), "--bundle", str(folder)]) == 5
+
+
+def test_long_names_and_many_inputs_have_room() -> None:
+    """The picture is laid out without a warning, which would mean that its parts lie over each other."""
+    lines = [{**one, "detectors": {"a_detector_of_a_long_name": 0.001, "b": 0.5}} for one in wave()]
+    summary = AuditSummary.of(lines)
+    assert len(summary.riskiest) == MAX_KEPT_IMAGES
+    assert png(summary, explain_riskiest(summary, [])).startswith(b"\x89PNG")
+
+
+def test_query_attacks_are_a_kind_of_their_own() -> None:
+    lines = [line(at, "pass", reason="query_attack", principal="mallory", atlas=["AML.T0040"]) for at in range(5)]
+    summary = AuditSummary.of([*lines, line(9, reason="query_attack")])
+    assert len(summary.times[QUERIES]) == 6
+    assert summary.reasons == {"query_attack": 6}
+    assert "Model Inference API" in html(summary, b"", "log")
 
 
 @pytest.mark.parametrize("arguments", [["absent"], [".", "--out", "page.png"], [".", "--out", "absent/page.html"]])

@@ -52,9 +52,10 @@ class Authority:
         *names: x509.GeneralName,
         common_name: str | None = "localhost",
         days: float = 30,
+        begins_days: float = -365,
         uses: tuple[x509.ObjectIdentifier, ...] = (),
     ) -> Pair:
-        """Issue a certificate for `localhost`, or for these names, that ends in so many days."""
+        """Issue a certificate for `localhost`, or for these names, that begins and ends in so many days."""
         key = ec.generate_private_key(ec.SECP256R1())
         authority = x509.load_pem_x509_certificate(self.pem)
         subject = [] if common_name is None else [x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)]
@@ -65,7 +66,7 @@ class Authority:
             .issuer_name(authority.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - 365 * DAY)
+            .not_valid_before(now + begins_days * DAY)
             .not_valid_after(now + days * DAY)
         )
         if alternatives := names or ((x509.DNSName("localhost"),) if common_name == "localhost" else ()):

@@ -2,7 +2,7 @@
 
 It reads {"target": …, "model": …, "shape": […], "image": […], "clients": n} in the first line of standard input, writes
 a line once every client has had an answer, asks until standard input ends, and writes how many answers ended how, in
-JSON. It imports nothing of ours.
+JSON. With "pause_s" each client waits so long between two questions. It imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def ask(
         try:
             client.infer(story["model"], [tensor])
             ended["OK"] += 1
+            stop.wait(story.get("pause_s", 0.0))
         except InferenceServerException as error:
             ended[f"{error.status()}: {error.message()}"] += 1
             stop.wait(0.005)

@@ -15,7 +15,8 @@ import pytest
 from google.protobuf import json_format
 
 from guard import cli
-from guard.errors import ConfigError, DataError
+from guard.errors import ConfigError, DataError, NotReadyError
+from guard.serve.client_channel import ClientTls
 from guard.serve.conformance.checks import CHECKS
 from guard.serve.conformance.conformance import TrialOptions, only_model, read_request, tried
 from guard.serve.conformance.procedures import CHANGES, listed_models, procedures, request_of_zeros
@@ -23,6 +24,7 @@ from guard.serve.conformance.reply import calling
 from guard.serve.conformance.report import ConformanceReport
 from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest, ModelMetadataResponse
 from tests.serve import tiny_bundle
+from tests.serve.authority import Authority, server_credentials
 from tests.serve.fake_upstream import FakeUpstream, listening
 from tests.serve.faulty_proxy import FAULTS, faulty, started
 from tests.serve.guarded import config_for, free_port, guarding_at, infer_request
@@ -111,6 +113,24 @@ def test_without_a_bundle_the_guard_that_is_started_passes_all() -> None:
     assert report.guard == "started, mode off"
     assert not list(report.of("failed"))
     assert "ServerMetadata/bytes" in passed(report)
+
+
+def test_a_server_that_speaks_tls_and_wants_a_certificate(tmp_path: Path) -> None:
+    """The server is reached by its name in the certificate; in the clear it is said what to give."""
+    servers, clients = Authority(), Authority()
+    certificate, key = (Path(file) for file in clients.issue(common_name="caller").write(tmp_path, "caller"))
+    tls = ClientTls(Path(servers.write(tmp_path, "ca.crt")), certificate, key, "localhost")
+
+    async def story(spoken: ClientTls | None) -> ConformanceReport:
+        credentials = server_credentials(servers.issue(), clients)
+        async with listening(OddUpstream(), credentials=credentials) as upstream:
+            options = TrialOptions(upstream, only=("ModelInfer", "ServerMetadata"), model="tiny", tls=spoken)
+            return await tried(options)
+
+    report = asyncio.run(story(tls))
+    assert "ModelInfer/bytes" in passed(report)
+    with pytest.raises(NotReadyError, match="without TLS; --tls"):
+        asyncio.run(story(None))
 
 
 def test_a_guard_that_would_inspect_needs_a_bundle() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import http.client
 import logging
@@ -18,7 +19,8 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from guard.errors import PortError
 from guard.serve import exposition
-from guard.serve.exposition import MAX_CONNECTIONS, MAX_HEAD_BYTES, exposing
+from guard.serve.event_loop import EventLoop
+from guard.serve.exposition import MAX_CONNECTIONS, MAX_HEAD_BYTES, exposing, listen
 
 POLL_S = 0.02
 PATIENCE_S = 10.0
@@ -412,3 +414,26 @@ def test_a_taken_port_is_one_clear_error(port: Port) -> None:
         exposing(port.address, CollectorRegistry(), live=lambda: None, ready=lambda: None),
     ):
         pass
+
+
+def test_an_answer_in_two_parts_does_not_wait_for_the_client_on_any_event_loop() -> None:
+    """asyncio's own loop turns Nagle's algorithm off only where the socket knows its protocol."""
+
+    async def nodelay() -> list[int]:
+        found = []
+
+        def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            found.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = listen("127.0.0.1", 0)
+        async with await asyncio.start_server(connected, sock=listener):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            await reader.read()
+            writer.close()
+        return found
+
+    for factory in (asyncio.SelectorEventLoop, EventLoop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            assert all(runner.run(nodelay()))

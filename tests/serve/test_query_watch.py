@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from guard.audit_log import is_audit_log, read_lines
 from guard.config import ServeConfig
 from guard.errors import ConfigError
 from guard.manifest import InputSpec
@@ -18,7 +20,7 @@ from guard.queries.memory import QueryMemory
 from guard.serve.check_settings import check_complete
 from guard.serve.query_watch import check_watchable
 from tests.serve import tiny_bundle
-from tests.serve.guarded import guarding
+from tests.serve.guarded import guarding, until
 
 LABEL = tiny_bundle.MODEL_NAME
 TOKENS = {"camera": "a-token-of-some-length", "jobs": "another-token-of-some-length"}
@@ -78,6 +80,34 @@ def test_a_searching_principal_is_refused_and_no_other(bundle: Path, tokens: str
             assert (await guarded.client.infer(items[:1], metadata=as_client("camera"))).ok
             unrelated = await guarded.client.infer(tiny_bundle.clean(1, seed=5), metadata=as_client("jobs"))
             assert unrelated.ok
+
+    asyncio.run(story())
+
+
+def test_the_audit_says_why(bundle: Path, tokens: str, tmp_path: Path) -> None:
+    """Each query of an attack leaves a line with its reason: under "watch" those that pass, under "reject" all."""
+
+    async def lines(mode: str) -> list[dict[str, Any]]:
+        folder = tmp_path / mode
+        settings = {"principal_from": "bearer", "client_tokens": tokens, "query_memory": mode, "audit_dir": str(folder)}
+        async with guarding(bundle, **settings) as guarded:
+            for item in search(30):
+                await guarded.client.infer(item[None], metadata=as_client("jobs"))
+            attacks = await guarded.metric("guard_query_attacks_total", model=LABEL)
+            assert attacks > 10
+            await until(lambda: len(list(read_lines(folder)) if is_audit_log(folder) else []) >= attacks)
+        found = list(read_lines(folder))
+        assert len(found) == attacks
+        return found
+
+    async def story() -> None:
+        for mode, action in (("watch", "pass"), ("reject", "reject")):
+            found = await lines(mode)
+            assert {(one["action"], one["reason"], one["principal"]) for one in found} == {
+                (action, "query_attack", "jobs")
+            }
+            assert {tuple(one["atlas"]) for one in found} == {("AML.T0040", "AML.T0043.001")}
+            assert all(one["query_score"] > 12 and one["query_scope"] == "principal" for one in found)
 
     asyncio.run(story())
 

@@ -4,6 +4,9 @@
     interpret:  logits, and `roughness` (mean absolute difference of neighbouring columns)
     repair:     `steps`: rounds to eighths; its second network has a matrix near the classifier's
 
+With `explains`, `interpret` also gives the gradient of the predicted class's logit, and the opinions of the classifier
+on rounded items and of that second network.
+
 Ordinary items are noise around 0.5. A bright item is rejected by `screen`, a striped one by `interpret`.
 """
 
@@ -33,6 +36,7 @@ ITEMS = 999
 REJECT_RATE, FLAG_RATE = 0.01, 0.05
 MODEL_NAME = "tiny"
 OPSET = 20
+EXPLAINING = ("denoised: steps(8)", "second: tiny")
 OPINIONS = ("cleaned once", "cleaned twice", "second, cleaned once")
 
 
@@ -115,7 +119,31 @@ def screen(datatype: int) -> bytes:
     return graph("screen", nodes, constants, {"logits": ["item", CLASSES], "scores": ["item", 1]}, datatype)
 
 
-def interpret(datatype: int) -> bytes:
+def explaining(datatype: int) -> tuple[list[Any], dict[str, NDArray[Any]], dict[str, list[Any]]]:
+    """Nodes, constants and outputs of what explains a verdict."""
+    nodes = [
+        helper.make_node("ArgMax", ["logits"], ["class"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["rows", "class"], ["row"], axis=0),
+        helper.make_node("Reshape", ["row", "item_shape"], ["gradient"]),
+        helper.make_node("Mul", ["flat", "eight"], ["many"]),
+        helper.make_node("Round", ["many"], ["whole"]),
+        helper.make_node("Div", ["whole", "eight"], ["rounded"]),
+        helper.make_node("MatMul", ["rounded", "matrix"], ["denoised"]),
+        helper.make_node("MatMul", ["flat", "second"], ["seen"]),
+        helper.make_node("Unsqueeze", ["denoised", "one"], ["denoised_opinion"]),
+        helper.make_node("Unsqueeze", ["seen", "one"], ["seen_opinion"]),
+        helper.make_node("Concat", ["denoised_opinion", "seen_opinion"], ["opinions"], axis=1),
+    ]
+    constants: dict[str, NDArray[Any]] = {
+        "rows": np.ascontiguousarray(weights()[0].T),
+        "item_shape": np.asarray([-1, *SHAPE], dtype=np.int64),
+        "eight": np.asarray(8.0, dtype=np.float32),
+        "second": second_matrix(),
+    }
+    return nodes, constants, {"gradient": ["item", *SHAPE], "opinions": ["item", len(EXPLAINING), CLASSES]}
+
+
+def interpret(datatype: int, *, explains: bool = False) -> bytes:
     nodes, constants = forward(datatype)
     nodes += [
         helper.make_node("Slice", ["unit", "zero", "three", "last"], ["left"]),
@@ -129,7 +157,11 @@ def interpret(datatype: int) -> bytes:
         key: np.asarray([value], dtype=np.int64)
         for key, value in {"zero": 0, "one": 1, "three": 3, "four": 4, "last": 3}.items()
     }
-    return graph("interpret", nodes, constants, {"logits": ["item", CLASSES], "scores": ["item", 1]}, datatype)
+    outputs: dict[str, list[Any]] = {"logits": ["item", CLASSES], "scores": ["item", 1]}
+    if explains:
+        more = explaining(datatype)
+        nodes, constants, outputs = nodes + more[0], constants | more[1], outputs | more[2]
+    return graph("interpret", nodes, constants, outputs, datatype)
 
 
 def second_matrix() -> NDArray[np.float32]:
@@ -201,8 +233,12 @@ def make(
     output_kind: str = "logits",
     provenance: Mapping[str, Any] | None = None,
     outside: bool = False,
+    explains: bool = False,
 ) -> Bundle:
-    """Write the bundle at `path`; what scales inputs lies `outside` of its graphs, in weights.bin, if so wanted."""
+    """Write the bundle at `path`; what scales inputs lies `outside` of its graphs, in weights.bin, if so wanted.
+
+    One that `explains` gives gradient and opinions.
+    """
     code = TensorProto.FLOAT if datatype == "FP32" else TensorProto.UINT8
     fit, ranks = clean(600, seed=2), clean(ITEMS, seed=3)
     if datatype == "UINT8":
@@ -226,7 +262,9 @@ def make(
         ),
         programs=(
             ProgramSpec("screen", "screen.onnx", ("brightness",), rows=0, backwards=0, opset=OPSET),
-            ProgramSpec("interpret", "interpret.onnx", ("roughness",), rows=1, backwards=0, opset=OPSET),
+            ProgramSpec(
+                "interpret", "interpret.onnx", ("roughness",), 1, 0, OPSET, opinions=EXPLAINING if explains else ()
+            ),
         ),
         detectors=(
             DetectorSpec("brightness", "brightness()", (NeedSpec("image", "plain"),)),
@@ -242,7 +280,7 @@ def make(
     )
     files = {
         "screen.onnx": screen(code),
-        "interpret.onnx": interpret(code),
+        "interpret.onnx": interpret(code, explains=explains),
         "steps.onnx": steps(code),
         "calibration.npz": npz(**calibration.to_arrays()),
     }

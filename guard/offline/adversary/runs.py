@@ -3,8 +3,8 @@
 Rule 1: a part's file is named by all that it follows from; an interrupted run repeats no part that was finished.
 Rule 2: the number of parts is fixed, so that a result does not depend on the machine's cores.
 
-How it works. A run takes every fourth item into the same part, attacks the parts on threads (one per core at most),
-keeps each part's result in a file, and puts the items back into their order.
+How it works. A run takes every fourth item into the same part, attacks the parts of all its methods as independent
+tasks, keeps each part's result in a file, and puts the items back into their order.
 
 For example 100 items, two methods and 25 steps. Each method has four parts of 25 items: part 0 holds the items 0, 4,
 ... 96, part 1 the items 1, 5, ... 97. With seed 0 the parts draw from the seeds 0, 1, 2 and 3. Two methods leave 2 x 4
@@ -16,10 +16,8 @@ that is interrupted after three files computes the other five.
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import partial
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,8 +29,9 @@ from guard.offline.adversary.directions import Method
 from guard.offline.adversary.guides import Guides
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Grid
-from guard.offline.work.parallel import Stop, cores, side_by_side
-from guard.offline.work.store import ResultStore, cache_key
+from guard.offline.work.parallel import OWN_THREADS
+from guard.offline.work.store import Arrays, ResultStore, cache_key
+from guard.offline.work.tasks import Executor, Tasks, Watch, resumed
 
 MAX_GUIDE_ITEMS = 200  # clean items, at most, that feature matching chooses from
 
@@ -41,6 +40,7 @@ MAX_GUIDE_ITEMS = 200  # clean items, at most, that feature matching chooses fro
 CODE = (__name__, "guard.offline.adversary.excess", "guard.offline.detectors.table")
 START_POINTS = 2  # descents of each method: from the static attack's result and from a random point
 ITEM_PARTS = 4  # into which the items are divided
+RESULT = tuple(one.name for one in fields(AdaptiveResult))  # the arrays of a part's result
 
 StepReporter: TypeAlias = Callable[[object, int, int], None]  # (what runs, item steps done, item steps at most)
 
@@ -55,6 +55,54 @@ class Aim:
     guides: Guides | None = None  # for feature matching alone
 
 
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """What all parts of the runs against one aim share."""
+
+    aim: Aim
+    budget: float
+    steps: int
+    grid: Grid
+    device: str
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of a run's items, and where they begin."""
+
+    method: Method
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    start: NDArray[np.float32] | None
+    seed: int
+
+
+def attacked_part(descent: Descent, part: Part, watch: Watch) -> dict[str, NDArray[Any]]:
+    """Attack a part, and return its result as arrays."""
+
+    def here(values: NDArray[Any]) -> torch.Tensor:
+        return torch.as_tensor(values, device=descent.device)
+
+    def heard(items: int) -> None:
+        watch.look()
+        watch.count(items)
+
+    found = adaptive(
+        descent.aim.known,
+        here(part.images),
+        here(part.labels),
+        budget=descent.budget,
+        steps=descent.steps,
+        grid=descent.grid,
+        method=part.method,
+        generator=torch.Generator().manual_seed(part.seed),
+        start=None if part.start is None else here(part.start),
+        guides=descent.aim.guides,
+        heard=heard,
+    )
+    return {name: getattr(found, name).cpu().numpy() for name in RESULT}
+
+
 @dataclass(frozen=True)
 class Adversary:
     """Attack on these clean items, which the model classifies correctly, with so many steps."""
@@ -66,65 +114,77 @@ class Adversary:
     identity: str  # digest of the guard attacked and of the guides
     work: ResultStore
     device: str = "cpu"  # device that `Aim.known` and its guides are on
+    executor: Executor = OWN_THREADS
 
     def attack(self, aim: Aim, start: NDArray[np.float32], budget: float, shown: StepReporter) -> MethodResults:
         """Run every method of the aim, each part read from its file, or computed and kept."""
-        return MethodResults({m: self.run(aim, m, start, budget, shown) for m in aim.methods})
+        found = self.runs(aim, aim.methods, start, budget, shown)
+        return MethodResults(dict(zip(aim.methods, found, strict=True)))
 
     def run(
         self, aim: Aim, method: Method, start: NDArray[np.float32] | None, budget: float, shown: StepReporter
     ) -> AdaptiveResult:
         """Run one method, each part read from its file, or computed and kept; without `start` from one random point."""
-        key, starts = self.identify(aim.name, method, start, budget), 1 if start is None else START_POINTS
-        total = len(self.items) * starts * descents_of(method) * self.steps
-        stop, counter = Stop(), Counter(f"{aim.name}, {method}", total, shown)
-        names = [field.name for field in fields(AdaptiveResult)]
+        return self.runs(aim, (method,), start, budget, shown)[0]
 
-        def part(number: int) -> AdaptiveResult:
-            mine = slice(number, None, ITEM_PARTS)
-
-            def make() -> dict[str, NDArray[Any]]:
-                found = self.part(aim, method, mine, start, budget, StepCounter(stop, counter))
-                return {name: getattr(found, name).numpy() for name in names}
-
-            kept = self.work.arrays(f"{aim.name}-{method}-{number}", key, make, names=names)
-            return AdaptiveResult(**{name: torch.from_numpy(kept[name]) for name in names})
-
-        return in_parts(part, len(self.items), self.workers, stop)
-
-    def part(
+    def runs(
         self,
         aim: Aim,
-        method: Method,
-        mine: slice,
+        methods: Sequence[Method],
         start: NDArray[np.float32] | None,
         budget: float,
-        heard: Callable[[int], None] | None,
-    ) -> AdaptiveResult:
-        here = partial(torch.as_tensor, device=self.device)
-        found = adaptive(
-            aim.known,
-            here(self.items.images[mine]),
-            here(self.items.labels[mine]),
-            budget=budget,
-            steps=self.steps,
-            grid=self.grid,
-            method=method,
-            generator=torch.Generator().manual_seed(ITEM_PARTS * self.seed + mine.start),
-            start=None if start is None else here(start[mine]),
-            guides=aim.guides,
-            heard=heard,
-        )
-        return AdaptiveResult(*(getattr(found, f.name).cpu() for f in fields(AdaptiveResult)))
+        shown: StepReporter,
+    ) -> list[AdaptiveResult]:
+        """Run these methods, the parts of all of them side by side."""
+        starts, done = 1 if start is None else START_POINTS, 0
+        total = sum(len(self.items) * starts * descents_of(method) * self.steps for method in methods)
+        what = f"{aim.name}, {methods[0]}" if len(methods) == 1 else f"{aim.name}, {len(methods)} methods"
 
-    def tried(self, aim: Aim, method: Method, budget: float, number: int) -> AdaptiveResult:
-        """Attack one part from a random point, without showing progress and without keeping the result."""
-        return self.part(aim, method, slice(number, None, ITEM_PARTS), None, budget, None)
+        def counted(steps: int) -> None:
+            nonlocal done
+            done += steps
+            shown(what, done, total)
+
+        keys = {method: self.identify(aim.name, method, start, budget) for method in methods}
+        parts = [(method, number) for method in methods for number in range(self.parts)]
+        found = resumed(
+            self.executor,
+            Tasks(attacked_part, self.descent(aim, budget), [self.part(*part, start) for part in parts]),
+            [self.work.place(f"{aim.name}-{method}-{number}", keys[method], RESULT) for method, number in parts],
+            counted=counted,
+        )
+        return [self.together(found[first : first + self.parts]) for first in range(0, len(found), self.parts)]
+
+    def descent(self, aim: Aim, budget: float) -> Descent:
+        return Descent(aim, budget, self.steps, self.grid, self.device)
+
+    def part(self, method: Method, number: int, start: NDArray[np.float32] | None) -> Part:
+        mine = slice(number, None, ITEM_PARTS)
+        return Part(
+            method,
+            self.items.images[mine],
+            self.items.labels[mine],
+            None if start is None else start[mine],
+            ITEM_PARTS * self.seed + number,
+        )
+
+    def tried(self, aim: Aim, method: Method, budget: float) -> None:
+        """Attack all parts from a random point, without showing progress and without keeping a result."""
+        parts = [self.part(method, number, None) for number in range(self.parts)]
+        self.executor.run(Tasks(attacked_part, self.descent(aim, budget), parts))
 
     @property
-    def workers(self) -> int:
-        """Number of parts attacked at once: one per core on a CPU, one alone on a GPU."""
-        return cores() if self.device == "cpu" else 1
+    def parts(self) -> int:
+        """Number of parts: fewer where there are fewer items."""
+        return min(ITEM_PARTS, len(self.items))
+
+    def together(self, found: Sequence[Arrays]) -> AdaptiveResult:
+        """Put the items of all parts back into order."""
+        places = [torch.arange(number, len(self.items), ITEM_PARTS) for number in range(len(found))]
+        order = torch.cat(places).argsort()
+        return AdaptiveResult(
+            *(torch.cat([torch.from_numpy(np.asarray(part[name])) for part in found])[order] for name in RESULT)
+        )
 
     def identify(self, aim: str, method: Method, start: NDArray[np.float32] | None, budget: float) -> str:
         """Return the cache key of a run: SHA-256 (hex) over everything that its result follows from."""
@@ -161,42 +221,3 @@ class MethodResults:
             best = best.where(ahead, found)
             winners = [method if new else old for old, new in zip(winners, ahead.tolist(), strict=True)]
         return tuple(winners), best
-
-
-def in_parts(part: Callable[[int], AdaptiveResult], items: int, workers: int, stop: Stop) -> AdaptiveResult:
-    """Compute all parts on `workers` threads, and put their items back into order.
-
-    Each part takes one core: small convolutions gain less from sharing several.
-    """
-    count = min(ITEM_PARTS, items)
-    found: Sequence[AdaptiveResult] = side_by_side([partial(part, number) for number in range(count)], workers, stop)
-    order = torch.cat([torch.arange(number, items, ITEM_PARTS) for number in range(count)]).argsort()
-    return AdaptiveResult(*(torch.cat([getattr(r, f.name) for r in found])[order] for f in fields(AdaptiveResult)))
-
-
-@dataclass
-class Counter:
-    """Counter of the item steps that all parts have done together, reported as it grows."""
-
-    what: str
-    total: int
-    shown: StepReporter
-    done: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, items: int) -> None:
-        with self.lock:
-            self.done += items
-            self.shown(self.what, self.done, self.total)
-
-
-@dataclass(frozen=True)
-class StepCounter:
-    """Callback of a part that counts its steps, and ends it once the work is to end."""
-
-    stop: Stop
-    counter: Counter
-
-    def __call__(self, items: int) -> None:
-        self.stop.look()
-        self.counter.add(items)

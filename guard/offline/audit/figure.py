@@ -1,47 +1,65 @@
-"""The picture of an audit log: waves over time, principals, detectors, and the riskiest inputs that were kept."""
+"""The picture of an audit log: waves over time, principals, detectors, and the riskiest inputs with their maps."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import dates
+from matplotlib import colors, dates
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from guard.explanation import MAP_STEPS, Explanation
+from guard.offline.audit.explained import ExplainedInput
 from guard.offline.audit.summary import MAX_KEPT_IMAGES, AuditSummary, KeptInput
-from guard.offline.report.drawing import BLUE, GREY, ORANGE, PINK, VERMILION, plain
+from guard.offline.report.drawing import BLUE, GREEN, GREY, ORANGE, PINK, VERMILION, plain
 
 DATES: Any = dates  # matplotlib leaves it untyped
-COLOURS = (VERMILION, ORANGE, PINK, BLUE)  # of the kinds, in their order
+COLOURS = (VERMILION, ORANGE, PINK, BLUE, GREEN)  # of the kinds, in their order
 MAX_SHOWN_ROWS = 8
 MAX_NAME_CHARACTERS = 32
 WIDTH_INCHES, PAGE_DPI = 10.0, 110
 KNOWN_CHANNELS = (1, 3, 4)
+PALENESS = 0.55  # of an input under its map: its darkest value
 
 
-def png(summary: AuditSummary) -> bytes:
-    """Draw a summary as a PNG file."""
-    pictures = [(kept, shown) for kept in summary.riskiest if (shown := as_picture(kept.image)) is not None]
-    heights = [2.6, 2.4, *([1.9] if pictures else [])]
+def png(summary: AuditSummary, riskiest: Sequence[ExplainedInput]) -> bytes:
+    """Draw a summary, and below it its riskiest inputs and their saliency maps, as a PNG file."""
+    pictures = [(one, shown) for one in riskiest if (shown := as_picture(one.kept.image)) is not None]
+    maps = {place: found for place, (one, _) in enumerate(pictures) if (found := one.found) and has_map(found)}
+    heights = [2.6, 2.4, *([1.4] if pictures else []), *([1.3] if maps else [])]
     with mpl.rc_context({"svg.hashsalt": "guard", "font.size": 9}):
         figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 0.3), layout="constrained")
-        grid = figure.add_gridspec(len(heights), 12, height_ratios=heights)
-        draw_waves(figure.add_subplot(grid[0, :]), summary)
-        draw_names(figure.add_subplot(grid[1, :6]), summary.principals, "requests by principal")
-        draw_names(figure.add_subplot(grid[1, 6:]), summary.detectors, "detector with the smallest p-value")
+        rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]  # each laid out alone
+        draw_waves(rows[0].subplots(), summary)
+        left, right = rows[1].subplots(1, 2)
+        draw_names(left, summary.principals, "requests by principal")
+        draw_names(right, summary.detectors, "detector with the smallest p-value")
         if pictures:
-            strip = grid[2, :].subgridspec(1, MAX_KEPT_IMAGES)
-            for column, (kept, shown) in enumerate(pictures):
-                draw_input(figure.add_subplot(strip[0, column]), kept, shown)
+            for (one, shown), ax in zip(pictures, strip(rows[2]), strict=False):
+                draw_input(ax, one.kept, shown)
+        if maps:
+            rows[3].suptitle("where the answer hangs on the input: red", x=0.005, ha="left", fontsize=8)
+            for place, ax in enumerate(strip(rows[3])):
+                if place in maps:
+                    draw_map(ax, maps[place], pictures[place][1])
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=PAGE_DPI, metadata={"Software": None})
     return stream.getvalue()
+
+
+def strip(row: SubFigure) -> list[Axes]:
+    """A row of places for pictures, empty as yet."""
+    axes: list[Axes] = list(row.subplots(1, MAX_KEPT_IMAGES))
+    for ax in axes:
+        ax.set_axis_off()
+    return axes
 
 
 def draw_waves(ax: Axes, summary: AuditSummary) -> None:
@@ -97,6 +115,23 @@ def draw_input(ax: Axes, kept: KeptInput, shown: NDArray[np.float64]) -> None:
     ax.set_axis_off()
     named = "" if kept.prediction is None else f"\nclass {kept.prediction}"
     ax.set_title(f"p {kept.p_value:.2g}{named}", fontsize=7)
+
+
+def has_map(found: Explanation) -> bool:
+    """Whether there is a saliency map that can be drawn over a picture."""
+    return found.saliency is not None and found.saliency.ndim == 2
+
+
+def draw_map(ax: Axes, found: Explanation, shown: NDArray[np.float64]) -> None:
+    """Draw a saliency map over its input: red where the answer hangs on the input, the input pale where not."""
+    strength = np.asarray(found.saliency, dtype=np.float64)[..., None] / MAP_STEPS
+    pale = PALENESS + (1 - PALENESS) * (shown if shown.ndim == 2 else shown[..., :3].mean(axis=-1))
+    ax.imshow(
+        pale[..., None] * (1 - strength) + np.asarray(colors.to_rgb(VERMILION)) * strength, interpolation="nearest"
+    )
+    ax.set_axis_off()
+    others = [one.prediction for one in found.opinions if one.prediction != found.prediction]
+    ax.set_title(f"else: class {others[0]}" if others else "all agree" if found.opinions else "", fontsize=7)
 
 
 def as_picture(image: NDArray[Any]) -> NDArray[np.float64] | None:

@@ -7,7 +7,6 @@ are one high bar, one name, and the detectors that saw them.
 
 from __future__ import annotations
 
-import base64
 import heapq
 import math
 from collections import Counter
@@ -19,14 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.audit_log import kept_tensor
+
 MAX_KEPT_IMAGES = 12
 MAX_BINS = 60
 UNNAMED = "(not named)"
+QUERY_ATTACK, QUERIES = "query_attack", "part of a query attack"
 KINDS = {  # what is told apart in the pictures, and the actions that it stands for
     "rejected": ("reject", "would_reject"),
     "flagged or repaired": ("flag", "repair", "would_flag", "would_repair"),
     "passed unchecked": ("unchecked",),
     "refused unchecked": ("refused",),
+    QUERIES: (),  # by its reason, whatever its verdict
 }
 KIND_OF = {action: kind for kind, actions in KINDS.items() for action in actions}
 
@@ -40,6 +43,7 @@ class KeptInput:
     prediction: int | None
     action: str
     name: str
+    bundle: str | None = None  # the digest of the one that judged it
 
 
 @dataclass(eq=False)
@@ -83,7 +87,7 @@ class AuditSummary:
             self.detectors[seen] += weight
         if (moment := unix_time(line.get("time"))) is None:
             self.undated += weight
-        elif (kind := KIND_OF.get(action)) is not None:
+        elif (kind := QUERIES if reason == QUERY_ATTACK else KIND_OF.get(action)) is not None:
             self.times[kind].append(moment)
             self.weights[kind].append(weight)
         if (kept := kept_input(line)) is not None:
@@ -144,12 +148,13 @@ def unix_time(text: Any) -> float | None:
 
 def kept_input(line: Mapping[str, Any]) -> KeptInput | None:
     """The input that a line kept; None where it kept none that can be read."""
+    if (image := kept_tensor(line)) is None:
+        return None
     try:
-        tensor = line["input"]
-        values = np.frombuffer(base64.b64decode(tensor["base64"], validate=True), np.dtype(tensor["dtype"]))
-        image = values.reshape(tensor["shape"])
         prediction = line.get("prediction")
         known = prediction if isinstance(prediction, int) else None
-        return KeptInput(image, float(line["p_value"]), known, str(line["action"]), str(line.get("id", "")))
+        named, digest = str(line.get("id", "")), line.get("bundle")
+        judged = digest if isinstance(digest, str) else None
+        return KeptInput(image, float(line["p_value"]), known, str(line["action"]), named, judged)
     except (KeyError, TypeError, ValueError):
         return None

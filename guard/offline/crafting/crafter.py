@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -26,10 +25,18 @@ from guard.offline.attacks.norm_ball import sizes
 from guard.offline.attacks.ranges import largest
 from guard.offline.crafting.checks import check, check_budgets
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
-from guard.offline.crafting.learning import Ready, blocks_of, in_shards, learn
-from guard.offline.crafting.shard import CraftSetup, Shard, ShardOutcome, answer, resume, shard_items
+from guard.offline.crafting.learning import LearningTask, Ready, blocks_of, in_shards, learn
+from guard.offline.crafting.shard import (
+    CraftSetup,
+    Shard,
+    ShardOutcome,
+    ShardTask,
+    answered,
+    attacked_shard,
+    shard_items,
+)
 from guard.offline.data.dataset import Dataset
-from guard.offline.work.parallel import side_by_side
+from guard.offline.work.tasks import Tasks, resumed
 
 Progress = Callable[[object, int, int], None]  # (the attack or a text, items done, items in all)
 
@@ -48,8 +55,7 @@ class Crafter:
         check(run, items)
         size = shard_items(items.item_shape) if run.shard_items is None else run.shard_items
         parts = np.split(items.images[:], range(size, len(items), size))
-        calls = [partial(answer, run, part) for part in parts]
-        logits = np.concatenate(side_by_side(calls, run.threads, run.begun().stop))  # the end of a run sets its signal
+        logits = np.concatenate(run.runs_on.run(Tasks(answered, run, parts)))
         if items.labels.max() >= logits.shape[1]:
             raise DataError(
                 f"label {items.labels.max()} does not exist: the model tells {logits.shape[1]} classes apart"
@@ -115,15 +121,19 @@ class Crafter:
         """
         if not learns(attack):
             return {shard.number: Ready(attack) for shard in self.shards}
-        run, blocks = self.run.begun(), self.blocks(tried)
-        ends = np.cumsum([min(attack.learning_items, sum(len(shard) for shard in block)) for block in blocks]).tolist()
+        run, blocks = self.run, self.blocks(tried)
+        parts = [LearningTask.of(run, attack, block) for block in blocks]
+        done = 0
 
         def tell(number: int) -> None:
+            nonlocal done
+            done += len(parts[number].learned)
             if progress is not None:
-                progress(f"learning {attack!r}", ends[number], ends[-1])
+                progress(f"learning {attack!r}", done, sum(len(part.learned) for part in parts))
 
-        calls = [partial(learn, run, attack, block, anew=anew) for block in blocks]
-        ready = side_by_side(calls, self.run.threads, run.stop, tell)
+        places = [part.place(run.work) for part in parts]
+        knowledge = resumed(run.runs_on, Tasks(learn, run, parts), places, anew=anew, done=tell)
+        ready = [part.ready(known) for part, known in zip(parts, knowledge, strict=True)]
         return {shard.number: one for block, one in zip(blocks, ready, strict=True) for shard in block}
 
     def attacked(
@@ -142,7 +152,7 @@ class Crafter:
         check_budgets(attacks, self.run.grid, self.shards[0].items.item_shape)
         counts = tried or [None] * len(attacks)
         ready = [self.learn(one, tried=count, progress=progress) for one, count in zip(attacks, counts, strict=True)]
-        run = self.run.begun()
+        run = self.run
         shards = [self.prefix(count) for count in counts]
         totals = [sum(len(shard) for shard in own) for own in shards]
         steps = [(place, shard) for place, own in enumerate(shards) for shard in own]
@@ -154,16 +164,14 @@ class Crafter:
             if progress is not None:
                 progress(attacks[place], done[place], totals[place])
 
-        calls = [call_of(run, ready[place][shard.number], shard, anew=anew) for place, shard in steps]
-        outcomes = iter(side_by_side(calls, self.run.threads, run.stop, tell))
+        known = [(ready[place][shard.number], shard) for place, shard in steps]
+        parts = [ShardTask.of(run, one.attack, shard, one.digest) for one, shard in known]
+        places = [part.place(run.work) for part in parts]
+        outcomes = iter(resumed(run.runs_on, Tasks(attacked_shard, run, parts), places, anew=anew, done=tell))
         return tuple(
-            collect(run, attack, own, [next(outcomes) for _ in own])
+            collect(run, attack, own, [ShardOutcome(**next(outcomes)) for _ in own])
             for attack, own in zip(attacks, shards, strict=True)
         )
-
-
-def call_of(run: CraftSetup, ready: Ready, shard: Shard, *, anew: bool) -> Callable[[], ShardOutcome]:
-    return partial(resume, run, ready.attack, shard, learned=ready.digest, anew=anew)
 
 
 def craft(

@@ -22,7 +22,8 @@ from guard.offline.attacks.feature_model import as_allowed
 from guard.offline.attacks.informed import Informed
 from guard.offline.crafting.shard import CODE, CraftSetup, Shard, identify, modules_of
 from guard.offline.crafting.stoppable_model import StoppableModel
-from guard.offline.work.store import cache_key
+from guard.offline.work.store import KeptArrays, ResultStore, cache_key
+from guard.offline.work.tasks import Watch
 
 BLOCK_SHARDS = 4  # in a block; a rest of a group of less than half as many joins the block before
 
@@ -76,26 +77,38 @@ def learned_from(attack: LearningAttack, block: Sequence[Shard]) -> Shard:
     return joined.first(attack.learning_items)
 
 
-def learn(run: CraftSetup, attack: Any, block: Sequence[Shard], *, anew: bool = False) -> Ready:
-    """Return the attack with what it learns from this block, read from its file, or learned and kept.
+@dataclass(frozen=True, eq=False)
+class LearningTask:
+    """Task of an attack that learns from the items of one block."""
 
-    `attack` is a LearningAttack; `anew`: learn even where a file exists.
-    """
-    learned = learned_from(attack, block)
-    identity = hashlib.sha256(f"learned {identify(run, attack, learned)}".encode()).hexdigest()
+    attack: Any  # a LearningAttack
+    learned: Shard  # the items that it learns from
+    identity: str
 
-    def make() -> dict[str, NDArray[Any]]:
-        inputs = torch.from_numpy(learned.items.images).to(run.device)
-        labels = torch.from_numpy(learned.items.labels).to(run.device)
-        generator = torch.Generator().manual_seed(int(identity[:15], 16))
-        found = attack.learn(as_allowed(StoppableModel(run.model, run.stop), run.grid), inputs, labels, generator)
-        return {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in found.items()}
+    @staticmethod
+    def of(run: CraftSetup, attack: LearningAttack, block: Sequence[Shard]) -> LearningTask:
+        learned = learned_from(attack, block)
+        identity = hashlib.sha256(f"learned {identify(run, attack, learned)}".encode()).hexdigest()
+        return LearningTask(attack, learned, identity)
 
-    name, key = f"{attack.name}-learned-{learned.number:05d}", cache_key(identity, (*CODE, *modules_of(attack)))
-    knowledge = run.work.arrays(name, key, make, anew=anew)
-    return Ready(
-        Informed(attack, {name: torch.from_numpy(array) for name, array in knowledge.items()}), digest_of(knowledge)
-    )
+    def place(self, work: ResultStore) -> KeptArrays:
+        """Return where the knowledge is kept."""
+        name = f"{self.attack.name}-learned-{self.learned.number:05d}"
+        return work.place(name, cache_key(self.identity, (*CODE, *modules_of(self.attack))))
+
+    def ready(self, knowledge: Mapping[str, NDArray[Any]]) -> Ready:
+        """Return the attack with what it has learned."""
+        tensors = {name: torch.from_numpy(array) for name, array in knowledge.items()}
+        return Ready(Informed(self.attack, tensors), digest_of(knowledge))
+
+
+def learn(run: CraftSetup, task: LearningTask, watch: Watch) -> dict[str, NDArray[Any]]:
+    """Return what an attack learns, as arrays by name."""
+    inputs = torch.from_numpy(task.learned.items.images).to(run.device)
+    labels = torch.from_numpy(task.learned.items.labels).to(run.device)
+    generator = torch.Generator().manual_seed(int(task.identity[:15], 16))
+    found = task.attack.learn(as_allowed(StoppableModel(run.model, watch), run.grid), inputs, labels, generator)
+    return {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in found.items()}
 
 
 def digest_of(knowledge: Mapping[str, NDArray[Any]]) -> str:

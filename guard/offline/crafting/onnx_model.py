@@ -32,7 +32,7 @@ from guard.offline.model.graph.seed import Seed
 from guard.offline.model.onnx_export.export import OPSET_VERSION, lower
 from guard.offline.programs.outputs import FORWARD_TOLERANCE, Output
 from guard.offline.work.files import write_bytes
-from guard.session import Session, onnxruntime
+from guard.session import GraphOfFiles, Session, onnxruntime
 
 SOFTMAX_SLOPE = 2.0**20  # a softmax this sharp is the maximum; a power of two, so that it rounds nothing
 EXCLUDED_LOGIT = 1e30  # subtracted from the logit of a class that is excluded
@@ -123,12 +123,18 @@ class OnnxModel:
     classes: int
     engine: str  # identifies what computes the logits, to the last bit
     module: nn.Module  # its torch side, for attacks that look at layers
+    folder: Path  # in which its two files lie
 
     def __call__(self, images: Tensor) -> Tensor:
         if torch.is_grad_enabled() and images.requires_grad:
             found: Tensor = Pulled.apply(images, self)  # type: ignore[no-untyped-call]
             return found
         return self.logits(images)
+
+    def __reduce__(self) -> Any:
+        """Return how another process, perhaps of another machine, opens the same model: from its files' content."""
+        contents = tuple(file.read_bytes() for file in files_of(self.folder))
+        return reopened, (contents, self.shape, self.classes, self.engine, self.module, self.folder)
 
     def logits(self, images: Tensor) -> Tensor:
         return torch.from_numpy(self.forward.run(OUTPUTS[:1], as_array(images))[0])
@@ -150,6 +156,15 @@ class OnnxModel:
             values = objective(logits)
             (seed,) = torch.autograd.grad(values.sum(), logits)
         return logits.detach(), values.detach(), self.pull(points, SeedRule.given(seed))[1]
+
+
+def reopened(
+    contents: tuple[bytes, ...], shape: tuple[int, ...], classes: int, engine: str, module: nn.Module, folder: Path
+) -> OnnxModel:
+    """Return a compiled model from the content of its files."""
+    graphs = [GraphOfFiles(file.name, content, {}) for file, content in zip(files_of(folder), contents, strict=True)]
+    forward, gradient = (Session(graph, device="cpu", threads=1) for graph in graphs)
+    return OnnxModel(forward, gradient, shape, classes, engine, module, folder)
 
 
 class Pulled(torch.autograd.Function):
@@ -201,7 +216,7 @@ def open_compiled(classifier: Classifier, images: NDArray[np.float32], folder: P
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files_of(folder))).hexdigest()
     engine = f"onnxruntime {onnxruntime().__version__} {digest}"
     spec = classifier.spec
-    model = OnnxModel(forward, gradient, spec.input.shape, spec.output.classes, engine, classifier.graph)
+    model = OnnxModel(forward, gradient, spec.input.shape, spec.output.classes, engine, classifier.graph, folder)
     check_compiled(model, classifier, torch.from_numpy(images[: max(CHECKED_BATCH_ITEMS)]))
     return model
 

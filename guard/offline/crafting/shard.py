@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,9 @@ from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.grid import Grid, Images, snap, snap_within
 from guard.offline.data.norms import Measure
 from guard.offline.model.answering import Answering
-from guard.offline.work.parallel import Stop, cores
-from guard.offline.work.store import ResultStore, cache_key
+from guard.offline.work.parallel import Threads
+from guard.offline.work.store import KeptArrays, ResultStore, cache_key
+from guard.offline.work.tasks import Executor, Watch
 
 MAX_SHARD_VALUES = 2**20  # in a shard, at most; but a shard has at least eight items
 
@@ -101,32 +102,43 @@ class CraftSetup:
     shard_items: int | None = None  # None: as many as fit into a small memory
     workers: int | None = None  # threads that attack side by side, which changes no bit; None: one a core
     device: torch.device | str = "cpu"
-    stop: Stop = field(default_factory=Stop)
     answering: Answering | None = None  # the closed model whose student `model` is
+    executor: Executor | None = None  # what attacks the shards; None: threads of this process, `workers` of them
+
+    @property
+    def runs_on(self) -> Executor:
+        """What attacks the shards."""
+        return Threads(self.workers) if self.executor is None else self.executor
 
     @property
     def threads(self) -> int:
-        """Number of workers, one per core unless given."""
-        return cores() if self.workers is None else self.workers
-
-    def begun(self) -> CraftSetup:
-        """Return the same run with a new stop signal."""
-        return replace(self, stop=Stop())
+        """Number of shards that are attacked at once."""
+        return self.runs_on.workers
 
 
-def resume(run: CraftSetup, attack: Attack, shard: Shard, *, learned: str = "", anew: bool = False) -> ShardOutcome:
-    """Return the shard's outcome from its file, or compute and keep it; `anew`: compute it in any case.
+@dataclass(frozen=True, eq=False)
+class ShardTask:
+    """Task of attacking one shard."""
 
-    `learned` is the digest of what the attack knows.
-    """
-    identity = identify(run, attack, shard, learned)
+    attack: Attack
+    shard: Shard
+    identity: str
 
-    def make() -> dict[str, NDArray[Any]]:
-        return vars(attack_shard(run, attack, shard, identity))
+    @staticmethod
+    def of(run: CraftSetup, attack: Attack, shard: Shard, learned: str = "") -> ShardTask:
+        """Return the task; `learned` is the digest of what the attack knows."""
+        return ShardTask(attack, shard, identify(run, attack, shard, learned))
 
-    name, key = f"{attack.name}-{shard.number:05d}", cache_key(identity, (*CODE, *modules_of(attack)))
-    names = [field.name for field in dataclasses.fields(ShardOutcome)]
-    return ShardOutcome(**run.work.arrays(name, key, make, names=names, anew=anew))
+    def place(self, work: ResultStore) -> KeptArrays:
+        """Return where the outcome is kept."""
+        name = f"{self.attack.name}-{self.shard.number:05d}"
+        names = [field.name for field in dataclasses.fields(ShardOutcome)]
+        return work.place(name, cache_key(self.identity, (*CODE, *modules_of(self.attack))), names)
+
+
+def attacked_shard(run: CraftSetup, task: ShardTask, watch: Watch) -> dict[str, NDArray[Any]]:
+    """Attack a shard, and return its outcome as arrays."""
+    return vars(attack_shard(run, task.attack, task.shard, task.identity, watch))
 
 
 def modules_of(attack: Any) -> list[str]:
@@ -149,13 +161,13 @@ def identify(run: CraftSetup, attack: Attack, shard: Shard, learned: str = "") -
     return digest.hexdigest()
 
 
-def attack_shard(run: CraftSetup, attack: Attack, shard: Shard, identity: str) -> ShardOutcome:
+def attack_shard(run: CraftSetup, attack: Attack, shard: Shard, identity: str, watch: Watch) -> ShardOutcome:
     generator = torch.Generator().manual_seed(int(identity[:15], 16))
     items = shard.items
     clean, labels = torch.from_numpy(items.images).to(run.device), torch.from_numpy(items.labels).to(run.device)
     step = 1 / run.grid if isinstance(run.grid, int) else None
     own = drawn_for(attack, items.hashes.tolist(), run.seed, step=step)
-    raw = attacked_by(own, run, clean, labels, generator).cpu().numpy()
+    raw = attacked_by(own, run, StoppableModel(run.model, watch), clean, labels, generator).cpu().numpy()
     final = settle(run, own, shard, raw)
     kept, attacked = np.flatnonzero(final.fooled), final.items
     before, after = torch.from_numpy(items.images[kept]), torch.from_numpy(attacked[kept])
@@ -171,9 +183,10 @@ def attack_shard(run: CraftSetup, attack: Attack, shard: Shard, identity: str) -
     )
 
 
-def attacked_by(attack: Attack, run: CraftSetup, clean: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+def attacked_by(
+    attack: Attack, run: CraftSetup, model: Model, clean: Tensor, labels: Tensor, generator: torch.Generator
+) -> Tensor:
     """Return what an attack makes of clean items; of a table it sees the model as features allow."""
-    model = StoppableModel(run.model, run.stop)
     if isinstance(run.grid, FeatureGrid) and knows_features(attack):
         return attack.among(run.grid, model, clean, labels, generator)
     return attack(as_allowed(model, run.grid), clean, labels, generator)
@@ -225,6 +238,12 @@ def into_place(run: CraftSetup, norm: Measure, budget: Size | None, clean: Image
         return points.clip(0, 1)
     reached: Tensor = into_reach(torch.from_numpy(points), torch.from_numpy(clean), budget, norm)
     return np.asarray(reached.numpy(), dtype=np.float32)
+
+
+def answered(run: CraftSetup, images: Images, watch: Watch) -> NDArray[np.float32]:
+    """Return the model's logits [item, class], as a task."""
+    watch.look()
+    return answer(run, images)
 
 
 def answer(run: CraftSetup, images: Images) -> NDArray[np.float32]:

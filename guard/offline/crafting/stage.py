@@ -40,6 +40,7 @@ from guard.offline.work.store import cache_key
 from guard.offline.work.text import short
 
 LEARNING = {Split.HEADS: 0.7, Split.COMBINER: 0.3}  # shares of the items that are attacked to fit on
+MAX_PROBED_SHARDS = 8  # by which an attack's speed is measured, however many workers there are
 TIMED_TRIES = 3  # of what is timed: the quickest counts
 
 
@@ -59,8 +60,8 @@ def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftSetup:
         spec.fingerprint,
         job.work.crafted,
         job.seed,
-        workers=job.threads,
         answering=classifier.answering,
+        executor=job.runs_on,
     )
 
 
@@ -186,17 +187,19 @@ class Planner:
         )
 
     def probe(self, target: Crafter, attack: Attack) -> Speed:
-        """Measure an attack on one shard per worker; the shards are kept and count.
+        """Measure an attack on one shard per worker, or on a few; the shards are kept and count.
 
         What is learned for the block of such a shard serves all items of the block, and its time is shared among them.
         """
         self.progress.note(f"speed of {attack!r}")
-        tried = target.run.threads * target.shard_size
+        workers = target.run.threads
+        shards = min(workers, MAX_PROBED_SHARDS)
+        tried = shards * target.shard_size
         began = time.perf_counter()
         target.learn(attack, tried=tried, anew=True)
         between = time.perf_counter()
         (found,) = target.attacked([attack], tried=[tried], anew=True)
         ended = time.perf_counter()
         served = sum(len(shard) for block in target.blocks(tried) for shard in block)
-        seconds = (between - began) / served + (ended - between) / found.tried
+        seconds = ((between - began) / served + (ended - between) / found.tried) * shards / workers
         return Speed(repr(attack), seconds, (len(found) + 1) / (found.tried + 2))

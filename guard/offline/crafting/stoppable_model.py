@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from guard.offline.attacks.model import Model, Objective
-from guard.offline.work.parallel import Stop
+from guard.offline.work.tasks import Watch
 
 
 class StoppableModel:
-    """Model that checks `Stop` before each pass, so that an attack of minutes ends within one pass."""
+    """Model that looks up before each pass whether to end, so that an attack of minutes ends within one pass."""
 
-    def __init__(self, model: Model, stop: Stop) -> None:
+    def __init__(self, model: Model, stop: Watch) -> None:
         self.model = model
         self.stop = stop
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.array_room import new_array
+from guard.array_room import new_array, parts
 from guard.arrays import value_notes, wire_parts
 from guard.data_file import DataFile, Reading
 from guard.feature_values import within
@@ -21,7 +21,7 @@ from guard.features import only_names
 from guard.items_on_disk import ItemsOnDisk, behind, taken_from
 from guard.manifest import InputSpec
 from guard.offline.data.first_reading import Filled, first_reading
-from guard.offline.data.grid import MAX_GRID_STEPS, Images, grid_of
+from guard.offline.data.grid import MAX_GRID_STEPS, Images, grid_of, snap, wire_rounding
 from guard.offline.data.splits import Split, content_hashes, members, split_of
 
 
@@ -112,6 +112,10 @@ def dataset_of(
         hashes.append(content_hashes(wire))
         inside = wire if only_names(spec.features) else within(wire, spec.features)
         unit[part] = np.clip(spec.box.to_unit(inside), 0.0, 1.0)
+    rounding = wire_rounding(spec.box) if only_names(spec.features) else 0.0
+    if rounding and (grid := grid_of(unit, rounding)):
+        for part in parts(len(unit), unit[:1].nbytes):
+            unit[part] = snap(unit[part], grid)
     notes = (*examples.notes, *value_notes(examples.images, spec, examples.source))
     return Dataset(unit, labels, np.concatenate(hashes), examples.source, notes=notes)
 

@@ -36,7 +36,7 @@ from guard.errors import DataError
 from guard.items_on_disk import ItemsOnDisk, Places
 from guard.layout import channels_in_front
 from guard.manifest import InputSpec
-from guard.offline.data.grid import GridSearch, Images, grid_of
+from guard.offline.data.grid import GridSearch, Images, grid_of, snap, wire_rounding
 from guard.offline.data.splits import content_hashes
 from guard.offline.work.files import read_arrays, write_arrays
 from guard.offline.work.store import cache_key
@@ -100,9 +100,10 @@ class ItemReader:
     spec: InputSpec
     source: str
 
-    def unit(self) -> ItemsOnDisk:
-        """Return the items in unit space, read when they are asked for."""
-        return self.items.mapped(self.spec.shape, np.dtype(np.float32), self.to_unit)
+    def unit(self, grid: int | None) -> ItemsOnDisk:
+        """Return the items in unit space, read when they are asked for; a wire that rounds takes none off its grid."""
+        snapped = grid if wire_rounding(self.spec.box) else None
+        return self.items.mapped(self.spec.shape, np.dtype(np.float32), lambda raw: snap(self.to_unit(raw), snapped))
 
     def to_unit(self, raw: NDArray[Any]) -> Images:
         return np.clip(self.spec.box.to_unit(self.to_wire(raw)), 0.0, 1.0)
@@ -127,7 +128,8 @@ class ItemReader:
         changes = Counter(change for noted in record.changes.tolist() if noted for change in noted.split("\n"))
         grey = changes.pop(TAKEN_AS_RGB, 0)
         notes = tuple(picture_notes(changes, grey, len(self.items)))
-        return FirstReading(self.unit(), record.hashes, self.filled(record.levels), notes, len(missing))
+        filled = self.filled(record.levels)
+        return FirstReading(self.unit(filled.grid), record.hashes, filled, notes, len(missing))
 
     def pixels_of(self, places: Places) -> Found:
         """Return hashes, levels and changes of the pictures at these places."""
@@ -150,7 +152,7 @@ class ItemReader:
         wire = wire_values(every, self.spec, pixels=True)
         unit = np.clip(self.spec.box.to_unit(wire), 0.0, 1.0)[:, :, 0, 0]
         values = unit.T[used]
-        return Filled(float(values.min()), float(values.max()), grid_of(values))
+        return Filled(float(values.min()), float(values.max()), grid_of(values, wire_rounding(self.spec.box)))
 
     def values(self, file: Path | None, progress: Reading | None) -> FirstReading:
         """Read all items that are no pixels, unless all were read before."""
@@ -163,10 +165,11 @@ class ItemReader:
         else:
             read = 0
         low, high, grid = kept["filled"].tolist()
-        return FirstReading(self.unit(), kept["hashes"], Filled(low, high, int(grid) or None), (), read)
+        filled = Filled(low, high, int(grid) or None)
+        return FirstReading(self.unit(filled.grid), kept["hashes"], filled, (), read)
 
     def values_anew(self, progress: Reading | None) -> Found:
-        search, lock, spans = GridSearch(), threading.Lock(), list[ValueSpan]()
+        search, lock, spans = GridSearch(wire_rounding(self.spec.box)), threading.Lock(), list[ValueSpan]()
 
         def values_of(places: Places) -> Found:
             raw = self.items.read(places)

@@ -18,6 +18,7 @@ from guard.errors import DataError
 from guard.manifest import InputSpec
 from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.norms import Measure
+from guard.value_box import ValueBox
 
 MAX_GRID_STEPS = 255  # steps of the finest grid looked for
 GRID_TOLERANCE = 1e-4  # in unit space: how far from a grid a value may lie and still be on it
@@ -33,10 +34,23 @@ def grid_for(spec: InputSpec) -> Grid:
     return FeatureGrid.of(spec) or spec.grid
 
 
-def grid_of(images: NDArray[Any]) -> int | None:
+def wire_rounding(box: ValueBox) -> float:
+    """Return how far, in unit space, a wire of half precision moves a value by rounding it; 0 for all other wires.
+
+    Between 0.5 and 1 float16 has steps of 1/2048, so that 100/255 may travel as what is 1/4096 from it.
+    """
+    if box.dtype != np.float16:
+        return 0.0
+    low, high = (np.asarray(ends, np.float64) for ends in (box.low, box.high))
+    largest = np.maximum(np.abs(low), np.abs(high)).astype(np.float16)
+    return float((np.spacing(largest).astype(np.float64) / 2 / (high - low)).max())
+
+
+def grid_of(images: NDArray[Any], rounding: float = 0.0) -> int | None:
     """Return the steps of the grid that all values lie on, or None: 255 for uint8, the fewest that fit for floats.
 
-    Rounding is tried for first: 1/255 lies within GRID_TOLERANCE of 1/249, and would be taken for a step of that grid.
+    `rounding` is how far the wire may have moved each of them (`wire_rounding`). The finest tolerance is tried first:
+    1/255 lies within GRID_TOLERANCE of 1/249, and would be taken for a step of that grid.
 
     Raises:
         DataError: neither uint8 nor unit-space floats.
@@ -53,7 +67,7 @@ def grid_of(images: NDArray[Any]) -> int | None:
     values = images.reshape(-1)
     sample = np.unique(values[:: max(1, values.size // SAMPLED_VALUES)])
     distances = {steps: distance_to_grid(sample, steps) for steps in range(1, MAX_GRID_STEPS + 1)}
-    for tolerance in (FINE_TOLERANCE, GRID_TOLERANCE):
+    for tolerance in (FINE_TOLERANCE + rounding, GRID_TOLERANCE + rounding):
         for steps, distance in distances.items():
             if distance <= tolerance and distance_to_grid(values, steps) <= tolerance:
                 return steps
@@ -63,20 +77,23 @@ def grid_of(images: NDArray[Any]) -> int | None:
 class GridSearch:
     """A search for the grid of values that come part by part: finds what `grid_of` finds for all of them together."""
 
-    def __init__(self) -> None:
+    def __init__(self, rounding: float = 0.0) -> None:
+        """Begin a search among values that the wire may have moved by `rounding`."""
+        self.rounding = rounding
         self.distances = dict.fromkeys(range(1, MAX_GRID_STEPS + 1), 0.0)  # by steps: of the value furthest from it
 
     def see(self, values: NDArray[np.float32]) -> None:
         """Rule out the grids that some of these unit-space values do not lie on."""
         flat = values.reshape(-1)
         sample = np.unique(flat[:: max(1, flat.size // SAMPLED_VALUES)])
-        near = [steps for steps in self.distances if distance_to_grid(sample, steps) <= GRID_TOLERANCE]
+        most = GRID_TOLERANCE + self.rounding
+        near = [steps for steps in self.distances if distance_to_grid(sample, steps) <= most]
         furthest = {steps: max(self.distances[steps], distance_to_grid(flat, steps)) for steps in near}
-        self.distances = {steps: distance for steps, distance in furthest.items() if distance <= GRID_TOLERANCE}
+        self.distances = {steps: distance for steps, distance in furthest.items() if distance <= most}
 
     def found(self) -> int | None:
         """Return the steps of the grid that all values lie on, or None."""
-        for tolerance in (FINE_TOLERANCE, GRID_TOLERANCE):
+        for tolerance in (FINE_TOLERANCE + self.rounding, GRID_TOLERANCE + self.rounding):
             for steps, distance in self.distances.items():
                 if distance <= tolerance:
                     return steps

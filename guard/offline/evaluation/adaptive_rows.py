@@ -30,7 +30,6 @@ from guard.offline.adversary.runs import (
     Aim,
     MethodResults,
     StepReporter,
-    in_parts,
 )
 from guard.offline.adversary.surrogates import expectation, stand_ins_of
 from guard.offline.crafting.crafted_set import CraftedSet
@@ -49,8 +48,9 @@ from guard.offline.job.recipe import Recipe
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.read import by_programs, read, some_of
 from guard.offline.work.directory import WorkDirectory
-from guard.offline.work.parallel import Stop
+from guard.offline.work.parallel import OWN_THREADS
 from guard.offline.work.store import ResultStore, cache_key
+from guard.offline.work.tasks import Executor
 from guard.offline.work.text import duration
 
 GUARD = "guard"  # the aim that is the whole guard
@@ -59,17 +59,19 @@ TRIAL_STEPS = 2  # by which speed is measured
 GRADIENT_ITEMS = 16  # attacked items on which each head's gradient is looked at
 
 
-def seconds_per_step(aim: Aim, items: Dataset, budget: float, device: str) -> Mapping[Method, float]:
+def seconds_per_step(
+    aim: Aim, items: Dataset, budget: float, device: str, executor: Executor
+) -> Mapping[Method, float]:
     """Measure the seconds that one step from one point takes an item, by method; the first steps warm up.
 
     An upper bound for a run, whose items leave once nothing is left to gain.
     """
     seconds = dict.fromkeys(aim.methods, 0.0)
     for steps in (0, TRIAL_STEPS):
-        trial = Adversary(items, steps, 0, None, "", ResultStore(Path()), device)
+        trial = Adversary(items, steps, 0, None, "", ResultStore(Path()), device, executor)
         for method in aim.methods:
             began = time.perf_counter()
-            in_parts(partial(trial.tried, aim, method, budget), len(items), trial.workers, Stop())
+            trial.tried(aim, method, budget)
             seconds[method] = time.perf_counter() - began
     return {method: taken / (len(items) * TRIAL_STEPS) for method, taken in seconds.items()}
 
@@ -95,6 +97,7 @@ class AdaptiveStage:
     answered: AnsweredStage | None = None  # of a closed model whose answers are held
     checked: bool = False  # whether stronger attacks are tried on some of the items
     grey: OpenedGuard | None = None  # the guard with other second networks, as one takes it to be who has not its own
+    executor: Executor = OWN_THREADS
 
     @property
     def target(self) -> float:
@@ -157,12 +160,13 @@ class AdaptiveStage:
     def per_item_step(self, clean: Readings) -> float:
         """Measure the seconds that one step of every descent takes an item."""
         items = self.held_out.take(self.right(clean, self.wanted))
-        times = seconds_per_step(self.whole(clean), items, max(self.budgets), self.device)
+        times = seconds_per_step(self.whole(clean), items, max(self.budgets), self.device, self.executor)
         check_s = self.check_starts * max(times[method] for method in cheapest(self.methods))
         total = START_POINTS * self.guards * len(self.budgets) * sum(times.values()) + check_s
         for proof in self.proofs:
             aim = self.aim(proof.name, proof.known, clean)
-            total += START_POINTS * sum(seconds_per_step(aim, items, proof.budget, self.device).values())
+            times = seconds_per_step(aim, items, proof.budget, self.device, self.executor)
+            total += START_POINTS * sum(times.values())
         return total
 
     def sized(self, clean: Readings, seconds: Callable[[], float] | None, say: Callable[[str], None]) -> Size:
@@ -280,6 +284,7 @@ class AdaptiveStage:
             identity=identity,
             work=self.work.adaptive,
             device=self.device,
+            executor=self.executor,
         )
 
     def row(
@@ -380,4 +385,5 @@ def adaptive_stage(
         answered=answered,
         checked=effort.checked,
         grey=grey,
+        executor=effort.executor,
     )

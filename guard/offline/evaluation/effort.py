@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from guard.offline.adversary.descent import METHODS
 from guard.offline.adversary.directions import Method
 from guard.offline.work.directory import WorkDirectory
+from guard.offline.work.parallel import OWN_THREADS
+from guard.offline.work.tasks import Executor
 
 MIN_PROOF_ITEMS, MIN_PROOF_STEPS, FEW_PROOF_STEPS = 30, 20, 60
 
@@ -46,6 +48,7 @@ class Effort:
     methods: tuple[Method, ...] = METHODS  # of the adaptive attack
     checked: bool = False  # whether stronger attacks than the adaptive one are tried on some of its items
     cuts: tuple[str, ...] = ()  # what was cut of guard and report, in words
+    executor: Executor = OWN_THREADS  # what attacks the items
 
     def seconds_left(self) -> float:
         return math.inf if self.deadline is None else self.deadline - time.monotonic()

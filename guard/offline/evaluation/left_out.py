@@ -8,8 +8,12 @@ Rule 2: the path is the served bundle's own, down to the runtime.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
 
 from guard.bundle import Bundle
 from guard.errors import BundleError
@@ -26,7 +30,9 @@ from guard.offline.training.fit_heads import settled
 from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.work.code import code_digest
 from guard.offline.work.directory import WorkDirectory
-from guard.offline.work.files import read_json, write_json
+from guard.offline.work.files import read_json, write_bytes, write_json
+from guard.offline.work.parallel import OWN_THREADS
+from guard.offline.work.tasks import Listener, Tasks, Watch
 from guard.runtime import Runtime
 
 
@@ -49,22 +55,62 @@ def refit_all(
 
     Where one is not, `prepared` is asked for. Raises: as fitting, compiling and calibrating do.
     """
-    grid = served.manifest.model.input.grid
-    labels = labels_of(job.recipe.attacks, grid)
-    identity = served.identity
-    found, opened, remembered = [], None, None
+    labels = labels_of(job.recipe.attacks, served.manifest.model.input.grid)
+    missing = unmade(job.recipe, job.work, served)
+    if missing:
+        note("model, data and crafted items")
+        make_missing(job, prepared(), missing, served, note)
+    found = []
     for family in families(job.recipe):
-        bundle = reopened(job.work, family, identity)
-        if bundle is None:
-            if opened is None or remembered is None:
-                note("model, data and crafted items")
-                opened = prepared()
-                remembered = EvidenceCache(opened.classifier)
-            bundle = refit(job, opened, family, served, remembered, note)
-            write_json(job.work.made_for(family), made_for(identity, bundle))
+        bundle = Bundle.open(job.work.without(family))
         fitted_on = tuple(label for label, attack in labels.items() if attack.family != family)
         found.append(LeftOut(family, fitted_on, Runtime.open(bundle).cascade, bundle.identity))
     return tuple(found)
+
+
+def make_missing(
+    job: Job, prepared: Prepared, missing: Sequence[str], served: Bundle, note: Callable[[str], None]
+) -> None:
+    """Fit a guard without each of these families, and keep it as soon as it is there.
+
+    Data that do not fit into memory are not sent anywhere: these guards are fitted in this process.
+    """
+    refits = Refits(job, prepared, served, EvidenceCache(prepared.classifier))
+
+    def keep(number: int, files: dict[str, bytes]) -> None:
+        bundle = keep_bundle(job.work.without(missing[number]), files)
+        write_json(job.work.made_for(missing[number]), made_for(served.identity, bundle))
+
+    executor = OWN_THREADS if prepared.data.is_on_disk else job.runs_on
+    tasks = Tasks(refitted, refits, missing, threads=torch.get_num_threads(), alone=True)
+    executor.run(tasks, Listener(kept=keep, noted=note))
+
+
+@dataclass(frozen=True, eq=False)
+class Refits:
+    """What guards without a family are fitted from, one as the other."""
+
+    job: Job
+    prepared: Prepared
+    served: Bundle
+    remembered: EvidenceCache
+
+
+def refitted(refits: Refits, family: str, watch: Watch) -> dict[str, bytes]:
+    """Fit a guard without one family, and return the files of its bundle."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bundle"
+        refit(refits.job, refits.prepared, family, refits.served, refits.remembered, watch.note, path)
+        return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+def keep_bundle(path: Path, files: Mapping[str, bytes]) -> Bundle:
+    """Write the files of a bundle to a path, in the place of what is there, and open it."""
+    if path.exists():
+        shutil.rmtree(path)
+    for name, content in files.items():
+        write_bytes(path / name, content)
+    return Bundle.open(path)
 
 
 def refit(
@@ -74,11 +120,16 @@ def refit(
     served: Bundle,
     remembered: EvidenceCache,
     note: Callable[[str], None],
+    path: Path | None = None,
 ) -> Bundle:
-    """Fit, compile and calibrate as for the served bundle, on the crafted sets of all other families."""
-    path = job.work.without(family)
-    if path.exists():
-        shutil.rmtree(path)
+    """Fit, compile and calibrate as for the served bundle, on the crafted sets of all other families.
+
+    Without a path, the bundle takes its place in the work directory.
+    """
+    if path is None:
+        path = job.work.without(family)
+        if path.exists():
+            shutil.rmtree(path)
     kept = replace(prepared, crafted=tuple(found for found in prepared.crafted if found.family != family))
     job, chosen = chosen_without(job, kept, served, remembered, lambda name: note(f"{family}: {name}"))
     programs = kept.programs(job)

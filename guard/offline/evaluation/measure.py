@@ -82,7 +82,8 @@ def measure(
     adaptive, cuts = adaptive_rows(stage, effort, list(crafted.values()), clean, progress)
     suite, tried = None, examined
     if further is not None:
-        suite, more = Trial(further, examiner, model, subject, held_out, effort.seed, progress).run(attacks, examined)
+        trial = Trial(further, examiner, model, subject, held_out, effort.seed, progress, effort.executor)
+        suite, more = trial.run(attacks, examined)
         tried = examined | more
     return Evaluation(
         model=spec.name,
@@ -150,7 +151,15 @@ def craft_enough(
     """Craft one attack on `attack_items`, and on more while too few for its family fool the model and more are left."""
     spec = subject.classifier.spec
     answering, store = subject.classifier.answering, effort.work.crafted
-    run = CraftSetup(model, grid_for(spec.input), spec.fingerprint, store, effort.seed, answering=answering)
+    run = CraftSetup(
+        model,
+        grid_for(spec.input),
+        spec.fingerprint,
+        store,
+        effort.seed,
+        answering=answering,
+        executor=effort.executor,
+    )
     least = attack.family.min_verified_items
     tried = min(effort.attack_items, len(held_out.images))
     while True:

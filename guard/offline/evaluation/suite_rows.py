@@ -30,10 +30,11 @@ from guard.offline.findings.evaluation import AttackRow, SuiteRows, UnrunRow
 from guard.offline.job.suite import Suite
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.work.directory import WorkDirectory
-from guard.offline.work.parallel import cores
+from guard.offline.work.parallel import OWN_THREADS
 from guard.offline.work.progress import Stage
 from guard.offline.work.store import cache_key
 from guard.offline.work.tables import STAGE_WIDTH_COLUMNS, counts, new_table, plain_lines
+from guard.offline.work.tasks import Executor
 from guard.offline.work.text import short
 
 PROBED_ITEMS = 16  # items by which an attack's speed is measured; a shard of one that asks for thousands of answers
@@ -77,6 +78,7 @@ class Trial:
     held_out: Dataset
     seed: int
     progress: Stage
+    executor: Executor = OWN_THREADS
 
     @property
     def right(self) -> NDArray[np.int64]:
@@ -132,6 +134,7 @@ class Trial:
             self.seed,
             shard_items=size,
             answering=self.subject.classifier.answering,
+            executor=self.executor,
         )
         (found,) = craft(run, self.held_out.take(self.right[:tried]), [attack], progress=self.progress.items)
         return found
@@ -163,7 +166,7 @@ class Trial:
             found = self.crafted(attack, PROBED_ITEMS)
         except UNRUNNABLE:
             return Planned(label, 0.0, PROBED_ITEMS)
-        seconds = FORETOLD_TIME_FACTOR * (time.perf_counter() - began) / (found.tried * cores())
+        seconds = FORETOLD_TIME_FACTOR * (time.perf_counter() - began) / (found.tried * self.executor.workers)
         share = (len(found) + 1) / (found.tried + 2)
         wanted = min(math.ceil(TRIED_ITEMS_FACTOR * attack.family.min_verified_items / share), len(self.right))
         return Planned(label, seconds, max(wanted, PROBED_ITEMS))

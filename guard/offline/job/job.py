@@ -34,6 +34,8 @@ from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.served import measure_difference
 from guard.offline.work.directory import WorkDirectory
+from guard.offline.work.parallel import Threads
+from guard.offline.work.tasks import Executor
 
 Bounds = tuple[tuple[float, ...], tuple[float, ...]]  # wire values of black and white, by channel or one for all
 
@@ -84,6 +86,12 @@ class Job:
     second_minutes: float | None = None  # that this may take; None: all epochs of the recipe
     adaptive_items: int = 50
     adaptive_steps: int = 100
+    executor: Executor | None = None  # what computes the job's tasks; None: threads of this process
+
+    @property
+    def runs_on(self) -> Executor:
+        """What computes the job's tasks."""
+        return Threads(self.threads) if self.executor is None else self.executor
 
     @property
     def work(self) -> WorkDirectory:
@@ -183,8 +191,7 @@ def features_of(job: Job, examples: DataFile) -> tuple[Feature, ...]:
     axes = examples.images.ndim
     if not job.tabular:
         count = len(examples.features) // len(job.low)
-        low, high = job.low * count, job.high * count
-        every = zip(examples.features, low, high, strict=True)
+        every = zip(examples.features, job.low * count, job.high * count, strict=True)
         return tuple(Feature(name, NUMERIC, least, most) for name, least, most in every)
     if axes != 2:
         said = "--features" if job.features else f"recipe {job.recipe.name}"
@@ -266,9 +273,8 @@ def check_folders(examples: DataFile, classes: int) -> None:
 def check_box(job: Job, shape: tuple[int, ...]) -> None:
     """Check that there is one range for all, or one a channel or feature. Raises ConfigError."""
     if len(job.low) != len(job.high) or len(job.low) not in (1, shape[0]):
-        part = f"{axes_of(shape).part}s"
         raise ConfigError(
-            f"--mean and --std tell of {len(job.low)} and {len(job.high)} {part}; "
+            f"--mean and --std tell of {len(job.low)} and {len(job.high)} {axes_of(shape).part}s; "
             f"the items in {job.data} have {shape[0]}: give as many, or one for all"
         )
 

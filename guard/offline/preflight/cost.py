@@ -33,7 +33,7 @@ from guard.offline.evaluation.forecast import PROBED_ITEMS, Passes, passes, spee
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 from guard.offline.preflight.fitting import fitting_seconds
-from guard.offline.work.parallel import cores, one_thread
+from guard.offline.work.parallel import one_thread
 
 FITTED_COPIES = 4  # of an item's values while a guard is fitted on an attack: clean, attacked, noise, one on its way
 VERIFYING_FORWARDS = 2  # of an item: is it classified correctly, and is it still once it is attacked
@@ -73,7 +73,7 @@ def cost_of(job: Job, classifier: Classifier, data: Dataset) -> Cost:
     fitted = min(learning, job.craft_items or recipe.items)
     reported = min(held_out, job.attack_items or round(TRIED_ITEMS_FACTOR * REPORTED_ITEMS))
     item_bytes = FITTED_COPIES * len(seen) * math.prod(shape) * np.dtype(np.float32).itemsize
-    side_by_side, taken = job.threads or cores(), peak_bytes() + FITTING_BYTES + DATA_COPIES * held_bytes(data)
+    side_by_side, taken = job.runs_on.workers, peak_bytes() + FITTING_BYTES + DATA_COPIES * held_bytes(data)
     return Cost(
         *speeds.shard,
         fitted,

@@ -14,15 +14,21 @@ from guard.offline.denoisers.learned import Learned
 from guard.offline.detectors.detector import Head
 from guard.offline.evidence.gather import Gather
 from guard.offline.evidence.kinds.plain import Logits
-from guard.offline.evidence.kinds.second import SecondNetwork
+from guard.offline.evidence.kinds.second import SecondLogits, SecondNetwork
+from guard.offline.evidence.kinds.variants import DenoisedLogits, SteeredLogits
 from guard.offline.evidence.needs import Evidence
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.unit_space import unit_of, unordered, wire_of
 from guard.offline.programs.outputs import Output
 
+OPINIONS = (DenoisedLogits, SteeredLogits, SecondLogits)  # needs that are logits [item, class] of a further answer
+
 
 class Program(nn.Module):
-    """A program: wire inputs [item, ...] -> (logits [item, class], scores [item, detector], any input gradient)."""
+    """A program: wire inputs [item, ...] -> (logits [item, class], scores [item, detector], what explains them).
+
+    What explains them, where the detectors read it: the input gradient, and the opinions [item, opinion, class].
+    """
 
     def __init__(self, classifier: Classifier, heads: Sequence[Head], *, smooth: bool = False) -> None:
         super().__init__()
@@ -34,11 +40,18 @@ class Program(nn.Module):
         costs = {d.name: sum(need.backwards + need.rows_per_item for need in d.needs) for d in detectors}
         scores = tuple(Output(name, "score", forward=cost == 0) for name, cost in costs.items())
         slopes = (Output("the input gradient", "gradient", forward=False),) if self.gather.gradient else ()
+        self.answers = tuple(need for need in self.gather.needs if isinstance(need, OPINIONS))
         self.compared: tuple[Output, ...] = (Output("the logits", "logits"), *scores, *slopes)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return ("logits", "scores", "gradient") if self.gather.gradient else ("logits", "scores")
+        asked = ("gradient", self.gather.gradient is not None), ("opinions", bool(self.answers))
+        return ("logits", "scores", *(name for name, there in asked if there))
+
+    @property
+    def opinions(self) -> tuple[str, ...]:
+        """The names of the opinions: what was asked besides the model's plain answer."""
+        return tuple(need.opinion for need in self.answers)
 
     def forward(self, wire: Tensor) -> tuple[Tensor, ...]:
         return self.from_unit(unit_of(wire, self.spec.box))
@@ -48,15 +61,21 @@ class Program(nn.Module):
         return self.read(self.evidence(unit))
 
     def split(self, values: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """Return the outputs' values as those of `compared`: each detector's scores [item] by themselves."""
-        logits, scores, *gradient = values
-        return [logits, *scores.T, *gradient]
+        """Return the outputs' values as those of `compared`: each detector's scores [item] by themselves.
+
+        Opinions are left out: the scores that rest on them are compared.
+        """
+        logits, scores, *explaining = values
+        return [logits, *scores.T, *(explaining[:1] if self.gather.gradient else [])]
 
     def read(self, evidence: Evidence) -> tuple[Tensor, ...]:
         """Return the outputs that follow from the evidence."""
-        scores = self.scores(evidence)
-        logits = evidence[Logits()]
-        return (logits, scores, evidence[self.gather.gradient]) if self.gather.gradient else (logits, scores)
+        found = [evidence[Logits()], self.scores(evidence)]
+        if self.gather.gradient:
+            found.append(evidence[self.gather.gradient])
+        if self.answers:
+            found.append(torch.stack([evidence[need] for need in self.answers], dim=1))
+        return tuple(found)
 
     def evidence(self, images: Tensor) -> Evidence:
         """Gather the evidence of unit-space images."""

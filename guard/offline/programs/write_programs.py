@@ -76,6 +76,7 @@ def compile_programs(
                 program.gather.backwards,
                 OPSET_VERSION,
                 round(program.gather.forwards, 4),
+                program.opinions,
             )
         )
     for name, cleaner in cleaners.items():

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.errors import ModelError
+from guard.errors import DeviceError, ModelError
 from guard.offline.evidence.kinds.second import SecondNetwork
 from guard.offline.job.job import Job
 from guard.offline.job.second_settings import SecondSettings
@@ -32,8 +32,9 @@ from guard.offline.second.brought import cost
 from guard.offline.second.lessons import SecondData
 from guard.offline.second.verifier_check import Held, attack_verifier, check_verifier
 from guard.offline.work.files import read_arrays, write_arrays
-from guard.offline.work.parallel import cores
+from guard.offline.work.parallel import torch_threads
 from guard.offline.work.store import cache_key
+from guard.offline.work.tasks import Tasks, Watch
 from guard.offline.work.text import duration
 
 FEW_ITEMS, MAX_EPOCHS_FACTOR = 20_000, 5.0  # with fewer items there are more epochs, up to so many times as many
@@ -46,6 +47,8 @@ ENDED = "ended"  # in what is kept: no further epoch comes, since the network wo
 BEST = "best"  # in what is kept: the largest share of items that held against many steps after an epoch
 NAME = "second"  # of the network that is trained
 
+T = TypeVar("T")
+State: TypeAlias = Mapping[str, NDArray[Any]]  # of a learner, with the marks that are kept beside it
 Say = Callable[[str], None]
 Progress = Callable[[object, int, int], None]  # (what, epochs done, epochs in all)
 
@@ -81,7 +84,8 @@ class Training:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """The device on which the network learns; it is judged on a CPU."""
+        return torch.device(self.job.runs_on.device(accelerated=True))
 
     @cached_property
     def key(self) -> str:
@@ -141,20 +145,24 @@ class Training:
             seed=self.job.seed,
         )
 
-    def learner(self, pace: CoursePlan) -> Learner:
-        """Return a learner that has learned nothing yet."""
+    def learner(self, pace: CoursePlan, device: str) -> Learner:
+        """Return a learner that has learned nothing yet. Raises DeviceError where there is no such device."""
+        if device == "cuda" and not torch.cuda.is_available():
+            raise DeviceError(
+                "a task was given a GPU, and torch finds none; wanted a torch that is built for CUDA wherever there is "
+                "a GPU, or a cluster that declares none"
+            )
         learned = self.lessons.learned
-        return Learner(
-            self.design, self.course(pace), Lessons(learned.images[:], learned.labels, self.classifier), self.device
-        )
+        lessons = Lessons(learned.images[:], learned.labels, self.classifier)
+        return Learner(self.design, self.course(pace), lessons, torch.device(device))
 
     def pace(self) -> CoursePlan:
         """Measure how a step is fastest, and return how many epochs fit into the minutes."""
         natural, robust = self.most_epochs()
-        threads = sorted({1, cores()}) if self.job.threads is None else [self.job.threads]
+        threads = sorted({1, self.job.runs_on.max_threads}) if self.job.threads is None else [self.job.threads]
         halves = (True,) if self.device.type == "cuda" else (False, True)
         tried = [CoursePlan(count, half, natural, robust) for count in threads for half in halves]
-        seconds = {pace: self.seconds(pace) for pace in tried}
+        seconds = {pace: self.computed(paced, (pace, self.device.type), pace) for pace in tried}
         best = min(tried, key=lambda pace: sum(seconds[pace]))
         if self.job.second_minutes is None:
             return best
@@ -163,10 +171,15 @@ class Training:
         kept = [max(MIN_EPOCHS, math.floor(share * epochs)) if epochs else 0 for epochs in (natural, robust)]
         return replace(best, natural_epochs=kept[0], robust_epochs=kept[1])
 
-    def seconds(self, pace: CoursePlan) -> tuple[float, float]:
+    def computed(self, work: Callable[[Training, Any, Watch], T], part: Any, pace: CoursePlan) -> T:
+        """Compute one task of the training, on the threads and the device that it learns on."""
+        tasks = Tasks(work, self, [part], threads=pace.threads, alone=True, accelerated=True)
+        (found,) = self.job.runs_on.run(tasks)
+        return found
+
+    def seconds(self, pace: CoursePlan, device: str) -> tuple[float, float]:
         """Measure the seconds of a natural and of a robust epoch."""
-        torch.set_num_threads(pace.threads)
-        learner = self.learner(replace(pace, natural_epochs=1, robust_epochs=1))
+        learner = self.learner(replace(pace, natural_epochs=1, robust_epochs=1), device)
         learner.network.train()
         generator = torch.Generator().manual_seed(0)
         batch = next(iter(learner.batches(generator)))
@@ -184,11 +197,8 @@ class Training:
     def seconds_all(self) -> float:
         """Forecast of the seconds that the training takes, on one thread as measured now."""
         natural, robust = self.most_epochs()
-        threads = torch.get_num_threads()
-        try:
-            natural_s, robust_s = self.seconds(CoursePlan(1, self.device.type == "cuda", natural, robust))
-        finally:
-            torch.set_num_threads(threads)
+        pace = CoursePlan(1, self.device.type == "cuda", natural, robust)
+        natural_s, robust_s = self.computed(paced, (pace, self.device.type), pace)
         whole_s = natural * natural_s + robust * robust_s
         minutes = self.job.second_minutes
         return whole_s if minutes is None else min(whole_s, 60 * minutes)
@@ -239,48 +249,46 @@ class Training:
 
     def run(self, say: Say, progress: Progress) -> SecondNetwork:
         """Train the network, or take it up again, and return it. Raises ModelError: its training diverged."""
-        threads = torch.get_num_threads()
-        try:
-            pace = self.plan()
-            say(self.in_words(pace))
-            torch.set_num_threads(pace.threads)
-            return self.finished(self.learned(pace, say, progress), pace)
-        finally:
-            torch.set_num_threads(threads)
+        pace = self.plan()
+        say(self.in_words(pace))
+        learner = self.learned(pace, say, progress)
+        with torch_threads(pace.threads):
+            return self.finished(learner, pace)
 
     def learned(self, pace: CoursePlan, say: Say, progress: Progress) -> Learner:
-        """Learn all epochs that are not kept yet."""
-        file, learner = self.job.work.second(self.key), self.learner(pace)
+        """Learn all epochs that are not kept yet, each as a task."""
+        file, course = self.job.work.second(self.key), self.course(pace)
         kept = read_arrays(file)
+        learner = self.learner(pace, "cpu")
+        state: State = learner.state() if kept is None else kept
+        done = first = int(state["done_epochs"])
         if kept is not None:
-            learner.restore(kept)
-            say(f"going on after epoch {learner.done_epochs}")
-        epochs, began = learner.course.epochs, time.monotonic()
-        best = float(kept[BEST]) if kept is not None and BEST in kept else 0.0
-        first = learner.done_epochs
-        while learner.done_epochs < epochs and (kept is None or ENDED not in kept):
-            progress("second network, epoch", learner.done_epochs, epochs)
-            before, loss = copied(learner.state()), learner.epoch()
-            said = [f"epoch {learner.done_epochs} of {epochs}: loss {loss:.3f}, right on {self.right(learner):.1%}"]
-            if learner.done_epochs > pace.natural_epochs:
-                held = self.attacked(attack_verifier, learner, CHECKED_ITEMS, CHECK_STEPS)
-                said.append(str(held))
-                if held.begins_to_hide(best):
-                    learner.restore(before)
-                    learner.attack_steps += 1
-                    ended = learner.attack_steps > MAX_ATTACK_STEPS
+            say(f"going on after epoch {done}")
+        epochs, began = course.epochs, time.monotonic()
+        best = float(state[BEST]) if BEST in state else 0.0
+        while done < epochs and ENDED not in state:
+            progress("second network, epoch", done, epochs)
+            found = self.computed(learned_epoch, EpochTask(pace, self.device.type, state), pace)
+            done += 1
+            said = [f"epoch {done} of {epochs}: loss {found.loss:.3f}, right on {found.right:.1%}"]
+            if found.held is not None:
+                said.append(str(found.held))
+                if found.held.begins_to_hide(best):
+                    done -= 1
+                    attack_steps = int(state["attack_steps"]) + 1
+                    ended = attack_steps > MAX_ATTACK_STEPS
                     marks = {BEST: np.asarray(best), **({ENDED: np.asarray(1)} if ended else {})}
-                    write_arrays(file, {**copied(learner.state()), **marks})
-                    again = f"epoch {learner.done_epochs} is the last" if ended else "it is learned again"
-                    say(", ".join([*said, f"so it hides from {learner.attack_steps - 1} of them; {again}"]))
-                    if ended:
-                        break
+                    state = {**state, "attack_steps": np.asarray(attack_steps), **marks}
+                    write_arrays(file, state)
+                    again = f"epoch {done} is the last" if ended else "it is learned again"
+                    say(", ".join([*said, f"so it hides from {attack_steps - 1} of them; {again}"]))
                     continue
-                best = max(best, held.many_steps)
-            done = learner.done_epochs - first
-            left = (time.monotonic() - began) / done * (epochs - learner.done_epochs)
-            write_arrays(file, {**learner.state(), BEST: np.asarray(best)})
+                best = max(best, found.held.many_steps)
+            state = {**found.state, BEST: np.asarray(best)}
+            write_arrays(file, state)
+            left = (time.monotonic() - began) / (done - first) * (epochs - done)
             say(", ".join([*said, f"{duration(left)} left"]))
+        learner.restore(state)
         return learner
 
     def right(self, learner: Learner) -> float:
@@ -307,9 +315,41 @@ class Training:
         return trained_network(self.design, weights, self.classifier, ", ".join(about))
 
 
-def copied(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return a state that further learning does not change."""
-    return {name: np.array(value) for name, value in state.items()}
+@dataclass(frozen=True, eq=False)
+class EpochTask:
+    """Task of one epoch: the plan, the device, and the state that it begins with."""
+
+    pace: CoursePlan
+    device: str
+    state: State
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """An epoch that was learned, and how the network then stands."""
+
+    state: State
+    loss: float
+    right: float  # share of the held-out items
+    held: Held | None  # of a robust epoch
+
+
+def learned_epoch(training: Training, task: EpochTask, watch: Watch) -> Epoch:
+    """Learn one epoch."""
+    watch.look()
+    learner = training.learner(task.pace, task.device)
+    learner.restore(task.state)
+    loss = learner.epoch()
+    held = None
+    if learner.done_epochs > task.pace.natural_epochs:
+        held = training.attacked(attack_verifier, learner, CHECKED_ITEMS, CHECK_STEPS)
+    return Epoch(learner.state(), loss, training.right(learner), held)
+
+
+def paced(training: Training, given: tuple[CoursePlan, str], watch: Watch) -> tuple[float, float]:
+    """Measure the seconds of a natural and of a robust epoch of a plan on a device."""
+    watch.look()
+    return training.seconds(*given)
 
 
 def trained_network(

@@ -49,6 +49,7 @@ from guard.offline.training.choose_detectors import DetectorChoice
 from guard.offline.training.choose_share import KeptShare, choose_share
 from guard.offline.training.family_scores import FamilyScores
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
+from guard.offline.training.sources import source_facts
 from guard.session import Session
 
 NOISE_COPIES = 2  # of each clean item that heads or fusion are fitted on
@@ -206,6 +207,7 @@ class Calibrator:
             provenance={
                 "classes": "names, as labelled" if self.classifier.spec.output.labels else "numbers, as labelled",
                 "splits": {split.value: len(self.data.part(split)) for split in Split},
+                "sources": source_facts(job, self.data),
                 "bands": [[str(b.low), str(b.high)] for b in calibrated.cascade.calibration.bands],
                 "early_pass_share": dict(calibrated.leaks),
                 "fusion": calibrated.kept.facts,

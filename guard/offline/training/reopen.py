@@ -30,6 +30,8 @@ from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
 from guard.runtime import Runtime
 
+NOT_KEPT = {"recipe", "out", "executor"}  # of a job's settings: kept in another form, or of one run alone
+
 
 @dataclass(frozen=True)
 class Work:
@@ -102,7 +104,7 @@ class Work:
 
     def job_of(self, bundle: Bundle) -> Job:
         """Return the settings that `guard train` was called with. Raises BundleError."""
-        known = {field.name for field in fields(Job)} - {"recipe", "out"}
+        known = {field.name for field in fields(Job)} - NOT_KEPT
         settings = {key: value for key, value in self.job.items() if key in known}
         for key in ("data", "test", "served", "second_data"):
             settings[key] = settings.get(key) and Path(settings[key])
@@ -178,7 +180,7 @@ def write_work(job: Job, data: Dataset) -> None:
     """Write the split by content hash, and what the model and recipe were, for `guard evaluate`."""
     job.work.begin()
     write_json(job.work.splits, dict(sorted(data.splits.items())), indent=0)
-    settings = {key: value for key, value in asdict(job).items() if key not in ("recipe", "out")}
+    settings = {key: value for key, value in asdict(replace(job, executor=None)).items() if key not in NOT_KEPT}
     if Path(job.model).is_file():
         settings["model"] = str(Path(job.model).resolve())  # found again from wherever `guard evaluate` is called
     if job.answers is not None and Path(job.answers).is_file():

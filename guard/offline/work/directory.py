@@ -30,7 +30,7 @@ class WorkDirectory:
 
     def begin(self) -> None:
         """Create the directory unless it exists. Raises BundleError where another layout lies there."""
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and any(entry != self.lock for entry in self.path.iterdir()):
             self.check()
         write_json(self.layout, {"layout": LAYOUT_VERSION})
 
@@ -48,6 +48,11 @@ class WorkDirectory:
     def layout(self) -> Path:
         """File that states the directory's layout."""
         return self.path / "layout.json"
+
+    @property
+    def lock(self) -> Path:
+        """File that whoever writes into the directory holds a lock on."""
+        return self.path / "lock"
 
     @property
     def job(self) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +27,8 @@ READING = threading.Lock()
 def write_file(file: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Create the file's folder, let `write` fill a file beside it, and give that the final name."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+    # Pods of two attempts at one job may overlap, each with process 1 (kuberay#5211): a number alone names no writer.
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}.{uuid.uuid4().hex}")
     try:
         with unfinished.open("wb") as stream:
             write(stream)

@@ -10,10 +10,14 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from typing import TypeVar
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
+
+from guard.offline.work.tasks import Listener, Tasks
 
 T = TypeVar("T")
 
@@ -30,6 +34,29 @@ class Stop:
         if self.asked.is_set():
             raise Stopped
 
+    def count(self, steps: int) -> None:
+        """Ignore the steps: nobody waits for them."""
+
+    def note(self, text: str) -> None:
+        """Ignore the text: nobody waits for it."""
+
+
+class Watched(Stop):
+    """Stop signal of tasks in this process, whose steps are reported by one thread at a time."""
+
+    def __init__(self, listener: Listener[Any]) -> None:
+        super().__init__()
+        self.listener = listener
+        self.turn = threading.Lock()
+
+    def count(self, steps: int) -> None:
+        with self.turn:
+            self.listener.counted(steps)
+
+    def note(self, text: str) -> None:
+        with self.turn:
+            self.listener.noted(text)
+
 
 class Stopped(Exception):
     """Exception in a worker: another call failed, or the user interrupted."""
@@ -41,7 +68,7 @@ def cores() -> int:
 
 
 def side_by_side(
-    calls: Sequence[Callable[[], T]], workers: int, stop: Stop, done: Callable[[int], None] | None = None
+    calls: Sequence[Callable[[], T]], workers: int, stop: Stop, done: Callable[[int], object] | None = None
 ) -> list[T]:
     """Return the results of the calls, in their order; `done` receives the number of each, in the same order.
 
@@ -87,12 +114,66 @@ def noted(call: Callable[[], T], stop: Stop) -> T:
         raise
 
 
+@dataclass(frozen=True)
+class Threads:
+    """Executor in this process: one task a thread, on as many threads as it was given, or one a core."""
+
+    count: int | None = None
+
+    @property
+    def workers(self) -> int:
+        return cores() if self.count is None else self.count
+
+    @property
+    def processes(self) -> int:
+        return 1
+
+    @property
+    def max_threads(self) -> int:
+        return cores()
+
+    @property
+    def elsewhere(self) -> bool:
+        return False
+
+    def device(self, *, accelerated: bool) -> str:
+        return "cuda" if accelerated and torch.cuda.is_available() else "cpu"
+
+    def run(self, tasks: Tasks[T], listener: Listener[T] | None = None) -> list[T]:
+        """Return the results in order; a result is kept by the thread that computed it."""
+        hearing: Listener[T] = listener or Listener()
+        watch = Watched(hearing)
+
+        def call(number: int) -> T:
+            found = tasks.work(tasks.shared, tasks.parts[number], watch)
+            hearing.kept(number, found)
+            return found
+
+        calls = [partial(call, number) for number in range(len(tasks.parts))]
+        if not tasks.alone:
+            return side_by_side(calls, self.workers, watch, hearing.done)
+        results = []
+        with torch_threads(tasks.threads):
+            for number, one in enumerate(calls):
+                results.append(one())
+                hearing.done(number)
+        return results
+
+
+OWN_THREADS = Threads()  # as many as this process may run on
+
+
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch run on one thread within the context, whatever it ran on before."""
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch run on so many threads within the context, whatever it ran on before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """Let torch run on one thread within the context, whatever it ran on before."""
+    return torch_threads(1)

@@ -23,6 +23,21 @@ def cache_key(given: object, code: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
+class KeptArrays:
+    """Place of one result in a store, made or not."""
+
+    file: Path
+    names: Sequence[str] | None = None  # that it must hold: a file without one of them counts as not there
+
+    def read(self) -> Arrays | None:
+        """Return the arrays; None where they were not made, or cannot be read."""
+        return read_arrays(self.file, self.names)
+
+    def write(self, arrays: Arrays) -> None:
+        write_arrays(self.file, arrays)
+
+
+@dataclass(frozen=True)
 class ResultStore:
     """Folder of results; a name is for display, a key tells results apart."""
 
@@ -31,6 +46,10 @@ class ResultStore:
     def file(self, name: str, key: str, suffix: str) -> Path:
         """Return where a result lies, made or not."""
         return self.folder / f"{name}-{key[:24]}{suffix}"
+
+    def place(self, name: str, key: str, names: Sequence[str] | None = None) -> KeptArrays:
+        """Return the place of arrays under this key; `names` are those that it must hold."""
+        return KeptArrays(self.file(name, key, ".npz"), names)
 
     def arrays(
         self,
@@ -41,15 +60,12 @@ class ResultStore:
         names: Sequence[str] | None = None,
         anew: bool = False,
     ) -> Arrays:
-        """Return the arrays kept under this key, or make and keep them; `anew`: make them whatever is there.
-
-        `names` are those that it must hold: a file without one of them counts as not there.
-        """
-        file = self.file(name, key, ".npz")
-        found: Arrays | None = None if anew else read_arrays(file, names)
+        """Return the arrays kept under this key, or make and keep them; `anew`: make them whatever is there."""
+        place = self.place(name, key, names)
+        found: Arrays | None = None if anew else place.read()
         if found is None:
             found = make()
-            write_arrays(file, found)
+            place.write(found)
         return found
 
     def choice(self, name: str, key: str, make: Callable[[], Choice]) -> Choice:

@@ -21,12 +21,14 @@ from guard.audit_log import AuditLog
 from guard.config import ServeConfig
 from guard.judge import Inspection
 from guard.policy import Action
+from guard.queries.memory import QueryFinding
 from guard.serve.audit.background import Background
 from guard.serve.audit.event_sink import EventSink
-from guard.serve.audit.events import Event, evidence_fields, unchecked_event, verdict_event
+from guard.serve.audit.events import Event, evidence_fields, query_fields, unchecked_event, verdict_event
 from guard.serve.audit.metrics import AuditMetrics
 from guard.serve.audit.traffic_sampling import TrafficSampling
 from guard.serve.guarded_model import GuardedModel
+from guard.serve.outcome import Outcome
 from guard.traffic_sample import SampledItems
 
 MAX_WAITING_BYTES = 8 << 20  # of lines
@@ -84,16 +86,18 @@ class Audit:
     def judged(
         self,
         names: Mapping[str, Any],
-        model: str,
-        action: str,
+        outcome: Outcome,
         found: Inspection,
         end: str,
         audited: AuditedInput | None,
+        queried: QueryFinding | None = None,
     ) -> None:
-        """Take a request that is over, and that was inspected."""
-        if found.verdict.request is Action.PASS or not self.sinks:
+        """Take a request that is over, and that was inspected; `queried` is what the memory of queries tells of it."""
+        queries = query_fields(queried)
+        if not self.sinks or (found.verdict.request is Action.PASS and not queries):
             return
-        event = verdict_event(names, model, action, found, end)
+        digest = None if outcome.guarded is None else outcome.guarded.bundle.digest
+        event = verdict_event(names, outcome.model, outcome.action, found, end, bundle=digest, queries=queries)
         if self.keeps_inputs and audited is not None:
             event |= evidence_fields(audited.images, found)
         self.send(event)

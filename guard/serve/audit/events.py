@@ -12,23 +12,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.judge import Inspection
+from guard.policy import Action
+from guard.queries.memory import QueryFinding
 from guard.serve.inspector import verdict_fields
+from guard.serve.query_watch import REASON as QUERY_ATTACK
+from guard.serve.query_watch import score_fields
 
 MAX_INPUT_BYTES = 1 << 20  # of an item in a line; a larger one is left out, and the line says so
 
 # MITRE ATLAS: what the adversary would be doing, if the request is one's.
 EVADE, CRAFT, DENY = "AML.T0015", "AML.T0043", "AML.T0029"
+ASK, SEARCH = "AML.T0040", "AML.T0043.001"
 OF_VERDICTS = (EVADE, CRAFT)
+OF_QUERIES = (ASK, SEARCH)
 OF_REASONS = {"overloaded": (DENY,), "inspection_timeout": (DENY,)}
 
+NOTHING: Mapping[str, Any] = {}
 Event = dict[str, Any]
 
 
-def verdict_event(names: Mapping[str, Any], model: str, action: str, found: Inspection, end: str) -> Event:
-    """The event of a request whose verdict was not PASS; `end` is how its call ended."""
+def verdict_event(
+    names: Mapping[str, Any],
+    model: str,
+    action: str,
+    found: Inspection,
+    end: str,
+    *,
+    bundle: str | None = None,
+    queries: Mapping[str, Any] = NOTHING,
+) -> Event:
+    """The event of an inspected request: its verdict was not PASS, or it is part of a query attack (`queries`).
+
+    `end` is how its call ended, `bundle` the digest of the bundle that judged it.
+    """
     whole = {} if found.request_p_value is None else {"request_p_value": found.request_p_value}
-    facts = {**names, "model": model, **verdict_fields(found), **whole, "end": end}
-    return event(action, OF_VERDICTS, facts)
+    judged = {} if bundle is None else {"bundle": bundle}
+    facts = {**names, "model": model, **judged, **verdict_fields(found), **whole, **queries, "end": end}
+    calm = all(item is Action.PASS for item in found.verdict.items)  # then it is its queries that are suspected
+    suspected = () if found.verdict.request is Action.PASS or (queries and calm) else OF_VERDICTS
+    return event(action, suspected + (OF_QUERIES if queries else ()), facts)
+
+
+def query_fields(queried: QueryFinding | None) -> dict[str, Any]:
+    """The fields of a request that is part of a query attack, of its principal's or of several together; else none."""
+    if queried is None or not (queried.is_attack or queried.is_shared_attack):
+        return {}
+    scope = "principal" if queried.is_attack else "shared"
+    return {"reason": QUERY_ATTACK, "query_scope": scope, **score_fields(queried)}
 
 
 def unchecked_event(names: Mapping[str, Any], model: str, action: str, reason: str, **facts: Any) -> Event:

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from guard.bundle import Bundle
 from guard.config import load_config
 from guard.errors import ConfigError, DataError, NotReadyError
+from guard.serve.client_channel import ClientTls
 from guard.serve.conformance.checks import CHECKS, Check
 from guard.serve.conformance.procedures import (
     NO_MODEL,
@@ -59,6 +60,7 @@ class TrialOptions:
     model: str | None = None  # NAME or NAME:VERSION
     request: Path | None = None  # a ModelInferRequest to send, serialized or as protobuf's JSON
     only: tuple[str, ...] = ()  # names of the procedures to try; all unless given
+    tls: ClientTls | None = None  # how the model server is spoken to, and a guard that is there
     timeout_s: float = 10.0
 
 
@@ -77,8 +79,8 @@ def run_trial(options: TrialOptions) -> ConformanceReport:
 
 async def tried(options: TrialOptions, *, start: Start | None = None) -> ConformanceReport:
     """Make every check as `run_trial` does; `start` starts what is tried where no guard is there."""
-    async with calling(options.upstream) as direct:
-        await reach(direct, options.timeout_s)
+    async with calling(options.upstream, options.tls) as direct:
+        await reach(direct, options)
         infer, unnamed = await find_request(direct, options)
         async with guarded(direct, options, start or started_guard) as (through, wiretap, name):
             trial = SideBySide(direct, through, wiretap, options.timeout_s)
@@ -122,13 +124,14 @@ async def finding(trial: SideBySide, procedure: Procedure, name: str, check: Che
     return Finding(procedure.name, name, "passed")
 
 
-async def reach(caller: Caller, timeout_s: float) -> None:
+async def reach(caller: Caller, options: TrialOptions) -> None:
     """Wait until a server can be reached. Raises NotReadyError."""
     try:
-        async with asyncio.timeout(min(CONNECT_S, timeout_s)):
+        async with asyncio.timeout(min(CONNECT_S, options.timeout_s)):
             await caller.channel.channel_ready()
     except TimeoutError:
-        raise NotReadyError(f"nothing answers at {caller.address}; wanted a server of gRPC without TLS") from None
+        wanted = "without TLS; --tls and what belongs to it speak TLS" if options.tls is None else "by TLS, trusted so"
+        raise NotReadyError(f"nothing answers at {caller.address}; wanted a server of gRPC {wanted}") from None
 
 
 async def find_request(direct: Caller, options: TrialOptions) -> tuple[ModelInferRequest | None, str]:
@@ -183,8 +186,8 @@ async def guarded(
         UserError: there is none, it does not answer, or it cannot start or does not get ready.
     """
     if options.guard is not None:
-        async with calling(options.guard) as through:
-            await reach(through, options.timeout_s)
+        async with calling(options.guard, options.tls) as through:
+            await reach(through, options)
             yield through, None, options.guard
         return
     async with (

@@ -14,6 +14,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from guard.errors import ConfigError
+from guard.serve.client_channel import ClientTls, credentials_of
 from guard.serve.grpc.call import DETAILS, DOMAIN
 from guard.serve.grpc.metadata import Metadata
 from guard.target import WANTED, parse_target
@@ -101,8 +102,12 @@ def pairs(metadata: Any) -> Metadata:
 
 
 @asynccontextmanager
-async def calling(address: str) -> AsyncIterator[Caller]:
-    """Open a channel to a server without TLS, for messages of any size. Raises ConfigError where it has no address."""
+async def calling(address: str, tls: ClientTls | None = None) -> AsyncIterator[Caller]:
+    """Open a channel to a server, for messages of any size.
+
+    Raises:
+        ConfigError: the server has no address, or the files for TLS are not what is wanted.
+    """
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
@@ -113,5 +118,10 @@ async def calling(address: str) -> AsyncIterator[Caller]:
     target = parse_target(address)
     if target is None:
         raise ConfigError(f"the server {address!r} is no target; wanted {WANTED}")
-    async with grpc.aio.insecure_channel(target.text, options=options) as channel:
+    if tls is None:
+        opened = grpc.aio.insecure_channel(target.text, options=options)
+    else:
+        credentials, named = credentials_of(tls)
+        opened = grpc.aio.secure_channel(target.text, credentials, options=[*options, *named])
+    async with opened as channel:
         yield Caller(address, channel)

@@ -12,25 +12,15 @@ Rule 1: a client's own `guard-*` headers never reach the model server.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from guard.errors import GuardError
+from guard.errors import GuardError, RequestError
 from guard.serve.grpc.call import Call
 from guard.serve.grpc.metadata import OURS, Metadata
 from guard.serve.principal import FORWARDED_CERTIFICATE
 
-FORBIDDEN_CODE = 403
-HTTP_STATUS: Mapping[str, int] = {  # of a request that is no gRPC call, by the status that a gRPC call would get
-    "INVALID_ARGUMENT": 400,
-    "UNAUTHENTICATED": 401,
-    "FAILED_PRECONDITION": 400,
-    "NOT_FOUND": 404,
-    "RESOURCE_EXHAUSTED": 429,
-    "INTERNAL": 500,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
-}
+FAULT_CODE = 500
 
 
 def allowed(messages: Any, call: Call, names: Iterable[str]) -> bytes:
@@ -53,7 +43,7 @@ def denied(messages: Any, call: Call, error: GuardError, *, is_grpc: bool) -> by
     answer = messages.CheckResponse()
     answer.status.code = code
     answer.status.message = refusal.details
-    answer.denied_response.status.code = HTTP_STATUS.get(error.status, FORBIDDEN_CODE)
+    answer.denied_response.status.code = error.http_status if isinstance(error, RequestError) else FAULT_CODE
     answer.denied_response.body = refusal.details
     set_headers(answer.denied_response.headers, refusal.trailing)
     if is_grpc:

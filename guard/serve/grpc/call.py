@@ -63,6 +63,7 @@ class Call:
     outcome: Any = None  # what the method's own service leaves here for its metrics
     asked: Any = None  # the request that the call asks about, with its own `metadata`; None: the call is the request
     audited: Any = None  # its items, where the audit may need them once the call is over
+    queried: Any = None  # what the memory of queries tells of it
     span: RequestSpan | None = None  # in the operator's traces
     end: End = "answered"
     error: Exception | None = None  # what ended it, where it was not answered
@@ -179,13 +180,13 @@ class Call:
 
     def forget(self) -> None:
         """Drop error, outcome and model: an error's traceback holds its frames, and these the message and this call."""
-        self.error = self.outcome = self.guarded = self.audited = None
+        self.error = self.outcome = self.guarded = self.audited = self.queried = None
 
     def refusal(self, error: GuardError) -> Refusal:
         """The refusal that tells a client of an error: its status, its message and its reason, with our marks."""
         details = str(error)
         status = status_details(error.status, error.reason, details).replace(NO_ID, self.id.encode())
-        retries = () if error.may_retry else (NEVER_RETRY,)
+        retries = () if error.may_retry else NEVER_RETRY
         return Refusal(grpc.StatusCode[error.status], details, (*self.marks, (DETAILS, status), *retries))
 
 

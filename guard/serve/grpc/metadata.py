@@ -16,7 +16,8 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 OURS = "guard-"
 RESERVED = "grpc-"
 RETRY_PUSH_BACK = "grpc-retry-pushback-ms"
-NEVER_RETRY = (RETRY_PUSH_BACK, "-1")
+ENVOY_NEVER_RETRIES = ("x-envoy-ratelimited", "true")  # by any policy but the one that names it
+NEVER_RETRY = ((RETRY_PUSH_BACK, "-1"), ENVOY_NEVER_RETRIES)  # gRPC's own clients heed the first
 TRAVELLING = frozenset({"grpc-status-details-bin"})  # of the reserved names
 ONE_HOP = frozenset(
     {

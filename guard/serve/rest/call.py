@@ -18,6 +18,7 @@ from starlette.responses import Response
 from guard.errors import Expired, GuardError, Overloaded, RequestError, Unauthenticated, UpstreamDown
 from guard.serve.admission import Place
 from guard.serve.grpc.call_names import MAX_NAME_CHARACTERS, REQUEST_ID, names_of
+from guard.serve.grpc.metadata import ENVOY_NEVER_RETRIES
 from guard.serve.inference_call import ID, VERDICT, End, new_id
 from guard.serve.principal import ANONYMOUS
 from guard.serve.request_span import CallEnd, RequestSpan, Traced
@@ -62,6 +63,7 @@ class RestCall:
     guarded: Any = None
     outcome: Any = None
     audited: Any = None
+    queried: Any = None
     span: RequestSpan | None = None
     end: End = "answered"
     error: Exception | None = None
@@ -137,7 +139,7 @@ class RestCall:
 
     def forget(self) -> None:
         """Drop error, outcome and model: an error's traceback holds its frames, and these the body and this call."""
-        self.error = self.outcome = self.guarded = self.audited = None
+        self.error = self.outcome = self.guarded = self.audited = self.queried = None
 
     def delivered(self, answer: RestAnswer) -> Response:
         """The response with the model server's answer as it came, and our marks."""
@@ -159,6 +161,8 @@ def more_headers(error: Exception) -> Headers:
     """The headers that HTTP wants beside some statuses."""
     if isinstance(error, Overloaded):
         return (("retry-after", str(RETRY_AFTER_S)),)
+    if isinstance(error, GuardError) and not error.may_retry:
+        return (ENVOY_NEVER_RETRIES,)
     return (("www-authenticate", "Bearer"),) if isinstance(error, Unauthenticated) else ()
 
 

@@ -38,6 +38,7 @@ from guard.serve.rest.body import body_of, unless_left
 from guard.serve.rest.call import CLIENT_LEFT_CODE, RestCall, response
 from guard.serve.rest.exchange import RestExchange
 from guard.serve.rest.headers import text_headers, values
+from guard.serve.rest.over_grpc import RestOverGrpc
 from guard.serve.rest.paths import RestPath
 from guard.serve.rest.tls import PEER
 from guard.serve.rest.upstream import RestUpstream
@@ -55,7 +56,7 @@ class RestDoor:
 
     config: ServeConfig
     inference: Inference
-    upstream: RestUpstream
+    upstream: RestUpstream | RestOverGrpc
     readiness: Readiness
     metrics: Metrics
     door: Door  # of tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from guard.serve.rest.answer import RestAnswer, prediction
 from guard.serve.rest.call import FailedAnswer, RestCall
 from guard.serve.rest.decode import JSON_LENGTH, RestRequest, check_model, decode, encode, json_length, parse
 from guard.serve.rest.headers import values
+from guard.serve.rest.over_grpc import RestOverGrpc
 from guard.serve.rest.packing import coding_of, packed, unpacked
 from guard.serve.rest.upstream import RestUpstream
 from guard.serve.tensor import Decoded
@@ -30,7 +31,7 @@ class RestExchange:
     """A request's bytes, and what is read of them."""
 
     call: RestCall
-    upstream: RestUpstream
+    upstream: RestUpstream | RestOverGrpc
     name: str
     version: str
     path: str  # for the upstream, with what stands behind a question mark
@@ -59,7 +60,7 @@ class RestExchange:
         return len(self.body) if isinstance(self.plain, MalformedRequest) else len(self.plain)
 
     @property
-    def versions(self) -> dict[str, tuple[str, ...]]:
+    def versions(self) -> Mapping[str, tuple[str, ...]]:
         return self.upstream.versions
 
     def named(self) -> AskedModel:

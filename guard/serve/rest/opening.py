@@ -1,18 +1,23 @@
-"""The opening of the REST door: a client of the model server, the watch on it, and the listener."""
+"""The opening of the REST door: a client of the model server, the watch on it, and the listener.
+
+Without an HTTP address of the model server it is asked over gRPC, where another watch knows whether it is ready.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from guard.config import ServeConfig
 from guard.serve.grpc.door import Door
+from guard.serve.grpc.upstream import Upstream
 from guard.serve.inference import Inference
 from guard.serve.limits import MIN_ANSWER_BYTES
 from guard.serve.readiness import Readiness
 from guard.serve.rest.door import RestDoor
 from guard.serve.rest.listener import HttpListener, listening
+from guard.serve.rest.over_grpc import RestOverGrpc
 from guard.serve.rest.tls import FollowingContext, client_context, server_context
 from guard.serve.rest.upstream import RestUpstream
 from guard.serve.rest.upstream_watch import PART, RestUpstreamWatch
@@ -28,18 +33,27 @@ async def rest_door(
     door: Door,
     side_door: Door,
     security: Security,
+    over_grpc: Upstream,
 ) -> AsyncIterator[HttpListener]:
     """Serve REST within the block.
 
     Raises:
         PortError: as `listening`.
     """
-    readiness.say(PART, "the model server was not reached yet over HTTP")
     largest_bytes = max(door.largest_bytes, MIN_ANSWER_BYTES)
     tls = None if security.listener is None else FollowingContext(security.listener, server_context)
     upstream_tls = None if security.upstream is None else FollowingContext(security.upstream, client_context)
-    async with RestUpstream.open(config, max_bytes=largest_bytes, tls=upstream_tls) as upstream:
-        watch = RestUpstreamWatch(upstream, inference.models, readiness)
+    async with AsyncExitStack() as stack:
+        upstream: RestUpstream | RestOverGrpc
+        watch: RestUpstreamWatch | None = None
+        if config.rest_upstream:
+            readiness.say(PART, "the model server was not reached yet over HTTP")
+            opened = RestUpstream.open(config, max_bytes=largest_bytes, tls=upstream_tls)
+            upstream = reached = await stack.enter_async_context(opened)
+            watch = RestUpstreamWatch(reached, inference.models, readiness)
+        else:
+            versions = inference.models.versions
+            upstream = RestOverGrpc(over_grpc, versions, max_bytes=largest_bytes, aside=door.aside)
         application = RestDoor(
             config=config,
             inference=inference,
@@ -51,8 +65,7 @@ async def rest_door(
             log=inference.log,
             principals=security.principals,
         ).application()
-        async with (
-            listening(config.rest_listen, application, config, tls) as listener,
-            in_background(watch.run(), partial(readiness.say, PART)),
-        ):
-            yield listener
+        listener = await stack.enter_async_context(listening(config.rest_listen, application, config, tls))
+        if watch is not None:
+            await stack.enter_async_context(in_background(watch.run(), partial(readiness.say, PART)))
+        yield listener

@@ -102,6 +102,21 @@ def test_any_number_of_items(name: str, items: int, folder: Path, wire: NDArray[
     assert one.session.get_inputs()[0].shape[0] == "batch"
 
 
+def test_further_answers_are_given_by_name(
+    tiny_bundle: Bundle, programs: Mapping[str, Program], folder: Path, wire: NDArray[np.float32]
+) -> None:
+    """What explains a verdict: the answers to denoised inputs, one row each, as torch has them."""
+    screen, interpret = tiny_bundle.manifest.programs
+    assert screen.opinions == ()
+    assert "opinions" not in {one.name for one in session(folder, "screen").session.get_outputs()}
+    assert interpret.opinions == ("denoised: BitDepth(bits=2)", "denoised: Median(window=2)")
+    (found,) = session(folder, "interpret").run(("opinions",), wire)
+    evidence = programs["interpret"].evidence(torch.from_numpy(wire))
+    expected = [evidence[need].detach().numpy() for need in programs["interpret"].answers]
+    assert found.shape == (len(wire), 2, tiny.CLASSES)
+    np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", REPAIRS)
 def test_repairs_are_the_denoisers(name: str, again: tuple[ProgramFiles, Path], wire: NDArray[np.float32]) -> None:
     cleaned, classes = session(again[1], f"repair-{name}").run(("cleaned", "classes"), wire)

@@ -187,7 +187,7 @@ def test_harmless_methods_pass_without_a_body_and_without_a_verdict(bundle: Path
 )
 def test_other_methods_are_denied_unless_they_are_opened(bundle: Path, method: str) -> None:
     found = told(bundle, check_request(None, method=method))
-    assert (found.status, found.http_status, found.reason) == ("UNIMPLEMENTED", 403, "NOT_ALLOWED")
+    assert (found.status, found.http_status, found.reason) == ("UNIMPLEMENTED", 404, "NOT_ALLOWED")
     assert len(found.text) < 400
 
 
@@ -203,7 +203,7 @@ def test_opened_methods_pass_and_are_marked(bundle: Path) -> None:
 def test_what_is_no_grpc_call_gets_no_grpc_status(bundle: Path) -> None:
     plain = {"content-type": "application/json"}
     found = told(bundle, check_request(b"{}", method="/v2/models/tiny/infer", headers=plain))
-    assert found.http_status == 403
+    assert found.http_status == 404
     assert "grpc-status" not in found.down
 
 

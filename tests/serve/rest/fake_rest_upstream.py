@@ -141,7 +141,7 @@ def logits_of(images: NDArray[Any]) -> NDArray[np.float32]:
 @asynccontextmanager
 async def listening(upstream: FakeRestUpstream, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """The URL of the fake, which listens within the block; leaving it cuts every connection."""
-    with socket.socket() as listener:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:  # with the number, or asyncio lets answers wait
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         config = uvicorn.Config(

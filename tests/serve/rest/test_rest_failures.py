@@ -31,6 +31,7 @@ def test_an_open_breaker_is_503_or_lets_pass(bundle: Path, monkeypatch: pytest.M
             answer = await guarded.infer(ORDINARY)
             if on_failure == "closed":
                 assert answer.status_code == 503
+                assert answer.headers["x-envoy-ratelimited"] == "true"  # or Istio would send it twice more
                 assert await guarded.metric("guard_refused_total", reason="breaker_open") >= 1
             else:
                 assert (answer.status_code, answer.headers["guard-verdict"]) == (200, "unchecked")

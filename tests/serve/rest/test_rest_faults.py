@@ -146,16 +146,10 @@ def test_waves_of_overload_are_shed_at_once_and_every_request_has_an_answer(bund
     asyncio.run(story())
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"rest_listen": "127.0.0.1:0", "rest_upstream": ""}, "rest_upstream"),
-        ({"rest_listen": "", "rest_upstream": "http://127.0.0.1:1"}, "rest_listen"),
-    ],
-)
-def test_one_setting_without_the_other_is_an_error(bundle: Path, settings: dict[str, str], named: str) -> None:
+def test_an_upstream_without_a_door_is_an_error(bundle: Path) -> None:
     async def story() -> None:
-        with pytest.raises(ConfigError, match=named):
+        settings = {"rest_listen": "", "rest_upstream": "http://127.0.0.1:1"}
+        with pytest.raises(ConfigError, match="rest_listen is not set"):
             async with running(config_for(bundle, "127.0.0.1:1", **settings), log=Log("error")):
                 pass
 

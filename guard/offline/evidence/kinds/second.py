@@ -58,6 +58,11 @@ class NetworkNeed(ForwardNeed):
 class SecondLogits(NetworkNeed):
     """Logits of a second network [item, class] on the input itself: the guard's only evidence of its own eyes."""
 
+    @property
+    def opinion(self) -> str:
+        """The name that this answer has where a verdict is explained."""
+        return f"second: {self.network.name}"
+
 
 def networks_of(needs: Iterable[Need]) -> tuple[SecondNetwork, ...]:
     """Return the second networks that needs ask, each once."""

@@ -98,6 +98,11 @@ class SteeredLogits(RowNeed):
     steering: Steering
 
     @property
+    def opinion(self) -> str:
+        """The name that this answer has where a verdict is explained."""
+        return f"steered: {', '.join(self.steering.taps)}"
+
+    @property
     def stand_ins(self) -> tuple[StandIn, ...]:
         return (StandIn("class that steering strengthens", "this step's class, held"),)
 
@@ -111,6 +116,11 @@ class DenoisedLogits(RowNeed):
     """Logits of the model for the denoised input [item, class]."""
 
     denoiser: Denoiser
+
+    @property
+    def opinion(self) -> str:
+        """The name that this answer has where a verdict is explained."""
+        return f"denoised: {self.denoiser!r}"
 
     @property
     def stand_ins(self) -> tuple[StandIn, ...]:

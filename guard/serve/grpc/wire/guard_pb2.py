@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from guard.serve.grpc.wire import inference_pb2 as inference__pb2
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x14guard/v1/guard.proto\x12\x08guard.v1\x1a\x0finference.proto\"?\n\x0eInspectRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.inference.ModelInferRequest\"p\n\x0fInspectResponse\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x1d\n\x05items\x18\x02 \x03(\x0b\x32\x0e.guard.v1.Item\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x17\n\x0frequest_p_value\x18\x04 \x01(\x01\"s\n\x04Item\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0f\n\x07p_value\x18\x02 \x01(\x01\x12\x12\n\nprediction\x18\x03 \x01(\x03\x12\x0f\n\x07program\x18\x04 \x01(\t\x12%\n\tdetectors\x18\x05 \x03(\x0b\x32\x12.guard.v1.Detector\"X\n\x08\x44\x65tector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07p_value\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05score\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_p_valueB\x08\n\x06_score\"\x11\n\x0f\x44\x65scribeRequest\"\xa5\x02\n\x10\x44\x65scribeResponse\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x15\n\rmanifest_json\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x12\n\non_failure\x18\x04 \x01(\t\x12\x0c\n\x04rows\x18\x05 \x01(\t\x12\x0e\n\x06repair\x18\x06 \x01(\t\x12\x13\n\x0breject_rate\x18\x07 \x01(\x01\x12\x11\n\tflag_rate\x18\x08 \x01(\x01\x12\x19\n\x11\x63\x61libration_items\x18\t \x01(\x03\x12\r\n\x05ready\x18\n \x01(\x08\x12\x19\n\x11not_ready_because\x18\x0b \x01(\t\x12\x15\n\rguard_version\x18\x0c \x01(\t\x12\x1f\n\x06models\x18\r \x03(\x0b\x32\x0f.guard.v1.Model\"\x90\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x15\n\rbundle_digest\x18\x04 \x01(\t\x12\x15\n\rmanifest_json\x18\x05 \x01(\t\x12\x0c\n\x04mode\x18\x06 \x01(\t\x12\x12\n\non_failure\x18\x07 \x01(\t\x12\x0c\n\x04rows\x18\x08 \x01(\t\x12\x0e\n\x06repair\x18\t \x01(\t\x12\x13\n\x0breject_rate\x18\n \x01(\x01\x12\x11\n\tflag_rate\x18\x0b \x01(\x01\x12\x19\n\x11\x63\x61libration_items\x18\x0c \x01(\x03\x12\r\n\x05ready\x18\r \x01(\x08\x12\x19\n\x11not_ready_because\x18\x0e \x01(\t\"\x0e\n\x0c\x44rainRequest\"f\n\rDrainResponse\x12\x13\n\x0bremaining_s\x18\x01 \x01(\x01\x12\x0e\n\x06\x63losed\x18\x02 \x01(\x08\x12\x0c\n\x04told\x18\x03 \x01(\x03\x12\x13\n\x0b\x63onnections\x18\x04 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\x05 \x01(\x03\"\x0f\n\rReloadRequest\"H\n\x0eReloadResponse\x12\x0e\n\x06result\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x03(\t\x12\x15\n\rneeds_restart\x18\x03 \x03(\t2\x89\x02\n\x05Guard\x12@\n\x07Inspect\x12\x18.guard.v1.InspectRequest\x1a\x19.guard.v1.InspectResponse\"\x00\x12\x43\n\x08\x44\x65scribe\x12\x19.guard.v1.DescribeRequest\x1a\x1a.guard.v1.DescribeResponse\"\x00\x12=\n\x06Reload\x12\x17.guard.v1.ReloadRequest\x1a\x18.guard.v1.ReloadResponse\"\x00\x12:\n\x05\x44rain\x12\x16.guard.v1.DrainRequest\x1a\x17.guard.v1.DrainResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x14guard/v1/guard.proto\x12\x08guard.v1\x1a\x0finference.proto\"?\n\x0eInspectRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.inference.ModelInferRequest\"p\n\x0fInspectResponse\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x1d\n\x05items\x18\x02 \x03(\x0b\x32\x0e.guard.v1.Item\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x17\n\x0frequest_p_value\x18\x04 \x01(\x01\"s\n\x04Item\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0f\n\x07p_value\x18\x02 \x01(\x01\x12\x12\n\nprediction\x18\x03 \x01(\x03\x12\x0f\n\x07program\x18\x04 \x01(\t\x12%\n\tdetectors\x18\x05 \x03(\x0b\x32\x12.guard.v1.Detector\"X\n\x08\x44\x65tector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07p_value\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05score\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_p_valueB\x08\n\x06_score\"?\n\x0e\x45xplainRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.inference.ModelInferRequest\"N\n\x0f\x45xplainResponse\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.guard.v1.Explanation\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\"\xb9\x01\n\x0b\x45xplanation\x12\x1f\n\x07verdict\x18\x01 \x01(\x0b\x32\x0e.guard.v1.Item\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\x12\'\n\x08saliency\x18\x03 \x01(\x0b\x32\x15.guard.v1.SaliencyMap\x12#\n\x08opinions\x18\x04 \x03(\x0b\x32\x11.guard.v1.Opinion\x12&\n\x07nearest\x18\x05 \x03(\x0b\x32\x15.guard.v1.NearestItem\",\n\x0bSaliencyMap\x12\r\n\x05shape\x18\x01 \x03(\x03\x12\x0e\n\x06levels\x18\x02 \x01(\x0c\"a\n\x07Opinion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nprediction\x18\x02 \x01(\x03\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x1f\n\x17model_class_probability\x18\x04 \x01(\x01\"T\n\x0bNearestItem\x12\x0e\n\x06sample\x18\x01 \x01(\x03\x12\x10\n\x08\x64istance\x18\x02 \x01(\x01\x12\x12\n\nprediction\x18\x03 \x01(\x03\x12\x0f\n\x07p_value\x18\x04 \x01(\x01\"\x11\n\x0f\x44\x65scribeRequest\"\xa5\x02\n\x10\x44\x65scribeResponse\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x15\n\rmanifest_json\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x12\n\non_failure\x18\x04 \x01(\t\x12\x0c\n\x04rows\x18\x05 \x01(\t\x12\x0e\n\x06repair\x18\x06 \x01(\t\x12\x13\n\x0breject_rate\x18\x07 \x01(\x01\x12\x11\n\tflag_rate\x18\x08 \x01(\x01\x12\x19\n\x11\x63\x61libration_items\x18\t \x01(\x03\x12\r\n\x05ready\x18\n \x01(\x08\x12\x19\n\x11not_ready_because\x18\x0b \x01(\t\x12\x15\n\rguard_version\x18\x0c \x01(\t\x12\x1f\n\x06models\x18\r \x03(\x0b\x32\x0f.guard.v1.Model\"\x90\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x15\n\rbundle_digest\x18\x04 \x01(\t\x12\x15\n\rmanifest_json\x18\x05 \x01(\t\x12\x0c\n\x04mode\x18\x06 \x01(\t\x12\x12\n\non_failure\x18\x07 \x01(\t\x12\x0c\n\x04rows\x18\x08 \x01(\t\x12\x0e\n\x06repair\x18\t \x01(\t\x12\x13\n\x0breject_rate\x18\n \x01(\x01\x12\x11\n\tflag_rate\x18\x0b \x01(\x01\x12\x19\n\x11\x63\x61libration_items\x18\x0c \x01(\x03\x12\r\n\x05ready\x18\r \x01(\x08\x12\x19\n\x11not_ready_because\x18\x0e \x01(\t\"\x0e\n\x0c\x44rainRequest\"f\n\rDrainResponse\x12\x13\n\x0bremaining_s\x18\x01 \x01(\x01\x12\x0e\n\x06\x63losed\x18\x02 \x01(\x08\x12\x0c\n\x04told\x18\x03 \x01(\x03\x12\x13\n\x0b\x63onnections\x18\x04 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\x05 \x01(\x03\"\x0f\n\rReloadRequest\"H\n\x0eReloadResponse\x12\x0e\n\x06result\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x03(\t\x12\x15\n\rneeds_restart\x18\x03 \x03(\t2\xcb\x02\n\x05Guard\x12@\n\x07Inspect\x12\x18.guard.v1.InspectRequest\x1a\x19.guard.v1.InspectResponse\"\x00\x12@\n\x07\x45xplain\x12\x18.guard.v1.ExplainRequest\x1a\x19.guard.v1.ExplainResponse\"\x00\x12\x43\n\x08\x44\x65scribe\x12\x19.guard.v1.DescribeRequest\x1a\x1a.guard.v1.DescribeResponse\"\x00\x12=\n\x06Reload\x12\x17.guard.v1.ReloadRequest\x1a\x18.guard.v1.ReloadResponse\"\x00\x12:\n\x05\x44rain\x12\x16.guard.v1.DrainRequest\x1a\x17.guard.v1.DrainResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,20 +40,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITEM']._serialized_end=345
   _globals['_DETECTOR']._serialized_start=347
   _globals['_DETECTOR']._serialized_end=435
-  _globals['_DESCRIBEREQUEST']._serialized_start=437
-  _globals['_DESCRIBEREQUEST']._serialized_end=454
-  _globals['_DESCRIBERESPONSE']._serialized_start=457
-  _globals['_DESCRIBERESPONSE']._serialized_end=750
-  _globals['_MODEL']._serialized_start=753
-  _globals['_MODEL']._serialized_end=1025
-  _globals['_DRAINREQUEST']._serialized_start=1027
-  _globals['_DRAINREQUEST']._serialized_end=1041
-  _globals['_DRAINRESPONSE']._serialized_start=1043
-  _globals['_DRAINRESPONSE']._serialized_end=1145
-  _globals['_RELOADREQUEST']._serialized_start=1147
-  _globals['_RELOADREQUEST']._serialized_end=1162
-  _globals['_RELOADRESPONSE']._serialized_start=1164
-  _globals['_RELOADRESPONSE']._serialized_end=1236
-  _globals['_GUARD']._serialized_start=1239
-  _globals['_GUARD']._serialized_end=1504
+  _globals['_EXPLAINREQUEST']._serialized_start=437
+  _globals['_EXPLAINREQUEST']._serialized_end=500
+  _globals['_EXPLAINRESPONSE']._serialized_start=502
+  _globals['_EXPLAINRESPONSE']._serialized_end=580
+  _globals['_EXPLANATION']._serialized_start=583
+  _globals['_EXPLANATION']._serialized_end=768
+  _globals['_SALIENCYMAP']._serialized_start=770
+  _globals['_SALIENCYMAP']._serialized_end=814
+  _globals['_OPINION']._serialized_start=816
+  _globals['_OPINION']._serialized_end=913
+  _globals['_NEARESTITEM']._serialized_start=915
+  _globals['_NEARESTITEM']._serialized_end=999
+  _globals['_DESCRIBEREQUEST']._serialized_start=1001
+  _globals['_DESCRIBEREQUEST']._serialized_end=1018
+  _globals['_DESCRIBERESPONSE']._serialized_start=1021
+  _globals['_DESCRIBERESPONSE']._serialized_end=1314
+  _globals['_MODEL']._serialized_start=1317
+  _globals['_MODEL']._serialized_end=1589
+  _globals['_DRAINREQUEST']._serialized_start=1591
+  _globals['_DRAINREQUEST']._serialized_end=1605
+  _globals['_DRAINRESPONSE']._serialized_start=1607
+  _globals['_DRAINRESPONSE']._serialized_end=1709
+  _globals['_RELOADREQUEST']._serialized_start=1711
+  _globals['_RELOADREQUEST']._serialized_end=1726
+  _globals['_RELOADRESPONSE']._serialized_start=1728
+  _globals['_RELOADRESPONSE']._serialized_end=1800
+  _globals['_GUARD']._serialized_start=1803
+  _globals['_GUARD']._serialized_end=2134
 # @@protoc_insertion_point(module_scope)

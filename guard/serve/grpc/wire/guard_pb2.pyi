@@ -49,6 +49,66 @@ class Detector(_message.Message):
     score: float
     def __init__(self, name: _Optional[str] = ..., p_value: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
 
+class ExplainRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: _inference_pb2.ModelInferRequest
+    def __init__(self, request: _Optional[_Union[_inference_pb2.ModelInferRequest, _Mapping[str, object]]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("items", "bundle_digest")
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[Explanation]
+    bundle_digest: str
+    def __init__(self, items: _Optional[_Iterable[_Union[Explanation, _Mapping[str, object]]]] = ..., bundle_digest: _Optional[str] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("verdict", "probability", "saliency", "opinions", "nearest")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    SALIENCY_FIELD_NUMBER: _ClassVar[int]
+    OPINIONS_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_FIELD_NUMBER: _ClassVar[int]
+    verdict: Item
+    probability: float
+    saliency: SaliencyMap
+    opinions: _containers.RepeatedCompositeFieldContainer[Opinion]
+    nearest: _containers.RepeatedCompositeFieldContainer[NearestItem]
+    def __init__(self, verdict: _Optional[_Union[Item, _Mapping[str, object]]] = ..., probability: _Optional[float] = ..., saliency: _Optional[_Union[SaliencyMap, _Mapping[str, object]]] = ..., opinions: _Optional[_Iterable[_Union[Opinion, _Mapping[str, object]]]] = ..., nearest: _Optional[_Iterable[_Union[NearestItem, _Mapping[str, object]]]] = ...) -> None: ...
+
+class SaliencyMap(_message.Message):
+    __slots__ = ("shape", "levels")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    levels: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., levels: _Optional[bytes] = ...) -> None: ...
+
+class Opinion(_message.Message):
+    __slots__ = ("name", "prediction", "probability", "model_class_probability")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_CLASS_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    prediction: int
+    probability: float
+    model_class_probability: float
+    def __init__(self, name: _Optional[str] = ..., prediction: _Optional[int] = ..., probability: _Optional[float] = ..., model_class_probability: _Optional[float] = ...) -> None: ...
+
+class NearestItem(_message.Message):
+    __slots__ = ("sample", "distance", "prediction", "p_value")
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    sample: int
+    distance: float
+    prediction: int
+    p_value: float
+    def __init__(self, sample: _Optional[int] = ..., distance: _Optional[float] = ..., prediction: _Optional[int] = ..., p_value: _Optional[float] = ...) -> None: ...
+
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -1,0 +1,103 @@
+"""The command `guard doctor`: the flags of `guard serve`, and checks of all that they name."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.bundle_commands import serve
+
+if TYPE_CHECKING:
+    from guard.config import SettingsSource
+
+Json = Annotated[bool, typer.Option("--json", help="All remarks as JSON, for programs.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit code 1 for warnings, too.")]
+CONFIG = "config"  # the flag of serve that is no setting
+
+
+def with_flags_of_serve(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `guard serve` beside its own; it gets them as a mapping, `flags`."""
+    own = [one for one in inspect.signature(command).parameters.values() if one.name != "flags"]
+    hints = typing.get_type_hints(serve, include_extras=True) | typing.get_type_hints(command, include_extras=True)
+    of_serve = inspect.signature(serve).parameters.values()
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        flags = {one.name: given.pop(one.name) for one in of_serve}
+        command(flags=flags, **given)
+
+    every = [one.replace(annotation=hints[one.name]) for one in (*own, *of_serve)]
+    run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]  # which typer reads
+    run.__annotations__ = {one.name: hints[one.name] for one in every}
+    return run
+
+
+@with_flags_of_serve
+def doctor(*, flags: dict[str, Any], as_json: Json = False, strict: Strict = False) -> None:
+    """Check a guard's surroundings: one line each, ok or what is wrong and what to do. Exit code 1 if something is.
+
+    Settings are those of guard serve: flags, GUARD_* variables, guard.toml. Without any flag they are those of the
+    guard that runs here: kubectl exec POD --container guard -- guard doctor
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy, which starts a thread a CPU otherwise
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc, which writes a line for each failed handshake
+    from guard.serve.doctor.doctor import examine
+    from guard.serve.doctor.given_settings import GivenSettings
+    from guard.serve.doctor.remark import is_healthy, to_json
+    from guard.serve.doctor.setup import Setup
+
+    source, origin = chosen_source(flags)
+    remarks = []
+    for remark in examine(Setup(GivenSettings.read(source), origin=origin)):
+        remarks.append(remark)
+        if not as_json:
+            typer.echo(remark.line)
+    if as_json:
+        typer.echo(to_json(remarks))
+    if not is_healthy(remarks, strict=strict):
+        raise typer.Exit(1)
+
+
+def chosen_source(flags: dict[str, Any]) -> tuple[SettingsSource, str]:
+    """Choose whose settings are checked: those of the flags, or without any of the only guard that runs here.
+
+    Returns:
+        The source, and where it comes from in words; empty where the flags say it.
+    """
+    from guard.config import SettingsSource
+    from guard.serve.doctor.machine import Machine
+    from guard.serve.doctor.running_guard import running_guards
+
+    if any(value is not None for value in flags.values()):
+        return source_of(flags, dict(os.environ)), ""
+    guards = running_guards(Machine())
+    if len(guards) != 1:
+        several = f"{len(guards)} guards run here; give the flags of one" if guards else ""
+        return SettingsSource(None, dict(os.environ), {}), several
+    os.chdir(guards[0].folder)
+    return source_of(parsed(guards[0].flags), guards[0].environment), f"as {guards[0].process} has them"
+
+
+def source_of(flags: dict[str, Any], environment: dict[str, str]) -> SettingsSource:
+    """The source of settings that `guard serve` makes of its flags."""
+    from guard.config import ServeConfig, SettingsSource
+
+    names = {field.name for field in fields(ServeConfig)}
+    settings = {name: value for name, value in flags.items() if name in names}
+    return SettingsSource(flags.get(CONFIG), environment, settings)
+
+
+def parsed(words: Sequence[str]) -> dict[str, Any]:
+    """The flags in a command line of `guard serve`, by its own parser."""
+    app = typer.Typer()
+    app.command()(serve)
+    context = typer.main.get_command(app).make_context("serve", [word for word in words if word != "--debug"])
+    names = inspect.signature(serve).parameters
+    return {name: value for name, value in context.params.items() if name in names}

@@ -1,0 +1,133 @@
+"""The chart: every set of values lints and is valid from its lowest Kubernetes on, and wrong values are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy import chart_schema
+from tests.deploy.chart import SETS, all_rendered, ask_helm, lowest, objects_of
+from tests.deploy.kubernetes_versions import NEWEST, minor, versions
+from tests.deploy.manifests import faults, lowest_version, schema_faults
+
+INFO = {"icon is recommended"}  # what helm lint says of a chart without fault
+
+
+@pytest.fixture(scope="module")
+def linted() -> dict[str, Any]:
+    """Each set, linted."""
+    return ask_helm({name: {"values": file.read_text("utf-8"), "lint": "strictly"} for name, file in SETS.items()})
+
+
+@pytest.fixture(scope="module")
+def for_versions() -> dict[str, Any]:
+    """Each set, rendered for its lowest version and for the one below it."""
+    return ask_helm(
+        {
+            f"{name} 1.{minor}": {"values": f"{file.read_text('utf-8')}\nkubeVersion: '1.{minor}'\n"}
+            for name, file in SETS.items()
+            for minor in (lowest(name) - 1, lowest(name))
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def by_schema(side: Callable[[str], Path]) -> dict[tuple[str, str], list[str]]:
+    """The faults by Kubernetes' own schemas, of each set in each version from its lowest to the newest."""
+    cases = {name: (objects_of(name), versions(f"1.{lowest(name)}")) for name in SETS}
+    return schema_faults(cases, side("kubectl"))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_lints_strictly(name: str, linted: dict[str, Any]) -> None:
+    assert linted[name]["errors"] == []
+    assert set(linted[name]["messages"]) <= INFO
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_says_so_below_its_lowest_version(name: str, for_versions: dict[str, Any]) -> None:
+    assert "error" not in for_versions[f"{name} 1.{lowest(name)}"]
+    error = for_versions[f"{name} 1.{lowest(name) - 1}"]["error"]
+    assert f"needs Kubernetes 1.{lowest(name)} or later, this is 1.{lowest(name) - 1}; set " in error
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_is_valid_from_its_lowest_version_to_the_newest(
+    name: str, by_schema: dict[tuple[str, str], list[str]]
+) -> None:
+    stated = f"1.{lowest(name)}"
+    assert minor(lowest_version(objects_of(name))) <= lowest(name)
+    assert {version: by_schema[name, version] for version in versions(stated) if by_schema[name, version]} == {}
+    assert versions(stated)[-1] == NEWEST
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_has_no_fault_that_schemas_do_not_see(name: str) -> None:
+    wanted = [" guard: /audit is mounted to be written to"] if name == "audit" else []  # a claim that is there for that
+    found = faults(objects_of(name))
+    assert len(found) == len(wanted), found
+    assert all(words in fault for words, fault in zip(wanted, found, strict=True))
+
+
+def test_the_settings_of_the_schema_are_those_of_the_code() -> None:
+    text = chart_schema.FILE.read_text("utf-8")
+    assert text == chart_schema.renewed(text), "run: python -m tests.deploy.chart_schema"
+
+
+WRONG = {  # values -> words of the error
+    "settings: {mod: shadow}": ("at '/settings'", "'mod' not allowed"),
+    "settings: {mode: loud}": ("at '/settings/mode'", "'enforce', 'flag', 'shadow', 'off'"),
+    "settings: {max_rows: many}": ("at '/settings/max_rows'", "want integer"),
+    "settings: {max_rows: 0}": ("at '/settings/max_rows'", "minimum", "want 1"),
+    "settings: {sample: 1.5}": ("at '/settings/sample'", "maximum"),
+    "settings: {tell_flags: 'yes'}": ("at '/settings/tell_flags'", "want boolean"),
+    "settings: {allow_methods: ModelConfig}": ("at '/settings/allow_methods'", "want array"),
+    "settings: {models: {digits: {mode: flag}}}": ("at '/settings/models/digits'", "'bundle'"),
+    "settings: {models: {digits: {bundle: /b, listen: x}}}": ("at '/settings/models/digits'", "'listen' not allowed"),
+    "settings: {models: {}}": ("at '/settings/models'", "minProperties"),
+    "setings: {}": ("'setings' not allowed",),
+    "guard: {sidecar: both}": ("at '/guard/sidecar'", "'native', 'plain'"),
+    "guard: {resources: {limit: {memory: 1Gi}}}": ("at '/guard/resources'", "'limit' not allowed"),
+    "ports: {inference: 70000}": ("at '/ports/inference'", "maximum"),
+    "image: {digest: abc}": ("at '/image/digest'", "pattern"),
+    "settings: {listen: '0.0.0.0:9'}": ("settings.listen: the chart sets it; use the value ports.inference",),
+    "settings: {trusted_keys: [a.pub]}": (
+        "settings.trusted_keys: the chart sets it; use the value bundle.trustedKeys",
+    ),
+    "settings: {drain_s: 20}": (
+        "modelServer.pause_s: 15 is less than drain_s, inspect_timeout_s and 2 s together, 27",
+    ),
+    "ports: {metrics: 8081}": ("ports.inference and ports.metrics are both 8081",),
+    "ports: {metrics: 9000}": ("modelServer.grpcPort and ports.metrics are both 9000",),
+    "modelServer: {httpPort: 9001}": ("modelServer.httpPort needs ports.rest",),
+    "tls: {clientCA: true}": ("tls.clientCA needs tls.secret",),
+    "bundle: {from: copy}": ("bundle.from: copy needs bundle.image.reference",),
+    "bundle: {from: none}": ("bundle.from: none needs settings.models",),
+    "settings: {models: {digits: {bundle: /b}}}": ("settings.models names a bundle for each model",),
+    "autoscaling: {kind: keda}": ("autoscaling.kind: keda needs autoscaling.prometheus",),
+    "autoscaling: {kind: keda, prometheus: 'http://p:9090'}": ("autoscaling.kind: keda needs autoscaling.queueRows",),
+}
+
+
+@pytest.fixture(scope="module")
+def refused() -> dict[str, Any]:
+    return ask_helm({values: {"values": values} for values in WRONG})
+
+
+@pytest.mark.parametrize("values", WRONG)
+def test_wrong_values_are_refused_with_a_line_that_says_what_is_wrong(values: str, refused: dict[str, Any]) -> None:
+    error = refused[values].get("error", "")
+    assert error, "it was rendered"
+    for words in WRONG[values]:
+        assert words in error
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_notes_tell_the_next_command(name: str) -> None:
+    notes = all_rendered()[name]["notes"]
+    assert "kubectl --namespace models rollout status deployment/digits-inference-guard" in notes
+    assert "helm --namespace models test digits" in notes
+    assert ("It refuses nothing yet" in notes) == (name == "reload-in-place")
