@@ -62,12 +62,13 @@ def check_tracking(uri: str, say: Callable[[str], None]) -> None:
     """
     import mlflow  # noqa: F401
 
-    scheme = urlsplit(uri).scheme
-    if scheme not in SCHEMES or not uri.strip():
+    parts = urlsplit(uri)
+    if parts.scheme not in SCHEMES or not uri.strip():
         raise ConfigError(f"--mlflow {redacted(uri)!r} is no tracking server; wanted http://HOST:PORT or https://HOST")
-    if scheme in ("http", "https"):
+    if parts.scheme in ("http", "https"):
         try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S).close()
+            plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # which needs no password
+            urllib.request.urlopen(f"{plain.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S).close()
         except urllib.error.HTTPError:
             return  # it answers, and may want credentials
         except (OSError, ValueError) as error:
