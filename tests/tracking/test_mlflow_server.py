@@ -22,7 +22,6 @@ from tests.test_tracking import REPORT
 from tests.tracking.tracking_server import asked, guard, missing, tracking_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.large]
-NO_SERVER = "no tracking server here; python -m tests.side mlflow mlflow-client"
 RECIPE = Path(__file__).parent / "brief.toml"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 RUNS = """
@@ -36,9 +35,9 @@ found = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server_is_built() -> None:
+def server_is_built(no_tracking: str) -> None:
     if missing() is not None:
-        pytest.skip(NO_SERVER)
+        pytest.skip(no_tracking)
 
 
 @pytest.fixture(scope="module")
