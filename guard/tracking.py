@@ -2,7 +2,7 @@
 
 Rule 1: what is logged is what manifest and report hold; nothing is measured here, and no file is changed.
 Rule 2: a training that ends has its bundle on disk before a server is asked, and whatever the server does it stays.
-Rule 3: MLflow's client sends nothing to anybody but that server: its own telemetry is off unless the user turned it on.
+Rule 3: MLflow's client talks to that server alone: its own telemetry is off unless the user turned it on.
 
 Credentials and the experiment's name come from MLflow's own variables, which its client reads.
 """
@@ -62,12 +62,13 @@ def check_tracking(uri: str, say: Callable[[str], None]) -> None:
     """
     import mlflow  # noqa: F401
 
-    scheme = urlsplit(uri).scheme
-    if scheme not in SCHEMES or not uri.strip():
+    parts = urlsplit(uri)
+    if parts.scheme not in SCHEMES or not uri.strip():
         raise ConfigError(f"--mlflow {redacted(uri)!r} is no tracking server; wanted http://HOST:PORT or https://HOST")
-    if scheme in ("http", "https"):
+    if parts.scheme in ("http", "https"):
         try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S).close()
+            plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # which needs no password
+            urllib.request.urlopen(f"{plain.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S).close()
         except urllib.error.HTTPError:
             return  # it answers, and may want credentials
         except (OSError, ValueError) as error:
@@ -217,7 +218,7 @@ def figures_of(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def all_figures(report: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Each figure of a report: the parts of its name, and its value; what was not measured is left out."""
+    """Figures of a report, each with the parts of its name; what was not measured is left out."""
     yield from rate(("accuracy",), report.get("accuracy"))
     for row in report.get("clean", ()):
         if not row.get("part"):

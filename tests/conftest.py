@@ -40,9 +40,11 @@ NO_ENVOY = "no Envoy; build it, 107 MB, once: python -m tests.side envoy"
 NO_PROMETHEUS = "no Prometheus; build it, 95 MB, once: python -m tests.side prometheus"
 NO_CHECKOV = "no checkov; build it, 291 MB, once: python -m tests.side checkov"
 NO_RAY = "no Ray; build it, 250 MB, once: python -m tests.side ray"
+NO_REGISTRY = "no registry of images; build it, 46 MB, once: python -m tests.side registry oras"
+NO_TRACKING = "no MLflow; build it, 970 MB, once: python -m tests.side mlflow mlflow-client"
 CI = os.environ.get("CI", "")  # true, or long: with every large side environment built
 JUDGED = ("true", "long")
-LARGE = (NO_ENVOY, NO_PROMETHEUS, NO_RAY, NO_CHECKOV)
+LARGE = (NO_ENVOY, NO_PROMETHEUS, NO_RAY, NO_CHECKOV, NO_REGISTRY, NO_TRACKING)
 ACCEPTED = (NO_GPU,) if CI == "long" else (NO_GPU, *LARGE)  # the reasons for a skip that CI accepts
 skipped: pytest.StashKey[list[str]] = pytest.StashKey()
 
@@ -83,6 +85,18 @@ def no_ray() -> str:
 def no_checkov() -> str:
     """The reason for which the manifests are not held against checkov's policies where it is not built."""
     return NO_CHECKOV
+
+
+@pytest.fixture(scope="session")
+def no_registry() -> str:
+    """The reason for which tests of a real registry of images are skipped where it is not built."""
+    return NO_REGISTRY
+
+
+@pytest.fixture(scope="session")
+def no_tracking() -> str:
+    """The reason for which tests of a real MLflow are skipped where it is not built."""
+    return NO_TRACKING
 
 
 @pytest.fixture(scope="session", autouse=True)

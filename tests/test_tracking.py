@@ -125,5 +125,6 @@ def test_a_server_that_does_not_answer_is_said_before_the_training() -> None:
         said: list[str] = []
         check_tracking(f"http://user:secret@127.0.0.1:{taken.getsockname()[1]}", said.append)
     assert len(said) == 1
+    assert "Connection refused" in said[0]
     assert "tried again at the end" in said[0]
     assert "secret" not in said[0]

@@ -21,16 +21,15 @@ from tests.oci.registry_process import guard, missing, registry_process, skopeo
 from tests.serve import tiny_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.large]
-NO_REGISTRY = "no registry here; python -m tests.side registry oras"
 NOBODY = Trust.of(())
 # "guard:secret", as `htpasswd -B` writes it.
 HTPASSWD = "guard:$2b$04$Jt6EizGxZN07igSV3XszHue/p4UyjWzaijZiphcad9lcjF7Er2zPa\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registry_is_built() -> None:
+def registry_is_built(no_registry: str) -> None:
     if missing() is not None:
-        pytest.skip(NO_REGISTRY)
+        pytest.skip(no_registry)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 from guard.bundle import Bundle, write_bundle
 from guard.serve.grpc.wire.inference_pb2 import ModelInferResponse
 from guard.tracking import bundle_run
+from tests.offline import tiny
 from tests.serve import tiny_bundle
 from tests.serve.guarded import config_for, infer_request
 from tests.serve.processes import guard_process, model_process
@@ -21,7 +22,7 @@ from tests.test_tracking import REPORT
 from tests.tracking.tracking_server import asked, guard, missing, tracking_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.large]
-NO_SERVER = "no tracking server here; python -m tests.side mlflow mlflow-client"
+RECIPE = Path(__file__).parent / "brief.toml"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 RUNS = """
 (experiment,) = [one for one in client.search_experiments() if one.name == sys.argv[1]]
@@ -34,9 +35,9 @@ found = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server_is_built() -> None:
+def server_is_built(no_tracking: str) -> None:
     if missing() is not None:
-        pytest.skip(NO_SERVER)
+        pytest.skip(no_tracking)
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +119,26 @@ def test_a_server_that_hangs_ends_by_the_clients_own_time(bundle: Bundle) -> Non
         done = guard("track", bundle.path, "--mlflow", uri, **limits)
     assert done.returncode == 10
     assert "took no run" in done.stderr
+
+
+def test_a_server_that_fails_takes_no_training_away(server: str, tmp_path: Path) -> None:
+    """The bundle of a training whose server is away is there, the exit code says so, and it is logged later."""
+    tiny.write_model(tmp_path / "model.pt2")
+    tiny.write_data(tmp_path / "data.npz")
+    made = ("--model", tmp_path / "model.pt2", "--data", tmp_path / "data.npz", "--out", tmp_path / "bundle")
+    small = ("--craft-items", 60, "--attack-items", 30, "--adaptive-items", 4, "--adaptive-steps", 3, "--minutes", 0.2)
+    rates = ("--reject-rate", 0.05, "--flag-rate", 0.1, "--recipe", RECIPE, "--serves", "tiny")
+    away = ("--mlflow", "http://user:secret@127.0.0.1:9")
+    done = guard("train", *made, *small, *rates, *away, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    assert done.returncode == 0, done.stderr
+    first, last = (line for line in done.stderr.splitlines() if "127.0.0.1:9" in line)
+    assert "tried again at the end" in first
+    assert f"try again: guard track {tmp_path / 'bundle'}" in last
+    assert "secret" not in done.stderr + done.stdout
+    bundle = Bundle.open(tmp_path / "bundle")
+    logged = guard("track", bundle.path, "--mlflow", server, MLFLOW_EXPERIMENT_NAME="later")
+    assert logged.returncode == 0, logged.stderr
+    (run,) = asked(server, RUNS, "later")
+    assert run["tags"]["guard.bundle.digest"] == bundle.digest
+    assert run["params"]["source.data.file"].startswith("sha256:")
+    assert run["metrics"]["accuracy"] > 0.5

@@ -66,7 +66,7 @@ def guard(*arguments: object, **variables: str) -> subprocess.CompletedProcess[s
     """Run a command of the guard with the extra [mlflow]."""
     command = [sys.executable, "-c", GUARD, str(shelf("mlflow-client")), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **ALONE, **variables}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment)
 
 
 def asked(uri: str, code: str, *arguments: str) -> Any:
@@ -76,6 +76,6 @@ def asked(uri: str, code: str, *arguments: str) -> Any:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {**ALONE, "MLFLOW_TRACKING_URI": uri}
     command = [str(ready("mlflow") / "python"), "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
