@@ -32,6 +32,7 @@ APART = {  # of which a figure is this process's own, or which end what they sta
     "fuzz_frames": ("--limit-ms", "500"),  # a bystander's wait where tests run beside each other
     "fuzz_messages": (),
     "hop": (),
+    "hour": (),
     "memory": (),
     "overload": (),
     "soak": (),
