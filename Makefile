@@ -12,6 +12,7 @@ AGAIN := $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 QUICK := tests/test_*.py $(addprefix tests/offline/,data work findings job report networks denoisers) \
 	tests/serve/test_batcher.py tests/serve/grpc/test_call.py tests/serve/grpc/test_decode.py tests/serve/test_inspector.py \
 	tests/serve/grpc/test_service.py tests/serve/grpc/test_bypass.py
+ALONE := $(shell grep -rlF mark.alone tests --include='test_*.py')
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
@@ -25,7 +26,7 @@ demo: $(READY)  ## train, guard and attack a small model on this machine (two to
 
 test: $(READY) side  ## every test (the network is used before pytest, never inside it)
 	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone' || $(AGAIN) -m 'not readme and not alone'
-	$(BIN)/python -m pytest -m 'alone and not readme' || $(AGAIN) -m 'alone and not readme'
+	$(BIN)/python -m pytest -m 'alone and not readme' $(ALONE) || $(AGAIN) -m 'alone and not readme'
 
 quick: $(READY)  ## what to run after each change: under a minute, no side environment
 	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone and not slow' $(QUICK)
@@ -35,6 +36,7 @@ long: $(READY)  ## what takes large side environments or long: their tests with 
 	CI=long $(BIN)/python -m pytest -m 'large and not readme'
 	$(BIN)/python -m tests.bench.zoo
 	$(BIN)/python -m tests.bench.soak
+	$(BIN)/python -m tests.bench.day
 
 bench: $(READY)  ## what the hop costs beside an opaque proxy, Envoy and none (six minutes, alone on the machine)
 	$(BIN)/python -m tests.side envoy

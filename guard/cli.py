@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from guard import bundle_commands, doctor_commands, explain_command, image_commands, offline_commands
+from guard import bundle_commands, delivery_commands, doctor_commands, explain_command, offline_commands
 from guard.errors import GuardError
 from guard.kserve_arguments import rewritten
 
@@ -60,8 +60,9 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("audit", offline_commands.audit, "guard audit audit --out audit.html"),
     ("explain", explain_command.explain, "guard explain inputs.npz 127.0.0.1:8083 --item 3"),
     ("sign", bundle_commands.sign, "guard sign bundle --key key.pem"),
-    ("pack", image_commands.pack, "guard pack bundle --out oci://registry.example/guards/digits:1"),
-    ("unpack", image_commands.unpack, "guard unpack bundle.tar --out bundle"),
+    ("pack", delivery_commands.pack, "guard pack bundle --out oci://registry.example/guards/digits:1"),
+    ("unpack", delivery_commands.unpack, "guard unpack bundle.tar --out bundle"),
+    ("track", delivery_commands.track, "guard track bundle --mlflow http://127.0.0.1:5000"),
     ("bench", offline_commands.bench, "guard bench bundle --batches 1,8 --seconds 30"),
     ("serve", bundle_commands.serve, "guard serve --bundle bundle --upstream 127.0.0.1:9000"),
     ("schema", bundle_commands.schema, "guard schema > guard.schema.json"),

@@ -17,8 +17,8 @@ from typing import Any
 from guard.errors import ConfigError
 from guard.target import split_address
 
-COMMAND = "serve"
-OPTION = "--kserve"  # the hidden flag of `guard serve` that they become: --kserve NAME=VALUE
+COMMANDS = ("serve", "doctor")  # which take them
+OPTION = "--kserve"  # the hidden flag of these that they become: --kserve NAME=VALUE
 BARE = frozenset({"enable_predictor_health_check"})  # take no value
 HONOURED = frozenset(
     {
@@ -66,13 +66,13 @@ class KServeSettings:
 
 
 def rewritten(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command line, with KServe's behind `guard serve` as the hidden option.
+    """The arguments of a command line, with KServe's behind `guard serve` or `guard doctor` as the hidden option.
 
     Example: `serve --http_port 8080` becomes `serve --kserve http_port=8080`.
     """
-    if not arguments or arguments[0] != COMMAND:
+    if not arguments or arguments[0] not in COMMANDS:
         return list(arguments)
-    found, ahead = [COMMAND], list(arguments[1:])
+    found, ahead = [arguments[0]], list(arguments[1:])
     while ahead:
         word = ahead.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from guard.delivery_commands import asked_tracking, tracked
 from guard.option_values import column_choice, device_name, numbers, second_boxes, value_box
 from guard.options import (
     AcceptAccuracy,
@@ -27,6 +28,7 @@ from guard.options import (
     LabelColumn,
     Mean,
     Minutes,
+    Mlflow,
     ModelSource,
     OutputKind,
     OutputName,
@@ -175,6 +177,7 @@ def train(
     threads: TorchThreads = None,
     seed: Seed = 0,
     ray: RayAddress = None,
+    mlflow: Mlflow = None,
 ) -> None:
     """Craft attacks, fit detectors, calibrate, compile and report. Resumes when started again.
 
@@ -187,17 +190,20 @@ def train(
     it is said first, and stands in the report. PGD of 20 steps costs about 40
     forwards an item, Carlini-Wagner of 4 x 60 steps about 300.
     """
-    given = dict(locals())
-    address = given.pop("ray")
+    given = {name: value for name, value in locals().items() if name not in ("ray", "mlflow")}
     typer.echo(f"reading   {answers or model} and {data}")  # before anything large is imported
+    began_s = asked_tracking(mlflow)
     from guard.offline.train import train as run
     from guard.offline.work.ray_cluster import computing_on
     from guard.offline.work.tables import print_lines
 
     console = make_console()
-    with computing_on(address) as executor:
+    with computing_on(ray) as executor:
         bundle = run(replace(job_of(given), executor=executor), stages(console))
     print_lines(console, [f"bundle {bundle.path}, report {bundle.path / 'report.html'}"])
+    from guard.tracking import bundle_run
+
+    tracked(mlflow, lambda: bundle_run(bundle, began_s=began_s), f"guard track {bundle.path}")
 
 
 def job_of(given: dict[str, Any]) -> Any:
@@ -273,6 +279,7 @@ def evaluate(
     suite_minutes: Annotated[float, typer.Option(help="Time for the suite, beside that.", min=0.0)] = 20.0,
     seed: Seed = 0,
     ray: RayAddress = None,
+    mlflow: Mlflow = None,
 ) -> None:
     """Measure what is caught of each attack, seen and left out, and what one who knows the guard gets past it.
 
@@ -287,6 +294,7 @@ def evaluate(
     from guard.offline.work.tables import print_lines
 
     console = make_console()
+    began_s = asked_tracking(mlflow)
     wish = Wish(
         seed,
         quick,
@@ -304,6 +312,20 @@ def evaluate(
     with computing_on(ray) as executor:
         found = evaluate_bundle(opened, data, out, replace(wish, executor=executor), stages(console))
     print_lines(console, [*lines_of(found), "", f"report {out / 'report.html'}"])
+    settings = {
+        "quick": str(quick),
+        "full": str(full),
+        "minutes": f"{wish.time:g}",
+        "suite": suite or "",
+        "seed": str(seed),
+    }
+    from guard.tracking import report_run
+
+    tracked(
+        mlflow,
+        lambda: report_run(opened, out, settings, began_s=began_s),
+        f"guard track {bundle} --report {out}",
+    )
 
 
 def audit(

@@ -41,6 +41,15 @@ FeaturesFile = Annotated[
         show_default="found in the data, with --preset tabular",
     ),
 ]
+Mlflow = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        metavar="URI",
+        help="Log parameters, figures and files to this MLflow tracking server; where that fails it is said.",
+        show_default=False,
+    ),
+]
 AcceptAccuracy = Annotated[
     bool, typer.Option("--accept-accuracy", help="Go on where the model is seldom right on the data.")
 ]

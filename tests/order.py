@@ -19,6 +19,7 @@ LONGEST = (
     "tests/offline/preflight/test_check.py",
     "tests/offline/model/onnx_import/test_operator_properties.py",
     "tests/offline/model/onnx_import/test_importer.py",
+    "tests/deploy/test_rendered_pod.py",  # most of it waits
     "tests/offline/bench/test_bench.py",
     "tests/offline/test_train.py",
     "tests/offline/job/test_job.py",

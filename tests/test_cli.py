@@ -24,7 +24,7 @@ from tests.serve import tiny_bundle
 
 COMMANDS = (
     *("demo", "check", "train", "evaluate", "score", "inspect", "calibrate", "audit", "explain"),
-    *("sign", "pack", "unpack", "bench"),
+    *("sign", "pack", "unpack", "track", "bench"),
     *("serve", "schema", "model-server", "probe", "doctor", "drain", "conformance"),
 )
 

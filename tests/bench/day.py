@@ -39,7 +39,7 @@ from tests.serve.frames import unary
 FACTOR, QUICK_FACTOR = 60.0, 120.0
 RATE, ITEMS = 10.0, 15  # requests a minute of the day, and items in each
 FEW_REQUESTS = 10
-PATIENCE_MINUTES = 90.0  # of the day, in which an alert must come, and go
+PATIENCE_MINUTES = 60.0  # of the day, in which an alert must come, and go
 BEYOND_THE_DAY = frozenset({"GuardMemory"})  # needs the kubelet's metrics; promtool's tests have it
 QUICK = ("clean", "attack wave", "upstream loss", "stale bundle")
 
@@ -59,12 +59,18 @@ class Day:
         """Let so many minutes of the day pass."""
         await asyncio.sleep(60 * minutes / self.prometheus.factor)
 
-    async def until(self, holds: Callable[[set[str]], bool]) -> bool:
-        """Wait until it holds of the alerts that fire; False where it does not come."""
+    async def until(self, holds: Callable[[], bool]) -> bool:
+        """Wait until it holds; False where that does not come."""
         end = time.monotonic() + 60 * PATIENCE_MINUTES / self.prometheus.factor
-        while not (there := holds(await asyncio.to_thread(self.prometheus.firing))) and time.monotonic() < end:
+        while not (there := await asyncio.to_thread(holds)) and time.monotonic() < end:
             await asyncio.sleep(0.5)
         return there
+
+    async def reread(self) -> None:
+        """Have the guard read its settings again, and wait until it has."""
+        before = await asyncio.to_thread(self.guard.reloads)
+        self.guard.reread()
+        await self.until(lambda: self.guard.reloads() > before)
 
     async def start_guard(self) -> None:
         """Start the guard again; clients come once it is ready, as those of a Service do."""
@@ -148,7 +154,7 @@ async def _(day: Day) -> Any:
     yield
     day.load.mix = day.traffic.clean
     await asyncio.to_thread(make_bundle, day.guard.folder / "bundle", day=2)  # one that was calibrated anew
-    day.guard.reread()
+    await day.reread()
 
 
 sending("attack wave", "GuardAttackWave", mix=lambda traffic: traffic.attacked, minutes=14)
@@ -200,22 +206,21 @@ async def _(day: Day) -> Any:
 @scene("device lost, open", "GuardUnchecked")
 async def _(day: Day) -> Any:
     day.guard.write(on_failure="open")
-    day.guard.reread()
-    await day.minutes(2)
+    await day.reread()
     day.guard.fail("lost")
     yield
     day.guard.mend("lost")
     day.guard.write()
-    day.guard.reread()
+    await day.reread()
 
 
 @scene("bad settings", "GuardReloadFailed")
 async def _(day: Day) -> Any:
     day.guard.settings.write_text("bundle = 7\nno_such_setting = 1\n", encoding="utf-8")
-    day.guard.reread()
+    await day.reread()
     yield
     day.guard.write()
-    day.guard.reread()
+    await day.reread()
 
 
 @scene("certificate near its end", "GuardCertificateExpiry")
@@ -282,11 +287,11 @@ async def play(day: Day, scene: Scene) -> Played:
     """Play a scene to its end, and until no alert fires any more."""
     before, played = Counter(day.load.ends), Played(scene, time.time())
     await scene.begin(day)
-    if await day.until(lambda firing: scene.alerts <= firing):
+    if await day.until(lambda: scene.alerts <= day.prometheus.firing()):
         played.took_s = time.time() - played.began
     await day.minutes(scene.minutes)
     await scene.end(day)
-    await day.until(lambda firing: not firing)
+    await day.until(day.prometheus.is_calm)
     await day.minutes(1)
     played.ended, played.ends = time.time(), day.load.ends - before
     fired = await asyncio.to_thread(day.prometheus.over, FIRING, played.began, played.ended, 0.25)

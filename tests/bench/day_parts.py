@@ -120,7 +120,7 @@ class Guard:
 
     def write(self, *, on_failure: str = "closed") -> None:
         """Write the settings."""
-        names = {"certificate": "chain.pem", "key": "key.pem"}
+        names = {"certificate": "tls/chain.pem", "key": "tls/key.pem"}
         tls = "".join(f'tls_{name} = "{self.folder / file}"\n' for name, file in names.items()) if self.tls else ""
         text = SETTINGS.format(
             folder=self.folder,
@@ -138,12 +138,15 @@ class Guard:
         return self.folder / "guard.toml"
 
     def certify(self, days: int) -> None:
-        """Give the guard a certificate that ends in so many days."""
+        """Give the guard a certificate that ends in so many days, with its key in the place of the others at once."""
         assert self.tls is not None
         ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
         found = self.tls.issue_cert("127.0.0.1", "localhost", not_after=ends)
-        found.private_key_pem.write_to_path(self.folder / "key.pem")
-        (self.folder / "chain.pem").write_bytes(b"".join(one.bytes() for one in found.cert_chain_pems))
+        fresh, link = Path(tempfile.mkdtemp(dir=self.folder)), self.folder / "tls.new"
+        found.private_key_pem.write_to_path(fresh / "key.pem")
+        (fresh / "chain.pem").write_bytes(b"".join(one.bytes() for one in found.cert_chain_pems))
+        link.symlink_to(fresh)
+        link.rename(self.folder / "tls")
 
     def start(self) -> None:
         """Start the process, and return once it is ready."""
@@ -176,6 +179,12 @@ class Guard:
         """Have the settings read again."""
         assert self.process is not None
         self.process.send_signal(signal.SIGHUP)
+
+    def reloads(self) -> float:
+        """How many reloads the guard has counted, whatever came of them."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("guard_reload_total{"))
 
     def fail(self, name: str, content: str = "") -> None:
         """Break the engine in one of the ways that it knows."""

@@ -78,6 +78,10 @@ class Prometheus:
         """The names of the alerts that fire now."""
         return {one["labels"]["alertname"] for one in self.ask("alerts")["alerts"] if one["state"] == "firing"}
 
+    def is_calm(self) -> bool:
+        """Whether no alert fires or is about to, though every target answers: without samples nothing fires either."""
+        return not self.ask("alerts")["alerts"] and not self.query("up == 0")
+
     def rule_faults(self) -> list[str]:
         """What Prometheus says of rules that it could not evaluate."""
         groups = self.ask("rules")["groups"]

@@ -49,7 +49,7 @@ CASES = (
         {of_model("guard_shadow_requests_total", action="would_reject"): later(steady(0, 120), rising(90))},
         {59: (), 66: ("GuardAttackWave",)},
     ),
-    Case("four times the promised rate is no wave", wave((60, 65), 0.04), {64: ()}),
+    Case("four times the promised rate is no wave", wave((60, 80), 0.04), {64: (), 75: ()}),
     Case(
         "ten crafted requests", few(**{items("reject"): jump(10), items("pass"): steady(0)}), {31: (), 33: (), 90: ()}
     ),
@@ -185,9 +185,9 @@ CASES = (
         "a silent detector whose items are rejected",
         {
             **wave((60, 90)),
-            of_model("guard_detector_silent_items_total", detector="d"): later(steady(0, 120), rising(90)),
+            of_model("guard_detector_silent_items_total", detector="d"): "0x119 0+90x59 5400x200",
         },
-        {59: (), 63: ("GuardDetectorSilent",), 80: ("GuardDetectorSilent",)},
+        {59: (), 63: ("GuardDetectorSilent",), 80: ("GuardDetectorSilent",), 105: (), 130: ()},
     ),
     Case(
         "ten items without a score",
@@ -265,13 +265,13 @@ CASES = (
         {100: ("GuardFalseAlarmDrift",)},
     ),
     Case(
-        "half as many again, on few calibration items: that is what the promise allows",
-        {items("reject"): rising(4.5), of_model("guard_calibration_items"): steady(999)},
+        "nearly twice as many, on few calibration items: that is what the promise allows",
+        {items("reject"): rising(5.7), of_model("guard_calibration_items"): steady(999)},
         {130: ()},
     ),
     Case(
-        "half as many again, on many: that is not",
-        {items("reject"): rising(4.5), INSPECTED: rising(300), of_model("guard_calibration_items"): steady(99999)},
+        "nearly twice as many, on many: that is not",
+        {items("reject"): rising(5.7), INSPECTED: rising(300), of_model("guard_calibration_items"): steady(99999)},
         {130: ("GuardFalseAlarmDrift",)},
     ),
     Case("false alarms after a wave are the wave's", wave((60, 75)), {85: (), 130: ()}),
@@ -285,6 +285,15 @@ CASES = (
         "an alarm that rises in a wave, and stays",
         {**wave((60, 90)), of_model("guard_drift_alarm"): later(steady(0, 122), steady(1))},
         {64: ("GuardAttackWave",), 80: ("GuardAttackWave",), 120: (), 140: ()},
+    ),
+    Case(
+        "an alarm that rises in a wave, and stays while scrapes fail for four minutes",
+        {
+            **wave((60, 90)),
+            of_model("guard_drift_alarm"): "0x122 1x80 stale _x8 1x90",
+            of_guard("up"): "1x203 0x8 1x90",
+        },
+        {64: ("GuardAttackWave",), 106: (), 125: (), 140: ()},
     ),
     Case(
         "an alarm that was up before the wave",

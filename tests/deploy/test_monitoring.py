@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from guard.serve.grpc.passage import METHODS
 from tests.deploy.monitoring import (
+    COMPONENT,
     DURATION,
     IN_CHART,
     RULES,
@@ -37,7 +40,6 @@ from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, listening
 from tests.serve.guarded import guarding_at, infer_request
 
-RUNBOOK = RULES.parent.parent / "RUNBOOK.md"
 QUESTIONS = [  # of an operator, in this order
     "Are we under attack?",
     "Is the guard healthy?",
@@ -194,7 +196,8 @@ def test_the_alerts_that_the_issue_names_are_there() -> None:
 def test_an_alert_says_what_it_is_and_where_its_runbook_is(name: str) -> None:
     for rule in (one for one in rules() if one.alert == name):
         assert set(rule.annotations) == {"summary", "description", "runbook_url"}
-        assert rule.annotations["runbook_url"] == f"RUNBOOK.md#{name.lower()}"
+        page, _, anchor = rule.annotations["runbook_url"].partition("#")
+        assert anchor == name.lower()
         assert rule.labels["severity"] in {"warning", "critical"}
         assert not rule.annotations["summary"].endswith(".")
         assert rule.annotations["description"].endswith(".")
@@ -203,9 +206,10 @@ def test_an_alert_says_what_it_is_and_where_its_runbook_is(name: str) -> None:
         assert used <= kept.union(
             labels_named(rule.expr), *(recorded_labels(one.metric) for one in selectors(rule.expr))
         )
-    if RUNBOOK.exists():
-        headings = re.findall(r"^#+ (\S+)$", RUNBOOK.read_text("utf-8"), re.MULTILINE)
-        assert name.lower() in {heading.lower() for heading in headings}
+        runbook = RULES.parent.parent / page
+        if runbook.exists():
+            headings = re.findall(r"^#+ (\S+)$", runbook.read_text("utf-8"), re.MULTILINE)
+            assert anchor in {heading.lower() for heading in headings}
 
 
 def test_what_is_made_from_the_rules_is_up_to_date() -> None:
@@ -220,6 +224,16 @@ def test_the_operators_object_has_the_rules_as_they_are() -> None:
     assert found["kind"] == "PrometheusRule"
     assert found["spec"] == plain
     assert not IN_CHART.exists() or IN_CHART.read_text("utf-8") == text
+
+
+def test_the_component_adds_that_object_and_no_other(side: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "monitoring").symlink_to(COMPONENT.parent)
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay/kustomization.yaml").write_text("components: [../monitoring]\n", encoding="utf-8")
+    command = [side("kubectl") / "kubectl", "kustomize", tmp_path / "overlay", "--load-restrictor=LoadRestrictionsNone"]
+    rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found, wanted = documents(f"{rendered}\n---\n{COMPONENT.read_text('utf-8')}")
+    assert found == wanted
 
 
 def test_the_dashboard_answers_in_the_order_of_the_questions() -> None:

@@ -6,7 +6,6 @@ Large: the side environment `prometheus` is built by name alone (`python -m test
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +28,9 @@ def prometheus_is_here(no_prometheus: str) -> None:
         pytest.skip(no_prometheus)
 
 
-def tested(folder: Path, cases: tuple[Case, ...]) -> subprocess.CompletedProcess[str]:
-    """The verdict of promtool on cases."""
-    shutil.copy(RULES, folder / "rules.yaml")
+def verdict(folder: Path, cases: tuple[Case, ...], old: str = "", new: str = "") -> subprocess.CompletedProcess[str]:
+    """The verdict of promtool on cases, of the rules with one text in them replaced."""
+    (folder / "rules.yaml").write_text(RULES.read_text("utf-8").replace(old, new), encoding="utf-8")
     (folder / "cases.yaml").write_text(json.dumps(promtool_file("rules.yaml", cases)), encoding="utf-8")
     return promtool("test", "rules", "cases.yaml", folder=folder)
 
@@ -43,7 +42,7 @@ def test_the_rules_are_rules() -> None:
 
 
 def test_each_alert_fires_in_its_cases_and_in_no_other(tmp_path: Path) -> None:
-    done = tested(tmp_path, CASES)
+    done = verdict(tmp_path, CASES)
     assert done.returncode == 0, done.stderr
 
 
@@ -52,10 +51,33 @@ def test_each_alert_has_a_case_in_which_it_fires() -> None:
     assert fired == set(alert_names())
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        (">= bool 20", ">= bool 5", "ten crafted requests"),
+        ('5 * model:guard_promised_rate:max{action="reject"} / (1 + 4', "0.02 + 0 * (1 + 4", "four times the promised"),
+        ("unless guard_drift_alarm offset 15m == 1", "", "an alarm that was up before the wave"),
+        (
+            "max_over_time(model:guard_drift_alarm_of_attack:bool[10m])",
+            "model:guard_drift_alarm_of_attack:bool",
+            "fail",
+        ),
+        ("[5m]))\n          + sum by", "[5m]))\n          + 0 * sum by", "a wave in the shadow queue"),
+        ("+ 5 * model:guard_beyond_items:deviation1h", "* 1.2", "nearly twice as many, on few calibration items"),
+        ("kube_pod_init_container_resource_limits", "kube_nothing", "memory, kube_pod_init_container"),
+    ],
+)
+def test_a_rule_that_is_wrong_is_found(old: str, new: str, name: str, tmp_path: Path) -> None:
+    assert RULES.read_text("utf-8").count(old) == 1
+    chosen = tuple(case for case in CASES if name in case.name)
+    assert verdict(tmp_path, chosen).returncode == 0
+    assert verdict(tmp_path, chosen, old, new).returncode != 0
+
+
 @pytest.mark.parametrize("alerts", [(), ("GuardUnchecked", "GuardShedding")], ids=["none wanted", "one too many"])
 def test_a_wrong_case_is_found(alerts: tuple[str, ...], tmp_path: Path) -> None:
     (case,) = (case for case in CASES if case.name == "one unchecked request")
-    done = tested(tmp_path, (Case(case.name, case.series, {31: alerts}),))
+    done = verdict(tmp_path, (Case(case.name, case.series, {31: alerts}),))
     assert done.returncode != 0
     assert "GuardUnchecked" in done.stderr
 

@@ -49,6 +49,12 @@ BRIEF: dict[str, Any] = {
     "attack": RECIPE["attack"][:1],
     "left_out": [],
 }
+PLAIN: dict[str, Any] = {
+    **BRIEF,
+    "description": "One program that asks for no gradient, no row and no repair: for what depends on the data alone.",
+    "detector": RECIPE["detector"][:1],
+    "repair": [],
+}
 
 
 def data(items: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -182,6 +188,10 @@ def recipe() -> Recipe:
 
 def brief() -> Recipe:
     return parse(BRIEF, "brief")
+
+
+def plain() -> Recipe:
+    return parse(PLAIN, "plain")
 
 
 def write_data(file: Path, items: int = 640, seed: int = 7) -> Path:
