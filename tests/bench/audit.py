@@ -60,6 +60,7 @@ IN_FLIGHT = 2
 BLOCK_S = 0.5
 RESAMPLES = 2000
 SMALL_DISK = "16m"
+LEFT_BYTES = 96 << 10  # on it
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Disk:
 
 DISKS = (
     Disk("no fault"),
-    Disk("tmpfs of 16 MiB", small=True),
+    Disk("tmpfs of 16 MiB, 96 KiB free", small=True),
     Disk("every write ENOSPC", fault="full"),
     Disk("every write takes 50 ms", fault="slow"),
     Disk("sink hangs", hung_sink=True),
@@ -83,12 +84,15 @@ DISKS = (
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """Mount a tmpfs; yields whether that could be done here."""
+    """Mount a tmpfs that is nearly full of others' bytes; yields whether that could be done here."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = not subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(folder)], capture_output=True, check=False
     ).returncode
     try:
+        if mounted:
+            free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_bsize
+            (folder / "others").write_bytes(bytes(free - LEFT_BYTES))
         yield mounted
     finally:
         if mounted:
