@@ -16,7 +16,7 @@ ALONE := $(shell grep -rlF mark.alone tests --include='test_*.py')
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick long bench readme lint format side clean
+.PHONY: help demo test quick long bench locks audit readme lint format side clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,13 @@ long: $(READY)  ## what takes large side environments or long: their tests with 
 bench: $(READY)  ## what the hop costs beside an opaque proxy, Envoy and none (six minutes, alone on the machine)
 	$(BIN)/python -m tests.side envoy
 	$(BIN)/python -m tests.bench.hop
+
+locks: $(READY)  ## write the locks of the images anew; versions that they have stay
+	$(BIN)/python -m tests.lock
+
+audit: $(READY)  ## which vulnerabilities are known today of what the images install (network; no part of CI)
+	$(BIN)/python -m tests.side audit
+	$(BIN)/python -m tests.audit
 
 readme: $(READY)  ## run the commands that README.md shows
 	$(BIN)/python -m pytest -m readme tests/test_readme.py

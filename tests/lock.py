@@ -27,7 +27,7 @@ DOORS = ("rest", "envoy", "otel", "sign")  # one lock serves every door: which a
 EXTRAS = {
     "cpu": ("cpu", *DOORS),
     "cuda": ("gpu", *DOORS),
-    "train": ("cpu", "offline", "tables", "registry", "mlflow", *DOORS),
+    "train": ("cpu", "offline", "tables", "registry", "mlflow", "ray", *DOORS),
 }
 TOOLS = {"build": ("pip", "setuptools"), "sbom": ("cyclonedx-bom[validation]",)}
 LAST = "opentelemetry-proto"

@@ -28,6 +28,7 @@ LONGEST = (
     "tests/offline/job/test_series.py",
     "tests/offline/test_one_number.py",
     "tests/offline/closed/test_study.py",
+    "tests/serve/test_draining.py",
     "tests/test_conftest.py",
     "tests/offline/evidence/test_gather.py",
     "tests/offline/second/test_training.py",

@@ -51,7 +51,7 @@ SHELVES = (
 )
 TESTED = ("zoo", "h2", "attacks", "otlp", "grpcurl", "cloudevents", "promql")
 UNPACKED = ("prometheus", "registry")  # from Debian's archive
-SERVERS = ("mlflow",)  # with an interpreter, as LOCKED, but large: built by name alone
+SERVERS = ("mlflow", "checkov", "audit")  # with an interpreter, as LOCKED, but large: built by name alone
 SHIPPED = ("sbom",)  # as LOCKED, from a lock that the images are made with
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it

@@ -96,7 +96,7 @@ def make_bundle(path: Path, **provenance: Any) -> None:
     real = tiny_bundle.interpret
     drafts = Path(tempfile.mkdtemp(dir=path.parent))
     draft = drafts / "new"
-    tiny_bundle.interpret = lambda datatype: fragile(real(datatype))
+    tiny_bundle.interpret = lambda *given, **named: fragile(real(*given, **named))
     try:
         tiny_bundle.make(draft, provenance=provenance)
     finally:
