@@ -50,6 +50,7 @@ from tests.side import reach
 
 Policy = Literal["none", "reject", "stale"]
 Cunning = Literal["resamples", "moves", "principals", "covers"]
+AT_PORT: tuple[Cunning, ...] = ("resamples", "moves", "principals")
 SURE_LOGIT = 10.0  # of the right class, as an attacker takes a refusal
 COVER_ITEMS = 40
 MAX_RETRIES = 1  # of a query as another principal, or after others
@@ -267,7 +268,7 @@ def through_the_port(
     yield f"through a guard's port, {len(images)} items an attack"
     yield HEADS
     for attack in options.attacks:
-        for cunning in ("resamples", "moves", "principals"):
+        for cunning in options.cunning:
             results = []
             for number, (image, label) in enumerate(zip(images, labels, strict=True)):
                 generator = np.random.default_rng(number)
@@ -286,6 +287,7 @@ def quick() -> Iterator[str]:
         images = snapped(tiny_bundle.clean(1, seed=70))
         labels, cover = answers(images).argmax(axis=1), snapped(tiny_bundle.clean(200, seed=71))
         options = argparse.Namespace(queries=30, distance=0.1, attacks=("SimBA-like", "Square"), streams=True)
+        options.cunning = AT_PORT
         yield from in_process(answers, images, labels, cover, options)
         with port(bundle, model, 40, streams=True) as ask:
             yield from through_the_port(ask, answers, images[:1], labels[:1], cover, options)
@@ -306,6 +308,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--attacks", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--streams", action="store_true", help="expect cameras and videos, as the guard's default does")
     parser.add_argument("--port", action="store_true")
+    parser.add_argument("--cunning", nargs="+", choices=AT_PORT, default=AT_PORT, help="with --port")
     parser.add_argument("--model", type=Path, help="with --port: what the guard's model server serves")
     options = parser.parse_args(arguments)
     answers, pictures = open_answers(options.bundle)

@@ -2,6 +2,7 @@
 
     python -m tests.bench.audit                                                the tiny bundle of the tests
     python -m tests.bench.audit --bundle demo/bundle --model demo/model.onnx [--seconds 40]
+    python -m tests.bench.audit --price                                        processor time of one line, by its input
     python -m tests.bench.audit --quick                                        no figures to quote
 
 Two guards serve before one model server each, one without an audit and one that writes a line with its input for every
@@ -37,12 +38,21 @@ import grpc
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from guard.audit_log import AuditLog
 from guard.bundle import Bundle
+from guard.judge import Judge
+from guard.policy import Policy
+from guard.runtime import Runtime
+from guard.serve.audit.audit import Audit, AuditedInput, LogOfEvents
+from guard.serve.audit.metrics import AuditMetrics
 from guard.serve.event_loop import EventLoop
 from guard.serve.grpc.upstream import path
+from guard.serve.outcome import Outcome
 from tests.bench.sidecar import Guarded, serving, table, tiny
+from tests.serve import tiny_bundle
 from tests.serve.guarded import infer_request
 
 ATTACKED_EVERY = 4
@@ -50,6 +60,7 @@ IN_FLIGHT = 2
 BLOCK_S = 0.5
 RESAMPLES = 2000
 SMALL_DISK = "16m"
+LEFT_BYTES = 96 << 10  # on it
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Disk:
 
 DISKS = (
     Disk("no fault"),
-    Disk("tmpfs of 16 MiB", small=True),
+    Disk("tmpfs of 16 MiB, 96 KiB free", small=True),
     Disk("every write ENOSPC", fault="full"),
     Disk("every write takes 50 ms", fault="slow"),
     Disk("sink hangs", hung_sink=True),
@@ -73,12 +84,15 @@ DISKS = (
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """Mount a tmpfs; yields whether that could be done here."""
+    """Mount a tmpfs that is nearly full of others' bytes; yields whether that could be done here."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = not subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(folder)], capture_output=True, check=False
     ).returncode
     try:
+        if mounted:
+            free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_bsize
+            (folder / "others").write_bytes(bytes(free - LEFT_BYTES))
         yield mounted
     finally:
         if mounted:
@@ -249,9 +263,36 @@ def on(disk: Disk, folder: Path, served: tuple[Path, Path, str], options: argpar
     return [str(cell) for cell in [*row, *took, kept]]
 
 
+def price(folder: Path, lines: int) -> Iterator[str]:
+    """Yield what a line costs where requests are answered, and on the audit's thread, by the input that it keeps."""
+    runtime = Runtime.open(tiny_bundle.make(folder / "bundle"), threads=1)
+    readings = runtime.read(tiny_bundle.striped(1))
+    judge = Judge(Policy(tiny_bundle.REJECT_RATE, tiny_bundle.FLAG_RATE), runtime.calibration)
+    found = judge.judged(readings, runtime.calibration, np.zeros(1))
+    outcome = Outcome("tiny", "reject", ("reject",), "reject", found=found)
+    names = {"id": "0123456789abcdef", "request_id": "7", "principal": "somebody"}
+    for shape in (None, (3, 32, 32), (3, 224, 224)):
+        written = LogOfEvents(AuditLog(folder / str(shape), 1 << 26, 3600.0), AuditMetrics(CollectorRegistry()))
+        audit = Audit((written,), keeps_inputs=shape is not None)
+        images = np.random.default_rng(0).random((1, *(shape or (1,)))).astype(np.float32)
+        audited = AuditedInput(images, np.zeros(1, dtype=np.bool_), 0.0)
+        here, began, both = 0.0, time.thread_time(), time.process_time()
+        for _ in range(lines):
+            start = time.thread_time()
+            audit.judged(names, outcome, found, "refused", audited)
+            here += time.thread_time() - start
+            while written.background.waiting:
+                time.sleep(0.0005)  # as requests do, it leaves the thread its turn
+        written.background.close(20.0)
+        there = time.process_time() - both - (time.thread_time() - began)
+        what = "no input" if shape is None else f"an input of {' x '.join(map(str, shape))} float32"
+        yield f"{what}: {1e6 * here / lines:.0f} us where requests are answered, {1e6 * there / lines:.0f} us beside"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--price", action="store_true")
     parser.add_argument("--seconds", type=float, default=40.0, help="for each disk")
     parser.add_argument("--only", type=int, nargs="+", default=range(len(DISKS)), help="disks, by number from 0")
     parser.add_argument("--bundle", type=Path)
@@ -264,6 +305,10 @@ def main() -> None:
     rows, wrong = [], False
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.price or options.quick:
+            print("\n".join(price(folder / "price", 20 if options.quick else 300)))
+        if options.price:
+            return
         if options.bundle is None:
             served = tiny(folder)
         else:

@@ -2,7 +2,7 @@
 
     python -m tests.bench.hour              six minutes stand for an hour
     python -m tests.bench.hour --minutes 20
-    python -m tests.bench.hour --quick      a quarter of a minute does; memory may still grow a little
+    python -m tests.bench.hour --quick      eight seconds do; memory may still grow a little
 
 A real guard serves with all that remembers: audit log with inputs, sample, query memory that rejects, drift alarm, and
 events to a sink that answers now and then. What it forgets by time it forgets as many times sooner; its bounds in bytes
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--minutes", type=float, default=6.0)
     options = parser.parse_args()
-    seconds = 15.0 if options.quick else 60 * options.minutes
+    seconds = 8.0 if options.quick else 60 * options.minutes
     speed = HOUR_S / seconds
     tokens = [secrets.token_hex(16) for _ in range(CLIENTS)]
     with tempfile.TemporaryDirectory() as name, sink() as url:

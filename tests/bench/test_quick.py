@@ -33,6 +33,7 @@ APART = {  # of which a figure is this process's own, or which end what they sta
     "fuzz_frames": ("--limit-ms", "2000"),  # a bystander's wait on a busy machine: a stall is longer
     "fuzz_messages": (),
     "hop": (),
+    "hour": (),
     "memory": (),
     "overload": (),
     "soak": (),

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from guard import audit_log
-from guard.audit_log import AuditLog, log_files, read_lines
+from guard.audit_log import AuditLog, kept_tensor, log_files, read_lines
 from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.recalibrate import recalibrate
 from guard.serve.audit import audit
 from guard.serve.audit.background import Background
+from guard.serve.audit.events import kept_item, line_of, tensor_fields
 from guard.serve.audit.metrics import AuditMetrics
 from guard.serve.check_settings import check_complete
 from guard.traffic_sample import TrafficSample
@@ -84,6 +85,29 @@ async def inputs_only_on_request(bundle: Path, folder: Path) -> None:
     kept = np.frombuffer(base64.b64decode(line["input"]["base64"]), line["input"]["dtype"])
     assert np.array_equal(kept.reshape(line["input"]["shape"]), images[2])
     assert set(line["evidence"]) == {"scores", "logits"}
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 200, 224), (5,), (0,)])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "u1", "<f2"])
+def test_a_kept_input_is_the_same_text(shape: tuple[int, ...], dtype: str) -> None:
+    """What the thread writes is the JSON that one call would have made of the event and its input."""
+    batch = (np.random.default_rng(0).random((3, *shape)) * 200).astype(dtype)
+    event = {"action": "reject", "id": "7", "principal": 'a "quoted" name', "p_value": 0.1}
+    kept = kept_item(batch[1])
+    assert kept is not None
+    assert kept.base is None  # it holds nothing of its message
+    line = line_of(json.dumps(event).encode(), kept)
+    assert line.endswith(b"}\n")
+    assert json.loads(line) == {**event, "input": tensor_fields(batch[1])}
+    again = kept_tensor(json.loads(line))
+    assert again is not None
+    assert np.array_equal(again, batch[1])
+
+
+def test_a_large_input_is_left_out() -> None:
+    large = np.zeros((3, 400, 400), np.float32)
+    assert kept_item(large) is None
+    assert "left_out" in tensor_fields(large)
 
 
 def test_what_passes_unchecked_is_told(bundle: Path, tmp_path: Path) -> None:

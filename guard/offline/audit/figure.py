@@ -26,7 +26,7 @@ MAX_SHOWN_ROWS = 8
 MAX_NAME_CHARACTERS = 32
 WIDTH_INCHES, PAGE_DPI = 10.0, 110
 KNOWN_CHANNELS = (1, 3, 4)
-PALENESS = 0.55  # of an input under its map: its darkest value
+PALE_SHARE = 0.55  # of an input under its map: its darkest value
 
 
 def png(summary: AuditSummary, riskiest: Sequence[ExplainedInput]) -> bytes:
@@ -125,7 +125,7 @@ def has_map(found: Explanation) -> bool:
 def draw_map(ax: Axes, found: Explanation, shown: NDArray[np.float64]) -> None:
     """Draw a saliency map over its input: red where the answer hangs on the input, the input pale where not."""
     strength = np.asarray(found.saliency, dtype=np.float64)[..., None] / MAP_STEPS
-    pale = PALENESS + (1 - PALENESS) * (shown if shown.ndim == 2 else shown[..., :3].mean(axis=-1))
+    pale = PALE_SHARE + (1 - PALE_SHARE) * (shown if shown.ndim == 2 else shown[..., :3].mean(axis=-1))
     ax.imshow(
         pale[..., None] * (1 - strength) + np.asarray(colors.to_rgb(VERMILION)) * strength, interpolation="nearest"
     )

@@ -24,7 +24,16 @@ from guard.policy import Action
 from guard.queries.memory import QueryFinding
 from guard.serve.audit.background import Background
 from guard.serve.audit.event_sink import EventSink
-from guard.serve.audit.events import Event, evidence_fields, query_fields, unchecked_event, verdict_event
+from guard.serve.audit.events import (
+    Event,
+    evidence_fields,
+    kept_item,
+    line_of,
+    query_fields,
+    tensor_fields,
+    unchecked_event,
+    verdict_event,
+)
 from guard.serve.audit.metrics import AuditMetrics
 from guard.serve.audit.traffic_sampling import TrafficSampling
 from guard.serve.guarded_model import GuardedModel
@@ -37,7 +46,7 @@ MAX_WAITING_BYTES = 8 << 20  # of lines
 class Sink(Protocol):
     """What takes events beside the log."""
 
-    def send(self, event: Event) -> None: ...
+    def send(self, event: Event, kept: NDArray[Any] | None = None) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +66,15 @@ class LogOfEvents:
         self.log, self.metrics = log, metrics
         self.background = Background("audit", max_waiting_bytes=MAX_WAITING_BYTES, lost=metrics.losing("log"))
 
-    def send(self, event: Event) -> None:
-        """Take an event to be written as a line."""
-        line = json.dumps(event, default=str).encode() + b"\n"
-        self.background.submit(len(line), partial(self.write, line))
+    def send(self, event: Event, kept: NDArray[Any] | None = None) -> None:
+        """Take an event to be written as a line, with the input that it kept."""
+        text = json.dumps(event, default=str).encode()
+        size_bytes = len(text) + (0 if kept is None else kept.nbytes * 4 // 3)
+        self.background.submit(size_bytes, partial(self.write, text, kept))
 
-    def write(self, line: bytes) -> None:
+    def write(self, event: bytes, kept: NDArray[Any] | None) -> None:
         """Write a line; called on the thread. Raises OSError."""
-        self.log.append(line, time.time())
+        self.log.append(line_of(event, kept), time.time())
         self.metrics.written.labels("log").inc()
 
 
@@ -98,19 +108,22 @@ class Audit:
             return
         digest = None if outcome.guarded is None else outcome.guarded.bundle.digest
         event = verdict_event(names, outcome.model, outcome.action, found, end, bundle=digest, queries=queries)
+        kept = None
         if self.keeps_inputs and audited is not None:
-            event |= evidence_fields(audited.images, found)
-        self.send(event)
+            worst = audited.images[found.worst]
+            kept = kept_item(worst)
+            event |= evidence_fields(found) | ({"input": tensor_fields(worst)} if kept is None else {})
+        self.send(event, kept)
 
     def unchecked(self, names: Mapping[str, Any], model: str, action: str, reason: str, **facts: Any) -> None:
         """Take a request that is over, and that could not be inspected."""
         if self.sinks:
             self.send(unchecked_event(names, model, action, reason, **facts))
 
-    def send(self, event: Event) -> None:
-        """Hand an event to every sink."""
+    def send(self, event: Event, kept: NDArray[Any] | None = None) -> None:
+        """Hand an event, and the input that it kept, to every sink."""
         for sink in self.sinks:
-            sink.send(event)
+            sink.send(event, kept)
 
     def sample(self, guarded: GuardedModel, found: Inspection | None, audited: AuditedInput) -> None:
         """Keep the drawn items of a request that is over, however it ended."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import http.client
 import socket
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
+from numpy.typing import NDArray
+
 from guard.serve.audit.background import Background, Dropped
-from guard.serve.audit.cloud_events import message
-from guard.serve.audit.events import Event
+from guard.serve.audit.cloud_events import MAX_SENT_INPUT_BYTES, message
+from guard.serve.audit.events import Event, tensor_fields
 from guard.serve.audit.metrics import AuditMetrics
 
 MAX_WAITING_BYTES = 8 << 20
@@ -34,13 +37,15 @@ class EventSink:
             "sink", max_waiting_bytes=MAX_WAITING_BYTES, lost=metrics.losing("sink"), idle=self.connection.close
         )
 
-    def send(self, event: Event) -> None:
-        """Take an event to be sent."""
-        size_bytes = EVENT_BYTES + len(event.get("input", {}).get("base64", ""))
-        self.background.submit(size_bytes, partial(self.post, event))
+    def send(self, event: Event, kept: NDArray[Any] | None = None) -> None:
+        """Take an event to be sent, with the input that it kept unless that is too large."""
+        sent = kept if kept is not None and kept.nbytes <= MAX_SENT_INPUT_BYTES else None
+        self.background.submit(EVENT_BYTES + (0 if sent is None else sent.nbytes), partial(self.post, event, sent))
 
-    def post(self, event: Event) -> None:
+    def post(self, event: Event, kept: NDArray[Any] | None) -> None:
         """Send an event; called on the thread. Raises Dropped."""
+        if kept is not None:
+            event = {**event, "input": tensor_fields(kept)}
         headers, body = message(event, source=self.source, namespace=self.namespace)
         try:
             status = self.answered(body, headers)
