@@ -12,10 +12,11 @@ AGAIN := $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 QUICK := tests/test_*.py $(addprefix tests/offline/,data work findings job report networks denoisers) \
 	tests/serve/test_batcher.py tests/serve/grpc/test_call.py tests/serve/grpc/test_decode.py tests/serve/test_inspector.py \
 	tests/serve/grpc/test_service.py tests/serve/grpc/test_bypass.py
+ALONE := $(shell grep -rlF mark.alone tests --include='test_*.py')
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick long bench readme lint format side clean
+.PHONY: help demo test quick long bench locks audit readme lint format side clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +26,7 @@ demo: $(READY)  ## train, guard and attack a small model on this machine (two to
 
 test: $(READY) side  ## every test (the network is used before pytest, never inside it)
 	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone' || $(AGAIN) -m 'not readme and not alone'
-	$(BIN)/python -m pytest -m 'alone and not readme' || $(AGAIN) -m 'alone and not readme'
+	$(BIN)/python -m pytest -m 'alone and not readme' $(ALONE) || $(AGAIN) -m 'alone and not readme'
 
 quick: $(READY)  ## what to run after each change: under a minute, no side environment
 	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone and not slow' $(QUICK)
@@ -40,6 +41,13 @@ long: $(READY)  ## what takes large side environments or long: their tests with 
 bench: $(READY)  ## what the hop costs beside an opaque proxy, Envoy and none (six minutes, alone on the machine)
 	$(BIN)/python -m tests.side envoy
 	$(BIN)/python -m tests.bench.hop
+
+locks: $(READY)  ## write the locks of the images anew; versions that they have stay
+	$(BIN)/python -m tests.lock
+
+audit: $(READY)  ## which vulnerabilities are known today of what the images install (network; no part of CI)
+	$(BIN)/python -m tests.side audit
+	$(BIN)/python -m tests.audit
 
 readme: $(READY)  ## run the commands that README.md shows
 	$(BIN)/python -m pytest -m readme tests/test_readme.py

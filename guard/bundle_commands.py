@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from guard.errors import ConfigError
 from guard.option_values import column_choice, device_name
 from guard.options import (
     BundleArgument,
@@ -203,12 +202,6 @@ def serve(
     own = {name: value for name, value in flags.items() if value is not None}
     source = SettingsSource(config, dict(os.environ), {**of_kserve.flags, **own})
     settings = source.load()
-    if of_kserve.is_http_alone and not settings.upstream:
-        raise ConfigError(
-            "--predictor_protocol = 'v2' names the model server's HTTP port, and its gRPC port is wanted too: add "
-            "--upstream HOST:PORT, or give gRPC's HOST:PORT with --predictor_protocol grpc-v2; --http_port is served "
-            "either way"
-        )
     if kserve:
         Log(settings.log_level).info(
             "kserve arguments",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="All remarks as JSON, for programs.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit code 1 for warnings, too.")]
-CONFIG = "config"  # the flag of serve that is no setting
+CONFIG, KSERVE = "config", "kserve"  # flags of serve that are no settings
 
 
 def with_flags_of_serve(command: Callable[..., None]) -> Callable[..., None]:
@@ -88,16 +88,21 @@ def chosen_source(flags: dict[str, Any]) -> tuple[SettingsSource, str]:
 def source_of(flags: dict[str, Any], environment: dict[str, str]) -> SettingsSource:
     """The source of settings that `guard serve` makes of its flags."""
     from guard.config import ServeConfig, SettingsSource
+    from guard.kserve_arguments import kserve_settings
 
+    of_kserve = kserve_settings(flags.get(KSERVE) or (), environment)
     names = {field.name for field in fields(ServeConfig)}
-    settings = {name: value for name, value in flags.items() if name in names}
-    return SettingsSource(flags.get(CONFIG), environment, settings)
+    own = {name: value for name, value in flags.items() if name in names and value is not None}
+    return SettingsSource(flags.get(CONFIG), environment, {**of_kserve.flags, **own})
 
 
 def parsed(words: Sequence[str]) -> dict[str, Any]:
     """The flags in a command line of `guard serve`, by its own parser."""
+    from guard.kserve_arguments import rewritten
+
     app = typer.Typer()
     app.command()(serve)
-    context = typer.main.get_command(app).make_context("serve", [word for word in words if word != "--debug"])
+    _, *flags = rewritten(["serve", *(word for word in words if word != "--debug")])
+    context = typer.main.get_command(app).make_context("serve", flags)
     names = inspect.signature(serve).parameters
     return {name: value for name, value in context.params.items() if name in names}

@@ -17,8 +17,8 @@ from typing import Any
 from guard.errors import ConfigError
 from guard.target import split_address
 
-COMMAND = "serve"
-OPTION = "--kserve"  # the hidden flag of `guard serve` that they become: --kserve NAME=VALUE
+COMMANDS = ("serve", "doctor")  # which take them
+OPTION = "--kserve"  # the hidden flag of these that they become: --kserve NAME=VALUE
 BARE = frozenset({"enable_predictor_health_check"})  # take no value
 HONOURED = frozenset(
     {
@@ -59,20 +59,15 @@ class KServeSettings:
     without_effect: dict[str, str] = field(default_factory=dict)  # argument -> why
     assumed: dict[str, str] = field(default_factory=dict)  # what no argument said
 
-    @property
-    def is_http_alone(self) -> bool:
-        """Whether they name the model server's HTTP port and not its gRPC port."""
-        return "rest_upstream" in self.flags and "upstream" not in self.flags
-
 
 def rewritten(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command line, with KServe's behind `guard serve` as the hidden option.
+    """The arguments of a command line, with KServe's behind `guard serve` or `guard doctor` as the hidden option.
 
     Example: `serve --http_port 8080` becomes `serve --kserve http_port=8080`.
     """
-    if not arguments or arguments[0] != COMMAND:
+    if not arguments or arguments[0] not in COMMANDS:
         return list(arguments)
-    found, ahead = [COMMAND], list(arguments[1:])
+    found, ahead = [arguments[0]], list(arguments[1:])
     while ahead:
         word = ahead.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
@@ -114,6 +109,9 @@ def kserve_settings(given: Sequence[str], environment: Mapping[str, str]) -> KSe
         size = whole(told, "grpc_max_receive_message_length")
         flags |= {} if size < 0 else {"max_message_bytes": size}
     flags |= predictor(told, assumed)
+    if "rest_upstream" in flags and "rest_listen" not in flags:
+        flags["rest_listen"] = "0.0.0.0:8080"
+        assumed["http_port"] = "8080"
     without_effect = {name: WITHOUT_EFFECT[name] for name in told if name in WITHOUT_EFFECT}
     return KServeSettings(flags, without_effect, assumed)
 
@@ -123,8 +121,7 @@ def predictor(told: Mapping[str, str], assumed: dict[str, str]) -> dict[str, Any
     protocol = told.get("predictor_protocol", told.get("protocol", ""))
     if protocol not in ("", "grpc-v2", "v2"):
         raise ConfigError(
-            f"--predictor_protocol = {protocol!r}; the guard speaks the Open Inference Protocol: wanted grpc-v2, or v2 "
-            "with --upstream"
+            f"--predictor_protocol = {protocol!r}; the guard speaks the Open Inference Protocol: wanted grpc-v2 or v2"
         )
     host = told.get("predictor_host")
     if not host:

@@ -38,10 +38,11 @@ SHARED_GUARD = "tiny_job"  # the fixture that trains it: what asks for it is slo
 NO_GPU = "no GPU"
 NO_ENVOY = "no Envoy; build it, 107 MB, once: python -m tests.side envoy"
 NO_PROMETHEUS = "no Prometheus; build it, 95 MB, once: python -m tests.side prometheus"
+NO_CHECKOV = "no checkov; build it, 291 MB, once: python -m tests.side checkov"
 NO_RAY = "no Ray; build it, 250 MB, once: python -m tests.side ray"
 CI = os.environ.get("CI", "")  # true, or long: with every large side environment built
 JUDGED = ("true", "long")
-LARGE = (NO_ENVOY, NO_PROMETHEUS, NO_RAY)
+LARGE = (NO_ENVOY, NO_PROMETHEUS, NO_RAY, NO_CHECKOV)
 ACCEPTED = (NO_GPU,) if CI == "long" else (NO_GPU, *LARGE)  # the reasons for a skip that CI accepts
 skipped: pytest.StashKey[list[str]] = pytest.StashKey()
 
@@ -76,6 +77,12 @@ def no_prometheus() -> str:
 def no_ray() -> str:
     """The reason for which tests of a real Ray cluster are skipped where Ray is not built."""
     return NO_RAY
+
+
+@pytest.fixture(scope="session")
+def no_checkov() -> str:
+    """The reason for which the manifests are not held against checkov's policies where it is not built."""
+    return NO_CHECKOV
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -163,6 +170,12 @@ class SkipRecord:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             if reason.removeprefix("Skipped: ") not in ACCEPTED:
                 self.places.append(f"{report.nodeid}: {reason}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: many tests wait for servers, and a fifth of the cores' time was idle."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(optionalhook=True)

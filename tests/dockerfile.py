@@ -41,6 +41,7 @@ class Dockerfile:
     """The stages in the order in which they are written."""
 
     stages: dict[str, Stage]
+    arguments: dict[str, str]  # ARG NAME=DEFAULT above the first stage
 
     def lineage(self, target: str) -> tuple[Instruction, ...]:
         """Every instruction that shapes `target`, its parents' first."""
@@ -51,23 +52,29 @@ class Dockerfile:
     def image(self, target: str) -> str:
         """The public image that `target` is built on."""
         stage = self.stages[target]
-        return self.image(stage.parent) if stage.parent in self.stages else stage.parent
+        if stage.parent in self.stages:
+            return self.image(stage.parent)
+        return re.sub(r"\$\{(\w+)\}", lambda found: self.arguments[found[1]], stage.parent)
 
 
 def read(file: Path) -> Dockerfile:
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
     whole = re.sub(r"\\\n\s*", "", "\n".join(lines))
     stages: dict[str, Stage] = {}
+    arguments: dict[str, str] = {}
     current = ""
     for line in filter(None, (line.strip() for line in whole.splitlines())):
         name, _, text = line.partition(" ")
         if name.upper() == "FROM":
             parent, _, current = re.split(r"\s+", text)
             stages[current] = Stage(current, parent, ())
+        elif not current:  # an ARG
+            key, _, value = text.partition("=")
+            arguments[key] = value
         else:
             old = stages[current]
             stages[current] = Stage(current, old.parent, (*old.instructions, Instruction(name.upper(), text.strip())))
-    return Dockerfile(stages)
+    return Dockerfile(stages, arguments)
 
 
 def ignored(path: str, patterns: list[str]) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+import torch._export.utils as torch_export
 from torch.export import ExportedProgram
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -65,9 +66,10 @@ def digest(program: ExportedProgram, options: dict[str, Any]) -> str:
 
 @contextmanager
 def remembered(folder: Path) -> Iterator[None]:
-    """Let the exporter write each module once, and list its 557 operators once a process."""
+    """Let the exporter write each module once, and list its 557 operators and torch's own once a process."""
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", RememberedExport(folder, torch.onnx.export))
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        patch.setattr(torch_export, "_materialize_cpp_cia_ops", functools.cache(torch_export._materialize_cpp_cia_ops))
         yield

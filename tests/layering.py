@@ -10,7 +10,7 @@ import ast
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,8 @@ class Import:
         return self.module.partition(".")[0]
 
 
-def imports(source: str, *, package: str = "guard") -> list[Import]:
+@cache
+def imports(source: str, *, package: str = "guard") -> tuple[Import, ...]:
     """Every import of a source file, `importlib.import_module("...")` among them; `from a import b` reads a.b too."""
 
     def walk(node: ast.AST, *, lazy: bool) -> Iterator[Import]:
@@ -49,7 +50,7 @@ def imports(source: str, *, package: str = "guard") -> list[Import]:
                     yield Import(str(named.value), child.lineno, lazy)
             yield from walk(child, lazy=inside)
 
-    return list(walk(ast.parse(source), lazy=False))
+    return tuple(walk(ast.parse(source), lazy=False))
 
 
 def module_of(file: str) -> str:

@@ -19,6 +19,7 @@ LONGEST = (
     "tests/offline/preflight/test_check.py",
     "tests/offline/model/onnx_import/test_operator_properties.py",
     "tests/offline/model/onnx_import/test_importer.py",
+    "tests/deploy/test_rendered_pod.py",  # most of it waits
     "tests/offline/bench/test_bench.py",
     "tests/offline/test_train.py",
     "tests/offline/job/test_job.py",
@@ -27,6 +28,7 @@ LONGEST = (
     "tests/offline/job/test_series.py",
     "tests/offline/test_one_number.py",
     "tests/offline/closed/test_study.py",
+    "tests/serve/test_draining.py",
     "tests/test_conftest.py",
     "tests/offline/evidence/test_gather.py",
     "tests/offline/second/test_training.py",

@@ -51,9 +51,11 @@ SHELVES = (
 )
 TESTED = ("zoo", "h2", "attacks", "otlp", "grpcurl", "cloudevents", "promql")
 UNPACKED = ("prometheus", "registry")  # from Debian's archive
-SERVERS = ("mlflow",)  # with an interpreter, as LOCKED, but large: built by name alone
+SERVERS = ("mlflow", "checkov", "audit")  # with an interpreter, as LOCKED, but large: built by name alone
+SHIPPED = ("sbom",)  # as LOCKED, from a lock that the images are made with
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
 INSTALLED = "/opt/guard"  # where the image has it
+BUILDER = "/opt/build"  # what installs it
 
 
 class StaleError(RuntimeError):
@@ -62,12 +64,12 @@ class StaleError(RuntimeError):
 
 def main(names: list[str]) -> None:
     """Build what is named, or all that is stale."""
-    known = (*LOCKED, *SERVERS, IMAGE, *SHELVES, *UNPACKED)
+    known = (*LOCKED, *SHIPPED, *SERVERS, IMAGE, *SHELVES, *UNPACKED)
     names = list(known) if names == ["all"] else names
     unknown = [name for name in names if name not in known]
     if unknown:
         sys.exit(f"unknown side environment {unknown[0]!r}; there are {', '.join(known)}")
-    for name in names or (*LOCKED, IMAGE, *TESTED):
+    for name in names or (*LOCKED, *SHIPPED, IMAGE, *TESTED):
         began = time.monotonic()
         built = build(name)
         print(f"side environment {name}: {f'built in {time.monotonic() - began:.0f} s' if built else 'up to date'}")
@@ -76,7 +78,7 @@ def main(names: list[str]) -> None:
 def build(name: str) -> bool:
     """Build what has this name; False when it is up to date."""
     if name == IMAGE:
-        return build_image()
+        return replay_image(network=True)
     if name in SHELVES:
         return build_shelf(name)
     return build_unpacked(name) if name in UNPACKED else build_locked(name)
@@ -176,19 +178,10 @@ def shelf(name: str) -> Path:
     return SIDE / name
 
 
-def build_image() -> bool:
-    """Run the RUN instructions of install-cpu from the first whose inputs changed; False when none did."""
-    key = locked_key("wheels")
-    if stamp("wheels") != key:
-        shutil.rmtree(SIDE / "wheels", ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(SIDE / "wheels")]
-        run([*pip, "--requirement", str(lock("wheels"))])
-        write_stamp("wheels", key)
-    return replay_image(network=True)
-
-
 def replay_image(*, network: bool) -> bool:
-    """Run what is not done yet; the steps that install our own package never need the network.
+    """Run the RUN instructions of install-cpu from the first whose inputs changed; False when none did.
+
+    The steps that install our own package never need the network.
 
     Raises:
         StaleError: more than the package has changed, and there is no network.
@@ -207,10 +200,12 @@ def replay_image(*, network: bool) -> bool:
             first = 0
         else:
             write_stamp(IMAGE, " ".join(step.key for step in steps[:first]))
+        shutil.rmtree(home / "build" / "dist", ignore_errors=True)  # the wheel of an earlier version
         for step in steps[first:]:
-            offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(SIDE / "wheels")} if step.package else {}
             command = step.command.replace("python -m venv", f"{sys.executable} -m venv")
-            run(["sh", "-ec", command.replace(INSTALLED, str(home))], folder=Path(folder), environment=offline)
+            command = command.replace(BUILDER, str(home / "build")).replace(INSTALLED, str(home))
+            offline = {"PIP_NO_INDEX": "1"} if step.package else {}
+            run(["sh", "-ec", command], folder=Path(folder), environment=offline)
         write_stamp(IMAGE, " ".join(step.key for step in steps))
     return True
 
@@ -242,7 +237,7 @@ def image_steps(context: Path) -> list[Step]:
 
 
 def lock(name: str) -> Path:
-    return ROOT / "tests" / "side" / f"{name}.txt"
+    return (ROOT / "deploy" if name in SHIPPED else ROOT / "tests" / "side") / f"{name}.txt"
 
 
 def locked_key(name: str) -> str:

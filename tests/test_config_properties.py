@@ -63,6 +63,8 @@ def valid(key: str) -> st.SearchStrategy[Any]:
         found = st.builds("{}:{}".format, st.from_regex(r"\A[a-z.]{1,9}\Z"), st.integers(0, 65535))
     elif key in ("rest_upstream", "events_sink"):
         found = st.builds("http://{}:{}".format, st.from_regex(r"\A[a-z]{1,9}\Z"), st.integers(1, 65535))
+    elif key == "model_name":
+        found = st.from_regex(r"\A[a-z]{1,9}(:\d{1,3})?\Z", fullmatch=True)
     elif key == "upstream_authority":
         found = st.from_regex(r"\A[a-z.]{1,9}(:\d{1,4})?\Z", fullmatch=True)
     else:
@@ -248,7 +250,7 @@ TABLES = st.dictionaries(
 def test_a_models_setting_is_its_tables_or_the_one_above(
     file: Path, config: dict[str, Any], tables: dict[str, dict[str, Any]]
 ) -> None:
-    above = {key: value for key, value in config.items() if key != "bundle"}
+    above = {key: value for key, value in config.items() if key not in ("bundle", "model_name")}  # the tables have both
     file.write_text(written({**above, MODELS: tables}), "utf-8")
     models = load_config(file, {}, {}).model_configs()
     defaults = ServeConfig(**above)

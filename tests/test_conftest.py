@@ -12,22 +12,38 @@ import pytest
 
 SKIPPING = 'import pytest\n\n@pytest.mark.skip(reason="{reason}")\ndef test_one(): pass\n\ndef test_two(): pass\n'
 NO_ENVOY = "no Envoy; build it, 107 MB, once: python -m tests.side envoy"
+BESIDE = ["-n", "1"]  # a process of pytest-xdist, whose skips the controller has to be told of
+NO_RAY = "no Ray; build it, 250 MB, once: python -m tests.side ray"
 WHOLE_FILE = 'import pytest\n\npytest.skip("{reason}", allow_module_level=True)\n'
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beside", [[], ["-n", "2"]], ids=["one process", "two"])
 @pytest.mark.parametrize(
-    ("reason", "ci", "texts", "passes"),
+    ("reason", "ci", "texts", "passes", "beside"),
     [
-        ("no GPU", "true", (SKIPPING, WHOLE_FILE), True),
-        ("no time", "", (SKIPPING, WHOLE_FILE), True),
-        ("no time", "true", (SKIPPING,), False),
-        ("no time", "true", (WHOLE_FILE,), False),
-        (NO_ENVOY, "true", (SKIPPING,), True),
-        (NO_ENVOY, "long", (SKIPPING,), False),
+        ("no GPU", "true", (SKIPPING, WHOLE_FILE), True, []),
+        ("no time", "", (SKIPPING, WHOLE_FILE), True, []),
+        ("no time", "true", (SKIPPING,), False, []),
+        ("no time", "true", (WHOLE_FILE,), False, []),
+        (NO_ENVOY, "true", (SKIPPING,), True, []),
+        (NO_ENVOY, "long", (SKIPPING,), False, []),
+        (NO_RAY, "true", (WHOLE_FILE,), True, []),
+        ("no GPU", "true", (SKIPPING, WHOLE_FILE), True, BESIDE),
+        ("no time", "true", (SKIPPING,), False, BESIDE),
+        ("no time", "true", (WHOLE_FILE,), False, BESIDE),
     ],
-    ids=["no-gpu", "at-home", "in-ci-test", "in-ci-file", "large-in-ci", "large-in-long"],
+    ids=[
+        "no-gpu",
+        "at-home",
+        "in-ci-test",
+        "in-ci-file",
+        "large-in-ci",
+        "large-in-long",
+        "other-large-in-ci",
+        "no-gpu-beside",
+        "in-ci-test-beside",
+        "in-ci-file-beside",
+    ],
 )
 def test_ci_accepts_no_skip_but_for_want_of_a_gpu(
     *, root: Path, tmp_path: Path, texts: tuple[str, ...], reason: str, ci: str, passes: bool, beside: list[str]

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from guard.config import ServeConfig, load_config
-from tests import dockerfile
+from tests import dockerfile, lock
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = dockerfile.read(ROOT / "Dockerfile")
 IGNORE = dockerfile.patterns(ROOT / ".dockerignore")
-TARGETS = {"cpu": "cpu", "cuda": "gpu"}  # --target, and the extra that it installs
+SERVING = ("cpu", "cuda")  # --target; train is the third
+TARGETS = (*SERVING, "train")
+LOCKED = re.compile(r"([a-z0-9-]+)==([\w.]+) (?:\\\n    --hash=sha256:[0-9a-f]{64} ?)+\n")
+HELD = """
+import importlib.metadata as installed, json, re
+found = {re.sub("[-_.]+", "-", one.metadata["Name"]).lower(): one.version for one in installed.distributions()}
+print(json.dumps(found))
+"""
+DOORS = """
+import os
+os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
+from guard.serve.tracing import build_provider, exporter_names
+assert list(exporter_names(os.environ)) == ["otlp_proto_grpc"]
+provider = build_provider(os.environ)
+import guard.serve.envoy.authorization
+import guard.serve.rest.door
+import guard.signing, cryptography
+print("opened", flush=True)
+os._exit(0)
+"""
 COPIES = [i for stage in DOCKERFILE.stages.values() for i in stage.all("COPY") if not i.text.startswith("--from=")]
 SOURCES = sorted({source for instruction in COPIES for source in instruction.words[:-1]})
 
@@ -32,8 +53,7 @@ def last(target: str, name: str) -> dockerfile.Instruction:
 
 
 def pins(name: str) -> dict[str, str]:
-    lines = (ROOT / "deploy" / f"{name}.txt").read_text("utf-8").splitlines()
-    return dict(line.lower().replace("_", "-").split("==") for line in lines if not line.startswith("#"))
+    return dict(lock.pins((ROOT / "deploy" / f"{name}.txt").read_text("utf-8")))
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -62,30 +82,74 @@ def test_it_runs_as_a_number_that_is_not_root(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_it_holds_what_the_build_stage_installed_and_nothing_more(target: str) -> None:
-    (came,) = [i for i in DOCKERFILE.lineage(target) if i.name == "COPY"]
-    assert came.words == [f"--from=install-{target}", "/opt/guard", "/opt/guard"]
+def test_it_holds_what_the_build_stage_installed_and_its_list(target: str) -> None:
+    installed, listed = [i for i in DOCKERFILE.lineage(target) if i.name == "COPY"]
+    assert installed.words == [f"--from=install-{target}", "/opt/guard", "/opt/guard"]
+    assert listed.words == [f"--from=list-{target}", "/source/guard.cdx.json", "/usr/share/sbom/"]
     assert environment(target)["PATH"].startswith("/opt/guard/bin:")
     assert not [i for i in DOCKERFILE.lineage(target) if i.name == "RUN"]
     # A virtual environment points at its interpreter: both stages have to have the same one.
-    assert DOCKERFILE.image(target) == DOCKERFILE.image(f"install-{target}")
+    assert DOCKERFILE.image(target) == DOCKERFILE.image(f"install-{target}") == "python:3.11-slim"
 
 
-def test_the_targets_are_installed_the_same_way() -> None:
-    cpu, cuda = (DOCKERFILE.stages[f"install-{target}"].instructions for target in TARGETS)
-    assert [(i.name, i.text.replace("cpu.txt", "cuda.txt")) for i in cpu] == [(i.name, i.text) for i in cuda]
+@pytest.mark.parametrize("stage", ["install", "list"])
+def test_the_targets_are_made_the_same_way(stage: str) -> None:
+    made = {target: DOCKERFILE.stages[f"{stage}-{target}"].instructions for target in TARGETS}
+    for target in TARGETS:
+        as_cpu = [(i.name, re.sub(rf"\b{target}\b", "cpu", i.text)) for i in made[target]]
+        assert as_cpu == [(i.name, i.text) for i in made["cpu"]]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_lock_is_what_pyproject_asks_for_without_torch(target: str) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"][TARGETS[target]]
+def test_the_lock_is_what_pyproject_asks_for(target: str) -> None:
     found = pins(target)
-    for line in wanted:
+    for line in lock.wanted(target):
         name, low = re.match(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", line).groups()  # type: ignore[union-attr]
         assert parts(found[name.lower()]) >= parts(low), line
-    assert not {"torch", "scikit-learn", "onnx", "matplotlib", "pytest"} & set(found)
-    assert ("onnxruntime" in found, "onnxruntime-gpu" in found) == (target == "cpu", target == "cuda")
+    offline = {"torch", "scikit-learn", "onnx", "matplotlib"}
+    assert offline & set(found) == (set() if target in SERVING else offline)
+    assert not {"pytest", "pip"} & set(found)
+    assert ("onnxruntime" in found, "onnxruntime-gpu" in found) == (target != "cuda", target == "cuda")
+
+
+@pytest.mark.parametrize("name", [*TARGETS, *lock.TOOLS, "last"])
+def test_every_wheel_is_locked_by_its_digest(name: str) -> None:
+    head, _, text = (ROOT / "deploy" / f"{name}.txt").read_text("utf-8").partition("\n")
+    assert head == f"# {lock.HEADS[name]}, Python 3.11 on Linux; written by tests/lock.py."
+    assert "".join(found[0] for found in LOCKED.finditer(text)) == text
+    assert "+" not in text  # no version that one registry alone has
+
+
+def test_every_installation_is_by_digest_from_a_lock() -> None:
+    runs = [i.text for stage in DOCKERFILE.stages.values() for i in stage.all("RUN") if " install " in i.text]
+    for text in runs:
+        ours = "--no-index" in text  # the wheel that was built from these sources
+        assert ours or ("--require-hashes" in text and "--no-deps" in text), text
+
+
+def test_a_lock_has_the_wheel_of_each_processor() -> None:
+    def entry(name: str, version: str, digest: str) -> dict[str, Any]:
+        archive = {"archive_info": {"hashes": {"sha256": digest}}}
+        return {"metadata": {"name": name, "version": version}, "download_info": archive}
+
+    text = lock.lock_text("cpu", [[entry("B_b", "2", "1a"), entry("a", "1", "2b")], [entry("b.b", "2", "0c")]])
+    assert text.splitlines()[1:] == [
+        *("a==1 \\", "    --hash=sha256:2b"),
+        *("b-b==2 \\", "    --hash=sha256:0c \\", "    --hash=sha256:1a"),
+    ]
+    assert dict(lock.pins(text)) == {"a": "1", "b-b": "2"}
+    with pytest.raises(SystemExit, match="b would be 1 on one processor and 2 on another"):
+        lock.lock_text("cpu", [[entry("b", "1", "1a")], [entry("b", "2", "1a")]])
+
+
+def test_what_two_packages_have_is_taken_from_the_newer() -> None:
+    assert pins("last") == {lock.LAST: pins("cpu")[lock.LAST]} == {lock.LAST: pins("cuda")[lock.LAST]}
+    assert pins("last") == {lock.LAST: pins("train")[lock.LAST]}
+    for target in TARGETS:
+        (places,) = [
+            [i.text.split()[-1] for i in DOCKERFILE.stages[f"install-{target}"].all("RUN") if "--requirement" in i.text]
+        ]
+        assert places == [f"deploy/{target}.txt", "deploy/last.txt"]
 
 
 def test_the_locks_agree_on_all_but_the_runtime() -> None:
@@ -100,15 +164,32 @@ def test_its_install_commands_give_a_guard_that_starts(side: Callable[[str], Pat
     # .side/cpu is what `make side` made of the RUN lines of install-cpu, with /opt/guard put there; see tests/side.py.
     programs = side("cpu")
     (entry,) = last("cpu", "ENTRYPOINT").words
-    listed = run(programs / "python", "-m", "pip", "list", "--format=freeze").lower().replace("_", "-").split()
-    held = dict(line.split("==") for line in listed)
+    held = json.loads(run(programs / "python", "-c", HELD))
     assert held.pop("inference-guard")
-    assert {name: held[name] for name in held if name not in ("pip", "setuptools")} == pins("cpu")
+    assert held == pins("cpu")
     for arguments in (["--help"], [*last("cpu", "CMD").words, "--help"]):
         assert "Usage" in run(programs / entry, *arguments)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+def test_every_door_of_the_image_opens(side: Callable[[str], Path]) -> None:
+    """Checks that spans can be exported beside Envoy's messages, whose packages have files of the same names."""
+    assert run(side("cpu") / "python", "-W", "error", "-c", DOORS) == "opened\n"
+
+
+def test_the_list_of_packages_is_the_lock(side: Callable[[str], Path], tmp_path: Path) -> None:
+    """Runs the instruction that makes the list, as it stands in the Dockerfile; the tool validates what it wrote."""
+    (command,) = [i.text for i in DOCKERFILE.stages["list-cpu"].all("RUN")]
+    command = command.replace("/opt/sbom", str(side("sbom").parent)).replace("/opt/guard", str(side("cpu").parent))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True)
+    listed = json.loads((tmp_path / "guard.cdx.json").read_text("utf-8"))
+    assert (listed["bomFormat"], listed["specVersion"]) == ("CycloneDX", "1.6")
+    assert listed["metadata"]["component"]["name"] == "inference-guard"
+    found = {lock.canonical(one["name"]): (one["version"], one["purl"]) for one in listed["components"]}
+    assert found == {name: (version, f"pkg:pypi/{name}@{version}") for name, version in pins("cpu").items()}
+
+
+@pytest.mark.parametrize("target", SERVING)
 def test_the_guard_knows_the_settings_of_the_image(target: str) -> None:
     config = load_config(None, environment(target), {})
     assert config.bundle == "/bundle"
@@ -122,7 +203,7 @@ def test_the_guard_knows_the_settings_of_the_image(target: str) -> None:
 def test_the_reader_reads() -> None:
     stage = DOCKERFILE.stages["install-cpu"]
     assert stage.parent == "install"
-    assert [i.name for i in stage.instructions] == ["COPY", "RUN", "COPY", "COPY", "RUN", "RUN"]
+    assert [i.name for i in stage.instructions] == ["COPY", "RUN", "RUN", "COPY", "COPY", "RUN", "RUN", "RUN"]
     assert list(DOCKERFILE.stages)[-1] == "cpu"  # what a plain `docker build .` gives
 
 

@@ -69,11 +69,11 @@ def test_what_kserve_gives_unasked_becomes_settings() -> None:
         (["--predictor-host", "h", "--predictor-use-ssl", "true"], {"upstream": "h:443", "upstream_tls": True}),
         (
             ["--predictor_host", "h:8080", "--predictor_protocol", "v2"],
-            {"rest_upstream": "http://h:8080"},
+            {"rest_upstream": "http://h:8080", "rest_listen": "0.0.0.0:8080"},
         ),
         (
-            ["--predictor_host", "h", "--protocol", "v2", "--predictor_use_ssl", "yes"],
-            {"rest_upstream": "https://h:443"},
+            ["--predictor_host", "h", "--protocol", "v2", "--predictor_use_ssl", "yes", "--http_port=1"],
+            {"rest_upstream": "https://h:443", "rest_listen": "0.0.0.0:1"},
         ),
         (["--grpc_port", "9001"], {"listen": "0.0.0.0:9001"}),
         (["--enable_grpc", "false"], {"listen": "127.0.0.1:8081"}),
@@ -132,12 +132,6 @@ def test_the_guards_own_flags_beat_kserves(capsys: pytest.CaptureFixture[str]) -
     own = ["--upstream", "nothing", "--bundle", "/nowhere"]
     assert cli.run(["serve", *INJECTED, *own]) == 2
     assert "--upstream = 'nothing'" in capsys.readouterr().err
-
-
-def test_http_alone_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["serve", "--bundle", "/nowhere", "--predictor_host", "h", "--predictor_protocol", "v2"]
-    assert cli.run([*words, "--http_port", "0"]) == 2
-    assert "add --upstream HOST:PORT" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_name_beside_tables_is_an_error_unless_kserve_gave_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 MISSING = "not installed"
@@ -13,8 +14,9 @@ def guard_version() -> str:
     return version_of("inference-guard")
 
 
+@cache
 def version_of(*distributions: str) -> str:
-    """The version of the first distribution that is installed."""
+    """The version of the first distribution that is installed; it is read once a process."""
     for name in distributions:
         try:
             return version(name)

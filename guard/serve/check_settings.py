@@ -10,8 +10,9 @@ from guard.serve.envoy.authorization import check_settings
 
 def check_complete(config: ServeConfig) -> None:
     """Raise ConfigError where a setting is missing, or tells strangers too much."""
-    if not config.upstream or not (config.bundle or config.models or config.mode == "off"):
-        name = "bundle" if config.upstream else "upstream"
+    reached = config.upstream or config.rest_upstream
+    if not reached or not (config.bundle or config.models or config.mode == "off"):
+        name = "bundle" if reached else "upstream"
         raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
     check_admin(config)
     for name in ("audit_inputs", "sample_share"):

@@ -33,6 +33,7 @@ from guard.serve.event_loop import EventLoop
 from guard.serve.exposition import exposing
 from guard.serve.further_doors import authorizing, serving_rest
 from guard.serve.grpc import admin as guard_admin
+from guard.serve.grpc.absent_upstream import AbsentUpstream, AbsentWatch
 from guard.serve.grpc.admin import Admin
 from guard.serve.grpc.connection_limits import ConnectionLimits
 from guard.serve.grpc.door import Door
@@ -147,13 +148,7 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
         workshop = Workshop(metrics=metrics, readiness=readiness, log=log, thread=thread)
         models = await stack.enter_async_context(at_work(config, security.trust, workshop))
         limits = stated(Limits.of(config, models.table.inputs, memory_bytes=memory_bytes()), log)
-        upstream = await stack.enter_async_context(
-            Upstream.open(
-                config,
-                max_message_bytes=max(limits.message_bytes, MIN_ANSWER_BYTES),
-                identity=security.upstream_now,
-            )
-        )
+        upstream = await stack.enter_async_context(reaching(config, limits, security))
         pulse = Pulse()
         await stack.enter_async_context(in_background(pulse.beat(), partial(readiness.say, "listener")))
         door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
@@ -175,7 +170,7 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
             source.load if source is not None else lambda: config,
             models=models,
             workshop=workshop,
-            watch=UpstreamWatch(upstream, models, readiness),
+            watch=(UpstreamWatch if config.upstream else AbsentWatch)(upstream, models, readiness),
             limits=limits,
         )
         both = (health := Health(readiness)).methods(side_door)
@@ -326,6 +321,17 @@ def stated(limits: Limits, log: Log) -> Limits:
     if warning := limits.warning:
         log.warning("few messages at once", warning=warning)
     return limits
+
+
+@asynccontextmanager
+async def reaching(config: ServeConfig, limits: Limits, security: Security) -> AsyncIterator[Upstream]:
+    """Open the way to the model server over gRPC; there is none where the settings name its HTTP address alone."""
+    if not config.upstream:
+        yield AbsentUpstream()
+        return
+    largest_bytes = max(limits.message_bytes, MIN_ANSWER_BYTES)
+    async with Upstream.open(config, max_message_bytes=largest_bytes, identity=security.upstream_now) as upstream:
+        yield upstream
 
 
 @contextmanager

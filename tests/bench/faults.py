@@ -324,7 +324,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="under a minute")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(measure(1.2 if arguments.quick else arguments.hold, Path(folder)))
+        return asyncio.run(measure(0.8 if arguments.quick else arguments.hold, Path(folder)))
 
 
 if __name__ == "__main__":

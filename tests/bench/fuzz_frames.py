@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.serve import tiny_bundle
 from tests.serve.endurance import Findings, Limits, Progress, endure
 
-QUICK_SEQUENCES = 500
+QUICK_SEQUENCES = 60
 PROGRESS_S = 10.0
 
 

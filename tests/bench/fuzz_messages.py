@@ -24,7 +24,7 @@ from tests.serve.reference_reading import judge, request_class
 from tests.serve.wire_fields import SPECS
 from tests.serve.wire_mutations import chosen, mutated
 
-QUICK_MESSAGES = 20_000
+QUICK_MESSAGES = 5_000
 CHUNK_MESSAGES = 2_000
 MIN_ACCEPTED = 0.10  # share; below it the fuzz proves nothing
 SHOWN_FAULTS = 5  # of each sort; the others are counted

@@ -280,8 +280,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     options.sizes = options.sizes or (["12 KB"] if options.quick else list(SIZES))
-    options.in_flight = options.in_flight or ((1, 8) if options.quick else IN_FLIGHT)
-    options.seconds = options.seconds or (0.3 if options.quick else None)
+    options.in_flight = options.in_flight or ((4,) if options.quick else IN_FLIGHT)
+    options.seconds = options.seconds or (0.2 if options.quick else None)
     return options
 
 

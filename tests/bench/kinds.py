@@ -65,7 +65,7 @@ class Size:
 
 
 FULL = Size(3000, 12, 3000, 1500, 300, 600, 220, (40, 60), is_evaluated=True)
-QUICK = Size(1200, 4, 1000, 200, 40, 60, 30, (4, 4), models=1, parts=2)
+QUICK = Size(1200, 4, 1000, 200, 40, 60, 30, (4, 4), models=1, parts=1)
 
 
 @dataclass(frozen=True)

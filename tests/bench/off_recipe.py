@@ -101,7 +101,7 @@ SMALLEST: Mapping[str, Mapping[str, Any]] = {  # attacks that look for the small
 FINE_GRID = 255
 # On fewer grey levels budgets are this many times as large: preset `digits` has 2/16 and 1.5 for 8/255 and 0.5.
 COARSE_FACTORS = {"linf": 4 * 255 / 256, "l2": 3.0}
-QUICK_ITEMS, QUICK_CLEAN_ITEMS, QUICK_CELLS = 40, 200, 8  # cells: every eighth
+QUICK_ITEMS, QUICK_CLEAN_ITEMS, QUICK_CELLS = 40, 200, 12  # cells: every twelfth
 SEED = 0
 
 
@@ -345,7 +345,7 @@ def quick(console: Console) -> Table:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = train(tiny.job(folder, recipe=tiny.brief(), threads=1), Stages(console))
+        bundle = train(tiny.job(folder, recipe=tiny.plain(), threads=1), Stages(console))
         data = tiny.write_data(folder / "test.npz", QUICK_CLEAN_ITEMS, seed=8)
         return measure(bundle, data, None, QUICK_ITEMS, folder / "cells", 1, console, every=QUICK_CELLS)
 

@@ -49,6 +49,7 @@ from tests.side import reach
 
 Floats = NDArray[np.float32]
 BUDGET = 8 / 255
+MIN_ALARM_QUERIES = 14  # near-copies before which no score can be an attack's
 NAMES = ("Square", "HopSkipJump", "Boundary", "SimBA-like")
 
 
@@ -137,6 +138,26 @@ def won_before(search: Search, seen: float) -> bool:
     return bool(search.wins[: int(min(seen - 1, len(search.wins)))].any())
 
 
+def alone(found: Sequence[QueryFinding]) -> int:
+    """The first queries that are near to no earlier one: no memory can tell them from unrelated pictures."""
+    related = (number for number, one in enumerate(found) if one.near > 0)
+    return next(related, len(found))
+
+
+def first_queries(name: str, searches: Sequence[Search], founds: Sequence[Sequence[QueryFinding]]) -> str:
+    """A line on what "within 50" cannot count: searches that begin with unrelated pictures, or end before any alarm."""
+    before = np.asarray([alone(found) for found in founds])
+    related = np.asarray([len(one.queries) for one in searches]) - before
+    seen = np.asarray([seen_at(found) for found in founds])
+    short = related < MIN_ALARM_QUERIES
+    within = np.mean(seen[~short] - before[~short] <= 50) if not short.all() else np.nan
+    return (
+        f"  {name}: first {np.mean(before):.0f} queries near no earlier one (mean; more than one in "
+        f"{np.mean(before > 1):.0%}); {np.mean(short):.0%} end before {MIN_ALARM_QUERIES} that are; of the others "
+        f"{within:.0%} are seen within 50 of these"
+    )
+
+
 def row(name: str, searches: Sequence[Search], seen: Sequence[float]) -> str:
     """A line of the table of attacks; a search that ended unseen and without success counts as never seen."""
     share = np.mean(np.isfinite(seen))
@@ -175,7 +196,9 @@ def attacks(
             for number, (image, label) in enumerate(zip(images, labels, strict=True))
         ]
         for streams, words in ((True, "streams expected"), (False, "single pictures")):
-            yield row(f"{name}, {words}", searches, [seen_at(replayed(s.queries, streams=streams)) for s in searches])
+            founds = [replayed(one.queries, streams=streams) for one in searches]
+            yield row(f"{name}, {words}", searches, [seen_at(found) for found in founds])
+            yield first_queries(words, searches, founds)
         knowing = partial(replayed, streams=False)
         seen = [seen_at(knowing(moved(one.queries, generator))) for one in searches]
         yield row("  knowing: each turned, shifted and noisy", searches, seen)

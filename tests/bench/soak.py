@@ -1,7 +1,7 @@
 """For maintainers: a guard that serves for long, at 70 % of what it can, every kind of call at all its doors.
 
     python -m tests.bench.soak              20 minutes: two to warm up, then the first and the last five are compared
-    python -m tests.bench.soak --quick      under a minute; memory and books are judged, times are only told
+    python -m tests.bench.soak --quick      twelve seconds; memory and books are judged, times are only told
     python -m tests.bench.soak --bundle demo/bundle --model demo/model.onnx
 
 Capacity is the most that closed loops of the same calls get answered. Then calls come by chance (Poisson) at 70 % of
@@ -114,7 +114,7 @@ async def run(guard: Guarded, bundle: Bundle, options: argparse.Namespace) -> li
     mix, record = kinds(bundle), Record()
     async with AsyncExitStack() as stack:
         entrances = [await ENTRANCES[name](guard, stack) for name in options.doors]
-        limit = await capacity(entrances, mix, 3.0 if options.quick else 20.0, record)
+        limit = await capacity(entrances, mix, 2.0 if options.quick else 20.0, record)
         seconds = options.minutes * 60
         print(f"{limit:.0f} calls/s at most, {LOAD_SHARE * limit:.0f} come, for {seconds:.0f} s, at {options.doors}")
         began = time.monotonic()
@@ -193,7 +193,7 @@ def parse() -> argparse.Namespace:
     if options.bundle is not None and options.doors not in (None, ["grpc"]):
         parser.error("the model server for --bundle has the door of gRPC alone; leave --doors or --bundle out")
     options.doors = options.doors or (list(ENTRANCES) if options.bundle is None else ["grpc"])
-    options.minutes = options.minutes or (0.4 if options.quick else 20.0)
+    options.minutes = options.minutes or (0.2 if options.quick else 20.0)
     return options
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from guard.config import ServeConfig
 from guard.errors import ConfigError
-from guard.serve.drain_call import LATE_S
+from guard.serve.drain_call import ANSWER_S, LATE_S
 from tests.deploy.rendered import Object, Pod, flags_of, pods, stays
 
 HOOK_START_S = 2.0  # for `guard drain` to start, a Python interpreter
@@ -70,7 +70,7 @@ def time_faults(pod: Pod, settings: ServeConfig) -> Iterator[str]:
     """Sums of the times that a stop takes, against what the pod allows."""
     guard: Any = pod.guard
     allowed = float(pod.spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S))
-    hook = HOOK_START_S + settings.drain_s + LATE_S
+    hook = HOOK_START_S + max(ANSWER_S, settings.drain_s + LATE_S)  # the former where nobody answers
     pauses = {one["name"]: pause_s(one) for one in pod.others}
     stops = [pauses[one["name"]] + exit_s(one) for one in pod.others]
     needed = max([hook, *stops]) + settings.grace_s if stays(guard) else max([hook + settings.grace_s, *stops])

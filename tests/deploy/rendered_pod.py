@@ -2,9 +2,9 @@
 
 How it works. Command lines, environment, probes and hooks are the rendered ones, with three things put in their place:
 a mounted path becomes a folder, a port becomes a free one of loopback (two pods share this machine), and the image's
-entry point becomes `python -m guard`. The model server of the manifests is Triton, whose image is not at hand: MLServer
-stands in for its command, at the address that the guard's `--upstream` names; its hooks and its turn are the rendered
-ones.
+entry point becomes `python -m guard`. A rendered `mlserver start` is MLServer's own. Where the model server is Triton,
+whose image is not at hand, MLServer stands in for its command, at the address that the guard's `--upstream` names; its
+hooks and its turn are the rendered ones.
 
 Stopping is what the kubelet's killContainer does: all preStop hooks run at once; each container gets SIGTERM after its
 own, a native sidecar after the containers that it serves have ended; and SIGKILL when the pod's grace period is over.
@@ -25,7 +25,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,12 @@ def render(kubectl: Path, overlay: Path) -> dict[str, Any]:
     text = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     to_json = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))"
     found = subprocess.run([kubectl / "python", "-c", to_json], input=text, check=True, capture_output=True, text=True)
-    return {item["kind"]: item for item in json.loads(found.stdout)}
+    return by_kind(json.loads(found.stdout))
+
+
+def by_kind(objects: Sequence[Any]) -> dict[str, Any]:
+    """Rendered objects by their kind; of a pod there is one Deployment and one ConfigMap."""
+    return {item["kind"]: item for item in objects}
 
 
 @dataclass(eq=False)
@@ -58,6 +63,7 @@ class RenderedPod:
     objects: Mapping[str, Any]
     bundle: Path
     mlserver: Path  # the programs of its environment
+    volumes: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)  # of Secrets and others: name -> files
     pause_factor: float = 1.0  # of the seconds in hooks and settings; 1: as they are rendered
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="pod-")))  # short: it holds a socket
     ports: dict[str, int] = field(default_factory=dict)  # rendered -> real
@@ -66,9 +72,11 @@ class RenderedPod:
     def __post_init__(self) -> None:
         """Lay out what the containers mount."""
         shutil.copytree(self.bundle, self.folder / "bundle")  # a volume's name, as "guard-config" below
-        (self.folder / "mlserver").mkdir()
-        for place in self.mounts.values():
-            place.mkdir(exist_ok=True)
+        for volume in self.spec["volumes"]:
+            (self.folder / volume["name"]).mkdir(exist_ok=True)
+        for name, files in self.volumes.items():
+            for file, content in files.items():
+                (self.folder / name / file).write_bytes(content)
         self.configure(self.settings)
 
     @property
@@ -87,13 +95,12 @@ class RenderedPod:
     @property
     def server(self) -> Any:
         """The model server's container."""
-        (found,) = [one for name, one in self.containers.items() if name != GUARD]
+        (found,) = [one for one in self.spec["containers"] if one["name"] != GUARD]
         return found
 
-    @property
-    def mounts(self) -> dict[str, Path]:
-        """The folder that stands for each path that the guard's container mounts: by the name of its volume."""
-        return {mount["mountPath"]: self.folder / mount["name"] for mount in self.guard["volumeMounts"]}
+    def mounts(self, container: Any) -> dict[str, Path]:
+        """The folder that stands for each path that a container mounts: by the name of its volume."""
+        return {mount["mountPath"]: self.folder / mount["name"] for mount in container["volumeMounts"]}
 
     @property
     def guard_is_sidecar(self) -> bool:
@@ -118,13 +125,18 @@ class RenderedPod:
         if not (config / "guard.toml").is_symlink():
             (config / "guard.toml").symlink_to("..data/guard.toml")
 
-    def here(self, text: str) -> str:
+    def here(self, text: str, container: Any) -> str:
         """A rendered word, with the pod's paths and ports put in the place of the container's."""
-        paths = "|".join(sorted(map(re.escape, self.mounts), reverse=True))
-        text = re.sub(rf"(?<![\w.])({paths})(?=/|$)", lambda found: str(self.mounts[found[1]]), text)
+        mounts = self.mounts(container)
+        paths = "|".join(sorted(map(re.escape, mounts), reverse=True))
+        text = re.sub(rf"(?<![\w.])({paths})(?=/|$)", lambda found: str(mounts[found[1]]), text)
         return re.sub(
             r"\b(?:0\.0\.0\.0|127\.0\.0\.1|localhost):(\d+)\b", lambda found: f"127.0.0.1:{self.port(found[1])}", text
         )
+
+    def setting(self, variable: str) -> str:
+        """The value of a variable of the guard's environment, as it is here."""
+        return self.environment(self.guard)[variable]
 
     def port(self, rendered: str | int) -> int:
         """The port of this machine that stands for a container's."""
@@ -132,11 +144,15 @@ class RenderedPod:
 
     def environment(self, container: Any) -> dict[str, str]:
         """The environment of a container, and what a process of this machine needs."""
-        found = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        found = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+        if container is not self.server:
+            found["PYTHONPATH"] = str(ROOT)
         for variable in container.get("env", ()):
             source = variable.get("valueFrom", {})
-            if "value" in variable:
-                found[variable["name"]] = self.here(variable["value"])
+            if variable["name"].endswith("_PORT"):
+                found[variable["name"]] = str(self.port(variable["value"]))
+            elif "value" in variable:
+                found[variable["name"]] = self.here(variable["value"], container)
             elif "resourceFieldRef" in source:
                 kind, _, name = source["resourceFieldRef"]["resource"].partition(".")
                 found[variable["name"]] = str(math.ceil(float(container["resources"][kind][name].removesuffix("m"))))
@@ -144,46 +160,61 @@ class RenderedPod:
                 raise AssertionError(f"a variable that no process gets here: {variable}")
         return found
 
-    def words(self, rendered: list[str]) -> list[str]:
+    def words(self, rendered: list[str], container: Any) -> list[str]:
         """A rendered command as a command of this machine."""
-        words = [self.here(word) for word in rendered]
+        words = [self.here(word, container) for word in rendered]
         return [sys.executable, "-m", "guard", *words[1:]] if words[0] == "guard" else words
 
     def start_container(self, name: str) -> None:
         """Start a container's process; its standard error goes to a file."""
         container = self.containers[name]
         if name == GUARD:
-            words, folder = self.words(["guard", *container["args"]]), self.folder
+            words, folder = self.words(["guard", *container["args"]], container), self.folder
             environment = self.environment(container)
         else:
-            folder = self.folder / "mlserver"
-            self.write_mlserver(folder)
-            words = [str(self.mlserver / "mlserver"), "start", "."]
-            environment = {
-                key: value for key, value in os.environ.items() if not key.startswith(("MLSERVER_", "PYTHON"))
-            }
+            folder = self.mounts(container)["/models"]
+            self.write_model(folder)
+            environment = self.environment(container)
+            if container.get("command", [""])[0] != "mlserver":
+                self.stand_in(folder)
+            words = [str(self.mlserver / "mlserver"), "start", str(folder)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log)
 
-    def write_mlserver(self, folder: Path) -> None:
-        """Write MLServer's settings: the tiny model, on the port that the guard's flags name."""
-        (upstream,) = [arg.partition("=")[2] for arg in self.guard["args"] if arg.startswith("--upstream=")]
-        ports = {"grpc_port": int(self.here(upstream).rpartition(":")[2]), "http_port": self.port("http")}
+    def write_model(self, folder: Path) -> None:
+        """Lay out the tiny model as MLServer wants it."""
         model = folder / "tiny.onnx"
         model.write_bytes(tiny_bundle.classifier())
         served = {"implementation": f"{RUNTIME.stem}.OnnxRuntime", "parameters": {"uri": str(model)}}
-        (folder / "settings.json").write_text(json.dumps({**SETTINGS, **ports}))
         (folder / "model-settings.json").write_text(json.dumps({"name": tiny_bundle.MODEL_NAME, **served}))
         shutil.copy(RUNTIME, folder)
 
+    def stand_in(self, folder: Path) -> None:
+        """Write settings by which MLServer listens where another server's command would, as the guard's flags say."""
+        ports = {"grpc_port": int(self.address("upstream").rpartition(":")[2]), "http_port": self.port("http")}
+        (folder / "settings.json").write_text(json.dumps({**SETTINGS, **ports}))
+
     def start(self, *, model_first: bool = False) -> None:
         """Start the pod as a kubelet does, or its model server before its guard; return once both run."""
-        order = [name for name in self.containers if name != GUARD]
-        order = [*order, GUARD] if model_first else [GUARD, *order]
+        self.initialise()
+        names = [GUARD, self.server["name"]]
+        order = names[::-1] if model_first else names
         for name in order:
             self.start_container(name)
             if "startupProbe" in self.containers[name]:
                 self.until(lambda: self.probe("startupProbe"), "started")
+
+    def initialise(self) -> None:
+        """Run the init containers that end by themselves, one after the other; each has to end with 0."""
+        for container in self.spec.get("initContainers", ()):
+            if container.get("restartPolicy") == "Always":
+                continue
+            words = self.words([*container.get("command", ["guard"]), *container.get("args", ())], container)
+            done = subprocess.run(
+                words, env=self.environment(container), cwd=self.folder, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise ChildProcessError(f"{container['name']} ended with {done.returncode}: {done.stderr}")
 
     def until_ready(self) -> None:
         """Wait until the readiness probe succeeds."""
@@ -226,6 +257,8 @@ class RenderedPod:
         codes: dict[str, int] = {}
         deadline = time.monotonic() + float(self.spec["terminationGracePeriodSeconds"])
         others_ended = threading.Event()
+        if set(self.running) == {GUARD}:
+            others_ended.set()
 
         def end(name: str) -> None:
             hook = self.containers[name].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
@@ -255,7 +288,7 @@ class RenderedPod:
         if rendered[0] == "sleep":
             time.sleep(float(rendered[1]) * self.pause_factor)
             return 0
-        words = self.words(rendered)
+        words = self.words(rendered, container)
         with (self.folder / "hooks.log").open("ab") as log:
             return subprocess.run(
                 words, env=self.environment(container), stdout=log, stderr=log, check=False
@@ -264,7 +297,7 @@ class RenderedPod:
     def address(self, flag: str = "listen") -> str:
         """The address that a flag of the guard leads to here."""
         (found,) = [arg.partition("=")[2] for arg in self.guard["args"] if arg.startswith(f"--{flag}=")]
-        return self.here(found)
+        return self.here(found, self.guard)
 
     def remove(self) -> None:
         """Kill what still runs, and remove the folder."""

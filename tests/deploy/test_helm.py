@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from guard import cli
 from tests.deploy import chart_schema
 from tests.deploy.chart import SETS, all_rendered, ask_helm, lowest, objects_of
 from tests.deploy.kubernetes_versions import NEWEST, minor, versions
-from tests.deploy.manifests import faults, lowest_version, schema_faults
+from tests.deploy.manifests import faults, lowest_version, pods, schema_faults
 
 INFO = {"icon is recommended"}  # what helm lint says of a chart without fault
 
@@ -125,9 +127,39 @@ def test_wrong_values_are_refused_with_a_line_that_says_what_is_wrong(values: st
         assert words in error
 
 
+def known_flags(command: str) -> set[str]:
+    """The flags that a command of ours has."""
+    found: Any = typer.main.get_command(cli.app)
+    return {option for parameter in found.commands[command].params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_command_line_of_ours_has_flags_that_are_there(name: str) -> None:
+    lines = [
+        one["args"]
+        for pod in pods(objects_of(name))
+        for one in pod.before + pod.beside
+        if "inference-guard" in one["image"]
+    ]
+    lines += [
+        line.split("-- guard ")[1].split() for line in all_rendered()[name]["notes"].splitlines() if "-- guard " in line
+    ]
+    assert {line[0] for line in lines} >= {"serve", "probe"}
+    for command, *words in lines:
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert flags <= known_flags(command), command
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_notes_tell_the_next_command(name: str) -> None:
     notes = all_rendered()[name]["notes"]
     assert "kubectl --namespace models rollout status deployment/digits-inference-guard" in notes
     assert "helm --namespace models test digits" in notes
     assert ("It refuses nothing yet" in notes) == (name == "reload-in-place")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_deploy_readme_tells_what_a_set_is_for_and_its_lowest_version(name: str, root: Path) -> None:
+    readme = (root / "deploy/README.md").read_text("utf-8")
+    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}` |")]
+    assert row.endswith(f"| 1.{lowest(name)} |")

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from guard.bundle import Bundle
+from guard.errors import BundleError
+from guard.signing import sign
 from tests.deploy.kubernetes_versions import NEWEST, OLDEST, versions
 from tests.deploy.manifests import (
     Object,
@@ -21,6 +29,7 @@ from tests.deploy.manifests import (
     stated_version,
     version_faults,
 )
+from tests.serve import tiny_bundle
 
 KUSTOMIZE = Path(__file__).resolve().parent.parent.parent / "deploy/kustomize"
 OVERLAYS = sorted(folder.name for folder in (KUSTOMIZE / "overlays").iterdir())
@@ -108,6 +117,42 @@ def test_a_bundle_is_verified_before_the_guard_starts(rendered: dict[str, list[O
         settings = pod.settings(rendered[name])
         assert verify["args"] == ["inspect", settings.bundle, f"--trusted-key={settings.trusted_keys[0]}"]
         assert verify["image"].partition(":")[0] == "inference-guard"
+
+
+def test_init_containers_refuse_what_was_changed_since_it_was_signed(
+    rendered: dict[str, list[Object]], tmp_path: Path
+) -> None:
+    """Runs the command lines of both init containers, with folders in the places of the mounts."""
+    bundle = tiny_bundle.make(tmp_path / "made")
+    sign_as_trusted(bundle, tmp_path)
+    (pod,) = pods(rendered["signed-init"])
+    shutil.copytree(bundle.path, tmp_path / "models")
+    places = {"/models": tmp_path / "models", "/target": tmp_path / "target", "/bundle": tmp_path / "target"}
+    places["/etc/guard-keys"] = tmp_path
+    (tmp_path / "target").mkdir()
+    fetch, verify = (one for one in pod.before if one["name"] != "guard")
+    assert run_as(fetch["command"], places) == 0
+    arguments = [sys.executable, "-m", "guard", *verify["args"]]
+    assert run_as(arguments, places) == 0
+    (tmp_path / "target/weights.bin").write_bytes(b"others")
+    assert run_as(arguments, places) == BundleError.exit_code
+
+
+def sign_as_trusted(bundle: Bundle, folder: Path) -> None:
+    """Sign a bundle with a new key, whose public part is laid down as the overlays want it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (folder / "signer.pub").write_bytes(public)
+    sign(bundle, folder / "key.pem", ask=lambda: "")
+
+
+def run_as(words: list[str], places: dict[str, Path]) -> int:
+    """Run a command with other paths in the places of a container's, and return its exit code."""
+    for path, place in places.items():
+        words = [re.sub(rf"(^|=){path}(?=$|/)", rf"\g<1>{place}", word) for word in words]
+    return subprocess.run(words, capture_output=True, check=False).returncode
 
 
 def test_settings_change_in_place_under_a_name_without_a_hash(rendered: dict[str, list[Object]]) -> None:

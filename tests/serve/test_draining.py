@@ -71,7 +71,7 @@ def test_a_client_is_told_and_answered_until_the_drain_is_over(bundle: Path) -> 
     """One that does not heed the GOAWAY is served too, then sent to another replica; in flight is finished."""
 
     async def story() -> None:
-        async with guarding(bundle, drain_s=0.6, grace_s=10.0) as guarded:
+        async with guarding(bundle, drain_s=2.0, grace_s=10.0) as guarded:
             address = guarded.serving.address
             with Wire(address) as heedless, Wire(address) as held:
                 assert (await asyncio.to_thread(heedless.answer, begin(heedless))).status == 0
@@ -79,11 +79,13 @@ def test_a_client_is_told_and_answered_until_the_drain_is_over(bundle: Path) -> 
                 in_flight = begin(held)
                 await until(lambda: guarded.upstream.calls.count("ModelInfer") == 2)
                 first = await drained(guarded)
-                assert 0 < first.remaining_s <= 0.6
+                assert 0 < first.remaining_s <= 2.0
                 assert not first.closed
                 assert guarded.serving.readiness.because == "the guard is shutting down"
                 for wire in (heedless, held):
-                    assert await asyncio.to_thread(wire.wait, lambda: wire.goaway is not None, time.monotonic() + 5)  # noqa: B023
+                    assert await asyncio.to_thread(
+                        wire.wait, lambda told=wire: told.goaway is not None, time.monotonic() + PATIENCE_S
+                    )
                 assert heedless.goaway == held.goaway == 0  # NO_ERROR
                 late = begin(heedless)
                 await until(lambda: guarded.upstream.calls.count("ModelInfer") == 3)
@@ -108,13 +110,13 @@ def test_a_client_is_told_and_answered_until_the_drain_is_over(bundle: Path) -> 
 
 def test_a_drain_begins_once_and_its_end_does_not_wait_again(bundle: Path) -> None:
     async def story() -> None:
-        async with guarding(bundle, drain_s=0.4) as guarded:
+        async with guarding(bundle, drain_s=1.0) as guarded:
             assert (await guarded.client.infer(ORDINARY)).ok
             began = time.monotonic()
             await drained(guarded)
             await drained(guarded)
             await guarded.serving.drain()
-            assert time.monotonic() - began < 0.4 + 0.3
+            assert time.monotonic() - began < 2 * 1.0
             assert [line["event"] for line in guarded.events("draining") + guarded.events("drained")] == [
                 "draining",
                 "drained",
@@ -214,7 +216,7 @@ def command(address: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_says_what_happened_and_sigterm_does_not_wait_again(bundle: Path, tmp_path: Path) -> None:
     with model_process(tmp_path) as model:
         upstream = model.until_event("listening")["inference"]
-        with guard_process(config_for(bundle, upstream, drain_s=1.0)) as guard:
+        with guard_process(config_for(bundle, upstream, drain_s=3.0)) as guard:
             listening = guard.until_event("listening")
             guard.until_event("ready")
             with Wire(listening["inference"]) as wire:
@@ -225,19 +227,19 @@ def test_the_command_says_what_happened_and_sigterm_does_not_wait_again(bundle: 
                 assert done.returncode == 0, done.stderr
                 assert "drained" in done.stdout
                 assert "told to connect elsewhere: 1" in done.stdout
-                assert took > 0.9
-                assert wire.wait(lambda: wire.goaway is not None, time.monotonic() + 5)
+                assert took > 2.9
+                assert wire.wait(lambda: wire.goaway is not None, time.monotonic() + PATIENCE_S)
             began = time.monotonic()
             guard.popen.send_signal(signal.SIGTERM)
             assert guard.popen.wait(PATIENCE_S) == 0
-            assert time.monotonic() - began < 0.9
+            assert time.monotonic() - began < 2.9
 
 
 def test_where_nothing_drains_the_command_fails_at_once() -> None:
     began = time.monotonic()
     with pytest.raises(NotReadyError, match="nothing drains"):
         drain(f"127.0.0.1:{free_port()}")
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 10
     done = command(f"127.0.0.1:{free_port()}")
     assert done.returncode == NotReadyError.exit_code
     assert len(done.stderr.splitlines()) == 1
@@ -250,7 +252,7 @@ def test_a_guard_that_hangs_delays_nothing(bundle: Path) -> None:
         began = time.monotonic()
         with pytest.raises(NotReadyError):
             drain(admin)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from guard.cascade import Readings
 from guard.runtime import Runtime
+from guard.serve.grpc import upstream_watch
 from guard.serve.grpc.wire.inference_pb2 import ServerLiveResponse, ServerReadyResponse
 from guard.serve.log import Log
 from guard.serve.metrics import ACTIONS
@@ -45,8 +46,6 @@ from tests.serve.sequences import kind, play
 
 ORDINARY, BRIGHT = tiny_bundle.ordinary(1), tiny_bundle.bright(1)
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-
-pytestmark = pytest.mark.alone  # waits and processor time are measured
 
 
 async def health(client: Client, service: str) -> int:
@@ -141,7 +140,7 @@ def test_a_log_that_nobody_reads_stops_no_call(bundle: Path, tmp_path: Path) -> 
                         rng = Random(number)
                         await asyncio.to_thread(play, addresses["inference"], kind(number, rng), rng)
                     for _ in range(5):
-                        assert right(await client.infer(ORDINARY, timeout_s=1.0), ORDINARY)
+                        assert right(await client.infer(ORDINARY, timeout_s=PATIENCE_S), ORDINARY)
                 assert await metric_of(addresses["metrics"], "guard_log_lines_lost_total") == 0  # they wait
                 guard.popen.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(guard.popen.wait, PATIENCE_S) == 0  # nor does it wait for a reader then
@@ -149,15 +148,16 @@ def test_a_log_that_nobody_reads_stops_no_call(bundle: Path, tmp_path: Path) -> 
     asyncio.run(story())
 
 
-def test_a_killed_upstream_is_noticed_although_nobody_calls(bundle: Path) -> None:
+def test_a_killed_upstream_is_noticed_although_nobody_calls(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the lost connection: the next question is far away."""
+    monkeypatch.setattr(upstream_watch, "POLL_READY_S", 60 * PATIENCE_S)
+
     async def story() -> None:
         address = f"127.0.0.1:{free_port()}"
         async with running(config_for(bundle, address), log=Log("error", io.StringIO())) as serving:
             async with listening(FakeUpstream(), address):
                 await until(lambda: serving.readiness.because is None)
-            gone = time.monotonic()
             await until(lambda: serving.readiness.because is not None)
-            assert time.monotonic() - gone < 1.0  # by the lost connection, sooner than by the next poll and its timeout
 
     asyncio.run(story())
 
@@ -182,7 +182,7 @@ def test_an_upstream_that_hangs_costs_the_client_his_deadline_and_the_guard_its_
             began = time.monotonic()
             answer = await guarded.client.infer(ORDINARY, timeout_s=0.2)
             assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < PATIENCE_S / 2
             await until_truth(guarded.client, wanted=False)
             assert "did not answer within 0.3 s" in str(guarded.serving.readiness.because)
             await until(lambda: guarded.upstream.cancelled >= 1)
@@ -197,17 +197,17 @@ def test_a_slow_model_server_is_waited_for_as_long_as_its_client_waits(bundle: P
     """The time for the inspection is none for the model server: a client without a deadline has none."""
 
     async def story() -> None:
-        async with guarding(bundle, inspect_timeout_s=0.2) as guarded:
+        async with guarding(bundle, inspect_timeout_s=2.0) as guarded:
             guarded.upstream.hang_infer = True
             calls = [asyncio.create_task(guarded.client.infer(ORDINARY, timeout_s=None)) for _ in range(3)]
-            await asyncio.wait(calls, timeout=0.5)
+            await asyncio.wait(calls, timeout=3.0)
             assert not any(call.done() for call in calls)
             guarded.upstream.hang_infer = False
             assert all(right(answer, ORDINARY) for answer in await asyncio.gather(*calls))
             assert guarded.upstream.remaining == [None] * 3
             later = [
                 guarded.client.infer(ORDINARY, timeout_s=None) for _ in range(20)
-            ]  # it lately took twice the budget
+            ]  # it lately took longer than the budget
             assert all(right(answer, ORDINARY) for answer in await asyncio.gather(*later))
 
     asyncio.run(story())
@@ -226,7 +226,7 @@ def test_an_inspection_that_takes_too_long_has_failed(
             first = await gate.occupy(guarded)
             began = time.monotonic()
             answer = await guarded.client.infer(ORDINARY, timeout_s=timeout_s)
-            assert 0.15 < time.monotonic() - began < 5.0
+            assert 0.15 < time.monotonic() - began < PATIENCE_S / 2
             if on_failure == "closed":
                 assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, "INSPECTION_TIMEOUT")
                 assert "inspect_timeout_s" in answer.details
@@ -335,7 +335,7 @@ def test_a_cancelled_and_an_expired_client_leave_their_batch_mates_alone(
             gate = Gate(monkeypatch)
             first = await gate.occupy(guarded)
             cancelled = asyncio.create_task(guarded.client.infer(tiny_bundle.ordinary(1, seed=5)))
-            expired = asyncio.create_task(guarded.client.infer(tiny_bundle.ordinary(1, seed=6), timeout_s=0.1))
+            expired = asyncio.create_task(guarded.client.infer(tiny_bundle.ordinary(1, seed=6), timeout_s=1.5))
             mates = [tiny_bundle.ordinary(2, seed=seed) for seed in (7, 8)]
             waiting = [asyncio.create_task(guarded.client.infer(images)) for images in mates]
             await until_queued(guarded, 12)
@@ -415,9 +415,9 @@ def test_an_engine_that_fails_for_good_is_not_ready_and_passes_nothing(
 
 def test_a_device_that_hangs_is_not_ready(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
-        async with guarding(bundle, inspect_timeout_s=0.3) as guarded:
+        async with guarding(bundle, inspect_timeout_s=2.0) as guarded:
             gate = Gate(monkeypatch)
-            first = await gate.occupy(guarded, timeout_s=0.1)
+            first = await gate.occupy(guarded, timeout_s=1.0)
             assert (await first).code is grpc.StatusCode.DEADLINE_EXCEEDED
             await until_truth(guarded.client, wanted=False)
             assert guarded.upstream.requests == []
@@ -463,7 +463,7 @@ def test_sigterm_drains(bundle: Path, tmp_path: Path) -> None:
     async def story() -> None:
         fake = FakeUpstream()
         async with listening(fake) as upstream:
-            with guard_process(config_for(bundle, upstream, drain_s=0.5)) as guard:
+            with guard_process(config_for(bundle, upstream, drain_s=2.0)) as guard:
                 address = (await asyncio.to_thread(guard.until_event, "listening"))["inference"]
                 async with calling(address) as client:
                     await until_truth(client, wanted=True)

@@ -41,6 +41,7 @@ CASES: dict[int, tuple[str, ...]] = {
     2: (
         "tests/serve/test_faults.py::test_sigterm_drains",
         "tests/serve/test_draining.py::test_a_rolling_restart_loses_nothing",
+        "tests/deploy/test_rendered_pod.py::test_a_rolling_restart_loses_nothing",
     ),
     4: ("tests/serve/test_field_cases.py::test_an_upstream_that_is_ready_without_its_model_is_not",),
     6: ("tests/serve/test_field_cases.py::test_the_third_wave_of_overload_meets_the_same_limits",),

@@ -49,7 +49,7 @@ def test_nobody_waits_for_a_reader_that_stalls_and_what_was_taken_is_read_whole(
         if writer.write(line) == len(line):
             taken.append(line)
         time.sleep(0 if number % 50 else 0.001)  # the thread fills the pipe meanwhile
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 10.0  # not until somebody reads
     assert PIPE_BYTES / len(LINE) < len(taken) < 500
     wanted = "".join(taken).encode()
     assert read_all(reader, len(wanted)) == wanted
@@ -89,7 +89,7 @@ def test_the_end_waits_for_a_reader_but_not_long(pipe: tuple[int, int]) -> None:
         writer.write(LINE)
     began = time.monotonic()
     writer.close(0.1)
-    assert 0.1 <= time.monotonic() - began < 2.0
+    assert 0.1 <= time.monotonic() - began < 10.0
     assert writer.waiting
 
 

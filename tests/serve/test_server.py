@@ -33,8 +33,6 @@ from tests.serve.fake_upstream import FakeUpstream
 from tests.serve.guarded import calling, config_for, free_port, guarding, infer_request
 from tests.serve.processes import ROOT, Process
 
-pytestmark = pytest.mark.alone  # waits and processor time are measured
-
 
 def refusal(config: Any) -> GuardError:
     """The error with which a guard of this configuration refuses to start."""

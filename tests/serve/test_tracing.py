@@ -255,9 +255,9 @@ def test_a_collector_that_fails_costs_no_request(bundle: Path, monkeypatch: pyte
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "16")
         began = time.monotonic()
         longest_s, lines = asyncio.run(story())
-        assert longest_s < 2.0
+        assert longest_s < 5.0
         assert lines < 50  # the SDK's complaints, few enough
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
         assert bool(collector.exports) is (fault == "hangs")
 
 

@@ -2,7 +2,7 @@
 {{- define "inference-guard.checks" -}}
 {{- $owned := dict
   "listen" "ports.inference" "rest_listen" "ports.rest" "metrics_listen" "ports.metrics" "admin_listen" "none: it is a socket in the guard's own folder"
-  "authz_listen" "ports.authz" "upstream" "modelServer.grpcPort" "rest_upstream" "modelServer.httpPort"
+  "upstream" "modelServer.grpcPort" "rest_upstream" "modelServer.httpPort"
   "bundle" "bundle.from" "tls_certificate" "tls.secret" "tls_key" "tls.secret" "tls_client_ca" "tls.clientCA"
   "trusted_keys" "bundle.trustedKeys" "audit_dir" "audit.enabled" -}}
 {{- range $setting, $value := $owned -}}
@@ -46,7 +46,7 @@
 {{- fail "autoscaling.kind: keda needs autoscaling.queueRows, the rows that may wait in a pod on average" -}}
 {{- end -}}
 {{- $used := dict -}}
-{{- range $name, $port := dict "ports.inference" .Values.ports.inference "ports.metrics" .Values.ports.metrics "ports.rest" .Values.ports.rest "ports.authz" .Values.ports.authz "modelServer.grpcPort" .Values.modelServer.grpcPort "modelServer.httpPort" .Values.modelServer.httpPort -}}
+{{- range $name, $port := dict "ports.inference" .Values.ports.inference "ports.metrics" .Values.ports.metrics "ports.rest" .Values.ports.rest "modelServer.grpcPort" .Values.modelServer.grpcPort "modelServer.httpPort" .Values.modelServer.httpPort -}}
 {{- if $port -}}
 {{- $key := toString $port -}}
 {{- if hasKey $used $key -}}

@@ -29,7 +29,6 @@
   {{- if .Values.modelServer.httpPort }}
   {{- $env = append $env (dict "name" "GUARD_REST_UPSTREAM" "value" (printf "http://127.0.0.1:%v" .Values.modelServer.httpPort)) }}
   {{- end }}
-  {{- if .Values.ports.authz }}{{ $env = append $env (dict "name" "GUARD_AUTHZ_LISTEN" "value" (printf "0.0.0.0:%v" .Values.ports.authz)) }}{{ end }}
   {{- if $tls }}
   {{- $env = append $env (dict "name" "GUARD_TLS_CERTIFICATE" "value" "/etc/guard-tls/tls.crt") }}
   {{- $env = append $env (dict "name" "GUARD_TLS_KEY" "value" "/etc/guard-tls/tls.key") }}
@@ -48,13 +47,10 @@
     {{- if .Values.ports.rest }}
     - {name: http-inference, containerPort: {{ .Values.ports.rest }}}
     {{- end }}
-    {{- if .Values.ports.authz }}
-    - {name: grpc-authz, containerPort: {{ .Values.ports.authz }}}
-    {{- end }}
   # Start-up and liveness ask for the guard alone: it starts before its upstream, and must not die with it.
   {{- range $probe, $asked := dict "startupProbe" "" "livenessProbe" "" "readinessProbe" "readiness" }}
   {{ $probe }}:
-    {{- if $tls }}
+    {{- if or $tls (eq $.Values.guard.probes "http") }}
     # Kubelets speak no TLS to a gRPC port.
     httpGet: {path: {{ ternary "/readyz" "/livez" (not (empty $asked)) }}, port: {{ $.Values.ports.metrics }}}
     {{- else }}

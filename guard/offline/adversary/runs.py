@@ -56,7 +56,7 @@ class Aim:
 
 
 @dataclass(frozen=True, eq=False)
-class Descent:
+class SharedAim:
     """What all parts of the runs against one aim share."""
 
     aim: Aim
@@ -67,8 +67,8 @@ class Descent:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Some of a run's items, and where they begin."""
+class ItemPart:
+    """Part of a run: some of its items, and where they begin."""
 
     method: Method
     images: NDArray[np.float32]
@@ -77,27 +77,27 @@ class Part:
     seed: int
 
 
-def attacked_part(descent: Descent, part: Part, watch: Watch) -> dict[str, NDArray[Any]]:
+def attacked_part(shared: SharedAim, part: ItemPart, watch: Watch) -> dict[str, NDArray[Any]]:
     """Attack a part, and return its result as arrays."""
 
     def here(values: NDArray[Any]) -> torch.Tensor:
-        return torch.as_tensor(values, device=descent.device)
+        return torch.as_tensor(values, device=shared.device)
 
     def heard(items: int) -> None:
         watch.look()
         watch.count(items)
 
     found = adaptive(
-        descent.aim.known,
+        shared.aim.known,
         here(part.images),
         here(part.labels),
-        budget=descent.budget,
-        steps=descent.steps,
-        grid=descent.grid,
+        budget=shared.budget,
+        steps=shared.steps,
+        grid=shared.grid,
         method=part.method,
         generator=torch.Generator().manual_seed(part.seed),
         start=None if part.start is None else here(part.start),
-        guides=descent.aim.guides,
+        guides=shared.aim.guides,
         heard=heard,
     )
     return {name: getattr(found, name).cpu().numpy() for name in RESULT}
@@ -149,18 +149,18 @@ class Adversary:
         parts = [(method, number) for method in methods for number in range(self.parts)]
         found = resumed(
             self.executor,
-            Tasks(attacked_part, self.descent(aim, budget), [self.part(*part, start) for part in parts]),
+            Tasks(attacked_part, self.shared(aim, budget), [self.part(*part, start) for part in parts]),
             [self.work.place(f"{aim.name}-{method}-{number}", keys[method], RESULT) for method, number in parts],
             counted=counted,
         )
         return [self.together(found[first : first + self.parts]) for first in range(0, len(found), self.parts)]
 
-    def descent(self, aim: Aim, budget: float) -> Descent:
-        return Descent(aim, budget, self.steps, self.grid, self.device)
+    def shared(self, aim: Aim, budget: float) -> SharedAim:
+        return SharedAim(aim, budget, self.steps, self.grid, self.device)
 
-    def part(self, method: Method, number: int, start: NDArray[np.float32] | None) -> Part:
+    def part(self, method: Method, number: int, start: NDArray[np.float32] | None) -> ItemPart:
         mine = slice(number, None, ITEM_PARTS)
-        return Part(
+        return ItemPart(
             method,
             self.items.images[mine],
             self.items.labels[mine],
@@ -171,7 +171,7 @@ class Adversary:
     def tried(self, aim: Aim, method: Method, budget: float) -> None:
         """Attack all parts from a random point, without showing progress and without keeping a result."""
         parts = [self.part(method, number, None) for number in range(self.parts)]
-        self.executor.run(Tasks(attacked_part, self.descent(aim, budget), parts))
+        self.executor.run(Tasks(attacked_part, self.shared(aim, budget), parts))
 
     @property
     def parts(self) -> int:

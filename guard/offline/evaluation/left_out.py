@@ -32,7 +32,7 @@ from guard.offline.work.code import code_digest
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_bytes, write_json
 from guard.offline.work.parallel import OWN_THREADS
-from guard.offline.work.tasks import Listener, Tasks, Watch
+from guard.offline.work.tasks import TaskCallbacks, Tasks, Watch
 from guard.runtime import Runtime
 
 
@@ -83,7 +83,7 @@ def make_missing(
 
     executor = OWN_THREADS if prepared.data.is_on_disk else job.runs_on
     tasks = Tasks(refitted, refits, missing, threads=torch.get_num_threads(), alone=True)
-    executor.run(tasks, Listener(kept=keep, noted=note))
+    executor.run(tasks, TaskCallbacks(kept=keep, noted=note))
 
 
 @dataclass(frozen=True, eq=False)

@@ -335,7 +335,7 @@ class Epoch:
 
 
 def learned_epoch(training: Training, task: EpochTask, watch: Watch) -> Epoch:
-    """Learn one epoch."""
+    """Learn one epoch from a state, and judge the network on held-out items."""
     watch.look()
     learner = training.learner(task.pace, task.device)
     learner.restore(task.state)

@@ -64,6 +64,12 @@ def source_of(module: str) -> str | None:
 
 def imported(module: str, source: str, sources: Sources) -> list[str]:
     """The modules of ours that a module imports, each with the packages that it lies in."""
+    return [name for name in names_of_ours(module, source) if sources(name) is not None]
+
+
+@cache
+def names_of_ours(module: str, source: str) -> tuple[str, ...]:
+    """The names of ours that a module imports: modules, their packages, and what they define; read once a process."""
     names: set[str] = set()
     for code in parts(compiled(source)):
         before: list[Any] = []
@@ -75,8 +81,7 @@ def imported(module: str, source: str, sources: Sources) -> list[str]:
                     base = ".".join([*module.split(".")[:-level], *filter(None, [base])])
                 names |= {base} | {f"{base}.{name}" for name in wanted or ()}
             before.append(step.argval)
-    ours = {name for name in names if name.split(".")[0] == PACKAGE}
-    return [name for name in ours if sources(name) is not None]
+    return tuple(name for name in names if name.split(".")[0] == PACKAGE)
 
 
 @cache

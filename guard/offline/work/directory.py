@@ -51,7 +51,7 @@ class WorkDirectory:
 
     @property
     def lock(self) -> Path:
-        """File that whoever writes into the directory holds a lock on."""
+        """File that is locked while a run writes into the directory."""
         return self.path / "lock"
 
     @property

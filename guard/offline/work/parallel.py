@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from guard.offline.work.tasks import Listener, Tasks
+from guard.offline.work.tasks import TaskCallbacks, Tasks
 
 T = TypeVar("T")
 
@@ -35,16 +35,16 @@ class Stop:
             raise Stopped
 
     def count(self, steps: int) -> None:
-        """Ignore the steps: nobody waits for them."""
+        """Ignore the steps, which are not reported."""
 
     def note(self, text: str) -> None:
-        """Ignore the text: nobody waits for it."""
+        """Ignore the text, which is not reported."""
 
 
-class Watched(Stop):
+class WatchedTasks(Stop):
     """Stop signal of tasks in this process, whose steps are reported by one thread at a time."""
 
-    def __init__(self, listener: Listener[Any]) -> None:
+    def __init__(self, listener: TaskCallbacks[Any]) -> None:
         super().__init__()
         self.listener = listener
         self.turn = threading.Lock()
@@ -139,10 +139,10 @@ class Threads:
     def device(self, *, accelerated: bool) -> str:
         return "cuda" if accelerated and torch.cuda.is_available() else "cpu"
 
-    def run(self, tasks: Tasks[T], listener: Listener[T] | None = None) -> list[T]:
+    def run(self, tasks: Tasks[T], listener: TaskCallbacks[T] | None = None) -> list[T]:
         """Return the results in order; a result is kept by the thread that computed it."""
-        hearing: Listener[T] = listener or Listener()
-        watch = Watched(hearing)
+        hearing: TaskCallbacks[T] = listener or TaskCallbacks()
+        watch = WatchedTasks(hearing)
 
         def call(number: int) -> T:
             found = tasks.work(tasks.shared, tasks.parts[number], watch)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import pickle
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,13 +22,12 @@ from guard.errors import ConfigError, GuardError, NotReadyError, first_line
 from guard.offline.work.parallel import Threads
 from guard.offline.work.ray_task import Board, TaskSettings, check_versions, computed, versions
 from guard.offline.work.shipping import from_bytes, to_bytes
-from guard.offline.work.tasks import Executor, Listener, Tasks
+from guard.offline.work.tasks import Executor, TaskCallbacks, Tasks
 
 CONNECT_S, CHECK_S = 5.0, 300.0  # for a connection to the address, and until every node has said its versions
 POLL_S = 0.5  # between two looks at what running tasks report
-MAX_RETRIES = 10  # of a task whose worker was lost: workers on spot instances are lost often, but not by one task
+MAX_TRIES = 11  # of a task whose worker was lost: workers on spot instances are lost often, but not by one task
 WAITING_FACTOR = 2  # tasks that are submitted, over those that are computed at once
-UNSENDABLE = (pickle.PicklingError, AttributeError, TypeError)  # by what pickle refuses a value
 
 T = TypeVar("T")
 
@@ -137,9 +135,9 @@ class RayCluster:
                 f"node {asked[silent[0]]} of the Ray cluster did not answer within {CHECK_S:.0f} s; see `ray status`"
             )
 
-    def run(self, tasks: Tasks[T], listener: Listener[T] | None = None) -> list[T]:
+    def run(self, tasks: Tasks[T], listener: TaskCallbacks[T] | None = None) -> list[T]:
         """Return the results in the order of the parts; each is kept by this process as soon as it is there."""
-        hearing: Listener[T] = listener or Listener()
+        hearing: TaskCallbacks[T] = listener or TaskCallbacks()
         results: dict[int, T] = {}
         with self.submitted(tasks) as running:
             while running:
@@ -152,9 +150,9 @@ class RayCluster:
         return [results[number] for number in range(len(tasks.parts))]
 
     @contextmanager
-    def submitted(self, tasks: Tasks[Any]) -> Iterator[Running]:
+    def submitted(self, tasks: Tasks[Any]) -> Iterator[RunningTasks]:
         """Submit tasks; what is still running when the context is left is cancelled."""
-        running = Running(self, tasks)
+        running = RunningTasks(self, tasks)
         try:
             yield running
         finally:
@@ -165,14 +163,14 @@ class RayCluster:
 
         Raises ConfigError where it cannot be sent.
         """
-        content = sendable(value)
+        content = to_bytes(value)
         digest = hashlib.sha256(content).hexdigest()
         if digest not in self.sent:
             self.sent = {digest: self.ray.put(content)}  # an earlier one is freed once its tasks are done
         return digest, self.sent[digest]
 
 
-class Running:
+class RunningTasks:
     """Tasks of one call that are submitted, and those that wait for that."""
 
     def __init__(self, cluster: RayCluster, tasks: Tasks[Any]) -> None:
@@ -182,7 +180,7 @@ class Running:
         self.threads = min(tasks.threads, cluster.max_threads)
         on_gpu = cluster.device(accelerated=tasks.accelerated) == "cuda"
         self.task = cluster.task.options(
-            num_cpus=self.threads, num_gpus=1 if on_gpu else 0, max_retries=MAX_RETRIES, retry_exceptions=False
+            num_cpus=self.threads, num_gpus=1 if on_gpu else 0, max_retries=MAX_TRIES - 1, retry_exceptions=False
         )
         self.run = next(cluster.runs)
         self.waiting = iter(range(len(tasks.parts)))
@@ -199,7 +197,7 @@ class Running:
         wanted = WAITING_FACTOR * max(1, self.cluster.workers // self.threads)
         for number in itertools.islice(self.waiting, max(0, wanted - len(self.numbers))):
             settings = TaskSettings(self.digest, self.threads, versions(), self.run, number)
-            reference = self.task.remote([self.shared], sendable(self.parts[number]), settings, self.cluster.board)
+            reference = self.task.remote([self.shared], to_bytes(self.parts[number]), settings, self.cluster.board)
             self.numbers[reference], self.references[number] = number, reference
 
     def finished(self) -> list[int]:
@@ -218,9 +216,9 @@ class Running:
         try:
             return from_bytes(self.ray.get(reference))
         except self.ray.exceptions.RayError as error:
-            raise failed(error, f"a task was lost {MAX_RETRIES + 1} times with its worker") from error
+            raise failed(error, f"a task was lost {MAX_TRIES} times with its worker") from error
 
-    def tell(self, listener: Listener[Any]) -> None:
+    def tell(self, listener: TaskCallbacks[Any]) -> None:
         """Tell what the running tasks have reported since the last time."""
         with suppress(self.ray.exceptions.RayError):  # the board's node may be lost, too: its reports are no result
             steps, text = self.ray.get(self.cluster.board.read.remote(self.run), timeout=POLL_S)
@@ -235,17 +233,6 @@ class Running:
         for reference in self.numbers:
             with suppress(Exception):  # the cluster may be gone, which is what ended the tasks
                 self.ray.cancel(reference, force=False)
-
-
-def sendable(value: object) -> bytes:
-    """Return a value as bytes. Raises ConfigError where another process could not read it."""
-    try:
-        return to_bytes(value)
-    except UNSENDABLE as error:
-        raise ConfigError(
-            f"--ray: something cannot be sent to a worker ({first_line(error)}); wanted attacks, detectors and models "
-            "whose functions and classes stand in installed modules"
-        ) from error
 
 
 def failed(error: Exception, lost: str) -> BaseException:

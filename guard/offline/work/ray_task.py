@@ -1,6 +1,6 @@
-"""One task as a worker of a Ray cluster computes it, and what it reports meanwhile.
+"""Code that a worker of a Ray cluster runs: it computes one task, and reports meanwhile.
 
-Rule 1: a worker computes with the code and the packages of whoever asked, or not at all.
+Rule 1: a worker computes with the code and the packages of the process that asked, or not at all.
 Rule 2: a worker writes no file: results travel as bytes through the object store, so of two attempts at one task, which
 a lost connection can leave running side by side, one result is kept.
 """

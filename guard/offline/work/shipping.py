@@ -1,7 +1,7 @@
 """Values as bytes for another process: as pickle makes them, but torch's graphs with the names and shapes of all nodes.
 
 Rule 1: what is read back computes the same bits, and can be compiled as the original can.
-Rule 2: only bytes of this program's own are read: whoever can write into a cluster's object store can run code there.
+Rule 2: only bytes that this program wrote are read, never a file: pickle runs what it reads.
 
 How it works. Pickle writes an `fx.GraphModule` as source text, and what reads it back traces that text anew: nodes get
 other names, and lose the shapes that `torch.export` recorded. Here a graph is written node by node. Recorded shapes
@@ -23,15 +23,26 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.node import map_aggregate
 
+from guard.errors import ConfigError, first_line
+
 EXAMPLE_ITEMS = 2  # along an axis that is free: torch takes sizes of 0 and 1 for fixed
 SHAPE, STACK = "val", "nn_module_stack"  # what a node's record says of its value, and of the layers that it lies in
 KEPT_KINDS = (str, int, float, bool, tuple)
 
 
 def to_bytes(value: object) -> bytes:
-    """Return a value as bytes that `from_bytes` reads in any process with the same packages."""
+    """Return a value as bytes that `from_bytes` reads in any process with the same packages.
+
+    Raises ConfigError where no other process could read it.
+    """
     stream = io.BytesIO()
-    GraphPickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    try:
+        GraphPickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"--ray: something cannot be sent to a worker ({first_line(error)}); wanted attacks, detectors and models "
+            "whose functions and classes stand in installed modules"
+        ) from error
     return stream.getvalue()
 
 
@@ -52,7 +63,7 @@ class GraphPickler(pickle.Pickler):
 
 
 @dataclass(frozen=True)
-class Place:
+class NodePlace:
     """Reference to an earlier node of the same graph."""
 
     index: int
@@ -84,7 +95,7 @@ def written(module: fx.GraphModule) -> tuple[dict[str, Any], list[NodeRecord], b
     index = {node: place for place, node in enumerate(module.graph.nodes)}
 
     def referred(leaf: Any) -> Any:
-        return Place(index[leaf]) if isinstance(leaf, fx.Node) else leaf
+        return NodePlace(index[leaf]) if isinstance(leaf, fx.Node) else leaf
 
     def referring(value: Any) -> Any:
         return map_aggregate(value, referred)
@@ -141,7 +152,7 @@ def rebuilt(held: dict[str, Any], records: list[NodeRecord], training: bool) -> 
     nodes: list[fx.Node] = []
 
     def found(leaf: Any) -> Any:
-        return nodes[leaf.index] if isinstance(leaf, Place) else leaf
+        return nodes[leaf.index] if isinstance(leaf, NodePlace) else leaf
 
     for record in records:
         arguments, keywords = (map_aggregate(value, found) for value in (record.arguments, record.keywords))

@@ -2,7 +2,7 @@
 
 Rule 1: a task's result follows from its function, what all tasks share and its own part: not from where it is computed,
 nor from what is computed beside it.
-Rule 2: results are kept by whoever asked, one as soon as it is there; what was kept is never computed again.
+Rule 2: results are kept by the process that asked, each as soon as it is there; what was kept is never computed again.
 
 How it works. `Tasks` say what is to be computed; an `Executor` computes it: `Threads` (parallel.py) in this process, or
 a Ray cluster (ray_cluster.py). An executor that computes elsewhere sends the function by its name, what is shared once
@@ -24,11 +24,11 @@ T = TypeVar("T")
 
 
 def ignore(*given: object) -> None:
-    """Do nothing: a callback of whoever does not want to hear."""
+    """Do nothing, in the place of a callback."""
 
 
 class Watch(Protocol):
-    """Connection of a running task to whoever waits for it."""
+    """Connection of a running task to the process that waits for it."""
 
     def look(self) -> None:
         """Raise an exception once the task is to end without a result."""
@@ -56,8 +56,8 @@ class Tasks(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Listener(Generic[T]):
-    """Callbacks of whoever waits for tasks; each is called in the process that asked."""
+class TaskCallbacks(Generic[T]):
+    """Callbacks of a run of tasks, called in the process that waits for it."""
 
     kept: Callable[[int, T], object] = ignore  # as soon as a task's result is there
     done: Callable[[int], object] = ignore  # after that, by the task's number
@@ -66,7 +66,7 @@ class Listener(Generic[T]):
 
 
 class Executor(Protocol):
-    """Whatever computes tasks."""
+    """Threads or a cluster that compute tasks."""
 
     @property
     def workers(self) -> int:
@@ -92,7 +92,7 @@ class Executor(Protocol):
         """Return the device, cpu or cuda, on which a task of this kind is computed."""
         ...
 
-    def run(self, tasks: Tasks[T], listener: Listener[T] | None = None) -> list[T]:
+    def run(self, tasks: Tasks[T], listener: TaskCallbacks[T] | None = None) -> list[T]:
         """Return the results in the order of the parts, whichever is there first.
 
         The first task that fails ends the others, and its exception is raised; so does an interrupt.
@@ -137,7 +137,7 @@ def resumed(
             for number in wanted[place]:
                 done(number)
 
-        listener: Listener[Arrays] = Listener(
+        listener: TaskCallbacks[Arrays] = TaskCallbacks(
             kept=lambda place, arrays: places[wanted[place][0]].write(arrays), done=finished, counted=counted
         )
         parts = [tasks.parts[numbers[0]] for numbers in wanted]

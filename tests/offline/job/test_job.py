@@ -200,7 +200,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("folders")
     high = 255 / 240
     data = pictures(*tiny.data(640, seed=7), folder / "pictures")
-    settings = tiny.job(folder, data=data, high=(high,), recipe=tiny.brief())
+    settings = tiny.job(folder, data=data, high=(high,), recipe=tiny.plain())
     return train(settings, Stages(Console(file=io.StringIO())))
 
 

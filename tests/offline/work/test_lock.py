@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from guard.errors import BundleError
+from guard.offline.work import lock
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.lock import locked
 
@@ -74,8 +75,6 @@ def test_a_lock_that_its_holder_removed_meanwhile_is_not_taken_for_held(
     work: WorkDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between a file's opening and its locking the holder ends, and removes it: a third run would lock another file."""
-    from guard.offline.work import lock
-
     asked: list[bool] = []
     look = lock.is_at
 
@@ -95,7 +94,7 @@ def test_a_file_system_without_locks_is_named(work: WorkDirectory, monkeypatch: 
     def none(*given: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("guard.offline.work.lock.fcntl.flock", none)
+    monkeypatch.setattr(lock.fcntl, "flock", none)
     words = r"file system without locks \(Operation not supported\).* --out on another"
     with pytest.raises(BundleError, match=words), locked(work):
         pytest.fail("held without a lock")

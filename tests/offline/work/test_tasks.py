@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from torch import fx
 from guard.errors import ConfigError, NotReadyError
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.graph.shapes import shape
+from guard.offline.work import ray_cluster
 from guard.offline.work.parallel import Threads
-from guard.offline.work.ray_cluster import computing_on, failed, refused, sendable
+from guard.offline.work.ray_cluster import computing_on, failed, refused
 from guard.offline.work.ray_task import Board, check_versions, versions
 from guard.offline.work.shipping import from_bytes, to_bytes
 from guard.offline.work.store import ResultStore
-from guard.offline.work.tasks import Listener, Tasks, Watch, check_sendable, resumed
+from guard.offline.work.tasks import TaskCallbacks, Tasks, Watch, check_sendable, resumed
 from tests.offline import tiny
 
 
@@ -44,7 +46,7 @@ def test_results_are_in_order_and_everything_is_reported(executor: Threads, *, a
     done: list[int] = []
     steps: list[int] = []
     notes: list[str] = []
-    listener = Listener[Any](
+    listener = TaskCallbacks[Any](
         kept=lambda number, found: kept.update({number: int(found["value"])}),
         done=done.append,
         counted=steps.append,
@@ -129,7 +131,7 @@ def test_a_graph_within_a_graph_and_one_in_training_mode_arrive_as_they_are() ->
 
 def test_what_cannot_be_sent_is_said_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"--ray: something cannot be sent to a worker \(.*local object.*installed"):
-        sendable(lambda: None)
+        to_bytes(lambda: None)
     with pytest.raises(ConfigError, match="--ray with --answers"):
         check_sendable(type("Elsewhere", (), {"elsewhere": True})(), closed=True)
     check_sendable(Threads(), closed=True)
@@ -138,13 +140,13 @@ def test_what_cannot_be_sent_is_said_in_one_line() -> None:
 
 @pytest.mark.parametrize("address", ["", "head", "head:", ":6379", "ray://head", "local", "head:port"])
 def test_an_address_that_is_none_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.offline.work.ray_cluster.installed", lambda: None)
+    monkeypatch.setattr(ray_cluster, "installed", lambda: None)
     with pytest.raises(ConfigError, match=r"is no address; wanted HOST:PORT"), computing_on(address):
         pytest.fail("connected")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     words = r"--ray takes Ray .*; install inference-guard\[ray\]"
     with pytest.raises(ConfigError, match=words), computing_on("127.0.0.1:1"):
         pytest.fail("connected")
@@ -153,7 +155,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_nothing_that_listens_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.offline.work.ray_cluster.installed", lambda: None)
+    monkeypatch.setattr(ray_cluster, "installed", lambda: None)
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "127.0.0.1:99999"):
         words = r"no Ray cluster can be reached at .*; start one"
         with pytest.raises(NotReadyError, match=words), computing_on(address):

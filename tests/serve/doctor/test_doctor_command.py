@@ -99,6 +99,11 @@ def test_without_flags_the_settings_are_those_of_the_guard_that_runs(
     assert origin.startswith("as process 7 (guard serve --bundle=mine")
     source, origin = chosen_source({"bundle": "theirs", "config": None})
     assert (source.load().bundle, origin) == ("theirs", "")
+    guards[0] = RunningGuard(
+        process, ("--model_name", "digits", "--predictor_host=p:9000"), {"GUARD_BUNDLE": "b"}, ROOT
+    )
+    config = chosen_source({"bundle": None, "kserve": None})[0].load()
+    assert (config.bundle, config.upstream, config.model_name) == ("b", "p:9000", "digits")
     guards *= 2
     assert "2 guards run here" in chosen_source({"bundle": None})[1]
 

@@ -15,6 +15,14 @@ from tests.side import ROOT, shelf
 SHIPPED = ROOT / "deploy" / "envoy.yaml"
 START_S = 30.0
 ADMIN = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\n"
+# Istio's, where no VirtualService says otherwise: in the dump of istio/istio#58086.
+RETRIES = (
+    "retry_policy: {retry_on: 'connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes', "
+    "num_retries: 2, retriable_status_codes: [503], host_selection_retry_max_attempts: '5', retry_host_predicate: "
+    "[{name: envoy.retry_host_predicates.previous_hosts, typed_config: {'@type': "
+    "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]}"
+)
+ROUTED = "route: {cluster: model_server, timeout: 0s}"
 PORTS = {"clients": "port_value: 8080", "guard": "port_value: 8084", "model": "port_value: 9000"}
 
 
@@ -27,6 +35,24 @@ def configuration(guard: str, model: str, **changes: str) -> str:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     return ADMIN + text
+
+
+def with_istios_retries(text: str) -> str:
+    """The configuration with Istio's retry policy on every route."""
+    assert text.count(ROUTED) == 2
+    return text.replace(ROUTED, f"route: {{cluster: model_server, timeout: 0s, {RETRIES}}}")
+
+
+def without_checks(text: str) -> str:
+    """The configuration of a mesh that knows nothing of the guard: it calls it as it would call the model server."""
+    text = cut(text, "- name: envoy.filters.http.ext_authz", "- name: envoy.filters.http.router")
+    return cut(text, "typed_per_filter_config:", "http_filters:")
+
+
+def cut(text: str, first: str, following: str) -> str:
+    """The text without the lines from the one that has `first` to the one before `following`."""
+    start, end = (text.rindex("\n", 0, text.index(words)) for words in (first, following))
+    return text[:start] + text[end:]
 
 
 @contextmanager

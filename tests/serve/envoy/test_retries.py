@@ -11,7 +11,7 @@ import pytest
 
 from guard.runtime import Runtime
 from tests.serve import tiny_bundle
-from tests.serve.envoy.envoy_process import SHIPPED, configuration, envoy_process
+from tests.serve.envoy.envoy_process import SHIPPED, configuration, envoy_process, with_istios_retries, without_checks
 from tests.serve.fake_upstream import FakeUpstream, listening
 from tests.serve.guarded import Guarded, calling, guarding_at
 from tests.side import StaleError, shelf
@@ -20,14 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.large]
 
 CALLS = 20
 MOST_ATTEMPTS_A_CALL = 1.1
-# Istio's, where no VirtualService says otherwise: in the dump of istio/istio#58086.
-RETRIES = (
-    "retry_policy: {retry_on: 'connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes', "
-    "num_retries: 2, retriable_status_codes: [503], host_selection_retry_max_attempts: '5', retry_host_predicate: "
-    "[{name: envoy.retry_host_predicates.previous_hosts, typed_config: {'@type': "
-    "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]}"
-)
-ROUTED = "route: {cluster: model_server, timeout: 0s}"
 CLOSED = {("UNAVAILABLE", "UNCHECKED"), ("UNAVAILABLE", "BREAKER_OPEN")}
 
 
@@ -37,24 +29,6 @@ def envoy_is_built(no_envoy: str) -> None:
         shelf("envoy")
     except StaleError:
         pytest.skip(no_envoy)
-
-
-def with_retries(text: str) -> str:
-    """The configuration with Istio's retry policy on every route."""
-    assert text.count(ROUTED) == 2
-    return text.replace(ROUTED, f"route: {{cluster: model_server, timeout: 0s, {RETRIES}}}")
-
-
-def without_checks(text: str) -> str:
-    """The configuration of a mesh that knows nothing of the guard: it calls it as it would call the model server."""
-    text = cut(text, "- name: envoy.filters.http.ext_authz", "- name: envoy.filters.http.router")
-    return cut(text, "typed_per_filter_config:", "http_filters:")
-
-
-def cut(text: str, first: str, following: str) -> str:
-    """The text without the lines from the one that has `first` to the one before `following`."""
-    start, end = (text.rindex("\n", 0, text.index(words)) for words in (first, following))
-    return text[:start] + text[end:]
 
 
 def lose_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +52,7 @@ def test_a_guard_that_fails_closed_is_called_once_a_call(
         fake = FakeUpstream()
         async with listening(fake) as model, guarding_at(bundle, model, fake) as guarded:
             await guarded.until_ready()
-            text = without_checks(with_retries(configuration("127.0.0.1:1", guarded.serving.address)))
+            text = without_checks(with_istios_retries(configuration("127.0.0.1:1", guarded.serving.address)))
             with envoy_process(tmp_path, text) as address:
                 async with calling(address) as client:
                     lose_the_device(monkeypatch)
@@ -97,7 +71,7 @@ def test_where_another_replica_may_answer_the_mesh_tries_again(bundle: Path, tmp
         fake = FakeUpstream()
         async with listening(fake) as model, guarding_at(bundle, model, fake) as guarded:
             await guarded.until_ready()
-            text = without_checks(with_retries(configuration("127.0.0.1:1", guarded.serving.address)))
+            text = without_checks(with_istios_retries(configuration("127.0.0.1:1", guarded.serving.address)))
             with envoy_process(tmp_path, text) as address:
                 async with calling(address) as client:
                     fake.fail = (grpc.StatusCode.UNAVAILABLE, "the model is out", ())
@@ -114,7 +88,7 @@ def test_a_check_that_fails_is_asked_once_a_call(bundle: Path, tmp_path: Path, m
         async with listening(fake) as model, guarding_at(bundle, model, fake, **settings) as guarded:
             await guarded.until_ready()
             assert guarded.serving.authz is not None
-            text = with_retries(configuration(guarded.serving.authz.address, model))
+            text = with_istios_retries(configuration(guarded.serving.authz.address, model))
             with envoy_process(tmp_path, text) as address:
                 async with calling(address) as client:
                     lose_the_device(monkeypatch)

@@ -172,7 +172,7 @@ def test_what_another_replica_may_answer_may_be_sent_again(bundle: Path) -> None
     async def story() -> None:
         async with guarding(bundle, grace_s=10.0) as guarded:
             with Wire(guarded.serving.address) as heedless:
-                await asyncio.to_thread(heedless.wait, lambda: heedless.greeted, time.monotonic() + 5)
+                await asyncio.to_thread(heedless.wait, lambda: heedless.greeted, time.monotonic() + 20)
                 guarded.upstream.hang_infer = True
                 held = asyncio.create_task(guarded.client.infer(ORDINARY))  # so that connections stay open meanwhile
                 while "ModelInfer" not in guarded.upstream.calls:

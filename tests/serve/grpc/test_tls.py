@@ -65,7 +65,7 @@ async def by_tls(guarded: Guarded, trusted: Authority, own: Pair | None = None) 
 
 async def asked(guarded: Guarded, trusted: Authority, own: Pair | None = None) -> Answered:
     async with by_tls(guarded, trusted, own) as client:
-        return await client.infer(ORDINARY, timeout_s=5)
+        return await client.infer(ORDINARY)
 
 
 @asynccontextmanager
@@ -368,7 +368,7 @@ def test_a_drain_breaks_no_connection(bundle: Path, tmp_path: Path, authority: A
     """The frame that tells plain clients to go elsewhere would be no record of TLS."""
 
     async def story() -> None:
-        async with served_by_tls(bundle, tmp_path, authority, drain_s=0.6) as guarded:
+        async with served_by_tls(bundle, tmp_path, authority, drain_s=3.0) as guarded:
             stop = asyncio.Event()
             answers: list[Answered] = []
             async with by_tls(guarded, authority) as client:
