@@ -38,7 +38,6 @@ from tests.serve.frames import unary
 
 FACTOR, QUICK_FACTOR = 60.0, 120.0
 RATE, ITEMS = 10.0, 15  # requests a minute of the day, and items in each
-FEW_REQUESTS = 10
 PATIENCE_MINUTES = 60.0  # of the day, in which an alert must come, and go
 BEYOND_THE_DAY = frozenset({"GuardMemory"})  # needs the kubelet's metrics; promtool's tests have it
 QUICK = ("clean", "attack wave", "upstream loss", "stale bundle")
@@ -142,7 +141,7 @@ sending("clean", mix=lambda traffic: traffic.clean, minutes=15)
 async def _(day: Day) -> Any:
     day.load.paused = True
     await day.minutes(6)
-    for _ in range(FEW_REQUESTS):
+    for _ in range(10):
         await day.load.one(tiny_bundle.striped())
     yield
     day.load.paused = False

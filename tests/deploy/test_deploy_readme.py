@@ -25,7 +25,7 @@ def example(side: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
     """What the page's own kustomization renders, beside a copy of deploy/kustomize."""
     folder = tmp_path_factory.mktemp("example")
     shutil.copytree(ROOT / "deploy/kustomize", folder / "kustomize")
-    (text,) = re.findall(r"```yaml\n(# kustomization.yaml\n.*?)```", README, re.DOTALL)
+    text, *_ = re.findall(r"```yaml\n(# kustomization.yaml\n.*?)```", README, re.DOTALL)  # others are of training
     (folder / "kustomization.yaml").write_text(text, "utf-8")
     return read(kustomize(folder, side("kubectl")), side("kubectl"))
 

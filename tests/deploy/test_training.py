@@ -135,8 +135,8 @@ def test_a_training_goes_on_where_it_was(objects: dict[str, list[Object]]) -> No
     """Bundle and work directory are on a claim, and a bundle that is there already is not asked for again."""
     job = of_kind(objects["job"], "Job")["spec"]
     (train,) = job["template"]["spec"]["initContainers"]
-    assert "test -e /work/bundle/manifest.json ||" in train["command"][2]
-    assert "test -e /work/bundle/manifest.json ||" in of_kind(objects["ray"], "RayJob")["spec"]["entrypoint"]
+    assert "test -e /training/bundle/manifest.json ||" in train["command"][2]
+    assert "test -e /training/bundle/manifest.json ||" in of_kind(objects["ray"], "RayJob")["spec"]["entrypoint"]
     for name in ("job", "ray"):
         (pod, *_) = pods(objects[name])
         claims = {one["name"]: one.get("persistentVolumeClaim", {}) for one in pod.spec["volumes"]}

@@ -1,4 +1,4 @@
-"""The gRPC side of a model server that has none, or whose gRPC address nobody named: the REST door works without it.
+"""The gRPC side of a model server that has none, or whose gRPC address is not known: the REST door works without it.
 
 Rule 1: the gRPC door says so to whoever calls, and readiness is what the watch over HTTP says.
 """
