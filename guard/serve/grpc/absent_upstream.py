@@ -1,6 +1,6 @@
 """The gRPC side of a model server that has none, or whose gRPC address is not known: the REST door works without it.
 
-Rule 1: the gRPC door says so to whoever calls, and readiness is what the watch over HTTP says.
+Rule 1: the gRPC door says so to its callers, and readiness is what the watch over HTTP says.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class AbsentChannels:
     """The channels to a server that is not there."""
 
     async def renew(self) -> str | None:
-        """Replace nothing, for which no certificate is needed."""
+        """Replace nothing: there is no connection that needs a certificate."""
         return None
 
 
