@@ -60,8 +60,9 @@ def craft_run(job: Job, classifier: Classifier, model: Model) -> CraftSetup:
         spec.fingerprint,
         job.work.crafted,
         job.seed,
+        workers=job.threads,
         answering=classifier.answering,
-        executor=job.runs_on,
+        executor=job.executor,
     )
 
 
