@@ -82,7 +82,7 @@ def bypass(setup: Setup) -> Iterator[Remark]:
         said = f"{what if model else 'the model server'} answers on {ways}, past the guard; {cure}"
         yield Remark("bypass", "wrong", said)
     if not found and not remote:
-        where = f"{len(asked)} ports of {', '.join(own)} asked" if own else "this machine has no address but loopback"
+        where = f"ports asked: {len(asked)} of {', '.join(own)}" if own else "this machine has no address but loopback"
         yield Remark("bypass", "ok", f"no guarded model answers past the guard: {where}")
 
 
