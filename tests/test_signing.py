@@ -83,7 +83,7 @@ def refused(bundle: Path, trusted: Trust, *words: str) -> None:
 
 
 def model_signing(side: Callable[[str], Path], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [str(side("signing") / "model_signing"), *map(str, arguments)]
+    command = [str(side("signing") / "python"), "-m", "model_signing", *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 

@@ -28,7 +28,7 @@ from guard.serve.grpc.gatekeeper import Refusal, Wall
 from guard.serve.grpc.listener import Handler, Methods
 from guard.serve.grpc.metadata import downwards
 from guard.serve.grpc.method_groups import opened_methods
-from guard.serve.grpc.upstream import UPSTREAM_ENDED, Upstream, end_in_core, path
+from guard.serve.grpc.upstream import UPSTREAM_ENDED, Upstream, end_in_core, path, write_to
 from guard.serve.grpc.wire.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
@@ -184,7 +184,7 @@ async def pass_upwards(messages: AsyncIterator[bytes], upstream: Any) -> None:
     """Pass the client's messages to the upstream; an error of ours ends the upstream's call."""
     try:
         async for message in messages:
-            await upstream.write(message)
+            await write_to(upstream, message)
         await upstream.done_writing()
     except UPSTREAM_ENDED:
         return  # `pass_downwards` tells how

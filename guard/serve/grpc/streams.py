@@ -34,7 +34,7 @@ from guard.serve.grpc.passage import STREAM
 from guard.serve.grpc.reply_order import PATIENCE_S, ReplyOrder
 from guard.serve.grpc.reply_shape import ReplyShape, error_reply, shape_of_reply, shape_of_server
 from guard.serve.grpc.service import GrpcExchange
-from guard.serve.grpc.upstream import UPSTREAM_ENDED, Upstream, end_in_core, path
+from guard.serve.grpc.upstream import UPSTREAM_ENDED, Upstream, end_in_core, path, write_to
 from guard.serve.grpc.wire.inference_pb2 import ServerMetadataRequest, ServerMetadataResponse
 from guard.serve.inference import Inference
 from guard.serve.inference_call import UNCHECKED
@@ -160,7 +160,7 @@ class StreamPassage:
                     request = await self.door.plain(came)
                     forward = await self.decide(request, message)
                     self.order.passed_messages += 1
-                    await upstream.write(forward)
+                    await write_to(upstream, forward)
             except UPSTREAM_ENDED as error:
                 self.order.passed_messages -= 1
                 message.fail(error)

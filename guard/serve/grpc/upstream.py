@@ -54,6 +54,25 @@ def end_in_core(call: Any) -> None:
         core.cancel("nobody waits for the answer any more")
 
 
+async def write_to(call: Any, message: bytes) -> None:
+    """Write a message to a call of ours, and leave its status to the model server where that ends the call meanwhile.
+
+    grpc.aio's own `write` gives a call INTERNAL ("Internal error from Core") once the core takes no further message,
+    although the status with which the model server ended it is still to be read. So the core is written to.
+
+    Raises:
+        one of UPSTREAM_ENDED: the call is over, or no longer written to; reading from it tells how it ended.
+    """
+    core = getattr(call, "_cython_call", None)
+    if core is None or not hasattr(core, "send_serialized_message"):
+        await call.write(message)
+        return
+    await call.wait_for_connection()
+    if call.done():
+        raise asyncio.InvalidStateError
+    await core.send_serialized_message(message)
+
+
 @dataclass(frozen=True)
 class Answer:
     """A unary answer as it came, with its metadata."""
