@@ -18,6 +18,10 @@ from guard.options import (
     Threads,
 )
 
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(envvar="GUARD_ADMIN_TOKENS", help="File with a token of admin_tokens.", show_default=False),
+]
 Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS; the options below mean it, too.")]
 Ca = Annotated[Path | None, typer.Option(metavar="PEM", help="Whom to trust.", show_default="the system's")]
 ClientCertificate = Annotated[Path | None, typer.Option(metavar="PEM", help="What to show.", show_default=False)]
@@ -273,10 +277,7 @@ def drain(
         ),
     ] = "127.0.0.1:8083",
     *,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(envvar="GUARD_ADMIN_TOKENS", help="File with a token of admin_tokens.", show_default=False),
-    ] = None,
+    token_file: TokenFile = None,
     tls: Tls = False,
     ca: Ca = None,
     certificate: ClientCertificate = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from guard.bundle_commands import Ca, ClientCertificate, ClientKey, ServerName, Tls
+from guard.bundle_commands import Ca, ClientCertificate, ClientKey, ServerName, Tls, TokenFile
 
 
 def explain(
@@ -35,10 +35,7 @@ def explain(
     model: Annotated[str | None, typer.Option(help="Which of the guard's models.", show_default="the only one")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The answer as one JSON object.")] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for an idle device.")] = 30.0,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(envvar="GUARD_ADMIN_TOKENS", help="File with a token of admin_tokens.", show_default=False),
-    ] = None,
+    token_file: TokenFile = None,
     tls: Tls = False,
     ca: Ca = None,
     certificate: ClientCertificate = None,
