@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -31,9 +29,9 @@ from tests.deploy.rendered_pod import RenderedPod, render
 from tests.serve import tiny_bundle
 from tests.serve.guarded import Client
 from tests.serve.processes import ROOT
+from tests.serve.sticky_clients import asking
 
 BASE = ROOT / "deploy/kustomize/base"
-STICKY = ROOT / "tests/serve/sticky_client.py"
 ANSWERS = ("OK", "refused")
 
 
@@ -103,25 +101,6 @@ async def hammer(addresses: list[str], stop: asyncio.Event, ended: Counter[str],
             right = "refused" if crafted else "OK"
             ended[right if answer.code is expected else f"{answer.code.name}: {answer.details}"] += 1
             await asyncio.sleep(pause_s)
-
-
-@contextmanager
-def asking(addresses: list[str], clients: int, pause_s: float) -> Iterator[subprocess.Popen[str]]:
-    """Start tritonclients that keep their connections to the first address that takes them."""
-    image = tiny_bundle.ordinary(1)
-    story: dict[str, Any] = {"target": f"ipv4:{','.join(addresses)}", "model": tiny_bundle.MODEL_NAME}
-    story |= {"shape": list(image.shape), "image": image.ravel().tolist(), "clients": clients, "pause_s": pause_s}
-    words = [str(side.ready("triton") / "python"), str(STICKY)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as popen:
-        assert popen.stdin is not None
-        assert popen.stdout is not None
-        try:
-            popen.stdin.write(json.dumps(story) + "\n")
-            popen.stdin.flush()
-            assert popen.stdout.readline() == "asking\n"
-            yield popen
-        finally:
-            popen.kill()
 
 
 @contextmanager

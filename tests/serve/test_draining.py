@@ -11,11 +11,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -24,7 +22,6 @@ from guard.errors import ConfigError, NotReadyError
 from guard.serve.drain_call import drain
 from guard.serve.grpc.goaway import FRAME, Replies, is_quiet, send_goaway
 from guard.serve.grpc.wire.guard_pb2 import DrainRequest, DrainResponse
-from tests import side
 from tests.serve import tiny_bundle
 from tests.serve.authority import Authority, client_credentials
 from tests.serve.frames import Wire, grpc_headers, message
@@ -41,6 +38,7 @@ from tests.serve.guarded import (
     until,
 )
 from tests.serve.processes import ROOT, Process, guard_process, model_process
+from tests.serve.sticky_clients import asking
 
 ORDINARY = tiny_bundle.ordinary(1)
 INFER = b"/inference.GRPCInferenceService/ModelInfer"
@@ -313,25 +311,6 @@ def test_the_command_bears_a_token_and_speaks_to_a_socket(bundle: Path, tmp_path
             assert "drained" in await asyncio.to_thread(partial(drain, admin, token_file=tmp_path / "token"))
 
     asyncio.run(story())
-
-
-@contextmanager
-def asking(targets: list[str], clients: int) -> Iterator[subprocess.Popen[str]]:
-    """Start tritonclients that keep their connections to the first target that takes them."""
-    shape = list(ORDINARY.shape)
-    story: dict[str, Any] = {"target": f"ipv4:{','.join(targets)}", "model": tiny_bundle.MODEL_NAME, "shape": shape}
-    story |= {"image": ORDINARY.ravel().tolist(), "clients": clients}
-    words = [str(side.ready("triton") / "python"), str(Path(__file__).with_name("sticky_client.py"))]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as popen:
-        assert popen.stdin is not None
-        assert popen.stdout is not None
-        try:
-            popen.stdin.write(json.dumps(story) + "\n")
-            popen.stdin.flush()
-            assert popen.stdout.readline() == "asking\n"
-            yield popen
-        finally:
-            popen.kill()
 
 
 @pytest.mark.slow
