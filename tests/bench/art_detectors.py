@@ -28,7 +28,8 @@ from torch import Tensor, fx, nn
 
 from guard.arrays import read_examples, to_wire
 from guard.offline.bench.stopwatch import Laps, race, spread
-from guard.offline.model.open_model import Source, load_program, open_model, single_path
+from guard.offline.model.open_model import Source, load_program, open_model
+from guard.offline.model.several_outputs import single_path
 from guard.runtime import Runtime
 from tests.bench.networks import GRID, item_shape, random_bundle
 from tests.side import reach

@@ -36,7 +36,8 @@ from guard.errors import ModelError
 from guard.offline.model.gradient.input_gradient import with_gradient
 from guard.offline.model.onnx_import.graph import read_graph
 from guard.offline.model.onnx_import.importer import check_import, import_onnx
-from guard.offline.model.open_model import Source, build, open_model, single_path
+from guard.offline.model.open_model import Source, build, open_model
+from guard.offline.model.several_outputs import single_path
 from tests import networks
 from tests.onnx_files import BATCHES, EXPORTERS, KERAS, Keras, write_onnx
 

@@ -29,8 +29,9 @@ from guard.offline.model.series_program import (
 )
 from guard.offline.model.served import Served
 from guard.offline.model.served_file import served_file
-from guard.offline.model.several_outputs import choose_output, fields_of, wire_and_way
+from guard.offline.model.several_outputs import fields_of, one_output, single_path, wire_and_way
 from guard.offline.model.taps import find_taps
+from guard.offline.model.through_onnx import in_known_operators
 from guard.offline.model.unit_space import bounds
 from guard.offline.model.user_code import import_attribute
 from guard.value_box import ValueBox
@@ -158,9 +159,10 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
         graph = from_channels_first(graph, layout)
         source = replace(source, output_name=wire or chosen_way, layout=layout)
         if not (formats := half_formats(graph)):
-            return graph, source, None
+            return in_known_operators(graph, source.box), source, None
         served = Served(f"computes in {' and '.join(formats)}", "torch on a CPU", answers_of(graph))
-        return widened(graph), replace(source, datatype=input_datatype(graph)), served
+        source = replace(source, datatype=input_datatype(graph))
+        return in_known_operators(widened(graph), source.box), source, served
     imported = import_onnx(
         Path(source.model),
         source.item_shape,
@@ -274,37 +276,6 @@ def tell_of_dataclass(model: nn.Module, example: Tensor) -> None:
         kind = fields_of(model(example))
     if kind is not None and kind not in SUPPORTED_NODES:
         torch.export.register_dataclass(kind)
-
-
-def single_path(program: ExportedProgram) -> fx.GraphModule:
-    """Return the exported graph with its one input and its one output. Raises ModelError where it has several."""
-    return one_output(program, None)[0]
-
-
-def one_output(program: ExportedProgram, way: str | None) -> tuple[fx.GraphModule, str | None]:
-    """Return the exported graph to one output, without guards and hooks, and the way to it where there was a choice.
-
-    Raises:
-        ModelError: the model has several inputs, or several outputs of which none is chosen.
-    """
-    module = program.module()
-    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:
-        raise ModelError(
-            f"the model takes {len(inputs)} inputs ({', '.join(n.name for n in inputs)}); exactly one can be guarded"
-        )
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
-        if node.op == "call_module":
-            continue  # the shape guards that torch.export adds
-        if node.op == "output":
-            result, way = choose_output(program, node.args[0], way)
-            graph.output(copies[result])
-        else:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.eliminate_dead_code()  # what other outputs take
-    return fx.GraphModule(module, graph), way
 
 
 def in_unit_space(module: fx.GraphModule, source: Source) -> fx.GraphModule:

@@ -75,3 +75,34 @@ def fields_of(result: Any) -> type | None:
     """Return the class of a result that is a plain dataclass, which torch.export must be told of."""
     plain = hasattr(result, "__dataclass_fields__") and not isinstance(result, Mapping)
     return type(result) if plain else None
+
+
+def single_path(program: ExportedProgram) -> fx.GraphModule:
+    """Return the exported graph with its one input and its one output. Raises ModelError where it has several."""
+    return one_output(program, None)[0]
+
+
+def one_output(program: ExportedProgram, way: str | None) -> tuple[fx.GraphModule, str | None]:
+    """Return the exported graph to one output, without guards and hooks, and the way to it where there was a choice.
+
+    Raises:
+        ModelError: the model has several inputs, or several outputs of which none is chosen.
+    """
+    module = program.module()
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise ModelError(
+            f"the model takes {len(inputs)} inputs ({', '.join(n.name for n in inputs)}); exactly one can be guarded"
+        )
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            continue  # the shape guards that torch.export adds
+        if node.op == "output":
+            result, way = choose_output(program, node.args[0], way)
+            graph.output(copies[result])
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.eliminate_dead_code()  # what other outputs take
+    return fx.GraphModule(module, graph), way

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from guard.offline.model.open_model import single_path
+from guard.offline.model.several_outputs import single_path
 from guard.offline.model.sigmoids import bare, log_odds
 from tests.onnx_files import write_onnx
 

@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 from torch.fx.graph import _PyTreeCodeGen
 
 from guard.errors import ModelError
 from guard.offline.model.graph.assemble import finished
-from guard.offline.model.graph.decompositions import SAME, SPELLINGS
+from guard.offline.model.graph.decompositions import SPELLINGS
 from guard.offline.model.graph.dropouts import DROPPED
 from guard.offline.model.graph.lines import LINES
+from guard.offline.model.graph.mutation import changed_operand, forbid_late_readings
 from guard.offline.model.graph.seed import Seed
 from guard.offline.model.graph.volumes import VOLUMES
 from guard.offline.model.graph.writer import GraphWriter, attribute
 
 aten = torch.ops.aten
+TABLES = (LINES, VOLUMES, SPELLINGS)
 
 
 def plain(module: fx.GraphModule) -> fx.GraphModule:
@@ -68,12 +69,12 @@ def _spell(writer: GraphWriter, node: fx.Node) -> None:
     if name.startswith(("_assert", "sym_constrain")):
         writer.written[node] = None
         return
-    changed = node.args[0] if name.endswith("_") and not name.endswith("__") else None
-    if isinstance(changed, fx.Node):
-        _forbid_views(changed, node)
+    changed = changed_operand(node)
+    if changed is not None:
+        forbid_late_readings(changed, node)
         target = getattr(getattr(aten, name[:-1]), target._overloadname)
     writer.source = node
-    spelling = LINES.get(target) or VOLUMES.get(target) or SPELLINGS.get(target)
+    spelling = next((table[target] for table in TABLES if target in table), None)
     value = spelling(writer, *arguments, **keywords) if spelling else writer.call(target, *arguments, **keywords)
     if isinstance(value, fx.Node) and value.name.startswith(f"{node.name}_part"):
         value._rename(node.name)  # so that a layer is found under the name it had
@@ -82,24 +83,8 @@ def _spell(writer: GraphWriter, node: fx.Node) -> None:
     if isinstance(value, fx.Node) and DROPPED in node.meta:
         value.meta[DROPPED] = node.meta[DROPPED]
     writer.written[node] = value
-    if isinstance(changed, fx.Node):
+    if changed is not None:
         writer.written[changed] = value
-
-
-def _forbid_views(changed: fx.Node, by: fx.Node) -> None:
-    """Refuse an in-place operator if a view of its operand, which it changes too, is read afterwards: ModelError."""
-
-    def base(node: fx.Node) -> fx.Node:
-        shares = isinstance(node.target, OpOverload) and (node.target.is_view or node.target in SAME)
-        return base(node.all_input_nodes[0]) if shares and node.all_input_nodes else node
-
-    for node in by.graph.nodes:
-        if node is not changed and node.op == "call_function" and base(node) is base(changed) and node < by:
-            late = [user.name for user in node.users if user > by]
-            if late:
-                raise ModelError(
-                    f"{by.target} ({by.name}) changes {node.name} in place, which {late[0]} reads; copy it first"
-                )
 
 
 def _returns_bare(module: fx.GraphModule, output: fx.Node) -> bool:

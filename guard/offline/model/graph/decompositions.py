@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
@@ -17,6 +18,7 @@ from guard.offline.model.graph.shapes import pair, static
 from guard.offline.model.graph.writer import GraphWriter
 
 aten = torch.ops.aten
+PADDINGS = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # what numpy calls torch's
 
 
 def same(_pen: GraphWriter, operand: Any, *_: Any, **__: Any) -> Any:
@@ -220,6 +222,30 @@ def unbind(writer: GraphWriter, operand: Any, axis: int = 0) -> Any:
     return tuple(writer.call(aten.select.int, operand, axis, index) for index in range(length))
 
 
+def pad(writer: GraphWriter, operand: Any, widths: Sequence[int], mode: str = "constant", value: Any = None) -> Any:
+    """Write a pad by what the operand holds itself as a look-up along each axis; one by a constant stays a pad."""
+    if mode == "constant":
+        return writer.call(aten.pad.default, operand, widths, mode, value)
+    for place in range(len(widths) // 2):
+        sides, axis = (int(widths[2 * place]), int(widths[2 * place + 1])), -1 - place
+        if min(sides) < 0:
+            raise ModelError(f"a pad in mode {mode!r} by {list(widths)} cuts off; slice what is cut off instead")
+        if sides != (0, 0):
+            (length,) = static(operand, axis)
+            index = np.pad(np.arange(length), sides, PADDINGS[mode])  # type: ignore[call-overload]
+            operand = writer.call(aten.index_select.default, operand, axis, torch.from_numpy(index))
+    return operand
+
+
+def pad_by(mode: str) -> Callable[..., Any]:
+    """Return the decomposition of an operator that pads in one mode."""
+
+    def padded(writer: GraphWriter, operand: Any, widths: Sequence[int]) -> Any:
+        return pad(writer, operand, widths, mode)
+
+    return padded
+
+
 SPELLINGS: Mapping[OpOverload, Callable[..., Any]] = {
     aten.dropout.default: dropout,
     aten.feature_dropout.default: dropout,
@@ -246,6 +272,11 @@ SPELLINGS: Mapping[OpOverload, Callable[..., Any]] = {
     aten.split.Tensor: split,
     aten.chunk.default: chunk,
     aten.unbind.int: unbind,
+    aten.pad.default: pad,
+    aten.reflection_pad1d.default: pad_by("reflect"),
+    aten.reflection_pad2d.default: pad_by("reflect"),
+    aten.replication_pad1d.default: pad_by("replicate"),
+    aten.replication_pad2d.default: pad_by("replicate"),
 }
 SAME: frozenset[OpOverload] = frozenset(
     target for target, spelling in SPELLINGS.items() if spelling in (same, dropout, cast)

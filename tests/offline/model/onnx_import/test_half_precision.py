@@ -15,8 +15,9 @@ from torch import nn
 from guard.errors import ModelError
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.onnx_import.importer import check_import, import_onnx
-from guard.offline.model.open_model import Source, open_model, single_path
+from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.served import measure_difference
+from guard.offline.model.several_outputs import single_path
 from guard.value_box import ValueBox
 from tests.offline import tiny
 from tests.onnx_files import model_of, write_onnx

@@ -24,7 +24,8 @@ from guard.offline.model.onnx_import.importer import (
     run_file,
     sample_images,
 )
-from guard.offline.model.open_model import Source, open_model, single_path
+from guard.offline.model.open_model import Source, open_model
+from guard.offline.model.several_outputs import single_path
 from guard.value_box import ValueBox
 from tests import networks
 from tests.offline import tiny

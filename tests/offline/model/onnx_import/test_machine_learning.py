@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 from guard.errors import ModelError
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.onnx_import.importer import import_onnx, relative, run_file
-from guard.offline.model.open_model import Source, open_model, single_path
+from guard.offline.model.open_model import Source, open_model
+from guard.offline.model.several_outputs import single_path
 from tests.onnx_files import model_of
 
 ML = "ai.onnx.ml"

@@ -19,7 +19,7 @@ from guard.errors import ModelError
 from guard.offline.model.onnx_import.importer import import_onnx
 from guard.offline.model.onnx_import.operator_table import FUNCTIONS
 from guard.offline.model.onnx_import.shape_arithmetic import SIZES
-from guard.offline.model.open_model import single_path
+from guard.offline.model.several_outputs import single_path
 from tests.offline.model.onnx_import import (
     drawn_categories,
     drawn_encoders,

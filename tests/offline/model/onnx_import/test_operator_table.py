@@ -21,7 +21,7 @@ from guard.offline.model.onnx_import.operators_ml import MACHINE_LEARNING
 from guard.offline.model.onnx_import.operators_places import PLACES
 from guard.offline.model.onnx_import.operators_recurrent import RECURRENT
 from guard.offline.model.onnx_import.shape_arithmetic import SIZES
-from guard.offline.model.open_model import single_path
+from guard.offline.model.several_outputs import single_path
 from tests.onnx_files import model_of
 
 IMAGE = (4, 6, 5)

@@ -19,7 +19,8 @@ from guard.errors import ModelError
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.onnx_import.importer import import_onnx, run_file
 from guard.offline.model.onnx_import.row_numbers import places_of_items, places_of_rows, row_range
-from guard.offline.model.open_model import Source, open_model, single_path
+from guard.offline.model.open_model import Source, open_model
+from guard.offline.model.several_outputs import single_path
 from tests.onnx_files import BATCHES, model_of, write_onnx
 
 SHAPE = (3, 8, 8)

@@ -17,7 +17,7 @@ from torch import nn
 from guard.errors import ModelError
 from guard.offline.model.gradient.input_gradient import with_gradient
 from guard.offline.model.onnx_import.importer import import_onnx, relative, run_file
-from guard.offline.model.open_model import single_path
+from guard.offline.model.several_outputs import single_path
 from tests.onnx_files import model_of
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

@@ -1,0 +1,67 @@
+"""A torch model with operators that have no adjoint is written as ONNX and imported: the importer knows more of them.
+
+Rule 1. A model whose operators all have adjoints stays as it is, layer for layer.
+Rule 2. What was written otherwise computes what the model computes: the import is held against ONNX Runtime on the
+file, and the model itself against the import, on the same items.
+
+How it works. ONNX has some two hundred operators where torch has two thousand, and torch's exporter writes its own in
+those; in-place writes become new tensors on the way. Example: `x.roll(1, 2)` becomes two slices, joined.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import fx
+
+from guard.errors import ModelError
+from guard.offline.model.gradient.coverage import without_adjoint
+from guard.offline.model.onnx_export.export import lower
+from guard.offline.model.onnx_import.importer import (
+    AGREEMENT_TOLERANCE,
+    COMPARED_ITEMS,
+    check_import,
+    import_onnx,
+    relative,
+    sample_images,
+)
+from guard.offline.model.several_outputs import single_path
+from guard.value_box import ValueBox
+
+
+def in_known_operators(graph: fx.GraphModule, box: ValueBox) -> fx.GraphModule:
+    """Return a graph from wire values with channels first, or the same function in operators that have adjoints.
+
+    Raises: ModelError naming the first operator without one, where ONNX does not help.
+    """
+    missing = without_adjoint(graph)
+    if not missing:
+        return graph
+    (start,) = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    value: Any = start.meta["val"]
+    example = torch.zeros(1, *(int(size) for size in value.shape[1:]), dtype=value.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        try:
+            onnx.save(lower(graph, example, input_name="input", output_names=("output",)), file)
+            imported = import_onnx(file, tuple(example.shape[1:]))
+            written = single_path(imported.program)
+            check_import(imported, written, box)
+        except ModelError as error:
+            said = str(error).replace(str(file), "the file")
+            raise ModelError(
+                f"{missing[0]} has no adjoint; written as ONNX the model is refused, too: {said}"
+            ) from error
+        images = torch.from_numpy(sample_images(imported, written, box, COMPARED_ITEMS))
+    with torch.no_grad():
+        difference = relative(written(images).numpy(), graph(images.to(value.dtype)).float().numpy())
+    if not difference <= AGREEMENT_TOLERANCE:
+        raise ModelError(
+            f"{missing[0]} has no adjoint, and written as ONNX the model answers otherwise ({difference:.1e} of an item's "
+            "largest output); write this part with other operators"
+        )
+    return written

@@ -1,0 +1,96 @@
+"""Models of torch with operators that have no adjoint: opened all the same, their gradient torch's, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from guard.errors import ModelError
+from guard.offline.model.gradient.input_gradient import top_class, with_gradient
+from guard.offline.model.open_model import Source, open_model
+from guard.offline.model.several_outputs import single_path
+from guard.offline.model.through_onnx import in_known_operators
+from guard.value_box import ValueBox
+
+SHAPE = (3, 8, 8)
+PLACES = torch.arange(64).reshape(8, 8) % 3 == 0
+Function = Callable[[Tensor], Tensor]
+
+
+class Middle(nn.Module):
+    """A convolution, a function of its own, and a linear layer."""
+
+    def __init__(self, function: Function, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.function, self.last = nn.Conv2d(3, 6, 3, 1, 1), function, nn.Linear(width, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.function(self.first(images)).flatten(1))
+        return logits
+
+
+def shifted_in_time(x: Tensor) -> Tensor:
+    """Temporal shift, as its authors write it: parts of the channels move by one place."""
+    out = torch.zeros_like(x)
+    out[:, :2, :, :-1] = x[:, :2, :, 1:]
+    out[:, 2:4, :, 1:] = x[:, 2:4, :, :-1]
+    out[:, 4:] = x[:, 4:]
+    return out
+
+
+def many_others(x: Tensor) -> Tensor:
+    x = functional.mish(x.roll((1, -2), (2, 3))) + torch.maximum(x, -0.5 * x).flip(3)
+    x = torch.stack([x, x.square()], 2).flatten(1, 2) * torch.var(x, 1, keepdim=True)
+    return torch.einsum("bchw,bdhw->bcd", x, torch.log1p(x.abs()))
+
+
+def sizes_and_masks(x: Tensor) -> Tensor:
+    mask = torch.zeros(8, 8)
+    mask[:4, :4] = 1
+    mask[4:] += 0.5
+    return x.masked_fill(PLACES, 0.2) * mask + functional.normalize(x, dim=1)[:, torch.tensor([3, 0, 1, 5, 4, 2])]
+
+
+MODELS: dict[str, tuple[Function, int]] = {
+    "parts written in place": (shifted_in_time, 6 * 64),
+    "operators that only ONNX's table has": (many_others, 12 * 12),
+    "a mask filled in place, an index, a norm": (sizes_and_masks, 6 * 64),
+}
+
+
+def exported(function: Function, width: int, file: Path) -> nn.Module:
+    network = Middle(function, width).eval()
+    program = torch.export.export(network, (torch.rand(2, *SHAPE),), dynamic_shapes=({0: torch.export.Dim("item")},))
+    torch.export.save(program, file)
+    return network
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_opens_with_torchs_gradient(name: str, tmp_path: Path) -> None:
+    network = exported(*MODELS[name], tmp_path / "model.pt2")
+    images = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(1))
+    opened = open_model(Source(str(tmp_path / "model.pt2"), SHAPE))
+    logits, gradient = with_gradient(opened.graph, seed=top_class)(images)
+    moving = images.clone().requires_grad_()
+    expected = network(moving)
+    (wanted,) = torch.autograd.grad(expected.max(1).values.sum(), moving)
+    assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(gradient, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_whose_operators_are_known_stays_as_it_is(tmp_path: Path) -> None:
+    exported(torch.relu, 6 * 64, tmp_path / "model.pt2")
+    graph = single_path(torch.export.load(tmp_path / "model.pt2"))
+    assert in_known_operators(graph, ValueBox((0.0,), (1.0,), 3)) is graph
+
+
+def test_what_onnx_does_not_have_either_is_named(tmp_path: Path) -> None:
+    exported(torch.special.bessel_j0, 6 * 64, tmp_path / "model.pt2")
+    with pytest.raises(ModelError, match=r"special_bessel_j0.* has no adjoint; written as ONNX the model is refused"):
+        open_model(Source(str(tmp_path / "model.pt2"), SHAPE))
