@@ -61,7 +61,7 @@ def in_known_operators(graph: fx.GraphModule, box: ValueBox) -> fx.GraphModule:
         difference = relative(written(images).numpy(), graph(images.to(value.dtype)).float().numpy())
     if not difference <= AGREEMENT_TOLERANCE:
         raise ModelError(
-            f"{missing[0]} has no adjoint, and written as ONNX the model answers otherwise ({difference:.1e} of an item's "
-            "largest output); write this part with other operators"
+            f"{missing[0]} has no adjoint, and written as ONNX the model answers otherwise (by {difference:.1e} of an "
+            "item's largest output); write this part with other operators"
         )
     return written

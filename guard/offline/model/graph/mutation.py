@@ -1,9 +1,9 @@
-"""Finds in-place operators that change a tensor which is read later under another name.
+"""Mutation in a graph: operators in place that change a tensor which is read later under another name.
 
-How it works. An in-place operator becomes its twin that returns a new tensor, and whoever reads the changed tensor by
+How it works. An in-place operator becomes its twin that returns a new tensor, and what reads the changed tensor by
 its own name reads that. A view of it, made before, or what it is a view of, would still show what was there.
 
-Example: `mask = zeros(4, 4); mask[:2] = 1` fills a view, rows 0 and 1, and whoever reads `mask` reads it late.
+Example: `mask = zeros(4, 4); mask[:2] = 1` fills a view, rows 0 and 1, and what reads `mask` later reads it changed.
 """
 
 from __future__ import annotations
