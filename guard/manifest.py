@@ -1,7 +1,7 @@
 """The manifest of a bundle: the model that it guards, its programs, detectors and repairs, and where it came from.
 
-Rule: the fields here are those of `manifest.json`, which README lists; a field that comes later has a default, so that
-bundles of earlier formats still open.
+Rule: the fields here are those of `manifest.json`, which `guard/serve/README.md` lists; a field that comes later has a
+default, so that bundles of earlier formats still open.
 """
 
 from __future__ import annotations

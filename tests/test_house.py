@@ -187,9 +187,10 @@ def test_no_two_classes_share_a_name() -> None:
     assert {name: found for name, found in files.items() if len(found) > 1} == {}
 
 
-def test_where_is_what_names_files_that_are_there() -> None:
-    """README's table for newcomers: at least ten tasks, each with its file."""
-    text = (ROOT / "README.md").read_text("utf-8")
+@pytest.mark.parametrize("page", ["README.md", "guard/offline/README.md", "guard/serve/README.md"])
+def test_where_is_what_names_files_that_are_there(page: str) -> None:
+    """The tables for newcomers, README's and those of the two references: at least ten tasks, each with its file."""
+    text = (ROOT / page).read_text("utf-8")
     table = text.partition("## Where is what")[2].partition("\n\n**")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     named = {row: re.findall(r"`([\w/]+\.py)`", row) for row in rows}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
+import tarfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +18,10 @@ from tests.test_layers import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-SOURCES = {
+SOURCES = {  # the pages beside the code are for those who have its sources
     file.relative_to(ROOT).as_posix()
     for file in (ROOT / "guard").rglob("*")
-    if file.is_file() and "__pycache__" not in file.parts
+    if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".md"
 }
 SERVING = sorted(
     file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
@@ -87,3 +89,17 @@ def test_every_side_environment_is_locked_to_the_last_digit(root: Path) -> None:
         first, *lines = lock.read_text("utf-8").splitlines()
         assert first.startswith("# "), f"{lock} should say what it is for"
         assert not [line for line in lines if not re.fullmatch(rf"{PYTHONS}|{DEBIANS}", line)], lock
+
+
+def test_the_pages_beside_the_code_are_in_the_source_distribution(tmp_path: Path) -> None:
+    pages = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "guard").rglob("*.md"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "guard/__init__.py", *pages):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    build = "from setuptools import build_meta; build_meta.build_sdist('.')"
+    python(Path(sys.executable), "-c", build, folder=tmp_path)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    assert pages
+    assert set(pages) <= names

@@ -153,7 +153,7 @@ def test_memory_is_bounded(generator: np.random.Generator, monkeypatch: pytest.M
         asked.memory.see(f"p{number}", prints, number / 10)
     assert len(asked.memory.principals) == len(asked.memory.last) == 50
     of_one = next(iter(asked.memory.principals.values())).size_bytes
-    assert of_one <= 12_500  # README: so many bytes a principal
+    assert of_one <= 12_500  # guard/serve/README.md: so many bytes a principal
     assert asked.memory.size_bytes == 50 * of_one + asked.memory.together.size_bytes
 
 

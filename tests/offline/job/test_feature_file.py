@@ -82,9 +82,9 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, block: str, words: tupl
     assert all(word in str(caught.value) for word in ("features.toml", *words)), caught.value
 
 
-def test_the_readmes_example_is_read(tmp_path: Path) -> None:
-    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
-    (block,) = [text for text in re.findall(r"```toml\n(.*?)```", readme, flags=re.DOTALL) if "[[feature]]" in text]
+def test_the_example_of_the_training_reference_is_read(tmp_path: Path, root: Path) -> None:
+    page = (root / "guard/offline/README.md").read_text(encoding="utf-8")
+    (block,) = [text for text in re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL) if "[[feature]]" in text]
     age, trade, colour = load(tmp_path, block)
     assert age.immutable
     assert trade.words == ("farmer", "nurse", "smith")

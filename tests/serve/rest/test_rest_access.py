@@ -23,8 +23,8 @@ from tests.serve.rest.rest_guarded import BRIGHT, INFER, ORDINARY, json_body, re
 BODY = json_body(ORDINARY)
 
 
-def test_every_error_has_its_row_in_readme(root: Path) -> None:
-    text = (root / "README.md").read_text(encoding="utf-8")
+def test_every_error_has_its_row_in_the_operating_reference(root: Path) -> None:
+    text = (root / "guard/serve/README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d{3}) \| ([\w, ]+) \|", text, flags=re.MULTILINE)
     told = {name: int(status) for status, names in rows for name in names.split(", ")}
     assert told == {leaf.__name__: leaf.http_status for leaf in leaves(RequestError) if issubclass(leaf, RequestError)}
