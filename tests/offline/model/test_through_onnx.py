@@ -1,4 +1,4 @@
-"""Models of torch whose operators have no adjoint are opened all the same, with torch's gradient, or refused by name."""
+"""Models of torch whose operators have no adjoint open all the same, with torch's gradient, or are refused by name."""
 
 from __future__ import annotations
 
