@@ -23,7 +23,7 @@ from guard.offline.model.onnx_import.operator_table import operator_of, unknown
 from guard.offline.model.onnx_import.operators_places import counts_items, fixed_number, freed_places, runs_over_items
 from guard.offline.model.onnx_import.operators_recurrent import INITIAL_STATES, RECURRENT
 from guard.offline.model.onnx_import.refusals import FLOW
-from guard.offline.model.onnx_import.shape_arithmetic import SIZES, is_fixed, is_symbol, whole
+from guard.offline.model.onnx_import.shape_arithmetic import SIZES, are_whole, is_fixed, is_symbol, whole
 
 FREE_BATCH = "export the file with a dynamic batch axis"
 INTEGERS = "iu"  # kinds of constants that can be sizes; a constant mask is a tensor
@@ -76,6 +76,8 @@ class Step(nn.Module):
             return False
         if self.node.kind == "ConstantOfShape":
             return is_fixed(given[0])
+        if self.node.kind == "ScatterND":  # on masks, it is one of tensors
+            return all(are_whole(self.fixed.get(place, value)) for place, value in enumerate(given))
         data = [place for place, value in enumerate(given) if value is not None and place not in self.settings]
         return bool(data) or self.fixed[0].dtype.kind in INTEGERS
 

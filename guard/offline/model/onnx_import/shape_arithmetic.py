@@ -6,7 +6,9 @@ Rule 1. The size of the batch stays a symbol: an array of sizes holds Python obj
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,16 @@ def transpose(node: Node, data: Sizes) -> Sizes:
 
 def reshape(_node: Node, data: Sizes, target: Sizes) -> Sizes:
     return data.reshape(stood_in(target))
+
+
+def flatten(node: Node, data: Sizes) -> Sizes:
+    axis = node.get("axis", 1)
+    axis += np.ndim(data) if axis < 0 else 0
+    return np.reshape(np.asarray(data, dtype=object), (math.prod(np.shape(data)[:axis]), -1))
+
+
+def tile(_node: Node, data: Sizes, repeats: Sizes) -> Sizes:
+    return np.tile(np.asarray(data, dtype=object), whole(repeats))
 
 
 def stood_in(sizes: Any) -> list[int]:
@@ -175,9 +187,33 @@ def span(node: Node, start: Sizes, end: Sizes, step: Sizes) -> Sizes:
     return sizes_of(range(*whole(limits)))
 
 
-def product(node: Node, data: Sizes, _axes: Any = None) -> Sizes:
-    total = math.prod(np.ravel(data).tolist())
-    return sizes_of([total]) if node.get("keepdims", 1) else np.asarray(total, dtype=object)
+def reduced(function: Callable[[Any, Any], Any], start: int | None = None) -> Callable[..., Sizes]:
+    """Return the operator that joins all sizes along its axes by a function of two."""
+
+    def run(node: Node, data: Sizes, axes: Any = None) -> Sizes:
+        given = node.get("axes") if axes is None else axes
+        if (given is None or not len(given)) and node.get("noop_with_empty_axes", 0):
+            return data
+        values = np.asarray(data, dtype=object)
+        along = {axis % values.ndim for axis in whole(given)} if given is not None else set(range(values.ndim))
+        for axis in sorted(along or range(values.ndim), reverse=True):
+            lines = np.moveaxis(values, axis, -1)
+            joined = np.empty(lines.shape[:-1], dtype=object)
+            for place in np.ndindex(joined.shape):
+                joined[place] = reduce(function, lines[place].tolist(), *(() if start is None else (start,)))
+            values = np.expand_dims(joined, axis) if node.get("keepdims", 1) else joined
+        return values
+
+    return run
+
+
+def written(node: Node, data: Sizes, index: Sizes, updates: Sizes) -> Sizes:
+    """Write whole numbers at fixed places of an array of such."""
+    if node.get("reduction", "none") != "none":
+        raise node.refuse(f"combines what it writes with what is there by {node.get('reduction')!r}")
+    found = np.array(data, dtype=object)
+    found[tuple(np.moveaxis(np.asarray(index).astype(np.int64), -1, 0))] = np.asarray(updates, dtype=object)
+    return found
 
 
 SIZES: Mapping[str, Callable[..., Sizes]] = {
@@ -189,6 +225,8 @@ SIZES: Mapping[str, Callable[..., Sizes]] = {
     "Slice": cut,
     "Transpose": transpose,
     "Reshape": reshape,
+    "Flatten": flatten,
+    "Tile": tile,
     "Cast": cast,
     "Identity": lambda _node, data: data,
     "Add": binary(lambda a, b: a + b),
@@ -216,5 +254,18 @@ SIZES: Mapping[str, Callable[..., Sizes]] = {
     "ConstantOfShape": filled,
     "Expand": expand,
     "Range": span,
-    "ReduceProd": product,
+    "ReduceProd": reduced(operator.mul, 1),
+    "ReduceSum": reduced(operator.add, 0),
+    "ReduceMax": reduced(max),
+    "ReduceMin": reduced(min),
+    "ScatterND": written,
 }
+
+
+def are_whole(values: Any) -> bool:
+    """Tell whether an operand, if there is one, is an array of whole numbers that no item moves."""
+    if values is None or has_rows(values):
+        return values is None
+    return all(
+        isinstance(value, int | np.integer) and not isinstance(value, bool) for value in np.ravel(values).tolist()
+    )

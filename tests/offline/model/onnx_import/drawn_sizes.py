@@ -84,8 +84,18 @@ def listed(writer: Writer, kind: str, value: str) -> str:
         begin, end, every = writer.one_of((0, 1, 1), (1, 2, 1), (-1, 9, 1), (2, -9, -2), (-3, -2, 2))
         some = writer.add(kind, [pair, *(writer.whole(number) for number in (begin, end, 0, every))])
         return writer.add("Gather", [some, writer.constant(np.asarray(0))], axis=0)
-    if kind == "ReduceProd":
-        return writer.add(kind, [pair], keepdims=0)
+    if kind in REDUCING:
+        return reduced(writer, kind, pair)
+    if kind == "ScatterND":  # writes one number over another
+        place = writer.constant(np.asarray([[writer.integer(0, 2)]]))
+        other = writer.add(kind, [pair, place, writer.whole(writer.integer(1, 9))])
+        return writer.add("Gather", [other, writer.constant(np.asarray(writer.integer(0, 2)))], axis=0)
+    if kind == "Flatten":
+        flat = writer.add(kind, [pair], axis=writer.one_of(0, 1, -1))
+        return writer.add("ReduceProd", [flat], keepdims=0)
+    if kind == "Tile":
+        tiled = writer.add(kind, [pair, writer.whole(2)])
+        return writer.add("Gather", [tiled, writer.constant(np.asarray(writer.integer(0, 5)))], axis=0)
     if kind == "Squeeze":
         return writer.add(kind, [row, writer.whole(0)] if writer.flag() else [row])
     if kind == "Reshape":
@@ -108,7 +118,35 @@ def listed(writer: Writer, kind: str, value: str) -> str:
     return writer.add("Gather", [pair, writer.constant(np.asarray(writer.integer(-3, 2)))], axis=0)
 
 
-LISTED = ("Concat", "Slice", "ReduceProd", "Squeeze", "Reshape", "Transpose", "Expand", "ConstantOfShape", "Range")
+def reduced(writer: Writer, kind: str, three: str) -> str:
+    """Join three numbers, or the lines of a table [2, 3] of them."""
+    if writer.flag():
+        return writer.add(kind, [three], keepdims=0)
+    table = writer.add("Reshape", [writer.add("Concat", [three, three], axis=0), writer.whole(2, 3)])
+    along, keepdims = writer.integer(0, 1), writer.integer(0, 1)
+    if kind == "ReduceSum":
+        lines = writer.add(kind, [table, writer.whole(along)], keepdims=keepdims)
+    else:
+        lines = writer.add(kind, [table], axes=[along], keepdims=keepdims)
+    flat = writer.add("Reshape", [lines, writer.whole(-1)])
+    return writer.add("Gather", [flat, writer.constant(np.asarray(writer.integer(0, 1)))], axis=0)
+
+
+REDUCING = ("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin")
+LISTED = (
+    "Concat",
+    "Slice",
+    *REDUCING,
+    "ScatterND",
+    "Flatten",
+    "Tile",
+    "Squeeze",
+    "Reshape",
+    "Transpose",
+    "Expand",
+    "ConstantOfShape",
+    "Range",
+)
 STEPS = (*TWO_OPERANDS, *COMPARING, *JOINING, *ON_REALS, "Abs", "Quotient", *LISTED, "If")
 
 

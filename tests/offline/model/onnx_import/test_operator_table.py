@@ -390,6 +390,7 @@ NUMBERS: dict[str, NDArray[Any]] = {
     "third": ints(2),
     "last": ints(-1),
     "pairs": ints(-1, 2),
+    "place": ints(1)[None],
     "half": np.float32(0.5),
 }
 SIZED: dict[str, list[onnx.NodeProto]] = {
@@ -422,7 +423,25 @@ SIZED |= {
     "Slice": sized("Slice", "sizes", "second", "third"),
     "Shape": sized("Shape", "sizes"),
     "Reshape": sized("Reshape", "height", "last"),
-    "ReduceProd": [helper.make_node("Slice", ["sizes", "second", "third"], ["part"]), *sized("ReduceProd", "part")],
+    **{
+        kind: [helper.make_node("Slice", ["sizes", "second", "third"], ["part"]), *sized(kind, "part")]
+        for kind in ("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin")
+    },
+    "Flatten": [
+        helper.make_node("Slice", ["sizes", "second", "last"], ["part"]),
+        helper.make_node("Flatten", ["part"], ["table"], axis=0),
+        *sized("ReduceProd", "table", keepdims=0),
+    ],
+    "Tile": [
+        helper.make_node("Slice", ["sizes", "second", "last"], ["part"]),
+        helper.make_node("Tile", ["part", "third"], ["twice"]),
+        *sized("ReduceSum", "twice", keepdims=0),
+    ],
+    "ScatterND": [
+        helper.make_node("Slice", ["sizes", "second", "last"], ["part"]),
+        helper.make_node("ScatterND", ["part", "place", "third"], ["other"]),
+        *sized("ReduceSum", "other", keepdims=0),
+    ],
     "Expand": sized("Expand", "height", "second"),
     "Concat": [
         helper.make_node("Concat", ["sizes", "second"], ["more"], axis=0),
