@@ -104,6 +104,28 @@ def test_half_of_the_items_must_agree_whatever_their_kinks_explain(program, kink
         check_parity("p", program, Told(told), kinked[0])
 
 
+@pytest.mark.parametrize(("further", "passes"), [(0.0, True), (10.0, True), (40.0, False)])
+def test_what_torch_itself_rounds_off_is_no_disagreement(program, kinked, monkeypatch, further, passes):
+    """A score that single precision misses by 5 of what is tolerated, on every item, as in a deep net that amplifies."""
+    wire, score = kinked[0], program.compared[1]
+    told = in_parts(program, wire)
+    tolerated = score.tolerated(program.split(told)[1])[:, None]
+    honest = Exact.outputs
+
+    def exact(self: Exact, unit: torch.Tensor) -> list[NDArray[np.float64]]:
+        found = honest(self, unit)
+        return [found[0], found[1] + 5 * tolerated[:1], found[2]]
+
+    monkeypatch.setattr(Exact, "outputs", exact)
+    told[1] = (told[1] - further * tolerated).astype(np.float32)
+    told[1][:20] += (1.5 * tolerated[:20]).astype(np.float32)
+    if passes:
+        assert len(check_parity("p", program, Told(told), wire).explained) >= 20
+    else:
+        with pytest.raises(ParityError, match="double precision"):
+            check_parity("p", program, Told(told), wire)
+
+
 def test_double_precision_is_another_program(program, kinked):
     """The served program stays in single precision, and the exact one agrees with it."""
     wire = kinked[0][KINKED:]

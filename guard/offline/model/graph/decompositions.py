@@ -102,6 +102,10 @@ def batch_norm(
     epsilon: float,
     *_: Any,
 ) -> Any:
+    if not isinstance(operand, fx.Node):  # a weight that is standardised, as in BiT: fixed
+        return writer.call(
+            aten.batch_norm.default, operand, weight, bias, mean, variance, bool(training), momentum, epsilon, False
+        )
     if training or mean is None:
         raise ModelError("a batch normalisation uses the batch's own statistics; call eval() before exporting")
     return writer.call(aten.batch_norm.default, operand, weight, bias, mean, variance, False, momentum, epsilon, False)
