@@ -106,7 +106,7 @@ def test_half_of_the_items_must_agree_whatever_their_kinks_explain(program, kink
 
 @pytest.mark.parametrize(("further", "passes"), [(0.0, True), (10.0, True), (40.0, False)])
 def test_what_torch_itself_rounds_off_is_no_disagreement(program, kinked, monkeypatch, further, passes):
-    """A score that single precision misses by 5 of what is tolerated, on every item, as in a deep net that amplifies."""
+    """A score that single precision misses by 5 of what is tolerated on every item, as a deep net does."""
     wire, score = kinked[0], program.compared[1]
     told = in_parts(program, wire)
     tolerated = score.tolerated(program.split(told)[1])[:, None]
