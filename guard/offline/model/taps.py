@@ -64,6 +64,7 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
             and node.target not in PADS
             and set(shape[2:]) != {1}
             and not feeds_activation(node)
+            and not puts_channels_last(node)
         ):
             stages[resolution(shape, graph)] = node
     known = [without_row(origin(node), graph) for node in hidden]
@@ -82,6 +83,19 @@ def is_map(node: fx.Node, graph: fx.Graph) -> bool:
     """
     axes = len(shape_of(node))
     return axes == 4 or (axes == 3 and takes_series(graph) and last_layer(node) in CONVOLUTIONS)
+
+
+def puts_channels_last(node: fx.Node) -> bool:
+    """Tell whether a node turns a map to [item, height, width, channel], or normalises the channels of such a map.
+
+    Averaged as if channels came second, the latter is the mean over what was brought to the mean 0: rounding alone,
+    where the layer's own weights are equal.
+    """
+    if len(shape_of(node)) != 4:
+        return False
+    if node.target is aten.permute.default:
+        return list(node.args[1]) == [0, 2, 3, 1]  # type: ignore[arg-type]
+    return node.target is aten.layer_norm.default and len(list(node.args[1])) == 1  # type: ignore[arg-type]
 
 
 def items_first(node: fx.Node) -> bool:

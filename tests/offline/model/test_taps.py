@@ -136,6 +136,31 @@ def test_a_branch_is_no_tap_but_where_branches_meet_is() -> None:
     assert shapes(classifier, (12,)) == [(3,), (5,)]
 
 
+class Downsampled(nn.Module):
+    """A convolution, channels normalised last as in ConvNeXt, another convolution, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.second = nn.Conv2d(1, 6, 2, 2), nn.LayerNorm(6), nn.Conv2d(6, 8, 2, 2)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        normal = self.norm(self.first(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return cast(Tensor, self.last(self.second(normal).relu().mean((2, 3))))
+
+
+def downsampled() -> nn.Module:
+    return Downsampled().eval()
+
+
+def test_no_tap_averages_what_was_brought_to_the_mean_zero() -> None:
+    """The mean over normalised channels is what rounding left; 4 x 4 places of 6 channels are read before or after."""
+    found = shapes(opened(f"{__name__}:downsampled", (1, 8, 8)), (1, 8, 8))
+    assert (4, 4, 6) not in found
+    assert (6, 4, 4) in found
+
+
 def test_the_test_networks_are_what_they_say() -> None:
     assert sum(parameter.numel() for parameter in networks.resnet20().parameters()) > 250_000
 
