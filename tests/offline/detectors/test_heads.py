@@ -284,6 +284,7 @@ LOWER_TAIL: frozenset[str] = frozenset()  # detectors whose paper calls small sc
 
 @BY_PART
 def test_a_planted_outlier_lands_in_the_tail_that_the_paper_names(name: str, kind: Kind) -> None:
+    assert name in OUTLIERS, f"OUTLIERS in tests/offline/detectors/test_heads.py wants a line for {name!r}"
     have = fitted(kind)
     found = auroc(score(have, name, have.clean), score(have, name, OUTLIERS[name](have)))
     assert (1 - found if name in LOWER_TAIL else found) > 0.8
