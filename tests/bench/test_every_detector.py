@@ -11,4 +11,7 @@ from guard.offline.job.second_settings import ASKING
 
 def test_it_lists_each_detector_that_asks_no_second_network(root: Path) -> None:
     recipe = load_recipe("every_detector", root / "tests/bench/every_detector.toml")
-    assert sorted(block["name"] for block in recipe.detectors) == sorted(set(DETECTORS) - set(ASKING))
+    listed = [block["name"] for block in recipe.detectors]
+    missing = sorted(set(DETECTORS) - set(ASKING) - set(listed))
+    assert not missing, f"tests/bench/every_detector.toml wants a [[detector]] block for each of {missing}"
+    assert sorted(listed) == sorted(set(DETECTORS) - set(ASKING))

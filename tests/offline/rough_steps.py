@@ -51,7 +51,8 @@ def faults(stated: Iterable[StandIn], served: Callable[..., Tensor], *inputs: Te
     slopes = [torch.zeros_like(point) for point in points]
     if output.requires_grad:
         slopes = list(torch.autograd.grad(output.sum(), points, materialize_grads=True))
-    moved = torch.stack([slope.flatten(1).abs().amax(dim=1) > 0 for slope in slopes])  # [input, item]
+    # [:, None]: an input may be one value an item
+    moved = torch.stack([slope[:, None].flatten(1).abs().amax(dim=1) > 0 for slope in slopes])  # [input, item]
     if not all(bool(slope.isfinite().all()) for slope in slopes):
         found.append("a derivative that is not finite")
     held = any("held" in one.derivative for one in stand_ins)

@@ -67,6 +67,7 @@ class Traits:
     kinds: Kinds = EVERY_KIND  # of input that it applies to
     ranges: tuple[str, ...] = ()  # settings that may be ranges [low, high]
     choices: tuple[str, ...] = ()  # settings that may be lists of values
+    draws_for_batch: bool = False  # at random and at once, so that an item's draw depends on its batch mates
     covers: bool = False  # its budget is the share of an item's pixels, steps or features that it covers
 
 

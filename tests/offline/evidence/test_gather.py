@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import captum.attr
@@ -17,9 +18,17 @@ from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.median import Median
 from guard.offline.evidence.gather import Gather, distinct
 from guard.offline.evidence.kinds.gradients import InputGradient, Noise, NoisedGradients
-from guard.offline.evidence.kinds.plain import ChannelAttribution, Image, Latent, Logits, pooled
+from guard.offline.evidence.kinds.plain import (
+    ChannelAttribution,
+    Image,
+    Latent,
+    Logits,
+    PlainAnswers,
+    PlainNeed,
+    pooled,
+)
 from guard.offline.evidence.kinds.variants import DenoisedLogits, SteeredLogits
-from guard.offline.evidence.needs import Evidence, Need
+from guard.offline.evidence.needs import Need
 from guard.offline.evidence.onnx_gather import CompiledGather, agree
 from guard.offline.evidence.steering import Critical, Steer, Steering, Strength
 from guard.offline.model.classifier import Classifier
@@ -78,11 +87,6 @@ def passes(needs: Sequence[Need], items: int = 20) -> list[int]:
 
 def flat(lists: Sequence[Sequence[Need]]) -> list[Need]:
     return [need for one in lists for need in one]
-
-
-def close(a: Evidence, b: Evidence, index: Any) -> None:
-    for need, value in a.items():
-        torch.testing.assert_close(value, b[need][index], rtol=1e-4, atol=1e-5)
 
 
 SHARING = (
@@ -301,18 +305,41 @@ def test_pooling() -> None:
 # An item depends on itself alone.
 
 
+def dependent(classifier: Classifier, needs: Sequence[Need], x: Tensor) -> list[str]:
+    """The needs whose evidence of an item changes with the items beside it, or with its place among them."""
+    gather, found = Gather(classifier, needs), set()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    parts = [*torch.arange(len(x)).split(7), torch.tensor([3]), order]
+    with torch.no_grad():
+        whole = gather(x)
+        for index in parts:
+            for need, value in gather(x[index]).items():
+                if not torch.allclose(value, whole[need][index], rtol=1e-4, atol=1e-5):
+                    found.add(repr(need))
+    return sorted(found)
+
+
 @BY_KIND
 def test_an_item_does_not_depend_on_its_batch(kind: Kind) -> None:
     have = fitted(kind)
-    gather = Gather(have.classifier, needs_of(have.classifier))
-    x = have.inputs[:21]
-    with torch.no_grad():
-        whole = gather(x)
-        for start in range(0, 21, 7):
-            close(gather(x[start : start + 7]), whole, slice(start, start + 7))
-        close(gather(x[3:4]), whole, slice(3, 4))
-        order = torch.randperm(21, generator=torch.Generator().manual_seed(0))
-        close(gather(x[order]), whole, order)
+    listed = flat([detector.needs for detector in have.detectors.values()])
+    assert listed
+    for needs in (needs_of(have.classifier), listed):
+        assert dependent(have.classifier, needs, have.inputs[:21]) == []
+
+
+@dataclass(frozen=True)
+class LessHalfTheMean(PlainNeed):
+    """Fault to be found: logits less half of what the batch has on average."""
+
+    def read(self, plain: PlainAnswers) -> Tensor:
+        return plain.logits - plain.logits.mean(dim=0) / 2
+
+
+@BY_KIND
+def test_evidence_that_depends_on_the_batch_is_named(kind: Kind) -> None:
+    classifier, x = fitted(kind).classifier, fitted(kind).inputs[:21]
+    assert dependent(classifier, [Logits(), LessHalfTheMean()], x) == ["LessHalfTheMean()"]
 
 
 @BY_KIND

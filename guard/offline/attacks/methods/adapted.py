@@ -22,7 +22,7 @@ class Apgd:
 
     name: ClassVar[str] = "apgd"
     family: ClassVar[Family] = Family.HIGH_CONFIDENCE
-    traits: ClassVar[Traits] = Traits(package="pyautoattack")
+    traits: ClassVar[Traits] = Traits(package="pyautoattack", draws_for_batch=True)
 
     budget: float
     norm: Norm = "linf"
@@ -61,7 +61,7 @@ class Square:
 
     name: ClassVar[str] = "square"
     family: ClassVar[Family] = Family.QUERY
-    traits: ClassVar[Traits] = Traits(asks="answers", package="pyautoattack", kinds=ONLY_IMAGES)
+    traits: ClassVar[Traits] = Traits(asks="answers", package="pyautoattack", kinds=ONLY_IMAGES, draws_for_batch=True)
 
     budget: float
     norm: Norm = "linf"
@@ -116,7 +116,7 @@ class HopSkipJump:
     family: ClassVar[Family] = Family.QUERY
     norm: ClassVar[Measure] = "l2"
     budget: ClassVar[float | None] = None
-    traits: ClassVar[Traits] = Traits(asks="answers", package="foolbox")
+    traits: ClassVar[Traits] = Traits(asks="answers", package="foolbox", draws_for_batch=True)
 
     queries: int = 5000
     evaluations: int = 100
@@ -142,7 +142,7 @@ class Boundary:
     family: ClassVar[Family] = Family.QUERY
     norm: ClassVar[Measure] = "l2"
     budget: ClassVar[float | None] = None
-    traits: ClassVar[Traits] = Traits(asks="answers", package="foolbox")
+    traits: ClassVar[Traits] = Traits(asks="answers", package="foolbox", draws_for_batch=True)
 
     queries: int = 5000
 

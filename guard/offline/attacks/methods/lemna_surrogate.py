@@ -99,7 +99,7 @@ class LemnaSurrogate:
 
     name: ClassVar[str] = "lemna_surrogate"
     family: ClassVar[Family] = Family.QUERY
-    traits: ClassVar[Traits] = Traits(asks="answers")
+    traits: ClassVar[Traits] = Traits(asks="answers", draws_for_batch=True)
 
     budget: float
     norm: Norm = "linf"

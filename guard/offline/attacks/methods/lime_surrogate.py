@@ -67,7 +67,7 @@ class LimeSurrogate:
 
     name: ClassVar[str] = "lime_surrogate"
     family: ClassVar[Family] = Family.QUERY
-    traits: ClassVar[Traits] = Traits(asks="answers")
+    traits: ClassVar[Traits] = Traits(asks="answers", draws_for_batch=True)
 
     budget: float
     norm: Norm = "linf"

@@ -118,7 +118,7 @@ class Patch:
     name: ClassVar[str] = "patch"
     family: ClassVar[Family] = Family.PATCH
     norm: ClassVar[Measure] = "l0"
-    traits: ClassVar[Traits] = Traits(learns=True, ranges=("budget",), covers=True)
+    traits: ClassVar[Traits] = Traits(learns=True, ranges=("budget",), draws_for_batch=True, covers=True)
 
     budget: Amount  # share of an item's pixels, steps or features that it covers at most
     smallest: float = 0.8  # share of the largest side that a patch may shrink to

@@ -48,7 +48,7 @@ class Rfgsm:
     name: ClassVar[str] = "rfgsm"
     family: ClassVar[Family] = Family.SINGLE_STEP
     norm: ClassVar[Measure] = "linf"
-    traits: ClassVar[Traits] = Traits(ranges=("budget",))
+    traits: ClassVar[Traits] = Traits(ranges=("budget",), draws_for_batch=True)
 
     budget: Amount
     random_share: float = 0.5

@@ -72,7 +72,7 @@ class SmoothGrad:
 
     name: ClassVar[str] = "smoothgrad"
     family: ClassVar[Family] = Family.HIGH_CONFIDENCE
-    traits: ClassVar[Traits] = Traits(ranges=("budget", "step_size"))
+    traits: ClassVar[Traits] = Traits(ranges=("budget", "step_size"), draws_for_batch=True)
 
     budget: Amount
     norm: Norm = "linf"

@@ -198,7 +198,7 @@ class TabularEvasion:
 
     name: ClassVar[str] = "tabular_evasion"
     family: ClassVar[Family] = Family.QUERY
-    traits: ClassVar[Traits] = Traits(asks="answers", features=True, kinds=OF_FEATURES)
+    traits: ClassVar[Traits] = Traits(asks="answers", features=True, kinds=OF_FEATURES, draws_for_batch=True)
     norm: ClassVar[Measure] = "none"  # what bounds it is a cost
     budget: ClassVar[float | None] = None
 
