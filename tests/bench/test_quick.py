@@ -21,6 +21,7 @@ QUICK = {
     "forest": ("--forest",),
     "kinds": ("series",),
     "off_recipe": (),
+    "operators": (),
     "queries": (),
     "recalibration": (),
     "repair": (),

@@ -21,6 +21,7 @@ from torch import fx
 from guard.errors import ModelError
 from guard.offline.model.gradient.coverage import without_adjoint
 from guard.offline.model.onnx_export.export import lower
+from guard.offline.model.onnx_import.graph_node import OTHERWISE, WITH_OTHERS
 from guard.offline.model.onnx_import.importer import (
     AGREEMENT_TOLERANCE,
     COMPARED_ITEMS,
@@ -52,7 +53,7 @@ def in_known_operators(graph: fx.GraphModule, box: ValueBox) -> fx.GraphModule:
             written = single_path(imported.program)
             check_import(imported, written, box)
         except ModelError as error:
-            said = str(error).replace(str(file), "the file")
+            said = str(error).replace(str(file), "the file").replace(OTHERWISE, WITH_OTHERS)
             raise ModelError(
                 f"{missing[0]} has no adjoint; written as ONNX the model is refused, too: {said}"
             ) from error

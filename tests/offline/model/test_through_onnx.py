@@ -57,9 +57,16 @@ def sizes_and_masks(x: Tensor) -> Tensor:
     return x.masked_fill(PLACES, 0.2) * mask + functional.normalize(x, dim=1)[:, torch.tensor([3, 0, 1, 5, 4, 2])]
 
 
+def powers_and_sums(x: Tensor) -> Tensor:
+    powers = torch.tensor([0.5, 1, 2, 3, 1, 2]).view(6, 1, 1)
+    x = torch.exp2(x) + torch.pow(x.abs() + 0.1, powers) + x.cumsum(1)
+    return torch.logsumexp(x, 1) + (1 + 0.1 * x).prod(1) + x[:, 0].tril() + x[:, 1].triu(1)
+
+
 MODELS: dict[str, tuple[Function, int]] = {
     "parts written in place": (shifted_in_time, 6 * 64),
     "operators that only ONNX's table has": (many_others, 12 * 12),
+    "powers, sums and triangles": (powers_and_sums, 64),
     "a mask filled in place, an index, a norm": (sizes_and_masks, 6 * 64),
 }
 
@@ -94,3 +101,21 @@ def test_what_onnx_does_not_have_either_is_named(tmp_path: Path) -> None:
     exported(torch.special.bessel_j0, 6 * 64, tmp_path / "model.pt2")
     with pytest.raises(ModelError, match=r"special_bessel_j0.* has no adjoint; written as ONNX the model is refused"):
         open_model(Source(str(tmp_path / "model.pt2"), SHAPE))
+
+
+def spectrum(x: Tensor) -> Tensor:
+    return torch.fft.rfft2(x).abs()
+
+
+def sorted_channels(x: Tensor) -> Tensor:
+    return x.sort(1).values
+
+
+@pytest.mark.parametrize(("function", "width", "named"), [(spectrum, 6 * 40, "fft"), (sorted_channels, 384, "TopK")])
+def test_a_refusal_names_the_operator_and_does_not_send_back_to_the_same_file(
+    function: Function, width: int, named: str, tmp_path: Path
+) -> None:
+    exported(function, width, tmp_path / "model.pt2")
+    with pytest.raises(ModelError, match=named) as caught:
+        open_model(Source(str(tmp_path / "model.pt2"), SHAPE))
+    assert "that the file came from" not in str(caught.value)

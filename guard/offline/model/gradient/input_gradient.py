@@ -26,6 +26,7 @@ from guard.offline.model.gradient.rules import (
     pointwise,
     separable,
     shape,
+    trigonometric,
 )
 from guard.offline.model.gradient.tape import Rule, Tape, batched
 from guard.offline.model.graph.assemble import finished
@@ -47,6 +48,7 @@ ADJOINTS: Adjoints = {
     **matrix.RULES,
     **normalisation.RULES,
     **shape.RULES,
+    **trigonometric.RULES,
 }
 
 
@@ -155,7 +157,9 @@ def live(graph: fx.Graph) -> frozenset[fx.Node]:
 def is_step(node: fx.Node) -> bool:
     """Tell whether a node holds whole numbers or truth, compares or casts to them: it passes no gradient on."""
     value = node.meta.get("val")
-    if isinstance(value, torch.SymInt) or (isinstance(value, Tensor) and not value.is_floating_point()):
+    if isinstance(value, torch.SymInt):
+        return True
+    if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
         return True
     if node.target in COMPARISONS:
         return True

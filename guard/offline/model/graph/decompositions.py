@@ -250,6 +250,30 @@ def pad_by(mode: str) -> Callable[..., Any]:
     return padded
 
 
+def hstack(writer: GraphWriter, operands: Sequence[Any]) -> Any:
+    """Join along the second axis, since the first of a batched model is the items."""
+    return writer.call(aten.cat.default, list(operands), 1)
+
+
+def diagonal(writer: GraphWriter, operand: Any, offset: int = 0, axis: int = 0, other: int = 1) -> Any:
+    """Write a diagonal as a look-up in its two axes, moved to the end and joined."""
+    rank = len(operand.meta["val"].shape)
+    height, width = static(operand, axis, other)
+    order = [place for place in range(rank) if place not in (axis % rank, other % rank)]
+    moved = writer.call(aten.permute.default, operand, [*order, axis % rank, other % rank])
+    numbers = torch.arange(height * width).reshape(height, width).diagonal(offset).clone()
+    return writer.call(aten.index_select.default, writer.call(aten.flatten.using_ints, moved, -2, -1), -1, numbers)
+
+
+def randomised_relu(
+    writer: GraphWriter, operand: Any, low: float = 1 / 8, high: float = 1 / 3, training: Any = 0, *_: Any
+) -> Any:
+    """Write a leaky ReLU whose slope was drawn while the model learned, with the mean slope."""
+    if training:
+        raise ModelError("the model was exported in training mode (rrelu draws its slopes); call eval() before")
+    return writer.call(aten.leaky_relu.default, operand, (low + high) / 2)
+
+
 SPELLINGS: Mapping[OpOverload, Callable[..., Any]] = {
     aten.dropout.default: dropout,
     aten.feature_dropout.default: dropout,
@@ -270,6 +294,9 @@ SPELLINGS: Mapping[OpOverload, Callable[..., Any]] = {
     aten.native_layer_norm.default: native_layer_norm,
     aten.scaled_dot_product_attention.default: attention,
     aten.max_pool2d_with_indices.default: max_pool_with_indices,
+    aten.hstack.default: hstack,
+    aten.diagonal.default: diagonal,
+    aten.rrelu.default: randomised_relu,
     aten.avg_pool2d.default: average_pool,
     aten.adaptive_max_pool2d.default: adaptive_max_pool,
     aten.split_with_sizes.default: split_with_sizes,

@@ -77,7 +77,10 @@ def lower(
     clipped_steps_as_hard_sigmoids(model.graph)
     means_as_pools(model.graph)
     enter_blocks(model.graph)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"torch's exporter writes an ONNX file that is not valid: {cause_of(error)}") from error
     return model
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from guard.errors import ModelError
 
-OTHERWISE = "hand over the .pt2 or module:factory that the file came from, or export this part with other operators"
+WITH_OTHERS = "write this part with other operators"
+OTHERWISE = f"{WITH_OTHERS}, or try the .pt2 or module:factory that the file came from"
 Condition = tuple[str, bool]  # a tensor's name, and what it must be
 
 

@@ -23,6 +23,7 @@ from guard.axes import CHANNELS_LAST, axes_of, in_layout, to_wire
 from guard.errors import ModelError
 from guard.manifest import DATATYPES
 from guard.offline.model.onnx_import.graph import Graph, read_graph
+from guard.offline.model.onnx_import.graph_node import OTHERWISE
 from guard.offline.model.onnx_import.layout import channel_first
 from guard.offline.model.onnx_import.replay import Replay
 from guard.offline.model.onnx_import.series_layout import series_layout
@@ -195,7 +196,7 @@ def disagreement(
     return (
         f"was imported wrongly: outputs differ from ONNX Runtime's by {error:.1e} of their size, at most "
         f"{AGREEMENT_TOLERANCE:g}: output {at} of noise item {item} is {values[0]}, in ONNX Runtime {values[1]}. "
-        "Hand over the .pt2 or module:factory that it came from"
+        f"To go on: {OTHERWISE}"
     )
 
 

@@ -14,7 +14,7 @@ from guard.offline.model.onnx_import.operators_einsum import EINSUM
 from guard.offline.model.onnx_import.operators_layers import LAYERS, linear
 from guard.offline.model.onnx_import.operators_ml import MACHINE_LEARNING
 from guard.offline.model.onnx_import.operators_places import PLACES
-from guard.offline.model.onnx_import.operators_pointwise import POINTWISE
+from guard.offline.model.onnx_import.operators_pointwise import POINTWISE, power_of_fixed
 from guard.offline.model.onnx_import.operators_pools import POOLS
 from guard.offline.model.onnx_import.operators_recurrent import RECURRENT
 from guard.offline.model.onnx_import.operators_shapes import SHAPES
@@ -37,6 +37,7 @@ SETTINGS: Mapping[str, tuple[int, ...]] = {
     f"{ML}ArrayFeatureExtractor": (1,),
     "Clip": (1, 2),
     "ConstantOfShape": (0,),
+    "CumSum": (1,),
     "Dropout": (1, 2),
     "Expand": (1,),
     "GRU": (4,),
@@ -48,7 +49,10 @@ SETTINGS: Mapping[str, tuple[int, ...]] = {
     "Pad": (1, 2, 3),
     "Pow": (1,),
     "RNN": (4,),
+    "ReduceL1": (1,),
     "ReduceL2": (1,),
+    "ReduceLogSum": (1,),
+    "ReduceLogSumExp": (1,),
     "ReduceMax": (1,),
     "ReduceMean": (1,),
     "ReduceMin": (1,),
@@ -63,6 +67,7 @@ SETTINGS: Mapping[str, tuple[int, ...]] = {
     "Split": (1,),
     "Squeeze": (1,),
     "Tile": (1,),
+    "Trilu": (1,),
     "Unsqueeze": (1,),
     "Upsample": (1,),
 }
@@ -80,6 +85,8 @@ def operator_of(node: Node, graph: Graph) -> Operator | None:
     """Return the operator of a node; None for one that is not in the table, or only among sizes."""
     if node.kind == "MatMul" and getattr(graph.constants.get(node.inputs[1]), "ndim", 0) == 2:
         return Operator(linear)
+    if node.kind == "Pow" and node.inputs[0] in graph.constants and node.inputs[1] not in graph.constants:
+        return Operator(power_of_fixed, (0,))
     function = FUNCTIONS.get(node.kind)
     return None if function is None else Operator(function, SETTINGS.get(node.kind, ()))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,6 +15,8 @@ from torch.nn import functional
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_pools import as_image, padded, window
 from guard.offline.model.onnx_import.shape_arithmetic import is_symbol, whole
+
+aten = torch.ops.aten
 
 
 def convolution(node: Node, image: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -141,6 +146,46 @@ def minimum(node: Node, x: Tensor, axes: Any = None) -> Tensor:
     return -maximum(node, -x, axes)
 
 
+def magnitudes(node: Node, x: Tensor, axes: Any = None) -> Tensor:
+    return total(node, torch.abs(x), axes)
+
+
+def log_sum(node: Node, x: Tensor, axes: Any = None) -> Tensor:
+    return torch.log(total(node, x, axes))
+
+
+def log_sum_exp(node: Node, x: Tensor, axes: Any = None) -> Tensor:
+    """Compute log(sum(exp(x))), with the largest of each sum taken out of it, so that none overflows."""
+    found = axes_of(node, x, axes)
+    if not found:
+        return x
+    top = maximum(replace(node, attributes={**node.attributes, "keepdims": 1}), x, axes).detach()
+    sums = torch.log(torch.exp(x - top).sum(found, keepdim=True)) + top
+    return sums if node.get("keepdims", 1) else sums.squeeze(found)
+
+
+def product_along(node: Node, x: Tensor, axes: Any = None) -> Tensor:
+    """Compute a product of all numbers along axes, halves times halves."""
+    found = axes_of(node, x, axes)
+    for axis in found:
+        while (length := int(x.shape[axis])) > 1:
+            half = length // 2
+            pairs = aten.slice.Tensor(x, axis, 0, half) * aten.slice.Tensor(x, axis, half, 2 * half)
+            x = torch.cat([pairs, aten.slice.Tensor(x, axis, 2 * half, length)], axis) if length % 2 else pairs
+    return x if node.get("keepdims", 1) else functools.reduce(torch.squeeze, reversed(found), x)
+
+
+def running_sum(node: Node, x: Tensor, axis: Any) -> Tensor:
+    """Compute sums of all numbers up to each along an axis, as a product with a triangle of ones."""
+    (place,) = axes_of(node, x, np.ravel(axis))
+    if is_symbol(x.shape[place]):
+        raise node.refuse("sums up over the items of a batch", "export the model in evaluation mode")
+    length = int(x.shape[place])
+    triangle = torch.ones(length, length).tril(-1 if node.get("exclusive", 0) else 0)
+    triangle = triangle if node.get("reverse", 0) else triangle.t()
+    return torch.matmul(x.transpose(place, -1), triangle.contiguous()).transpose(place, -1)
+
+
 def argmax(node: Node, x: Tensor) -> Tensor:
     if node.get("select_last_index", 0):
         raise node.refuse("selects the last of equal maxima")
@@ -156,12 +201,17 @@ LAYERS: dict[str, Any] = {
     "GroupNormalization": group_norm,
     "InstanceNormalization": instance_norm,
     "LayerNormalization": layer_norm,
+    "CumSum": running_sum,
     "LogSoftmax": log_softmax,
     "MatMul": product,
+    "ReduceL1": magnitudes,
     "ReduceL2": length,
+    "ReduceLogSum": log_sum,
+    "ReduceLogSumExp": log_sum_exp,
     "ReduceMax": maximum,
     "ReduceMean": mean,
     "ReduceMin": minimum,
+    "ReduceProd": product_along,
     "ReduceSum": total,
     "ReduceSumSquare": squares,
     "Softmax": softmax,

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,6 +14,8 @@ from torch.nn import functional
 from guard.offline.model.onnx_import.graph_node import Node
 
 Operator = Callable[..., Any]
+MAX_POWERS = 8
+POSITIVE = "write it with a positive base"
 TYPES = {
     1: torch.float32,
     2: torch.uint8,
@@ -89,9 +92,22 @@ def swish(node: Node, x: Tensor) -> Tensor:
 
 
 def power(node: Node, x: Tensor, exponent: Any) -> Tensor:
-    if exponent.size != 1:
-        raise node.refuse("raises each number to a power of its own")
-    return torch.pow(x, float(exponent.item()))
+    """Raise to a fixed power, or to a few: each number to its own, and the others stay 1 there."""
+    if exponent.size == 1:
+        return torch.pow(x, float(exponent.item()))
+    powers = np.unique(exponent)
+    if powers.size > MAX_POWERS:
+        raise node.refuse(f"raises to {powers.size} different powers; at most {MAX_POWERS} are written out")
+    one = torch.ones_like(x)
+    raised = [torch.pow(torch.where(torch.from_numpy(exponent == p), x, one), float(p)) for p in powers]
+    return functools.reduce(torch.mul, raised)
+
+
+def power_of_fixed(node: Node, base: Any, exponent: Tensor) -> Tensor:
+    """Raise positive constants to a power that is computed: exp(exponent * log(base))."""
+    if not (base > 0).all():
+        raise node.refuse("raises a constant that is not positive to a power of the input", POSITIVE)
+    return torch.exp(exponent * torch.from_numpy(np.asarray(np.log(base), np.float32)))
 
 
 def divide(_node: Node, left: Any, right: Any) -> Any:
@@ -138,7 +154,15 @@ def choose(_node: Node, condition: Tensor, left: Any, right: Any) -> Tensor:
 
 POINTWISE: dict[str, Operator] = {
     "Abs": unary(torch.abs),
+    "Acos": unary(torch.acos),
+    "Acosh": unary(torch.acosh),
+    "Asin": unary(torch.asin),
+    "Asinh": unary(torch.asinh),
+    "Atan": unary(torch.atan),
+    "Atanh": unary(torch.atanh),
     "Ceil": unary(torch.ceil),
+    "Cos": unary(torch.cos),
+    "Cosh": unary(torch.cosh),
     "Erf": unary(torch.erf),
     "Exp": unary(torch.exp),
     "Floor": unary(torch.floor),
@@ -152,9 +176,12 @@ POINTWISE: dict[str, Operator] = {
     "Round": unary(torch.round),
     "Sigmoid": unary(torch.sigmoid),
     "Sign": unary(torch.sign),
+    "Sin": unary(torch.sin),
+    "Sinh": unary(torch.sinh),
     "Softplus": unary(functional.softplus),
     "Softsign": unary(lambda x: x / (1.0 + torch.abs(x))),
     "Sqrt": unary(torch.sqrt),
+    "Tan": unary(torch.tan),
     "Tanh": unary(torch.tanh),
     "Elu": lambda node, x: functional.elu(x, node.get("alpha", 1.0)),
     "Gelu": lambda node, x: functional.gelu(x, approximate=node.get("approximate", "none")),

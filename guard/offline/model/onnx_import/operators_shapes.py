@@ -210,6 +210,15 @@ def space_to_depth(node: Node, x: Tensor) -> Tensor:
     return parts.reshape(-1, channels * size**2, height // size, width // size)
 
 
+def triangle(node: Node, x: Tensor, diagonal: Any = None) -> Tensor:
+    """Keep one triangle of the last two axes, and write zeros in the other."""
+    if any(is_symbol(size) for size in x.shape[-2:]):
+        raise crosses_items(node)
+    kept = torch.ones(int(x.shape[-2]), int(x.shape[-1]), dtype=torch.bool)
+    shift = 0 if diagonal is None else int(np.ravel(diagonal)[0])
+    return torch.where(kept.triu(shift) if node.get("upper", 1) else kept.tril(shift), x, torch.zeros_like(x))
+
+
 def filled(node: Node, sizes: Any) -> Tensor:
     """Return a tensor of these sizes filled with the node's value, by default 0."""
     value = node.get("value")
@@ -232,5 +241,6 @@ SHAPES: dict[str, Any] = {
     "Squeeze": squeeze,
     "Tile": tile,
     "Transpose": transpose,
+    "Trilu": triangle,
     "Unsqueeze": unsqueeze,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.errors import ModelError
-from guard.offline.model.onnx_import.graph_node import Node
+from guard.offline.model.onnx_import.graph_node import WITH_OTHERS, Node
 
 ML = "ai.onnx.ml."
 
@@ -123,6 +123,10 @@ def missing(node: Node, known: int) -> ModelError:
     if domain:
         return node.refuse(
             f"an operator of the domain {domain!r}, which ONNX does not define",
-            "export that part with operators of ONNX's own, or hand over the .pt2 or module:factory",
+            "export that part with operators of ONNX's own",
         )
-    return node.refuse(f"an operator that the importer does not know; it knows {known}")
+    return node.refuse(
+        f"an operator that the importer does not know; it knows {known}",
+        f"{WITH_OTHERS}, or let a student be distilled from the model's answers: --answers FILE in the place of "
+        "--model FILE",
+    )

@@ -15,6 +15,7 @@ Drawing = Callable[[Any], Drawn]  # what hypothesis' `composite` makes a strateg
 
 PLAIN = (
     *("Abs", "Ceil", "Erf", "Exp", "Floor", "HardSwish", "Identity", "Log", "Mish", "Neg", "Reciprocal", "Relu"),
+    *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cos", "Cosh", "Sin", "Sinh", "Tan"),
     *("Round", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Tanh"),
 )
 SCALED = {  # operator -> its attributes, of which each is given or left out
@@ -31,7 +32,18 @@ ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 FOLDED = ("Max", "Min", "Sum")
 BY_INPUT = {"ReduceSum": 13}  # the operator set from which axes are an operand; 18 for the others
-REDUCTIONS = ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare")
+REDUCTIONS = (
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceProd",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceSum",
+    "ReduceSumSquare",
+)
 
 
 def begin(draw: Any, kind: str, **settings: Any) -> Writer:
@@ -198,6 +210,19 @@ def argmax(draw: Any) -> Drawn:
     return writer.end(writer.add("ArgMax", ["input"], select_last_index=last, **settings), TensorProto.INT64)
 
 
+def running_sum(draw: Any) -> Drawn:
+    writer = Writer.begin(draw, opsets=(11, 14, 20))
+    axis = writer.constant(np.asarray(writer.axis(), np.int64))
+    settings = {name: writer.one_of(None, 0, 1) for name in ("exclusive", "reverse")}
+    return writer.end(writer.add("CumSum", ["input", axis], **settings))
+
+
+def triangle(draw: Any) -> Drawn:
+    writer = Writer.begin(draw, opsets=(14, 20))
+    shift = writer.constant(np.asarray(writer.integer(-2, 2), np.int64)) if writer.flag() else None
+    return writer.end(writer.add("Trilu", ["input", shift], upper=writer.one_of(None, 0, 1)))
+
+
 def softmax(kind: str) -> Drawing:
     def drawn(draw: Any) -> Drawn:
         writer = Writer.begin(draw, opsets=(9, 11, 13))
@@ -219,10 +244,12 @@ DRAWINGS: dict[str, Drawing] = {
     "ArgMax": argmax,
     "Cast": cast,
     "Clip": clip,
+    "CumSum": running_sum,
     "Dropout": dropout,
     "Gelu": gelu,
     "Not": negation,
     "PRelu": prelu,
     "Pow": power,
+    "Trilu": triangle,
     "Where": where,
 }

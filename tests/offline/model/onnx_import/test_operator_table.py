@@ -72,6 +72,7 @@ POINTWISE = [
     ),
     *(op(kind) for kind in ("Relu", "Round", "Sigmoid", "Sign", "Softplus", "Softsign", "Tanh")),
     *(op(kind, positive=True) for kind in ("Log", "Sqrt")),
+    *(op(kind) for kind in ("Asinh", "Atan", "Cos", "Cosh", "Sin", "Sinh", "Tan")),
     *(op(kind, CHANNELS) for kind in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "PRelu")),
     op("Max", CHANNELS, noise(1), note="of three"),
     op("Sub", CHANNELS, first=False, note="from a constant"),
@@ -93,6 +94,9 @@ POINTWISE = [
     op("Clip", min=0.0, max=6.0, opset=7, note="by attributes"),
     op("Pow", np.float32(2)),
     op("Pow", np.float32(0.5), positive=True, note="one half"),
+    op("Pow", np.asarray([0.5, 2, 2, 3], np.float32).reshape(4, 1, 1), positive=True, note="by channel"),
+    op("Pow", np.asarray([0.5, 2, 1, 3], np.float32).reshape(4, 1, 1), first=False, note="of a constant"),
+    op("Pow", np.float32(2), first=False, note="of two"),
     op("Dropout", np.float32(0.5)),
     op("Cast", to=TensorProto.DOUBLE),
 ]
@@ -123,6 +127,13 @@ LAYERS = [
     op("LogSoftmax", axis=-1),
     *(op(kind, ints(2, 3), keepdims=0) for kind in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")),
     op("ReduceSumSquare", ints(-1)),
+    op("ReduceL1", ints(-1)),
+    op("ReduceLogSum", ints(-1, 1), positive=True),
+    op("ReduceLogSumExp", ints(1, 3)),
+    op("ReduceLogSumExp", ints(2), keepdims=0, note="without the axis"),
+    op("ReduceProd", ints(3, 1), keepdims=0),
+    op("CumSum", np.asarray(1)),
+    op("CumSum", np.asarray(-1), exclusive=1, reverse=1, note="from behind"),
     op("ReduceMax", ints(1), note="of channels"),
     op("ReduceMean", axes=[1], opset=17, note="by attribute"),
     op("ReduceSum", noop_with_empty_axes=1, note="of nothing"),
@@ -205,6 +216,8 @@ SHAPES = [
     op("Tile", ints(1, 1, 2, 1)),
     op("Tile", ints(1, 3, 1, 1), shape=(1, 6, 5), note="of one"),
     op("Transpose", perm=[0, 2, 3, 1]),
+    op("Trilu"),
+    op("Trilu", np.asarray(-1), upper=0, note="the lower"),
     op("Unsqueeze", ints(1, -1)),
     op("Unsqueeze", axes=[2], opset=11, note="by attribute"),
 ]
@@ -253,6 +266,17 @@ def graph_of(case: Case) -> onnx.ModelProto:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_an_operator_gives_what_onnx_runtime_gives(case: Case, tmp_path: Path) -> None:
     compare(graph_of(case), tmp_path, case.shape, positive=case.positive)
+
+
+@pytest.mark.parametrize("kind", ["Acos", "Acosh", "Asin", "Atanh"])
+def test_inverses_within_what_they_are_defined_for(kind: str, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Sigmoid", ["input"], ["between"]),
+        helper.make_node("Sub" if kind != "Acosh" else "Add", ["between", "shift"], ["moved"]),
+        helper.make_node(kind, ["moved"], ["output"]),
+    ]
+    constants = {"shift": np.float32(1.1 if kind == "Acosh" else 0.4)}
+    compare(model_of(nodes, constants, ["item", *IMAGE]), tmp_path, IMAGE)
 
 
 # Comparisons and choices end in numbers again.
@@ -533,7 +557,7 @@ def test_how_many_numbers_an_item_has(tmp_path: Path) -> None:
 def test_the_list_is_the_table() -> None:
     elsewhere = {"And", "Or", "Not", "Where", "Attention", "ConstantOfShape", "Shape", "Size"}
     elsewhere |= {*PLACES, *RECURRENT, *MACHINE_LEARNING, *CATEGORIES}  # have files of their own
-    elsewhere |= {"Einsum", "IsInf", "IsNaN", "Xor"}
+    elsewhere |= {"Einsum", "IsInf", "IsNaN", "Xor", "Acos", "Acosh", "Asin", "Atanh"}
     elsewhere |= {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
     assert {case.kind for case in CASES} | elsewhere == set(FUNCTIONS)
     assert {*SIZED, "ConstantOfShape"} == set(SIZES)
@@ -593,7 +617,7 @@ def test_a_missing_operator_is_named_with_its_node(tmp_path: Path) -> None:
         (op("Dropout", np.float32(0.5), np.asarray(True)), "still drops out"),
         (op("BatchNormalization", SCALE, SHIFT, SHIFT, SCALE, training_mode=1), "the batch's own statistics"),
         (op("Gather", ints(0), axis=0), r"across the items of a batch.*example\.contiguous\(\)"),
-        (op("Pow", noise(4, 1, 1)), "a power of its own"),
+        (op("Pow", noise(4, 6, 1)), "raises to 24 different powers; at most 8"),
         (op("Add", noise(3, 1)), r"Add \(output\) cannot be computed on a tensor \[.*and a constant"),
     ],
     ids=str,

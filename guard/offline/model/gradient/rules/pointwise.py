@@ -174,6 +174,11 @@ def negative(gradient: Tensor) -> Tensor:
     return -gradient
 
 
+def remainder(gradient: Tensor, _divisor: float) -> Tensor:
+    """Return the gradient through what a division by a fixed number leaves, whose slope is 1 but for its jumps."""
+    return gradient
+
+
 def nothing(_tape: Tape, _node: fx.Node, _gradient: fx.Node) -> Sent:
     """Send no gradient, since the operator is constant wherever it is smooth."""
     return ()
@@ -202,6 +207,7 @@ RULES: Mapping[OpOverload, Rule] = {
     aten.sqrt.default: from_output(sqrt),
     aten.rsqrt.default: from_both(rsqrt),
     aten.pow.Tensor_Scalar: from_operand(power),
+    aten.fmod.Scalar: from_gradient(remainder),
     aten.neg.default: from_gradient(negative),
     aten.sign.default: nothing,
     aten.round.default: nothing,
