@@ -14,7 +14,7 @@ from torch.nn import functional
 from guard.offline.model.onnx_import.graph_node import Node
 
 Operator = Callable[..., Any]
-MAX_POWERS = 8
+MAX_POWER_VALUES = 8
 POSITIVE = "write it with a positive base"
 TYPES = {
     1: torch.float32,
@@ -96,8 +96,8 @@ def power(node: Node, x: Tensor, exponent: Any) -> Tensor:
     if exponent.size == 1:
         return torch.pow(x, float(exponent.item()))
     powers = np.unique(exponent)
-    if powers.size > MAX_POWERS:
-        raise node.refuse(f"raises to {powers.size} different powers; at most {MAX_POWERS} are written out")
+    if powers.size > MAX_POWER_VALUES:
+        raise node.refuse(f"raises to {powers.size} different powers; at most {MAX_POWER_VALUES} are written out")
     one = torch.ones_like(x)
     raised = [torch.pow(torch.where(torch.from_numpy(exponent == p), x, one), float(p)) for p in powers]
     return functools.reduce(torch.mul, raised)
