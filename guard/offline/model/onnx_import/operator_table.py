@@ -18,6 +18,7 @@ from guard.offline.model.onnx_import.operators_pointwise import POINTWISE, power
 from guard.offline.model.onnx_import.operators_pools import POOLS
 from guard.offline.model.onnx_import.operators_recurrent import RECURRENT
 from guard.offline.model.onnx_import.operators_shapes import SHAPES
+from guard.offline.model.onnx_import.operators_transposed import TRANSPOSED
 from guard.offline.model.onnx_import.refusals import ML, missing
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -25,6 +26,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **LAYERS,
     **EINSUM,
     **POOLS,
+    **TRANSPOSED,
     **SHAPES,
     **PLACES,
     **CATEGORIES,
@@ -36,6 +38,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 SETTINGS: Mapping[str, tuple[int, ...]] = {
     f"{ML}ArrayFeatureExtractor": (1,),
     "Clip": (1, 2),
+    "Col2Im": (1, 2),
     "ConstantOfShape": (0,),
     "CumSum": (1,),
     "Dropout": (1, 2),

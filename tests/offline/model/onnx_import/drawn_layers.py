@@ -55,6 +55,47 @@ def convolution(draw: Any) -> Drawn:
     return writer.end(writer.add("Conv", [given, weight, bias], **window(writer, kernel), **named))
 
 
+def transposed(draw: Any) -> Drawn:
+    """A transposed convolution: padding by number, by name or by the size of the result."""
+    writer = Writer.begin(draw, ranks=(3,), opsets=(11, 20))
+    given, sizes = image(writer)
+    groups = writer.one_of(*[count for count in range(1, sizes[0] + 1) if sizes[0] % count == 0])
+    outputs, kernel = writer.integer(1, 3), kernel_of(writer, sizes)
+    strides, dilations = ([writer.integer(1, 3) for _ in kernel] for _ in range(2))
+    weight = writer.numbers(sizes[0], outputs, *kernel)
+    bias = writer.numbers(groups * outputs) if writer.flag() else None
+    reach = [(length - 1) * wide + 1 for length, wide in zip(kernel, dilations, strict=True)]
+    named: dict[str, Any] = {"group": groups, "strides": strides, "dilations": dilations}
+    match writer.one_of("pads", "pads", "more", "shape"):
+        case "pads":
+            named["pads"] = [writer.integer(0, min(1, length - 1)) for length in (*kernel, *kernel)]
+        case "more":
+            named["output_padding"] = [writer.integer(0, step - 1) for step in strides]
+        case "shape":
+            full = [(size - 1) * step + far for size, step, far in zip(sizes[1:], strides, reach, strict=True)]
+            named["output_shape"] = [
+                size - writer.integer(0, min(2, far - 1)) for size, far in zip(full, reach, strict=True)
+            ]
+    return writer.end(writer.add("ConvTranspose", [given, weight, bias], **named))
+
+
+def added_windows(draw: Any) -> Drawn:
+    """Windows of an image, each at its own place of another one."""
+    writer = Writer.begin(draw, ranks=(3,), opsets=(18, 20))
+    kernel, strides, dilations = ([writer.integer(1, 3) for _ in range(2)] for _ in range(3))
+    counts = [writer.integer(1, 3) for _ in range(2)]
+    pads = [writer.integer(0, 1) for _ in range(4)]
+    sizes = [
+        (count - 1) * step + (length - 1) * wide + 1
+        for count, step, length, wide in zip(counts, strides, kernel, dilations, strict=True)
+    ]
+    pads = [min(pads[place], (sizes[place % 2] - 1) // 2) for place in range(4)]
+    image_sizes = [size - pads[axis] - pads[axis + 2] for axis, size in enumerate(sizes)]
+    columns = writer.inner(writer.integer(1, 2) * kernel[0] * kernel[1], counts[0] * counts[1])
+    operands = [columns, writer.whole(*image_sizes), writer.whole(*kernel)]
+    return writer.end(writer.add("Col2Im", operands, strides=strides, dilations=dilations, pads=pads))
+
+
 def pool(kind: str) -> Drawing:
     def drawn(draw: Any) -> Drawn:
         writer = Writer.begin(draw, ranks=(3,), opsets=(11, 12, 19, 22))
@@ -245,7 +286,9 @@ DRAWINGS: dict[str, Drawing] = {
     "Attention": attention,
     "AveragePool": pool("AveragePool"),
     "BatchNormalization": batch_norm,
+    "Col2Im": added_windows,
     "Conv": convolution,
+    "ConvTranspose": transposed,
     "Gemm": gemm,
     "GlobalAveragePool": global_pool("GlobalAveragePool"),
     "GlobalMaxPool": global_pool("GlobalMaxPool"),
