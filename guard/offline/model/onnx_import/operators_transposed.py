@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,6 +19,8 @@ from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_places import looked_up
 from guard.offline.model.onnx_import.operators_pools import as_image, pair
 from guard.offline.model.onnx_import.shape_arithmetic import whole
+
+aten = torch.ops.aten
 
 
 def transposed_convolution(node: Node, image: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -69,7 +72,7 @@ def with_zeros_between(image: Tensor, stride: tuple[int, int]) -> Tensor:
         if step > 1:
             size = int(image.shape[axis])
             wide = functional.pad(image.unsqueeze(axis + 1), [0, 0] * (3 - axis) + [0, step - 1])
-            image = wide.flatten(axis, axis + 1).narrow(axis, 0, (size - 1) * step + 1)
+            image = aten.slice.Tensor(wide.flatten(axis, axis + 1), axis, 0, (size - 1) * step + 1)
     return image
 
 

@@ -160,6 +160,7 @@ FAMILIES: Mapping[str, tuple[tuple[int, ...], Mapping[str, Builder]]] = {
             "gelu tanh": lambda: kinks(functools.partial(F.gelu, approximate="tanh")),
             "elu": lambda: kinks(F.elu),
             "softplus": lambda: kinks(F.softplus),
+            "cast": lambda: lambda x: (x.double().sigmoid() * 3).float(),
             "exp, log": lambda: lambda x: (x.exp() + 1).log(),
             "sqrt, rsqrt": lambda: lambda x: (x + 1).sqrt() + (x + 2).rsqrt(),
             "fmod": lambda: lambda x: torch.fmod(3 * x - 1.37, 0.5),

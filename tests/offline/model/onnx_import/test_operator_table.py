@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from guard.errors import ModelError
+from guard.offline.model.gradient.coverage import without_adjoint
 from guard.offline.model.onnx_import.importer import import_onnx, relative, run_file
 from guard.offline.model.onnx_import.operator_table import FUNCTIONS
 from guard.offline.model.onnx_import.operators_categories import CATEGORIES
@@ -260,10 +261,12 @@ def compare(model: onnx.ModelProto, folder: Path, shape: tuple[int, ...], *, pos
     images = noise(3, *shape, seed=9)
     images = np.abs(images) + np.float32(0.1) if positive else images
     expected = run_file(imported, images)
+    graph = single_path(imported.program)
     with torch.no_grad():
-        found = single_path(imported.program)(torch.from_numpy(images)).numpy()
+        found = graph(torch.from_numpy(images)).numpy()
     assert found.shape == expected.shape
     assert relative(found, expected) < 1e-5
+    assert without_adjoint(graph) == [], "what the importer writes can be differentiated"
 
 
 def graph_of(case: Case) -> onnx.ModelProto:

@@ -56,6 +56,11 @@ def hardtanh(gradient: Tensor, output: Tensor, low: float = -1.0, high: float = 
     return gradient * (above(output, low) * below(output, high))
 
 
+def cast(gradient: Tensor, operand: Tensor, *_: object) -> Tensor:
+    """Return the gradient through a cast from one kind of real numbers to another."""
+    return gradient.to(operand.dtype)
+
+
 def leaky_relu(gradient: Tensor, operand: Tensor, slope: float = 0.01) -> Tensor:
     return gradient * (slope + (1.0 - slope) * step(operand))
 
@@ -189,6 +194,7 @@ RULES: Mapping[OpOverload, Rule] = {
     aten.relu6.default: from_output(relu6),
     aten.hardtanh.default: from_output(hardtanh),
     aten.leaky_relu.default: from_operand(leaky_relu),
+    aten.to.dtype: from_operand(cast),
     aten.clamp.default: from_operand(clamp),
     aten.clamp_min.default: from_operand(clamp_min),
     aten.clamp_max.default: from_operand(clamp_max),
