@@ -19,6 +19,8 @@ from guard.errors import ConfigError
 from guard.setting_ranges import MORE_THAN_ZERO
 from guard.target import split_address
 
+pytestmark = pytest.mark.slow
+
 HINTS = {key: hint for key, hint in typing.get_type_hints(ServeConfig).items() if key != MODELS}  # those are tables
 EXAMPLES = 150
 WORDS = ("none", "", "true", "no", "1", "0x10", "1e3", "nan", "inf", "-0", "cpu", "enforce", "h:80", "h:٣", "a,b", "ⅷ")

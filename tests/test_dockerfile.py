@@ -176,6 +176,7 @@ def test_every_door_of_the_image_opens(side: Callable[[str], Path]) -> None:
     assert run(side("cpu") / "python", "-W", "error", "-c", DOORS) == "opened\n"
 
 
+@pytest.mark.slow
 def test_the_list_of_packages_is_the_lock(side: Callable[[str], Path], tmp_path: Path) -> None:
     """Runs the instruction that makes the list, as it stands in the Dockerfile; the tool validates what it wrote."""
     (command,) = [i.text for i in DOCKERFILE.stages["list-cpu"].all("RUN")]

@@ -21,6 +21,8 @@ from guard.runtime import Runtime
 from guard.traffic_sample import SampledItems, SampleSpec, SampleWriter
 from tests.serve import tiny_bundle
 
+pytestmark = pytest.mark.slow
+
 LIFT = np.float32(0.03)  # the traffic is brighter than what the bundle was calibrated on
 
 

@@ -27,6 +27,8 @@ from guard.offline.data.grid import (
 )
 from guard.offline.data.norms import Measure
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 60
 ROUNDING = 1e-6  # of float32 in the unit box
 GRIDS = st.integers(1, MAX_GRID_STEPS)

@@ -29,6 +29,8 @@ from tests.offline import tiny
 from tests.offline.denoisers.prepared import prepared
 from tests.side import reach
 
+pytestmark = pytest.mark.slow
+
 reach("zoo")  # foolbox and pyautoattack: attacks of the table are run by them
 
 SHAPES: dict[KindName, tuple[int, ...]] = {"images": (2, 6, 6), "series": (2, 12), "vectors": (9,), "tabular": (9,)}

@@ -18,6 +18,8 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from tests.offline import tiny
 
+pytestmark = pytest.mark.slow
+
 ITEMS, CLASSES = 240, 6
 SHAPE = (3, 6, 6)
 WANTED: dict[str, Callable[[Tensor], Tensor]] = {  # pixels 0 to 1 as the planted network wants them on its wire

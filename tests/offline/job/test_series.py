@@ -32,6 +32,8 @@ from guard.scoring import score_lines
 from tests.offline import tiny
 from tests.once import once
 
+pytestmark = pytest.mark.slow
+
 CHANNELS, STEPS = tiny.CHANNELS, tiny.STEPS
 
 

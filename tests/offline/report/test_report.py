@@ -43,6 +43,8 @@ from guard.offline.report.red_flags import red_flags
 from guard.offline.report.template import environment
 from guard.offline.report.terminal import lines_of
 
+pytestmark = pytest.mark.slow
+
 NASTY = "<script>alert('x')</script> & \"co\""
 
 
