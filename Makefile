@@ -29,7 +29,7 @@ test: $(READY) side  ## every test (the network is used before pytest, never ins
 	$(BIN)/python -m pytest -m 'alone and not readme' $(ALONE) || $(AGAIN) -m 'alone and not readme'
 
 quick: $(READY)  ## what to run after each change: under a minute, no side environment
-	$(BIN)/python -m pytest $(BESIDE) -m 'not readme and not alone and not slow' $(QUICK)
+	$(BIN)/python -m pytest $(BESIDE) -n $$(getconf _NPROCESSORS_ONLN) -m 'not readme and not alone and not slow' $(QUICK)
 
 long: $(READY)  ## what takes large side environments or long: their tests with no skip, the zoo, the soak (hours)
 	$(BIN)/python -m tests.side all

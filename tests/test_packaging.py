@@ -16,6 +16,8 @@ import pytest
 
 from tests.test_layers import EXTRAS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 SOURCES = {  # the pages beside the code are for those who have its sources

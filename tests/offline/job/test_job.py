@@ -27,6 +27,8 @@ from tests.offline import tiny
 from tests.onnx_files import write_onnx
 from tests.picture_files import save
 
+pytestmark = pytest.mark.slow
+
 ITEMS, CLASSES = 90, 3
 BYTES = np.random.default_rng(0).integers(0, 256, (ITEMS, 3, 8, 10), dtype=np.uint8)  # [item, channel, height, width]
 LABELS = np.arange(ITEMS) % CLASSES

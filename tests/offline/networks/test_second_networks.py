@@ -17,6 +17,8 @@ from guard.offline.networks.one_vs_rest import many_steps, one_step, verifier_lo
 from guard.offline.networks.residual import Design, folded
 from tests.offline import tiny
 
+pytestmark = pytest.mark.slow
+
 DESIGNS = [Design((3, 30, 26), 5, 8), Design((1, 8, 8), 3, 4), Design((2, 40), 4, 4), Design((11,), 3, 8)]
 CPU = torch.device("cpu")
 SMALL = Design(tiny.SHAPE, tiny.CLASSES, 4)
