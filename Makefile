@@ -11,7 +11,7 @@ BESIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 AGAIN := $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 QUICK := tests/test_*.py $(addprefix tests/offline/,data work findings job report networks denoisers) \
 	tests/serve/test_batcher.py tests/serve/grpc/test_call.py tests/serve/grpc/test_decode.py tests/serve/test_inspector.py \
-	tests/serve/grpc/test_service.py tests/serve/grpc/test_bypass.py
+	tests/serve/grpc/test_bypass.py
 ALONE := $(shell grep -rlF mark.alone tests --include='test_*.py')
 READY := .venv/.ready
 
