@@ -71,6 +71,14 @@ MODELS: dict[str, tuple[Function, int]] = {
 }
 
 
+def test_the_diagonal_of_what_is_fixed_is_fixed(tmp_path: Path) -> None:
+    weights = torch.arange(36.0).reshape(6, 6)
+    network = exported(lambda x: x * weights.diagonal()[:, None, None], 6 * 64, tmp_path / "model.pt2")
+    images = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    graph = open_model(Source(str(tmp_path / "model.pt2"), SHAPE)).graph
+    assert torch.allclose(graph(images), network(images), atol=1e-5)
+
+
 def exported(function: Function, width: int, file: Path) -> nn.Module:
     network = Middle(function, width).eval()
     program = torch.export.export(network, (torch.rand(2, *SHAPE),), dynamic_shapes=({0: torch.export.Dim("item")},))

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from guard.errors import ModelError
 from guard.offline.model.graph.dropouts import DROPPED, Dropout
 from guard.offline.model.graph.separable import matrices
-from guard.offline.model.graph.shapes import pair, static
+from guard.offline.model.graph.shapes import pair, shape, static
 from guard.offline.model.graph.writer import GraphWriter
 
 aten = torch.ops.aten
@@ -257,7 +257,7 @@ def hstack(writer: GraphWriter, operands: Sequence[Any]) -> Any:
 
 def diagonal(writer: GraphWriter, operand: Any, offset: int = 0, axis: int = 0, other: int = 1) -> Any:
     """Write a diagonal as a look-up in its two axes, moved to the end and joined."""
-    rank = len(operand.meta["val"].shape)
+    rank = len(shape(operand))
     height, width = static(operand, axis, other)
     order = [place for place in range(rank) if place not in (axis % rank, other % rank)]
     moved = writer.call(aten.permute.default, operand, [*order, axis % rank, other % rank])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import replace
 from typing import Any
@@ -172,7 +171,7 @@ def product_along(node: Node, x: Tensor, axes: Any = None) -> Tensor:
             half = length // 2
             pairs = aten.slice.Tensor(x, axis, 0, half) * aten.slice.Tensor(x, axis, half, 2 * half)
             x = torch.cat([pairs, aten.slice.Tensor(x, axis, 2 * half, length)], axis) if length % 2 else pairs
-    return x if node.get("keepdims", 1) else functools.reduce(torch.squeeze, reversed(found), x)
+    return x if node.get("keepdims", 1) else x.squeeze(found)
 
 
 def running_sum(node: Node, x: Tensor, axis: Any) -> Tensor:

@@ -15,7 +15,6 @@ from guard.offline.model.onnx_import.graph_node import Node
 
 Operator = Callable[..., Any]
 MAX_POWER_VALUES = 8
-POSITIVE = "write it with a positive base"
 TYPES = {
     1: torch.float32,
     2: torch.uint8,
@@ -106,7 +105,9 @@ def power(node: Node, x: Tensor, exponent: Any) -> Tensor:
 def power_of_fixed(node: Node, base: Any, exponent: Tensor) -> Tensor:
     """Raise positive constants to a power that is computed: exp(exponent * log(base))."""
     if not (base > 0).all():
-        raise node.refuse("raises a constant that is not positive to a power of the input", POSITIVE)
+        raise node.refuse(
+            "raises a constant that is not positive to a power of the input", "write it with a positive base"
+        )
     return torch.exp(exponent * torch.from_numpy(np.asarray(np.log(base), np.float32)))
 
 
