@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from guard.errors import ModelError
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
+from guard.offline.model.graph.cut import after, before
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.several_outputs import single_path
 from guard.offline.model.through_onnx import in_known_operators
@@ -69,6 +70,16 @@ MODELS: dict[str, tuple[Function, int]] = {
     "powers, sums and triangles": (powers_and_sums, 64),
     "a mask filled in place, an index, a norm": (sizes_and_masks, 6 * 64),
 }
+
+
+def test_a_model_with_parts_written_in_place_can_be_cut_at_each_tap(tmp_path: Path) -> None:
+    """Zeros for as many items as there are lie before the cut as well as what is written into them."""
+    exported(*MODELS["parts written in place"], tmp_path / "model.pt2")
+    opened = open_model(Source(str(tmp_path / "model.pt2"), SHAPE))
+    images = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(1))
+    for tap in opened.taps:
+        layer = before(opened.graph, tap.node)(images)
+        assert torch.allclose(after(opened.graph, tap.node, {})(layer, images), opened.graph(images), atol=1e-5)
 
 
 def test_the_diagonal_of_what_is_fixed_is_fixed(tmp_path: Path) -> None:

@@ -40,12 +40,18 @@ def after(graph: fx.GraphModule, cut: str, between: Mapping[str, nn.Module]) -> 
             copies[node] = layer
         elif node.target is SIZE and node.args[1] == 0:
             copies[node] = last.call_function(SIZE, (layer, 0))  # how many items there are: the layer tells as well
-        elif any(operand in copies and operand.op != "get_attr" for operand in node.all_input_nodes):
+        elif follows(node, copies):
             copies[node] = last.node_copy(node, copies.__getitem__)
             if node.name in between:
                 tensors[name := f"between_{node.name}"] = between[node.name]
                 copies[node] = last.call_module(name, (copies[node], companion))
     return cleared(fx.GraphModule(tensors, last))
+
+
+def follows(node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> bool:
+    """Tell whether a node reads what has been copied and nothing else; others, and weights alone, lie before the cut."""
+    read = node.all_input_nodes
+    return all(operand in copies for operand in read) and any(operand.op != "get_attr" for operand in read)
 
 
 def cleared(module: fx.GraphModule) -> fx.GraphModule:
