@@ -49,7 +49,7 @@ def after(graph: fx.GraphModule, cut: str, between: Mapping[str, nn.Module]) -> 
 
 
 def follows(node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> bool:
-    """Tell whether a node reads what has been copied and nothing else; others, and weights alone, lie before the cut."""
+    """Tell whether a node reads what was copied and nothing else; others, and weights alone, lie before the cut."""
     read = node.all_input_nodes
     return all(operand in copies for operand in read) and any(operand.op != "get_attr" for operand in read)
 
