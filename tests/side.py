@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,7 @@ UNPACKED = ("prometheus", "registry")  # from Debian's archive
 SERVERS = ("mlflow", "checkov", "audit")  # with an interpreter, as LOCKED, but large: built by name alone
 SHIPPED = ("sbom",)  # as LOCKED, from a lock that the images are made with
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
+QUICKLY = ("--quiet", "--no-deps", "--no-compile")  # Python compiles the few modules that a test imports, once
 INSTALLED = "/opt/guard"  # where the image has it
 BUILDER = "/opt/build"  # what installs it
 
@@ -69,10 +71,16 @@ def main(names: list[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         sys.exit(f"unknown side environment {unknown[0]!r}; there are {', '.join(known)}")
-    for name in names or (*LOCKED, *SHIPPED, IMAGE, *TESTED):
-        began = time.monotonic()
-        built = build(name)
-        print(f"side environment {name}: {f'built in {time.monotonic() - began:.0f} s' if built else 'up to date'}")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # pip waits for the network, then unpacks on one core
+        for line in pool.map(told, names or (*LOCKED, *SHIPPED, IMAGE, *TESTED)):
+            print(line, flush=True)
+
+
+def told(name: str) -> str:
+    """Build what has this name, and say what it took."""
+    began = time.monotonic()
+    built = build(name)
+    return f"side environment {name}: {f'built in {time.monotonic() - began:.0f} s' if built else 'up to date'}"
 
 
 def build(name: str) -> bool:
@@ -108,7 +116,7 @@ def build_locked(name: str) -> bool:
     shutil.rmtree(SIDE / name, ignore_errors=True)
     run([sys.executable, "-m", "venv", str(SIDE / name)])
     pip = [str(SIDE / name / "bin" / "python"), "-m", "pip"]
-    run([*pip, "install", "--quiet", "--no-deps", "--requirement", str(lock(name))])
+    run([*pip, "install", *QUICKLY, "--requirement", str(lock(name))])
     run([*pip, "check"])
     write_stamp(name, key)
     return True
@@ -120,7 +128,7 @@ def build_shelf(name: str) -> bool:
     if stamp(name) == key:
         return False
     shutil.rmtree(SIDE / name, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(SIDE / name)]
+    pip = [sys.executable, "-m", "pip", "install", *QUICKLY, "--target", str(SIDE / name)]
     run([*pip, "--requirement", str(lock(name))])
     write_stamp(name, key)
     return True

@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -181,7 +182,8 @@ def try_form(trial: Trial, form: Form, *, is_trained: bool) -> Row:
     entry, images = trial.entry, trial.pictures.unit[:COMPARED_ITEMS]
     found = {"model": entry.name, "form": str(form), "accuracy": trial.accuracy}
     try:
-        entry.write(trial.network, entry.shape, form, file)
+        with redirect_stdout(sys.stderr):  # the older exporter prints its whole graph where it gives up
+            entry.write(trial.network, entry.shape, form, file)
     except Exception as error:  # noqa: BLE001 - an exporter raises anything
         text = (str(error).strip().splitlines() or ["?"])[0]
         return Row(

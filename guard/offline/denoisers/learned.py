@@ -10,9 +10,8 @@ from typing import Self
 from torch import Tensor, nn
 
 from guard.errors import DataError
+from guard.offline.data.enough import check_attacked, check_clean
 from guard.offline.networks.weights import digest_of, knowledge_of
-
-MIN_CLEAN_ITEMS, MIN_ATTACKED_ITEMS = 20, 20  # below that a network learns nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +32,9 @@ class DenoiserLessons:
 
     def check(self, denoiser: str, *, pairs: bool) -> None:
         """Raise DataError where the items, or what attacks made of them, are too few to learn from."""
-        if len(self.clean) < MIN_CLEAN_ITEMS:
-            raise DataError(
-                f"{denoiser} learns from clean items; got {len(self.clean)}, wanted at least {MIN_CLEAN_ITEMS}"
-            )
-        if pairs and len(self.attacked) < MIN_ATTACKED_ITEMS:
-            raise DataError(
-                f"{denoiser} learns from attacked items; got {len(self.attacked)}, wanted at least "
-                f"{MIN_ATTACKED_ITEMS}: give more data, or a recipe with attacks that succeed"
-            )
+        check_clean(denoiser, len(self.clean))
+        if pairs:
+            check_attacked(denoiser, len(self.attacked))
 
 
 @dataclass(frozen=True)

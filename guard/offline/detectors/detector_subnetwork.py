@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from guard.offline.data.enough import check_attacked
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.kind_network import (
     KindNetwork,
     Learning,
-    check_attacked,
     restored_kinds,
 )
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss
@@ -49,7 +49,7 @@ class DetectorSubnetwork:
         return (self.map,)
 
     def fit(self, examples: Examples) -> DetectorSubnetworkHead:
-        check_attacked(self.name, examples)
+        check_attacked(self.name, examples.count_attacked())
         parts = [one[self.map] for one in (examples.clean, examples.noisy, examples.attacked.items)]
         maps, clean, noisy = torch.cat(parts), len(parts[0]), len(parts[1])
         kinds, weights = item_kinds(clean + noisy, examples.attacked), item_weights(clean, noisy, examples.attacked)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import DataError
+from guard.offline.data.enough import check_clean
 from guard.offline.data.kind_names import ALIKE, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Ask, Detector, Examples, Head
@@ -23,7 +24,6 @@ from guard.offline.networks.multiply_adds import multiply_adds
 from guard.offline.networks.reconstruction import train_autoencoder
 from guard.offline.networks.weights import Knowledge, digest_of, knowledge_of, recalled, under
 
-MIN_CLEAN_ITEMS = 20  # clean items; below that no autoencoder learns anything
 TEMPERATURES_FACTORS = (10.0, 40.0)  # by which logits are divided before their distributions are compared
 
 
@@ -58,8 +58,7 @@ class Magnet:
         """Train the autoencoder on the clean items. Raises DataError for too few."""
         examples = ask([Image()], clean_only=True)
         items = examples.clean[Image()]
-        if len(items) < MIN_CLEAN_ITEMS:
-            raise DataError(f"magnet learns from clean items; got {len(items)}, wanted at least {MIN_CLEAN_ITEMS}")
+        check_clean(self.name, len(items))
         size = float(ask([ModelSize()], most=1, clean_only=True).clean[ModelSize()][0])
         network = train_autoencoder(items, noise=self.noise, epochs=self.epochs, seed=examples.seed)
         forwards = multiply_adds(network, items[:1]) / max(size, 1.0)

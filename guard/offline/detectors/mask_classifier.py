@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import DataError
+from guard.offline.data.enough import check_clean
 from guard.offline.data.kind_names import ALIKE, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Ask, Detector, Examples, Head
@@ -20,8 +21,6 @@ from guard.offline.evidence.kinds.plain import Image, Logits
 from guard.offline.evidence.needs import Evidence
 from guard.offline.networks.masker import Masker, train_masker
 from guard.offline.networks.weights import under
-
-MIN_CLEAN_ITEMS = 20  # clean items; below that no masking network learns anything
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class MaskClassifier:
         examples = ask([Image(), Logits(), lost], clean_only=True)
         clean = examples.clean
         items, logits = clean[Image()], clean[Logits()]
-        if len(items) < MIN_CLEAN_ITEMS:
-            raise DataError(f"mask_classifier learns from clean items; got {len(items)}, wanted {MIN_CLEAN_ITEMS}")
+        check_clean(self.name, len(items))
         parts = self.patches.parts(tuple(items.shape[1:]))
         masks = masks_of(logits, clean[lost], parts)
         masker = train_masker(

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from guard.offline.data.enough import check_attacked
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.kind_network import (
     KindNetwork,
     Learning,
-    check_attacked,
     fit_targets,
     restored_kinds,
 )
@@ -45,7 +45,7 @@ class OutlierClass:
         return (*self.latents, Logits())
 
     def fit(self, examples: Examples) -> OutlierClassHead:
-        check_attacked(self.name, examples)
+        check_attacked(self.name, examples.count_attacked())
         parts = [joined(self, evidence) for evidence in (examples.clean, examples.noisy, examples.attacked.items)]
         classes = examples.clean[Logits()].shape[1]
         named = examples.noisy[Logits()].argmax(dim=1)  # noise keeps the class that the model names

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from guard.offline.data.enough import check_attacked
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
 from guard.offline.detectors.parts.kernel_machine import KernelMachine, fit_machine
-from guard.offline.detectors.parts.kind_network import check_attacked
 from guard.offline.detectors.parts.supervision import item_weights
 from guard.offline.evidence.kinds.plain import Latent
 from guard.offline.evidence.needs import Evidence
@@ -45,7 +45,7 @@ class SafetyNet:
         return (self.latent,)
 
     def fit(self, examples: Examples) -> SafetyNetHead:
-        check_attacked(self.name, examples)
+        check_attacked(self.name, examples.count_attacked())
         clean, noisy = examples.clean[self.latent], examples.noisy[self.latent]
         numbers = torch.cat([clean, noisy, examples.attacked.items[self.latent]])
         levels = torch.linspace(0, 1, self.thresholds + 2)[1:-1]

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from guard.errors import DataError
+from guard.offline.data.enough import check_attacked
 from guard.offline.data.input_kind import kind_like
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
@@ -23,7 +23,6 @@ from guard.offline.networks.architectures import feature_network
 from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit
 
-MIN_ATTACKED_ITEMS = 20  # attacked items; below that nothing can be learned
 Map = Literal["gradient", "gradient_x_input", "smoothgrad"]
 
 
@@ -57,11 +56,7 @@ class SaliencyClassifier:
         return (Image(), self.gradient)
 
     def fit(self, examples: Examples) -> SaliencyClassifierHead:
-        if examples.count_attacked() < MIN_ATTACKED_ITEMS:
-            raise DataError(
-                f"saliency_classifier learns from attacked items; got {examples.count_attacked()}, "
-                f"wanted at least {MIN_ATTACKED_ITEMS}"
-            )
+        check_attacked(self.name, examples.count_attacked())
         evidence: dict[Need, Tensor] = {
             need: torch.cat([examples.negatives(need), examples.attacked.items[need]]) for need in self.needs
         }

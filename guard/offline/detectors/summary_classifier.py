@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from guard.errors import DataError
+from guard.offline.data.enough import check_attacked
 from guard.offline.data.kind_names import Kinds
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.denoiser import Denoiser
@@ -27,7 +27,6 @@ from guard.offline.evidence.needs import Evidence
 from guard.offline.networks.training import Schedule
 from guard.offline.networks.training import train as fit
 
-MIN_ATTACKED_ITEMS = 20  # attacked items; below that nothing can be learned
 # Standard deviations at which a number is cut: a perceptron cannot judge what it was not trained on
 MAX_DEVIATIONS = 6.0
 
@@ -69,11 +68,7 @@ class SummaryClassifier:
         return (Image(), Logits(), *gradient, *(DenoisedLogits(squeezer) for squeezer in self.squeezers))
 
     def fit(self, examples: Examples) -> SummaryClassifierHead:
-        attacked = examples.count_attacked()
-        if attacked < MIN_ATTACKED_ITEMS:
-            raise DataError(
-                f"summary_classifier learns from attacked items; got {attacked}, wanted at least {MIN_ATTACKED_ITEMS}"
-            )
+        check_attacked(self.name, examples.count_attacked())
         parts = [summaries(self, evidence) for evidence in (examples.clean, examples.noisy, examples.attacked.items)]
         clean, noisy = len(parts[0]), len(parts[1])
         numbers, kinds = torch.cat(parts), item_kinds(clean + noisy, examples.attacked)

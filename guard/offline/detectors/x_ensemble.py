@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from guard.offline.data.enough import check_attacked
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
@@ -16,7 +17,6 @@ from guard.offline.detectors.parts.forest import Forest, fitted_forest, forest_o
 from guard.offline.detectors.parts.kind_network import (
     KindNetwork,
     Learning,
-    check_attacked,
     fit_targets,
     restored_kinds,
 )
@@ -62,7 +62,7 @@ class XEnsemble:
         return (Image(), InputGradient(self.of), GuidedGradient(self.of), integrated)
 
     def fit(self, examples: Examples) -> XEnsembleHead:
-        check_attacked(self.name, examples)
+        check_attacked(self.name, examples.count_attacked())
         clean, noisy, attacks = len(examples.clean[Image()]), len(examples.noisy[Image()]), examples.attacked
         evidence: dict[Need, Tensor] = {
             need: torch.cat([examples.negatives(need), attacks.items[need]]) for need in self.needs

@@ -16,6 +16,7 @@ from guard.axes import axes_of, in_layout
 from guard.errors import ModelError, first_line
 from guard.features import Feature
 from guard.manifest import DATATYPES, InputSpec, ModelSpec, OutputSpec
+from guard.offline.model.channel_axis import with_channels_second
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.final_operators import Ending, is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
@@ -139,7 +140,9 @@ def classifier_of(graph: fx.GraphModule, source: Source, ending: Ending) -> Clas
             source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single
         ),
     )
-    return Classifier(graph, spec, find_taps(graph.graph))
+    taps = find_taps(graph.graph)
+    turned = with_channels_second(graph, [tap.node for tap in taps])
+    return Classifier(graph, spec, tuple(replace(tap, node=turned.get(tap.node, tap.node)) for tap in taps))
 
 
 def named(source: Source, classes: int) -> tuple[str, ...]:

@@ -14,11 +14,10 @@ import torch
 from torch import fx
 
 from guard.errors import ModelError
+from guard.offline.model.channel_axis import CONVOLUTIONS, LINEAR, TO_LAST, has_channels_last
 
 aten = torch.ops.aten
 
-LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
-CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.convolution.default}
 LAYERS = {*LINEAR, *CONVOLUTIONS}
 VIEWS = {
     aten.view.default,
@@ -55,18 +54,17 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
     stages: dict[tuple[int, ...], fx.Node] = {}
     shaped = after_first_layer(graph)
     for node in cuts:
-        shape = shape_of(node)
         if (
             is_map(node, graph)
             and items_first(node)
             and without_row(node, graph) is node
             and node in shaped
             and node.target not in PADS
-            and set(shape[2:]) != {1}
+            and set(places_of(node)) != {1}
             and not feeds_activation(node)
-            and not puts_channels_last(node)
+            and not turns_channels(node)
         ):
-            stages[resolution(shape, graph)] = node
+            stages[resolution(node, graph)] = node
     known = [without_row(origin(node), graph) for node in hidden]
     nodes = [node for node in stages.values() if node not in known]
     computed = [node for node in hidden if node.op == "call_function"]
@@ -83,19 +81,6 @@ def is_map(node: fx.Node, graph: fx.Graph) -> bool:
     """
     axes = len(shape_of(node))
     return axes == 4 or (axes == 3 and takes_series(graph) and last_layer(node) in CONVOLUTIONS)
-
-
-def puts_channels_last(node: fx.Node) -> bool:
-    """Tell whether a node turns a map to [item, height, width, channel], or normalises the channels of such a map.
-
-    Averaged as if channels came second, the latter is the mean over what was brought to the mean 0: rounding alone,
-    where the layer's own weights are equal.
-    """
-    if len(shape_of(node)) != 4:
-        return False
-    if node.target is aten.permute.default:
-        return list(node.args[1]) == [0, 2, 3, 1]  # type: ignore[arg-type]
-    return node.target is aten.layer_norm.default and len(list(node.args[1])) == 1  # type: ignore[arg-type]
 
 
 def items_first(node: fx.Node) -> bool:
@@ -116,9 +101,21 @@ def without_row(node: fx.Node, graph: fx.Graph) -> fx.Node:
     return node
 
 
-def resolution(shape: list[int], graph: fx.Graph) -> tuple[int, ...]:
+def turns_channels(node: fx.Node) -> bool:
+    """Tell whether a node only puts a map's channels last."""
+    return node.target is aten.permute.default and list(node.args[1]) == TO_LAST  # type: ignore[arg-type]
+
+
+def places_of(node: fx.Node) -> tuple[int, ...]:
+    """Return a map's height and width, or a series' length, wherever its channels are."""
+    shape = shape_of(node)
+    return tuple(shape[1:3] if len(shape) == 4 and has_channels_last(node) else shape[2:])
+
+
+def resolution(node: fx.Node, graph: fx.Graph) -> tuple[int, ...]:
     """Return a map's height and width; of series its length alone, also where it passes as a plane of one row."""
-    return tuple(size for size in shape[2:] if size != 1) if takes_series(graph) else tuple(shape[2:])
+    places = places_of(node)
+    return tuple(size for size in places if size != 1) if takes_series(graph) else places
 
 
 def last_layer(node: fx.Node) -> object:

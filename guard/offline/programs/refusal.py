@@ -15,10 +15,10 @@ from guard.offline.programs.outputs import Kind, Output
 NAMED_ITEMS = 5  # of those that differ, in a message
 
 ADVICE: Mapping[Kind, str] = {
-    "logits": "ONNX Runtime computes this model otherwise than torch: hand over the .pt2 or module:factory that it "
-    "came from, or export it anew in float32, without operators of reduced precision",
-    "latent": "ONNX Runtime computes this layer otherwise than torch: hand over the .pt2 or module:factory that the "
-    "model came from, or leave the detectors out of the recipe that read latents (mahalanobis, kernel_density, lid)",
+    "logits": "ONNX Runtime computes this model otherwise than torch: export it anew in float32, without operators of "
+    "reduced precision",
+    "latent": "ONNX Runtime computes this layer otherwise than torch: leave the detectors out of the recipe that read "
+    "latents (mahalanobis, kernel_density, lid), or export the model anew in float32",
     "score": "leave this detector out of the recipe, or give it more clean items to be fitted on",
     "gradient": "leave the detectors out of the recipe that read the input gradient; --preset fast has none",
 }

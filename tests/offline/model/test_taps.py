@@ -9,9 +9,11 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from guard.errors import ModelError
 from guard.offline.model.classifier import Classifier
+from guard.offline.model.graph.cut import after
 from guard.offline.model.onnx_export.export import lower
 from guard.offline.model.open_model import Source, open_model
 from tests import networks, onnx_files
@@ -154,11 +156,45 @@ def downsampled() -> nn.Module:
     return Downsampled().eval()
 
 
+class Windowed(nn.Module):
+    """Swin's order of axes: patches, maps with channels last all the way, four neighbours merged, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.mixed = nn.Conv2d(1, 6, 2, 2), nn.LayerNorm(6), nn.Linear(6, 6)
+        self.merged, self.last = nn.Linear(24, 10), nn.Linear(10, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images).permute(0, 2, 3, 1)
+        maps = maps + functional.gelu(self.mixed(self.norm(maps)))
+        places = [maps[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        return cast(Tensor, self.last(functional.gelu(self.merged(torch.cat(places, -1))).mean((1, 2))))
+
+
+def windowed() -> Windowed:
+    return Windowed().eval()
+
+
 def test_no_tap_averages_what_was_brought_to_the_mean_zero() -> None:
     """The mean over normalised channels is what rounding left; 4 x 4 places of 6 channels are read before or after."""
     found = shapes(opened(f"{__name__}:downsampled", (1, 8, 8)), (1, 8, 8))
     assert (4, 4, 6) not in found
     assert (6, 4, 4) in found
+
+
+def test_maps_with_channels_last_are_read_with_channels_second() -> None:
+    classifier = opened(f"{__name__}:windowed", (1, 8, 8))
+    images = torch.rand(3, 1, 8, 8)
+    network = windowed()
+    maps = network.first(images).permute(0, 2, 3, 1)
+    stage = maps + functional.gelu(network.mixed(network.norm(maps)))
+    logits, *layers = classifier.opened([tap.name for tap in classifier.taps])(images)
+    assert [tuple(layer.shape[1:]) for layer in layers] == [(6, 4, 4), (24, 2, 2), (10,)]
+    torch.testing.assert_close(layers[0], stage.permute(0, 3, 1, 2))
+    torch.testing.assert_close(logits, network(images))
+    for tap, layer in zip(classifier.taps, layers, strict=True):
+        torch.testing.assert_close(after(classifier.graph, tap.node, {})(layer, layer), logits)
 
 
 def test_the_test_networks_are_what_they_say() -> None:

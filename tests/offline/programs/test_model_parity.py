@@ -55,7 +55,7 @@ def test_vectors_and_a_guard_without_gradients() -> None:
 
 def test_a_weight_that_is_off_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_parity, "lower", spoilt)
-    with pytest.raises(ParityError, match=r"'model': the l.*hand over the .pt2"):
+    with pytest.raises(ParityError, match=r"'model': the l.*export it anew in float32"):
         check_model(tiny.image_classifier(), detectors("mahalanobis"), UNIT)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from guard.errors import DataError
+from guard.offline.data.enough import check_attacked
 from guard.offline.detectors.detector import Examples
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
 from guard.offline.evidence.needs import Evidence
@@ -19,7 +19,6 @@ from guard.offline.networks.architectures import feature_network
 from guard.offline.networks.training import Schedule, train
 from guard.offline.networks.weights import under
 
-MIN_ATTACKED_ITEMS = 20  # attacked items; below that nothing can be learned
 MAX_DEVIATIONS = 6.0  # of an input from its mean; what lies beyond counts as if it lay there
 
 
@@ -65,14 +64,6 @@ class KindNetwork(nn.Module):
         self.spread.copy_(flat.std(dim=1).clamp_min(1e-6).reshape(self.spread.shape))
 
 
-def check_attacked(name: str, examples: Examples) -> None:
-    """Check that there are enough attacked items to learn from. Raises DataError."""
-    if examples.count_attacked() < MIN_ATTACKED_ITEMS:
-        raise DataError(
-            f"{name} learns from attacked items; got {examples.count_attacked()}, wanted at least {MIN_ATTACKED_ITEMS}"
-        )
-
-
 def fit_kinds(
     name: str, examples: Examples, inputs_of: Callable[[Evidence], Tensor], learning: Learning
 ) -> KindNetwork:
@@ -80,7 +71,7 @@ def fit_kinds(
 
     `inputs_of` reads its inputs [item, ...] from evidence.
     """
-    check_attacked(name, examples)
+    check_attacked(name, examples.count_attacked())
     parts = [inputs_of(evidence) for evidence in (examples.clean, examples.noisy, examples.attacked.items)]
     kinds = item_kinds(len(parts[0]) + len(parts[1]), examples.attacked)
     weights = item_weights(len(parts[0]), len(parts[1]), examples.attacked)
