@@ -183,7 +183,7 @@ Repairs = Annotated[
     list[str] | None,
     typer.Option(
         help="Denoiser to offer for REPAIR: bit_depth, dct_quantisation, guided_unet, keyed_resize, median, "
-        "moving_average, non_local_means, reformer or total_variation; may be repeated."
+        "moving_average, non_local_means, rectifier, reformer or total_variation; may be repeated."
     ),
 ]
 Cost = Annotated[

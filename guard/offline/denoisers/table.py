@@ -16,6 +16,7 @@ from guard.offline.denoisers.learned import Learned
 from guard.offline.denoisers.median import Median
 from guard.offline.denoisers.moving_average import MovingAverage
 from guard.offline.denoisers.non_local_means import NonLocalMeans
+from guard.offline.denoisers.rectifier import Rectifier
 from guard.offline.denoisers.reformer import Reformer
 from guard.offline.denoisers.total_variation import TotalVariation
 
@@ -27,6 +28,7 @@ DENOISERS: Mapping[str, Callable[..., Denoiser]] = {
     "median": Median,
     "moving_average": MovingAverage,
     "non_local_means": NonLocalMeans,
+    "rectifier": Rectifier,
     "reformer": Reformer,
     "total_variation": TotalVariation,
 }

@@ -14,12 +14,14 @@ from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.attacks.model import TorchModel
 from guard.offline.denoisers.guided_unet import GuidedUNet
 from guard.offline.denoisers.learned import DenoiserLessons, Learned
+from guard.offline.denoisers.rectifier import Rectifier
 from guard.offline.denoisers.reformer import Reformer
 from guard.offline.denoisers.table import DENOISERS, denoisers
 from guard.offline.detectors.magnet import Magnet, MagnetHead
 from guard.offline.evidence.kinds.plain import Image
 from guard.offline.networks.guided_unet import UNet
 from guard.offline.networks.reconstruction import train_autoencoder
+from guard.offline.networks.suspicion import train_suspicion
 from guard.offline.networks.weights import knowledge_of
 from guard.offline.training.learned_repairs import autoencoders_of, trained
 from tests.offline import tiny
@@ -121,3 +123,36 @@ def test_a_guided_network_needs_attacked_items() -> None:
     few = easy((1, 8, 8))
     with pytest.raises(DataError, match="learns from attacked items; got 3, wanted at least 20"):
         GuidedUNet().learn(replace(few, attacked=few.attacked[:3], originals=few.originals[:3]))
+
+
+def test_a_rectifiers_slope_is_its_networks_derivative() -> None:
+    for shape in ((2, 7, 9), (3, 11)):
+        network = train_suspicion(*torch.rand((2, 20, *shape), generator=seeded()), epochs=1, seed=0)
+        items = torch.rand((4, *shape), generator=seeded()).requires_grad_(True)
+        (exact,) = torch.autograd.grad(network(items).sum(), items)
+        torch.testing.assert_close(network.slope(items.detach()), exact)
+
+
+def test_a_rectifier_fills_what_was_put_into_an_item() -> None:
+    """Bright squares somewhere in smooth items: most of what they changed is taken back, and clean places stay."""
+
+    def put(items: int, seed: int) -> tuple[Tensor, Tensor]:
+        clean = torch.from_numpy(tiny.data(items, seed)[0]).mean(dim=(2, 3), keepdim=True).expand(-1, 1, 16, 16).clone()
+        attacked = clean.clone()
+        rows, columns = torch.randint(0, 14, (2, items), generator=torch.Generator().manual_seed(seed))
+        for item, (row, column) in enumerate(zip(rows, columns, strict=True)):
+            attacked[item, :, row : row + 2, column : column + 2] = 1.0
+        return clean, attacked
+
+    clean, attacked = put(200, 31)
+    given = DenoiserLessons(clean, torch.zeros(200, dtype=torch.long), attacked, clean, lessons().model, seed=0)
+    denoiser = Rectifier(epochs=10).learn(given)
+    clean, attacked = put(60, 32)
+    with torch.no_grad():
+        cleaned = denoiser(attacked)
+    assert float((cleaned - clean).square().sum()) < 0.3 * float((attacked - clean).square().sum())
+    assert float((cleaned != attacked).float().mean()) < 0.2
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
