@@ -12,7 +12,8 @@ from torch import Tensor
 from guard.errors import DataError
 from guard.items_on_disk import Items
 from guard.offline.evidence.gather import Gather
-from guard.offline.evidence.needs import Evidence
+from guard.offline.evidence.kinds.plain import Image
+from guard.offline.evidence.needs import Evidence, Need
 from guard.offline.evidence.onnx_gather import gathering
 
 BATCH_ITEMS = 128
@@ -33,13 +34,23 @@ def one_batch(images: Items) -> Tensor:
 
 
 def gather_all(gather: Gather, images: NDArray[np.float32], progress: Progress | None = None) -> Evidence:
-    """Gather the evidence of unit-space images [item, ...] in batches. Raises DataError for no items."""
+    """Gather the evidence of unit-space images [item, ...] in batches. Raises DataError for no items.
+
+    The images are not copied, and no other evidence is ever held twice: large images are most of the memory.
+    """
     if not len(images):
         raise DataError("no items to gather evidence from")
-    parts: list[Evidence] = []
+    found: dict[Need, Tensor] = {}
     gathered, size = gathering(gather, images), batch_items(images.shape[1:])
     for start in range(0, len(images), size):
-        parts.append(gathered(images[start : start + size]))
+        part = gathered(images[start : start + size])
+        for need, value in part.items():
+            if need == Image():
+                continue
+            if need not in found:
+                found[need] = torch.empty((len(images), *value.shape[1:]), dtype=value.dtype, device=value.device)
+            found[need][start : start + len(value)] = value
         if progress:
             progress(min(start + size, len(images)), len(images))
-    return {need: torch.cat([part[need] for part in parts]) for need in parts[0]}
+    order = part.keys()
+    return {need: torch.from_numpy(images) if need == Image() else found[need] for need in order}
