@@ -68,3 +68,8 @@ def taken(array: NDArray[Any], index: NDArray[Any] | slice, source: str) -> NDAr
     for part in parts(len(places), array[:1].nbytes):
         chosen[part] = array[places[part]]
     return chosen
+
+
+def float_parts(images: NDArray[Any]) -> Iterator[slice]:
+    """Cut inputs into parts by the memory that an item takes as float32."""
+    return parts(len(images), FLOAT32_BYTES * math.prod(images.shape[1:]))

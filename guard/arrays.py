@@ -9,17 +9,16 @@ Rule 3: nothing is guessed: what can be read in two ways is refused, and what wa
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.array_room import new_array, parts
+from guard.array_room import float_parts, new_array
 from guard.arrow_files import (
     PARQUET,
     is_saved_dataset,
@@ -34,7 +33,7 @@ from guard.class_folders import picture_in, read_folders
 from guard.columns import ColumnChoice
 from guard.csv_file import TEXT_TABLES, read_csv
 from guard.data_file import DataFile, Reading, check, class_numbers
-from guard.errors import DataError
+from guard.errors import DataError, first_line
 from guard.feature_values import check_values
 from guard.features import only_names
 from guard.idx import idx_files, read_idx_folder, read_idx_pair
@@ -43,11 +42,10 @@ from guard.layout import LAST, channels_in_front, checked_layout
 from guard.manifest import InputSpec
 from guard.pictures import PICTURES, read_picture
 from guard.stored_array import open_large_array
+from guard.value_span import ValueSpan, check_box, check_bytes, check_values_fit
 
 ALL_COLUMNS = ColumnChoice()
 KINDS = "an .npz, an IDX file, a .csv, a .parquet, a picture, or a folder of class folders or of a data set"
-FLOAT_BYTES = 4
-MAX_UNIT_SHARE = 0.02  # of the model's range: float values that fill no more of it, from its zero on, are in [0, 1]
 
 
 def read_examples(
@@ -70,25 +68,33 @@ def read_examples(
         DataError: `path` is missing, of an unknown kind, damaged, empty, or inputs and labels do not match.
     """
     file = Path(path)
+    try:
+        return check(normal_form(read_any(file, classes, choice, progress, stream=stream), checked_layout(layout)))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {first_line(error)}") from error
+
+
+def read_any(
+    file: Path, classes: Sequence[str], choice: ColumnChoice, progress: Reading | None, *, stream: bool
+) -> DataFile:
+    """Read a file or folder by its kind. Raises DataError for one that is missing, or of no known kind."""
     if file.is_dir():
-        examples = read_folder(file, classes, choice, progress, stream=stream)
-    elif not file.exists():
+        return read_folder(file, classes, choice, progress, stream=stream)
+    if not file.exists():
         raise DataError(f"{file} does not exist; wanted {KINDS}")
-    elif file.suffix.lower() in (".npz", ".npy"):
-        examples = read_npz_examples(file, classes, stream=stream)
-    elif file.suffix.lower() in PICTURES:
+    if file.suffix.lower() in (".npz", ".npy"):
+        return read_npz_examples(file, classes, stream=stream)
+    if file.suffix.lower() in PICTURES:
         picture = read_picture(file)
         notes = tuple(f"the picture was {change}" for change in picture.changes)
-        examples = DataFile(picture.values[None], None, str(file), LAST, notes=notes)
-    elif file.name.lower().endswith(TEXT_TABLES):
-        examples = read_csv(file, choice, classes)
-    elif file.suffix.lower() in PARQUET:
-        examples = read_table(open_parquet([file], str(file)), choice, classes, progress, stream=stream)
-    elif "idx" in file.name.lower() or file.suffix.lower() in (".idx", ".gz"):
-        examples = read_idx_pair(file)
-    else:
-        raise DataError(f"{file} is of no known kind; wanted {KINDS}")
-    return check(normal_form(examples, checked_layout(layout)))
+        return DataFile(picture.values[None], None, str(file), LAST, notes=notes)
+    if file.name.lower().endswith(TEXT_TABLES):
+        return read_csv(file, choice, classes)
+    if file.suffix.lower() in PARQUET:
+        return read_table(open_parquet([file], str(file)), choice, classes, progress, stream=stream)
+    if "idx" in file.name.lower() or file.suffix.lower() in (".idx", ".gz"):
+        return read_idx_pair(file)
+    raise DataError(f"{file} is of no known kind; wanted {KINDS}")
 
 
 def read_folder(
@@ -134,8 +140,8 @@ def read_npz_examples(file: Path, classes: Sequence[str] = (), *, stream: bool =
             names = list(loaded.files)
             if "images" not in names:
                 raise DataError(f"{file} has arrays {names}; wanted `images` and, for training, `labels`")
-            images = loaded["images"] if large is None else large
-            labels = loaded["labels"] if "labels" in names else None
+            images = array_in(loaded, "images", file) if large is None else large
+            labels = array_in(loaded, "labels", file) if "labels" in names else None
     except UNREADABLE as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     others = [name for name in names if name not in ("images", "labels")]
@@ -146,6 +152,14 @@ def read_npz_examples(file: Path, classes: Sequence[str] = (), *, stream: bool =
         notes=(f"arrays left out: {', '.join(others)}",) if others else (),
         labels_wanted=f"an array `labels` [item] of class numbers beside {names}",
     )
+
+
+def array_in(loaded: Any, name: str, file: Path) -> NDArray[Any]:
+    """Return an array of an opened .npz. Raises DataError for a member that is none."""
+    found = loaded[name]
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{file}: {name} is no array in numpy's format; wanted what numpy.savez writes")
+    return found
 
 
 def normal_form(examples: DataFile, layout: str | None) -> DataFile:
@@ -201,10 +215,12 @@ def wire_parts(
     pixels = are_pixels(images, spec)
     if not only_names(spec.features):
         check_values(images, spec.features, source)
-    elif not pixels:
+    elif pixels:
+        check_bytes(int(images.max()), len(images), source)
+    else:
         span = ValueSpan.of(images)
         check_box(span, spec, source)
-        check_steps(span, spec, source)
+        check_values_fit(span, spec, source)
     for part in float_parts(images):
         yield part, wire_values(images[part], spec, pixels=pixels)
 
@@ -227,80 +243,6 @@ def wire_values(images: NDArray[Any], spec: InputSpec, *, pixels: bool) -> NDArr
         low, high = spec.box.bounds
         return spec.box.from_unit(((images.astype(np.float32) - low) / (high - low)).clip(0.0, 1.0))
     return np.ascontiguousarray(spec.box.to_layout(images.astype(spec.dtype)))
-
-
-def float_parts(images: NDArray[Any]) -> Iterator[slice]:
-    """Cut inputs into parts by the memory that an item takes as float32."""
-    return parts(len(images), FLOAT_BYTES * math.prod(images.shape[1:]))
-
-
-@dataclass(frozen=True, eq=False)
-class ValueSpan:
-    """The values that inputs fill, and one of them that is no whole number, where there is any."""
-
-    low: NDArray[np.float32]  # [channel] or [feature]
-    high: NDArray[np.float32]
-    broken: float | None
-
-    @staticmethod
-    def of(images: NDArray[Any]) -> ValueSpan:
-        """Return the span of inputs whose channels are first."""
-        others = tuple(axis for axis in range(images.ndim) if axis != 1)
-        low, high = (found.astype(np.float32) for found in (images.min(axis=others), images.max(axis=others)))
-        return ValueSpan(low, high, odd(images))
-
-    def __or__(self, other: ValueSpan) -> ValueSpan:
-        """Return the span of both together; of two broken values the first."""
-        broken = other.broken if self.broken is None else self.broken
-        return ValueSpan(np.minimum(self.low, other.low), np.maximum(self.high, other.high), broken)
-
-
-def check_steps(span: ValueSpan, spec: InputSpec, source: str) -> None:
-    """Raise DataError for values that are in [0, 1], or no whole numbers, where the model's range is far wider."""
-    if span.broken is None:
-        return
-    low, high = float(span.low.min()), float(span.high.max())
-    widest = max(b - a for a, b in zip(spec.low, spec.high, strict=True))
-    if low >= 0 and high <= min(1, MAX_UNIT_SHARE * widest):
-        raise DataError(
-            f"{source}: values span [{low:g}, {high:g}] of the model's range [{min(spec.low):g}, {max(spec.high):g}], "
-            "all but black; wanted the model's own values: multiply them, or hand over uint8"
-        )
-    if spec.dtype == np.uint8:
-        raise DataError(
-            f"{source}: the model takes bytes, and values such as {span.broken:g} are no whole numbers; "
-            "wanted uint8 images, or whole numbers in the model's range"
-        )
-
-
-def odd(images: NDArray[Any]) -> float | None:
-    """Return the first value that is no whole number, or None."""
-    if images.dtype == np.uint8:
-        return None
-    for part in float_parts(images):
-        values = images[part].reshape(-1)
-        broken = np.abs(values - np.rint(values)) > 1e-3
-        if broken.any():
-            return float(values[int(np.argmax(broken))])
-    return None
-
-
-def check_box(span: ValueSpan, spec: InputSpec, source: str) -> None:
-    """Raise DataError for values outside the model's box, naming the channel or feature that leaves it furthest."""
-    least, most = span.low, span.high
-    low, high = (bound.reshape(-1) for bound in spec.box.bounds)
-    beyond = np.maximum((low - least) / (high - low), (most - low) / (high - low) - 1)  # [channel] or [feature]
-    if beyond.max() <= 1e-3:
-        return
-    worst = int(beyond.argmax())
-    several = len(spec.low) > 1
-    bottom, top = (least[worst], most[worst]) if several else (least.min(), most.max())
-    place = worst if several else 0
-    where = f" of {spec.axes.part} {worst}" if several else ""
-    raise DataError(
-        f"{source}: values{where} span [{bottom:g}, {top:g}], outside the model's range "
-        f"[{spec.low[place]:g}, {spec.high[place]:g}]; set --range (or --mean and --std) to what the model expects"
-    )
 
 
 def check_shape(sizes: tuple[int, ...], spec: InputSpec, source: str) -> None:

@@ -92,7 +92,7 @@ def open_saved_dataset(folder: Path) -> ArrowTable:
     import pyarrow
 
     if (folder / SPLITS).is_file():
-        splits = [str(name) for name in read_json(folder / SPLITS).get("splits", ())]
+        splits = [str(name) for name in read_json(folder / SPLITS).get("splits") or ()]
         example = splits[0] if splits else "NAME"
         raise DataError(
             f"{folder} holds the splits {', '.join(splits)}; wanted one: --data {folder / example}"

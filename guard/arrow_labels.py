@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.arrow_values import NUMBER, TEXT, check_present, kind_of, leaf, stored
+from guard.arrow_values import NUMBER, TEXT, check_present, declared_order, kind_of, leaf, stored
 from guard.class_names import NamedLabels, of_codes, of_declared, of_numbers
-from guard.columns import bad_value
+from guard.columns import MISSING, bad_value, missing
 from guard.errors import DataError
+
+MAX_EXACT_NUMBER = 2**53  # of a decimal
 
 
 def read_labels(
@@ -23,24 +25,40 @@ def read_labels(
         DataError: a label is missing or no class; its row is named.
     """
     texts, found, row = Texts(source, name), [], 1
+    order: tuple[str, ...] = ()
     for batch in batches:
+        order = order or declared_order(batch.column(0))
         column = stored(batch.column(0))
         check_present(column, source, name, row, "a label")
         kind = kind_of(column.type)
         if kind == TEXT:
             found.append(texts.codes(column, row))
-        elif kind == NUMBER and leaf(column).dtype.kind in "iu":
-            found.append(checked(leaf(column), class_names.get(name, ()), source, name, row))
+        elif kind == NUMBER:
+            numbers = whole_numbers(leaf(column), source, name, row)
+            found.append(checked(numbers, class_names.get(name, ()), source, name, row))
         else:
             seen = column[0].as_py() if len(column) else None
             raise bad_value(f"{source}: row {row}", name, seen, f"whole class numbers or names, not {column.type}")
         row += len(column)
     numbers = np.concatenate(found)
     if texts.places:
-        return of_codes(numbers, list(texts.words), known, texts.places, name)
+        return of_codes(numbers, list(texts.words), known or order, texts.places, name)
     if class_names.get(name):
         return of_declared(numbers, class_names[name], known, source)
     return of_numbers(numbers, known, name)
+
+
+def whole_numbers(values: NDArray[Any], source: str, name: str, row: int) -> NDArray[Any]:
+    """Return class numbers that are written as integers, booleans or decimals. Raises DataError for one not whole."""
+    if values.dtype.kind in "iu":
+        return values
+    if values.dtype.kind == "b":
+        return values.astype(np.int64)
+    bad = ~np.isfinite(values) | (values != np.rint(values)) | (np.abs(values) > MAX_EXACT_NUMBER)
+    if bad.any():
+        item = int(np.argmax(bad))
+        raise bad_value(f"{source}: row {row + item}", name, float(values[item]), "whole class numbers or names")
+    return values.astype(np.int64)
 
 
 class Texts:
@@ -55,8 +73,10 @@ class Texts:
         """Return the codes of a column of texts, whose first row is `row`."""
         coded = column.dictionary_encode()
         indices = coded.indices.to_numpy(zero_copy_only=False)
-        words = coded.dictionary.to_pylist()
+        words = [word.strip() for word in coded.dictionary.to_pylist()]
         for code, word in enumerate(words):
+            if word.lower() in MISSING:
+                raise missing(f"{self.source}: row {row + int(np.argmax(indices == code))}", self.name, word, "a label")
             if word not in self.words:
                 self.words[word] = len(self.words)
                 self.places.append(f"{self.source}: row {row + int(np.argmax(indices == code))}")

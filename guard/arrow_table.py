@@ -24,6 +24,7 @@ from guard.arrow_values import (
     TEXT,
     VECTOR,
     check_present,
+    declared_order,
     kind_of,
     nested,
     numbers_of,
@@ -195,6 +196,7 @@ def word_codes(
         wanted = f"text, one of the categories {listed(category.known)}"
         raise bad_value(f"{source}: row {row}", category.name, column[0], wanted)
     widths[category.name] = 1
+    category.known = category.known or declared_order(column)
     texts = stored(column).to_pylist()
     return category.codes(texts, lambda at: f"{source}: row {row + at}")[:, None].astype(np.float64)
 

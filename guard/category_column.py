@@ -58,7 +58,8 @@ class CategoryColumn:
 
     def finish(self, source: str) -> tuple[NDArray[np.float32], tuple[str, ...]]:
         """Return what each code becomes, and the words in their order. Raises DataError for what is no category."""
-        order = self.known or tuple(sorted(self.words))
+        numbered = all(NUMBER.fullmatch(word) for word in self.words)  # codes that are kept as text
+        order = self.known or tuple(sorted(self.words, key=(lambda word: (float(word), word)) if numbered else None))
         if not self.known:
             self.check_found(source)
         place = {word: code for code, word in enumerate(order)}
@@ -67,7 +68,7 @@ class CategoryColumn:
     def check_found(self, source: str) -> None:
         """Check that the words found are categories. Raises DataError."""
         numbers = [word for word in self.words if NUMBER.fullmatch(word)]
-        if numbers:
+        if 0 < len(numbers) < len(self.words):
             rows = sum(self.counts[self.words[word]] for word in numbers)
             odd = [w for w in self.words if w not in numbers] if 2 * rows > sum(self.counts) else numbers
             as_wanted = "a number" if odd[0] not in numbers else "a word"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ UNREAD = {
     *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".tga", ".psd", ".svg", ".ico", ".exr", ".hdr", ".dcm"),
     *(".dng", ".cr2", ".nef", ".arw", ".raw", ".npy", ".npz", ".mat", ".pcx", ".eps", ".pfm"),
 }
+
+
+ARRAYS = {".csv", ".tsv", ".npz", ".npy", ".gz"}  # files that are named themselves
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,10 @@ def picture_below(folder: Path) -> Path | None:
 
 def number_of(names: Sequence[str], root: Path, known: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return the class number of each folder, and the names by number. Raises DataError."""
+    check_names(names, root)
     if known:
+        if all(re.fullmatch(r"[0-9]+", name) for name in (*known, *names)) and in_place(known):
+            return {name: int(name) for name in names}, tuple(known)  # further numbers are further classes
         if unknown := [name for name in names if name not in known]:
             raise DataError(
                 f"{root}: folder {unknown[0]!r} is no class; wanted one of those known, {', '.join(known)}: rename it"
@@ -155,6 +162,25 @@ def number_of(names: Sequence[str], root: Path, known: Sequence[str]) -> tuple[d
     return {name: value - first for name, value in values.items()}, every
 
 
+def check_names(names: Sequence[str], root: Path) -> None:
+    """Raise DataError for names that no text can hold, or of which two differ by next to nothing."""
+    for name in names:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{root}: the name of folder {name!r} is no UTF-8; rename it") from error
+    spelled: dict[str, str] = {}
+    for name in names:
+        other = spelled.setdefault(unicodedata.normalize("NFC", name).casefold().strip(), name)
+        if other != name:
+            raise DataError(f"{root}: folders {other!r} and {name!r} may be the same class; wanted one folder a class")
+
+
+def in_place(known: Sequence[str]) -> bool:
+    """Tell whether names are the numbers of their classes."""
+    return [int(name) for name in known] == list(range(len(known)))
+
+
 def remarks(numbers: dict[str, int], names: tuple[str, ...]) -> list[str]:
     """Say in which order classes are, and where that may surprise."""
     listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:12])) + (", …" if names[12:] else "")
@@ -186,6 +212,9 @@ def none_found(root: Path, folders: Sequence[ClassFolder], stray: Sequence[Path]
     text = f"{root} holds neither tables, IDX files nor class folders with pictures ({', '.join(sorted(PICTURES))})"
     if stray:
         return f"{text}; {len(stray)} pictures lie in it directly: move each into a folder of its class"
+    tables = [entry.name for entry in sorted(root.iterdir()) if entry.suffix.lower() in ARRAYS and visible(entry)]
+    if tables:
+        return f"{text}; it has {', '.join(tables[:12])}: name one of them"
     if deeper := [folder.path for folder in folders if idx_files(folder.path)]:
         return f"{text}; {deeper[0]} has IDX files: name one of them"
     return text

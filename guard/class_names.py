@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from guard.columns import bad_value, listed
 from guard.errors import DataError
 
-WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")  # also 2.0, as a column is written that had a gap once
+DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ def of_codes(
     `words[code]` is the text of a row, and `places[code]` where it was seen first: `FILE: row 3 (line 4)`.
 
     Raises:
-        DataError: numbers among names, or a name that is not known.
+        DataError: numbers among names, a number that is not whole, or a name that is not known.
     """
     numbered = [code for code, word in enumerate(words) if WHOLE.fullmatch(word)]
     others = [code for code, word in enumerate(words) if not WHOLE.fullmatch(word)]
     if not others:
-        return of_numbers(np.asarray([int(word) for word in words], dtype=np.int64)[codes], known, column)
+        return of_numbers(np.asarray([whole(word) for word in words], dtype=np.int64)[codes], known, column)
     if known:
         for code, word in enumerate(words):
             if word not in known:
@@ -50,12 +51,22 @@ def of_codes(
     if numbered:
         code = others[0]
         raise bad_value(places[code], column, words[code], f"a class number, as {words[numbered[0]]} is: all, or none")
+    if broken := [code for code in others if DECIMAL.fullmatch(words[code])]:
+        wanted = "whole class numbers, or names that are no numbers"
+        raise bad_value(places[broken[0]], column, words[broken[0]], wanted)
     return renumbered(codes, words, sorted(words))
+
+
+def whole(word: str) -> int:
+    """Return the number that a word writes, for example 2 for `2` and for `2.0`."""
+    return int(word.partition(".")[0])
 
 
 def of_numbers(numbers: NDArray[np.int64], known: Sequence[str], column: str) -> NamedLabels:
     """Return labels that are class numbers. Raises DataError where they could as well be the names of classes."""
-    if moved := [(number, name) for number, name in enumerate(known) if WHOLE.fullmatch(name) and int(name) != number]:
+    if moved := [
+        (number, name) for number, name in enumerate(known) if WHOLE.fullmatch(name) and whole(name) != number
+    ]:
         number, name = moved[0]
         raise DataError(
             f"column {column!r} holds numbers, and the classes known are called by numbers other than their own: "

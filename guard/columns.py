@@ -25,7 +25,8 @@ MIN_NUMBERED_ROWS = 10  # fewer numbers in a row may be chance
 MAX_SHOWN_CHARACTERS = 40
 LIST_PLACE = re.compile(r"\[\d+\]$")
 MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-", "<na>"}
-COUNTERS = {"", "id", "ids", "index", "row", "uuid", "unnamed: 0", "__index_level_0__"}
+INDEXES = {"", "unnamed: 0", "__index_level_0__"}  # as tools call the number of a row, which they have written
+COUNTERS = {*INDEXES, "id", "ids", "index", "row", "uuid"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def choose(names: Sequence[str], choice: ColumnChoice, source: str, *, labels: S
     """
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{source}: column {twice[0]!r} stands there {names.count(twice[0])} times; rename one")
-    for flag, name in (("--label-column", choice.label), *(("--drop-column", name) for name in choice.drop)):
+    drop = () if choice.features else choice.drop  # a table of known features may lack what others were made without
+    for flag, name in (("--label-column", choice.label), *(("--drop-column", name) for name in drop)):
         if name is not None and name not in names:
             raise DataError(f"{source} has no column {name!r}, which {flag} names; it has {listed(names)}")
     if choice.label in choice.drop and choice.label is not None:
@@ -174,6 +176,13 @@ class FeatureWatch:
 
         A column of whole numbers that all differ numbers the rows where they have no gap, or where its name says so.
         """
+        for column, name in enumerate(self.names):
+            if name.strip().lower() in INDEXES and self.whole[column]:
+                raise DataError(
+                    f"{self.source}: column {name!r} is an index that a tool has written beside the table "
+                    f"({self.low[column]:.0f} to {self.high[column]:.0f}); wanted features alone: --drop-column "
+                    f"{name!r}, or give it a name where it is one"
+                )
         rows = len(values)
         gaps = self.high - self.low + 1
         may_number = self.whole & (gaps >= rows) if rows >= MIN_NUMBERED_ROWS else np.zeros(len(self.names), np.bool_)

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,6 +136,8 @@ class FeatureColumns:
         """Give words their final codes in values [row, feature]; return each feature's words, and what is odd."""
         words: list[tuple[str, ...]] = [()] * len(self.places)
         for at, column in self.of_words.items():
+            if column.name in column.words:
+                raise headerless(str(self.file), column.name)
             final, words[at] = column.finish(str(self.file))
             values[:, at] = final[values[:, at].astype(np.int64)]
         notes = self.watch.notes(values[:, self.of_numbers]) if self.of_numbers else ()
@@ -177,7 +180,17 @@ class LabelColumn:
     def numbered(self, known: Sequence[str]) -> NamedLabels | None:
         if self.label is None:
             return None
+        if self.label in self.words:
+            raise headerless(self.source, self.label)
         return of_codes(np.concatenate(self.codes), list(self.words), known, self.seen, self.label)
+
+
+def headerless(source: str, name: str) -> DataError:
+    """Return the error for a table whose first line is a row, since a column is called as one of its values."""
+    return DataError(
+        f"{source}: line 1 seems to be a row: {name!r} stands below it too, in the same column; wanted a header with "
+        "names of columns"
+    )
 
 
 def line_ends(file: Path) -> int:
@@ -187,7 +200,7 @@ def line_ends(file: Path) -> int:
         with open_bytes(file) as stream:
             while block := stream.read(PART_BYTES):
                 found += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     return found
 
@@ -206,7 +219,7 @@ def opened(file: Path) -> Iterator[TextIO]:
         raise DataError(
             f"{file} is no UTF-8 ({error.reason}, byte {error.start} of a part); save it as UTF-8"
         ) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 
@@ -225,6 +238,8 @@ def read_header(stream: TextIO, file: Path) -> tuple[str, list[str]]:
     names = [name.strip() for name in cut[best[0]]]
     if all(NUMBER.fullmatch(name) for name in names):
         raise DataError(f"{file}: line 1 is numbers alone; wanted a header with the names of {len(names)} columns")
+    while len(names) > 1 and not names[-1]:
+        names.pop()  # a separator behind the last column
     return best[0], names
 
 
@@ -244,6 +259,8 @@ def rows(stream: TextIO, separator: str, names: Sequence[str], file: Path) -> It
         for cells in reader:
             if cells:
                 number += 1
+                while len(cells) > len(names) and not cells[-1].strip():
+                    cells.pop()
                 row = TextRow(number, line, cells)
                 if len(cells) != len(names):
                     raise DataError(

@@ -81,6 +81,8 @@ def class_numbers(labels: NDArray[Any], source: str, classes: Sequence[str] = ()
         labels = labels[:, 0]
     if labels.dtype.kind in "US" and labels.ndim == 1 and classes:
         return numbers_of_names(labels, source, classes)
+    if labels.dtype.kind == "b" and labels.ndim == 1:
+        return labels.astype(np.int64)
     if labels.dtype.kind not in "iu":
         raise DataError(f"{source}: labels are {labels.dtype}; wanted whole class numbers{remedy(labels)}")
     if labels.ndim == 2 and one_hot(labels):

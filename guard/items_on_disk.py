@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,7 +108,9 @@ class ItemsOnDisk:
         if len(stamps) != len(self):
             whole = " ".join(stamps)
             stamps = [f"{whole} {place}" for place in range(len(self))]
-        return np.asarray([hashlib.blake2b(one.encode(), digest_size=16).hexdigest() for one in stamps], dtype="<U32")
+        return np.asarray(
+            [hashlib.blake2b(os.fsencode(one), digest_size=16).hexdigest() for one in stamps], dtype="<U32"
+        )
 
 
 Items: TypeAlias = NDArray[Any] | ItemsOnDisk

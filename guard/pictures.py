@@ -7,6 +7,7 @@ Example: a 16-bit grey picture is scaled to 8 bits, 65535 to 255, and a photogra
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -24,7 +25,13 @@ PICTURES = {
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 }
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")  # Pillow's names; it knows more
-SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")  # first bytes of pictures
+# First bytes of pictures, of kinds that are read and others: a TIFF, a WebP, a bitmap, a Netpbm file, a HEIC or AVIF.
+SIGNATURE = re.compile(
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0\0\0|P[1-6]\s+[0-9#]"
+    rb"|....ftyp(hei[cxm]|mif1|avi[fs])",
+    re.DOTALL,
+)
+SIGNED_CODE, SAMPLE_FORMAT_CODE = 2, 339  # TIFF's tag of how values are written, and its value for signed ones
 ORIENTATION_CODE, UPRIGHT_CODE = 0x0112, 1  # EXIF's tag, and its value for a picture that lies as it is shown
 PHOTOMETRIC_CODE, WHITE_IS_ZERO_CODE = 262, 0  # TIFF's tag, and its value for negatives
 LYING_CODES = {5, 6, 7, 8}  # of EXIF's orientations: those that exchange width and height
@@ -56,8 +63,10 @@ class PictureHead:
 def looks_like_picture(file: Path) -> bool:
     """Tell whether a file begins as a picture does, whatever its name."""
     try:
+        if not file.is_file():  # a pipe would be waited for
+            return False
         with file.open("rb") as stream:
-            return stream.read(8).startswith(SIGNATURES)
+            return SIGNATURE.match(stream.read(16)) is not None
     except OSError:
         return False
 
@@ -182,6 +191,8 @@ def to_bytes(picture: Any, raw: str, file: str) -> NDArray[np.uint8]:
     mode = picture.mode
     if mode.startswith("I"):
         return sixteen_bits(picture, raw, file)
+    if SIGNED_CODE in tag_values(picture, SAMPLE_FORMAT_CODE):
+        raise refusal(file, "its values are signed", "0 black to 255 white; scale it yourself")
     if mode not in (*GREY, *COLOURED):
         raise refusal(file, f"its colours are {mode}", "grey or RGB; convert it, as several ways of doing so differ")
     if picture.has_transparency_data and (alpha := np.asarray(picture.convert("RGBA"))[..., 3]).min() < OPAQUE_STEPS:
@@ -194,6 +205,12 @@ def to_bytes(picture: Any, raw: str, file: str) -> NDArray[np.uint8]:
     return values[..., :1] if may_be_grey and bool((values == values[..., :1]).all()) else values
 
 
+def tag_values(picture: Any, code: int) -> tuple[int, ...]:
+    """Return the values of a TIFF's tag; none where it has not got it, or is no TIFF."""
+    found = getattr(picture, "tag_v2", {}).get(code, ())
+    return found if isinstance(found, tuple) else (found,)
+
+
 def sixteen_bits(picture: Any, raw: str, file: str) -> NDArray[np.uint8]:
     """Scale a grey picture of 16 bits to 8. Raises DataError where its values have no known scale."""
     values = np.asarray(picture).astype(np.int64)
@@ -201,7 +218,7 @@ def sixteen_bits(picture: Any, raw: str, file: str) -> NDArray[np.uint8]:
     if not known or raw == "I;12" or not 0 <= values.min() <= values.max() <= STEPS_OF_16_BITS:
         span = f"[{values.min()}, {values.max()}]"
         raise refusal(file, f"it holds whole numbers {span} of no known scale", "8 or 16 bits; scale it yourself")
-    if getattr(picture, "tag_v2", {}).get(PHOTOMETRIC_CODE) == WHITE_IS_ZERO_CODE or "transparency" in picture.info:
+    if WHITE_IS_ZERO_CODE in tag_values(picture, PHOTOMETRIC_CODE) or "transparency" in picture.info:
         raise refusal(file, "it is a 16-bit negative or has a transparent grey", "16 bits, 0 black, opaque")
     return np.rint(values / BYTES_FACTOR).astype(np.uint8)[..., None]
 

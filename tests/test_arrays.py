@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -193,7 +194,6 @@ def test_what_is_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
         ({"images": pictures(), "labels": np.asarray([0, 1, np.inf, 0, 1, 2])}, ("float64", "inf is none")),
         ({"images": pictures(), "labels": np.full(6, np.nan)}, ("float64", "whole class numbers")),
         ({"images": pictures(), "labels": np.asarray(["a"] * 6)}, ("whole class numbers", "names (a)")),
-        ({"images": pictures(), "labels": np.ones(6, dtype=bool)}, ("bool",)),
         ({"images": pictures(), "labels": np.full(6, 2**64 - 1, dtype=np.uint64)}, ("18446744073709551615",)),
         ({"images": pictures(), "labels": np.asarray(3)}, ("6 inputs", "[]")),
         ({"images": pictures(), "labels": labels() - 1}, ("label -1 is negative",)),
@@ -230,6 +230,23 @@ def test_any_one_byte_of_an_npz_may_be_wrong(tmp_path: Path, save: Callable[...,
         except DataError:
             found.append(place)
     assert len(found) > len(whole) / 3
+
+
+def test_labels_that_are_yes_or_no_are_two_classes(tmp_path: Path) -> None:
+    found = read_examples(npz(tmp_path, images=pictures(), labels=np.asarray([True, False] * 3)))
+    assert found.labelled().tolist() == [1, 0] * 3
+
+
+def test_members_that_are_no_arrays(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as packed:
+        packed.writestr("images", b"not an array")
+    with pytest.raises(DataError, match="images is no array in numpy's format"):
+        read_examples(tmp_path / "a.npz")
+
+
+def test_a_path_that_no_file_can_have() -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_examples("a" * 5000)
 
 
 def test_a_foreign_npz(tmp_path: Path) -> None:

@@ -97,6 +97,23 @@ def test_labels_that_are_names_are_sorted_and_kept(tmp_path: Path, *, coded: boo
         read_examples(file, classes=("cat", "ant"))
 
 
+@pytest.mark.parametrize("labels", [[0.0, 2, 1, 0], ["0.0", "2.0", "1.0", "0.0"], ["0", "2 ", "1", "0"]])
+def test_whole_labels_of_other_types_are_numbers(tmp_path: Path, labels: list[Any]) -> None:
+    found = read_examples(written(tmp_path, table_of(a=[1.5, 2, 3, 4], label=labels)))
+    assert found.labelled().tolist() == [0, 2, 1, 0]
+    logical = read_examples(written(tmp_path, table_of(a=[1.5, 2], label=[True, False])))
+    assert logical.labelled().tolist() == [1, 0]
+
+
+def test_words_that_a_table_declares_to_be_in_order_keep_it(tmp_path: Path) -> None:
+    sizes = pa.DictionaryArray.from_arrays(pa.array([2, 0, 2, 0]), ["small", "medium", "large"], ordered=True)
+    labelled = read_examples(written(tmp_path, table_of(a=[1.5, 2, 3, 4], label=sizes)))
+    assert (labelled.classes, labelled.labelled().tolist()) == (("small", "medium", "large"), [2, 0, 2, 0])
+    table = table_of(size=sizes, label=LABELS[:4])
+    found = read_examples(written(tmp_path, table), choice=ColumnChoice(words=True))
+    assert (found.words, found.images[:, 0].tolist()) == ((("small", "medium", "large"),), [2, 0, 2, 0])
+
+
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
 def test_pictures_are_decoded(tmp_path: Path, kind: str) -> None:
     table = table_of(image=picture_column(list(PICTURES)), label=LABELS, id=list(range(7)))
@@ -160,7 +177,8 @@ GOOD: dict[str, Any] = {"a": [1.0, 2, 3, 4], "b": [5.0, 6, 7, 8], "label": [0, 1
         ({"label": [0, 1, 0, None]}, ("row 4", "'label'", "missing (null)", "a label")),
         ({"label": ["ant", "bee", "ant", None]}, ("row 4", "'label'", "missing (null)", "a label")),
         ({"label": [0, 1, 0, -1]}, ("row 4", "'label'", "label -1", "no label")),
-        ({"label": [0.0, 1, 0, 1]}, ("row 1", "'label'", "whole class numbers or names, not double")),
+        ({"label": [0.0, 1, 0.5, 1]}, ("row 3", "'label'", "'0.5'", "whole class numbers or names")),
+        ({"label": ["ant", "bee", " ", "ant"]}, ("row 3", "'label'", "missing", "a label")),
         ({"label": ["ant", "bee", "3", "ant"]}, ("row 1", "'label'", "'ant'", "class number")),
         ({"y": [1, 2, 3, 4]}, ("'label', 'y'", "--label-column")),
     ],

@@ -98,6 +98,15 @@ def test_numbers_among_words_are_a_mistake_of_either(tmp_path: Path) -> None:
             read_examples(csv(tmp_path, columns), choice=FOUND)
 
 
+def test_codes_that_are_kept_as_text_are_categories_in_their_order(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    codes = [str(row % 12) for row in range(60)]
+    parquet.write_table(pa.table({"zone": codes, "label": [0, 1] * 30}), tmp_path / "a.parquet")
+    found = read_examples(tmp_path / "a.parquet", choice=ColumnChoice(words=True))
+    assert found.words == (tuple(str(code) for code in range(12)),)
+    assert found.images[:, 0].tolist() == [row % 12 for row in range(60)]
+
+
 def test_texts_that_all_differ_are_no_categories(tmp_path: Path) -> None:
     columns = {"name": [f"n{row}" for row in range(60)], "z": np.linspace(0, 1, 60).tolist()}
     with pytest.raises(DataError, match=r"'name' holds 60 different texts in 60 rows.*--drop-column 'name'"):

@@ -57,6 +57,25 @@ def test_numbers_within_names_are_sorted_as_text_and_it_is_said(tmp_path: Path) 
     assert said(found, "sorted as text")
 
 
+@pytest.mark.parametrize("names", [["cat", "Cat"], ["é", "e\u0301"], ["dog", "dog "]])
+def test_folders_whose_names_are_next_to_the_same_are_refused(tmp_path: Path, names: list[str]) -> None:
+    refused(classes(tmp_path, names), "may be the same class", *map(repr, names))
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    refused(classes(tmp_path, ["caf\udce9", "dog"]), "no UTF-8", "rename")
+
+
+def test_further_numbers_than_those_known_are_further_classes(tmp_path: Path) -> None:
+    found = read_examples(classes(tmp_path, ["0", "6"]), classes=("0", "1", "2"))
+    assert sorted(set(found.labelled().tolist())) == [0, 6]
+
+
+def test_a_folder_that_only_holds_tables_says_so(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("a,label\n1,0\n")
+    refused(tmp_path, "it has train.csv: name one of them")
+
+
 @pytest.mark.parametrize("names", ["1 2 4", "3 5 7"])
 def test_numbers_from_elsewhere_are_refused(tmp_path: Path, names: str) -> None:
     refused(classes(tmp_path, names.split()), "neither from 0 nor 1", names.replace(" ", ", "))

@@ -75,6 +75,32 @@ def test_a_column_of_any_name_holds_the_labels_where_it_is_named(tmp_path: Path)
     assert "columns left out, as asked: 'note'" in found.notes
 
 
+def test_whole_labels_that_are_written_as_decimals_are_numbers(tmp_path: Path) -> None:
+    text = "\n".join(["a,label", *(f"{row}.5,{row}.0" for row in range(12))])
+    found = read_examples(csv(tmp_path, text))
+    assert (found.labelled().tolist(), found.classes) == (list(range(12)), ())
+
+
+@pytest.mark.parametrize("choice", [ColumnChoice("setosa"), ColumnChoice(words=True)])
+def test_a_first_row_is_no_header(tmp_path: Path, choice: ColumnChoice) -> None:
+    file = csv(tmp_path, "5.1,3.5,setosa\n4.9,3.0,setosa\n7.0,3.2,versicolor\n")
+    with pytest.raises(DataError, match="line 1 seems to be a row: 'setosa' stands below it too"):
+        read_examples(file, choice=choice)
+
+
+def test_a_separator_behind_every_row_makes_no_column(tmp_path: Path) -> None:
+    assert read_examples(csv(tmp_path, "a,b,label,\n1,2,0,\n3,4,1,\n")).features == ("a", "b")
+
+
+@pytest.mark.parametrize("place", [20, 40, 60, -6])
+def test_a_damaged_gzip_is_an_error_of_ours(tmp_path: Path, place: int) -> None:
+    packed = bytearray(gzip.compress(b"a,label\n" + b"".join(b"%d.5,%d\n" % (n * n, n % 2) for n in range(200))))
+    packed[place] ^= 0xFF
+    (tmp_path / "data.csv.gz").write_bytes(packed)
+    with pytest.raises(DataError, match=r"data.csv.gz"):
+        read_examples(tmp_path / "data.csv.gz")
+
+
 def test_a_table_without_labels_can_be_read(tmp_path: Path) -> None:
     found = read_examples(csv(tmp_path, "a,b\n1,2\n"))
     assert found.labels is None
@@ -94,7 +120,10 @@ def test_a_table_without_labels_can_be_read(tmp_path: Path) -> None:
         ("a;b;label\n1;2;0\n1,5;3;1\n", ("row 2 (line 3)", "'a'", "'1,5'", "as 1.5", "no decimal comma")),
         ("a,b,label\n1,2,0\n3,4,\n", ("row 2 (line 3)", "'label'", "missing", "a label")),
         ("a,b,label\n1,2,0\n3,4,ant\n", ("row 2 (line 3)", "'label'", "'ant'", "class number")),
-        ("a,b,label\n1,2,0\n3,4,1.0\n", ("row 2 (line 3)", "'label'", "'1.0'", "class number")),
+        ("a,b,label\n1,2,0\n3,4,1.5\n", ("row 2 (line 3)", "'label'", "'1.5'", "class number")),
+        ("a,b,label\n1,2,0.5\n3,4,1.5\n", ("row 1 (line 2)", "'label'", "'0.5'", "no numbers")),
+        (",a,label\n0,1.5,0\n1,2.5,1\n0,1.5,1\n", ("column ''", "an index", "--drop-column ''")),
+        ("a,label,\n1,2,\n3,4,5\n", ("row 2 (line 3)", "has 3 values", "wanted 2")),
         ("a,b,label\n1,2,0\n3,4\n", ("row 2 (line 3)", "has 2 values", "wanted 3", "','")),
         ('a,b,label\n"x\ny",2,0\n', ("row 1 (line 2)", "'a'")),
         ('a,b,label\n1,"2,0\n3,4,1\n', ("damaged",)),

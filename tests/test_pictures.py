@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -203,7 +204,12 @@ def test_damage_is_an_error_of_ours_or_none(tmp_path: Path, end: str) -> None:
 
 
 def test_files_that_look_like_pictures_whatever_their_name(tmp_path: Path) -> None:
-    assert looks_like_picture(save(tmp_path / "a", COLOURS, format="PNG"))
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"):
+        assert looks_like_picture(save(tmp_path / "a", COLOURS, format=kind)), kind
+    (tmp_path / "photo").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    assert looks_like_picture(tmp_path / "photo")
+    os.mkfifo(tmp_path / "pipe")
+    assert not looks_like_picture(tmp_path / "pipe")
     (tmp_path / "b").write_text("no picture")
     assert not looks_like_picture(tmp_path / "b")
     assert not looks_like_picture(tmp_path / "none")

@@ -39,12 +39,12 @@ from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import load_recipe, parse
 from guard.offline.second.asked import find_asked
 from guard.offline.training.build import Prepared
-from guard.offline.training.calibrator import attacked_items, pool
 from guard.offline.training.candidates import Candidate, candidates_of, columns, fitted_heads, option_of
 from guard.offline.training.choose_detectors import Option, forwards_of, readable, sets_within
 from guard.offline.training.choose_share import FamilyTrial, share_of_others, try_family
 from guard.offline.training.family_scores import FamilyScores
 from guard.offline.training.fit_fusion import fit_fusion, usual_share
+from guard.offline.training.pooled_items import attacked_items, pool
 from tests.bench.second import crafted_of
 
 RATES = (0.01, 0.05)

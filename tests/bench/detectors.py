@@ -56,10 +56,11 @@ from guard.offline.model.onnx_export.export import lower
 from guard.offline.programs.program import Program
 from guard.offline.programs.read import read
 from guard.offline.training.build import Graphs, Prepared, compile_heads, fit, parities
-from guard.offline.training.calibrator import Calibrator, pool
+from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.candidates import columns
 from guard.offline.training.fit_fusion import fit_fusion
 from guard.offline.training.fit_heads import FittingItems, fit_heads, settled
+from guard.offline.training.pooled_items import pool
 from guard.session import Session
 from tests.bench.detector_rows import PUBLISHED, ByAttack, Figures, Interval, Row, read_rows, tables
 from tests.bench.resident import peak_of

@@ -54,11 +54,11 @@ from guard.offline.job.second_settings import ASKING
 from guard.offline.model.classifier import Classifier
 from guard.offline.second.asked import find_asked
 from guard.offline.training.build import Prepared
-from guard.offline.training.calibrator import pool
 from guard.offline.training.choose_share import choose_share
 from guard.offline.training.fit_fusion import fit_fusion
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 from guard.offline.training.left_out_scores import left_out_scores
+from guard.offline.training.pooled_items import pool
 
 SCREEN = ("mahalanobis", "kernel_density", "lid")
 RATES = (0.01, 0.05)

@@ -21,16 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.array_room import parts
-from guard.arrays import (
-    FLOAT_BYTES,
-    ValueSpan,
-    are_pixels,
-    check_box,
-    check_shape,
-    check_steps,
-    wire_values,
-)
+from guard.array_room import FLOAT32_BYTES, parts
+from guard.arrays import are_pixels, check_shape, wire_values
 from guard.data_file import DataFile, Reading, first_not_finite
 from guard.errors import DataError
 from guard.items_on_disk import ItemsOnDisk, Places
@@ -43,6 +35,7 @@ from guard.offline.work.store import cache_key
 from guard.picture_files import TAKEN_AS_RGB
 from guard.picture_stack import picture_notes
 from guard.read_ahead import read_ahead
+from guard.value_span import ValueSpan, check_box, check_bytes, check_values_fit
 
 PIXEL_STEPS = 256  # of a pixel
 SAVED_EVERY_S = 20.0
@@ -113,7 +106,7 @@ class ItemReader:
 
     def parts(self, places: Places) -> Iterator[Places]:
         """Cut places into parts by the memory that an item takes as float32."""
-        yield from (places[part] for part in parts(len(places), FLOAT_BYTES * self.items.size // len(self.items)))
+        yield from (places[part] for part in parts(len(places), FLOAT32_BYTES * self.items.size // len(self.items)))
 
     def pixels(self, file: Path | None, progress: Reading | None) -> FirstReading:
         """Read all pictures that were not read before."""
@@ -146,6 +139,7 @@ class ItemReader:
         """Return the values that pictures fill, from the levels that each of them uses."""
         channels = self.spec.shape[0]
         used = np.unpackbits(np.bitwise_or.reduce(packed, axis=0)).astype(np.bool_).reshape(channels, PIXEL_STEPS)
+        check_bytes(int(np.flatnonzero(used.any(axis=0)).max()), len(packed), self.source)
         every = np.broadcast_to(
             np.arange(PIXEL_STEPS, dtype=np.uint8)[:, None, None, None], (PIXEL_STEPS, channels, 1, 1)
         )
@@ -189,7 +183,7 @@ class ItemReader:
         together = spans[0]
         for span in spans[1:]:
             together |= span
-        check_steps(together, self.spec, self.source)
+        check_values_fit(together, self.spec, self.source)
         ends = np.stack([one["ends"] for one in found])
         filled = np.asarray([ends.min(), ends.max(), search.found() or 0], dtype=np.float64)
         return {"hashes": np.concatenate([one["hashes"] for one in found]), "filled": filled}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -155,10 +155,11 @@ def noisy(noise: NoiseKind, images: Images, sizes: Sizes, grid: Grid, seed: int)
     return snap(moved.clip(0, 1), grid)
 
 
-def each_noisy(kind: KindName, images: Images, sizes: Sizes, grid: Grid, seed: int) -> list[Images]:
-    """Return unit-space items [item, ...] with noise, one of the kinds after the other, in parts by kind."""
+def each_noisy(kind: KindName, images: Images, sizes: Sizes, grid: Grid, seed: int) -> Iterator[Images]:
+    """Yield unit-space items [item, ...] with noise, one of the kinds after the other, in parts by kind."""
     kinds = noises_of(kind, images.shape[1])
-    return [noisy(noise, images[place :: len(kinds)], sizes, grid, seed) for place, noise in enumerate(kinds)]
+    for place, noise in enumerate(kinds):
+        yield noisy(noise, images[place :: len(kinds)], sizes, grid, seed)
 
 
 def one_noisy(noise: NoiseKind, item: Images, sizes: Sizes, grid: Grid, seed: int) -> Images:

@@ -20,7 +20,7 @@ from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.features import NUMERIC, Feature, box_of, only_names
 from guard.layout import layout_of_data, layout_of_kind, order_text, with_channels
-from guard.manifest import InputSpec, ModelSpec
+from guard.manifest import InputSpec, ModelSpec, OutputSpec
 from guard.offline.closed.open_answers import AnswersWish, open_answers
 from guard.offline.closed.study import DEFAULT_QUESTIONS_ITEMS, StudyWish, study
 from guard.offline.data.dataset import Dataset, dataset_of, joined
@@ -270,6 +270,19 @@ def check_folders(examples: DataFile, classes: int) -> None:
         )
 
 
+def check_held_out(examples: DataFile, output: OutputSpec) -> None:
+    """Check that the classes of data beside those trained on are the model's. Raises DataError."""
+    check_labels(examples.labelled(), output.classes, examples.source)
+    check_folders(examples, output.classes)
+    words = [name for name in examples.classes if not name.isdigit()]
+    if words and not output.labels and len(examples.classes) < output.classes:
+        raise DataError(
+            f"{examples.source}: {len(examples.classes)} {examples.class_noun} of the model's {output.classes} classes "
+            f"({', '.join(words[:12])}), and what the classes are called is not known, since the data trained on name "
+            "none; wanted class numbers"
+        )
+
+
 def check_box(job: Job, shape: tuple[int, ...]) -> None:
     """Check that there is one range for all, or one a channel or feature. Raises ConfigError."""
     if len(job.low) != len(job.high) or len(job.low) not in (1, shape[0]):
@@ -310,7 +323,7 @@ def split_data(job: Job, model: ModelSpec, examples: DataFile, reader: DataReade
         progress=reader.progress,
         stream=job.streams,
     )
-    check_labels(held_out.labelled(), classes, held_out.source)
+    check_held_out(held_out, model.output)
     test = reader.dataset(held_out, spec)
     if shared := set(test.hashes.tolist()) & set(data.hashes.tolist()):
         raise DataError(

@@ -29,11 +29,11 @@ from guard.offline.evidence.cache import EvidenceCache
 from guard.offline.evidence.gather import Gather
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
-from guard.offline.training.calibrator import NOISE_COPIES
 from guard.offline.training.candidates import FITTED_ITEMS, candidates_of
 from guard.offline.training.family_scores import MIN_FAMILIES
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 from guard.offline.training.left_out_scores import MAX_FITTED_ITEMS
+from guard.offline.training.pooled_items import NOISE_COPIES
 
 OPERATOR_EXPORT_S = 0.1  # to write one operator of the model into one program, forward and gradient
 TIMED_ITEMS = 32  # items on which the evidence is timed

@@ -21,9 +21,9 @@ from guard.offline.model.classifier import Classifier
 from guard.offline.programs.parity import Parity, check_parity
 from guard.offline.programs.program import Cleaner, Program
 from guard.offline.programs.write_programs import ProgramFiles, compile_programs
-from guard.offline.training.calibrator import pool
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 from guard.offline.training.learned_repairs import lessons_of, trained
+from guard.offline.training.pooled_items import pool
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
 

@@ -24,14 +24,9 @@ from guard.bundle import ANSWER_CALIBRATION, CALIBRATION, Bundle, identity, writ
 from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
-from guard.manifest import DetectorSpec, InputSpec, Manifest, NeedSpec
+from guard.manifest import DetectorSpec, Manifest, NeedSpec
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
-from guard.offline.data.attacked import Attacked
 from guard.offline.data.dataset import Dataset
-from guard.offline.data.grid import Images, grid_for
-from guard.offline.data.harmless_noise import Sizes, each_noisy
-from guard.offline.data.input_kind import kind_for, kind_of
-from guard.offline.data.shift import shifted
 from guard.offline.data.splits import Split
 from guard.offline.detectors.detector import Detector, Head
 from guard.offline.detectors.table import INDEPENDENT
@@ -49,10 +44,10 @@ from guard.offline.training.choose_detectors import DetectorChoice
 from guard.offline.training.choose_share import KeptShare, choose_share
 from guard.offline.training.family_scores import FamilyScores
 from guard.offline.training.fit_fusion import band_leak, early_reject, fit_fusion
+from guard.offline.training.pooled_items import pool
 from guard.offline.training.sources import source_facts
 from guard.session import Session
 
-NOISE_COPIES = 2  # of each clean item that heads or fusion are fitted on
 SAMPLE_ITEMS = 16  # inputs that the engine checks itself on
 
 
@@ -230,45 +225,6 @@ def student_facts(answering: Answering | None, transfers: Mapping[str, Transfer]
     share = None if whole.misled == 0 else whole.share  # JSON has no NaN
     by_attack = {name: asdict(one) for name, one in transfers.items()}
     return {**answering.facts, "attacked": asdict(whole), "transfer": share, "attacks": by_attack}
-
-
-def pool(
-    crafted: Sequence[CraftedSet], data: Dataset, split: Split, spec: InputSpec, seed: int
-) -> tuple[Attacked[Images], Images]:
-    """Return the attacked items of all sets in one split, and beside them noise and items that nature has changed.
-
-    Noise is what is as large as the attacks, and each kind of `harmless_noise` in all sizes up to the largest of them.
-    """
-    parts = [found.select(data.splits, split) for found in crafted]
-    blank = np.zeros((0, *data.item_shape), dtype=np.float32)
-    clean = data.part(split).images[:]
-    budgets = (found.budget or 0.0 for found in crafted if found.norm == "linf")
-    sizes = Sizes.up_to(max(budgets, default=None), grid_for(spec))
-    harmless = [*changed(clean, spec.grid), *harmless_noise(clean, spec, sizes, seed)]
-    noisy = np.concatenate([blank, *(p.noise for p in parts), *harmless])
-    return attacked_items(crafted, data, split), noisy
-
-
-def attacked_items(crafted: Sequence[CraftedSet], data: Dataset, split: Split) -> Attacked[Images]:
-    """Return the attacked items of all sets in one split."""
-    parts = [found.select(data.splits, split) for found in crafted]
-    blank = np.zeros((0, *data.item_shape), dtype=np.float32)
-    attacked = np.concatenate([blank, *(part.attacked for part in parts)])
-    return Attacked(attacked, tuple(part.attack for part in parts for _ in range(len(part))))
-
-
-def harmless_noise(clean: Images, spec: InputSpec, sizes: Sizes, seed: int) -> list[Images]:
-    """Return clean items with noise of every kind, `NOISE_COPIES` of each item, by different kinds."""
-    grid, kind = grid_for(spec), kind_for(spec)
-    copies = (np.roll(clean, shift, axis=0) for shift in range(NOISE_COPIES))
-    return [part for copy in copies for part in each_noisy(kind.name, copy, sizes, grid, seed)]
-
-
-def changed(images: Images, grid: int | None) -> list[Images]:
-    """Return clean items as their kind's harmless changes leave them, each item by one of these in turn."""
-    shifts = kind_of(images.shape[1:]).negatives
-    moved = [shifted(shift, images[place :: len(shifts)], grid) for place, shift in enumerate(shifts)]
-    return [found for found in moved if found is not None]
 
 
 def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:

@@ -26,11 +26,11 @@ from guard.offline.evidence.forwards import forwards_by_need
 from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, built_detector
 from guard.offline.training.build import Prepared
-from guard.offline.training.calibrator import attacked_items, pool
 from guard.offline.training.choose_detectors import DetectorChoice, Option, choose
 from guard.offline.training.families import families_of, leaving
 from guard.offline.training.family_scores import MIN_FAMILIES, FamilyScores
 from guard.offline.training.fit_heads import FittingItems, fit_heads
+from guard.offline.training.pooled_items import attacked_items, pool
 
 FITTED_ITEMS = 1500  # of clean, noisy and attacked each, at most, that the heads of a choice are fitted on
 

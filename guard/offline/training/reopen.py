@@ -18,7 +18,7 @@ from guard.offline.closed.study import reopen
 from guard.offline.data.dataset import Dataset, dataset_of
 from guard.offline.data.splits import Split
 from guard.offline.job.feature_file import restored
-from guard.offline.job.job import Job, check_labels
+from guard.offline.job.job import Job, check_held_out
 from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.answering import Study
 from guard.offline.model.classifier import Classifier
@@ -153,7 +153,7 @@ class Work:
             progress=progress,
             stream=job.streams,
         )
-        check_labels(examples.labelled(), output.classes, examples.source)
+        check_held_out(examples, output)
         found = dataset_of(examples, spec, kept=self.directory.reading, progress=progress)
         fresh = np.asarray(
             [self.splits.get(value, Split.TEST.value) == Split.TEST.value for value in found.hashes.tolist()]

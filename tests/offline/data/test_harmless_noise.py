@@ -74,7 +74,7 @@ def test_sizes_are_drawn_from_one_step_to_the_largest_budget() -> None:
 
 def test_kinds_take_turns() -> None:
     clean = items("images", 11)
-    parts = each_noisy("images", clean, Sizes(2 / 255, 2 / 255), 255, 0)
+    parts = list(each_noisy("images", clean, Sizes(2 / 255, 2 / 255), 255, 0))
     assert [len(part) for part in parts] == [3, 2, 2, 2, 2]
     assert [noise.name for noise in noises_of("images", 2)] == [
         "uniform",
