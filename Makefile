@@ -68,8 +68,8 @@ side: $(READY)  ## build the side environments whose lock changed
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make needs Python >= 3.11, found " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,offline,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[cpu,offline,dev]'
 	@touch $@
 
 clean:  ## remove everything that make built
