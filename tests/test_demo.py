@@ -36,6 +36,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Prepared]:
         preset,
         detectors=tuple(one for one in preset.detectors if one["name"] in ("mahalanobis", "saliency_classifier")),
         attacks=(Pgd(budget=0.25, steps=10),),
+        repairs=(),
         left_out=(),
         adaptive_budgets=(0.25,),
     )
