@@ -19,10 +19,10 @@ TOGETHER = (
 )
 # More than ten seconds of processor time each, the most first; those measured alone are in their own run.
 LONGEST = (
+    *TOGETHER,
     "tests/bench/test_quick.py",
     "tests/offline/attacks/test_table.py",
     "tests/offline/test_evaluate.py",
-    *TOGETHER,
     "tests/offline/model/gradient/test_input_gradient.py",
     "tests/test_demo.py",
     "tests/zoo/test_zoo.py",
