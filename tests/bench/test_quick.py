@@ -19,6 +19,7 @@ QUICK = {
     "fitted_items": (),
     "forecast": (),
     "forest": ("--forest",),
+    "hop": (),
     "kinds": ("series",),
     "off_recipe": (),
     "operators": (),
@@ -27,18 +28,17 @@ QUICK = {
     "repair": (),
     "second": (),
     "tabular": (),
+    "zoo": ("shufflenet", "--no-training"),
 }
 APART = {  # of which a figure is this process's own, or which end what they started by signals
     "audit": (),
     "faults": (),
     "fuzz_frames": ("--limit-ms", "2000"),  # a bystander's wait on a busy machine: a stall is longer
     "fuzz_messages": (),
-    "hop": (),
     "hour": (),
     "memory": (),
     "overload": (),
     "soak": (),
-    "zoo": ("shufflenet", "--no-training"),
 }
 MEASURES_WAITS = {"faults", "fuzz_frames", "overload"}
 
