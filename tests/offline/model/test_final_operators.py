@@ -24,12 +24,54 @@ COLUMNS: dict[str, tuple[Function, int]] = {
     "joined": (lambda z: torch.cat([1 - z.sigmoid(), z.sigmoid()], 1), 1),
     "stacked": (lambda z: torch.stack([1 - z.sigmoid()[:, 0], z.sigmoid()[:, 0]], 1), 1),
     "one against all": (lambda z: z.sigmoid() / z.sigmoid().sum(1, keepdim=True), 3),
+    # as a convolution of one place gives them
+    "softmax of maps": (lambda z: maps(z).softmax(1).flatten(1), 3),
+    "softmax of maps, squeezed": (lambda z: maps(z).softmax(-3).squeeze(3).squeeze(2), 3),
+    "softmax of maps, reshaped": (lambda z: maps(z).softmax(1).reshape(-1, 3), 3),
+    "softmax of maps, channels last": (lambda z: maps(z).permute(0, 2, 3, 1).softmax(-1).flatten(1), 3),
+    "softmax of maps, turned": (lambda z: maps(z).softmax(1).permute(0, 2, 3, 1).reshape(-1, 3), 3),
+    "softmax of maps, pooled": (lambda z: maps(z).softmax(1).mean((2, 3)), 3),
+    "softmax of maps, indexed": (lambda z: maps(z).softmax(1)[:, :, 0, 0], 3),
+    "softmax, then maps": (lambda z: maps(z.softmax(1)), 3),
+    "one against all, of maps": (lambda z: (maps(z).sigmoid() / maps(z).sigmoid().sum(1, True)).flatten(1), 3),
+    "joined maps": (lambda z: torch.cat([1 - maps(z).sigmoid(), maps(z).sigmoid()], 1).flatten(1), 1),
+    # a softmax as people write it
+    "written out": (lambda z: z.exp() / z.exp().sum(1, keepdim=True), 3),
+    "from the largest": (lambda z: shares((z - z.amax(1, keepdim=True)).exp()), 3),
+    "from the largest, with its place": (lambda z: shares((z - z.max(1, keepdim=True)[0]).exp()), 3),
+    "from the mean": (lambda z: shares((z - z.mean(1, keepdim=True)).exp()), 3),
+    "from the mean, held from nought": (lambda z: shares((z - z.mean(1, keepdim=True) + 1).exp(), 1e-9), 3),
+    "times a reciprocal": (lambda z: z.exp() * z.exp().sum(1, keepdim=True).reciprocal(), 3),
+    "one over the sum": (lambda z: z.exp() * (1.0 / z.exp().sum(1)).unsqueeze(1), 3),
+    "by its norm": (lambda z: torch.nn.functional.normalize(z.exp(), p=1.0, dim=1), 3),
+    "of maps": (lambda z: shares(maps(z).exp()).flatten(1), 3),
+    "of a log-softmax": (lambda z: z.log_softmax(1).exp(), 3),
+    "of a sum's logarithm": (lambda z: (z - z.logsumexp(1, keepdim=True)).exp(), 3),
 }
 MANY: dict[str, Function] = {
     "sigmoids": torch.sigmoid,
     "written out": lambda z: 1 / (1 + torch.exp(-z)),
     "joined": lambda z: torch.cat([z[:, :1].sigmoid(), z[:, 1:].sigmoid()], 1),
+    "flattened maps": lambda z: maps(z).sigmoid().flatten(1),
+    "squeezed maps": lambda z: maps(z).sigmoid().squeeze(-1).squeeze(-1),
+    "maps": lambda z: maps(z).sigmoid(),
+    "written out, of maps": lambda z: (1 / (1 + torch.exp(-maps(z)))).reshape(-1, 3),
 }
+LABELS: dict[str, Function] = {
+    "argmax": lambda z: z.argmax(1),
+    "of probabilities": lambda z: z.softmax(1).argmax(-1),
+    "of maps": lambda z: maps(z).argmax(1).flatten(1),
+    "of a softmax of maps": lambda z: maps(z).softmax(1).argmax(1).flatten(),
+    "kept": lambda z: z.argmax(1, keepdim=True).squeeze(1).int(),
+}
+
+
+def maps(z: Tensor) -> Tensor:
+    return z[:, :, None, None]
+
+
+def shares(parts: Tensor, more: float = 0.0) -> Tensor:
+    return parts / (parts.sum(1, keepdim=True) + more)
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -71,7 +113,34 @@ def test_columns_that_sum_to_one_become_logits(name: str) -> None:
     model = Ends(ending, outputs)
     graph = graph_of(model)
     assert strip_final(graph, "probabilities") == Ending("probabilities", single=False, served="softmax")
-    torch.testing.assert_close(probabilities(graph(ITEMS)), model(ITEMS).detach().float())
+    torch.testing.assert_close(probabilities(graph(ITEMS)), model(ITEMS).detach().float().flatten(1))
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_label_is_of_logits(name: str) -> None:
+    model = Ends(LABELS[name], 3)
+    graph = graph_of(model)
+    assert strip_final(graph, "label") == Ending("label", single=False, served="argmax")
+    torch.testing.assert_close(graph(ITEMS), model.linear(ITEMS * 0.5))
+
+
+@pytest.mark.parametrize("name", ["from the largest", "from the largest, with its place", "from the mean"])
+def test_the_logits_are_those_before_they_were_made_smaller(name: str) -> None:
+    """Of what is left of the largest, which is always 0, there is no gradient."""
+    model = Ends(*COLUMNS[name])
+    graph = graph_of(model)
+    strip_final(graph, "probabilities")
+    torch.testing.assert_close(graph(ITEMS), model.linear(ITEMS * 0.5))
+
+
+@pytest.mark.parametrize(
+    "ending", [maps, lambda z: maps(z).permute(0, 3, 2, 1), lambda z: maps(z).double()], ids=["first", "last", "double"]
+)
+def test_logits_with_axes_of_one_are_one_row(ending: Function) -> None:
+    model = Ends(ending, 3)
+    graph = graph_of(model)
+    assert strip_final(graph, "logits") == Ending("logits", single=False)
+    torch.testing.assert_close(graph(ITEMS), model.linear(ITEMS * 0.5))
 
 
 @pytest.mark.parametrize("exporter", ["default", "legacy"])
@@ -106,8 +175,11 @@ def test_several_labels_an_item_are_refused(name: str, kind: str) -> None:
         (lambda z: z, 3, "probabilities", "wanted a softmax or an argmax there"),
         (lambda z: z.sigmoid().clamp(0.1, 0.9), 1, "logits", r"goes on computing with its probability \(aten\.clamp"),
         (lambda z: z.softmax(0), 3, "probabilities", "softmax over axis 0 of .*wanted .item, class."),
+        (lambda z: maps(z).softmax(2).flatten(1), 3, "logits", r"softmax over axis 2 of \[-1, 3, 1, 1\]; wanted"),
+        (lambda z: z.argmax(0), 3, "label", r"argmax over axis 0 of \[-1, 3\]; wanted one class an item"),
+        (lambda z: shares(z.abs()), 3, "probabilities", r"aten\.div.*another form, export the numbers.*--answers"),
     ],
-    ids=["a logit", "no label", "three logits", "clipped", "over the items"],
+    ids=["a logit", "no label", "three logits", "clipped", "over the items", "of one", "of no class", "another share"],
 )
 def test_an_ending_that_is_not_what_was_said(ending: Function, outputs: int, kind: str, words: str) -> None:
     with pytest.raises(ModelError, match=words):
