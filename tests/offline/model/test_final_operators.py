@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import helper
 from torch import Tensor
 
 from guard.errors import ModelError
@@ -14,7 +16,7 @@ from guard.offline.model.final_operators import Ending, strip_final
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.open_model import Source, open_model
 from tests.offline.model.test_sigmoids import ITEMS, ONE_SIGMOID, SOFTMAX_COLUMN, Ends, graph_of
-from tests.onnx_files import write_onnx
+from tests.onnx_files import model_of, write_onnx
 
 Function = Callable[[Tensor], Tensor]
 COLUMNS: dict[str, tuple[Function, int]] = {
@@ -64,6 +66,10 @@ LABELS: dict[str, Function] = {
     "of a softmax of maps": lambda z: maps(z).softmax(1).argmax(1).flatten(),
     "kept": lambda z: z.argmax(1, keepdim=True).squeeze(1).int(),
 }
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def maps(z: Tensor) -> Tensor:
@@ -158,6 +164,40 @@ def test_a_saturated_sigmoid_in_a_file_keeps_its_gradient(shift: float, exporter
     torch.testing.assert_close(2 * logits[:, 1], model.linear(unit * 0.5).detach()[:, 0])
     own_class = torch.where(logits[:, 1:] > 0, 0.5, -0.5)
     torch.testing.assert_close(gradient, own_class * 0.5 * model.linear.weight.detach())
+
+
+def fully_convolutional(*ends: str) -> onnx.ModelProto:
+    """Maps, pooled to one place, and what a file may end in behind them, as SqueezeNet does."""
+    nodes = [helper.make_node("Conv", ["input", "weights"], ["0"])]
+    for place, kind in enumerate(("Relu", "GlobalAveragePool", *ends)):
+        settings = {"axis": 1} if "max" in kind else {}
+        nodes.append(helper.make_node(kind, [str(place)], [str(place + 1)], **settings))
+    nodes[-1].output[0] = "output"
+    return model_of(nodes, {"weights": torch.randn(5, 3, 3, 3, generator=seeded()).numpy()}, ["item", 3, 8, 8])
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+@pytest.mark.parametrize("ends", [("Softmax",), ("Softmax", "Flatten"), ("LogSoftmax", "Exp", "Flatten")], ids="-".join)
+def test_a_file_of_convolutions_alone_ends_in_logits(ends: tuple[str, ...], kind: str, tmp_path: Path) -> None:
+    onnx.save(fully_convolutional(*ends), tmp_path / "m.onnx")
+    onnx.save(fully_convolutional(), tmp_path / "bare.onnx")
+    images = torch.rand(4, 3, 8, 8, generator=seeded())
+    found, bare = (
+        open_model(Source(str(tmp_path / file), (3, 8, 8), output=output))
+        for file, output in (("m.onnx", kind), ("bare.onnx", "logits"))
+    )
+    assert bare.spec.output.classes == 5
+    torch.testing.assert_close(found(images), bare(images))
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+@pytest.mark.parametrize("ends", [("Sigmoid",), ("Sigmoid", "Flatten")], ids="-".join)
+def test_a_file_of_convolutions_with_several_labels_is_refused(
+    ends: tuple[str, ...], kind: str, tmp_path: Path
+) -> None:
+    onnx.save(fully_convolutional(*ends), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="several labels at once"):
+        open_model(Source(str(tmp_path / "m.onnx"), (3, 8, 8), output=kind))
 
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
