@@ -44,23 +44,38 @@ def softmax_logits(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
             )
         return bare(node.args[0])  # type: ignore[no-any-return]
     if node.target in EXP:
-        return logarithm(bare(node.args[0]))
+        return logarithm(module, bare(node.args[0]))
     inner = normalised(module, node)
     if inner is None:
         return None
     return unshifted(module, inner.args[0]) if inner.target in EXP else softmax_logits(module, inner)
 
 
-def logarithm(node: fx.Node) -> fx.Node | None:
+def logarithm(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """Return the logits of which a node is the logarithm of the softmax over classes; None where it is none."""
     if node.target in LOG_SOFTMAX and over_classes(node, node.args[1]):
         return bare(node.args[0])  # type: ignore[no-any-return]
     if name_of(node) != "sub" or len(node.args) != 2:
         return None
     logits, total = (bare(part) for part in node.args)
-    if name_of(total) != "logsumexp" or not over_classes(total.args[0], total.args[1]):
+    summed = within_logsumexp(total)
+    return unshifted(module, logits) if summed is not None and same(summed, logits) else None
+
+
+def within_logsumexp(node: Any) -> fx.Node | None:
+    """Return z where a node is the logarithm of the sum of exp(z), or that of exp(z - s), plus s; else None."""
+    if name_of(node) == "logsumexp" and over_classes(node.args[0], node.args[1]):
+        return bare(node.args[0])  # type: ignore[no-any-return]
+    if name_of(node) == "log":
+        summed = total_of(bare(node.args[0]))
+        return None if summed is None or summed.target not in EXP else bare(summed.args[0])
+    if name_of(node) != "add" or len(node.args) != 2:
         return None
-    return logits if same(total.args[0], logits) else None
+    for part, shift in (node.args, node.args[::-1]):
+        inner = within_logsumexp(bare(part))
+        if name_of(inner) == "sub" and bare(inner.args[1]) is bare(shift):  # type: ignore[union-attr]
+            return bare(inner.args[0])  # type: ignore[union-attr, no-any-return]
+    return None
 
 
 def unshifted(module: fx.GraphModule, node: Any) -> fx.Node:

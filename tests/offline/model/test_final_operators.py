@@ -41,6 +41,7 @@ COLUMNS: dict[str, tuple[Function, int]] = {
     "written out": (lambda z: z.exp() / z.exp().sum(1, keepdim=True), 3),
     "from the largest": (lambda z: shares((z - z.amax(1, keepdim=True)).exp()), 3),
     "from the largest, with its place": (lambda z: shares((z - z.max(1, keepdim=True)[0]).exp()), 3),
+    "from the largest, computed twice": (lambda z: small(z).exp() / small(z).exp().sum(1, keepdim=True), 3),
     "from the mean": (lambda z: shares((z - z.mean(1, keepdim=True)).exp()), 3),
     "from the mean, held from nought": (lambda z: shares((z - z.mean(1, keepdim=True) + 1).exp(), 1e-9), 3),
     "times a reciprocal": (lambda z: z.exp() * z.exp().sum(1, keepdim=True).reciprocal(), 3),
@@ -49,6 +50,8 @@ COLUMNS: dict[str, tuple[Function, int]] = {
     "of maps": (lambda z: shares(maps(z).exp()).flatten(1), 3),
     "of a log-softmax": (lambda z: z.log_softmax(1).exp(), 3),
     "of a sum's logarithm": (lambda z: (z - z.logsumexp(1, keepdim=True)).exp(), 3),
+    "of a sum's logarithm, written out": (lambda z: (z - z.exp().sum(1, keepdim=True).log()).exp(), 3),
+    "of a sum's logarithm, from the largest": (lambda z: from_largest(z).exp(), 3),
 }
 MANY: dict[str, Function] = {
     "sigmoids": torch.sigmoid,
@@ -76,6 +79,16 @@ def maps(z: Tensor) -> Tensor:
     return z[:, :, None, None]
 
 
+def small(z: Tensor) -> Tensor:
+    return z - z.amax(1, keepdim=True)
+
+
+def from_largest(z: Tensor) -> Tensor:
+    """The log-softmax of numbers up to 0."""
+    up_to_nought = small(z)
+    return up_to_nought - up_to_nought.exp().sum(1, keepdim=True).log()
+
+
 def shares(parts: Tensor, more: float = 0.0) -> Tensor:
     return parts / (parts.sum(1, keepdim=True) + more)
 
@@ -94,6 +107,16 @@ def test_one_probability_becomes_two_logits(name: str, kind: str) -> None:
     logits = graph(ITEMS)
     assert (logits.shape, logits.dtype) == ((len(ITEMS), 2), torch.float32)
     torch.testing.assert_close(probabilities(logits)[:, 1], model(ITEMS).detach().reshape(-1).float())
+
+
+@pytest.mark.parametrize("exporter", ["default", "legacy"])
+@pytest.mark.parametrize("name", ["softmax of maps", "from the largest", "by its norm", "of a sum's logarithm"])
+def test_a_file_spells_a_softmax_with_operators_of_its_own(name: str, exporter: str, tmp_path: Path) -> None:
+    model = Ends(*COLUMNS[name])
+    file = write_onnx(model, tmp_path / "m.onnx", (4,), exporter=exporter)
+    unit = torch.rand(5, 4, generator=seeded())
+    opened = open_model(Source(str(file), (4,), output="probabilities"))
+    torch.testing.assert_close(opened(unit), model.linear(unit * 0.5).detach())
 
 
 ONE_LOGIT: dict[str, Function] = {
