@@ -41,7 +41,7 @@ RESHAPES = {
     aten.adaptive_avg_pool2d.default,
 }
 PICKS = {aten.select.int, aten.slice.Tensor}
-MAX_REPEATED_DEPTH = 4  # of a computation that is written twice, as exp(z - max(z)) above and below
+MAX_REPEATED_STEPS = 4  # of a computation that is written twice, as exp(z - max(z)) above and below
 MAX_AXIS_VALUES = 2**31  # no axis is as long: a slice that ends there ends nowhere
 
 
@@ -128,16 +128,16 @@ def takes_all(node: fx.Node) -> bool:
     )
 
 
-def same(one: Any, other: Any, depth: int = MAX_REPEATED_DEPTH) -> bool:
-    """Tell whether two operands are one, or nodes that compute the same from the same, so many operators deep."""
+def same(one: Any, other: Any, steps: int = MAX_REPEATED_STEPS) -> bool:
+    """Tell whether two operands are one, or nodes that compute the same from the same, so many steps back."""
     one, other = bare(one), bare(other)
     if not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
         return bool(one == other)
-    if one is other or not depth:
+    if one is other or not steps:
         return one is other
     operands = zip(one.args, other.args, strict=False)
     alike = one.target == other.target and len(one.args) == len(other.args) and one.op == "call_function"
-    return alike and one.kwargs == other.kwargs and all(same(a, b, depth - 1) for a, b in operands)
+    return alike and one.kwargs == other.kwargs and all(same(a, b, steps - 1) for a, b in operands)
 
 
 def number(module: fx.GraphModule, operand: Any) -> float | None:

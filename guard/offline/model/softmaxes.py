@@ -21,7 +21,7 @@ SOFTMAX = {aten.softmax.int, aten._softmax.default}
 LOG_SOFTMAX = {aten.log_softmax.int, aten._log_softmax.default}
 EXP = {aten.exp.default, aten.exp_.default}
 FLOORS = ("clamp", "clamp_min", "maximum", "add", "expand", "expand_as")  # that hold a sum from 0, or repeat it
-MAX_FLOOR = 1e-6  # below which a sum of probabilities may be held, or raised, without changing what it divides
+MAX_FLOOR_SHARE = 1e-6  # below which a sum of probabilities may be held, or raised, without changing what it divides
 
 
 def name_of(node: Any) -> str:
@@ -139,7 +139,7 @@ def unfloored(module: fx.GraphModule, node: fx.Node | None) -> fx.Node | None:
     """Return a sum without the small number that keeps it from 0; None where that number is not small."""
     while isinstance(node, fx.Node) and name_of(node) in FLOORS:
         floor = number(module, node.args[1]) if not name_of(node).startswith("expand") else 0.0
-        if floor is None or floor > MAX_FLOOR or len(node.args) > 2 or node.kwargs:
+        if floor is None or floor > MAX_FLOOR_SHARE or len(node.args) > 2 or node.kwargs:
             return None
         node = bare(node.args[0])
     return node

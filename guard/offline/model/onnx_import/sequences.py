@@ -25,7 +25,7 @@ KINDS = (
     *(f"Sequence{end}" for end in ("At", "Empty", "Erase", "Insert", "Length", "Map")),
     "ConcatFromSequence",
 )
-END = 2**31 - 1  # of a slice that goes on to the end
+MAX_SLICED_VALUES = 2**31 - 1  # of a slice that goes on to the end
 
 
 def without_sequences(nodes: Sequence[Node], constants: dict[str, NDArray[Any]]) -> list[Node]:
@@ -104,7 +104,7 @@ def bounds_of(lengths: NDArray[Any], place: int) -> tuple[int, int] | None:
         step = int(lengths)
         if place >= 0:
             return place * step, (place + 1) * step
-        return (place, END if place == -1 else place + 1) if step == 1 else None
+        return (place, MAX_SLICED_VALUES if place == -1 else place + 1) if step == 1 else None
     ends = list(accumulate(int(length) for length in lengths))
     if not -len(ends) <= place < len(ends):
         return None
