@@ -25,12 +25,18 @@ from guard.manifest import DATATYPES
 from guard.offline.model.onnx_import.graph import Graph, read_graph
 from guard.offline.model.onnx_import.graph_node import OTHERWISE
 from guard.offline.model.onnx_import.layout import channel_first
-from guard.offline.model.onnx_import.replay import Replay
+from guard.offline.model.onnx_import.other_inputs import other_inputs
+from guard.offline.model.onnx_import.replay import FREE_BATCH, Replay
 from guard.offline.model.onnx_import.series_layout import series_layout
 from guard.session import onnxruntime
 from guard.value_box import ValueBox
 
 AGREEMENT_TOLERANCE = 1e-4  # of an item's largest output, or of the typical item's
+# Of a file that says it takes any number of items: torch's older exporter writes sizes down where a network computes.
+WRITTEN_FOR_ONE = (
+    "it says that it takes any, and was written for the number of its example: export it by torch.onnx.export with "
+    "dynamo=True, or hand over the .pt2 of torch.export"
+)
 ROUNDED_FACTOR = 4.0  # by which the file may be further off the exact outputs than its import in single precision
 MAX_ROUNDED_SHARE = 1e-2  # of the largest output: what rounds off more than that cannot be compared
 COMPARED_ITEMS = 4
@@ -75,7 +81,7 @@ def import_onnx(
     except Exception as error:  # torch.export's failures have no common type
         raise ModelError(
             f"{file} cannot be run with any number of items: {(str(error).strip().splitlines() or ['?'])[0]}; "
-            "export the file with a dynamic batch axis"
+            f"{WRITTEN_FOR_ONE if graph.batch is None else FREE_BATCH}"
         ) from error
     name_layers(program.graph, graph)
     return Imported(graph, layout, program)
@@ -134,7 +140,7 @@ def compare(imported: Imported, module: fx.GraphModule, images: NDArray[np.float
     if found.shape != expected.shape:
         raise ModelError(
             f"{imported.graph.file} gives {list(expected.shape)} for {len(images)} items, its import "
-            f"{list(found.shape)}; export the file with a dynamic batch axis"
+            f"{list(found.shape)}; {FREE_BATCH}"
         )
     error = relative(found, expected, imported.smallest_size)
     if not error <= tolerance and not rounded(module, images, found, expected):  # NaN is not
@@ -241,7 +247,7 @@ def run_file(imported: Imported, images: NDArray[np.float32], *, as_served: bool
         session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         size = graph.batch or min(len(wire), RUN_ITEMS)
         rows = [np.resize(wire[i : i + size], (size, *wire.shape[1:])) for i in range(0, len(wire), size)]
-        others = other_inputs(session, graph, size)
+        others = other_inputs(session, graph.input, size)
         answers = [tabular(graph, session.run([graph.output], {graph.input: part, **others})[0]) for part in rows]
         return np.concatenate(answers)[: len(wire)]
     except Exception as error:  # onnxruntime raises its own untyped family
@@ -254,14 +260,3 @@ def tabular(graph: Graph, answer: Any) -> NDArray[Any]:
         return np.asarray(answer)
     labels = graph.nodes[-1].get("classlabels_int64s") or graph.nodes[-1].get("classlabels_strings")
     return np.asarray([[scores[label] for label in labels] for scores in answer])
-
-
-def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[Any]]:
-    """Return zeros for the inputs on which the chosen output does not depend."""
-    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
-    kinds["tensor(float16)"] = np.float16
-    return {
-        value.name: np.zeros([size if isinstance(size, int) else items for size in value.shape], kinds[value.type])
-        for value in session.get_inputs()
-        if value.name != graph.input
-    }
