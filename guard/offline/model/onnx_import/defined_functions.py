@@ -27,14 +27,14 @@ def with_functions_written_out(model: onnx.ModelProto, known: Collection[str]) -
 
     Example: RMSNormalization becomes Mul, ReduceMean, Add, Sqrt, Div and Mul.
     """
-    lacking = [node for graph in graphs_of(model.graph) for node in graph.node if is_lacking(node, known)]
-    defined = {schema.name for schema in onnx.defs.get_function_ops() if schema.domain == ""} if lacking else set()
-    kinds = sorted(defined.intersection(node.op_type for node in lacking))
-    if not kinds:
+    lacking = {node.op_type for graph in graphs_of(model.graph) for node in graph.node if is_lacking(node, known)}
+    if not lacking:
         return model
-    light = without_weights(model)
-    for kind in kinds:
-        light = written_out(light, kind)
+    defined = {schema.name for schema in onnx.defs.get_function_ops() if schema.domain == ""}
+    within = defined.difference(known, BY_KIND) | {BY_TYPE}  # what a definition may hold itself
+    if not lacking & defined:
+        return model
+    light = written_out(without_weights(model), sorted(lacking & defined | within))
     written = onnx.ModelProto()
     written.CopyFrom(model)
     del written.graph.node[:]
@@ -86,9 +86,15 @@ def add_defaults(node: onnx.NodeProto) -> None:
             node.attribute.append(attribute.default_value)
 
 
-def written_out(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
-    """Return a model with one kind of operator written out; the same where its types cannot be told."""
+def written_out(model: onnx.ModelProto, kinds: Sequence[str]) -> onnx.ModelProto:
+    """Return a model with these operators written out, all but those whose types cannot be told."""
     try:
-        return onnx.inliner.inline_selected_functions(model, [("", kind)], inline_schema_functions=True)
+        return onnx.inliner.inline_selected_functions(
+            model, [("", kind) for kind in kinds], inline_schema_functions=True
+        )
     except RuntimeError:  # what onnx raises, untyped, for a type that it cannot infer
-        return model
+        if len(kinds) == 1:
+            return model
+    for kind in kinds:
+        model = written_out(model, [kind])
+    return model
