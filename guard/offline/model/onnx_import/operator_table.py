@@ -12,7 +12,7 @@ from guard.errors import ModelError
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_categories import CATEGORIES
 from guard.offline.model.onnx_import.operators_einsum import EINSUM
-from guard.offline.model.onnx_import.operators_layers import LAYERS, linear
+from guard.offline.model.onnx_import.operators_layers import LAYERS, linear, linear_number
 from guard.offline.model.onnx_import.operators_ml import MACHINE_LEARNING
 from guard.offline.model.onnx_import.operators_norms import NORMS
 from guard.offline.model.onnx_import.operators_places import PLACES
@@ -91,8 +91,10 @@ class Operator:
 
 def operator_of(node: Node, constants: Mapping[str, NDArray[Any]]) -> Operator | None:
     """Return the operator of a node; None for one that is not in the table, or only among sizes."""
-    if node.kind == "MatMul" and getattr(constants.get(node.inputs[1]), "ndim", 0) == 2:
-        return Operator(linear)
+    if node.kind == "MatMul" and node.inputs[1] in constants:
+        axes = constants[node.inputs[1]].ndim
+        if axes <= 2:
+            return Operator(linear if axes == 2 else linear_number)
     if node.kind == "Pow" and node.inputs[0] in constants and node.inputs[1] not in constants:
         return Operator(power_of_fixed, (0,))
     function = FUNCTIONS.get(node.kind)
