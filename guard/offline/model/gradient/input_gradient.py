@@ -24,6 +24,7 @@ from guard.offline.model.gradient.rules import (
     max_pool,
     normalisation,
     pointwise,
+    remainder,
     separable,
     shape,
     trigonometric,
@@ -47,6 +48,7 @@ ADJOINTS: Adjoints = {
     **separable.RULES,
     **matrix.RULES,
     **normalisation.RULES,
+    **remainder.RULES,
     **shape.RULES,
     **trigonometric.RULES,
 }

@@ -23,14 +23,17 @@ from guard.errors import ModelError
 from guard.offline.model.onnx_import.branches import Conditional, flattened
 from guard.offline.model.onnx_import.choice import chosen, chosen_output
 from guard.offline.model.onnx_import.class_names import class_names
+from guard.offline.model.onnx_import.defined_functions import with_functions_written_out
 from guard.offline.model.onnx_import.file import read_onnx
 from guard.offline.model.onnx_import.float_form import float_form
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.number_formats import name_of, refuse_formats, refuse_type, remedy_for
+from guard.offline.model.onnx_import.operator_table import FUNCTIONS
 from guard.offline.model.onnx_import.other_inputs import OTHER_INPUT, evaluation_settings
 from guard.offline.model.onnx_import.refusals import refuse_closed
 from guard.offline.model.onnx_import.sequences import KINDS as SEQUENCES
 from guard.offline.model.onnx_import.sequences import without_sequences
+from guard.offline.model.onnx_import.shape_arithmetic import SIZES
 
 Array = NDArray[Any]
 DATATYPES: Mapping[int, str] = {
@@ -71,7 +74,7 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     """Read a file's graph. Raises ModelError: it cannot be read, or does not show which input or output is meant."""
     served = read_onnx(file)
     form = float_form(served)
-    model = form.model
+    model = with_functions_written_out(form.model, FUNCTIONS.keys() | SIZES.keys())
     output = chosen_output(file, model.graph.output, output_name)
     nodes, constants = needed(file, model, output)
     refuse_closed(file, nodes)
@@ -95,7 +98,7 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     (wire,) = [value for value in served.graph.input if value.name == name]
     datatype, sizes = input_form(file, wire)
     kept = {name: value for name, value in constants.items() if name in read}
-    float_file = model.SerializeToString() if form.formats else None
+    float_file = form.model.SerializeToString() if form.formats else None
     return Graph(file, name, datatype, sizes, output, tuple(nodes), kept, form.formats, float_file, class_names(model))
 
 

@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from guard.errors import ModelError
-from guard.offline.model.onnx_import.graph import Graph
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_categories import CATEGORIES
 from guard.offline.model.onnx_import.operators_einsum import EINSUM
 from guard.offline.model.onnx_import.operators_layers import LAYERS, linear, linear_number
 from guard.offline.model.onnx_import.operators_ml import MACHINE_LEARNING
+from guard.offline.model.onnx_import.operators_norms import NORMS
 from guard.offline.model.onnx_import.operators_places import PLACES
 from guard.offline.model.onnx_import.operators_pointwise import POINTWISE, power_of_fixed
 from guard.offline.model.onnx_import.operators_pools import POOLS
 from guard.offline.model.onnx_import.operators_recurrent import RECURRENT
+from guard.offline.model.onnx_import.operators_resize import RESIZES
 from guard.offline.model.onnx_import.operators_shapes import SHAPES
 from guard.offline.model.onnx_import.operators_transposed import TRANSPOSED
 from guard.offline.model.onnx_import.refusals import ML, missing
@@ -26,6 +29,8 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **LAYERS,
     **EINSUM,
     **POOLS,
+    **NORMS,
+    **RESIZES,
     **TRANSPOSED,
     **SHAPES,
     **PLACES,
@@ -84,13 +89,13 @@ class Operator:
     settings: tuple[int, ...] = ()
 
 
-def operator_of(node: Node, graph: Graph) -> Operator | None:
+def operator_of(node: Node, constants: Mapping[str, NDArray[Any]]) -> Operator | None:
     """Return the operator of a node; None for one that is not in the table, or only among sizes."""
-    if node.kind == "MatMul" and node.inputs[1] in graph.constants:
-        axes = graph.constants[node.inputs[1]].ndim
+    if node.kind == "MatMul" and node.inputs[1] in constants:
+        axes = constants[node.inputs[1]].ndim
         if axes <= 2:
             return Operator(linear if axes == 2 else linear_number)
-    if node.kind == "Pow" and node.inputs[0] in graph.constants and node.inputs[1] not in graph.constants:
+    if node.kind == "Pow" and node.inputs[0] in constants and node.inputs[1] not in constants:
         return Operator(power_of_fixed, (0,))
     function = FUNCTIONS.get(node.kind)
     return None if function is None else Operator(function, SETTINGS.get(node.kind, ()))

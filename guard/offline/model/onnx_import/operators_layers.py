@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from guard.offline.model.onnx_import.graph_node import Node
+from guard.offline.model.onnx_import.operators_places import looked_up
 from guard.offline.model.onnx_import.operators_pools import as_image, padded, window
 from guard.offline.model.onnx_import.shape_arithmetic import is_symbol, whole
 
@@ -191,13 +192,23 @@ def running_sum(node: Node, x: Tensor, axis: Any) -> Tensor:
 
 
 def argmax(node: Node, x: Tensor) -> Tensor:
-    if node.get("select_last_index", 0):
-        raise node.refuse("selects the last of equal maxima")
-    return torch.argmax(x, int(node.get("axis", 0)), keepdim=bool(node.get("keepdims", 1)))
+    """Return the place of the largest number along an axis; of equal ones the first, or with an attribute the last."""
+    axis, keep = int(node.get("axis", 0)), bool(node.get("keepdims", 1))
+    if not node.get("select_last_index", 0):
+        return torch.argmax(x, axis, keepdim=keep)
+    if is_symbol(x.shape[axis]):
+        raise node.refuse("compares the items of a batch", "export the model in evaluation mode")
+    length = int(x.shape[axis])
+    return length - 1 - torch.argmax(looked_up(x, axis % x.dim(), list(range(length))[::-1]), axis, keepdim=keep)
+
+
+def argmin(node: Node, x: Tensor) -> Tensor:
+    return argmax(node, -x)
 
 
 LAYERS: dict[str, Any] = {
     "ArgMax": argmax,
+    "ArgMin": argmin,
     "Attention": attention,
     "BatchNormalization": batch_norm,
     "Conv": convolution,

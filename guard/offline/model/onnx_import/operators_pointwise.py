@@ -133,6 +133,30 @@ def cast(node: Node, x: Tensor) -> Tensor:
     return x if x.dtype == kind else x.to(kind)
 
 
+def cast_like(_node: Node, x: Any, like: Any) -> Tensor:
+    """Cast to the type of another tensor, of which no number is read."""
+    if not isinstance(x, Tensor):
+        return torch.tensor(x, dtype=like.dtype)
+    return x if x.dtype == like.dtype else x.to(like.dtype)
+
+
+def average(_node: Node, *operands: Tensor) -> Tensor:
+    total: Tensor = functools.reduce(lambda a, b: a + b, operands)
+    return total if len(operands) == 1 else total / len(operands)
+
+
+def remainder(node: Node, left: Any, right: Any) -> Any:
+    """Divide and keep the remainder, whose sign is the divisor's, or with `fmod` the dividend's."""
+    return torch.fmod(left, right) if node.get("fmod", 0) else torch.remainder(left, right)
+
+
+def shrink(node: Node, x: Tensor) -> Tensor:
+    """Move what is beyond a limit on either side towards 0, and the rest to 0."""
+    limit, bias = node.get("lambd", 0.5), node.get("bias", 0.0)
+    zeros = torch.zeros_like(x)
+    return torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, zeros))
+
+
 def infinite(node: Node, x: Tensor) -> Tensor:
     """Tell which numbers are infinite, or only those of the signs that the node names."""
     largest_finite = torch.finfo(x.dtype).max
@@ -204,11 +228,15 @@ POINTWISE: dict[str, Operator] = {
     "Min": folded(smallest),
     "Sum": folded(lambda a, b: a + b),
     "Cast": cast,
+    "CastLike": cast_like,
     "Celu": celu,
     "Clip": clip,
     "Div": divide,
     "Dropout": dropout,
     "HardSigmoid": hard_sigmoid,
+    "Mean": average,
+    "Mod": remainder,
+    "Shrink": shrink,
     "Identity": unary(lambda x: x),
     "Pow": power,
     "PRelu": leaky,

@@ -1,4 +1,4 @@
-"""ONNX pooling and resizing, and the windows that convolutions share with them."""
+"""ONNX pooling, and the windows that convolutions share with it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from guard.offline.model.onnx_import.graph_node import Node
-from guard.offline.model.onnx_import.shape_arithmetic import whole
+
+AS_NUMBERS = "export it with pads as numbers"
+# What a setting along one axis is along the height of an image of height 1.
+ALONG_HEIGHT = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_shape": 1, "output_padding": 0}
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,15 @@ def same(
     """
     automatic = node.get("auto_pad")
     if dilation != (1, 1):
-        raise node.refuse(f"pads by {automatic} with dilations, which ONNX and ONNX Runtime count differently")
+        why = "does not run for Conv" if node.kind == "Conv" else "counts otherwise than ONNX"
+        raise node.refuse(f"pads by {automatic} with dilations, which ONNX Runtime {why}", AS_NUMBERS)
     small, large = [], []
     for size, length, step in zip(image.shape[2:], kernel, stride, strict=True):
         total = (-(-int(size) // step) - 1) * step + length - int(size)
         if total < -1:
             raise node.refuse(
                 f"pads by {automatic} with strides beyond its kernel, where ONNX Runtime starts at other places",
-                "export it with pads as numbers",
+                AS_NUMBERS,
             )
         total = max(0, total)
         small.append(total // 2)
@@ -99,8 +102,9 @@ def rounds_up(node: Node, image: Tensor, view: Window) -> bool:
 def as_image(node: Node) -> Node:
     """Return a node that works along one axis as one that works on an image of height 1."""
     changed = dict(node.attributes)
-    for name in {"kernel_shape", "strides", "dilations"}.intersection(changed):
-        changed[name] = [1, *changed[name]]
+    for name, along_height in ALONG_HEIGHT.items():
+        if name in changed:
+            changed[name] = [along_height, *changed[name][-1:]]
     if "pads" in changed:
         before, after = changed["pads"]
         changed["pads"] = [0, before, 0, after]
@@ -178,85 +182,10 @@ def global_max(node: Node, image: Tensor) -> Tensor:
     return functional.max_pool2d(image, (int(image.shape[2]), int(image.shape[3])))
 
 
-def resize(node: Node, image: Tensor, region: Any = None, scales: Any = None, sizes: Any = None) -> Tensor:
-    """Resize height and width in the ways that torch has too: nearest, linear and cubic."""
-    if image.dim() != 4:
-        raise node.refuse("resizes other axes than height and width")
-    mode, places = node.get("mode", "nearest"), node.get("coordinate_transformation_mode", "half_pixel")
-    if node.opset < 11:
-        places = "asymmetric"
-    if node.opset == 10:
-        scales = region  # the region came with operator set 11, in front of the scales
-    if node.get("antialias", 0):
-        raise node.refuse("smooths before it shrinks")
-    before = [int(size) for size in image.shape[2:]]
-    if sizes is not None and len(sizes):
-        after = wanted_sizes(node, image, sizes)
-    else:
-        after = scaled_sizes(node, before, scales, exact=places != "align_corners")
-    if places == "pytorch_half_pixel" and any(large == 1 != small for small, large in zip(before, after, strict=True)):
-        raise node.refuse(
-            "shrinks an axis to one place, which pytorch_half_pixel takes from its edge and torch does not"
-        )
-    match mode:
-        case "nearest":
-            return nearest(node, image, after, places)
-        case "linear" | "cubic" if places in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-            if mode == "cubic" and (node.get("cubic_coeff_a", -0.75) != -0.75 or node.get("exclude_outside", 0)):
-                raise node.refuse("is cubic with another coefficient than torch's")
-            kind = "bilinear" if mode == "linear" else "bicubic"
-            return functional.interpolate(image, after, mode=kind, align_corners=places == "align_corners")
-    raise node.refuse(f"{mode} with {places} has no torch form")
-
-
-def nearest(node: Node, image: Tensor, after: list[int], places: str) -> Tensor:
-    """Repeat or drop rows and columns; torch takes floor(place * before / after), and so must the node."""
-    before = [int(size) for size in image.shape[2:]]
-    rounding = node.get("nearest_mode", "round_prefer_floor" if node.opset >= 11 else "floor")
-    if node.opset == 10 and any(large < small for small, large in zip(before, after, strict=True)):
-        raise node.refuse("shrinks to the nearest place by the rules of operator set 10, which torch does not have")
-    multiple = all(large % small == 0 for small, large in zip(before, after, strict=True))
-    repeated = multiple and places.endswith("half_pixel") and rounding.startswith("round_prefer")
-    if not (repeated or (places, rounding) == ("asymmetric", "floor")):
-        raise node.refuse(f"nearest with {places} and {rounding} has no torch form")
-    return functional.interpolate(image, after, mode="nearest")
-
-
-def resized_axes(node: Node) -> list[int]:
-    return [int(axis) % 4 for axis in node.get("axes", range(4))]
-
-
-def wanted_sizes(node: Node, image: Tensor, sizes: Any) -> list[int]:
-    """Return height and width after a resize to `sizes`. Raises ModelError where channels change."""
-    if node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise node.refuse("keeps the ratio of height and width")
-    wanted = dict(zip(resized_axes(node), whole(sizes), strict=True))
-    if wanted.get(1, int(image.shape[1])) != int(image.shape[1]):
-        raise node.refuse("resizes other axes than height and width")
-    return [int(wanted.get(axis, image.shape[axis])) for axis in (2, 3)]
-
-
-def scaled_sizes(node: Node, before: list[int], scales: Any, *, exact: bool) -> list[int]:
-    """Return height and width after a resize by factors; with `exact` one that gives no whole size is refused.
-
-    ONNX then places by the factor, torch by the sizes: 4 rows by 1.4 are 5, which torch takes for a factor of 1.25.
-    """
-    given = np.ravel(node.get("scales") if scales is None else scales).astype(np.float32)
-    factors = dict(zip(resized_axes(node), given, strict=True))
-    if any(factors.get(axis, 1) != 1 for axis in (0, 1)):
-        raise node.refuse("resizes other axes than height and width")
-    products = [np.float32(size) * factors.get(axis, np.float32(1)) for axis, size in zip((2, 3), before, strict=True)]
-    if any(product < 1 or (exact and product != np.floor(product)) for product in products):
-        raise node.refuse(f"resizes {before} by {[float(factors.get(axis, 1)) for axis in (2, 3)]}: to no whole sizes")
-    return [int(product) for product in products]
-
-
 POOLS: dict[str, Any] = {
     "AveragePool": along_one_axis(average_pool),
     "GlobalAveragePool": global_average,
     "GlobalMaxPool": along_one_axis(global_max),
     "LRN": response_norm,
     "MaxPool": along_one_axis(max_pool),
-    "Resize": resize,
-    "Upsample": lambda node, image, scales=None: resize(node, image, None, scales),
 }

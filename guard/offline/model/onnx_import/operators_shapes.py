@@ -153,13 +153,15 @@ def pad(node: Node, x: Tensor, widths: Any = None, value: Any = None, axes: Any 
 
 
 def mirrored(node: Node, x: Tensor, sides: dict[int, tuple[int, int]], mode: str) -> Tensor:
-    """Pad with numbers of the image itself: reflect, edge or wrap, which numpy calls the same."""
+    """Pad with numbers of the image itself, by numpy's names: reflect, edge, wrap; widths below 0 cut off first."""
     for axis, widths in sides.items():
         if widths != (0, 0):
             if is_symbol(x.shape[axis]):
                 raise crosses_items(node)
-            places: list[int] = np.pad(np.arange(int(x.shape[axis])), widths, mode).tolist()  # type: ignore[call-overload]
-            x = looked_up(x, axis, places)
+            length = int(x.shape[axis])
+            kept = np.arange(length)[max(0, -widths[0]) : length - max(0, -widths[1])]
+            more = (max(0, widths[0]), max(0, widths[1]))
+            x = looked_up(x, axis, np.pad(kept, more, mode).tolist())  # type: ignore[call-overload]
     return x
 
 

@@ -53,17 +53,18 @@ def cropped(
     automatic = node.get("auto_pad", "NOTSET")
     wanted = node.get("output_shape")
     if wanted is None and automatic.startswith("SAME"):
-        wanted = [size * step for size, step in zip(sizes, stride, strict=True)]
+        # ONNX's text has every size times its stride; what no window reaches ONNX Runtime leaves out.
+        wanted = [min(size * step, reached) for size, step, reached in zip(sizes, stride, full, strict=True)]
     if wanted is None:
         top, left, bottom, right = node.get("pads", (0, 0, 0, 0)) if automatic != "VALID" else (0, 0, 0, 0)
         before, after = [top, left], [bottom, right]
     else:
         total = [a - int(b) for a, b in zip(full, whole(wanted)[-2:], strict=True)]
-        if min(total) < 0:
-            raise node.refuse(f"fills up to {list(wanted)} what its windows do not reach")
-        small, large = [part // 2 for part in total], [part - part // 2 for part in total]
+        extra, missing = ([part(size, 0) for size in total] for part in (max, min))
+        small, large = [size // 2 for size in extra], [size - size // 2 for size in extra]
         before, after = (small, large) if automatic == "SAME_UPPER" else (large, small)
-    return before, [cut - extra for cut, extra in zip(after, more, strict=True)]
+        after = [cut + beyond for cut, beyond in zip(after, missing, strict=True)]  # zeros where no window reaches
+    return before, [cut - zeros for cut, zeros in zip(after, more, strict=True)]
 
 
 def with_zeros_between(image: Tensor, stride: tuple[int, int]) -> Tensor:

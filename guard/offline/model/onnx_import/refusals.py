@@ -56,6 +56,15 @@ RANDOM = Unfit(
     "draws random numbers, so that the same input gets another answer each time",
     "export the model in evaluation mode, without sampling",
 )
+ONE_HOT = Unfit(
+    "one for the largest number and zero for the others, which has no gradient",
+    "name the scores that it reads with --output-name, or export the model without it",
+)
+MOVED_PLACES = Unfit(
+    "reads places that the input's values choose, whose gradient the importer does not have",
+    f"{WITH_OTHERS}, or let a student be distilled from the model's answers: --answers FILE in the place of "
+    "--model FILE",
+)
 
 CLOSED = (FOREST, KERNEL)  # models as a whole, of which answers are all that can be had
 
@@ -78,6 +87,8 @@ BY_KIND: Mapping[str, Unfit] = {
         QUANTISED,
     ),
     **dict.fromkeys(("If", "Loop", "Scan"), FLOW),
+    "Hardmax": ONE_HOT,
+    **dict.fromkeys(("AffineGrid", "DeformConv", "GridSample", "MaxRoiPool", "MaxUnpool", "RoiAlign"), MOVED_PLACES),
     **dict.fromkeys(
         [
             *("StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "LabelEncoder"),

@@ -35,7 +35,7 @@ class Step(nn.Module):
     def __init__(self, node: Node, graph: Graph) -> None:
         super().__init__()
         self.node = node
-        self.operator = operator_of(node, graph)
+        self.operator = operator_of(node, graph.constants)
         if self.operator is None and node.kind not in SIZES and node.kind != "If":
             raise unknown(node)
         self.batch = graph.batch

@@ -110,6 +110,11 @@ def shape(node: Node, data: Sizes) -> Sizes:
     return sizes_of(sizes[node.get("start", 0) : node.get("end")])
 
 
+def count(node: Node, data: Sizes) -> Sizes:
+    """Return how many numbers an array holds, as definitions of ONNX's own ask for the number of axes."""
+    return sizes_of([math.prod(shape(node, data))]).reshape(())
+
+
 def cast(node: Node, data: Sizes) -> Sizes:
     kinds: dict[int, Callable[[Any], Any]] = {1: float, 6: int, 7: int, 9: bool, 10: float, 11: float}
     kind = kinds.get(node.get("to"))
@@ -222,6 +227,7 @@ SIZES: Mapping[str, Callable[..., Sizes]] = {
     "Unsqueeze": unsqueeze,
     "Squeeze": squeeze,
     "Shape": shape,
+    "Size": count,
     "Slice": cut,
     "Transpose": transpose,
     "Reshape": reshape,

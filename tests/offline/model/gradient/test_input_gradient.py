@@ -164,6 +164,9 @@ FAMILIES: Mapping[str, tuple[tuple[int, ...], Mapping[str, Builder]]] = {
             "exp, log": lambda: lambda x: (x.exp() + 1).log(),
             "sqrt, rsqrt": lambda: lambda x: (x + 1).sqrt() + (x + 2).rsqrt(),
             "fmod": lambda: lambda x: torch.fmod(3 * x - 1.37, 0.5),
+            "fmod, remainder": lambda: (
+                lambda x: torch.fmod(3 * x - 1.37, x + 0.71) + (2 * x - 1.37) % (x + 0.71) + x % 0.3
+            ),
             "rrelu": lambda: lambda x: F.rrelu(x - 0.5),
             "pow, neg": lambda: lambda x: -((x + 1) ** 3),
             "add, sub, mul, div": lambda: lambda x: (2 * x + x * x - x / 3) / (x + 1) - torch.sub(1, x, alpha=2),

@@ -66,7 +66,9 @@ def transposed(draw: Any) -> Drawn:
     bias = writer.numbers(groups * outputs) if writer.flag() else None
     reach = [(length - 1) * wide + 1 for length, wide in zip(kernel, dilations, strict=True)]
     named: dict[str, Any] = {"group": groups, "strides": strides, "dilations": dilations}
-    match writer.one_of("pads", "pads", "more", "shape"):
+    match writer.one_of("pads", "pads", "more", "shape", "automatic"):
+        case "automatic":
+            named["auto_pad"] = writer.one_of(*AUTOMATIC)
         case "pads":
             named["pads"] = [writer.integer(0, min(1, length - 1)) for length in (*kernel, *kernel)]
         case "more":

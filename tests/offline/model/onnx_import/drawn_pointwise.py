@@ -22,6 +22,7 @@ SCALED = {  # operator -> its attributes, of which each is given or left out
     "Elu": ("alpha",),
     "Celu": ("alpha",),
     "Selu": ("alpha", "gamma"),
+    "Shrink": ("lambd", "bias"),
     "LeakyRelu": ("alpha",),
     "ThresholdedRelu": ("alpha",),
     "HardSigmoid": ("alpha", "beta"),
@@ -30,7 +31,7 @@ SCALED = {  # operator -> its attributes, of which each is given or left out
 NEW = {"Swish": (24,), "Mish": (18, 20), "HardSwish": (14, 20), "Celu": (12, 20), "Gelu": (20,)}  # operator sets
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-FOLDED = ("Max", "Min", "Sum")
+FOLDED = ("Max", "Mean", "Min", "Sum")
 BY_INPUT = {"ReduceSum": 13}  # the operator set from which axes are an operand; 18 for the others
 REDUCTIONS = (
     "ReduceL1",
@@ -203,11 +204,32 @@ def reduction(kind: str) -> Drawing:
     return drawn
 
 
-def argmax(draw: Any) -> Drawn:
-    writer = Writer.begin(draw, opsets=(11, 12, 13))
-    last = writer.one_of(None, 0, 1) if writer.opset >= 12 else None
-    settings = {"axis": writer.one_of(None, writer.axis(), writer.axis()), "keepdims": writer.one_of(None, 0, 1)}
-    return writer.end(writer.add("ArgMax", ["input"], select_last_index=last, **settings), TensorProto.INT64)
+def cast_like(draw: Any) -> Drawn:
+    """Cast to the type of a constant, or of what another node makes."""
+    writer = Writer.begin(draw, opsets=(15, 19))
+    like = writer.constant(np.asarray(1, writer.one_of(np.float32, np.int32, np.float64)))
+    like = like if writer.flag() else writer.add("Mul", [like, like])
+    return writer.end(writer.as_number(writer.add("CastLike", ["input", like])))
+
+
+def remainder(draw: Any) -> Drawn:
+    """What a division leaves of real numbers, or of whole ones."""
+    writer = Writer.begin(draw, opsets=(10, 13))
+    if writer.flag():
+        return writer.end(writer.add("Mod", ["input", writer.broadcastable(positive=True)], fmod=1))
+    left = writer.add("Cast", ["input"], to=TensorProto.INT32)
+    right = writer.constant(np.int32(writer.one_of(-3, -2, 1, 2, 3)))
+    return writer.end(writer.as_number(writer.add("Mod", [left, right], fmod=writer.one_of(None, 0, 1))))
+
+
+def best_place(kind: str) -> Drawing:
+    def drawn(draw: Any) -> Drawn:
+        writer = Writer.begin(draw, opsets=(11, 12, 13))
+        last = writer.one_of(None, 0, 1) if writer.opset >= 12 else None
+        settings = {"axis": writer.one_of(None, writer.axis(), writer.axis()), "keepdims": writer.one_of(None, 0, 1)}
+        return writer.end(writer.add(kind, ["input"], select_last_index=last, **settings), TensorProto.INT64)
+
+    return drawn
 
 
 def running_sum(draw: Any) -> Drawn:
@@ -241,8 +263,10 @@ DRAWINGS: dict[str, Drawing] = {
     **{kind: folded(kind) for kind in FOLDED},
     **{kind: reduction(kind) for kind in REDUCTIONS},
     **{kind: softmax(kind) for kind in ("Softmax", "LogSoftmax")},
-    "ArgMax": argmax,
+    **{kind: best_place(kind) for kind in ("ArgMax", "ArgMin")},
     "Cast": cast,
+    "CastLike": cast_like,
+    "Mod": remainder,
     "Clip": clip,
     "CumSum": running_sum,
     "Dropout": dropout,

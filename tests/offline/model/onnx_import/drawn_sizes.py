@@ -90,6 +90,8 @@ def listed(writer: Writer, kind: str, value: str) -> str:
         place = writer.constant(np.asarray([[writer.integer(0, 2)]]))
         other = writer.add(kind, [pair, place, writer.whole(writer.integer(1, 9))])
         return writer.add("Gather", [other, writer.constant(np.asarray(writer.integer(0, 2)))], axis=0)
+    if kind == "Size":
+        return writer.add("Mul", [value, writer.add(kind, [pair])])
     if kind == "Flatten":
         flat = writer.add(kind, [pair], axis=writer.one_of(0, 1, -1))
         return writer.add("ReduceProd", [flat], keepdims=0)
@@ -136,6 +138,7 @@ REDUCING = ("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin")
 LISTED = (
     "Concat",
     "Slice",
+    "Size",
     *REDUCING,
     "ScatterND",
     "Flatten",
