@@ -211,7 +211,7 @@ def layout_taken(program: ExportedProgram, item_shape: tuple[int, ...], layouts:
     """Return the first order of axes that fits an exported program's input; one that does not is found out later."""
     known = layout_read(program.graph) if len(layouts) > 1 else None
     inputs = set(program.graph_signature.user_inputs)
-    taken = [node.meta["val"].shape[1:] for node in program.graph.nodes if node.name in inputs]
+    taken = [node.meta["val"].shape[1:] for node in program.graph.nodes if node.name in inputs and node.users]
     for layout in layouts:
         sizes = in_layout(item_shape, layout)
         fits = bool(taken) and len(taken[0]) == len(sizes)
