@@ -34,7 +34,11 @@ def with_functions_written_out(model: onnx.ModelProto, known: Collection[str]) -
     within = defined.difference(known, BY_KIND) | {BY_TYPE}  # what a definition may hold itself
     if not lacking & defined:
         return model
-    light = written_out(without_weights(model), sorted(lacking & defined | within))
+    light, opset = without_weights(model), opset_of(model)
+    for node in light.graph.node:
+        if node.op_type in lacking & defined and onnx.defs.has(node.op_type, opset, node.domain):
+            add_defaults(node, opset)
+    light = written_out(light, sorted(lacking & defined | within))
     written = onnx.ModelProto()
     written.CopyFrom(model)
     del written.graph.node[:]
@@ -61,9 +65,6 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         value_info=[*model.graph.value_info, *map(described, model.graph.initializer)],
         initializer=[tensor for tensor in model.graph.initializer if is_setting(tensor.dims)],
     )
-    for node in graph.node:
-        if node.domain in OWN_DOMAINS and onnx.defs.has(node.op_type):
-            add_defaults(node)
     return onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)
 
 
@@ -78,10 +79,14 @@ def is_setting(sizes: Sequence[int]) -> bool:
     return count <= MAX_SETTING_VALUES
 
 
-def add_defaults(node: onnx.NodeProto) -> None:
+def opset_of(model: onnx.ModelProto) -> int:
+    return next((entry.version for entry in model.opset_import if entry.domain in OWN_DOMAINS), 0)
+
+
+def add_defaults(node: onnx.NodeProto, opset: int) -> None:
     """Write the attributes that a node leaves out: a definition may read them by name."""
     given = {attribute.name for attribute in node.attribute}
-    for name, attribute in onnx.defs.get_schema(node.op_type).attributes.items():
+    for name, attribute in onnx.defs.get_schema(node.op_type, opset).attributes.items():
         if name not in given and attribute.default_value.name:
             node.attribute.append(attribute.default_value)
 

@@ -77,6 +77,24 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, NDArray[Any]], tuple[int,
         (4,),
         19,
     ),
+    "CastLike beside casts of an older operator set": (
+        [
+            node(
+                "Cast",
+                [
+                    "two",
+                ],
+                ["real two"],
+                to=TensorProto.FLOAT,
+            ),
+            node("CastLike", ["one", "input"], ["real"]),
+            node("Add", ["real", "real two"], ["three"]),
+            node("Mul", ["input", "three"], ["output"]),
+        ],
+        {"one": np.asarray(1), "two": np.asarray(2)},
+        (4,),
+        15,
+    ),
     "CastLike of a size": (
         [
             node("Shape", ["input"], ["size"], start=1, end=2),
@@ -163,8 +181,10 @@ def test_what_the_table_has_stays(tmp_path: Path) -> None:
 
 
 def test_large_weights_are_left_where_they_are() -> None:
-    nodes = [node("MatMul", ["input", "matrix"], ["hidden"]), *CASES["RMSNormalization"][0]]
-    nodes[1].input[0] = "hidden"
+    nodes = [
+        node("MatMul", ["input", "matrix"], ["hidden"]),
+        node("RMSNormalization", ["hidden", "scale"], ["output"]),
+    ]
     model = model_of(nodes, {"matrix": noise(64, 64), "scale": noise(64)}, ["item", 64], opset=23)
     before = model.SerializeToString()
     written = with_functions_written_out(model, FUNCTIONS.keys())
@@ -185,6 +205,13 @@ def test_a_type_that_cannot_be_told(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=r"my\.company\.Polish"):
         import_onnx(tmp_path / "m.onnx", (4,))
+
+
+def test_an_operator_newer_than_its_operator_set(tmp_path: Path) -> None:
+    nodes, constants, shape, _ = CASES["RMSNormalization"]
+    onnx.save(model_of(nodes, constants, ["item", *shape], opset=20), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"RMSNormalization \(output\): an operator that the importer does not know"):
+        import_onnx(tmp_path / "m.onnx", shape)
 
 
 @pytest.mark.parametrize(
