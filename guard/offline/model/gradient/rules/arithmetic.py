@@ -86,4 +86,6 @@ RULES: Mapping[OpOverload, Rule] = {
     aten.div.Tensor: divide,
     aten.div.Scalar: divide,
     aten.where.self: choose,
+    aten.where.ScalarSelf: choose,
+    aten.where.ScalarOther: choose,
 }
