@@ -43,12 +43,14 @@ class Response:
 def fault_of(candidate: fx.GraphModule, model: fx.GraphModule, box: ValueBox) -> str | None:
     """Return what a candidate, in canonical form, does otherwise than the model, as a clause; None where it is alike.
 
-    Both take wire values with channels first. Of a model that fails on these items, or answers them otherwise each
-    time, nothing is said: later checks know better why.
+    Both take wire values with channels first. Of a model that was made for a fixed number of items, fails on these,
+    gives no row for each or answers otherwise each time, nothing is said: later checks know better why.
     """
+    if isinstance(start_of(model).meta["val"].shape[0], int):
+        return None
     images = compared_items(model, box)
     expected = response_of(model, images)
-    if expected is None:
+    if expected is None or expected.answers.shape[:1] != images.shape[:1]:
         return None
     try:
         fault = difference(candidate, expected, images)
@@ -95,7 +97,10 @@ def differentiated(module: fx.GraphModule, images: Tensor) -> Response:
         answers = computed(module, watched.clone())  # a copy, for it may be changed in place
         if not answers.requires_grad:
             return Response(answers, None)
-        (gradient,) = torch.autograd.grad((answers * weights(answers)).sum(), watched)
+        try:
+            (gradient,) = torch.autograd.grad((answers * weights(answers)).sum(), watched)
+        except RuntimeError as error:  # torch's own, also of what was changed in place after it was read
+            raise ModelError(f"torch cannot differentiate the model: {first_line(error)}") from error
     return Response(answers.detach(), gradient)
 
 
@@ -109,8 +114,8 @@ def difference(candidate: fx.GraphModule, expected: Response, images: Tensor, *,
     if found.answers.shape != expected.answers.shape:
         return f"the model gives {list(found.answers.shape)} in place of {list(expected.answers.shape)}"
     finite = finite_items(expected.answers)
-    answers = [one[finite].double().numpy() for one in (found.answers, expected.answers)]
-    error = relative(*answers) if bool(finite.any()) else 0.0
+    here, there = (one[finite].double().numpy() for one in (found.answers, expected.answers))
+    error = relative(here, there) if len(there) else 0.0
     if not error <= (MAX_ROUNDED_SHARE if coarse else AGREEMENT_TOLERANCE):
         return f"the model answers otherwise (by {error:.1e} of an item's largest output)"
     reference = found.gradient if expected.gradient is None else expected.gradient
@@ -168,8 +173,12 @@ def finite_items(values: Tensor) -> Tensor:
 
 def typed(module: fx.GraphModule, images: Tensor) -> Tensor:
     """Return a copy of the images in the type that a graph takes."""
+    return images.to(start_of(module).meta["val"].dtype, copy=True)
+
+
+def start_of(module: fx.GraphModule) -> fx.Node:
     (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return images.to(start.meta["val"].dtype, copy=True)
+    return start
 
 
 def computed(module: fx.GraphModule, images: Tensor) -> Tensor:

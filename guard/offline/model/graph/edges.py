@@ -31,7 +31,9 @@ def square_root(writer: GraphWriter, operand: Any) -> Any:
 
 
 def power(writer: GraphWriter, operand: Any, exponent: Any) -> Any:
-    """Write a power; the slope of one between 0 and 1 is infinite at 0."""
+    """Write a power; the slope of one between 0 and 1 is infinite at 0, and x to the power of 0 is 1 everywhere."""
+    if exponent == 0:
+        return writer.call(aten.ones_like.default, operand)
     if isinstance(exponent, int | float) and 0 < exponent < 1:
         return off_zero(writer, aten.pow.Tensor_Scalar, operand, exponent)
     return writer.call(aten.pow.Tensor_Scalar, operand, exponent)
