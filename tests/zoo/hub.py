@@ -51,8 +51,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "num_groups": 8,
         "layer_type": "preactivation",
     },
-    "MobileNetV1": {"depth_multiplier": 0.125, "min_depth": 8, "image_size": 32},
-    "MobileNetV2": {"depth_multiplier": 0.25, "image_size": 32},
+    "MobileNetV1": {"depth_multiplier": 0.25, "min_depth": 8, "image_size": 32, "classifier_dropout_prob": 0.0},
+    "MobileNetV2": {"depth_multiplier": 0.25, "image_size": 32, "classifier_dropout_prob": 0.0},
     "EfficientNet": {"width_coefficient": 0.25, "depth_coefficient": 0.1, "image_size": 32, "hidden_dim": 320},
     "PoolFormer": {
         "hidden_sizes": [8, 12, 16, 24],

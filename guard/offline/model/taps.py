@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from guard.errors import ModelError
-from guard.offline.model.channel_axis import CONVOLUTIONS, LINEAR, TO_LAST, has_channels_last
+from guard.offline.model.channel_axis import CONVOLUTIONS, LINEAR, TO_LAST, Axes, channel_axes, sizes
 
 aten = torch.ops.aten
 
@@ -49,7 +49,7 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
     Raises:
         ModelError: neither a stage output nor a hidden layer lies between the input and the logits.
     """
-    cuts = cut_nodes(graph)
+    cuts, axes = cut_nodes(graph), channel_axes(graph)
     hidden = [node for node in cuts if any(user.target in LINEAR for user in node.users) and items_first(node)]
     stages: dict[tuple[int, ...], fx.Node] = {}
     shaped = after_first_layer(graph)
@@ -60,11 +60,11 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
             and without_row(node, graph) is node
             and node in shaped
             and node.target not in PADS
-            and set(places_of(node)) != {1}
+            and set(places_of(node, axes)) != {1}
             and not feeds_activation(node)
             and not turns_channels(node)
         ):
-            stages[resolution(node, graph)] = node
+            stages[resolution(node, graph, axes)] = node
     known = [without_row(origin(node), graph) for node in hidden]
     nodes = [node for node in stages.values() if node not in known]
     computed = [node for node in hidden if node.op == "call_function"]
@@ -84,8 +84,9 @@ def is_map(node: fx.Node, graph: fx.Graph) -> bool:
 
 
 def items_first(node: fx.Node) -> bool:
-    """Tell whether a node's first axis counts the items; recurrent layers have time in front."""
-    return shape_of(node)[:1] == [-1]
+    """Tell whether a node's first axis counts the items: recurrent layers have time in front, others parts of items."""
+    (start,) = [one for one in node.graph.nodes if one.op == "placeholder"]
+    return sizes(node)[:1] == sizes(start)[:1]
 
 
 def takes_series(graph: fx.Graph) -> bool:
@@ -106,15 +107,15 @@ def turns_channels(node: fx.Node) -> bool:
     return node.target is aten.permute.default and list(node.args[1]) == TO_LAST  # type: ignore[arg-type]
 
 
-def places_of(node: fx.Node) -> tuple[int, ...]:
+def places_of(node: fx.Node, axes: Axes) -> tuple[int, ...]:
     """Return a map's height and width, or a series' length, wherever its channels are."""
     shape = shape_of(node)
-    return tuple(shape[1:3] if len(shape) == 4 and has_channels_last(node) else shape[2:])
+    return tuple(shape[1:3] if len(shape) == 4 and axes[node] == 3 else shape[2:])
 
 
-def resolution(node: fx.Node, graph: fx.Graph) -> tuple[int, ...]:
+def resolution(node: fx.Node, graph: fx.Graph, axes: Axes) -> tuple[int, ...]:
     """Return a map's height and width; of series its length alone, also where it passes as a plane of one row."""
-    places = places_of(node)
+    places = places_of(node, axes)
     return tuple(size for size in places if size != 1) if takes_series(graph) else places
 
 

@@ -25,12 +25,17 @@ from guard.manifest import DATATYPES
 from guard.offline.model.onnx_import.graph import Graph, read_graph
 from guard.offline.model.onnx_import.graph_node import OTHERWISE
 from guard.offline.model.onnx_import.layout import channel_first
-from guard.offline.model.onnx_import.replay import Replay
+from guard.offline.model.onnx_import.replay import FREE_BATCH, Replay
 from guard.offline.model.onnx_import.series_layout import series_layout
 from guard.session import onnxruntime
 from guard.value_box import ValueBox
 
 AGREEMENT_TOLERANCE = 1e-4  # of an item's largest output, or of the typical item's
+# Of a file that says it takes any number of items: torch's older exporter writes sizes down where a network computes.
+WRITTEN_FOR_ONE = (
+    "it says that it takes any, and was written for the number of its example: export it by torch.onnx.export with "
+    "dynamo=True, or hand over the .pt2 of torch.export"
+)
 ROUNDED_FACTOR = 4.0  # by which the file may be further off the exact outputs than its import in single precision
 MAX_ROUNDED_SHARE = 1e-2  # of the largest output: what rounds off more than that cannot be compared
 COMPARED_ITEMS = 4
@@ -75,7 +80,7 @@ def import_onnx(
     except Exception as error:  # torch.export's failures have no common type
         raise ModelError(
             f"{file} cannot be run with any number of items: {(str(error).strip().splitlines() or ['?'])[0]}; "
-            "export the file with a dynamic batch axis"
+            f"{WRITTEN_FOR_ONE if graph.batch is None else FREE_BATCH}"
         ) from error
     name_layers(program.graph, graph)
     return Imported(graph, layout, program)
@@ -134,7 +139,7 @@ def compare(imported: Imported, module: fx.GraphModule, images: NDArray[np.float
     if found.shape != expected.shape:
         raise ModelError(
             f"{imported.graph.file} gives {list(expected.shape)} for {len(images)} items, its import "
-            f"{list(found.shape)}; export the file with a dynamic batch axis"
+            f"{list(found.shape)}; {FREE_BATCH}"
         )
     error = relative(found, expected, imported.smallest_size)
     if not error <= tolerance and not rounded(module, images, found, expected):  # NaN is not
