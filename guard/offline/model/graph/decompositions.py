@@ -149,10 +149,13 @@ def native_layer_norm(writer: GraphWriter, operand: Any, sizes: Any, weight: Any
 
 
 def elu(writer: GraphWriter, operand: Any, *settings: Any) -> Any:
-    """Write ELU with its width alone; a scale of its operand or of its result, as SELU and CELU have, is a product."""
+    """Write ELU with its width alone: scale * (x where x > 0, else width * (exp(input_scale * x) - 1)) in products."""
     width, (scale, input_scale) = settings[:1], (*settings[1:], 1, 1)[:2]
-    operand = operand if input_scale == 1 else writer.call(aten.mul.Tensor, operand, input_scale)
-    result = writer.call(aten.elu.default, operand, *width)
+    if input_scale == 1:
+        result = writer.call(aten.elu.default, operand, *width)
+    else:
+        result = writer.call(aten.elu.default, writer.call(aten.mul.Tensor, operand, input_scale), *width)
+        result = writer.call(aten.where.self, writer.call(aten.gt.Scalar, operand, 0), operand, result)
     return result if scale == 1 else writer.call(aten.mul.Tensor, result, scale)
 
 

@@ -83,13 +83,11 @@ def is_fixed(operand: Any) -> bool:
 
 def is_off_edge(operand: fx.Node) -> bool:
     """Tell whether an operand is written so already that it is never at the edge."""
-    if operand.target is not aten.where.ScalarSelf or not isinstance(operand.args[0], fx.Node):
+    if operand.target is not aten.where.ScalarSelf or not isinstance(condition := operand.args[0], fx.Node):
         return False
-    condition = operand.args[0]
-    compared = condition.args[0]
-    if isinstance(compared, fx.Node) and compared.target is aten.abs.default:
-        compared = compared.args[0]
-    return condition.target is aten.eq.Scalar and compared is operand.args[2]
+    (compared, *_), inside = condition.args, operand.args[2]
+    of_size = isinstance(compared, fx.Node) and compared.target is aten.abs.default and compared.args[0] is inside
+    return condition.target is aten.eq.Scalar and (compared is inside or of_size)
 
 
 def is_above_zero(writer: GraphWriter, operand: fx.Node) -> bool:
