@@ -274,15 +274,15 @@ def test_a_saturated_model_is_refused() -> None:
 
 
 class Logarithms(nn.Module):
-    """Logarithms of what may be 0, which the last step throws away: the answer is a number, its slope is none."""
+    """Logarithms of 0, which the next step throws away: the answer is a number, its slope is none, in torch either."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = tiny.image_model()
 
     def forward(self, images: Tensor) -> Tensor:
-        sizes = torch.relu(images - 0.5)
-        result: Tensor = self.inner(torch.where(sizes > 0, torch.log(sizes), 0.0))
+        sizes = images * 0
+        result: Tensor = self.inner(torch.where(sizes > 0, torch.log(sizes), images))
         return result
 
 

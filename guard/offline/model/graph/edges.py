@@ -7,7 +7,8 @@ How it works. Infinity times the 0 that a dead channel or a black pixel sends on
 gradient with it. torch's own norms and deviations send back 0 there, but written as a sum and a root, as ONNX writes
 them, they would not. Example: sqrt(x) becomes where(x == 0, 0, sqrt(where(x == 0, 1, x))).
 
-Logarithms, reciprocals and their like are infinite themselves at their edge, and stay as they are.
+Logarithms, reciprocals and their like are infinite themselves at their edge, and stay as they are; that our adjoints
+send back 0 there, too, is in their rules.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from torch._ops import OpOverload
 from guard.offline.model.graph.writer import GraphWriter
 
 aten = torch.ops.aten
+KEEPING_SIGN = {aten.expand.default, aten.expand_as.default, aten.unsqueeze.default, aten.reshape.default}
+KEEPING_SIGN |= {aten.sqrt.default, aten.squeeze.dim}
 SUMS, LOWER_LIMITS = (aten.add.Tensor, aten.add.Scalar), (aten.clamp.default, aten.clamp_min.default)
 
 
@@ -41,7 +44,7 @@ def power(writer: GraphWriter, operand: Any, exponent: Any) -> Any:
 
 def off_zero(writer: GraphWriter, function: OpOverload, operand: Any, *settings: Any) -> Any:
     """Write a function that is 0 at 0, where its slope is infinite."""
-    if is_fixed(operand) or is_off_edge(operand) or is_above_zero(writer, operand):
+    if is_fixed(operand) or is_off_edge(operand) or is_above_zero(writer.tensors, operand):
         return writer.call(function, operand, *settings)
     edge = writer.call(aten.eq.Scalar, operand, 0)
     inside = writer.call(function, writer.call(aten.where.ScalarSelf, edge, 1.0, operand), *settings)
@@ -90,18 +93,20 @@ def is_off_edge(operand: fx.Node) -> bool:
     return condition.target is aten.eq.Scalar and (compared is inside or of_size)
 
 
-def is_above_zero(writer: GraphWriter, operand: fx.Node) -> bool:
-    """Tell whether an operand is kept off zero by its last step: a positive number is added, or it is a lower limit."""
-    if operand.target not in (*SUMS, *LOWER_LIMITS):
+def is_above_zero(tensors: Mapping[str, Any], operand: Any) -> bool:
+    """Tell whether an operand is kept off zero: by a positive number added or as its lower limit, under a root or not."""
+    while isinstance(operand, fx.Node) and operand.target in KEEPING_SIGN:
+        operand = operand.args[0]
+    if not isinstance(operand, fx.Node) or operand.target not in (*SUMS, *LOWER_LIMITS):
         return False
     limits = operand.args[:2] if operand.target in SUMS else operand.args[1:2]
-    return any(is_positive(writer, limit) for limit in limits)
+    return any(is_positive(tensors, limit) for limit in limits)
 
 
-def is_positive(writer: GraphWriter, value: Any) -> bool:
+def is_positive(tensors: Mapping[str, Any], value: Any) -> bool:
     """Tell whether an operand is a number, or a tensor of fixed numbers, that are all positive."""
     if isinstance(value, fx.Node) and value.op == "get_attr":
-        value = writer.tensors[str(value.target)]
+        value = tensors[str(value.target)]
     return bool((value > 0).all()) if isinstance(value, Tensor) else isinstance(value, int | float) and value > 0
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from guard.offline.model.gradient.input_gradient import with_gradient
+from guard.offline.model.gradient.rules.arithmetic import quotient_off_zero, share
 from guard.offline.model.graph.canonical import plain
 from tests.networks import graph_of
 
@@ -88,3 +89,34 @@ def test_numbers_that_are_none_stay_none() -> None:
     beyond = torch.tensor([[-2.0, float("nan"), 2.0, 0.0, 0.0, 0.0]])
     for function, _ in AT_EDGES.values():
         assert torch.equal(plain(graph_for(function))(beyond).isnan(), function(beyond).isnan())
+
+
+# What is infinite itself at 0, where the model throws it away: torch's ReLU drops the slope, which is no number.
+THROWN_AWAY: Mapping[str, Function] = {
+    "logarithm": torch.log,
+    "reciprocal": lambda x: x**-1.0,
+    "reciprocal root": torch.rsqrt,
+    "division by it": lambda x: 2.0 * x / x,
+    "division of another": lambda x: (1 + x).sigmoid() / x,
+    "division by a sum": lambda x: x / x.sum(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", THROWN_AWAY)
+def test_what_is_thrown_away_at_zero_sends_back_nothing(name: str) -> None:
+    def function(x: Tensor) -> Tensor:
+        positive = x.relu()
+        return torch.where(positive > 0, THROWN_AWAY[name](positive), positive) * torch.arange(1.0, 7.0)
+
+    answers, own = with_gradient(graph_for(function), seed=torch.ones_like)(ITEMS)
+    wanted = gradient_of(function)
+    assert wanted.isfinite().all()
+    assert torch.equal(answers, function(ITEMS))
+    assert torch.allclose(own, wanted)
+
+
+def test_a_division_by_what_is_kept_off_zero_asks_for_no_zeros() -> None:
+    graph = with_gradient(
+        graph_for(lambda x: x / (x.abs() + 1e-6).sqrt().unsqueeze(1).squeeze(1)), seed=torch.ones_like
+    )
+    assert not [node for node in graph.graph.nodes if node.target in (share, quotient_off_zero)]
