@@ -27,13 +27,12 @@ from guard.offline.model.half_precision import widened
 from guard.offline.model.onnx_import.importer import AGREEMENT_TOLERANCE, MAX_ROUNDED_SHARE, noise_items, relative
 from guard.value_box import ValueBox
 
-NOISE_ITEM = 0  # whose gradient is compared in length and direction; the other may lie on kinks
+COMPARED_ITEMS = 2  # of which the first alone is compared in its gradient's direction; the other may lie on kinks
 MAX_GRADIENT_SHARE = 0.05  # by which two gradients may differ, of their length
-MIN_GRADIENT = 1e-30  # below which a gradient is none
 
 
 @dataclass(frozen=True)
-class Response:
+class ModelResponse:
     """A graph's answers to two items, and torch's gradient of them; None where torch cannot differentiate it."""
 
     answers: Tensor
@@ -43,10 +42,12 @@ class Response:
 def fault_of(candidate: fx.GraphModule, model: fx.GraphModule, box: ValueBox) -> str | None:
     """Return what a candidate, in canonical form, does otherwise than the model, as a clause; None where it is alike.
 
-    Both take wire values with channels first. Of a model that was made for a fixed number of items, fails on these,
-    gives no row for each or answers otherwise each time, nothing is said: later checks know better why.
+    Both take wire values with channels first. Of a model that was made for a fixed number of items or for whole
+    numbers, fails on these, gives no row for each or answers otherwise each time, nothing is said: later checks know
+    better why.
     """
-    if isinstance(start_of(model).meta["val"].shape[0], int):
+    taken = start_of(model).meta["val"]
+    if isinstance(taken.shape[0], int) or not taken.is_floating_point():
         return None
     images = compared_items(model, box)
     expected = response_of(model, images)
@@ -56,8 +57,10 @@ def fault_of(candidate: fx.GraphModule, model: fx.GraphModule, box: ValueBox) ->
         fault = difference(candidate, expected, images)
     except ModelError as error:
         return str(error)
+    if fault is None:
+        return None
     again = response_of(model, images)
-    if fault is None or again is None or not torch.equal(again.answers, expected.answers):
+    if again is None or not torch.equal(again.answers, expected.answers):
         return None
     narrow = (torch.float32,)
     exact = response_of(widened(model, narrow, torch.float64), images)
@@ -71,40 +74,42 @@ def fault_of(candidate: fx.GraphModule, model: fx.GraphModule, box: ValueBox) ->
 
 def compared_items(model: fx.GraphModule, box: ValueBox) -> Tensor:
     """Return two items of noise, the second at the low end of the value box in the first half of its last axis."""
-    images = noise_items(model, box, 2)
+    images = noise_items(model, box, COMPARED_ITEMS)
     low, _ = box.bounds
     half = images.shape[-1] // 2
     images[1, ..., :half] = np.broadcast_to(low, images.shape[1:])[..., :half]
     return torch.from_numpy(box.allowed(images))
 
 
-def response_of(module: fx.GraphModule, images: Tensor) -> Response | None:
+def response_of(module: fx.GraphModule, images: Tensor) -> ModelResponse | None:
     """Return a graph's answers and torch's gradient of them; None where it fails on these items."""
     try:
         return differentiated(module, images)
     except ModelError:  # perhaps only of an operator in place, which torch computes and does not differentiate
         try:
             with torch.no_grad():
-                return Response(computed(module, typed(module, images)), None)
+                return ModelResponse(computed(module, typed(module, images)), None)
         except ModelError:
             return None
 
 
-def differentiated(module: fx.GraphModule, images: Tensor) -> Response:
+def differentiated(module: fx.GraphModule, images: Tensor) -> ModelResponse:
     """Return a graph's answers and torch's gradient of them. Raises ModelError naming the operator that fails."""
     with torch.enable_grad():
         watched = typed(module, images).requires_grad_()
         answers = computed(module, watched.clone())  # a copy, for it may be changed in place
         if not answers.requires_grad:
-            return Response(answers, None)
+            return ModelResponse(answers, None)
         try:
             (gradient,) = torch.autograd.grad((answers * weights(answers)).sum(), watched)
         except RuntimeError as error:  # torch's own, also of what was changed in place after it was read
             raise ModelError(f"torch cannot differentiate the model: {first_line(error)}") from error
-    return Response(answers.detach(), gradient)
+    return ModelResponse(answers.detach(), gradient)
 
 
-def difference(candidate: fx.GraphModule, expected: Response, images: Tensor, *, coarse: bool = False) -> str | None:
+def difference(
+    candidate: fx.GraphModule, expected: ModelResponse, images: Tensor, *, coarse: bool = False
+) -> str | None:
     """Return what a candidate in canonical form does otherwise than expected; of what is coarse, only gross faults.
 
     Raises: ModelError where it cannot be computed or differentiated, naming the operator.
@@ -132,10 +137,10 @@ def gradient_fault(gradient: Tensor, reference: Tensor | None, *, coarse: bool) 
     wanted = torch.ones_like(finite) if reference is None else finite_items(reference)
     if bool((wanted & ~finite).any()):
         return "the model's gradient is no number where torch's is one"
-    if reference is None or coarse or not bool(wanted[NOISE_ITEM]):
+    if reference is None or coarse or not bool(wanted[0]):
         return None
-    here, there = (one[NOISE_ITEM].double() for one in (gradient, reference))
-    apart = float((here - there).norm() / there.norm().clamp_min(MIN_GRADIENT))
+    here, there = (one[0].double() for one in (gradient, reference))
+    apart = float((here - there).norm() / there.norm().clamp_min(torch.finfo(torch.float32).tiny))
     if apart <= MAX_GRADIENT_SHARE:
         return None
     return f"the model's gradient differs from torch's (by {apart:.1e} of its length)"
@@ -177,8 +182,10 @@ def typed(module: fx.GraphModule, images: Tensor) -> Tensor:
 
 
 def start_of(module: fx.GraphModule) -> fx.Node:
-    (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return start
+    """Return the node of a graph's one input."""
+    (start,) = module.graph.find_nodes(op="placeholder")
+    found: fx.Node = start
+    return found
 
 
 def computed(module: fx.GraphModule, images: Tensor) -> Tensor:

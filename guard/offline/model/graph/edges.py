@@ -94,7 +94,7 @@ def is_off_edge(operand: fx.Node) -> bool:
 
 
 def is_above_zero(tensors: Mapping[str, Any], operand: Any) -> bool:
-    """Tell whether an operand is kept off zero: by a positive number added or as its lower limit, under a root or not."""
+    """Tell whether an operand is kept off zero: by a positive number that is added, or that is its lower limit."""
     while isinstance(operand, fx.Node) and operand.target in KEEPING_SIGN:
         operand = operand.args[0]
     if not isinstance(operand, fx.Node) or operand.target not in (*SUMS, *LOWER_LIMITS):

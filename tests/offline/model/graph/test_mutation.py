@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -112,7 +113,7 @@ def images() -> Tensor:
 def test_a_model_that_writes_in_place_opens_as_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights can be trained, so that torch itself refuses to differentiate some: they are traced as they answer."""
     network = Middle(*MODELS[name]).eval()
-    monkeypatch.setattr(f"{__name__}.factory", lambda: network)
+    monkeypatch.setattr(sys.modules[__name__], "factory", lambda: network)
     opened = open_model(Source(f"{__name__}:factory", SHAPE))
     with torch.no_grad():
         assert torch.allclose(opened.graph(images()), network(images()), atol=1e-5)
