@@ -16,6 +16,7 @@ ALONE := $(shell grep -rlF mark.alone tests --include='test_*.py')
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help demo test quick long bench locks audit readme lint format side clean
 
 help:  ## show this list
@@ -61,16 +62,19 @@ format: $(READY)  ## rewrite files as `make lint` wants them
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-side: $(READY)  ## build the side environments whose lock changed
+side: | $(BIN)/python  ## build the side environments whose lock changed
 	$(BIN)/python -m tests.side
 
 # Done again when pyproject.toml changes; an environment that is there already is completed, not replaced.
-$(READY): pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make needs Python >= 3.11, found " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,offline,dev]'
+$(READY): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-compile '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[cpu,offline,dev]'
 	@touch $@
+
+# What `side` needs of it is pip alone: .ci/run builds side environments beside this one.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make needs Python >= 3.11, found " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
 
 clean:  ## remove everything that make built
 	rm -rf .venv .side build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ from guard.class_names import NamedLabels, of_codes, of_declared, of_numbers
 from guard.columns import MISSING, bad_value, missing
 from guard.errors import DataError
 
-MAX_EXACT_NUMBER = 2**53  # of a decimal
+MAX_EXACT_STEPS = 2**53  # of a decimal
 
 
 def read_labels(
@@ -54,7 +54,7 @@ def whole_numbers(values: NDArray[Any], source: str, name: str, row: int) -> NDA
         return values
     if values.dtype.kind == "b":
         return values.astype(np.int64)
-    bad = ~np.isfinite(values) | (values != np.rint(values)) | (np.abs(values) > MAX_EXACT_NUMBER)
+    bad = ~np.isfinite(values) | (values != np.rint(values)) | (np.abs(values) > MAX_EXACT_STEPS)
     if bad.any():
         item = int(np.argmax(bad))
         raise bad_value(f"{source}: row {row + item}", name, float(values[item]), "whole class numbers or names")

@@ -13,7 +13,7 @@ from guard.errors import DataError
 from guard.manifest import InputSpec
 
 MAX_UNIT_SHARE = 0.02  # of the model's range: float values that fill no more of it, from its zero on, are in [0, 1]
-MAX_BLACK = 16  # of 255: pictures that are no brighter anywhere are none
+MAX_BLACK_STEPS = 16  # of 255: pictures that are no brighter anywhere are none
 MIN_JUDGED_ITEMS = 16  # fewer may all be dark, or bright, by chance
 
 
@@ -65,7 +65,7 @@ def check_values_fit(span: ValueSpan, spec: InputSpec, source: str) -> None:
 
 def check_bytes(highest: int, items: int, source: str) -> None:
     """Raise DataError for bytes of pictures that are all but black, as those of 0 and 1 or of 16 grey levels are."""
-    if items >= MIN_JUDGED_ITEMS and highest <= MAX_BLACK:
+    if items >= MIN_JUDGED_ITEMS and highest <= MAX_BLACK_STEPS:
         raise DataError(
             f"{source}: bytes span 0 to {highest} in {items:,} pictures, all but black; wanted 0 black to 255 white: "
             "multiply them (where their files hold 12 bits in 16, those), or hand over floats in the model's range"

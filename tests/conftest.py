@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.once import of_all_processes
-from tests.order import rank
+from tests.order import group, rank
 
 # Before torch is imported: small networks are slower on more threads, and much slower on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -190,6 +190,20 @@ class SkipRecord:
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than cores: many tests wait for servers, and a fifth of the cores' time was idle."""
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files run in processes as `--dist loadfile` has it, but for those that belong together."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadGroupedFiles(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return LoadGroupedFiles(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -206,6 +206,8 @@ def main() -> None:
         folder = options.folder or Path(made)
         folder.mkdir(exist_ok=True)
         subjects = [subject for subject in KINDS[options.kind] if subject.name.startswith(options.only)][: size.models]
+        if not subjects:
+            parser.error(f"no {options.only!r} among {', '.join(subject.name for subject in KINDS[options.kind])}")
         faults = [
             fault
             for place, subject in enumerate(subjects)

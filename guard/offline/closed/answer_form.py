@@ -97,9 +97,12 @@ def form_of(
         ModelError: it is neither one score a class nor one label an item.
     """
     values = np.asarray(answer)
+    if values.ndim > 2 and len(values) == items and values[0].size == max(values.shape[1:]):
+        values = values.reshape(items, -1)  # axes of one beside that of the classes
     if values.ndim not in (1, 2) or len(values) != items:
         raise ModelError(
-            f"{source} answered {items} items with {list(values.shape)}; wanted [{items}, class] or [{items}]"
+            f"{source} answered {items} items with {list(values.shape)}; wanted [{items}, class] or [{items}]: "
+            "one answer an item, or another output (--output-name)"
         )
     columns = 1 if values.ndim == 1 else int(values.shape[1])
     if columns > 1:

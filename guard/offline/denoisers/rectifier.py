@@ -15,7 +15,7 @@ from guard.offline.denoisers.learned import DenoiserLessons, Learned
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.networks.suspicion import Suspicion, train_suspicion
 
-FILLING_PLACES = 5  # of the window whose other places fill one
+FILLING_PIXELS = 5  # of the window whose other places fill one
 MIN_SHARE = 1e-3  # of a window's places; one that is filled as a whole keeps what it has
 
 
@@ -66,6 +66,6 @@ def places_above(slope: Tensor, threshold: float) -> Tensor:
 def filled(images: Tensor, mask: Tensor) -> Tensor:
     """Return images [item, channel, *places] whose places under the mask are the mean of those around that are not."""
     kept = 1.0 - mask
-    share = neighbourhood_mean(kept, FILLING_PLACES)
-    mean = neighbourhood_mean(images * kept, FILLING_PLACES) / share.clamp_min(MIN_SHARE)
+    share = neighbourhood_mean(kept, FILLING_PIXELS)
+    mean = neighbourhood_mean(images * kept, FILLING_PIXELS) / share.clamp_min(MIN_SHARE)
     return torch.where((mask > 0) & (share > MIN_SHARE), mean, images)

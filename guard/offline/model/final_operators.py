@@ -16,29 +16,34 @@ import torch
 from torch import Tensor, fx
 
 from guard.errors import ModelError
-from guard.offline.model.served import ServedAs
-from guard.offline.model.sigmoids import (
+from guard.offline.model.output_rows import (
     CASTS,
     COPIES,
-    SOFTMAX,
-    Odds,
+    as_rows,
     bare,
-    log_odds,
+    keeps_row,
     one_number,
-    past_probability,
+    over_classes,
     same,
     shape_of,
+    uncopied,
 )
+from guard.offline.model.served import ServedAs
+from guard.offline.model.sigmoids import Odds, log_odds, past_probability
+from guard.offline.model.softmaxes import normalised, softmax_logits
 
 aten = torch.ops.aten
 
 ARGMAX = {aten.argmax.default}
 JOINED = {aten.cat.default, aten.stack.default}
-MAX_FLOOR_SHARE = 1e-6  # below which a sum of probabilities may be held without changing what it divides
 SEVERAL_LABELS = (
     "the model ends in a sigmoid for each of several columns, so that an item may have several labels at once; the "
     "guard judges one prediction an item. If exactly one class holds, export the numbers before the sigmoid as "
     "--output logits; else guard a model of one label"
+)
+NUMBERS_BEFORE = (
+    ". Logits, numbers of any size, are --output logits; of probabilities in another form, export the numbers from "
+    "which they are made as --output logits, or let a student be distilled from the model's answers (--answers)"
 )
 
 
@@ -64,7 +69,8 @@ def strip_final(module: fx.GraphModule, kind: str) -> Ending:
     declared: Any = output.args[0]
     last = uncast(declared)
     label = last.target in ARGMAX
-    last = bare(last.args[0]) if label else bare(declared)
+    declared = largest_of(last) if label else declared
+    last = bare(declared)
     single = one_number(last) and not label
     with module.graph.inserting_before(output):
         if single:
@@ -73,7 +79,7 @@ def strip_final(module: fx.GraphModule, kind: str) -> Ending:
             found = from_columns(module, last)
             if kind != "logits" and found is None and not label:
                 refuse(kind, last)
-            logits = last if found is None else found
+            logits = as_rows(module, uncopied(declared)) if found is None else found
         output.args = (as_float32(module, logits),)
     module.graph.eliminate_dead_code()
     module.recompile()
@@ -90,10 +96,22 @@ def is_probability(module: fx.GraphModule) -> bool:
 
 
 def uncast(node: Any) -> Any:
-    """Return what is below copies and casts, of labels too."""
-    while node.target in CASTS | COPIES:
+    """Return what is below copies, casts and axes of one, of labels too."""
+    while node.target in CASTS | COPIES or keeps_row(node):
         node = node.args[0]
     return node
+
+
+def largest_of(label: fx.Node) -> Any:
+    """Return the scores of which a label is the largest's place. Raises ModelError where that is not a class."""
+    scores: Any = label.args[0]
+    axis = label.args[1] if len(label.args) > 1 else None
+    if axis is None or not over_classes(scores, axis):
+        raise ModelError(
+            f"the model ends in an argmax over {'all axes' if axis is None else f'axis {axis}'} of {shape_of(scores)}; "
+            "wanted one class an item: an argmax over axis 1 of [item, class]"
+        )
+    return scores
 
 
 def refuse(kind: str, last: fx.Node) -> NoReturn:
@@ -104,7 +122,7 @@ def refuse(kind: str, last: fx.Node) -> NoReturn:
     )
     raise ModelError(
         f"--output {kind} was given, but the model's last operator is {last.target}; "
-        f"wanted {wanted} there{remedy if one_number(last) else ''}"
+        f"wanted {wanted} there{remedy if one_number(last) else NUMBERS_BEFORE}"
     )
 
 
@@ -129,21 +147,12 @@ def from_columns(module: fx.GraphModule, last: fx.Node) -> fx.Node | None:
     Raises:
         ModelError: there is a sigmoid for each of several columns, or a softmax over another axis than the classes.
     """
-    if last.target in SOFTMAX:
-        axes = len(shape_of(last))
-        if int(str(last.args[1])) % axes != axes - 1 or axes != 2:
-            raise ModelError(
-                f"the model ends in a softmax over axis {last.args[1]} of {shape_of(last)}; wanted [item, class] with "
-                "the classes' probabilities summing to 1: one softmax, over axis 1"
-            )
-        logits: Any = last.args[0]
-        found: fx.Node = bare(logits)
-        return found
+    logits = softmax_logits(module, last)
+    if logits is not None:
+        return as_rows(module, logits)
     if last.target in JOINED:
         return from_pair(module, last)
-    inner = normalised(last)
-    if inner is not None and inner.target in SOFTMAX:
-        return from_columns(module, inner)
+    inner = normalised(module, last)
     odds = log_odds(module, inner or last)
     if odds is None:
         return None
@@ -163,23 +172,6 @@ def from_pair(module: fx.GraphModule, joined: fx.Node) -> fx.Node | None:
     if pair and first and last and same(first.node, last.node) and first.scale == -last.scale:
         return two_logits(module, last)
     raise ModelError(SEVERAL_LABELS)
-
-
-def normalised(node: fx.Node) -> fx.Node | None:
-    """Return x where a node is x over the sum of its columns, as scikit-learn's one-against-all classifiers end."""
-    if node.target is not aten.div.Tensor or not all(isinstance(part, fx.Node) for part in node.args):
-        return None
-    above, below = (bare(part) for part in node.args)
-    while isinstance(below, fx.Node) and getattr(below.target, "_opname", "") in ("clamp", "clamp_min", "expand"):
-        floor = below.args[1] if "clamp" in str(below.target) else 0.0
-        if not isinstance(floor, int | float) or floor > MAX_FLOOR_SHARE:
-            return None
-        below = bare(below.args[0])
-    if below.target is not aten.sum.dim_IntList or list(below.args[1]) not in ([1], [-1]):
-        return None
-    summed = bare(below.args[0])
-    summed = bare(summed.args[0]) if summed.target is aten.abs.default else summed
-    return above if same(summed, above) else None
 
 
 def mirrored(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -203,7 +195,7 @@ def constant(module: fx.GraphModule, operand: Any) -> Tensor | None:
 def log_sigmoid(module: fx.GraphModule, odds: Odds) -> fx.Node:
     """Return the logarithm of each column's sigmoid, whose softmax is the normalised sigmoids."""
     call = module.graph.call_function
-    softplus = call(aten.softplus.default, (call(aten.mul.Tensor, (odds.node, -odds.scale)),))
+    softplus = call(aten.softplus.default, (call(aten.mul.Tensor, (as_rows(module, odds.node), -odds.scale)),))
     return call(aten.neg.default, (softplus,))
 
 
@@ -211,7 +203,8 @@ def two_logits(module: fx.GraphModule, odds: Odds) -> fx.Node:
     """Return logits [item, 2] of the two classes: (-z/2, z/2) of log-odds z."""
     call = module.graph.call_function
     if odds.two_classes:
-        return odds.node if odds.scale == 1 else call(aten.mul.Tensor, (odds.node, odds.scale))
+        rows = as_rows(module, odds.node)
+        return rows if odds.scale == 1 else call(aten.mul.Tensor, (rows, odds.scale))
     column = odds.node
     if len(shape_of(column)) != 2:
         column = call(aten.reshape.default, (column, [-1, 1]))

@@ -24,6 +24,7 @@ from guard.offline.model.graph.batch_norm import fold_batch_norm
 from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
 from guard.offline.model.onnx_import.graph_node import OTHERWISE
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
+from guard.offline.model.output_probe import refuse_probabilities
 from guard.offline.model.series_program import (
     first_that_works,
     from_channels_first,
@@ -103,6 +104,7 @@ def open_model(source: Source) -> Classifier:
     served = served and replace(served, ending=ending.served)
     graph = in_unit_space(graph, source)
     classifier = classifier_of(graph, source, ending)
+    refuse_probabilities(classifier.graph, ending, source.box)
     if source.served is not None:
         served = served_file(source.served, classifier.spec, ending.served)
     return replace(classifier, served=served)
@@ -344,6 +346,7 @@ def count_classes(module: fx.GraphModule, source: Source) -> int:
         shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ModelError(
             f"for 3 items the model's output has shape {shape}; wanted [3, class] with at least two classes, or one "
-            "number an item for two"
+            "number an item for two: export it with what it answers for places or steps averaged, or name another "
+            "output with --output-name"
         )
     return int(result.shape[1])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from guard.errors import ModelError, first_line
 from guard.manifest import ModelSpec
+from guard.offline.model.onnx_import.other_inputs import other_inputs
 from guard.offline.model.served import Served, ServedAs
 from guard.session import onnxruntime
 
@@ -44,8 +45,10 @@ def served_file(file: Path, spec: ModelSpec, ending: ServedAs) -> Served:
         inputs = np.ascontiguousarray(box.to_layout(wire).astype(box.dtype))
         size = given.shape[0] if isinstance(given.shape[0], int) else RUN_ITEMS
         parts = [np.resize(inputs[i : i + size], (size, *inputs.shape[1:])) for i in range(0, len(inputs), size)]
+        others = other_inputs(session, given.name, size)
         try:
-            return np.concatenate([session.run([made.name], {given.name: part})[0] for part in parts])[: len(inputs)]
+            found = [session.run([made.name], {given.name: part, **others})[0] for part in parts]
+            return np.concatenate(found)[: len(inputs)]
         except Exception as error:  # onnxruntime raises its own untyped family
             raise ModelError(f"--served {file} cannot be run on the data: {first_line(error)}") from error
 

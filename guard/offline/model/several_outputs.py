@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_unflatten
 
 from guard.errors import ModelError
+from guard.offline.model.onnx_import.other_inputs import OTHER_INPUT
 
 
 def wire_and_way(name: str | None) -> tuple[str | None, str | None]:
@@ -90,10 +91,6 @@ def one_output(program: ExportedProgram, way: str | None) -> tuple[fx.GraphModul
     """
     module = program.module()
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:
-        raise ModelError(
-            f"the model takes {len(inputs)} inputs ({', '.join(n.name for n in inputs)}); exactly one can be guarded"
-        )
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
@@ -105,4 +102,13 @@ def one_output(program: ExportedProgram, way: str | None) -> tuple[fx.GraphModul
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.eliminate_dead_code()  # what other outputs take
+    used = [copies[node].name for node in inputs if copies[node].users]
+    if len(inputs) > 1 and len(used) != 1:
+        names = ", ".join(used[:12]) or "none"
+        raise ModelError(
+            f"the chosen output depends on {len(used)} inputs ({names}); exactly one can be guarded{OTHER_INPUT}"
+        )
+    for node in inputs if len(inputs) > 1 else ():
+        if not copies[node].users:
+            graph.erase_node(copies[node])
     return fx.GraphModule(module, graph), way

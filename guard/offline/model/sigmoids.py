@@ -10,38 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
+
+from guard.offline.model.output_rows import PICKS, bare, number, one_number, over_classes, row_sizes, same
+from guard.offline.model.softmaxes import EXP, softmax_logits
 
 aten = torch.ops.aten
 
 SIGMOID = {aten.sigmoid.default, aten.sigmoid_.default}
-SOFTMAX = {aten.softmax.int, aten._softmax.default}
 TANH = {aten.tanh.default, aten.tanh_.default}
-EXP = {aten.exp.default, aten.exp_.default}
-CASTS = {aten._to_copy.default, aten.to.dtype}
-COPIES = {
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.detach_.default,
-    aten.dropout.default,
-    aten.lift_fresh_copy.default,
-}
-RESHAPES = {
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-    aten.select.int,  # of one number there is but one to select
-    aten.slice.Tensor,
-}
 PROBABILITY_FACTORS = ((1.0, 0.0), (-1.0, 1.0))  # scale and shift of p, and of 1 - p
-MAX_AXIS_VALUES = 2**31  # no axis is as long: a slice that ends there ends nowhere
 
 
 @dataclass(frozen=True)
@@ -66,63 +44,6 @@ class Affine:
 
     def plus(self, term: float) -> Affine:
         return Affine(self.node, self.scale, self.shift + term)
-
-
-def shape_of(node: fx.Node) -> list[int]:
-    """Return a node's shape as the export recorded it; an open axis is -1."""
-    value = node.meta.get("val")
-    return [int(size) if isinstance(size, int) else -1 for size in getattr(value, "shape", ())]
-
-
-def one_number(node: fx.Node) -> bool:
-    """Tell whether a node holds one number an item: [item], [item, 1] or with more axes of one."""
-    shape = shape_of(node)
-    return len(shape) > 0 and all(size == 1 for size in shape[1:])
-
-
-def bare(node: Any) -> Any:
-    """Return what is below copies and casts between floats, and below a reshape of one number an item."""
-    while isinstance(node, fx.Node) and node.args and isinstance(node.args[0], fx.Node):
-        below = node.args[0]
-        cast = node.target in CASTS and getattr(node.meta.get("val"), "is_floating_point", bool)()
-        reshape = node.target in RESHAPES and one_number(below) and one_number(node)
-        if not (cast or reshape or node.target in COPIES or takes_all(node)):
-            break
-        node = below
-    return node
-
-
-def takes_all(node: fx.Node) -> bool:
-    """Tell whether a slice leaves nothing out, as `x[:, 0]` slices the items first."""
-    if node.target is not aten.slice.Tensor:
-        return False
-    start, end = ([*node.args[2:], None, None])[:2]
-    return (
-        start in (0, None) and (end is None or (isinstance(end, int) and end > MAX_AXIS_VALUES)) and len(node.args) < 5
-    )
-
-
-def same(one: Any, other: Any) -> bool:
-    """Tell whether two nodes compute the same from the same operands, one operator deep or the node itself."""
-    one, other = bare(one), bare(other)
-    if one is other or not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
-        return one is other
-    operands = zip(one.args, other.args, strict=False)
-    alike = one.target == other.target and len(one.args) == len(other.args) and one.op == "call_function"
-    return alike and one.kwargs == other.kwargs and all(bare(a) == bare(b) for a, b in operands)
-
-
-def number(module: fx.GraphModule, operand: Any) -> float | None:
-    """Return an operand's value where it is one fixed number."""
-    operand = bare(operand)
-    if isinstance(operand, int | float):
-        return float(operand)
-    if not isinstance(operand, fx.Node) or operand.op != "get_attr":
-        return None
-    value: Any = module
-    for part in str(operand.target).split("."):
-        value = getattr(value, part)
-    return float(value) if isinstance(value, Tensor) and value.numel() == 1 else None
 
 
 def affine(module: fx.GraphModule, node: fx.Node) -> Affine:
@@ -181,7 +102,7 @@ def log_odds(module: fx.GraphModule, node: fx.Node) -> Odds | None:
         return scaled(base.args[0], sign)
     if base.target in EXP and getattr(bare(base.args[0]).target, "_opname", "") == "log_sigmoid":
         return scaled(bare(base.args[0]).args[0], sign)
-    return softmax_column(base, sign)
+    return softmax_column(module, base, sign)
 
 
 def scaled(node: Any, scale: float) -> Odds:
@@ -206,16 +127,19 @@ def fraction(module: fx.GraphModule, base: fx.Node) -> tuple[fx.Node, float, flo
     return (power, 1.0, 1.0) if alike else None
 
 
-def softmax_column(base: fx.Node, sign: float) -> Odds | None:
+def softmax_column(module: fx.GraphModule, base: fx.Node, sign: float) -> Odds | None:
     """Return the log-odds where a node is one column of a softmax over two classes."""
-    source: Any = bare(base.args[0]) if base.args else None
-    if not isinstance(source, fx.Node) or source.target not in SOFTMAX or shape_of(source)[1:] != [2]:
+    if (
+        base.target not in PICKS
+        or not isinstance(base.args[0], fx.Node)
+        or not over_classes(base.args[0], base.args[1])
+    ):
         return None
-    if base.target is aten.select.int and base.args[1] in (1, -1):
-        column = int(str(base.args[2])) % 2
-    elif base.target is aten.slice.Tensor and base.args[1] in (1, -1) and one_number(base):
-        column = int(str(base.args[2] or 0)) % 2
-    else:
+    source: Any = bare(base.args[0])
+    if (row_sizes(source) or [])[1:] != [2] or (base.target is aten.slice.Tensor and not one_number(base)):
         return None
-    logits: Any = source.args[0]
+    logits = softmax_logits(module, source)
+    if logits is None:
+        return None
+    column = int(str((*base.args, 0)[2] or 0)) % 2
     return Odds(logits, sign if column == 1 else -sign, two_classes=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from guard.errors import ModelError
 from guard.offline.model.channel_axis import CONVOLUTIONS, LINEAR, TO_LAST, Axes, channel_axes, sizes
 
 aten = torch.ops.aten
@@ -46,8 +45,7 @@ class Tap:
 def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
     """Return stage outputs, hidden layers and the penultimate layer, in the order of the forward pass.
 
-    Raises:
-        ModelError: neither a stage output nor a hidden layer lies between the input and the logits.
+    Where neither lies between the input and the logits, the item itself is the one layer.
     """
     cuts, axes = cut_nodes(graph), channel_axes(graph)
     hidden = [node for node in cuts if any(user.target in LINEAR for user in node.users) and items_first(node)]
@@ -69,8 +67,8 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
     nodes = [node for node in stages.values() if node not in known]
     computed = [node for node in hidden if node.op == "call_function"]
     nodes += [node for node in computed if node in shaped] or computed
-    if not nodes:
-        raise ModelError("no layer to listen to was found between input and logits; name taps in the recipe")
+    # A linear model has no layer of its own: its item is what the logits are a linear map of
+    nodes = nodes or [node for node in graph.nodes if node.op == "placeholder"]
     return named(sorted(set(nodes), key=list(graph.nodes).index))
 
 

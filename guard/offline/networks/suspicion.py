@@ -12,7 +12,7 @@ from torch.nn import functional
 from guard.offline.networks.training import Schedule, train
 
 WIDTH_CHANNELS = 12
-REACHES_PLACES = (1, 2, 4)  # of the taps of each layer, apart: 15 places together, and none is lost
+REACHES_PIXELS = (1, 2, 4)  # of the taps of each layer, apart: 15 places together, and none is lost
 CONVOLVED: Mapping[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d}
 
 
@@ -26,7 +26,7 @@ class Suspicion(nn.Module):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.convolved = CONVOLVED[len(shape) - 1]
-        sizes = (shape[0], *[WIDTH_CHANNELS] * len(REACHES_PLACES))
+        sizes = (shape[0], *[WIDTH_CHANNELS] * len(REACHES_PIXELS))
         kernel = [3] * (len(shape) - 1)
         self.weights = nn.ParameterList(torch.empty(out, into, *kernel) for into, out in pairwise(sizes))
         self.shifts = nn.ParameterList(torch.zeros(out) for out in sizes[1:])
@@ -45,7 +45,7 @@ class Suspicion(nn.Module):
     def layers(self, items: Tensor) -> list[Tensor]:
         """Return what each layer computes, before it is cut at zero."""
         found, value = [], (items - self.centre) / self.spread
-        for weight, shift, reach in zip(self.weights, self.shifts, REACHES_PLACES, strict=True):
+        for weight, shift, reach in zip(self.weights, self.shifts, REACHES_PIXELS, strict=True):
             found.append(self.convolved(value, weight, shift, padding=reach, dilation=reach))
             value = functional.relu(found[-1])
         return found
@@ -58,7 +58,7 @@ class Suspicion(nn.Module):
         slope = self.last.weight.reshape(each) / places * (layers[-1] > 0)
         for place in reversed(range(len(layers))):
             back = self.weights[place].transpose(0, 1).flip(tuple(range(2, items.ndim)))
-            slope = self.convolved(slope, back, padding=REACHES_PLACES[place], dilation=REACHES_PLACES[place])
+            slope = self.convolved(slope, back, padding=REACHES_PIXELS[place], dilation=REACHES_PIXELS[place])
             if place:
                 slope = slope * (layers[place - 1] > 0)
         return slope / self.spread

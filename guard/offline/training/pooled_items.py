@@ -1,4 +1,4 @@
-"""Items of all crafted sets in one split: attacked ones, and beside them noisy ones that nobody attacked.
+"""Items of several crafted sets in one split: attacked ones, and beside them noisy ones that no attack has touched.
 
 Rule 1: large items are most of a training's memory: what is put together is held once, and one part beside it.
 """

@@ -6,6 +6,7 @@ Rule 1: one model that is missing or differs makes that model not ready; the ser
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,10 +150,18 @@ def mismatch(metadata: ModelMetadataResponse, model: ModelSpec) -> str | None:
         shapes = {tensor.name: list(tensor.shape) for tensor in metadata.outputs}
         if output.name not in shapes:
             return f"{where} gives outputs {', '.join(shapes)}; the bundle expects {output.name}"
-        shape = shapes[output.name]
-        if output.kind != "label" and len(shape) > 1 and shape[-1] not in (-1, output.columns):
-            return f"{where} gives {shape[-1]} numbers an item; the bundle expects {output.columns}, {output.in_words}"
+        given = numbers_an_item(shapes[output.name])
+        if output.kind != "label" and given not in (None, output.columns):
+            return f"{where} gives {given} numbers an item; the bundle expects {output.columns}, {output.in_words}"
     return None
+
+
+def numbers_an_item(shape: Sequence[int]) -> int | None:
+    """How many numbers a declared shape [item, ...] holds for an item; None where it leaves that open.
+
+    Example: 1,000 of [-1, 1000, 1, 1], as a model that ends in a convolution declares it.
+    """
+    return math.prod(shape[1:]) if len(shape) > 1 and min(shape[1:]) >= 0 else None
 
 
 def fits(found: Sequence[int], item: tuple[int, ...]) -> bool:

@@ -75,6 +75,7 @@ def test_a_forest_answers_with_labels_and_shares_of_the_same_classes(
         (np.asarray([1.0, 0.0]), "label", "label", [1, 0]),
         (np.asarray([[0.1, 0.9], [0.6, 0.4]]), "logits", "probabilities", [1, 0]),
         (np.asarray([[-3.0, 4.0, 1.0], [9.0, 2.0, 0.0]]), "logits", "logits", [1, 0]),
+        (np.asarray([[-3.0, 4.0, 1.0], [9.0, 2.0, 0.0]])[:, :, None, None], "logits", "logits", [1, 0]),
         (np.asarray(["c", "a"], object), "logits", "label", [2, 0]),
         (np.asarray([b"c", b"a"], object), "logits", "label", [2, 0]),
     ],

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from guard.offline.model.output_rows import bare
 from guard.offline.model.several_outputs import single_path
-from guard.offline.model.sigmoids import bare, log_odds
+from guard.offline.model.sigmoids import log_odds
 from tests.onnx_files import write_onnx
 
 ITEMS = torch.randn(64, 4, generator=torch.Generator().manual_seed(1)) * 3
@@ -50,12 +51,16 @@ ONE_SIGMOID: dict[str, Callable[[Tensor], Tensor]] = {
     "tangent, added last": lambda z: torch.tanh(z * 0.5) / 2 + 0.5,
     "logarithm": lambda z: nn.functional.logsigmoid(z).exp(),
     "of the other class": lambda z: 1 - torch.sigmoid(-z),
+    "of a map": lambda z: torch.sigmoid(z[:, :, None, None]).flatten(1),
 }
 SOFTMAX_COLUMN: dict[str, Callable[[Tensor], Tensor]] = {
     "second column": lambda z: z.softmax(1)[:, 1],
     "second column, kept": lambda z: z.softmax(-1)[:, 1:2],
     "all but the first": lambda z: 1 - z.softmax(1)[:, 0],
     "first column": lambda z: z.softmax(1)[:, 0],
+    "second column, of maps": lambda z: z[:, :, None, None].softmax(1).flatten(1)[:, 1],
+    "second map": lambda z: z[:, :, None, None].softmax(1)[:, 1],
+    "second column, written out": lambda z: (z.exp() / z.exp().sum(1, keepdim=True))[:, 1],
 }
 NO_PROBABILITY: dict[str, Callable[[Tensor], Tensor]] = {
     "logit": lambda z: z,
@@ -79,7 +84,7 @@ def found_in(model: nn.Module) -> Tensor | None:
     output.args = (found.node,)
     graph.recompile()
     values: Tensor = graph(ITEMS) * found.scale
-    return values[:, 1] - values[:, 0] if found.two_classes else values.reshape(-1)
+    return (values[:, 1] - values[:, 0]).reshape(-1) if found.two_classes else values.reshape(-1)
 
 
 @pytest.mark.parametrize("name", ONE_SIGMOID)

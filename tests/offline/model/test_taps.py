@@ -48,8 +48,11 @@ RESNET = ("tests.networks:resnet20", (3, 32, 32))
 MOBILENET = ("tests.networks:mobilenet", (3, 32, 32))
 SMALL = ("tests.networks:small_cnn", (1, 8, 8))
 VECTORS = (f"{__name__}:perceptron", (12,))
+LINEAR = (f"{__name__}:linear", (12,))
 NETWORKS = pytest.mark.parametrize(
-    ("model", "shape"), [RESNET, MOBILENET, SMALL, VECTORS], ids=["resnet20", "mobilenet", "small_cnn", "perceptron"]
+    ("model", "shape"),
+    [RESNET, MOBILENET, SMALL, VECTORS, LINEAR],
+    ids=["resnet20", "mobilenet", "small_cnn", "perceptron", "linear"],
 )
 
 
@@ -59,8 +62,9 @@ NETWORKS = pytest.mark.parametrize(
         (RESNET, [(10,), (16, 32, 32), (32, 16, 16), (64,)]),
         (SMALL, [(10,), (32, 8, 8), (512,)]),
         (VECTORS, [(3,), (8,), (6,)]),
+        (LINEAR, [(3,), (12,)]),
     ],
-    ids=["resnet20", "small_cnn", "perceptron"],
+    ids=["resnet20", "small_cnn", "perceptron", "linear"],
 )
 def test_stage_outputs_and_the_penultimate(
     network: tuple[str, tuple[int, ...]], expected: list[tuple[int, ...]]
@@ -109,11 +113,6 @@ def test_names_are_different_and_can_be_asked_for(model: str, shape: tuple[int, 
     assert classifier.penultimate == names[-1]
     with pytest.raises(ModelError, match=f"no tap 'nowhere'; it has: {names[0]}"):
         classifier.opened(["nowhere"])
-
-
-def test_a_model_without_anything_between_input_and_logits() -> None:
-    with pytest.raises(ModelError, match="no layer to listen to"):
-        opened(f"{__name__}:linear", (12,))
 
 
 class Branches(nn.Module):

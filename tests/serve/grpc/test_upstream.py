@@ -36,8 +36,14 @@ def told(**changes: Any) -> ModelMetadataResponse:
         told(inputs=[("x", "FP32", [8, 3, -1, -1])]),
         told(inputs=[], outputs=[]),  # some servers declare nothing
         told(outputs=[("z", "FP32", [-1, 4]), ("y", "FP32", [-1, -1])]),
+        told(outputs=[("y", "FP32", [-1, 10, 1, 1])]),
+        told(outputs=[("y", "FP32", [-1, 1, 1, 10])]),
+        told(outputs=[("y", "FP32", [-1, 10, -1, -1])]),
     ],
-    ids=["the same", "no versions", "open sizes", "nothing declared", "one output more"],
+    ids=[
+        *("the same", "no versions", "open sizes", "nothing declared", "one output more"),
+        *("maps of one place", "channels last", "maps of open sizes"),
+    ],
 )
 def test_metadata_that_agree_or_say_nothing(metadata: ModelMetadataResponse) -> None:
     assert mismatch(metadata, MODEL) is None
@@ -63,8 +69,9 @@ def test_a_channel_last_model_is_compared_as_it_is_served() -> None:
             told(outputs=[("y", "FP32", [-1, 1000])]),
             "gives 1000 numbers an item; the bundle expects 10, logits of 10 classes",
         ),
+        (told(outputs=[("y", "FP32", [-1, 10, 7, 7])]), "gives 490 numbers an item"),
     ],
-    ids=["version", "name", "a second input", "datatype", "layout", "no item axis", "output", "classes"],
+    ids=["version", "name", "a second input", "datatype", "layout", "no item axis", "output", "classes", "maps"],
 )
 def test_a_difference_is_found_and_named(metadata: ModelMetadataResponse, said: str) -> None:
     found = mismatch(metadata, MODEL)
@@ -78,7 +85,9 @@ def test_fits() -> None:
     assert not fits([-1, 4], (3,))
 
 
-@pytest.mark.parametrize(("shape", "fits"), [([-1, 1], True), ([-1], True), ([-1, -1], True), ([-1, 2], False)])
+@pytest.mark.parametrize(
+    ("shape", "fits"), [([-1, 1], True), ([-1], True), ([-1, -1], True), ([-1, 1, 1, 1], True), ([-1, 2], False)]
+)
 def test_one_number_an_item_is_expected_of_a_model_that_gives_one(*, shape: list[int], fits: bool) -> None:
     one = replace(MODEL, output=OutputSpec("y", "probabilities", 2, single=True))
     found = mismatch(told(outputs=[("y", "FP32", shape)]), one)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import onnx.inliner
+import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
 from guard.errors import ModelError, first_line
@@ -40,7 +41,43 @@ def read_onnx(file: Path, *, weights: bool = True) -> onnx.ModelProto:
             "put that file back under the name it had"
         ) from error
     put_in_order(model.graph)
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    return inlined(file, model) if model.functions else model
+
+
+def inlined(file: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its local functions written out, in the model's own operator set.
+
+    Raises ModelError for a function of another set that cannot be converted to it.
+    """
+    own = opset_of(model)
+    try:
+        if any(opset_of(function) != own for function in model.functions):
+            model = onnx.shape_inference.infer_shapes(model)  # the converter wants to know the types
+        written = onnx.inliner.inline_local_functions(model, convert_version=True)
+    except Exception as error:  # onnx's converter raises its own untyped family
+        raise of_another_set(file, model, f" ({first_line(error).rpartition('failed: ')[2]})") from error
+    if written.functions:
+        raise of_another_set(file, written)
+    return written
+
+
+def opset_of(model: onnx.ModelProto | onnx.FunctionProto) -> int | None:
+    """Return the version of ONNX's own operators that a model or a function is written in."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
+
+
+def of_another_set(file: Path, model: onnx.ModelProto, why: str = "") -> ModelError:
+    """Return the error for a local function whose operator set cannot be converted to the model's."""
+    own, others = (
+        ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in sets)
+        for sets in (model.opset_import, model.functions[0].opset_import)
+    )
+    return ModelError(
+        f"{file}: the local function {model.functions[0].domain}.{model.functions[0].name} has the operator sets "
+        f"{others}, the model {own}, and onnx cannot convert one to the other{why}; export both with the same set "
+        "(opset_version=20), or write the functions out where the model was made "
+        "(onnx.inliner.inline_local_functions)"
+    )
 
 
 def put_in_order(graph: onnx.GraphProto) -> None:
@@ -83,7 +120,7 @@ def reads_of(node: onnx.NodeProto) -> Iterator[str]:
 def refuse_versions(file: Path, model: onnx.ModelProto) -> None:
     """Raise ModelError for an operator set or a format that the installed onnx does not know."""
     newest = onnx.defs.onnx_opset_version()
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), newest)
+    opset = opset_of(model) or newest
     if not MIN_OPSET_VERSION <= opset <= newest:
         raise ModelError(
             f"{file} has operator set {opset}; wanted {MIN_OPSET_VERSION} to {newest}: export it with opset_version=20 "

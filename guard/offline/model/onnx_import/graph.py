@@ -7,7 +7,7 @@ Rule 3. All is float32: a file that computes in fewer bits is read in its float 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ from guard.offline.model.onnx_import.file import read_onnx
 from guard.offline.model.onnx_import.float_form import float_form
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.number_formats import name_of, refuse_formats, refuse_type, remedy_for
+from guard.offline.model.onnx_import.other_inputs import OTHER_INPUT, evaluation_settings
 from guard.offline.model.onnx_import.refusals import refuse_closed
+from guard.offline.model.onnx_import.sequences import KINDS as SEQUENCES
+from guard.offline.model.onnx_import.sequences import without_sequences
 
 Array = NDArray[Any]
 DATATYPES: Mapping[int, str] = {
@@ -73,7 +76,9 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     nodes, constants = needed(file, model, output)
     refuse_closed(file, nodes)
     refuse_output(file, model, output, nodes)
+    constants |= evaluation_settings([value.name for value in model.graph.input if value.name not in constants], nodes)
     fold(nodes, constants)
+    nodes = without_sequences(nodes, constants)
     refuse_formats(nodes, constants)
     read = {name for node in nodes for name in needs_of(node)} | {output}
     inputs = [value for value in model.graph.input if value.name not in constants]
@@ -82,7 +87,7 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
         names = ", ".join(value.name for value in used[:12]) or "none"
         raise ModelError(
             f"{file}: output {output!r} depends on {len(used)} inputs ({names}{', …' if used[12:] else ''}); exactly "
-            f"one can be guarded{COLUMNS if len(used) > 1 and all(map(is_column, used)) else ''}"
+            f"one can be guarded{remedy_of(used)}"
         )
     if input_name not in (None, used[0].name):
         chosen(file, "input", [value.name for value in used], input_name)
@@ -92,6 +97,13 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     kept = {name: value for name, value in constants.items() if name in read}
     float_file = model.SerializeToString() if form.formats else None
     return Graph(file, name, datatype, sizes, output, tuple(nodes), kept, form.formats, float_file, class_names(model))
+
+
+def remedy_of(used: Sequence[onnx.ValueInfoProto]) -> str:
+    """Return what to do about an output that depends on these inputs."""
+    if not used:
+        return ": name another output with --output-name"
+    return COLUMNS if all(map(is_column, used)) else OTHER_INPUT
 
 
 def is_column(value: onnx.ValueInfoProto) -> bool:
@@ -164,7 +176,7 @@ def fold(nodes: list[Node], constants: dict[str, Array]) -> None:
             nodes.remove(node)
             continue
         fixed = all(not name or name in constants for name in node.inputs)
-        if fixed and "." not in node.kind and not node.kind.startswith("Random"):
+        if fixed and "." not in node.kind and not node.kind.startswith("Random") and node.kind not in SEQUENCES:
             try:
                 constants.update(zip(node.outputs, computed(node, constants), strict=False))
             except ModelError:

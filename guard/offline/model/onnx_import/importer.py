@@ -25,6 +25,7 @@ from guard.manifest import DATATYPES
 from guard.offline.model.onnx_import.graph import Graph, read_graph
 from guard.offline.model.onnx_import.graph_node import OTHERWISE
 from guard.offline.model.onnx_import.layout import channel_first
+from guard.offline.model.onnx_import.other_inputs import other_inputs
 from guard.offline.model.onnx_import.replay import FREE_BATCH, Replay
 from guard.offline.model.onnx_import.series_layout import series_layout
 from guard.session import onnxruntime
@@ -251,7 +252,7 @@ def run_file(imported: Imported, images: NDArray[np.float32], *, as_served: bool
         session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         size = graph.batch or min(len(wire), RUN_ITEMS)
         rows = [np.resize(wire[i : i + size], (size, *wire.shape[1:])) for i in range(0, len(wire), size)]
-        others = other_inputs(session, graph, size)
+        others = other_inputs(session, graph.input, size)
         answers = [tabular(graph, session.run([graph.output], {graph.input: part, **others})[0]) for part in rows]
         return np.concatenate(answers)[: len(wire)]
     except Exception as error:  # onnxruntime raises its own untyped family
@@ -264,14 +265,3 @@ def tabular(graph: Graph, answer: Any) -> NDArray[Any]:
         return np.asarray(answer)
     labels = graph.nodes[-1].get("classlabels_int64s") or graph.nodes[-1].get("classlabels_strings")
     return np.asarray([[scores[label] for label in labels] for scores in answer])
-
-
-def other_inputs(session: Any, graph: Graph, items: int) -> dict[str, NDArray[Any]]:
-    """Return zeros for the inputs on which the chosen output does not depend."""
-    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
-    kinds["tensor(float16)"] = np.float16
-    return {
-        value.name: np.zeros([size if isinstance(size, int) else items for size in value.shape], kinds[value.type])
-        for value in session.get_inputs()
-        if value.name != graph.input
-    }

@@ -11,7 +11,7 @@ from guard.offline.model.onnx_import.graph import Graph
 from guard.offline.model.onnx_import.graph_node import Node
 from guard.offline.model.onnx_import.operators_categories import CATEGORIES
 from guard.offline.model.onnx_import.operators_einsum import EINSUM
-from guard.offline.model.onnx_import.operators_layers import LAYERS, linear
+from guard.offline.model.onnx_import.operators_layers import LAYERS, linear, linear_number
 from guard.offline.model.onnx_import.operators_ml import MACHINE_LEARNING
 from guard.offline.model.onnx_import.operators_places import PLACES
 from guard.offline.model.onnx_import.operators_pointwise import POINTWISE, power_of_fixed
@@ -86,8 +86,10 @@ class Operator:
 
 def operator_of(node: Node, graph: Graph) -> Operator | None:
     """Return the operator of a node; None for one that is not in the table, or only among sizes."""
-    if node.kind == "MatMul" and getattr(graph.constants.get(node.inputs[1]), "ndim", 0) == 2:
-        return Operator(linear)
+    if node.kind == "MatMul" and node.inputs[1] in graph.constants:
+        axes = graph.constants[node.inputs[1]].ndim
+        if axes <= 2:
+            return Operator(linear if axes == 2 else linear_number)
     if node.kind == "Pow" and node.inputs[0] in graph.constants and node.inputs[1] not in graph.constants:
         return Operator(power_of_fixed, (0,))
     function = FUNCTIONS.get(node.kind)

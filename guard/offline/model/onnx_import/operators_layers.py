@@ -51,6 +51,11 @@ def linear(_node: Node, left: Tensor, weight: Tensor) -> Tensor:
     return functional.linear(left, weight.t().contiguous())
 
 
+def linear_number(_node: Node, left: Tensor, weight: Tensor) -> Tensor:
+    """Compute a product with a fixed vector [feature in], as a linear layer of one number."""
+    return functional.linear(left, weight.unsqueeze(0)).squeeze(-1)
+
+
 def batch_norm(node: Node, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     if node.get("training_mode", 0):
         raise node.refuse("uses the batch's own statistics; export the model in evaluation mode")

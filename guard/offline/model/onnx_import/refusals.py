@@ -8,6 +8,7 @@ from pathlib import Path
 
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.graph_node import WITH_OTHERS, Node
+from guard.offline.model.onnx_import.sequences import KINDS as SEQUENCES
 
 ML = "ai.onnx.ml."
 
@@ -48,7 +49,8 @@ FLOW = Unfit(
 )
 NO_TENSOR = Unfit(
     "works on sequences, optional values or text instead of tensors of floats",
-    "export the part of the model that maps one tensor of floats to another",
+    "export the part of the model that maps one tensor of floats to another; where torch's older exporter wrote them, "
+    "export it with torch.onnx.export(..., dynamo=True)",
 )
 RANDOM = Unfit(
     "draws random numbers, so that the same input gets another answer each time",
@@ -80,8 +82,7 @@ BY_KIND: Mapping[str, Unfit] = {
         [
             *("StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "LabelEncoder"),
             *("Optional", "OptionalGetElement", "OptionalHasElement"),
-            *(f"Sequence{end}" for end in ("At", "Construct", "Empty", "Erase", "Insert", "Length", "Map")),
-            *("SplitToSequence", "ConcatFromSequence"),
+            *SEQUENCES,
         ],
         NO_TENSOR,
     ),

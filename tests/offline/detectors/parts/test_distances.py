@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guard.offline.data.attacked import Attacked
@@ -40,10 +42,11 @@ def latents(kind: str, seed: int) -> tuple[Tensor, Tensor]:
     return values[kind], labels
 
 
-KINDS = pytest.mark.parametrize("kind", ["an offset", "tight classes", "both", "a line"])
+KINDS = ("an offset", "tight classes", "both", "a line")
+BY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
-@KINDS
+@BY_KIND
 def test_squared_distances_are_those_of_differences(kind: str) -> None:
     points, probes = latents(kind, seed=1)[0], latents(kind, seed=2)[0]
     middle = points.mean(dim=0)
@@ -82,6 +85,9 @@ DETECTORS: tuple[Detector, ...] = (
 )
 
 
+WIDTH = FEATURES + CLASSES  # of an item's latent and logits
+
+
 class Alone(nn.Module):
     """A head over its latent and logits, as a program has it."""
 
@@ -89,9 +95,22 @@ class Alone(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, values: Tensor) -> tuple[Tensor]:
+    def forward(self, values: Tensor) -> Tensor:
         latent, logits = values.split((FEATURES, CLASSES), dim=1)
-        return (self.head({TAP: latent, Logits(): logits})[:, None],)
+        return self.head({TAP: latent, Logits(): logits})[:, None]
+
+
+class Together(nn.Module):
+    """Heads beside each other: each kind's read the latents and logits of that kind."""
+
+    def __init__(self, heads: Mapping[tuple[Detector, str], Alone]) -> None:
+        super().__init__()
+        self.places = [KINDS.index(kind) for _, kind in heads]
+        self.heads = nn.ModuleList(heads.values())
+
+    def forward(self, values: Tensor) -> tuple[Tensor, ...]:
+        parts = values.split(WIDTH, dim=1)
+        return tuple(head(parts[place]) for head, place in zip(self.heads, self.places, strict=True))
 
 
 def fitted(detector: Detector, kind: str) -> Head:
@@ -101,18 +120,40 @@ def fitted(detector: Detector, kind: str) -> Head:
     return detector.fit(Examples(clean, labels, none, Attacked(none, ()), seed=0))
 
 
-@KINDS
-@pytest.mark.parametrize("detector", DETECTORS, ids=repr)
-def test_a_score_is_what_double_precision_gives(detector: Detector, kind: str, tmp_path: Path) -> None:
-    program = Alone(fitted(detector, kind)).eval()
+def probes(kind: str) -> Tensor:
+    """Other items of a kind: latents and logits [item, feature]."""
     values, labels = latents(kind, seed=2)
-    wire = torch.cat([values, 9.0 * nn.functional.one_hot(labels, CLASSES).float()], dim=1)
-    exact = copy.deepcopy(program).double()(wire.double())[0].numpy()
-    (tmp_path / "head.onnx").write_bytes(
-        lower(program, wire, input_name="wire", output_names=("score",)).SerializeToString()
-    )
-    served = Session(tmp_path / "head.onnx", device="cpu", threads=1).run(("score",), wire.numpy())[0]
-    for found in (program(wire)[0].numpy(), served):
+    return torch.cat([values, 9.0 * nn.functional.one_hot(labels, CLASSES).float()], dim=1)
+
+
+@pytest.fixture(scope="module")
+def heads() -> dict[tuple[Detector, str], Alone]:
+    return {(one, kind): Alone(fitted(one, kind)).eval() for one in DETECTORS for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def served(
+    heads: dict[tuple[Detector, str], Alone], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[Detector, str], NDArray[Any]]:
+    """Each head's scores of the probes of its kind, from one exported file."""
+    file = tmp_path_factory.mktemp("heads") / "heads.onnx"
+    wire = torch.cat([probes(kind) for kind in KINDS], dim=1)
+    names = [f"score_{place}" for place in range(len(heads))]
+    file.write_bytes(lower(Together(heads).eval(), wire, input_name="wire", output_names=names).SerializeToString())
+    return dict(zip(heads, Session(file, device="cpu", threads=1).run(names, wire.numpy()), strict=True))
+
+
+@BY_KIND
+@pytest.mark.parametrize("detector", DETECTORS, ids=repr)
+def test_a_score_is_what_double_precision_gives(
+    detector: Detector,
+    kind: str,
+    heads: dict[tuple[Detector, str], Alone],
+    served: dict[tuple[Detector, str], NDArray[Any]],
+) -> None:
+    head, wire = heads[detector, kind], probes(kind)
+    exact = copy.deepcopy(head).double()(wire.double()).numpy()
+    for found in (head(wire).numpy(), served[detector, kind]):
         assert np.abs(found - exact).max() < TOLERANCE * max(exact.std(), np.abs(exact).min())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +117,7 @@ def test_vectors(tmp_path: Path) -> None:
     assert classifier.spec.input.layout == "NC"
 
 
-def test_normalisation_outside_the_file_is_the_value_box(tmp_path: Path) -> None:
-    file = write_onnx(tiny.image_model(), tmp_path / "m.onnx", tiny.SHAPE)
+def test_normalisation_outside_the_file_is_the_value_box(file: Path) -> None:
     given = images(3, tiny.SHAPE)
     with torch.no_grad():
         boxed = open_model(Source(str(file), tiny.SHAPE, low=(-2.0,), high=(2.0,)))
@@ -167,9 +167,16 @@ def test_taps_are_called_what_the_file_calls_them(exporter: str, tmp_path: Path)
 # Files that are not as they should be.
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small network, exported once: its weights lie beside the file."""
+    return write_onnx(tiny.image_model(), tmp_path_factory.mktemp("written") / "m.onnx", tiny.SHAPE).parent
+
+
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return write_onnx(tiny.image_model(), tmp_path / "m.onnx", tiny.SHAPE)
+def file(written: Path, tmp_path: Path) -> Path:
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "m.onnx"
 
 
 @pytest.mark.parametrize("kept", [0, 40, -200])

@@ -144,6 +144,7 @@ LAYERS = [
     op("Gemm", noise(5, 7), noise(1, 5), shape=(7,), transB=1, note="turned"),
     op("Gemm", noise(7, 5), shape=(7,), note="bare"),
     op("MatMul", noise(5, 3)),
+    op("MatMul", noise(5), note="by a vector"),
     op("MatMul", noise(4, 5, 3), note="of stacks"),
     op("MatMul", noise(4, 3, 6), first=False, note="from the left"),
     op("LayerNormalization", noise(5), noise(5), epsilon=1e-3),
