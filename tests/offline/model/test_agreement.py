@@ -55,7 +55,7 @@ OTHERS: Mapping[str, tuple[Function, Function, str | None]] = {
     "other answers": (lambda x: x.relu() + 0.01, MODEL, "the model answers otherwise"),
     "another gradient": (lambda x: x.relu().detach() + 0 * x, MODEL, "the model's gradient differs from torch's"),
     "no number": (
-        lambda x: x.relu() * torch.where(x > 0, (x.relu() * 1e-30).log() - (x.relu() * 1e-30).log() + 1, 1.0),
+        lambda x: x.relu() + torch.where(x == 0, 0.0, 0.0 * x.abs().log()),
         MODEL,
         "the model's gradient is no number where torch's is one",
     ),
