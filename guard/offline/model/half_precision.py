@@ -5,7 +5,7 @@ Rule 1. Only types change: each operator, its order and its name stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -23,40 +23,38 @@ def half_formats(module: fx.GraphModule) -> tuple[str, ...]:
     return tuple(sorted(str(kind).removeprefix("torch.") for kind in kinds.intersection(HALVES)))
 
 
-def widened(module: fx.GraphModule) -> fx.GraphModule:
-    """Return a graph in float32: weights, constants, casts, and what is recorded of each result."""
+def widened(
+    module: fx.GraphModule, narrow: Collection[torch.dtype] = HALVES, wide: torch.dtype = torch.float32
+) -> fx.GraphModule:
+    """Return a graph in a wider type, float32: weights, constants, casts, and what is recorded of each result."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(module.graph, copies))
-    wide = fx.GraphModule(module, graph)
+    found = fx.GraphModule(module, graph)
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:  # of the types that were
             graph.erase_node(node)
             continue
-        node.args = fx.node.map_aggregate(node.args, wide_type)
-        node.kwargs = fx.node.map_aggregate(node.kwargs, wide_type)
+        node.args = fx.node.map_aggregate(node.args, lambda one: wide if one in narrow else one)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, lambda one: wide if one in narrow else one)
         if node.op == "get_attr":
-            widen_attribute(wide, str(node.target))
+            widen_attribute(found, str(node.target), narrow, wide)
         value = node.meta.get("val")
-        if isinstance(value, Tensor) and value.dtype in HALVES:
-            node.meta["val"] = value.to(torch.float32)
-    wide.recompile()
-    return wide
+        if isinstance(value, Tensor) and value.dtype in narrow:
+            node.meta["val"] = value.to(wide)
+    found.recompile()
+    return found
 
 
-def wide_type(argument: Any) -> Any:
-    return torch.float32 if argument in HALVES else argument
-
-
-def widen_attribute(module: nn.Module, target: str) -> None:
+def widen_attribute(module: nn.Module, target: str, narrow: Collection[torch.dtype], wide: torch.dtype) -> None:
     """Widen a weight or constant by its dotted name; the module that it came from keeps its own."""
     path, _, name = target.rpartition(".")
     owner = module.get_submodule(path)
     value = getattr(owner, name)
-    if not isinstance(value, Tensor) or value.dtype not in HALVES:
+    if not isinstance(value, Tensor) or value.dtype not in narrow:
         return
-    wide = value.detach().float()
-    setattr(owner, name, nn.Parameter(wide, requires_grad=False) if isinstance(value, nn.Parameter) else wide)
+    other = value.detach().to(wide)
+    setattr(owner, name, nn.Parameter(other, requires_grad=False) if isinstance(value, nn.Parameter) else other)
 
 
 def answers_of(module: fx.GraphModule) -> Callable[[NDArray[np.float32]], NDArray[Any]]:

@@ -16,11 +16,13 @@ from guard.axes import axes_of, in_layout
 from guard.errors import ModelError, first_line
 from guard.features import Feature
 from guard.manifest import DATATYPES, InputSpec, ModelSpec, OutputSpec
+from guard.offline.model.agreement import fault_of
 from guard.offline.model.channel_axis import with_channels_second
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.final_operators import Ending, is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
 from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
+from guard.offline.model.onnx_import.graph_node import OTHERWISE
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
 from guard.offline.model.output_probe import refuse_probabilities
 from guard.offline.model.series_program import (
@@ -189,6 +191,8 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
     )
     graph = single_path(imported.program)
     check_import(replace(imported, smallest_size=1.0) if is_probability(graph) else imported, graph, source.box)
+    if (fault := fault_of(graph, graph, source.box)) is not None:
+        raise ModelError(f"{source.model}: {fault}; {OTHERWISE}")
     if not formats:
         return graph, source, None
     answers = partial(run_file, imported, as_served=True)
@@ -268,11 +272,20 @@ def export(model: nn.Module, source: Source, layout: str) -> ExportedProgram:
     example = example.to(input_type(model, example))
     try:
         tell_of_dataclass(model, example)
-        return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
+        return traced(model, example)
     except Exception as error:  # torch.export's failures have no common type
         raise ModelError(
             f"{source.model} cannot be exported for inputs [item, {', '.join(map(str, sizes))}]: {first_line(error)}"
         ) from error
+
+
+def traced(model: nn.Module, example: Tensor) -> ExportedProgram:
+    """Export a module as it learns; where torch cannot differentiate what it writes in place, as it answers."""
+    try:
+        return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
+    except RuntimeError:
+        with torch.no_grad():  # not at once: torch's encoder layers fuse to one operator under it
+            return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("item")},), strict=False)
 
 
 def tell_of_dataclass(model: nn.Module, example: Tensor) -> None:

@@ -242,12 +242,23 @@ def splits_text(data: Dataset) -> str:
 
 
 def gradient_text(classifier: Classifier, data: Dataset) -> str:
-    """Return on how many items the model has a gradient to climb. Raises ModelError where it has none."""
+    """Return on how many items the model has a gradient to climb.
+
+    Raises:
+        ModelError: it has none on any item, or what should be one is not a number.
+    """
     images = one_batch(data.images)
     with torch.no_grad():
         labels: Tensor = classifier(images).argmax(dim=1)
     _, _, gradient = TorchModel(classifier.graph).value_and_gradient(images, Gap(labels))
-    share = float((gradient.flatten(1).abs().amax(dim=1) > 0).float().mean())
+    sizes = gradient.flatten(1).abs().amax(dim=1)
+    if broken := int((~sizes.isfinite()).sum()):
+        raise ModelError(
+            f"the input gradient is not a number, or infinite, on {broken} of {len(images)} items, so attacks would "
+            "spoil these: the model takes a logarithm or reciprocal of 0, divides by 0, or has such a slope on its "
+            "way; add a small number before it, as in log(x + 1e-6)"
+        )
+    share = float((sizes > 0).float().mean())
     if share == 0:
         raise ModelError(
             f"the input gradient is zero on all of {len(images)} items, so no attack can be crafted and no gradient "

@@ -271,3 +271,27 @@ def test_a_saturated_model_is_refused() -> None:
         gradient_text(open_model(Source(f"{__name__}:saturated", tiny.SHAPE)), data)
     said = gradient_text(open_model(Source(f"{__name__}:smooth", tiny.SHAPE)), data)
     assert said == "the answer changes with the input on 100% of 64 items"
+
+
+class Logarithms(nn.Module):
+    """Logarithms of 0, which the next step throws away: the answer is a number, its slope is none, in torch either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny.image_model()
+
+    def forward(self, images: Tensor) -> Tensor:
+        sizes = images * 0
+        result: Tensor = self.inner(torch.where(sizes > 0, torch.log(sizes), images))
+        return result
+
+
+def logarithms() -> nn.Module:
+    return Logarithms().eval()
+
+
+def test_a_gradient_that_is_no_number_is_not_taken_for_none() -> None:
+    images, labels = tiny.data(64, seed=3)
+    data = Dataset(images, labels, np.asarray([f"{i:064d}" for i in range(64)]))
+    with pytest.raises(ModelError, match=r"not a number, or infinite, on 64 of 64 items.*add a small number"):
+        gradient_text(open_model(Source(f"{__name__}:logarithms", tiny.SHAPE)), data)

@@ -17,7 +17,7 @@ def without_adjoint(graph: fx.GraphModule) -> list[str]:
     Raises: ModelError as `plain` does.
     """
     if (late := first_late_reading(graph.graph)) is not None:
-        return [f"{late.target} ({late.name}), which works in place,"]
+        return [f"{late.target} ({late.name}), which changes in place what is read later (copy it first),"]
     canonical = plain(graph).graph
     nodes = [node for node in live(canonical) if node.op == "call_function" and node.target not in ADJOINTS]
     return [f"{node.target} ({node.name})" for node in nodes]

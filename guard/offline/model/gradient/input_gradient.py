@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from guard.errors import ModelError
+from guard.errors import GuardError, ModelError, first_line
 from guard.offline.model.gradient.rules import (
     arithmetic,
     convolution,
@@ -127,10 +127,24 @@ def _backward(tape: Tape, start: fx.Node, along: fx.Node, adjoints: Adjoints) ->
         rule = adjoints.get(node.target)
         if rule is None:
             raise ModelError(f"{node.target} ({node.name}) has no adjoint; the table holds {len(adjoints)} operators")
-        for operand, sent in rule(tape, node, gradient):
+        for operand, sent in _sent(rule, tape, node, gradient):
             if operand in tape.live:
                 arrived.setdefault(operand, []).append(sent)
     raise ModelError(f"the output {start.name} does not depend on the input through anything differentiable")
+
+
+def _sent(rule: Rule, tape: Tape, node: fx.Node, gradient: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """Return what a rule sends to each operand. Raises: ModelError naming the node, whatever the rule stumbles over."""
+    tape.at = f"{node.target} ({node.name})"
+    try:
+        return list(rule(tape, node, gradient))
+    except GuardError:
+        raise
+    except Exception as error:  # a rule meets whatever arguments torch's operator takes
+        raise ModelError(
+            f"{tape.at} has no adjoint for the arguments that it has here, {node.args[1:]} {dict(node.kwargs)}: "
+            f"{first_line(error)}; write it with its usual arguments"
+        ) from error
 
 
 def _sum(tape: Tape, parts: list[fx.Node]) -> fx.Node:

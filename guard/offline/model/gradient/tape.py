@@ -7,8 +7,10 @@ Rule 3. Nothing about the batch is fixed: sizes come from `shape`, where the bat
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, fx, nn
 from guard.errors import ModelError
 from guard.offline.model.graph.shapes import shape
 
+ADJOINT_OF = "adjoint_of"  # of a node of the backward, the operator whose adjoint it is part of
 Sent: TypeAlias = Iterable[tuple[fx.Node, fx.Node]]  # (an operand, the gradient that reaches it)
 
 
@@ -33,11 +36,16 @@ class Tape:
     parts: int = 1
     forward: frozenset[fx.Node] = frozenset()  # nodes of which the batch is an axis
     first: dict[fx.Node, fx.Node] = field(default_factory=dict)  # forward node -> its first part
+    at: str = ""  # the operator whose adjoint is being written
 
     def call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> fx.Node:
         """Append one call; `function` is an aten operator or a plain function of tensors at the top of a module."""
         arguments, keywords = fx.map_arg((arguments, keywords), self.own)
-        return self.graph.call_function(function, arguments, keywords)
+        if isinstance(function, FunctionType):
+            inspect.signature(function).bind(*arguments, **keywords)  # now, not when the gradient is first computed
+        node = self.graph.call_function(function, arguments, keywords)
+        node.meta[ADJOINT_OF] = self.at
+        return node
 
     def own(self, node: fx.Node) -> fx.Node:
         """Return the part of a forward node that the backward reads; any other node as it is."""

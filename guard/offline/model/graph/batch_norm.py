@@ -78,8 +78,8 @@ def _merged(module: fx.GraphModule, layer: Any, scale: Tensor, shift: Tensor) ->
         raise ModelError(f"{layer.name} has no weight")
     scaled = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
     with module.graph.inserting_before(layer):
-        filters = _attribute(module, f"{layer.name}_folded_weight", scaled)
-        offset = _attribute(module, f"{layer.name}_folded_bias", shift if bias is None else bias * scale + shift)
+        filters = _attribute(module, f"{layer.name}_folded_weight", scaled, layer)
+        offset = _attribute(module, f"{layer.name}_folded_bias", shift if bias is None else bias * scale + shift, layer)
     layer.args = (layer.args[0], filters, offset, *layer.args[3:])
     layer.meta.pop(DROPPED, None)  # it was of the values before the normalisation
     return cast(fx.Node, layer)
@@ -87,8 +87,8 @@ def _merged(module: fx.GraphModule, layer: Any, scale: Tensor, shift: Tensor) ->
 
 def _channel_filters(module: fx.GraphModule, node: fx.Node, scale: Tensor, shift: Tensor) -> fx.Node:
     with module.graph.inserting_before(node):
-        filters = _attribute(module, f"{node.name}_scale", scale.reshape(-1, 1, 1, 1))
-        offset = _attribute(module, f"{node.name}_shift", shift)
+        filters = _attribute(module, f"{node.name}_scale", scale.reshape(-1, 1, 1, 1), node)
+        offset = _attribute(module, f"{node.name}_shift", shift, node)
         arguments = (node.args[0], filters, offset, [1, 1], [0, 0], [1, 1], len(scale))
         return _like(node, module.graph.call_function(aten.conv2d.default, arguments))
 
@@ -96,16 +96,18 @@ def _channel_filters(module: fx.GraphModule, node: fx.Node, scale: Tensor, shift
 def _scaled(module: fx.GraphModule, node: fx.Node, scale: Tensor, shift: Tensor) -> fx.Node:
     trailing = [1] * (len(shape(node)) - 2)
     with module.graph.inserting_before(node):
-        factor = _attribute(module, f"{node.name}_scale", scale.reshape(-1, *trailing))
-        offset = _attribute(module, f"{node.name}_shift", shift.reshape(-1, *trailing))
+        factor = _attribute(module, f"{node.name}_scale", scale.reshape(-1, *trailing), node)
+        offset = _attribute(module, f"{node.name}_shift", shift.reshape(-1, *trailing), node)
         product = _like(node, module.graph.call_function(aten.mul.Tensor, (node.args[0], factor)))
         return _like(node, module.graph.call_function(aten.add.Tensor, (product, offset)))
 
 
-def _attribute(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
-    module.register_buffer(name, value.float())
+def _attribute(module: fx.GraphModule, name: str, value: Tensor, layer: fx.Node) -> fx.Node:
+    """Write fixed numbers into the graph, in the type in which a layer computes."""
+    value = value.to(layer.meta["val"].dtype)
+    module.register_buffer(name, value)
     node = module.graph.get_attr(name)
-    node.meta["val"] = value.float()
+    node.meta["val"] = value
     return node
 
 

@@ -19,14 +19,15 @@ from guard.errors import ModelError
 from guard.offline.model.graph.assemble import finished
 from guard.offline.model.graph.decompositions import SPELLINGS
 from guard.offline.model.graph.dropouts import DROPPED
+from guard.offline.model.graph.edges import EDGES
 from guard.offline.model.graph.lines import LINES
-from guard.offline.model.graph.mutation import changed_operand, forbid_late_readings
+from guard.offline.model.graph.mutation import changed_operand, first_name, forbid_late_readings
 from guard.offline.model.graph.seed import Seed
 from guard.offline.model.graph.volumes import VOLUMES
 from guard.offline.model.graph.writer import GraphWriter, attribute
 
 aten = torch.ops.aten
-TABLES = (LINES, VOLUMES, SPELLINGS)
+TABLES = (LINES, VOLUMES, EDGES, SPELLINGS)
 
 
 def plain(module: fx.GraphModule) -> fx.GraphModule:
@@ -72,7 +73,7 @@ def _spell(writer: GraphWriter, node: fx.Node) -> None:
     changed = changed_operand(node)
     if changed is not None:
         forbid_late_readings(changed, node)
-        target = getattr(getattr(aten, name[:-1]), target._overloadname)
+        target = twin(node)
     writer.source = node
     spelling = next((table[target] for table in TABLES if target in table), None)
     value = spelling(writer, *arguments, **keywords) if spelling else writer.call(target, *arguments, **keywords)
@@ -84,7 +85,20 @@ def _spell(writer: GraphWriter, node: fx.Node) -> None:
         value.meta[DROPPED] = node.meta[DROPPED]
     writer.written[node] = value
     if changed is not None:
-        writer.written[changed] = value
+        for other in [other for other in writer.written if first_name(other) is first_name(changed)]:
+            writer.written[other] = value
+
+
+def twin(node: fx.Node) -> Any:
+    """Return the operator that returns what an operator in place writes. Raises: ModelError where torch has none."""
+    target: Any = node.target
+    found = getattr(getattr(aten, target._opname.removesuffix("_"), None), target._overloadname, None)
+    if found is None:
+        raise ModelError(
+            f"{target} ({node.name}) works in place, and torch has no operator that returns the same; write it out of "
+            "place, and draw no random numbers in evaluation mode"
+        )
+    return found
 
 
 def _returns_bare(module: fx.GraphModule, output: fx.Node) -> bool:

@@ -36,9 +36,9 @@ def dropout(writer: GraphWriter, operand: Any, share: float, training: Any) -> A
 
 
 def cast(writer: GraphWriter, operand: Any, dtype: Any = None, *_: Any, **more: Any) -> Any:
-    """Drop a cast to the type that the operand has already; any other becomes `aten.to`."""
+    """Drop a cast to no type or to the one that the operand has already; any other becomes `aten.to`."""
     wanted = dtype or more.get("dtype")
-    if isinstance(operand, fx.Node) and wanted in (None, operand.meta["val"].dtype):
+    if wanted is None or (isinstance(operand, fx.Node) and wanted == operand.meta["val"].dtype):
         return operand
     return writer.call(aten.to.dtype, operand, wanted)
 
@@ -117,16 +117,66 @@ def native_batch_norm(
     return batch_norm(writer, operand, weight, bias, mean, variance, False, momentum, epsilon), None, None
 
 
-def softmax(writer: GraphWriter, operand: Any, axis: int, *_: Any) -> Any:
-    return writer.call(aten.softmax.int, operand, axis)
+def along_axis(function: OpOverload) -> Callable[..., Any]:
+    """Return the decomposition of a softmax, which casts first where it is to compute in another type."""
+
+    def spelled(writer: GraphWriter, operand: Any, axis: int, dtype: Any = None) -> Any:
+        return writer.call(function, cast(writer, operand, dtype), axis)
+
+    return spelled
 
 
-def log_softmax(writer: GraphWriter, operand: Any, axis: int, *_: Any) -> Any:
-    return writer.call(aten.log_softmax.int, operand, axis)
+def native_along_axis(function: OpOverload) -> Callable[..., Any]:
+    """Return the decomposition of a softmax as torch's inner operators say it: they may widen half precision."""
+
+    def spelled(writer: GraphWriter, operand: Any, axis: int, half_to_float: Any) -> Any:
+        return writer.call(function, cast(writer, operand, torch.float32 if half_to_float else None), axis)
+
+    return spelled
+
+
+def reduction(function: OpOverload) -> Callable[..., Any]:
+    """Return the decomposition of a sum or mean along axes, which casts first where it computes in another type."""
+
+    def spelled(writer: GraphWriter, operand: Any, *axes: Any, dtype: Any = None, **more: Any) -> Any:
+        return writer.call(function, cast(writer, operand, dtype), *axes, **more)
+
+    return spelled
 
 
 def native_layer_norm(writer: GraphWriter, operand: Any, sizes: Any, weight: Any, bias: Any, epsilon: float) -> Any:
     return writer.call(aten.layer_norm.default, operand, sizes, weight, bias, epsilon, False), None, None
+
+
+def elu(writer: GraphWriter, operand: Any, *settings: Any) -> Any:
+    """Write ELU with its width alone: scale * (x where x > 0, else width * (exp(input_scale * x) - 1)) in products."""
+    width, (scale, input_scale) = settings[:1], (*settings[1:], 1, 1)[:2]
+    if input_scale == 1:
+        result = writer.call(aten.elu.default, operand, *width)
+    else:
+        result = writer.call(aten.elu.default, writer.call(aten.mul.Tensor, operand, input_scale), *width)
+        result = writer.call(aten.where.self, writer.call(aten.gt.Scalar, operand, 0), operand, result)
+    return result if scale == 1 else writer.call(aten.mul.Tensor, result, scale)
+
+
+def linear(writer: GraphWriter, operand: Any, weight: Any, *bias: Any) -> Any:
+    """Write a linear layer whose weights are a vector, [feature], as the product with it."""
+    if len(shape(weight)) != 1:
+        return writer.call(aten.linear.default, operand, weight, *bias)
+    found = product(writer, operand, weight)
+    return found if bias in ((), (None,)) else writer.call(aten.add.Tensor, found, *bias)
+
+
+def product(writer: GraphWriter, left: Any, right: Any) -> Any:
+    """Write a product with a vector as one with a matrix: a row from the left, a column from the right."""
+    row, column = len(shape(left)) == 1, len(shape(right)) == 1
+    if not row and not column:
+        return writer.call(aten.matmul.default, left, right)
+    left = writer.call(aten.unsqueeze.default, left, 0) if row else left
+    right = writer.call(aten.unsqueeze.default, right, 1) if column else right
+    found = writer.call_reshaped(aten.matmul.default, left, right)
+    found = writer.call(aten.squeeze.dim, found, -1) if column else found
+    return writer.call(aten.squeeze.dim, found, -1 if column else -2) if row else found
 
 
 def attention(
@@ -289,8 +339,17 @@ SPELLINGS: Mapping[OpOverload, Callable[..., Any]] = {
     aten.conv2d.padding: conv2d,
     aten.batch_norm.default: batch_norm,
     aten._native_batch_norm_legit_no_training.default: native_batch_norm,
-    aten._softmax.default: softmax,
-    aten._log_softmax.default: log_softmax,
+    aten.softmax.int: along_axis(aten.softmax.int),
+    aten.log_softmax.int: along_axis(aten.log_softmax.int),
+    aten._softmax.default: native_along_axis(aten.softmax.int),
+    aten._log_softmax.default: native_along_axis(aten.log_softmax.int),
+    aten.sum.dim_IntList: reduction(aten.sum.dim_IntList),
+    aten.mean.dim: reduction(aten.mean.dim),
+    aten.elu.default: elu,
+    aten.linear.default: linear,
+    aten.matmul.default: product,
+    aten.mv.default: product,
+    aten.dot.default: product,
     aten.native_layer_norm.default: native_layer_norm,
     aten.scaled_dot_product_attention.default: attention,
     aten.max_pool2d_with_indices.default: max_pool_with_indices,

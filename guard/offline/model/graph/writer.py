@@ -49,17 +49,25 @@ class GraphWriter:
 
     def call(self, target: Any, *arguments: Any, **keywords: Any) -> Any:
         """Write one call: return a node of known shape, or the tensor itself where nothing depends on the input."""
+        source = self.source
+        value = source.meta.get("val") if source is not None and source.target is target else None
+        return self._written(target, arguments, keywords, value)
+
+    def call_reshaped(self, target: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Write one call whose result has another shape than the source's, though both may be the same operator."""
+        return self._written(target, arguments, keywords, None)
+
+    def _written(self, target: Any, arguments: Any, keywords: Any, value: Any) -> Any:
         if not any(isinstance(leaf, fx.Node) for leaf in tree_leaves((arguments, keywords))):
             return target(*arguments, **keywords)
         arguments, keywords = tree_map(self.noted, (arguments, keywords))
         name = self.source.name if self.source is not None else "node"
         node = self.graph.create_node("call_function", target, arguments, keywords, name=f"{name}_part")
-        if self.source is not None and self.source.target is target and "val" in self.source.meta:
-            node.meta["val"] = self.source.meta["val"]
-            return node
-        arguments, keywords = fx.map_arg((arguments, keywords), lambda operand: operand.meta["val"])
-        with enable_python_dispatcher():  # the compiled operators would take the batch of the example for fixed
-            node.meta["val"] = target(*arguments, **keywords)
+        if value is None:
+            arguments, keywords = fx.map_arg((arguments, keywords), lambda operand: operand.meta["val"])
+            with enable_python_dispatcher():  # the compiled operators would take the batch of the example for fixed
+                value = target(*arguments, **keywords)
+        node.meta["val"] = value
         return node
 
     def seed(self, seed: Seed, output: fx.Node) -> fx.Node:

@@ -218,6 +218,12 @@ def exactly(module: fx.GraphModule, images: NDArray[np.float32]) -> NDArray[Any]
 
 def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, items: int) -> NDArray[np.float32]:
     """Draw noise in the value box, coarse and fine, [item, ...]; whole numbers for a byte wire."""
+    wire = noise_items(module, box, items)
+    return np.rint(wire) if imported.graph.datatype == "UINT8" else wire
+
+
+def noise_items(module: fx.GraphModule, box: ValueBox, items: int) -> NDArray[np.float32]:
+    """Draw noise in the value box, coarse and fine, [item, ...], shaped as a graph takes items."""
     (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
     shape = tuple(int(size) for size in start.meta["val"].shape[1:])
     generator = np.random.default_rng(0)
@@ -225,8 +231,7 @@ def sample_images(imported: Imported, module: fx.GraphModule, box: ValueBox, ite
     if places := shape[1:]:
         unit = (unit + generator.random((items, shape[0], *(1,) * len(places)))) / 2
     low, high = box.bounds
-    wire = box.allowed(low + unit * (high - low))
-    return (np.rint(wire) if imported.graph.datatype == "UINT8" else wire).astype(np.float32)
+    return box.allowed(low + unit * (high - low))
 
 
 def run_file(imported: Imported, images: NDArray[np.float32], *, as_served: bool = False) -> NDArray[Any]:

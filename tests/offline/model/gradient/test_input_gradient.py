@@ -135,6 +135,7 @@ def vectors(*layers: nn.Module) -> nn.Module:
 
 Builder = Callable[[], nn.Module | Function]
 IMAGE, TOKENS = (3, 9, 12), (5, 6)
+VECTOR, DOUBLE = torch.arange(-6, 6) / 16, torch.float64
 FAMILIES: Mapping[str, tuple[tuple[int, ...], Mapping[str, Builder]]] = {
     "pointwise": (
         (3, 4, 6),
@@ -172,6 +173,8 @@ FAMILIES: Mapping[str, tuple[tuple[int, ...], Mapping[str, Builder]]] = {
             "add, sub, mul, div": lambda: lambda x: (2 * x + x * x - x / 3) / (x + 1) - torch.sub(1, x, alpha=2),
             "broadcasting": lambda: lambda x: x * x[:, :1] + x[:, :, :1] / (1 + x[..., :1]) - x.new_ones(4, 1),
             "where": lambda: lambda x: torch.where(x > 0.5, x * 2, -x),
+            "where, numbers": lambda: lambda x: torch.where(x > 0.5, 2.0, x * x) * torch.where(x < 0.7, x, 0.5),
+            "elu of three widths": lambda: kinks(lambda x: aten.elu.default(x, 1.5, 0.5, 0.25)),
         },
     ),
     "convolution": (
@@ -273,6 +276,15 @@ FAMILIES: Mapping[str, tuple[tuple[int, ...], Mapping[str, Builder]]] = {
             "bmm, baddbmm": lambda: lambda x: torch.baddbmm(*[torch.bmm(y, y) for y in [x[:, :9].view(-1, 3, 3)] * 3]),
             "softmax": lambda: lambda x: F.softmax(4 * x, 1),
             "log_softmax": lambda: lambda x: F.log_softmax(4 * x, 1),
+            "softmax of another type": lambda: lambda x: F.softmax(4 * x, 1, dtype=torch.float64).float(),
+            "log_softmax of the same type": lambda: lambda x: F.log_softmax(4 * x, 1, dtype=torch.float32),
+            "sum, mean of another type": lambda: (
+                lambda x: (x.sum(1, True, dtype=DOUBLE) * x.mean(1, dtype=DOUBLE)[:, None]).float()
+            ),
+            "vectors": lambda: lambda x: torch.cat([(x @ VECTOR)[:, None], torch.mv(x, VECTOR)[:, None]], 1),
+            "vectors among stacks": lambda: (
+                lambda x: x.view(-1, 3, 4) @ VECTOR[:4] * (VECTOR[:3] @ x.view(-1, 3, 4))[:, 1:]
+            ),
         },
     ),
     "attention": (

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from guard.offline.model.gradient.rules.pointwise import off_zero
 from guard.offline.model.gradient.tape import Rule, Sent, Tape, reduced
+from guard.offline.model.graph.edges import is_above_zero
 
 aten = torch.ops.aten
 
@@ -17,6 +19,17 @@ aten = torch.ops.aten
 def quotient(gradient: Tensor, output: Tensor, divisor: Tensor) -> Tensor:
     """Return the part of a division's gradient that reaches its divisor."""
     return -gradient * output / divisor
+
+
+def share(gradient: Tensor, divisor: Tensor) -> Tensor:
+    """Return the part of a division's gradient that reaches what is divided; 0 where that is divided by 0."""
+    return gradient / off_zero(divisor)
+
+
+def quotient_off_zero(gradient: Tensor, dividend: Tensor | float, divisor: Tensor) -> Tensor:
+    """Return the same part as `quotient`; 0 where it is divided by 0, where the output is no number."""
+    divisor = off_zero(divisor)
+    return -(gradient / divisor) * (dividend / divisor)
 
 
 def _scaled(tape: Tape, gradient: fx.Node, factor: Any) -> fx.Node:
@@ -61,10 +74,12 @@ def multiply(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
 
 def divide(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
     left, right = node.args[:2]
+    zeros = tape.is_live(right) and not is_above_zero(tape.tensors, right)
     if tape.is_live(left):
-        yield from _to(tape, left, tape.call(aten.div.Tensor, gradient, right), node)
+        yield from _to(tape, left, tape.call(share if zeros else aten.div.Tensor, gradient, right), node)
     if tape.is_live(right):
-        yield from _to(tape, right, tape.call(quotient, gradient, node, right), node)
+        function, read = (quotient_off_zero, left) if zeros else (quotient, node)
+        yield from _to(tape, right, tape.call(function, gradient, read, right), node)
 
 
 def choose(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
@@ -86,4 +101,6 @@ RULES: Mapping[OpOverload, Rule] = {
     aten.div.Tensor: divide,
     aten.div.Scalar: divide,
     aten.where.self: choose,
+    aten.where.ScalarSelf: choose,
+    aten.where.ScalarOther: choose,
 }

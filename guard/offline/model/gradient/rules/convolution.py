@@ -105,7 +105,9 @@ def _strided(tape: Tape, node: fx.Node, image: fx.Node, gradient: fx.Node, filte
     bottom = cells[0] - outputs[0] + top + rows.shape[1] - 1
     right = cells[1] - outputs[1] + left + columns.shape[1] - 1
     gradient = _padded(tape, gradient, [-left, right, -top, bottom])
-    woven = torch.einsum("giohw,ath,buw->giabotu", filters.exchanged, rows, columns).flatten(0, 3)
+    exchanged = filters.exchanged
+    links = (rows.to(exchanged.dtype), columns.to(exchanged.dtype))
+    woven = torch.einsum("giohw,ath,buw->giabotu", exchanged, *links).flatten(0, 3)
     weights = tape.constant(f"{node.name}_adjoint", woven)
     parts = tape.call(aten.conv2d.default, gradient, weights, None, [1, 1], [0, 0], [1, 1], filters.groups)
     return tape.call(weave, parts, filters.stride, sizes)

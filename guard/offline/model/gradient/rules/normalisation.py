@@ -77,10 +77,11 @@ def batch_norm(tape: Tape, node: fx.Node, gradient: fx.Node) -> Sent:
     """Yield the gradient through a batch normalisation that was not folded away: a product with its scale."""
     operand, weight, _, _, variance = node.args[:5]
     if isinstance(operand, fx.Node):
-        scale = torch.rsqrt(tape.tensor(variance, node).double() + float(str(node.args[7])))
+        fixed = tape.tensor(variance, node)
+        scale = torch.rsqrt(fixed.double() + float(str(node.args[7])))
         if weight is not None:
             scale = scale * tape.tensor(weight, node)
-        shaped = scale.float().reshape(-1, *[1] * (len(shape(operand)) - 2))
+        shaped = scale.to(fixed.dtype).reshape(-1, *[1] * (len(shape(operand)) - 2))
         yield operand, tape.call(aten.mul.Tensor, gradient, tape.constant(f"{node.name}_adjoint", shaped))
 
 

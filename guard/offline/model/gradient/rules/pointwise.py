@@ -2,7 +2,8 @@
 
 Rule 1. A jump is made by `above` or `below` and by nothing else: lowering writes both as one HardSigmoid, the only
 exact comparison that ONNX Runtime computes inside its blocked convolution layout; any other costs two reorders.
-Rule 2. At a kink the value is the one torch routes: 0 at a ReLU's zero and at both ends of ReLU6, 1 at both ends of
+Rule 2. Where a slope is infinite 0 is sent back: torch's ReLU drops what is no number, ours multiplies it.
+Rule 3. At a kink the value is the one torch routes: 0 at a ReLU's zero and at both ends of ReLU6, 1 at both ends of
 a clamp.
 """
 
@@ -159,8 +160,13 @@ def exp(gradient: Tensor, output: Tensor) -> Tensor:
     return gradient * output
 
 
+def off_zero(divisor: Tensor) -> Tensor:
+    """Return a divisor with infinity in place of 0, so that what is divided by it sends back 0, and not 0 / 0."""
+    return torch.where(divisor == 0, torch.inf, divisor)
+
+
 def log(gradient: Tensor, operand: Tensor) -> Tensor:
-    return gradient / operand
+    return gradient / off_zero(operand)
 
 
 def sqrt(gradient: Tensor, output: Tensor) -> Tensor:
@@ -168,11 +174,12 @@ def sqrt(gradient: Tensor, output: Tensor) -> Tensor:
 
 
 def rsqrt(gradient: Tensor, output: Tensor, operand: Tensor) -> Tensor:
-    return gradient * (-0.5 * output / operand)
+    return gradient * (-0.5 * torch.where(operand == 0, 0.0, output) / off_zero(operand))
 
 
 def power(gradient: Tensor, operand: Tensor, exponent: float) -> Tensor:
-    return gradient * (exponent * operand ** (exponent - 1))
+    base = operand if exponent >= 1 else off_zero(operand)
+    return gradient * (exponent * base ** (exponent - 1))
 
 
 def negative(gradient: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from guard.offline.model.gradient.rules.pointwise import off_zero
 from guard.offline.model.gradient.tape import Rule, from_operand, from_output
 
 aten = torch.ops.aten
@@ -54,7 +55,7 @@ def area_cosine(gradient: Tensor, operand: Tensor) -> Tensor:
 
 
 def area_tangent(gradient: Tensor, operand: Tensor) -> Tensor:
-    return gradient / (1.0 - operand * operand)
+    return gradient / off_zero(1.0 - operand * operand)
 
 
 RULES: Mapping[OpOverload, Rule] = {
