@@ -67,8 +67,8 @@ side: | $(BIN)/python  ## build the side environments whose lock changed
 
 # Done again when pyproject.toml changes; an environment that is there already is completed, not replaced.
 $(READY): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[cpu,offline,dev]'
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,offline,dev]'
 	@touch $@
 
 # What `side` needs of it is pip alone: .ci/run builds side environments beside this one.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 INTERPRETER = "python3 -m venv .venv"
-INSTALLED = ".venv/bin/python -m pip install --quiet --no-compile --editable"
+INSTALLED = ".venv/bin/python -m pip install --quiet --editable"
 SIDE = ".venv/bin/python -m tests.side"
 
 
