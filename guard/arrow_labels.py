@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.arrow_values import NUMBER, TEXT, check_present, declared_order, kind_of, leaf, stored
-from guard.class_names import NamedLabels, of_codes, of_declared, of_numbers
-from guard.columns import MISSING, bad_value, missing
+from guard.class_names import WHOLE, NamedLabels, of_codes, of_declared, of_numbers
+from guard.columns import bad_value, missing
 from guard.errors import DataError
 
 MAX_EXACT_STEPS = 2**53  # of a decimal
@@ -42,6 +42,7 @@ def read_labels(
         row += len(column)
     numbers = np.concatenate(found)
     if texts.places:
+        order = () if all(WHOLE.fullmatch(word) for word in order) else tuple(word.strip() for word in order)
         return of_codes(numbers, list(texts.words), known or order, texts.places, name)
     if class_names.get(name):
         return of_declared(numbers, class_names[name], known, source)
@@ -75,7 +76,7 @@ class Texts:
         indices = coded.indices.to_numpy(zero_copy_only=False)
         words = [word.strip() for word in coded.dictionary.to_pylist()]
         for code, word in enumerate(words):
-            if word.lower() in MISSING:
+            if not word:
                 raise missing(f"{self.source}: row {row + int(np.argmax(indices == code))}", self.name, word, "a label")
             if word not in self.words:
                 self.words[word] = len(self.words)

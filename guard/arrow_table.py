@@ -172,7 +172,8 @@ def read_vectors(table: ArrowTable, names: Sequence[str], kinds: Mapping[str, st
         block = np.concatenate(blocks, axis=1)
         if values is None or watch is None:
             values = new_array((table.rows, block.shape[1]), np.float32, table.source)
-            watch = FeatureWatch(features_of(widths, kinds), table.source, whole_types(table, widths, kinds))
+            whole = whole_types(table, widths, kinds)
+            watch = FeatureWatch(features_of(widths, kinds), table.source, whole, are_known=bool(choice.features))
         watch.see(block, items + 1)
         values[items : items + len(block)] = block
         items += len(block)

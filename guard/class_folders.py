@@ -171,7 +171,7 @@ def check_names(names: Sequence[str], root: Path) -> None:
             raise DataError(f"{root}: the name of folder {name!r} is no UTF-8; rename it") from error
     spelled: dict[str, str] = {}
     for name in names:
-        other = spelled.setdefault(unicodedata.normalize("NFC", name).casefold().strip(), name)
+        other = spelled.setdefault(unicodedata.normalize("NFC", name).strip(), name)
         if other != name:
             raise DataError(f"{root}: folders {other!r} and {name!r} may be the same class; wanted one folder a class")
 

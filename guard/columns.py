@@ -155,6 +155,7 @@ class FeatureWatch:
     low: NDArray[np.float64] = field(init=False)
     high: NDArray[np.float64] = field(init=False)
     rounded: dict[int, tuple[int, float]] = field(default_factory=dict)  # column -> its first row and value
+    are_known: bool = False  # the features, of a bundle
 
     def __post_init__(self) -> None:
         self.low, self.high = np.full(len(self.names), np.inf), np.full(len(self.names), -np.inf)
@@ -177,7 +178,7 @@ class FeatureWatch:
         A column of whole numbers that all differ numbers the rows where they have no gap, or where its name says so.
         """
         for column, name in enumerate(self.names):
-            if name.strip().lower() in INDEXES and self.whole[column]:
+            if name.strip().lower() in INDEXES and self.whole[column] and not self.are_known:
                 raise DataError(
                     f"{self.source}: column {name!r} is an index that a tool has written beside the table "
                     f"({self.low[column]:.0f} to {self.high[column]:.0f}); wanted features alone: --drop-column "

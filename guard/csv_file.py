@@ -111,7 +111,8 @@ class FeatureColumns:
         numbers = [at for at in range(len(places)) if at not in found]
         whole = [not any("." in row.cells[places[at]] for row in block) for at in numbers]
         watched = tuple(columns.features[at] for at in numbers)
-        watch = FeatureWatch(watched, str(file), np.asarray(whole, dtype=np.bool_))
+        known = bool(choice.features)
+        watch = FeatureWatch(watched, str(file), np.asarray(whole, dtype=np.bool_), are_known=known)
         return FeatureColumns(file, columns.features, tuple(places), found, watch)
 
     @property
@@ -136,7 +137,7 @@ class FeatureColumns:
         """Give words their final codes in values [row, feature]; return each feature's words, and what is odd."""
         words: list[tuple[str, ...]] = [()] * len(self.places)
         for at, column in self.of_words.items():
-            if column.name in column.words:
+            if column.name in column.words and has_numbers(self.names):
                 raise headerless(str(self.file), column.name)
             final, words[at] = column.finish(str(self.file))
             values[:, at] = final[values[:, at].astype(np.int64)]
@@ -156,7 +157,7 @@ class LabelColumn:
 
     def __init__(self, names: Sequence[str], label: str | None, source: str) -> None:
         self.place = None if label is None else list(names).index(label)
-        self.label, self.source = label, source
+        self.label, self.source, self.names = label, source, tuple(names)
         self.codes: list[NDArray[np.int64]] = []
         self.words: dict[str, int] = {}
         self.seen: list[str] = []
@@ -180,9 +181,14 @@ class LabelColumn:
     def numbered(self, known: Sequence[str]) -> NamedLabels | None:
         if self.label is None:
             return None
-        if self.label in self.words:
+        if self.label in self.words and has_numbers(self.names):
             raise headerless(self.source, self.label)
         return of_codes(np.concatenate(self.codes), list(self.words), known, self.seen, self.label)
+
+
+def has_numbers(names: Sequence[str]) -> bool:
+    """Tell whether a number stands among what are to be names of columns."""
+    return any(NUMBER.fullmatch(name) for name in names)
 
 
 def headerless(source: str, name: str) -> DataError:

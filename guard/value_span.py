@@ -44,7 +44,7 @@ def check_values_fit(span: ValueSpan, spec: InputSpec, source: str) -> None:
     """Raise DataError for values that are in [0, 1] where the model takes others, or that its bytes cannot hold."""
     low, high = float(span.low.min()), float(span.high.max())
     widest = max(b - a for a, b in zip(spec.low, spec.high, strict=True))
-    many = spec.axes.pictures and span.items >= MIN_JUDGED_ITEMS
+    many = spec.axes.pictures and span.items >= MIN_JUDGED_ITEMS and spec.dtype != np.uint8
     if low >= 0 and high <= min(1, MAX_UNIT_SHARE * widest) and (span.broken is not None or many):
         raise DataError(
             f"{source}: values span [{low:g}, {high:g}] of the model's range [{min(spec.low):g}, {max(spec.high):g}], "

@@ -55,7 +55,6 @@ UNPACKED = ("prometheus", "registry")  # from Debian's archive
 SERVERS = ("mlflow", "checkov", "audit")  # with an interpreter, as LOCKED, but large: built by name alone
 SHIPPED = ("sbom",)  # as LOCKED, from a lock that the images are made with
 IMAGE = "cpu"  # from the Dockerfile's stage install-cpu, as it stands there: what the image holds, without an engine
-QUICKLY = ("--quiet", "--no-deps", "--no-compile")  # Python compiles the few modules that a test imports, once
 INSTALLED = "/opt/guard"  # where the image has it
 BUILDER = "/opt/build"  # what installs it
 
@@ -116,7 +115,7 @@ def build_locked(name: str) -> bool:
     shutil.rmtree(SIDE / name, ignore_errors=True)
     run([sys.executable, "-m", "venv", str(SIDE / name)])
     pip = [str(SIDE / name / "bin" / "python"), "-m", "pip"]
-    run([*pip, "install", *QUICKLY, "--requirement", str(lock(name))])
+    run([*pip, "install", "--quiet", "--no-deps", "--requirement", str(lock(name))])
     run([*pip, "check"])
     write_stamp(name, key)
     return True
@@ -128,7 +127,7 @@ def build_shelf(name: str) -> bool:
     if stamp(name) == key:
         return False
     shutil.rmtree(SIDE / name, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "install", *QUICKLY, "--target", str(SIDE / name)]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(SIDE / name)]
     run([*pip, "--requirement", str(lock(name))])
     write_stamp(name, key)
     return True

@@ -57,9 +57,14 @@ def test_numbers_within_names_are_sorted_as_text_and_it_is_said(tmp_path: Path) 
     assert said(found, "sorted as text")
 
 
-@pytest.mark.parametrize("names", [["cat", "Cat"], ["é", "e\u0301"], ["dog", "dog "]])
+@pytest.mark.parametrize("names", [["é", "e\u0301"], ["dog", "dog "]])
 def test_folders_whose_names_are_next_to_the_same_are_refused(tmp_path: Path, names: list[str]) -> None:
     refused(classes(tmp_path, names), "may be the same class", *map(repr, names))
+
+
+def test_capitals_and_small_letters_are_classes_of_their_own(tmp_path: Path) -> None:
+    found = read_examples(classes(tmp_path, ["A", "a", "B", "b"]))
+    assert found.classes == ("A", "B", "a", "b")
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -88,6 +88,13 @@ def test_a_first_row_is_no_header(tmp_path: Path, choice: ColumnChoice) -> None:
         read_examples(file, choice=choice)
 
 
+def test_a_column_may_be_called_as_one_of_its_values(tmp_path: Path) -> None:
+    found = read_examples(csv(tmp_path, "a,y\n1.5,y\n2.5,n\n"))
+    assert (found.classes, found.labelled().tolist()) == (("n", "y"), [1, 0])
+    words = read_examples(csv(tmp_path, "male,label\nmale,0\nfemale,1\n"), choice=ColumnChoice(words=True))
+    assert words.words == (("female", "male"),)
+
+
 def test_a_separator_behind_every_row_makes_no_column(tmp_path: Path) -> None:
     assert read_examples(csv(tmp_path, "a,b,label,\n1,2,0,\n3,4,1,\n")).features == ("a", "b")
 

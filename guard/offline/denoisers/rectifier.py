@@ -23,8 +23,8 @@ MIN_SHARE = 1e-3  # of a window's places; one that is filled as a whole keeps wh
 class Rectifier(Learned):
     """Denoiser that fills the places from which a small network takes that an item was attacked.
 
-    The network learns to tell the recipe's attacked items from clean ones. Filled is every place whose derivative is at
-    least `threshold` of the way from the item's smallest to its largest.
+    The network learns to tell the recipe's attacked items from clean ones. Filled is every place whose derivative is
+    more than `threshold` of the way from the item's smallest to its largest.
 
     Source: Wang et al. 2020, KDD, "Interpretability is a kind of safety", section 3.3. Theirs asks the networks of the
     detector, fills with noise, and has the answer from a classifier that was trained on items filled so. Ours fills

@@ -60,7 +60,9 @@ def fault_of(candidate: fx.GraphModule, model: fx.GraphModule, box: ValueBox) ->
     if fault is None:
         return None
     again = response_of(model, images)
-    if again is None or not torch.equal(again.answers, expected.answers):
+    if again is None or not torch.allclose(
+        again.answers, expected.answers, rtol=AGREEMENT_TOLERANCE, atol=AGREEMENT_TOLERANCE, equal_nan=True
+    ):
         return None
     narrow = (torch.float32,)
     exact = response_of(widened(model, narrow, torch.float64), images)

@@ -7,7 +7,7 @@ logits may, are refused where the graph squeezes them behind its last layer with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from guard.offline.model.softmaxes import name_of
 from guard.offline.model.taps import LAYERS
 from guard.value_box import ValueBox
 
-PROBED_ITEMS = 16
+PROBED_PARTS, PART_ITEMS = 4, 4  # all of large items would not fit into a small memory
 SUM_TOLERANCE = 1e-4  # by which a row of probabilities may miss 1
 SQUEEZING = {"sigmoid", "hardsigmoid", "tanh", "exp", "exp2", "erf", "erfc", "atan", "softmax", "_softmax"}
 OTHERWISE = (
@@ -36,11 +36,13 @@ def refuse_probabilities(graph: fx.GraphModule, ending: Ending, box: ValueBox) -
         return
     (output,) = [node for node in graph.graph.nodes if node.op == "output"]
     (start,) = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    rows = rows_of(graph, sample(tuple(int(size) for size in start.meta["val"].shape[1:]), box))
-    if ending.single:
-        rows = rows[:, 1:] - rows[:, :1]  # of (-z/2, z/2)
-    if not np.isfinite(rows).all() or rows.min() < 0:
-        return
+    parts = []
+    for items in samples(tuple(int(size) for size in start.meta["val"].shape[1:]), box):
+        part = rows_of(graph, items)
+        parts.append(part[:, 1:] - part[:, :1] if ending.single else part)  # of (-z/2, z/2)
+        if not np.isfinite(parts[-1]).all() or parts[-1].min() < 0:
+            return
+    rows = np.concatenate(parts)
     by = squeezed_by(output)
     if not ending.single and bool((np.abs(rows.sum(axis=1) - 1) <= SUM_TOLERANCE).all()):
         raise ModelError(
@@ -54,11 +56,13 @@ def refuse_probabilities(graph: fx.GraphModule, ending: Ending, box: ValueBox) -
         )
 
 
-def sample(shape: tuple[int, ...], box: ValueBox) -> NDArray[np.float32]:
+def samples(shape: tuple[int, ...], box: ValueBox) -> Iterator[NDArray[np.float32]]:
     """Draw noise in unit space, coarse and fine, [item, ...]; of a table, values that its features may have."""
     generator = np.random.default_rng(0)
-    coarse = generator.random((PROBED_ITEMS, shape[0], *(1,) * (len(shape) - 1)))
-    return box.to_unit(box.from_unit((coarse + generator.random((PROBED_ITEMS, *shape))) / 2))
+    for _ in range(PROBED_PARTS):
+        coarse = generator.random((PART_ITEMS, shape[0], *(1,) * (len(shape) - 1)), dtype=np.float32)
+        fine = generator.random((PART_ITEMS, *shape), dtype=np.float32)
+        yield box.to_unit(box.from_unit((coarse + fine) / 2))
 
 
 def rows_of(graph: Callable[[Tensor], Tensor], items: NDArray[np.float32]) -> NDArray[np.float64]:

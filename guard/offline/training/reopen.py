@@ -87,8 +87,8 @@ class Work:
         if classifier.spec.fingerprint != spec.fingerprint:
             raise ModelError(
                 f"{self.job.get('answers') or self.job['model']} is no longer the model that the bundle was made for "
-                f"(fingerprint {classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…); train a "
-                "new bundle"
+                f"(fingerprint {classifier.spec.fingerprint[:12]}…, the bundle says {spec.fingerprint[:12]}…), or this "
+                "version of the guard reads it otherwise than the one that made the bundle; train a new bundle"
             )
         served = replace(self, recipe=self.recipe.having(bundle.manifest.recipe["detector"]))  # chosen, perhaps
         programs = served.fitting(classifier).recipe.programs([tap.name for tap in classifier.taps])

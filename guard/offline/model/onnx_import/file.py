@@ -51,7 +51,7 @@ def inlined(file: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     """
     own = opset_of(model)
     try:
-        if any(opset_of(function) != own for function in model.functions):
+        if any(opset_of(function) not in (None, own) for function in model.functions):
             model = onnx.shape_inference.infer_shapes(model)  # the converter wants to know the types
         written = onnx.inliner.inline_local_functions(model, convert_version=True)
     except Exception as error:  # onnx's converter raises its own untyped family
