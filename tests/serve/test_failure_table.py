@@ -335,11 +335,18 @@ async def check(scene: Scene, failure: Failure, on_failure: OnFailure) -> None:
         if failure.of_inspection:
             assert trailing.get("guard-verdict") == ("unchecked" if expected.unchecked else None), place
             assert (len(scene.upstream.requests) > forwarded) is expected.unchecked, f"{place}: forwarded, or not"
-        lines = [json.loads(line) for line in scene.log.getvalue()[told:].splitlines()]
-    known = trailing.get("guard-id")
-    lines = [line for line in lines if line["event"] in ("unchecked", "refused") and known in (None, line["id"])]
-    found = [(line["event"], line["level"], line["reason"].lower()) for line in lines]
+        known = trailing.get("guard-id")
+        while not (found := told_of(scene, told, known)) and expected.event is not None:
+            assert time.monotonic() < give_up, f"{place}: no line in the log"
+            await asyncio.sleep(0.01)  # it may be written after it is counted
     assert found == ([] if expected.event is None else [(expected.event, expected.level, expected.reason)]), place
+
+
+def told_of(scene: Scene, since: int, known: str | None) -> list[tuple[str, str, str]]:
+    """Event, level and reason of the lines about a request, or about any where its id is not known."""
+    lines = [json.loads(line) for line in scene.log.getvalue()[since:].splitlines()]
+    lines = [line for line in lines if line["event"] in ("unchecked", "refused") and known in (None, line["id"])]
+    return [(line["event"], line["level"], line["reason"].lower()) for line in lines]
 
 
 @pytest.mark.slow

@@ -27,6 +27,11 @@ from guard.offline.model.half_precision import widened
 from guard.offline.model.onnx_import.importer import AGREEMENT_TOLERANCE, MAX_ROUNDED_SHARE, noise_items, relative
 from guard.value_box import ValueBox
 
+# Faults of a model itself, of which the checks on data say what to do: items that mix, and a step that has no gradient.
+SAID_LATER = (
+    "only the first axis, the batch, may vary",
+    "does not depend on the input through anything differentiable",
+)
 COMPARED_ITEMS = 2  # of which the first alone is compared in its gradient's direction; the other may lie on kinks
 MAX_GRADIENT_SHARE = 0.05  # by which two gradients may differ, of their length
 
@@ -56,7 +61,7 @@ def fault_of(candidate: fx.GraphModule, model: fx.GraphModule, box: ValueBox) ->
     try:
         fault = difference(candidate, expected, images)
     except ModelError as error:
-        return str(error)
+        return None if any(words in str(error) for words in SAID_LATER) else str(error)
     if fault is None:
         return None
     again = response_of(model, images)
