@@ -12,10 +12,11 @@ from torch import Tensor, fx
 from torch.nn.functional import interpolate
 
 from guard.offline.evidence.kinds.plain import pooled
-from guard.offline.model.channel_axis import channel_axes
+from guard.offline.model.channel_axis import Axes, channel_axes
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.graph.cut import after, before
-from guard.offline.model.taps import cut_nodes, shape_of
+from guard.offline.model.graph.shapes import shape_of
+from guard.offline.model.taps import cut_nodes
 
 RIDGE_SHARE = 1e-2  # of the mean variance, added to each: examples may be fewer than features
 
@@ -29,11 +30,12 @@ def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor 
 
     Source: Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2.
     """
-    node = last_map(classifier)
+    channels = channel_axes(classifier.graph.graph)
+    node = last_map(classifier, channels)
     if node is None:
         return None
     latent, slope = class_slope(classifier, images, classes, node.name)
-    if latent.ndim == 4 and channel_axes(classifier.graph.graph)[node] == 3:
+    if latent.ndim == 4 and channels[node] == 3:
         latent, slope = (value.movedim(3, 1) for value in (latent, slope))
     weights = slope.flatten(2).mean(dim=2)
     coarse = torch.einsum("ic,icp->ip", weights, latent.flatten(2)).clamp_min(0.0)
@@ -42,12 +44,11 @@ def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor 
     return interpolate(shaped, tuple(images.shape[2:]), mode=mode, align_corners=False)[:, 0]
 
 
-def last_map(classifier: Classifier) -> fx.Node | None:
+def last_map(classifier: Classifier, channels: Axes) -> fx.Node | None:
     """Return the last node of the graph that is a cut and a feature map of more than one place; None without any."""
     axes = len(classifier.item_shape)
     cuts = [node for node in cut_nodes(classifier.graph.graph) if node.op != "placeholder"]
     maps = [node for node in cuts if axes > 1 and len(shape_of(node)) == 1 + axes]
-    channels = channel_axes(classifier.graph.graph)
     places = [node for node in maps if math.prod(shape_of(node)[1:]) > shape_of(node)[channels[node] or 1]]
     return places[-1] if places else None
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from guard.arrays import read_examples
 from guard.axes import BY_COUNT, IMAGES, SERIES, Axes, axes_of, channels_first
@@ -20,12 +19,13 @@ from guard.data_file import DataFile, Reading
 from guard.errors import ConfigError, DataError, PromiseError
 from guard.features import NUMERIC, Feature, box_of, only_names
 from guard.layout import layout_of_data, layout_of_kind, order_text, with_channels
-from guard.manifest import InputSpec, ModelSpec, OutputSpec
+from guard.manifest import InputSpec, ModelSpec
 from guard.offline.closed.open_answers import AnswersWish, open_answers
 from guard.offline.closed.study import DEFAULT_QUESTIONS_ITEMS, StudyWish, study
 from guard.offline.data.dataset import Dataset, dataset_of, joined
 from guard.offline.data.find_features import find_features
 from guard.offline.data.splits import SHARES, Split, assign
+from guard.offline.job.class_checks import check_folders, check_held_out, check_labels, label_notes
 from guard.offline.job.feature_file import Stated
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
@@ -254,35 +254,6 @@ def item_shape(examples: DataFile) -> tuple[int, ...]:
     return channels_first(sizes, examples.layout or layout_of_data(sizes, None, examples.source, either=False))
 
 
-def check_folders(examples: DataFile, classes: int) -> None:
-    """Check that classes known by name can be the model's. Raises DataError."""
-    names, empty = examples.classes, examples.empty
-    if len(names) > classes:
-        raise DataError(
-            f"{examples.source}: {len(names)} {examples.class_noun} ({', '.join(names[:12])}); the model has {classes} "
-            "classes: take out what is no class; a folder may be hidden (.name)"
-        )
-    if empty and len(names) < classes == len(names) + len(empty):
-        raise DataError(
-            f"{examples.source}: the model has {classes} classes, and there are as many folders only with those that "
-            f"hold no picture ({', '.join(empty)}); their places would move the others: put a picture there, or name "
-            "the folders by class number"
-        )
-
-
-def check_held_out(examples: DataFile, output: OutputSpec) -> None:
-    """Check that the classes of data beside those trained on are the model's. Raises DataError."""
-    check_labels(examples.labelled(), output.classes, examples.source)
-    check_folders(examples, output.classes)
-    words = [name for name in examples.classes if not name.isdigit()]
-    if words and not output.labels and len(examples.classes) < output.classes:
-        raise DataError(
-            f"{examples.source}: {len(examples.classes)} {examples.class_noun} of the model's {output.classes} classes "
-            f"({', '.join(words[:12])}), and what the classes are called is not known, since the data trained on name "
-            "none; wanted class numbers"
-        )
-
-
 def check_box(job: Job, shape: tuple[int, ...]) -> None:
     """Check that there is one range for all, or one a channel or feature. Raises ConfigError."""
     if len(job.low) != len(job.high) or len(job.low) not in (1, shape[0]):
@@ -352,36 +323,6 @@ def shape_note(examples: DataFile) -> list[str]:
         return []
     sizes, order = " x ".join(map(str, shape)), order_text(examples.layout or axes_of(shape).layouts[0])
     return [f"items are {sizes} ({', '.join((f'{names}s', *places))}); the file has {order.partition(',')[0]}"]
-
-
-def label_notes(examples: DataFile, hashes: NDArray[np.str_], classes: int) -> list[str]:
-    """Say which classes have no items, and which items have several labels."""
-    notes, labels = [], examples.labelled()
-    absent = sorted(set(range(classes)) - set(labels.tolist()))
-    if absent and not examples.classes:
-        notes.append(f"classes without items: {', '.join(map(str, absent[:12]))}{', …' if absent[12:] else ''}")
-    if len(examples.classes) in range(1, classes):
-        notes.append(
-            f"{len(examples.classes)} {examples.class_noun} for {classes} classes of the model; their order decides"
-        )
-    _, first, item = np.unique(hashes, return_index=True, return_inverse=True)
-    differ = np.flatnonzero(labels != labels[first[item]])
-    if len(differ):
-        one, other = int(first[item[differ[0]]]), int(differ[0])
-        notes.append(f"{len(differ)} items are copies with another label, such as items {one} and {other}")
-    return notes
-
-
-def check_labels(labels: NDArray[np.int64], classes: int, source: str) -> None:
-    """Check that the model has every label. Raises DataError."""
-    if int(labels.max()) < classes:
-        return
-    bad = int(np.flatnonzero(labels >= classes)[0])
-    from_one = int(labels.min()) == 1 and int(labels.max()) == classes
-    raise DataError(
-        f"{source}: item {bad} has label {int(labels[bad])}; the model has classes 0 to {classes - 1}"
-        + (f"; labels run from 1 to {classes}: subtract 1" if from_one else "")
-    )
 
 
 def check_rates(job: Job) -> None:

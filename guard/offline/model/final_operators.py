@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from guard.errors import ModelError
+from guard.offline.model.graph.shapes import shape_of
 from guard.offline.model.output_rows import (
     CASTS,
     COPIES,
@@ -25,7 +26,6 @@ from guard.offline.model.output_rows import (
     one_number,
     over_classes,
     same,
-    shape_of,
     uncopied,
 )
 from guard.offline.model.served import ServedAs

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from guard.offline.model.graph.shapes import shape_of
+
 aten = torch.ops.aten
 
 CASTS = {aten._to_copy.default, aten.to.dtype}
@@ -43,12 +45,6 @@ RESHAPES = {
 PICKS = {aten.select.int, aten.slice.Tensor}
 MAX_REPEATED_STEPS = 4  # of a computation that is written twice, as exp(z - max(z)) above and below
 MAX_AXIS_VALUES = 2**31  # no axis is as long: a slice that ends there ends nowhere
-
-
-def shape_of(node: fx.Node) -> list[int]:
-    """Return a node's shape as the export recorded it; an open axis is -1."""
-    value = node.meta.get("val")
-    return [int(size) if isinstance(size, int) else -1 for size in getattr(value, "shape", ())]
 
 
 def one_number(node: fx.Node) -> bool:

@@ -13,7 +13,8 @@ import torch
 from torch import fx
 
 from guard.errors import ModelError
-from guard.offline.model.output_rows import bare, class_axis, number, one_number, over_classes, same, shape_of
+from guard.offline.model.graph.shapes import shape_of
+from guard.offline.model.output_rows import bare, class_axis, number, one_number, over_classes, same
 
 aten = torch.ops.aten
 

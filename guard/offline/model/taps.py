@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from guard.offline.model.channel_axis import CONVOLUTIONS, LINEAR, TO_LAST, Axes, channel_axes, sizes
+from guard.offline.model.graph.shapes import shape_of
 
 aten = torch.ops.aten
 
@@ -186,12 +187,6 @@ def feeds_activation(node: fx.Node) -> bool:
             for word in ("relu", "silu", "hardswish", "gelu", "sigmoid", "batch_norm", "hardtanh")
         )
     )
-
-
-def shape_of(node: fx.Node) -> list[int]:
-    """Return the shape of a node's value, as the example's propagation recorded it; the batch axis is -1."""
-    value = node.meta.get("val")
-    return [int(size) if isinstance(size, int) else -1 for size in getattr(value, "shape", ())]
 
 
 def named(nodes: list[fx.Node]) -> tuple[Tap, ...]:

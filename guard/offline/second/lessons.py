@@ -16,7 +16,8 @@ from guard.data_file import Reading
 from guard.errors import DataError
 from guard.offline.data.dataset import Dataset, dataset_of
 from guard.offline.data.splits import Split
-from guard.offline.job.job import Job, check_folders, check_labels
+from guard.offline.job.class_checks import check_folders, check_labels
+from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 
 MAX_HELD_OUT_ITEMS, HELD_OUT_SHARE = 1000, 0.1  # of the items: on which the network is judged

@@ -17,8 +17,9 @@ from guard.errors import BundleError, DataError, ModelError
 from guard.offline.closed.study import reopen
 from guard.offline.data.dataset import Dataset, dataset_of
 from guard.offline.data.splits import Split
+from guard.offline.job.class_checks import check_held_out
 from guard.offline.job.feature_file import restored
-from guard.offline.job.job import Job, check_held_out
+from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, parse
 from guard.offline.model.answering import Study
 from guard.offline.model.classifier import Classifier

@@ -26,6 +26,12 @@ def shape(operand: Any) -> Shape:
     return tuple(size if isinstance(size, int) else None for size in sizes)
 
 
+def shape_of(node: fx.Node) -> list[int]:
+    """Return the sizes of a node's value as the example's propagation recorded them; a free one is -1."""
+    value = node.meta.get("val")
+    return [int(size) if isinstance(size, int) else -1 for size in getattr(value, "shape", ())]
+
+
 def static(operand: fx.Node, *axes: int) -> tuple[int, ...]:
     """Return the sizes of these axes. Raises: ModelError when one varies: only the batch may."""
     sizes = shape(operand)
