@@ -5,9 +5,10 @@
     python -m tests.bench.zoo resnet "transformers ViT" --form "legacy, NHWC"
     python -m tests.bench.zoo --quick         eight of our own; one of them trained with `fast` and served
 
-Every file is opened and its gradient compared with torch's. Of each model one file is trained with the preset `fast`
-and with a recipe that reads gradients (`tests/zoo/gradient.toml`), and served: another form from model to model, or all
-with `--train-all`. Rows that failed are tried again when it is started again.
+Every file is opened and its gradient compared with torch's. Of each model that is not like another one of them
+(`ALIKE` in `tests/zoo/entries.py`) one file is trained with the preset `fast` and with a recipe that reads gradients
+(`tests/zoo/gradient.toml`), and served: another form from model to model. With `--train-all` all are. Rows that failed
+are tried again when it is started again.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def try_entry(entry: Entry, options: argparse.Namespace) -> None:
         data = Path(folder) / "data.npz"
         np.savez(data, images=guarded.images[:GUARD_ITEMS], labels=guarded.labels[:GUARD_ITEMS])
         for form in forms:
-            is_trained = not options.no_training and (options.train_all or form == chosen)
+            is_trained = not options.no_training and (options.train_all or (entry.is_trained and form == chosen))
             row = try_form(Trial(entry, network, guarded, right, data, options.recipes), form, is_trained=is_trained)
             log.write(json.dumps(asdict(row)) + "\n")
             log.flush()

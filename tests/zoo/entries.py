@@ -14,7 +14,32 @@ from tests.zoo import cv, exports, fitting, hub, keras, tabular, zoo
 from tests.zoo.exports import FORMS, Form
 from tests.zoo.fitting import Pictures
 
-QUICK = ("resnet", "swin")  # need no shelf, and are quick
+# What is made of the same layers, in the same order -> the model that is trained for both.
+ALIKE = {
+    "transformers DeiT": "transformers ViT",
+    "transformers ViTMSN": "transformers ViT",
+    "transformers IJepa": "transformers ViT",
+    "vit_pytorch SimpleViT": "transformers ViT",
+    "vit": "transformers ViT",
+    "transformers Data2VecVision": "transformers Beit",
+    "transformers Dinov2WithRegisters": "transformers Dinov2",
+    "transformers DonutSwin": "transformers Swin",
+    "swin": "transformers Swin",
+    "transformers Pvt": "transformers PvtV2",
+    "vit_pytorch DeepViT": "vit_pytorch CaiT",
+    "convnext": "transformers ConvNext",
+    "poolformer": "transformers PoolFormer",
+    "resnet": "transformers ResNet",
+    "regnet": "transformers RegNet",
+    "efficientnet": "transformers EfficientNet",
+    "mobilenet_v2": "transformers MobileNetV2",
+    "mnasnet": "transformers MobileNetV2",
+    "inception": "googlenet",
+    "densenet": "densenet40_k12_cifar10",
+    "xdensenet40_2_k24_bc_cifar10": "densenet40_k12_cifar10",
+    "preresnet20_cifar10": "seresnet20_cifar10",
+    "scaler and logistic regression": "logistic regression",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +57,11 @@ class Entry:
     @property
     def is_vectors(self) -> bool:
         return len(self.shape) == 1
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether guards are trained for it; of what is alike one is."""
+        return self.name not in ALIKE
 
     def pictures(self) -> tuple[Pictures, Pictures]:
         """Items to fit the model on, and to guard it with."""

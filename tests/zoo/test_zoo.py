@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from guard.offline.model.gradient.input_gradient import top_class, with_gradient
 from guard.offline.model.open_model import Source, open_model
 from tests.onnx_files import quiet
+from tests.zoo.entries import ALIKE, entries
 from tests.zoo.zoo import BUILDERS, SHAPE, build
 
 # How a file was made: for one item, for any number, from an example whose memory is channels last, for NHWC inputs.
@@ -101,3 +102,8 @@ def test_an_architecture_from_the_older_exporter(name: str, tmp_path: Path) -> N
 def quiet_torch() -> None:
     """torch prints the traceback of an operator that does not fit, which is one line of ours."""
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+
+
+def test_of_what_is_alike_one_is_trained() -> None:
+    known = entries()
+    assert all(known[sibling].is_trained and not known[name].is_trained for name, sibling in ALIKE.items())
