@@ -12,6 +12,7 @@ bit for bit.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -167,9 +168,9 @@ class Crafter:
         known = [(ready[place][shard.number], shard) for place, shard in steps]
         parts = [ShardTask.of(run, one.attack, shard, one.digest) for one, shard in known]
         places = [part.place(run.work) for part in parts]
-        outcomes = iter(resumed(run.runs_on, Tasks(attacked_shard, run, parts), places, anew=anew, done=tell))
+        outcomes = deque(resumed(run.runs_on, Tasks(attacked_shard, run, parts), places, anew=anew, done=tell))
         return tuple(
-            collect(run, attack, own, [ShardOutcome(**next(outcomes)) for _ in own])
+            collect(run, attack, own, [ShardOutcome(**outcomes.popleft()) for _ in own])
             for attack, own in zip(attacks, shards, strict=True)
         )
 
@@ -190,13 +191,13 @@ def craft(
     return Crafter.open(run, items).attacked(attacks, progress=progress)
 
 
-def collect(run: CraftSetup, attack: Attack, shards: Sequence[Shard], outcomes: Sequence[ShardOutcome]) -> CraftedSet:
-    """Join the verified items of all shards of one attack into its crafted set."""
-    pairs = list(zip(shards, outcomes, strict=True))
-    clean = np.concatenate([shard.items.images[outcome.kept] for shard, outcome in pairs])
-    attacked = np.concatenate([outcome.attacked for outcome in outcomes])
-    perturbation = torch.from_numpy(attacked.astype(np.float64) - clean)
-    return CraftedSet(
+def collect(run: CraftSetup, attack: Attack, shards: Sequence[Shard], outcomes: list[ShardOutcome]) -> CraftedSet:
+    """Join the verified items of all shards of one attack into its crafted set; `outcomes` is emptied on the way.
+
+    So large items are in memory once, and those of one shard beside them.
+    """
+    kept = [outcome.kept for outcome in outcomes]
+    found = CraftedSet(
         attack=repr(attack),
         name=attack.name,
         family=attack.family,
@@ -206,19 +207,33 @@ def collect(run: CraftSetup, attack: Attack, shards: Sequence[Shard], outcomes: 
         seed=run.seed,
         fingerprint=run.fingerprint,
         tried_hashes=np.concatenate([shard.items.hashes for shard in shards]),
-        source=np.concatenate([shard.source[outcome.kept] for shard, outcome in pairs]),
-        hashes=np.concatenate([shard.items.hashes[outcome.kept] for shard, outcome in pairs]),
-        labels=np.concatenate([shard.items.labels[outcome.kept] for shard, outcome in pairs]),
+        source=np.concatenate([shard.source[places] for shard, places in zip(shards, kept, strict=True)]),
+        hashes=np.concatenate([shard.items.hashes[places] for shard, places in zip(shards, kept, strict=True)]),
+        labels=np.concatenate([shard.items.labels[places] for shard, places in zip(shards, kept, strict=True)]),
         predictions=np.concatenate([outcome.predictions for outcome in outcomes]),
-        clean=clean,
-        attacked=attacked,
-        noise=np.concatenate([outcome.noise for outcome in outcomes]),
-        transfer=None if run.answering is None else transfer_of([(s.items.labels, o) for s, o in pairs]),
+        **room_for(sum(map(len, kept)), shards[0].items.item_shape),
+        transfer=None
+        if run.answering is None
+        else transfer_of([(shard.items.labels, outcome) for shard, outcome in zip(shards, outcomes, strict=True)]),
         budgets=np.concatenate([outcome.budgets[outcome.kept] for outcome in outcomes]),
         tried_budgets=np.concatenate([outcome.budgets for outcome in outcomes]),
-        l2=sizes(perturbation, "l2").numpy().astype(np.float32),
-        linf=sizes(perturbation, "linf").numpy().astype(np.float32),
     )
+    start = 0
+    outcomes.reverse()
+    for shard in shards:
+        outcome = outcomes.pop()
+        here = slice(start, start := start + len(outcome.kept))
+        clean = found.clean[here] = shard.items.images[outcome.kept]
+        found.attacked[here], found.noise[here] = outcome.attacked, outcome.noise
+        perturbation = torch.from_numpy(outcome.attacked.astype(np.float64) - clean)
+        found.l2[here], found.linf[here] = sizes(perturbation, "l2").numpy(), sizes(perturbation, "linf").numpy()
+    return found
+
+
+def room_for(items: int, shape: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:
+    """Return zeros for what a crafted set holds of so many items and of their perturbations."""
+    images = {name: np.zeros((items, *shape), np.float32) for name in ("clean", "attacked", "noise")}
+    return images | {name: np.zeros(items, np.float32) for name in ("l2", "linf")}
 
 
 def transfer_of(outcomes: Sequence[tuple[NDArray[np.int64], ShardOutcome]]) -> Transfer:

@@ -109,8 +109,12 @@ def follow(target: Crafter, job: Job, progress: Stage, tried: Sequence[int] | No
             if items > fewer:
                 progress.say(f"{short(repr(attack), 36)}: {len(one)} of {fewer} verified; trying {items}")
         counts = enough
+        del found, one  # before more is read: large items are most of the memory
     least = [target.enough(one, wanted) for one in found]
-    return found if least == counts else target.attacked(attacks, tried=least, progress=progress.items)
+    if least == counts:
+        return found
+    del found
+    return target.attacked(attacks, tried=least, progress=progress.items)
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,17 @@ from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.learning import BLOCK_SHARDS
 from guard.offline.crafting.plan import REPORTED_ITEMS, TRIED_ITEMS_FACTOR
 from guard.offline.crafting.shard import shard_items
-from guard.offline.crafting.stage import TIMED_TRIES, learning_items
+from guard.offline.crafting.stage import LEARNING, TIMED_TRIES, learning_items
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.evaluation.forecast import PROBED_ITEMS, Passes, passes, speed
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
-from guard.offline.preflight.fitting import fitting_seconds
+from guard.offline.preflight.fitting import HARMLESS_COPIES, fitting_seconds
 from guard.offline.work.parallel import one_thread
 
-FITTED_COPIES = 4  # of an item's values while a guard is fitted on an attack: clean, attacked, noise, one on its way
+CRAFTED_COPIES = 3  # of an item's values that an attack's crafted set holds: clean, attacked, noise
+POOLED_COPIES = 2  # that are held once more while heads are fitted, of the split's items: attacked, noise
 VERIFYING_FORWARDS = 2  # of an item: is it classified correctly, and is it still once it is attacked
 LEARNING_BATCH_ITEMS = 8  # that attacks that learn first pass at once, unless a recipe says otherwise
 DATA_COPIES = 3  # of all clean items, while they are split, read and scored
@@ -72,7 +73,8 @@ def cost_of(job: Job, classifier: Classifier, data: Dataset) -> Cost:
     learning, held_out = len(learning_items(data)), len(data.part(Split.TEST))
     fitted = min(learning, job.craft_items or recipe.items)
     reported = min(held_out, job.attack_items or round(TRIED_ITEMS_FACTOR * REPORTED_ITEMS))
-    item_bytes = FITTED_COPIES * len(seen) * math.prod(shape) * np.dtype(np.float32).itemsize
+    pooled = LEARNING[Split.HEADS] * (POOLED_COPIES * len(seen) + HARMLESS_COPIES)
+    item_bytes = (CRAFTED_COPIES * len(seen) + pooled) * math.prod(shape) * np.dtype(np.float32).itemsize
     side_by_side, taken = job.runs_on.workers, peak_bytes() + FITTING_BYTES + DATA_COPIES * held_bytes(data)
     return Cost(
         *speeds.shard,
@@ -80,7 +82,7 @@ def cost_of(job: Job, classifier: Classifier, data: Dataset) -> Cost:
         fitted * sum(seen) / side_by_side,
         fitting_seconds(job, classifier, data),
         reported * (sum(seen) + sum(left_out)) / side_by_side,
-        taken + item_bytes * fitted,
+        taken + round(item_bytes * fitted),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -318,6 +319,23 @@ def test_selecting_keeps_clean_and_attacked_versions_of_an_item_in_one_split(net
         assert np.array_equal(answers(network, part.attacked), part.predictions)
     both = crafted.select(splits, Split.HEADS, Split.COMBINER)
     assert len(both) == len(parts[Split.HEADS]) + len(parts[Split.COMBINER]) > 0
+
+
+def test_crafted_items_are_in_memory_once_while_they_are_read(tmp_path):
+    images = from_steps(np.random.default_rng(0).integers(0, GRID + 1, (96, 3, 64, 64)), GRID)
+    network = TorchModel(nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(12, 3)).eval().requires_grad_(False))
+    labels = network(torch.from_numpy(images)).argmax(dim=1).numpy()
+    crafter = Crafter.open(crafting(network, tmp_path), Dataset(images, labels, content_hashes(images)))
+    attacks = [Fgsm(budget=8 / 16), Fgsm(budget=9 / 16)]
+    held = sum(one.clean.nbytes + one.attacked.nbytes + one.noise.nbytes for one in crafter.attacked(attacks))
+    tracemalloc.start()
+    try:
+        crafter.attacked(attacks)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert held > images.nbytes
+    assert peak < 1.6 * held
 
 
 def test_nothing_given_is_changed(network, examples, tmp_path):
