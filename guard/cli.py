@@ -83,8 +83,8 @@ for name, command, example in COMMANDS:
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; every error of ours is one line on standard error."""
     debug = "--debug" in arguments
-    words = rewritten([word for word in arguments if word != "--debug"])
     try:
+        words = rewritten([word for word in arguments if word != "--debug"])
         command = typer.main.get_command(app)
         result = command.main(words, prog_name="guard", standalone_mode=False)
         if result == INTERRUPTED_CODE:  # which typer makes of an interrupt inside a command
