@@ -30,6 +30,7 @@ HOOKS = ("postStart", "preStop")
 ASKED = ("grpc", "httpGet", "tcpSocket")
 SCRAPED = ("prometheus.io/port", "prometheus.kserve.io/port")
 ALIVE, READY = ("/livez", "/v2/health/live"), ("/readyz", "/v2/health/ready")
+KSERVES = "kserve-container"  # in KServe's pods: the model server
 OF_THE_GUARD_ALONE = ("", "liveness", "inference.GRPCInferenceService")
 # How model servers are told where to listen: the flag or variable, and what it is unless given.
 LISTENING_FLAGS = {
@@ -207,8 +208,12 @@ def probe_faults(objects: Sequence[Object]) -> list[str]:
                 found += [
                     f"{place} {name}: the kubelet cannot reach what listens on loopback; wanted exec, or none"
                     for name in PROBES
-                    if set(ASKED) & set(container.get(name) or ())
+                    if set(ASKED) & set(container.get(name) or ()) and not asks_the_guard(name, container, settings)
                 ]
+                if container["name"] == KSERVES and not container.get("readinessProbe"):
+                    found.append(
+                        f"{place}: {kserves_probe(container, settings)}; wanted a readinessProbe that asks the guard"
+                    )
                 continue
             found += [f"{place}: no {name}" for name in PROBES if not container.get(name)]
             for name in PROBES:
@@ -220,6 +225,18 @@ def probe_faults(objects: Sequence[Object]) -> list[str]:
                 if allowed < 60:
                     found.append(f"{place} startupProbe: {allowed:g} s are all that the guard has to load its bundle")
     return found
+
+
+def asks_the_guard(name: str, container: Object, settings: ServeConfig) -> bool:
+    """Whether a model server's readiness is whether the guard is alive: all containers of a pod have one address."""
+    return name == "readinessProbe" and not [*probe_faults_of("livenessProbe", container[name], settings)]
+
+
+def kserves_probe(container: Object, settings: ServeConfig) -> str:
+    """The readiness probe that KServe gives a container without one: whether its first port, or 8080, is open."""
+    port = next((one["containerPort"] for one in container.get("ports") or ()), 8080)
+    who = "the guard listens by chance" if port in reached(settings) else "nothing listens for it"
+    return f"KServe probes port {port} of the pod, where {who}"
 
 
 def probe_faults_of(name: str, probe: Object, settings: ServeConfig) -> Iterator[str]:
