@@ -31,6 +31,7 @@ ASKED = ("grpc", "httpGet", "tcpSocket")
 SCRAPED = ("prometheus.io/port", "prometheus.kserve.io/port")
 ALIVE, READY = ("/livez", "/v2/health/live"), ("/readyz", "/v2/health/ready")
 KSERVES = "kserve-container"  # in KServe's pods: the model server
+MESH_PORTS = {15012: "istiod", 53: "the names of the cluster"}
 OF_THE_GUARD_ALONE = ("", "liveness", "inference.GRPCInferenceService")
 # How model servers are told where to listen: the flag or variable, and what it is unless given.
 LISTENING_FLAGS = {
@@ -157,6 +158,8 @@ def routes_of(pod: Pod, objects: Sequence[Object], doors: set[int], settings: Se
             )
         elif one["kind"] == "NetworkPolicy" and selects(spec["podSelector"], pod):
             policed = True
+            if "Egress" in spec.get("policyTypes", ()):
+                yield from (f"{place}: {fault}" for fault in egress_faults(spec.get("egress") or (), pod, settings))
             for rule in spec.get("ingress") or ():
                 ports = rule.get("ports") or ()
                 if not ports:
@@ -170,6 +173,23 @@ def routes_of(pod: Pod, objects: Sequence[Object], doors: set[int], settings: Se
                 )
     if any(one["kind"] == "NetworkPolicy" for one in objects) and routed and not policed:
         yield f"{pod.where}: no NetworkPolicy selects it"
+
+
+def egress_faults(rules: Sequence[Object], pod: Pod, settings: ServeConfig) -> Iterator[str]:
+    """What a pod sends out, and no rule lets out."""
+    guard: Any = pod.guard
+    if not rules:
+        if settings.events_sink is not None:
+            yield f"lets nothing out, and events_sink = {settings.events_sink!r} would never be reached"
+        for name in environment_of(guard):
+            if name.startswith("OTEL_EXPORTER_OTLP") and name.endswith("_ENDPOINT"):
+                yield f"lets nothing out, and {name} would never be reached"
+    if pod.labels.get("sidecar.istio.io/inject") == "true":
+        opened = {port["port"] for rule in rules for port in rule.get("ports") or ()}
+        every = any(not rule.get("ports") for rule in rules)
+        for port, what in MESH_PORTS.items():
+            if not every and port not in opened:
+                yield f"does not let out {port}, by which the mesh's proxy reaches {what}: it would not start"
 
 
 def number_of(port: Any, pod: Pod) -> Any:
