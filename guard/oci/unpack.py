@@ -162,7 +162,7 @@ def members_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members of an archive, of which none is kept: a layer may have millions of empty ones."""
     while (member := tar.next()) is not None:
         yield member
-        tar.members.clear()
+        tar.members.clear()  # type: ignore[attr-defined]  # which typeshed leaves out
 
 
 def content_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
