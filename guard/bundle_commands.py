@@ -247,38 +247,6 @@ def model_server(
     serve_model(model, listen=listen, name=name, threads=threads)
 
 
-def probe(
-    address: Annotated[str | None, typer.Argument(metavar="HOST:PORT|unix:PATH", show_default=False)] = None,
-    *,
-    local: Annotated[bool, typer.Option("--local", help="Whether the guard that runs here is alive.")] = False,
-    service: Annotated[str, typer.Option(help="readiness, or empty for liveness.")] = "readiness",
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 2.0,
-    tls: Tls = False,
-    ca: Ca = None,
-    certificate: ClientCertificate = None,
-    key: ClientKey = None,
-    server_name: ServerName = None,
-) -> None:
-    """Exit code 0 if the guard is healthy, 10 if not: for exec probes and scripts.
-
-    With --local there is no address: that of the metrics is taken from the settings of the guard that runs here.
-    """
-    if local:
-        if address is not None:
-            raise typer.BadParameter("an address and --local exclude each other")
-        from guard.doctor_commands import probe_local
-
-        probe_local(timeout_s=timeout_s)
-        return
-    if address is None:
-        raise typer.BadParameter("wanted HOST:PORT, unix:PATH or --local")
-    from guard.serve.client_channel import ClientTls
-    from guard.serve.probe import probe as run
-
-    spoken = ClientTls.of(tls=tls, ca=ca, certificate=certificate, key=key, server_name=server_name)
-    run(address, service, timeout_s=timeout_s, tls=spoken)
-
-
 def drain(
     address: Annotated[
         str,

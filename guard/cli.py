@@ -67,7 +67,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("serve", bundle_commands.serve, "guard serve --bundle bundle --upstream 127.0.0.1:9000"),
     ("schema", bundle_commands.schema, "guard schema > guard.schema.json"),
     ("model-server", bundle_commands.model_server, "guard model-server --model model.onnx --name digits"),
-    ("probe", bundle_commands.probe, "guard probe 127.0.0.1:8081"),
+    ("probe", doctor_commands.probe, "guard probe 127.0.0.1:8081"),
     ("doctor", doctor_commands.doctor, "guard doctor --config guard.toml --bundle bundle --upstream 127.0.0.1:9000"),
     ("drain", bundle_commands.drain, "guard drain 127.0.0.1:8083"),
     (

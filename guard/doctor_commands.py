@@ -1,4 +1,4 @@
-"""The command `guard doctor`: the flags of `guard serve`, and checks of all that they name."""
+"""Commands that look at a guard: `doctor`, with the flags of `guard serve` and checks of all they name; `probe`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.bundle_commands import serve
+from guard.bundle_commands import Ca, ClientCertificate, ClientKey, ServerName, Tls, serve
 
 if TYPE_CHECKING:
     from guard.config import ServeConfig, SettingsSource
@@ -85,6 +85,36 @@ def chosen_source(flags: dict[str, Any]) -> tuple[SettingsSource, str]:
         return SettingsSource(None, dict(os.environ), {}), several
     os.chdir(guards[0].folder)
     return source_of(parsed(guards[0].flags), guards[0].environment), f"as {guards[0].process} has them"
+
+
+def probe(
+    address: Annotated[str | None, typer.Argument(metavar="HOST:PORT|unix:PATH", show_default=False)] = None,
+    *,
+    local: Annotated[bool, typer.Option("--local", help="Whether the guard that runs here is alive.")] = False,
+    service: Annotated[str, typer.Option(help="readiness, or empty for liveness.")] = "readiness",
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 2.0,
+    tls: Tls = False,
+    ca: Ca = None,
+    certificate: ClientCertificate = None,
+    key: ClientKey = None,
+    server_name: ServerName = None,
+) -> None:
+    """Exit code 0 if the guard is healthy, 10 if not: for exec probes and scripts.
+
+    With --local there is no address: that of the metrics is taken from the settings of the guard that runs here.
+    """
+    if local:
+        if address is not None:
+            raise typer.BadParameter("an address and --local exclude each other")
+        probe_local(timeout_s=timeout_s)
+        return
+    if address is None:
+        raise typer.BadParameter("wanted HOST:PORT, unix:PATH or --local")
+    from guard.serve.client_channel import ClientTls
+    from guard.serve.probe import probe as run
+
+    spoken = ClientTls.of(tls=tls, ca=ca, certificate=certificate, key=key, server_name=server_name)
+    run(address, service, timeout_s=timeout_s, tls=spoken)
 
 
 def probe_local(*, timeout_s: float) -> None:

@@ -1,7 +1,7 @@
-"""What `docker login` left for a registry: a password in config.json, or with a helper that config.json names.
+"""The login of docker at a registry: a password in config.json, or with a helper that is named there.
 
 Rule 1: nothing is stored here, and no secret is in a message.
-Rule 2: what is there and cannot be used is said, so that nobody is told to log in who did.
+Rule 2: what is there and cannot be used is said: a login that is there is not asked for.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def manifest_of(layout: Path) -> tuple[Mapping[str, Any], str]:
 def lay_out(file: Path, folder: Path) -> None:
     """Write the parts of an image layout that an archive holds. Raises BundleError where it is no archive."""
     try:
-        with tarfile.open(file, "r:", tarinfo=Member) as tar:
+        with tarfile.open(file, "r:", tarinfo=BoundedMember) as tar:
             for member in members_of(tar):
                 name = member.name.removeprefix("./")
                 if member.isfile() and (name in (LAYOUT_FILE, INDEX_FILE) or BLOB_NAME.fullmatch(name)):
@@ -145,11 +145,11 @@ def lay_out(file: Path, folder: Path) -> None:
         ) from error
 
 
-class Member(tarfile.TarInfo):
+class BoundedMember(tarfile.TarInfo):
     """A member of an archive whose headers take no more memory than they may."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Member:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> BoundedMember:
         found = super().frombuf(buf, encoding, errors)
         if found.type in HEADERS and found.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header has {found.size} bytes, at most {MAX_HEADER_BYTES} are read")
@@ -209,7 +209,7 @@ def take_layer(file: Path, folder: Path, *, packed: bool, digest: object) -> Non
     try:
         with file.open("rb") as raw:
             stream = Drained(gzip.GzipFile(fileobj=raw) if packed else raw, file)  # type: ignore[arg-type]
-            with tarfile.open(fileobj=stream, mode="r|", tarinfo=Member) as tar:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=stream, mode="r|", tarinfo=BoundedMember) as tar:  # type: ignore[call-overload]
                 for member in members_of(tar):
                     take(tar, member, folder)
             while stream.read():  # what follows the end of the archive counts for its digest
