@@ -99,7 +99,8 @@ FROM run AS serve
 # Mount the bundle at /bundle and set GUARD_UPSTREAM; every other setting has a default, and flags win over both.
 ENV GUARD_BUNDLE=/bundle
 EXPOSE 8081 8082
-HEALTHCHECK --start-period=30s CMD ["guard", "probe", "127.0.0.1:8081"]
+# Whether the guard is alive, at the address of its own settings, with TLS too; not whether its model server is ready.
+HEALTHCHECK --start-period=30s CMD ["guard", "probe", "--local", "--timeout=5"]
 CMD ["serve"]
 
 FROM serve AS cuda

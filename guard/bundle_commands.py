@@ -247,25 +247,6 @@ def model_server(
     serve_model(model, listen=listen, name=name, threads=threads)
 
 
-def probe(
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT|unix:PATH", show_default=False)],
-    *,
-    service: Annotated[str, typer.Option(help="readiness, or empty for liveness.")] = "readiness",
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 2.0,
-    tls: Tls = False,
-    ca: Ca = None,
-    certificate: ClientCertificate = None,
-    key: ClientKey = None,
-    server_name: ServerName = None,
-) -> None:
-    """Exit code 0 if the guard is healthy, 10 if not: for exec probes and scripts."""
-    from guard.serve.client_channel import ClientTls
-    from guard.serve.probe import probe as run
-
-    spoken = ClientTls.of(tls=tls, ca=ca, certificate=certificate, key=key, server_name=server_name)
-    run(address, service, timeout_s=timeout_s, tls=spoken)
-
-
 def drain(
     address: Annotated[
         str,

@@ -67,7 +67,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("serve", bundle_commands.serve, "guard serve --bundle bundle --upstream 127.0.0.1:9000"),
     ("schema", bundle_commands.schema, "guard schema > guard.schema.json"),
     ("model-server", bundle_commands.model_server, "guard model-server --model model.onnx --name digits"),
-    ("probe", bundle_commands.probe, "guard probe 127.0.0.1:8081"),
+    ("probe", doctor_commands.probe, "guard probe 127.0.0.1:8081"),
     ("doctor", doctor_commands.doctor, "guard doctor --config guard.toml --bundle bundle --upstream 127.0.0.1:9000"),
     ("drain", bundle_commands.drain, "guard drain 127.0.0.1:8083"),
     (
@@ -83,8 +83,8 @@ for name, command, example in COMMANDS:
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; every error of ours is one line on standard error."""
     debug = "--debug" in arguments
-    words = rewritten([word for word in arguments if word != "--debug"])
     try:
+        words = rewritten([word for word in arguments if word != "--debug"])
         command = typer.main.get_command(app)
         result = command.main(words, prog_name="guard", standalone_mode=False)
         if result == INTERRUPTED_CODE:  # which typer makes of an interrupt inside a command

@@ -1,4 +1,4 @@
-"""The command `guard doctor`: the flags of `guard serve`, and checks of all that they name."""
+"""Commands that look at a guard: `doctor`, with the flags of `guard serve` and checks of all they name; `probe`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import inspect
 import os
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from contextlib import chdir
+from dataclasses import fields, replace
 from functools import wraps
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.bundle_commands import serve
+from guard.bundle_commands import Ca, ClientCertificate, ClientKey, ServerName, Tls, serve
 
 if TYPE_CHECKING:
-    from guard.config import SettingsSource
+    from guard.config import ServeConfig, SettingsSource
 
 Json = Annotated[bool, typer.Option("--json", help="All remarks as JSON, for programs.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit code 1 for warnings, too.")]
@@ -83,6 +85,74 @@ def chosen_source(flags: dict[str, Any]) -> tuple[SettingsSource, str]:
         return SettingsSource(None, dict(os.environ), {}), several
     os.chdir(guards[0].folder)
     return source_of(parsed(guards[0].flags), guards[0].environment), f"as {guards[0].process} has them"
+
+
+def probe(
+    address: Annotated[str | None, typer.Argument(metavar="HOST:PORT|unix:PATH", show_default=False)] = None,
+    *,
+    local: Annotated[bool, typer.Option("--local", help="Whether the guard that runs here is alive.")] = False,
+    service: Annotated[str, typer.Option(help="readiness, or empty for liveness.")] = "readiness",
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 2.0,
+    tls: Tls = False,
+    ca: Ca = None,
+    certificate: ClientCertificate = None,
+    key: ClientKey = None,
+    server_name: ServerName = None,
+) -> None:
+    """Exit code 0 if the guard is healthy, 10 if not: for exec probes and scripts.
+
+    With --local there is no address: that of the metrics is taken from the settings of the guard that runs here.
+    """
+    if local:
+        if address is not None:
+            raise typer.BadParameter("an address and --local exclude each other")
+        probe_local(timeout_s=timeout_s)
+        return
+    if address is None:
+        raise typer.BadParameter("wanted HOST:PORT, unix:PATH or --local")
+    from guard.serve.client_channel import ClientTls
+    from guard.serve.probe import probe as run
+
+    spoken = ClientTls.of(tls=tls, ca=ca, certificate=certificate, key=key, server_name=server_name)
+    run(address, service, timeout_s=timeout_s, tls=spoken)
+
+
+def probe_local(*, timeout_s: float) -> None:
+    """Return if each guard that runs here, as this user, is alive by the metrics listener of its own settings.
+
+    Neither TLS nor the model server has a part in it: metrics are in the clear, and /livez asks for the guard alone.
+
+    Raises:
+        NotReadyError: none runs here, or one is not alive.
+        ConfigError: its settings cannot be read.
+    """
+    from guard.errors import NotReadyError
+    from guard.serve.doctor.listeners import page
+    from guard.serve.doctor.machine import Machine
+    from guard.serve.doctor.running_guard import running_guards
+
+    guards = running_guards(Machine())
+    if not guards:
+        raise NotReadyError("no guard runs here that this user may look at; wanted a guard serve beside this command")
+    for guard in guards:
+        with chdir(guard.folder):
+            address = at_start(source_of(parsed(guard.flags), guard.environment)).metrics_listen
+        status, text = page(address, "/livez", timeout_s)
+        if status != HTTPStatus.OK:
+            said = f"answers {status}: {text.strip()}" if status else "does not answer"
+            raise NotReadyError(f"metrics_listen {address} of {guard.process} {said}")
+
+
+def at_start(source: SettingsSource) -> ServeConfig:
+    """The settings of a guard that runs; without its file where that was changed since, and is not valid."""
+    from guard.errors import ConfigError
+
+    try:
+        return source.load()
+    except ConfigError:
+        if source.file is None:
+            raise
+        return replace(source, file=None).load()
 
 
 def source_of(flags: dict[str, Any], environment: dict[str, str]) -> SettingsSource:

@@ -64,6 +64,9 @@ def rewritten(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command line, with KServe's behind `guard serve` or `guard doctor` as the hidden option.
 
     Example: `serve --http_port 8080` becomes `serve --kserve http_port=8080`.
+
+    Raises:
+        ConfigError: one has no value: the flag that follows is none.
     """
     if not arguments or arguments[0] not in COMMANDS:
         return list(arguments)
@@ -77,8 +80,14 @@ def rewritten(arguments: Sequence[str]) -> list[str]:
         if not word.startswith("--") or name not in KNOWN:
             found.append(word)
             continue
-        if not equals:
-            value = "true" if name in BARE else ahead.pop(0) if ahead else ""
+        if not equals and name in BARE:
+            value = "true"
+        elif not equals:
+            if not ahead or ahead[0].startswith("--"):
+                raise ConfigError(
+                    f"{word} has no value, {ahead[0] if ahead else 'nothing'} follows; wanted {word}=VALUE"
+                )
+            value = ahead.pop(0)
         found += [OPTION, f"{name}={value}"]
     return found
 
@@ -103,8 +112,7 @@ def kserve_settings(given: Sequence[str], environment: Mapping[str, str]) -> KSe
         flags["listen"] = f"{host}:{port(told, 'grpc_port') if 'grpc_port' in told else 8081}"
     certificate = told.get("ssl_certfile") or environment.get(CERTIFICATE)
     key = told.get("ssl_keyfile") or environment.get(KEY)
-    if certificate and key:
-        flags |= {"tls_certificate": certificate, "tls_key": key}
+    flags |= {name: file for name, file in (("tls_certificate", certificate), ("tls_key", key)) if file}
     if "grpc_max_receive_message_length" in told:
         size = whole(told, "grpc_max_receive_message_length")
         flags |= {} if size < 0 else {"max_message_bytes": size}
@@ -123,10 +131,10 @@ def predictor(told: Mapping[str, str], assumed: dict[str, str]) -> dict[str, Any
         raise ConfigError(
             f"--predictor_protocol = {protocol!r}; the guard speaks the Open Inference Protocol: wanted grpc-v2 or v2"
         )
-    host = told.get("predictor_host")
-    if not host:
-        return {}
     secure = truth(told, "predictor_use_ssl", default=False)
+    host = told.get("predictor_host")
+    if not host:  # another setting names it
+        return {"upstream_tls": secure} if "predictor_use_ssl" in told else {}
     address = host
     if split_address(host) is None:
         address = f"{host}:{HTTPS_PORT if secure else HTTP_PORT}"

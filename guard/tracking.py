@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def check_tracking(uri: str, say: Callable[[str], None]) -> None:
         ConfigError: it is no address of a tracking server.
         ModuleNotFoundError: MLflow's client is not installed.
     """
+    with_defaults()
     import mlflow  # noqa: F401
 
     parts = urlsplit(uri)
@@ -81,8 +83,7 @@ def track(uri: str, run: Tracked) -> str:
     Raises:
         NotReadyError: the server does not answer, or refuses; what it had got by then is marked as failed.
     """
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    with_defaults()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -96,14 +97,26 @@ def track(uri: str, run: Tracked) -> str:
         try:
             send(client, run_id, run)
         except BaseException:
-            client.set_terminated(run_id, "FAILED")
+            with suppress(Exception):  # what failed first is told
+                client.set_terminated(run_id, "FAILED")
             raise
         client.set_terminated(run_id, "FINISHED")
-    except (MlflowException, OSError) as error:
-        raise NotReadyError(
-            f"{redacted(uri)} took no run ({cause_of(error)}); look at the server and its log"
-        ) from error
+    except Exception as error:  # of the client, or of the library by which it reaches the artefact store
+        raise NotReadyError(f"{redacted(uri)} took no run ({cause_of(error)}); {cure(error)}") from error
     return run_id
+
+
+def with_defaults() -> None:
+    """Set the client's variables that the user has not set; it reads them at its import."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def cure(error: Exception) -> str:
+    """What to do about a run that was not taken."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"its artefact store is reached by the package {error.name}: install that beside mlflow"
+    return "look at the server, its log, its artefact store and your credentials for both"
 
 
 def experiment_of(client: Any, failure: type[Exception]) -> str:
@@ -145,7 +158,7 @@ def bundle_run(bundle: Bundle, *, began_s: float | None = None) -> Tracked:
     return Tracked(
         name=f"{manifest.model.name} {bundle.identity[:8]}",
         parameters=parameters_of(bundle),
-        figures=figures_of(read_report(report)) if report.is_file() else {},
+        figures=figures_in(report, read_report(report)) if report.is_file() else {},
         tags={**facts, "guard.run": "training"},
         files=[bundle.path / name for name in names],
         folder="bundle",
@@ -154,13 +167,28 @@ def bundle_run(bundle: Bundle, *, began_s: float | None = None) -> Tracked:
 
 
 def report_run(bundle: Bundle, folder: Path, settings: Mapping[str, str], *, began_s: float | None = None) -> Tracked:
-    """Return the run of a bundle's evaluation: how it was asked for, its figures, and the report."""
+    """Return the run of a bundle's evaluation: how it was asked for, its figures, and the report.
+
+    Raises:
+        DataError: a file is missing, or is no report of this bundle.
+    """
+    file, page = folder / REPORT, folder / REPORT_PAGE
+    report = read_report(file)
+    if report.get("guard") != bundle.identity:
+        found = report.get("guard")
+        known = f"the guard {found[:16]}" if isinstance(found, str) else "no guard"
+        raise DataError(
+            f"{file} reports on {known}, and {bundle.path} is {bundle.identity[:16]}; "
+            f"wanted the report of guard evaluate {bundle.path}"
+        )
+    if not page.is_file():
+        raise DataError(f"{page} is not there; wanted both files that guard evaluate wrote")
     return Tracked(
         name=f"{bundle.manifest.model.name} {bundle.identity[:8]} evaluated",
         parameters={**parameters_of(bundle), **{f"evaluate.{name}": text for name, text in settings.items()}},
-        figures=figures_of(read_report(folder / REPORT)),
+        figures=figures_in(file, report),
         tags={**bundle_facts(bundle), "guard.run": "evaluation"},
-        files=[folder / REPORT, folder / REPORT_PAGE],
+        files=[file, page],
         folder="report",
         began_s=began_s,
     )
@@ -203,6 +231,17 @@ def read_report(file: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise DataError(f"{file} is no report; wanted the report.json of guard train or evaluate")
     return found
+
+
+def figures_in(file: Path, report: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a report that was read from a file. Raises DataError where it is of another form."""
+    try:
+        return figures_of(report)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"{file} has another form ({type(error).__name__}: {error}); "
+            "wanted the report.json of guard train or evaluate"
+        ) from error
 
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, float]:

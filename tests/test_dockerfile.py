@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
+from guard import cli
 from guard.config import ServeConfig, load_config
+from guard.serve.doctor.machine import Machine, Process
 from tests import dockerfile, lock
+from tests.serve import tiny_bundle
+from tests.serve.guarded import free_port
+from tests.serve.processes import Process as Started
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = dockerfile.read(ROOT / "Dockerfile")
@@ -197,8 +208,64 @@ def test_the_guard_knows_the_settings_of_the_image(target: str) -> None:
     assert config.device == target
     exposed = last(target, "EXPOSE").words
     assert exposed == [address.rpartition(":")[2] for address in (ServeConfig.listen, ServeConfig.metrics_listen)]
-    check = last(target, "HEALTHCHECK").text.partition("CMD ")[2]
-    assert dockerfile.Instruction("CMD", check).words == ["guard", "probe", f"127.0.0.1:{exposed[0]}"]
+    assert health_check(target)[:2] == ["guard", "probe"]
+
+
+def health_check(target: str) -> list[str]:
+    """The words of the image's own health check."""
+    return dockerfile.Instruction("CMD", last(target, "HEALTHCHECK").text.partition("CMD ")[2]).words
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables by which a guard speaks TLS to its clients."""
+    folder = tmp_path_factory.mktemp("tls")
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(str(folder / "key.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(folder / "chain.pem"))
+    return {"GUARD_TLS_CERTIFICATE": str(folder / "chain.pem"), "GUARD_TLS_KEY": str(folder / "key.pem")}
+
+
+@pytest.mark.parametrize("by", ["flag", "variable", "file"])
+def test_the_health_check_is_true_of_a_live_guard(
+    by: str, tls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With TLS, at addresses of its own, and while its model server is away, which a restart would not cure."""
+    bundle = tiny_bundle.make(tmp_path / "bundle").path
+    metrics = f"127.0.0.1:{free_port()}"
+    words = [f"--bundle={bundle}", "--upstream=127.0.0.1:9", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"]
+    words += [f"--metrics-listen={metrics}"] if by == "flag" else []
+    if by == "file":
+        (tmp_path / "guard.toml").write_text(f'metrics_listen = "{metrics}"\n', "utf-8")
+        words.append("--config=guard.toml")
+    variables = {**os.environ, **tls, "PYTHONPATH": str(ROOT)}
+    variables |= {"GUARD_METRICS_LISTEN": metrics} if by == "variable" else {}
+    command = [sys.executable, "-m", "guard", "serve", *words]
+    here: list[Process] = []
+    monkeypatch.setattr(Machine, "processes", lambda _: iter(here))
+    check = health_check("cpu")[1:]
+    assert cli.run(check) == 10
+    assert "no guard runs here" in capfd.readouterr().err
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables, cwd=tmp_path) as popen:
+        try:
+            here.append(Process(popen.pid, tuple(command)))
+            Started(popen, []).until_event("listening")
+            assert cli.run(check) == 0
+            with urllib.request.urlopen(f"http://{metrics}/livez") as answer:
+                assert answer.status == 200
+            with pytest.raises(urllib.error.HTTPError, match="503"):  # not ready, and alive
+                urllib.request.urlopen(f"http://{metrics}/readyz")
+            popen.send_signal(signal.SIGSTOP)
+            assert cli.run([*check, "--timeout=0.3"]) == 10
+            assert f"metrics_listen {metrics} of process {popen.pid}" in capfd.readouterr().err
+        finally:
+            popen.kill()
+
+
+def test_a_probe_has_one_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["probe", "--local", "127.0.0.1:1"]) == 2
+    assert cli.run(["probe"]) == 2
+    assert "HOST:PORT, unix:PATH or --local" in capsys.readouterr().err
 
 
 def test_the_reader_reads() -> None:

@@ -14,6 +14,7 @@ from guard import cli
 from guard.config import load_config
 from guard.errors import ConfigError
 from guard.kserve_arguments import BARE, KNOWN, kserve_settings, rewritten
+from guard.serve.identities import listener_identity
 
 INJECTED = ["--model_name", "digits", "--predictor_host", "digits-predictor.models", "--http_port", "8080"]
 PARSER = """
@@ -82,6 +83,7 @@ def test_what_kserve_gives_unasked_becomes_settings() -> None:
         (["--grpc_max_receive_message_length", "-1"], {}),
         (["--ssl_certfile", "c", "--ssl_keyfile", "k"], {"tls_certificate": "c", "tls_key": "k"}),
         (["--enable_predictor_health_check", "--model_name=m:2"], {"model_name": "m:2"}),
+        (["--predictor_use_ssl", "true"], {"upstream_tls": True}),
     ],
 )
 def test_each_argument_is_honoured(arguments: list[str], settings: dict[str, Any]) -> None:
@@ -110,13 +112,40 @@ def test_variables_of_its_certificates_count_as_in_kserve() -> None:
         (["--http_port", "70000"], "--http_port = 70000; wanted a port"),
         (["--predictor_host", "http://h:1/x"], "--predictor_host = 'http://h:1/x'"),
         (["--enable_grpc", "perhaps"], "--enable_grpc = 'perhaps'"),
-        (["--http_port"], "--http_port = ''"),
+        (["--http_port="], "--http_port = ''"),
+        (["--predictor_use_ssl", "perhaps"], "--predictor_use_ssl = 'perhaps'"),
     ],
 )
 def test_what_cannot_be_honoured_is_an_error_that_names_it(arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         kserve_settings(given(*arguments), {})
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN - BARE))
+@pytest.mark.parametrize("following", ["--mode=shadow", "--workers=1", "--", None])
+def test_an_argument_without_its_value_takes_no_flag_for_it(name: str, following: str | None) -> None:
+    for spelling in (f"--{name}", f"--{name.replace('_', '-')}"):
+        with pytest.raises(ConfigError, match=f"{spelling} has no value, {following or 'nothing'} follows"):
+            rewritten(["serve", spelling, *([following] if following else [])])
+
+
+@pytest.mark.parametrize("name", sorted(BARE))
+def test_an_argument_that_takes_no_value_leaves_the_flag_behind_it(name: str) -> None:
+    assert rewritten(["serve", f"--{name}", "--mode=shadow"]) == ["serve", "--kserve", f"{name}=true", "--mode=shadow"]
+
+
+def test_a_missing_value_is_one_line_and_not_a_guard_that_enforces(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["serve", "--enable_latency_logging", "--mode=shadow", "--bundle", "/nowhere"]) == 2
+    assert capsys.readouterr().err == (
+        "guard: --enable_latency_logging has no value, --mode=shadow follows; wanted --enable_latency_logging=VALUE\n"
+    )
+
+
+@pytest.mark.parametrize(("given_one", "missing"), [("ssl_certfile", "tls_key"), ("ssl_keyfile", "tls_certificate")])
+def test_half_of_a_certificate_is_an_error_and_not_plaintext(given_one: str, missing: str) -> None:
+    with pytest.raises(ConfigError, match=missing):
+        listener_identity(load_config(None, {}, kserve_settings(given(f"--{given_one}", "file"), {}).flags))
 
 
 def test_other_words_stay_as_they_are() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -76,13 +79,46 @@ def test_a_run_has_all_that_the_bundle_vouches_for(bundle: Bundle) -> None:
     assert run.figures == figures_of(REPORT)
 
 
+def write_report(folder: Path, report: Any) -> None:
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    (folder / "report.html").write_text("<p>", encoding="utf-8")
+
+
 def test_a_report_is_a_run_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text(json.dumps(REPORT), encoding="utf-8")
+    write_report(tmp_path, {**REPORT, "guard": bundle.identity})
     run = report_run(bundle, tmp_path, {"quick": "True"})
     assert run.tags["guard.run"] == "evaluation"
     assert run.tags["guard.bundle.digest"] == bundle.digest
     assert run.parameters["evaluate.quick"] == "True"
     assert [file.name for file in run.files] == ["report.json", "report.html"]
+
+
+@pytest.mark.parametrize("guard", ["0" * 64, None, 7])
+def test_a_report_on_another_guard_is_not_logged_as_this_ones(bundle: Bundle, tmp_path: Path, guard: object) -> None:
+    write_report(tmp_path, {**REPORT, "guard": guard})
+    with pytest.raises(DataError, match=f"reports on .*, and .* is {bundle.identity[:16]}; wanted the report of"):
+        report_run(bundle, tmp_path, {})
+
+
+def test_a_page_that_is_missing_is_found_before_anything_is_sent(bundle: Bundle, tmp_path: Path) -> None:
+    write_report(tmp_path, {**REPORT, "guard": bundle.identity})
+    (tmp_path / "report.html").unlink()
+    with pytest.raises(DataError, match=r"report\.html is not there; wanted both files"):
+        report_run(bundle, tmp_path, {})
+
+
+OTHER_FORMS = [
+    *({"clean": [{}]}, {"clean": 7}, {"clean": [7]}, {"attacks": [{}]}, {"attacks": None}, {"adaptive": [[]]}),
+    *({"accuracy": 7}, {"accuracy": {"value": "many"}}, {"clean": [{"name": "a", "alarms": [7]}]}),
+    *({"attacks": [{"label": "a", "served": 7}]}, {"attacks": [{"label": 7, "success": RATE}]}),
+]
+
+
+@pytest.mark.parametrize("other", OTHER_FORMS, ids=str)
+def test_a_report_of_another_form_is_refused(bundle: Bundle, tmp_path: Path, other: dict[str, Any]) -> None:
+    write_report(tmp_path, {**other, "guard": bundle.identity})
+    with pytest.raises(DataError, match=r"has another form .*; wanted the report\.json"):
+        report_run(bundle, tmp_path, {})
 
 
 @pytest.mark.parametrize("text", [None, "[]", "{"])
@@ -128,3 +164,64 @@ def test_a_server_that_does_not_answer_is_said_before_the_training() -> None:
     assert "Connection refused" in said[0]
     assert "tried again at the end" in said[0]
     assert "secret" not in said[0]
+
+
+# A stand-in for MLflow whose client fails where it sends a file, by what its artefact store raises.
+FAKE = """
+import os
+print("telemetry off:", os.environ.get("MLFLOW_DISABLE_TELEMETRY"))
+class Info: run_id, experiment_id = "7", "1"
+class Found: info, experiment_id = Info, "1"
+class MlflowClient:
+    def __init__(self, tracking_uri): pass
+    def get_experiment_by_name(self, name): return Found
+    def create_run(self, *given, **named): return Found
+    def log_batch(self, *given, **named): pass
+    def log_artifact(self, *given): {failure}
+    def set_terminated(self, run, status): {at_end}
+"""
+LOG = "from guard.delivery_commands import tracked; from guard.tracking import *"
+FAILURES = {
+    "import boto3_that_is_absent": r"No module named 'boto3_that_is_absent'\); .* by the package boto3_that_is_absent",
+    "raise RuntimeError('Unable to locate credentials')": r"Unable to locate credentials\); .* your credentials",
+}
+
+
+def with_fake(folder: Path, code: str, failure: str = "pass", at_end: str = "pass") -> subprocess.CompletedProcess[str]:
+    """Run code with the stand-in, and no variable that says anything of telemetry."""
+    (folder / "mlflow").mkdir()
+    entities = "class Metric:\n  def __init__(self, *given): pass\nclass Param(Metric): pass\n"
+    fake = FAKE.format(failure=failure, at_end=at_end)
+    texts = {"__init__": fake, "entities": entities, "exceptions": "class MlflowException(Exception): pass\n"}
+    for name, text in texts.items():
+        (folder / "mlflow" / f"{name}.py").write_text(text, encoding="utf-8")
+    left_out = ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    environment["PYTHONPATH"] = os.pathsep.join((str(folder), str(Path(__file__).parent.parent)))
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_telemetry_is_off_before_the_client_is_imported(tmp_path: Path) -> None:
+    done = with_fake(tmp_path, "from guard.tracking import check_tracking; check_tracking('runs', print)")
+    assert done.stdout == "telemetry off: true\n", done.stderr
+
+
+def test_telemetry_is_off_where_nothing_was_checked_before(bundle: Bundle, tmp_path: Path) -> None:
+    done = with_fake(tmp_path, f"{LOG}; track('runs', bundle_run(Bundle.open(Path({str(bundle.path)!r}))))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "telemetry off: true\n"
+
+
+@pytest.mark.parametrize("at_end", ["pass", "raise OSError('away, too')"])
+@pytest.mark.parametrize("failure", FAILURES)
+def test_an_artefact_store_that_fails_is_one_line_after_a_training(
+    bundle: Bundle, tmp_path: Path, failure: str, at_end: str
+) -> None:
+    run = f"lambda: bundle_run(Bundle.open(Path({str(bundle.path)!r})))"
+    done = with_fake(tmp_path, f"{LOG}; tracked('runs', {run}, 'guard track b')", failure, at_end)
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert re.search(f"guard: not logged: runs took no run \\({FAILURES[failure]}.*; try again", done.stderr), (
+        done.stderr
+    )

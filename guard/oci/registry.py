@@ -1,7 +1,8 @@
 """Registries of images: a bundle pushed to one and pulled from one, by the client library of ORAS.
 
 Rule 1: what is pushed is the image layout, byte for byte, so its digest is known before; what is pulled is verified.
-Rule 2: credentials are those of `docker login`: `config.json` in DOCKER_CONFIG, or in ~/.docker. None are printed.
+Rule 2: credentials are those of `docker login` (guard/oci/credentials.py): in DOCKER_CONFIG, or in ~/.docker, or with
+        the helper that is named there. None are printed.
 Rule 3: one try a request. ORAS tries five times for two minutes, wrong credentials too; a job tries again as a whole.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from guard.errors import BundleError, ConfigError, NotReadyError
+from guard.oci.credentials import login_for
 from guard.oci.image import (
     BLOBS,
     CHUNK_BYTES,
@@ -63,6 +65,11 @@ class Reference:
     def read(text: str) -> Reference:
         """Read `oci://HOST/NAME[:TAG][@DIGEST]`. Raises ConfigError."""
         found = NAME.fullmatch(text.removeprefix(SCHEME))
+        if found is not None and found["host"] == "localhost":  # which ORAS takes for the first part of the name
+            raise ConfigError(
+                f"{text!r} is no place in a registry: localhost needs its port; "
+                f"wanted {SCHEME}localhost:PORT/NAME[:TAG]"
+            )
         if found is None or not is_host(found["host"]):
             raise ConfigError(
                 f"{text!r} is no place in a registry; wanted {SCHEME}HOST[:PORT]/NAME[:TAG], the name in lower case, "
@@ -91,7 +98,7 @@ class Reference:
 
 def is_host(text: str) -> bool:
     """Tell whether the first part of a reference is a registry's address, and no part of a name."""
-    return any(sign in text for sign in ".:") or text == "localhost"
+    return any(sign in text for sign in ".:")
 
 
 def push(layout: Path, reference: Reference, *, plain_http: bool = False) -> str:
@@ -219,8 +226,13 @@ def opened(reference: Reference, *, plain_http: bool) -> Any:
         if not reference.is_local:
             raise
         registry, answer = greeted(insecure=True)
+    check_greeting(answer, reference)
     wanted = str(answer.headers.get("Www-Authenticate", ""))
     registry.auth.load_configs(registry.get_container(reference.text), configs=docker_configs())
+    if not getattr(registry.auth, "_basic_auth", None):  # ORAS reads `auth` alone, and under this very host
+        login = login_for(reference.host)
+        if login is not None and login.secret:
+            registry.auth.set_basic_auth(login.user, login.secret)
     known = getattr(registry.auth, "_basic_auth", None)
     if wanted.lower().startswith("basic"):
         if not known:
@@ -238,7 +250,20 @@ def docker_configs() -> list[str] | None:
     return [str(file)] if file is not None and file.is_file() else None
 
 
+def check_greeting(answer: Any, reference: Reference) -> None:
+    """Raise ConfigError where what answered is no registry, such as the web site that images are called by."""
+    is_page = str(answer.headers.get("Content-Type", "")).startswith("text/html")
+    if is_page and "Www-Authenticate" not in answer.headers and int(answer.status_code) < 500:
+        raise ConfigError(
+            f"{reference.host} is no registry: a web page of {urlsplit(str(answer.url)).netloc} answered; "
+            f"name the host that serves the images, such as registry-1.{reference.host}"
+        )
+
+
 def how_to_log_in(reference: Reference) -> str:
+    login = login_for(reference.host)
+    if login is not None and login.why_not:
+        return f"{login.why_not}; put a config.json with an `auth` for it into the folder that DOCKER_CONFIG names"
     return f"docker login {reference.host}, or put a config.json with it into the folder that DOCKER_CONFIG names"
 
 

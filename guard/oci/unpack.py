@@ -2,7 +2,9 @@
 
 Rule 1: an image comes from outside: it says what is written, and never where. Only plain files directly in `models/`
         are taken, by their last name.
-Rule 2: nothing is at `out` until the bundle in it was opened, and its signature verified where keys are trusted.
+Rule 2: what is written is no longer than what was read. A sparse member, whose few bytes stand for as many as it says,
+        is refused in layers and archives.
+Rule 3: nothing is at `out` until the bundle in it was opened, and its signature verified where keys are trusted.
 """
 
 from __future__ import annotations
@@ -41,6 +43,14 @@ from guard.oci.pack import written_whole
 from guard.signing import Trust, TrustedKey, open_trusted
 
 MAX_UNPACKED_BYTES = 32 * 2**30  # of one layer; what is larger is taken for an attempt to fill the disk
+MAX_HEADER_BYTES = 2**20  # of a member's long name or PAX records, which are read into memory
+HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 REMOVED, EMPTIED = ".wh.", ".wh..wh..opq"  # names by which a layer takes away what lower ones have
 BLOB_NAME = re.compile(rf"{BLOBS}/[0-9a-f]{{64}}")
 
@@ -124,8 +134,8 @@ def manifest_of(layout: Path) -> tuple[Mapping[str, Any], str]:
 def lay_out(file: Path, folder: Path) -> None:
     """Write the parts of an image layout that an archive holds. Raises BundleError where it is no archive."""
     try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
+        with tarfile.open(file, "r:", tarinfo=BoundedMember) as tar:
+            for member in members_of(tar):
                 name = member.name.removeprefix("./")
                 if member.isfile() and (name in (LAYOUT_FILE, INDEX_FILE) or BLOB_NAME.fullmatch(name)):
                     write(content_of(tar, member), folder / name)
@@ -135,8 +145,30 @@ def lay_out(file: Path, folder: Path) -> None:
         ) from error
 
 
+class BoundedMember(tarfile.TarInfo):
+    """A member of an archive whose headers take no more memory than they may."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> BoundedMember:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in HEADERS and found.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {found.size} bytes, at most {MAX_HEADER_BYTES} are read")
+        if found.type == tarfile.GNUTYPE_SPARSE:  # whose map is as long as it says
+            raise tarfile.ReadError(f"{found.name} is sparse; a bundle's files are written out")
+        return found
+
+
+def members_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive, of which none is kept: a layer may have millions of empty ones."""
+    while (member := tar.next()) is not None:
+        yield member
+        tar.members.clear()  # type: ignore[attr-defined]  # which typeshed leaves out
+
+
 def content_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    """The content of an archive's plain file. Raises BundleError."""
+    """The content of an archive's plain file. Raises BundleError, also where it is sparse."""
+    if member.issparse():
+        raise BundleError(f"{member.name} is sparse in its archive; a bundle's files are written out")
     content = tar.extractfile(member)
     if content is None:
         raise BundleError(f"{member.name} has no content in its archive; it is damaged")
@@ -177,8 +209,8 @@ def take_layer(file: Path, folder: Path, *, packed: bool, digest: object) -> Non
     try:
         with file.open("rb") as raw:
             stream = Drained(gzip.GzipFile(fileobj=raw) if packed else raw, file)  # type: ignore[arg-type]
-            with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
-                for member in tar:
+            with tarfile.open(fileobj=stream, mode="r|", tarinfo=BoundedMember) as tar:  # type: ignore[call-overload]
+                for member in members_of(tar):
                     take(tar, member, folder)
             while stream.read():  # what follows the end of the archive counts for its digest
                 pass

@@ -32,8 +32,10 @@ LogLevel = Literal["debug", "warning"]
 
 OF_REQUEST = (MalformedRequest, Uninspectable)
 OF_GUARD = (Unchecked, InspectionTimeout, BreakerOpen, Overloaded)
-UNCHECKED, OFF, INTERNAL, ALLOWED_MODEL = "unchecked", "off", "internal", "allowed_model"
+UNCHECKED, OFF, INTERNAL = "unchecked", "off", "internal"
+ALLOWED_MODEL, ALLOWED_METHOD = "allowed_model", "allowed_method"  # by allow_models and allow_methods
 SHADOW_QUEUE = "shadow_queue"  # inspected after it was forwarded
+WANTED_UNCHECKED = (OFF, ALLOWED_MODEL, ALLOWED_METHOD, NOT_SAMPLED, SHADOW_QUEUE)  # the operator's own wish: no alarm
 BREAKER_OPEN = BreakerOpen().reason.lower()
 UNCHECKED_TOTAL, REFUSED_TOTAL, REQUESTS_TOTAL = "guard_unchecked_total", "guard_refused_total", "guard_requests_total"
 
@@ -112,6 +114,13 @@ FAILURES = (
     elsewhere("client's deadline passes", Expired.status, "expired"),
     elsewhere("client leaves", "CANCELLED", "cancelled"),
 )
+
+
+# The reasons that an alarm looks at: of failures that can pass, and of those that are refused where none passes.
+UNWANTED_UNCHECKED = tuple(
+    dict.fromkeys(one.reason for one in FAILURES if one.passing != "never" and one.reason not in WANTED_UNCHECKED)
+)
+REFUSED_REASONS = tuple(one for one in UNWANTED_UNCHECKED if one != INTERNAL)
 
 
 def cell(failure: Failure, mode: Mode, on_failure: OnFailure) -> Cell:

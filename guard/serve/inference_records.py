@@ -14,7 +14,7 @@ from typing import Any
 from guard.errors import Rejected, RequestError
 from guard.judge import Inspection
 from guard.serve.audit.audit import Audit
-from guard.serve.failure_table import ALLOWED_MODEL, OF_GUARD, OFF, SHADOW_QUEUE, UNCHECKED
+from guard.serve.failure_table import ALLOWED_MODEL, OF_GUARD, OFF, SHADOW_QUEUE, UNCHECKED, WANTED_UNCHECKED
 from guard.serve.inference_call import InferenceCall
 from guard.serve.inspector import label, verdict_fields
 from guard.serve.log import Level, Log, Seldom
@@ -22,7 +22,6 @@ from guard.serve.metrics import OTHER, Metrics
 from guard.serve.sampling import NOT_SAMPLED
 
 REFUSAL_LOG_S = 0.05  # between two lines about refusals for one reason
-WANTED_UNCHECKED = (OFF, ALLOWED_MODEL, SHADOW_QUEUE, NOT_SAMPLED)  # reasons that are the operator's own wish
 
 
 @dataclass(frozen=True)

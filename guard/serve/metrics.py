@@ -29,10 +29,12 @@ from guard.fusion import Floats
 from guard.serve.audit.metrics import AuditMetrics
 from guard.serve.build import build_labels
 from guard.serve.drift_metrics import DriftMetrics
+from guard.serve.failure_table import REFUSED_REASONS, SHADOW_QUEUE, UNWANTED_UNCHECKED
 from guard.serve.grpc.upstream import SERVICE
 from guard.serve.inference_call import ENDS, End
 from guard.serve.inspection_metrics import InspectionMetrics
 from guard.serve.query_metrics import QueryMetrics
+from guard.serve.sampling import NOT_SAMPLED
 
 BUCKET_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BUCKET_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -42,10 +44,10 @@ STREAMS = ("ModelStreamInfer",)
 LISTENERS = ("inference", "admin", "authz")
 RELOADS = ("applied", "unchanged", "failed")
 HELD = ("not_asked", "delivered", "discarded", "not_compared")
-REFUSED_REASONS = ("unchecked", "overloaded", "inspection_timeout", "breaker_open")  # the guard fails closed
-UNCHECKED_REASONS = (
-    *(*REFUSED_REASONS, "internal"),  # it failed
-    *("not_sampled", "shadow_queue"),  # the operator wants it so
+UNCHECKED_REASONS = (*UNWANTED_UNCHECKED, NOT_SAMPLED, SHADOW_QUEUE)
+UPSTREAM_FAULTS = (  # statuses by which a model server says that the fault is its own
+    *("UNAVAILABLE", "INTERNAL", "UNKNOWN", "ABORTED", "DATA_LOSS"),
+    *("HTTP_500", "HTTP_502", "HTTP_503", "HTTP_504"),
 )
 SHADOWED = ("pass", "would_flag", "would_repair", "would_reject", "dropped", "failed")
 ACTIONS = (
@@ -300,10 +302,12 @@ class Metrics:
         for known, values in ((self.reopened, LISTENERS), (self.held_answers, HELD), (self.reloads, RELOADS)):
             for value in values:
                 known.labels(value)
+        for code in UPSTREAM_FAULTS:
+            self.upstream_failures.labels(code)
         for reason in UNCHECKED_REASONS:
             self.unchecked.labels(OTHER, reason)
-            if reason in REFUSED_REASONS:
-                self.refused.labels(reason)
+        for reason in REFUSED_REASONS:
+            self.refused.labels(reason)
 
     def reload_succeeded(self, timestamp_s: float) -> None:
         """Record that settings and bundles are valid, as they were read at this time."""

@@ -79,7 +79,8 @@ def time_faults(pod: Pod, settings: ServeConfig) -> Iterator[str]:
             f"terminationGracePeriodSeconds is {allowed:g}; a stop may take {needed:g} s, "
             f"and a margin is {MARGIN_S:g} s: wanted {needed + MARGIN_S:g}"
         )
-    least = HOOK_START_S + settings.drain_s + settings.inspect_timeout_s
+    longest = max((one.inspect_timeout_s for one in settings.model_configs()), default=settings.inspect_timeout_s)
+    least = HOOK_START_S + settings.drain_s + longest
     for name, pause in pauses.items():
         if pause < least:
             yield (

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from guard.serve.failure_table import WANTED_UNCHECKED
+from guard.serve.metrics import UNCHECKED_REASONS
+
 SAMPLES = 300  # two hours and a half
 GUARD = '{namespace="n",job="g",instance="a"'
 MODEL = f'{GUARD},model="m"'
@@ -93,10 +96,7 @@ HEALTHY: dict[str, str] = {
     **{of_model("guard_shadow_requests_total", action=one): steady(0) for one in ("would_flag", "would_reject")},
     **{of_model("guard_query_attacks_total", scope=one): steady(0) for one in ("principal", "shared")},
     **{of_model("guard_detector_silent_items_total", detector=one): steady(0) for one in ("d", "e")},
-    **{
-        of_model("guard_unchecked_total", reason=one): steady(0)
-        for one in ("unchecked", "breaker_open", "not_sampled", "shadow_queue", "off")
-    },
+    **{of_model("guard_unchecked_total", reason=one): steady(0) for one in (*UNCHECKED_REASONS, *WANTED_UNCHECKED)},
     **{of_guard("guard_refused_total", reason=one): steady(0) for one in ("unchecked", "breaker_open", "overloaded")},
     of_guard("guard_upstream_failures_total", code="UNAVAILABLE"): steady(0),
     of_guard("guard_upstream_failures_total", code="INVALID_ARGUMENT"): steady(0),

@@ -30,6 +30,8 @@ HOOKS = ("postStart", "preStop")
 ASKED = ("grpc", "httpGet", "tcpSocket")
 SCRAPED = ("prometheus.io/port", "prometheus.kserve.io/port")
 ALIVE, READY = ("/livez", "/v2/health/live"), ("/readyz", "/v2/health/ready")
+KSERVES = "kserve-container"  # in KServe's pods: the model server
+MESH_PORTS = {15012: "istiod", 53: "the names of the cluster"}
 OF_THE_GUARD_ALONE = ("", "liveness", "inference.GRPCInferenceService")
 # How model servers are told where to listen: the flag or variable, and what it is unless given.
 LISTENING_FLAGS = {
@@ -156,6 +158,8 @@ def routes_of(pod: Pod, objects: Sequence[Object], doors: set[int], settings: Se
             )
         elif one["kind"] == "NetworkPolicy" and selects(spec["podSelector"], pod):
             policed = True
+            if "Egress" in spec.get("policyTypes", ()):
+                yield from (f"{place}: {fault}" for fault in egress_faults(spec.get("egress") or (), pod, settings))
             for rule in spec.get("ingress") or ():
                 ports = rule.get("ports") or ()
                 if not ports:
@@ -169,6 +173,23 @@ def routes_of(pod: Pod, objects: Sequence[Object], doors: set[int], settings: Se
                 )
     if any(one["kind"] == "NetworkPolicy" for one in objects) and routed and not policed:
         yield f"{pod.where}: no NetworkPolicy selects it"
+
+
+def egress_faults(rules: Sequence[Object], pod: Pod, settings: ServeConfig) -> Iterator[str]:
+    """What a pod sends out, and no rule lets out."""
+    guard: Any = pod.guard
+    if not rules:
+        if settings.events_sink is not None:
+            yield f"lets nothing out, and events_sink = {settings.events_sink!r} would never be reached"
+        for name in environment_of(guard):
+            if name.startswith("OTEL_EXPORTER_OTLP") and name.endswith("_ENDPOINT"):
+                yield f"lets nothing out, and {name} would never be reached"
+    if pod.labels.get("sidecar.istio.io/inject") == "true":
+        opened = {port["port"] for rule in rules for port in rule.get("ports") or ()}
+        every = any(not rule.get("ports") for rule in rules)
+        for port, what in MESH_PORTS.items():
+            if not every and port not in opened:
+                yield f"does not let out {port}, by which the mesh's proxy reaches {what}: it would not start"
 
 
 def number_of(port: Any, pod: Pod) -> Any:
@@ -207,8 +228,12 @@ def probe_faults(objects: Sequence[Object]) -> list[str]:
                 found += [
                     f"{place} {name}: the kubelet cannot reach what listens on loopback; wanted exec, or none"
                     for name in PROBES
-                    if set(ASKED) & set(container.get(name) or ())
+                    if set(ASKED) & set(container.get(name) or ()) and not asks_the_guard(name, container, settings)
                 ]
+                if container["name"] == KSERVES and not container.get("readinessProbe"):
+                    found.append(
+                        f"{place}: {kserves_probe(container, settings)}; wanted a readinessProbe that asks the guard"
+                    )
                 continue
             found += [f"{place}: no {name}" for name in PROBES if not container.get(name)]
             for name in PROBES:
@@ -220,6 +245,18 @@ def probe_faults(objects: Sequence[Object]) -> list[str]:
                 if allowed < 60:
                     found.append(f"{place} startupProbe: {allowed:g} s are all that the guard has to load its bundle")
     return found
+
+
+def asks_the_guard(name: str, container: Object, settings: ServeConfig) -> bool:
+    """Whether a model server's readiness is whether the guard is alive: all containers of a pod have one address."""
+    return name == "readinessProbe" and not [*probe_faults_of("livenessProbe", container[name], settings)]
+
+
+def kserves_probe(container: Object, settings: ServeConfig) -> str:
+    """The readiness probe that KServe gives a container without one: whether its first port, or 8080, is open."""
+    port = next((one["containerPort"] for one in container.get("ports") or ()), 8080)
+    who = "the guard listens by chance" if port in reached(settings) else "nothing listens for it"
+    return f"KServe probes port {port} of the pod, where {who}"
 
 
 def probe_faults_of(name: str, probe: Object, settings: ServeConfig) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from guard.serve.failure_table import WANTED_UNCHECKED
 from tests.deploy.guard_series import (
     HEALTHY,
     INSPECTED,
@@ -72,8 +73,13 @@ CASES = (
         {29: (), 31: ("GuardUnchecked",), 40: ()},
     ),
     Case(
+        "requests of a form that cannot be inspected, in shadow",
+        {of_model("guard_unchecked_total", reason="uninspectable"): jump(1)},
+        {29: (), 31: ("GuardUnchecked",), 40: ()},
+    ),
+    Case(
         "what the operator wants unchecked",
-        {of_model("guard_unchecked_total", reason=one): rising(60) for one in ("not_sampled", "shadow_queue", "off")},
+        {of_model("guard_unchecked_total", reason=one): rising(60) for one in WANTED_UNCHECKED},
         {60: ()},
     ),
     Case(
@@ -145,6 +151,11 @@ CASES = (
     Case(
         "it fails a fifth",
         {of_guard("guard_upstream_failures_total", code="UNAVAILABLE"): later(steady(0, 120), rising(12))},
+        {59: (), 66: ("GuardUpstreamDown",)},
+    ),
+    Case(
+        "it fails a fifth, over HTTP",
+        {of_guard("guard_upstream_failures_total", code="HTTP_503"): later(steady(0, 120), rising(12))},
         {59: (), 66: ("GuardUpstreamDown",)},
     ),
     Case(

@@ -12,6 +12,7 @@ import typer
 from guard import cli
 from tests.deploy import chart_schema
 from tests.deploy.chart import SETS, all_rendered, ask_helm, lowest, objects_of
+from tests.deploy.drain_faults import drain_faults
 from tests.deploy.kubernetes_versions import NEWEST, minor, versions
 from tests.deploy.manifests import faults, lowest_version, pods, schema_faults
 
@@ -109,6 +110,59 @@ WRONG = {  # values -> words of the error
     "bundle: {from: copy}": ("bundle.from: copy needs bundle.image.reference",),
     "bundle: {from: none}": ("bundle.from: none needs settings.models",),
     "settings: {models: {digits: {bundle: /b}}}": ("settings.models names a bundle for each model",),
+    "{bundle: {from: none}, settings: {models: {a: {bundle: /b}, c: {bundle: /d, inspect_timeout_s: 60}}}}": (
+        "modelServer.pause_s: 15 is less than drain_s, inspect_timeout_s and 2 s together, 67",
+    ),
+    "modelServer: {exit_s: 5, args: [tritonserver, --exit-timeout-secs=30]}": ("modelServer.exit_s: 5, and the model",),
+    "modelServer: {exit_s: 5, args: [tritonserver, --exit-timeout-secs, '30']}": ("takes up to 30 s to end",),
+    "modelServer: {exit_s: 5, args: [tritonserver]}": ("takes up to 30 s to end",),
+    "modelServer: {grpcPort: 9100, args: [--grpc-port=9000, --exit-timeout-secs=1]}": (
+        "modelServer.grpcPort: 9100, and modelServer.args say --grpc-port=9000",
+    ),
+    "modelServer: {args: [--port, '9001', --grpc_bind_address=127.0.0.1]}": (
+        "modelServer.grpcPort: 9000, and modelServer.args say --port=9001",
+    ),
+    "{modelServer: {httpPort: 9002, args: [--rest_port=9001]}, ports: {rest: 8080}}": (
+        "modelServer.httpPort: 9002, and modelServer.args say --rest_port=9001",
+    ),
+    "modelServer: {args: [], env: [{name: MLSERVER_GRPC_PORT, value: '9001'}]}": (
+        "modelServer.grpcPort: 9000, and modelServer.env says MLSERVER_GRPC_PORT=9001",
+    ),
+    "guard: {resources: {requests: {cpu: null}}}": ("guard.resources.requests.cpu is not set", "settings.threads"),
+    "guard: {resources: {requests: {cpu: '0'}}}": ("guard.resources.requests.cpu is not set",),
+    "{audit: {enabled: true}, settings: {audit_max_bytes: 4294967296}}": (
+        "audit.sizeLimit: 512Mi is less than the 4724464026 bytes",
+        "set it to 4506Mi",
+    ),
+    "{audit: {enabled: true}, settings: {sample_share: 0.01}}": ("audit.sizeLimit: 512Mi is less", "set it to 564Mi"),
+    "{audit: {enabled: true, sizeLimit: 800M}, bundle: {from: none}, settings: {sample_share: 0.1,"
+    " models: {a: {bundle: /a}, b: {bundle: /b}}}}": ("audit.sizeLimit: 800M is less", "set it to 845Mi"),
+    "settings: {sample_share: 0.01}": ("settings.sample_share needs audit.enabled",),
+    "settings: {audit_inputs: true}": ("settings.audit_inputs needs audit.enabled",),
+    "settings: {require_signature: true}": ("settings.require_signature needs bundle.trustedKeys.configMap",),
+    "autoscaling: {kind: hpa, minReplicas: 8}": ("autoscaling.minReplicas: 8 is more than autoscaling.maxReplicas: 4",),
+    "autoscaling: {kind: keda, minReplicas: 8, prometheus: 'http://p:9090', queueRows: 9}": (
+        "autoscaling.minReplicas: 8 is more than autoscaling.maxReplicas: 4",
+    ),
+    "service: {type: LoadBalancer, headless: true}": ("service.type: LoadBalancer has an address",),
+    "service: {type: NodePort, headless: true}": ("service.type: NodePort has an address",),
+    "guard: {env: [{name: GUARD_THREADS, value: '2'}]}": ("guard.env: GUARD_THREADS would beat settings.threads",),
+    "guard: {env: [{name: GUARD_UPSTREAM, value: 'h:1'}]}": (
+        "guard.env: GUARD_UPSTREAM: the chart sets it; use the value modelServer.grpcPort",
+    ),
+    "guard: {env: [{name: GUARD_MODE, value: 'off'}]}": ("guard.env: GUARD_MODE would beat settings.mode",),
+    "guard: {env: [{name: A, value: b}, {name: A, value: c}]}": ("guard.env has A twice",),
+    "settings: {events_sink: 'http://broker.events/'}": (
+        "networkPolicy.egress is empty",
+        "settings.events_sink would never be reached",
+    ),
+    "guard: {env: [{name: OTEL_EXPORTER_OTLP_ENDPOINT, value: 'http://otel:4317'}]}": (
+        "guard.env OTEL_EXPORTER_OTLP_ENDPOINT would never be reached",
+    ),
+    "guard: {env: [{name: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, value: 'http://otel:4317'}]}": (
+        "networkPolicy.egress is empty",
+    ),
+    "podLabels: {sidecar.istio.io/inject: 'true'}": ("the mesh's proxy (podLabels) would never be reached",),
     "autoscaling: {kind: keda}": ("autoscaling.kind: keda needs autoscaling.prometheus",),
     "autoscaling: {kind: keda, prometheus: 'http://p:9090'}": ("autoscaling.kind: keda needs autoscaling.queueRows",),
 }
@@ -125,6 +179,37 @@ def test_wrong_values_are_refused_with_a_line_that_says_what_is_wrong(values: st
     assert error, "it was rendered"
     for words in WRONG[values]:
         assert words in error
+
+
+AGREEING = {  # values -> words of the model server's command line, or of the guard's
+    "modelServer: {exit_s: 0}": ("--exit-timeout-secs=0",),
+    "modelServer: {exit_s: 60}": ("--exit-timeout-secs=60",),
+    "modelServer: {grpcPort: 9100}": ("--grpc-port=9100", "--upstream=127.0.0.1:9100"),
+    "modelServer: {args: [a, --exit-timeout-secs=9, --flag, '{{ .Release.Name }}']}": ("--flag", "digits"),
+    "{modelServer: {pause_s: 67}, bundle: {from: none}, settings: {models: {a: {bundle: /b, inspect_timeout_s: 60}}},"
+    " guard: {volumes: [{name: b, emptyDir: {}}], volumeMounts: [{name: b, mountPath: /b, readOnly: true}]}}": (),
+    "{settings: {threads: 2}, guard: {resources: {requests: {cpu: null}}}}": (),
+    "guard: {resources: {requests: {cpu: null}, limits: {cpu: '1'}}}": (),  # the request is the limit then
+    "{audit: {enabled: true, sizeLimit: 5Gi}, settings: {audit_max_bytes: 4294967296}}": (),
+    "{audit: {enabled: true, claim: c}, settings: {audit_max_bytes: 4294967296, sample_share: 0.1}}": (),
+    "{networkPolicy: {enabled: false}, settings: {events_sink: 'http://broker.events/'}}": (),
+    "{networkPolicy: {egress: [{}]}, settings: {events_sink: 'http://broker.events/'}}": (),
+    "guard: {env: [{name: GUARD_LOG_LEVEL, value: debug}]}": (),
+}
+
+
+@pytest.fixture(scope="module")
+def agreeing() -> dict[str, Any]:
+    return ask_helm({values: {"values": values} for values in AGREEING})
+
+
+@pytest.mark.parametrize("values", AGREEING)
+def test_values_that_agree_are_rendered_and_have_time_to_stop(values: str, agreeing: dict[str, Any]) -> None:
+    assert "error" not in agreeing[values], agreeing[values]
+    objects = agreeing[values]["objects"]
+    assert drain_faults(objects) == []
+    words = [word for pod in pods(objects) for one in pod.before + pod.beside for word in one["args"]]
+    assert set(AGREEING[values]) <= set(words)
 
 
 def known_flags(command: str) -> set[str]:

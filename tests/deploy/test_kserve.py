@@ -18,6 +18,8 @@ from guard.kserve_arguments import kserve_settings, rewritten
 from tests.deploy.chart import asked_of
 from tests.deploy.kubernetes_versions import versions
 from tests.deploy.manifests import faults, schema_faults
+from tests.deploy.port_faults import probe_faults
+from tests.deploy.rendered import reached
 from tests.side import ROOT
 
 FILES = ("triton", "mlserver", "openvino", "transformer")
@@ -141,6 +143,46 @@ def test_probes_ask_where_the_guard_answers_and_start_up_never_waits(name: str, 
         else:
             port = int(settings.metrics_listen.rpartition(":")[2])
             assert asked["httpGet"] == {"path": "/readyz" if ready else "/livez", "port": port}
+
+
+def defaulted(container: Any) -> Any:
+    """The readiness probe of a container as KServe completes it: whether the first port, or 8080, is open."""
+    port = next((one["containerPort"] for one in container.get("ports", ())), 8080)
+    return container.get("readinessProbe") or {"tcpSocket": {"port": port}}
+
+
+@pytest.mark.parametrize("http_port", ["8080", "8090"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_pod_becomes_ready_wherever_the_guard_listens(
+    name: str, http_port: str, examples: dict[str, list[Any]]
+) -> None:
+    found = containers(examples[name])
+    moved = [] if name == "triton" else ["--http_port", http_port]
+    open_ports = reached(settings_of(found[GUARD], *moved))  # from outside of the pod, as a kubelet asks
+    for container in found.values():
+        (asked,) = (ask for kind, ask in defaulted(container).items() if kind in ("grpc", "httpGet", "tcpSocket"))
+        assert asked["port"] in open_ports, container["name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "http_port", "words"),
+    [
+        ("triton", "", "KServe probes port 8080 of the pod, where nothing listens for it"),
+        ("mlserver", "8080", "KServe probes port 8080 of the pod, where the guard listens by chance"),
+        ("openvino", "8090", "KServe probes port 8080 of the pod, where nothing listens for it"),
+    ],
+)
+def test_a_model_server_that_is_left_to_kserves_probe_is_found(
+    name: str, http_port: str, words: str, examples: dict[str, list[Any]]
+) -> None:
+    objects = copy.deepcopy(examples[name])
+    found = containers(objects)
+    del found[MODEL_SERVER]["readinessProbe"]
+    found[GUARD]["args"] += [f"--http_port={http_port}"] if http_port else []
+    (told,) = [fault for fault in probe_faults(objects) if "KServe probes" in fault]
+    assert words in told
+    found[MODEL_SERVER]["readinessProbe"] = {"grpc": {"port": 9000}}
+    assert any("cannot reach what listens on loopback" in fault for fault in probe_faults(objects))
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -26,7 +26,7 @@ ORDERS = {  # of init containers, and what is said of it
 @pytest.fixture(scope="module")
 def rendered(side: Callable[[str], Path]) -> dict[str, list[Object]]:
     programs = side("kubectl")
-    names = ("production", "production-plain", "autoscaled-keda", "signed-init", "gpu-claim")
+    names = ("production", "production-plain", "autoscaled-keda", "signed-init", "gpu-claim", "mesh")
     texts = {name: manifests.kustomize(folder(name), programs) for name in names}
     texts["kserve"] = KSERVE
     return manifests.read_all(texts, programs)
@@ -84,6 +84,18 @@ def test_init_containers_in_a_wrong_order_are_found(rendered: dict[str, list[Obj
     pod = node_of(objects, "pod")
     pod["initContainers"] = [pod["initContainers"][place] for place in order]
     assert any(ORDERS[order] in fault for fault in manifests.reference_faults(objects))
+
+
+def test_the_longest_inspection_of_all_models_counts_for_the_drain(rendered: dict[str, list[Object]]) -> None:
+    objects = copy.deepcopy(rendered["production"])
+    guard = node_of(objects, "guard")
+    put_flag(guard, "--bundle", None)
+    guard["env"].append({"name": "GUARD_BUNDLE", "value": ""})
+    for longest, faulty in (("", False), ("inspect_timeout_s = 30", True)):
+        tables = f"inspect_timeout_s = 2\n[models.a]\nbundle = '/a'\n[models.b]\nbundle = '/b'\n{longest}\n"
+        put(node_of(objects, "ConfigMap"), "guard.toml", tables)
+        found = manifests.drain_faults(objects)
+        assert any("the guard forwards for 37 s" in fault for fault in found) == faulty
 
 
 def test_an_api_that_is_gone_is_found(rendered: dict[str, list[Object]]) -> None:

@@ -17,7 +17,9 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
+from guard.serve.failure_table import WANTED_UNCHECKED
 from guard.serve.grpc.passage import METHODS
+from guard.serve.metrics import OTHER, REFUSED_REASONS, UNCHECKED_REASONS, UPSTREAM_FAULTS
 from tests.deploy.monitoring import (
     COMPONENT,
     DURATION,
@@ -74,7 +76,11 @@ ELSEWHERE = {
     "container_memory_working_set_bytes": {"container", "pod"},
 }
 STATUSES = {code.name for code in grpc.StatusCode}
-MORE_VALUES = {"code": STATUSES, "grpc_code": STATUSES, "grpc_method": set(METHODS)}  # which no series has at first
+MORE_VALUES = {
+    "code": STATUSES | set(UPSTREAM_FAULTS),
+    "grpc_code": STATUSES,
+    "grpc_method": set(METHODS),
+}  # which no series has at first
 
 Exposed = Mapping[str, list[Mapping[str, str]]]  # metric -> the labels of its series
 
@@ -156,6 +162,29 @@ def faults(selector: Selector, exposed: Exposed) -> Iterator[str]:
 def test_every_series_that_is_asked_for_is_exposed(exposed: Exposed) -> None:
     found = [(name, fault) for name, expr in queries() for one in selectors(expr) for fault in faults(one, exposed)]
     assert found == []
+
+
+def test_what_the_operator_wants_unchecked_raises_no_alarm_and_the_runbook_names_it(root: Path) -> None:
+    assert re.findall(r'guard_unchecked_total\{reason!~"(.*?)"\}', RULES.read_text("utf-8")) == [
+        "|".join(WANTED_UNCHECKED)
+    ]
+    runbook = (root / "deploy/RUNBOOK.md").read_text("utf-8")
+    (line,) = [line for line in runbook.splitlines() if line.startswith("- `guard_unchecked_total` does not rise but")]
+    assert tuple(re.findall(r"`(\w+)`", line)[1:]) == WANTED_UNCHECKED
+
+
+def test_the_first_count_that_an_alarm_looks_at_is_a_rise(exposed: Exposed) -> None:
+    """A series that begins at its first count has not risen: `increase` is 0 over it."""
+    reasons = {(labels["model"], labels["reason"]) for labels in exposed["guard_unchecked_total"]}
+    assert reasons >= {(model, one) for model in (OTHER, tiny_bundle.MODEL_NAME) for one in UNCHECKED_REASONS}
+    assert {labels["reason"] for labels in exposed["guard_refused_total"]} >= set(REFUSED_REASONS)
+    assert {labels["code"] for labels in exposed["guard_upstream_failures_total"]} >= set(UPSTREAM_FAULTS)
+
+
+def test_the_alarm_of_a_failing_model_server_looks_at_each_fault_of_its_own() -> None:
+    (code,) = re.findall(r'guard_upstream_failures_total\{code=~"(.*?)"\}', RULES.read_text("utf-8"))
+    assert [one for one in UPSTREAM_FAULTS if not re.fullmatch(code, one)] == []
+    assert not re.fullmatch(code, "HTTP_422")
 
 
 def test_every_label_that_is_grouped_by_is_some_series(exposed: Exposed) -> None:

@@ -18,6 +18,7 @@ import typer
 
 from guard import cli
 from guard.errors import UserError, leaves
+from tests import lock
 from tests.deploy.kubernetes_versions import schema_faults, versions
 from tests.deploy.rendered import Object, Pod, kustomize, pods, read
 
@@ -242,6 +243,16 @@ def test_the_ray_job_is_as_kuberay_wants_it(objects: dict[str, list[Object]], lo
     assert ray_faults(job, locked) == []
     images = [container["image"] for pod in pods(objects["ray"]) for container in pod.beside]
     assert images == ["registry.example/inference-guard:train"] * 2  # which an overlay named once
+
+
+def test_the_page_says_whether_the_image_has_what_kuberay_needs(root: Path, objects: dict[str, list[Object]]) -> None:
+    """Ray's dashboard, by which a RayJob is submitted, takes packages that the wheel of Ray alone does not bring."""
+    held = dict(lock.pins((root / "deploy/train.txt").read_text("utf-8")))
+    readme = (root / "deploy/README.md").read_text("utf-8")
+    lacking = {"aiohttp", "aiohttp-cors", "colorful", "opencensus", "py-spy", "smart-open"} - set(held)
+    assert ("`ray[default]`, which `deploy/train.txt` does not lock yet" in readme) == bool(lacking)
+    assert "backoffLimit" in of_kind(objects["ray"], "RayJob")["spec"]
+    assert "KubeRay 1.2 or later" in readme
 
 
 PLANTED = {

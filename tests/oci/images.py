@@ -23,6 +23,39 @@ def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, targe
     return found, content
 
 
+class OldSparse(tarfile.TarInfo):
+    """The header of a sparse member as GNU tar wrote it first: 512 bytes stored, and a size of its own."""
+
+    real_bytes = 0
+
+    def tobuf(self, *more: Any, **named: Any) -> bytes:
+        self.type = tarfile.GNUTYPE_SPARSE
+        header = bytearray(super().tobuf(tarfile.GNU_FORMAT))
+        header[386:410] = b"%011o\0%011o\0" % (0, self.size)
+        header[483:495] = b"%011o\0" % self.real_bytes
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        return bytes(header)
+
+
+def sparse_member(name: str, form: str, real_bytes: int) -> Any:
+    """A member with 512 bytes in its archive that unpacks to as many as it says, in one of the four forms."""
+    content = b"x" * 512
+    if form == "old GNU":
+        old = OldSparse(name)
+        old.size, old.real_bytes = len(content), real_bytes
+        return old, content
+    size = str(real_bytes)
+    records = {
+        "PAX 0.0": {"numblocks": "1", "offset": "0", "numbytes": "512", "size": size},
+        "PAX 0.1": {"numblocks": "1", "map": "0,512", "size": size, "name": name},
+        "PAX 1.0": {"major": "1", "minor": "0", "realsize": size, "name": name},
+    }[form]
+    found, content = member(name, b"1\n0\n512\n".ljust(512, b"\0") + content if form == "PAX 1.0" else content)
+    found.pax_headers = {f"GNU.sparse.{key}": value for key, value in records.items()}
+    return found, content
+
+
 def files_of(bundle: Path, folder: str = "models/") -> list[Any]:
     """The files of a bundle as members."""
     return [member(f"{folder}{file.name}", file.read_bytes()) for file in sorted(bundle.iterdir())]

@@ -20,7 +20,7 @@ DIGEST = "sha256:" + "ab" * 32
         ("oci://registry.example/guards/digits:1", Reference("registry.example", "guards/digits", "1", None)),
         ("oci://registry.example/digits", Reference("registry.example", "digits", "latest", None)),
         ("oci://127.0.0.1:5000/a/b-c__d:V1.2_x", Reference("127.0.0.1:5000", "a/b-c__d", "V1.2_x", None)),
-        ("oci://localhost/a", Reference("localhost", "a", "latest", None)),
+        ("oci://localhost:5000/a/b", Reference("localhost:5000", "a/b", "latest", None)),
         ("oci://[::1]:5000/a", Reference("[::1]:5000", "a", "latest", None)),
         (f"oci://h.example/a@{DIGEST}", Reference("h.example", "a", "latest", DIGEST)),
         (f"oci://h.example/a:1@{DIGEST}", Reference("h.example", "a", "1", DIGEST)),
@@ -52,6 +52,12 @@ def test_a_reference_is_read(text: str, wanted: Reference) -> None:
 )
 def test_what_is_no_reference_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="no place in a registry"):
+        Reference.read(text)
+
+
+@pytest.mark.parametrize("text", ["oci://localhost/a", "oci://localhost/a/b:1"])
+def test_localhost_without_a_port_is_refused_with_what_to_write(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"localhost needs its port; wanted oci://localhost:PORT/NAME"):
         Reference.read(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from guard.oci.image import INDEX_TYPE, MAX_DOCUMENT_BYTES, document
 from guard.oci.pack import pack
 from guard.oci.unpack import unpack
 from guard.signing import Trust
-from tests.oci.images import Image, files_of, manifest_in, member
+from tests.oci.images import Image, files_of, manifest_in, member, sparse_member, tar_of
 from tests.serve import tiny_bundle
 from tests.test_signing import write_key
 
@@ -132,6 +133,61 @@ def test_a_layer_that_would_fill_the_disk(
     monkeypatch.setattr(unpacking, "MAX_UNPACKED_BYTES", 2**20)
     layout = image.index(image.manifest([[*files_of(bundle.path), member("bin/zeros", bytes(2**24))]]))
     refused(layout, tmp_path, "unpacks to more than")
+
+
+SPARSE = ("old GNU", "PAX 0.0", "PAX 0.1", "PAX 1.0")
+
+
+@pytest.mark.parametrize("form", SPARSE)
+def test_a_sparse_member_is_what_it_is_taken_for(form: str) -> None:
+    """The planted ones unpack to what they say, as tarfile reads them; else the tests below would show nothing."""
+    with tarfile.open(fileobj=io.BytesIO(tar_of([sparse_member("models/x", form, 2**20)]))) as tar:
+        (found,) = tar
+        assert (found.name, found.size, found.issparse(), found.isfile()) == ("models/x", 2**20, True, True)
+        content = tar.extractfile(found)
+        assert content is not None
+        assert content.read() == (b"x" * 512).ljust(2**20, b"\0")
+
+
+@pytest.mark.parametrize("form", SPARSE)
+@pytest.mark.parametrize("layer_type", ["tar", "tar+gzip"])
+def test_a_sparse_member_of_a_layer_is_refused(
+    bundle: Bundle, image: Image, tmp_path: Path, form: str, layer_type: str
+) -> None:
+    layer = [sparse_member("models/samples.npz", form, 2**50), *files_of(bundle.path)]
+    manifest = image.manifest([layer], layer_type=f"application/vnd.oci.image.layer.v1.{layer_type}")
+    refused(image.index(manifest), tmp_path, "is sparse")
+
+
+@pytest.mark.parametrize("form", SPARSE)
+@pytest.mark.parametrize("name", ["index.json", "blobs/sha256/" + "0" * 64])
+def test_a_sparse_part_of_an_archive_is_refused(tmp_path: Path, form: str, name: str) -> None:
+    (tmp_path / "image.tar").write_bytes(tar_of([sparse_member(name, form, 2**50)]))
+    refused(tmp_path / "image.tar", tmp_path, "is sparse")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_that_would_fill_the_memory(
+    bundle: Bundle, image: Image, tmp_path: Path, kind: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpacking, "MAX_HEADER_BYTES", 2**16)
+    layer = [member("long", bytes(2**16 + 1), kind), *files_of(bundle.path)]
+    refused(image.index(image.manifest([layer])), tmp_path, "a header has 65537 bytes")
+
+
+def test_members_are_not_kept(bundle: Bundle, image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+
+    def watched(tar: tarfile.TarFile, found: tarfile.TarInfo, folder: Path) -> None:
+        nonlocal most
+        most = max(most, len(tar.members))
+        take(tar, found, folder)
+
+    take = unpacking.take
+    monkeypatch.setattr(unpacking, "take", watched)
+    many = [member(f"bin/{number}") for number in range(100)]
+    assert unpacked(image.index(image.manifest([[*many, *files_of(bundle.path)]])), tmp_path) == bundle.digest
+    assert most <= 1
 
 
 def damage(act: Callable[[Path, dict[str, Any], Path], None]) -> Any:

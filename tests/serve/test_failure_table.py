@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import threading
 import time
 import urllib.request
@@ -23,13 +24,26 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from guard.policy import Mode, OnFailure
+from guard.errors import leaves
+from guard.policy import Mode, OnFailure, Policy
 from guard.runtime import Runtime
+from guard.serve import failure_table
 from guard.serve.engine import Engine
-from guard.serve.failure_table import FAILURES, Failure, as_markdown, cell, every_setting
+from guard.serve.failure_table import (
+    BREAKER_OPEN,
+    FAILURES,
+    UNWANTED_UNCHECKED,
+    WANTED_UNCHECKED,
+    Failure,
+    as_markdown,
+    cell,
+    every_setting,
+    excuse,
+)
 from guard.serve.grpc import decode
 from guard.serve.grpc.upstream import path
 from guard.serve.log import Log
+from guard.serve.metrics import UNCHECKED_REASONS
 from guard.serve.server import running
 from tests.layering import ROOT
 from tests.serve import tiny_bundle
@@ -70,6 +84,24 @@ def test_modes_that_README_shows_as_one_agree() -> None:
 def test_in_closed_mode_nothing_passes_unchecked_but_what_the_operator_leaves_out() -> None:
     passing = {failure.place for failure in FAILURES if cell(failure, "enforce", "closed").unchecked}
     assert passing == {"not sampled"}
+
+
+@pytest.mark.parametrize("error", [*leaves(), Exception], ids=lambda error: error.__name__)
+def test_every_reason_by_which_a_failure_passes_is_begun_at_zero(error: type[Exception]) -> None:
+    for mode, on_failure in every_setting():
+        reason = excuse(Policy(mode=mode, on_failure=on_failure), error())
+        assert reason is None or reason in UNWANTED_UNCHECKED
+        assert reason is None or reason in UNCHECKED_REASONS
+
+
+def test_every_reason_that_the_code_counts_is_of_the_table() -> None:
+    """Wherever a request is counted as unchecked, its reason is a name of the table, or what the table gave."""
+    texts = [file.read_text("utf-8") for file in sorted((ROOT / "guard/serve").rglob("*.py"))]
+    counted = {one for text in texts for one in re.findall(r"\.unchecked\.labels\((?:\w+), ([^)]+)\)", text)}
+    assert counted == {"ALLOWED_METHOD", "reason"}
+    passed = {one for text in texts for one in re.findall(r"self\.unchecked\([^,]+(?:\([^)]*\))?, (\w+), call", text)}
+    assert {"OFF", "ALLOWED_MODEL", "NOT_SAMPLED", "SHADOW_QUEUE"} <= passed
+    assert {getattr(failure_table, name) for name in passed if name.isupper()} <= {*WANTED_UNCHECKED, BREAKER_OPEN}
 
 
 @dataclass

@@ -90,7 +90,7 @@ def test_the_run_is_the_bundles_and_the_bundle_comes_back(bundle: Bundle, server
 
 
 def test_a_report_is_logged_to_an_experiment_of_the_users(bundle: Bundle, server: str, tmp_path: Path) -> None:
-    for name, text in (("report.json", json.dumps(REPORT)), ("report.html", "<p>")):
+    for name, text in (("report.json", json.dumps({**REPORT, "guard": bundle.identity})), ("report.html", "<p>")):
         (tmp_path / name).write_text(text, encoding="utf-8")
     arguments = ("track", bundle.path, "--report", tmp_path, "--mlflow", server)
     done = guard(*arguments, MLFLOW_EXPERIMENT_NAME="mine")

@@ -71,9 +71,29 @@ runAsGroup: 65532
 {{- define "inference-guard.stop_s" -}}
 {{- add .Values.modelServer.pause_s .Values.modelServer.exit_s (ceil (include "inference-guard.grace_s" . | float64)) 15 -}}
 {{- end -}}
-{{- define "inference-guard.inspect_timeout_s" -}}{{- if hasKey .Values.settings "inspect_timeout_s" -}}{{ .Values.settings.inspect_timeout_s }}{{- else -}}5{{- end -}}{{- end -}}
+{{/* The longest of all models: a table of settings.models may have its own. */}}
+{{- define "inference-guard.inspect_timeout_s" -}}
+{{- $longest := 5.0 -}}
+{{- with get .Values.settings "inspect_timeout_s" -}}{{- $longest = float64 . -}}{{- end -}}
+{{- range $name, $table := .Values.settings.models -}}
+{{- with get $table "inspect_timeout_s" -}}{{- $longest = maxf $longest . -}}{{- end -}}
+{{- end -}}
+{{- $longest -}}
+{{- end -}}
 {{- define "inference-guard.drain_s" -}}{{- if hasKey .Values.settings "drain_s" -}}{{ .Values.settings.drain_s }}{{- else -}}5{{- end -}}{{- end -}}
 {{- define "inference-guard.grace_s" -}}{{- if hasKey .Values.settings "grace_s" -}}{{ .Values.settings.grace_s }}{{- else -}}30{{- end -}}{{- end -}}
+
+{{/* The model server's command line, as its container gets it. */}}
+{{- define "inference-guard.serverWords" -}}
+{{- join " " (concat .Values.modelServer.command (list (tpl (join " " .Values.modelServer.args) .))) -}}
+{{- end -}}
+
+{{/* A quantity in bytes; nothing where its unit is none of memory. */}}
+{{- define "inference-guard.bytes" -}}
+{{- $units := dict "bytes" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $number := regexFind "^[0-9.]+" (toString .) -}}
+{{- with get $units (trimPrefix $number (toString .) | default "bytes") -}}{{- mulf $number . -}}{{- end -}}
+{{- end -}}
 
 {{/* A value as TOML writes it. */}}
 {{- define "inference-guard.toml" -}}

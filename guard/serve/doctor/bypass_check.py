@@ -30,7 +30,7 @@ from guard.config import ServeConfig
 from guard.errors import GuardError
 from guard.serve.certificates import system_roots
 from guard.serve.doctor.listeners import addresses
-from guard.serve.doctor.machine import resolved
+from guard.serve.doctor.machine import ListeningSocket, resolved
 from guard.serve.doctor.remark import Remark
 from guard.serve.doctor.setup import Setup
 from guard.serve.grpc.credentials import channel_credentials
@@ -93,9 +93,17 @@ def remote_hosts(config: ServeConfig, own: Sequence[str]) -> list[str]:
 
 
 def ports_of(setup: Setup, host: str) -> list[int]:
-    """The ports of one of this machine's addresses that are to be asked: not the guard's own."""
+    """The ports of one of this machine's addresses that are to be asked: not those at which the guard itself listens.
+
+    Another address may have the same port: a guard's admin on 127.0.0.1:8083, a model server on 10.0.0.7:8083.
+    """
     config = setup.given.config
-    own = {address[1] for _, text in addresses(config) if (address := split_address(text))}
+    own = {
+        address[1]
+        for _, text in addresses(config)
+        if (address := split_address(text))
+        and any(ListeningSocket(at, address[1], "").answers_at(host) for at in resolved(address[0]))
+    }
     listening = setup.machine.listening()
     if listening is None:
         known = {port for _, ports in NEIGHBOURS for port in ports}

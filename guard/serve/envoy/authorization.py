@@ -20,6 +20,7 @@ from guard.errors import ConfigError, GuardError, MalformedRequest, NotAllowed, 
 from guard.serve.envoy.asked_request import AskedRequest
 from guard.serve.envoy.check_answer import allowed, denied
 from guard.serve.envoy.messages import SERVICE, authorization_messages
+from guard.serve.failure_table import ALLOWED_METHOD
 from guard.serve.grpc.call import Call
 from guard.serve.grpc.door import Door
 from guard.serve.grpc.health import HEALTH
@@ -108,7 +109,7 @@ class Authorization:
             )
         elif asked.path not in HARMLESS:
             call.told = UNCHECKED
-            self.service.metrics.unchecked.labels(OTHER, "allowed_method").inc()
+            self.service.metrics.unchecked.labels(OTHER, ALLOWED_METHOD).inc()
 
     def ended(self, call: Call) -> None:
         """Count a check that is over: as a request where it was about ModelInfer, else as a call of its method."""

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from guard.config import ServeConfig
 from guard.errors import NotAllowed
+from guard.serve.failure_table import ALLOWED_METHOD
 from guard.serve.grpc.call import Call
 from guard.serve.grpc.door import Door, Work
 from guard.serve.grpc.extensions import working_extensions
@@ -155,7 +156,7 @@ class Passage:
 
         async def work(call: Call) -> None:
             call.told = UNCHECKED
-            self.metrics.unchecked.labels(OTHER, "allowed_method").inc()
+            self.metrics.unchecked.labels(OTHER, ALLOWED_METHOD).inc()
             await self.pass_through(method, call)
 
         def ended(call: Call) -> None:

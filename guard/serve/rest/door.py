@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from guard.config import ServeConfig
 from guard.errors import GuardError, NotAllowed, Unchecked
+from guard.serve.failure_table import ALLOWED_METHOD
 from guard.serve.grpc.door import SHUTTING_DOWN, Door
 from guard.serve.grpc.extensions import works
 from guard.serve.grpc.method_groups import opened_methods
@@ -195,7 +196,7 @@ class RestDoor:
         """Pass a request that the operator has opened, body and answer as bytes."""
         self.check_open()
         call.told = UNCHECKED
-        self.metrics.unchecked.labels(OTHER, "allowed_method").inc()
+        self.metrics.unchecked.labels(OTHER, ALLOWED_METHOD).inc()
         with self.side_door.counted():
             async with body_of(request, call.headers, self.side_door) as (body, _):
                 return call.delivered(await self.forward(path, request, call, body))

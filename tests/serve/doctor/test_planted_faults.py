@@ -270,6 +270,11 @@ def model_server_that_others_reach(place: Place) -> None:
     place.machine = Machine(own=(POD,))
 
 
+def model_server_on_the_port_of_a_loopback_listener(place: Place) -> None:
+    place.machine = Machine(own=(POD,))
+    place.settings["admin_listen"] = f"127.0.0.1:{place.upstream.rpartition(':')[2]}"
+
+
 def model_server_of_a_guard_that_is_off(place: Place) -> None:
     place.settings |= {"mode": "off", "bundle": ""}
     place.machine = Machine(own=(POD,))
@@ -434,6 +439,7 @@ FAULTS: tuple[tuple[Callable[[Place], None], str, str, str], ...] = (
     (model_of_another_version, "model", "wrong", "version"),
     (model_with_other_weights, "answers", "wrong", "another class than the bundle for [5-8] of 8 .*another model"),
     (model_server_that_others_reach, "bypass", "wrong", rf"answers on {POD}:\d+ \(gRPC\), past the guard"),
+    (model_server_on_the_port_of_a_loopback_listener, "bypass", "wrong", rf"answers on {POD}:\d+ \(gRPC\), past the"),
     (model_server_of_a_guard_that_is_off, "bypass", "wrong", rf"the model server answers on {POD}:\d+ \(gRPC\)"),
     (port_of_another_server, "ports", "wrong", rf"metrics_listen: .*process {os.getpid()} .* has it"),
     (port_that_is_named_twice, "ports", "wrong", "metrics_listen and listen are both on port"),
