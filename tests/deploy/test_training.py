@@ -252,7 +252,7 @@ def test_the_page_says_whether_the_image_has_what_kuberay_needs(root: Path, obje
     lacking = {"aiohttp", "aiohttp-cors", "colorful", "opencensus", "py-spy", "smart-open"} - set(held)
     assert ("`ray[default]`, which `deploy/train.txt` does not lock yet" in readme) == bool(lacking)
     assert "backoffLimit" in of_kind(objects["ray"], "RayJob")["spec"]
-    assert "KubeRay 1.2 or later" in readme
+    assert "no operator has run it" in readme
 
 
 PLANTED = {
