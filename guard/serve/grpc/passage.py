@@ -9,8 +9,8 @@ Rule 3: the mode changes nothing here: a method is opened by name.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -180,11 +180,13 @@ class Passage:
             await asyncio.gather(upwards, return_exceptions=True)
 
 
-async def pass_upwards(messages: AsyncIterator[bytes], upstream: Any) -> None:
+async def pass_upwards(messages: AsyncGenerator[bytes, None], upstream: Any) -> None:
     """Pass the client's messages to the upstream; an error of ours ends the upstream's call."""
     try:
-        async for message in messages:
-            await write_to(upstream, message)
+        async with aclosing(messages):  # gives a message's memory back at once, however this ends
+            async for message in messages:
+                await write_to(upstream, message)
+                del message  # its memory is given back when the next one is waited for
         await upstream.done_writing()
     except UPSTREAM_ENDED:
         return  # `pass_downwards` tells how
