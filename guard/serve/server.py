@@ -170,7 +170,7 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
             source.load if source is not None else lambda: config,
             models=models,
             workshop=workshop,
-            watch=(UpstreamWatch if config.upstream else AbsentWatch)(upstream, models, readiness),
+            watches=[watch := (UpstreamWatch if config.upstream else AbsentWatch)(upstream, models, readiness)],
             limits=limits,
         )
         both = (health := Health(readiness)).methods(side_door)
@@ -199,7 +199,7 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
             authorizing(config, service, door, both, passage.closed(None), security)
         )
         rest = await stack.enter_async_context(
-            serving_rest(config, inference, readiness, door, side_door, security, upstream)
+            serving_rest(config, inference, readiness, door, side_door, security, upstream, reloader.watches)
         )
         draining = Drain(
             (clients, *authz.values(), *rest.values()),
@@ -253,7 +253,7 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
             max_bytes_in_flight=limits.in_flight_bytes,
         )
         await reloader.begin()
-        await stack.enter_async_context(in_background(reloader.watch.run(), partial(readiness.say, "upstream")))
+        await stack.enter_async_context(in_background(watch.run(), partial(readiness.say, "upstream")))
         await stack.enter_async_context(watching_files(reloader, source, log))
         yield Serving(
             clients,
@@ -280,8 +280,7 @@ async def watching_files(reloader: Reloader, source: SettingsSource | None, log:
         bundles = dict.fromkeys(Path(model.bundle) for model in reloader.config.model_configs())
         return Watched(source.file if source is not None else None, tuple(bundles))
 
-    look = reloader.workshop.thread.open
-    watch = FileWatch(watched, reloader.reload, look, log, seen=await look(watched().fingerprint))
+    watch = FileWatch(watched, reloader.reload, reloader.workshop.thread.open, log)
 
     def ended(reason: str) -> None:
         log.error("files are not watched any more", because=reason)

@@ -65,6 +65,17 @@ class UpstreamWatch:
         self.readiness.say(PART, reason)
         return self.models.table is not table or self.readiness.part(PART) is None
 
+    async def objection(self, model: ModelSpec) -> str | None:
+        """What the model server, if it is there, lacks of a model; None where nothing speaks against it."""
+        if await self.server_reason() is not None:
+            return None
+        reason = await self.model_reason(model)
+        return reason if isinstance(reason, str) else None
+
+    def look_again(self) -> None:
+        """Have the server and all models checked at once."""
+        self.upstream.doubt.set()
+
     async def pause(self, *, ready: bool) -> None:
         """Wait until the next check is due: some time, a failed call, or the loss of the connection."""
         waits: list[asyncio.Task[Any]] = [asyncio.create_task(self.upstream.doubt.wait())] if ready else []

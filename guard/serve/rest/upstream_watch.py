@@ -54,6 +54,16 @@ class RestUpstreamWatch:
         self.readiness.say(PART, reason)
         return ready and reason is None
 
+    async def objection(self, model: ModelSpec) -> str | None:
+        """What the model server, if it is there, lacks of a model; None where nothing speaks against it."""
+        if await self.reason_of(self.server_reason()) is not None:
+            return None
+        return await self.reason_of(self.model_reason(model))
+
+    def look_again(self) -> None:
+        """Have the server and all models checked at once."""
+        self.upstream.doubt.set()
+
     async def reason_of(self, checking: Awaitable[str | None]) -> str | None:
         """The reason that a check finds, or its own failure."""
         where = self.upstream.where

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
+from guard.config import SettingsSource
 from guard.errors import ConfigError
 from guard.serve.log import Log
 from guard.serve.server import running
@@ -37,6 +40,49 @@ def test_rest_is_inspected_and_grpc_is_told(bundle: Path) -> None:
                         assert not found.ok, method
                     told = await grpc_client.call("ServerMetadata", b"")
                     assert (told.code.name, "knows no gRPC address" in told.details) == ("UNAVAILABLE", True)
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+
+
+class OneModel(FakeRestUpstream):
+    """A model server that has one model alone, until it is told otherwise."""
+
+    has = (tiny_bundle.MODEL_NAME,)
+
+    async def readiness(self, request: Request) -> Response:
+        name = request.path_params.get("model")
+        if name is not None and name not in self.has:
+            return Response(b'{"error": "no such model"}', 404)
+        return await super().readiness(request)
+
+
+def test_a_reload_puts_no_model_to_work_that_the_server_lacks_over_http(bundle: Path, tmp_path: Path) -> None:
+    """It would make the guard not ready for those that it has."""
+    file = tmp_path / "guard.toml"
+
+    async def story() -> None:
+        fake = OneModel()
+        async with listening(fake) as url:
+
+            def write(*models: str) -> None:
+                ports = "".join(
+                    f'{name} = "127.0.0.1:0"\n' for name in ("listen", "rest_listen", "admin_listen", "metrics_listen")
+                )
+                tables = "".join(f'[models.{name}]\nbundle = "{bundle}"\n' for name in models)
+                head = f'rest_upstream = "{url}"\nwatch_files = false\nthreads = 1\ndrain_s = 0\n'
+                file.write_text(head + ports + tables, "utf-8")
+
+            write("tiny")
+            source = SettingsSource(file, {}, {})
+            async with running(source.load(), log=Log("error", io.StringIO()), source=source) as serving:
+                await until(lambda: serving.readiness.because is None, lambda: str(serving.readiness.because))
+                write("tiny", "other")
+                with pytest.raises(ConfigError, match=r"other: .* says that model 'other' is not ready \(404\)"):
+                    await serving.reloader.reload("test")
+                assert serving.models.table.labels == ("tiny",)
+                fake.has = ("tiny", "other")
+                assert (await serving.reloader.reload("test")).changed == ("other",)
+                await until(lambda: serving.readiness.because is None, lambda: str(serving.readiness.because))
 
     asyncio.run(asyncio.wait_for(story(), 60))
 
