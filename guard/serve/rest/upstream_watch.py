@@ -9,20 +9,25 @@ import asyncio
 import json
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from guard.errors import UpstreamDown
 from guard.manifest import ModelSpec
+from guard.serve.grpc.served_versions import Index, ServerFacts
 from guard.serve.grpc.upstream_watch import POLL_DOWN_S, POLL_READY_S, mismatch
 from guard.serve.grpc.wire.inference_pb2 import ModelMetadataResponse
 from guard.serve.models import Models
 from guard.serve.readiness import Readiness
 from guard.serve.rest.answer import RestAnswer
-from guard.serve.rest.paths import MODEL_METADATA, MODEL_READY, READY, RestPath
+from guard.serve.rest.paths import MODEL_METADATA, MODEL_READY, READY, SERVER_METADATA, RestPath
 from guard.serve.rest.upstream import RestUpstream
 
 PART = "rest_upstream"
 MAX_METADATA_BYTES = 2**20
+INDEX = "/v2/repository/index"
+JSON_HEADERS = (("content-type", "application/json"),)
+ODD_JSON = (ValueError, TypeError, AttributeError, KeyError, RecursionError)  # what a JSON of another form raises
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class RestUpstreamWatch:
     upstream: RestUpstream
     models: Models
     readiness: Readiness
+    server: ServerFacts = field(default_factory=partial(ServerFacts, (INDEX,)))
 
     async def run(self) -> None:
         """Check the model server until the task is cancelled."""
@@ -51,6 +57,8 @@ class RestUpstreamWatch:
             ready = ready and of_model is None
             if self.models.table is table:  # otherwise it was replaced meanwhile, and is checked next
                 self.readiness.say(PART, of_model, model=model.label)
+        if reason is not None:
+            self.server.forget()
         self.readiness.say(PART, reason)
         return ready and reason is None
 
@@ -74,7 +82,7 @@ class RestUpstreamWatch:
             return f"{where} did not answer within {self.upstream.timeout_s:g} s"
         except UpstreamDown:
             return f"{where} cannot be reached"
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        except ODD_JSON:
             return f"{where} does not answer in the Open Inference Protocol"
 
     async def server_reason(self) -> str | None:
@@ -91,8 +99,30 @@ class RestUpstreamWatch:
         if not answer.ok:
             return f"{where} answered about model {name!r}: HTTP status {answer.status}"
         metadata = metadata_of(answer.body)
-        self.upstream.versions[name] = tuple(metadata.versions)
-        return mismatch(metadata, model)
+        served = await self.versions_of(name, metadata)
+        if served is None:
+            self.upstream.versions.pop(name, None)
+        else:
+            self.upstream.versions[name] = served
+        return mismatch(metadata, model, served or ())
+
+    async def versions_of(self, name: str, metadata: ModelMetadataResponse) -> tuple[str, ...] | None:
+        """The versions that the server has of a model, whose metadata are these; None where nothing tells them."""
+
+        async def ask_name() -> str | None:
+            answer = await self.upstream.ask("GET", SERVER_METADATA.template)
+            with suppress(*ODD_JSON):
+                return str(json.loads(answer.body)["name"]) if answer.ok else None
+            return None
+
+        async def ask_index(path: str) -> Index | None:
+            answer = await self.upstream.ask("POST", path, JSON_HEADERS, b'{"ready": true}')
+            with suppress(*ODD_JSON):
+                models = json.loads(answer.body) if answer.ok else None
+                return None if models is None else [(str(one["name"]), str(one.get("version") or "")) for one in models]
+            return None
+
+        return await self.server.versions_of(name, metadata.versions, ask_name=ask_name, ask_index=ask_index)
 
     async def ask_about(self, model: ModelSpec, paths: tuple[RestPath, RestPath]) -> RestAnswer:
         path = paths[1] if model.version else paths[0]
