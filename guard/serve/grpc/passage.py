@@ -170,9 +170,11 @@ class Passage:
         upwards = asyncio.create_task(pass_upwards(self.door.stream(call), upstream))
         try:
             await pass_downwards(upstream, call)
-        except (asyncio.CancelledError, grpc.aio.AioRpcError):
+        except (asyncio.CancelledError, grpc.aio.AioRpcError) as ended:
             if upwards.done() and not upwards.cancelled() and (error := upwards.exception()) is not None:
                 raise error from None  # our own way of ending the upstream's call
+            if isinstance(ended, grpc.aio.AioRpcError):
+                raise self.upstream.judged_now(ended) from ended
             raise
         finally:
             end_in_core(upstream)  # gRPC drops, but does not end, the call of a handler that is cancelled in a write

@@ -117,10 +117,12 @@ class StreamPassage:
         upwards = asyncio.create_task(self.pass_upwards(upstream))
         try:
             await self.pass_downwards(upstream)
-        except (asyncio.CancelledError, grpc.aio.AioRpcError):
+        except (asyncio.CancelledError, grpc.aio.AioRpcError) as ended:
             if self.refusal is None:
                 if upwards.done() and not upwards.cancelled() and (error := upwards.exception()) is not None:
                     raise error from None  # our own way of ending the upstream's call
+                if isinstance(ended, grpc.aio.AioRpcError):
+                    raise self.streams.upstream.judged_now(ended) from ended
                 raise
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise

@@ -416,6 +416,32 @@ def test_a_server_without_streams_says_so(bundle: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_server_that_is_away_is_told_alike_however_it_is_asked(bundle: Path) -> None:
+    """Its address is the operator's, and no client's."""
+
+    async def story() -> None:
+        fake = StreamingUpstream(server="triton")
+        server = listening(fake)
+        address = await server.__aenter__()
+        async with guarding_at(bundle, address, fake, allow_methods=("TraceSetting", "ModelConfig")) as guarded:
+            await guarded.until_ready()
+            body = message(CLEAN)
+            assert (await guarded.client.call("ModelInfer", body)).ok
+            await server.__aexit__(None, None, None)
+            await until(lambda: not guarded.serving.upstream_channels.current.connected)
+            ends = {}
+            for method in ("ModelInfer", "ModelMetadata", "TraceSetting", "ModelConfig"):
+                answer = await guarded.client.call(method, body)
+                ends[method] = (answer.code.name, answer.details, answer.reason)
+            _, call = await streamed(guarded.client, [body])
+            code, details, trailing = await ended(call)
+            ends["ModelStreamInfer"] = (code, details, reason(trailing))
+            wanted = "the model server behind the guard cannot be reached; nothing answered this request"
+            assert ends == dict.fromkeys(ends, ("UNAVAILABLE", wanted, "UPSTREAM_DOWN"))
+
+    asyncio.run(story())
+
+
 async def outcomes(guarded: Guarded) -> dict[str, float]:
     """How streams have ended so far."""
     ends = ("inspected", "refused", "failed", "expired", "cancelled")
