@@ -6,6 +6,7 @@ from guard.config import ServeConfig
 from guard.errors import ConfigError
 from guard.serve.admin_access import check_admin
 from guard.serve.envoy.authorization import check_settings
+from guard.serve.own_ports import clashes
 
 
 def check_complete(config: ServeConfig) -> None:
@@ -14,6 +15,8 @@ def check_complete(config: ServeConfig) -> None:
     if not reached or not (config.bundle or config.models or config.mode == "off"):
         name = "bundle" if reached else "upstream"
         raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
+    for said in clashes(config):
+        raise ConfigError(said)
     check_admin(config)
     for name in ("audit_inputs", "sample_share"):
         sent = name == "audit_inputs" and config.events_sink is not None
