@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
@@ -60,7 +61,7 @@ from guard.serve.readiness import Readiness
 from guard.serve.reload import Reloader
 from guard.serve.security import Security, following
 from guard.serve.shadow_queue import ShadowQueue
-from guard.serve.tracing import tracing
+from guard.serve.tracing import service_name, tracing
 from guard.serve.watch_files import FileWatch, Watched
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
 
@@ -108,7 +109,8 @@ def serve(config: ServeConfig, source: SettingsSource | None = None) -> None:
 
 
 async def serve_until_signal(config: ServeConfig, source: SettingsSource | None) -> None:
-    with line_writer(STANDARD_ERROR_CODE) as stream, bridged(log := Log(config.log_level, stream)):
+    service = service_name(os.environ)
+    with line_writer(STANDARD_ERROR_CODE) as stream, bridged(log := Log(config.log_level, stream, service=service)):
         stop, reread = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
