@@ -20,7 +20,7 @@ from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import Upstream
 from guard.serve.inference import Inference
 from guard.serve.readiness import Readiness
-from guard.serve.reload import Watch
+from guard.serve.reload import ServerWatch
 from guard.serve.security import Security
 
 
@@ -58,7 +58,7 @@ async def serving_rest(
     side_door: Door,
     security: Security,
     upstream: Upstream,
-    watches: list[Watch],
+    watches: list[ServerWatch],
 ) -> AsyncIterator[dict[str, Entrance]]:
     """Open the REST door within the block; there is none unless the settings say where.
 

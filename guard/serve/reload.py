@@ -35,7 +35,7 @@ Result = Literal["applied", "unchanged", "failed"]
 RELOADABLE = frozenset({*OF_A_MODEL, MODELS, "allow_models", "log_level"})
 
 
-class Watch(Protocol):
+class ServerWatch(Protocol):
     """A watch on the model server."""
 
     async def objection(self, model: ModelSpec) -> str | None:
@@ -64,7 +64,7 @@ class Reloader:
         *,
         models: Models,
         workshop: Workshop,
-        watches: Sequence[Watch],
+        watches: Sequence[ServerWatch],
         limits: Limits,
     ) -> None:
         """Take the settings at work, and `read`, which reads them again.

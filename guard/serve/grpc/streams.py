@@ -156,7 +156,7 @@ class StreamPassage:
     async def pass_message(self, arrived: list[bytes], upstream: Any) -> bool:
         """Inspect a message and pass it on, or refuse it; False where the upstream takes no more.
 
-        It is taken out of `arrived`, so that nobody keeps it packed beside what it unpacks to.
+        It is taken out of `arrived`, so that it is not kept packed beside what it unpacks to.
         """
         call = self.call
         message = Call(call.context, deadline=call.deadline, id=call.id, principal=call.principal, number=self.messages)

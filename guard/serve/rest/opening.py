@@ -15,7 +15,7 @@ from guard.serve.grpc.upstream import Upstream
 from guard.serve.inference import Inference
 from guard.serve.limits import MIN_ANSWER_BYTES
 from guard.serve.readiness import Readiness
-from guard.serve.reload import Watch
+from guard.serve.reload import ServerWatch
 from guard.serve.rest.door import RestDoor
 from guard.serve.rest.listener import HttpListener, listening
 from guard.serve.rest.over_grpc import RestOverGrpc
@@ -35,7 +35,7 @@ async def rest_door(
     side_door: Door,
     security: Security,
     over_grpc: Upstream,
-    watches: list[Watch],
+    watches: list[ServerWatch],
 ) -> AsyncIterator[HttpListener]:
     """Serve REST within the block; where there is a watch on the model server over HTTP, it joins `watches`.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from guard.manifest import InputSpec, ModelSpec, OutputSpec
@@ -20,7 +22,9 @@ from guard.serve.grpc.wire.inference_pb2 import (
     ServerMetadataResponse,
 )
 from tests.serve import tiny_bundle
-from tests.serve.guarded import guarding, until
+from tests.serve.guarded import free_port, guarding, guarding_at, until
+from tests.serve.mlserver_process import mlserver_process
+from tests.serve.rest.rest_guarded import json_body
 from tests.serve.several import SeveralModels
 
 MODEL = ModelSpec("m", "2", "f", InputSpec("x", "FP32", (3, 8, 8), (0.0,), (1.0,), 255), OutputSpec("y", "logits", 10))
@@ -218,3 +222,27 @@ def test_a_version_that_mlserver_loads_meanwhile_is_seen(bundle: Path) -> None:
             assert (await guarded.client.infer(tiny_bundle.ordinary(1))).reason == "UNKNOWN_MODEL"
 
     asyncio.run(story())
+
+
+def test_versions_in_mlserver_itself(first: Path, side: Callable[[str], Path], tmp_path: Path) -> None:
+    """Over gRPC and over HTTP: the package that its metadata name is no version, and v2 is not the bundle's."""
+    port, model = free_port(), tmp_path / "tiny.onnx"
+    model.write_bytes(tiny_bundle.classifier())
+
+    async def story(address: str) -> None:
+        rest = {"rest_listen": "127.0.0.1:0", "rest_upstream": f"http://127.0.0.1:{port}"}
+        async with guarding_at(first, address, **rest) as guarded:
+            await guarded.until_ready()
+            clean = tiny_bundle.ordinary(1)
+            found = [await guarded.client.infer(clean, model_version=version) for version in ("v1", "v2", "")]
+            assert [answer.ok or answer.reason for answer in found] == [True, "UNKNOWN_MODEL", "UNKNOWN_MODEL"]
+            base = f"http://{guarded.serving.rest_address}/v2/models/tiny"
+            async with httpx.AsyncClient(timeout=20, trust_env=False) as client:
+                for part, status in (("/versions/v1", 200), ("/versions/v2", 404), ("", 404)):
+                    answer = await client.post(f"{base}{part}/infer", content=json_body(clean))
+                    assert answer.status_code == status, answer.text
+
+    with mlserver_process(
+        side("mlserver"), tmp_path, model, tiny_bundle.MODEL_NAME, versions=("v1", "v2"), http_port=port
+    ) as address:
+        asyncio.run(story(address))
