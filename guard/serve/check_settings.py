@@ -15,8 +15,6 @@ def check_complete(config: ServeConfig) -> None:
     if not reached or not (config.bundle or config.models or config.mode == "off"):
         name = "bundle" if reached else "upstream"
         raise ConfigError(f"{name} is not set; `guard serve --bundle DIRECTORY --upstream HOST:PORT`")
-    for said in clashes(config):
-        raise ConfigError(said)
     check_admin(config)
     for name in ("audit_inputs", "sample_share"):
         sent = name == "audit_inputs" and config.events_sink is not None
@@ -37,3 +35,5 @@ def check_complete(config: ServeConfig) -> None:
             )
     if config.authz_listen:
         check_settings(config)
+    for said in clashes(config):
+        raise ConfigError(said)
