@@ -44,8 +44,8 @@ class ServerFacts:
         `ask_name` gives the server's name, and `ask_index` its index at a place; None where they get no answer.
         """
         if self.name is None:
-            self.name = await ask_name()
-        if self.name is None or self.name.lower().startswith(LISTING):
+            self.name = await ask_name() or ""
+        if self.name.lower().startswith(LISTING):
             return tuple(listed)
         for place in self.places:
             if place in self.absent:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from guard.errors import UpstreamDown
 from guard.manifest import ModelSpec
@@ -26,6 +27,7 @@ from guard.serve.rest.upstream import RestUpstream
 PART = "rest_upstream"
 MAX_METADATA_BYTES = 2**20
 INDEX = "/v2/repository/index"
+OPTIONAL_SHARE = 4  # of the time for a check, one part in so many is for each answer that not every server has
 JSON_HEADERS = (("content-type", "application/json"),)
 ODD_JSON = (ValueError, TypeError, AttributeError, KeyError, RecursionError)  # what a JSON of another form raises
 
@@ -110,19 +112,25 @@ class RestUpstreamWatch:
         """The versions that the server has of a model, whose metadata are these; None where nothing tells them."""
 
         async def ask_name() -> str | None:
-            answer = await self.upstream.ask("GET", SERVER_METADATA.template)
-            with suppress(*ODD_JSON):
-                return str(json.loads(answer.body)["name"]) if answer.ok else None
-            return None
+            found = await self.told("GET", SERVER_METADATA.template)
+            return str(found["name"]) if isinstance(found, dict) and "name" in found else None
 
         async def ask_index(path: str) -> Index | None:
-            answer = await self.upstream.ask("POST", path, JSON_HEADERS, b'{"ready": true}')
+            found = await self.told("POST", path, b'{"ready": true}')
             with suppress(*ODD_JSON):
-                models = json.loads(answer.body) if answer.ok else None
-                return None if models is None else [(str(one["name"]), str(one.get("version") or "")) for one in models]
+                return None if found is None else [(str(one["name"]), str(one.get("version") or "")) for one in found]
             return None
 
         return await self.server.versions_of(name, metadata.versions, ask_name=ask_name, ask_index=ask_index)
+
+    async def told(self, method: str, path: str, body: bytes = b"") -> Any:
+        """The JSON with which the server answers what not every server does; None where it does not, in good time."""
+        headers = JSON_HEADERS if body else ()
+        with suppress(TimeoutError, UpstreamDown, *ODD_JSON):
+            async with asyncio.timeout(self.upstream.timeout_s / OPTIONAL_SHARE):
+                answer = await self.upstream.ask(method, path, headers, body)
+            return json.loads(answer.body) if answer.ok else None
+        return None
 
     async def ask_about(self, model: ModelSpec, paths: tuple[RestPath, RestPath]) -> RestAnswer:
         path = paths[1] if model.version else paths[0]
