@@ -52,7 +52,12 @@ def is_model_key(value: str) -> bool:
 
 
 def is_listener(value: str) -> bool:
-    return not value or split_address(value) is not None
+    return split_address(value) is not None
+
+
+def is_optional_listener(value: str) -> bool:
+    """Whether this is an address to listen on, or empty, for a door that is there only where it is asked for."""
+    return not value or is_listener(value)
 
 
 def is_admin_listener(value: str) -> bool:
@@ -76,10 +81,8 @@ RANGES: dict[str, SettingRange] = {
     "sample_share": number("a share from 0 to 1", minimum=0, maximum=1),
     "max_disagreement": number("a share from 0 to below 1", minimum=0, exclusiveMaximum=1),
     **dict.fromkeys(("sample", "breaker_share"), number("a share above 0, at most 1", exclusiveMinimum=0, maximum=1)),
-    **dict.fromkeys(
-        ("listen", "rest_listen", "metrics_listen", "authz_listen"),
-        text("HOST:PORT", is_listener, "^$|:[^:]+$"),
-    ),
+    **dict.fromkeys(("listen", "metrics_listen"), text("HOST:PORT", is_listener, "^$|:[^:]+$")),
+    **dict.fromkeys(("rest_listen", "authz_listen"), text("HOST:PORT", is_optional_listener, "^$|:[^:]+$")),
     "model_name": text("NAME or NAME:VERSION", is_model_key, "^$|^[^:]+(:[^:]+)?$"),
     "admin_listen": text("HOST:PORT or unix:PATH", is_admin_listener, "^$|:[^:]+$"),
     "upstream": text(WANTED, lambda value: not value or parse_target(value) is not None),

@@ -44,7 +44,7 @@ class Authorities:
     """The certificates that others' must lead to, as PEM."""
 
     pem: bytes
-    expires: float  # seconds since 1970, of the first to end
+    expires: float  # seconds since 1970, of the last to end: until then a certificate can lead to one that is valid
 
 
 def certificate_of(chain: bytes, key: bytes, purpose: Purpose, *, named: str, key_named: str) -> Certificate:
@@ -85,13 +85,18 @@ def authorities_of(pem: bytes, *, named: str) -> Authorities:
     """Read certificates of authorities; `named` is the setting with its file. Raises ConfigError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        context.load_verify_locations(cadata=pem.decode("ascii", "replace"))
+        context.load_verify_locations(cadata=pem_text(pem))
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError(
             f"{named} holds no certificates that can be read; wanted a PEM file of certificates"
         ) from error
     ends = [ssl.cert_time_to_seconds(str(one["notAfter"])) for one in context.get_ca_certs()]
-    return Authorities(pem, min(ends, default=float("inf")))
+    return Authorities(pem, max(ends, default=float("inf")))
+
+
+def pem_text(pem: bytes) -> str:
+    """A PEM file as the ASCII that the standard library takes; comments between its blocks may be in any encoding."""
+    return pem.decode("latin-1").encode("ascii", "replace").decode("ascii")
 
 
 def system_roots(files: Sequence[str | None] | None = None) -> bytes | None:

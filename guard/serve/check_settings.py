@@ -6,6 +6,7 @@ from guard.config import ServeConfig
 from guard.errors import ConfigError
 from guard.serve.admin_access import check_admin
 from guard.serve.envoy.authorization import check_settings
+from guard.serve.own_ports import clashes
 
 
 def check_complete(config: ServeConfig) -> None:
@@ -34,3 +35,5 @@ def check_complete(config: ServeConfig) -> None:
             )
     if config.authz_listen:
         check_settings(config)
+    for said in clashes(config):
+        raise ConfigError(said)

@@ -36,7 +36,13 @@ class Exchange(Protocol[Answer]):
         """The versions of models that are to be had by this protocol; None: those that `Models` knows."""
 
     def named(self) -> AskedModel:
-        """Parse the request. Raises MalformedRequest."""
+        """Parse the request, and tell which model it is for.
+
+        One that is malformed and still shows its model may be of a model that passes uninspected: `decode` tells why.
+
+        Raises:
+            MalformedRequest: it does not show its model, or names two.
+        """
 
     def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
         """Decode the tensor of a parsed request. Raises MalformedRequest, Uninspectable."""

@@ -20,6 +20,7 @@ from guard.serve.grpc.service import Service
 from guard.serve.grpc.upstream import Upstream
 from guard.serve.inference import Inference
 from guard.serve.readiness import Readiness
+from guard.serve.reload import ServerWatch
 from guard.serve.security import Security
 
 
@@ -57,8 +58,11 @@ async def serving_rest(
     side_door: Door,
     security: Security,
     upstream: Upstream,
+    watches: list[ServerWatch],
 ) -> AsyncIterator[dict[str, Entrance]]:
     """Open the REST door within the block; there is none unless the settings say where.
+
+    Where there is a watch on the model server over HTTP, it joins `watches`.
 
     Raises:
         ConfigError: what it needs is not installed.
@@ -74,5 +78,5 @@ async def serving_rest(
             f"rest_listen = {config.rest_listen!r}, and {error.name} is not installed; "
             "pip install 'inference-guard[rest]', or leave rest_listen out"
         ) from error
-    async with rest_door(config, inference, readiness, door, side_door, security, upstream) as listener:
+    async with rest_door(config, inference, readiness, door, side_door, security, upstream, watches) as listener:
         yield {"rest": listener}

@@ -200,7 +200,7 @@ class Inference:
         """Parse a request, find its model, and decode its tensor unless that is not inspected.
 
         Raises:
-            MalformedRequest, Uninspectable: as `Exchange.decode`.
+            MalformedRequest, Uninspectable: as `Exchange.named` and `Exchange.decode`.
             UnknownModel, Unchecked: as `Models.find`.
         """
         asked = exchange.named()

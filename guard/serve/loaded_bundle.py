@@ -42,6 +42,7 @@ class LoadedBundle:
     engine: Engine
     batcher: Batcher
     breaker: Breaker
+    metrics: QueueMetrics = field(repr=False)
     admission: Admission = field(default_factory=Admission, repr=False)  # of calls that need this queue
     drift: DriftWatch | None = None  # of the traffic of all models that share the bundle
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -67,9 +68,10 @@ class LoadedBundle:
             only_repairs=use.repairs,
             thread=thread,
         )
+        queue_metrics = QueueMetrics(metrics, label)
         batcher = Batcher(
             engine.read,
-            QueueMetrics(metrics, label),
+            queue_metrics,
             rows_per_item=max(program.rows_at_once for program in bundle.manifest.programs),
             max_rows=use.max_rows,
             max_queue_rows=use.max_queue_rows,
@@ -78,11 +80,9 @@ class LoadedBundle:
         drift = None
         if (probability := config.drift_alarm_probability) is not None:
             drift = DriftWatch(bundle, probability=probability, label=label, metrics=metrics.drift, log=log)
-        loaded = LoadedBundle(bundle, use, engine, batcher, breaker, drift=drift)
+        loaded = LoadedBundle(bundle, use, engine, batcher, breaker, queue_metrics, drift=drift)
         told = partial(breaker_changed, breaker, batcher, loaded.admission, label, metrics, log)
         breaker.listeners.append(told)  # not the bundle itself: its memory is free when its last call is over
-        metrics.breaker_open.labels(label).set(0)
-        metrics.breaker_openings.labels(label)
         return loaded
 
     def serves(self, use: BundleUse) -> bool:

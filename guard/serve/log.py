@@ -3,6 +3,7 @@
 Rule 1: nothing a line says is ever sent to a client; scores and p-values belong here and on the admin listener.
 Rule 2: one line a reject, a flag, an unchecked request or a change of state; none for what simply passed.
 Rule 3: lines that found no room in the stream are counted, and told in the next one that does.
+Rule 4: a program goes by `event`, which is one of a few; `msg` is the same for a reader, with what is to be said of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from typing import Any, Literal, Protocol
 Level = Literal["debug", "info", "warning", "error"]
 LIBRARY_LINE_S = 0.1  # between two lines of one place in a library: what clients send can make it write
 MAX_MESSAGE_CHARACTERS = 2000
+LOGGER = "guard"  # of lines of our own
+SERVICE = "guard"  # unless the operator names it otherwise
+SAID = ("warning", "because", "cause", "message")  # fields that say more of an event, the first that is there
 RANK: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 
@@ -33,8 +37,9 @@ class Stream(Protocol):
 class Log:
     """A log that writes JSON lines of at least `level`."""
 
-    def __init__(self, level: Level = "info", stream: Stream | None = None) -> None:
+    def __init__(self, level: Level = "info", stream: Stream | None = None, *, service: str = SERVICE) -> None:
         self.level: Level = level
+        self.service = service
         self.stream: Stream = sys.stderr if stream is None else stream
         self.lock = threading.Lock()
         self.lost_lines = 0  # since the last line that was taken
@@ -66,7 +71,16 @@ class Log:
     def taken(self, level: Level, event: str, fields: dict[str, Any]) -> bool:
         """Write a line, and return whether the stream took it."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": time, "level": level, "event": event, **fields}, default=str) + "\n"
+        more = next((str(found) for name in SAID if (found := fields.get(name)) is not None), "")
+        own = {
+            "time": time,
+            "level": level,
+            "event": event,
+            "msg": f"{event}: {more}"[:MAX_MESSAGE_CHARACTERS] if more else event,
+            "logger": LOGGER,
+            "service.name": self.service,
+        }
+        line = json.dumps({**own, **fields}, default=str) + "\n"
         written = self.stream.write(line)
         self.stream.flush()
         return written == len(line)

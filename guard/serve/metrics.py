@@ -92,18 +92,28 @@ class PValues(Collector):
 
 
 class QueueMetrics:
-    """The metrics of one bundle's queue, which bear the name of the model that it is loaded for."""
+    """The metrics of one bundle's queue, which bear the name of the model that it is loaded for.
+
+    Nothing is shown before `show`: a bundle that a reload opens may never come to work.
+    """
 
     def __init__(self, metrics: Metrics, model: str) -> None:
-        self.rows = metrics.queue_rows.labels(model)
-        self.batches = metrics.batch_rows.labels(model)
-        self.drops = metrics.dropped_requests
-        self.failures = metrics.engine_failures.labels(model)
-        self.model = model
-        self.stage = metrics.stage
+        self.metrics, self.model = metrics, model
+        self.drops, self.stage = metrics.dropped_requests, metrics.stage
+        self.shown = False
+
+    def show(self) -> None:
+        """Name the children: the queue is at work from now on, and its breaker is closed."""
+        self.shown = True
+        self.rows = self.metrics.queue_rows.labels(self.model)
+        self.batches = self.metrics.batch_rows.labels(self.model)
+        self.failures = self.metrics.engine_failures.labels(self.model)
+        self.metrics.breaker_open.labels(self.model).set(0)
+        self.metrics.breaker_openings.labels(self.model)
 
     def queued(self, rows: int) -> None:
-        self.rows.set(rows)
+        if self.shown:
+            self.rows.set(rows)
 
     def batched(self, rows: int) -> None:
         self.batches.observe(rows)

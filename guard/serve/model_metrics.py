@@ -24,6 +24,9 @@ def show_models(metrics: Metrics, before: ModelTable | None, after: ModelTable) 
             for gauge in (metrics.inspections.budget_s, metrics.inspections.calibration_items):
                 gauge.remove(model.label)
             metrics.inspections.loaded_s.remove(model.label)
+    for loaded in after.loaded:
+        if before is None or loaded not in before.loaded:
+            loaded.metrics.show()
     at_work = {} if before is None else {model.label: model.bundle.digest for model in before.models}
     metrics.models = frozenset((*after.labels, *after.allowed))
     for model in after.models:

@@ -58,6 +58,16 @@ class Permit:
             self.size_bytes = size_bytes
             self.permits.give_back(spare)
 
+    @asynccontextmanager
+    async def with_more(self, size_bytes: int) -> AsyncIterator[None]:
+        """Hold `size_bytes` in all within the block, or all there is if that is less. Raises Overloaded."""
+        more = min(size_bytes, self.permits.limit_bytes) - self.size_bytes
+        if more <= 0:
+            yield
+            return
+        async with self.permits.holding(more):
+            yield
+
 
 class Permits:
     """The memory of all messages that are being read or held, in bytes."""
@@ -85,13 +95,17 @@ class Permits:
             self.give_back(permit.size_bytes)
 
     @asynccontextmanager
-    async def holding(self, size_bytes: int) -> AsyncIterator[None]:
-        """Hold memory within the block for bytes that are here already. Raises Overloaded where they are too many."""
-        await self.take(size_bytes, WAIT_S)
+    async def holding(self, size_bytes: int) -> AsyncIterator[Permit]:
+        """Hold memory within the block for bytes that are here, or may soon be. Raises Overloaded: they are too many.
+
+        What takes more than there is waits until it is alone.
+        """
+        permit = Permit(self, min(size_bytes, self.limit_bytes))
+        await self.take(permit.size_bytes, WAIT_S)
         try:
-            yield
+            yield permit
         finally:
-            self.give_back(size_bytes)
+            self.give_back(permit.size_bytes)
 
     async def take(self, size_bytes: int, wait_s: float) -> None:
         if not self.waiting and self.taken_bytes + size_bytes <= self.limit_bytes:

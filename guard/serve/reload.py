@@ -17,13 +17,13 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from guard.config import MODELS, OF_A_MODEL, ServeConfig
 from guard.errors import ConfigError, GuardError
+from guard.manifest import ModelSpec
 from guard.serve.allocator import give_back
 from guard.serve.check_settings import check_complete
-from guard.serve.grpc.upstream_watch import UpstreamWatch
 from guard.serve.limits import Limits, request_bytes
 from guard.serve.loaded_bundle import LoadedBundle
 from guard.serve.model_metrics import show_models
@@ -33,6 +33,16 @@ from guard.signing import Trust
 
 Result = Literal["applied", "unchanged", "failed"]
 RELOADABLE = frozenset({*OF_A_MODEL, MODELS, "allow_models", "log_level"})
+
+
+class ServerWatch(Protocol):
+    """A watch on the model server."""
+
+    async def objection(self, model: ModelSpec) -> str | None:
+        """What the model server, if it is there, lacks of a model; None where nothing speaks against it."""
+
+    def look_again(self) -> None:
+        """Have the server and all models checked at once."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +64,16 @@ class Reloader:
         *,
         models: Models,
         workshop: Workshop,
-        watch: UpstreamWatch,
+        watches: Sequence[ServerWatch],
         limits: Limits,
     ) -> None:
-        """Take the settings at work, and `read`, which reads them again."""
+        """Take the settings at work, and `read`, which reads them again.
+
+        `watches` are those on the model server, one for each protocol in which it is asked; more may join them.
+        """
         self.config = config
         self.read = read
-        self.models, self.workshop, self.watch, self.limits = models, workshop, watch, limits
+        self.models, self.workshop, self.watches, self.limits = models, workshop, list(watches), limits
         self.metrics, self.log = workshop.metrics, workshop.log
         self.lock = asyncio.Lock()
         self.tasks: set[asyncio.Task[Reloaded]] = set()
@@ -158,7 +171,8 @@ class Reloader:
             if one not in table.loaded:
                 self.let_go(one)
         self.workshop.readiness.keep(table.labels)
-        self.watch.upstream.doubt.set()  # versions and readiness of what is new are asked for at once
+        for watch in self.watches:
+            watch.look_again()  # versions and readiness of what is new are asked for at once
 
     def let_go(self, loaded: LoadedBundle) -> None:
         """Retire a bundle; once its last call is over, its memory goes back to the system, with a line in the log."""
@@ -193,11 +207,9 @@ class Reloader:
             old = next((one for one in before.models if one.label == model.label), None)
             if old is not None and (old.spec == model.spec or self.workshop.readiness.of(old.label) is not None):
                 continue
-            if await self.watch.server_reason() is not None:
-                return
-            reason = await self.watch.model_reason(model.spec)
-            if isinstance(reason, str):
-                raise ConfigError(f"{model.label}: {reason}; it can be put to work once that is so")
+            for watch in self.watches:
+                if (reason := await watch.objection(model.spec)) is not None:
+                    raise ConfigError(f"{model.label}: {reason}; it can be put to work once that is so")
 
 
 def with_lasting_settings(wanted: ServeConfig, at_work: ServeConfig) -> tuple[ServeConfig, tuple[str, ...]]:

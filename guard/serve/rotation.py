@@ -86,6 +86,8 @@ class Rotated(Generic[Value]):
             value = self.parse(contents)
         except ConfigError as error:
             return self.doubt(doubted, str(error))
+        except Exception as error:  # noqa: BLE001  a fault of ours must not end the watch
+            return self.doubt(doubted, f"{' and '.join(map(str, self.files))} cannot be used: {error!r}")
         self.value, self.contents = value, contents
         self.generation += 1  # last: whoever sees it finds the value
         self.doubted, self.told, self.fault = None, False, None

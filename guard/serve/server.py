@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
@@ -60,7 +61,7 @@ from guard.serve.readiness import Readiness
 from guard.serve.reload import Reloader
 from guard.serve.security import Security, following
 from guard.serve.shadow_queue import ShadowQueue
-from guard.serve.tracing import tracing
+from guard.serve.tracing import service_name, tracing
 from guard.serve.watch_files import FileWatch, Watched
 from guard.serve.watching import Pulse, alive, in_background, listener_changed
 
@@ -108,7 +109,8 @@ def serve(config: ServeConfig, source: SettingsSource | None = None) -> None:
 
 
 async def serve_until_signal(config: ServeConfig, source: SettingsSource | None) -> None:
-    with line_writer(STANDARD_ERROR_CODE) as stream, bridged(log := Log(config.log_level, stream)):
+    service = service_name(os.environ)
+    with line_writer(STANDARD_ERROR_CODE) as stream, bridged(log := Log(config.log_level, stream, service=service)):
         stop, reread = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
@@ -170,7 +172,7 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
             source.load if source is not None else lambda: config,
             models=models,
             workshop=workshop,
-            watch=(UpstreamWatch if config.upstream else AbsentWatch)(upstream, models, readiness),
+            watches=[watch := (UpstreamWatch if config.upstream else AbsentWatch)(upstream, models, readiness)],
             limits=limits,
         )
         both = (health := Health(readiness)).methods(side_door)
@@ -199,7 +201,7 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
             authorizing(config, service, door, both, passage.closed(None), security)
         )
         rest = await stack.enter_async_context(
-            serving_rest(config, inference, readiness, door, side_door, security, upstream)
+            serving_rest(config, inference, readiness, door, side_door, security, upstream, reloader.watches)
         )
         draining = Drain(
             (clients, *authz.values(), *rest.values()),
@@ -253,7 +255,7 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
             max_bytes_in_flight=limits.in_flight_bytes,
         )
         await reloader.begin()
-        await stack.enter_async_context(in_background(reloader.watch.run(), partial(readiness.say, "upstream")))
+        await stack.enter_async_context(in_background(watch.run(), partial(readiness.say, "upstream")))
         await stack.enter_async_context(watching_files(reloader, source, log))
         yield Serving(
             clients,
@@ -280,8 +282,7 @@ async def watching_files(reloader: Reloader, source: SettingsSource | None, log:
         bundles = dict.fromkeys(Path(model.bundle) for model in reloader.config.model_configs())
         return Watched(source.file if source is not None else None, tuple(bundles))
 
-    look = reloader.workshop.thread.open
-    watch = FileWatch(watched, reloader.reload, look, log, seen=await look(watched().fingerprint))
+    watch = FileWatch(watched, reloader.reload, reloader.workshop.thread.open, log)
 
     def ended(reason: str) -> None:
         log.error("files are not watched any more", because=reason)

@@ -16,15 +16,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from typing import Any
+from urllib.parse import unquote
 
 from opentelemetry import trace
 
 from guard.serve.build import guard_version
-from guard.serve.log import Log
+from guard.serve.log import SERVICE, Log
 from guard.serve.request_span import Tracing
 
 SCOPE = "inference-guard"
-SERVICE_NAME = "guard"  # unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise
 EXPORTER = "OTEL_TRACES_EXPORTER"
 TURN_ON = (EXPORTER, "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -77,15 +77,18 @@ def build_provider(environment: Mapping[str, str]) -> Any:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    own = {"service.version": guard_version()}
-    if not environment.get("OTEL_SERVICE_NAME") and "service.name=" not in environment.get(
-        "OTEL_RESOURCE_ATTRIBUTES", ""
-    ):
-        own["service.name"] = SERVICE_NAME
+    own = {"service.version": guard_version(), "service.name": service_name(environment)}
     provider = TracerProvider(resource=Resource.create(own), shutdown_on_exit=False)
     for name in exporter_names(environment):
         provider.add_span_processor(BatchSpanProcessor(exporter(name)))
     return provider
+
+
+def service_name(environment: Mapping[str, str]) -> str:
+    """The name of this service in traces and log lines, as OpenTelemetry's variables say it."""
+    attributes = environment.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",")
+    pairs = {key.strip(): unquote(value.strip()) for key, _, value in (one.partition("=") for one in attributes)}
+    return environment.get("OTEL_SERVICE_NAME") or pairs.get("service.name") or SERVICE
 
 
 def exporter_names(environment: Mapping[str, str]) -> Iterator[str]:

@@ -8,6 +8,8 @@ reload decides whether what is there is valid. Both a directory that is written 
 
 Rule 1: notifications only make it quicker. Where there are none (a mount without inotify) polling sees the same.
 Rule 2: a reload that failed is tried again now and then, as long as what is there is not what is at work.
+Rule 3: what is at work was read after the fingerprint that it is compared with; where that is not certain (at the
+        start, or once other bundles are named) a reload finds out, which changes nothing where nothing has changed.
 """
 
 from __future__ import annotations
@@ -63,10 +65,18 @@ def listing(directory: Path) -> Fingerprint | str:
     """The files of a directory as the file system knows them; the error's name where they cannot be listed."""
     try:
         with os.scandir(directory) as entries:
-            found = [(entry.name, entry.stat()) for entry in entries]
+            return tuple(sorted((entry.name, state(entry)) for entry in entries))
     except OSError as error:
         return type(error).__name__
-    return tuple(sorted((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found))
+
+
+def state(entry: os.DirEntry[str]) -> Fingerprint:
+    """What tells one state of a file from another; of a link that leads nowhere, the link's own."""
+    try:
+        found = entry.stat()
+    except OSError:
+        found = entry.stat(follow_symlinks=False)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @dataclass
@@ -77,7 +87,7 @@ class FileWatch:
     reload: Callable[[str], Awaitable[Any]]
     look: Callable[[Callable[[], Fingerprint]], Awaitable[Fingerprint]]  # runs it off the event loop
     log: Log
-    seen: Fingerprint  # before what is at work was read
+    seen: Fingerprint = ()  # before what is at work was read; (): not known, so the first look asks for a reload
     hint: asyncio.Event = field(default_factory=asyncio.Event)  # that something may have changed
 
     async def run(self) -> None:
@@ -115,13 +125,10 @@ class FileWatch:
 
     async def worked(self, trigger: str) -> bool:
         """Ask for a reload, and return whether it succeeded; its fault is logged and counted where it happened."""
-        watched = self.watched()
         try:
             await self.reload(trigger)
         except Exception:  # noqa: BLE001  what is at work stays there, whatever it was
             return False
-        if self.watched() != watched:  # other bundles are named now: what they are like is news to nobody
-            self.seen = await self.look(self.watched().fingerprint)
         return True
 
     async def notices(self) -> None:

@@ -135,7 +135,7 @@ def test_health_and_metadata_are_mlservers_and_fit_the_bundle(
         direct, guarded = house.both(method, request)
         assert (direct.code, direct.body) == (grpc.StatusCode.OK, guarded.body), method
     metadata = ModelMetadataResponse.FromString(guarded.body)
-    assert mismatch(metadata, tiny_bundle.manifest.model) is None
+    assert mismatch(metadata, tiny_bundle.manifest.model, metadata.versions) is None
     (tensor,) = metadata.inputs
     spec = tiny_bundle.manifest.model.input
     assert (tensor.name, tensor.datatype, tuple(tensor.shape)) == (spec.name, spec.datatype, (-1, *spec.shape))

@@ -82,6 +82,24 @@ class Authority:
         )
 
 
+def authority_pem(*, days: float) -> bytes:
+    """The certificate of an authority that ends in so many days, or ended before, as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"authority of {days} days")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - 365 * DAY)
+        .not_valid_after(now + days * DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    )
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
 def client_credentials(authority: Authority, own: Pair | None = None) -> grpc.ChannelCredentials:
     """The credentials of a client that trusts an authority, and shows a certificate if it has one."""
     if own is None:

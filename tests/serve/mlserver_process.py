@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,29 @@ SETTINGS = {
 
 @contextmanager
 def mlserver_process(
-    programs: Path, folder: Path, model: Path, name: str, *, runtime: str | None = None, **settings: Any
+    programs: Path,
+    folder: Path,
+    model: Path,
+    name: str,
+    *,
+    runtime: str | None = None,
+    versions: Sequence[str] = (),
+    **settings: Any,
 ) -> Iterator[str]:
     """The gRPC address of an MLServer that is ready to serve `model` as `name`; its files and log go to `folder`.
 
-    `runtime` is a class of the environment's own that serves the model; ours for ONNX files unless given.
+    `runtime` is a class of the environment's own that serves the model; ours for ONNX files unless given. With
+    `versions` the same model is served under each of them.
     """
     ports = {key: free_port() for key in ("http_port", "grpc_port")}
     write(folder / "settings.json", {**SETTINGS, **ports, **settings})
     served_by = runtime or f"{RUNTIME.stem}.OnnxRuntime"
-    implementation = {"implementation": served_by, "parameters": {"uri": str(model.resolve())}}
-    write(folder / "model-settings.json", {"name": name, **implementation})
+    for version in versions or [None]:
+        place = folder / (version or "")
+        place.mkdir(exist_ok=True)
+        parameters = {"uri": str(model.resolve()), **({} if version is None else {"version": version})}
+        served = {"name": name, "implementation": served_by, "parameters": parameters, "versions": ["onnx/1.19"]}
+        write(place / "model-settings.json", served)
     shutil.copy(RUNTIME, folder)
     address = f"127.0.0.1:{ports['grpc_port']}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLSERVER_", "PYTHON"))}

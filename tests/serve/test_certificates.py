@@ -19,8 +19,9 @@ from guard.config import ServeConfig
 from guard.errors import ConfigError
 from guard.serve.certificates import Purpose, authorities_of, certificate_of
 from guard.serve.identities import listener_identity, upstream_identity
+from guard.serve.rest.tls import client_context, server_context
 from guard.serve.rotation import MAX_FILE_BYTES, NamedFile, Rotated
-from tests.serve.authority import Authority, Pair
+from tests.serve.authority import Authority, Pair, authority_pem
 
 SERVER, CLIENT = x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH
 NAMED = {"named": "tls_certificate = 'a.crt'", "key_named": "tls_key = 'a.key'"}
@@ -98,6 +99,41 @@ def test_authorities(authority: Authority) -> None:
             authorities_of(wrong, named="tls_client_ca = 'ca'")
 
 
+@pytest.mark.parametrize("days", [(-1,), (400,), (-1, 400), (400, -1, 3)], ids=str)
+def test_of_several_authorities_the_last_to_end_counts(days: tuple[float, ...]) -> None:
+    """A file that was added to in a rotation is no alarm: certificates can lead to the new one."""
+    pem = b"".join(authority_pem(days=one) for one in days)
+    found = authorities_of(pem, named="tls_client_ca = 'ca'")
+    assert found.expires == pytest.approx(time.time() + max(days) * 86400, abs=60)
+
+
+COMMENTS = {"latin-1": "Autorité de Genève\n".encode("latin-1"), "utf-8": "Autorité — 认证\n".encode()}
+
+
+@pytest.mark.parametrize("encoding", COMMENTS)
+def test_comments_between_certificates_may_be_in_any_encoding(
+    authority: Authority, tmp_path: Path, encoding: str
+) -> None:
+    comment = COMMENTS[encoding]
+    own = authority.issue()
+    certificate, key = Pair(comment + own.chain + comment, comment + own.key).write(tmp_path, "own")
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(comment + authority.pem)
+    config = ServeConfig(tls_certificate=certificate, tls_key=key, tls_client_ca=str(ca))
+    identity = listener_identity(config)
+    assert identity is not None
+    assert server_context(identity.value).cert_store_stats()["x509_ca"] == 1
+    ca.write_bytes(authority.pem + comment + Authority().pem)
+    assert identity.poll() == "replaced"
+    assert server_context(identity.value).cert_store_stats()["x509_ca"] == 2
+    assert client_context(identity.value).cert_store_stats()["x509_ca"] == 2
+    broken = authority.pem[:200] + b"\xe9" + authority.pem[201:]
+    ca.write_bytes(broken)
+    assert [identity.poll() for _ in range(2)] == ["doubtful", "refused"]
+    with pytest.raises(ConfigError, match="holds no certificates"):
+        listener_identity(config)
+
+
 def test_settings_that_mean_nothing_alone(authority: Authority, tmp_path: Path) -> None:
     certificate, key = authority.issue().write(tmp_path, "own")
     for settings, said in (
@@ -151,6 +187,17 @@ def test_files_that_are_replaced_in_any_way(tmp_path: Path) -> None:
     assert (rotated.poll(), rotated.value) == ("doubtful", 22)
     (tmp_path / "b").write_text("30", "utf-8")
     assert (rotated.poll(), rotated.value, rotated.fault) == ("replaced", 32, None)
+
+
+def test_a_fault_of_ours_is_a_doubt_and_ends_no_watch(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_text("1", "utf-8")
+    rotated = Rotated((NamedFile("a", str(file)),), lambda contents: 1 // int(contents[0]))
+    file.write_text("0", "utf-8")
+    assert [rotated.poll() for _ in range(3)] == ["doubtful", "refused", "same"]
+    assert "ZeroDivisionError" in str(rotated.fault)
+    file.write_text("-1", "utf-8")
+    assert (rotated.poll(), rotated.value) == ("replaced", -1)
 
 
 def test_what_cannot_be_used_changes_nothing_and_is_told_once(tmp_path: Path) -> None:

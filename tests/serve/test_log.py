@@ -7,8 +7,11 @@ import json
 import logging
 from pathlib import Path
 
-from guard.serve.log import Bridge, Log
+import pytest
+
+from guard.serve.log import MAX_MESSAGE_CHARACTERS, Bridge, Log
 from guard.serve.readiness import Readiness
+from guard.serve.tracing import service_name
 
 
 def test_lines_are_json_of_at_least_the_level() -> None:
@@ -21,6 +24,33 @@ def test_lines_are_json_of_at_least_the_level() -> None:
     assert [(line["level"], line["event"]) for line in lines] == [("warning", "unchecked"), ("error", "watcher")]
     assert lines[0]["where"] == "a"
     assert lines[0]["time"].endswith("+00:00")
+
+
+def test_lines_have_the_fields_that_collectors_look_for() -> None:
+    stream = io.StringIO()
+    log = Log("debug", stream, service="guard-of-digits")
+    log.info("ready")
+    log.warning("few messages", warning="only 2 at once")
+    log.error("reload failed", cause="x" * 5000)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert {(line["logger"], line["service.name"]) for line in lines} == {("guard", "guard-of-digits")}
+    assert [line["msg"] for line in lines[:2]] == ["ready", "few messages: only 2 at once"]
+    assert lines[2]["msg"].startswith("reload failed: xxx")
+    assert len(lines[2]["msg"]) <= MAX_MESSAGE_CHARACTERS
+    assert all(list(line)[:6] == ["time", "level", "event", "msg", "logger", "service.name"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({}, "guard"),
+        ({"OTEL_SERVICE_NAME": "a", "OTEL_RESOURCE_ATTRIBUTES": "service.name=b"}, "a"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "k=v, service.name=b%20c"}, "b c"),
+        ({"OTEL_SERVICE_NAME": "", "OTEL_RESOURCE_ATTRIBUTES": "odd,service.name="}, "guard"),
+    ],
+)
+def test_the_services_name_is_that_of_its_traces(environment: dict[str, str], name: str) -> None:
+    assert service_name(environment) == name
 
 
 class Full:
@@ -41,7 +71,7 @@ class Full:
 
 
 def test_lines_that_found_no_room_are_counted_and_told_once_there_is_some() -> None:
-    stream, lost = Full(150), []
+    stream, lost = Full(180), []
     log = Log("info", stream)
     log.lost = lambda: lost.append(1)
     for number in range(4):

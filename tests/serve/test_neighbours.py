@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from guard.errors import PortError
+from guard.config import ServeConfig, load_config
+from guard.errors import ConfigError, PortError
 from guard.serve.neighbours import NEIGHBOURS, neighbour_of, port_error
+from guard.serve.own_ports import clashes
 from tests.serve.guarded import config_for
 from tests.serve.test_server import refusal
 
@@ -58,3 +60,34 @@ def first_free(kept: Callable[[socket.socket], socket.socket]) -> int:
         kept(taking).listen()
         return port
     raise AssertionError("all known ports are taken on this machine")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"listen": "127.0.0.1:7001", "metrics_listen": "127.0.0.1:7001"},
+        {"listen": "0.0.0.0:7001", "rest_listen": "127.0.0.1:7001"},
+        {"admin_listen": "127.0.0.1:7001", "authz_listen": "[::]:7001"},
+        {"admin_listen": "localhost:7001", "listen": "127.0.0.1:7001"},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_two_settings_on_one_port_are_both_named(bundle: Path, settings: dict[str, str]) -> None:
+    """And no neighbour is blamed for it."""
+    error = refusal(config_for(bundle, "127.0.0.1:1", **settings))
+    assert isinstance(error, ConfigError)
+    assert all(name in str(error) for name in settings)
+    assert "both on port 7001" in str(error)
+
+
+def test_one_port_of_two_addresses_and_any_free_port_are_no_clash() -> None:
+    apart = {"listen": "127.0.0.1:7001", "metrics_listen": "127.0.0.2:7001", "admin_listen": "unix:/tmp/admin.sock"}
+    for settings in (apart, dict.fromkeys(apart, "127.0.0.1:0")):
+        assert list(clashes(ServeConfig(**settings))) == []
+
+
+@pytest.mark.parametrize("listener", ["listen", "metrics_listen", "admin_listen"])
+def test_a_listener_that_is_always_there_has_an_address(listener: str) -> None:
+    with pytest.raises(ConfigError, match="listen = ''; wanted HOST:PORT"):
+        load_config(None, {}, {listener: ""})
+    assert load_config(None, {}, {"rest_listen": "", "authz_listen": ""}).rest_listen == ""

@@ -45,6 +45,29 @@ def test_what_a_message_does_not_need_is_given_back() -> None:
     run(story)
 
 
+def test_what_is_here_is_held_and_grows_as_far_as_there_is_room() -> None:
+    async def story() -> None:
+        permits = Permits(LIMIT, largest_bytes=LARGEST)
+        async with permits.holding(LARGEST) as permit:
+            permit.shrink(5)
+            assert permits.taken_bytes == 5
+            async with permit.with_more(3):
+                assert permits.taken_bytes == 5
+            async with permit.with_more(LARGEST):
+                assert permits.taken_bytes == LARGEST
+            async with permit.with_more(2 * LIMIT):
+                assert permits.taken_bytes == LIMIT
+            with pytest.raises(Overloaded):
+                async with permits.holding(LIMIT):
+                    raise AssertionError("there was no room")
+            assert permits.taken_bytes == 5
+        async with permits.holding(2 * LIMIT):
+            assert permits.taken_bytes == LIMIT
+        assert permits.taken_bytes == 0
+
+    run(story)
+
+
 def test_permits_are_granted_in_order_and_only_while_there_is_room() -> None:
     async def story() -> None:
         permits = Permits(LIMIT, largest_bytes=LARGEST)

@@ -28,6 +28,7 @@ from guard.runtime import Runtime
 from guard.serve import watch_files
 from guard.serve.grpc.wire.guard_pb2 import ReloadRequest, ReloadResponse
 from guard.serve.log import Log
+from guard.serve.reload import Reloader
 from guard.serve.server import running
 from tests.serve import tiny_bundle
 from tests.serve.fake_upstream import FakeUpstream, listening
@@ -271,6 +272,54 @@ def test_a_reload_that_fails_changes_nothing(
     asyncio.run(story())
 
 
+def samples_of(guarded: Reloading) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """All that the metrics say of guarding; what only counts reloads, or is the process's own, is left out."""
+    registry = guarded.serving.reloader.metrics.registry
+    return {
+        (sample.name, tuple(sample.labels.items())): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.startswith(("guard_reload", "process_", "python_"))
+    }
+
+
+@pytest.mark.parametrize("fault", ["engine", "absent"])
+def test_no_sample_of_the_metrics_changes_where_a_reload_fails(
+    bundle: Path, mild: Path, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is at work is in the state in which it was: with its breaker open, and a queue that is not empty."""
+    head = "drift_alarm_probability = 0.01\n"
+
+    async def story() -> None:
+        async with reloading(tmp_path, f'{head}[models.tiny]\nbundle = "{bundle}"\n') as guarded:
+            assert isinstance(guarded.upstream, SeveralModels)
+            for images in (ORDINARY, BRIGHT):
+                await guarded.client.infer(images)
+            metrics = guarded.serving.reloader.metrics
+            metrics.breaker_open.labels("tiny").set(1)
+            metrics.queue_rows.labels("tiny").set(7)
+            guarded.upstream.absent = {"other"}
+            if fault == "engine":
+
+                def fail(*_: Any, **__: Any) -> None:
+                    raise RuntimeError("no memory on the device")
+
+                monkeypatch.setattr(Runtime, "self_check", fail)
+            before = samples_of(guarded)
+            other = f'[models.other]\nbundle = "{bundle}"\nmax_rows = 8\n'
+            guarded.write(f'{head}[models.tiny]\nbundle = "{mild}"\n{other}')
+            with pytest.raises(DeviceError if fault == "engine" else ConfigError):
+                await guarded.reload()
+            assert samples_of(guarded) == before
+            monkeypatch.undo()
+            guarded.upstream.absent = set()
+            await guarded.reload()
+            assert await guarded.metric("guard_breaker_open", model="tiny") == 0
+            assert await guarded.metric("guard_queue_rows", model="other") == 0
+
+    asyncio.run(story())
+
+
 def test_an_alarm_stays_where_a_reload_fails_and_ends_with_its_bundle(
     bundle: Path, mild: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,6 +485,72 @@ def test_a_change_of_the_file_is_noticed(
                 assert await guarded.metric("guard_reload_successful") == 1
 
     asyncio.run(story())
+
+
+def rate_at_work(guarded: Reloading) -> float:
+    return guarded.serving.models.table.models[0].policy.reject_rate
+
+
+def test_a_change_while_the_guard_starts_is_noticed(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings were read, and the programs are being loaded."""
+    monkeypatch.setattr(watch_files, "POLL_S", 0.1)
+    load, file = Reloader.begin, tmp_path / "guard.toml"
+    table = f'[models.tiny]\nbundle = "{bundle}"\nreject_rate = '
+
+    async def begin(self: Reloader) -> None:
+        await load(self)
+        file.write_text(file.read_text("utf-8").replace("= 0.02", "= 0.03"), "utf-8")
+
+    monkeypatch.setattr(Reloader, "begin", begin)
+
+    async def story() -> None:
+        async with reloading(tmp_path, f"{table}0.02\n", watch=True) as guarded:
+            assert guarded.file == file
+            await until(lambda: rate_at_work(guarded) == 0.03)
+
+    asyncio.run(story())
+
+
+def test_a_change_while_a_reload_names_another_bundle_is_noticed(
+    bundle: Path, mild: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_files, "POLL_S", 0.1)
+    read, changed = Reloader.changed_table, False
+
+    def table(place: Path, rate: float) -> str:
+        return f'[models.tiny]\nbundle = "{place}"\nreject_rate = {rate}\n'
+
+    async def story() -> None:
+        async with reloading(tmp_path, table(bundle, 0.02), watch=True) as guarded:
+
+            async def changed_table(self: Reloader) -> Any:
+                nonlocal changed
+                found = await read(self)
+                if found.result == "applied" and not changed:
+                    changed = True
+                    guarded.write(table(mild, 0.04))
+                return found
+
+            monkeypatch.setattr(Reloader, "changed_table", changed_table)
+            guarded.write(table(mild, 0.03))
+            await until(lambda: rate_at_work(guarded) == 0.04, lambda: f"at work: {rate_at_work(guarded)}")
+
+    asyncio.run(story())
+
+
+def test_a_link_that_leads_nowhere_hides_no_change_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"1")
+    (tmp_path / "link").symlink_to("nowhere")
+    before = watch_files.listing(tmp_path)
+    (tmp_path / "model").write_bytes(b"22")
+    assert watch_files.listing(tmp_path) != before
+    before = watch_files.listing(tmp_path)
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("elsewhere")
+    assert watch_files.listing(tmp_path) != before
+    assert watch_files.listing(tmp_path / "absent") == "FileNotFoundError"
 
 
 def test_a_bundle_that_is_written_file_by_file_comes_to_work_once_it_is_whole(

@@ -16,7 +16,7 @@ from typing import Any
 
 from guard.config import ServeConfig
 from guard.errors import GuardError
-from guard.serve.certificates import BEGIN, END, Purpose, as_file, tried
+from guard.serve.certificates import BEGIN, END, Purpose, as_file, pem_text, tried
 from guard.serve.doctor.remark import Remark, Result
 from guard.serve.doctor.setup import Setup
 from guard.serve.identities import listener_identity, upstream_identity
@@ -89,8 +89,12 @@ def of_side(config: ServeConfig, certificate: str, key: str, authorities: str, p
                 yield Remark("certificates", result, f"{named}{bearing} {when}")
     if path := getattr(config, authorities):
         file = NamedFile(authorities, path)
-        for subject, validity in authority_facts(file.content()):
+        found = list(authority_facts(file.content()))
+        lasting = any(validity.judged(now)[0] == "ok" for _, validity in found)
+        for subject, validity in found:
             result, when = validity.judged(now)
+            if lasting and validity.ends <= now:  # as in any bundle that was added to: the others count
+                result, when = "warn", f"ended {day(validity.ends)}, beside others that are valid; take it out"
             yield Remark("certificates", result, f"{file}: {subject} {when}")
 
 
@@ -114,7 +118,7 @@ def last_certificate(chain: bytes) -> str:
 def authority_facts(pem: bytes) -> Iterator[tuple[str, Validity]]:
     """Yield the subject of each authority in a file, and when it may be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=pem.decode("ascii", "replace"))
+    context.load_verify_locations(cadata=pem_text(pem))
     for facts in context.get_ca_certs():
         subject: Any = facts.get("subject", ())
         words = ", ".join(str(value) for part in subject for _, value in part)

@@ -10,22 +10,16 @@ import http.client
 import socket
 import ssl
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from guard.config import ServeConfig
 from guard.serve.grpc.unix_socket import make_room
+from guard.serve.own_ports import addresses as addresses
 from guard.target import socket_path, split_address
 
-LISTENERS = ("listen", "rest_listen", "metrics_listen", "admin_listen", "authz_listen")
 MAX_METRICS_BYTES = 2**22
 MARK = "guard_build_info"  # a metric that every guard has
-
-
-def addresses(config: ServeConfig) -> Iterator[tuple[str, str]]:
-    """Yield each listener's setting with its address, where it has one."""
-    yield from ((name, address) for name in LISTENERS if (address := getattr(config, name)))
 
 
 def bind_fault(address: str) -> OSError | None:

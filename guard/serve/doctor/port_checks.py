@@ -12,17 +12,15 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from guard.config import ServeConfig
 from guard.errors import GuardError
 from guard.serve.admin_access import check_admin, is_local
-from guard.serve.doctor.listeners import addresses, bind_fault, page
+from guard.serve.doctor.listeners import bind_fault, page
 from guard.serve.doctor.remark import Remark
 from guard.serve.doctor.setup import Setup
 from guard.serve.grpc.unix_socket import PRIVATE_CODE
 from guard.serve.neighbours import neighbour_of, port_error
+from guard.serve.own_ports import addresses, clashes
 from guard.target import socket_path, split_address
-
-ANY_HOST = ("0.0.0.0", "[::]", "::")
 
 
 def ports(setup: Setup) -> Iterator[Remark]:
@@ -30,7 +28,7 @@ def ports(setup: Setup) -> Iterator[Remark]:
     config = setup.given.config
     listed = ", ".join(f"{name} {address}" for name, address in addresses(config))
     taken = {name: fault for name, address in addresses(config) if (fault := bind_fault(address)) is not None}
-    yield from duplicates(config)
+    yield from (Remark("ports", "wrong", said) for said in clashes(config))
     held = {name for name, fault in taken.items() if fault.errno == errno.EADDRINUSE}
     if held and setup.is_running:
         taken = {name: fault for name, fault in taken.items() if name not in held}
@@ -40,19 +38,6 @@ def ports(setup: Setup) -> Iterator[Remark]:
         yield Remark("ports", "ok", f"free: {listed}")
     for name, fault in taken.items():
         yield Remark("ports", "wrong", f"{name}: {complaint(setup, getattr(config, name), fault)}")
-
-
-def duplicates(config: ServeConfig) -> Iterator[Remark]:
-    """Yield a remark for each two listeners that would take one port from each other."""
-    seen: dict[int, tuple[str, str]] = {}
-    for name, address in addresses(config):
-        host, port = split_address(address) or ("", 0)
-        if not port:
-            continue
-        if port in seen and (seen[port][1] == host or host in ANY_HOST or seen[port][1] in ANY_HOST):
-            said = f"{name} and {seen[port][0]} are both on port {port}; give each a port of its own"
-            yield Remark("ports", "wrong", said)
-        seen.setdefault(port, (name, host))
 
 
 def complaint(setup: Setup, address: str, fault: OSError) -> str:

@@ -11,6 +11,7 @@ from guard.errors import ConfigError
 from guard.serve.check_settings import check_complete
 from guard.serve.doctor.remark import Remark
 from guard.serve.doctor.setup import Setup
+from guard.serve.own_ports import clashes
 
 Uses = Callable[[ServeConfig], bool]
 
@@ -85,7 +86,8 @@ def settings(setup: Setup) -> Iterator[Remark]:
     try:
         check_complete(given.config)
     except ConfigError as error:
-        if not given.faults:  # otherwise one that was left out may be what is missing
+        told = str(error) in clashes(given.config)  # by the check of ports
+        if not given.faults and not told:  # otherwise one that was left out may be what is missing
             wrong.append(str(error))
     wrong += [
         f"{name} = {value!r} needs the package {module}; install inference-guard[{extra}], or leave {name} out"

@@ -18,7 +18,7 @@ from guard.bundle import Bundle
 from guard.config import ServeConfig
 from guard.errors import GuardError, UpstreamDown
 from guard.manifest import ModelSpec
-from guard.serve.doctor.listeners import addresses, spoken_at
+from guard.serve.doctor.listeners import spoken_at
 from guard.serve.doctor.machine import resolved
 from guard.serve.doctor.remark import Remark
 from guard.serve.doctor.settings_checks import is_installed
@@ -31,6 +31,7 @@ from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 from guard.serve.identities import upstream_identity
 from guard.serve.limits import MIN_ANSWER_BYTES
 from guard.serve.models import Models, ModelTable
+from guard.serve.own_ports import addresses
 from guard.serve.readiness import Readiness
 from guard.target import hosts_and_ports, split_address
 

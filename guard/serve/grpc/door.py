@@ -6,7 +6,7 @@ they are unpacked here, on a thread, up to `max_message_bytes`. Whether a messag
 since the flag stays in the core: 1f 8b, gzip's, begin no protobuf message; 78, zlib's, would be a field 15 that no
 message of the protocol has, and counts only if the whole is a zlib stream with a right checksum.
 
-Rule 1: nothing is read without a permit, and a permit is held as long as the message is.
+Rule 1: nothing is read or unpacked without a permit, and a permit is held as long as the message is.
 Rule 2: a message that does not come whole in time ends its call, and no other.
 Rule 3: what is large is unpacked and parsed off the event loop.
 """
@@ -17,7 +17,7 @@ import asyncio
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
@@ -104,7 +104,7 @@ class Door:
         """Build the handler around `work`, with this door's log and its answers under way."""
         return outermost(work, log=self.log, replies=self.replies, ended=ended)
 
-    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+    async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
         """Yield the messages of a call that may stay silent for long; memory is taken once a message is there.
 
         Messages on their way are bounded by the number of such calls alone (`MAX_STREAMS`).
@@ -115,8 +115,31 @@ class Door:
         """
         with self.stream_place(call):
             while (came := await call.context.read()) is not grpc.aio.EOF:
-                async with self.permits.holding(len(came)):
-                    yield await self.plain(came)
+                arrived = [came]
+                del came
+                async with self.held(arrived.pop()) as message:
+                    yield message
+                    del message
+
+    @asynccontextmanager
+    async def held(self, came: bytes) -> AsyncIterator[bytes]:
+        """Unpack a message that is here; its memory is held within the block, if nothing else refers to what came.
+
+        A packed one may become as large as any, so that much is set aside before it is unpacked.
+
+        Raises:
+            Overloaded: there is no memory for it.
+            TooLarge: as `plain`.
+        """
+        size_bytes = self.permits.largest_bytes if is_packed(came) else len(came)
+        async with self.permits.holding(size_bytes) as permit:
+            try:
+                message = await self.plain(came)
+                del came
+                permit.shrink(len(message))
+                yield message
+            finally:
+                self.tidy(permit.size_bytes)
 
     @contextmanager
     def stream_place(self, call: Call) -> Iterator[None]:
@@ -229,5 +252,6 @@ def unpacked(message: bytes, largest_bytes: int) -> bytes:
     except zlib.error:
         return message
     if len(plain) > largest_bytes:
+        del plain  # the error's traceback would keep it
         raise TooLarge(f"the message unpacks to more than max_message_bytes = {largest_bytes}; send fewer items")
     return plain if stream.eof and not stream.unused_data else message

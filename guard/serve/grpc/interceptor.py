@@ -8,7 +8,8 @@ inspects these, and only what passes is parsed as the server would have parsed i
 pass ends the stream with its status. All other methods are the server's own.
 
 Rule 1: no message reaches the server's handler before its verdict, whatever kind of handler it is.
-Rule 2: an inspection never holds up an event loop: it runs on a thread of its own.
+Rule 2: an inspection never holds up an event loop: it runs on a thread of its own, or on its handler's.
+Rule 3: a handler runs where its library would run it without the guard, in the event loop or on a thread.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -55,6 +57,23 @@ def mark(context: Any, call: Call) -> None:
     context.set_trailing_metadata((*(context.trailing_metadata() or ()), *call.marks))
 
 
+class MarkingContext:
+    """A context that adds the guard's marks to the trailing metadata that are set.
+
+    grpc.aio's context for handlers on threads cannot be asked afterwards which these are.
+    """
+
+    def __init__(self, context: Any, call: Call) -> None:
+        self.context, self.call = context, call
+        self.set_trailing_metadata(())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def set_trailing_metadata(self, metadata: Iterable[Any]) -> None:
+        self.context.set_trailing_metadata((*metadata, *self.call.marks))
+
+
 class ServerInterceptor(grpc.ServerInterceptor):
     """The guard in a server that handles calls on threads."""
 
@@ -65,20 +84,37 @@ class ServerInterceptor(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None or handler_call_details.method not in INSPECTED:
             return handler
+        return Threaded(self.guard).around(handler)
+
+
+@dataclass(frozen=True)
+class Threaded:
+    """The guard around handlers that run on a thread, in either kind of server."""
+
+    guard: RequestGuard
+
+    def around(self, handler: Handler) -> Handler:
         old, parse = getattr(handler, kind(handler)), handler.request_deserializer or as_it_is
 
         def whole(request: bytes, context: Any) -> Any:
             call = self.check(request, context, Call.of(context))
+            if not hasattr(context, "trailing_metadata"):
+                return old(parse(request), MarkingContext(context, call))
             try:
                 return old(parse(request), context)
             finally:
-                if not handler.response_streaming:
-                    mark(context, call)
+                mark(context, call)
+
+        def generated(request: bytes, context: Any) -> Iterator[Any]:
+            self.check(request, context, Call.of(context))
+            yield from old(parse(request), context)
 
         def streamed(requests: Iterator[bytes], context: Any) -> Any:
             return old(self.passing(requests, context, parse), context)
 
-        return rebuilt(handler, streamed if handler.request_streaming else whole)
+        if handler.request_streaming:
+            return rebuilt(handler, streamed)
+        return rebuilt(handler, generated if handler.response_streaming else whole)
 
     def passing(self, requests: Iterator[bytes], context: Any, parse: Parse) -> Iterator[Any]:
         """Yield a stream's messages that pass; the first that does not ends the stream."""
@@ -112,6 +148,8 @@ class AioServerInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or handler_call_details.method not in INSPECTED:
             return handler
         old, parse = getattr(handler, kind(handler)), handler.request_deserializer or as_it_is
+        if not (inspect.iscoroutinefunction(old) or inspect.isasyncgenfunction(old)):
+            return Threaded(self.guard).around(handler)  # the library gives it a thread, and a context for threads
 
         async def given(message: Any, context: Any) -> tuple[Any, Call]:
             call = Call.of(context)
@@ -123,8 +161,7 @@ class AioServerInterceptor(grpc.aio.ServerInterceptor):
         async def answered(message: Any, context: Any) -> Any:
             request, call = await given(message, context)
             try:
-                answer = old(request, context)
-                return await answer if inspect.isawaitable(answer) else answer
+                return await old(request, context)
             finally:
                 if not handler.response_streaming:
                     mark(context, call)

@@ -9,8 +9,8 @@ Rule 3: the mode changes nothing here: a method is opened by name.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -171,9 +171,11 @@ class Passage:
         upwards = asyncio.create_task(pass_upwards(self.door.stream(call), upstream))
         try:
             await pass_downwards(upstream, call)
-        except (asyncio.CancelledError, grpc.aio.AioRpcError):
+        except (asyncio.CancelledError, grpc.aio.AioRpcError) as ended:
             if upwards.done() and not upwards.cancelled() and (error := upwards.exception()) is not None:
                 raise error from None  # our own way of ending the upstream's call
+            if isinstance(ended, grpc.aio.AioRpcError):
+                raise self.upstream.judged_now(ended) from ended
             raise
         finally:
             end_in_core(upstream)  # gRPC drops, but does not end, the call of a handler that is cancelled in a write
@@ -181,11 +183,13 @@ class Passage:
             await asyncio.gather(upwards, return_exceptions=True)
 
 
-async def pass_upwards(messages: AsyncIterator[bytes], upstream: Any) -> None:
+async def pass_upwards(messages: AsyncGenerator[bytes, None], upstream: Any) -> None:
     """Pass the client's messages to the upstream; an error of ours ends the upstream's call."""
     try:
-        async for message in messages:
-            await write_to(upstream, message)
+        async with aclosing(messages):  # gives a message's memory back at once, however this ends
+            async for message in messages:
+                await write_to(upstream, message)
+                del message  # its memory is given back when the next one is waited for
         await upstream.done_writing()
     except UPSTREAM_ENDED:
         return  # `pass_downwards` tells how

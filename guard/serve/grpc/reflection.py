@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -27,18 +28,20 @@ def reflecting(services: Sequence[str], door: Door) -> Methods:
     servicer: Any = reflection.aio.ReflectionServicer([*services, reflection.SERVICE_NAME], pool=pool)
 
     async def answer(call: Call) -> None:
-        async for found in servicer.ServerReflectionInfo(asked(door, call), call.context):
-            await call.context.write(found.SerializeToString())
+        async with aclosing(asked(door, call)) as requests:
+            async for found in servicer.ServerReflectionInfo(requests, call.context):
+                await call.context.write(found.SerializeToString())
 
     return {METHOD: door.streaming(answer)}
 
 
-async def asked(door: Door, call: Call) -> AsyncIterator[Any]:
+async def asked(door: Door, call: Call) -> AsyncGenerator[Any, None]:
     """Yield the reflection requests of a call. Raises MalformedRequest, TooLarge."""
-    async for message in door.stream(call):
-        if len(message) > INLINE_BYTES:
-            raise TooLarge(f"a reflection request of {len(message)} bytes; wanted at most {INLINE_BYTES}")
-        try:
-            yield reflection_pb2.ServerReflectionRequest.FromString(message)
-        except DecodeError as error:
-            raise MalformedRequest("the request is no ServerReflectionRequest") from error
+    async with aclosing(door.stream(call)) as messages:
+        async for message in messages:
+            if len(message) > INLINE_BYTES:
+                raise TooLarge(f"a reflection request of {len(message)} bytes; wanted at most {INLINE_BYTES}")
+            try:
+                yield reflection_pb2.ServerReflectionRequest.FromString(message)
+            except DecodeError as error:
+                raise MalformedRequest("the request is no ServerReflectionRequest") from error

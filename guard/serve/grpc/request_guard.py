@@ -10,12 +10,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from guard.errors import GuardError, Rejected, Unchecked, UnknownModel
+from guard.errors import GuardError, MalformedRequest, Rejected, Unchecked, UnknownModel
 from guard.local_guard import LocalGuard
 from guard.policy import Action
 from guard.serve.failure_table import excuse
 from guard.serve.grpc import decode
 from guard.serve.grpc.call import Call
+from guard.serve.grpc.scan import names_of
 from guard.serve.inference_call import UNCHECKED
 from guard.serve.inspector import label, verdict_fields
 from guard.serve.log import Log
@@ -58,7 +59,13 @@ class RequestGuard:
         """Judge a request, and return the verdict that its client may know."""
         if self.guard.judge.policy.mode == "off":
             return UNCHECKED
-        parsed = decode.parse(request)
+        try:
+            parsed = decode.parse(request)
+        except MalformedRequest:
+            names = names_of(request)
+            if names is not None and names[0] in self.allow_models:
+                return UNCHECKED
+            raise
         call.message_id = parsed.message.id
         if not self.guards(parsed.message):
             return UNCHECKED

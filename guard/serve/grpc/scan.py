@@ -147,6 +147,37 @@ def varint(request: bytes, at: int, end: int, most_bytes: int = MAX_VARINT_BYTES
     return 0, end + 1
 
 
+def names_of(request: bytes) -> tuple[str, str, str] | None:
+    """The model, version and id that a request names, whatever else is in it; None where that cannot be told.
+
+    They are read as protobuf reads them: of a field that stands twice the last counts, and one of another wire type is
+    unknown. Nothing is gone into, so a request of too many parts can still be told by its model.
+    """
+    found = dict.fromkeys((1, 2, 3), "")
+    at, end, fields = 0, len(request), 0
+    while at < end:
+        fields += 1
+        tag, at = varint(request, at, end, MAX_LENGTH_BYTES)
+        wire_type, number = tag & 7, tag >> 3
+        if fields > MAX_FIELDS or at > end or not number or wire_type not in (VARINT, FIXED64, LENGTH, FIXED32):
+            return None
+        if wire_type == LENGTH:
+            size, at = varint(request, at, end, MAX_LENGTH_BYTES)
+            if at + size > end or (number in found and size > MAX_TEXT_BYTES):
+                return None
+            if number in found:
+                try:
+                    found[number] = request[at : at + size].decode()
+                except UnicodeDecodeError:
+                    return None
+            at += size
+        elif wire_type == VARINT:
+            _, at = varint(request, at, end)
+        else:
+            at += 4 if wire_type == FIXED32 else 8
+    return None if at > end else (found[1], found[2], found[3])
+
+
 def embedded(message: bytes) -> bytes:
     """Extract the message in field 1 of one that has nothing else.
 

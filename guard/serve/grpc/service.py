@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.errors import MalformedRequest
 from guard.manifest import InputSpec, OutputSpec
 from guard.serve.early_answer import in_sequence
 from guard.serve.exchange import AskedModel
@@ -27,6 +28,7 @@ from guard.serve.grpc.door import Door
 from guard.serve.grpc.gate import Admitted, InferGate, TooLate, Uncounted
 from guard.serve.grpc.gatekeeper import Gate
 from guard.serve.grpc.listener import Methods
+from guard.serve.grpc.scan import names_of
 from guard.serve.grpc.upstream import Answer, Upstream, path
 from guard.serve.inference import Inference
 from guard.serve.models import ModelTable
@@ -41,6 +43,7 @@ class GrpcExchange:
     upstream: Upstream | None  # None: what passes is forwarded by others
     request: bytes  # what is forwarded: as it came, unless it is repaired
     message: decode.Request | None = field(default=None, init=False)
+    fault: str | None = field(default=None, init=False)  # why it cannot be decoded: an error would keep its frames
 
     @property
     def size_bytes(self) -> int:
@@ -51,12 +54,20 @@ class GrpcExchange:
         """The versions that this protocol's model server has: those that `Models` knows."""
 
     def named(self) -> AskedModel:
-        self.message = decode.parse(self.request)
+        try:
+            self.message = decode.parse(self.request)
+        except MalformedRequest as error:
+            if (names := names_of(self.request)) is None:
+                raise
+            self.fault = str(error)
+            return AskedModel(*names)
         message = self.message.message
         return AskedModel(message.model_name, message.model_version, message.id, in_sequence(message.parameters))
 
     @property
     def parsed(self) -> decode.Request:
+        if self.fault is not None:
+            raise MalformedRequest(self.fault)
         if self.message is None:
             raise RuntimeError("the message was not parsed")
         return self.message

@@ -117,10 +117,12 @@ class StreamPassage:
         upwards = asyncio.create_task(self.pass_upwards(upstream))
         try:
             await self.pass_downwards(upstream)
-        except (asyncio.CancelledError, grpc.aio.AioRpcError):
+        except (asyncio.CancelledError, grpc.aio.AioRpcError) as ended:
             if self.refusal is None:
                 if upwards.done() and not upwards.cancelled() and (error := upwards.exception()) is not None:
                     raise error from None  # our own way of ending the upstream's call
+                if isinstance(ended, grpc.aio.AioRpcError):
+                    raise self.streams.upstream.judged_now(ended) from ended
                 raise
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
@@ -137,9 +139,10 @@ class StreamPassage:
         try:
             while self.refusal is None and (came := await self.call.context.read()) is not grpc.aio.EOF:
                 self.messages += 1
-                if not await self.pass_message(came, upstream):
-                    return
+                arrived = [came]
                 del came
+                if not await self.pass_message(arrived, upstream):
+                    return
             await upstream.done_writing()
         except UPSTREAM_ENDED:
             return  # `pass_downwards` tells how
@@ -150,26 +153,38 @@ class StreamPassage:
             await asyncio.sleep(PATIENCE_S)
             end_in_core(upstream)
 
-    async def pass_message(self, came: bytes, upstream: Any) -> bool:
-        """Inspect a message and pass it on, or refuse it; False where the upstream takes no more."""
+    async def pass_message(self, arrived: list[bytes], upstream: Any) -> bool:
+        """Inspect a message and pass it on, or refuse it; False where the upstream takes no more.
+
+        It is taken out of `arrived`, so that it is not kept packed beside what it unpacks to.
+        """
         call = self.call
         message = Call(call.context, deadline=call.deadline, id=call.id, principal=call.principal, number=self.messages)
         with self.counted(message):
             try:
-                async with self.door.permits.holding(len(came)):
-                    request = await self.door.plain(came)
-                    forward = await self.decide(request, message)
-                    self.order.passed_messages += 1
-                    await write_to(upstream, forward)
-            except UPSTREAM_ENDED as error:
-                self.order.passed_messages -= 1
-                message.fail(error)
-                return False
+                async with self.door.held(arrived.pop()) as request:
+                    return await self.pass_on(request, message, upstream)
             except GuardError as error:
-                message.ended(error)
                 if isinstance(error, Expired):
+                    message.ended(error)
                     raise
                 await self.refuse(error, message)
+        return True
+
+    async def pass_on(self, request: bytes, message: Call, upstream: Any) -> bool:
+        """Inspect a message that is unpacked; it is held until its refusal, too, is over, since errors refer to it."""
+        try:
+            forward = await self.decide(request, message)
+            self.order.passed_messages += 1
+            await write_to(upstream, forward)
+        except UPSTREAM_ENDED as error:
+            self.order.passed_messages -= 1
+            message.fail(error)
+            return False
+        except Expired:
+            raise
+        except GuardError as error:
+            await self.refuse(error, message)
         return True
 
     async def decide(self, request: bytes, message: Call) -> bytes:
@@ -199,6 +214,7 @@ class StreamPassage:
 
     async def refuse(self, error: GuardError, message: Call) -> None:
         """Answer a message that may not pass: in the stream where its replies can hold that, else at its end."""
+        message.ended(error)
         if message.told is not None:
             self.call.told = graver(self.call.told, message.told)
         if self.wants_status or await self.streams.shapes.known() is not ReplyShape.WRAPPED:

@@ -140,13 +140,17 @@ class Upstream:
             return Answer(body, downwards(await call.initial_metadata()), downwards(await call.trailing_metadata()))
 
     def stream(self, method: str, metadata: Metadata, timeout_s: float | None) -> Any:
-        """Start an opaque call of any arity, to be written to and read from."""
+        """Start an opaque call of any arity, to be written to and read from; its error is for `judged_now`."""
         used = self.channels.current
         start: Any = used.channel.stream_stream(method)
         call = start(metadata=grpc.aio.Metadata(*metadata), timeout=timeout_s)
         used.begin()
         call.add_done_callback(lambda _: used.end())
         return call
+
+    def judged_now(self, error: grpc.aio.AioRpcError) -> Exception:
+        """Return the error of a call of `stream`, or UpstreamDown where the connection is to blame."""
+        return self.judged(error, connected=self.channels.current.connected)
 
     def judged(self, error: grpc.aio.AioRpcError, *, connected: bool) -> Exception:
         """Return `error`, or UpstreamDown where the connection is to blame and not the model server itself."""

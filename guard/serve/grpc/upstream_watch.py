@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,12 +20,18 @@ from google.protobuf.message import DecodeError
 from guard.errors import UpstreamDown
 from guard.manifest import ModelSpec
 from guard.serve.grpc.channel import tls_fault
-from guard.serve.grpc.upstream import Upstream
+from guard.serve.grpc.method_groups import REPOSITORY_INDEX
+from guard.serve.grpc.served_versions import Index, ServerFacts
+from guard.serve.grpc.upstream import Upstream, path
 from guard.serve.grpc.wire.inference_pb2 import (
     ModelMetadataRequest,
     ModelMetadataResponse,
     ModelReadyRequest,
     ModelReadyResponse,
+    RepositoryIndexRequest,
+    RepositoryIndexResponse,
+    ServerMetadataRequest,
+    ServerMetadataResponse,
     ServerReadyRequest,
     ServerReadyResponse,
 )
@@ -42,6 +50,7 @@ class UpstreamWatch:
     upstream: Upstream
     models: Models
     readiness: Readiness
+    server: ServerFacts = field(default_factory=partial(ServerFacts, (path("RepositoryIndex"), REPOSITORY_INDEX)))
 
     async def run(self) -> None:
         """Check the model server until the task is cancelled."""
@@ -62,8 +71,21 @@ class UpstreamWatch:
                     break
                 if self.models.table is table:  # otherwise it was replaced meanwhile, and is checked next
                     self.readiness.say(PART, of_model, model=model.label)
+        if reason is not None:
+            self.server.forget()
         self.readiness.say(PART, reason)
         return self.models.table is not table or self.readiness.part(PART) is None
+
+    async def objection(self, model: ModelSpec) -> str | None:
+        """What the model server, if it is there, lacks of a model; None where nothing speaks against it."""
+        if await self.server_reason() is not None:
+            return None
+        reason = await self.model_reason(model)
+        return reason if isinstance(reason, str) else None
+
+    def look_again(self) -> None:
+        """Have the server and all models checked at once."""
+        self.upstream.doubt.set()
 
     async def pause(self, *, ready: bool) -> None:
         """Wait until the next check is due: some time, a failed call, or the loss of the connection."""
@@ -112,8 +134,34 @@ class UpstreamWatch:
             return error
         except DecodeError:
             return f"{where} does not answer in the Open Inference Protocol"
-        self.models.versions[name] = tuple(metadata.versions)
-        return mismatch(metadata, model)
+        try:
+            served = await self.versions_of(name, metadata)
+        except UpstreamDown as error:
+            return error
+        if served is None:
+            self.models.versions.pop(name, None)
+        else:
+            self.models.versions[name] = served
+        return mismatch(metadata, model, served or ())
+
+    async def versions_of(self, name: str, metadata: ModelMetadataResponse) -> tuple[str, ...] | None:
+        """The versions that the server has of a model, whose metadata are these; None where nothing tells them."""
+
+        async def ask_name() -> str | None:
+            with suppress(grpc.aio.AioRpcError, DecodeError):
+                answer = await self.upstream.ask("ServerMetadata", ServerMetadataRequest())
+                return str(ServerMetadataResponse.FromString(answer).name)
+            return None
+
+        async def ask_index(method: str) -> Index | None:
+            with suppress(grpc.aio.AioRpcError, DecodeError):
+                request = RepositoryIndexRequest(ready=True).SerializeToString()
+                answer = await self.upstream.unary(method, request, (), self.upstream.timeout_s)
+                found = RepositoryIndexResponse.FromString(answer.body).models
+                return [(model.name, model.version) for model in found]
+            return None
+
+        return await self.server.versions_of(name, metadata.versions, ask_name=ask_name, ask_index=ask_index)
 
     def unreachable(self, error: UpstreamDown) -> str:
         fault = tls_fault(error.__cause__.details()) if isinstance(error.__cause__, grpc.aio.AioRpcError) else ""
@@ -127,17 +175,20 @@ class UpstreamWatch:
         return f"{where} answered {about}: {error.code().name}, {error.details()}"
 
 
-def mismatch(metadata: ModelMetadataResponse, model: ModelSpec) -> str | None:
-    """The first difference between the upstream's model and the bundle's; None where nothing tells them apart."""
+def mismatch(metadata: ModelMetadataResponse, model: ModelSpec, served: Sequence[str]) -> str | None:
+    """The first difference between the upstream's model and the bundle's; None where nothing tells them apart.
+
+    `served` are the versions that the upstream has, as far as it tells them.
+    """
     spec, output = model.input, model.output
     where = f"the upstream's model {model.name!r}"
-    if not model.version and len(metadata.versions) > 1:
+    if not model.version and len(served) > 1:
         return (
-            f"{where} has versions {', '.join(metadata.versions)}; the bundle is for no one in particular and inspects "
+            f"{where} has versions {', '.join(served)}; the bundle is for no one in particular and inspects "
             "none of them: train it with --serves NAME:VERSION"
         )
-    if model.version and metadata.versions and model.version not in metadata.versions:
-        return f"{where} has versions {', '.join(metadata.versions)}; the bundle was made for version {model.version}"
+    if model.version and served and model.version not in served:
+        return f"{where} has versions {', '.join(served)}; the bundle was made for version {model.version}"
     if metadata.inputs:
         names = [tensor.name for tensor in metadata.inputs]
         if names != [spec.name]:

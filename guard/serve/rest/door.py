@@ -156,8 +156,10 @@ class RestDoor:
                     self.door.largest_bytes,
                 )
                 largest = self.door.largest_bytes if values(call.headers, "content-encoding") else len(body)
-                permit.shrink(await self.door.aside(largest, exchange.unpack))
-                answer = await unless_left(request.receive, self.inference.infer(exchange, call))
+                held_bytes = await self.door.aside(largest, exchange.unpack)
+                permit.shrink(held_bytes)
+                async with permit.with_more(held_bytes):
+                    answer = await unless_left(request.receive, self.inference.infer(exchange, call))
         return call.delivered(answer)
 
     def check_open(self) -> None:

@@ -37,8 +37,9 @@ class RestExchange:
     path: str  # for the upstream, with what stands behind a question mark
     body: bytes  # what is forwarded: as it came, unless it is repaired
     largest_bytes: int
-    plain: bytes | MalformedRequest = field(default=b"", init=False)  # the body unpacked, or why it could not be
+    plain: bytes = field(default=b"", init=False)  # the body unpacked
     request: RestRequest | None = field(default=None, init=False)
+    fault: str | None = field(default=None, init=False)  # why it cannot be decoded: an error would keep its frames
     coding: str | None = field(default=None, init=False)
 
     def unpack(self) -> int:
@@ -51,27 +52,35 @@ class RestExchange:
             self.coding = coding_of(values(self.call.headers, "content-encoding"))
             self.plain = unpacked(self.body, self.coding, self.largest_bytes)
         except MalformedRequest as error:
-            self.plain = error
+            self.fault = str(error)
             return len(self.body)
         return len(self.body) + (0 if self.coding is None else len(self.plain))
 
     @property
     def size_bytes(self) -> int:
-        return len(self.body) if isinstance(self.plain, MalformedRequest) else len(self.plain)
+        return len(self.body) if self.fault is not None else len(self.plain)
 
     @property
     def versions(self) -> Mapping[str, tuple[str, ...]]:
         return self.upstream.versions
 
     def named(self) -> AskedModel:
-        """Parse the body, which was unpacked before. Raises MalformedRequest."""
-        headers = self.call.headers
-        if isinstance(self.plain, MalformedRequest):
-            raise self.plain
-        check_charset(values(headers, "content-type"))
-        self.request = parse(self.plain, json_length(values(headers, JSON_LENGTH)))
+        """Parse the body, which was unpacked before; the path names the model. Raises MalformedRequest."""
+        if self.fault is None:
+            try:
+                self.request = self.read()
+            except MalformedRequest as error:
+                self.fault = str(error)
+        if self.request is None:
+            return AskedModel(self.name, self.version, "")
         check_model(self.request, self.name, self.version)
         return AskedModel(self.name, self.version, self.request.id, in_sequence(self.request.parameters))
+
+    def read(self) -> RestRequest:
+        """Parse the plain body. Raises MalformedRequest."""
+        headers = self.call.headers
+        check_charset(values(headers, "content-type"))
+        return parse(self.plain, json_length(values(headers, JSON_LENGTH)))
 
     def decode(self, spec: InputSpec, *, max_items: int) -> Decoded:
         return decode(self.parsed, spec, max_items=max_items)
@@ -84,6 +93,8 @@ class RestExchange:
 
     @property
     def parsed(self) -> RestRequest:
+        if self.fault is not None:
+            raise MalformedRequest(self.fault)
         if self.request is None:
             raise RuntimeError("the request was not parsed")
         return self.request

@@ -15,6 +15,7 @@ from guard.serve.grpc.upstream import Upstream
 from guard.serve.inference import Inference
 from guard.serve.limits import MIN_ANSWER_BYTES
 from guard.serve.readiness import Readiness
+from guard.serve.reload import ServerWatch
 from guard.serve.rest.door import RestDoor
 from guard.serve.rest.listener import HttpListener, listening
 from guard.serve.rest.over_grpc import RestOverGrpc
@@ -34,8 +35,9 @@ async def rest_door(
     side_door: Door,
     security: Security,
     over_grpc: Upstream,
+    watches: list[ServerWatch],
 ) -> AsyncIterator[HttpListener]:
-    """Serve REST within the block.
+    """Serve REST within the block; where there is a watch on the model server over HTTP, it joins `watches`.
 
     Raises:
         PortError: as `listening`.
@@ -51,6 +53,7 @@ async def rest_door(
             opened = RestUpstream.open(config, max_bytes=largest_bytes, tls=upstream_tls)
             upstream = reached = await stack.enter_async_context(opened)
             watch = RestUpstreamWatch(reached, inference.models, readiness)
+            watches.append(watch)
         else:
             versions = inference.models.versions
             upstream = RestOverGrpc(over_grpc, versions, max_bytes=largest_bytes, aside=door.aside)

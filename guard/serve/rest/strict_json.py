@@ -6,7 +6,8 @@ which there is little. An array under the key `data` that holds nothing but digi
 the text; `Numbers.values` converts it by pieces, between which other threads run. Example: in
 `{"shape": [1, 2], "data": [0.5, 1]}` the shape becomes [1, 2], and the data `Numbers` from 25 to 33.
 
-Rule 1: equal keys of one object, NaN and Infinity, what follows the document, and depth without end are errors.
+Rule 1: equal keys of one object, NaN and Infinity, half a surrogate pair, what follows the document, and depth without
+        end are errors.
 Rule 2: what is no number of a `data` array is bounded by `MAX_OTHER_CHARACTERS`, whatever it consists of.
 Rule 3: `Numbers` are not known to be JSON before their `values` are; the caller reads all of them, or refuses.
 """
@@ -36,6 +37,7 @@ SCALAR = re.compile(
     r'"(?:[^"\\\x00-\x1f]++|\\.)*+"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+|true|false|null'
 )
 NUMERIC = re.compile(r"[\[\]0-9eE+\-., \t\n\r]*+")
+SURROGATE = re.compile("[\ud800-\udfff]")  # without its other half: of both, json makes one character
 BRACKETS = re.compile(r"[\[\], \t\n\r]*+")
 FLOATS = json.JSONDecoder(parse_int=float)
 
@@ -174,9 +176,14 @@ class StrictJson:
             return self.array(depth) if numbers is None else numbers
         text = self.go(SCALAR.match(self.text, self.place, self.place + MAX_OTHER_CHARACTERS))
         try:
-            return json.loads(text)
+            found = json.loads(text)
         except ValueError:
             raise MalformedRequest(f"the request is no JSON, at character {self.place - len(text)}") from None
+        if "\\" in text and SURROGATE.search(found):
+            raise MalformedRequest(
+                f"the text at character {self.place - len(text)} has half of a surrogate pair, which is no character"
+            )
+        return found
 
     def object(self, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from guard.serve.certificates import as_file
+from guard.serve.certificates import as_file, pem_text
 from guard.serve.identities import Identity
 from guard.serve.principal import Peer
 from guard.serve.rotation import Rotated
@@ -51,13 +51,13 @@ def server_context(identity: Identity) -> ssl.SSLContext:
     show(context, identity)
     if identity.authorities is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=identity.authorities.pem.decode("ascii", "replace"))
+        context.load_verify_locations(cadata=pem_text(identity.authorities.pem))
     return context
 
 
 def client_context(identity: Identity) -> ssl.SSLContext:
     """A context for the model server, whose certificate must lead to the authorities, or to the system's."""
-    roots = None if identity.authorities is None else identity.authorities.pem.decode("ascii", "replace")
+    roots = None if identity.authorities is None else pem_text(identity.authorities.pem)
     context = ssl.create_default_context(cadata=roots)
     context.set_alpn_protocols(["http/1.1"])
     show(context, identity)

@@ -2,6 +2,8 @@
 
 Rule 1: the message holds the values that the guard inspected: both come from one parse of the strict reader.
 Rule 2: every tensor travels raw, since a message may not mix raw and typed ones.
+Rule 3: a reply says what the model said, or is an error: nothing is cut, filled up or converted to another value. Only
+        numbers that are not finite become null, as JSON has no other word for them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import MalformedRequest
+from guard.errors import MalformedRequest, UpstreamDown
 from guard.serve.grpc.decode import TYPED_FIELD
 from guard.serve.grpc.wire.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from guard.serve.named_class import LENGTH_BYTES, words_of
@@ -24,10 +26,19 @@ from guard.serve.tensor import DTYPES
 
 BINARY_WANTED, ALL_BINARY_WANTED = "binary_data", "binary_data_output"  # of one output, of all
 INT64_VALUES = 2**64
+ITEM_BYTES = {"BF16": 2, **{datatype: dtype.itemsize for datatype, dtype in DTYPES.items()}}
 
 
 def message_of(request: RestRequest, name: str, version: str) -> ModelInferRequest:
     """The message that asks what the JSON asks. Raises MalformedRequest."""
+    try:
+        return translated(request, name, version)
+    except (ValueError, OverflowError, RecursionError) as error:  # such as an axis of more than 63 bits
+        raise MalformedRequest(f"the request holds what no message of the gRPC protocol can: {error}") from error
+
+
+def translated(request: RestRequest, name: str, version: str) -> ModelInferRequest:
+    """The message that asks what the JSON asks. Raises MalformedRequest, and what protobuf raises for odd values."""
     message = ModelInferRequest(model_name=name, model_version=version, id=request.id)
     given = parameters(request.document, "the request")
     set_parameters(message.parameters, given, but=ALL_BINARY_WANTED)
@@ -122,14 +133,20 @@ def flat(data: Any) -> list[Any]:
 
 
 def reply_of(response: ModelInferResponse, request: RestRequest) -> tuple[bytes, int | None]:
-    """The reply's body, and the length of its JSON where binary tensors follow it (as the request wants them)."""
+    """The reply's body, and the length of its JSON where binary tensors follow it (as the request wants them).
+
+    Raises:
+        UpstreamDown: the reply contradicts itself.
+        MalformedRequest: an output that is wanted as JSON holds what JSON cannot.
+    """
     wanted = binary_outputs(request)
     outputs, binary = [], []
     for number, tensor in enumerate(response.outputs):
         described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
         given = parameters_of(tensor.parameters)
         raw = raw_of(response, number)
-        if raw is not None and wanted(tensor.name):
+        check_size(tensor, raw)
+        if wanted(tensor.name):
             given[BINARY_SIZE] = len(raw)
             binary.append(raw)
         else:
@@ -143,7 +160,7 @@ def reply_of(response: ModelInferResponse, request: RestRequest) -> tuple[bytes,
             document[key] = getattr(response, key)
     if given := parameters_of(response.parameters):
         document["parameters"] = given
-    text = json.dumps(document).encode()
+    text = json.dumps(document, allow_nan=False).encode()
     return b"".join((text, *binary)), len(text) if binary else None
 
 
@@ -158,29 +175,67 @@ def binary_outputs(request: RestRequest) -> Any:
 
 
 def parameters_of(found: Mapping[str, InferParameter]) -> dict[str, Any]:
-    return {key: getattr(value, str(value.WhichOneof("parameter_choice"))) for key, value in found.items()}
+    """The parameters of a message, as JSON has them; one without a value is null."""
+    kinds = {key: value.WhichOneof("parameter_choice") for key, value in found.items()}
+    return {key: None if kind is None else finite(getattr(found[key], kind)) for key, kind in kinds.items()}
 
 
-def raw_of(response: ModelInferResponse, number: int) -> bytes | None:
-    """The bytes of an output; None for one that is typed and has no bytes to show (BYTES among them)."""
-    if response.raw_output_contents:
-        return response.raw_output_contents[number] if number < len(response.raw_output_contents) else b""
+def finite(value: Any) -> Any:
+    """A value of a message as JSON has it: what is not finite is null there."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def raw_of(response: ModelInferResponse, number: int) -> bytes:
+    """The bytes of an output. Raises UpstreamDown where it has none, or typed values that are none of its datatype."""
     tensor = response.outputs[number]
-    dtype, field = DTYPES.get(tensor.datatype), TYPED_FIELD.get(tensor.datatype)
+    if response.raw_output_contents:
+        if number < len(response.raw_output_contents):
+            return response.raw_output_contents[number]
+        raise broken(tensor, "has no bytes, and outputs before it have")
+    field = TYPED_FIELD.get(tensor.datatype)
+    if field is None:
+        raise broken(tensor, f"is {tensor.datatype[:20]}, which travels raw, and has no bytes")
+    values = getattr(tensor.contents, field)
     if field == "bytes_contents":
-        words = tensor.contents.bytes_contents
-        return b"".join(len(word).to_bytes(LENGTH_BYTES, "little") + word for word in words)
-    if dtype is None or field is None:
-        return None
-    return np.asarray(getattr(tensor.contents, field), dtype=dtype).tobytes()
+        return b"".join(len(word).to_bytes(LENGTH_BYTES, "little") + word for word in values)
+    dtype = DTYPES[tensor.datatype]
+    if dtype.kind in "iu" and not all(limits(dtype)[0] <= value <= limits(dtype)[1] for value in values):
+        raise broken(tensor, f"holds what is no {tensor.datatype}")
+    return np.asarray(values, dtype=dtype).tobytes()
 
 
-def data_of(tensor: Any, raw: bytes | None) -> list[Any]:
-    """The elements of an output in a row, as JSON has them; what is not finite is null there."""
-    if raw is None:
-        return []
+def check_size(tensor: Any, raw: bytes) -> None:
+    """Raise UpstreamDown where an output has other elements than its shape says; of unknown types none are known."""
+    wanted = math.prod(tensor.shape)
     if tensor.datatype == "BYTES":
-        return [word.decode("utf-8", "replace") for word in words_of(raw)]
+        words = words_of(raw)
+        if len(words) != wanted or sum(map(len, words)) + LENGTH_BYTES * wanted != len(raw):
+            raise broken(tensor, f"has {len(raw)} bytes, which are no {wanted} texts")
+    elif (size := ITEM_BYTES.get(tensor.datatype)) is not None and len(raw) != wanted * size:
+        raise broken(
+            tensor, f"has {len(raw)} bytes; shape {list(tensor.shape)} of {tensor.datatype} takes {wanted * size}"
+        )
+
+
+def broken(tensor: Any, said: str) -> UpstreamDown:
+    return UpstreamDown(f"the model server behind the guard contradicts itself: output {tensor.name[:40]!r} {said}")
+
+
+def data_of(tensor: Any, raw: bytes) -> list[Any]:
+    """The elements of an output in a row, as JSON has them: null for what is not finite. Raises MalformedRequest."""
+    if tensor.datatype == "BYTES":
+        try:
+            return [word.decode() for word in words_of(raw)]
+        except UnicodeDecodeError as error:
+            raise needs_binary(tensor, "texts that are not in UTF-8") from error
     dtype = DTYPES.get(tensor.datatype)
-    found = [] if dtype is None or len(raw) % dtype.itemsize else np.frombuffer(raw, dtype).tolist()
-    return [None if isinstance(one, float) and not math.isfinite(one) else one for one in found]
+    if dtype is None:
+        raise needs_binary(tensor, f"elements of {tensor.datatype[:20] or 'no datatype'}")
+    return [finite(one) for one in np.frombuffer(raw, dtype).tolist()]
+
+
+def needs_binary(tensor: Any, what: str) -> MalformedRequest:
+    return MalformedRequest(
+        f"output {tensor.name[:40]!r} holds {what}, which JSON cannot; ask for it with the parameter "
+        f'"{BINARY_WANTED}": true'
+    )

@@ -9,20 +9,27 @@ import asyncio
 import json
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from guard.errors import UpstreamDown
 from guard.manifest import ModelSpec
+from guard.serve.grpc.served_versions import Index, ServerFacts
 from guard.serve.grpc.upstream_watch import POLL_DOWN_S, POLL_READY_S, mismatch
 from guard.serve.grpc.wire.inference_pb2 import ModelMetadataResponse
 from guard.serve.models import Models
 from guard.serve.readiness import Readiness
 from guard.serve.rest.answer import RestAnswer
-from guard.serve.rest.paths import MODEL_METADATA, MODEL_READY, READY, RestPath
+from guard.serve.rest.paths import MODEL_METADATA, MODEL_READY, READY, SERVER_METADATA, RestPath
 from guard.serve.rest.upstream import RestUpstream
 
 PART = "rest_upstream"
 MAX_METADATA_BYTES = 2**20
+INDEX = "/v2/repository/index"
+OPTIONAL_SHARE = 4  # of the time for a check, one part in so many is for each answer that not every server has
+JSON_HEADERS = (("content-type", "application/json"),)
+ODD_JSON = (ValueError, TypeError, AttributeError, KeyError, RecursionError)  # what a JSON of another form raises
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class RestUpstreamWatch:
     upstream: RestUpstream
     models: Models
     readiness: Readiness
+    server: ServerFacts = field(default_factory=partial(ServerFacts, (INDEX,)))
 
     async def run(self) -> None:
         """Check the model server until the task is cancelled."""
@@ -51,8 +59,20 @@ class RestUpstreamWatch:
             ready = ready and of_model is None
             if self.models.table is table:  # otherwise it was replaced meanwhile, and is checked next
                 self.readiness.say(PART, of_model, model=model.label)
+        if reason is not None:
+            self.server.forget()
         self.readiness.say(PART, reason)
         return ready and reason is None
+
+    async def objection(self, model: ModelSpec) -> str | None:
+        """What the model server, if it is there, lacks of a model; None where nothing speaks against it."""
+        if await self.reason_of(self.server_reason()) is not None:
+            return None
+        return await self.reason_of(self.model_reason(model))
+
+    def look_again(self) -> None:
+        """Have the server and all models checked at once."""
+        self.upstream.doubt.set()
 
     async def reason_of(self, checking: Awaitable[str | None]) -> str | None:
         """The reason that a check finds, or its own failure."""
@@ -64,7 +84,7 @@ class RestUpstreamWatch:
             return f"{where} did not answer within {self.upstream.timeout_s:g} s"
         except UpstreamDown:
             return f"{where} cannot be reached"
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        except ODD_JSON:
             return f"{where} does not answer in the Open Inference Protocol"
 
     async def server_reason(self) -> str | None:
@@ -81,8 +101,36 @@ class RestUpstreamWatch:
         if not answer.ok:
             return f"{where} answered about model {name!r}: HTTP status {answer.status}"
         metadata = metadata_of(answer.body)
-        self.upstream.versions[name] = tuple(metadata.versions)
-        return mismatch(metadata, model)
+        served = await self.versions_of(name, metadata)
+        if served is None:
+            self.upstream.versions.pop(name, None)
+        else:
+            self.upstream.versions[name] = served
+        return mismatch(metadata, model, served or ())
+
+    async def versions_of(self, name: str, metadata: ModelMetadataResponse) -> tuple[str, ...] | None:
+        """The versions that the server has of a model, whose metadata are these; None where nothing tells them."""
+
+        async def ask_name() -> str | None:
+            found = await self.told("GET", SERVER_METADATA.template)
+            return str(found["name"]) if isinstance(found, dict) and "name" in found else None
+
+        async def ask_index(path: str) -> Index | None:
+            found = await self.told("POST", path, b'{"ready": true}')
+            with suppress(*ODD_JSON):
+                return None if found is None else [(str(one["name"]), str(one.get("version") or "")) for one in found]
+            return None
+
+        return await self.server.versions_of(name, metadata.versions, ask_name=ask_name, ask_index=ask_index)
+
+    async def told(self, method: str, path: str, body: bytes = b"") -> Any:
+        """The JSON with which the server answers what not every server does; None where it does not, in good time."""
+        headers = JSON_HEADERS if body else ()
+        with suppress(TimeoutError, UpstreamDown, *ODD_JSON):
+            async with asyncio.timeout(self.upstream.timeout_s / OPTIONAL_SHARE):
+                answer = await self.upstream.ask(method, path, headers, body)
+            return json.loads(answer.body) if answer.ok else None
+        return None
 
     async def ask_about(self, model: ModelSpec, paths: tuple[RestPath, RestPath]) -> RestAnswer:
         path = paths[1] if model.version else paths[0]

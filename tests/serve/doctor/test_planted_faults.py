@@ -34,7 +34,7 @@ from guard.serve.doctor.remark import Remark
 from guard.serve.doctor.setup import Setup
 from guard.signing import sign
 from tests.serve import tiny_bundle
-from tests.serve.authority import Authority, Pair, server_credentials
+from tests.serve.authority import Authority, Pair, authority_pem, server_credentials
 from tests.serve.doctor.http_server import http_server
 from tests.serve.guarded import free_port
 from tests.serve.processes import model_file_process, model_process
@@ -318,6 +318,18 @@ def certificate_that_is_over_soon(place: Place) -> None:
     place.certificate(place.authority.issue(days=3))
 
 
+def authority_that_is_over(place: Place) -> None:
+    place.certificate(place.authority.issue())
+    (place.folder / "clients.pem").write_bytes(authority_pem(days=-1))
+    place.settings["tls_client_ca"] = str(place.folder / "clients.pem")
+
+
+def authority_that_is_over_beside_another(place: Place) -> None:
+    authority_that_is_over(place)
+    with (place.folder / "clients.pem").open("ab") as file:
+        file.write(authority_pem(days=400))
+
+
 def certificate_with_another_key(place: Place) -> None:
     one, other = place.authority.issue(), place.authority.issue()
     place.certificate(Pair(one.chain, other.key))
@@ -449,6 +461,8 @@ FAULTS: tuple[tuple[Callable[[Place], None], str, str, str], ...] = (
     (certificate_that_is_over, "certificates", "wrong", "for localhost ended .*replace"),
     (certificate_that_is_still_to_come, "certificates", "wrong", "begins .* the clock says .* is one of them wrong"),
     (certificate_that_is_over_soon, "certificates", "warn", r"in (2\.9|3\.0) days; replace"),
+    (authority_that_is_over, "certificates", "wrong", "authority of -1 days ended .*replace"),
+    (authority_that_is_over_beside_another, "certificates", "warn", "authority of -1 days ended .*beside others"),
     (certificate_with_another_key, "certificates", "wrong", "does not belong to"),
     (certificate_without_names, "certificates", "wrong", "has no subjectAltName"),
     (certificate_for_clients, "certificates", "wrong", "is not for a server"),

@@ -300,6 +300,65 @@ def test_unary_and_streaming_sides_may_be_mixed(local: LocalGuard, kind: str) ->
         tell(kind, local, story)
 
 
+class Handlers:
+    """Handlers of one arity: they abort as soon as they have a request, or answer it once."""
+
+    def __init__(self, *, aborts: bool) -> None:
+        self.aborts, self.seen = aborts, 0
+
+    def on_a_thread(self, *, of_many: bool, in_many: bool) -> Any:
+        def answer(request: Any, context: Any) -> bytes:
+            request = next(request) if of_many else request
+            self.seen += 1
+            if self.aborts:
+                context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
+            return ANSWER(request)
+
+        def answers(request: Any, context: Any) -> Iterator[bytes]:
+            yield answer(request, context)
+
+        return answers if in_many else answer
+
+    def in_the_loop(self, *, of_many: bool, in_many: bool) -> Any:
+        async def answer(request: Any, context: Any) -> bytes:
+            request = await anext(aiter(request)) if of_many else request
+            self.seen += 1
+            if self.aborts:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
+            return ANSWER(request)
+
+        async def answers(request: Any, context: Any) -> AsyncIterator[bytes]:
+            yield await answer(request, context)
+
+        return answers if in_many else answer
+
+
+@pytest.mark.parametrize("in_many", [False, True], ids=["to one", "to many"])
+@pytest.mark.parametrize("of_many", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize("kind", ["threads", "loop", "loop, on threads"])
+def test_the_end_that_a_handler_gives_its_call_is_the_calls(
+    local: LocalGuard, kind: str, *, of_many: bool, in_many: bool
+) -> None:
+    """An abort too, whatever the arity of a handler, and whether it is a coroutine."""
+    arity = f"{'stream' if of_many else 'unary'}_{'stream' if in_many else 'unary'}_rpc_method_handler"
+
+    async def ends(*, aborts: bool) -> tuple[list[grpc.StatusCode], int]:
+        found = Handlers(aborts=aborts)
+        made = (found.in_the_loop if kind == "loop" else found.on_a_thread)(of_many=of_many, in_many=in_many)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ModelServer, "handlers", lambda _: {"ModelInfer": getattr(grpc, arity)(made)})
+            async with serving(kind, local) as (_, client):
+                return [(await client.infer(images)).code for images in (CLEAN, STRIPED)], found.seen
+
+    async def story() -> None:
+        ok, missing, denied = (grpc.StatusCode[name] for name in ("OK", "NOT_FOUND", "PERMISSION_DENIED"))
+        # a handler that takes many is begun before its first message is there
+        assert await ends(aborts=True) == ([missing, denied], 1)
+        assert await ends(aborts=False) == ([ok, denied], 1)
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+
+
 MLSERVER = """#!{python}
 # MLServer as its own command starts it, but that the gRPC server which it makes has one interceptor more.
 import sys

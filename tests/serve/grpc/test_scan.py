@@ -7,11 +7,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guard.errors import MalformedRequest
 from guard.serve.grpc.decode import parse
-from guard.serve.grpc.scan import MAX_FIELDS, MAX_TEXT_BYTES, MOST, embedded, scan
+from guard.serve.grpc.scan import MAX_FIELDS, MAX_TEXT_BYTES, MOST, embedded, names_of, scan
 from guard.serve.grpc.wire.guard_pb2 import InspectRequest
+from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 from tests.serve import tiny_bundle
 from tests.serve.grpc.test_bypass import field, varint
 from tests.serve.guarded import infer_request
@@ -143,3 +147,28 @@ def test_the_message_in_an_inspection() -> None:
     for wrong in (b"\x08\x01", b"\x12\x00", b"\x0a\x05", wrapped + b"\x10\x01", halves, wrapped * 2):
         with pytest.raises(MalformedRequest, match="InspectRequest"):
             embedded(wrong)
+
+
+def test_names_are_read_whatever_else_a_request_holds() -> None:
+    request = ModelInferRequest(model_name="m", model_version="2", id="7")
+    for _ in range(100):
+        request.inputs.add(name="x")
+    assert names_of(request.SerializeToString()) == ("m", "2", "7")
+    assert names_of(b"") == ("", "", "")
+    twice = b"\x0a\x01a" + b"\x0a\x01b"
+    assert names_of(twice) == (ModelInferRequest.FromString(twice).model_name, "", "") == ("b", "", "")
+    number = b"\x0a\x01a" + b"\x08\x05"  # field 1 as a number is an unknown field
+    assert names_of(number) == (ModelInferRequest.FromString(number).model_name, "", "") == ("a", "", "")
+    for odd in (b"\x0a\x05a", b"\x0a\x01\xff", b"\x0b\x0c", b"\x00\x01", b"\x0f", b"\x32\x00" * 17_000, b"\x0a"):
+        assert names_of(odd) is None
+
+
+@given(st.binary(max_size=60))
+def test_names_are_those_that_protobuf_reads(noise: bytes) -> None:
+    for request in (noise, ModelInferRequest(model_name="m", id="i").SerializeToString() + noise):
+        names = names_of(request)
+        try:
+            read = ModelInferRequest.FromString(request)
+        except DecodeError:
+            continue
+        assert names is None or names == (read.model_name, read.model_version, read.id)

@@ -18,8 +18,10 @@ from guard.model_config import ModelConfig
 from guard.policy import Action
 from guard.runtime import Runtime
 from guard.serve.grpc.method_groups import opened_methods
+from guard.serve.grpc.scan import MOST
 from guard.serve.grpc.wire.guard_pb2 import InspectRequest, InspectResponse
 from guard.serve.grpc.wire.inference_pb2 import (
+    ModelInferRequest,
     ModelReadyRequest,
     ModelReadyResponse,
     ServerLiveResponse,
@@ -470,6 +472,32 @@ def test_a_disagreement_that_training_measured_is_allowed_beside_the_limit(
                 await guarded.client.infer(tiny_bundle.ordinary(32))
             assert await guarded.metric("guard_upstream_disagreement_ratio") == 1
             assert (guarded.serving.readiness.because is None) is ready
+
+    asyncio.run(story())
+
+
+def test_a_table_of_many_columns_passes_where_the_operator_lets_its_model_pass(bundle: Path) -> None:
+    """One tensor a column are more inputs than any guarded model has."""
+
+    def table(name: str) -> bytes:
+        message = ModelInferRequest(model_name=name, id="t")
+        for column in range(MOST["inputs"] + 1):
+            message.inputs.add(name=f"c{column}", datatype="FP32", shape=[1]).contents.fp32_contents.append(1.0)
+        return bytes(message.SerializeToString())
+
+    class AnyModel(FakeUpstream):
+        def infer_response(self, request: bytes) -> bytes:
+            self.requests.append(request)
+            return b""
+
+    async def story() -> None:
+        fake = AnyModel()
+        async with guarding(bundle, fake, allow_models=("table",)) as guarded:
+            answer = await guarded.client.call("ModelInfer", table("table"))
+            assert (answer.code.name, answer.trailing["guard-verdict"]) == ("OK", "unchecked")
+            assert fake.requests[-1] == table("table")
+            for name, reason in ((tiny_bundle.MODEL_NAME, "MALFORMED_REQUEST"), ("third", "UNKNOWN_MODEL")):
+                assert (await guarded.client.call("ModelInfer", table(name))).reason == reason
 
     asyncio.run(story())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
-from guard.serve.grpc import reply_order
+from guard.errors import NotAllowed
+from guard.serve.grpc import door, passage, reply_order, streams
 from guard.serve.grpc.door import MAX_CONNECTION_STREAMS, MAX_STREAMS
 from guard.serve.grpc.upstream import UPSTREAM_ENDED, path, write_to
 from guard.serve.grpc.wire.inference_pb2 import ModelInferResponse
@@ -413,6 +416,32 @@ def test_a_server_without_streams_says_so(bundle: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_server_that_is_away_is_told_alike_however_it_is_asked(bundle: Path) -> None:
+    """Its address is the operator's, and no client's."""
+
+    async def story() -> None:
+        fake = StreamingUpstream(server="triton")
+        server = listening(fake)
+        address = await server.__aenter__()
+        async with guarding_at(bundle, address, fake, allow_methods=("TraceSetting", "ModelConfig")) as guarded:
+            await guarded.until_ready()
+            body = message(CLEAN)
+            assert (await guarded.client.call("ModelInfer", body)).ok
+            await server.__aexit__(None, None, None)
+            await until(lambda: not guarded.serving.upstream_channels.current.connected)
+            ends = {}
+            for method in ("ModelInfer", "ModelMetadata", "TraceSetting", "ModelConfig"):
+                answer = await guarded.client.call(method, body)
+                ends[method] = (answer.code.name, answer.details, answer.reason)
+            _, call = await streamed(guarded.client, [body])
+            code, details, trailing = await ended(call)
+            ends["ModelStreamInfer"] = (code, details, reason(trailing))
+            wanted = "the model server behind the guard cannot be reached; nothing answered this request"
+            assert ends == dict.fromkeys(ends, ("UNAVAILABLE", wanted, "UPSTREAM_DOWN"))
+
+    asyncio.run(story())
+
+
 async def outcomes(guarded: Guarded) -> dict[str, float]:
     """How streams have ended so far."""
     ends = ("inspected", "refused", "failed", "expired", "cancelled")
@@ -491,6 +520,67 @@ def test_a_bomb_is_refused_and_a_message_beyond_the_limit_ends_its_stream_alone(
             await beside.write(message(CLEAN))
             assert not unwrapped(await beside.read())[0]
             beside.cancel()
+
+    asyncio.run(story())
+
+
+class Unpacked(bytes):
+    """A message that was unpacked, and is counted as long as it lives."""
+
+    live_bytes, most_bytes = 0, 0
+    lock = threading.Lock()  # messages are unpacked on several threads
+
+    def __init__(self, _: bytes) -> None:
+        with Unpacked.lock:
+            Unpacked.live_bytes += len(self)
+            Unpacked.most_bytes = max(Unpacked.most_bytes, Unpacked.live_bytes)
+
+    def __del__(self) -> None:
+        with Unpacked.lock:
+            Unpacked.live_bytes -= len(self)
+
+
+@pytest.mark.parametrize("method", ["ModelStreamInfer", "TraceSetting"], ids=["inspected", "opened"])
+def test_what_messages_unpack_to_takes_part_in_the_memory_for_all(
+    bundle: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few KB on the wire hold as much as they unpack to, whatever door they come through."""
+    plain = door.unpacked
+    monkeypatch.setattr(Unpacked, "most_bytes", 0)
+    monkeypatch.setattr(door, "unpacked", lambda came, largest: Unpacked(plain(came, largest)))
+
+    async def refused(*_: Any) -> bytes:
+        await asyncio.sleep(0.1)
+        raise NotAllowed("it is held for a while, and not passed")
+
+    async def written(*_: Any) -> None:
+        await asyncio.sleep(0.1)
+
+    monkeypatch.setattr(streams.StreamPassage, "decide", refused)
+    monkeypatch.setattr(passage, "write_to", written)
+    limit, streams_at_once = 4 * 2**20, 24
+
+    async def story() -> None:
+        fake = StreamingUpstream(server="triton")
+        options = {"max_message_bytes": 2**20, "max_bytes_in_flight": limit, "allow_methods": ("TraceSetting",)}
+        async with guarding(bundle, fake, **options) as guarded:
+            bomb, too_large = (
+                gzip.compress(message(np.zeros((items, *tiny_bundle.SHAPE), np.float32))) for items in (15_000, 17_000)
+            )
+            start: Any = guarded.client.channel.stream_stream(path(method))
+            calls = [start(timeout=20) for _ in range(streams_at_once)]
+            for number in range(2):
+                calls = [call for call in calls if not call.done()]  # an opened one ends where there is no room
+                await asyncio.gather(*(call.write(bomb if number == 0 else too_large) for call in calls))
+                assert await guarded.metric("guard_bytes_in_flight") <= limit
+                await asyncio.sleep(0.3)
+            await until(lambda: not Unpacked.live_bytes)  # though the streams stay open
+            reading = asyncio.gather(*(all_replies(call) for call in calls))
+            await asyncio.gather(*(call.done_writing() for call in calls if not call.done()))
+            while not reading.done():
+                assert await guarded.metric("guard_bytes_in_flight") <= limit
+            await reading
+            assert 900_000 < Unpacked.most_bytes <= limit
 
     asyncio.run(story())
 

@@ -39,6 +39,7 @@ class FakeRestUpstream:
     wrong: bool = False  # name another class
     packed: bool = False  # answer in gzip
     fail: tuple[int, bytes] | None = None  # status and body of the answer to infer
+    name: str = "fake"  # of the server
     versions: tuple[str, ...] = ()
     extensions: tuple[str, ...] = ("binary_tensor_data",)
     more_headers: dict[str, str] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class FakeRestUpstream:
 
     async def server(self, request: Request) -> Response:
         self.note(request)
-        return JSONResponse({"name": "fake", "version": "1", "extensions": list(self.extensions)})
+        return JSONResponse({"name": self.name, "version": "1", "extensions": list(self.extensions)})
 
     async def metadata(self, request: Request) -> Response:
         self.note(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 from contextlib import suppress
@@ -13,7 +14,15 @@ import pytest
 from tests.serve import tiny_bundle
 from tests.serve.guarded import until
 from tests.serve.rest.fake_rest_upstream import FakeRestUpstream
-from tests.serve.rest.rest_guarded import BRIGHT, INFER, ORDINARY, RestGuarded, json_body, rest_guarding
+from tests.serve.rest.rest_guarded import (
+    BRIGHT,
+    INFER,
+    ORDINARY,
+    RestGuarded,
+    binary_body,
+    json_body,
+    rest_guarding,
+)
 
 BODY = json_body(ORDINARY)
 HEAD = f"POST {INFER} HTTP/1.1\r\nhost: x\r\n".encode()
@@ -207,6 +216,23 @@ def test_an_old_connection_is_closed_behind_an_answer(bundle: Path) -> None:
             writer.write(with_length(BODY))
             assert b"connection: close" in await reader.read()
             writer.close()
+
+    asyncio.run(story())
+
+
+def test_a_packed_body_is_held_packed_and_plain_and_counted_so(bundle: Path) -> None:
+    async def story() -> None:
+        async with rest_guarding(
+            bundle, FakeRestUpstream(slow_s=0.5), mode="shadow", max_message_bytes=14_000, max_bytes_in_flight=100_000
+        ) as guarded:
+            body, headers = binary_body(tiny_bundle.ordinary(200))
+            packed = gzip.compress(body)
+            assert len(packed) < 14_000 < len(packed) + len(body)
+            posting = asyncio.create_task(guarded.post(packed, headers | {"content-encoding": "gzip"}))
+            await until(lambda: bool(guarded.upstream.bodies))
+            assert await guarded.metric("guard_bytes_in_flight") == len(packed) + len(body)
+            assert (await posting).status_code == 200
+            assert await guarded.metric("guard_bytes_in_flight") == 0
 
     asyncio.run(story())
 

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 
 from guard.bundle import Bundle
+from guard.config import OF_A_MODEL, ServeConfig
+from guard.model_config import ModelConfig
 from guard.runtime import Runtime
 from tests.serve import tiny_bundle
 from tests.serve.rest.fake_rest_upstream import FakeRestUpstream, logits_of
 from tests.serve.rest.rest_guarded import (
     BRIGHT,
+    INFER,
     ORDINARY,
     STRIPED,
     binary_body,
@@ -237,7 +240,7 @@ def test_what_is_wrong_with_a_request_is_told_and_nothing_of_it_goes_up(bundle: 
 )
 def test_what_is_not_open_is_refused_and_never_reaches_the_model_server(bundle: Path, sent: str, status: int) -> None:
     async def story() -> None:
-        async with rest_guarding(bundle, FakeRestUpstream(versions=("1",))) as guarded:
+        async with rest_guarding(bundle, FakeRestUpstream(name="triton", versions=("1",))) as guarded:
             head = f"{sent} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(BODY)}\r\n\r\n"
             answer = await guarded.raw(head.encode() + BODY)
             assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
@@ -248,7 +251,7 @@ def test_what_is_not_open_is_refused_and_never_reaches_the_model_server(bundle: 
     asyncio.run(story())
 
 
-POLLED = ("GET /v2/health/ready", "GET /v2/models/tiny/ready", "GET /v2/models/tiny")
+POLLED = ("GET /v2", "GET /v2/health/ready", "GET /v2/models/tiny/ready", "GET /v2/models/tiny")
 
 
 def test_allow_methods_opens_a_path_as_it_opens_its_procedure(bundle: Path) -> None:
@@ -345,5 +348,50 @@ def test_a_model_that_is_allowed_passes_uninspected_and_marked(bundle: Path) -> 
             assert (answer.status_code, answer.headers["guard-verdict"]) == (200, "unchecked")
             assert guarded.upstream.targets[-1] == "POST /v2/models/other/infer"
             assert await guarded.metric("guard_unchecked_total", reason="allowed_model") == 1
+
+    asyncio.run(story())
+
+
+WORDS = {"inputs": [{"name": "t", "shape": [1], "datatype": "BYTES", "data": ["x" * 200_000]}]}
+ODD = {
+    "long texts": (json.dumps(WORDS).encode(), {}),
+    "no JSON": (b"{", {}),
+    "brotli": (b"whatever it is", {"content-encoding": "br"}),
+    "utf-16": (BODY.decode().encode("utf-16"), {"content-type": "application/json; charset=utf-16"}),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_the_operator_lets_pass_does_so_whatever_its_body_is(bundle: Path, case: str) -> None:
+    """The path names the model: that is enough for one that nobody inspects."""
+    body, headers = ODD[case]
+
+    async def story() -> None:
+        async with rest_guarding(bundle, allow_models=("other",), max_message_bytes=1_000_000) as guarded:
+            await guarded.post(body, headers, path="/v2/models/other/infer")
+            assert guarded.upstream.bodies == [body]
+            assert await guarded.metric("guard_unchecked_total", reason="allowed_model") == 1
+            for path, status in ((INFER, 400), ("/v2/models/third/infer", 404)):
+                assert (await guarded.post(body, headers, path=path)).status_code == status
+            named = json_body(ORDINARY, model_name="tiny")
+            assert (await guarded.post(named, path="/v2/models/other/infer")).status_code == 400
+            assert guarded.upstream.bodies == [body]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("mode", ["shadow", "off"])
+def test_a_model_that_is_not_enforced_passes_what_is_malformed_beside_one_that_is(
+    bundle: Path, tmp_path: Path, mode: str
+) -> None:
+    table = {setting: getattr(ServeConfig(), setting) for setting in OF_A_MODEL} | {"bundle": str(bundle)}
+    models = (ModelConfig(**table, key="tiny"), ModelConfig(**{**table, "mode": mode}, key="loose"))
+
+    async def story() -> None:
+        async with rest_guarding(bundle, models=models) as guarded:
+            await guarded.post(b"{", path="/v2/models/loose/infer")
+            assert guarded.upstream.bodies == [b"{"]
+            assert (await guarded.post(b"{")).status_code == 400
+            assert await guarded.metric("guard_unchecked_total", model="loose") == 1
 
     asyncio.run(story())

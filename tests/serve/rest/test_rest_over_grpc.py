@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,10 +17,10 @@ import httpx
 import numpy as np
 import pytest
 
-from guard.errors import MalformedRequest
+from guard.errors import GuardError, MalformedRequest, UpstreamDown
 from guard.serve.grpc.wire.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from guard.serve.log import Log
-from guard.serve.rest.decode import parse
+from guard.serve.rest.decode import RestRequest, parse
 from guard.serve.rest.translation import message_of, reply_of
 from guard.serve.server import running
 from tests.serve import tiny_bundle
@@ -202,3 +204,169 @@ def test_outputs_are_those_that_the_model_gave(*, typed: bool) -> None:
     plain, none = reply_of(response, parse(b'{"inputs": []}', None))
     assert none is None
     assert json.loads(plain)["outputs"][1]["data"] == [0.5, None, 2.0]
+
+
+def reply(datatype: str, shape: list[int], raw: bytes | None = None, **typed: Any) -> ModelInferResponse:
+    response = ModelInferResponse(model_name="m")
+    tensor = response.outputs.add(name="o", datatype=datatype, shape=shape)
+    for field, values in typed.items():
+        getattr(tensor.contents, field).extend(values)
+    if raw is not None:
+        response.raw_output_contents.append(raw)
+    return response
+
+
+JSON_WANTED = parse(b'{"inputs": []}', None)
+BINARY_WANTED = parse(b'{"inputs": [], "parameters": {"binary_data_output": true}}', None)
+ONE = np.asarray([1], "<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        (reply("FP32", [2], ONE), "has 4 bytes; shape"),
+        (reply("FP32", [2], ONE * 3), "has 12 bytes; shape"),
+        (reply("FP32", [1], ONE + b"\0"), "has 5 bytes; shape"),
+        (reply("FP32", [2], fp32_contents=[1.0]), "has 4 bytes; shape"),
+        (reply("FP32", [-1], ONE), "has 4 bytes; shape"),
+        (reply("FP32", [2**40, 2**40], ONE), "has 4 bytes; shape"),
+        (reply("BF16", [2], b"\0\x3f"), "has 2 bytes; shape"),
+        (reply("BF16", [1]), "travels raw, and has no bytes"),
+        (reply("FP32", [1]), "has 0 bytes; shape"),
+        (reply("INT8", [1], int_contents=[300]), "holds what is no INT8"),
+        (reply("UINT8", [1], uint_contents=[256]), "holds what is no UINT8"),
+        (reply("BYTES", [1], b"\x05\0\0\0ab"), "which are no 1 texts"),
+        (reply("BYTES", [2], b"\x01\0\0\0a"), "which are no 2 texts"),
+        (reply("BYTES", [0], b"\x05"), "which are no 0 texts"),
+    ],
+    ids=range(14),
+)
+@pytest.mark.parametrize("asked", [JSON_WANTED, BINARY_WANTED], ids=["json", "binary"])
+def test_a_reply_that_contradicts_itself_is_the_model_servers_fault(
+    response: ModelInferResponse, said: str, asked: RestRequest
+) -> None:
+    with pytest.raises(UpstreamDown, match=said):
+        reply_of(response, asked)
+
+
+def test_fewer_raw_outputs_than_outputs_are_the_model_servers_fault() -> None:
+    response = reply("FP32", [1], ONE)
+    response.outputs.add(name="second", datatype="FP32", shape=[1])
+    with pytest.raises(UpstreamDown, match="output 'second' has no bytes"):
+        reply_of(response, JSON_WANTED)
+
+
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        (reply("BF16", [2], b"\0\x3f\0\x3f"), "elements of BF16"),
+        (reply("BYTES", [1], b"\x01\0\0\0\xff"), "not in UTF-8"),
+        (reply("BYTES", [1], bytes_contents=[b"\xff"]), "not in UTF-8"),
+        (reply("FP8", [1], b"\1"), "elements of FP8"),
+    ],
+    ids=range(4),
+)
+def test_what_json_cannot_hold_is_asked_for_as_bytes(response: ModelInferResponse, said: str) -> None:
+    with pytest.raises(MalformedRequest, match=f'{said}.*"binary_data": true'):
+        reply_of(response, JSON_WANTED)
+    body, length = reply_of(response, BINARY_WANTED)
+    (output,) = json.loads(body[:length])["outputs"]
+    assert output["parameters"]["binary_data_size"] == len(body[length:]) > 0
+
+
+def test_parameters_that_json_has_no_word_for_are_null() -> None:
+    response = ModelInferResponse(model_name="m")
+    response.parameters["nan"].double_param = float("nan")
+    response.parameters["none"].SetInParent()
+    response.parameters["half"].double_param = 0.5
+    body, _ = reply_of(response, JSON_WANTED)
+    assert json.loads(body)["parameters"] == {"nan": None, "none": None, "half": 0.5}
+
+
+ODD: list[Any] = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        2**31,
+        2**63,
+        2**64,
+        2**70,
+        1.5,
+        1e308,
+        -0.0,
+        "",
+        "x",
+        "\ud800",
+        "\ud83d\ude00",
+        "\x00",
+    ),
+    *([], {}, [[]], [1], [1, 2], ["a"], [None], [True], [[1], [2, 3]], {"a": 1}, {"a": [1]}, [2**70], [-1], [0]),
+    *([2**63], [1.0], [1] * 70, "FP32", "BYTES", "INT64", "BOOL", "UINT8", "FP16", "BF16", "binary_data_size"),
+    *({"binary_data_size": 4}, {"binary_data_size": -1}, {"shared_memory_region": "x"}, {"binary_data": 1}),
+]
+KEYS = [
+    *("id", "parameters", "inputs", "outputs", "model_name", "model_version", "name", "shape", "datatype", "data"),
+    *("binary_data_size", "content_type", "\u00e9", "\ud800"),
+]
+
+
+def changed(found: Any, rng: random.Random) -> Any:
+    """A document that differs from this one in a few odd values."""
+    if isinstance(found, dict):
+        for _ in range(rng.choice([0, 1, 1, 2])):
+            key = rng.choice([*found, *KEYS])
+            deeper = key in found and rng.random() < 0.5
+            found = found | {key: changed(found[key], rng) if deeper else rng.choice(ODD)}
+        return found
+    if isinstance(found, list) and found and rng.random() < 0.7:
+        place = rng.randrange(len(found))
+        return [*found[:place], changed(found[place], rng), *found[place + 1 :]]
+    return rng.choice(ODD)
+
+
+def test_whatever_the_json_holds_becomes_a_message_or_is_malformed() -> None:
+    rng, clean = random.Random(1), json.loads(json_body(tiny_bundle.ordinary(1)))
+    ends = Counter[str]()
+    for _ in range(3000):
+        text = json.dumps(changed(clean, rng)).encode()
+        body, length = (text + b"abcd", len(text)) if rng.random() < 0.2 else (text, None)
+        try:
+            message_of(parse(body, length), "m", "").SerializeToString()
+            ends["message"] += 1
+        except GuardError as error:
+            ends[type(error).__name__] += 1
+    assert min(ends["message"], ends["MalformedRequest"]) > 100
+    assert set(ends) == {"message", "MalformedRequest"}
+
+
+@pytest.mark.parametrize("where", ['"id": "\\ud800", ', '"parameters": {"\\ude00": 1}, '])
+def test_half_a_surrogate_pair_is_malformed_and_no_fault_of_ours(bundle: Path, where: str) -> None:
+    async def story(client: httpx.AsyncClient, fake: FakeUpstream) -> None:
+        body = json_body(tiny_bundle.ordinary(1))
+        found = await client.post(INFER, content=b"{" + where.encode() + body[1:])
+        assert (found.status_code, found.headers["guard-reason"]) == (400, "MALFORMED_REQUEST")
+        assert not fake.requests
+        pair = await client.post(INFER, content=b'{"id": "\\ud83d\\ude00", ' + body[1:])
+        assert (pair.status_code, pair.json()["id"]) == (200, "\U0001f600")
+
+    told(bundle, story)
+
+
+def test_a_broken_reply_and_one_that_needs_bytes_have_their_statuses(bundle: Path) -> None:
+    class Odd(FakeUpstream):
+        body = b""
+
+        def infer_response(self, request: bytes) -> bytes:
+            return self.body
+
+    async def story(client: httpx.AsyncClient, fake: FakeUpstream) -> None:
+        assert isinstance(fake, Odd)
+        for response, status in ((reply("FP32", [2], ONE), 502), (reply("BF16", [1], b"ab"), 400)):
+            fake.body = response.SerializeToString()
+            found = await client.post(INFER, content=json_body(tiny_bundle.ordinary(1)))
+            assert (found.status_code, "output 'o'" in found.json()["error"]) == (status, True)
+
+    told(bundle, story, Odd())
