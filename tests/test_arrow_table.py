@@ -19,6 +19,7 @@ from pyarrow import parquet  # noqa: E402
 from guard.arrays import read_examples  # noqa: E402
 from guard.columns import ColumnChoice  # noqa: E402
 from guard.errors import DataError  # noqa: E402
+from guard.features import Feature  # noqa: E402
 from tests.arrow_fixtures import class_label, described, picture_column, save_to_disk  # noqa: E402
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (7, 4, 5, 3), dtype=np.uint8)
@@ -322,3 +323,5 @@ def test_a_column_that_numbers_the_rows_is_no_feature(tmp_path: Path) -> None:
     file = written(tmp_path, table_of(a=list(range(12)), b=[float(row) for row in range(12)]))
     refused(file, "column 'a' numbers the rows", "--drop-column 'a'")
     assert read_examples(file, choice=ColumnChoice(drop=("a",))).features == ("b",)
+    known = tuple(Feature(name, "integer", 0, 100, step=1) for name in "ab")
+    assert read_examples(file, choice=ColumnChoice(features=known)).images[:][:, 0].tolist() == list(range(12))
