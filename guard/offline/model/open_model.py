@@ -17,6 +17,7 @@ from guard.errors import ModelError, first_line
 from guard.features import Feature
 from guard.manifest import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.offline.model.agreement import fault_of
+from guard.offline.model.asking import asked
 from guard.offline.model.channel_axis import with_channels_second
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.final_operators import Ending, is_probability, strip_final
@@ -340,8 +341,7 @@ def count_classes(module: fx.GraphModule, source: Source) -> int:
             f"the model takes items of shape {list(taken[1:])}; the data's items have shape {list(source.item_shape)}"
             f"{BRING}"
         )
-    with torch.no_grad():
-        result = module(torch.zeros(3, *source.item_shape))
+    result = asked(module, torch.zeros(3, *source.item_shape))
     if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != 3 or result.shape[1] < 2:
         shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ModelError(

@@ -33,6 +33,7 @@ from guard.offline.evidence.gather import Gather
 from guard.offline.job.accuracy import check_accuracy
 from guard.offline.job.job import Job, by_file, check_data, check_rates, open_job
 from guard.offline.job.recipe import Recipe
+from guard.offline.model.asking import asked
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
 from guard.offline.preflight.cost import Cost, cost_of
@@ -149,8 +150,7 @@ def check_grid(recipe: Recipe, grid: Grid, item_shape: Sequence[int]) -> None:
 def check_mates(classifier: Classifier, data: Dataset) -> None:
     """Check that an item's answer depends on its batch in no way. Raises ModelError."""
     images = torch.from_numpy(data.images[:MATES_ITEMS])
-    with torch.no_grad():
-        together, alone = classifier(images), torch.cat([classifier(one[None]) for one in images])
+    together, alone = asked(classifier, images), torch.cat([asked(classifier, one[None]) for one in images])
     off = (together - alone).abs().amax(dim=1)
     if bool((off > MAX_MATES_SHARE * together.abs().max()).any()):
         raise ModelError(
