@@ -204,10 +204,9 @@ def check_agreement(found: Study, wanted: int) -> None:
 
 def opened(source: Source, form: AnswerForm, kept: KeptAnswers, student: nn.Module, found: Study) -> Classifier:
     """Return the student as a classifier that knows who answers, and by which numbers the classes go on the wire."""
+    source = replace(source, numbers=kept.model.numbers)
     classifier = open_student(source, student, form.kind, single=form.single)
-    numbers = kept.model.numbers if len(kept.model.numbers) == form.classes else ()
-    spec = replace(classifier.spec, output=replace(classifier.spec.output, numbers=numbers))
-    return replace(classifier, spec=spec, answering=Answering(kept.predict, found))
+    return replace(classifier, answering=Answering(kept.predict, found))
 
 
 def reopen(wish: StudyWish, source: Source, spec: ModelSpec, found: Study) -> Classifier:

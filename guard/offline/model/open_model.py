@@ -61,6 +61,7 @@ class Source:
     output: str = "logits"  # logits | probabilities | label
     serves: str = "model"  # NAME[:VERSION] that clients ask for
     labels: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()  # by which labels on the wire name the classes, where they do not run from 0
     datatype: str = "FP32"  # of the wire input; an .onnx file says it itself, and the layout too
     layout: str | None = None
     served: Path | None = None  # the .onnx file that answers clients, where that is another
@@ -142,7 +143,12 @@ def classifier_of(graph: fx.GraphModule, source: Source, ending: Ending) -> Clas
         fingerprint=fingerprint(graph),
         input=source.input_spec,
         output=OutputSpec(
-            source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single
+            source.output_name or ending.kind,
+            ending.kind,
+            classes,
+            named(source, classes),
+            ending.single,
+            source.numbers if len(source.numbers) == classes else (),
         ),
     )
     taps = find_taps(graph.graph)
@@ -189,6 +195,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
         datatype=datatype,
         layout=imported.layout,
         labels=source.labels or imported.graph.class_names,
+        numbers=imported.graph.class_numbers,
     )
     graph = single_path(imported.program)
     check_import(replace(imported, smallest_size=1.0) if is_probability(graph) else imported, graph, source.box)
