@@ -25,7 +25,9 @@ from guard.offline.job.recipe import load_recipe
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.preflight.feature_lines import feature_lines
 from guard.offline.work.store import ResultStore
+from guard.value_faults import value_fault
 from tests.offline import loans
+from tests.onnx_files import quiet
 
 ITEMS = 400
 
@@ -115,7 +117,8 @@ def test_categories_that_are_not_named_are_no_raw_error(low: float, high: float)
 
 
 def test_categories_of_a_file_that_are_not_named_are_told_with_their_remedy(tmp_path: Path) -> None:
-    file = loans.write_model(tmp_path / "m.onnx")
+    with quiet():
+        file = loans.write_model(tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=r"out of data bounds.*--preset tabular"):
         open_model(Source(str(file), (len(loans.COLUMNS),), (0.0,), (9000.0,)))
 
@@ -128,6 +131,32 @@ def test_likely_mistakes_that_a_model_cannot_be_asked_about_are_left_out() -> No
     assert not check_accuracy(classifier, data, accepted=False).is_doubtful
     mixed = replace(data, labels=np.random.default_rng(0).permutation(labels))
     assert check_accuracy(classifier, mixed, accepted=True).is_chance
+
+
+def test_codes_that_a_table_holds_as_numbers_are_taken_as_far_as_the_model_looks_them_up(tmp_path: Path) -> None:
+    values, labels = loans.loans(ITEMS, 1)
+    names = ",".join((*loans.COLUMNS, "label"))
+    kept = values[values[:, 4] < 4], labels[values[:, 4] < 4]  # of two trades the table has no row
+    rows = [",".join(map(str, (*row.tolist(), label))) for row, label in zip(*kept, strict=True)]
+    (tmp_path / "codes.csv").write_text("\n".join([names, *(row.replace(".0,", ",") for row in rows)]))
+    job = Job(f"{loans.__name__}:model", tmp_path / "codes.csv", tmp_path / "out", load_recipe("tabular"))
+    classifier, data = open_job(job)
+    age, _, _, _, trade, region, *_ = classifier.spec.input.features
+    assert [(one.kind, one.high, one.least, one.most) for one in (trade, region)] == [
+        ("integer", 3, 0, 5),
+        ("integer", 3, 0, 3),
+    ]
+    assert (age.least, age.most) == (None, None)
+    assert "'trade', 'region'; codes are stated with kind = 'categorical'" in " ".join(
+        text for about, text in feature_lines(job, classifier, data) if about == "features"
+    )
+    wire = values[:3].copy()
+    wire[1, 4] = 5
+    assert value_fault(wire, classifier.spec.input) is None
+    wire[1, 4] = 6
+    assert "item 1 has 6 for 'trade'; wanted a number from 0 on up to 5" in str(
+        value_fault(wire, classifier.spec.input)
+    )
 
 
 def test_pictures_are_no_table(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from guard.offline.job.feature_file import Stated
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import DeclaredInput, declared_input
+from guard.offline.model.feature_limits import with_limits
 from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.served import measure_difference
@@ -178,7 +179,8 @@ def open_job(
         wish = job.study(keep=kept is not None)
         classifier, data = study(wish, source, examples, split, tell or (lambda _: None))
     grid = data.values().grid if only_names(features) else None  # of bytes it is 255 steps or a share of them
-    spec = replace(classifier.spec.input, grid=grid)
+    features = classifier.spec.input.features if only_names(features) else with_limits(classifier, data.images)
+    spec = replace(classifier.spec.input, grid=grid, features=features)
     return measured(replace(classifier, spec=replace(classifier.spec, input=spec)), data), data
 
 
