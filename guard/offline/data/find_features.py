@@ -168,10 +168,27 @@ class Column:
         if kind == INTEGER and step is None:
             step = 1.0
         if step is not None:
-            high = low + step * max(1, round((high - low) / step))
+            high = low + step * self.steps_to(high, low, step)
         open_low, open_high = self.open_ends
         name = kind or (INTEGER if whole else NUMERIC)
         return Feature(self.name, name, low, high, step, open_low=open_low, open_high=open_high)
+
+    def steps_to(self, high: float, low: float, step: float) -> int:
+        """Return how many steps lie between low and high: those up to what was stated, or to the nearest value.
+
+        Raises:
+            DataError: a step is larger than the range that was stated.
+        """
+        steps = (high - low) / step
+        _, is_open = self.open_ends
+        if is_open:
+            return max(1, round(steps))
+        if steps < 1 - STEP_TOLERANCE:
+            raise DataError(
+                f"{self.source}: column {self.name!r} is stated to have steps of {step:g}, and goes from {low:g} to "
+                f"{high:g}; wanted a step at least: state another low, high or step"
+            )
+        return math.floor(steps + STEP_TOLERANCE)
 
     @property
     def open_ends(self) -> tuple[bool, bool]:

@@ -135,6 +135,30 @@ def test_values_that_contradict_what_is_stated(values: Any, stated: dict[str, An
     assert all(word in str(caught.value) for word in ("data.csv", *words)), caught.value
 
 
+@pytest.mark.parametrize(
+    ("said", "high", "step"),
+    [
+        ({"high": 101, "step": 5}, 98, 5),
+        ({"low": 3, "high": 103, "step": 5}, 103, 5),
+        ({"low": -2, "step": 5}, 98, 5),
+        ({"high": 98, "step": 5}, 98, 5),
+        ({"high": 98.5, "step": 5}, 98, 5),
+        ({"high": 101}, 101, 1),
+        ({"step": 5}, 98, 5),
+    ],
+    ids=str,
+)
+def test_a_stated_end_is_never_left_behind(said: dict[str, float], high: float, step: float) -> None:
+    feature = found(np.r_[3, 98, 3 + 5 * DRAW.integers(0, 20, ITEMS)], Stated("x", **said))
+    assert (feature.high, feature.step) == (high, step)
+    assert feature.high <= said.get("high", np.inf)
+
+
+def test_a_step_beyond_the_end_that_was_stated_is_refused() -> None:
+    with pytest.raises(DataError, match=r"steps of 5, and goes from 3 to 4; wanted a step at least"):
+        found([3.0] * 9, Stated("x", high=4, step=5))
+
+
 def test_words_where_numbers_are_stated_and_names_of_no_column() -> None:
     with pytest.raises(DataError, match=r"row 1, column 'x': 'b'; wanted a number"):
         found([1, 0], Stated("x", kind="integer"), words=("a", "b"))
