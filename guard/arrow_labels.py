@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from guard.arrow_values import NUMBER, TEXT, check_present, kind_of, leaf, stored
 from guard.class_names import WHOLE, NamedLabels, of_codes, of_declared, of_numbers
-from guard.columns import bad_value, missing
+from guard.columns import bad_value
 from guard.errors import DataError
 
 MAX_EXACT_STEPS = 2**53  # of a decimal
@@ -82,8 +82,6 @@ class Texts:
         indices = coded.indices.to_numpy(zero_copy_only=False)
         words = [word.strip() for word in coded.dictionary.to_pylist()]
         for code, word in enumerate(words):
-            if not word:
-                raise missing(f"{self.source}: row {row + int(np.argmax(indices == code))}", self.name, word, "a label")
             if word not in self.words:
                 self.words[word] = len(self.words)
                 self.places.append(f"{self.source}: row {row + int(np.argmax(indices == code))}")

@@ -113,11 +113,52 @@ def test_words_that_a_table_declares_to_be_in_order_keep_it(tmp_path: Path) -> N
     grades = pa.DictionaryArray.from_arrays(pa.array([2, 0, 1, 0]), ["1", "2", "3"], ordered=True)
     numbered = read_examples(written(tmp_path, table_of(a=[1.5, 2, 3, 4], label=grades)))
     assert (numbered.classes, numbered.labelled().tolist()) == ((), [3, 1, 2, 1])
-    stances = read_examples(written(tmp_path, table_of(a=[1.5, 2, 3], label=["none", "for", "NA"])))
-    assert stances.classes == ("NA", "for", "none")
     table = table_of(size=sizes, label=LABELS[:4])
     found = read_examples(written(tmp_path, table), choice=ColumnChoice(words=True))
     assert (found.words, found.images[:, 0].tolist()) == ((("small", "medium", "large"),), [2, 0, 2, 0])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "saved"])
+@pytest.mark.parametrize(
+    ("label", "known", "expected"),
+    [
+        ("none", (), ("for", "none")),
+        ("NA", (), ("NA", "for")),
+        ("-", (), ("-", "for")),
+        ("?", (), ("?", "for")),
+        ("none", ("none", "for"), ("none", "for")),
+        ("nan", ("for", "nan"), ("for", "nan")),
+        ("None", ("for", "None"), ("for", "None")),
+        ("nan", (), None),
+        ("NaN", (), None),
+        ("None", (), None),
+        ("<NA>", (), None),
+        ("", (), None),
+        ("none", ("for", "against"), None),
+    ],
+)
+def test_what_tools_write_for_a_missing_label_is_a_class_only_where_one_is_called_so(
+    tmp_path: Path, kind: str, label: str, known: tuple[str, ...], expected: tuple[str, ...] | None
+) -> None:
+    if kind == "csv":
+        file = tmp_path / "data.csv"
+        file.write_text(f"a,label\n1.5,for\n2.5,{label}\n")
+    else:
+        file = written(tmp_path, table_of(a=[1.5, 2.5], label=["for", label]), kind)
+    if expected is None:
+        with pytest.raises(DataError, match=r"row 2.*'label'.*(missing|classes known)"):
+            read_examples(file, classes=known)
+        return
+    found = read_examples(file, classes=known)
+    assert found.classes == expected
+    assert found.labelled().tolist() == [expected.index("for"), expected.index(label)]
+    assert any(f"as if their label were missing: {label!r}" in note for note in found.notes)
+
+
+def test_a_missing_label_may_be_a_class_that_the_table_declares(tmp_path: Path) -> None:
+    stances = pa.DictionaryArray.from_arrays(pa.array([1, 0]), ["nan", "for"], ordered=True)
+    found = read_examples(written(tmp_path, table_of(a=[1.5, 2], label=stances)))
+    assert (found.classes, found.labelled().tolist()) == (("nan", "for"), [1, 0])
 
 
 SIZES = ["small", "medium", "large"]
