@@ -336,6 +336,16 @@ def check_rates(job: Job) -> None:
         )
 
 
+def copies_text(data: Dataset) -> str:
+    """Say that items are copies where so many are that they count as fewer, as a clause; else nothing."""
+    if data.effective == len(data):
+        return ""
+    return (
+        f"; {len(data):,} items are {data.distinct:,} distinct ones, whose copies share one risk, and count as "
+        f"{data.effective:,}: bring others"
+    )
+
+
 def check_data(job: Job, data: Dataset) -> tuple[str, ...]:
     """Check the rates and the number of items in each split; return warnings of rates that rest on few items.
 
@@ -344,9 +354,12 @@ def check_data(job: Job, data: Dataset) -> tuple[str, ...]:
         PromiseError: a rate cannot be promised with these items.
     """
     check_rates(job)
-    calibrating = len(data.part(Split.CALIBRATE))
+    calibrating = data.part(Split.CALIBRATE)
     rates = {"reject rate": job.reject_rate, "flag rate": job.flag_rate}
-    warnings = [check_promise(rate, calibrating, name=name) for name, rate in rates.items()]
+    try:
+        warnings = [check_promise(rate, calibrating.effective, name=name) for name, rate in rates.items()]
+    except PromiseError as error:
+        raise PromiseError(f"{error}{copies_text(calibrating)}") from error
     for split in Split:
         if (found := len(data.part(split))) < MIN_SPLIT_ITEMS:
             raise DataError(

@@ -236,9 +236,14 @@ def classes_text(classifier: Classifier) -> str:
 
 def splits_text(data: Dataset) -> str:
     """Return how many items fall to each split, and the smallest rate that can be promised."""
-    sizes = {split: len(data.part(split)) for split in Split}
-    listed = ", ".join(f"{split.value} {size:,}" for split, size in sizes.items())
-    return f"{listed} items; rates from {smallest_rate(sizes[Split.CALIBRATE]):.2g} on can be promised"
+    parts = {split: data.part(split) for split in Split}
+    listed = ", ".join(f"{split.value} {size_text(part)}" for split, part in parts.items())
+    return f"{listed} items; rates from {smallest_rate(parts[Split.CALIBRATE].effective):.2g} on can be promised"
+
+
+def size_text(data: Dataset) -> str:
+    """Return how many items there are, and how many of them differ where not all do."""
+    return f"{len(data):,}" + (f" ({data.distinct:,} distinct)" if data.distinct < len(data) else "")
 
 
 def gradient_text(classifier: Classifier, data: Dataset) -> str:
