@@ -132,9 +132,16 @@ def spec_of(source: Source, form: AnswerForm) -> ModelSpec:
 
 
 def probed(source: Source, examples: DataFile) -> NDArray[np.float32]:
-    """Return a few of the data's own items as the wire has them. Raises DataError where they do not fit."""
-    _, wire = next(iter(wire_parts(examples.images[:], source.input_spec, examples.source, layout=examples.layout)))
-    return wire[:PROBED_ITEMS]
+    """Return a few of the data's own items as the wire has them, from all places: tables are often sorted by class.
+
+    Raises:
+        DataError: the data do not fit.
+    """
+    every = wire_parts(examples.images[:], source.input_spec, examples.source, layout=examples.layout)
+    items = len(examples)
+    chosen = np.linspace(0, items - 1, min(items, PROBED_ITEMS)).round().astype(np.int64)
+    found = [wire[chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start] for part, wire in every]
+    return np.concatenate(found)
 
 
 def student_key(

@@ -73,6 +73,9 @@ def test_a_forest_answers_with_labels_and_shares_of_the_same_classes(
         (np.asarray([2.0, 0.0]), "logits", "label", [2, 0]),
         (np.asarray([0.7, 0.2]), "logits", "probabilities", [1, 0]),
         (np.asarray([1.0, 0.0]), "label", "label", [1, 0]),
+        (np.asarray([1.0, 0.0]), "logits", "label", [1, 0]),
+        (np.asarray([1.0, 0.0]), "probabilities", "probabilities", [1, 0]),
+        (np.asarray([0.7, 1.0]), "logits", "probabilities", [1, 1]),
         (np.asarray([[0.1, 0.9], [0.6, 0.4]]), "logits", "probabilities", [1, 0]),
         (np.asarray([[-3.0, 4.0, 1.0], [9.0, 2.0, 0.0]]), "logits", "logits", [1, 0]),
         (np.asarray([[-3.0, 4.0, 1.0], [9.0, 2.0, 0.0]])[:, :, None, None], "logits", "logits", [1, 0]),
@@ -109,6 +112,24 @@ def test_a_later_answer_of_another_form_is_refused() -> None:
     for answer, words in ((np.asarray([0, 3]), "names the class 3.0; known are 0, 1, 2"), (np.zeros((2, 3)), "as it")):
         with pytest.raises(ModelError, match=words):
             form.shares(answer, 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "words"),
+    [
+        ([0.2, 0.9], [0.5, 2.0], "answers with 2, where .*--output label"),
+        ([0.2, 0.9], [0.5, -0.5], "answers with -0.5, where"),
+        ([0.0, 1.0], [0.0, 0.4], "names the class 0.4; .*--output probabilities, as it seems to be"),
+        ([[0.2, 0.8], [0.9, 0.1]], [[0.2, 0.8], [3.0, -2.0]], "answers with 3, where"),
+        ([[0.2, 0.8], [0.9, 0.1]], [[0.2, 0.8], [0.9, 0.8]], "sum to 1.7, where"),
+    ],
+    ids=str,
+)
+def test_later_answers_that_contradict_the_first_are_refused(first: Any, later: Any, words: str) -> None:
+    form = form_of(np.asarray(first), 2, source="it")
+    form.shares(np.asarray(first), 2)
+    with pytest.raises(ModelError, match=words):
+        form.shares(np.asarray(later), 2)
 
 
 def test_a_function_answers_and_its_faults_are_told() -> None:

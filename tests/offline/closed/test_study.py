@@ -16,9 +16,12 @@ from rich.console import Console
 from guard.answer_evidence import evidence_of
 from guard.bundle import Bundle
 from guard.cascade import jitter
+from guard.data_file import DataFile
 from guard.errors import BundleError, ConfigError, ModelError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.model import TorchModel
+from guard.offline.closed.answer_form import form_of
+from guard.offline.closed.study import probed, reopen
 from guard.offline.closed.surroundings import boundary, boxed, mixed, noisy
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
@@ -27,6 +30,7 @@ from guard.offline.data.grid import on_grid
 from guard.offline.data.splits import Split
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import parse
+from guard.offline.model.open_model import Source
 from guard.offline.preflight.check import check
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.train import train
@@ -54,6 +58,22 @@ def forest(wire: NDArray[np.float32]) -> NDArray[Any]:
 def parity_of(wire: NDArray[np.float32]) -> NDArray[Any]:
     """Answers by what nothing small can learn: whether the item's sixteenths sum to an even number."""
     return (np.rint(wire * tiny.GRID).sum(axis=1) % 2).astype(np.int64)
+
+
+def float_labels(wire: NDArray[np.float32]) -> NDArray[Any]:
+    """Answers with the number of the nearest of three values of a feature, as a float."""
+    return np.rint(2 * wire[:, 0]).clip(0, 2).astype(np.float32)
+
+
+def test_a_table_that_is_sorted_by_class_is_asked_about_all_of_it() -> None:
+    rows = np.sort(np.random.default_rng(0).random((900, 1), np.float32), axis=0)
+    examples = DataFile(rows, (2 * rows[:, 0]).round().astype(np.int64), "sorted.csv")
+    probe = probed(Source("", (1,)), examples)
+    assert len(probe) == 64
+    form = form_of(float_labels(probe), len(probe), source="it")
+    assert (form.kind, form.classes) == ("label", 3)
+    few = probed(Source("", (1,)), DataFile(rows[-5:], np.zeros(5, np.int64), "few.csv"))
+    np.testing.assert_array_equal(few, rows[-5:])
 
 
 @pytest.fixture
