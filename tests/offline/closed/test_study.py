@@ -201,6 +201,34 @@ def test_a_study_is_taken_up_again_and_asks_nothing_twice(job: Job) -> None:
     assert sum(ASKED) <= 128
 
 
+RETRAINED: list[bool] = []
+
+
+def retrained(wire: NDArray[np.float32]) -> NDArray[Any]:
+    """Answers as `forest`, or, once it was trained anew, the other way round."""
+    found = (wire[:, 0] > wire[:, 1]).astype(np.int64) + (wire[:, 2] > 0.5)
+    return 2 - found if RETRAINED else found
+
+
+def test_answers_of_a_model_that_was_trained_anew_are_not_taken_for_its_own(job: Job) -> None:
+    RETRAINED.clear()
+    job = replace(job, answers=f"{__name__}:retrained", accept_accuracy=True, questions=1500)
+    job.work.begin()
+    classifier, _ = open_job(job, kept=job.work)
+    spec, answering = classifier.spec, classifier.answering
+    assert answering is not None
+    source = Source("", spec.input.shape, output=spec.output.kind)
+    assert reopen(job.study(keep=True), source, spec, answering.study).spec.fingerprint == spec.fingerprint
+    RETRAINED.append(True)
+    words = rf"answers otherwise than when its answers were kept: .* of 64 items; train anew: remove {job.work.path}"
+    with pytest.raises(ModelError, match=words):
+        open_job(job, kept=job.work)
+    with pytest.raises(ModelError, match=words):
+        reopen(job.study(keep=True), source, spec, answering.study)
+    RETRAINED.clear()
+    assert open_job(job, kept=job.work)[0].spec.fingerprint == spec.fingerprint
+
+
 def test_a_student_that_does_not_know_its_model_is_refused(job: Job) -> None:
     hopeless = replace(job, answers=f"{__name__}:parity_of", questions=1000)
     with pytest.raises(
