@@ -22,7 +22,7 @@ from guard.offline.model.channel_axis import with_channels_second
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.final_operators import Ending, is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
-from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
+from guard.offline.model.half_precision import answers_of, input_datatype, input_type, other_formats, widened
 from guard.offline.model.onnx_import.graph_node import OTHERWISE
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
 from guard.offline.model.output_probe import refuse_probabilities
@@ -101,6 +101,7 @@ def open_model(source: Source) -> Classifier:
         ModelError: it cannot be found, loaded, exported with a free batch axis, or gives no [item, class] output.
     """
     graph, source, served = open_graph(source)
+    own = source.datatype
     source = replace(source, datatype=wire_type(source))
     ending = strip_final(graph, source.output)
     served = served and replace(served, ending=ending.served)
@@ -108,7 +109,7 @@ def open_model(source: Source) -> Classifier:
     classifier = classifier_of(graph, source, ending)
     refuse_probabilities(classifier.graph, ending, source.box)
     if source.served is not None:
-        served = served_file(source.served, classifier.spec, ending.served)
+        served = served_file(source.served, classifier.spec, ending.served, own)
     return replace(classifier, served=served)
 
 
@@ -172,7 +173,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
         graph, chosen_way = one_output(without_recurrence(program), way)
         graph = from_channels_first(graph, layout)
         source = replace(source, output_name=wire or chosen_way, layout=layout)
-        if not (formats := half_formats(graph)):
+        if not (formats := other_formats(graph)):
             return in_known_operators(graph, source.box), source, None
         served = Served(f"computes in {' and '.join(formats)}", "torch on a CPU", answers_of(graph))
         source = replace(source, datatype=input_datatype(graph))
