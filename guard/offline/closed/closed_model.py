@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Sizes = tuple[int | None, ...]  # one item's, on the wire; None where any number will do
 Ask = Callable[[NDArray[Any]], NDArray[Any]]  # wire inputs [item, ...] -> the model's own output
 
+FROM_WHOLE = "export it from X.astype(numpy.float32), so that it takes the same numbers as floats"
+
 
 @dataclass(frozen=True, eq=False)
 class ClosedModel:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from guard.bundle import file_digest
 from guard.errors import ModelError, first_line
-from guard.offline.closed.closed_model import ClosedModel, in_rows
+from guard.offline.closed.closed_model import FROM_WHOLE, ClosedModel, in_rows
 from guard.offline.model.onnx_import.class_names import class_names, class_numbers
 from guard.offline.model.onnx_import.file import read_onnx
 from guard.session import onnxruntime
@@ -77,9 +77,10 @@ def the_input(file: Path, inputs: list[Any]) -> Any:
             "to_onnx(model, X[:1].astype(numpy.float32)) of an array writes it"
         )
     if inputs[0].type not in TYPES:
+        remedy = FROM_WHOLE if "int" in inputs[0].type else "encode text and categories as numbers before the model"
         raise ModelError(
-            f"--answers {file}: input {inputs[0].name!r} is {inputs[0].type}; wanted one of {', '.join(TYPES)}: encode "
-            "text and categories as numbers before the model"
+            f"--answers {file}: input {inputs[0].name!r} is {inputs[0].type}; wanted one of {', '.join(TYPES)}: "
+            f"{remedy}"
         )
     return inputs[0]
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import ModelError
-from guard.offline.closed.closed_model import Ask, ClosedModel, in_rows
+from guard.offline.closed.closed_model import FROM_WHOLE, Ask, ClosedModel, in_rows
 from guard.offline.closed.v2_messages import SERVICE, message_classes
 
 TIMEOUT_S = 20.0  # for one batch
@@ -203,7 +203,8 @@ def server_answers(
         raise ModelError(f"{server} takes {len(said.inputs)} inputs ({listed}); exactly one can be guarded")
     for tensor in said.inputs:
         if tensor.datatype not in SENT:
-            raise ModelError(f"{server} takes {tensor.datatype}; wanted {', '.join(SENT)}: encode it before the server")
+            remedy = FROM_WHOLE if "INT" in tensor.datatype else "encode it before the server"
+            raise ModelError(f"{server} takes {tensor.datatype}; wanted {', '.join(SENT)}: {remedy}")
         server.input_name, server.datatype = input_name or tensor.name, tensor.datatype
     if not said.inputs:
         server.input_name = input_name or server.input_name

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -351,6 +352,22 @@ def test_a_server_that_is_fixed_to_a_batch_is_asked_in_such(monkeypatch: pytest.
     np.testing.assert_array_equal(model.ask(ITEMS), ITEMS.sum(axis=1))
     assert sizes == [8] * 8
     assert model.sizes == (tiny.FEATURES,)
+
+
+def test_a_model_of_whole_numbers_is_told_to_take_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def metadata(self: Server) -> Any:
+        said = message_classes()["Metadata"](name="forest")
+        said.inputs.add(name="x", datatype="INT64", shape=[-1, 3])
+        return said
+
+    monkeypatch.setattr(Server, "metadata", metadata)
+    with pytest.raises(ModelError, match=r"takes INT64; .*export it from X\.astype\(numpy\.float32\)"):
+        open_answers(AnswersWish("127.0.0.1:1", "forest"))
+    forest = onnx.load(write_forest(tmp_path / "forest.onnx"))
+    forest.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(forest, tmp_path / "forest.onnx")
+    with pytest.raises(ModelError, match=r"is tensor\(int64\); .*export it from X\.astype\(numpy\.float32\)"):
+        open_answers(AnswersWish(str(tmp_path / "forest.onnx")))
 
 
 def test_a_server_that_is_away_is_asked_again_and_then_named() -> None:
