@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from guard.errors import DataError, first_line
 PARQUET = (".parquet", ".pq")
 SAVED, SPLITS, DESCRIPTION = "state.json", "dataset_dict.json", "dataset_info.json"
 BATCH_ROWS = 256
+ARROW_WRITER = "parquet-cpp"  # how the writers in C++ name themselves in a file
 PART_OF = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -62,7 +64,20 @@ def open_parquet(files: Sequence[Path], source: str) -> ArrowTable:
             yield from in_order(file, one.iter_batches(batch_size=BATCH_ROWS, columns=list(names)), names)
 
     groups = parquet_groups(files, opened, source)
-    return ArrowTable(source, schema, rows, counted(every, rows, source), groups, class_names(described(schema)))
+    batches, names = counted(every, rows, source), class_names(described(schema))
+    return ArrowTable(source, schema, rows, batches, groups, names, partial(keeps_order, opened))
+
+
+def keeps_order(opened: Sequence[Any], name: str) -> bool:
+    """Tell whether all row groups of opened Parquet files hold a column's dictionary as Arrow's own writer puts it.
+
+    Other writers list words in the order in which they appear.
+    """
+    if not all(one.metadata.created_by.startswith(ARROW_WRITER) for one in opened):
+        return False
+    groups = [one.metadata.row_group(group) for one in opened for group in range(one.num_row_groups)]
+    chunks = [group.column(place) for group in groups if group.num_rows for place in range(group.num_columns)]
+    return all(chunk.has_dictionary_page for chunk in chunks if chunk.path_in_schema == name)
 
 
 def parquet_groups(files: Sequence[Path], opened: Sequence[Any], source: str) -> RowGroups:

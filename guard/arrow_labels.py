@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.arrow_values import NUMBER, TEXT, check_present, declared_order, kind_of, leaf, stored
+from guard.arrow_values import NUMBER, TEXT, check_present, kind_of, leaf, stored
 from guard.class_names import WHOLE, NamedLabels, of_codes, of_declared, of_numbers
-from guard.columns import bad_value, missing
+from guard.columns import bad_value
 from guard.errors import DataError
 
 MAX_EXACT_STEPS = 2**53  # of a decimal
 
 
 def read_labels(
-    batches: Iterator[Any], class_names: Mapping[str, tuple[str, ...]], name: str, known: Sequence[str], source: str
+    batches: Iterator[Any],
+    class_names: Mapping[str, tuple[str, ...]],
+    name: str,
+    known: Sequence[str],
+    source: str,
+    order: Callable[[], tuple[str, ...]],
 ) -> NamedLabels:
     """Read a column of labels, by the names that the table declares for it, or that are known.
+
+    `order` reads the texts in the order that the table declares; it is asked only where no names are known.
 
     Raises:
         DataError: a label is missing or no class; its row is named.
     """
     texts, found, row = Texts(source, name), [], 1
-    order: tuple[str, ...] = ()
     for batch in batches:
-        order = order or declared_order(batch.column(0))
         column = stored(batch.column(0))
         check_present(column, source, name, row, "a label")
         kind = kind_of(column.type)
@@ -42,8 +47,9 @@ def read_labels(
         row += len(column)
     numbers = np.concatenate(found)
     if texts.places:
-        order = () if all(WHOLE.fullmatch(word) for word in order) else tuple(word.strip() for word in order)
-        return of_codes(numbers, list(texts.words), known or order, texts.places, name)
+        declared = () if known else order()
+        declared = () if all(WHOLE.fullmatch(word) for word in declared) else declared
+        return of_codes(numbers, list(texts.words), known or declared, texts.places, name)
     if class_names.get(name):
         return of_declared(numbers, class_names[name], known, source)
     return of_numbers(numbers, known, name)
@@ -76,8 +82,6 @@ class Texts:
         indices = coded.indices.to_numpy(zero_copy_only=False)
         words = [word.strip() for word in coded.dictionary.to_pylist()]
         for code, word in enumerate(words):
-            if not word:
-                raise missing(f"{self.source}: row {row + int(np.argmax(indices == code))}", self.name, word, "a label")
             if word not in self.words:
                 self.words[word] = len(self.words)
                 self.places.append(f"{self.source}: row {row + int(np.argmax(indices == code))}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from guard.array_room import new_array
 from guard.arrow_labels import read_labels
+from guard.arrow_order import declared_order, is_ordered
 from guard.arrow_rows import RowGroups, arrays_in_rows, pictures_in_rows
 from guard.arrow_values import (
     ARRAY,
@@ -24,7 +26,6 @@ from guard.arrow_values import (
     TEXT,
     VECTOR,
     check_present,
-    declared_order,
     kind_of,
     nested,
     numbers_of,
@@ -51,6 +52,14 @@ class ArrowTable:
     batches: Callable[[Sequence[str]], Iterator[Any]]  # of the named columns, as pyarrow.RecordBatch
     groups: RowGroups  # the same rows, each to be read alone
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of columns that declare them
+    keeps_order: Callable[[str], bool] | None = None  # whether a column's dictionary lies in the files; None: each
+
+    def order_of(self, name: str, remedy: str) -> tuple[str, ...]:
+        """Return the words of a column in the order that it declares; none where it declares none. Raises DataError."""
+        if not is_ordered(self.schema.field(name).type):
+            return ()
+        is_kept = self.keeps_order is None or self.keeps_order(name)
+        return declared_order(self.batches, name, self.source, remedy, is_kept=is_kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +93,9 @@ def read_table(
         raise DataError(f"{table.source} has columns and no row; wanted a row an item")
     labels = None
     if columns.label is not None:
-        labels = read_labels(table.batches([columns.label]), table.class_names, columns.label, known, table.source)
+        order = partial(table.order_of, columns.label, "as class numbers")
+        batches = table.batches([columns.label])
+        labels = read_labels(batches, table.class_names, columns.label, known, table.source, order)
     found = read_inputs(table, columns, choice, progress, stream=stream)
     return DataFile(
         found.values,
@@ -159,8 +170,7 @@ def read_vectors(table: ArrowTable, names: Sequence[str], kinds: Mapping[str, st
     values: NDArray[Any] | None = None
     watch: FeatureWatch | None = None
     widths: dict[str, int] = {}
-    known = {name: choice.words_of(name) for name in names}
-    of_words = {n: CategoryColumn(n, known[n]) for n in names if known[n] or (choice.words and kinds[n] == TEXT)}
+    of_words = word_columns(table, names, kinds, choice)
     items = 0
     for batch in table.batches(names):
         blocks = [
@@ -188,6 +198,20 @@ def read_vectors(table: ArrowTable, names: Sequence[str], kinds: Mapping[str, st
     return Inputs(values, notes, features=watch.names, words=tuple(words) if of_words else ())
 
 
+def word_columns(
+    table: ArrowTable, names: Sequence[str], kinds: Mapping[str, str], choice: ColumnChoice
+) -> dict[str, CategoryColumn]:
+    """Return the columns of categories in words, each with the order that is known or declared. Raises DataError."""
+    found = {}
+    for name in names:
+        known = choice.words_of(name)
+        if not known and choice.words and kinds[name] == TEXT:
+            found[name] = CategoryColumn(name, table.order_of(name, "state its categories in --features"))
+        elif known:
+            found[name] = CategoryColumn(name, known)
+    return found
+
+
 def word_codes(
     column: Any, source: str, category: CategoryColumn, row: int, widths: dict[str, int]
 ) -> NDArray[np.float64]:
@@ -197,7 +221,6 @@ def word_codes(
         wanted = f"text, one of the categories {listed(category.known)}"
         raise bad_value(f"{source}: row {row}", category.name, column[0], wanted)
     widths[category.name] = 1
-    category.known = category.known or declared_order(column)
     texts = stored(column).to_pylist()
     return category.codes(texts, lambda at: f"{source}: row {row + at}")[:, None].astype(np.float64)
 

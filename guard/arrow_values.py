@@ -45,16 +45,6 @@ def stored(column: Any) -> Any:
     return column.dictionary_decode() if types.is_dictionary(column.type) else column
 
 
-def declared_order(column: Any) -> tuple[str, ...]:
-    """Return the texts of a dictionary that its type declares to be in order, as `small, medium, large`; else none."""
-    from pyarrow import types
-
-    column = getattr(column, "storage", column)
-    if not (types.is_dictionary(column.type) and column.type.ordered and kind_of(column.type) == TEXT):
-        return ()
-    return tuple(column.dictionary.to_pylist())
-
-
 def is_list(arrow: Any) -> bool:
     from pyarrow import types
 

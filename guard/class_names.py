@@ -2,6 +2,8 @@
 
 Rule 1: labels are numbers, or names, and never both. Names are sorted as text, capitals first, as class folders are;
 names that the file itself declares, or that a bundle knows already, keep their order.
+Rule 2: what tools write for a missing value is no class, unless a class is known or declared by that name; a class
+called `none`, `NA` or `-` is one, and said.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.columns import bad_value, listed
+from guard.columns import MISSING, bad_value, listed, missing
 from guard.errors import DataError
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")  # also 2.0, as a column is written that had a gap once
+NO_CLASS = {"", "nan", "NaN", "None", "<NA>"}  # as pandas and numpy write a value that is missing
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -37,8 +40,12 @@ def of_codes(
     `words[code]` is the text of a row, and `places[code]` where it was seen first: `FILE: row 3 (line 4)`.
 
     Raises:
-        DataError: numbers among names, a number that is not whole, or a name that is not known.
+        DataError: a label is missing, a number among names or not whole, or a name is not known.
     """
+    for code, word in enumerate(words):
+        if word in NO_CLASS and word not in known:
+            wanted = f"a label{' (a class of that name is declared by an ordered dictionary)' if word else ''}"
+            raise missing(places[code], column, word, wanted)
     numbered = [code for code, word in enumerate(words) if WHOLE.fullmatch(word)]
     others = [code for code, word in enumerate(words) if not WHOLE.fullmatch(word)]
     if not others:
@@ -96,4 +103,6 @@ def remarks(names: Iterable[str]) -> list[str]:
     """Say in which order the classes are."""
     every = list(names)
     shown = ", ".join(f"{number} {name}" for number, name in enumerate(every[:12]))
-    return [f"classes by label: {shown}{', …' if every[12:] else ''}"]
+    odd = [name for name in every if name.strip().lower() in MISSING]
+    said = [f"classes that are called as if their label were missing: {listed(odd)}"] if odd else []
+    return [f"classes by label: {shown}{', …' if every[12:] else ''}", *said]

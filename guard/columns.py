@@ -175,10 +175,18 @@ class FeatureWatch:
     def notes(self, values: NDArray[np.float32]) -> tuple[str, ...]:
         """Say what a reader should know of all values [row, feature]. Raises DataError for a column that numbers rows.
 
-        A column of whole numbers that all differ numbers the rows where they have no gap, or where its name says so.
+        A column of whole numbers that all differ numbers the rows where they have no gap, or where its name says so;
+        a known feature never does, as ages from 20 to 69 that a file sweeps.
         """
+        rows = len(values)
+        if not self.are_known:
+            self.check_features(values)
+        return (*self.rounding(), *self.constants(rows))
+
+    def check_features(self, values: NDArray[np.float32]) -> None:
+        """Raise DataError for a column that numbers rows."""
         for column, name in enumerate(self.names):
-            if name.strip().lower() in INDEXES and self.whole[column] and not self.are_known:
+            if name.strip().lower() in INDEXES and self.whole[column]:
                 raise DataError(
                     f"{self.source}: column {name!r} is an index that a tool has written beside the table "
                     f"({self.low[column]:.0f} to {self.high[column]:.0f}); wanted features alone: --drop-column "
@@ -197,7 +205,6 @@ class FeatureWatch:
                     f"{self.high[column]:.0f}, all different); wanted features alone: --drop-column "
                     f"{self.names[column]!r}, or write it with decimals where it is a feature"
                 )
-        return (*self.rounding(), *self.constants(rows))
 
     def rounding(self) -> list[str]:
         if not self.rounded:

@@ -163,18 +163,15 @@ class LabelColumn:
         self.seen: list[str] = []
 
     def add(self, block: Sequence[TextRow]) -> None:
-        """Keep the labels of further rows. Raises DataError where one is missing."""
+        """Keep the labels of further rows."""
         if self.place is None:
             return
         codes = []
         for row in block:
             word = row.cells[self.place].strip()
             if word not in self.words:
-                where = place_of(self.source, row)
-                if word.lower() in MISSING:
-                    raise missing(where, str(self.label), word, "a label")
                 self.words[word] = len(self.words)
-                self.seen.append(where)
+                self.seen.append(place_of(self.source, row))
             codes.append(self.words[word])
         self.codes.append(np.asarray(codes, dtype=np.int64))
 

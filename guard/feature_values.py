@@ -16,26 +16,29 @@ from guard.features import INTEGER, NUMERIC, STEP_TOLERANCE, Feature, groups_of
 def check_values(values: NDArray[Any], features: Sequence[Feature], source: str, *, steps: bool = False) -> list[str]:
     """Check values [item, feature] against their features; return what a reader should know.
 
-    A value beyond a range that was found is odd but allowed; so is one between the steps of a number that is no
-    integer, unless `steps` is set.
+    A value beyond a range that was found is odd but allowed; so is one between the steps of a number, unless `steps` is
+    set, or the ends of an integer were stated.
 
     Raises:
-        DataError: an unknown category, a fraction of an integer, a value outside a stated range, a one-hot group with
-            no 1 or several; row and column are named.
+        DataError: an unknown category, a fraction of an integer, a value outside a stated range or that the model
+            cannot take, a one-hot group with no 1 or several; row and column are named.
     """
     beyond = []
     for place, feature in enumerate(features):
         column = np.asarray(values[:, place], dtype=np.float64)
         wrong = off_steps(column, feature) if steps or feature.kind != NUMERIC else np.zeros(len(column), np.bool_)
+        if feature.kind == INTEGER and feature.is_found and not steps:
+            wrong = column != np.rint(column)
         slack = STEP_TOLERANCE * (feature.step or feature.span)
         below, above = column < feature.low - slack, column > feature.high + slack
         if not feature.is_category and ((below & feature.open_low) | (above & feature.open_high)).any():
             least, most = column.min(), column.max()
             beyond.append(f"{feature.name!r} from {least:g} to {most:g}, not {feature.low:g} to {feature.high:g}")
         refused = wrong | (below & (not feature.open_low)) | (above & (not feature.open_high))
-        if refused.any():
-            row = int(np.argmax(refused))
-            raise bad_value(f"{source}: row {row + 1}", feature.name, f"{column[row]:g}", feature.wanted)
+        for which, wanted in ((refused, feature.wanted), (feature.beyond_model(column), feature.taken)):
+            if which.any():
+                row = int(np.argmax(which))
+                raise bad_value(f"{source}: row {row + 1}", feature.name, f"{column[row]:g}", wanted)
     check_groups(values, features, source)
     return [f"values beyond what the guard was trained on: {'; '.join(beyond[:6])}"] if beyond else []
 

@@ -44,6 +44,8 @@ class Feature:
     group: str | None = None  # the one category that several 0/1 columns tell together: one of them is 1
     open_low: bool = False  # low is only what was found in data: other items may lie below it
     open_high: bool = False
+    least: float | None = None  # wire value below which the model fails, as for want of a row to look up; None: none
+    most: float | None = None  # and above which
 
     @property
     def is_category(self) -> bool:
@@ -56,8 +58,13 @@ class Feature:
 
     @property
     def unit_high(self) -> float:
-        """The wire value that is 1 in unit space: `high`, or beyond it where only that keeps whole numbers exact."""
+        """The wire value that is 1 in unit space: `high`, or beyond it where only that keeps whole numbers exact.
+
+        Those that may come from beyond ends that were found count, too.
+        """
         values = self.exact_values
+        if values is not None and self.open_low | self.open_high:
+            values = np.concatenate([values - round(self.span), values, values + round(self.span)])
         if values is None or survives(values, self.low, self.high):
             return self.high
         wide = self.low + 2.0 ** math.ceil(math.log2(self.span))
@@ -68,7 +75,7 @@ class Feature:
         """The wire values that must survive unit space: categories, and integers that an embedding may look up."""
         if self.is_category:
             return np.asarray(self.categories, dtype=np.float64)
-        if self.kind != INTEGER or self.step != 1 or self.span > MAX_CHECKED_STEPS:
+        if self.kind != INTEGER or self.low != round(self.low) or not 1 <= self.span <= MAX_CHECKED_STEPS:
             return None
         return np.asarray(self.low + np.arange(round(self.span) + 1), dtype=np.float64)
 
@@ -91,6 +98,22 @@ class Feature:
         if self.words and value in self.categories:
             return self.words[self.categories.index(value)]
         return f"{value:g}"
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the numbers are what data happened to hold: others of the kind may come, between and beyond them."""
+        return self.open_low and self.open_high
+
+    def beyond_model(self, wire: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which wire values [item] the model cannot take."""
+        least, most = (-math.inf if self.least is None else self.least), (math.inf if self.most is None else self.most)
+        return np.asarray((wire < least) | (wire > most), dtype=np.bool_)
+
+    @property
+    def taken(self) -> str:
+        """The values that the model can take, as refusals say it."""
+        ends = "" if self.least is None else f" from {self.least:g} on"
+        return f"a number{ends}{'' if self.most is None else f' up to {self.most:g}'}, as the model takes it"
 
     @property
     def wanted(self) -> str:

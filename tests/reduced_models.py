@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from tests.onnx_files import write_onnx
+from tests.onnx_files import quiet, write_onnx
 
 
 class HalfInside(nn.Module):
@@ -53,6 +54,28 @@ def write_half(model: nn.Module, file: Path, shape: tuple[int, ...], **settings:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that are zero in float16
         onnx.save(convert_float_to_float16(whole, **settings), file)
+    return file
+
+
+class FromDouble(nn.Module):
+    """A network that takes float64, and computes in float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x.float())
+        return logits
+
+
+def write_double(model: nn.Module, file: Path, shape: tuple[int, ...]) -> Path:
+    """Write a network as a file that takes float64."""
+    example = torch.zeros(2, *shape, dtype=torch.float64)
+    axes = {"input": {0: "item"}, "logits": {0: "item"}}
+    names: dict[str, Any] = {"input_names": ["input"], "output_names": ["logits"], "dynamic_axes": axes}
+    with quiet():
+        torch.onnx.export(FromDouble(model).eval(), (example,), str(file), dynamo=False, **names)
     return file
 
 

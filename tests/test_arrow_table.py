@@ -19,6 +19,7 @@ from pyarrow import parquet  # noqa: E402
 from guard.arrays import read_examples  # noqa: E402
 from guard.columns import ColumnChoice  # noqa: E402
 from guard.errors import DataError  # noqa: E402
+from guard.features import Feature  # noqa: E402
 from tests.arrow_fixtures import class_label, described, picture_column, save_to_disk  # noqa: E402
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (7, 4, 5, 3), dtype=np.uint8)
@@ -112,11 +113,115 @@ def test_words_that_a_table_declares_to_be_in_order_keep_it(tmp_path: Path) -> N
     grades = pa.DictionaryArray.from_arrays(pa.array([2, 0, 1, 0]), ["1", "2", "3"], ordered=True)
     numbered = read_examples(written(tmp_path, table_of(a=[1.5, 2, 3, 4], label=grades)))
     assert (numbered.classes, numbered.labelled().tolist()) == ((), [3, 1, 2, 1])
-    stances = read_examples(written(tmp_path, table_of(a=[1.5, 2, 3], label=["none", "for", "NA"])))
-    assert stances.classes == ("NA", "for", "none")
     table = table_of(size=sizes, label=LABELS[:4])
     found = read_examples(written(tmp_path, table), choice=ColumnChoice(words=True))
     assert (found.words, found.images[:, 0].tolist()) == ((("small", "medium", "large"),), [2, 0, 2, 0])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "saved"])
+@pytest.mark.parametrize(
+    ("label", "known", "expected"),
+    [
+        ("none", (), ("for", "none")),
+        ("NA", (), ("NA", "for")),
+        ("-", (), ("-", "for")),
+        ("?", (), ("?", "for")),
+        ("none", ("none", "for"), ("none", "for")),
+        ("nan", ("for", "nan"), ("for", "nan")),
+        ("None", ("for", "None"), ("for", "None")),
+        ("nan", (), None),
+        ("NaN", (), None),
+        ("None", (), None),
+        ("<NA>", (), None),
+        ("", (), None),
+        ("none", ("for", "against"), None),
+    ],
+)
+def test_what_tools_write_for_a_missing_label_is_a_class_only_where_one_is_called_so(
+    tmp_path: Path, kind: str, label: str, known: tuple[str, ...], expected: tuple[str, ...] | None
+) -> None:
+    if kind == "csv":
+        file = tmp_path / "data.csv"
+        file.write_text(f"a,label\n1.5,for\n2.5,{label}\n")
+    else:
+        file = written(tmp_path, table_of(a=[1.5, 2.5], label=["for", label]), kind)
+    if expected is None:
+        with pytest.raises(DataError, match=r"row 2.*'label'.*(missing|classes known)"):
+            read_examples(file, classes=known)
+        return
+    found = read_examples(file, classes=known)
+    assert found.classes == expected
+    assert found.labelled().tolist() == [expected.index("for"), expected.index(label)]
+    assert any(f"as if their label were missing: {label!r}" in note for note in found.notes)
+
+
+def test_a_missing_label_may_be_a_class_that_the_table_declares(tmp_path: Path) -> None:
+    stances = pa.DictionaryArray.from_arrays(pa.array([1, 0]), ["nan", "for"], ordered=True)
+    found = read_examples(written(tmp_path, table_of(a=[1.5, 2], label=stances)))
+    assert (found.classes, found.labelled().tolist()) == (("nan", "for"), [1, 0])
+
+
+SIZES = ["small", "medium", "large"]
+
+
+def sized(rows: int, words: list[str] | None = None) -> tuple[Any, list[int]]:
+    """A table of sizes in order, as features and labels; the middle one is seen late, the first one second."""
+    codes = np.random.default_rng(0).integers(0, 3, rows)
+    codes[:270] = np.where(codes[:270] == 1, 2, codes[:270])
+    codes[0] = 2
+    sizes = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), words or SIZES, ordered=True)
+    return table_of(size=sizes, label=sizes), codes.tolist()
+
+
+@pytest.mark.parametrize("rows", [50, 300, 600])
+def test_declared_order_is_one_however_the_table_was_written(tmp_path: Path, rows: int) -> None:
+    table, codes = sized(rows)
+    (tmp_path / "parts").mkdir()
+    parquet.write_table(table, tmp_path / "small.parquet", row_group_size=100)
+    parquet.write_table(table, tmp_path / "large.parquet")
+    parquet.write_table(table.slice(0, 20), tmp_path / "parts" / "train-00000-of-00002.parquet")
+    parquet.write_table(table.slice(20), tmp_path / "parts" / "train-00001-of-00002.parquet")
+    saved = save_to_disk(tmp_path / "saved", table, parts=2)
+    for path in (tmp_path / "small.parquet", tmp_path / "large.parquet", tmp_path / "parts", saved):
+        found = read_examples(path, choice=ColumnChoice(words=True))
+        assert (found.classes, found.words) == (tuple(SIZES), (tuple(SIZES),))
+        assert (found.images[:][:, 0].tolist(), found.labelled().tolist()) == (codes, codes)
+
+
+@pytest.mark.parametrize("rows", [50, 300, 600])
+def test_declared_order_that_is_not_in_the_file_is_refused_and_may_be_stated(tmp_path: Path, rows: int) -> None:
+    table, codes = sized(rows)
+    plain = tmp_path / "plain.parquet"
+    parquet.write_table(table, plain, row_group_size=100, use_dictionary=False)
+    refused(plain, "'label' is declared to be in order", "use_dictionary=['label']", "class numbers")
+    words = ColumnChoice("label", words=True)
+    parquet.write_table(table, plain, row_group_size=100, use_dictionary=["label"])
+    refused(plain, "'size' is declared to be in order", "use_dictionary=['size']", "--features", choice=words)
+    parquet.write_table(table, plain, row_group_size=100, use_dictionary=False)
+    stated = ColumnChoice("label", words=True, stated=(("size", tuple(SIZES)),))
+    found = read_examples(plain, choice=stated, classes=tuple(SIZES))
+    assert (found.images[:][:, 0].tolist(), found.labelled().tolist()) == (codes, codes)
+
+
+def test_parts_may_declare_fewer_words_and_no_other_order(tmp_path: Path) -> None:
+    def part(number: int, words: list[str]) -> None:
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1]), words, ordered=True)
+        file = tmp_path / f"train-{number:05}-of-00002.parquet"
+        parquet.write_table(table_of(a=[1.5, 2], label=column), file)
+
+    part(0, ["small", "large"])
+    part(1, SIZES)
+    found = read_examples(tmp_path)
+    assert (found.classes, found.labelled().tolist()) == (tuple(SIZES), [0, 2, 0, 1])
+    part(0, ["large", "small"])
+    refused(tmp_path, "'label'", "its parts have different ones", "large, small", "small, medium, large")
+
+
+def test_words_that_are_declared_with_spaces_around_are_the_words(tmp_path: Path) -> None:
+    table, codes = sized(50, [" small", "medium ", "large"])
+    found = read_examples(written(tmp_path, table), choice=ColumnChoice(words=True))
+    assert (found.classes, found.words) == (tuple(SIZES), (tuple(SIZES),))
+    assert (found.images[:][:, 0].tolist(), found.labelled().tolist()) == (codes, codes)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
@@ -259,3 +364,5 @@ def test_a_column_that_numbers_the_rows_is_no_feature(tmp_path: Path) -> None:
     file = written(tmp_path, table_of(a=list(range(12)), b=[float(row) for row in range(12)]))
     refused(file, "column 'a' numbers the rows", "--drop-column 'a'")
     assert read_examples(file, choice=ColumnChoice(drop=("a",))).features == ("b",)
+    known = tuple(Feature(name, "integer", 0, 100, step=1) for name in "ab")
+    assert read_examples(file, choice=ColumnChoice(features=known)).images[:][:, 0].tolist() == list(range(12))

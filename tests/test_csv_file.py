@@ -11,6 +11,7 @@ import pytest
 from guard.arrays import read_examples
 from guard.columns import ColumnChoice
 from guard.errors import DataError
+from guard.features import Feature
 
 TABLE = "width,height,label\n1.5,-2,0\n.25,3e2,2\n"
 VALUES = [[1.5, -2.0], [0.25, 300.0]]
@@ -193,6 +194,16 @@ def test_a_column_that_numbers_the_rows_is_no_feature(tmp_path: Path, name: str,
     assert read_examples(csv(tmp_path, text), choice=ColumnChoice(drop=(name,))).features == ("a",)
     decimals = "\n".join([f"{name},a", *(f"{value}.0,1.5" for value in values)])
     assert read_examples(csv(tmp_path, decimals)).images.shape == (12, 2)
+
+
+@pytest.mark.parametrize("name", ["age", "customer_id", "id", "Unnamed: 0"])
+def test_a_known_feature_may_have_values_that_would_number_rows(tmp_path: Path, name: str) -> None:
+    file = csv(tmp_path, "\n".join([f"{name},a", *(f"{20 + row},1.5" for row in ROWS)]))
+    known = tuple(Feature(one, "integer", 0, 100, step=1) for one in (name, "a"))
+    found = read_examples(file, choice=ColumnChoice(features=known))
+    assert found.images[:, 0].tolist() == [20 + row for row in ROWS]
+    with pytest.raises(DataError, match="--drop-column"):
+        read_examples(file)
 
 
 def test_whole_numbers_that_do_not_number_the_rows_are_features(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from guard.features import (
     only_names,
     unnamed,
 )
+from guard.manifest import InputSpec
 from guard.value_box import ValueBox
+from guard.value_faults import value_fault
 
 AGE = Feature("age", INTEGER, 17, 90, step=1, immutable=True, open_low=True, open_high=True)
 HOURS = Feature("hours", NUMERIC, 0, 60, step=0.25)
@@ -51,6 +53,32 @@ def test_whole_numbers_and_categories_survive_unit_space(span: int, low: int, da
     back = np.float32(least) + unit * (np.float32(most) - np.float32(least))
     assert np.array_equal(back, wire)
     assert np.array_equal(box.from_unit(unit), wire)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 1500), st.integers(-1000, 1000), st.integers(1, 9))
+def test_whole_numbers_near_a_range_that_was_found_survive_unit_space(span: int, low: int, step: int) -> None:
+    feature = Feature("x", INTEGER, low, low + span * step, step=float(step), open_low=True, open_high=True)
+    (least,), (most,) = box_of([feature])
+    reach = min(span * step, 4096)
+    wire = np.arange(low - reach, low + span * step + reach + 1, dtype=np.float32)
+    if feature.span <= 4096:
+        unit = (wire - np.float32(least)) / (np.float32(most) - np.float32(least))
+        assert np.array_equal(np.float32(least) + unit * (np.float32(most) - np.float32(least)), wire)
+
+
+@pytest.mark.parametrize(("value", "fault"), [(-1.0, True), (0.0, False), (5.0, False), (6.0, True)])
+def test_a_number_that_the_model_cannot_look_up_is_a_fault_of_the_input(value: float, fault: bool) -> None:  # noqa: FBT001
+    feature = Feature("row", INTEGER, 1, 4, step=1, open_low=True, open_high=True, least=0, most=5)
+    spec = InputSpec("x", "FP32", (1,), (1.0,), (4.0,), None, "NC", (feature,))
+    wire = np.asarray([[2.0], [value]], np.float32)
+    found = value_fault(wire, spec)
+    wanted = "wanted a number from 0 on up to 5, as the model takes it"
+    assert found == (f"input 'x': item 1 has {value:g} for 'row'; {wanted}" if fault else None)
+    if fault:
+        with pytest.raises(DataError, match=r"row 2, column 'row': .* as the model takes it"):
+            check_values(wire, [feature], "new.csv")
+    assert value_fault(wire, replace(spec, features=(replace(feature, least=None, most=None),))) is None
 
 
 def test_a_manifest_keeps_features() -> None:

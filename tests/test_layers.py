@@ -46,7 +46,7 @@ IMPORTED_AS = {
 LAZY = {
     "guard/session.py": {"onnxruntime"},
     "guard/pictures.py": {"PIL"},
-    **{f"guard/arrow_{part}.py": {"pyarrow"} for part in ("files", "labels", "values")},  # the extra [tables]
+    **{f"guard/arrow_{part}.py": {"pyarrow"} for part in ("files", "order", "values")},  # the extra [tables]
     "guard/serve/envoy/messages.py": {"envoy"},  # the extra [envoy]
     "guard/signing.py": {"cryptography"},  # the extra [sign]
     "guard/oci/registry.py": {"oras", "requests"},  # the extra [registry]

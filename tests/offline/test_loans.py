@@ -10,19 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from guard.errors import DataError
+from guard.errors import DataError, ModelError
 from guard.feature_values import check_values
 from guard.offline.adversary.descent import adaptive
 from guard.offline.attacks.model import TorchModel
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import grid_for
+from guard.offline.job.accuracy import check_accuracy
 from guard.offline.job.feature_file import load_features
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import load_recipe
+from guard.offline.model.open_model import Source, open_model
 from guard.offline.preflight.feature_lines import feature_lines
 from guard.offline.work.store import ResultStore
+from guard.value_faults import value_fault
 from tests.offline import loans
+from tests.onnx_files import quiet
 
 ITEMS = 400
 
@@ -92,6 +97,66 @@ def test_the_attacker_who_knows_the_guard_keeps_to_the_features(opened: tuple[Jo
     assert (moved / spans <= 0.1 + 1e-5).all()
     assert (moved[:, [0, *range(4, 10)]] == 0).all()
     assert (moved[:, 1:4] > 0).any(axis=0).all()
+
+
+def test_a_model_that_is_no_better_than_chance_is_told_so_and_not_asked_what_it_cannot_take(
+    opened: tuple[Job, Any, Any],
+) -> None:
+    _, classifier, data = opened
+    mixed = replace(data, labels=np.random.default_rng(0).permutation(data.labels))
+    with pytest.raises(DataError, match="no better than chance"):
+        check_accuracy(classifier, mixed, accepted=False)
+    assert check_accuracy(classifier, mixed, accepted=True).is_doubtful
+    assert not check_accuracy(classifier, data, accepted=False).is_doubtful
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 9000.0), (-1.0, 1.0)])
+def test_categories_that_are_not_named_are_no_raw_error(low: float, high: float) -> None:
+    with pytest.raises(ModelError, match=r"cannot be asked about all values of its range: .*--preset tabular"):
+        open_model(Source(f"{loans.__name__}:model", (len(loans.COLUMNS),), (low,), (high,)))
+
+
+def test_categories_of_a_file_that_are_not_named_are_told_with_their_remedy(tmp_path: Path) -> None:
+    with quiet():
+        file = loans.write_model(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"out of data bounds.*--preset tabular"):
+        open_model(Source(str(file), (len(loans.COLUMNS),), (0.0,), (9000.0,)))
+
+
+def test_likely_mistakes_that_a_model_cannot_be_asked_about_are_left_out() -> None:
+    values, labels = loans.loans(200, 1)
+    high = tuple(float(value) for value in values.max(axis=0))
+    classifier = open_model(Source(f"{loans.__name__}:model", (len(loans.COLUMNS),), (0.0,) * len(high), high))
+    data = Dataset(values / np.asarray(high, np.float32), labels, np.asarray([f"{i:064d}" for i in range(200)]), "rows")
+    assert not check_accuracy(classifier, data, accepted=False).is_doubtful
+    mixed = replace(data, labels=np.random.default_rng(0).permutation(labels))
+    assert check_accuracy(classifier, mixed, accepted=True).is_chance
+
+
+def test_codes_that_a_table_holds_as_numbers_are_taken_as_far_as_the_model_looks_them_up(tmp_path: Path) -> None:
+    values, labels = loans.loans(ITEMS, 1)
+    names = ",".join((*loans.COLUMNS, "label"))
+    kept = values[values[:, 4] < 4], labels[values[:, 4] < 4]  # of two trades the table has no row
+    rows = [",".join(map(str, (*row.tolist(), label))) for row, label in zip(*kept, strict=True)]
+    (tmp_path / "codes.csv").write_text("\n".join([names, *(row.replace(".0,", ",") for row in rows)]))
+    job = Job(f"{loans.__name__}:model", tmp_path / "codes.csv", tmp_path / "out", load_recipe("tabular"))
+    classifier, data = open_job(job)
+    age, _, _, _, trade, region, *_ = classifier.spec.input.features
+    assert [(one.kind, one.high, one.least, one.most) for one in (trade, region)] == [
+        ("integer", 3, 0, 5),
+        ("integer", 3, 0, 3),
+    ]
+    assert (age.least, age.most) == (None, None)
+    assert "'trade', 'region'; codes are stated with kind = 'categorical'" in " ".join(
+        text for about, text in feature_lines(job, classifier, data) if about == "features"
+    )
+    wire = values[:3].copy()
+    wire[1, 4] = 5
+    assert value_fault(wire, classifier.spec.input) is None
+    wire[1, 4] = 6
+    assert "item 1 has 6 for 'trade'; wanted a number from 0 on up to 5" in str(
+        value_fault(wire, classifier.spec.input)
+    )
 
 
 def test_pictures_are_no_table(tmp_path: Path) -> None:

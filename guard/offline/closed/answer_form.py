@@ -50,11 +50,28 @@ class AnswerForm:
         if self.kind == "label":
             return one_hot(self.places(values.ravel()), self.classes)
         scores = finite(values, self.source).reshape(items, columns)
-        if self.single:
-            return np.concatenate([1 - scores, scores], axis=1).clip(0, 1).astype(np.float32)
         if self.kind == "logits":
             return one_hot(scores.argmax(axis=1), self.classes)
-        return scores.astype(np.float32)
+        self.check_shares(scores)
+        shares = np.concatenate([1 - scores, scores], axis=1).clip(0, 1) if self.single else scores
+        return shares.astype(np.float32)
+
+    def check_shares(self, scores: NDArray[np.float64]) -> None:
+        """Check that scores [item, column] are the probabilities that the first answers were. Raises ModelError."""
+        outside = (scores < -SUM_TOLERANCE) | (scores > 1 + SUM_TOLERANCE)
+        if outside.any():
+            raise ModelError(
+                f"{self.source} answers with {scores[outside][0]:g}, where its first answers were probabilities; "
+                "wanted numbers from 0 to 1, or, where they are labels, --output label; else another output "
+                "(--output-name)"
+            )
+        sums = scores.sum(axis=1)
+        if not self.single and (np.abs(sums - 1) > SUM_TOLERANCE).any():
+            odd = sums[np.abs(sums - 1).argmax()]
+            raise ModelError(
+                f"{self.source} gives an item numbers that sum to {odd:g}, where those of its first answers summed to "
+                "1; wanted probabilities of one class an item, or labels: name such an output with --output-name"
+            )
 
     def places(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return labels as numbers of classes [item]. Raises ModelError for one that no class has."""
@@ -68,9 +85,10 @@ class AnswerForm:
             given = finite(labels, self.source).tolist()
         if strange := [label for label in given if label not in known]:
             shown = ", ".join(str(name) for name in list(known)[:12])
+            flag = "--output probabilities, as it seems to be" if 0 < as_number(strange[0]) < 1 else "--output-name"
             raise ModelError(
                 f"{self.source} names the class {strange[0]!r}; known are {shown}: give data that hold every class, or "
-                "an output of probabilities (--output-name)"
+                f"an output of probabilities ({flag})"
             )
         return np.asarray([known[label] for label in given], dtype=np.int64)
 
@@ -91,7 +109,7 @@ def form_of(
     """Tell the form of a model's first answer, to so many items.
 
     `wanted` is the user's word on the output, of which logits mean nothing in particular; `names` and `numbers` are the
-    labels by class, as far as they are known.
+    labels by class, as far as they are known. Lone numbers that are whole throughout are labels, also as floats.
 
     Raises:
         ModelError: it is neither one score a class nor one label an item.
@@ -118,9 +136,11 @@ def form_of(
             )
         return AnswerForm(source, "label", max(len(names), 2), names=tuple(names))
     whole = finite(flat, source)
-    if wanted != "label" and flat.dtype.kind == "f" and bool(((whole >= 0) & (whole <= 1)).all()):
+    are_whole = bool((whole == np.rint(whole)).all())
+    may_be_shares = flat.dtype.kind == "f" and bool(((whole >= 0) & (whole <= 1)).all())
+    if may_be_shares and (wanted == "probabilities" or (wanted != "label" and not are_whole)):
         return AnswerForm(source, "probabilities", 2, single=True, names=tuple(names))
-    if not bool((whole == np.rint(whole)).all()) or whole.max() >= MAX_LABEL_CLASSES or whole.min() < 0:
+    if not are_whole or whole.max() >= MAX_LABEL_CLASSES or whole.min() < 0:
         raise ModelError(
             f"{source} answers with one number an item, {whole.min():g} to {whole.max():g}; wanted a label from 0 on, "
             "the probability of class 1 of two, or one score a class: name such an output with --output-name"
@@ -138,6 +158,11 @@ def finite(values: NDArray[Any], source: str) -> NDArray[np.float64]:
     if not bool(np.isfinite(found).all()):
         raise ModelError(f"{source} answers with NaN or infinity; wanted a class for every item of the data")
     return found
+
+
+def as_number(label: float | str) -> float:
+    """Return a label that is a number; 0 of one that is a word."""
+    return label if isinstance(label, float) else 0.0
 
 
 def one_hot(classes: NDArray[np.int64], count: int) -> NDArray[np.float32]:

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from guard.bundle import file_digest
 from guard.errors import ModelError, first_line
-from guard.offline.closed.closed_model import ClosedModel
-from guard.offline.model.onnx_import.class_names import class_names
+from guard.offline.closed.closed_model import FROM_WHOLE, ClosedModel, in_rows
+from guard.offline.model.onnx_import.class_names import class_names, class_numbers
 from guard.offline.model.onnx_import.file import read_onnx
 from guard.session import onnxruntime
 
@@ -23,7 +21,6 @@ TYPES: dict[str, tuple[str, type[Any]]] = {  # ONNX Runtime's name -> the wire's
     "tensor(float16)": ("FP16", np.float16),
     "tensor(uint8)": ("UINT8", np.uint8),
 }
-NUMBERED = ("classlabels_ints", "classlabels_int64s")
 SCORES = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))", "tensor(float)", "tensor(double)")
 
 
@@ -80,9 +77,10 @@ def the_input(file: Path, inputs: list[Any]) -> Any:
             "to_onnx(model, X[:1].astype(numpy.float32)) of an array writes it"
         )
     if inputs[0].type not in TYPES:
+        remedy = FROM_WHOLE if "int" in inputs[0].type else "encode text and categories as numbers before the model"
         raise ModelError(
-            f"--answers {file}: input {inputs[0].name!r} is {inputs[0].type}; wanted one of {', '.join(TYPES)}: encode "
-            "text and categories as numbers before the model"
+            f"--answers {file}: input {inputs[0].name!r} is {inputs[0].type}; wanted one of {', '.join(TYPES)}: "
+            f"{remedy}"
         )
     return inputs[0]
 
@@ -103,36 +101,3 @@ def by_class(answer: list[dict[Any, float]], labels: list[Any]) -> NDArray[np.fl
     """Return ZipMap's answer, a map from label to score for each item, as scores [item, class]."""
     order = labels if labels and set(labels) == set(answer[0]) else sorted(answer[0])
     return np.asarray([[scores[label] for label in order] for scores in answer], dtype=np.float32)
-
-
-def in_rows(ask: Any, rows: int) -> Any:
-    """Return the same question for a file that is fixed to so many items at once."""
-
-    def ask_parts(wire: NDArray[Any]) -> NDArray[Any]:
-        parts = [wire[i : i + rows] for i in range(0, len(wire), rows)]
-        return np.concatenate([ask(np.resize(part, (rows, *wire.shape[1:])))[: len(part)] for part in parts])
-
-    return ask_parts
-
-
-def class_numbers(model: onnx.ModelProto) -> tuple[int, ...]:
-    """Return the labels that a file lists as numbers, in the order of its scores; none where it has none, or several.
-
-    Labels that run from 0 on are their own places, and are left out.
-    """
-    lists = {
-        tuple(helper.get_attribute_value(attribute))
-        for node in model.graph.node
-        for attribute in node.attribute
-        if attribute.name in NUMBERED
-    }
-    lists |= {
-        tuple(onnx.numpy_helper.to_array(tensor).ravel().tolist())
-        for node in model.graph.node
-        if node.op_type == "ArrayFeatureExtractor"
-        for tensor in model.graph.initializer
-        if tensor.name == node.input[0] and tensor.data_type in (TensorProto.INT32, TensorProto.INT64)
-    }
-    lists.discard(())
-    found = lists.pop() if len(lists) == 1 else ()
-    return () if found == tuple(range(len(found))) else found

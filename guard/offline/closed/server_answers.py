@@ -2,7 +2,8 @@
 
 Rule 1: every question has a deadline, and is asked again a few times before the run ends; what was answered is kept by
 the caller, so that a run that was started again asks only for the rest.
-Rule 2: a batch that a server finds too large is halved, down to one item.
+Rule 2: a batch that a server finds too large is halved, down to one item. Servers say so by many statuses; one that may
+mean anything counts for it only above the largest batch that was ever answered.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import ModelError
-from guard.offline.closed.closed_model import ClosedModel
+from guard.offline.closed.closed_model import FROM_WHOLE, Ask, ClosedModel, in_rows
 from guard.offline.closed.v2_messages import SERVICE, message_classes
 
 TIMEOUT_S = 20.0  # for one batch
@@ -30,6 +31,7 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 LENGTH_BYTES = 4  # before each text of a raw BYTES tensor
 PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
 TOO_LARGE = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE}
+PERHAPS_TOO_LARGE = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 DTYPES = {
     **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
@@ -64,6 +66,7 @@ class Server:
     input_name: str = "input"
     output_name: str | None = None
     batch_items: int = FIRST_BATCH_ITEMS
+    answered_items: int = 0  # of the largest batch that was answered
     messages: dict[str, Any] = field(default_factory=message_classes, repr=False)
 
     def __post_init__(self) -> None:
@@ -98,19 +101,32 @@ class Server:
             raise self.failed(error) from error
 
     def ask(self, wire: NDArray[Any]) -> NDArray[Any]:
-        """Return the output for wire inputs [item, ...]. Raises ModelError."""
-        parts, start = [], 0
+        """Return the output for wire inputs [item, ...].
+
+        Raises:
+            ModelError: the server cannot answer even one item; what it said first is told.
+        """
+        parts, start, before = [], 0, self.batch_items
+        first: grpc.RpcError | None = None
         while start < len(wire):
             part = wire[start : start + self.batch_items]
             try:
                 parts.append(self.asked(part))
             except grpc.RpcError as error:
-                if error.code() not in TOO_LARGE or len(part) == 1:
-                    raise self.failed(error) from error
+                first = error if first is None or error.code() in PASSING else first
+                if not self.is_too_large(error.code(), len(part)):
+                    self.batch_items = before
+                    raise self.failed(first) from first
                 self.batch_items = len(part) // 2
                 continue
-            start += len(part)
+            first, start = None, start + len(part)
+            self.answered_items = max(self.answered_items, len(part))
         return np.concatenate(parts)
+
+    def is_too_large(self, status: grpc.StatusCode, items: int) -> bool:
+        """Tell whether a status says, or may say, that a batch of so many items is too large."""
+        perhaps = status in PERHAPS_TOO_LARGE and items > self.answered_items
+        return items > 1 and (status in TOO_LARGE or perhaps)
 
     def asked(self, wire: NDArray[Any]) -> NDArray[Any]:
         request = self.messages["InferRequest"](model_name=self.name, model_version=self.version)
@@ -187,7 +203,8 @@ def server_answers(
         raise ModelError(f"{server} takes {len(said.inputs)} inputs ({listed}); exactly one can be guarded")
     for tensor in said.inputs:
         if tensor.datatype not in SENT:
-            raise ModelError(f"{server} takes {tensor.datatype}; wanted {', '.join(SENT)}: encode it before the server")
+            remedy = FROM_WHOLE if "INT" in tensor.datatype else "encode it before the server"
+            raise ModelError(f"{server} takes {tensor.datatype}; wanted {', '.join(SENT)}: {remedy}")
         server.input_name, server.datatype = input_name or tensor.name, tensor.datatype
     if not said.inputs:
         server.input_name = input_name or server.input_name
@@ -195,7 +212,11 @@ def server_answers(
     outputs = [tensor.name for tensor in said.outputs]
     server.output_name = output_name or SCORE_OUTPUT if SCORE_OUTPUT in outputs or not outputs else output_name
     identity = hashlib.sha256(repr((address, name, server.input_name, server.datatype)).encode())
-    ask = Negotiated(server, guessed=output_name is None)
+    ask: Ask = Negotiated(server, guessed=output_name is None)
+    fixed = next((int(tensor.shape[0]) for tensor in said.inputs if tensor.shape and tensor.shape[0] > 0), None)
+    if fixed is not None:
+        server.batch_items = fixed
+        ask = in_rows(ask, fixed)
     return ClosedModel(
         reference=f"{address} {name}",
         by=f"the server at {address}",
@@ -215,19 +236,24 @@ def server_answers(
 class Negotiated:
     """A question to a server whose output's name was guessed: where it is unknown, the server's own choice counts.
 
-    MLServer's scikit-learn runtime gives labels unless `predict_proba` is asked for, and some models have none.
+    MLServer's scikit-learn runtime gives labels unless `predict_proba` is asked for, and some models have none. A
+    server that is away or late says nothing of that.
     """
 
     server: Server
     guessed: bool
 
     def __call__(self, wire: NDArray[Any]) -> NDArray[Any]:
-        if not self.guessed:
-            return self.server.ask(wire)
-        self.guessed = False
-        if self.server.output_name is not None:
+        if self.guessed and self.server.output_name is not None:
             try:
-                return self.server.ask(wire)
-            except ModelError:
+                found = self.server.ask(wire)
+            except ModelError as error:
+                status = error.__cause__.code() if isinstance(error.__cause__, grpc.RpcError) else None
+                if status in PASSING | TOO_LARGE:
+                    raise
                 self.server.output_name = None
+            else:
+                self.guessed = False
+                return found
+        self.guessed = False
         return self.server.ask(wire)

@@ -6,7 +6,7 @@ Rule 2: a student that names other classes too often is refused: the guard would
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +42,8 @@ MIN_BEYOND_CHANCE_SHARE = 0.6  # of what chance leaves: where one class is most 
 COMPARED_ITEMS = 2000
 PROBED_ITEMS = 64
 MAX_CLEAN_SHARE = 0.25  # of the questions: the rest is for what surrounds the clean items
+MAX_CHANGED_SHARE = 0.01  # of the probe, that may be named otherwise than when answers were kept
+WIRE, SHARES = "wire", "shares"  # of a probe: its items, and what was answered
 ANSWERS = "answers"  # beside the weights in a student's file: how many it learned from
 Tell = Callable[[str], None]
 
@@ -70,8 +72,9 @@ def study(
     model = open_answers(wish.answers)
     source = on_the_wire(source, model)
     probe = probed(source, examples)
+    answer = model.ask(probe)
     form = form_of(
-        model.ask(probe),
+        answer,
         len(probe),
         source=f"--answers {model.reference}",
         wanted=source.output,
@@ -83,6 +86,7 @@ def study(
     data = split(spec)
     grid = grid_for(replace(source.input_spec, grid=data.values().grid))
     kept = KeptAnswers(model, form, spec.input.box, wish.folder)
+    check_same(kept, {WIRE: probe, SHARES: form.shares(answer, len(probe))})
     learning = np.concatenate([data.part(Split.HEADS).images, data.part(Split.COMBINER).images])
     learning = learning[: max(1, int(wish.questions * MAX_CLEAN_SHARE))]
     key = student_key(wish, model, form, learning, grid)
@@ -132,9 +136,16 @@ def spec_of(source: Source, form: AnswerForm) -> ModelSpec:
 
 
 def probed(source: Source, examples: DataFile) -> NDArray[np.float32]:
-    """Return a few of the data's own items as the wire has them. Raises DataError where they do not fit."""
-    _, wire = next(iter(wire_parts(examples.images[:], source.input_spec, examples.source, layout=examples.layout)))
-    return wire[:PROBED_ITEMS]
+    """Return a few of the data's own items as the wire has them, from all places: tables are often sorted by class.
+
+    Raises:
+        DataError: the data do not fit.
+    """
+    every = wire_parts(examples.images[:], source.input_spec, examples.source, layout=examples.layout)
+    items = len(examples)
+    chosen = np.linspace(0, items - 1, min(items, PROBED_ITEMS)).round().astype(np.int64)
+    found = [wire[chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start] for part, wire in every]
+    return np.concatenate(found)
 
 
 def student_key(
@@ -189,6 +200,34 @@ def compared(kept: KeptAnswers, student: nn.Module, images: NDArray[np.float32],
     return Study(model.reference, model.by, questions, len(images), agreed, chance, key, model.identity)
 
 
+def check_same(kept: KeptAnswers, fresh: Mapping[str, NDArray[np.float32]] | None = None) -> None:
+    """Check that a model answers as when its answers were kept, on the items of a probe that was kept with them.
+
+    A function's code and a server's address stay the same when the model behind them is trained anew. `fresh` is a
+    probe with its answers; it is kept where none was, and is asked about but once.
+
+    Raises:
+        ModelError: it names other classes.
+    """
+    if kept.file is None:
+        return
+    file = kept.file.with_suffix(".npz")
+    known = read_arrays(file)
+    if known is None or not {WIRE, SHARES} <= known.keys():
+        if fresh is not None:
+            write_arrays(file, fresh)
+        return
+    is_asked = fresh is not None and np.array_equal(fresh[WIRE], known[WIRE])
+    shares = fresh[SHARES] if fresh is not None and is_asked else kept.ask(known[WIRE])
+    now, then = shares.argmax(axis=1), known[SHARES].argmax(axis=1)
+    if float((now != then).mean()) > MAX_CHANGED_SHARE:
+        raise ModelError(
+            f"--answers {kept.model.reference} answers otherwise than when its answers were kept: it names another "
+            f"class for {int((now != then).sum())} of {len(now)} items; train anew: remove {file.parent.parent}, or "
+            "name another --out"
+        )
+
+
 def check_agreement(found: Study, wanted: int) -> None:
     """Check that a student knows its model well enough, after so many questions. Raises ModelError."""
     if found.agreed >= MIN_AGREED_SHARE and found.beyond_chance >= MIN_BEYOND_CHANCE_SHARE:
@@ -204,10 +243,9 @@ def check_agreement(found: Study, wanted: int) -> None:
 
 def opened(source: Source, form: AnswerForm, kept: KeptAnswers, student: nn.Module, found: Study) -> Classifier:
     """Return the student as a classifier that knows who answers, and by which numbers the classes go on the wire."""
+    source = replace(source, numbers=kept.model.numbers)
     classifier = open_student(source, student, form.kind, single=form.single)
-    numbers = kept.model.numbers if len(kept.model.numbers) == form.classes else ()
-    spec = replace(classifier.spec, output=replace(classifier.spec.output, numbers=numbers))
-    return replace(classifier, spec=spec, answering=Answering(kept.predict, found))
+    return replace(classifier, answering=Answering(kept.predict, found))
 
 
 def reopen(wish: StudyWish, source: Source, spec: ModelSpec, found: Study) -> Classifier:
@@ -233,6 +271,7 @@ def reopen(wish: StudyWish, source: Source, spec: ModelSpec, found: Study) -> Cl
             "changed; train a new bundle"
         )
     kept = KeptAnswers(model, form, spec.input.box, wish.folder)
+    check_same(kept)
     folder = wish.folder or Path()
     known = remembered(folder, found.key, form, len(spec.input.shape))
     if known is None:

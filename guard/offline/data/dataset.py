@@ -24,6 +24,8 @@ from guard.offline.data.first_reading import Filled, first_reading
 from guard.offline.data.grid import MAX_GRID_STEPS, Images, grid_of, snap, wire_rounding
 from guard.offline.data.splits import Split, content_hashes, members, split_of
 
+MIN_OWN_SHARE = 0.9  # of the items, that the effective sample size may be without counting in their place
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -53,6 +55,23 @@ class Dataset:
     def in_memory(self) -> Dataset:
         """Return the same items, read."""
         return replace(self, images=self.images[:])
+
+    @property
+    def distinct(self) -> int:
+        """Number of different items."""
+        return len(np.unique(self.hashes))
+
+    @property
+    def effective(self) -> int:
+        """The effective sample size, of items whose copies share one risk; few copies take nothing off.
+
+        For example 10 copies of each of 35 rows count as 35 items; 30 copies of one beside 100 others as 16.
+        """
+        if not len(self):
+            return 0
+        _, copies = np.unique(self.hashes, return_counts=True)
+        found = len(self) ** 2 / float((copies.astype(np.float64) ** 2).sum())
+        return len(self) if found >= MIN_OWN_SHARE * len(self) else int(found + 1e-9)
 
     def values(self) -> Filled:
         """Return the values that the items fill; where they lie on disk, those of all that were read at first."""

@@ -1,9 +1,9 @@
 """Features of a table, found from its values as far as they are not stated.
 
-How it works. Words are categories. Of numbers, 0 and 1 alone are binary, whole numbers with few different values are
-categories, other whole numbers integers; what has decimals is numeric. The step of numbers is the largest of which all
-values are multiples: 0.5 of the values 1, 2.5 and 4. A column of one value is immutable: there is nothing to learn of
-what else it might hold.
+How it works. Words are categories. Of numbers, 0 and 1 alone are binary, other whole numbers integers, however few they
+are: the children of a table that has none with 8 may be 8 elsewhere, so codes are stated, not guessed. What has
+decimals is numeric. The step of numbers is the largest of which all values are multiples: 0.5 of the values 1, 2.5 and
+4. A column of one value is immutable: there is nothing to learn of what else it might hold.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from guard.columns import bad_value, listed
 from guard.data_file import DataFile
 from guard.errors import ConfigError, DataError
 from guard.feature_values import check_values
-from guard.features import BINARY, CATEGORICAL, INTEGER, NUMERIC, Feature, box_of, nearest_of, unnamed
+from guard.features import BINARY, CATEGORICAL, INTEGER, NUMERIC, STEP_TOLERANCE, Feature, box_of, nearest_of, unnamed
 from guard.offline.data.dataset import Dataset
 
-MAX_CATEGORY_VALUES = 10  # different whole numbers that are taken for categories
-MIN_CATEGORY_ROWS = 5  # rows for each of them, in the mean
+MAX_CODE_VALUES = 10  # different whole numbers that may be codes, as is said
+MIN_CATEGORY_ROWS = 5  # of each category: fewer are said to be few
 MAX_STATED_CATEGORY_VALUES = 1000  # different numbers of a column that is stated to be of categories
 MAX_STEPS = 100_000  # between low and high: finer ones are none
 MAX_STEP_FACTOR = 10**6  # a finer step, of so many to one, is none
@@ -159,10 +159,8 @@ class Column:
         whole = bool((distinct == np.rint(distinct)).all())
         if len(distinct) == 1 and low == high:
             return Feature(self.name, kind or NUMERIC, low, low + 1, immutable=True, open_low=True, open_high=True)
-        if free and whole:
-            few = len(distinct) <= min(MAX_CATEGORY_VALUES, len(self.values) / MIN_CATEGORY_ROWS)
-            if few or distinct.tolist() == [0, 1]:
-                return self.of_categories(plain(distinct), None)
+        if free and distinct.tolist() == [0, 1]:
+            return self.of_categories(plain(distinct), None)
         if kind == INTEGER and not whole:
             row = int(np.argmax(self.values != np.rint(self.values)))
             raise bad_value(f"{self.source}: row {row + 1}", self.name, f"{self.values[row]:g}", "a whole number")
@@ -170,10 +168,27 @@ class Column:
         if kind == INTEGER and step is None:
             step = 1.0
         if step is not None:
-            high = low + step * max(1, round((high - low) / step))
+            high = low + step * self.steps_to(high, low, step)
         open_low, open_high = self.open_ends
         name = kind or (INTEGER if whole else NUMERIC)
         return Feature(self.name, name, low, high, step, open_low=open_low, open_high=open_high)
+
+    def steps_to(self, high: float, low: float, step: float) -> int:
+        """Return how many steps lie between low and high: those up to what was stated, or to the nearest value.
+
+        Raises:
+            DataError: a step is larger than the range that was stated.
+        """
+        steps = (high - low) / step
+        _, is_open = self.open_ends
+        if is_open:
+            return max(1, round(steps))
+        if steps < 1 - STEP_TOLERANCE:
+            raise DataError(
+                f"{self.source}: column {self.name!r} is stated to have steps of {step:g}, and goes from {low:g} to "
+                f"{high:g}; wanted a step at least: state another low, high or step"
+            )
+        return math.floor(steps + STEP_TOLERANCE)
 
     @property
     def open_ends(self) -> tuple[bool, bool]:
@@ -216,6 +231,13 @@ def found_step(distinct: NDArray[Any], low: float, high: float) -> float | None:
             step = common / scale
             return step if common and (high - low) / step <= MAX_STEPS else None
     return None
+
+
+def perhaps_codes(features: Sequence[Feature], data: Dataset) -> list[str]:
+    """Return the names of numbers that are whole and have few values, as codes of categories would."""
+    whole = [place for place, feature in enumerate(features) if feature.kind == INTEGER and feature.is_found]
+    few = [place for place in whole if len(np.unique(data.images[:][:, place])) <= MAX_CODE_VALUES]
+    return [features[place].name for place in few]
 
 
 def odd_features(features: Sequence[Feature], data: Dataset) -> Iterator[str]:

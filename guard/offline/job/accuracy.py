@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 
-from guard.errors import DataError
+from guard.errors import DataError, ModelError
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Images
 from guard.offline.job.likely_inputs import likely_inputs
+from guard.offline.model.asking import asked
 from guard.offline.model.classifier import Classifier
 
 MAX_ANSWERED_ITEMS, MAX_TRIED_ITEMS = 200, 100  # as they are, and with each mistake of the inputs undone
@@ -116,11 +117,14 @@ def measure_accuracy(classifier: Classifier, data: Dataset) -> Accuracy:
 
 
 def answers(classifier: Classifier, images: Images) -> Labels:
-    """Return the class that the model names for each item [item]; values may lie outside of unit space."""
+    """Return the class that the model names for each item [item]; values may lie outside of unit space.
+
+    Raises:
+        ModelError: it cannot be asked about such values.
+    """
     if classifier.answering is not None:  # values outside of unit space are its own to answer
         return classifier.answering.predict(np.asarray(images, dtype=np.float32))
-    with torch.no_grad():
-        parts = [classifier(torch.from_numpy(part)).argmax(dim=1) for part in batches(images)]
+    parts = [asked(classifier, torch.from_numpy(part)).argmax(dim=1) for part in batches(images)]
     return torch.cat(parts).numpy().astype(np.int64)
 
 
@@ -148,10 +152,13 @@ def moved_labels(predicted: Labels, labels: Labels, classes: int) -> Iterator[Ca
 
 
 def changed_inputs(classifier: Classifier, data: Dataset) -> Iterator[Cause]:
-    """Yield what the model answers to inputs that were made otherwise."""
+    """Yield what the model answers to inputs that were made otherwise, as far as it can take them."""
     for likely in likely_inputs(data.images[:], classifier.spec.input):
-        share = float((answers(classifier, likely.images) == data.labels).mean())
-        yield Cause(likely.undone, likely.remedy, share)
+        try:
+            found = answers(classifier, likely.images)
+        except ModelError:  # such as a code that an embedding does not have: no mistake that could have been made
+            continue
+        yield Cause(likely.undone, likely.remedy, float((found == data.labels).mean()))
 
 
 def exchanged_classes(predicted: Labels, labels: Labels, classes: int, names: tuple[str, ...]) -> Iterator[Cause]:

@@ -30,6 +30,7 @@ from guard.offline.job.feature_file import Stated
 from guard.offline.job.recipe import Recipe
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import DeclaredInput, declared_input
+from guard.offline.model.feature_limits import with_limits
 from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.model.served import measure_difference
@@ -178,7 +179,8 @@ def open_job(
         wish = job.study(keep=kept is not None)
         classifier, data = study(wish, source, examples, split, tell or (lambda _: None))
     grid = data.values().grid if only_names(features) else None  # of bytes it is 255 steps or a share of them
-    spec = replace(classifier.spec.input, grid=grid)
+    features = classifier.spec.input.features if only_names(features) else with_limits(classifier, data.images)
+    spec = replace(classifier.spec.input, grid=grid, features=features)
     return measured(replace(classifier, spec=replace(classifier.spec, input=spec)), data), data
 
 
@@ -334,6 +336,16 @@ def check_rates(job: Job) -> None:
         )
 
 
+def copies_text(data: Dataset) -> str:
+    """Say that items are copies where so many are that they count as fewer, as a clause; else nothing."""
+    if data.effective == len(data):
+        return ""
+    return (
+        f"; {len(data):,} items are {data.distinct:,} distinct ones, whose copies share one risk, and count as "
+        f"{data.effective:,}: bring others"
+    )
+
+
 def check_data(job: Job, data: Dataset) -> tuple[str, ...]:
     """Check the rates and the number of items in each split; return warnings of rates that rest on few items.
 
@@ -342,9 +354,12 @@ def check_data(job: Job, data: Dataset) -> tuple[str, ...]:
         PromiseError: a rate cannot be promised with these items.
     """
     check_rates(job)
-    calibrating = len(data.part(Split.CALIBRATE))
+    calibrating = data.part(Split.CALIBRATE)
     rates = {"reject rate": job.reject_rate, "flag rate": job.flag_rate}
-    warnings = [check_promise(rate, calibrating, name=name) for name, rate in rates.items()]
+    try:
+        warnings = [check_promise(rate, calibrating.effective, name=name) for name, rate in rates.items()]
+    except PromiseError as error:
+        raise PromiseError(f"{error}{copies_text(calibrating)}") from error
     for split in Split:
         if (found := len(data.part(split))) < MIN_SPLIT_ITEMS:
             raise DataError(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.axes import Axes
+from guard.features import only_names
 from guard.manifest import InputSpec
 from guard.offline.data.grid import Images
 
@@ -44,7 +45,12 @@ class NamedBox:
 
 
 def likely_inputs(images: Images, spec: InputSpec) -> Iterator[LikelyInput]:
-    """Yield unit-space images [item, ...] as they would be if each usual mistake were undone."""
+    """Yield unit-space images [item, ...] as they would be if each usual mistake were undone.
+
+    Features that each have values of their own, as categories, were not made by such a mistake.
+    """
+    if not only_names(spec.features):
+        return
     if spec.axes.pictures:
         yield from other_axes(images)
     yield LikelyInput(1 - images, "black and white exchanged", "invert the values")

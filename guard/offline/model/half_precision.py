@@ -1,4 +1,4 @@
-"""A torch program of half precision (bfloat16, float16) as the same graph in float32.
+"""A torch program of half precision (bfloat16, float16), or of double, as the same graph in float32.
 
 Rule 1. Only types change: each operator, its order and its name stay.
 """
@@ -14,19 +14,27 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 HALVES = (torch.bfloat16, torch.float16)
+OTHERS = (*HALVES, torch.float64)  # that weights may have in the place of float32
+WIRE = {torch.float16: "FP16", torch.float64: "FP64"}  # of the types that inputs may have
 RUN_ITEMS = 32  # at once
 
 
-def half_formats(module: fx.GraphModule) -> tuple[str, ...]:
-    """Return the names of the half-precision types that a graph computes in, as torch's export recorded them."""
+def other_formats(module: fx.GraphModule) -> tuple[str, ...]:
+    """Return the names of the other types than float32 that a graph computes in, as torch's export recorded them.
+
+    Double precision counts where weights or inputs have it: a sum in it is a float32 network's own.
+    """
+    (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
+    given = [value.dtype for value in (*module.parameters(), start.meta["val"])]
     kinds = {value.dtype for node in module.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
-    return tuple(sorted(str(kind).removeprefix("torch.") for kind in kinds.intersection(HALVES)))
+    found = kinds.intersection(HALVES) | {torch.float64}.intersection(given)
+    return tuple(sorted(str(kind).removeprefix("torch.") for kind in found))
 
 
 def widened(
-    module: fx.GraphModule, narrow: Collection[torch.dtype] = HALVES, wide: torch.dtype = torch.float32
+    module: fx.GraphModule, narrow: Collection[torch.dtype] = OTHERS, wide: torch.dtype = torch.float32
 ) -> fx.GraphModule:
-    """Return a graph in a wider type, float32: weights, constants, casts, and what is recorded of each result."""
+    """Return a graph in another type, float32: weights, constants, casts, and what is recorded of each result."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(module.graph, copies))
@@ -47,7 +55,7 @@ def widened(
 
 
 def widen_attribute(module: nn.Module, target: str, narrow: Collection[torch.dtype], wide: torch.dtype) -> None:
-    """Widen a weight or constant by its dotted name; the module that it came from keeps its own."""
+    """Bring a weight or constant, by its dotted name, to a type; the module that it came from keeps its own."""
     path, _, name = target.rpartition(".")
     owner = module.get_submodule(path)
     value = getattr(owner, name)
@@ -72,19 +80,19 @@ def answers_of(module: fx.GraphModule) -> Callable[[NDArray[np.float32]], NDArra
 
 
 def input_datatype(module: fx.GraphModule) -> str:
-    """Return the wire's type for a program: FP16 where it takes float16; bfloat16 has none, its server casts FP32."""
+    """Return the wire's type for a program, that of its inputs; bfloat16 has none, its server casts FP32."""
     (start,) = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return "FP16" if start.meta["val"].dtype == torch.float16 else "FP32"
+    return WIRE.get(start.meta["val"].dtype, "FP32")
 
 
 def input_type(model: nn.Module, example: Tensor) -> torch.dtype:
-    """Return the type of inputs that a module takes: float32, or its weights' half precision where that fails."""
-    kinds = {parameter.dtype for parameter in model.parameters()}.intersection(HALVES)
+    """Return the type of inputs that a module takes: float32, or that of its weights where that fails."""
+    kinds = {parameter.dtype for parameter in model.parameters()}.intersection(OTHERS)
     if not kinds:
         return torch.float32
     try:
         with torch.no_grad():
             model(example)
     except RuntimeError:  # torch's own for operands of two types
-        return min(kinds, key=HALVES.index)
+        return min(kinds, key=OTHERS.index)
     return torch.float32

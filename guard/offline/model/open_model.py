@@ -17,11 +17,12 @@ from guard.errors import ModelError, first_line
 from guard.features import Feature
 from guard.manifest import DATATYPES, InputSpec, ModelSpec, OutputSpec
 from guard.offline.model.agreement import fault_of
+from guard.offline.model.asking import asked
 from guard.offline.model.channel_axis import with_channels_second
 from guard.offline.model.classifier import Classifier, fingerprint
 from guard.offline.model.final_operators import Ending, is_probability, strip_final
 from guard.offline.model.graph.batch_norm import fold_batch_norm
-from guard.offline.model.half_precision import answers_of, half_formats, input_datatype, input_type, widened
+from guard.offline.model.half_precision import answers_of, input_datatype, input_type, other_formats, widened
 from guard.offline.model.onnx_import.graph_node import OTHERWISE
 from guard.offline.model.onnx_import.importer import check_import, import_onnx, run_file
 from guard.offline.model.output_probe import refuse_probabilities
@@ -60,6 +61,7 @@ class Source:
     output: str = "logits"  # logits | probabilities | label
     serves: str = "model"  # NAME[:VERSION] that clients ask for
     labels: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()  # by which labels on the wire name the classes, where they do not run from 0
     datatype: str = "FP32"  # of the wire input; an .onnx file says it itself, and the layout too
     layout: str | None = None
     served: Path | None = None  # the .onnx file that answers clients, where that is another
@@ -99,6 +101,7 @@ def open_model(source: Source) -> Classifier:
         ModelError: it cannot be found, loaded, exported with a free batch axis, or gives no [item, class] output.
     """
     graph, source, served = open_graph(source)
+    own = source.datatype
     source = replace(source, datatype=wire_type(source))
     ending = strip_final(graph, source.output)
     served = served and replace(served, ending=ending.served)
@@ -106,7 +109,7 @@ def open_model(source: Source) -> Classifier:
     classifier = classifier_of(graph, source, ending)
     refuse_probabilities(classifier.graph, ending, source.box)
     if source.served is not None:
-        served = served_file(source.served, classifier.spec, ending.served)
+        served = served_file(source.served, classifier.spec, ending.served, own)
     return replace(classifier, served=served)
 
 
@@ -141,7 +144,12 @@ def classifier_of(graph: fx.GraphModule, source: Source, ending: Ending) -> Clas
         fingerprint=fingerprint(graph),
         input=source.input_spec,
         output=OutputSpec(
-            source.output_name or ending.kind, ending.kind, classes, named(source, classes), ending.single
+            source.output_name or ending.kind,
+            ending.kind,
+            classes,
+            named(source, classes),
+            ending.single,
+            source.numbers if len(source.numbers) == classes else (),
         ),
     )
     taps = find_taps(graph.graph)
@@ -165,7 +173,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
         graph, chosen_way = one_output(without_recurrence(program), way)
         graph = from_channels_first(graph, layout)
         source = replace(source, output_name=wire or chosen_way, layout=layout)
-        if not (formats := half_formats(graph)):
+        if not (formats := other_formats(graph)):
             return in_known_operators(graph, source.box), source, None
         served = Served(f"computes in {' and '.join(formats)}", "torch on a CPU", answers_of(graph))
         source = replace(source, datatype=input_datatype(graph))
@@ -188,6 +196,7 @@ def open_graph(source: Source) -> tuple[fx.GraphModule, Source, Served | None]:
         datatype=datatype,
         layout=imported.layout,
         labels=source.labels or imported.graph.class_names,
+        numbers=imported.graph.class_numbers,
     )
     graph = single_path(imported.program)
     check_import(replace(imported, smallest_size=1.0) if is_probability(graph) else imported, graph, source.box)
@@ -340,8 +349,7 @@ def count_classes(module: fx.GraphModule, source: Source) -> int:
             f"the model takes items of shape {list(taken[1:])}; the data's items have shape {list(source.item_shape)}"
             f"{BRING}"
         )
-    with torch.no_grad():
-        result = module(torch.zeros(3, *source.item_shape))
+    result = asked(module, torch.zeros(3, *source.item_shape))
     if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != 3 or result.shape[1] < 2:
         shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ModelError(

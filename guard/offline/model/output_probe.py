@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from guard.errors import ModelError
+from guard.offline.model.asking import asked
 from guard.offline.model.final_operators import JOINED, Ending
 from guard.offline.model.softmaxes import name_of
 from guard.offline.model.taps import LAYERS
@@ -31,7 +32,11 @@ OTHERWISE = (
 
 
 def refuse_probabilities(graph: fx.GraphModule, ending: Ending, box: ValueBox) -> None:
-    """Raise ModelError where a graph from unit-space items ends in probabilities of a form that was not recognised."""
+    """Check that a graph from unit-space items ends in no probabilities of a form that was not recognised.
+
+    Raises:
+        ModelError: it does, or it cannot take all values of its range.
+    """
     if ending.kind != "logits" or ending.served not in ("", "log-odds"):
         return
     (output,) = [node for node in graph.graph.nodes if node.op == "output"]
@@ -66,8 +71,7 @@ def samples(shape: tuple[int, ...], box: ValueBox) -> Iterator[NDArray[np.float3
 
 
 def rows_of(graph: Callable[[Tensor], Tensor], items: NDArray[np.float32]) -> NDArray[np.float64]:
-    with torch.no_grad():
-        rows: NDArray[np.float64] = graph(torch.from_numpy(items)).double().numpy()
+    rows: NDArray[np.float64] = asked(graph, torch.from_numpy(items)).double().numpy()
     return rows
 
 

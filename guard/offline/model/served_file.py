@@ -12,17 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import ModelError, first_line
-from guard.manifest import ModelSpec
+from guard.manifest import DATATYPES, ModelSpec
 from guard.offline.model.onnx_import.other_inputs import other_inputs
 from guard.offline.model.served import Served, ServedAs
 from guard.session import onnxruntime
 
 RUN_ITEMS = 32  # at once, of a file that takes any number
-TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+TYPES: dict[str, type[Any]] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
 
 
-def served_file(file: Path, spec: ModelSpec, ending: ServedAs) -> Served:
-    """Return the model of an .onnx file as what is served. Raises ModelError: it cannot be run, or has another wire."""
+def served_file(file: Path, spec: ModelSpec, ending: ServedAs, own: str) -> Served:
+    """Return the model of an .onnx file as what is served; `own` is the guarded model's type of inputs.
+
+    A server casts what clients send, so the file may take either where clients send another type.
+
+    Raises:
+        ModelError: it cannot be run, or has another wire.
+    """
     if not file.is_file():
         raise ModelError(f"--served {file} does not exist; wanted the .onnx file that answers clients")
     ort = onnxruntime()
@@ -35,14 +46,15 @@ def served_file(file: Path, spec: ModelSpec, ending: ServedAs) -> Served:
     given = named(file, "input", session.get_inputs(), spec.input.name)
     made = named(file, "output", session.get_outputs(), spec.output.name)
     box = spec.input.box
-    if TYPES.get(given.type) != box.dtype:
+    dtype = TYPES.get(given.type)
+    if dtype is None or dtype not in (box.dtype, DATATYPES[own]):
         raise ModelError(
             f"--served {file} takes {given.type}, the guarded model {box.dtype}; wanted the same on the wire: keep the "
             "input's type when the file is converted (keep_io_types=True), or guard a model that takes the other"
         )
 
     def answers(wire: NDArray[np.float32]) -> NDArray[Any]:
-        inputs = np.ascontiguousarray(box.to_layout(wire).astype(box.dtype))
+        inputs = np.ascontiguousarray(box.to_layout(wire).astype(dtype))
         size = given.shape[0] if isinstance(given.shape[0], int) else RUN_ITEMS
         parts = [np.resize(inputs[i : i + size], (size, *inputs.shape[1:])) for i in range(0, len(inputs), size)]
         others = other_inputs(session, given.name, size)

@@ -33,6 +33,7 @@ from guard.offline.evidence.gather import Gather
 from guard.offline.job.accuracy import check_accuracy
 from guard.offline.job.job import Job, by_file, check_data, check_rates, open_job
 from guard.offline.job.recipe import Recipe
+from guard.offline.model.asking import asked
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.declared_input import declared_input
 from guard.offline.preflight.cost import Cost, cost_of
@@ -149,8 +150,7 @@ def check_grid(recipe: Recipe, grid: Grid, item_shape: Sequence[int]) -> None:
 def check_mates(classifier: Classifier, data: Dataset) -> None:
     """Check that an item's answer depends on its batch in no way. Raises ModelError."""
     images = torch.from_numpy(data.images[:MATES_ITEMS])
-    with torch.no_grad():
-        together, alone = classifier(images), torch.cat([classifier(one[None]) for one in images])
+    together, alone = asked(classifier, images), torch.cat([asked(classifier, one[None]) for one in images])
     off = (together - alone).abs().amax(dim=1)
     if bool((off > MAX_MATES_SHARE * together.abs().max()).any()):
         raise ModelError(
@@ -236,9 +236,14 @@ def classes_text(classifier: Classifier) -> str:
 
 def splits_text(data: Dataset) -> str:
     """Return how many items fall to each split, and the smallest rate that can be promised."""
-    sizes = {split: len(data.part(split)) for split in Split}
-    listed = ", ".join(f"{split.value} {size:,}" for split, size in sizes.items())
-    return f"{listed} items; rates from {smallest_rate(sizes[Split.CALIBRATE]):.2g} on can be promised"
+    parts = {split: data.part(split) for split in Split}
+    listed = ", ".join(f"{split.value} {size_text(part)}" for split, part in parts.items())
+    return f"{listed} items; rates from {smallest_rate(parts[Split.CALIBRATE].effective):.2g} on can be promised"
+
+
+def size_text(data: Dataset) -> str:
+    """Return how many items there are, and how many of them differ where not all do."""
+    return f"{len(data):,}" + (f" ({data.distinct:,} distinct)" if data.distinct < len(data) else "")
 
 
 def gradient_text(classifier: Classifier, data: Dataset) -> str:

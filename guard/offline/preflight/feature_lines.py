@@ -11,11 +11,12 @@ from guard.features import KINDS, Feature, groups_of
 from guard.offline.attacks.ranges import smallest
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.feature_grid import FeatureGrid
-from guard.offline.data.find_features import odd_features
+from guard.offline.data.find_features import odd_features, perhaps_codes
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 
 MAX_SHOWN_ROWS = 40
+AS_CODES = "stated with kind = 'categorical' in --features, and then others than these are refused"
 
 
 def feature_lines(job: Job, classifier: Classifier, data: Dataset) -> list[tuple[str, str]]:
@@ -29,6 +30,9 @@ def feature_lines(job: Job, classifier: Classifier, data: Dataset) -> list[tuple
     rest = [("feature", f"and {more} more; guard inspect lists all that a bundle has")] if more > 0 else []
     least = [smallest(attack.budget) for attack in job.recipe.attacks if attack.norm == "linf"]
     budgets = [budget for budget in least if budget is not None]
+    codes = perhaps_codes(spec.features, data)
+    said = f"few whole numbers, taken as they are ordered: {listed(codes)}; codes are {AS_CODES}"
+    rest += [("features", said)] if codes else []
     odd = [*odd_features(spec.features, data), *stuck_features(grid, sorted({*budgets, *job.recipe.adaptive_budgets}))]
     return [("features", counts_text(spec.features)), *shown, *rest, *(("odd", text) for text in odd)]
 

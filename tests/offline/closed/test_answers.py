@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -19,7 +20,7 @@ from guard.offline.closed.answer_form import AnswerForm, form_of
 from guard.offline.closed.closed_model import ClosedModel
 from guard.offline.closed.kept_answers import KeptAnswers
 from guard.offline.closed.open_answers import AnswersWish, open_answers
-from guard.offline.closed.server_answers import MAX_TRIES, Server
+from guard.offline.closed.server_answers import MAX_TRIES, Negotiated, Server
 from guard.offline.closed.v2_messages import message_classes
 from guard.serve.grpc.wire.inference_pb2 import (
     ModelInferRequest,
@@ -73,6 +74,9 @@ def test_a_forest_answers_with_labels_and_shares_of_the_same_classes(
         (np.asarray([2.0, 0.0]), "logits", "label", [2, 0]),
         (np.asarray([0.7, 0.2]), "logits", "probabilities", [1, 0]),
         (np.asarray([1.0, 0.0]), "label", "label", [1, 0]),
+        (np.asarray([1.0, 0.0]), "logits", "label", [1, 0]),
+        (np.asarray([1.0, 0.0]), "probabilities", "probabilities", [1, 0]),
+        (np.asarray([0.7, 1.0]), "logits", "probabilities", [1, 1]),
         (np.asarray([[0.1, 0.9], [0.6, 0.4]]), "logits", "probabilities", [1, 0]),
         (np.asarray([[-3.0, 4.0, 1.0], [9.0, 2.0, 0.0]]), "logits", "logits", [1, 0]),
         (np.asarray([[-3.0, 4.0, 1.0], [9.0, 2.0, 0.0]])[:, :, None, None], "logits", "logits", [1, 0]),
@@ -109,6 +113,24 @@ def test_a_later_answer_of_another_form_is_refused() -> None:
     for answer, words in ((np.asarray([0, 3]), "names the class 3.0; known are 0, 1, 2"), (np.zeros((2, 3)), "as it")):
         with pytest.raises(ModelError, match=words):
             form.shares(answer, 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "words"),
+    [
+        ([0.2, 0.9], [0.5, 2.0], "answers with 2, where .*--output label"),
+        ([0.2, 0.9], [0.5, -0.5], "answers with -0.5, where"),
+        ([0.0, 1.0], [0.0, 0.4], "names the class 0.4; .*--output probabilities, as it seems to be"),
+        ([[0.2, 0.8], [0.9, 0.1]], [[0.2, 0.8], [3.0, -2.0]], "answers with 3, where"),
+        ([[0.2, 0.8], [0.9, 0.1]], [[0.2, 0.8], [0.9, 0.8]], "sum to 1.7, where"),
+    ],
+    ids=str,
+)
+def test_later_answers_that_contradict_the_first_are_refused(first: Any, later: Any, words: str) -> None:
+    form = form_of(np.asarray(first), 2, source="it")
+    form.shares(np.asarray(first), 2)
+    with pytest.raises(ModelError, match=words):
+        form.shares(np.asarray(later), 2)
 
 
 def test_a_function_answers_and_its_faults_are_told() -> None:
@@ -200,23 +222,152 @@ def test_a_server_answers_as_its_file_does(words: tuple[str, ...], tmp_path: Pat
             open_answers(AnswersWish(address, "other"))
 
 
-class TooLarge(grpc.RpcError):
+class Status(grpc.RpcError):
+    def __init__(self, status: grpc.StatusCode, words: str = "") -> None:
+        super().__init__(words)
+        self.status, self.words = status, words
+
     def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.RESOURCE_EXHAUSTED
+        return self.status
+
+    def details(self) -> str:
+        return self.words
 
 
-def test_a_batch_that_is_too_large_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    server, sizes = Server("127.0.0.1:1", "forest"), []
+def limited(server: Server, largest: int, status: grpc.StatusCode, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a server answer batches of at most so many items; return the list to which the sizes asked for are added."""
+    sizes: list[int] = []
 
     def asked(wire: NDArray[Any]) -> NDArray[Any]:
         sizes.append(len(wire))
-        if len(wire) > 20:
-            raise TooLarge
+        if len(wire) > largest:
+            raise Status(status, f"batch-size of {len(wire)} must be <= {largest}")
         return wire.sum(axis=1)
 
     monkeypatch.setattr(server, "asked", asked)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.INVALID_ARGUMENT,  # Triton's own
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    ],
+)
+@pytest.mark.parametrize("largest", [1, 4, 20])
+def test_a_batch_that_is_too_large_is_halved(
+    status: grpc.StatusCode, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server("127.0.0.1:1", "forest")
+    sizes = limited(server, largest, status, monkeypatch)
     np.testing.assert_array_equal(server.ask(ITEMS), ITEMS.sum(axis=1))
-    assert sizes == [60, 30, 15, 15, 15, 15]
+    assert max(sizes[-4:]) <= largest
+    assert sizes[:2] == [60, 30]
+    asked = len(sizes)
+    np.testing.assert_array_equal(server.ask(ITEMS[:20]), ITEMS[:20].sum(axis=1))
+    assert max(sizes[asked:]) <= largest, "what was found out once is kept to"
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL])
+def test_what_fails_for_one_item_too_is_told_as_it_was_said_first(
+    status: grpc.StatusCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server("127.0.0.1:1", "forest")
+    sizes = limited(server, 0, status, monkeypatch)
+    with pytest.raises(ModelError, match=f"{status.name}, batch-size of 60"):
+        server.ask(ITEMS)
+    assert sizes == [60, 30, 15, 7, 3, 1]
+    assert server.batch_items == Server("127.0.0.1:1", "forest").batch_items
+    limited(server, 60, status, monkeypatch)
+    server.ask(ITEMS)
+    sizes = limited(server, 59, status, monkeypatch)
+    with pytest.raises(ModelError, match=status.name):
+        server.ask(ITEMS)  # so many were answered before: the batch is not too large
+    assert sizes == [60]
+
+
+def test_other_statuses_halve_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server("127.0.0.1:1", "forest")
+    sizes = limited(server, 4, grpc.StatusCode.NOT_FOUND, monkeypatch)
+    with pytest.raises(ModelError, match="NOT_FOUND"):
+        server.ask(ITEMS)
+    assert sizes == [60]
+
+
+@pytest.mark.parametrize(
+    ("status", "falls_back"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, True),
+        (grpc.StatusCode.UNKNOWN, True),
+        (grpc.StatusCode.NOT_FOUND, True),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, False),
+        (grpc.StatusCode.UNAVAILABLE, False),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, False),
+    ],
+)
+def test_labels_are_learned_from_only_where_there_are_no_shares(
+    status: grpc.StatusCode, *, falls_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server("127.0.0.1:1", "forest", output_name="predict_proba")
+    is_away = True
+
+    def asked(wire: NDArray[Any]) -> NDArray[Any]:
+        if server.output_name is not None and is_away:
+            raise Status(status)
+        return np.zeros((len(wire), 2)) if server.output_name else np.zeros(len(wire))
+
+    monkeypatch.setattr(server, "asked", asked)
+    ask = Negotiated(server, guessed=True)
+    if falls_back:
+        assert ask(ITEMS).shape == (60,)
+        return
+    with pytest.raises(ModelError, match=status.name):
+        ask(ITEMS)
+    is_away = False
+    assert ask(ITEMS).shape == (60, 2)
+
+
+def test_a_server_that_is_fixed_to_a_batch_is_asked_in_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def asked(self: Server, wire: NDArray[Any]) -> NDArray[Any]:
+        sizes.append(len(wire))
+        if len(wire) != 8:
+            raise Status(grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape")
+        return wire.sum(axis=1)
+
+    def metadata(self: Server) -> Any:
+        said = message_classes()["Metadata"](name="forest")
+        said.inputs.add(name="x", datatype="FP32", shape=[8, tiny.FEATURES])
+        said.outputs.add(name="y", datatype="FP32", shape=[8])
+        return said
+
+    monkeypatch.setattr(Server, "asked", asked)
+    monkeypatch.setattr(Server, "metadata", metadata)
+    model = open_answers(AnswersWish("127.0.0.1:1", "forest"))
+    np.testing.assert_array_equal(model.ask(ITEMS), ITEMS.sum(axis=1))
+    assert sizes == [8] * 8
+    assert model.sizes == (tiny.FEATURES,)
+
+
+def test_a_model_of_whole_numbers_is_told_to_take_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def metadata(self: Server) -> Any:
+        said = message_classes()["Metadata"](name="forest")
+        said.inputs.add(name="x", datatype="INT64", shape=[-1, 3])
+        return said
+
+    monkeypatch.setattr(Server, "metadata", metadata)
+    with pytest.raises(ModelError, match=r"takes INT64; .*export it from X\.astype\(numpy\.float32\)"):
+        open_answers(AnswersWish("127.0.0.1:1", "forest"))
+    forest = onnx.load(write_forest(tmp_path / "forest.onnx"))
+    forest.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(forest, tmp_path / "forest.onnx")
+    with pytest.raises(ModelError, match=r"is tensor\(int64\); .*export it from X\.astype\(numpy\.float32\)"):
+        open_answers(AnswersWish(str(tmp_path / "forest.onnx")))
 
 
 def test_a_server_that_is_away_is_asked_again_and_then_named() -> None:

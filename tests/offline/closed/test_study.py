@@ -16,9 +16,12 @@ from rich.console import Console
 from guard.answer_evidence import evidence_of
 from guard.bundle import Bundle
 from guard.cascade import jitter
+from guard.data_file import DataFile
 from guard.errors import BundleError, ConfigError, ModelError
 from guard.offline.attacks.methods.pgd import Pgd
 from guard.offline.attacks.model import TorchModel
+from guard.offline.closed.answer_form import form_of
+from guard.offline.closed.study import probed, reopen
 from guard.offline.closed.surroundings import boundary, boxed, mixed, noisy
 from guard.offline.crafting.crafter import craft
 from guard.offline.crafting.shard import CraftSetup
@@ -27,6 +30,7 @@ from guard.offline.data.grid import on_grid
 from guard.offline.data.splits import Split
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import parse
+from guard.offline.model.open_model import Source
 from guard.offline.preflight.check import check
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.train import train
@@ -54,6 +58,22 @@ def forest(wire: NDArray[np.float32]) -> NDArray[Any]:
 def parity_of(wire: NDArray[np.float32]) -> NDArray[Any]:
     """Answers by what nothing small can learn: whether the item's sixteenths sum to an even number."""
     return (np.rint(wire * tiny.GRID).sum(axis=1) % 2).astype(np.int64)
+
+
+def float_labels(wire: NDArray[np.float32]) -> NDArray[Any]:
+    """Answers with the number of the nearest of three values of a feature, as a float."""
+    return np.rint(2 * wire[:, 0]).clip(0, 2).astype(np.float32)
+
+
+def test_a_table_that_is_sorted_by_class_is_asked_about_all_of_it() -> None:
+    rows = np.sort(np.random.default_rng(0).random((900, 1), np.float32), axis=0)
+    examples = DataFile(rows, (2 * rows[:, 0]).round().astype(np.int64), "sorted.csv")
+    probe = probed(Source("", (1,)), examples)
+    assert len(probe) == 64
+    form = form_of(float_labels(probe), len(probe), source="it")
+    assert (form.kind, form.classes) == ("label", 3)
+    few = probed(Source("", (1,)), DataFile(rows[-5:], np.zeros(5, np.int64), "few.csv"))
+    np.testing.assert_array_equal(few, rows[-5:])
 
 
 @pytest.fixture
@@ -179,6 +199,34 @@ def test_a_study_is_taken_up_again_and_asks_nothing_twice(job: Job) -> None:
     student.unlink()
     assert open_job(job, kept=job.work)[0].spec.fingerprint == first.spec.fingerprint  # made anew from kept answers
     assert sum(ASKED) <= 128
+
+
+RETRAINED: list[bool] = []
+
+
+def retrained(wire: NDArray[np.float32]) -> NDArray[Any]:
+    """Answers as `forest`, or, once it was trained anew, the other way round."""
+    found = (wire[:, 0] > wire[:, 1]).astype(np.int64) + (wire[:, 2] > 0.5)
+    return 2 - found if RETRAINED else found
+
+
+def test_answers_of_a_model_that_was_trained_anew_are_not_taken_for_its_own(job: Job) -> None:
+    RETRAINED.clear()
+    job = replace(job, answers=f"{__name__}:retrained", accept_accuracy=True, questions=1500)
+    job.work.begin()
+    classifier, _ = open_job(job, kept=job.work)
+    spec, answering = classifier.spec, classifier.answering
+    assert answering is not None
+    source = Source("", spec.input.shape, output=spec.output.kind)
+    assert reopen(job.study(keep=True), source, spec, answering.study).spec.fingerprint == spec.fingerprint
+    RETRAINED.append(True)
+    words = rf"answers otherwise than when its answers were kept: .* of 64 items; train anew: remove {job.work.path}"
+    with pytest.raises(ModelError, match=words):
+        open_job(job, kept=job.work)
+    with pytest.raises(ModelError, match=words):
+        reopen(job.study(keep=True), source, spec, answering.study)
+    RETRAINED.clear()
+    assert open_job(job, kept=job.work)[0].spec.fingerprint == spec.fingerprint
 
 
 def test_a_student_that_does_not_know_its_model_is_refused(job: Job) -> None:

@@ -13,7 +13,7 @@ from guard.arrays import to_wire
 from guard.data_file import DataFile
 from guard.errors import DataError
 from guard.manifest import InputSpec
-from guard.offline.data.dataset import dataset_of, joined
+from guard.offline.data.dataset import Dataset, dataset_of, joined
 from guard.offline.data.grid import distance_to_grid
 from guard.offline.data.splits import content_hashes
 
@@ -72,3 +72,19 @@ def test_the_distance_to_a_grid_is_the_largest_of_all_parts() -> None:
     values[99_999, 0] = np.nan
     assert np.isnan(distance_to_grid(values, 1))
     assert distance_to_grid(values[:0], 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("copies", "counted"),
+    [
+        pytest.param([10] * 35, 35, id="ten of each"),
+        pytest.param([1] * 1000, 1000, id="no copies"),
+        pytest.param([2] * 5 + [1] * 990, 1000, id="few copies"),
+        pytest.param([30] + [1] * 100, 16, id="one clump"),
+        pytest.param([], 0, id="nothing"),
+    ],
+)
+def test_copies_count_as_the_items_that_they_are(copies: list[int], counted: int) -> None:
+    hashes = np.repeat([f"{place:064d}" for place in range(len(copies))], copies)
+    data = Dataset(np.zeros((len(hashes), 1), np.float32), np.zeros(len(hashes), np.int64), hashes)
+    assert (data.effective, data.distinct) == (counted, len(copies))

@@ -9,6 +9,7 @@ import pytest
 
 from guard.data_file import DataFile
 from guard.errors import ConfigError, DataError
+from guard.feature_values import check_values
 from guard.features import BINARY, CATEGORICAL, INTEGER, NUMERIC, Feature
 from guard.offline.data.find_features import find_features, found_step
 from guard.offline.job.feature_file import Stated
@@ -35,8 +36,8 @@ def kind_and_values(feature: Feature) -> tuple[Any, ...]:
     ("values", "expected"),
     [
         pytest.param(DRAW.integers(0, 2, ITEMS), (BINARY, 0, 1, None, (0, 1)), id="0 and 1"),
-        pytest.param(DRAW.choice([1, 2], ITEMS), (BINARY, 1, 2, None, (1, 2)), id="1 and 2"),
-        pytest.param(DRAW.choice([1, 3, 7], ITEMS), (CATEGORICAL, 1, 7, None, (1, 3, 7)), id="few whole numbers"),
+        pytest.param(DRAW.choice([1, 2], ITEMS), (INTEGER, 1, 2, 1, ()), id="1 and 2"),
+        pytest.param(DRAW.choice([1, 3, 7], ITEMS), (INTEGER, 1, 7, 2, ()), id="few whole numbers"),
         pytest.param(np.r_[17, 90, DRAW.integers(17, 91, ITEMS)], (INTEGER, 17, 90, 1, ()), id="whole numbers"),
         pytest.param(np.r_[500, 510, 20 * DRAW.integers(25, 91, ITEMS)], (INTEGER, 500, 1800, 10, ()), id="tens"),
         pytest.param(
@@ -44,7 +45,7 @@ def kind_and_values(feature: Feature) -> tuple[Any, ...]:
         ),
         pytest.param([1, 2.5, 4] * 20, (NUMERIC, 1, 4, 1.5, ()), id="halves"),
         pytest.param(np.r_[0, 1, DRAW.random(ITEMS)], (NUMERIC, 0, 1, None, ()), id="no steps"),
-        pytest.param([1, 2, 3, 4, 5, 6], (INTEGER, 1, 6, 1, ()), id="too few rows for categories"),
+        pytest.param([1, 2, 3, 4, 5, 6], (INTEGER, 1, 6, 1, ()), id="few rows"),
     ],
 )
 def test_kinds_and_steps_are_found(values: Any, expected: tuple[Any, ...]) -> None:
@@ -53,6 +54,45 @@ def test_kinds_and_steps_are_found(values: Any, expected: tuple[Any, ...]) -> No
     assert (kind, categories) == (expected[0], expected[4])
     assert [low, high, step] == pytest.approx(list(expected[1:4]))
     assert feature.open_high == (kind in (INTEGER, NUMERIC))
+
+
+CHILDREN = np.r_[DRAW.integers(0, 8, ITEMS), 0, 7]
+
+
+@pytest.mark.parametrize(
+    ("stated", "words", "unseen", "refused"),
+    [
+        pytest.param((), (), 8, None, id="found"),
+        pytest.param((Stated("x", immutable=True),), (), 8, None, id="found, immutable"),
+        pytest.param((Stated("x", kind="integer"),), (), 8, None, id="an integer"),
+        pytest.param((Stated("x", kind="categorical"),), (), 8, "one of its categories", id="categorical"),
+        pytest.param((Stated("x", categories=tuple(map(float, range(8)))),), (), 8, "one of its", id="a list"),
+        pytest.param((Stated("x", high=7),), (), 8, "up to 7", id="an end"),
+        pytest.param((), tuple("abcdefgh"), 8, "one of its categories", id="words"),
+        pytest.param((), (), 2.5, "a whole number", id="a fraction"),
+    ],
+)
+def test_a_number_that_no_row_had_is_refused_only_where_it_was_ruled_out(
+    stated: tuple[Stated, ...], words: tuple[str, ...], unseen: float, refused: str | None
+) -> None:
+    feature = found(CHILDREN, *stated, words=words)
+    values = np.asarray([[3.0], [unseen]], np.float32)
+    if refused is None:
+        assert check_values(values, [feature], "new.csv") == [
+            "values beyond what the guard was trained on: 'x' from 3 to 8, not 0 to 7"
+        ]
+        return
+    with pytest.raises(DataError, match=rf"row 2, column 'x': '{unseen:g}'; wanted {refused}|wanted .*{refused}"):
+        check_values(values, [feature], "new.csv")
+
+
+def test_a_number_between_the_steps_that_were_found_is_none_of_another_kind() -> None:
+    tens = found(np.r_[0, 10, 10 * DRAW.integers(0, 30, ITEMS)])
+    assert (tens.kind, tens.step) == (INTEGER, 10)
+    assert check_values(np.asarray([[25.0]], np.float32), [tens], "new.csv") == []
+    stated = found(np.r_[0, 10, 10 * DRAW.integers(0, 30, ITEMS)], Stated("x", low=0, high=290, step=10))
+    with pytest.raises(DataError, match="in steps of 10"):
+        check_values(np.asarray([[25.0]], np.float32), [stated], "new.csv")
 
 
 def test_words_are_categories_and_one_value_never_changes() -> None:
@@ -93,6 +133,30 @@ def test_values_that_contradict_what_is_stated(values: Any, stated: dict[str, An
     with pytest.raises(DataError) as caught:
         found(values, Stated("x", **stated))
     assert all(word in str(caught.value) for word in ("data.csv", *words)), caught.value
+
+
+@pytest.mark.parametrize(
+    ("said", "high", "step"),
+    [
+        ({"high": 101, "step": 5}, 98, 5),
+        ({"low": 3, "high": 103, "step": 5}, 103, 5),
+        ({"low": -2, "step": 5}, 98, 5),
+        ({"high": 98, "step": 5}, 98, 5),
+        ({"high": 98.5, "step": 5}, 98, 5),
+        ({"high": 101}, 101, 1),
+        ({"step": 5}, 98, 5),
+    ],
+    ids=str,
+)
+def test_a_stated_end_is_never_left_behind(said: dict[str, float], high: float, step: float) -> None:
+    feature = found(np.r_[3, 98, 3 + 5 * DRAW.integers(0, 20, ITEMS)], Stated("x", **said))
+    assert (feature.high, feature.step) == (high, step)
+    assert feature.high <= said.get("high", np.inf)
+
+
+def test_a_step_beyond_the_end_that_was_stated_is_refused() -> None:
+    with pytest.raises(DataError, match=r"steps of 5, and goes from 3 to 4; wanted a step at least"):
+        found([3.0] * 9, Stated("x", high=4, step=5))
 
 
 def test_words_where_numbers_are_stated_and_names_of_no_column() -> None:

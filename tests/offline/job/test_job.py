@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 from guard.arrays import read_examples
 from guard.bundle import Bundle
 from guard.cli import run
-from guard.errors import ConfigError, DataError
-from guard.offline.job.job import Job, item_shape, open_job
+from guard.errors import ConfigError, DataError, PromiseError
+from guard.offline.data.dataset import Dataset
+from guard.offline.data.splits import Split, assign
+from guard.offline.job.job import WHOLE, Job, check_data, item_shape, open_job
+from guard.offline.preflight.check import splits_text
 from guard.offline.train import train
 from guard.offline.training.reopen import Work
 from guard.offline.work.progress import Stages
@@ -258,3 +262,21 @@ def test_evaluation_stops_where_the_model_is_seldom_right(
     out = tmp_path / "report"
     assert run(["evaluate", str(bundle.path), "--data", str(root), "--out", str(out), "--quick"]) == 3
     assert not out.exists()
+
+
+def test_copies_promise_no_more_than_the_items_that_they_are(tmp_path: Path) -> None:
+    hashes = np.asarray([f"{place:064d}" for place in range(400)])
+    items = np.zeros((400, 1), np.float32)
+    once = Dataset(items, np.zeros(400, np.int64), hashes, splits=assign(hashes, shares=WHOLE))
+    tenfold = once.take(np.repeat(np.arange(400), 10))
+    assert splits_text(once).partition("; ")[2] == splits_text(tenfold).partition("; ")[2]
+    assert " distinct" not in splits_text(once)
+    counted = len(once.part(Split.CALIBRATE))
+    assert f"calibrate {10 * counted:,} ({counted} distinct)" in splits_text(tenfold)
+    asked = Job("m", tmp_path, tmp_path, tiny.recipe(), reject_rate=0.02)
+    assert check_data(asked, tenfold) == check_data(asked, once)
+    words = rf"with {counted} clean .*; {10 * counted:,} items are {counted} distinct ones, whose copies share one risk"
+    with pytest.raises(PromiseError, match=words):
+        check_data(replace(asked, reject_rate=0.005), tenfold)
+    few = once.take(np.r_[np.arange(400), :3])
+    assert few.part(Split.CALIBRATE).effective == len(few.part(Split.CALIBRATE))

@@ -64,6 +64,19 @@ def test_columns_of_held_out_tables_are_found_by_name(tmp_path: Path) -> None:
         open_job(job(tmp_path, test=test))
 
 
+def test_a_held_out_table_may_sweep_a_known_feature(tmp_path: Path) -> None:
+    wanted, test = job(tmp_path, test=tmp_path / "test.csv", high=(100.0,)), tmp_path / "test.csv"
+    header, *rows = [line.split(",") for line in wanted.data.read_text().splitlines()]
+    wide = [[one[0], str(99 * float(one[1])), *one[2:]] for one in rows]
+    swept = [[one[0], str(20 + row), *one[2:]] for row, one in enumerate(rows)]
+    for file, every in ((wanted.data, wide), (test, swept)):
+        file.write_text("\n".join(",".join(one) for one in [header, *every]))
+    held_out = open_job(wanted)[1].part(Split.TEST)
+    assert sorted(np.rint(held_out.images[:][:, 0] * 100).tolist()) == [20 + row for row in range(ROWS)]
+    with pytest.raises(DataError, match="'width' numbers the rows"):
+        open_job(replace(wanted, data=test, test=None))
+
+
 def test_more_names_than_classes_and_a_table_without_labels(tmp_path: Path) -> None:
     wanted = job(tmp_path)
     table(wanted.data, names=(*NAMES, "dog"))

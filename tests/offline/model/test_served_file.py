@@ -15,7 +15,7 @@ from guard.offline.model.open_model import Source, open_model
 from guard.offline.preflight.check import model_lines
 from tests.offline import tiny
 from tests.onnx_files import write_onnx
-from tests.reduced_models import write_half, write_quantised
+from tests.reduced_models import write_double, write_half, write_quantised
 
 
 @pytest.fixture
@@ -50,6 +50,25 @@ def test_the_model_itself_is_no_difference(job: Job) -> None:
     assert found is not None
     assert found.changed == 0
     assert found.largest == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("input_type", [None, "FP32", "FP64"])
+@pytest.mark.parametrize("of_served", ["FP32", "FP64"])
+@pytest.mark.parametrize("of_model", ["FP32", "FP64"])
+def test_a_file_may_take_what_clients_send_or_what_it_was_made_from(
+    of_model: str, of_served: str, input_type: str | None, job: Job, tmp_path: Path
+) -> None:
+    files = {"FP32": Path(job.model), "FP64": tmp_path / "double.onnx"}
+    write_double(tiny.image_model(), files["FP64"], tiny.SHAPE)
+    asked = replace(job, model=str(files[of_model]), served=files[of_served], input_type=input_type)
+    if of_served not in (of_model, input_type):
+        with pytest.raises(ModelError, match="wanted the same on the wire"):
+            open_job(asked)
+        return
+    classifier, _ = open_job(asked)
+    assert classifier.spec.input.datatype == (input_type or of_model)
+    assert classifier.difference is not None
+    assert classifier.difference.changed == 0
 
 
 def test_another_model_is_refused(job: Job, tmp_path: Path) -> None:

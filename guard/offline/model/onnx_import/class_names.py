@@ -1,4 +1,4 @@
-"""Names of classes that an ONNX file holds, as skl2onnx writes those of a classifier of words.
+"""Names of classes that an ONNX file holds, as skl2onnx writes those of a classifier: words, or numbers.
 
 They stand in the classifier's own list, in ZipMap's, or in a table from which the class with the highest score takes
 its name; their order is the order of the scores.
@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from guard.offline.model.onnx_import.file import read_onnx
 
 LISTED = "classlabels_strings"  # of LinearClassifier, ZipMap and their like
+NUMBERED = ("classlabels_ints", "classlabels_int64s")
 LOOK_UPS = ("ArrayFeatureExtractor", "Gather")
 
 
@@ -41,6 +42,29 @@ def class_names(model: onnx.ModelProto) -> tuple[str, ...]:
             found.add(tables.get(node.input[0], ()))
     found.discard(())
     return found.pop() if len(found) == 1 else ()
+
+
+def class_numbers(model: onnx.ModelProto) -> tuple[int, ...]:
+    """Return the labels that a file lists as numbers, in the order of its scores; none where it has none, or several.
+
+    Labels that run from 0 on are their own places, and are left out.
+    """
+    lists = {
+        tuple(helper.get_attribute_value(attribute))
+        for node in model.graph.node
+        for attribute in node.attribute
+        if attribute.name in NUMBERED
+    }
+    lists |= {
+        tuple(numpy_helper.to_array(tensor).ravel().tolist())
+        for node in model.graph.node
+        if node.op_type == "ArrayFeatureExtractor"
+        for tensor in model.graph.initializer
+        if tensor.name == node.input[0] and tensor.data_type in (TensorProto.INT32, TensorProto.INT64)
+    }
+    lists.discard(())
+    found = lists.pop() if len(lists) == 1 else ()
+    return () if found == tuple(range(len(found))) else found
 
 
 def decoded(name: bytes | str) -> str:

@@ -22,7 +22,7 @@ from guard.axes import BY_COUNT
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.branches import Conditional, flattened
 from guard.offline.model.onnx_import.choice import chosen, chosen_output
-from guard.offline.model.onnx_import.class_names import class_names
+from guard.offline.model.onnx_import.class_names import class_names, class_numbers
 from guard.offline.model.onnx_import.defined_functions import with_functions_written_out
 from guard.offline.model.onnx_import.file import read_onnx
 from guard.offline.model.onnx_import.float_form import float_form
@@ -63,6 +63,7 @@ class Graph:
     formats: tuple[str, ...] = ()  # of fewer bits, that the file computes in
     float_file: bytes | None = field(default=None, repr=False)  # the file's float form, where it is not the file
     class_names: tuple[str, ...] = ()  # in the order of the scores, where the file holds them
+    class_numbers: tuple[int, ...] = ()  # labels in that order, where they do not run from 0
 
     @property
     def batch(self) -> int | None:
@@ -99,7 +100,19 @@ def read_graph(file: Path, *, input_name: str | None = None, output_name: str | 
     datatype, sizes = input_form(file, wire)
     kept = {name: value for name, value in constants.items() if name in read}
     float_file = form.model.SerializeToString() if form.formats else None
-    return Graph(file, name, datatype, sizes, output, tuple(nodes), kept, form.formats, float_file, class_names(model))
+    return Graph(
+        file,
+        name,
+        datatype,
+        sizes,
+        output,
+        tuple(nodes),
+        kept,
+        form.formats,
+        float_file,
+        class_names(model),
+        class_numbers(model),
+    )
 
 
 def remedy_of(used: Sequence[onnx.ValueInfoProto]) -> str:

@@ -41,6 +41,8 @@ ROUNDED_FACTOR = 4.0  # by which the file may be further off the exact outputs t
 MAX_ROUNDED_SHARE = 1e-2  # of the largest output: what rounds off more than that cannot be compared
 COMPARED_ITEMS = 4
 RUN_ITEMS = 32  # at once, of a file that takes any number
+OUT_OF_BOUNDS = "out of data bounds"  # as ONNX Runtime says that a value looks up what is not there
+CATEGORIES = "; where columns are categories: --preset tabular, or state in --features those that the model takes"
 MAX_ROUNDING_FACTOR = 10.0  # by how much more than torch's own rounding two engines may differ for rounding alone
 
 
@@ -256,7 +258,9 @@ def run_file(imported: Imported, images: NDArray[np.float32], *, as_served: bool
         answers = [tabular(graph, session.run([graph.output], {graph.input: part, **others})[0]) for part in rows]
         return np.concatenate(answers)[: len(wire)]
     except Exception as error:  # onnxruntime raises its own untyped family
-        raise ModelError(f"ONNX Runtime cannot run {graph.file}: {(str(error).splitlines() or ['?'])[0]}") from error
+        said = (str(error).splitlines() or ["?"])[0]
+        remedy = CATEGORIES if OUT_OF_BOUNDS in said else ""
+        raise ModelError(f"ONNX Runtime cannot run {graph.file}: {said}{remedy}") from error
 
 
 def tabular(graph: Graph, answer: Any) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from guard.errors import ModelError
 from guard.offline.model.onnx_import.class_names import declared_names
 from guard.offline.model.open_model import Source, open_model
+from guard.serve.named_class import NamedOutput, class_named
 from guard.session import onnxruntime
 from tests.onnx_files import model_of
 
@@ -141,6 +142,39 @@ def test_a_table_from_numbers_to_words_is_read_in_the_order_of_the_numbers(tmp_p
     model.graph.node.append(coded)
     onnx.save(model, tmp_path / "m.onnx")
     assert open_model(Source(str(tmp_path / "m.onnx"), (4,))).spec.output.labels == NAMES
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("numbers", [[1, 2, 3], [3, 7, 5], [5, 7]], ids=str)
+def test_labels_and_probabilities_of_a_server_name_one_class(
+    numbers: list[int], tmp_path: Path, *, zipped: bool
+) -> None:
+    model = regression(NAMES[: len(numbers)], zipped=zipped)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "classlabels_strings":
+                listed = "classlabels_int64s" if node.op_type == "ZipMap" else "classlabels_ints"
+                attribute.CopyFrom(helper.make_attribute(listed, numbers))
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    if zipped:
+        pairs = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+        model.graph.output[1].type.CopyFrom(helper.make_sequence_type_proto(pairs))
+    file = tmp_path / "m.onnx"
+    onnx.save(model, file)
+    spec = open_model(Source(str(file), (4,), output_name="output_probability")).spec.output
+    assert spec.numbers == tuple(numbers)
+    items = np.random.default_rng(0).random((20, 4), np.float32)
+    session = onnxruntime().InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    labels, answers = session.run(["output_label", "output_probability"], {"input": items})
+    shares = np.asarray([[row[number] for number in numbers] for row in answers] if zipped else answers)
+    by_label, by_share = (
+        class_named([NamedOutput(name, kind, lambda values=values: values.ravel(), list)], spec, len(items))
+        for name, kind, values in (("predict", "INT64", labels), ("predict_proba", "FP64", shares))
+    )
+    assert by_label is not None
+    assert by_share is not None
+    np.testing.assert_array_equal(by_label, by_share)
+    assert len(set(by_label.tolist())) > 1
 
 
 def test_text_that_is_chosen_has_no_scores(tmp_path: Path) -> None:
