@@ -52,11 +52,12 @@ class QueryMemory:
         self.principals: OrderedDict[str, RecentQueries] = OrderedDict()  # the one that was silent longest first
         self.last: dict[str, float] = {}
         self.together = RecentQueries(SHARED_QUERIES, len(self.constant), copy_weight=self.copy_weight)
+        self.ring_bytes = self.new_ring().size_bytes
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of all fingerprints."""
-        return self.together.size_bytes + sum(ring.size_bytes for ring in self.principals.values())
+        """The bytes of all fingerprints; every principal's ring takes as many."""
+        return self.together.size_bytes + len(self.principals) * self.ring_bytes
 
     def see(self, principal: str, queries: Fingerprints, now: float) -> QueryFinding:
         """Score and remember the items of one request of a principal, at this moment of `time.monotonic()`."""
@@ -80,9 +81,13 @@ class QueryMemory:
             if len(self.principals) >= MAX_PRINCIPALS:
                 silent, _ = self.principals.popitem(last=False)
                 del self.last[silent]
-            ring = RecentQueries(PRINCIPAL_QUERIES, len(self.constant), copy_weight=self.copy_weight)
+            ring = self.new_ring()
         self.principals[principal], self.last[principal] = ring, now
         return ring
+
+    def new_ring(self) -> RecentQueries:
+        """The ring of a principal that is not known yet."""
+        return RecentQueries(PRINCIPAL_QUERIES, len(self.constant), copy_weight=self.copy_weight)
 
     def silent(self, now: float) -> Iterator[str]:
         """Yield the principals of which all is forgotten, the longest silent first."""

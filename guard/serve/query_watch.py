@@ -1,7 +1,8 @@
 """The watch over the queries to one model while it serves: a query memory on a thread of its own.
 
 Rule 1: under "watch" no request fails for it or gets another verdict for it.
-Rule 2: the thread alone owns the memory; requests are seen in the order in which they were decoded.
+Rule 2: the thread alone owns the memory, and tells what it found; requests are seen in the order in which they were
+        decoded.
 """
 
 from __future__ import annotations
@@ -63,23 +64,23 @@ class QueryWatch:
             return None
         try:
             loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self.thread, self.remember, images, principal)
+            return await loop.run_in_executor(self.thread, self.remember, images, principal, names)
         except Exception as error:
             if self.rejects:
                 raise
             self.over = True
             self.log.error("queries are no longer watched", model=self.label, cause=repr(error))
             return None
+
+    def remember(self, images: NDArray[Any], principal: str, names: Mapping[str, Any]) -> QueryFinding:
+        """Score, remember and tell of a request; called on the thread."""
+        prints = self.fingerprinter.of(self.spec.box.to_unit(images))
+        found = self.memory.see(principal, prints, time.monotonic())
         self.tell(found, names)
         return found
 
-    def remember(self, images: NDArray[Any], principal: str) -> QueryFinding:
-        """Score and remember a request; called on the thread."""
-        prints = self.fingerprinter.of(self.spec.box.to_unit(images))
-        return self.memory.see(principal, prints, time.monotonic())
-
     def tell(self, found: QueryFinding, names: Mapping[str, Any]) -> None:
-        """Count a request, and write a line in the log where it is an attack's."""
+        """Count a request, and write a line in the log where it is an attack's; called on the thread."""
         self.metrics.scores.labels(self.label).observe(found.own)
         self.metrics.size_bytes.labels(self.label).set(self.memory.size_bytes)
         if not (found.is_attack or found.is_shared_attack):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
 
 from guard.audit_log import is_audit_log, read_lines
 from guard.config import ServeConfig
@@ -17,8 +20,11 @@ from guard.errors import ConfigError
 from guard.manifest import InputSpec
 from guard.model_config import ModelConfig
 from guard.queries.memory import QueryMemory
+from guard.queries.recent import RecentQueries
 from guard.serve.check_settings import check_complete
-from guard.serve.query_watch import check_watchable
+from guard.serve.log import Log
+from guard.serve.query_metrics import QueryMetrics
+from guard.serve.query_watch import QueryWatch, check_watchable
 from tests.serve import tiny_bundle
 from tests.serve.guarded import guarding, until
 
@@ -147,3 +153,40 @@ def test_rows_of_a_table_are_not_watched() -> None:
     with pytest.raises(ConfigError, match="needs images or series"):
         check_watchable(ModelConfig("b", query_memory="watch"), spec)
     check_watchable(ModelConfig("b"), spec)
+
+
+def test_many_at_once_among_thousands_of_principals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the thread reads the memory, and what a request costs does not grow with those that are known."""
+    metrics = QueryMetrics(CollectorRegistry())
+    spec = InputSpec("input", "FP32", (3, 32, 32), (0.0,), (1.0,), None)
+    config = ModelConfig("b", query_memory="watch")
+    watch = QueryWatch(spec, config=config, label="m", metrics=metrics, log=Log("info", io.StringIO()))
+    for number in range(5000):
+        watch.memory.ring(f"p{number}", time.monotonic())
+    images = np.random.default_rng(0).random((16, 1, 3, 32, 32)).astype(np.float32)
+    monkeypatch.setattr(RecentQueries, "size_bytes", property(lambda _: pytest.fail("every ring was asked")))
+    watch.memory.together.__class__ = type("Together", (RecentQueries,), {"size_bytes": 7})
+
+    async def story() -> None:
+        asked = [watch.see(images[number % 16], f"new {number}", {}) for number in range(50)]
+        found = await asyncio.gather(*asked)
+        assert all(one is not None for one in found)
+
+    asyncio.run(story())
+    assert not watch.over
+    assert watch.memory.size_bytes == 7 + 5050 * watch.memory.ring_bytes
+    assert metrics.size_bytes.labels("m")._value.get() == watch.memory.size_bytes
+
+
+def test_what_cannot_be_told_ends_the_watch_and_no_request(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    async def story() -> None:
+        monkeypatch.setattr(QueryWatch, "tell", broken)
+        async with guarding(bundle, query_memory="watch") as guarded:
+            for _ in range(3):
+                assert (await guarded.client.infer(tiny_bundle.ordinary())).ok
+            assert len(guarded.events("queries are no longer watched")) == 1
+
+    asyncio.run(story())
