@@ -1,8 +1,9 @@
 """The memory of queries to one model: what each principal sent lately, and what all of them sent.
 
 Rule 1: one owner: everything here runs on one thread, or one event loop.
-Rule 2: a principal's own score depends on its own queries alone. What principals do together is told beside it, since
-        otherwise one could send near-copies of another's pictures and have that one refused.
+Rule 2: a principal's own score depends on its own queries alone. What all queries show together is told beside it,
+        since otherwise one could send near-copies of another's pictures and have that one refused. Callers without a
+        name, and those behind one, are one principal: a search among many others' queries shows there alone.
 Rule 3: memory is bounded: the principal that was silent longest makes room; what is older than the expiry is forgotten.
 """
 
@@ -27,7 +28,7 @@ class QueryFinding:
     """What the memory tells of one request: its worst item's scores."""
 
     own: float  # among the principal's own queries
-    shared: float  # among all principals' queries
+    shared: float  # among the queries of all together
     near: int  # own earlier queries that the worst item is a near-copy of
     repeats: int  # items that are identical to an earlier one
 
@@ -38,7 +39,7 @@ class QueryFinding:
 
     @property
     def is_shared_attack(self) -> bool:
-        """Whether the queries of several principals together are an attack's."""
+        """Whether the queries of all principals together are an attack's, and the principal's own are none."""
         return not self.is_attack and self.shared > MAX_SCORE
 
 
@@ -63,11 +64,7 @@ class QueryMemory:
         """Score and remember the items of one request of a principal, at this moment of `time.monotonic()`."""
         own = self.ring(principal, now)
         found = [own.see(queries, item, self.constant, now, now - EXPIRY_S) for item in range(len(queries))]
-        among = found
-        if len(self.principals) > 1:
-            among = [
-                self.together.see(queries, item, self.constant, now, now - EXPIRY_S) for item in range(len(queries))
-            ]
+        among = [self.together.see(queries, item, self.constant, now, now - EXPIRY_S) for item in range(len(queries))]
         worst = max(found, key=by_score, default=Found(0.0, 0))
         shared = max((one.score for one in among), default=0.0)
         return QueryFinding(worst.score, shared, worst.near, sum(one.repeated for one in found))
