@@ -92,9 +92,13 @@ class QueryWatch:
             fields = {"scope": scope, "rejects": self.rejects and found.is_attack, "held_back": held_back}
             self.log.warning(REASON, **names, model=self.label, **fields, **score_fields(found))
 
+    def refuses(self, finding: QueryFinding | None) -> bool:
+        """Whether a request is to be rejected for its queries, whatever else is found of it."""
+        return self.rejects and finding is not None and finding.is_attack
+
     def rejected(self, found: Inspection, finding: QueryFinding | None, policy: Policy) -> Inspection | None:
         """The inspection of a request that is rejected as a query attack; None for all others."""
-        if finding is None or not self.rejects or not finding.is_attack:
+        if not self.refuses(finding):
             return None
         verdict = replace(found.verdict, request=Action.REJECT)
         return replace(found, verdict=verdict, enacted=policy.enact(Action.REJECT))
@@ -117,3 +121,18 @@ def check_watchable(config: ModelConfig, spec: InputSpec) -> None:
             f'query_memory = "{config.query_memory}" needs images or series, and the bundle\'s items are rows of a '
             'table, of which unrelated ones are often alike; set query_memory = "off" for this model'
         )
+
+
+def unseen_requests(config: ModelConfig) -> str:
+    """Words for the requests to a model that its query memory never sees; empty where it sees all, or is off."""
+    if config.query_memory == "off":
+        return ""
+    if config.mode == "off" or (config.mode == "shadow" and config.shadow == "queue"):
+        why = "nothing is inspected" if config.mode == "off" else 'shadow = "queue" lets requests pass first'
+        return f'query_memory = "{config.query_memory}" has no effect: {why}'
+    if config.sample < 1:
+        return (
+            f'query_memory = "{config.query_memory}" sees {config.sample:.4g} of all requests (sample = '
+            f"{config.sample:g}); the others pass unseen"
+        )
+    return ""

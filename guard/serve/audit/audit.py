@@ -115,18 +115,32 @@ class Audit:
             event |= evidence_fields(found) | ({"input": tensor_fields(worst)} if kept is None else {})
         self.send(event, kept)
 
-    def unchecked(self, names: Mapping[str, Any], model: str, action: str, reason: str, **facts: Any) -> None:
-        """Take a request that is over, and that could not be inspected."""
+    def unchecked(
+        self,
+        names: Mapping[str, Any],
+        model: str,
+        action: str,
+        reason: str,
+        queried: QueryFinding | None = None,
+        **facts: Any,
+    ) -> None:
+        """Take a request that is over, and that could not be inspected; `queried` as for `judged`."""
         if self.sinks:
-            self.send(unchecked_event(names, model, action, reason, **facts))
+            self.send(unchecked_event(names, model, action, reason, query_fields(queried), **facts))
 
     def send(self, event: Event, kept: NDArray[Any] | None = None) -> None:
         """Hand an event, and the input that it kept, to every sink."""
         for sink in self.sinks:
             sink.send(event, kept)
 
-    def sample(self, guarded: GuardedModel, found: Inspection | None, audited: AuditedInput) -> None:
-        """Keep the drawn items of a request that is over, however it ended."""
+    def sample(
+        self,
+        guarded: GuardedModel,
+        found: Inspection | None,
+        audited: AuditedInput,
+        queried: QueryFinding | None = None,
+    ) -> None:
+        """Keep the drawn items of a request that is over, however it ended; `queried` as for `judged`."""
         if self.sampling is None or not bool(audited.drawn.any()):
             return
         drawn, items = audited.drawn, len(audited.images)
@@ -136,6 +150,8 @@ class Audit:
             verdicts = [found.verdict.request] * items if whole else found.verdict.items
             rejected[:] = [verdict is Action.REJECT for verdict in verdicts]
             p_values[:] = found.readings.p_value
+        if guarded.queries is not None and guarded.queries.refuses(queried):
+            rejected[:] = True
         seconds = np.full(int(drawn.sum()), audited.seconds)
         self.sampling.keep(
             guarded.bundle, SampledItems(audited.images[drawn], rejected[drawn], p_values[drawn], seconds)

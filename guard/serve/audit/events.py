@@ -68,9 +68,19 @@ def query_fields(queried: QueryFinding | None) -> dict[str, Any]:
     return {"reason": QUERY_ATTACK, "query_scope": scope, **score_fields(queried)}
 
 
-def unchecked_event(names: Mapping[str, Any], model: str, action: str, reason: str, **facts: Any) -> Event:
-    """The event of a request that was not inspected, and passed (`unchecked`) or was refused for it (`refused`)."""
-    return event(action, OF_REASONS.get(reason, ()), {**names, "model": model, "reason": reason, **facts})
+def unchecked_event(
+    names: Mapping[str, Any],
+    model: str,
+    action: str,
+    reason: str,
+    queries: Mapping[str, Any] = NOTHING,
+    **facts: Any,
+) -> Event:
+    """The event of a request that was not inspected: it passed (`unchecked`), was refused for it (`refused`), or was
+    rejected for its queries; in each case it may be part of a query attack (`queries`).
+    """
+    found = {**names, "model": model, **queries, "reason": reason, **facts}
+    return event(action, OF_REASONS.get(reason, ()) + (OF_QUERIES if queries else ()), found)
 
 
 def event(action: str, atlas: tuple[str, ...], facts: Mapping[str, Any]) -> Event:
