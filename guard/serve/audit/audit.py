@@ -41,6 +41,7 @@ from guard.serve.outcome import Outcome
 from guard.traffic_sample import SampledItems
 
 MAX_WAITING_BYTES = 8 << 20  # of lines
+PRUNE_S = 60.0  # after which a guard that writes nothing looks for lines that are too old
 
 
 class Sink(Protocol):
@@ -64,7 +65,13 @@ class LogOfEvents:
     def __init__(self, log: AuditLog, metrics: AuditMetrics) -> None:
         """Take the log, and start the thread that writes to it."""
         self.log, self.metrics = log, metrics
-        self.background = Background("audit", max_waiting_bytes=MAX_WAITING_BYTES, lost=metrics.losing("log"))
+        self.background = Background(
+            "audit",
+            max_waiting_bytes=MAX_WAITING_BYTES,
+            lost=metrics.losing("log"),
+            idle=self.prune,
+            idle_s=PRUNE_S,
+        )
 
     def send(self, event: Event, kept: NDArray[Any] | None = None) -> None:
         """Take an event to be written as a line, with the input that it kept."""
@@ -76,6 +83,10 @@ class LogOfEvents:
         """Write a line; called on the thread. Raises OSError."""
         self.log.append(line_of(event, kept), time.time())
         self.metrics.written.labels("log").inc()
+
+    def prune(self) -> None:
+        """Remove what is too old, though nothing is written; called on the thread. Raises OSError."""
+        self.log.prune(time.time())
 
 
 @dataclass(frozen=True, eq=False)
