@@ -3,8 +3,9 @@
 Rule 1: no request waits for it, fails for it or gets another verdict for it; what finds no room is dropped and counted.
 Rule 2: an alarm is told once, in the log and as a metric, and stays until the bundle is replaced or the guard restarts.
 
-How it works. The event loop only collects: when 25 items are there, they go to the thread together. Dropped items are
-dropped by how many wait, whatever they hold, so that those that remain keep the promise.
+How it works. The event loop only collects: when 25 items are there, they go to the thread together, which reads them in
+slices. Dropped items are dropped by how much waits, whatever they hold, so that those that remain keep the promise. A
+request is never too large: where the thread has nothing to do, it is taken.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from guard.serve.drift_metrics import DriftMetrics
 from guard.serve.log import Log
 
 HANDED_OVER_ITEMS = 25
-MAX_WAITING_BYTES = 32 << 20  # of images
+MAX_WAITING_BYTES = 32 << 20  # of images, one request apart
+MAX_SLICE_BYTES = 8 << 20  # of images that the monitor sees at once, in several copies
 
 
 class DriftWatch:
@@ -42,12 +44,13 @@ class DriftWatch:
         )
         self.waiting: list[tuple[NDArray[Any], Readings]] = []
         self.waiting_items = 0
-        self.held_bytes = 0
+        self.held_bytes = 0  # of what waits here, and of what the thread has
+        self.handed_over = 0  # collections that the thread is not done with
         self.lock = threading.Lock()
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift")
         self.over = False  # after a failure, or once the bundle is replaced
         self.shown_items = self.shown_repeats = 0
-        self.shown_alarm = False
+        self.shown_alarm = self.shown_loss = False
 
     def begin(self) -> None:
         """Show a watch that begins anew: its bundle is at work from now on."""
@@ -60,27 +63,50 @@ class DriftWatch:
             return
         with self.lock:
             full = self.held_bytes + images.nbytes > MAX_WAITING_BYTES
-            if not full:
+            taken = not full or self.handed_over == 0
+            if taken:
                 self.held_bytes += images.nbytes
-        if full:
-            self.metrics.lost.labels(self.label).inc(len(images))
-            return
-        self.waiting.append((images, readings))
-        self.waiting_items += len(images)
-        if self.waiting_items >= HANDED_OVER_ITEMS or images.nbytes > MAX_WAITING_BYTES // HANDED_OVER_ITEMS:
-            parts, self.waiting, self.waiting_items = self.waiting, [], 0
+        if taken:
+            self.waiting.append((images, readings))
+            self.waiting_items += len(images)
+        else:
+            self.lose(len(images))
+        if full or self.waiting_items >= HANDED_OVER_ITEMS or images.nbytes > MAX_WAITING_BYTES // HANDED_OVER_ITEMS:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Hand to the thread what waits."""
+        parts, self.waiting, self.waiting_items = self.waiting, [], 0
+        if parts:
+            with self.lock:
+                self.handed_over += 1
             self.thread.submit(self.watch, parts)
+
+    def lose(self, items: int) -> None:
+        """Count items that found no room; of the first ones there is a line in the log."""
+        self.metrics.lost.labels(self.label).inc(items)
+        if not self.shown_loss:
+            self.shown_loss = True
+            warning = "requests come faster than drift is watched; those that find no room are not, and are counted"
+            self.log.warning("drift items lost", model=self.label, warning=warning)
 
     def watch(self, parts: list[tuple[NDArray[Any], Readings]]) -> None:
         """Bet on what was collected, and tell what came of it; called on the thread."""
         try:
-            self.monitor.see(np.concatenate([images for images, _ in parts]), joined([one for _, one in parts]))
+            if sum(images.nbytes for images, _ in parts) <= MAX_SLICE_BYTES:  # the usual case: few calls
+                parts = [(np.concatenate([images for images, _ in parts]), joined([one for _, one in parts]))]
+            for images, readings in parts:
+                step = max(1, MAX_SLICE_BYTES // max(1, images[0].nbytes)) if len(images) else 1
+                for start in range(0, len(images), step):
+                    end = min(start + step, len(images))
+                    self.monitor.see(images[start:end], readings.rows(start, end))
             self.tell()
         except Exception as error:  # noqa: BLE001  whatever it is, requests must not notice
             self.over = True
             self.log.error("drift is no longer watched", model=self.label, cause=repr(error))
         finally:
             with self.lock:
+                self.handed_over -= 1
                 self.held_bytes -= sum(images.nbytes for images, _ in parts)
 
     def tell(self) -> None:
