@@ -34,7 +34,11 @@ class InferenceRecords:
     metrics: Metrics
     log: Log
     audit: Audit | None = None  # where the operator keeps one
-    seldom: Seldom = field(default_factory=lambda: Seldom(REFUSAL_LOG_S))
+    seldom: Seldom = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Hold back lines about refusals where there are many."""
+        object.__setattr__(self, "seldom", Seldom(REFUSAL_LOG_S, self.log))
 
     def count_items(self, model: str, items: Sequence[str]) -> None:
         for action, count in Counter(items).items():
@@ -96,12 +100,16 @@ class InferenceRecords:
         self.metrics.refused.labels(reason.lower()).inc()
         if not isinstance(error, OF_GUARD):
             self.log.debug("refused", **call.names, reason=reason, cause=str(error), because=because(error))
-        elif (held_back := self.seldom.due(reason, time.monotonic())) is not None:
-            why = {"cause": str(error), "because": because(error)}
-            self.log.warning("refused", **call.names, reason=reason, **why, held_back=held_back)
+            return
+        names, queried, why = call.names, call.queried, {"cause": str(error), "because": because(error)}
+        model = OTHER if call.guarded is None else call.guarded.label
+
+        def tell(held_back: int) -> None:
+            self.log.warning("refused", **names, reason=reason, **why, held_back=held_back)
             if self.audit is not None:
-                model = OTHER if call.guarded is None else call.guarded.label
-                self.audit.unchecked(call.names, model, "refused", reason.lower(), call.queried, held_back=held_back)
+                self.audit.unchecked(names, model, "refused", reason.lower(), queried, held_back=held_back)
+
+        self.seldom.tell(reason, time.monotonic(), tell)
 
     def log_verdict(self, model: str, call: InferenceCall, found: Inspection, fields: Mapping[str, Any]) -> None:
         event = label(found.verdict.request, found.enacted)

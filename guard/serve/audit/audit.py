@@ -5,7 +5,6 @@ Rule 1: it is asked when a call's input is there, and once when the call is over
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,6 +25,7 @@ from guard.serve.audit.background import Background
 from guard.serve.audit.event_sink import EventSink
 from guard.serve.audit.events import (
     Event,
+    as_json,
     evidence_fields,
     kept_item,
     line_of,
@@ -75,7 +75,7 @@ class LogOfEvents:
 
     def send(self, event: Event, kept: NDArray[Any] | None = None) -> None:
         """Take an event to be written as a line, with the input that it kept."""
-        text = json.dumps(event, default=str).encode()
+        text = as_json(event).encode()
         size_bytes = len(text) + (0 if kept is None else kept.nbytes * 4 // 3)
         self.background.submit(size_bytes, partial(self.write, text, kept))
 
@@ -124,6 +124,8 @@ class Audit:
             worst = audited.images[found.worst]
             kept = kept_item(worst)
             event |= evidence_fields(found) | ({"input": tensor_fields(worst)} if kept is None else {})
+            if outcome.guarded is not None:
+                event["input_name"] = outcome.guarded.spec.input.name
         self.send(event, kept)
 
     def unchecked(

@@ -101,6 +101,23 @@ def evidence_fields(found: Inspection) -> dict[str, Any]:
     }
 
 
+def as_json(value: Any) -> str:
+    """A value as JSON that every parser reads: what is no number, or infinite, is null."""
+    try:
+        return json.dumps(value, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(value), default=str, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """A value of JSON in which numbers that JSON does not have are None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def kept_item(image: NDArray[Any]) -> NDArray[Any] | None:
     """A copy of an item of a request, little-endian, which holds nothing else of its message; None: it is too large."""
     return None if image.nbytes > MAX_INPUT_BYTES else np.array(image, dtype=image.dtype.newbyteorder("<"), order="C")
