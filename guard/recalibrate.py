@@ -31,6 +31,7 @@ from guard.bundle import ANSWER_CALIBRATION, CALIBRATION, MANIFEST, Bundle, writ
 from guard.calibration import Calibration, check_promise
 from guard.cascade import Cascade
 from guard.errors import BundleError, ConfigError, DataError, PromiseError
+from guard.near_copies import Nearness
 from guard.rescale import MIN_SCALE_ITEMS, rescaled
 from guard.runtime import Runtime
 from guard.sample_readings import (
@@ -154,12 +155,13 @@ def check_size(found: SampleReadings, parent: Bundle, unnoticed_share: float) ->
         if ranking < math.ceil(1 / rate) - 1:
             raise PromiseError(
                 f"{name} = {rate:g} cannot be promised with a sample of {found.items} items, of which {ranking} rank; "
-                f"it takes about {wanted}; sample longer, or a larger share"
+                f"it takes about {wanted}; sample longer, or a larger share{found.not_counted}"
             )
     if for_scale < MIN_SCALE_ITEMS:
         raise PromiseError(
             f"scales and tails need {MIN_SCALE_ITEMS} items of their own, and of a sample of {found.items} there are "
             f"{for_scale}; it takes about {MIN_SCALE_ITEMS * SCALE_DIVISOR}; sample longer, or a larger share"
+            f"{found.not_counted}"
         )
 
 
@@ -205,7 +207,9 @@ def ranked(
     risk, score = np.concatenate(risks), np.concatenate(scores)
     left_out = int(unnoticed_share * len(risk))
     kept = np.sort(np.argsort(risk, kind="stable")[: len(risk) - left_out])  # in the order of arrival
-    return replace(cascade.calibration, clean_risks=risk[kept], clean_scores=score[kept]), left_out
+    nearness = None if found.distance is None else Nearness(np.ones(len(kept), dtype=np.bool_), found.distance)
+    ranks = {"clean_risks": risk[kept], "clean_scores": score[kept], "nearness": nearness}
+    return replace(cascade.calibration, **ranks), left_out
 
 
 def facts_of(told: Recalibrated, sample: TrafficSample, parent: Bundle, unnoticed_share: float) -> dict[str, Any]:

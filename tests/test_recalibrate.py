@@ -121,6 +121,21 @@ def test_near_copies_count_once(parent: Bundle, tmp_path: Path) -> None:
     assert told.repeats == 1500
 
 
+def test_traffic_that_fills_little_of_its_range_counts(parent: Bundle, tmp_path: Path) -> None:
+    """The parent does not say how near its items are, so that the sample's own tell; the new bundle does say it."""
+    low = (0.5 + 0.05 * (traffic(3000, seed=62) - 0.5)).astype(np.float32)
+    folder = store(tmp_path / "store", parent, low)
+    told = calibrated(parent, folder, tmp_path / "new", max_rejected_share=1.0)
+    known = Bundle.open(tmp_path / "new").calibration.nearness
+    assert told.repeats < 100
+    assert known is not None
+    assert known.fresh.shape == (told.items,)
+    assert known.distance < 0.05
+    still = np.repeat(traffic(30, seed=63), 40, axis=0)
+    with pytest.raises(PromiseError, match=r"sample of 30 items.*\(1170 near-copies of earlier items and 0 unreadable"):
+        calibrated(parent, store(tmp_path / "still", parent, still), tmp_path / "another")
+
+
 def test_what_cannot_keep_a_promise_is_refused(parent: Bundle, tmp_path: Path) -> None:
     calm = traffic(3000, seed=54)
     wave = np.concatenate([calm[:2000], attacked(300, seed=1), calm[2000:]])

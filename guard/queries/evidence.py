@@ -24,6 +24,7 @@ from guard.queries.fingerprint import Floats
 Bools = NDArray[np.bool_]
 
 MAX_COPY_DISTANCE = 0.05  # root mean square over the coarse view, of the value range
+MAX_TYPICAL_SHARE = 0.25  # of the distance between two clean items, which may fill little of their range
 MIN_COSINE = 0.95  # between two changes that are parallel; by chance the tiles' differ from 0 by 0.125
 MIN_KEPT_SHARE = 0.3  # of a change's length, once exposure is left out; below that it is one of exposure
 MIN_UNCHANGED_SHARE = 0.25  # of live tiles, in a sparse change

@@ -13,7 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from guard.queries.evidence import COPY_WEIGHT, MAX_SCORE, STREAM_WEIGHT
+from guard.near_copies import copy_distance
+from guard.queries.evidence import COPY_WEIGHT, MAX_COPY_DISTANCE, MAX_SCORE, MAX_TYPICAL_SHARE, STREAM_WEIGHT
 from guard.queries.fingerprint import Fingerprinter, Fingerprints
 from guard.queries.recent import Found, RecentQueries
 
@@ -46,13 +47,17 @@ class QueryFinding:
 class QueryMemory:
     """A memory of the queries to one model."""
 
-    def __init__(self, fingerprinter: Fingerprinter, *, streams: bool) -> None:
-        """Remember what `fingerprinter` makes; with `streams` near-copies alone are no attack."""
+    def __init__(self, fingerprinter: Fingerprinter, *, streams: bool, typical_distance: float | None = None) -> None:
+        """Remember what `fingerprinter` makes; with `streams` near-copies alone are no attack.
+
+        `typical_distance` lies between two clean items, of the value range a value of the coarse view.
+        """
+        self.copy_distance = copy_distance(typical_distance, MAX_COPY_DISTANCE, MAX_TYPICAL_SHARE)
         self.copy_weight = STREAM_WEIGHT if streams else COPY_WEIGHT
         self.constant = fingerprinter.constant
         self.principals: OrderedDict[str, RecentQueries] = OrderedDict()  # the one that was silent longest first
         self.last: dict[str, float] = {}
-        self.together = RecentQueries(SHARED_QUERIES, len(self.constant), copy_weight=self.copy_weight)
+        self.together = self.new_ring(SHARED_QUERIES)
         self.ring_bytes = self.new_ring().size_bytes
 
     @property
@@ -82,9 +87,9 @@ class QueryMemory:
         self.principals[principal], self.last[principal] = ring, now
         return ring
 
-    def new_ring(self) -> RecentQueries:
-        """The ring of a principal that is not known yet."""
-        return RecentQueries(PRINCIPAL_QUERIES, len(self.constant), copy_weight=self.copy_weight)
+    def new_ring(self, size: int = PRINCIPAL_QUERIES) -> RecentQueries:
+        """A ring for so many queries, by default of a principal that is not known yet."""
+        return RecentQueries(size, len(self.constant), copy_weight=self.copy_weight, copy_distance=self.copy_distance)
 
     def silent(self, now: float) -> Iterator[str]:
         """Yield the principals of which all is forgotten, the longest silent first."""

@@ -25,6 +25,7 @@ from guard.serve.log import Log
 
 HANDED_OVER_ITEMS = 25
 MAX_WAITING_BYTES = 32 << 20  # of images, one request apart
+MIN_SEEN_ITEMS, MANY_REPEATS_SHARE = 1000, 0.9  # of all items: then there is a line in the log
 MAX_SLICE_BYTES = 8 << 20  # of images that the monitor sees at once, in several copies
 
 
@@ -50,12 +51,19 @@ class DriftWatch:
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift")
         self.over = False  # after a failure, or once the bundle is replaced
         self.shown_items = self.shown_repeats = 0
-        self.shown_alarm = self.shown_loss = False
+        self.shown_alarm = self.shown_loss = self.shown_repetition = False
+        self.is_promised = self.monitor.copies is None or bundle.calibration.nearness is not None
 
     def begin(self) -> None:
         """Show a watch that begins anew: its bundle is at work from now on."""
         self.metrics.begin(self.label)
         self.show_evidence()
+        if not self.is_promised:
+            warning = "the bundle does not say how near its clean items are to one another: where they hold near-copies"
+            warning += (
+                ", as blank frames, drift_alarm_probability is no promise. guard calibrate or guard train sets it"
+            )
+            self.log.info("drift not promised", model=self.label, warning=warning)
 
     def see(self, images: NDArray[Any], readings: Readings) -> None:
         """Take inspected items, wire inputs [item, ...] and their readings; called on the event loop."""
@@ -118,6 +126,7 @@ class DriftWatch:
         metrics.repeats.labels(self.label).inc(monitor.repeats - self.shown_repeats)
         self.shown_items, self.shown_repeats = monitor.items, monitor.repeats
         self.show_evidence()
+        self.show_repetition()
         if monitor.alarm is None or self.shown_alarm:
             return
         self.shown_alarm = True
@@ -131,6 +140,17 @@ class DriftWatch:
             warning=f"the traffic is not what the bundle was calibrated on; false alarms of a whole run have a "
             f"probability of at most {monitor.probability:g}. Look at what came; guard calibrate sets thresholds anew",
         )
+
+    def show_repetition(self) -> None:
+        """Tell, once, of traffic that is nearly all near-copies, of which next to nothing is watched."""
+        items, repeats = self.monitor.items, self.monitor.repeats
+        if self.shown_repetition or repeats < MIN_SEEN_ITEMS or repeats <= MANY_REPEATS_SHARE * (items + repeats):
+            return
+        self.shown_repetition = True
+        warning = (
+            "nearly all items are near-copies of earlier ones, as a still camera's are; drift is seen late, if ever"
+        )
+        self.log.warning("mostly near-copies", model=self.label, items=items, repeats=repeats, warning=warning)
 
     def show_evidence(self) -> None:
         """Show the evidence of each test."""

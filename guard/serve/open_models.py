@@ -203,6 +203,7 @@ class Workshop:
                 metrics=self.metrics.queries,
                 log=self.log,
                 before=None if before is None else before.queries,
+                typical_distance=opened.bundle.calibration.typical_distance,
             ),
         )
 

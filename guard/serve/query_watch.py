@@ -34,29 +34,52 @@ REASON = "query_attack"
 class QueryWatch:
     """A watch that is handed every decoded request to a model."""
 
-    def __init__(self, spec: InputSpec, *, config: ModelConfig, label: str, metrics: QueryMetrics, log: Log) -> None:
-        """Watch the queries to a model named `label`, as its settings want."""
+    def __init__(
+        self,
+        spec: InputSpec,
+        *,
+        config: ModelConfig,
+        label: str,
+        metrics: QueryMetrics,
+        log: Log,
+        typical_distance: float | None = None,
+    ) -> None:
+        """Watch the queries to a model named `label`, as its settings want; `typical_distance` as for QueryMemory."""
         self.spec, self.config, self.label, self.metrics, self.log = spec, config, label, metrics, log
         self.rejects = config.query_memory == "reject"
         shape = spec.box.to_unit(np.zeros((1, *spec.shape), dtype=spec.box.dtype)).shape[1:]
         self.fingerprinter = Fingerprinter(shape, np.random.default_rng())
-        self.memory = QueryMemory(self.fingerprinter, streams=config.query_streams)
+        self.memory = QueryMemory(self.fingerprinter, streams=config.query_streams, typical_distance=typical_distance)
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queries")
-        self.seldom = Seldom(ATTACK_LOG_S)
+        self.seldom = Seldom(ATTACK_LOG_S, log)
         self.over = False  # after a failure, under "watch"
         metrics.begin(label)
 
     @staticmethod
     def of(
-        config: ModelConfig, spec: InputSpec, *, label: str, metrics: QueryMetrics, log: Log, before: QueryWatch | None
+        config: ModelConfig,
+        spec: InputSpec,
+        *,
+        label: str,
+        metrics: QueryMetrics,
+        log: Log,
+        before: QueryWatch | None,
+        typical_distance: float | None = None,
     ) -> QueryWatch | None:
         """Build what a model's settings want; a memory of the same input that was at work `before` goes on."""
         if config.query_memory == "off":
             return None
-        watch = QueryWatch(spec, config=config, label=label, metrics=metrics, log=log)
-        if before is not None and before.spec == spec and before.config.query_streams == config.query_streams:
+        watch = QueryWatch(
+            spec, config=config, label=label, metrics=metrics, log=log, typical_distance=typical_distance
+        )
+        if before is not None and before.compares_like(watch):
             watch.fingerprinter, watch.memory, watch.thread = before.fingerprinter, before.memory, before.thread
         return watch
+
+    def compares_like(self, other: QueryWatch) -> bool:
+        """Whether two watches see the same in the same queries."""
+        alike = self.memory.copy_distance == other.memory.copy_distance
+        return alike and self.spec == other.spec and self.config.query_streams == other.config.query_streams
 
     async def see(self, images: NDArray[Any], principal: str, names: Mapping[str, Any]) -> QueryFinding | None:
         """Score the wire inputs [item, ...] of a request and remember them; None once the watch is over."""
@@ -87,10 +110,12 @@ class QueryWatch:
             return
         scope = "principal" if found.is_attack else "shared"
         self.metrics.attacks.labels(self.label, scope).inc()
-        held_back = self.seldom.due(scope, time.monotonic())
-        if held_back is not None:
-            fields = {"scope": scope, "rejects": self.rejects and found.is_attack, "held_back": held_back}
-            self.log.warning(REASON, **names, model=self.label, **fields, **score_fields(found))
+        fields = {"scope": scope, "rejects": self.refuses(found), **score_fields(found)}
+
+        def tell(held_back: int) -> None:
+            self.log.warning(REASON, **names, model=self.label, **fields, held_back=held_back)
+
+        self.seldom.tell(scope, time.monotonic(), tell)
 
     def refuses(self, finding: QueryFinding | None) -> bool:
         """Whether a request is to be rejected for its queries, whatever else is found of it."""

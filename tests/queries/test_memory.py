@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from guard.near_copies import Nearness
 from guard.queries import memory as memory_module
 from guard.queries.evidence import MAX_SCORE
 from guard.queries.fingerprint import Fingerprinter
@@ -32,9 +33,9 @@ def generator() -> np.random.Generator:
 class Asked:
     """A memory that is asked with pictures; time passes by a tenth of a second a request."""
 
-    def __init__(self, shape: tuple[int, ...] = SHAPE, *, streams: bool = True) -> None:
+    def __init__(self, shape: tuple[int, ...] = SHAPE, *, streams: bool = True, typical: float | None = None) -> None:
         self.fingerprinter = Fingerprinter(shape, np.random.default_rng(1))
-        self.memory = QueryMemory(self.fingerprinter, streams=streams)
+        self.memory = QueryMemory(self.fingerprinter, streams=streams, typical_distance=typical)
         self.now = 0.0
 
     def see(self, images: Images, principal: str = "a") -> list[QueryFinding]:
@@ -137,6 +138,34 @@ def test_where_no_streams_are_expected_near_copies_alone_are_an_attack(generator
 
 def test_unrelated_pictures_have_no_score(generator: np.random.Generator) -> None:
     assert max(one.own for one in Asked(streams=False).see(pictures(200, generator))) < 3
+
+
+def heart_beats(count: int, generator: np.random.Generator, *, box: float) -> Images:
+    """Unrelated heart beats of about 1 mV [item, 1, 256], in a box of so many mV either way."""
+    time, found = np.arange(256), []
+    for _ in range(count):
+        period = generator.uniform(30, 60)
+        at = (time - generator.uniform(0, period)) % period - period / 2
+        beat = 1.2 * generator.uniform(0.5, 1.5) * np.exp(-((at / 2) ** 2))
+        found.append(beat + 0.1 * np.sin(generator.uniform(0, 6) + time / 60) + generator.normal(0, 0.02, 256))
+    return ((np.stack(found)[:, None] + box) / (2 * box)).astype(np.float32)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("box", [5.0, 10.0])
+def test_items_that_fill_little_of_their_range_are_no_attack(
+    box: float, generator: np.random.Generator, *, streams: bool
+) -> None:
+    """Nearness is measured against what lies between two clean items, and a search is seen all the same."""
+    beats = heart_beats(200, generator, box=box)
+    typical = Nearness.of(heart_beats(200, generator, box=box)).distance
+    assert typical < 0.05
+    asked = Asked((1, 256), streams=streams, typical=typical)
+    assert not any(one.is_attack or one.is_shared_attack for one in asked.see(beats))
+    queries = np.repeat(beats[:1], 50, axis=0)
+    for number, query in enumerate(queries):
+        query[0, 4 * number : 4 * number + 4] += np.float32(0.3 / (2 * box))
+    assert seen_after(Asked((1, 256), streams=streams, typical=typical).see(queries)) <= 50
 
 
 def test_one_principals_search_is_not_held_against_another(generator: np.random.Generator) -> None:
