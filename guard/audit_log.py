@@ -16,6 +16,7 @@ import base64
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import stat
@@ -51,12 +52,14 @@ class AuditLog:
         """Write whole lines at the end of the newest file, or of a new one. Raises OSError: then none was written."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = [(number, file, fact) for number, file in log_files(self.folder) if (fact := stat_of(file))]
-        number, newest, fact = found[-1] if found else (0, None, None)
         file_bytes = max(min(self.max_bytes // FILE_DIVISOR, MAX_FILE_BYTES), len(lines))
-        if newest is None or fact.st_size + len(lines) > file_bytes or self.began(newest) < now - self.span_s:
-            newest, older = self.folder / f"audit-{number + 1:08}.jsonl", found
-        else:
-            older = found[:-1]
+        number, newest, older = 0, self.folder, found
+        if found:
+            number, newest, fact = found[-1]
+            goes_on = fact.st_size + len(lines) <= file_bytes and self.began(newest) >= now - self.span_s
+            older = found[:-1] if goes_on else found
+        if older is found:
+            newest = self.folder / f"audit-{number + 1:08}.jsonl"
         newest_bytes = len(lines) + size_of(newest)
         self.remove([(file, fact) for _, file, fact in older], newest_bytes, now)
         try:
@@ -98,13 +101,15 @@ class AuditLog:
 
 
 def first_time(file: Path) -> float:
-    """The Unix time of a file's first line; where that cannot be read, of its last."""
-    with file.open("rb") as stream:
-        first = parsed(stream.readline())
-        try:
-            return datetime.fromisoformat(first["time"]).timestamp() if first else os.fstat(stream.fileno()).st_mtime
-        except (KeyError, TypeError, ValueError):
-            return os.fstat(stream.fileno()).st_mtime
+    """The Unix time of a file's first line; where that cannot be read, of its last; long ago where the file is gone."""
+    try:
+        with file.open("rb") as stream:
+            first, last = parsed(stream.readline()) or {}, os.fstat(stream.fileno()).st_mtime
+        return datetime.fromisoformat(first["time"]).timestamp()
+    except FileNotFoundError:
+        return -math.inf
+    except (KeyError, TypeError, ValueError):
+        return last
 
 
 def append_whole(file: Path, content: bytes, now: float) -> None:

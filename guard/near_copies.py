@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,14 @@ def coarse_view(unit: NDArray[np.float32]) -> Views:
     return np.nan_to_num(view.reshape(len(unit), -1)).astype(np.float32, copy=False)
 
 
+class Items(Protocol):
+    """Items [item, ...], in memory or on a disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> NDArray[Any]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Nearness:
     """How near the clean items of a calibration are to one another."""
@@ -59,7 +67,7 @@ class Nearness:
     distance: float  # between two items, the median: root mean square over the coarse view, of the value range
 
     @staticmethod
-    def of(images: NDArray[Any], to_unit: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None) -> Nearness:
+    def of(images: Items, to_unit: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None) -> Nearness:
         """Compare items [item, channel, ...] in [0, 1], or wire inputs that `to_unit` maps there."""
         parts = [images[start : start + CHUNK_ITEMS] for start in range(0, len(images), CHUNK_ITEMS)]
         units = (np.asarray(part, dtype=np.float32) if to_unit is None else to_unit(part) for part in parts)

@@ -208,8 +208,8 @@ def ranked(
     left_out = int(unnoticed_share * len(risk))
     kept = np.sort(np.argsort(risk, kind="stable")[: len(risk) - left_out])  # in the order of arrival
     nearness = None if found.distance is None else Nearness(np.ones(len(kept), dtype=np.bool_), found.distance)
-    ranks = {"clean_risks": risk[kept], "clean_scores": score[kept], "nearness": nearness}
-    return replace(cascade.calibration, **ranks), left_out
+    base = cascade.calibration
+    return replace(base, clean_risks=risk[kept], clean_scores=score[kept], nearness=nearness), left_out
 
 
 def facts_of(told: Recalibrated, sample: TrafficSample, parent: Bundle, unnoticed_share: float) -> dict[str, Any]:
