@@ -70,7 +70,7 @@ class SampledItems:
     seconds: Floats  # [item] Unix time of arrival
 
     def part(self, chosen: slice) -> SampledItems:
-        """Some of the items."""
+        """The items of a slice, with what became of them."""
         return SampledItems(self.images[chosen], self.rejected[chosen], self.p_values[chosen], self.seconds[chosen])
 
 
@@ -224,7 +224,7 @@ class TrafficSample:
         """Yield the shards in their order of arrival; what is gone meanwhile is passed over. Raises as `read`."""
         yield from (shard.items for _, file in shards_in(self.folder) if (shard := self.read(file)) is not None)
 
-    def read(self, file: Path) -> Shard | None:
+    def read(self, file: Path) -> WrittenShard | None:
         """Read a shard; None where it is gone. Raises DataError for one that is damaged or foreign."""
         try:
             with file.open("rb") as stream, np.load(stream, allow_pickle=False) as shard:
@@ -237,11 +237,11 @@ class TrafficSample:
         facts = (items.rejected, items.p_values, items.seconds)
         if items.images.shape[1:] != self.spec.shape or any(one.shape != items.images.shape[:1] for one in facts):
             raise DataError(f"{file} holds items of shape {list(items.images.shape[1:])}, or not one fact an item")
-        return Shard(file, (fact.st_dev, fact.st_ino, fact.st_size, fact.st_mtime_ns), items)
+        return WrittenShard(file, (fact.st_dev, fact.st_ino, fact.st_size, fact.st_mtime_ns), items)
 
 
 @dataclass(frozen=True, eq=False)
-class Shard:
+class WrittenShard:
     """A shard that was read."""
 
     file: Path

@@ -22,7 +22,7 @@ from guard.bundle import SIGNATURE, Bundle
 from guard.errors import BundleError, ConfigError, DataError, GuardError, PromiseError
 from guard.recalibrate import Recalibrated, recalibrate
 from guard.runtime import Runtime
-from guard.traffic_sample import SampledItems, SampleSpec, SampleWriter, Shard, TrafficSample
+from guard.traffic_sample import SampledItems, SampleSpec, SampleWriter, TrafficSample, WrittenShard
 from tests.serve import tiny_bundle
 
 pytestmark = pytest.mark.slow
@@ -184,7 +184,7 @@ def test_a_store_that_the_guard_goes_on_with(parent: Bundle, tmp_path: Path, mon
     folder = store(tmp_path / "store", parent, images, shards=10)
     read = TrafficSample.read
 
-    def removing(sample: TrafficSample, file: Path) -> Shard | None:
+    def removing(sample: TrafficSample, file: Path) -> WrittenShard | None:
         if file.name == "shard-00000001.npz":
             (folder / "shard-00000002.npz").unlink(missing_ok=True)
         return read(sample, file)

@@ -31,7 +31,7 @@ from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 
 SERVICE = "/guard.v1.Guard"
 MAX_ANSWER_BYTES = 64 << 20
-MAX_NAMES = 8  # of messages, in an error
+MAX_NAMED_MESSAGES = 8  # of messages, in an error
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ def kept_input(log: Path, named: str | None) -> NDArray[Any]:
         raise DataError(f"{log} kept no input of {named!r}; it does from now on with audit_inputs = true")
     if len(kept) > 1:
         names = [name for name, _ in kept]
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        more = f" and {len(names) - MAX_NAMED_MESSAGES} more" if len(names) > MAX_NAMED_MESSAGES else ""
         raise DataError(
             f"{log} kept the inputs of {len(kept)} messages of {named!r}; name one, as with --id {names[0]!r}: there "
-            f"are {'; '.join(names[:MAX_NAMES])}{more}"
+            f"are {'; '.join(names[:MAX_NAMED_MESSAGES])}{more}"
         )
     return kept[0][1]
 

@@ -20,7 +20,7 @@ from guard.offline.model.classifier import Classifier
 
 MAX_CHECKED_ITEMS, BATCH_ITEMS = 1000, 50
 MIN_OVER_CHANCE_SHARE = 0.1  # by how much it must be right more often than chance is, where classes are about alike
-MIN_KAPPA = 0.2  # of what chance leaves, the part that it must be right on where one class is nearly all
+MIN_KAPPA_SHARE = 0.2  # of what chance leaves, the part that it must be right on where one class is nearly all
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Answers:
 
         With 10 classes alike 10 %; where 5 % are positive chance leaves 9.5 %, and a fifth of that is 1.9 %.
         """
-        return min(MIN_OVER_CHANCE_SHARE, MIN_KAPPA * (1 - self.chance))
+        return min(MIN_OVER_CHANCE_SHARE, MIN_KAPPA_SHARE * (1 - self.chance))
 
     def __str__(self) -> str:
         return f"right on {self.right:.1%} of {self.items} clean items, agrees with the model on {self.agrees:.1%}"

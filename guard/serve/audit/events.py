@@ -76,8 +76,9 @@ def unchecked_event(
     queries: Mapping[str, Any] = NOTHING,
     **facts: Any,
 ) -> Event:
-    """The event of a request that was not inspected: it passed (`unchecked`), was refused for it (`refused`), or was
-    rejected for its queries; in each case it may be part of a query attack (`queries`).
+    """The event of a request that was not inspected: passed (`unchecked`), refused (`refused`), or rejected.
+
+    What is rejected is rejected for its queries; of the others some may be part of a query attack, too (`queries`).
     """
     found = {**names, "model": model, **queries, "reason": reason, **facts}
     return event(action, OF_REASONS.get(reason, ()) + (OF_QUERIES if queries else ()), found)
