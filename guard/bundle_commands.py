@@ -112,6 +112,9 @@ def calibrate(
     max_rejected: Annotated[
         float, typer.Option(help="Share of the sample that the bundle may reject before it counts as attacked.")
     ] = 0.1,
+    other_model: Annotated[
+        bool, typer.Option("--other-model", help="Take a sample that names another model than the bundle's.")
+    ] = False,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
@@ -127,6 +130,7 @@ def calibrate(
         max_rejected_share=max_rejected,
         device=device_name(device),
         threads=threads,
+        other_model=other_model,
     )
     summary(told, bundle, typer.echo)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from guard.errors import BundleError, PromiseError
 from guard.fusion import Floats, Fusion, Surprise
+from guard.near_copies import Nearness
 
 QUANTILE_TOLERANCE = 1e-6
 WARN_FACTOR = 10  # a promise resting on fewer than this many clean items above the threshold is thin
@@ -43,6 +44,7 @@ class Calibration:
     bands: tuple[Band, ...]  # one for each program but the last
     clean_risks: Floats  # [item], in an order that does not depend on the risk
     clean_scores: Floats  # [item, detector], all programs run on every item
+    nearness: Nearness | None = None  # of the clean items; None in older bundles, and for rows of a table
 
     @property
     def items(self) -> int:
@@ -57,6 +59,19 @@ class Calibration:
     def sorted_scores(self) -> Floats:
         """The clean scores [detector, item], rising for each detector."""
         return np.sort(self.clean_scores.T, axis=1)
+
+    @property
+    def typical_distance(self) -> float | None:
+        """The distance between two clean items, as `Nearness` has it; None where it is not known."""
+        return None if self.nearness is None else self.nearness.distance
+
+    @property
+    def thinned(self) -> Calibration:
+        """The calibration of those clean items that are no near-copies of one another, as far as that is known."""
+        if self.nearness is None:
+            return self
+        fresh = self.nearness.fresh
+        return replace(self, clean_risks=self.clean_risks[fresh], clean_scores=self.clean_scores[fresh], nearness=None)
 
     def p_value(self, risk: Floats) -> Floats:
         """Share of clean calibration items at least as risky, the item itself counted: valid for any finite sample."""
@@ -101,6 +116,8 @@ class Calibration:
             "clean_risks": self.clean_risks,
             "clean_scores": self.clean_scores,
         }
+        if self.nearness is not None:
+            arrays |= {"clean_fresh": self.nearness.fresh, "clean_distance": np.asarray(self.nearness.distance)}
         for i, fusion in enumerate(self.fusions):
             arrays |= {
                 f"fusion{i}_knots": fusion.knots,
@@ -133,6 +150,7 @@ class Calibration:
                 bands=tuple(Band(float(low), float(high)) for low, high in arrays["bands"]),
                 clean_risks=arrays["clean_risks"],
                 clean_scores=arrays["clean_scores"],
+                nearness=nearness_in(arrays),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise BundleError(
@@ -155,8 +173,19 @@ class Calibration:
             raise BundleError("calibration.npz contradicts itself: detectors, scores and bands do not match")
         if not (np.isfinite(self.clean_risks).all() and np.isfinite(self.clean_scores).all()):
             raise BundleError("calibration.npz holds clean risks or scores that are not finite: they have no rank")
+        if (near := self.nearness) is not None and (
+            near.fresh.shape != (self.items,) or near.fresh.dtype != np.bool_ or not near.distance >= 0
+        ):
+            raise BundleError("calibration.npz contradicts itself: what it says of near-copies is not of its items")
         if any(math.isnan(band.low) or math.isnan(band.high) for band in self.bands):
             raise BundleError("calibration.npz holds a band without bounds")
+
+
+def nearness_in(arrays: Mapping[str, NDArray[Any]]) -> Nearness | None:
+    """The nearness that a calibration's arrays tell of; None where they are of an older bundle, or of rows."""
+    if "clean_fresh" not in arrays:
+        return None
+    return Nearness(arrays["clean_fresh"], float(arrays["clean_distance"]))
 
 
 def rank_p(sorted_clean: Floats, values: Floats) -> Floats:

@@ -30,7 +30,11 @@ def explain(
     item: Annotated[int, typer.Option(help="Which item of the file.")] = 0,
     named: Annotated[
         str | None,
-        typer.Option("--id", help="Which request of the audit log, by its guard-id.", show_default=False),
+        typer.Option(
+            "--id",
+            help="Which request of the audit log, by its guard-id; 'ID, message N' of a stream.",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Which of the guard's models.", show_default="the only one")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The answer as one JSON object.")] = False,

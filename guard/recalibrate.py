@@ -31,9 +31,17 @@ from guard.bundle import ANSWER_CALIBRATION, CALIBRATION, MANIFEST, Bundle, writ
 from guard.calibration import Calibration, check_promise
 from guard.cascade import Cascade
 from guard.errors import BundleError, ConfigError, DataError, PromiseError
+from guard.near_copies import Nearness
 from guard.rescale import MIN_SCALE_ITEMS, rescaled
 from guard.runtime import Runtime
-from guard.sample_readings import BATCH_ITEMS, SCALE_DIVISOR, SampleReadings, check_unchanging, read_sample
+from guard.sample_readings import (
+    BATCH_ITEMS,
+    SCALE_DIVISOR,
+    SampleReadings,
+    check_unchanging,
+    read_again,
+    read_sample,
+)
 from guard.session import Device
 from guard.traffic_sample import TrafficSample
 
@@ -67,6 +75,7 @@ class Recalibrated:
     left_out: int  # the riskiest of those that would rank, as unnoticed attacks
     repeats: int
     unreadable: int
+    gone: int  # shards that the guard removed before they were read
     log10_evidence: float  # that the sample changes within itself, the largest of all tests
     moved: Mapping[str, Moved]  # by action
 
@@ -81,15 +90,16 @@ def recalibrate(
     device: Device = "cpu",
     threads: int | None = None,
     opened: Runtime | None = None,
+    other_model: bool = False,
 ) -> Recalibrated:
     """Write a bundle at `out` with the parent's programs, and thresholds and tails from a sample of traffic.
 
-    `opened` is the parent's runtime where it is loaded already.
+    `opened` is the parent's runtime where it is loaded already; with `other_model` the sample may name another model.
 
     Raises:
         ConfigError: a share is out of range.
         BundleError: `out` exists, or the parent calibrates a closed model's answers, which no sample holds.
-        DataError: the sample is no unbiased one, or not of this model's inputs, or may be attacked.
+        DataError: the sample is no unbiased one, or not of this model's inputs, may be attacked, or is being changed.
         PromiseError: the sample is too small for the parent's rates.
     """
     check_shares(unnoticed_share, max_rejected_share)
@@ -103,6 +113,8 @@ def recalibrate(
     sample = TrafficSample.open(folder)
     runtime = opened or Runtime.open(parent, device=device, threads=threads)
     sample.check_input(runtime.spec)
+    if not other_model:
+        sample.check_model(parent.manifest.model.name)
     found = read_sample(runtime, sample)
     check_size(found, parent, unnoticed_share)
     evidence = check_unchanging(found, runtime.calibration, parent.manifest.model.output.classes)
@@ -116,7 +128,9 @@ def recalibrate(
         before = float((found.p_value[~found.scale] <= rate).mean())
         deviation = math.sqrt(rate * (1 - rate) / calibration.items)
         moved[action] = Moved(rate, before, rate + unnoticed_share, deviation)
-    told = Recalibrated(parent, calibration.items, left_out, found.repeats, found.unreadable, evidence, moved)
+    told = Recalibrated(
+        parent, calibration.items, left_out, found.repeats, found.unreadable, found.gone, evidence, moved
+    )
     facts = facts_of(told, sample, parent, unnoticed_share)
     return replace(told, bundle=written(parent, cascade.with_calibration(calibration), out, facts))
 
@@ -141,12 +155,13 @@ def check_size(found: SampleReadings, parent: Bundle, unnoticed_share: float) ->
         if ranking < math.ceil(1 / rate) - 1:
             raise PromiseError(
                 f"{name} = {rate:g} cannot be promised with a sample of {found.items} items, of which {ranking} rank; "
-                f"it takes about {wanted}; sample longer, or a larger share"
+                f"it takes about {wanted}; sample longer, or a larger share{found.not_counted}"
             )
     if for_scale < MIN_SCALE_ITEMS:
         raise PromiseError(
             f"scales and tails need {MIN_SCALE_ITEMS} items of their own, and of a sample of {found.items} there are "
             f"{for_scale}; it takes about {MIN_SCALE_ITEMS * SCALE_DIVISOR}; sample longer, or a larger share"
+            f"{found.not_counted}"
         )
 
 
@@ -176,13 +191,15 @@ def rescaled_calibration(found: SampleReadings, calibration: Calibration, unnoti
 def ranked(
     cascade: Cascade, sample: TrafficSample, found: SampleReadings, unnoticed_share: float
 ) -> tuple[Calibration, int]:
-    """The calibration with the ranks of the sample's other items, read anew, and how many of the riskiest it lacks."""
+    """The calibration with the ranks of the sample's other items, read anew, and how many of the riskiest it lacks.
+
+    Raises DataError where the store was changed meanwhile.
+    """
     wanted = set(found.images[~found.scale].tolist())
-    risks, scores, number = [], [], 0
-    for shard in sample.shards():
-        chosen = np.asarray([number + item in wanted for item in range(len(shard.images))], dtype=np.bool_)
-        number += len(shard.images)
-        images = shard.images[chosen]
+    risks, scores = [], []
+    for first, shard in read_again(sample, found):
+        chosen = np.asarray([first + item in wanted for item in range(len(shard))], dtype=np.bool_)
+        images = shard[chosen]
         for start in range(0, len(images), BATCH_ITEMS):
             readings = cascade.read(images[start : start + BATCH_ITEMS], complete=True)
             risks.append(readings.risk)
@@ -190,7 +207,9 @@ def ranked(
     risk, score = np.concatenate(risks), np.concatenate(scores)
     left_out = int(unnoticed_share * len(risk))
     kept = np.sort(np.argsort(risk, kind="stable")[: len(risk) - left_out])  # in the order of arrival
-    return replace(cascade.calibration, clean_risks=risk[kept], clean_scores=score[kept]), left_out
+    nearness = None if found.distance is None else Nearness(np.ones(len(kept), dtype=np.bool_), found.distance)
+    base = cascade.calibration
+    return replace(base, clean_risks=risk[kept], clean_scores=score[kept], nearness=nearness), left_out
 
 
 def facts_of(told: Recalibrated, sample: TrafficSample, parent: Bundle, unnoticed_share: float) -> dict[str, Any]:
@@ -253,6 +272,8 @@ def summary(told: Recalibrated, parent: Path, say: Callable[[str], None]) -> Non
         f"sample    {told.items} items rank; {told.left_out} riskiest left out as unnoticed attacks; {told.repeats} "
         f"near-copies and {told.unreadable} unreadable items not counted"
     )
+    if told.gone:
+        say(f"gone      {told.gone} shards, which the guard that samples removed meanwhile as the oldest")
     say(f"change    none within the sample: evidence 10^{told.log10_evidence:.1f}, an alarm from 10^2")
     for action, moved in told.moved.items():
         say(f"{action:9} {moved}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,25 @@ from guard.drift.monitor import DriftMonitor
 from guard.drift.statistics import as_served
 from guard.errors import DataError
 from guard.fusion import Floats
-from guard.near_copies import NearCopies, coarse_view
+from guard.near_copies import NearCopies, coarse_view, copy_distance, typical_distance
 from guard.runtime import Runtime
-from guard.traffic_sample import TrafficSample
+from guard.traffic_sample import TrafficSample, shards_in
 
 BATCH_ITEMS = 64
+MAX_COMPARED_ITEMS = 512  # whose distances tell how near items of the sample are
 SCALE_DIVISOR = 3  # one item in so many is for scales and tails
 CHANGE_ALARM_RATE = 0.01  # the probability of refusing a sample that does not change within itself
 REFERENCE_DIVISOR = 10  # the first item in so many is what the rest of the sample is compared with
 MIN_REFERENCE_ITEMS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class ReadShard:
+    """A shard of a sample that was read once, by which it is found again."""
+
+    file: Path
+    identity: tuple[int, ...]
+    first: int  # the number in the sample of its first item
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +49,43 @@ class SampleReadings:
     images: NDArray[np.int64]  # [item] its number in the sample
     repeats: int
     unreadable: int
+    shards: tuple[ReadShard, ...] = ()  # in which the numbers count on
+    gone: int = 0  # shards that were removed before they were read
+    distance: float | None = None  # between two items, as `Nearness` has it; None for rows of a table
 
     @property
     def items(self) -> int:
         return len(self.risk)
 
+    @property
+    def not_counted(self) -> str:
+        """Words for the items that were left out; empty where none were."""
+        if not self.repeats and not self.unreadable:
+            return ""
+        return f" ({self.repeats} near-copies of earlier items and {self.unreadable} unreadable ones are not counted)"
+
 
 def read_sample(runtime: Runtime, sample: TrafficSample) -> SampleReadings:
-    """Read all items of a sample by the parent; near-copies of images and series count once. Raises DataError."""
-    copies = NearCopies(np.random.default_rng(0)) if runtime.spec.axes.places else None
+    """Read all items of a sample by the parent; near-copies of images and series count once. Raises DataError.
+
+    What the guard that writes the store removes meanwhile is passed over, and counted.
+    """
+    copies, distance = None, runtime.calibration.typical_distance
     parts: list[tuple[NDArray[Any], ...]] = []
-    number = repeats = unreadable = 0
-    for shard in sample.shards():
-        for start in range(0, len(shard.images), BATCH_ITEMS):
-            images = shard.images[start : start + BATCH_ITEMS]
+    shards: list[ReadShard] = []
+    number = repeats = unreadable = gone = 0
+    for _, file in shards_in(sample.folder):
+        if (shard := sample.read(file)) is None:
+            gone += 1
+            continue
+        shards.append(ReadShard(file, shard.identity, number))
+        if copies is None and runtime.spec.axes.places:
+            if distance is None:  # of an older bundle
+                some = shard.items.images[:MAX_COMPARED_ITEMS]
+                distance = typical_distance(coarse_view(runtime.spec.box.to_unit(some)))
+            copies = NearCopies(np.random.default_rng(0), copy_distance(distance))
+        for start in range(0, len(shard.items.images), BATCH_ITEMS):
+            images = shard.items.images[start : start + BATCH_ITEMS]
             readings = runtime.read(images, complete=True)
             fresh = np.ones(len(images), dtype=np.bool_)
             if copies is not None:
@@ -67,7 +102,25 @@ def read_sample(runtime: Runtime, sample: TrafficSample) -> SampleReadings:
     if number == 0:
         raise DataError(f"{sample.folder} holds no items")
     scores, logits, risk, p_value, scale, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return SampleReadings(scores, logits, risk, p_value, scale, numbers, repeats, unreadable)
+    return SampleReadings(
+        scores, logits, risk, p_value, scale, numbers, repeats, unreadable, tuple(shards), gone, distance
+    )
+
+
+def read_again(sample: TrafficSample, found: SampleReadings) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield the shards of a sample that were read: the number of the first item, and the images [item, ...].
+
+    Raises:
+        DataError: a shard is gone or another one by now, so that its numbers would mean other items.
+    """
+    for known in found.shards:
+        shard = sample.read(known.file)
+        if shard is None or shard.identity != known.identity:
+            raise DataError(
+                f"{known.file} was removed or replaced between two readings: a guard is writing to {sample.folder}; "
+                "copy the folder first, and calibrate from the copy"
+            )
+        yield known.first, shard.items.images
 
 
 def drawn_for_scale(images: NDArray[Any]) -> NDArray[np.bool_]:
@@ -79,7 +132,7 @@ def drawn_for_scale(images: NDArray[Any]) -> NDArray[np.bool_]:
 def check_unchanging(found: SampleReadings, calibration: Calibration, classes: int) -> float:
     """Return the evidence, as a power of ten, that the sample changes within itself. Raises DataError for an alarm."""
     first = max(MIN_REFERENCE_ITEMS, found.items // REFERENCE_DIVISOR)
-    reference = replace(calibration, clean_risks=found.risk[:first], clean_scores=found.scores[:first])
+    reference = replace(calibration, clean_risks=found.risk[:first], clean_scores=found.scores[:first], nearness=None)
     monitor = DriftMonitor(
         reference, classes, probability=CHANGE_ALARM_RATE, generator=np.random.default_rng(0), to_unit=None
     )

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from guard import cli
+from guard import recalibrate as recalibrate_module
 from guard.bundle import SIGNATURE, Bundle
 from guard.errors import BundleError, ConfigError, DataError, GuardError, PromiseError
 from guard.recalibrate import Recalibrated, recalibrate
 from guard.runtime import Runtime
-from guard.traffic_sample import SampledItems, SampleSpec, SampleWriter
+from guard.traffic_sample import SampledItems, SampleSpec, SampleWriter, TrafficSample, WrittenShard
 from tests.serve import tiny_bundle
 
 pytestmark = pytest.mark.slow
@@ -40,16 +44,23 @@ def attacked(items: int, seed: int) -> NDArray[np.float32]:
     return (tiny_bundle.striped(items) + noise).clip(0, 1).astype(np.float32)
 
 
-def store(folder: Path, parent: Bundle, images: NDArray[np.float32], *, mark: bool = True) -> Path:
+def store(
+    folder: Path,
+    parent: Bundle,
+    images: NDArray[np.float32],
+    *,
+    mark: bool = True,
+    shards: int = 1,
+    model: str = "tiny",
+) -> Path:
     """Write images as the serving side would have sampled them."""
     readings = Runtime.open(parent, threads=1).read(images)
-    spec = SampleSpec.of(parent.manifest.model.input, share=1.0, bundle=parent.digest, model="tiny")
-    writer = SampleWriter(folder, spec, np.random.default_rng(0), shard_bytes=1 << 16)
-    drawn = writer.draw(len(images))
+    spec = SampleSpec.of(parent.manifest.model.input, share=1.0, bundle=parent.digest, model=model)
+    writer = SampleWriter(folder, spec, np.random.default_rng(0), shard_bytes=1 << 30)
     rejected = readings.p_value <= parent.manifest.reject_rate
-    facts = (images[drawn], rejected[drawn], readings.p_value[drawn], np.arange(len(images))[drawn].astype(float))
-    writer.add(SampledItems(*facts))
-    writer.flush()
+    for index in np.array_split(np.flatnonzero(writer.draw(len(images))), shards):
+        writer.add(SampledItems(images[index], rejected[index], readings.p_value[index], index.astype(float)))
+        writer.flush()
     if not mark:
         file = folder / "sample.json"
         file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "unbiased": False}), encoding="utf-8")
@@ -110,6 +121,21 @@ def test_near_copies_count_once(parent: Bundle, tmp_path: Path) -> None:
     assert told.repeats == 1500
 
 
+def test_traffic_that_fills_little_of_its_range_counts(parent: Bundle, tmp_path: Path) -> None:
+    """The parent does not say how near its items are, so that the sample's own tell; the new bundle does say it."""
+    low = (0.5 + 0.05 * (traffic(3000, seed=62) - 0.5)).astype(np.float32)
+    folder = store(tmp_path / "store", parent, low)
+    told = calibrated(parent, folder, tmp_path / "new", max_rejected_share=1.0)
+    known = Bundle.open(tmp_path / "new").calibration.nearness
+    assert told.repeats < 100
+    assert known is not None
+    assert known.fresh.shape == (told.items,)
+    assert known.distance < 0.05
+    still = np.repeat(traffic(30, seed=63), 40, axis=0)
+    with pytest.raises(PromiseError, match=r"sample of 30 items.*\(1170 near-copies of earlier items and 0 unreadable"):
+        calibrated(parent, store(tmp_path / "still", parent, still), tmp_path / "another")
+
+
 def test_what_cannot_keep_a_promise_is_refused(parent: Bundle, tmp_path: Path) -> None:
     calm = traffic(3000, seed=54)
     wave = np.concatenate([calm[:2000], attacked(300, seed=1), calm[2000:]])
@@ -150,6 +176,53 @@ def test_items_without_numbers_are_counted_and_left_out(parent: Bundle, tmp_path
     told = calibrated(parent, store(tmp_path / "store", parent, images), tmp_path / "new")
     assert told.unreadable + told.repeats == 30
     assert Bundle.open(tmp_path / "new").calibration.items == told.items
+
+
+def test_a_store_that_the_guard_goes_on_with(parent: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is removed before it was read is passed over; between two readings the numbers would mean other items."""
+    images = traffic(3000, seed=60)
+    folder = store(tmp_path / "store", parent, images, shards=10)
+    read = TrafficSample.read
+
+    def removing(sample: TrafficSample, file: Path) -> WrittenShard | None:
+        if file.name == "shard-00000001.npz":
+            (folder / "shard-00000002.npz").unlink(missing_ok=True)
+        return read(sample, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrafficSample, "read", removing)
+        told = calibrated(parent, folder, tmp_path / "new")
+    rest = store(tmp_path / "rest", parent, np.delete(images, slice(300, 600), axis=0))
+    assert told.gone == 1
+    assert np.array_equal(
+        told.bundle.calibration.clean_risks, calibrated(parent, rest, tmp_path / "same").bundle.calibration.clean_risks
+    )
+    ranked = recalibrate_module.ranked
+    for change in (lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes())):
+
+        def changed(*given: Any, change: Callable[[Path], object] = change) -> Any:
+            file = folder / "shard-00000003.npz"
+            os.utime(file, (1, 1))
+            change(file)
+            return ranked(*given)
+
+        monkeypatch.setattr(recalibrate_module, "ranked", changed)
+        with pytest.raises(DataError, match=r"shard-00000003\.npz was removed or replaced .* copy the folder first"):
+            calibrated(parent, folder, tmp_path / "another")
+        shutil.copyfile(folder / "shard-00000004.npz", folder / "shard-00000003.npz")
+    assert not (tmp_path / "another").exists()
+
+
+def test_a_sample_of_another_model_is_refused(parent: Bundle, tmp_path: Path) -> None:
+    folder = store(tmp_path / "store", parent, traffic(3000, seed=61), model="another")
+    with pytest.raises(DataError, match=r"traffic of model 'another', .* for 'tiny'.*--other-model"):
+        calibrated(parent, folder, tmp_path / "new")
+    code = cli.run(["calibrate", str(parent.path), "--from", str(folder), "--out", str(tmp_path / "new")])
+    assert code != 0
+    told = recalibrate(
+        parent, folder, tmp_path / "new", threads=1, unnoticed_share=0.01, max_rejected_share=0.2, other_model=True
+    )
+    assert told.items > 1000
 
 
 def test_the_command_says_how_far_rates_moved(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from guard.errors import DataError
-from guard.traffic_sample import MANIFEST, SampledItems, SampleSpec, SampleWriter, TrafficSample
+from guard.traffic_sample import MANIFEST, SampledItems, SampleSpec, SampleWriter, TrafficSample, prune
 
 SPEC = SampleSpec(0.25, "b" * 64, "tiny", "FP32", (1, 4, 4))
 
@@ -74,6 +75,72 @@ def test_what_is_too_old_goes(tmp_path: Path) -> None:
     for at in range(30):
         one.add(items(10, at=float(at)))
     assert [float(shard.seconds[0]) for shard in TrafficSample.open(tmp_path).shards()] == list(range(24, 30))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_several_writers_share_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool) -> None:
+    """Two guards on one directory: neither overwrites what the other wrote, whether or not the disk knows links."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    both = [writer(tmp_path) for _ in range(2)]
+    for at in range(10):
+        both[at % 2].add(items(2, at=float(at), seed=at))
+        both[at % 2].flush()
+    assert [float(shard.seconds[0]) for shard in TrafficSample.open(tmp_path).shards()] == list(range(10))
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".npz"}
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged"])
+def test_a_damaged_shard_is_as_old_as_its_file(tmp_path: Path, content: bytes) -> None:
+    """It goes in its turn, and holds up neither writing nor the bounds."""
+    one = writer(tmp_path, shard_bytes=640, max_bytes=6000)
+    one.add(items(10, at=0.0))
+    (tmp_path / "shard-00000001.npz").write_bytes(content)
+    for at in range(1, 30):
+        one.add(items(10, at=float(at)))
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.npz")) <= 6000
+    assert not (tmp_path / "shard-00000001.npz").exists()
+    assert len(list(TrafficSample.open(tmp_path).shards())) > 2
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format"'])
+def test_a_manifest_that_a_crash_cut_off_is_written_anew(tmp_path: Path, content: bytes) -> None:
+    one = writer(tmp_path)
+    one.add(items(4, at=1.0))
+    one.flush()
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        TrafficSample.open(tmp_path)
+    another = writer(tmp_path)
+    another.add(items(4, at=2.0))
+    another.flush()
+    assert [float(shard.seconds[0]) for shard in TrafficSample.open(tmp_path).shards()] == [1.0, 2.0]
+
+
+def test_what_a_crash_left_half_written_goes(tmp_path: Path) -> None:
+    one = writer(tmp_path)
+    for name, age_s in (("shard-0.partial", 7200.0), ("shard-1.partial", 60.0)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (1e6 - age_s, 1e6 - age_s))
+    one.add(items(4, at=1e6))
+    one.flush()
+    assert [file.name for file in tmp_path.glob("*.partial")] == ["shard-1.partial"]
+
+
+def test_the_last_shard_goes_by_age_alone(tmp_path: Path) -> None:
+    one = writer(tmp_path)
+    one.add(items(10, at=100.0))
+    one.flush()
+    prune(tmp_path, 100.0, max_bytes=1, max_age_s=5.0)
+    assert len(list(tmp_path.glob("*.npz"))) == 1
+    prune(tmp_path, 106.0, max_bytes=1 << 20, max_age_s=5.0)
+    assert len(list(tmp_path.glob("*.npz"))) == 0
+    with pytest.raises(DataError, match="no shards"):
+        TrafficSample.open(tmp_path)
 
 
 def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else(

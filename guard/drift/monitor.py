@@ -7,8 +7,10 @@ Rule 3: it never changes a verdict.
 
 How it works. Items that are no near-copies are collected into blocks of 50. Each statistic is ranked among calibration
 and stream and bet on (`ranks`, `rank_martingale`); all scores together are compared by a kernel (`kernel_martingale`).
-Each of these tests has an equal part of the promise. An alarm stays until the monitor is made anew, as for another
-bundle. What has drifted becomes part of what is compared with: a change is seen soon after it comes, or not at all.
+Each of these tests has an equal part of the promise. Near-copies are left out of the calibration items alike: where
+clean data hold blank frames, these would otherwise have more of them than the stream can show. An alarm stays until the
+monitor is made anew, as for another bundle. What has drifted becomes part of what is compared with: a change is seen
+soon after it comes, or not at all.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from guard.drift.ranks import Bins, StreamRanks
 from guard.drift.statistics import Statistics
 from guard.drift.wealth import log10_evidence
 from guard.fusion import Floats
-from guard.near_copies import NearCopies, coarse_view
+from guard.near_copies import NearCopies, coarse_view, copy_distance
 
 BLOCK_ITEMS = 50
 KERNEL = "kernel"  # the name of the test that sees all scores together
@@ -58,13 +60,15 @@ class DriftMonitor:
     ) -> None:
         """Watch items with readings of this calibration; `to_unit` maps wire inputs to [0, 1], channels first.
 
-        `probability` is the promised one of a false alarm. Without `to_unit` near-copies count as any other item.
+        `probability` is the promised one of a false alarm; it holds where the calibration knows its items' nearness, or
+        they have no near-copies among them. Without `to_unit` near-copies count as any other item.
         """
-        self.statistics = Statistics(calibration, classes)
+        self.statistics = Statistics(calibration if to_unit is None else calibration.thinned, classes)
         self.probability = probability
         self.generator = generator
         self.to_unit = to_unit
-        self.copies = None if to_unit is None else NearCopies(generator)
+        near = copy_distance(calibration.typical_distance)
+        self.copies = None if to_unit is None else NearCopies(generator, near)
         self.ranks = StreamRanks(self.statistics.counts())
         self.martingale = RankMartingale(len(self.statistics.names))
         self.kernel = KernelMartingale(self.statistics.places(self.statistics.reference_scores), generator)

@@ -3,8 +3,9 @@
 How it works. A stream of near-copies is no attack by itself: a camera sends one, and so does a client that tries again.
 Searches show in their changes. A line search or a binary search asks for a point between two earlier ones: two changes
 are parallel, and the new one is shorter; slow motion goes on beyond earlier points. Square and SimBA change a part and
-leave the rest as it was, to the last step. A sensor's noise does neither. Changes along the item itself or along a
-constant (exposure, contrast, a fade) are left out of the comparison.
+leave the rest as it was, to the last step. An estimate of gradients by small differences (ZOO, NES) changes an item by
+less than a step, or beyond the value range where no tile shows it. A sensor's noise does none of this. Changes along
+the item itself or along a constant (exposure, contrast, a fade) are left out of the comparison.
 
 The score of a query is that of the earlier queries that it belongs to, slightly forgotten, plus the weight of its
 change. At a share of p changes that look like a search by chance it settles at 64 p, so length alone does not alarm.
@@ -23,6 +24,7 @@ from guard.queries.fingerprint import Floats
 Bools = NDArray[np.bool_]
 
 MAX_COPY_DISTANCE = 0.05  # root mean square over the coarse view, of the value range
+MAX_TYPICAL_SHARE = 0.25  # of the distance between two clean items, which may fill little of their range
 MIN_COSINE = 0.95  # between two changes that are parallel; by chance the tiles' differ from 0 by 0.125
 MIN_KEPT_SHARE = 0.3  # of a change's length, once exposure is left out; below that it is one of exposure
 MIN_UNCHANGED_SHARE = 0.25  # of live tiles, in a sparse change
@@ -35,10 +37,12 @@ MAX_SCORE = 12.0  # beyond it, a query is an attack's: other near-copies alone s
 
 
 def is_sparse(change: Floats, live: Bools) -> bool:
-    """Whether a change [tile] leaves a good part of the live tiles as they were, and not all of them."""
+    """Whether a change [tile] between two items leaves a good part of the live tiles as they were, or all tiles."""
+    if not (change != 0).any():
+        return True  # the items differ all the same: by less than a step, or where no tile looks
     count = int(live.sum())
     unchanged = int((live & (change == 0)).sum())
-    return count >= MIN_LIVE_TILES and bool((change != 0).any()) and unchanged >= MIN_UNCHANGED_SHARE * count
+    return count >= MIN_LIVE_TILES and unchanged >= MIN_UNCHANGED_SHARE * count
 
 
 def part_of(change: Floats, others: Floats, exposure: Floats) -> Bools:

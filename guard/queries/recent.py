@@ -35,8 +35,9 @@ class Found:
 class RecentQueries:
     """A ring of the latest queries."""
 
-    def __init__(self, size: int, tiles: int, *, copy_weight: float) -> None:
+    def __init__(self, size: int, tiles: int, *, copy_weight: float, copy_distance: float = MAX_COPY_DISTANCE) -> None:
         self.copy_weight = copy_weight  # of a near-copy whose change is no search's
+        self.copy_distance = copy_distance  # up to which an item is one
         self.views = np.full((size, PROJECTED_VALUES), FAR_DISTANCE, dtype=np.float32)
         self.lengths = (self.views**2).sum(axis=1)
         self.tiles = np.zeros((size, tiles), dtype=np.float32)
@@ -61,7 +62,7 @@ class RecentQueries:
         view, tiles = queries.views[item], queries.tiles[item]
         distances = self.lengths - 2 * (self.views @ view) + float(view @ view)
         distances[~recent] = np.inf
-        belongs = distances <= MAX_COPY_DISTANCE**2
+        belongs = distances <= self.copy_distance**2
         near = int(belongs.sum())
         weight = self.copy_weight if near else 0.0
         nearest = int(distances.argmin())

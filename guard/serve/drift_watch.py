@@ -3,8 +3,9 @@
 Rule 1: no request waits for it, fails for it or gets another verdict for it; what finds no room is dropped and counted.
 Rule 2: an alarm is told once, in the log and as a metric, and stays until the bundle is replaced or the guard restarts.
 
-How it works. The event loop only collects: when 25 items are there, they go to the thread together. Dropped items are
-dropped by how many wait, whatever they hold, so that those that remain keep the promise.
+How it works. The event loop only collects: when 25 items are there, they go to the thread together, which reads them in
+slices. Dropped items are dropped by how much waits, whatever they hold, so that those that remain keep the promise. A
+request is never too large: where the thread has nothing to do, it is taken.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from guard.serve.drift_metrics import DriftMetrics
 from guard.serve.log import Log
 
 HANDED_OVER_ITEMS = 25
-MAX_WAITING_BYTES = 32 << 20  # of images
+MAX_WAITING_BYTES = 32 << 20  # of images, one request apart
+MIN_SEEN_ITEMS, MANY_REPEATS_SHARE = 1000, 0.9  # of all items: then there is a line in the log
+MAX_SLICE_BYTES = 8 << 20  # of images that the monitor sees at once, in several copies
 
 
 class DriftWatch:
@@ -42,17 +45,25 @@ class DriftWatch:
         )
         self.waiting: list[tuple[NDArray[Any], Readings]] = []
         self.waiting_items = 0
-        self.held_bytes = 0
+        self.held_bytes = 0  # of what waits here, and of what the thread has
+        self.handed_over = 0  # collections that the thread is not done with
         self.lock = threading.Lock()
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift")
         self.over = False  # after a failure, or once the bundle is replaced
         self.shown_items = self.shown_repeats = 0
-        self.shown_alarm = False
+        self.shown_alarm = self.shown_loss = self.shown_repetition = False
+        self.is_promised = self.monitor.copies is None or bundle.calibration.nearness is not None
 
     def begin(self) -> None:
         """Show a watch that begins anew: its bundle is at work from now on."""
         self.metrics.begin(self.label)
         self.show_evidence()
+        if not self.is_promised:
+            warning = "the bundle does not say how near its clean items are to one another: where they hold near-copies"
+            warning += (
+                ", as blank frames, drift_alarm_probability is no promise. guard calibrate or guard train sets it"
+            )
+            self.log.info("drift not promised", model=self.label, warning=warning)
 
     def see(self, images: NDArray[Any], readings: Readings) -> None:
         """Take inspected items, wire inputs [item, ...] and their readings; called on the event loop."""
@@ -60,27 +71,50 @@ class DriftWatch:
             return
         with self.lock:
             full = self.held_bytes + images.nbytes > MAX_WAITING_BYTES
-            if not full:
+            taken = not full or self.handed_over == 0
+            if taken:
                 self.held_bytes += images.nbytes
-        if full:
-            self.metrics.lost.labels(self.label).inc(len(images))
-            return
-        self.waiting.append((images, readings))
-        self.waiting_items += len(images)
-        if self.waiting_items >= HANDED_OVER_ITEMS or images.nbytes > MAX_WAITING_BYTES // HANDED_OVER_ITEMS:
-            parts, self.waiting, self.waiting_items = self.waiting, [], 0
+        if taken:
+            self.waiting.append((images, readings))
+            self.waiting_items += len(images)
+        else:
+            self.lose(len(images))
+        if full or self.waiting_items >= HANDED_OVER_ITEMS or images.nbytes > MAX_WAITING_BYTES // HANDED_OVER_ITEMS:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Hand to the thread what waits."""
+        parts, self.waiting, self.waiting_items = self.waiting, [], 0
+        if parts:
+            with self.lock:
+                self.handed_over += 1
             self.thread.submit(self.watch, parts)
+
+    def lose(self, items: int) -> None:
+        """Count items that found no room; of the first ones there is a line in the log."""
+        self.metrics.lost.labels(self.label).inc(items)
+        if not self.shown_loss:
+            self.shown_loss = True
+            warning = "requests come faster than drift is watched; those that find no room are not, and are counted"
+            self.log.warning("drift items lost", model=self.label, warning=warning)
 
     def watch(self, parts: list[tuple[NDArray[Any], Readings]]) -> None:
         """Bet on what was collected, and tell what came of it; called on the thread."""
         try:
-            self.monitor.see(np.concatenate([images for images, _ in parts]), joined([one for _, one in parts]))
+            if sum(images.nbytes for images, _ in parts) <= MAX_SLICE_BYTES:  # the usual case: few calls
+                parts = [(np.concatenate([images for images, _ in parts]), joined([one for _, one in parts]))]
+            for images, readings in parts:
+                step = max(1, MAX_SLICE_BYTES // max(1, images[0].nbytes)) if len(images) else 1
+                for start in range(0, len(images), step):
+                    end = min(start + step, len(images))
+                    self.monitor.see(images[start:end], readings.rows(start, end))
             self.tell()
         except Exception as error:  # noqa: BLE001  whatever it is, requests must not notice
             self.over = True
             self.log.error("drift is no longer watched", model=self.label, cause=repr(error))
         finally:
             with self.lock:
+                self.handed_over -= 1
                 self.held_bytes -= sum(images.nbytes for images, _ in parts)
 
     def tell(self) -> None:
@@ -92,6 +126,7 @@ class DriftWatch:
         metrics.repeats.labels(self.label).inc(monitor.repeats - self.shown_repeats)
         self.shown_items, self.shown_repeats = monitor.items, monitor.repeats
         self.show_evidence()
+        self.show_repetition()
         if monitor.alarm is None or self.shown_alarm:
             return
         self.shown_alarm = True
@@ -105,6 +140,17 @@ class DriftWatch:
             warning=f"the traffic is not what the bundle was calibrated on; false alarms of a whole run have a "
             f"probability of at most {monitor.probability:g}. Look at what came; guard calibrate sets thresholds anew",
         )
+
+    def show_repetition(self) -> None:
+        """Tell, once, of traffic that is nearly all near-copies, of which next to nothing is watched."""
+        items, repeats = self.monitor.items, self.monitor.repeats
+        if self.shown_repetition or repeats < MIN_SEEN_ITEMS or repeats <= MANY_REPEATS_SHARE * (items + repeats):
+            return
+        self.shown_repetition = True
+        warning = (
+            "nearly all items are near-copies of earlier ones, as a still camera's are; drift is seen late, if ever"
+        )
+        self.log.warning("mostly near-copies", model=self.label, items=items, repeats=repeats, warning=warning)
 
     def show_evidence(self) -> None:
         """Show the evidence of each test."""

@@ -31,6 +31,7 @@ from guard.serve.grpc.wire.inference_pb2 import ModelInferRequest
 
 SERVICE = "/guard.v1.Guard"
 MAX_ANSWER_BYTES = 64 << 20
+MAX_NAMED_MESSAGES = 8  # of messages, in an error
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,31 @@ def input_of(wanted: Wanted, spec: ModelSpec) -> NDArray[Any]:
 
 
 def kept_input(log: Path, named: str | None) -> NDArray[Any]:
-    """The input that an audit log kept of the request with this `guard-id`. Raises DataError."""
+    """The input that an audit log kept of the request with this `guard-id`, or of "ID, message N" of a stream.
+
+    Raises DataError, also where the log kept inputs of several messages and none is named.
+    """
     if named is None:
         raise DataError(f"{log} is an audit log; name the request whose input is meant by its guard-id, with --id")
-    lines = [line for line in read_lines(log) if line.get("id") == named]
+    lines = [line for line in read_lines(log) if named in (line.get("id"), name_of(line))]
     if not lines:
         raise DataError(f"{log} has no line of a request with id {named!r}")
-    if (kept := next((image for line in lines if (image := kept_tensor(line)) is not None), None)) is None:
+    kept = [(name_of(line), image) for line in lines if (image := kept_tensor(line)) is not None]
+    if not kept:
         raise DataError(f"{log} kept no input of {named!r}; it does from now on with audit_inputs = true")
-    return kept
+    if len(kept) > 1:
+        names = [name for name, _ in kept]
+        more = f" and {len(names) - MAX_NAMED_MESSAGES} more" if len(names) > MAX_NAMED_MESSAGES else ""
+        raise DataError(
+            f"{log} kept the inputs of {len(kept)} messages of {named!r}; name one, as with --id {names[0]!r}: there "
+            f"are {'; '.join(names[:MAX_NAMED_MESSAGES])}{more}"
+        )
+    return kept[0][1]
+
+
+def name_of(line: Mapping[str, Any]) -> str:
+    """The name by which a client was told of a line's request: of a stream, with the message's number."""
+    return f"{line.get('id')}, message {line['message']}" if line.get("message") else str(line.get("id"))
 
 
 def infer_request(spec: ModelSpec, images: NDArray[Any]) -> ModelInferRequest:

@@ -24,10 +24,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import GuardError, Overloaded, Rejected, Unchecked
+from guard.errors import GuardError, InspectionTimeout, Overloaded, Rejected, Unchecked
 from guard.judge import Inspection
 from guard.manifest import OutputSpec
 from guard.policy import Action
+from guard.queries.memory import QueryFinding
 from guard.serve.admission import Admission
 from guard.serve.aside import Aside
 from guard.serve.client_queues import ClientQueues
@@ -41,12 +42,13 @@ from guard.serve.inspector import label
 from guard.serve.metrics import OTHER
 from guard.serve.models import Models, ModelTable
 from guard.serve.outcome import Outcome, Undecided
-from guard.serve.query_watch import REASON
+from guard.serve.query_watch import REASON, QueryWatch
 from guard.serve.request_span import Tracing
 from guard.serve.sampling import NOT_SAMPLED
 from guard.serve.shadow_queue import ShadowQueue, ShadowRequest
 from guard.serve.tensor import Decoded, tensor_digest
 
+QUERY_PATIENCE_S = 0.05  # for the memory of queries, where a call came too late for an inspection
 READ_PATIENCE_S = 0.25  # for a message, before its call no longer counts among those that others wait for
 NEVER_BEGUN = (
     OFF,
@@ -191,6 +193,8 @@ class Inference:
             table, guarded = self.models.table, call.guarded or self.models.table.only
             reason = table.unchecked(error) if guarded is None else guarded.inspector.unchecked(error)
             if reason is not None:
+                if guarded is not None and self.is_refused_query(guarded, call):
+                    return self.refused_query(guarded, reason, call)
                 return self.unchecked(OTHER if guarded is None else guarded.label, reason, call, cause=error)
             if ours:
                 raise Unchecked("the guard failed while inspecting this request") from error
@@ -226,6 +230,8 @@ class Inference:
         if not guarded.sampling.takes(call.name):
             return self.unchecked(guarded.label, NOT_SAMPLED, call, guarded.sampling.fields(call.name))
         call.inspect_by += guarded.config.inspect_timeout_s - call.budget_s
+        if guarded.queries is not None:  # before all that may fail: what it finds counts then, too
+            call.queried = await self.queried(guarded.queries, decoded, call)
         self.move(call, guarded.loaded.admission)
         took = time.monotonic() - began
         self.metrics.stage("decode", took)
@@ -237,13 +243,10 @@ class Inference:
         if early is not None and guarded.config.forward == "together" and not asked.in_sequence:
             inspector.check(call.items)
             early.begin()
-        queries = guarded.queries
-        seen = None if queries is None else await queries.see(decoded.images, call.principal, call.names)
-        call.queried = seen
         found = await inspector.inspect(decoded.images, call.deadline, call.inspect_by)
         if guarded.loaded.drift is not None:
             guarded.loaded.drift.see(decoded.images, found.readings)
-        if queries is not None and (refused := queries.rejected(found, seen, guarded.policy)) is not None:
+        if guarded.queries is not None and (refused := guarded.queries.rejected(found, call.queried, guarded.policy)):
             return self.decided(guarded, refused, call, {"reason": REASON})
         if (answers := inspector.answers) is not None:
             before = inspector.before_answer(found, answers)
@@ -255,6 +258,34 @@ class Inference:
             return await self.repair(guarded, exchange, decoded, found, call)
         asked_fields = {"model_asked": True} if early is not None and early.has_begun else NOTHING
         return self.decided(guarded, found, call, asked_fields)
+
+    async def queried(self, queries: QueryWatch, decoded: Decoded, call: InferenceCall) -> QueryFinding | None:
+        """What the memory of queries tells of a request; under "watch" None where that takes half of the time there is.
+
+        Raises:
+            Expired, InspectionTimeout: under "reject" the client's deadline, or the time for the inspection, passed.
+        """
+        left_s = call.inspect_by - time.monotonic()
+        patience_s = max(left_s if queries.rejects else left_s / 2, QUERY_PATIENCE_S)
+        try:
+            async with asyncio.timeout(min(patience_s, call.deadline - time.monotonic())):
+                return await queries.see(decoded.images, call.principal, call.names)
+        except TimeoutError:
+            if not queries.rejects:
+                return None
+            call.remaining_s()
+            raise InspectionTimeout("the memory of queries did not answer within inspect_timeout_s") from None
+
+    def is_refused_query(self, guarded: GuardedModel, call: InferenceCall) -> bool:
+        """Whether a request is refused as part of a query attack, whatever its inspection finds."""
+        wanted = guarded.queries is not None and guarded.queries.refuses(call.queried)
+        return wanted and guarded.policy.enact(Action.REJECT) is Action.REJECT
+
+    def refused_query(self, guarded: GuardedModel, reason: str, call: InferenceCall) -> Outcome:
+        """The outcome of a query attack's request that would pass unchecked for this reason: logged, and refused."""
+        self.records.log_refused_query(guarded.label, call, reason)
+        action = Action.REJECT.value
+        return Outcome(guarded.label, action, (action,) * call.items, action, guarded, reason=REASON)
 
     def shadowed_later(self, guarded: GuardedModel, exchange: Exchange[Any], call: InferenceCall) -> Outcome:
         """Let a request pass that is inspected afterwards, if it is sampled and the shadow queue has room."""

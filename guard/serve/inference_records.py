@@ -13,7 +13,9 @@ from typing import Any
 
 from guard.errors import Rejected, RequestError
 from guard.judge import Inspection
+from guard.policy import Action
 from guard.serve.audit.audit import Audit
+from guard.serve.audit.events import query_fields
 from guard.serve.failure_table import ALLOWED_MODEL, OF_GUARD, OFF, SHADOW_QUEUE, UNCHECKED, WANTED_UNCHECKED
 from guard.serve.inference_call import InferenceCall
 from guard.serve.inspector import label, verdict_fields
@@ -31,7 +33,11 @@ class InferenceRecords:
     metrics: Metrics
     log: Log
     audit: Audit | None = None  # where the operator keeps one
-    seldom: Seldom = field(default_factory=lambda: Seldom(REFUSAL_LOG_S))
+    seldom: Seldom = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Hold back lines about refusals where there are many."""
+        object.__setattr__(self, "seldom", Seldom(REFUSAL_LOG_S, self.log))
 
     def count_items(self, model: str, items: Sequence[str]) -> None:
         for action, count in Counter(items).items():
@@ -74,11 +80,11 @@ class InferenceRecords:
         try:
             if found is not None:
                 audit.judged(call.names, outcome, found, call.end, audited, call.queried)
-            elif outcome is not None and outcome.action == UNCHECKED and outcome.reason not in WANTED_UNCHECKED:
-                audit.unchecked(call.names, model, UNCHECKED, outcome.reason, end=call.end)
+            elif outcome is not None and outcome.reason and outcome.reason not in WANTED_UNCHECKED:
+                audit.unchecked(call.names, model, outcome.action, outcome.reason, call.queried, end=call.end)
             if audited is not None and call.guarded is not None:
                 call.audited = None
-                audit.sample(call.guarded, found, audited)
+                audit.sample(call.guarded, found, audited, call.queried)
         except Exception as error:  # noqa: BLE001  whatever it is, the request must not notice
             self.metrics.audit.count_lost("log", "error", 1)
             self.log.error("audit", **call.names, cause=repr(error))
@@ -93,16 +99,25 @@ class InferenceRecords:
         self.metrics.refused.labels(reason.lower()).inc()
         if not isinstance(error, OF_GUARD):
             self.log.debug("refused", **call.names, reason=reason, cause=str(error), because=because(error))
-        elif (held_back := self.seldom.due(reason, time.monotonic())) is not None:
-            why = {"cause": str(error), "because": because(error)}
-            self.log.warning("refused", **call.names, reason=reason, **why, held_back=held_back)
+            return
+        names, queried, why = call.names, call.queried, {"cause": str(error), "because": because(error)}
+        model = OTHER if call.guarded is None else call.guarded.label
+
+        def tell(held_back: int) -> None:
+            self.log.warning("refused", **names, reason=reason, **why, held_back=held_back)
             if self.audit is not None:
-                model = OTHER if call.guarded is None else call.guarded.label
-                self.audit.unchecked(call.names, model, "refused", reason.lower(), held_back=held_back)
+                self.audit.unchecked(names, model, "refused", reason.lower(), queried, held_back=held_back)
+
+        self.seldom.tell(reason, time.monotonic(), tell)
 
     def log_verdict(self, model: str, call: InferenceCall, found: Inspection, fields: Mapping[str, Any]) -> None:
         event = label(found.verdict.request, found.enacted)
         self.log.info(event, **call.names, model=model, **verdict_fields(found), **fields)
+
+    def log_refused_query(self, model: str, call: InferenceCall, unchecked: str) -> None:
+        """Log a request that is refused as part of a query attack, and that was not inspected for this reason."""
+        facts = {"items": call.items, **query_fields(call.queried), "unchecked": unchecked}
+        self.log.info(Action.REJECT.value, **call.names, model=model, **facts)
 
 
 def because(error: BaseException | None) -> str | None:

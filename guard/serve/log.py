@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
@@ -44,6 +46,12 @@ class Log:
         self.lock = threading.Lock()
         self.lost_lines = 0  # since the last line that was taken
         self.lost: Callable[[], None] = lambda: None  # called for each line that was not
+        self.limits: weakref.WeakSet[Seldom] = weakref.WeakSet()  # of lines that may be held back
+
+    def catch_up(self, now: float = math.inf) -> None:
+        """Write what was held back, of every limit whose time is over by `now`; by default all."""
+        for limit in list(self.limits):
+            limit.catch_up(now)
 
     def debug(self, event: str, **fields: Any) -> None:
         self.write("debug", event, fields)
@@ -87,20 +95,49 @@ class Log:
 
 
 class Seldom:
-    """A limit of one line of a kind in `every_s`, which counts those between: a flood of calls is no flood of lines."""
+    """A limit of one line of a kind in `every_s`, which counts those between: a flood of calls is no flood of lines.
 
-    def __init__(self, every_s: float) -> None:
+    What was held back is told with the next line, or by `catch_up` once `every_s` is over: no count is kept for later.
+    """
+
+    def __init__(self, every_s: float, log: Log | None = None) -> None:
+        """Hold back lines; those of a `log` are caught up with whenever the log is."""
         self.every_s = every_s
+        self.lock = threading.Lock()
         self.last: dict[str, float] = {}
         self.held_back: dict[str, int] = {}
+        self.latest: dict[str, Callable[[int], None]] = {}  # how the last one that was held back is told
+        if log is not None:
+            log.limits.add(self)
 
-    def due(self, kind: str, now: float) -> int | None:
-        """The number of lines of this kind held back since the last one; None where this one is held back, too."""
-        if now - self.last.get(kind, -self.every_s) < self.every_s:
-            self.held_back[kind] = self.held_back.get(kind, 0) + 1
-            return None
-        self.last[kind] = now
-        return self.held_back.pop(kind, 0)
+    def due(self, kind: str, now: float, tell: Callable[[int], None] | None = None) -> int | None:
+        """The number of lines of this kind held back since the last one; None where this one is held back, too.
+
+        Then `tell` is called later, with the number of those that were held back beside this one.
+        """
+        with self.lock:
+            if now - self.last.get(kind, -self.every_s) < self.every_s:
+                self.held_back[kind] = self.held_back.get(kind, 0) + 1
+                if tell is not None:
+                    self.latest[kind] = tell
+                return None
+            self.last[kind] = now
+            self.latest.pop(kind, None)
+            return self.held_back.pop(kind, 0)
+
+    def tell(self, kind: str, now: float, line: Callable[[int], None]) -> None:
+        """Have a line told, by a function of the number that was held back: now, or later for all until then."""
+        if (held_back := self.due(kind, now, line)) is not None:
+            line(held_back)
+
+    def catch_up(self, now: float) -> None:
+        """Tell of what was held back longer than `every_s` ago."""
+        with self.lock:
+            over = [kind for kind in self.latest if now - self.last[kind] >= self.every_s]
+            lines = [(self.latest.pop(kind), self.held_back.pop(kind)) for kind in over]
+            self.last.update({kind: min(now, time.monotonic()) for kind in over})
+        for line, count in lines:
+            line(count - 1)
 
 
 class Bridge(logging.Handler):
@@ -109,21 +146,17 @@ class Bridge(logging.Handler):
     def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)
         self.log = log
-        self.seldom = Seldom(LIBRARY_LINE_S)
+        self.seldom = Seldom(LIBRARY_LINE_S, log)
 
     def emit(self, record: logging.LogRecord) -> None:
-        held_back = self.seldom.due(f"{record.name}:{record.lineno}:{record.msg[:40]}", time.monotonic())
-        if held_back is None:
-            return
+        kind = f"{record.name}:{record.lineno}:{record.msg[:40]}"
         level: Level = "error" if record.levelno >= logging.ERROR else "warning"
         cause = record.exc_info[1] if record.exc_info else None
-        self.log.write(
-            level,
-            "library",
-            {
-                "logger": record.name,
-                "message": record.getMessage()[:MAX_MESSAGE_CHARACTERS],
-                "cause": repr(cause) if cause else None,
-                "held_back": held_back,
-            },
+        facts = {
+            "logger": record.name,
+            "message": record.getMessage()[:MAX_MESSAGE_CHARACTERS],
+            "cause": repr(cause) if cause else None,
+        }
+        self.seldom.tell(
+            kind, time.monotonic(), lambda count: self.log.write(level, "library", {**facts, "held_back": count})
         )

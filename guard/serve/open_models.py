@@ -28,7 +28,7 @@ from guard.serve.log import Log
 from guard.serve.metrics import Metrics
 from guard.serve.model_metrics import show_models
 from guard.serve.models import Models, ModelTable, check_distinct
-from guard.serve.query_watch import QueryWatch, check_watchable
+from guard.serve.query_watch import QueryWatch, check_watchable, unseen_requests
 from guard.serve.readiness import Readiness
 from guard.serve.sampling import Sampling, sample_key
 from guard.signing import Trust, TrustedKey, open_trusted
@@ -203,6 +203,7 @@ class Workshop:
                 metrics=self.metrics.queries,
                 log=self.log,
                 before=None if before is None else before.queries,
+                typical_distance=opened.bundle.calibration.typical_distance,
             ),
         )
 
@@ -270,3 +271,5 @@ def told(opened: Sequence[OpenedModel], log: Log) -> None:
             log.warning("bundle not signed", model=model.label, warning="require_signature = false lets it be used")
         for warning in model.warnings:
             log.warning("thin promise", model=model.label, warning=warning)
+        if warning := unseen_requests(model.config):
+            log.warning("queries unseen", model=model.label, warning=warning)

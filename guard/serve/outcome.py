@@ -23,7 +23,7 @@ class Outcome:
     guarded: GuardedModel | None = None  # where it was inspected
     prediction: NDArray[np.int64] | None = None  # ours, where the upstream sees the same input
     found: Inspection | None = None  # where it was inspected
-    reason: str = ""  # where it passes unchecked
+    reason: str = ""  # where it passes unchecked, or is refused without an inspection
 
     @property
     def answered(self) -> bool:

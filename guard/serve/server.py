@@ -63,7 +63,7 @@ from guard.serve.security import Security, following
 from guard.serve.shadow_queue import ShadowQueue
 from guard.serve.tracing import service_name, tracing
 from guard.serve.watch_files import FileWatch, Watched
-from guard.serve.watching import Pulse, alive, in_background, listener_changed
+from guard.serve.watching import Pulse, alive, catching_up, in_background, listener_changed
 
 SIDE_DIVISOR = 4  # of the memory for messages, one part in so many is for probes and metadata
 SIDE_PATIENCE_S = 0.05
@@ -156,6 +156,7 @@ async def running(config: ServeConfig, *, log: Log, source: SettingsSource | Non
         door, side_door, operators_door = stack.enter_context(doors(config, limits, security, log))
         metrics.held_bytes.set_function(lambda: door.permits.taken_bytes + side_door.permits.taken_bytes)
         records = InferenceRecords(metrics, log, stack.enter_context(auditing(config, metrics.audit)))
+        await stack.enter_async_context(catching_up(log, partial(readiness.say, "listener")))
         inference = await stack.enter_async_context(inferring(models, records, door))
         service = Service(inference=inference, upstream=upstream, door=door)
         passage = Passage(

@@ -15,11 +15,13 @@ from guard.errors import first_line
 from guard.serve.batcher import Batcher
 from guard.serve.breaker import Breaker
 from guard.serve.engine import Engine
+from guard.serve.log import Log
 from guard.serve.metrics import Metrics
 from guard.serve.readiness import Readiness
 
 ENGINE_POLL_S = 0.25
 PULSE_S = 0.5
+CATCH_UP_S = 1.0
 HUNG_LOOP_S = 10.0
 
 
@@ -66,6 +68,22 @@ async def in_background(work: Coroutine[Any, Any, None], failed: Callable[[str],
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+@asynccontextmanager
+async def catching_up(log: Log, failed: Callable[[str], None]) -> AsyncIterator[None]:
+    """Tell of lines that were held back within the block, soon after the last of them, and of the rest at its end."""
+
+    async def catch_up() -> None:
+        while True:
+            await asyncio.sleep(CATCH_UP_S)
+            log.catch_up(time.monotonic())
+
+    async with in_background(catch_up(), failed):
+        try:
+            yield
+        finally:
+            log.catch_up()
 
 
 async def watch_engine(

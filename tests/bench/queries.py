@@ -233,15 +233,22 @@ def streams(frames: int, scenes: int, copies: Floats) -> Iterator[str]:
         "unrelated pictures": lambda _: copies[generator.permutation(len(copies))[:frames]],
         "skipped blocks (a known miss)": lambda place: skipped_blocks(place, frames, generator),
     }
-    yield f"{'benign stream':34} {'requests':>9} {'alarms':>8} {'streams alarmed':>16} {'alarms, single pictures':>24}"
+    yield (
+        f"{'benign stream':34} {'requests':>9} {'alarms':>8} {'together':>9} {'streams alarmed':>16} "
+        f"{'alarms, single pictures':>24}"
+    )
     quiet = alarmed = 0
     for name, make in kinds.items():
         told = [replayed(made, streams=True) for made in map(make, places)]
         single = sum(one.is_attack for made in map(make, places) for one in replayed(made, streams=False))
         alarms, requests = [sum(one.is_attack for one in found) for found in told], sum(map(len, told))
-        yield f"{name:34} {requests:>9,} {sum(alarms):>8,} {np.count_nonzero(alarms):>8} of {scenes:<5} {single:>24,}"
+        shared = sum(one.is_shared_attack for found in told for one in found)
+        yield (
+            f"{name:34} {requests:>9,} {sum(alarms):>8,} {shared:>9,} {np.count_nonzero(alarms):>8} of {scenes:<5} "
+            f"{single:>24,}"
+        )
         if "known miss" not in name:
-            quiet, alarmed = quiet + requests, alarmed + sum(alarms)
+            quiet, alarmed = quiet + requests, alarmed + sum(alarms) + shared
     bound = f"; at most {3 / quiet:.1e} a request, with 95 % confidence were they independent" if not alarmed else ""
     yield f"streams expected, known misses apart: {alarmed} alarms in {quiet:,} requests{bound}"
 

@@ -93,7 +93,7 @@ def store(
     count = round(share * len(clean) / (1 - share))
     images = np.concatenate([clean, attacks[generator.permutation(len(attacks))[:count]]])
     images = images[generator.permutation(len(images))]
-    spec = SampleSpec.of(parent.manifest.model.input, share=1.0, bundle=parent.digest, model="bench")
+    spec = SampleSpec.of(parent.manifest.model.input, share=1.0, bundle=parent.digest, model=parent.manifest.model.name)
     writer = SampleWriter(folder, spec, generator)
     nothing = np.zeros(len(images))
     writer.add(SampledItems(images, nothing.astype(bool), nothing, nothing))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from guard.near_copies import MEMORY_ITEMS, NearCopies, coarse_view
+from guard.near_copies import MEMORY_ITEMS, NearCopies, Nearness, coarse_view, copy_distance
 
 
 def pictures(items: int, seed: int = 0, size: int = 32) -> NDArray[np.float32]:
@@ -63,3 +63,25 @@ def test_memory_is_fixed_and_the_oldest_is_forgotten() -> None:
         fresh(memory, pictures(1024, seed=start, size=8))
     assert fresh(memory, first).all()
     assert memory.memory.nbytes < 1_000_000
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
+def test_data_that_fill_little_of_their_range_are_no_near_copies(scale: float) -> None:
+    """Pictures of 12 bits in a box of 16, and heart beats of 1 mV in one of 10 mV either way."""
+    images = (0.5 + scale * (pictures(300) - 0.5)).astype(np.float32)
+    known = Nearness.of(images)
+    assert known.fresh.all()
+    memory = NearCopies(np.random.default_rng(1), copy_distance(known.distance))
+    assert fresh(memory, images).all()
+    noise = np.random.default_rng(2).uniform(-8 / 255, 8 / 255, images.shape).astype(np.float32)
+    assert not fresh(memory, images + np.float32(min(scale, 0.5)) * noise).any()
+
+
+def test_the_distance_is_at_most_the_usual_one_and_needs_no_bundle_that_knows() -> None:
+    assert copy_distance(None) == copy_distance(0.5) == 0.02
+    assert copy_distance(0.05) == pytest.approx(0.005)
+    assert Nearness.of(pictures(1)).fresh.tolist() == [True]
+    blank = np.concatenate([pictures(20), np.zeros((20, 3, 32, 32), np.float32)])
+    known = Nearness.of((blank * 200).astype(np.uint8), lambda wire: wire.astype(np.float32) / 255)
+    assert known.fresh.sum() == 21
+    assert known.distance > 0.05

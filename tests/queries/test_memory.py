@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from guard.near_copies import Nearness
 from guard.queries import memory as memory_module
 from guard.queries.evidence import MAX_SCORE
 from guard.queries.fingerprint import Fingerprinter
@@ -32,9 +33,9 @@ def generator() -> np.random.Generator:
 class Asked:
     """A memory that is asked with pictures; time passes by a tenth of a second a request."""
 
-    def __init__(self, shape: tuple[int, ...] = SHAPE, *, streams: bool = True) -> None:
+    def __init__(self, shape: tuple[int, ...] = SHAPE, *, streams: bool = True, typical: float | None = None) -> None:
         self.fingerprinter = Fingerprinter(shape, np.random.default_rng(1))
-        self.memory = QueryMemory(self.fingerprinter, streams=streams)
+        self.memory = QueryMemory(self.fingerprinter, streams=streams, typical_distance=typical)
         self.now = 0.0
 
     def see(self, images: Images, principal: str = "a") -> list[QueryFinding]:
@@ -74,6 +75,40 @@ def test_searches_are_seen_within_fifty_queries(generator: np.random.Generator) 
     assert seen_after(Asked().see(lines)) <= 50
 
 
+def small_step(kind: str, start: Images, query: int, generator: np.random.Generator) -> Images:
+    """A query of a search whose changes no tile shows, or next to none."""
+    asked = start.copy()
+    if kind == "one value":  # ZOO: a difference quotient of each value, of 1e-4 by default
+        asked.flat[query // 2] += np.float32(1e-4 if query % 2 else -1e-4)
+    elif kind == "dense signs":  # NES
+        asked += np.float32(1e-4) * generator.choice(np.asarray([-1, 1], np.float32), SHAPE)
+    elif kind == "beyond the box":
+        asked[:, 8:24, 8:24] = 1 + generator.random((3, 16, 16)).astype(np.float32)
+    else:
+        asked.flat[query] = np.nan if kind == "no number" else -np.inf if query % 2 else -3e38
+    return asked
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("kind", ["one value", "dense signs", "beyond the box", "no number", "no end"])
+def test_steps_that_no_tile_shows_are_a_searchs(kind: str, generator: np.random.Generator, *, streams: bool) -> None:
+    (start,) = pictures(1, generator)
+    queries = np.stack([small_step(kind, start, query, generator) for query in range(50)])
+    found = Asked(streams=streams).see(queries)
+    assert seen_after(found) <= 50
+    assert sum(one.repeats for one in found) == 0
+
+
+@pytest.mark.parametrize("pixels", ["8 bits", "any"])
+def test_anothers_rounding_is_a_retry(pixels: str, generator: np.random.Generator) -> None:
+    """One picture by two decoders differs in the last bits of float32; of 8 bits they are identical all the same."""
+    once = pictures(20, generator) if pixels == "8 bits" else generator.random((20, *SHAPE)).astype(np.float32)
+    again = np.nextafter(once, np.float32(2))
+    found = Asked().see(np.concatenate([once, once, again]))
+    assert max(one.own for one in found) <= 1
+    assert sum(one.repeats for one in found) >= (40 if pixels == "8 bits" else 20)
+
+
 @pytest.mark.parametrize("noise", [0.5 / 255, 2 / 255, 6 / 255])
 def test_a_still_camera_is_none_however_long(noise: float, generator: np.random.Generator) -> None:
     found = Asked().see(still_camera(scene(generator), 1000, generator, noise=noise))
@@ -105,6 +140,34 @@ def test_unrelated_pictures_have_no_score(generator: np.random.Generator) -> Non
     assert max(one.own for one in Asked(streams=False).see(pictures(200, generator))) < 3
 
 
+def heart_beats(count: int, generator: np.random.Generator, *, box: float) -> Images:
+    """Unrelated heart beats of about 1 mV [item, 1, 256], in a box of so many mV either way."""
+    time, found = np.arange(256), []
+    for _ in range(count):
+        period = generator.uniform(30, 60)
+        at = (time - generator.uniform(0, period)) % period - period / 2
+        beat = 1.2 * generator.uniform(0.5, 1.5) * np.exp(-((at / 2) ** 2))
+        found.append(beat + 0.1 * np.sin(generator.uniform(0, 6) + time / 60) + generator.normal(0, 0.02, 256))
+    return ((np.stack(found)[:, None] + box) / (2 * box)).astype(np.float32)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("box", [5.0, 10.0])
+def test_items_that_fill_little_of_their_range_are_no_attack(
+    box: float, generator: np.random.Generator, *, streams: bool
+) -> None:
+    """Nearness is measured against what lies between two clean items, and a search is seen all the same."""
+    beats = heart_beats(200, generator, box=box)
+    typical = Nearness.of(heart_beats(200, generator, box=box)).distance
+    assert typical < 0.05
+    asked = Asked((1, 256), streams=streams, typical=typical)
+    assert not any(one.is_attack or one.is_shared_attack for one in asked.see(beats))
+    queries = np.repeat(beats[:1], 50, axis=0)
+    for number, query in enumerate(queries):
+        query[0, 4 * number : 4 * number + 4] += np.float32(0.3 / (2 * box))
+    assert seen_after(Asked((1, 256), streams=streams, typical=typical).see(queries)) <= 50
+
+
 def test_one_principals_search_is_not_held_against_another(generator: np.random.Generator) -> None:
     asked = Asked()
     (start,) = pictures(1, generator)
@@ -131,6 +194,36 @@ def test_one_that_asks_much_does_not_push_out_anothers(generator: np.random.Gene
     asked.see(queries[:20], "attacker")
     asked.see(pictures(200, generator), "other")
     assert any(one.is_attack for one in asked.see(queries[20:], "attacker"))
+
+
+@pytest.mark.parametrize("others", ["", "gateway"])
+def test_a_search_among_others_of_one_name_is_seen(others: str, generator: np.random.Generator) -> None:
+    """Unnamed callers, or all behind one gateway: 33 unrelated requests lie between two queries of the search."""
+    asked = Asked()
+    (start,) = pictures(1, generator)
+    found = []
+    for query in squares(start, 50, generator):
+        found += asked.see(query[None], others)
+        asked.see(np.kron(generator.random((33, 3, 8, 8)), np.ones((1, 1, 4, 4))).astype(np.float32), others)
+    assert list(asked.memory.principals) == [others]
+    assert not any(one.is_attack for one in found)
+    assert any(one.is_shared_attack for one in found)
+
+
+def test_streams_of_one_name_are_no_attack_together(generator: np.random.Generator) -> None:
+    """Six cameras behind one gateway: what they show together is as calm as what each shows alone."""
+    asked = Asked()
+    places = [scene(generator) for _ in range(6)]
+    kinds = [
+        still_camera(places[0], 300, generator),
+        still_camera(places[1], 300, generator, noise=0.5 / 255),
+        panning_camera(places[2], 300, generator, pixels=0.25),
+        panning_camera(places[3], 300, generator, pixels=1),
+        panning_camera(places[4], 300, generator, pixels=3),
+        exposure(places[5], 300, generator),
+    ]
+    found = asked.see(np.stack(kinds, axis=1).reshape(-1, *SHAPE), "gateway")
+    assert not any(one.is_attack or one.is_shared_attack for one in found)
 
 
 def test_what_is_old_is_forgotten(generator: np.random.Generator) -> None:

@@ -6,12 +6,16 @@ import asyncio
 import base64
 import errno
 import json
+import os
 import shutil
 import stat
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,13 +27,15 @@ from guard import audit_log
 from guard.audit_log import AuditLog, kept_tensor, log_files, read_lines
 from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError, PromiseError
+from guard.manifest import InputSpec
 from guard.recalibrate import recalibrate
-from guard.serve.audit import audit
+from guard.serve.audit import audit, traffic_sampling
 from guard.serve.audit.background import Background
 from guard.serve.audit.events import kept_item, line_of, tensor_fields
 from guard.serve.audit.metrics import AuditMetrics
+from guard.serve.audit.traffic_sampling import TrafficSampling
 from guard.serve.check_settings import check_complete
-from guard.traffic_sample import TrafficSample
+from guard.traffic_sample import SampledItems, SampleSpec, SampleWriter, TrafficSample
 from tests.serve import tiny_bundle
 from tests.serve.guarded import Guarded, config_for, guarding, until
 
@@ -207,11 +213,117 @@ def test_the_log_is_bounded_in_bytes_and_age(tmp_path: Path) -> None:
     assert len(log_files(log.folder)) <= 2
 
 
+def test_no_line_is_older_than_the_bound(tmp_path: Path) -> None:
+    """A line a day, so that no file is ever full: each goes within 30 days, and the younger ones stay."""
+    log, now = AuditLog(tmp_path / "log", max_bytes=1 << 28, max_age_s=30 * DAY_S), time.time()
+    for day in range(200):
+        moment = datetime.fromtimestamp(now + day * DAY_S, UTC).isoformat().replace("+00:00", "Z")
+        if day % 40 == 20:
+            log = AuditLog(log.folder, log.max_bytes, log.max_age_s)  # a guard that was restarted
+        log.append(json.dumps({"time": moment, "action": "reject", "day": day}).encode() + b"\n", now + day * DAY_S)
+        days = [line["day"] for line in read_lines(log.folder)]
+        assert days == list(range(days[0], day + 1))
+        assert day - 30 <= days[0]
+        assert days[0] <= max(0, day - 26)
+    assert len(log_files(log.folder)) <= 10
+
+
+def test_a_guard_that_is_idle_keeps_the_bound_of_age(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its log, nor its sample, nor that of a bundle that is retired, outlives it; what is younger stays."""
+    asyncio.run(a_guard_that_is_idle_keeps_the_bound_of_age(bundle, tmp_path / "audit", monkeypatch))
+
+
+async def a_guard_that_is_idle_keeps_the_bound_of_age(
+    bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "PRUNE_S", 0.05)
+    monkeypatch.setattr(traffic_sampling, "FLUSH_S", 0.05)
+    retired, new = folder / "sample" / "retired", folder / "sample" / "new"
+    spec = SampleSpec(1.0, "d" * 64, "tiny", "FP32", tiny_bundle.SHAPE)
+    for store, age_s in ((retired, 3 * DAY_S), (new, 0.0)):
+        images = tiny_bundle.clean(3)
+        writer = SampleWriter(store, spec, np.random.default_rng(0))
+        writer.add(SampledItems(images, np.zeros(3, bool), np.ones(3), np.full(3, time.time() - age_s)))
+        writer.flush()
+        os.utime(store / "sample.json", (time.time() - age_s, time.time() - age_s))
+    settings = {"audit_dir": str(folder), "audit_max_age_s": DAY_S, "sample_share": 1.0}
+    async with guarding(bundle, **settings) as guarded:
+        await guarded.client.infer(attacked())
+        await until(lambda: len(list(folder.glob("sample/tiny-*/*.npz"))) == len(lines_of(folder)) == 1)
+        await until(lambda: not retired.exists())
+        for file in (*folder.glob("*.jsonl"), *folder.glob("sample/tiny-*/*.npz")):
+            os.utime(file, (time.time() - 2 * DAY_S,) * 2)
+        await until(lambda: not list(folder.glob("*.jsonl")) and not list(folder.glob("sample/tiny-*/*.npz")))
+        assert len(list(new.glob("*.npz"))) == 1
+        await guarded.client.infer(attacked(seed=1))
+        await until(lambda: len(lines_of(folder)) == 1)
+
+
+def test_several_guards_share_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They write at once, one of them to a disk that takes a part of a line and fails, and all remove old files."""
+    monkeypatch.setattr(audit_log, "write_all", halting(audit_log.write_all))
+    lost = []
+
+    def write(name: str) -> None:
+        log = AuditLog(tmp_path, max_bytes=20_000, max_age_s=DAY_S)
+        for number in range(100):
+            try:
+                log.append(json.dumps({"action": "flag", "name": name, "number": number}).encode() + b"\n", time.time())
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                lost.append(number)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    whole = b"".join(file.read_bytes() for _, file in log_files(tmp_path)).splitlines()
+    assert all(json.loads(line)["action"] == "flag" for line in whole)
+    assert len(whole) == len(set(whole)) == 300 - len(lost)
+    assert len(lost) > 10
+
+
+def halting(write: Callable[[int, bytes], None]) -> Callable[[int, bytes], None]:
+    """Write in two halves between which others get their turn; of every seventh line the second half fails."""
+
+    def halves(descriptor: int, content: bytes) -> None:
+        write(descriptor, content[:10])
+        time.sleep(0.0005)
+        if b"7}" in content:
+            raise OSError(errno.EIO, "nothing more is taken")
+        write(descriptor, content[10:])
+
+    return halves
+
+
+def test_a_large_request_enters_the_sample(tmp_path: Path) -> None:
+    """It goes into the queue in pieces, though it is larger than the whole queue may be at first sight."""
+    metrics = AuditMetrics(registry := CollectorRegistry())
+    sampling = TrafficSampling(tmp_path, 1.0, 1 << 30, DAY_S, metrics)
+    free = threading.Event()
+    sampling.background.submit(0, lambda: bool(free.wait(10)) and None)
+    images = np.zeros((64, 3, 224, 224), np.float32)
+    spec = InputSpec("input", "FP32", (3, 224, 224), (0.0,), (1.0,), None)
+    bundle: Any = SimpleNamespace(
+        digest="d" * 64, manifest=SimpleNamespace(model=SimpleNamespace(input=spec, name="m"))
+    )
+    sampling.keep(bundle, SampledItems(images, np.zeros(64, bool), np.ones(64), np.full(64, time.time())))
+    free.set()
+    sampling.background.close(60)
+    written = registry.get_sample_value("guard_audit_written_total", {"of": "sample"})
+    lost = registry.get_sample_value("guard_audit_lost_total", {"of": "sample", "reason": "queue_full"})
+    assert written is not None
+    assert written >= 48  # a queue's worth, since its thread was held up meanwhile
+    assert written + (lost or 0) == 64
+
+
 def test_a_line_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = AuditLog(tmp_path, max_bytes=1 << 20, max_age_s=DAY_S)
     log.append(b'{"action": "flag"}\n', 0.0)
-    import os
-
     write = os.write
 
     def nearly_full(descriptor: int, content: memoryview) -> int:

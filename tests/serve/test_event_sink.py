@@ -104,6 +104,22 @@ def test_the_body_is_a_v2_request() -> None:
     assert v2_request({**EVENT, "input": tensor_fields(large)})["inputs"] == []
 
 
+def test_the_body_is_json_that_every_parser_reads() -> None:
+    """NaN and the infinities, which JSON does not have, are null; the tensor has the name that the model gives it."""
+
+    def refused(name: str) -> None:
+        raise AssertionError(f"not JSON: {name}")
+
+    images = np.asarray([[0.5, np.nan], [np.inf, -np.inf]], np.float32)
+    event = {**EVENT, "p_value": float("nan"), "input_name": "pixels", "input": tensor_fields(images)}
+    found = json.loads(message(event, source="/guard/pod", namespace="")[1], parse_constant=refused)
+    (tensor,) = found["inputs"]
+    assert (tensor["name"], tensor["data"]) == ("pixels", [0.5, None, None, None])
+    facts = json.loads(found["parameters"]["guard_event"], parse_constant=refused)
+    assert facts["p_value"] is None
+    assert "input_name" not in facts
+
+
 def test_each_event_is_posted_once(bundle: Path) -> None:
     asyncio.run(each_event_is_posted_once(bundle))
 

@@ -15,10 +15,13 @@ import pytest
 
 import guard
 from guard import cli
+from guard.audit_log import AuditLog
 from guard.bundle import Bundle
-from guard.errors import Overloaded
+from guard.errors import DataError, Overloaded
 from guard.explanation import MAP_STEPS, explain, reduced, saliency_map
 from guard.runtime import Runtime
+from guard.serve.audit.events import tensor_fields
+from guard.serve.explain_call import kept_input
 from guard.serve.explainer import MAX_CALLS, MAX_ITEMS, Explainer
 from guard.serve.grpc.wire.guard_pb2 import ExplainRequest, ExplainResponse, InspectRequest, InspectResponse
 from tests.serve import tiny_bundle
@@ -213,6 +216,19 @@ def test_the_command_explains_items_of_files_and_of_the_audit_log(
         return capsys.readouterr().out
 
     asyncio.run(story())
+
+
+def test_a_message_of_a_stream_has_a_name_of_its_own(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path, 1 << 20, 1e9)
+    for number in (1, 2, 3):
+        kept = {} if number == 1 else {"input": tensor_fields(np.full((1, 4, 4), number, np.float32))}
+        line = {"action": "reject", "id": "abc", "message": number, **kept}
+        log.append(json.dumps(line).encode() + b"\n", 1e9)
+    assert kept_input(tmp_path, "abc, message 3").flat[0] == 3
+    with pytest.raises(DataError, match=r"kept no input of 'abc, message 1'"):
+        kept_input(tmp_path, "abc, message 1")
+    with pytest.raises(DataError, match=r"inputs of 2 messages .* --id 'abc, message 2'"):
+        kept_input(tmp_path, "abc")
 
 
 def test_a_guard_in_process_explains_too(explaining: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from guard.serve.log import MAX_MESSAGE_CHARACTERS, Bridge, Log
+from guard.serve.log import MAX_MESSAGE_CHARACTERS, Bridge, Log, Seldom
 from guard.serve.readiness import Readiness
 from guard.serve.tracing import service_name
 
@@ -116,3 +117,28 @@ def test_readiness_has_a_reason_until_every_part_is_ready() -> None:
     loading = "the programs are being loaded"
     assert seen == [loading, loading, None, None, "gone", "shutting down"]
     assert heard == [loading, None, "gone", "shutting down"]  # only what changed
+
+
+def test_every_call_of_a_flood_is_told_of_soon() -> None:
+    """10,000 calls within 0.1 s, and then silence: what the lines stand for adds up a moment later, not hours."""
+    log = Log("info", io.StringIO())
+    seldom, told = Seldom(0.05, log), []
+
+    def line(name: int) -> Callable[[int], None]:
+        return lambda held_back: told.append((name, held_back))
+
+    for number in range(10_000):
+        seldom.tell("overloaded", number * 1e-5, line(number))
+    assert sum(1 + held_back for _, held_back in told) < 10_000
+    log.catch_up(0.0999)
+    lines = len(told)
+    log.catch_up(0.2)
+    assert sum(1 + held_back for _, held_back in told) == 10_000
+    assert told[-1][0] == 9999  # the last one, in whose name it is told
+    assert lines + 1 == len(told) <= 4
+    log.catch_up()
+    assert lines + 1 == len(told)
+    seldom.tell("overloaded", 1e9, line(0))
+    seldom.tell("overloaded", 1e9, line(1))
+    log.catch_up()
+    assert told[-2:] == [(0, 0), (1, 0)]

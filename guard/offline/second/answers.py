@@ -19,7 +19,8 @@ from guard.offline.job.accuracy import Cause, Labels, exchanged_classes
 from guard.offline.model.classifier import Classifier
 
 MAX_CHECKED_ITEMS, BATCH_ITEMS = 1000, 50
-MIN_OVER_CHANCE_SHARE = 0.1  # by how much it must be right more often than chance is
+MIN_OVER_CHANCE_SHARE = 0.1  # by how much it must be right more often than chance is, where classes are about alike
+MIN_KAPPA_SHARE = 0.2  # of what chance leaves, the part that it must be right on where one class is nearly all
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class Answers:
     right: float  # share of the items
     agrees: float  # share of the items: the model names the same class
     chance: float  # share on which it would be right if answers had nothing to do with labels
+
+    @property
+    def wanted(self) -> float:
+        """The share of the items above chance on which it must be right.
+
+        With 10 classes alike 10 %; where 5 % are positive chance leaves 9.5 %, and a fifth of that is 1.9 %.
+        """
+        return min(MIN_OVER_CHANCE_SHARE, MIN_KAPPA_SHARE * (1 - self.chance))
 
     def __str__(self) -> str:
         return f"right on {self.right:.1%} of {self.items} clean items, agrees with the model on {self.agrees:.1%}"
@@ -43,7 +52,7 @@ def check_answers(
     Raises:
         ModelError: it is of no help, or of other classes.
     """
-    some = data.part(split).take(slice(MAX_CHECKED_ITEMS)).in_memory()
+    some = checked_items(name, data, split).in_memory()
     images = some.images[:]
     ours, theirs = (named(one, images) for one in (classifier.graph, network))
     classes = classifier.spec.output.classes
@@ -56,13 +65,27 @@ def check_answers(
             f"{name} is {found}; {order}; wanted the model's own order of classes: a second network whose outputs "
             "are in it"
         )
-    if found.right < chance + MIN_OVER_CHANCE_SHARE:
+    if found.right < chance + found.wanted:
         raise ModelError(
-            f"{name} is {found}; chance is {chance:.1%}, and wanted are at least {MIN_OVER_CHANCE_SHARE:.0%} more: "
+            f"{name} is {found}; chance is {chance:.1%}, and wanted are at least {100 * found.wanted:.2g}% more: "
             "look at its range (--second-range, or --second-mean and --second-std), its channels, its classes; or "
             "leave it out"
         )
     return found
+
+
+def checked_items(name: str, data: Dataset, split: Split) -> Dataset:
+    """Return the clean items on which a network is checked. Raises ModelError where they leave nothing to be checked.
+
+    That is known before a network is trained.
+    """
+    some = data.part(split).take(slice(MAX_CHECKED_ITEMS))
+    if len(set(some.labels.tolist())) < 2:
+        raise ModelError(
+            f"{name} cannot be checked: the {len(some)} clean items that are kept for that are of one class, on which "
+            "any network is right that names it always; wanted items of two classes at least in --data"
+        )
+    return some
 
 
 def other_order(theirs: Labels, labels: Labels, classifier: Classifier) -> Cause | None:

@@ -16,13 +16,14 @@ from guard.offline.evidence.kinds.second import SecondNetwork
 from guard.offline.job.job import Job
 from guard.offline.job.second_settings import ASKING
 from guard.offline.model.classifier import Classifier
-from guard.offline.second.answers import check_answers
+from guard.offline.second.answers import check_answers, checked_items
 from guard.offline.second.brought import Brought, as_network, brought_networks, check_classes, open_brought
 from guard.offline.second.kept import keep_networks
 from guard.offline.second.lessons import read_lessons
 from guard.offline.second.training import NAME, Progress, Training, cost_text
 
 ABOUT = "second"  # the word before each line
+TRAINED = "the second network that was trained"
 Say = Callable[[str, str], None]
 
 
@@ -50,8 +51,9 @@ class SecondsAsked:
         networks = self.there
         if self.training is not None:
             found = self.training.run(say, progress)
-            name = "the second network that was trained"
-            answers = check_answers(name, found.network, classifier, data, Split.COMBINER)  # heads' items it may know
+            answers = check_answers(
+                TRAINED, found.network, classifier, data, Split.COMBINER
+            )  # heads' items it may know
             say(f"{answers}, {cost_text(found.forwards)}")
             networks = (*networks, replace(found, about=f"{found.about}; {answers}"))
         keep_networks(self.job.work, networks, self.brought)
@@ -81,6 +83,7 @@ def find_asked(
     there = tuple(opened_network(one, job, classifier, data, say) for one in brought)
     training = None
     if job.second_data is not None:
+        checked_items(TRAINED, data, Split.COMBINER)
         training = Training(job, classifier, read_lessons(job, classifier, data, reading))
         say(ABOUT, training.lessons.in_words)
         cost = cost_text(training.untrained.forwards)

@@ -25,6 +25,7 @@ from guard.calibration import Band, Calibration
 from guard.cascade import Cascade
 from guard.fusion import unfitted
 from guard.manifest import DetectorSpec, Manifest, NeedSpec
+from guard.near_copies import Nearness
 from guard.offline.crafting.crafted_set import CraftedSet, Transfer
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
@@ -104,7 +105,8 @@ class Calibrator:
         fitted = replace(cascade.calibration, fusions=fusions, bands=bands)
         to_rank = self.data.part(Split.CALIBRATE).images
         ranked = read(cascade.with_calibration(fitted), to_rank)
-        calibration = replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores)
+        nearness = Nearness.of(to_rank) if self.classifier.spec.input.axes.places else None
+        calibration = replace(fitted, clean_risks=ranked.risk, clean_scores=ranked.scores, nearness=nearness)
         transfers = {one.attack: one.transfer for one in crafted if one.transfer is not None}
         answers = None
         if (answering := self.classifier.answering) is not None:

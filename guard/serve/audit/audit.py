@@ -5,7 +5,6 @@ Rule 1: it is asked when a call's input is there, and once when the call is over
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,6 +25,7 @@ from guard.serve.audit.background import Background
 from guard.serve.audit.event_sink import EventSink
 from guard.serve.audit.events import (
     Event,
+    as_json,
     evidence_fields,
     kept_item,
     line_of,
@@ -41,6 +41,7 @@ from guard.serve.outcome import Outcome
 from guard.traffic_sample import SampledItems
 
 MAX_WAITING_BYTES = 8 << 20  # of lines
+PRUNE_S = 60.0  # after which a guard that writes nothing looks for lines that are too old
 
 
 class Sink(Protocol):
@@ -64,11 +65,17 @@ class LogOfEvents:
     def __init__(self, log: AuditLog, metrics: AuditMetrics) -> None:
         """Take the log, and start the thread that writes to it."""
         self.log, self.metrics = log, metrics
-        self.background = Background("audit", max_waiting_bytes=MAX_WAITING_BYTES, lost=metrics.losing("log"))
+        self.background = Background(
+            "audit",
+            max_waiting_bytes=MAX_WAITING_BYTES,
+            lost=metrics.losing("log"),
+            idle=self.prune,
+            idle_s=PRUNE_S,
+        )
 
     def send(self, event: Event, kept: NDArray[Any] | None = None) -> None:
         """Take an event to be written as a line, with the input that it kept."""
-        text = json.dumps(event, default=str).encode()
+        text = as_json(event).encode()
         size_bytes = len(text) + (0 if kept is None else kept.nbytes * 4 // 3)
         self.background.submit(size_bytes, partial(self.write, text, kept))
 
@@ -76,6 +83,10 @@ class LogOfEvents:
         """Write a line; called on the thread. Raises OSError."""
         self.log.append(line_of(event, kept), time.time())
         self.metrics.written.labels("log").inc()
+
+    def prune(self) -> None:
+        """Remove what is too old, though nothing is written; called on the thread. Raises OSError."""
+        self.log.prune(time.time())
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,20 +124,36 @@ class Audit:
             worst = audited.images[found.worst]
             kept = kept_item(worst)
             event |= evidence_fields(found) | ({"input": tensor_fields(worst)} if kept is None else {})
+            if outcome.guarded is not None:
+                event["input_name"] = outcome.guarded.spec.input.name
         self.send(event, kept)
 
-    def unchecked(self, names: Mapping[str, Any], model: str, action: str, reason: str, **facts: Any) -> None:
-        """Take a request that is over, and that could not be inspected."""
+    def unchecked(
+        self,
+        names: Mapping[str, Any],
+        model: str,
+        action: str,
+        reason: str,
+        queried: QueryFinding | None = None,
+        **facts: Any,
+    ) -> None:
+        """Take a request that is over, and that could not be inspected; `queried` as for `judged`."""
         if self.sinks:
-            self.send(unchecked_event(names, model, action, reason, **facts))
+            self.send(unchecked_event(names, model, action, reason, query_fields(queried), **facts))
 
     def send(self, event: Event, kept: NDArray[Any] | None = None) -> None:
         """Hand an event, and the input that it kept, to every sink."""
         for sink in self.sinks:
             sink.send(event, kept)
 
-    def sample(self, guarded: GuardedModel, found: Inspection | None, audited: AuditedInput) -> None:
-        """Keep the drawn items of a request that is over, however it ended."""
+    def sample(
+        self,
+        guarded: GuardedModel,
+        found: Inspection | None,
+        audited: AuditedInput,
+        queried: QueryFinding | None = None,
+    ) -> None:
+        """Keep the drawn items of a request that is over, however it ended; `queried` as for `judged`."""
         if self.sampling is None or not bool(audited.drawn.any()):
             return
         drawn, items = audited.drawn, len(audited.images)
@@ -136,6 +163,8 @@ class Audit:
             verdicts = [found.verdict.request] * items if whole else found.verdict.items
             rejected[:] = [verdict is Action.REJECT for verdict in verdicts]
             p_values[:] = found.readings.p_value
+        if guarded.queries is not None and guarded.queries.refuses(queried):
+            rejected[:] = True
         seconds = np.full(int(drawn.sum()), audited.seconds)
         self.sampling.keep(
             guarded.bundle, SampledItems(audited.images[drawn], rejected[drawn], p_values[drawn], seconds)

@@ -8,7 +8,6 @@ Left out are the logger's `endpoint`, `metadata` and `annotations`, of which the
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 
 from guard.manifest import DATATYPES
-from guard.serve.audit.events import Event
+from guard.serve.audit.events import Event, as_json, finite
 
 TYPE = "org.kubeflow.serving.inference.request"
 CONTENT_TYPE = "application/json"
@@ -28,7 +27,7 @@ WIRE_NAMES = {np.dtype(kind).newbyteorder("<").str: name for name, kind in DATAT
 
 def message(event: Event, *, source: str, namespace: str) -> tuple[dict[str, str], bytes]:
     """The headers and the body of an event; `source` is a URI reference."""
-    body = json.dumps(v2_request(event), default=str).encode()
+    body = as_json(v2_request(event)).encode()
     return headers(attributes(event, source=source, namespace=namespace)), body
 
 
@@ -62,18 +61,22 @@ def headers(attributes: Mapping[str, str]) -> dict[str, str]:
 
 def v2_request(event: Event) -> dict[str, Any]:
     """The inference request that stands for an event."""
-    facts = {name: value for name, value in event.items() if name != "input"}
+    facts = {name: value for name, value in event.items() if name not in ("input", "input_name")}
+    name = str(event.get("input_name", "input"))
     return {
         "id": str(event.get("request_id", event["id"])),
-        "parameters": {"guard_action": event["action"], "guard_event": json.dumps(facts, default=str)},
-        "inputs": v2_inputs(event.get("input")),
+        "parameters": {"guard_action": event["action"], "guard_event": as_json(facts)},
+        "inputs": v2_inputs(event.get("input"), name),
     }
 
 
-def v2_inputs(item: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The tensor of an item that an event kept; none where it kept none, or one that is too large."""
+def v2_inputs(item: Mapping[str, Any] | None, name: str = "input") -> list[dict[str, Any]]:
+    """The tensor of an item that an event kept; none where it kept none, or one that is too large.
+
+    A value that is no number, or infinite, becomes null: JSON has no other word for it.
+    """
     if item is None or "base64" not in item or len(item["base64"]) > MAX_SENT_INPUT_BYTES * 4 // 3 + 4:
         return []
     values = np.frombuffer(base64.b64decode(item["base64"]), item["dtype"])
     shape = [1, *item["shape"]]
-    return [{"name": "input", "shape": shape, "datatype": WIRE_NAMES[item["dtype"]], "data": values.tolist()}]
+    return [{"name": name, "shape": shape, "datatype": WIRE_NAMES[item["dtype"]], "data": finite(values.tolist())}]

@@ -68,9 +68,20 @@ def query_fields(queried: QueryFinding | None) -> dict[str, Any]:
     return {"reason": QUERY_ATTACK, "query_scope": scope, **score_fields(queried)}
 
 
-def unchecked_event(names: Mapping[str, Any], model: str, action: str, reason: str, **facts: Any) -> Event:
-    """The event of a request that was not inspected, and passed (`unchecked`) or was refused for it (`refused`)."""
-    return event(action, OF_REASONS.get(reason, ()), {**names, "model": model, "reason": reason, **facts})
+def unchecked_event(
+    names: Mapping[str, Any],
+    model: str,
+    action: str,
+    reason: str,
+    queries: Mapping[str, Any] = NOTHING,
+    **facts: Any,
+) -> Event:
+    """The event of a request that was not inspected: passed (`unchecked`), refused (`refused`), or rejected.
+
+    What is rejected is rejected for its queries; of the others some may be part of a query attack, too (`queries`).
+    """
+    found = {**names, "model": model, **queries, "reason": reason, **facts}
+    return event(action, OF_REASONS.get(reason, ()) + (OF_QUERIES if queries else ()), found)
 
 
 def event(action: str, atlas: tuple[str, ...], facts: Mapping[str, Any]) -> Event:
@@ -89,6 +100,23 @@ def evidence_fields(found: Inspection) -> dict[str, Any]:
             "logits": [value if math.isfinite(value) else None for value in readings.logits[worst].tolist()],
         },
     }
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON that every parser reads: what is no number, or infinite, is null."""
+    try:
+        return json.dumps(value, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(value), default=str, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """A value of JSON in which numbers that JSON does not have are None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def kept_item(image: NDArray[Any]) -> NDArray[Any] | None:

@@ -2,12 +2,14 @@
 
 Rule 1: which items are kept is drawn when they arrive, before anything is known of their verdict.
 Rule 2: a drawn item is kept however its request ends: rejected, failed, or left by its client. What is lost is lost by
-        the room in the queue and the disk, whatever the verdict.
+        the room in the queue and the disk, whatever the verdict; a large request goes into the queue in pieces.
+Rule 3: every store keeps the bound of age, those of bundles that are retired and of a guard that is idle, too.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,9 +22,10 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle
 from guard.serve.audit.background import Background, reason_of
 from guard.serve.audit.metrics import AuditMetrics
-from guard.traffic_sample import SampledItems, SampleSpec, SampleWriter, shards_in
+from guard.traffic_sample import MANIFEST, SampledItems, SampleSpec, SampleWriter, prune, shards_in
 
 MAX_WAITING_BYTES = 32 << 20
+MAX_PIECE_BYTES = 4 << 20  # of a request's items that go into the queue at once
 FLUSH_S = 60.0  # after which sampled items are on disk, though their shard is not full
 
 
@@ -55,17 +58,35 @@ class TrafficSampling:
 
     def keep(self, bundle: Bundle, items: SampledItems) -> None:
         """Have drawn items written, which a call is done with."""
-        size_bytes = items.images.nbytes + 32 * len(items.images)
-        self.background.submit(size_bytes, partial(self.write, bundle, items), count=len(items.images))
+        step = max(1, MAX_PIECE_BYTES // max(1, items.images[0].nbytes)) if len(items.images) else 1
+        for start in range(0, len(items.images), step):
+            piece = items.part(slice(start, start + step))
+            size_bytes = piece.images.nbytes + 32 * len(piece.images)
+            self.background.submit(size_bytes, partial(self.write, bundle, piece), count=len(piece.images))
 
     def write(self, bundle: Bundle, items: SampledItems) -> None:
         """Hand items to their store's writer; called on the thread."""
         self.attempt(bundle.digest, lambda: self.writer(bundle).add(items), items)
 
     def flush(self) -> None:
-        """Write what waits in every store; called on the thread."""
+        """Write what waits in every store, and remove what is too old; called on the thread."""
         for digest, writer in list(self.writers.items()):
             self.attempt(digest, writer.flush)
+        if self.folder.is_dir():
+            for store in self.folder.iterdir():
+                with suppress(OSError):
+                    self.prune(store)
+
+    def prune(self, store: Path) -> None:
+        """Remove what is too old from a store, and the store where nothing is left in it and nothing writes to it."""
+        manifest, now = store / MANIFEST, time.time()
+        if not manifest.is_file():
+            return
+        prune(store, now, max_bytes=self.max_bytes, max_age_s=self.max_age_s)
+        is_used = store in [writer.folder for writer in self.writers.values()]
+        if not is_used and not shards_in(store) and manifest.stat().st_mtime < now - self.max_age_s:
+            manifest.unlink()
+            store.rmdir()
 
     def attempt(self, digest: str, work: Callable[[], None], items: SampledItems | None = None) -> None:
         """Carry out a write and count the items that reached the disk, or count all that were lost by it."""

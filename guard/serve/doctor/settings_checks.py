@@ -12,6 +12,7 @@ from guard.serve.check_settings import check_complete
 from guard.serve.doctor.remark import Remark
 from guard.serve.doctor.setup import Setup
 from guard.serve.own_ports import clashes
+from guard.serve.query_watch import unseen_requests
 
 Uses = Callable[[ServeConfig], bool]
 
@@ -134,7 +135,11 @@ def mode(setup: Setup) -> Iterator[Remark]:
             words += f"; what the guard fails to check {'passes, marked' if opened else 'is refused'}"
         if model.sample < 1:
             words += f"; {1 - model.sample:.4g} of all requests pass uninspected (sample = {model.sample:g})"
+        if model.query_memory != "off" and config.principal_from == "none":
+            words += '; principal_from = "none": the query memory judges all callers together'
         yield Remark("mode", "ok", label + words)
+        if unseen := unseen_requests(model):
+            yield Remark("mode", "warn", label + unseen)
 
 
 OFF = 'off: nothing is inspected; set mode = "shadow" to see what would be refused, then "enforce"'

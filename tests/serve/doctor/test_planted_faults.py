@@ -182,6 +182,14 @@ def guard_that_is_off(place: Place) -> None:
     place.settings["mode"] = "off"
 
 
+def queries_that_pass_unseen(place: Place) -> None:
+    place.settings |= {"mode": "shadow", "shadow": "queue", "query_memory": "watch"}
+
+
+def queries_that_are_not_sampled(place: Place) -> None:
+    place.settings |= {"sample": 0.25, "query_memory": "watch"}
+
+
 def altered_bundle(place: Place) -> None:
     copy = place.copy_of_bundle()
     content = bytearray((copy / "interpret.onnx").read_bytes())
@@ -433,6 +441,8 @@ FAULTS: tuple[tuple[Callable[[Place], None], str, str, str], ...] = (
     (setting_without_effect, "settings", "warn", "trusted_hops has no effect.*principal_from"),
     (admin_for_strangers, "settings", "wrong", "admin_listen = '0.0.0.0:0' is not loopback"),
     (guard_that_is_off, "mode", "warn", "nothing is inspected"),
+    (queries_that_pass_unseen, "mode", "warn", 'query_memory = "watch" has no effect'),
+    (queries_that_are_not_sampled, "mode", "warn", "sees 0.25 of all requests"),
     (altered_bundle, "bundle", "wrong", "interpret.onnx was altered: SHA-256"),
     (absent_bundle, "bundle", "wrong", "no such directory"),
     (repair_that_the_bundle_has_not, "bundle", "wrong", "cannot repair by 'median'; it has: steps"),
