@@ -129,7 +129,7 @@ def evaluated(bundle: Bundle, work: Work, data: Path, out: Path, wish: Wish, sta
         progress.say(str(check_accuracy(subject.classifier, held_out, accepted=wish.accept_accuracy)))
         choose_threads(subject.classifier.graph, one_batch(held_out.images))
         if aside:
-            progress.say(f"put aside {aside} items that the bundle was fitted or calibrated on")
+            progress.say(str(aside))
         grey = grey_guard(subject, wish)
     with stages.stage("measure speeds") as progress:
         announce(forecast(bundle, subject, held_out, work, effort, quick=wish.quick, grey=grey), wish, progress)
