@@ -68,8 +68,29 @@ def other_networks(given: str, spec: ModelSpec, classifier: Classifier) -> tuple
     """
     if Path(given).is_dir():
         bundle = Bundle.open(Path(given))
+        check_kin(given, bundle.manifest.model, spec)
         return kept_networks(WorkDirectory.beside(bundle.path), bundle.manifest.model)
     brought = Brought(given)
     opened = open_brought(brought, spec.input.shape, (spec.input.low, spec.input.high))
     check_classes(brought, opened, classifier)
     return (as_network(brought, opened, classifier, "of --grey-second"),)
+
+
+def check_kin(given: str, other: ModelSpec, own: ModelSpec) -> None:
+    """Check that another bundle's second networks take the guarded model's items and name its classes.
+
+    Raises ConfigError.
+    """
+    kinds = {
+        "items of shape": [list(spec.input.shape) for spec in (other, own)],
+        "values up from": [list(spec.input.low) for spec in (other, own)],
+        "values up to": [list(spec.input.high) for spec in (other, own)],
+        "so many classes:": [spec.output.classes for spec in (other, own)],
+        "classes called": [list(spec.output.labels) for spec in (other, own)],
+    }
+    for kind, (theirs, ours) in kinds.items():
+        if theirs != ours and (kind != "classes called" or (theirs and ours)):
+            raise ConfigError(
+                f"--grey-second {given} guards a model of {kind} {theirs}, this bundle one of {ours}; wanted a guard "
+                "of the same model, trained with another seed"
+            )
