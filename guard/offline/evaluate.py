@@ -30,7 +30,7 @@ from guard.offline.evaluation.clean_rows import MAX_NOISY_ITEMS, NOISE_SIZE_POIN
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.evaluation.forecast import seconds_per_item, seconds_to_read
 from guard.offline.evaluation.grey_second import other_networks, with_other_networks
-from guard.offline.evaluation.left_out import refit_all, unmade
+from guard.offline.evaluation.left_out import refit_all, stays, unmade
 from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evaluation.measure import measure
 from guard.offline.evaluation.suite_rows import Further
@@ -139,6 +139,10 @@ def evaluated(bundle: Bundle, work: Work, data: Path, out: Path, wish: Wish, sta
             job = replace(work.job_of(bundle), executor=wish.executor)
             opening = partial(prepared, work, bundle, progress, wish.executor)
             left_out = refit_all(job, opening, bundle, progress.note)
+            few = stays(job.recipe, work.directory, bundle)
+            for line in few:
+                progress.say(line)
+        effort = replace(effort, cuts=(*effort.cuts, *few))
     with stages.stage("measure on held-out data") as progress:
         further = Further(wish.suite, 60 * wish.suite_minutes, work.directory) if wish.suite else None
         evaluation = measure(

@@ -153,6 +153,14 @@ class LeftOutRow:
     fitted_on: tuple[str, ...]  # labels of the attacks that were left
     guard: str  # what tells it from another; `guard inspect` prints it too
     alarms: Caught  # on the clean items: the same promise
+    served_detectors: bool = False  # as the served guard's, which were chosen with this family among the attacks
+
+    @property
+    def note(self) -> str:
+        """What of the bundle did see the family, as a clause; empty where nothing did."""
+        if not self.served_detectors:
+            return ""
+        return "its detectors are the served ones, which were chosen with this family, for want of others to choose by"
 
 
 @dataclass(frozen=True)
