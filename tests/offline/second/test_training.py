@@ -320,6 +320,29 @@ def test_many_steps_may_find_more_than_one_but_not_more_than_they_did() -> None:
     assert not Held(300, 4 / 255, 0.25, 0.13, 20).begins_to_hide(best=0.31), "one step finds nearly as much"
 
 
+@pytest.mark.parametrize(("items", "hides"), [(20, False), (40, False), (300, True)])
+def test_an_epoch_is_not_undone_for_one_item_of_few(items: int, *, hides: bool) -> None:
+    """One in five holds against one step and not against many: of few items that may be chance."""
+    held = Held(items, 4 / 255, 0.6, 0.35 if items < 300 else 0.3, 50)
+    assert held.begins_to_hide(best=0.55) is hides
+
+
+def test_minutes_that_no_epoch_fits_into_are_said(trained: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of each kind takes an hour, and there are five minutes."""
+    classifier, data = open_job(trained)
+    lessons = read_lessons(trained, classifier, data)
+    monkeypatch.setattr(Training, "computed", lambda *_: (1200.0, 2400.0))
+    few = Training(replace(trained, second_minutes=5.0), classifier, lessons)
+    pace = few.pace()
+    assert (pace.natural_epochs, pace.robust_epochs) == (1, 1)
+    assert few.seconds_all == 3600.0
+    assert "which is more than the 5 min of --second-minutes" in few.time
+    many = Training(replace(trained, second_minutes=70.0), classifier, lessons)
+    assert many.seconds_all == 4200.0
+    assert many.time == "in at most 70 min (--second-minutes)"
+    assert Training(trained, classifier, lessons).seconds_all > 3600.0
+
+
 @pytest.mark.parametrize("helps", [False, True])
 def test_an_epoch_that_begins_to_hide_is_learned_again_against_more_steps(
     trained: Job, tmp_path: Path, epochs: list[int], monkeypatch: pytest.MonkeyPatch, *, helps: bool
