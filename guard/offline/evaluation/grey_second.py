@@ -23,6 +23,8 @@ from guard.offline.second.brought import Brought, as_network, check_classes, ope
 from guard.offline.second.kept import kept_networks
 from guard.offline.work.directory import WorkDirectory
 
+NAMES = "classes called"  # where both models name them
+
 
 def with_other_networks(subject: OpenedGuard, others: Sequence[SecondNetwork]) -> OpenedGuard:
     """Return the guard with other second networks in the places of its own, in their order.
@@ -81,16 +83,21 @@ def check_kin(given: str, other: ModelSpec, own: ModelSpec) -> None:
 
     Raises ConfigError.
     """
-    kinds = {
-        "items of shape": [list(spec.input.shape) for spec in (other, own)],
-        "values up from": [list(spec.input.low) for spec in (other, own)],
-        "values up to": [list(spec.input.high) for spec in (other, own)],
-        "so many classes:": [spec.output.classes for spec in (other, own)],
-        "classes called": [list(spec.output.labels) for spec in (other, own)],
-    }
-    for kind, (theirs, ours) in kinds.items():
-        if theirs != ours and (kind != "classes called" or (theirs and ours)):
+    theirs, ours = facts_of(other), facts_of(own)
+    for kind, found in theirs.items():
+        if found != ours[kind] and (kind != NAMES or (found and ours[kind])):
             raise ConfigError(
-                f"--grey-second {given} guards a model of {kind} {theirs}, this bundle one of {ours}; wanted a guard "
-                "of the same model, trained with another seed"
+                f"--grey-second {given} guards a model of {kind} {found}, this bundle one of {ours[kind]}; wanted a "
+                "guard of the same model, trained with another seed"
             )
+
+
+def facts_of(spec: ModelSpec) -> dict[str, object]:
+    """Return what two models must have in common for the second networks of one to be asked in place of the other's."""
+    return {
+        "items of shape": list(spec.input.shape),
+        "values up from": list(spec.input.low),
+        "values up to": list(spec.input.high),
+        "so many classes:": spec.output.classes,
+        NAMES: list(spec.output.labels),
+    }

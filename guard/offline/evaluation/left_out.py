@@ -202,7 +202,7 @@ def made_for(identity: str, bundle: Bundle | None) -> dict[str, str | int | None
 
 
 def too_few(work: WorkDirectory, family: str, identity: str) -> int | None:
-    """Return how few items the other families were found to have; None where they suffice, or nobody has looked."""
+    """Return how few items the other families were found to have; None where they suffice, or were not counted."""
     kept = read_json(work.made_for(family)) if work.made_for(family).exists() else None
     if not isinstance(kept, dict) or kept != {**made_for(identity, None), TOO_FEW: kept.get(TOO_FEW)}:
         return None

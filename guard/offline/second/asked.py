@@ -21,6 +21,7 @@ from guard.offline.second.answers import check_answers
 from guard.offline.second.brought import Brought, as_network, brought_networks, check_classes, open_brought
 from guard.offline.second.kept import keep_lessons, keep_networks
 from guard.offline.second.lessons import read_lessons
+from guard.offline.second.same_model import is_same_model
 from guard.offline.second.training import NAME, Progress, Training, cost_text
 
 ABOUT = "second"  # the word before each line
@@ -113,6 +114,11 @@ def opened_network(brought: Brought, job: Job, classifier: Classifier, data: Dat
             "wanted another network"
         )
     answers = check_answers(f"--second {brought.model}", opened.adapted, classifier, data)
+    if answers.agrees == 1 and is_same_model(opened.adapted, classifier, data, job.seed):
+        raise ModelError(
+            f"--second {brought.model} gives the logits of the guarded model ({job.model}) on clean and noisy items, "
+            "as another export of it does, and would agree with it always; wanted another network"
+        )
     found = as_network(brought, opened, classifier, f"brought, {opened.in_words}; {answers}")
     say(ABOUT, f"{brought.name}: {opened.in_words}; {answers}; it costs {cost_text(found.forwards)}")
     return found

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from guard.errors import ModelError
-from guard.offline.findings.intervals import Rate
 from guard.offline.networks.one_vs_rest import many_steps, one_step, stepped
 
 MAX_GAP_SHARE = 0.15  # of the items: by how much more may hold against one step than against many
@@ -38,14 +38,10 @@ class Held:
     steps: int
 
     @property
-    def lost(self) -> Rate:
-        """Share of the items that hold against one step and not against many."""
-        return Rate.counted(round(self.items * (self.one_step - self.many_steps)), self.items)
-
-    @property
     def many_find_more(self) -> bool:
         """Whether many steps find much more than one; the interval counts, so that one item of few says nothing."""
-        return self.lost.low > MAX_GAP_SHARE
+        lost = binomtest(round(self.items * (self.one_step - self.many_steps)), self.items)
+        return float(lost.proportion_ci(confidence_level=0.95, method="wilson").low) > MAX_GAP_SHARE
 
     @property
     def diverges(self) -> bool:

@@ -35,7 +35,7 @@ NOT_KEPT = {"recipe", "out", "executor"}  # of a job's settings: kept in another
 
 
 @dataclass(frozen=True)
-class Aside:
+class PutAside:
     """Numbers of items that are no news to a bundle, and so are no test of it."""
 
     fitted: int  # or calibrated on
@@ -153,7 +153,7 @@ class Work:
         layout: str | None = None,
         choice: ColumnChoice | None = None,
         progress: Reading | None = None,
-    ) -> tuple[Dataset, Aside]:
+    ) -> tuple[Dataset, PutAside]:
         """Return the items of a file that nothing was fitted or calibrated on, and how many had to be put aside.
 
         They are in the order of their hashes, so that the first of them are of all classes, however a file is sorted.
@@ -185,7 +185,7 @@ class Work:
                 "needs items that this bundle has not seen"
             )
         order = np.argsort(found.hashes, kind="stable")
-        return found.take(order[fresh[order]]), Aside(int((~test).sum()), int((test & ~fresh).sum()))
+        return found.take(order[fresh[order]]), PutAside(int((~test).sum()), int((test & ~fresh).sum()))
 
 
 def study_of(bundle: Bundle) -> Study:
