@@ -17,7 +17,8 @@ from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.model.classifier import Classifier
 
-COMPARED_ITEMS, NOISE_SIZE = 64, 0.1
+COMPARED_ITEMS = 64
+NOISE_SHARE = 0.1  # of the range of values, up and down
 MAX_SAME_SHARE = 1e-2  # of the logits' size: an export in half precision differs by less, another training by more
 
 
@@ -25,7 +26,7 @@ def is_same_model(network: nn.Module, classifier: Classifier, data: Dataset, see
     """Return whether a network gives the model's own logits, up to what a softmax or a temperature makes of them."""
     clean = torch.from_numpy(np.asarray(data.part(Split.HEADS).take(slice(COMPARED_ITEMS)).images[:]))
     drawn = torch.rand(clean.shape, generator=torch.Generator().manual_seed(seed))
-    items = torch.cat([clean, (clean + NOISE_SIZE * (2 * drawn - 1)).clamp(0, 1)])
+    items = torch.cat([clean, (clean + NOISE_SHARE * (2 * drawn - 1)).clamp(0, 1)])
     with torch.no_grad():
         ours, theirs = (centred(one(items)) for one in (classifier.graph, network))
     scale = (ours * theirs).sum() / ours.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
