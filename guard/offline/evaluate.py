@@ -30,7 +30,7 @@ from guard.offline.evaluation.clean_rows import MAX_NOISY_ITEMS, NOISE_SIZE_POIN
 from guard.offline.evaluation.effort import Effort, Size
 from guard.offline.evaluation.forecast import seconds_per_item, seconds_to_read
 from guard.offline.evaluation.grey_second import other_networks, with_other_networks
-from guard.offline.evaluation.left_out import refit_all, unmade
+from guard.offline.evaluation.left_out import refit_all, stays, unmade
 from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evaluation.measure import measure
 from guard.offline.evaluation.suite_rows import Further
@@ -129,7 +129,7 @@ def evaluated(bundle: Bundle, work: Work, data: Path, out: Path, wish: Wish, sta
         progress.say(str(check_accuracy(subject.classifier, held_out, accepted=wish.accept_accuracy)))
         choose_threads(subject.classifier.graph, one_batch(held_out.images))
         if aside:
-            progress.say(f"put aside {aside} items that the bundle was fitted or calibrated on")
+            progress.say(str(aside))
         grey = grey_guard(subject, wish)
     with stages.stage("measure speeds") as progress:
         announce(forecast(bundle, subject, held_out, work, effort, quick=wish.quick, grey=grey), wish, progress)
@@ -139,6 +139,10 @@ def evaluated(bundle: Bundle, work: Work, data: Path, out: Path, wish: Wish, sta
             job = replace(work.job_of(bundle), executor=wish.executor)
             opening = partial(prepared, work, bundle, progress, wish.executor)
             left_out = refit_all(job, opening, bundle, progress.note)
+            few = stays(job.recipe, work.directory, bundle)
+            for line in few:
+                progress.say(line)
+        effort = replace(effort, cuts=(*effort.cuts, *few))
     with stages.stage("measure on held-out data") as progress:
         further = Further(wish.suite, 60 * wish.suite_minutes, work.directory) if wish.suite else None
         evaluation = measure(

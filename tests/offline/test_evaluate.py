@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from guard.offline.evaluate import Wish, evaluate_bundle, forecast, prepared
 from guard.offline.evaluation import measure as measuring
 from guard.offline.evaluation.detector_rows import detector_rows
 from guard.offline.evaluation.effort import MIN_PROOF_ITEMS, MIN_PROOF_STEPS, Size
-from guard.offline.evaluation.left_out import families, refit_all, unmade
+from guard.offline.evaluation.left_out import families, refit_all, stays, unmade
 from guard.offline.evaluation.left_out_guard import LeftOut
 from guard.offline.evidence.batches import gather_all
 from guard.offline.evidence.cache import EvidenceCache
@@ -172,6 +173,28 @@ def test_what_learns_from_attacks_or_noise_is_another_and_the_rest_is_the_same(r
 def test_one_family_alone_cannot_be_left_out() -> None:
     assert families(tiny.recipe()) == ("high-confidence", "single-step")
     assert families(replace(tiny.recipe(), attacks=tiny.recipe().attacks[:1])) == ()
+
+
+def test_a_family_beside_which_nothing_is_left_to_learn_from_stays_and_that_is_said(
+    refitted: Refitted, bundle: Bundle
+) -> None:
+    """FGSM fools the model on five items: without PGD no head can learn, without FGSM all is well."""
+    work = Work.beside(bundle)
+    job = work.job_of(bundle)
+    for family in families(work.recipe):
+        shutil.rmtree(work.directory.without(family))
+    first, second = refitted.whole.crafted
+    assert [str(one.family) for one in (first, second)] == ["high-confidence", "single-step"]
+    along = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf", "budgets")
+    few = replace(second, **{name: getattr(second, name)[:5] for name in along})
+    prepared, asked = replace(refitted.whole, crafted=(first, few)), []
+    for _ in range(2):
+        guards = refit_all(job, lambda: asked.append(1) or prepared, bundle, lambda _: None)  # type: ignore[func-returns-value]
+        assert [guard.family for guard in guards] == ["single-step"]
+    assert asked == [1], "what cannot be is not tried again"
+    assert unmade(work.recipe, work.directory, bundle) == ()
+    (line,) = stays(work.recipe, work.directory, bundle)
+    assert re.fullmatch(r"high-confidence is not left out: the other families .* [0-5] items .* it takes 20", line)
 
 
 def test_remembered_evidence_is_gathered_once_and_is_the_items_own(

@@ -10,11 +10,11 @@ import numpy as np
 from guard.errors import ConfigError, DataError, ModelError
 from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.methods.patch import covered
-from guard.offline.attacks.ranges import smallest
+from guard.offline.attacks.ranges import largest, smallest
 from guard.offline.crafting.shard import CraftSetup
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.feature_grid import FeatureGrid
-from guard.offline.data.grid import Grid, on_grid, stuck
+from guard.offline.data.grid import MAX_GRID_STEPS, Grid, on_grid, stuck
 
 
 def check(run: CraftSetup, items: Dataset) -> None:
@@ -37,17 +37,47 @@ def check(run: CraftSetup, items: Dataset) -> None:
 
 
 def check_budgets(attacks: Sequence[Attack], grid: Grid, item_shape: Sequence[int]) -> None:
-    """Check that each budget, and each range's lower end, moves something: a step of the grid, or a place of an item.
+    """Check that each budget moves something: a step of the grid, or a place of an item. Raises ConfigError.
 
-    Raises ConfigError.
+    A range's lower end must, too, except where items that draw less are given one step.
     """
     places = math.prod(item_shape[1:] or item_shape)
     for attack in attacks:
-        least = smallest(attack.budget)
-        if attack.norm == "linf" and least is not None and stuck(least, grid):
-            raise ConfigError(f"{attack!r}: its budget is below {one_step(grid)}")
-        if attack.traits.covers and least is not None:
+        least, most = smallest(attack.budget), largest(attack.budget)
+        if least is None or most is None:
+            continue
+        if attack.norm == "linf":
+            if stuck(most if lifts(attack, grid) else least, grid):
+                raise ConfigError(f"{attack!r}: its budget is below {one_step(grid)}")
+            if beyond(most, grid):
+                raise ConfigError(f"{attack!r}: its budget is above {whole_range(most)}")
+        if attack.traits.covers:
             covered(attack, least, places)
+
+
+def lifts(attack: Attack, grid: Grid) -> bool:
+    """Return whether an item that draws a budget below one step of the grid is given one step."""
+    return isinstance(grid, int) and not attack.traits.learns
+
+
+def lifted(attacks: Sequence[Attack], grid: Grid) -> list[str]:
+    """Say of which attacks a range begins below one step of the grid, and so at one step."""
+    found = []
+    for attack in attacks:
+        least = smallest(attack.budget)
+        if attack.norm == "linf" and least is not None and lifts(attack, grid) and stuck(least, grid):
+            found.append(f"{attack!r}: its range of budgets begins at one step, 1/{grid}, of the data's grid")
+    return found
+
+
+def beyond(budget: float, grid: Grid) -> bool:
+    """Return whether an L-infinity budget is more than all values span; of a table each feature has its own range."""
+    return budget > 1 and not isinstance(grid, FeatureGrid)
+
+
+def whole_range(budget: float) -> str:
+    """Return what an L-infinity budget must not exceed, and how to give one that is of 255."""
+    return f"1, the whole range of values; is it of 255? Give {budget:g}/255 = {budget / MAX_GRID_STEPS:.3g}"
 
 
 def one_step(grid: Grid) -> str:

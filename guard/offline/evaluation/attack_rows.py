@@ -80,6 +80,7 @@ class Other:
     family: str
     fitted_on: tuple[str, ...]  # labels of the attacks that were left
     guard: GuardReadings
+    served_detectors: bool = False  # and so chosen with the family
 
     def detection(self, crafted: CraftedSet, promises: Sequence[Promise]) -> Detection:
         readings = read(self.guard.cascade, crafted.attacked)
@@ -87,7 +88,7 @@ class Other:
 
     def row(self, promises: Sequence[Promise]) -> LeftOutRow:
         alarms = caught_at(promises, self.guard.clean.p_value)
-        return LeftOutRow(self.family, self.fitted_on, self.guard.identity, alarms)
+        return LeftOutRow(self.family, self.fitted_on, self.guard.identity, alarms, self.served_detectors)
 
 
 @dataclass(frozen=True, eq=False)

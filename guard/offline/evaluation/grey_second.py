@@ -23,6 +23,8 @@ from guard.offline.second.brought import Brought, as_network, check_classes, ope
 from guard.offline.second.kept import kept_networks
 from guard.offline.work.directory import WorkDirectory
 
+NAMES = "classes called"  # where both models name them
+
 
 def with_other_networks(subject: OpenedGuard, others: Sequence[SecondNetwork]) -> OpenedGuard:
     """Return the guard with other second networks in the places of its own, in their order.
@@ -68,8 +70,34 @@ def other_networks(given: str, spec: ModelSpec, classifier: Classifier) -> tuple
     """
     if Path(given).is_dir():
         bundle = Bundle.open(Path(given))
+        check_kin(given, bundle.manifest.model, spec)
         return kept_networks(WorkDirectory.beside(bundle.path), bundle.manifest.model)
     brought = Brought(given)
     opened = open_brought(brought, spec.input.shape, (spec.input.low, spec.input.high))
     check_classes(brought, opened, classifier)
     return (as_network(brought, opened, classifier, "of --grey-second"),)
+
+
+def check_kin(given: str, other: ModelSpec, own: ModelSpec) -> None:
+    """Check that another bundle's second networks take the guarded model's items and name its classes.
+
+    Raises ConfigError.
+    """
+    theirs, ours = facts_of(other), facts_of(own)
+    for kind, found in theirs.items():
+        if found != ours[kind] and (kind != NAMES or (found and ours[kind])):
+            raise ConfigError(
+                f"--grey-second {given} guards a model of {kind} {found}, this bundle one of {ours[kind]}; wanted a "
+                "guard of the same model, trained with another seed"
+            )
+
+
+def facts_of(spec: ModelSpec) -> dict[str, object]:
+    """Return what two models must have in common for the second networks of one to be asked in place of the other's."""
+    return {
+        "items of shape": list(spec.input.shape),
+        "values up from": list(spec.input.low),
+        "values up to": list(spec.input.high),
+        "so many classes:": spec.output.classes,
+        NAMES: list(spec.output.labels),
+    }

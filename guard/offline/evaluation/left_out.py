@@ -25,7 +25,7 @@ from guard.offline.job.recipe import Recipe
 from guard.offline.training.build import Prepared, compile_heads, fit, parities
 from guard.offline.training.calibrator import Calibrator
 from guard.offline.training.candidates import ChosenDetectors, with_chosen
-from guard.offline.training.family_scores import MIN_FAMILIES
+from guard.offline.training.families import MIN_LEARNED_ITEMS, learned_without, leaving
 from guard.offline.training.fit_heads import settled
 from guard.offline.training.left_out_scores import left_out_scores
 from guard.offline.work.code import code_digest
@@ -35,6 +35,8 @@ from guard.offline.work.parallel import OWN_THREADS
 from guard.offline.work.tasks import TaskCallbacks, Tasks, Watch
 from guard.runtime import Runtime
 
+TOO_FEW = "learned_items"  # in what is kept of a family that cannot be left out: how many items the others have
+
 
 def families(recipe: Recipe) -> tuple[str, ...]:
     """Return the families that can be left out: none where there is but one, or nothing were left to learn from."""
@@ -43,17 +45,34 @@ def families(recipe: Recipe) -> tuple[str, ...]:
 
 
 def unmade(recipe: Recipe, work: WorkDirectory, served: Bundle) -> tuple[str, ...]:
-    """Return the families without which no guard lies in the work directory yet."""
+    """Return the families without which no guard lies in the work directory yet, and could."""
     identity = served.identity
-    return tuple(family for family in families(recipe) if reopened(work, family, identity) is None)
+    return tuple(
+        family
+        for family in families(recipe)
+        if reopened(work, family, identity) is None and too_few(work, family, identity) is None
+    )
+
+
+def stays(recipe: Recipe, work: WorkDirectory, served: Bundle) -> tuple[str, ...]:
+    """Say which families cannot be left out, since hardly anything were left to learn from."""
+    found = {family: too_few(work, family, served.identity) for family in families(recipe)}
+    return tuple(
+        f"{family} is not left out: the other families fool the model on {count} items of a split that a guard is "
+        f"fitted on, and it takes {MIN_LEARNED_ITEMS}"
+        for family, count in found.items()
+        if count is not None
+    )
 
 
 def refit_all(
     job: Job, prepared: Callable[[], Prepared], served: Bundle, note: Callable[[str], None]
 ) -> tuple[LeftOut, ...]:
-    """Return one guard a family, reopened from the work directory where it is there.
+    """Return one guard a family that can be left out, reopened from the work directory where it is there.
 
-    Where one is not, `prepared` is asked for. Raises: as fitting, compiling and calibrating do.
+    Where one is not, `prepared` is asked for. `stays` says afterwards which cannot.
+
+    Raises: as fitting, compiling and calibrating do.
     """
     labels = labels_of(job.recipe.attacks, served.manifest.model.input.grid)
     missing = unmade(job.recipe, job.work, served)
@@ -62,9 +81,14 @@ def refit_all(
         make_missing(job, prepared(), missing, served, note)
     found = []
     for family in families(job.recipe):
+        if too_few(job.work, family, served.identity) is not None:
+            continue
         bundle = Bundle.open(job.work.without(family))
         fitted_on = tuple(label for label, attack in labels.items() if attack.family != family)
-        found.append(LeftOut(family, fitted_on, Runtime.open(bundle).cascade, bundle.identity))
+        chosen = job.cost is None or bool(bundle.manifest.provenance.get("choice"))
+        found.append(
+            LeftOut(family, fitted_on, Runtime.open(bundle).cascade, bundle.identity, served_detectors=not chosen)
+        )
     return tuple(found)
 
 
@@ -73,8 +97,16 @@ def make_missing(
 ) -> None:
     """Fit a guard without each of these families, and keep it as soon as it is there.
 
+    Where the others' items are too few for any head to learn from, that is kept in its place.
     Data that do not fit into memory are not sent anywhere: these guards are fitted in this process.
     """
+    counts = {family: learned_without(prepared, family) for family in missing}
+    for family, count in counts.items():
+        if count < MIN_LEARNED_ITEMS:
+            write_json(job.work.made_for(family), {**made_for(served.identity, None), TOO_FEW: count})
+    missing = [family for family, count in counts.items() if count >= MIN_LEARNED_ITEMS]
+    if not missing:
+        return
     refits = Refits(job, prepared, served, EvidenceCache(prepared.classifier))
 
     def keep(number: int, files: dict[str, bytes]) -> None:
@@ -155,16 +187,26 @@ def chosen_without(
 ) -> tuple[Job, ChosenDetectors | None]:
     """Return the job with detectors chosen on the families that are kept, where it has a limit of forwards.
 
-    Where but one family is kept there is nothing to choose by, and the served guard's detectors are taken.
+    Where but one family is kept, or two can't be left out of what is, there is nothing to choose by, and the served
+    guard's detectors are taken.
     """
-    if job.cost is None or len({found.family for found in kept.crafted}) >= MIN_FAMILIES:
+    if job.cost is None or leaving(kept):
         return with_chosen(job, kept, remembered, note)
     return replace(job, recipe=job.recipe.having(served.manifest.recipe["detector"])), None
 
 
-def made_for(identity: str, bundle: Bundle) -> dict[str, str]:
+def made_for(identity: str, bundle: Bundle | None) -> dict[str, str | int | None]:
     """Return what a guard without a family is kept for: the served one, its own content, and the code that made it."""
-    return {"of": identity, "bundle": bundle.digest, "code": code_digest(__name__)}
+    digest = None if bundle is None else bundle.digest
+    return {"of": identity, "bundle": digest, "code": code_digest(__name__)}
+
+
+def too_few(work: WorkDirectory, family: str, identity: str) -> int | None:
+    """Return how few items the other families were found to have; None where they suffice, or were not counted."""
+    kept = read_json(work.made_for(family)) if work.made_for(family).exists() else None
+    if not isinstance(kept, dict) or kept != {**made_for(identity, None), TOO_FEW: kept.get(TOO_FEW)}:
+        return None
+    return int(kept[TOO_FEW])
 
 
 def reopened(work: WorkDirectory, family: str, identity: str) -> Bundle | None:

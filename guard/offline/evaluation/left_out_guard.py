@@ -15,3 +15,4 @@ class LeftOut:
     fitted_on: tuple[str, ...]  # labels of the attacks that were left
     cascade: Cascade
     identity: str  # of what decides in it
+    served_detectors: bool = False  # for want of families to choose by; they were chosen with this one, too

@@ -139,7 +139,10 @@ def others(left_out: Sequence[LeftOut], rates: Rates, held_out: Dataset) -> dict
     """Return the guards that were fitted without a family, by the family."""
     return {
         left.family: Other(
-            left.family, left.fitted_on, GuardReadings.over(left.cascade, rates, left.identity, held_out)
+            left.family,
+            left.fitted_on,
+            GuardReadings.over(left.cascade, rates, left.identity, held_out),
+            left.served_detectors,
         )
         for left in left_out
     }

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from scipy.stats import binom
+
 from guard.offline.attacks.attack import Family
 from guard.offline.findings.figures import Exhibit
 from guard.offline.findings.intervals import Area, Caught, Promise, Rate
@@ -14,6 +16,7 @@ PROOF_SHARE = 0.9
 MAX_CHANGED_SHARE = 0.1  # of the items, that a stronger attack may gain or lose: the lower end of the interval counts
 MAX_DISAGREEING_SHARE = 0.02  # one item in fifty, whose risk lies on the threshold
 MAX_RISK_GAP = 0.1  # in units of risk
+CHANCE_TAIL_SHARE = 0.025  # of reports, in which some class is marked though none is bothered
 OFF_GRID, NOISE = "off-grid clean", "noise of the attacks' sizes"
 HARMLESS = "noise of every kind and size"
 
@@ -42,10 +45,12 @@ class ClassRow:
     alarms: Caught
     true_class: int | None = None  # None: of all classes, that the model has right, or wrong
 
-    def bothered(self, rate: float) -> bool:
-        """Tell whether the interval of the row's false alarms lies wholly above the rate."""
+    def bothered(self, rate: float, classes: int = 1) -> bool:
+        """Tell whether at this rate chance gives one of so many classes as many false alarms in CHANCE_TAIL_SHARE."""
         found = self.alarms.get(rate)
-        return found is not None and found.items > 0 and found.low > rate
+        if found is None or found.items == 0:
+            return False
+        return bool(binom.sf(found.count - 1, found.items, rate) < CHANCE_TAIL_SHARE / classes)
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,14 @@ class LeftOutRow:
     fitted_on: tuple[str, ...]  # labels of the attacks that were left
     guard: str  # what tells it from another; `guard inspect` prints it too
     alarms: Caught  # on the clean items: the same promise
+    served_detectors: bool = False  # as the served guard's, which were chosen with this family among the attacks
+
+    @property
+    def note(self) -> str:
+        """What of the bundle did see the family, as a clause; empty where nothing did."""
+        if not self.served_detectors:
+            return ""
+        return "its detectors are the served ones, which were chosen with this family, for want of others to choose by"
 
 
 @dataclass(frozen=True)
@@ -240,7 +253,9 @@ class AdaptiveRow:
     def doubts(self) -> tuple[str, ...]:
         """Why the attack proves nothing, in clauses; without any, what gets through counts."""
         found = []
-        if not self.weak or any(row.success.value < PROOF_SHARE for row in self.weak):
+        if not self.weak:
+            found.append("there was none to prove it on: the guard has no detector that is known to be weak")
+        if any(row.success.value < PROOF_SHARE for row in self.weak):
             found.append(f"it did not first defeat detectors known to be weak on {PROOF_SHARE:.0%} of the items")
         found += [f"it did not first defeat the {row.detector}, where none can hold" for row in self.hiding]
         if self.without_gradient:

@@ -110,7 +110,8 @@ def measure_accuracy(classifier: Classifier, data: Dataset) -> Accuracy:
     # Another order of classes can copy a simpler cause, and is none beside it.
     best = max(cause.share for cause in found)
     orders = exchanged_classes(predicted, some.labels, classes, names)
-    found += [order for order in orders if order.share > best + MIN_ORDER_GAIN_SHARE]
+    asked = right_on_counted(predicted, some.labels)
+    found += [one for one in orders if one.share > best + MIN_ORDER_GAIN_SHARE and one.share >= asked + MIN_GAIN_SHARE]
     least = max(accuracy.share + MIN_GAIN_SHARE, max(cause.share for cause in found) - MAX_BEHIND_SHARE)
     helps = [cause for cause in found if cause.share >= least]
     return replace(accuracy, causes=tuple(sorted(helps, key=lambda cause: -cause.share)))
@@ -162,7 +163,10 @@ def changed_inputs(classifier: Classifier, data: Dataset) -> Iterator[Cause]:
 
 
 def exchanged_classes(predicted: Labels, labels: Labels, classes: int, names: tuple[str, ...]) -> Iterator[Cause]:
-    """Yield the order of classes under which most answers are right: found on one half, counted on the other."""
+    """Yield the order of classes under which most answers are right: found on one half, counted on the other.
+
+    Nothing where it is the order that they have. What it gains, it gains over `right_on_counted`.
+    """
     confusion = np.zeros((classes, classes))  # [label, answer]
     np.add.at(confusion, (labels[::2], predicted[::2]), 1)
     _, order = linear_sum_assignment(confusion + ANSWER_PENALTY * np.eye(classes), maximize=True)
@@ -171,8 +175,15 @@ def exchanged_classes(predicted: Labels, labels: Labels, classes: int, names: tu
         return
     share = float((order[held_out] == predicted[1::2]).mean())
     moved = [label for label in np.unique(labels).tolist() if order[label] != label]
+    if not moved:
+        return
     shown = [f"{label}{f' ({names[label]})' if label < len(names) else ''} is {order[label]}" for label in moved]
     listed = ", ".join(shown[:MAX_NAMED_CLASSES]) + (", …" if shown[MAX_NAMED_CLASSES:] else "")
     yield Cause(
         "classes in another order", f"for the model label {listed}; bring labels or folders into its order", share
     )
+
+
+def right_on_counted(predicted: Labels, labels: Labels) -> float:
+    """Return the share of right answers, as they are, on the half that orders of classes are counted on."""
+    return float((predicted[1::2] == labels[1::2]).mean()) if len(labels) > 1 else 0.0

@@ -22,7 +22,7 @@ from guard.features import only_names
 from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.objective import Gap
 from guard.offline.closed.open_answers import open_answers
-from guard.offline.crafting.checks import check_budgets, one_step
+from guard.offline.crafting.checks import check_budgets, lifted, one_step
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Grid, grid_for, stuck
 from guard.offline.data.splits import Split
@@ -85,7 +85,10 @@ def check(job: Job, say: Callable[[str, str], None], *, kept: WorkDirectory | No
     check_model_named(job)
     classifier, data = open_job(job, told(say), tell=lambda text: say("student", text), kept=kept)
     job = job.fitting(classifier)
-    check_grid(job.recipe, grid_for(classifier.spec.input), classifier.item_shape)
+    grid = grid_for(classifier.spec.input)
+    check_grid(job.recipe, grid, classifier.item_shape)
+    for line in lifted((*job.recipe.attacks, *job.recipe.left_out), grid):
+        say("budget", line)
     check_mates(classifier, data)
     choose_threads(classifier.graph, one_batch(data.images), job.threads)
     lines = (*model_lines(classifier), *data_lines(classifier, data), *feature_lines(job, classifier, data))

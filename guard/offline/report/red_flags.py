@@ -167,10 +167,10 @@ def unattacked_flags(name: str, alarms: Caught, meaning: str) -> list[str]:
 
 
 def class_flags(e: Evaluation) -> list[str]:
-    """Flag the class with the most false alarms at each rate, if its interval lies above that rate."""
+    """Flag the class with the most false alarms at each rate, if chance hardly explains it."""
     told: dict[str, list[str]] = {}
     for promise in e.stated:
-        over = [row for row in e.by_class if row.bothered(promise.rate)]
+        over = [row for row in e.by_class if row.bothered(promise.rate, len(e.by_class))]
         worst = max(over, key=lambda row: alarm_value(row.alarms.get(promise.rate)), default=None)
         if worst is not None and (found := worst.alarms[promise.rate]) is not None:
             text = f"{percent(found.value, 1)} {bracket(found, 1)} at {promise_text(promise)}"

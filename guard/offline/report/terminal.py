@@ -200,7 +200,8 @@ def left_out_notes(e: Evaluation) -> Iterator[str]:
         yield "No family was left out, so these rows say little of attacks that nobody thought of."
     for row in e.left_out:
         found = ", ".join(f"{rate_text(row.alarms.get(p.rate), 1)} at {promise_text(p)}" for p in e.stated)
-        yield f"Without {row.family}: fitted on {', '.join(row.fitted_on)}; false alarms on clean {found}."
+        note = f"; {row.note}" if row.note else ""
+        yield f"Without {row.family}: fitted on {', '.join(row.fitted_on)}{note}; false alarms on clean {found}."
 
 
 def suite_part(e: Evaluation) -> Parts:

@@ -15,7 +15,7 @@ from guard.errors import ModelError
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.grid import Images
 from guard.offline.data.splits import Split
-from guard.offline.job.accuracy import Cause, Labels, exchanged_classes
+from guard.offline.job.accuracy import Cause, Labels, exchanged_classes, right_on_counted
 from guard.offline.model.classifier import Classifier
 
 MAX_CHECKED_ITEMS, BATCH_ITEMS = 1000, 50
@@ -60,7 +60,7 @@ def check_answers(
     chance = max(1 / classes, float(counts[0] @ counts[1]))
     found = Answers(len(some), float((theirs == some.labels).mean()), float((theirs == ours).mean()), chance)
     order = other_order(theirs, some.labels, classifier)
-    if order is not None and order.share > found.right + MIN_OVER_CHANCE_SHARE:
+    if order is not None and order.share > right_on_counted(theirs, some.labels) + MIN_OVER_CHANCE_SHARE:
         raise ModelError(
             f"{name} is {found}; {order}; wanted the model's own order of classes: a second network whose outputs "
             "are in it"

@@ -13,13 +13,15 @@ from guard.errors import ConfigError, ModelError
 from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.evidence.kinds.second import SecondNetwork
+from guard.offline.job.accuracy import check_accuracy
 from guard.offline.job.job import Job
 from guard.offline.job.second_settings import ASKING
 from guard.offline.model.classifier import Classifier
 from guard.offline.second.answers import check_answers, checked_items
 from guard.offline.second.brought import Brought, as_network, brought_networks, check_classes, open_brought
-from guard.offline.second.kept import keep_networks
+from guard.offline.second.kept import keep_lessons, keep_networks
 from guard.offline.second.lessons import read_lessons
+from guard.offline.second.same_model import is_same_model
 from guard.offline.second.training import NAME, Progress, Training, cost_text
 
 ABOUT = "second"  # the word before each line
@@ -57,6 +59,7 @@ class SecondsAsked:
             say(f"{answers}, {cost_text(found.forwards)}")
             networks = (*networks, replace(found, about=f"{found.about}; {answers}"))
         keep_networks(self.job.work, networks, self.brought)
+        keep_lessons(self.job.work, None if self.training is None else self.training.lessons.hashes)
         return self.asking(networks)
 
 
@@ -84,8 +87,13 @@ def find_asked(
     training = None
     if job.second_data is not None:
         checked_items(TRAINED, data, Split.COMBINER)
-        training = Training(job, classifier, read_lessons(job, classifier, data, reading))
-        say(ABOUT, training.lessons.in_words)
+        lessons = read_lessons(job, classifier, data, reading)
+        for note in lessons.notes:
+            say(ABOUT, note)
+        say(ABOUT, lessons.in_words)
+        model = replace(classifier, answering=None)  # a closed model may have no answers to these items
+        say(ABOUT, f"of these items {check_accuracy(model, lessons.learned, accepted=job.accept_accuracy)}")
+        training = Training(job, classifier, lessons)
         cost = cost_text(training.untrained.forwards)
         say(ABOUT, f"a network ({job.recipe.second.kind}) will be trained on them, {training.time}; it costs {cost}")
     elif not wanted and job.recipe.asks_second:
@@ -109,6 +117,11 @@ def opened_network(brought: Brought, job: Job, classifier: Classifier, data: Dat
             "wanted another network"
         )
     answers = check_answers(f"--second {brought.model}", opened.adapted, classifier, data)
+    if answers.agrees == 1 and is_same_model(opened.adapted, classifier, data, job.seed):
+        raise ModelError(
+            f"--second {brought.model} gives the logits of the guarded model ({job.model}) on clean and noisy items, "
+            "as another export of it does, and would agree with it always; wanted another network"
+        )
     found = as_network(brought, opened, classifier, f"brought, {opened.in_words}; {answers}")
     say(ABOUT, f"{brought.name}: {opened.in_words}; {answers}; it costs {cost_text(found.forwards)}")
     return found

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from guard.errors import BundleError, ModelError
 from guard.manifest import ModelSpec
@@ -49,6 +50,24 @@ def keep_networks(work: WorkDirectory, networks: Sequence[SecondNetwork], brough
             write_arrays(work.second_weights(network.digest), weights)
         entries.append(entry)
     write_json(work.seconds_asked, entries, indent=2)
+
+
+def keep_lessons(work: WorkDirectory, hashes: NDArray[np.str_] | None) -> None:
+    """Write the content hashes of what a second network learned from or was judged on; None: none was trained."""
+    if hashes is None:
+        work.lessons.unlink(missing_ok=True)
+        return
+    write_arrays(work.lessons, {"hashes": hashes})
+
+
+def kept_lessons(work: WorkDirectory) -> NDArray[np.str_]:
+    """Return these hashes; none where none were kept. Raises BundleError where they are damaged."""
+    if not work.lessons.exists():
+        return np.zeros(0, dtype=np.str_)
+    kept = read_arrays(work.lessons)
+    if kept is None:
+        raise BundleError(f"{work.lessons} is damaged; train the bundle again")
+    return np.asarray(kept["hashes"], dtype=np.str_)
 
 
 def kept_networks(work: WorkDirectory, spec: ModelSpec) -> tuple[SecondNetwork, ...]:

@@ -2,6 +2,7 @@
 
 Rule 1: nothing that a threshold or a figure comes from is learned by heart: items of all splits but the heads' are
 taken out by content hash. A copy in another encoding, such as JPEG, has another hash and is not found.
+Rule 2: items are in the order of their hashes, so that the first of them are of all classes, however a file is sorted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from guard.data_file import Reading
 from guard.errors import DataError
 from guard.offline.data.dataset import Dataset, dataset_of
 from guard.offline.data.splits import Split
-from guard.offline.job.class_checks import check_folders, check_labels
+from guard.offline.job.class_checks import check_held_out, label_notes
 from guard.offline.job.job import Job
 from guard.offline.model.classifier import Classifier
 
@@ -32,6 +33,12 @@ class SecondData:
     learned: Dataset
     held_out: Dataset
     taken_out: int  # items of the guard's own data that were found among them
+    notes: tuple[str, ...] = ()  # what was found when they were read
+
+    @property
+    def hashes(self) -> NDArray[np.str_]:
+        """Content hashes of all of them, each once."""
+        return np.unique(np.concatenate([self.learned.hashes, self.held_out.hashes]))
 
     @property
     def in_words(self) -> str:
@@ -48,25 +55,27 @@ def read_lessons(job: Job, classifier: Classifier, data: Dataset, progress: Read
     if file is None:
         raise DataError("there is no --second-data to read")
     examples = read_examples(file, layout=job.data_layout, classes=output.labels, choice=job.choice, progress=progress)
-    check_folders(examples, output.classes)
-    check_labels(examples.labelled(), output.classes, examples.source)
+    check_held_out(examples, output)
     found = dataset_of(examples, classifier.spec.input)
     unlearned = [one for one, split in data.splits.items() if split in UNLEARNED]
     known = np.isin(found.hashes, np.asarray(unlearned, dtype=found.hashes.dtype))
     left = found.take(~known) if known.any() else found
-    if len(left) < MIN_LESSON_ITEMS:
+    different = len(np.unique(left.hashes))
+    if different < MIN_LESSON_ITEMS:
+        copies = f", and {len(left) - different} copies of them" if different < len(left) else ""
         raise DataError(
-            f"--second-data {file}: {len(left)} items are left to learn from ({int(known.sum())} of {len(found)} are "
-            f"those that the guard is calibrated or tested on); wanted at least {MIN_LESSON_ITEMS}, better tens of "
-            "thousands: the model's own training data"
+            f"--second-data {file}: {different} items are left to learn from{copies} ({int(known.sum())} of "
+            f"{len(found)} are those that the guard is calibrated or tested on); wanted at least {MIN_LESSON_ITEMS}, "
+            "better tens of thousands: the model's own training data"
         )
-    learned, held_out = divided(left)
-    return SecondData(learned, held_out, int(known.sum()))
+    notes = (*found.notes, *label_notes(examples, found.hashes, output.classes))
+    return SecondData(*divided(left), int(known.sum()), notes)
 
 
 def divided(found: Dataset) -> tuple[Dataset, Dataset]:
     """Divide items into those to learn from and those to judge by, by their hashes: copies of an item stay together."""
-    count = min(MAX_HELD_OUT_ITEMS, round(HELD_OUT_SHARE * len(found)))
-    limit = np.sort(found.hashes)[count]
-    held: NDArray[np.bool_] = found.hashes < limit
-    return found.take(~held), found.take(held)
+    different = np.unique(found.hashes)
+    count = max(1, min(MAX_HELD_OUT_ITEMS, round(HELD_OUT_SHARE * len(different))))
+    order = np.argsort(found.hashes, kind="stable")
+    held = np.isin(found.hashes[order], different[:count])
+    return found.take(order[~held]), found.take(order[held])

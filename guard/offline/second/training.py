@@ -194,21 +194,40 @@ class Training:
         return found[0], found[1]
 
     @cached_property
+    def epoch_seconds(self) -> tuple[float, float]:
+        """Seconds of a natural and of a robust epoch, on one thread as measured now."""
+        pace = CoursePlan(1, self.device.type == "cuda", *self.most_epochs())
+        return self.computed(paced, (pace, self.device.type), pace)
+
+    @property
     def seconds_all(self) -> float:
-        """Forecast of the seconds that the training takes, on one thread as measured now."""
+        """Forecast of the seconds that the training takes: no fewer than those of the epochs that it has at least."""
         natural, robust = self.most_epochs()
-        pace = CoursePlan(1, self.device.type == "cuda", natural, robust)
-        natural_s, robust_s = self.computed(paced, (pace, self.device.type), pace)
+        natural_s, robust_s = self.epoch_seconds
         whole_s = natural * natural_s + robust * robust_s
         minutes = self.job.second_minutes
-        return whole_s if minutes is None else min(whole_s, 60 * minutes)
+        return whole_s if minutes is None else max(min(whole_s, 60 * minutes), self.least_seconds)
+
+    @property
+    def least_seconds(self) -> float:
+        """Forecast of the seconds of MIN_EPOCHS natural and as many robust epochs, where there are any."""
+        return sum(
+            min(MIN_EPOCHS, epochs) * seconds
+            for epochs, seconds in zip(self.most_epochs(), self.epoch_seconds, strict=True)
+        )
 
     @property
     def time(self) -> str:
         """How long the training takes, in words."""
-        if self.job.second_minutes is not None:
-            return f"in at most {self.job.second_minutes:.3g} min (--second-minutes)"
-        return f"{sum(self.most_epochs())} epochs in about {duration(self.seconds_all)}"
+        minutes = self.job.second_minutes
+        if minutes is None:
+            return f"{sum(self.most_epochs())} epochs in about {duration(self.seconds_all)}"
+        if self.least_seconds > 60 * minutes:
+            return (
+                f"in about {duration(self.least_seconds)}, an epoch of each kind, which is more than the {minutes:.3g} "
+                "min of --second-minutes"
+            )
+        return f"in at most {minutes:.3g} min (--second-minutes)"
 
     @property
     def cuts(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from guard.errors import ModelError
@@ -38,8 +39,9 @@ class Held:
 
     @property
     def many_find_more(self) -> bool:
-        """Whether many steps find much more than one."""
-        return self.one_step - self.many_steps > MAX_GAP_SHARE
+        """Whether many steps find much more than one; the interval counts, so that one item of few says nothing."""
+        lost = binomtest(round(self.items * (self.one_step - self.many_steps)), self.items)
+        return float(lost.proportion_ci(confidence_level=0.95, method="wilson").low) > MAX_GAP_SHARE
 
     @property
     def diverges(self) -> bool:

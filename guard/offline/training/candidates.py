@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from guard.errors import ConfigError
+from guard.errors import ConfigError, DataError
 from guard.fusion import Floats
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.attacked import Attacked
@@ -27,8 +27,8 @@ from guard.offline.job.job import Job
 from guard.offline.job.recipe import Recipe, built_detector
 from guard.offline.training.build import Prepared
 from guard.offline.training.choose_detectors import DetectorChoice, Option, choose
-from guard.offline.training.families import families_of, leaving
-from guard.offline.training.family_scores import MIN_FAMILIES, FamilyScores
+from guard.offline.training.families import MIN_LEARNED_ITEMS, families_of, leaving
+from guard.offline.training.family_scores import MIN_FAMILIES, MIN_JUDGED_ITEMS, FamilyScores
 from guard.offline.training.fit_heads import FittingItems, fit_heads
 from guard.offline.training.pooled_items import attacked_items, pool
 
@@ -80,16 +80,23 @@ def with_chosen(
 ) -> tuple[Job, ChosenDetectors | None]:
     """Return the job with the detectors that catch most within `job.cost` forwards, and how they were chosen.
 
-    Without such a limit the job is as it was.
+    Without such a limit the job is as it was. A family of few items judges nothing, and is learned from all the same.
 
     Raises:
         ConfigError: no detector is within that many forwards.
-        DataError: the crafted items do not suffice for a detector.
+        DataError: the crafted items do not suffice for a detector, or to choose by.
     """
     if job.cost is None:
         return job, None
+    left = leaving(prepared)
+    if not left:
+        raise DataError(
+            f"--cost chooses detectors by families of attacks left out of training, and of {len(families_of(prepared))}"
+            f" no {MIN_FAMILIES} have {MIN_JUDGED_ITEMS} items of the combiner's split to judge by, beside "
+            f"{MIN_LEARNED_ITEMS} of others to learn from; craft more items, give stronger attacks, or leave --cost out"
+        )
     candidates = candidates_of(job.recipe, [tap.name for tap in prepared.classifier.taps])
-    fitted = [scores_without(family, job, prepared, candidates, remembered, note) for family in families_of(prepared)]
+    fitted = [scores_without(family, job, prepared, candidates, remembered, note) for family in left]
     options = [option_of(candidate, needs) for candidate, needs in zip(candidates, fitted[0][1], strict=True)]
     note("sets of detectors")
     scored = [scores for scores, _ in fitted]
@@ -97,8 +104,7 @@ def with_chosen(
     chosen = {options[place].name: place for place in choice.chosen.places}
     job = replace(job, recipe=job.recipe.having([candidates[place].block for place in chosen.values()]))
     served = [chosen[detector.name] for detectors in prepared.programs(job).values() for detector in detectors]
-    left = leaving(prepared)
-    return job, ChosenDetectors(choice, [scores.of(served) for scores in scored if scores.family in left])
+    return job, ChosenDetectors(choice, [scores.of(served) for scores in scored])
 
 
 def candidates_of(recipe: Recipe, taps: Sequence[str]) -> list[Candidate]:

@@ -8,7 +8,8 @@ How it works. Candidates are a recipe's detectors, those with several squeezers 
 candidates need together is paid once, so the sets worth a look are those of passes: of each set of passes all that can
 be read from it is taken. A set is judged by one fusion a family and half: fitted on one half of the clean items and on
 the attacks of all other families, it ranks the family's items among the clean ones of the other half. What it catches
-of an attack is the mean over both halves and both promised rates. How much of the rate is kept for evidence that needs
+of an attack is the mean over both halves and both promised rates; an attack of fewer than MIN_JUDGED_ITEMS has no say.
+How much of the rate is kept for evidence that needs
 no attacks, the other families choose.
 
 Example: with `mahalanobis` (free), `saliency_classifier` (a gradient: 1 forward) and `feature_squeezing` (a row for
@@ -30,7 +31,7 @@ import numpy as np
 from guard.errors import ConfigError, DataError
 from guard.offline.evidence.needs import Need
 from guard.offline.training.choose_share import share_of_others, try_family
-from guard.offline.training.family_scores import FamilyScores
+from guard.offline.training.family_scores import MIN_JUDGED_ITEMS, FamilyScores
 from guard.offline.training.fit_fusion import usual_share
 
 NEXT_FORWARDS = 1.0  # beyond the limit: what they would buy is said
@@ -155,7 +156,9 @@ def judged(
     for trial in trials:
         shares |= trial.by_attack[share_of_others(trials, trial, usual)]
     if not shares:
-        raise DataError("no attacked item lies in the combiner's split to choose detectors by; craft more of them")
+        raise DataError(
+            f"no attack has {MIN_JUDGED_ITEMS} items in the combiner's split to choose detectors by; craft more of them"
+        )
     worst = min(shares, key=lambda attack: (shares[attack], attack))
     chosen = [options[place] for place in places]
     return Tried(

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guard.fusion import Floats, Fusion
 from guard.offline.data.attacked import Attacked
@@ -76,7 +77,9 @@ class FamilyTrial:
     items: int  # attacked ones of the family
     caught: Mapping[float, float]  # of the family, by share of the rate; averaged over attacks and JUDGED_RATES
     seen: Mapping[float, float]  # of the other families, likewise
-    by_attack: Mapping[float, Mapping[str, float]]  # of each attack of the family, averaged over the promised rates
+    # Of each attack of the family that has MIN_JUDGED_ITEMS, averaged over the promised rates; where none has as many,
+    # of all together under the family's name
+    by_attack: Mapping[float, Mapping[str, float]]
 
 
 def choose_share(left_out: Sequence[FamilyScores], independent: Sequence[bool] = ()) -> KeptShare:
@@ -123,12 +126,20 @@ def try_family(one: FamilyScores, independent: Sequence[bool], promised: Sequenc
             seen[share] += share_caught(fusion, one.clean[held], one.learned) / CLEAN_PARTS
             if promised:
                 above[share] += above_thresholds(fusion, one.clean[held], one.judged.items, promised) / CLEAN_PARTS
-    names = one.judged.names
+    judging = judging_attacks(one)
     by_attack = {
-        share: {str(name): float(of_items[names == name].mean()) for name in np.unique(names)}
-        for share, of_items in above.items()
+        share: {name: float(of_items[own].mean()) for name, own in judging.items()} for share, of_items in above.items()
     }
     return FamilyTrial(one.family, len(one.judged), caught, seen, by_attack)
+
+
+def judging_attacks(one: FamilyScores) -> dict[str, NDArray[np.bool_]]:
+    """Return the attacks of a family that have items enough to judge by, each with a mask [item] of its own."""
+    names, counts = np.unique(one.judged.names, return_counts=True)
+    enough = [str(name) for name, count in zip(names, counts, strict=True) if count >= MIN_JUDGED_ITEMS]
+    if not enough and len(one.judged) >= MIN_JUDGED_ITEMS:
+        return {one.family: np.ones(len(one.judged), dtype=bool)}
+    return {name: one.judged.names == name for name in enough}
 
 
 def share_caught(fusion: Fusion, clean: Floats, judged: Attacked[Floats]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.data.splits import Split
 from guard.offline.training.build import Prepared
 from guard.offline.training.family_scores import MIN_FAMILIES, MIN_JUDGED_ITEMS
@@ -22,10 +23,16 @@ def leaving(prepared: Prepared) -> list[str]:
 
 def can_leave(prepared: Prepared, family: str) -> bool:
     """Return whether a family can be left out."""
+    judged = sum(count_of(one, prepared, Split.COMBINER) for one in prepared.crafted if str(one.family) == family)
+    return judged >= MIN_JUDGED_ITEMS and learned_without(prepared, family) >= MIN_LEARNED_ITEMS
 
-    def count(split: Split, *, own: bool) -> int:
-        kept = [one for one in prepared.crafted if (str(one.family) == family) == own]
-        return sum(len(one.select(prepared.data.splits, split)) for one in kept)
 
-    learned = min(count(split, own=False) for split in (Split.HEADS, Split.COMBINER))
-    return count(Split.COMBINER, own=True) >= MIN_JUDGED_ITEMS and learned >= MIN_LEARNED_ITEMS
+def learned_without(prepared: Prepared, family: str) -> int:
+    """Return how many attacked items of the other families there are to learn from, in the split that has fewer."""
+    others = [one for one in prepared.crafted if str(one.family) != family]
+    return min(sum(count_of(one, prepared, split) for one in others) for split in (Split.HEADS, Split.COMBINER))
+
+
+def count_of(crafted: CraftedSet, prepared: Prepared, split: Split) -> int:
+    """Return how many items of a crafted set are in a split."""
+    return len(crafted.select(prepared.data.splits, split))

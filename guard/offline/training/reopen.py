@@ -25,13 +25,31 @@ from guard.offline.model.answering import Study
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from guard.offline.programs.opened_guard import OpenedGuard, graphs_of, rates_of
-from guard.offline.second.kept import kept_networks
+from guard.offline.second.kept import kept_lessons, kept_networks
 from guard.offline.training.fit_heads import load_heads, settled
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.files import read_json, write_json
 from guard.runtime import Runtime
 
 NOT_KEPT = {"recipe", "out", "executor"}  # of a job's settings: kept in another form, or of one run alone
+
+
+@dataclass(frozen=True)
+class PutAside:
+    """Numbers of items that are no news to a bundle, and so are no test of it."""
+
+    fitted: int  # or calibrated on
+    learned: int = 0  # by a second network alone, or it was judged on them while it learned
+
+    def __str__(self) -> str:
+        counts = {
+            "that the bundle was fitted or calibrated on": self.fitted,
+            "that a second network learned from": self.learned,
+        }
+        return "put aside " + " and ".join(f"{count} items {what}" for what, count in counts.items() if count)
+
+    def __bool__(self) -> bool:
+        return self.fitted > 0 or self.learned > 0
 
 
 @dataclass(frozen=True)
@@ -135,9 +153,10 @@ class Work:
         layout: str | None = None,
         choice: ColumnChoice | None = None,
         progress: Reading | None = None,
-    ) -> tuple[Dataset, int]:
+    ) -> tuple[Dataset, PutAside]:
         """Return the items of a file that nothing was fitted or calibrated on, and how many had to be put aside.
 
+        They are in the order of their hashes, so that the first of them are of all classes, however a file is sorted.
         Class folders are found by the bundle's names of classes, and a table's columns as they were in training unless
         a choice says otherwise.
 
@@ -156,14 +175,17 @@ class Work:
         )
         check_held_out(examples, output)
         found = dataset_of(examples, spec, kept=self.directory.reading, progress=progress)
-        fresh = np.asarray(
+        test = np.asarray(
             [self.splits.get(value, Split.TEST.value) == Split.TEST.value for value in found.hashes.tolist()]
         )
+        fresh = test & ~np.isin(found.hashes, kept_lessons(self.directory))
         if not fresh.any():
             raise DataError(
-                f"{data}: every item was fitted or calibrated on; evaluation needs items that this bundle has not seen"
+                f"{data}: every item was fitted or calibrated on, or a second network learned from it; evaluation "
+                "needs items that this bundle has not seen"
             )
-        return (found if fresh.all() else found.take(fresh)), int((~fresh).sum())
+        order = np.argsort(found.hashes, kind="stable")
+        return found.take(order[fresh[order]]), PutAside(int((~test).sum()), int((test & ~fresh).sum()))
 
 
 def study_of(bundle: Bundle) -> Study:

@@ -96,6 +96,11 @@ class WorkDirectory:
         """File that lists the second networks that a bundle's detectors ask."""
         return self.path / "second" / "networks.json"
 
+    @property
+    def lessons(self) -> Path:
+        """File with the content hashes of what a second network learned from or was judged on."""
+        return self.path / "second" / "lessons.npz"
+
     def model(self, key: str) -> Path:
         """Return the folder of the compiled model that attacks run in ONNX Runtime."""
         return self.path / "model" / key

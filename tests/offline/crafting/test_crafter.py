@@ -21,13 +21,16 @@ from guard.offline.attacks.methods.fgsm import Fgsm
 from guard.offline.attacks.methods.frame import Frame, UniversalFrame
 from guard.offline.attacks.methods.patch import Patch
 from guard.offline.attacks.methods.pgd import Pgd
+from guard.offline.attacks.methods.uap import Uap
 from guard.offline.attacks.model import TorchModel
 from guard.offline.attacks.objective import gap
 from guard.offline.crafting import shard as sharding
+from guard.offline.crafting.checks import check_budgets, lifted
 from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.crafter import Crafter, craft
 from guard.offline.crafting.shard import CraftSetup, shard_items
 from guard.offline.data.dataset import Dataset
+from guard.offline.data.feature_grid import FeatureGrid
 from guard.offline.data.grid import from_steps, off_grid, on_grid
 from guard.offline.data.norms import Norm
 from guard.offline.data.splits import Split, assign, content_hashes
@@ -449,10 +452,38 @@ def test_a_budget_below_one_step_of_the_grid_is_refused(network, examples, tmp_p
     with pytest.raises(ConfigError, match="below one step, 1/16"):
         run(network, examples, Pgd(budget=8 / 255), tmp_path)
     with pytest.raises(ConfigError, match="below one step, 1/16"):
-        run(network, examples, Pgd(budget=[8 / 255, 0.25]), tmp_path)
+        run(network, examples, Pgd(budget=[4 / 255, 8 / 255]), tmp_path)
     assert run(network, examples, Pgd(budget=8 / 255, steps=2), tmp_path, grid=None).tried == 32
     with pytest.raises(ConfigError, match="shard_items"):
         run(network, examples, ATTACKS[0], tmp_path, shard_items=0)
+
+
+@every_grid
+def test_a_range_that_begins_below_one_step_begins_at_it(network, examples, grid, tmp_path):
+    attack = Pgd(budget=[0.002, 0.25], steps=2)
+    crafted = run(network, examples, attack, tmp_path, grid=grid)
+    assert crafted.tried_budgets.min() >= (1 / grid if grid else 0.002)
+    assert len(lifted([attack, Pgd(budget=0.25), Pgd(norm="l2", budget=[0.002, 1.0])], grid)) == (1 if grid else 0)
+
+
+@every_grid
+def test_what_learns_draws_no_less_than_a_step(examples, grid):
+    """Its one budget is drawn for all items, and nothing lifts it."""
+    attack = Uap(budget=[0.002, 0.25])
+    assert not lifted([attack], grid)
+    if grid:
+        with pytest.raises(ConfigError, match="below one step"):
+            check_budgets([attack], grid, examples.item_shape)
+
+
+@pytest.mark.parametrize("budget", [8, 1.5, [0.1, 8]])
+@every_grid
+def test_a_budget_of_more_than_all_values_is_refused(network, examples, budget, grid, tmp_path):
+    with pytest.raises(ConfigError, match=r"is above 1, .* of 255\? Give [18.5]+/255 = 0.0"):
+        run(network, examples, Pgd(budget=budget), tmp_path, grid=grid)
+    check_budgets([Pgd(norm="l2", budget=budget)], grid, examples.item_shape)
+    table = FeatureGrid.plain(3)
+    check_budgets([Pgd(budget=budget)], table, (3,))
 
 
 @pytest.mark.parametrize("attack", [Patch, Frame, UniversalFrame])

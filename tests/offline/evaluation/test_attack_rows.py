@@ -9,6 +9,7 @@ from guard.cascade import Readings
 from guard.offline.evaluation.attack_rows import Outcomes, alone_at, hits, worst_of
 from guard.offline.evaluation.clean_rows import class_rows
 from guard.offline.evaluation.suite_rows import Planned, shared_out
+from guard.offline.findings.evaluation import ClassRow
 from guard.offline.findings.intervals import Promise, Rate
 from tests.offline.worst_case import counted
 
@@ -94,8 +95,23 @@ def test_whom_it_bothers() -> None:
     assert rows["the model is right"].alarms[0.05] == Rate.counted(2, 3)
     assert rows["the model is wrong"].alarms[0.05] == Rate.counted(0, 1)
     assert rows["class 2"].accuracy == Rate.counted(1, 2)
-    assert rows["dog"].bothered(0.05)
+    assert not rows["dog"].bothered(0.05), "one alarm on one item: chance in one of twenty"
     assert not rows["cat"].bothered(0.05)
+
+
+def test_of_many_classes_that_are_all_at_the_rate_hardly_one_is_bothered() -> None:
+    """At 5 %, of 100 classes with three items each some have two alarms in half of all reports."""
+    two, many = ClassRow("c", Rate.counted(3, 3), {0.05: Rate.counted(2, 3)}), 100
+    assert two.bothered(0.05)
+    assert not two.bothered(0.05, many)
+    assert ClassRow("c", Rate.counted(60, 60), {0.05: Rate.counted(20, 60)}).bothered(0.05, many)
+    generator = np.random.default_rng(0)
+    marked = 0
+    for _ in range(40):
+        counts = generator.binomial(30, 0.05, size=many).tolist()
+        rows = [ClassRow("c", Rate.counted(30, 30), {0.05: Rate.counted(count, 30)}) for count in counts]
+        marked += any(row.bothered(0.05, many) for row in rows)
+    assert marked <= 4
 
 
 def planned(**costs: tuple[float, int]) -> list[Planned]:

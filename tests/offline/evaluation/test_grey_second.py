@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import guard.offline.evaluation.adaptive_rows as adaptive_rows
+from guard.bundle import Bundle
 from guard.errors import ConfigError
 from guard.offline.adversary.directions import Method
 from guard.offline.adversary.runs import Adversary
@@ -80,6 +81,24 @@ def test_a_model_can_be_given(tiny_subject: OpenedGuard) -> None:
     assert found.forwards > 0
     images = torch.from_numpy(tiny.data(4, seed=74)[0])
     assert found.network(images).shape == (4, tiny.CLASSES)
+
+
+def test_the_guard_of_another_model_is_refused(tiny_bundle: Bundle, tiny_subject: OpenedGuard) -> None:
+    """What its networks would be asked, they were not made for."""
+    own, classifier, given = tiny_bundle.manifest.model, tiny_subject.classifier, str(tiny_bundle.path)
+    assert other_networks(given, own, classifier) == ()
+    named = replace(own, output=replace(own.output, labels=("a", "b", "c")))
+    assert other_networks(given, named, classifier) == (), "the other says nothing of names"
+    cases = {
+        r"items of shape \[1, 8, 8\], this bundle one of \[3, 32, 32\]": replace(
+            own, input=replace(own.input, shape=(3, 32, 32))
+        ),
+        r"values up to \[1.0\], this bundle one of \[255.0\]": replace(own, input=replace(own.input, high=(255.0,))),
+        "so many classes: 3, this bundle one of 5": replace(own, output=replace(own.output, classes=5)),
+    }
+    for words, spec in cases.items():
+        with pytest.raises(ConfigError, match=f"--grey-second .* guards a model of {words}"):
+            other_networks(given, spec, classifier)
 
 
 def test_the_substitute_is_attacked_and_the_guard_judges(

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from guard.errors import DataError
 from guard.offline.data.dataset import Dataset
-from guard.offline.job.accuracy import Accuracy, check_accuracy, measure_accuracy
+from guard.offline.job.accuracy import (
+    MIN_GAIN_SHARE,
+    Accuracy,
+    check_accuracy,
+    exchanged_classes,
+    measure_accuracy,
+    right_on_counted,
+)
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.open_model import Source, open_model
 from tests.offline import tiny
@@ -225,3 +232,18 @@ def test_vectors_and_few_items() -> None:
     images, labels = tiny.vectors(30)
     assert measure_accuracy(tiny.vector_classifier(), items(images, labels)).share > 0.9
     assert measure_accuracy(tiny.vector_classifier(), items(images[:1], (labels[:1] + 1) % 3)).items == 1
+
+
+def test_no_other_order_is_found_in_the_order_that_is() -> None:
+    """Forty items of ten classes, seven in ten right: the half that is counted may be better than the whole."""
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        labels = generator.integers(0, 10, 40)
+        answers = np.where(generator.random(40) < 0.7, labels, generator.integers(0, 10, 40))
+        for cause in exchanged_classes(answers, labels, 10, ()):
+            assert "for the model label ;" not in str(cause)
+            assert not cause.share > right_on_counted(answers, labels) + MIN_GAIN_SHARE
+    turned = (labels + 1) % 10
+    (cause,) = exchanged_classes(np.tile(turned, 5), np.tile(labels, 5), 10, ())
+    assert cause.share == 1.0
+    assert right_on_counted(turned, labels) == 0.0

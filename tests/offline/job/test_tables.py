@@ -17,7 +17,7 @@ from guard import cli
 from guard.errors import DataError
 from guard.offline.data.splits import Split
 from guard.offline.job.job import Job, open_job
-from guard.offline.training.reopen import Work, write_work
+from guard.offline.training.reopen import PutAside, Work, write_work
 from tests.offline import tiny
 
 ROWS = 60
@@ -95,7 +95,7 @@ def test_evaluation_reads_columns_as_training_did(tmp_path: Path) -> None:
     assert work.job_of(bundle).choice == wanted.choice
     unseen = table(tmp_path / "unseen.csv", names=("cat",), seed=2)
     held_out, aside = work.held_out(bundle, unseen)
-    assert (len(held_out), aside, set(held_out.labels.tolist())) == (ROWS, 0, {2})
+    assert (len(held_out), aside, set(held_out.labels.tolist())) == (ROWS, PutAside(0), {2})
     table(unseen, "id,width,class,height", names=("bee",), seed=2)
     with pytest.raises(DataError, match="no column 'kind'"):
         work.held_out(bundle, unseen)

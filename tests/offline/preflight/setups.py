@@ -276,7 +276,7 @@ DATA: Mapping[str, Callable[[Path], object]] = {
 }
 
 
-def recipe(detectors: str, attack: str = "fgsm", budget: float = 0.125, adaptive: str = "[0.125]") -> str:
+def recipe(detectors: str, attack: str = "fgsm", budget: float | str = 0.125, adaptive: str = "[0.125]") -> str:
     return f'{detectors}\n[[attack]]\nname = "{attack}"\nbudget = {budget}\n[adaptive]\nbudgets = {adaptive}\n'
 
 
@@ -293,6 +293,8 @@ RECIPES: Mapping[str, str] = {
     "attack.toml": recipe(MAHALANOBIS, "pdg"),
     "no-adaptive.toml": MAHALANOBIS,
     "fine-budget.toml": recipe(MAHALANOBIS, budget=0.01),
+    "range-from-below.toml": recipe(MAHALANOBIS, budget="[0.01, 0.25]"),
+    "large-budget.toml": recipe(MAHALANOBIS, budget=8),
     "fine-adaptive.toml": recipe(MAHALANOBIS, adaptive="[0.125, 0.01]"),
     "two-gradients.toml": recipe(
         detector("saliency_classifier", 'of = "logit"', "interpret") + detector("gradient_direction", "", "interpret")

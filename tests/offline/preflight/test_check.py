@@ -35,6 +35,12 @@ SOUND: Mapping[str, tuple[str, str, str, tuple[str, ...]]] = {
         "--preset digits --cost 2",
         ("within 2 forwards training chooses", "saliency_classifier +1,", "feature_squeezing (BitDepth(bits=2)) +1,"),
     ),
+    "a range that begins below a step": (
+        "plain.onnx",
+        "unit.npz",
+        "--recipe range-from-below.toml",
+        ("its range of budgets begins at one step, 1/16, of the data's grid",),
+    ),
     "ONNX of the older exporter, bytes with channels last": (
         "legacy.onnx",
         "bytes-last.npz",
@@ -167,6 +173,13 @@ BROKEN: Mapping[str, tuple[str, str, str, int, tuple[str, ...]]] = {
         "--recipe fine-adaptive.toml",
         2,
         ("adaptive budget 0.01 is below one step, 1/16", "give 0.0625 or more"),
+    ),
+    "a budget of 255": (
+        "plain.onnx",
+        "unit.npz",
+        "--recipe large-budget.toml",
+        2,
+        ("its budget is above 1, the whole range of values", "Give 8/255 = 0.0314"),
     ),
     "no such attack": ("plain.onnx", "unit.npz", "--recipe attack.toml", 2, ("'pdg'", "pgd")),
     "a preset for images": (

@@ -290,6 +290,10 @@ def test_an_attack_that_proves_nothing_is_unproven() -> None:
         assert "attack unproven" in parsed(made).text
         assert strict(to_json(made))["adaptive"][0]["proven"] is False
     assert adaptive().proven
+    assert adaptive(proof=()).doubts == (
+        "there was none to prove it on: the guard has no detector that is known to be weak",
+    )
+    assert "did not first defeat detectors known to be weak" in weak.doubts[0]
 
 
 def test_a_second_network_that_hides_makes_the_attack_unproven_and_is_named() -> None:

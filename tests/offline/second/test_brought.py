@@ -26,6 +26,7 @@ from guard.offline.model.declared_input import DeclaredInput
 from guard.offline.second.adapted import Adapted, own_shape
 from guard.offline.second.asked import find_asked
 from guard.offline.second.brought import brought_networks
+from guard.offline.second.same_model import is_same_model
 from guard.option_values import second_boxes
 from tests.offline import tiny
 from tests.offline.evidence.test_gather import passes
@@ -145,6 +146,45 @@ def test_what_would_go_unused_or_agree_always_is_refused(folder: Path, opened: t
     for settings, error, words in cases:
         with pytest.raises(error, match=words):
             ask(opened, **settings)
+
+
+class Reexported(nn.Module):
+    """A network whose logits are another's, at another temperature and with something added to all of an item's."""
+
+    def __init__(self, inner: nn.Module, *, noise: float = 0.0) -> None:
+        super().__init__()
+        self.inner, self.noise = inner, noise
+
+    def forward(self, items: Tensor) -> Tensor:
+        logits: Tensor = self.inner(items)
+        return 2 * logits + items.flatten(1).mean(dim=1, keepdim=True) + self.noise * torch.sin(9 * logits)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_model_in_another_export_is_known_by_its_logits(
+    opened: tuple[Job, Classifier, Dataset], classes: int
+) -> None:
+    """One that names the same classes all the same, but with other margins, is another network."""
+    _, classifier, data = opened
+
+    class Few(nn.Module):
+        def forward(self, items: Tensor) -> Tensor:
+            logits: Tensor = classifier.graph(items)
+            return logits[:, :classes]
+
+    graph: Any = Few()
+    model = replace(classifier, graph=graph)
+    assert is_same_model(Reexported(graph), model, data, 0)
+    assert not is_same_model(Reexported(graph, noise=0.5), model, data, 0)
+    assert not is_same_model(tiny.second_network("images").network, classifier, data, 0)
+
+
+def test_the_model_in_another_export_is_refused(folder: Path, opened: tuple[Job, Classifier, Dataset]) -> None:
+    file, example = folder / "again.pt2", torch.zeros(2, *tiny.SHAPE)
+    free = ({0: torch.export.Dim("item")},)
+    torch.export.save(torch.export.export(Reexported(tiny.image_model()), (example,), dynamic_shapes=free), file)
+    with pytest.raises(ModelError, match="gives the logits of the guarded model"):
+        ask(opened, second=(str(file),))
 
 
 def test_names_in_another_order_are_refused_before_anything_is_asked(

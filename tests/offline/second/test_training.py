@@ -17,6 +17,7 @@ from torch import Tensor
 from guard.bundle import Bundle
 from guard.errors import ConfigError, DataError, ModelError
 from guard.offline.adversary.excess import without_gradient
+from guard.offline.data.dataset import Dataset
 from guard.offline.data.splits import Split
 from guard.offline.evaluate import Wish, evaluate_bundle
 from guard.offline.evaluation.left_out import refit
@@ -27,7 +28,8 @@ from guard.offline.job.recipe import parse
 from guard.offline.networks.learner import Learner
 from guard.offline.second import training as second_training
 from guard.offline.second.asked import find_asked
-from guard.offline.second.lessons import read_lessons
+from guard.offline.second.lessons import divided, read_lessons
+from guard.offline.second.training import Training
 from guard.offline.second.verifier_check import Held, check_verifier
 from guard.offline.train import train
 from guard.offline.training.build import Prepared
@@ -183,6 +185,114 @@ def test_what_the_guard_is_calibrated_on_is_not_learned(trained: Job, tmp_path: 
             read_lessons(replace(trained, second_data=file), classifier, data)
 
 
+def in_order_of_class(folder: Path) -> tuple[Path, Path]:
+    """The same items twice: as they were drawn, and as a folder of class folders gives them."""
+    images, labels = tiny.data(1500, seed=21)
+    order = np.argsort(labels, kind="stable")
+    files = folder / "drawn.npz", folder / "sorted.npz"
+    np.savez(files[0], images=images, labels=labels)
+    np.savez(files[1], images=images[order], labels=labels[order])
+    return files
+
+
+def test_what_is_learned_depends_on_no_order_of_the_file(trained: Job, tmp_path: Path) -> None:
+    """Of a file that is sorted by class the first items would be of one class."""
+    classifier, data = open_job(trained)
+    found = [read_lessons(replace(trained, second_data=file), classifier, data) for file in in_order_of_class(tmp_path)]
+    for part in ("learned", "held_out"):
+        assert getattr(found[0], part).hashes.tolist() == getattr(found[1], part).hashes.tolist()
+        assert set(getattr(found[1], part).labels[:30].tolist()) == set(range(tiny.CLASSES))
+    trainings = [Training(trained, classifier, lessons) for lessons in found]
+    assert trainings[0].mirror == trainings[1].mirror
+    assert trainings[0].key == trainings[1].key
+
+
+def test_whether_mirrored_items_keep_their_labels_is_asked_of_all_classes(trained: Job, tmp_path: Path) -> None:
+    """The model is right on mirrored items of the class that comes first in a file, and of no other."""
+    classifier, data = open_job(trained)
+    _, file = in_order_of_class(tmp_path)
+    lessons = read_lessons(replace(trained, second_data=file), classifier, data)
+    straight = {image.tobytes(): label for image, label in zip(*arrays_of(lessons.held_out), strict=True)}
+
+    def answer(images: Tensor) -> Tensor:
+        numbers = [straight.get(np.ascontiguousarray(image).tobytes(), 0) for image in images.numpy()]
+        return torch.nn.functional.one_hot(torch.tensor(numbers), tiny.CLASSES).float()
+
+    training = Training(trained, replace(classifier, graph=answer), lessons)  # type: ignore[arg-type]
+    assert not training.mirror
+
+
+def arrays_of(items: Dataset) -> tuple[Any, Any]:
+    return items.images[:], items.labels.tolist()
+
+
+def test_evaluation_takes_nothing_that_a_second_network_learned(trained: Job, tmp_path: Path) -> None:
+    bundle = Bundle.open(trained.out)
+    work = Work.beside(bundle)
+    with pytest.raises(DataError, match="or a second network learned from it"):
+        work.held_out(bundle, trained.second_data)
+    learned, labels = tiny.data(1500, seed=21)
+    fresh, others = tiny.data(60, seed=31)
+    order = np.argsort(labels[:40], kind="stable")
+    images, labels = np.concatenate([learned[:40][order], fresh]), np.concatenate([labels[:40][order], others])
+    np.savez(tmp_path / "some.npz", images=images, labels=labels)
+    held_out, aside = work.held_out(bundle, tmp_path / "some.npz")
+    assert (len(held_out), aside.fitted, aside.learned) == (60, 0, 40)
+    assert str(aside) == "put aside 40 items that a second network learned from"
+    assert held_out.hashes.tolist() == sorted(held_out.hashes.tolist())
+
+
+def test_evaluation_depends_on_no_order_of_the_file(trained: Job, tmp_path: Path) -> None:
+    bundle = Bundle.open(trained.out)
+    images, labels = tiny.data(300, seed=32)
+    order = np.argsort(labels, kind="stable")
+    found = []
+    for name, places in (("drawn", slice(None)), ("sorted", order)):
+        np.savez(tmp_path / f"{name}.npz", images=images[places], labels=labels[places])
+        found.append(Work.beside(bundle).held_out(bundle, tmp_path / f"{name}.npz")[0])
+    assert found[0].hashes.tolist() == found[1].hashes.tolist()
+    assert found[0].images[:].tobytes() == found[1].images[:].tobytes()
+    assert set(found[1].labels[:30].tolist()) == set(range(tiny.CLASSES))
+
+
+def test_copies_of_an_item_are_all_learned_or_all_judged_on() -> None:
+    """Twenty copies of the item whose hash is the first: some are held out all the same."""
+    hashes = np.asarray(["0" * 64] * 20 + [f"{place:064x}" for place in range(1, 101)])
+    items = Dataset(np.zeros((120, 1, 2, 2), np.float32), np.zeros(120, np.int64), hashes)
+    learned, held_out = divided(items)
+    assert len(set(held_out.hashes)) == 10
+    assert len(learned) + len(held_out) == 120
+    assert not set(learned.hashes) & set(held_out.hashes)
+
+
+def test_copies_of_few_items_are_few(trained: Job, tmp_path: Path) -> None:
+    classifier, data = open_job(trained)
+    images, labels = tiny.data(50, seed=23)
+    np.savez(tmp_path / "copies.npz", images=np.repeat(images, 4, axis=0), labels=np.repeat(labels, 4))
+    with pytest.raises(DataError, match="50 items are left to learn from, and 150 copies of them"):
+        read_lessons(replace(trained, second_data=tmp_path / "copies.npz"), classifier, data)
+
+
+def test_what_is_odd_about_the_training_data_is_said_or_refused(trained: Job, tmp_path: Path) -> None:
+    classifier, data = open_job(trained)
+    images, labels = tiny.data(300, seed=24)
+
+    def asked(name: str, **arrays: Any) -> str:
+        said: list[str] = []
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        job = replace(trained, second_data=tmp_path / f"{name}.npz")
+        find_asked(job, classifier, data, lambda about, text: said.append(f"{about} {text}"))
+        return "\n".join(said)
+
+    with pytest.raises(DataError, match=r"moved.npz: .*with labels - 1 it would be"):
+        asked("moved", images=images, labels=(labels + 1) % tiny.CLASSES)
+    keep = labels != 2
+    assert "second classes without items: 2" in asked("few", images=images[keep], labels=labels[keep])
+    twice = asked("twice", images=np.concatenate([images, images[:1]]), labels=np.append(labels, (labels[0] + 1) % 3))
+    assert "second 1 items are copies with another label" in twice
+    assert "second of these items the model is right on" in twice
+
+
 def test_a_network_that_hides_from_one_step_is_refused() -> None:
     """A wrong class's logit has its peak half-way: one step of the whole budget goes past it, small steps do not."""
     budget, items = 0.1, torch.full((40, 64), 0.5)
@@ -208,6 +318,29 @@ def test_many_steps_may_find_more_than_one_but_not_more_than_they_did() -> None:
     assert wide.begins_to_hide(best=0.40)
     assert replace(wide, many_steps=0.20).begins_to_hide(best=0.0)
     assert not Held(300, 4 / 255, 0.25, 0.13, 20).begins_to_hide(best=0.31), "one step finds nearly as much"
+
+
+@pytest.mark.parametrize(("items", "hides"), [(20, False), (40, False), (300, True)])
+def test_an_epoch_is_not_undone_for_one_item_of_few(items: int, *, hides: bool) -> None:
+    """One in five holds against one step and not against many: of few items that may be chance."""
+    held = Held(items, 4 / 255, 0.6, 0.35 if items < 300 else 0.3, 50)
+    assert held.begins_to_hide(best=0.55) is hides
+
+
+def test_minutes_that_no_epoch_fits_into_are_said(trained: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of each kind takes an hour, and there are five minutes."""
+    classifier, data = open_job(trained)
+    lessons = read_lessons(trained, classifier, data)
+    monkeypatch.setattr(Training, "computed", lambda *_: (1200.0, 2400.0))
+    few = Training(replace(trained, second_minutes=5.0), classifier, lessons)
+    pace = few.pace()
+    assert (pace.natural_epochs, pace.robust_epochs) == (1, 1)
+    assert few.seconds_all == 3600.0
+    assert "which is more than the 5 min of --second-minutes" in few.time
+    many = Training(replace(trained, second_minutes=70.0), classifier, lessons)
+    assert many.seconds_all == 4200.0
+    assert many.time == "in at most 70 min (--second-minutes)"
+    assert Training(trained, classifier, lessons).seconds_all > 3600.0
 
 
 @pytest.mark.parametrize("helps", [False, True])

@@ -14,19 +14,22 @@ import pytest
 import torch
 from rich.console import Console
 
+import guard.offline.evaluation.left_out as left_out
 import guard.offline.train as training
 import guard.offline.training.candidates as choosing
 from guard.bundle import Bundle
-from guard.errors import ConfigError
+from guard.errors import ConfigError, DataError
+from guard.offline.crafting.crafted_set import CraftedSet
 from guard.offline.crafting.stage import craft_all
 from guard.offline.data.splits import Split
 from guard.offline.evaluation.left_out import refit
 from guard.offline.evidence.cache import EvidenceCache
+from guard.offline.findings.evaluation import LeftOutRow
 from guard.offline.job.job import Job, open_job
 from guard.offline.job.recipe import parse
 from guard.offline.train import train
 from guard.offline.training.build import Prepared
-from guard.offline.training.candidates import candidates_of, check_cost, columns, rounds
+from guard.offline.training.candidates import candidates_of, check_cost, columns, rounds, with_chosen
 from guard.offline.training.reopen import Work
 from guard.offline.work.directory import WorkDirectory
 from guard.offline.work.progress import Stages
@@ -100,7 +103,9 @@ def test_it_is_reopened_with_the_detectors_that_it_has(trained: Job) -> None:
     np.testing.assert_allclose(served.scores, ours, rtol=1e-3, atol=1e-3)
 
 
-def test_a_guard_without_the_only_other_family_takes_the_served_detectors(trained: Job) -> None:
+def test_a_guard_without_the_only_other_family_takes_the_served_detectors_and_says_so(
+    trained: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = Bundle.open(trained.out)
     job = Work.beside(bundle).job_of(bundle)
     assert job.cost == LIMIT
@@ -110,6 +115,38 @@ def test_a_guard_without_the_only_other_family_takes_the_served_detectors(traine
     found = refit(job, prepared, "single-step", bundle, EvidenceCache(classifier), lambda _: None)
     assert [one.name for one in found.manifest.detectors] == [one.name for one in bundle.manifest.detectors]
     assert found.manifest.provenance["choice"] == {}
+    monkeypatch.setattr(left_out, "reopened", lambda *_: found)
+    monkeypatch.setattr(Bundle, "open", lambda _: found)
+    (one, *_) = left_out.refit_all(job, lambda: prepared, bundle, lambda _: None)
+    assert one.served_detectors
+    row = LeftOutRow(one.family, one.fitted_on, one.identity, {}, one.served_detectors)
+    assert "the served ones, which were chosen with this family" in row.note
+    assert not replace(row, served_detectors=False).note
+
+
+def few_of(crafted: CraftedSet, items: int) -> CraftedSet:
+    """The crafted set as if the attack fooled the model on so few items."""
+    along = ("source", "hashes", "labels", "predictions", "clean", "attacked", "noise", "l2", "linf", "budgets")
+    return replace(crafted, **{name: getattr(crafted, name)[:items] for name in along})
+
+
+def test_a_family_of_few_items_is_learned_from_and_judges_nothing(
+    trained: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(trained.out)
+    job = Work.beside(bundle).job_of(bundle)
+    classifier, data = open_job(job)
+    first, second = craft_all(job, classifier, data, quiet())
+    few = Prepared(classifier, data, (first, few_of(second, 5)))
+    remembered = EvidenceCache(classifier)
+    with pytest.raises(DataError, match="of 2 no 2 have 20 items"):
+        with_chosen(job, few, remembered, lambda _: None)
+    rare = replace(few_of(second, 5), family="spatial")
+    fits = spied(monkeypatch, choosing, "scores_without")
+    _, chosen = with_chosen(job, replace(few, crafted=(first, second, rare)), remembered, lambda _: None)
+    assert chosen is not None
+    assert [call.given["family"] for call in fits] == ["high-confidence", "single-step"]
+    assert [one.family for one in chosen.left_out] == ["high-confidence", "single-step"]
 
 
 def test_a_cascade_from_before_there_was_one_program_is_reopened_as_it_is(

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from guard.errors import ConfigError
+from guard.errors import ConfigError, DataError
 from guard.fusion import Floats
 from guard.offline.data.attacked import Attacked
 from guard.offline.denoisers.bit_depth import BitDepth
@@ -67,6 +67,21 @@ def test_what_only_knows_the_families_it_saw_is_not_taken(
     assert found.next_forward.detectors == more
     assert found.next_forward.worst > found.chosen.worst
     assert found.facts["chosen"]["worst_attack"] in FAMILIES
+
+
+def test_few_items_choose_nothing() -> None:
+    """One item that happens to move what catches nothing else does not make it the worst attack's detector."""
+    (first, *_), still = PLANTED, [0.0] * len(MOVES)
+    lucky = scores(5, 1, still)
+    lucky[0, list(MOVES).index("memory")] = 60.0
+    rare = replace(first, family="rare", judged=Attacked(lucky, ("rare",)))
+    before, after = (choose(OPTIONS, families, 2.0, RATES) for families in (PLANTED, (*PLANTED, rare)))
+    assert (after.chosen.detectors, after.chosen.worst) == (before.chosen.detectors, before.chosen.worst)
+    parts = tuple(f"{first.family} {place % 50}" for place in range(ITEMS))
+    together = choose(OPTIONS, (replace(first, judged=Attacked(first.judged.items, parts)), *PLANTED[1:]), 2.0, RATES)
+    assert together.chosen.worst == before.chosen.worst, "attacks of few items judge together"
+    with pytest.raises(DataError, match="no attack has 20 items"):
+        choose(OPTIONS, [replace(one, judged=rare.judged) for one in PLANTED], 2.0, RATES)
 
 
 def test_a_limit_above_everything_leaves_nothing_to_buy() -> None:
