@@ -172,9 +172,7 @@ def test_layers_of_series_are_averaged_over_time_and_not_over_channels(name: str
     evidence = Gather(classifier, [Latent(name) for name in names])(series)
     body = network.body(network.first(series).transpose(1, 2))
     wanted = (body[0] if isinstance(body, tuple) else body).mean(dim=1)
-    assert any(
-        value.shape == wanted.shape and torch.allclose(value, wanted, atol=1e-5) for value in evidence.values()
-    )
+    assert any(value.shape == wanted.shape and torch.allclose(value, wanted, atol=1e-5) for value in evidence.values())
     for tap, layer in zip(classifier.taps, layers, strict=True):
         torch.testing.assert_close(after(classifier.graph, tap.node, {})(layer, layer), logits)
 
