@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-MIN_SPREAD = 1e-6
+MIN_DEVIATION = 1e-6
 MIN_SHARE_OF_MEAN = 1e-4  # float32 sums of thousands of values differ between runtimes by some 1e-6 of themselves
 
 
@@ -16,5 +16,5 @@ def spread_of(values: Tensor, *, finest: float = 1.0) -> Tensor:
     Example: a pruned channel is 37.3 for every item, give or take 4e-6 in one runtime or another. Divided by 1e-6 that
     would be four deviations; divided by 0.00373 it is nothing.
     """
-    least = (MIN_SHARE_OF_MEAN * values.mean(dim=0).abs() / finest).clamp_min(MIN_SPREAD)
+    least = (MIN_SHARE_OF_MEAN * values.mean(dim=0).abs() / finest).clamp_min(MIN_DEVIATION)
     return values.std(dim=0).maximum(least)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-MAX_SEED = 2**63 - 1
+SEEDS = range(2**63)  # that every generator takes
 
 FROM_ONE = frozenset(
     {"bits", "count", "depth", "epochs", "neighbours", "patch", "patches", "quality", "references", "rows", "search"}
@@ -41,7 +41,7 @@ def refusal(name: str, value: Any) -> str | None:
         within = is_whole(value) and value >= 1 and (most is None or value <= most)
         wanted = f"a whole number from 1 {f'to {most}' if most else 'on'}"
     elif name in WHOLE:
-        within, wanted = is_whole(value) and 0 <= value <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}"
+        within, wanted = is_whole(value) and value in SEEDS, f"a whole number from 0 to {SEEDS[-1]}"
     elif name in ABOVE_ZERO:
         within, wanted = is_number(value) and value > 0, "a number above 0"
     elif name in NOT_NEGATIVE:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from guard.errors import ConfigError
-from guard.offline.data.setting_bounds import MAX_SEED
+from guard.offline.data.setting_bounds import SEEDS
 from guard.offline.denoisers.learned import Learned
 from guard.offline.denoisers.table import DENOISERS, build_denoiser, denoisers
 from guard.offline.detectors.table import DETECTORS, build_detector
@@ -66,7 +66,7 @@ def test_a_number_has_a_meaning_or_is_refused_by_its_name(
         assert bool(part(torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0))).isfinite().all())
 
 
-@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, 1.0])
+@pytest.mark.parametrize("seed", [-1, SEEDS.stop, 1.0])
 def test_a_seed_that_no_generator_takes_is_refused(seed: Any) -> None:
     with pytest.raises(ConfigError, match="seed = "):
         build_detector("region_vote", TAPS, {"seed": seed})
