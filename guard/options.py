@@ -224,7 +224,7 @@ TorchThreads = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of everything random.")]
 RayAddress = Annotated[
     str | None,
     typer.Option(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, pad
 
 
 def as_planes(items: Tensor) -> Tensor:
@@ -29,3 +31,17 @@ def neighbourhood_mean(items: Tensor, size: int) -> Tensor:
     padding = tuple(side // 2 for side in window)
     mean: Tensor = avg_pool2d(as_planes(items), window, stride=1, padding=padding, count_include_pad=False)
     return mean.reshape(items.shape)
+
+
+def reflected_around(planes: Tensor, window: tuple[int, int]) -> Tensor:
+    """Return planes [item, channel, row, column] with the border that windows of so many rows and columns read.
+
+    Borders are reflected, over and over where a window is larger than the plane, as numpy does.
+    """
+    reaches = [((size - 1) // 2, size // 2) for size in window]
+    if all(after < size for (_, after), size in zip(reaches, planes.shape[2:], strict=True)):
+        return pad(planes, (*reaches[1], *reaches[0]), mode="reflect")
+    for axis, reach in enumerate(reaches, start=2):
+        line = np.pad(np.arange(planes.shape[axis]), reach, mode="reflect")
+        planes = planes.index_select(axis, torch.from_numpy(line))
+    return planes

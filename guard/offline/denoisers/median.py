@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from guard.offline.data.kind_names import ALIKE, Kinds
-from guard.offline.data.planes import as_planes
+from guard.offline.data.planes import as_planes, reflected_around
 from guard.offline.denoisers.stand_in import StandIn
 
 
@@ -34,12 +33,10 @@ class Median:
 
     def __call__(self, images: Tensor) -> Tensor:
         maps = as_planes(images)
-        before, after = (self.window - 1) // 2, self.window // 2
-        rows = (before, after) if maps.shape[2] > 1 else (0, 0)
-        padded = pad(maps, (before, after, *rows), mode="reflect")
         height, width = maps.shape[2:]
-        tall = self.window if maps.shape[2] > 1 else 1
-        shifted = [padded[:, :, i : i + height, j : j + width] for i in range(tall) for j in range(self.window)]
+        tall, wide = (self.window if size > 1 else 1 for size in (height, width))
+        padded = reflected_around(maps, (tall, wide))
+        shifted = [padded[:, :, i : i + height, j : j + width] for i in range(tall) for j in range(wide)]
         return lower_median(shifted).reshape(images.shape)
 
 

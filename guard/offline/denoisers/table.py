@@ -7,6 +7,7 @@ from typing import Any
 
 from guard.errors import ConfigError
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
+from guard.offline.data.setting_bounds import check_number
 from guard.offline.denoisers.bit_depth import BitDepth
 from guard.offline.denoisers.dct_quantisation import DctQuantisation
 from guard.offline.denoisers.denoiser import Denoiser
@@ -34,9 +35,25 @@ DENOISERS: Mapping[str, Callable[..., Denoiser]] = {
 }
 
 
+def build_denoiser(entry: Mapping[str, Any]) -> Denoiser:
+    """Build a denoiser of its name and settings. Raises ConfigError for what does not exist or has no meaning."""
+    name = entry.get("name")
+    if not isinstance(name, str) or name not in DENOISERS:
+        raise ConfigError(f"unknown denoiser {name!r}; known: {', '.join(DENOISERS)}")
+    settings = {setting: value for setting, value in entry.items() if setting != "name"}
+    try:
+        for setting, value in settings.items():
+            check_number(setting, value)
+        return DENOISERS[name](**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"denoiser {name!r}: {error}") from error
+
+
 def denoisers(entries: Sequence[Mapping[str, Any]]) -> tuple[Denoiser, ...]:
-    """Build a detector's squeezers. Raises ConfigError for one that is learned, which only repairs."""
-    found = tuple(DENOISERS[e["name"]](**{k: v for k, v in e.items() if k != "name"}) for e in entries)
+    """Build a detector's squeezers. Raises ConfigError for none, and for one that is learned, which only repairs."""
+    if not entries:
+        raise ConfigError(f"squeezers = []; wanted at least one denoiser: {', '.join(DENOISERS)}")
+    found = tuple(build_denoiser(entry) for entry in entries)
     if learned := [one.name for one in found if isinstance(one, Learned)]:
         raise ConfigError(
             f"denoiser {learned[0]!r} is a network that is trained for --repair, and no squeezer of a detector; "

@@ -9,13 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from guard.offline.data.deviation import spread_of
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
 from guard.offline.detectors.detector import Detector, Examples, Head
-from guard.offline.detectors.parts.kind_network import Learning
+from guard.offline.detectors.parts.kind_network import MAX_DEVIATIONS, Learning
 from guard.offline.evidence.kinds.plain import Latent, Logits
 from guard.offline.evidence.needs import Evidence
 from guard.offline.networks.training import train
+
+MIN_SHARE_OF_LAYER = 0.01  # of the median spread of a layer's features: what hardly fires on clean items is not read
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,9 @@ class LayerRegression:
     """Detector that scores how badly small networks predict each earlier layer of clean items from the last one.
 
     The logarithm of the mean squared error over layers, each feature in its own clean spread. An attack moves the last
-    layers far and the first ones little. No attack is needed to fit it. A model with one tap has it predicted from the
-    logits.
+    layers far and the first ones little. No attack is needed to fit it. A feature that is as good as constant is left
+    out: the few clean items on which it does fire would be all of the tail. A model with one tap has it predicted from
+    the logits.
 
     Source: "A Few Large Shifts", 2025 (AFLS-AED), its regression test. Their factor of the errors' entropy over layers
     is left out, and so is their test by transformations of the input, four forwards more.
@@ -88,14 +92,18 @@ class LayerRegressionHead(Head):
         """Take means and spreads from clean items."""
         for name, values in (("last", clean[self.last]), ("earlier", self.joined(clean))):
             self.get_buffer(f"{name}_mean").copy_(values.mean(dim=0))
-            self.get_buffer(f"{name}_spread").copy_(values.std(dim=0).clamp_min(1e-6))
+            self.get_buffer(f"{name}_spread").copy_(spread_of(values))
+        spreads = [values.std(dim=0) for values in (clean[latent] for latent in self.earlier)]
+        counted = [(spread >= MIN_SHARE_OF_LAYER * spread.median()).to(spread.dtype) for spread in spreads]
+        self.shares.copy_(torch.cat([part / (part.sum() * len(counted)) for part in counted]))
 
     def joined(self, evidence: Evidence) -> Tensor:
         return torch.cat([evidence[latent] for latent in self.earlier], dim=1)
 
     def targets(self, evidence: Evidence) -> Tensor:
-        """Return the earlier layers in their clean spread [item, feature]."""
-        return (self.joined(evidence) - self.earlier_mean) / self.earlier_spread
+        """Return the earlier layers in their clean spread [item, feature], cut where hardly a clean item lies."""
+        away = (self.joined(evidence) - self.earlier_mean) / self.earlier_spread
+        return away.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
 
     def predicted(self, last: Tensor) -> Tensor:
         """Return what the last layer [item, feature] lets expect of `targets`."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from guard.offline.data.deviation import spread_of
 from guard.offline.data.enough import check_attacked
 from guard.offline.data.kind_names import EVERY_KIND, Kinds
 from guard.offline.denoisers.stand_in import StandIn
@@ -49,7 +50,7 @@ class SafetyNet:
         clean, noisy = examples.clean[self.latent], examples.noisy[self.latent]
         numbers = torch.cat([clean, noisy, examples.attacked.items[self.latent]])
         levels = torch.linspace(0, 1, self.thresholds + 2)[1:-1]
-        coder = Coder(clean.quantile(levels, dim=0), clean.std(dim=0).clamp_min(1e-6))
+        coder = Coder(clean.quantile(levels, dim=0), spread_of(clean, finest=EDGE_SHARE))
         attacked = torch.arange(len(numbers)) >= len(clean) + len(noisy)
         weights = item_weights(len(clean), len(noisy), examples.attacked)
         return SafetyNetHead(self, coder, fit_machine(coder(numbers), attacked, weights, examples.generator))

@@ -26,7 +26,9 @@ class ShapSignature:
 
     Of a linear layer behind the last tap these are known: weight times the neuron less its clean mean. The weights are
     the least squares of logits on neurons over clean and noisy items, which are the model's own where its last layer is
-    linear, and its nearest linear layer otherwise.
+    linear and items outnumber neurons. Fewer items leave directions in which they do not differ: there the weights are
+    zero, and the values are not the Shapley values. Behind any other last tap they are those of the nearest linear
+    layer.
 
     Source: Fidel et al. 2020, arXiv:1909.03418. They take Deep SHAP's approximation, many passes an item.
     """

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from guard.offline.data.deviation import spread_of
 from guard.offline.data.enough import check_attacked
 from guard.offline.data.kind_names import Kinds
 from guard.offline.denoisers.bit_depth import BitDepth
@@ -121,7 +122,7 @@ def train(
 ) -> None:
     """Train the head by AdamW in batches of 128, the learning rate falling along a cosine."""
     head.centre.copy_(numbers.mean(dim=0))
-    head.spread.copy_(numbers.std(dim=0).clamp_min(1e-6))
+    head.spread.copy_(spread_of(numbers))
     fit(
         head,
         len(kinds),

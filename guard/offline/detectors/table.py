@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from guard.errors import ConfigError
+from guard.offline.data.setting_bounds import check_number
 from guard.offline.detectors.attribute_steering import attribute_steering
 from guard.offline.detectors.bayesian_uncertainty import bayesian_uncertainty
 from guard.offline.detectors.binary_classifier import binary_classifier
@@ -68,10 +69,12 @@ LESS_EVIDENCE: Mapping[str, Mapping[str, Any]] = {"summary_classifier": {"gradie
 
 
 def build_detector(name: str, taps: Sequence[str], settings: Mapping[str, Any]) -> Detector:
-    """Build a detector by its name. Raises ConfigError for a detector or a setting that does not exist."""
+    """Build a detector by its name. Raises ConfigError for one, or a setting, that does not exist or has no meaning."""
     if name not in DETECTORS:
         raise ConfigError(f"unknown detector {name!r}; known: {', '.join(DETECTORS)}")
     try:
+        for setting, value in settings.items():
+            check_number(setting, value)
         return DETECTORS[name](taps, **settings)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"detector {name!r}: {error}") from error

@@ -12,11 +12,11 @@ from torch import Tensor, fx
 from torch.nn.functional import interpolate
 
 from guard.offline.evidence.kinds.plain import pooled
-from guard.offline.model.channel_axis import Axes, channel_axes
+from guard.offline.model.channel_axis import Axes, channel_axes, is_last
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.graph.cut import after, before
 from guard.offline.model.graph.shapes import shape_of
-from guard.offline.model.taps import cut_nodes
+from guard.offline.model.taps import cut_nodes, items_first
 
 RIDGE_SHARE = 1e-2  # of the mean variance, added to each: examples may be fewer than features
 
@@ -35,8 +35,8 @@ def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor 
     if node is None:
         return None
     latent, slope = class_slope(classifier, images, classes, node.name)
-    if latent.ndim == 4 and channels[node] == 3:
-        latent, slope = (value.movedim(3, 1) for value in (latent, slope))
+    if is_last(node, channels[node]):
+        latent, slope = (value.movedim(-1, 1) for value in (latent, slope))
     weights = slope.flatten(2).mean(dim=2)
     coarse = torch.einsum("ic,icp->ip", weights, latent.flatten(2)).clamp_min(0.0)
     mode = "bilinear" if latent.ndim == 4 else "linear"
@@ -45,9 +45,13 @@ def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor 
 
 
 def last_map(classifier: Classifier, channels: Axes) -> fx.Node | None:
-    """Return the last node of the graph that is a cut and a feature map of more than one place; None without any."""
+    """Return the last node of the graph that is a cut and a feature map of more than one place; None without any.
+
+    Left out is what has time in front of the items, and of series what holds its channels no one knows where.
+    """
     axes = len(classifier.item_shape)
-    cuts = [node for node in cut_nodes(classifier.graph.graph) if node.op != "placeholder"]
+    cuts = [node for node in cut_nodes(classifier.graph.graph) if node.op != "placeholder" and items_first(node)]
+    cuts = [node for node in cuts if axes > 2 or channels[node] is not None]
     maps = [node for node in cuts if axes > 1 and len(shape_of(node)) == 1 + axes]
     places = [node for node in maps if math.prod(shape_of(node)[1:]) > shape_of(node)[channels[node] or 1]]
     return places[-1] if places else None

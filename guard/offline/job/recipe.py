@@ -13,7 +13,7 @@ from guard.offline.attacks.attack import Attack
 from guard.offline.attacks.table import build_attack
 from guard.offline.data.input_kind import InputKind
 from guard.offline.denoisers.denoiser import Denoiser
-from guard.offline.denoisers.table import DENOISERS
+from guard.offline.denoisers.table import build_denoiser
 from guard.offline.detectors.detector import Detector
 from guard.offline.detectors.table import build_detector
 from guard.offline.job.second_settings import ASKING, SecondSettings, second_settings
@@ -275,10 +275,7 @@ def attacks_of(entries: Sequence[Mapping[str, Any]], origin: str) -> tuple[Attac
 
 
 def denoiser_of(entry: Mapping[str, Any], origin: str) -> Denoiser:
-    name = entry.get("name")
-    if not isinstance(name, str) or name not in DENOISERS:
-        raise ConfigError(f"recipe {origin}: unknown denoiser {name!r}; known: {', '.join(DENOISERS)}")
     try:
-        return DENOISERS[name](**{k: v for k, v in entry.items() if k != "name"})
-    except TypeError as error:
-        raise ConfigError(f"recipe {origin}: denoiser {name!r}: {error}") from error
+        return build_denoiser(entry)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {origin}: {error}") from error

@@ -6,10 +6,10 @@ the map.
 
 How it works. The axis is followed through the graph, from the input, whose channels are second: convolutions put it
 there, turns move it, reshapes keep it where its size and what lies before it stay, and all else leaves it. A reshape
-that cuts or joins channels loses it.
+that cuts or joins channels loses it; a linear layer after that puts it last.
 
 Example: Swin keeps maps [item, height, width, channel]. Averaged as if channels came second, a row of places with all
-its channels would be one number.
+its channels would be one number. A transformer of series keeps [item, time, channel], and each step would be one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ aten = torch.ops.aten
 
 LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.convolution.default}
-TO_LAST, TO_SECOND = [0, 2, 3, 1], [0, 3, 1, 2]
+PROJECTIONS = {aten.linear.default, aten.addmm.default, aten.mm.default}  # of which the last axis is what they make
+TURNS = {aten.permute.default, aten.transpose.int}
 RESHAPES = {
     aten.view.default,
     aten.reshape.default,
@@ -64,13 +65,14 @@ def axis_of(node: fx.Node, axes: Axes) -> int | None:
         (several,) = read
         alike = sizes(node) and len(sizes(node)) == len(sizes(several.all_input_nodes[0]))
         return axes[several] if alike else None
+    made = len(sizes(node)) - 1 if node.target in PROJECTIONS else None
     read = [one for one in read if sizes(one)]
     if not read or not sizes(node):
         return axes[read[0]] if read else None
     source = max(read, key=lambda one: (axes[one] is not None, known_size(one)))
     axis, rank = axes[source], len(sizes(source))
     if axis is None:
-        return None
+        return made
     if node.target is aten.permute.default:
         turned = [place % rank for place in list(node.args[1])]  # type: ignore[arg-type]
         return turned.index(axis)
@@ -125,17 +127,22 @@ def with_channels_second(graph: fx.GraphModule, names: Collection[str]) -> dict[
     """Turn the maps of these nodes that have channels last, in place; return the node to read for each of them."""
     turned = {}
     for node, axis in channel_axes(graph.graph).items():
-        if node.name in names and len(sizes(node)) == 4 and axis == 3:
-            readers = list(node.users)
+        if node.name in names and is_last(node, axis):
+            readers, rank = list(node.users), len(sizes(node))
             with graph.graph.inserting_after(node):
-                second = turn(graph.graph, node, TO_SECOND)
+                second = turn(graph.graph, node, [0, rank - 1, *range(1, rank - 1)])
             with graph.graph.inserting_after(second):
-                last = turn(graph.graph, second, TO_LAST)
+                last = turn(graph.graph, second, [0, *range(2, rank), 1])
             for reader in readers:
                 reader.replace_input_with(node, last)
             turned[node.name] = second.name
     graph.recompile()
     return turned
+
+
+def is_last(node: fx.Node, axis: int | None) -> bool:
+    """Tell whether a node's value is a map whose channels lie in its last axis."""
+    return axis == len(sizes(node)) - 1 >= 2
 
 
 def turn(graph: fx.Graph, node: fx.Node, axes: list[int]) -> fx.Node:

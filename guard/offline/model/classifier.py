@@ -19,7 +19,7 @@ from guard.offline.model.graph.cut import after, before
 from guard.offline.model.graph.dropouts import Dropout, dropouts
 from guard.offline.model.graph.writer import attribute
 from guard.offline.model.served import Difference, Served
-from guard.offline.model.taps import Tap
+from guard.offline.model.taps import Tap, items_first
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,13 @@ class Classifier:
 
     @property
     def dropouts(self) -> Mapping[str, Dropout]:
-        """The dropouts that the model learned with, as far as its file tells, by the node that each drops."""
-        return dropouts(self.graph.graph)
+        """The dropouts that the model learned with, as far as its file tells, by the node that each drops.
+
+        Left out are those of values that do not lie item by item, as where a recurrent layer has time in front.
+        """
+        found, nodes = dropouts(self.graph.graph), self.graph.graph.nodes
+        own = {node.name for node in nodes if node.name in found and items_first(node)}
+        return {name: dropout for name, dropout in found.items() if name in own}
 
     def nodes_of(self, taps: Sequence[str]) -> dict[str, str]:
         """Return the name of the node behind each tap. Raises ModelError for a tap that the model does not have."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from guard.offline.model.channel_axis import CONVOLUTIONS, LINEAR, TO_LAST, Axes, channel_axes, sizes
+from guard.offline.model.channel_axis import CONVOLUTIONS, LINEAR, TURNS, Axes, channel_axes, is_last, sizes
 from guard.offline.model.graph.shapes import shape_of
 
 aten = torch.ops.aten
@@ -61,10 +61,11 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
             and node.target not in PADS
             and set(places_of(node, axes)) != {1}
             and not feeds_activation(node)
-            and not turns_channels(node)
+            and not turns_channels(node, axes)
         ):
             stages[resolution(node, graph, axes)] = node
     known = [without_row(origin(node), graph) for node in hidden]
+    known += [node.all_input_nodes[0] for node in hidden if turns_channels(node, axes)]
     nodes = [node for node in stages.values() if node not in known]
     computed = [node for node in hidden if node.op == "call_function"]
     nodes += [node for node in computed if node in shaped] or computed
@@ -101,15 +102,18 @@ def without_row(node: fx.Node, graph: fx.Graph) -> fx.Node:
     return node
 
 
-def turns_channels(node: fx.Node) -> bool:
+def turns_channels(node: fx.Node, axes: Axes) -> bool:
     """Tell whether a node only puts a map's channels last."""
-    return node.target is aten.permute.default and list(node.args[1]) == TO_LAST  # type: ignore[arg-type]
+    if node.target not in TURNS:
+        return False
+    (turned,) = node.all_input_nodes
+    return is_last(node, axes[node]) and axes[turned] == 1
 
 
 def places_of(node: fx.Node, axes: Axes) -> tuple[int, ...]:
     """Return a map's height and width, or a series' length, wherever its channels are."""
     shape = shape_of(node)
-    return tuple(shape[1:3] if len(shape) == 4 and axes[node] == 3 else shape[2:])
+    return tuple(shape[1:-1] if is_last(node, axes[node]) else shape[2:])
 
 
 def resolution(node: fx.Node, graph: fx.Graph, axes: Axes) -> tuple[int, ...]:

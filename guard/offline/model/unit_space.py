@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,6 +53,24 @@ def unordered(features: Sequence[Feature]) -> Tensor | None:
     """Return which features are categories [feature], so that nothing lies between their values; None where none is."""
     found = [feature.is_category for feature in features]
     return torch.tensor(found) if any(found) else None
+
+
+def untouched(wire: Tensor, features: Sequence[Feature]) -> Tensor:
+    """Return which wire values [item, feature] no repair may move.
+
+    They are categories, immutable features, and values beyond an open end, which unit space would cut.
+    """
+    fixed = torch.tensor([feature.is_category or feature.immutable for feature in features])
+    if not any(feature.open_low or feature.open_high for feature in features):
+        return fixed
+    values = wire if wire.dtype == torch.float64 else wire.to(torch.float32)
+    low, high = (torch.tensor(ends, dtype=values.dtype) for ends in zip(*map(open_ends, features), strict=True))
+    return fixed | (values < low) | (values > high)
+
+
+def open_ends(feature: Feature) -> tuple[float, float]:
+    """Return between which wire values a feature is moved; an end that is not open is where nothing lies beyond."""
+    return (feature.low if feature.open_low else -math.inf, feature.high if feature.open_high else math.inf)
 
 
 def allowed(wire: Tensor, features: Sequence[Feature]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from guard.offline.data.deviation import spread_of
 from guard.offline.networks.training import Schedule, train
 
 WIDTH_CHANNELS = 12
@@ -72,9 +73,9 @@ def train_suspicion(clean: Tensor, attacked: Tensor, *, epochs: int, seed: int) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Suspicion(tuple(items.shape[1:]))
-        flat = items.transpose(0, 1).flatten(1)
-        network.centre.copy_(flat.mean(dim=1).reshape(network.centre.shape))
-        network.spread.copy_(flat.std(dim=1).clamp_min(1e-6).reshape(network.spread.shape))
+        flat = items.transpose(0, 1).flatten(1).T
+        network.centre.copy_(flat.mean(dim=0).reshape(network.centre.shape))
+        network.spread.copy_(spread_of(flat).reshape(network.spread.shape))
 
         def loss(index: Tensor) -> Tensor:
             return functional.binary_cross_entropy_with_logits(network(items[index]), wanted[index], weights[index])

@@ -21,15 +21,20 @@ def drawn(build: Build, generator: torch.Generator, like: Tensor) -> nn.Module:
     """Build the network with weights drawn uniformly from `generator`, scaled by its inputs, and biases of zero.
 
     It is on the device of `like`, and in its precision. Source: He et al. 2015.
+
+    Raises:
+        TypeError: a layer with numbers of its own that nothing fills: they would be whatever the memory held.
     """
     network = empty(build).to_empty(device="cpu")
     for part in network.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
+        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d):
             bound = math.sqrt(6 / part.weight[0].numel())
             unit = torch.rand(part.weight.shape, generator=generator, device=generator.device)
             with torch.no_grad():
                 part.weight.copy_((2 * unit - 1) * bound)
                 part.bias.zero_()  # type: ignore[union-attr]  # all of ours have one
+        elif [*part.parameters(recurse=False), *part.buffers(recurse=False)]:
+            raise TypeError(f"weights of {type(part).__name__} are not drawn; wanted linear layers and convolutions")
     return network.to(device=like.device, dtype=like.dtype)
 
 

@@ -18,7 +18,7 @@ from guard.offline.evidence.kinds.second import SecondLogits, SecondNetwork
 from guard.offline.evidence.kinds.variants import DenoisedLogits, SteeredLogits
 from guard.offline.evidence.needs import Evidence
 from guard.offline.model.classifier import Classifier
-from guard.offline.model.unit_space import unit_of, unordered, wire_of
+from guard.offline.model.unit_space import unit_of, untouched, wire_of
 from guard.offline.programs.outputs import Output
 
 OPINIONS = (DenoisedLogits, SteeredLogits, SecondLogits)  # needs that are logits [item, class] of a further answer
@@ -113,7 +113,8 @@ class Cleaner(nn.Module):
         return cleaned, torch.stack([answer.argmax(dim=1) for answer in answers], dim=1)
 
     def clean(self, wire: Tensor) -> Tensor:
-        """Clean wire inputs [item, ...]; categories of a table stay as they are."""
-        unit = unit_of(wire, self.spec.box)
-        cleaned, still = self.denoiser(unit).clamp(0.0, 1.0), unordered(self.spec.features)
-        return wire_of(cleaned if still is None else torch.where(still, unit, cleaned), self.spec.box)
+        """Clean wire inputs [item, ...]; what a table must keep is passed on as it came, bit for bit."""
+        cleaned = wire_of(self.denoiser(unit_of(wire, self.spec.box)).clamp(0.0, 1.0), self.spec.box)
+        if not self.spec.features:
+            return cleaned
+        return torch.where(untouched(wire, self.spec.features), wire, cleaned)

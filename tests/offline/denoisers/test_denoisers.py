@@ -34,6 +34,24 @@ from tests.offline.denoisers.prepared import prepared
 BY_NAME = pytest.mark.parametrize("name", list(DENOISERS))
 SHAPES = {"colour": (5, 3, 9, 7), "grey": (5, 1, 8, 8), "series": (5, 2, 18), "vector": (5, 20)}
 KINDS: dict[str, KindName] = {"colour": "images", "grey": "images", "series": "series", "vector": "vectors"}
+SMALL = {
+    "one column": (5, 1, 8, 1),
+    "one row": (5, 1, 1, 8),
+    "two by two": (5, 3, 2, 2),
+    "two times": (5, 2, 2),
+    "one time": (5, 2, 1),
+    "one feature": (5, 1),
+}
+SMALL_KINDS: dict[int, KindName] = {4: "images", 3: "series", 2: "vectors"}  # by the axes of a batch
+BY_SMALL_SHAPE = pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        pytest.param(name, shape, id=f"{name}-{what}")
+        for name, make in DENOISERS.items()
+        for what, shape in SMALL.items()
+        if SMALL_KINDS[len(shape)] in make().kinds and not isinstance(make(), Learned)
+    ],
+)
 BY_SHAPE = pytest.mark.parametrize(
     ("name", "shape"),
     [
@@ -107,6 +125,21 @@ def test_values_are_the_same_with_a_gradient(name: str) -> None:
     torch.testing.assert_close(denoiser(inputs.clone().requires_grad_()).detach(), denoiser(inputs), rtol=0, atol=1e-6)
 
 
+@BY_SMALL_SHAPE
+def test_the_smallest_items_are_cleaned_one_by_one(name: str, shape: tuple[int, ...]) -> None:
+    inputs, denoiser = images(shape), ready(name, shape)
+    cleaned = denoiser(inputs)
+    assert cleaned.shape == inputs.shape
+    assert bool(((cleaned >= 0) & (cleaned <= 1)).all())
+    assert torch.equal(torch.cat([denoiser(item[None]) for item in inputs]), cleaned)
+
+
+@pytest.mark.slow
+@BY_SMALL_SHAPE
+def test_onnx_runtime_cleans_the_smallest_items_alike(name: str, shape: tuple[int, ...]) -> None:
+    test_onnx_runtime_cleans_alike(name, shape)
+
+
 @pytest.mark.slow
 @BY_SHAPE
 def test_onnx_runtime_cleans_alike(name: str, shape: tuple[int, ...]) -> None:
@@ -169,6 +202,16 @@ def test_median_of_vectors_runs_along_the_features(window: int) -> None:
     padded = np.pad(inputs.numpy(), ((0, 0), ((window - 1) // 2, window // 2)), mode="reflect")
     reference = np.quantile(sliding_window_view(padded, window, axis=1), 0.5, axis=-1, method="lower")
     assert np.array_equal(Median(window)(inputs).numpy(), reference)
+
+
+@pytest.mark.parametrize("window", [3, 5, 8])
+@pytest.mark.parametrize("sides", [(2, 2), (1, 4), (4, 1), (3, 2)])
+def test_median_of_a_window_beyond_the_map_reflects_over_and_over(window: int, sides: tuple[int, int]) -> None:
+    inputs = images((1, 1, *sides)).double()
+    reach, taller = ((window - 1) // 2, window // 2), [window if side > 1 else 1 for side in sides]
+    padded = np.pad(inputs.numpy()[0, 0], [reach if side > 1 else (0, 0) for side in sides], mode="reflect")
+    reference = np.quantile(sliding_window_view(padded, taller), 0.5, axis=(-1, -2), method="lower")
+    assert np.array_equal(Median(window)(inputs).numpy()[0, 0], reference)
 
 
 def test_median_removes_a_lone_pixel_and_keeps_an_edge() -> None:

@@ -28,3 +28,39 @@ def test_layer_regression_expects_what_the_last_layer_tells() -> None:
     assert float((apart > fits.max()).float().mean()) > 0.8
     only = build_detector("layer_regression", ["only"], {})
     assert only.needs == (Logits(), Latent("only")), "one tap is predicted from the logits"
+
+
+def test_a_channel_that_hardly_fires_does_not_decide() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(10, 32, generator=generator)
+    early, late = Latent("early"), Latent("late")
+
+    def evidence(items: int, shift: float = 0.0, fires: float = 0.0) -> Evidence:
+        """Return 32 channels that follow from the last layer, but the first, which is dead or fires now and then."""
+        named = mixing[torch.randint(0, 10, (items,), generator=generator)]
+        last = torch.relu(2 * named + 0.5 * torch.randn(items, 32, generator=generator) + shift)
+        first = torch.relu(last + 0.1 * torch.randn(items, 32, generator=generator))
+        first[:, 0] = torch.where(torch.rand(items, generator=generator) < fires, 0.3, 0.0)
+        return {early: first, late: last}
+
+    clean = evidence(800)
+    nothing: Evidence = {need: value[:0] for need, value in clean.items()}
+    labels = torch.zeros(800, dtype=torch.int64)
+    head = LayerRegression(late, (early,), Learning(128, 20)).fit(
+        Examples(clean, labels, nothing, Attacked(nothing, ()), seed=0)
+    )
+
+    def caught(fires: float) -> float:
+        limit = head(evidence(2000, fires=fires)).quantile(0.95)
+        return float((head(evidence(2000, shift=0.6, fires=fires)) > limit).float().mean())
+
+    assert abs(caught(0.06) - caught(0.0)) < 0.1
+
+
+def test_layers_of_constants_alone_are_read_all_the_same() -> None:
+    early, late = Latent("early"), Latent("late")
+    clean: Evidence = {early: torch.full((50, 4), 2.0), late: torch.rand(50, 3)}
+    nothing: Evidence = {need: value[:0] for need, value in clean.items()}
+    examples = Examples(clean, torch.zeros(50, dtype=torch.int64), nothing, Attacked(nothing, ()), seed=0)
+    head = LayerRegression(late, (early,), Learning(8, 1)).fit(examples)
+    assert bool(head(clean).isfinite().all())

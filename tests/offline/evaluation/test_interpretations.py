@@ -14,6 +14,7 @@ from guard.offline.evaluation.interpretations import (
     last_layer,
     nearest_prototypes,
 )
+from guard.offline.model.open_model import Source, open_model
 from tests.offline import tiny
 
 
@@ -35,6 +36,46 @@ def test_grad_cam_is_captums(kind: str) -> None:
     assert found is not None
     torch.testing.assert_close(found, wanted[:, 0], rtol=1e-4, atol=1e-6)
     assert float(found.max()) > 0
+
+
+class Stepwise(nn.Module):
+    """A network of series whose only map is [item, time, channel], or [time, item, channel]."""
+
+    def __init__(self, order: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.first, self.last, self.order = nn.Linear(2, 8), nn.Linear(8, 3), order
+        torch.nn.init.constant_(self.first.weight, 1.0)
+        torch.nn.init.constant_(self.first.bias, -1.5)  # only where both channels are high
+        with torch.no_grad():
+            self.last.weight.copy_(torch.tensor([1.0, 2.0, -1.0])[:, None].expand(3, 8))
+
+    def forward(self, series: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.last(torch.relu(self.first(series.permute(self.order))).mean(self.order.index(2)))
+        return found
+
+
+def items_first() -> nn.Module:
+    return Stepwise((0, 2, 1)).eval()
+
+
+def time_first() -> nn.Module:
+    return Stepwise((2, 0, 1)).eval()
+
+
+def test_grad_cam_of_layers_with_channels_last_shows_the_time_at_which_something_is() -> None:
+    classifier = open_model(Source(f"{__name__}:items_first", (2, 40)))
+    series = torch.full((1, 2, 40), 0.5)
+    series[0, :, 25:28] = 1.0
+    for named in (0, 1):
+        found = grad_cam(classifier, series, torch.tensor([named]))
+        assert found is not None
+        assert found.shape == (1, 40)
+        assert set(found[0].nonzero().flatten().tolist()) == {25, 26, 27}
+
+
+def test_a_map_with_time_in_front_is_read_by_nobody() -> None:
+    classifier = open_model(Source(f"{__name__}:time_first", (2, 40)))
+    assert grad_cam(classifier, torch.rand(3, 2, 40), torch.zeros(3, dtype=torch.long)) is None
 
 
 def test_a_model_of_vectors_looks_nowhere() -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from guard.offline.evidence.gather import Gather
+from guard.offline.evidence.kinds.plain import Latent
 from guard.offline.model.channel_axis import channel_axes
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.graph.cut import after
@@ -88,7 +90,7 @@ def test_the_axis_of_the_channels(name: str) -> None:
     assert axes[last] == 1
 
 
-@pytest.mark.parametrize("name", [name for name, (_, _, rank) in CASES.items() if rank == 4])
+@pytest.mark.parametrize("name", CASES)
 def test_layers_are_read_with_channels_second(name: str) -> None:
     network, classifier = opened(name)
     images = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -120,3 +122,64 @@ def test_no_tap_has_rows_for_parts_of_items() -> None:
     classifier = open_model(Source(f"{__name__}:bagged", (3, SIDE, SIDE)))
     _, *layers = classifier.opened([tap.name for tap in classifier.taps])(torch.rand(2, 3, SIDE, SIDE))
     assert {len(layer) for layer in layers} == {2}
+
+
+STEPS = 10
+
+
+class Stepwise(nn.Module):
+    """A network of series whose layers are [item, time, channel], and a linear layer of their mean over time."""
+
+    def __init__(self, body: nn.Module, first: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first, self.body = first or nn.Identity(), body
+        self.hidden, self.last = nn.Linear(CHANNELS, 5), nn.Linear(5, 3)
+
+    def forward(self, series: Tensor) -> Tensor:
+        body = self.body(self.first(series).transpose(1, 2))
+        layers = body[0] if isinstance(body, tuple) else body
+        return cast(Tensor, self.last(torch.relu(self.hidden(layers)).mean(1)))
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(CHANNELS, 2, 12, batch_first=True)
+    return nn.Sequential(nn.Linear(2, CHANNELS), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+
+
+STEPWISE: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: Stepwise(nn.Sequential(nn.Linear(2, CHANNELS), nn.ReLU())),
+    "transformer": lambda: Stepwise(encoder()),
+    "gru": lambda: Stepwise(nn.GRU(2, CHANNELS, batch_first=True)),
+    "lstm": lambda: Stepwise(nn.LSTM(2, CHANNELS, batch_first=True)),
+    "convolution": lambda: Stepwise(nn.Tanh(), nn.Conv1d(2, CHANNELS, 3, padding=1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.export, of recurrent layers
+@pytest.mark.parametrize("name", STEPWISE)
+def test_layers_of_series_are_averaged_over_time_and_not_over_channels(name: str) -> None:
+    torch.manual_seed(0)
+    network = STEPWISE[name]().eval()
+    globals()["network"] = lambda: network
+    classifier = open_model(Source(f"{__name__}:network", (2, STEPS)))
+    series = torch.rand(3, 2, STEPS, generator=torch.Generator().manual_seed(1))
+    names = [tap.name for tap in classifier.taps]
+    logits, *layers = classifier.opened(names)(series)
+    torch.testing.assert_close(logits, network(series))
+    maps = [layer for layer in layers if layer.ndim == 3]
+    assert maps, "there is a map of channels and time"
+    assert all(layer.shape[1:] == (CHANNELS, STEPS) for layer in maps), [layer.shape for layer in maps]
+    evidence = Gather(classifier, [Latent(name) for name in names])(series)
+    body = network.body(network.first(series).transpose(1, 2))
+    wanted = (body[0] if isinstance(body, tuple) else body).mean(dim=1)
+    assert any(value.shape == wanted.shape and torch.allclose(value, wanted, atol=1e-5) for value in evidence.values())
+    for tap, layer in zip(classifier.taps, layers, strict=True):
+        torch.testing.assert_close(after(classifier.graph, tap.node, {})(layer, layer), logits)
+
+
+def test_a_map_is_one_layer_whichever_way_it_is_turned() -> None:
+    network = STEPWISE["convolution"]()
+    globals()["network"] = lambda: network.eval()
+    classifier = open_model(Source(f"{__name__}:network", (2, STEPS)))
+    layers = classifier.opened([tap.name for tap in classifier.taps])(torch.rand(1, 2, STEPS))[1:]
+    assert sum(layer.ndim == 3 for layer in layers) == 1

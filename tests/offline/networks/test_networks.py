@@ -8,19 +8,26 @@ import pytest
 import torch
 from torch import nn
 
-from guard.offline.networks.architectures import autoencoder, small_classifier
+from guard.offline.closed.student import body_of
+from guard.offline.networks.architectures import autoencoder, feature_network, small_classifier, wide_perceptron
 from guard.offline.networks.training import Schedule, train
 from guard.offline.networks.weights import drawn, empty, knowledge_of, recalled
 
+IMAGE, SERIES, VECTOR = (3, 9, 7), (2, 24), (11,)
 every_network = pytest.mark.parametrize(
     ("build", "shape"),
     [
-        (partial(small_classifier, (3, 9, 7), 5), (3, 9, 7)),
-        (partial(small_classifier, (11,), 5), (11,)),
-        (partial(autoencoder, (3, 9, 7)), (3, 9, 7)),
-        (partial(autoencoder, (11,)), (11,)),
+        pytest.param(partial(build, shape, *rest), shape, id=f"{build.__name__}-{what}")
+        for build, rest, kinds in (
+            (small_classifier, (5,), ("image", "series", "vector")),
+            (autoencoder, (), ("image", "series", "vector")),
+            (feature_network, (1, 4), ("image", "series", "vector")),
+            (wide_perceptron, (5,), ("vector",)),
+            (body_of, (5,), ("image", "vector")),
+        )
+        for what, shape in {"image": IMAGE, "series": SERIES, "vector": VECTOR}.items()
+        if what in kinds
     ],
-    ids=["substitute-images", "substitute-vectors", "autoencoder-images", "autoencoder-vectors"],
 )
 
 
@@ -35,6 +42,25 @@ def test_nothing_global_is_drawn_and_the_generator_decides(build, shape):
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@every_network
+def test_every_weight_is_drawn_and_bounded_by_its_inputs(build, shape):
+    """Memory that nothing wrote is filled first, so that it cannot look like weights by chance."""
+    spoilt = [torch.full((60_000,), float("nan")) for _ in range(4)]
+    del spoilt
+    drawn_now = drawn(build, seeded(), torch.zeros(1, *shape))
+    for name, value in drawn_now.state_dict().items():
+        assert bool(value.isfinite().all()), name
+        bound = (6 / value[0].numel()) ** 0.5 if name.endswith("weight") else 0.0
+        assert float(value.abs().max()) <= bound, name
+        assert name.endswith("bias") or float(value.abs().max()) > 0.5 * bound, name
+    assert bool(drawn_now(torch.rand(4, *shape, generator=seeded())).isfinite().all())
+
+
+def test_a_layer_that_nothing_fills_is_refused():
+    with pytest.raises(TypeError, match="weights of BatchNorm1d are not drawn"):
+        drawn(lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), seeded(), torch.zeros(1, 3))
 
 
 @every_network

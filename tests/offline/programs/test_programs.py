@@ -14,12 +14,15 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 
 from guard.bundle import Bundle
 from guard.errors import ParityError
+from guard.features import Feature
 from guard.manifest import InputSpec
 from guard.offline.denoisers.table import DENOISERS
 from guard.offline.job.job import Job
+from guard.offline.model.onnx_export.export import lower
 from guard.offline.programs.opened_guard import OpenedGuard
 from guard.offline.programs.parity import check_parity, in_parts
 from guard.offline.programs.program import Cleaner, Program, unit_of, wire_of
@@ -302,3 +305,33 @@ def test_a_cleaner_works_in_unit_space_whatever_the_wire() -> None:
     for denoiser in (prepared(name, tiny.SHAPE) for name in DENOISERS):
         cleaned, _ = Cleaner(denoiser, classifier)(wire_of(unit, spec.box))
         torch.testing.assert_close(unit_of(cleaned, spec.box), denoiser(unit))
+
+
+KEPT_FEATURES = (
+    Feature("birth year", "integer", 1900, 2010, step=1, immutable=True),
+    Feature("region", "categorical", 100_000_001, 100_000_009, categories=(100_000_001, 100_000_003, 100_000_009)),
+    Feature("weight", "numeric", 0.0, 3.3, immutable=True),
+    Feature("income", "numeric", 0, 100_000, open_high=True),
+    Feature("balance", "numeric", -500, 500, open_low=True),
+    *(Feature(f"free {place}", "numeric", 0, 10) for place in range(7)),
+)
+KEPT_ROWS = np.array([
+    [1987, 100_000_003, 0.1, 250_000.5, -7_000.25, *[1.3] * 7],
+    [1950, 100_000_001, 2.7, 50_000, 20, *[8.8] * 7],
+])  # fmt: skip
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64"])
+def test_a_cleaner_passes_on_what_a_table_must_keep_bit_for_bit(datatype: str) -> None:
+    model, features = tiny.vector_classifier(), KEPT_FEATURES
+    low, high = tuple(f.low for f in features), tuple(f.unit_high for f in features)
+    spec = InputSpec("input", datatype, (len(features),), low, high, None, "NC", features)
+    cleaner = Cleaner(prepared("bit_depth", (tiny.FEATURES,)), replace(model, spec=replace(model.spec, input=spec)))
+    wire = torch.from_numpy(KEPT_ROWS.astype(spec.box.dtype))
+    program = lower(cleaner, wire, input_name="input", output_names=Cleaner.outputs)
+    session = InferenceSession(program.SerializeToString(), providers=["CPUExecutionProvider"])
+    for cleaned in (cleaner(wire)[0].numpy(), session.run(["cleaned"], {"input": wire.numpy()})[0]):
+        kept = np.array([[True] * 5 + [False] * 7, [True] * 3 + [False] * 9])
+        assert cleaned.dtype == spec.box.dtype
+        assert np.array_equal(cleaned[kept], wire.numpy()[kept])
+        assert not (cleaned[:, 5:] == wire.numpy()[:, 5:]).any(), "what is free is cleaned"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from guard.offline.data.deviation import spread_of
 from guard.offline.data.enough import check_attacked
 from guard.offline.detectors.detector import Examples
 from guard.offline.detectors.parts.supervision import item_kinds, item_weights, kind_loss, odds_of_attack
@@ -59,9 +60,9 @@ class KindNetwork(nn.Module):
 
     def measure(self, inputs: Tensor) -> None:
         """Take each channel's mean and spread from inputs [item, ...]."""
-        flat = inputs.transpose(0, 1).flatten(1)
-        self.centre.copy_(flat.mean(dim=1).reshape(self.centre.shape))
-        self.spread.copy_(flat.std(dim=1).clamp_min(1e-6).reshape(self.spread.shape))
+        flat = inputs.transpose(0, 1).flatten(1).T
+        self.centre.copy_(flat.mean(dim=0).reshape(self.centre.shape))
+        self.spread.copy_(spread_of(flat).reshape(self.spread.shape))
 
 
 def fit_kinds(

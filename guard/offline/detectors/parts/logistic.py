@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from guard.errors import DataError, first_line
 from guard.offline.data.attacked import Attacked
+from guard.offline.data.deviation import spread_of
 from guard.offline.detectors.parts.supervision import item_weights
 
 RIDGE_PENALTY = 1e-2  # ridge penalty on the slopes of standardised numbers, beside the mean loss
@@ -62,7 +63,7 @@ def fit_logistic(clean: Tensor, noisy: Tensor, attacked: Attacked[Tensor]) -> Lo
         )
     target = np.repeat([0, 1], [len(clean) + len(noisy), len(attacked)])
     weights = item_weights(len(clean), len(noisy), attacked).double()
-    centre, spread = numbers.mean(dim=0), numbers.std(dim=0).clamp_min(1e-6)
+    centre, spread = numbers.mean(dim=0), spread_of(numbers)
     slopes, bias = optimum(((numbers - centre) / spread).numpy(), target, weights.numpy())
     return Logistic(centre.float(), (torch.from_numpy(slopes) / spread).float(), torch.tensor(bias).float())
 

@@ -12,6 +12,7 @@ from guard.errors import ConfigError
 from guard.offline.evidence.kinds.variants import OwnPass, RowNeed
 from guard.offline.model.classifier import Classifier
 from guard.offline.model.graph.cut import after
+from guard.offline.model.graph.dropouts import dropouts
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,11 @@ class DropoutLogits(RowNeed):
         return self.rows
 
     def lacks(self, classifier: Classifier) -> str | None:
-        return None if classifier.dropouts else "the model has no dropout"
+        if classifier.dropouts:
+            return None
+        if dropouts(classifier.graph.graph):
+            return "the model drops only values that do not lie item by item: time lies in front of the items"
+        return "the model has no dropout"
 
     def own_pass(self, classifier: Classifier) -> OwnPass:
         return DropoutPass(classifier, self)
