@@ -61,7 +61,7 @@ def blank_student(shape: tuple[int, ...], classes: int) -> Standardised:
 
 
 def body_of(shape: tuple[int, ...], classes: int) -> nn.Module:
-    return small_classifier(shape, classes) if len(shape) == 3 else wide_perceptron(shape, classes)
+    return small_classifier(shape, classes) if len(shape) > 1 else wide_perceptron(shape, classes)
 
 
 @dataclass(frozen=True, eq=False)
