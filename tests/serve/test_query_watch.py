@@ -235,12 +235,15 @@ def test_under_shadow_it_would_be_rejected(bundle: Path, tokens: str) -> None:
     asyncio.run(story())
 
 
-def test_a_fault_ends_the_watch_and_nothing_else(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("owner", "name"), [(QueryMemory, "see"), (QueryWatch, "tell")])
+def test_a_fault_ends_the_watch_and_nothing_else(
+    owner: type, name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise ValueError("broken")
 
     async def story() -> None:
-        monkeypatch.setattr(QueryMemory, "see", broken)
+        monkeypatch.setattr(owner, name, broken)
         async with guarding(bundle, query_memory="watch") as guarded:
             for _ in range(3):
                 assert (await guarded.client.infer(tiny_bundle.ordinary())).ok
@@ -282,17 +285,3 @@ def test_many_at_once_among_thousands_of_principals(monkeypatch: pytest.MonkeyPa
     assert not watch.over
     assert watch.memory.size_bytes == 7 + 5050 * watch.memory.ring_bytes
     assert metrics.size_bytes.labels("m")._value.get() == watch.memory.size_bytes
-
-
-def test_what_cannot_be_told_ends_the_watch_and_no_request(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("broken")
-
-    async def story() -> None:
-        monkeypatch.setattr(QueryWatch, "tell", broken)
-        async with guarding(bundle, query_memory="watch") as guarded:
-            for _ in range(3):
-                assert (await guarded.client.infer(tiny_bundle.ordinary())).ok
-            assert len(guarded.events("queries are no longer watched")) == 1
-
-    asyncio.run(story())

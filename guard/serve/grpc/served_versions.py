@@ -65,3 +65,12 @@ def versions_told(server: str, model: str, listed: Sequence[str], index: Index |
     if found:
         return () if found == {""} else tuple(sorted(found))
     return None if server.lower().startswith(MLSERVER) else tuple(listed)
+
+
+def noted(told: dict[str, tuple[str, ...]], model: str, found: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The versions found of a model, none where nothing tells them; kept in `told`, or forgotten there."""
+    if found is None:
+        told.pop(model, None)
+        return ()
+    told[model] = found
+    return found

@@ -21,7 +21,7 @@ from guard.errors import UpstreamDown
 from guard.manifest import ModelSpec
 from guard.serve.grpc.channel import tls_fault
 from guard.serve.grpc.method_groups import REPOSITORY_INDEX
-from guard.serve.grpc.served_versions import Index, ServerFacts
+from guard.serve.grpc.served_versions import Index, ServerFacts, noted
 from guard.serve.grpc.upstream import Upstream, path
 from guard.serve.grpc.wire.inference_pb2 import (
     ModelMetadataRequest,
@@ -138,11 +138,7 @@ class UpstreamWatch:
             served = await self.versions_of(name, metadata)
         except UpstreamDown as error:
             return error
-        if served is None:
-            self.models.versions.pop(name, None)
-        else:
-            self.models.versions[name] = served
-        return mismatch(metadata, model, served or ())
+        return mismatch(metadata, model, noted(self.models.versions, name, served))
 
     async def versions_of(self, name: str, metadata: ModelMetadataResponse) -> tuple[str, ...] | None:
         """The versions that the server has of a model, whose metadata are these; None where nothing tells them."""

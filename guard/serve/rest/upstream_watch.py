@@ -15,7 +15,7 @@ from typing import Any
 
 from guard.errors import UpstreamDown
 from guard.manifest import ModelSpec
-from guard.serve.grpc.served_versions import Index, ServerFacts
+from guard.serve.grpc.served_versions import Index, ServerFacts, noted
 from guard.serve.grpc.upstream_watch import POLL_DOWN_S, POLL_READY_S, mismatch
 from guard.serve.grpc.wire.inference_pb2 import ModelMetadataResponse
 from guard.serve.models import Models
@@ -102,11 +102,7 @@ class RestUpstreamWatch:
             return f"{where} answered about model {name!r}: HTTP status {answer.status}"
         metadata = metadata_of(answer.body)
         served = await self.versions_of(name, metadata)
-        if served is None:
-            self.upstream.versions.pop(name, None)
-        else:
-            self.upstream.versions[name] = served
-        return mismatch(metadata, model, served or ())
+        return mismatch(metadata, model, noted(self.upstream.versions, name, served))
 
     async def versions_of(self, name: str, metadata: ModelMetadataResponse) -> tuple[str, ...] | None:
         """The versions that the server has of a model, whose metadata are these; None where nothing tells them."""
